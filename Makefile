@@ -1,0 +1,33 @@
+# The two commands: `make race` trains every optimizer on real text and writes a report;
+# `make test` runs the whole suite. Both make the environment once, in $(VENV).
+PYTHON ?= python3
+VENV   ?= .venv
+BUDGET ?= 5m
+OUT    ?= runs/race
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: race test lint clean
+.DELETE_ON_ERROR:
+
+race: $(READY)
+	$(BIN)/steepest race --budget $(BUDGET) --out $(OUT)
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# torch goes in first, alone and pinned: resolved together with the rest, a range that admits a
+# newer release would fetch gigabytes of GPU packages.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[lab,dev,peers]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

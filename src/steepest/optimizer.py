@@ -1,0 +1,346 @@
+"""The optimizer: param groups, the step, the state dict. Every optimizer here is this class with a rule."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, overload
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from steepest.hyper import near_miss
+from steepest.options import COMMON_OPTIONS
+from steepest.registry import find_rule, register
+from steepest.rule import Rule
+from steepest.step.collect import Batch, collect, describe, real_view
+from steepest.step.compiled import compiler_available, pays, run_compiled, warn_no_compiler
+from steepest.step.element import run_eager
+from steepest.step.finite import check_gradients
+from steepest.step.tensor import measure, reads_back
+
+__all__ = ["Optimizer"]
+
+
+class Optimizer(torch.optim.Optimizer):
+    r"""Steepest descent under any rule, or under several at once.
+
+    .. math:: p \leftarrow p - \eta\,(\text{direction} + \lambda p)
+
+    The direction is the rule's; weight decay, learning rate, rounding, the check for non-finite
+    gradients and compilation are the same for all. A param group names its rule, so one object can
+    hold several: a group's ``"rule"`` key picks another than the optimizer's, with that rule's own
+    default learning rate and hyper-parameters unless the group gives them, and the optimizer's common
+    options.
+
+    State: what the rules keep; see :meth:`state_bytes`.
+
+    Args:
+        params: tensors, ``(name, tensor)`` pairs, or group dicts. Keys of a group that no rule knows are
+            kept as they are.
+        rule: the rule's name, one of :func:`steepest.list_optimizers`.
+        **hyper: the rule's hyper-parameters, and the common options (:class:`~steepest.CommonOptions`).
+
+    Raises:
+        TypeError: ``params`` is a tensor or holds something else than tensors; an unknown keyword.
+        ValueError: no parameters; an unknown rule; a hyper-parameter out of range; a parameter that
+            cannot be optimized (integers, sparse storage, shards), by name.
+
+    >>> matrix, bias = (torch.nn.Parameter(torch.ones(n)) for n in (4, 2))
+    >>> optimizer = Optimizer(
+    ...     [{"params": [matrix], "weight_decay": 0.1}, {"params": [bias], "rule": "sgd", "lr": 0.5}],
+    ...     rule="lion", lr=0.25,
+    ... )
+    >>> matrix.grad, bias.grad = torch.ones(4), torch.ones(2)
+    >>> optimizer.step()
+    >>> matrix[0].item(), bias[0].item()
+    (0.725..., 0.5)
+    """
+
+    rule: ClassVar[Rule]
+
+    def __init_subclass__(cls, rule: Rule | None = None, **kwargs: Any) -> None:
+        """``class Lion(Optimizer, rule=LionRule())`` makes rule and class known by the rule's name."""
+        super().__init_subclass__(**kwargs)
+        if rule is not None:
+            cls.rule = rule
+            register(rule, cls)
+
+    def __init__(self, params: ParamsT, *, rule: str, **hyper: Any) -> None:
+        found = find_rule(rule)
+        known = found.defaults()
+        for name in hyper:
+            if name not in known:
+                raise TypeError(
+                    f"{type(self).__name__}() got an unexpected keyword argument {name!r}"
+                    f"{near_miss(name, known)}"
+                )
+        defaults = {"rule": rule, **known, **hyper}
+        found.check(type(self).__name__, defaults)
+        super().__init__(params, defaults)
+
+    # -- param groups
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a param group; see the constructor for what it may hold and which errors it raises."""
+        if isinstance(param_group, dict) and "params" in param_group:
+            params = param_group["params"]
+            if not isinstance(params, (Tensor, set)):
+                # A generator can be read once only, and it is looked at before it is added.
+                param_group["params"] = params = list(params)
+            filled = _filled(param_group, self.defaults)
+            group_index = len(self.param_groups)
+            find_rule(filled["rule"]).check(f"{type(self).__name__}, group {group_index}", filled)
+            filled.setdefault("base_lr", float(filled["lr"]))
+            _check_params([params] if isinstance(params, Tensor) else list(params), group_index)
+            param_group.update(filled)
+        super().add_param_group(param_group)
+
+    # -- the step
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Take one step with the parameters that have a gradient.
+
+        Args:
+            closure: evaluates the model and its gradients again and returns the loss; called once, with
+                gradients enabled, before anything else.
+
+        Returns:
+            What the closure returned.
+
+        Raises:
+            FloatingPointError: a gradient that is not finite, with ``nonfinite="raise"``. Parameters
+                and state are as they were.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        batches = collect(self.param_groups, lambda param: self.state.get(param, {}))
+        if not batches:
+            return loss
+        finite = check_gradients(batches)
+        if isinstance(finite, Tensor) and reads_back(batches):
+            finite = bool(finite)
+        if finite is False:
+            self._count_skipped(1)
+            return loss
+        mask = finite if isinstance(finite, Tensor) else None
+        self._make_state(batches)
+        for batch in batches:
+            _count_steps(batch)
+        measure(batches, self._states_by_rule)
+        for batch in batches:
+            on_device = None if mask is None else mask.to(batch.device)
+            if not (_compiles(batch) and run_compiled(batch, on_device)):
+                run_eager(batch, on_device)
+            for member in batch.members:
+                if "step" in member.state:
+                    counted = 1 if mask is None else mask.to(member.state["step"].device)
+                    member.state["step"] += counted
+        if mask is not None:
+            self._count_skipped((~mask).to(torch.int64))
+        return loss
+
+    @property
+    def skipped_steps(self) -> int:
+        """How many steps were skipped for a gradient that was not finite (waits for the device)."""
+        return int(self.param_groups[0]["skipped_steps"])
+
+    def state_bytes(self) -> int:
+        """Bytes of all state tensors that exist now.
+
+        >>> from steepest import Lion
+        >>> weight = torch.nn.Parameter(torch.zeros(10))
+        >>> optimizer = Lion([weight])
+        >>> before = optimizer.state_bytes()
+        >>> weight.grad = torch.ones(10)
+        >>> optimizer.step()
+        >>> before, optimizer.state_bytes()
+        (0, 40)
+        """
+        entries = (value for state in self.state.values() for value in state.values())
+        return sum(value.numel() * value.element_size() for value in entries if isinstance(value, Tensor))
+
+    def _count_skipped(self, count: int | Tensor) -> None:
+        for group in self.param_groups:
+            group["skipped_steps"] = group["skipped_steps"] + count
+
+    def _make_state(self, batches: list[Batch]) -> None:
+        """Give every member its state; allocated for all of them before any is kept."""
+        made = []
+        for batch in batches:
+            names = batch.state_names
+            for member in batch.members:
+                fresh: dict[str, Tensor] = {}
+                if not names.issubset(member.state):
+                    fresh = batch.rule.init_state(member.param, batch.group)
+                if batch.counts_steps and "step" not in member.state:
+                    fresh["step"] = torch.zeros((), dtype=torch.float32)
+                made.append((member, fresh))
+        for member, fresh in made:
+            state = self.state[member.owner]
+            for name, value in fresh.items():
+                state.setdefault(name, value)
+            member.state = state
+
+    def _states_by_rule(self) -> dict[str, list[Mapping[str, Tensor]]]:
+        states: dict[str, list[Mapping[str, Tensor]]] = {}
+        for group in self.param_groups:
+            stepped = [self.state[param] for param in group["params"] if param in self.state]
+            states.setdefault(group["rule"], []).extend(stepped)
+        return states
+
+    # -- checkpoints
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what :meth:`state_dict` gave; every state tensor keeps the dtype it was saved with.
+
+        Tensors are copied: nothing is shared with ``state_dict`` afterwards. Checkpoints of the torch
+        optimizers with the same state (``torch.optim.AdamW``, ``torch.optim.SGD``) load too; what they
+        do not say is kept as it is here.
+
+        Raises:
+            ValueError: another number of groups or parameters, another rule, or state of another shape
+                than the parameter's. The optimizer is as it was.
+        """
+        accepted: dict[str, Any] = {}
+
+        def check(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> None:
+            self._check_loadable(loaded)
+            accepted.update(loaded)
+
+        def keep_dtypes(_: torch.optim.Optimizer) -> None:
+            # torch has cast floating state to the parameter's dtype: integer counters to floats,
+            # float32 averages of a bfloat16 parameter to bfloat16.
+            for ours, theirs in zip(self.param_groups, accepted["param_groups"], strict=True):
+                per_tensor = find_rule(ours["rule"]).tensor_state | {"step"}
+                for saved, param in zip(theirs["params"], ours["params"], strict=True):
+                    for name, value in accepted["state"].get(saved, {}).items():
+                        if isinstance(value, Tensor):
+                            device = "cpu" if name in per_tensor else param.device
+                            self.state[param][name] = value.detach().to(device, copy=True)
+
+        # The user's own pre-hooks may replace the dict, so it is looked at after them; their post-hooks
+        # must find the dtypes mended.
+        before = self.register_load_state_dict_pre_hook(check)
+        after = self.register_load_state_dict_post_hook(keep_dtypes, prepend=True)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            before.remove()
+            after.remove()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Unpickle; options that did not exist when the pickle was made get their defaults."""
+        current = self.__dict__.get("param_groups", ())
+        super().__setstate__(state)
+        self.defaults.setdefault("rule", type(self).rule.name if hasattr(type(self), "rule") else None)
+        for index, group in enumerate(self.param_groups):
+            known = current[index] if index < len(current) else {}
+            fallback = {k: v for k, v in known.items() if k not in ("params", "param_names")}
+            for name, value in _filled({**fallback, **group}, self.defaults).items():
+                group.setdefault(name, value)
+            group.setdefault("base_lr", float(group["lr"]))
+
+    def _check_loadable(self, loaded: dict[str, Any]) -> None:
+        if len(loaded["param_groups"]) != len(self.param_groups):
+            return  # torch has the error for it
+        for index, (ours, theirs) in enumerate(zip(self.param_groups, loaded["param_groups"], strict=True)):
+            if theirs.get("rule", ours["rule"]) != ours["rule"]:
+                raise ValueError(
+                    f"group {index} of the state dict was saved with rule {theirs['rule']!r}, "
+                    f"this optimizer's is {ours['rule']!r}; nothing was loaded"
+                )
+            find_rule(ours["rule"]).check(
+                f"group {index} of the state dict",
+                {**ours, **{name: theirs[name] for name in ours if name in theirs}},
+            )
+            for at, (saved, param) in enumerate(zip(theirs["params"], ours["params"], strict=False)):
+                for name, value in loaded["state"].get(saved, {}).items():
+                    shape = real_view(param).shape
+                    if isinstance(value, Tensor) and value.dim() > 0 and value.shape != shape:
+                        raise ValueError(
+                            f"state {name!r} of {describe(ours, index, at)} has shape {tuple(value.shape)} "
+                            f"in the state dict, the parameter has {tuple(shape)}; nothing was loaded"
+                        )
+
+
+def _filled(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The group with every option it leaves out: its rule's own defaults where it names another rule."""
+    rule = group.get("rule", defaults["rule"])
+    found = find_rule(rule)
+    filled = found.defaults()
+    if rule == defaults["rule"]:
+        filled.update({name: defaults[name] for name in filled if name in defaults})
+    else:
+        # How to decay belongs to a rule; the rest of the common options to the whole optimizer.
+        shared = [name for name in COMMON_OPTIONS if name != "weight_decay_method"]
+        filled.update({name: defaults[name] for name in shared if name in defaults})
+    filled.update(group)
+    filled["rule"] = rule
+    filled.setdefault("skipped_steps", 0)
+    return filled
+
+
+def _check_params(params: list[Any], group_index: int) -> None:
+    """Refuse what no rule can serve; what is no tensor at all is left to torch's own error."""
+    named = [entry if isinstance(entry, tuple) else (None, entry) for entry in params]
+    for index, (name, param) in enumerate(named):
+        if not isinstance(param, Tensor):
+            continue
+        who = f"parameter {name!r}" if name is not None else f"parameter {index} of group {group_index}"
+        if not (param.is_floating_point() or param.is_complex()):
+            raise ValueError(f"{who} has dtype {param.dtype}: only real and complex numbers are optimized")
+        if param.dtype.itemsize < 2 or param.dtype in (torch.complex32,):
+            raise ValueError(f"{who} has dtype {param.dtype}, in which torch does no arithmetic")
+        if param.layout is not torch.strided:
+            raise ValueError(f"{who} has layout {param.layout}: only strided parameters are optimized")
+        if _is_dtensor(param):
+            raise ValueError(f"{who} is a DTensor: sharded parameters are not supported yet")
+
+
+def _is_dtensor(param: Tensor) -> bool:
+    # Importing torch.distributed.tensor takes a second; a DTensor can exist only where it is imported.
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(param, module.DTensor)
+
+
+def _count_steps(batch: Batch) -> None:
+    """Set every member's step, the number of the one being taken, and the scalars that follow from it."""
+    hyper = {name: batch.group[name] for name in batch.rule.hyper}
+    on_device = batch.group["nonfinite"] == "skip" and batch.device.type != "cpu"
+    by_step: dict[float, dict[str, Any]] = {}
+    for member in batch.members:
+        if "step" not in member.state:
+            member.scalars = dict(batch.rule.scalars(1, **hyper))
+            continue
+        if on_device:
+            # Whether the last step was taken is known on the device alone.
+            member.state["step"] = member.state["step"].to(batch.device)
+            member.step = member.state["step"].to(torch.float64) + 1
+            member.scalars = dict(batch.rule.scalars(member.step, **hyper))
+            continue
+        member.step = float(member.state["step"]) + 1
+        if member.step not in by_step:
+            by_step[member.step] = dict(batch.rule.scalars(member.step, **hyper))
+        member.scalars = dict(by_step[member.step])
+
+
+def _compiles(batch: Batch) -> bool:
+    wish = batch.group["compile"]
+    if wish is False:
+        return False
+    available = compiler_available(batch.device.type)
+    if wish is True and not available:
+        warn_no_compiler(batch.device.type)
+    return available and (wish is True or pays(batch))

@@ -1,0 +1,59 @@
+"""The options every optimizer takes, with one meaning everywhere."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias, TypedDict
+
+import torch
+
+from steepest.hyper import Hyper, choice, flag, floating_dtype, integer
+
+__all__ = ["COMMON_OPTIONS", "CommonOptions", "Nonfinite", "Rounding", "WeightDecayMethod"]
+
+WeightDecayMethod: TypeAlias = Literal["decoupled", "independent", "l2", "palm", "sign", "cautious"]
+Rounding: TypeAlias = Literal["nearest", "stochastic"]
+Nonfinite: TypeAlias = Literal["ignore", "skip", "raise"]
+
+
+class CommonOptions(TypedDict, total=False):
+    """Keyword-only options of every optimizer here; each may also be set per param group.
+
+    - ``weight_decay_method``: how λ = ``weight_decay`` acts, η being the learning rate:
+
+      - ``"decoupled"``: p ← p − η·λ·p
+      - ``"independent"``: p ← p − λ·p·(η / η₀), η₀ the learning rate the group was made with
+      - ``"l2"``: g ← g + λ·p, into a copy, never into ``p.grad``
+      - ``"palm"``: p ← p − λ·η²·p
+      - ``"sign"``: p moves by η·λ toward 0 and stops there
+      - ``"cautious"``: decoupled, only where direction·p ≥ 0
+    - ``state_dtype``: dtype of momentum and kin; None means as the parameter.
+    - ``rounding``: how a result is rounded into a bfloat16 or float16 parameter: to ``"nearest"``, or
+      ``"stochastic"``, up or down with a probability that makes the expectation exact.
+    - ``nonfinite``: what an infinite or NaN gradient does: ``"ignore"`` computes with it, ``"skip"``
+      leaves parameters, state and step counts as they were and counts in ``optimizer.skipped_steps``
+      (no host sync on an accelerator), ``"raise"`` raises ``FloatingPointError`` with the parameter's
+      name (this waits for the device).
+    - ``maximize``: ascend instead of descend.
+    - ``compile``: True and False are orders; None compiles where it pays: a large model and a compiler.
+    - ``seed``: key of the noise of stochastic rounding and stochastic rules. The noise is a function of
+      (seed, step, element): it resumes exactly, and the global generator is never touched.
+    """
+
+    weight_decay_method: WeightDecayMethod
+    state_dtype: torch.dtype | None
+    rounding: Rounding
+    nonfinite: Nonfinite
+    maximize: bool
+    compile: bool | None
+    seed: int
+
+
+COMMON_OPTIONS: dict[str, Hyper] = {
+    "weight_decay_method": choice("decoupled", "decoupled", "independent", "l2", "palm", "sign", "cautious"),
+    "state_dtype": floating_dtype(),
+    "rounding": choice("nearest", "nearest", "stochastic"),
+    "nonfinite": choice("ignore", "ignore", "skip", "raise"),
+    "maximize": flag(False),
+    "compile": choice(None, None, True, False),
+    "seed": integer(0, low=0),
+}

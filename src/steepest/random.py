@@ -1,0 +1,110 @@
+"""Counter-based noise: a pure function of (key, element index), the same bits on every device.
+
+No generator, no state: the same seed, step and element give the same bits eagerly, compiled, on a
+CPU, on a GPU and on a shard, and torch's global generator is never touched. All arithmetic is on
+non-negative int64 values below 2**32 times constants below 2**31, so that no product overflows and
+no right shift meets a sign bit: every backend must then agree.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+__all__ = ["Key", "bits32", "derive_key", "stochastic_floor", "stochastic_round", "uniform"]
+
+_MASK = 0xFFFFFFFF
+_GOLDEN = 0x9E3779B9  # 2**32 / golden ratio: spreads consecutive integers over the range
+
+Word = TypeVar("Word", int, Tensor)
+Key = tuple[int | Tensor, int | Tensor]
+
+
+def _mix(x: Word) -> Word:
+    """A bijection of 32-bit words with low bias (constants: Wellons, "hash-prospector", 2018)."""
+    x = x ^ (x >> 16)
+    x = (x * 0x21F0AAAD) & _MASK
+    x = x ^ (x >> 15)
+    x = (x * 0x735A2D97) & _MASK
+    return x ^ (x >> 15)
+
+
+def derive_key(seed: int, *words: int | Tensor) -> Key:
+    """Two 32-bit key words from a seed and any number of words, such as (tensor, step).
+
+    The words may be Python ints or int64 tensors (a step count that lives on a device).
+
+    >>> derive_key(0, 1, 2) == derive_key(0, 1, 2), derive_key(0, 1, 2) == derive_key(0, 2, 1)
+    (True, False)
+    """
+    first: Any = _mix(seed & _MASK)
+    second: Any = _mix(((seed >> 32) ^ 0x5851F42D) & _MASK)
+    for word in words:
+        first, second = (
+            _mix((second + _mix((word ^ first) & _MASK)) & _MASK),
+            _mix((first + _mix(((word >> 32) + second + _GOLDEN) & _MASK)) & _MASK),
+        )
+    return first, second
+
+
+def bits32(key: Key, index: Tensor, stream: int = 0) -> Tensor:
+    """32 random bits for every element index.
+
+    Args:
+        key: two 32-bit words, see :func:`derive_key`.
+        index: int64 element indices, any shape.
+        stream: tells apart several draws for the same element in the same step.
+
+    Returns:
+        int64 tensor of ``index``'s shape, values in [0, 2**32).
+
+    >>> index = torch.arange(6)
+    >>> torch.equal(bits32((1, 2), index)[2:], bits32((1, 2), index[2:]))
+    True
+    """
+    word = _mix((index & _MASK) ^ key[0])
+    other = (key[1] + stream * _GOLDEN + (index >> 32) * 0x2545F491) & _MASK
+    return _mix((word + other) & _MASK)
+
+
+def uniform(key: Key, index: Tensor, stream: int = 0) -> Tensor:
+    """Uniform float32 in [0, 1) for every element index: 24 random bits, exact in every backend."""
+    return (bits32(key, index, stream) >> 8).to(torch.float32) * 2.0**-24
+
+
+def stochastic_floor(x: Tensor, u: Tensor) -> Tensor:
+    """⌊x + u⌋ with u uniform in [0, 1): an integer whose expectation is x.
+
+    >>> stochastic_floor(torch.tensor([2.0, 2.25]), torch.tensor([0.99, 0.75]))
+    tensor([2., 3.])
+    """
+    return torch.floor(x + u)
+
+
+def stochastic_round(x: Tensor, dtype: torch.dtype, bits: Tensor) -> Tensor:
+    """Round float32 ``x`` to one of its two neighbours in ``dtype`` so that the expectation is x.
+
+    Args:
+        x: float32, any shape.
+        dtype: ``torch.bfloat16`` or ``torch.float16``.
+        bits: int64 values in [0, 2**32), see :func:`bits32`, of x's shape.
+
+    Values that ``dtype`` represents, zeros, infinities and NaN come back as they are; what lies
+    beyond its largest finite value is rounded to nearest.
+
+    >>> x = torch.full((4,), 1.0 + 2.0**-8)
+    >>> stochastic_round(x, torch.bfloat16, torch.tensor([0, 1 << 14, 1 << 15, 65535])).tolist()
+    [1.0, 1.0, 1.0078125, 1.0078125]
+    """
+    dropped = {torch.bfloat16: 16, torch.float16: 13}[dtype]
+    noise = (bits & ((1 << dropped) - 1)).to(torch.int32)
+    rounded = ((x.view(torch.int32) + noise) & -(1 << dropped)).view(torch.float32)
+    if dtype == torch.float16:
+        # Below 2**-14 float16 is subnormal: its grid is 2**-24 wide, whatever the exponent.
+        u = noise.to(torch.float32) * 2.0**-dropped
+        rounded = torch.where(x.abs() < 2.0**-14, torch.floor(x * 2.0**24 + u) * 2.0**-24, rounded)
+    # Adding to the bits of inf makes NaN, and above the largest value there is no second neighbour.
+    within = rounded.abs() <= torch.finfo(dtype).max
+    return torch.where(within & x.isfinite(), rounded, x).to(dtype)

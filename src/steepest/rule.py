@@ -1,0 +1,135 @@
+"""What an optimizer is: a rule, a pure function of tensors that knows no loop, device or learning rate."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from steepest.hyper import Hyper, check_all
+from steepest.options import COMMON_OPTIONS
+
+__all__ = ["ElementRule", "Group", "Moments", "Noise", "Rule", "Scalar", "TensorRule"]
+
+Group = Mapping[str, Any]
+Scalar = float | Tensor
+Noise = Callable[[int], Tensor]
+
+
+class Rule(ABC):
+    """An optimizer's equation, with the least part of a parameter that it must see at once (its scope).
+
+    A subclass sets ``name``, ``hyper``, and writes ``init_state`` and ``update``.
+
+    Attributes:
+        name: the name in the registry and in every param group that the rule serves.
+        scope: ``"element"``, ``"tensor"`` or ``"matrix"``: how the rule may be cut, batched and sharded.
+        hyper: the rule's hyper-parameters, ``lr`` and ``weight_decay`` among them.
+        weight_decay_method: the default of the common option.
+        counts_steps: whether the equation needs the number of steps a parameter has taken.
+        tensor_state: the state entries that are one number for a whole tensor: 0-dim, on the CPU.
+    """
+
+    name: ClassVar[str]
+    scope: ClassVar[Literal["element", "tensor", "matrix"]]
+    hyper: ClassVar[Mapping[str, Hyper]]
+    weight_decay_method: ClassVar[str] = "decoupled"
+    counts_steps: ClassVar[bool] = False
+    tensor_state: ClassVar[frozenset[str]] = frozenset()
+    takes: ClassVar[frozenset[str]] = frozenset()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Read off ``update``'s signature what it wants to be given: state, hyper-parameters, noise."""
+        super().__init_subclass__(**kwargs)
+        if not inspect.isabstract(cls):
+            cls.takes = frozenset(inspect.signature(cls.update).parameters) - {"self", "grad", "param"}
+
+    def defaults(self) -> dict[str, Any]:
+        """Default of every hyper-parameter and common option of a group that this rule serves."""
+        common = {name: hyper.default for name, hyper in COMMON_OPTIONS.items()}
+        common["weight_decay_method"] = self.weight_decay_method
+        return {name: hyper.default for name, hyper in self.hyper.items()} | common
+
+    def check(self, owner: str, group: Group) -> None:
+        """Raise ``ValueError`` for a value out of range, or for values that exclude each other."""
+        lr = group["lr"]
+        if isinstance(lr, Tensor) and lr.numel() != 1:
+            raise ValueError(f"{owner}: Tensor lr must be 1-element, got shape {tuple(lr.shape)}")
+        check_all(owner, {**self.hyper, **COMMON_OPTIONS}, group)
+
+    def decays_itself(self, group: Group) -> bool:
+        """Whether ``update`` applies the weight decay, so that the step must not."""
+        return False
+
+    @abstractmethod
+    def init_state(self, param: Tensor, group: Group) -> dict[str, Tensor]:
+        """The state of a parameter that has not been stepped, on its device (the meta device too).
+
+        Entries have the parameter's shape, those named in ``tensor_state`` none.
+        """
+
+    def scalars(self, step: Scalar, **hyper: Any) -> dict[str, Scalar]:
+        """What the equation needs of the step count (from 1), in float64: bias corrections and kin."""
+        return {}
+
+    @abstractmethod
+    def update(self, grad: Tensor, param: Tensor, **given: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """(direction, new state): what is subtracted, times lr, and what each state entry becomes.
+
+        A subclass names in its signature what it takes: entries of its state (cast to the compute
+        dtype), hyper-parameters, entries of :meth:`scalars`, and ``noise``, a function from a stream
+        number to uniform [0, 1) noise of grad's shape. Scalars are floats, or 0-dim tensors when
+        compiled. Only elementwise torch operations, without fused multiply-add ones (lerp, addcmul,
+        add with alpha): those round differently at the end of a vector than within it, and a shard's
+        bits would differ from the whole's.
+        """
+
+
+class ElementRule(Rule):
+    """A rule whose every element stands alone: any piece of a tensor can be stepped by itself."""
+
+    scope = "element"
+
+
+class Moments(NamedTuple):
+    """Sums over all elements of a logical tensor; the sums of its shards add up to them."""
+
+    numel: int
+    total: Tensor
+    square: Tensor
+
+
+class TensorRule(Rule):
+    """An element rule that also needs scalars of the whole logical tensor's gradient."""
+
+    scope = "tensor"
+
+    def reads_back(self, state: Mapping[str, Tensor], group: Group) -> bool:
+        """Whether :meth:`measure` will read a device's numbers on the host in this step (a sync)."""
+        return False
+
+    @abstractmethod
+    def measure(
+        self, moments: Callable[[], Moments], state: Mapping[str, Tensor], group: Group
+    ) -> tuple[dict[str, Scalar], dict[str, Scalar]]:
+        """(scalars for ``update``, new values of per-tensor state) for one tensor in this step.
+
+        ``moments`` reads the whole gradient once: call it only when it is needed.
+        """
+
+    def relate(
+        self, scalars: Sequence[dict[str, Scalar]], states: Sequence[Mapping[str, Tensor]], group: Group
+    ) -> None:
+        """Adjust the scalars of a group's tensors to one another, in place.
+
+        ``states`` holds the state of every tensor in the optimizer that this rule has stepped so far.
+        """
+
+
+def zeros(param: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A state tensor laid out as the parameter: its shape, strides, device, and dtype unless given."""
+    return torch.zeros_like(param, dtype=dtype or param.dtype, requires_grad=False)

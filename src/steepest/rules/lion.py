@@ -1,0 +1,85 @@
+"""Lion: sign of an interpolation between momentum and gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
+
+from steepest.hyper import at_least, betas, learning_rate
+from steepest.optimizer import Optimizer
+from steepest.options import CommonOptions
+from steepest.rule import ElementRule, Group, zeros
+
+__all__ = ["Lion", "LionRule"]
+
+
+class LionRule(ElementRule):
+    """c = β₁ m + (1−β₁) g,   p ← p − η·sign(c),   m ← β₂ m + (1−β₂) g       (Chen et al. 2023)."""
+
+    name = "lion"
+    hyper = {
+        "lr": learning_rate(1e-4),
+        "betas": betas((0.9, 0.99)),
+        "weight_decay": at_least(0, 0.0),
+    }
+
+    def init_state(self, param: Tensor, group: Group) -> dict[str, Tensor]:
+        """One momentum, as large as the parameter."""
+        return {"exp_avg": zeros(param, group["state_dtype"])}
+
+    def update(  # type: ignore[override]
+        self, grad: Tensor, param: Tensor, exp_avg: Tensor, *, betas: tuple[Any, Any]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sign comes from the momentum before it takes this gradient in."""
+        beta1, beta2 = betas
+        direction = (beta1 * exp_avg + (1 - beta1) * grad).sign()
+        return direction, {"exp_avg": beta2 * exp_avg + (1 - beta2) * grad}
+
+
+class Lion(Optimizer, rule=LionRule()):
+    r"""Lion (EvoLved Sign Momentum).
+
+    .. math::
+        c = \beta_1 m + (1-\beta_1) g, \qquad
+        p \leftarrow p - \eta\lambda p - \eta\,\mathrm{sign}(c), \qquad
+        m \leftarrow \beta_2 m + (1-\beta_2) g
+
+    Every coordinate moves by η, whatever the gradient's size. Against AdamW take a learning rate
+    3 to 10 times smaller and a weight decay as many times larger: their product is what counts.
+
+    State: ``exp_avg``, of the parameter's shape in ``state_dtype``: 4 bytes per float32 parameter.
+
+    Args:
+        params: tensors, ``(name, tensor)`` pairs, or group dicts.
+        lr: learning rate η ≥ 0, a float or a 1-element tensor.
+        betas: β₁ of the direction's interpolation, β₂ of the momentum, each in [0, 1).
+        weight_decay: λ ≥ 0, acting as ``weight_decay_method`` says.
+        **common: see :class:`~steepest.CommonOptions`.
+
+    Raises:
+        TypeError: an unknown keyword, or parameters that are not tensors.
+        ValueError: a value out of range; a parameter that cannot be optimized, by name.
+
+    Source: Chen et al., "Symbolic Discovery of Optimization Algorithms", arXiv 2302.06675 (2023).
+
+    >>> import torch
+    >>> weight = torch.nn.Parameter(torch.tensor([1.0, 1.0]))
+    >>> optimizer = Lion([weight], lr=0.25)
+    >>> weight.grad = torch.tensor([0.5, -3.0])
+    >>> optimizer.step()
+    >>> weight.tolist()
+    [0.75, 1.25]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.99),
+        weight_decay: float = 0.0,
+        **common: Unpack[CommonOptions],
+    ) -> None:
+        super().__init__(params, rule="lion", lr=lr, betas=betas, weight_decay=weight_decay, **common)

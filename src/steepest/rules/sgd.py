@@ -1,0 +1,124 @@
+"""SGD with momentum: the baseline, equal to torch's."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
+
+from steepest.hyper import at_least, flag, fraction, learning_rate
+from steepest.optimizer import Optimizer
+from steepest.options import CommonOptions
+from steepest.rule import ElementRule, Group, Scalar, zeros
+
+__all__ = ["SGD", "SGDRule"]
+
+
+class SGDRule(ElementRule):
+    """m ← μ m + (1−τ) g, and m ← g in the first step;   p ← p − η·m, or p − η·(g + μ m) with Nesterov."""
+
+    name = "sgd"
+    hyper = {
+        "lr": learning_rate(1e-3),
+        "momentum": at_least(0, 0.0),
+        "dampening": fraction(0.0, closed=True),
+        "weight_decay": at_least(0, 0.0),
+        "nesterov": flag(False),
+    }
+    weight_decay_method = "l2"
+    counts_steps = True
+
+    def check(self, owner: str, group: Group) -> None:
+        """Nesterov's form is defined with momentum and without dampening."""
+        super().check(owner, group)
+        if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
+            raise ValueError(
+                f"{owner}: nesterov=True needs momentum > 0 and dampening = 0, "
+                f"got momentum={group['momentum']!r}, dampening={group['dampening']!r}"
+            )
+
+    def init_state(self, param: Tensor, group: Group) -> dict[str, Tensor]:
+        """A momentum buffer, unless momentum is 0."""
+        return {"momentum_buffer": zeros(param, group["state_dtype"])} if group["momentum"] != 0 else {}
+
+    def scalars(self, step: Scalar, **hyper: Any) -> dict[str, Scalar]:
+        """The first gradient is taken whole."""
+        first = 1.0 * (step == 1)
+        return {"take": 1 - hyper["dampening"] * (1 - first)}
+
+    def update(  # type: ignore[override]
+        self,
+        grad: Tensor,
+        param: Tensor,
+        momentum_buffer: Tensor | None = None,
+        *,
+        momentum: Scalar,
+        take: Scalar,
+        nesterov: bool,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Without a momentum buffer, the gradient itself."""
+        if momentum_buffer is None:
+            return grad, {}
+        buffer = momentum * momentum_buffer + take * grad
+        return (grad + momentum * buffer if nesterov else buffer), {"momentum_buffer": buffer}
+
+
+class SGD(Optimizer, rule=SGDRule()):
+    r"""Stochastic gradient descent, with momentum, dampening and Nesterov's form as in torch.
+
+    .. math::
+        m \leftarrow \mu m + (1-\tau) g, \qquad p \leftarrow p - \eta m
+
+    with :math:`m = g` in a parameter's first step, and :math:`p \leftarrow p - \eta(g + \mu m)` with
+    ``nesterov``. Weight decay is ``"l2"`` unless another method is chosen.
+
+    State: ``momentum_buffer``, of the parameter's shape in ``state_dtype`` (4 bytes per float32
+    parameter), when momentum is not 0; and one step count per tensor.
+
+    Args:
+        params: tensors, ``(name, tensor)`` pairs, or group dicts.
+        lr: learning rate η ≥ 0, a float or a 1-element tensor.
+        momentum: μ ≥ 0.
+        dampening: τ in [0, 1].
+        weight_decay: λ ≥ 0.
+        nesterov: Nesterov's form; needs momentum and no dampening.
+        **common: see :class:`~steepest.CommonOptions`; here ``weight_decay_method`` is ``"l2"``.
+
+    Raises:
+        TypeError: an unknown keyword, or parameters that are not tensors.
+        ValueError: a value out of range; a parameter that cannot be optimized, by name.
+
+    Source: Sutskever et al., "On the importance of initialization and momentum in deep learning" (2013).
+
+    >>> import torch
+    >>> weight = torch.nn.Parameter(torch.zeros(1))
+    >>> optimizer = SGD([weight], lr=1.0, momentum=0.5)
+    >>> for _ in range(3):
+    ...     weight.grad = torch.ones(1)
+    ...     optimizer.step()
+    >>> weight.item()
+    -4.25
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        **common: Unpack[CommonOptions],
+    ) -> None:
+        super().__init__(
+            params,
+            rule="sgd",
+            lr=lr,
+            momentum=momentum,
+            dampening=dampening,
+            weight_decay=weight_decay,
+            nesterov=nesterov,
+            **common,
+        )

@@ -1,0 +1,187 @@
+"""SGD-SaI: momentum, and one scale per tensor measured once from the first gradient."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
+
+from steepest.hyper import at_least, choice, flag, fraction, integer, learning_rate, positive
+from steepest.optimizer import Optimizer
+from steepest.options import CommonOptions
+from steepest.rule import Group, Moments, Scalar, TensorRule, zeros
+
+__all__ = ["SGDSaI", "SGDSaIRule"]
+
+
+class SGDSaIRule(TensorRule):
+    """m ← μ m + (1−μ) g, and m ← g first;   p ← p − η·G·m   with G = ‖g‖₂ / (std(g) + ε) of the first g."""
+
+    name = "sgd_sai"
+    hyper = {
+        "lr": learning_rate(1e-2),
+        "momentum": fraction(0.9),
+        "eps": at_least(0, 1e-8),
+        "weight_decay": at_least(0, 1e-2),
+        "normalize": choice("none", "none", "max"),
+        "scale": choice("gsnr", "gsnr", "sqrt_numel", "none"),
+        "warmup_batches": integer(1, low=1),
+        "relative_eps": flag(False),
+        "max_scale": positive(10.0),
+    }
+
+    tensor_state = frozenset({"gsnr", "measured"})
+
+    def init_state(self, param: Tensor, group: Group) -> dict[str, Tensor]:
+        """The momentum, the scale G, and how many gradients it was measured on."""
+        state = {name: torch.zeros((), dtype=torch.float32) for name in sorted(self.tensor_state)}
+        if group["momentum"] != 0:
+            state["momentum_buffer"] = zeros(param, group["state_dtype"])
+        return state
+
+    def reads_back(self, state: Mapping[str, Tensor], group: Group) -> bool:
+        """Only while the scale is being measured."""
+        return bool(float(state["measured"]) < group["warmup_batches"])
+
+    def measure(
+        self, moments: Callable[[], Moments], state: Mapping[str, Tensor], group: Group
+    ) -> tuple[dict[str, Scalar], dict[str, Scalar]]:
+        """G from the first gradient that is neither zero nor non-finite; until then G = 1 and m = g."""
+        gsnr, measured = float(state["gsnr"]), float(state["measured"])
+        first = measured == 0
+        if measured < group["warmup_batches"]:
+            count, total, square = moments()
+            fresh = gradient_scale(count, float(total), float(square), group)
+            if fresh is not None:
+                # float32 as the state holds it, so that a resumed run multiplies by the same number.
+                gsnr = float(torch.tensor((gsnr * measured + fresh) / (measured + 1), dtype=torch.float32))
+                measured += 1
+        gain = gsnr if measured > 0 else 1.0
+        mu = group["momentum"]
+        return (
+            {"keep": 0.0 if first else mu, "take": 1.0 if first else 1 - mu, "gain": gain},
+            {"gsnr": gsnr, "measured": measured},
+        )
+
+    def relate(
+        self, scalars: Sequence[dict[str, Scalar]], states: Sequence[Mapping[str, Tensor]], group: Group
+    ) -> None:
+        """Divide by the largest G measured so far, with ``normalize="max"``."""
+        if group["normalize"] == "max":
+            largest = max((float(s["gsnr"]) for s in states if float(s["measured"]) > 0), default=1.0)
+            for own in scalars:
+                own["gain"] = own["gain"] / largest
+
+    def update(  # type: ignore[override]
+        self,
+        grad: Tensor,
+        param: Tensor,
+        momentum_buffer: Tensor | None = None,
+        *,
+        keep: Scalar,
+        take: Scalar,
+        gain: Scalar,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """(keep, take) is (0, 1) in the first step and (μ, 1−μ) ever after; gain is G."""
+        if momentum_buffer is None:
+            return gain * grad, {}
+        average = keep * momentum_buffer + take * grad
+        return gain * average, {"momentum_buffer": average}
+
+
+def gradient_scale(count: int, total: float, square: float, group: Mapping[str, Any]) -> float | None:
+    """G of a gradient with ``count`` elements, sum ``total`` and sum of squares ``square``.
+
+    None where it cannot be measured: a zero or non-finite gradient.
+    """
+    if not (math.isfinite(square) and square > 0):
+        return None
+    if group["scale"] == "none":
+        return 1.0
+    if group["scale"] == "sqrt_numel":
+        return math.sqrt(count)
+    variance = max(square - total * total / count, 0.0) / (count - 1) if count > 1 else 0.0
+    eps = group["eps"] * (math.sqrt(square / count) if group["relative_eps"] else 1.0)
+    spread = math.sqrt(variance) + eps
+    cap = float(group["max_scale"]) * math.sqrt(count)
+    return min(math.sqrt(square) / spread, cap) if spread > 0 else cap
+
+
+class SGDSaI(Optimizer, rule=SGDSaIRule()):
+    r"""SGD with momentum and learning rates scaled at initialization by the gradient's signal-to-noise ratio.
+
+    .. math::
+        G = \frac{\lVert g_1 \rVert_2}{\mathrm{std}(g_1) + \epsilon}, \qquad
+        m \leftarrow \mu m + (1-\mu) g, \qquad
+        p \leftarrow p - \eta\lambda p - \eta\, G\, m
+
+    G is measured once for each tensor, over all of its elements, on its first gradient that is neither
+    zero nor non-finite, and kept; in that step m = g. Until then G = 1 and m = g. A tensor of d elements
+    has G ≈ √d unless its gradient has a mean.
+
+    State: ``momentum_buffer``, of the parameter's shape in ``state_dtype`` (4 bytes per float32
+    parameter; none with momentum 0), and two float32 scalars per tensor, ``gsnr`` and ``measured``.
+
+    Args:
+        params: tensors, ``(name, tensor)`` pairs, or group dicts.
+        lr: learning rate η ≥ 0, a float or a 1-element tensor.
+        momentum: μ in [0, 1).
+        eps: ε ≥ 0, absolute, or relative to rms(g) with ``relative_eps``.
+        weight_decay: λ ≥ 0, acting as ``weight_decay_method`` says.
+        normalize: ``"max"`` divides every G by the largest among all tensors measured so far, as the
+            paper's pseudocode does and its code does not.
+        scale: G is the ``"gsnr"`` above, ``"sqrt_numel"`` √d, or ``"none"`` 1: the ablations.
+        warmup_batches: G is averaged over this many gradients.
+        relative_eps: so that ε does not swallow gradients near 1e-9.
+        max_scale: G is at most ``max_scale``·√d: a constant gradient has no spread.
+        **common: see :class:`~steepest.CommonOptions`.
+
+    Raises:
+        TypeError: an unknown keyword, or parameters that are not tensors.
+        ValueError: a value out of range; a parameter that cannot be optimized, by name.
+
+    Source: Xu et al., "No More Adam: Learning Rate Scaling at Initialization is All You Need",
+    arXiv 2412.11768 (2024).
+
+    >>> weight = torch.nn.Parameter(torch.zeros(2))
+    >>> optimizer = SGDSaI([weight], lr=1.0, weight_decay=0.0, eps=0.0)
+    >>> weight.grad = torch.tensor([1.0, -1.0])  # ‖g‖ = √2, std = √2
+    >>> optimizer.step()
+    >>> weight.tolist()
+    [-1.0, 1.0]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-2,
+        momentum: float = 0.9,
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        *,
+        normalize: Literal["none", "max"] = "none",
+        scale: Literal["gsnr", "sqrt_numel", "none"] = "gsnr",
+        warmup_batches: int = 1,
+        relative_eps: bool = False,
+        max_scale: float = 10.0,
+        **common: Unpack[CommonOptions],
+    ) -> None:
+        super().__init__(
+            params,
+            rule="sgd_sai",
+            lr=lr,
+            momentum=momentum,
+            eps=eps,
+            weight_decay=weight_decay,
+            normalize=normalize,
+            scale=scale,
+            warmup_batches=warmup_batches,
+            relative_eps=relative_eps,
+            max_scale=max_scale,
+            **common,
+        )

@@ -1,0 +1,106 @@
+"""SignGSD: sign descent without any state, decayed by sign."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
+
+from steepest.hyper import at_least, flag, learning_rate
+from steepest.optimizer import Optimizer
+from steepest.options import CommonOptions
+from steepest.rule import ElementRule, Group, Scalar
+
+__all__ = ["SignGSD", "SignGSDRule"]
+
+
+class SignGSDRule(ElementRule):
+    """p ← p − η·sign(g), after moving p by ηλ toward zero, where it stops."""
+
+    name = "signgsd"
+    hyper = {
+        "lr": learning_rate(1e-2),
+        "weight_decay": at_least(0, 0.0),
+        "decay_overshoot": flag(False),
+    }
+    weight_decay_method = "sign"
+
+    def check(self, owner: str, group: Group) -> None:
+        """Overshooting is a way of decaying by sign: with another method it would have no meaning."""
+        super().check(owner, group)
+        if group["decay_overshoot"] and group["weight_decay_method"] != "sign":
+            raise ValueError(
+                f"{owner}: decay_overshoot=True needs weight_decay_method='sign', "
+                f"got {group['weight_decay_method']!r}"
+            )
+
+    def decays_itself(self, group: Group) -> bool:
+        """With ``decay_overshoot`` the decay is part of the direction."""
+        return bool(group["decay_overshoot"])
+
+    def init_state(self, param: Tensor, group: Group) -> dict[str, Tensor]:
+        """None at all."""
+        return {}
+
+    def update(  # type: ignore[override]
+        self, grad: Tensor, param: Tensor, *, weight_decay: Scalar, decay_overshoot: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """sign(g), and with ``decay_overshoot`` sign(g) + λ·sign(p)."""
+        if decay_overshoot:
+            return grad.sign() + weight_decay * param.sign(), {}
+        return grad.sign(), {}
+
+
+class SignGSD(Optimizer, rule=SignGSDRule()):
+    r"""Sign gradient descent with sign decay, and no state.
+
+    .. math::
+        p \leftarrow p - \mathrm{sign}(p)\min(|p|, \eta\lambda), \qquad
+        p \leftarrow p - \eta\,\mathrm{sign}(g)
+
+    It votes on direction only: all magnitude is discarded, and sign(0) = 0. The decay is that of an
+    L1 penalty, the same for small and large weights.
+
+    State: none, 0 bytes (one step count per tensor with stochastic rounding).
+
+    Args:
+        params: tensors, ``(name, tensor)`` pairs, or group dicts.
+        lr: learning rate η ≥ 0, a float or a 1-element tensor: how far every coordinate moves.
+        weight_decay: λ ≥ 0.
+        decay_overshoot: p ← p − η(sign g + λ sign p) literally, as first published: weights near zero
+            then chatter at ±ηλ. The default stops at zero.
+        **common: see :class:`~steepest.CommonOptions`; here ``weight_decay_method`` is ``"sign"``.
+
+    Raises:
+        TypeError: an unknown keyword, or parameters that are not tensors.
+        ValueError: a value out of range; a parameter that cannot be optimized, by name.
+
+    Source: Bernstein et al., "signSGD: Compressed Optimisation for Non-Convex Problems",
+    arXiv 1802.04434 (2018), with the decay by sign used in training ternary weights.
+
+    >>> import torch
+    >>> weight = torch.nn.Parameter(torch.tensor([1.0, 0.125, 1.0]))
+    >>> optimizer = SignGSD([weight], lr=0.5, weight_decay=0.5)
+    >>> weight.grad = torch.tensor([3.0, 0.0, 0.0])
+    >>> optimizer.step()
+    >>> weight.tolist(), optimizer.state_bytes()
+    ([0.25, 0.0, 0.75], 0)
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-2,
+        weight_decay: float = 0.0,
+        *,
+        decay_overshoot: bool = False,
+        **common: Unpack[CommonOptions],
+    ) -> None:
+        super().__init__(
+            params,
+            rule="signgsd",
+            lr=lr,
+            weight_decay=weight_decay,
+            decay_overshoot=decay_overshoot,
+            **common,
+        )

@@ -1,0 +1,81 @@
+"""Signum: the sign of the momentum."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
+
+from steepest.hyper import at_least, fraction, learning_rate
+from steepest.optimizer import Optimizer
+from steepest.options import CommonOptions
+from steepest.rule import ElementRule, Group, Scalar, zeros
+
+__all__ = ["Signum", "SignumRule"]
+
+
+class SignumRule(ElementRule):
+    """m ← β m + (1−β) g,   p ← p − η·sign(m)       (Bernstein et al. 2018)."""
+
+    name = "signum"
+    hyper = {
+        "lr": learning_rate(1e-3),
+        "momentum": fraction(0.9),
+        "weight_decay": at_least(0, 0.0),
+    }
+
+    def init_state(self, param: Tensor, group: Group) -> dict[str, Tensor]:
+        """One momentum, as large as the parameter."""
+        return {"momentum_buffer": zeros(param, group["state_dtype"])}
+
+    def update(  # type: ignore[override]
+        self, grad: Tensor, param: Tensor, momentum_buffer: Tensor, *, momentum: Scalar
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The momentum takes the gradient in first."""
+        average = momentum * momentum_buffer + (1 - momentum) * grad
+        return average.sign(), {"momentum_buffer": average}
+
+
+class Signum(Optimizer, rule=SignumRule()):
+    r"""Sign descent with momentum.
+
+    .. math::
+        m \leftarrow \beta m + (1-\beta) g, \qquad
+        p \leftarrow p - \eta\lambda p - \eta\,\mathrm{sign}(m)
+
+    State: ``momentum_buffer``, of the parameter's shape in ``state_dtype``: 4 bytes per float32
+    parameter.
+
+    Args:
+        params: tensors, ``(name, tensor)`` pairs, or group dicts.
+        lr: learning rate η ≥ 0, a float or a 1-element tensor: how far every coordinate moves.
+        momentum: β in [0, 1); 0 is sign descent.
+        weight_decay: λ ≥ 0, acting as ``weight_decay_method`` says.
+        **common: see :class:`~steepest.CommonOptions`.
+
+    Raises:
+        TypeError: an unknown keyword, or parameters that are not tensors.
+        ValueError: a value out of range; a parameter that cannot be optimized, by name.
+
+    Source: Bernstein et al., "signSGD: Compressed Optimisation for Non-Convex Problems",
+    arXiv 1802.04434 (2018).
+
+    >>> import torch
+    >>> weight = torch.nn.Parameter(torch.zeros(2))
+    >>> optimizer = Signum([weight], lr=0.5)
+    >>> for gradient in ([4.0, -1.0], [-1.0, -1.0]):
+    ...     weight.grad = torch.tensor(gradient)
+    ...     optimizer.step()
+    >>> weight.tolist()
+    [-1.0, 1.0]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+        **common: Unpack[CommonOptions],
+    ) -> None:
+        super().__init__(params, rule="signum", lr=lr, momentum=momentum, weight_decay=weight_decay, **common)

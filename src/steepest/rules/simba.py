@@ -1,0 +1,172 @@
+"""Simba: integer counters of gradient signs, and its ablations."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
+
+from steepest.hyper import at_least, betas, choice, fraction, integer, learning_rate
+from steepest.optimizer import Optimizer
+from steepest.options import CommonOptions
+from steepest.rule import ElementRule, Group, Scalar, zeros
+
+__all__ = ["Simba", "SimbaRule"]
+
+
+class SimbaRule(ElementRule):
+    """d = sign(s) where |s| > ⌊wγ⌋, else sign(g);   p ← p − η·d;   s ← clamp(s + sign(g), −w, w)."""
+
+    name = "simba"
+    hyper = {
+        "lr": learning_rate(1e-4),
+        "window_size": integer(128, low=1, high=32766),
+        "threshold": fraction(0.1, closed=True),
+        "weight_decay": at_least(0, 0.0),
+        "counter_dtype": choice(torch.int16, torch.int16, torch.int8),
+        "memory": choice("counts", "counts", "momentum"),
+        "choice": choice("threshold", "threshold", "lion", "memory"),
+        "betas": betas((0.9, 0.99)),
+    }
+
+    def check(self, owner: str, group: Group) -> None:
+        """w + 1 must not wrap round in the counters' dtype."""
+        super().check(owner, group)
+        largest = torch.iinfo(group["counter_dtype"]).max - 1
+        if group["window_size"] > largest:
+            raise ValueError(
+                f"{owner}: window_size must be ≤ {largest} with counter_dtype={group['counter_dtype']}, "
+                f"got {group['window_size']!r}"
+            )
+
+    def init_state(self, param: Tensor, group: Group) -> dict[str, Tensor]:
+        """Counters, a momentum, or both, as the ablation asks."""
+        state = {}
+        if group["memory"] == "counts" or group["choice"] == "threshold":
+            state["counts"] = zeros(param, group["counter_dtype"])
+        if group["memory"] == "momentum" or group["choice"] == "lion":
+            state["exp_avg"] = zeros(param, group["state_dtype"])
+        return state
+
+    def scalars(self, step: Scalar, **hyper: Any) -> dict[str, Scalar]:
+        """⌊wγ⌋ in exact arithmetic: ⌊100·0.29⌋ is 29, though the floating point product is below it."""
+        return {"cutoff": float(math.floor(round(hyper["window_size"] * hyper["threshold"], 9)))}
+
+    def update(  # type: ignore[override]
+        self,
+        grad: Tensor,
+        param: Tensor,
+        counts: Tensor | None = None,
+        exp_avg: Tensor | None = None,
+        *,
+        window_size: int,
+        cutoff: Scalar,
+        memory: str,
+        choice: str,
+        betas: tuple[Any, Any],
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The direction comes from the memory before it takes this gradient in."""
+        beta1, beta2 = betas
+        local = grad.sign()
+        remembered = counts if memory == "counts" else exp_avg
+        assert remembered is not None
+        direction = remembered.sign()
+        if choice == "threshold":
+            assert counts is not None
+            direction = torch.where(counts.abs() > cutoff, direction, local)
+        elif choice == "lion":
+            assert exp_avg is not None
+            trusted = beta1 * exp_avg.abs() > (1 - beta1) * grad.abs()
+            direction = torch.where(trusted, direction, local)
+        state = {}
+        if counts is not None:
+            state["counts"] = (counts + local).clamp(-window_size, window_size)
+        if exp_avg is not None:
+            state["exp_avg"] = beta2 * exp_avg + (1 - beta2) * grad
+        return direction, state
+
+
+class Simba(Optimizer, rule=SimbaRule()):
+    r"""Sign descent that trusts a counter of past signs where it is clear, the gradient's sign elsewhere.
+
+    .. math::
+        d = \begin{cases} \mathrm{sign}(s) & |s| > \lfloor w\gamma \rfloor \\
+                          \mathrm{sign}(g) & \text{else} \end{cases}, \qquad
+        p \leftarrow p - \eta\lambda p - \eta d, \qquad
+        s \leftarrow \mathrm{clamp}(s + \mathrm{sign}(g), -w, w)
+
+    The counter is a clamped random walk, not a sliding window: on pure noise it is uniform on
+    [−w, w], and it forgets slowly after a reversal; :class:`SimbaLeaky`, or ``leak`` here, mends that.
+
+    State: ``counts``, integers of the parameter's shape: 2 bytes per parameter in int16, 1 in int8.
+    The ablations that use a momentum hold ``exp_avg`` too, or instead (4 bytes in float32).
+
+    Args:
+        params: tensors, ``(name, tensor)`` pairs, or group dicts.
+        lr: learning rate η ≥ 0, a float or a 1-element tensor: how far every coordinate moves.
+        window_size: w, at most 32766 with int16 counters and 126 with int8.
+        threshold: γ in [0, 1]; γ·w < 1 trusts every counter that is not 0.
+        weight_decay: λ ≥ 0, acting as ``weight_decay_method`` says.
+        counter_dtype: ``torch.int16`` or ``torch.int8``.
+        memory: the remembered sign: of ``"counts"``, or of ``"momentum"`` m ← β₂m + (1−β₂)g.
+        choice: when it is used: ``"threshold"`` as above, ``"lion"`` where β₁|m| > (1−β₁)|g|, or
+            ``"memory"`` always.
+        betas: β₁ of Lion's comparison, β₂ of the momentum.
+        leak: None, or a rate in (0, 1]: run the rule of :class:`SimbaLeaky`, which has no window,
+            threshold, memory or choice.
+        **common: see :class:`~steepest.CommonOptions`.
+
+    Raises:
+        TypeError: an unknown keyword, or parameters that are not tensors.
+        ValueError: a value out of range, a window that the counters cannot hold, options that have no
+            meaning with ``leak``; a parameter that cannot be optimized, by name.
+
+    Source: the Simba study of sign memory in sequential recommendation; its ablations are
+    ``memory="momentum"`` (Simba + m), ``choice="lion"`` (Simba + (1)), and both
+    ``memory="momentum", choice="memory"`` (c = m).
+
+    >>> weight = torch.nn.Parameter(torch.zeros(2))
+    >>> optimizer = Simba([weight], lr=1.0, window_size=10, threshold=0.2)
+    >>> for gradient in (5.0, 5.0, 5.0, -5.0):
+    ...     weight.grad = torch.tensor([gradient, 0.0])
+    ...     optimizer.step()
+    >>> weight.tolist(), optimizer.state[weight]["counts"].tolist()
+    ([-4.0, 0.0], [2, 0])
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-4,
+        window_size: int = 128,
+        threshold: float = 0.1,
+        weight_decay: float = 0.0,
+        *,
+        counter_dtype: torch.dtype = torch.int16,
+        memory: Literal["counts", "momentum"] = "counts",
+        choice: Literal["threshold", "lion", "memory"] = "threshold",
+        betas: tuple[float, float] = (0.9, 0.99),
+        leak: float | None = None,
+        **common: Unpack[CommonOptions],
+    ) -> None:
+        own = {
+            "window_size": window_size,
+            "threshold": threshold,
+            "counter_dtype": counter_dtype,
+            "memory": memory,
+            "choice": choice,
+            "betas": betas,
+        }
+        if leak is None:
+            super().__init__(params, rule="simba", lr=lr, weight_decay=weight_decay, **own, **common)
+            return
+        meaningless = [name for name, value in own.items() if value != SimbaRule.hyper[name].default]
+        if meaningless:
+            raise ValueError(
+                f"Simba: {', '.join(meaningless)} mean nothing with leak={leak!r}; leave them out"
+            )
+        super().__init__(params, rule="simba_leaky", lr=lr, weight_decay=weight_decay, leak=leak, **common)

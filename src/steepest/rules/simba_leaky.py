@@ -1,0 +1,108 @@
+"""Simba-leaky: integer counters that forget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
+
+from steepest.hyper import Hyper, at_least, learning_rate
+from steepest.optimizer import Optimizer
+from steepest.options import CommonOptions
+from steepest.random import stochastic_floor
+from steepest.rule import Group, Moments, Noise, Scalar, TensorRule, zeros
+
+__all__ = ["SimbaLeaky", "SimbaLeakyRule"]
+
+_LIMIT = torch.iinfo(torch.int16).max
+
+
+class SimbaLeakyRule(TensorRule):
+    """s ← s − round_s(s·leak) + round_s(8·clip(g/rms(g), −7, 7));   p ← p − η·sign(s)."""
+
+    name = "simba_leaky"
+    hyper = {
+        "lr": learning_rate(1e-4),
+        "leak": Hyper(0.01, lambda value: 0 < value <= 1, "a number in (0, 1]"),
+        "weight_decay": at_least(0, 0.0),
+    }
+    counts_steps = True
+
+    def init_state(self, param: Tensor, group: Group) -> dict[str, Tensor]:
+        """Counters as large as the parameter."""
+        return {"counts": zeros(param, torch.int16)}
+
+    def measure(
+        self, moments: Callable[[], Moments], state: Mapping[str, Tensor], group: Group
+    ) -> tuple[dict[str, Scalar], dict[str, Scalar]]:
+        """1/rms(g) over the logical tensor; 0, and so no vote, where the rms is zero or not finite."""
+        count, _, square = moments()
+        rms = (square / max(count, 1)).sqrt()
+        usable = (rms > 0) & rms.isfinite()
+        return {"inverse_rms": torch.where(usable, rms.reciprocal(), 0.0)}, {}
+
+    def update(  # type: ignore[override]
+        self,
+        grad: Tensor,
+        param: Tensor,
+        counts: Tensor,
+        *,
+        leak: Scalar,
+        inverse_rms: Scalar,
+        noise: Noise,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The counters take the gradient in first."""
+        vote = 8 * (grad * inverse_rms).clamp(-7, 7)
+        forgotten = stochastic_floor(counts * leak, noise(0))
+        counts = (counts - forgotten + stochastic_floor(vote, noise(1))).clamp(-_LIMIT, _LIMIT)
+        return counts.sign(), {"counts": counts}
+
+
+class SimbaLeaky(Optimizer, rule=SimbaLeakyRule()):
+    r"""Sign descent on a leaky integer memory of scaled gradients.
+
+    .. math::
+        s \leftarrow s - \mathrm{round}_s(s\ell)
+            + \mathrm{round}_s\bigl(8\,\mathrm{clip}(g/\mathrm{rms}(g), -7, 7)\bigr), \qquad
+        p \leftarrow p - \eta\lambda p - \eta\,\mathrm{sign}(s)
+
+    rms(g) is taken over the whole tensor, and round_s rounds up or down at random with the exact
+    expectation, from noise keyed by (seed, step, element). The counters follow the gradient's mean as
+    Lion's momentum does, at a quarter of AdamW's bytes, and forget at the rate ℓ. They take the
+    gradient in before they decide.
+
+    State: ``counts``, int16 of the parameter's shape: 2 bytes per parameter; one step count per tensor.
+
+    Args:
+        params: tensors, ``(name, tensor)`` pairs, or group dicts.
+        lr: learning rate η ≥ 0, a float or a 1-element tensor: how far every coordinate moves.
+        leak: ℓ in (0, 1]. The counters saturate at ±32767, which leaks below 56/32767 can reach.
+        weight_decay: λ ≥ 0, acting as ``weight_decay_method`` says.
+        **common: see :class:`~steepest.CommonOptions`.
+
+    Raises:
+        TypeError: an unknown keyword, or parameters that are not tensors.
+        ValueError: a value out of range; a parameter that cannot be optimized, by name.
+
+    Source: our own; it mends :class:`Simba`, whose counters forget slowly after a reversal.
+
+    >>> weight = torch.nn.Parameter(torch.zeros(2))
+    >>> optimizer = SimbaLeaky([weight], lr=0.5)
+    >>> weight.grad = torch.tensor([1.0, -1.0])
+    >>> optimizer.step()
+    >>> weight.tolist(), optimizer.state[weight]["counts"].tolist()
+    ([-0.5, 0.5], [8, -8])
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-4,
+        leak: float = 0.01,
+        weight_decay: float = 0.0,
+        **common: Unpack[CommonOptions],
+    ) -> None:
+        super().__init__(params, rule="simba_leaky", lr=lr, leak=leak, weight_decay=weight_decay, **common)

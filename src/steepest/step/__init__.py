@@ -1,0 +1,1 @@
+"""How rules are run: collect the parameters, check the gradients, direct, apply."""

@@ -1,0 +1,80 @@
+"""What every rule shares around its direction: weight decay, the learning rate, rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steepest.random import stochastic_round
+from steepest.rule import Scalar
+
+__all__ = ["decay_strength", "decayed", "descend", "narrowed"]
+
+
+def decay_strength(method: str, lr: Scalar, weight_decay: float, base_lr: float) -> Scalar:
+    """The one number that a weight-decay method needs, in float64.
+
+    A factor for the methods that shrink p, an amount for ``"sign"``, λ itself for ``"l2"``.
+    """
+    if method == "l2":
+        return weight_decay
+    if method == "sign":
+        return lr * weight_decay
+    if method == "palm":
+        return 1 - weight_decay * lr**2
+    if method == "independent":
+        return 1 - weight_decay * (lr / base_lr if base_lr > 0 else 1.0 * (lr > 0))
+    return 1 - lr * weight_decay
+
+
+def decayed(param: Tensor, strength: Scalar, method: str) -> Tensor:
+    """p after weight decay, for every method that acts on p alone."""
+    if method == "sign":
+        return param.sign() * (param.abs() - strength).clamp(min=0)
+    return param * strength
+
+
+def descend(
+    param: Tensor,
+    grad: Tensor,
+    direct: Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]],
+    *,
+    lr: Scalar,
+    decay: Scalar,
+    method: str | None,
+    maximize: bool,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """One step of one piece of a parameter, in the compute dtype: (new p, new state).
+
+    Args:
+        param, grad: of one shape and dtype.
+        direct: the rule: (grad, param) -> (direction, new state).
+        lr, decay: the learning rate, and what :func:`decay_strength` gives.
+        method: the weight-decay method; None where nothing decays.
+        maximize: turn the gradient round first.
+    """
+    if maximize:
+        grad = -grad
+    if method == "l2":
+        grad = grad + decay * param
+    elif method is not None and method != "cautious":
+        param = decayed(param, decay, method)
+    direction, state = direct(grad, param)
+    if method == "cautious":
+        param = torch.where(direction * param >= 0, param * decay, param)
+    return param - lr * direction, state
+
+
+def narrowed(value: Tensor, dtype: torch.dtype, rounding: str, bits: Callable[[], Tensor]) -> Tensor:
+    """``value`` in ``dtype``, to nearest or stochastically; ``bits`` are drawn only if they are used."""
+    if rounding == "stochastic" and dtype in (torch.bfloat16, torch.float16):
+        return stochastic_round(value.to(torch.float32), dtype, bits())
+    return value.to(dtype)
+
+
+def hyper_of(takes: frozenset[str], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that a rule's ``update`` names in its signature."""
+    return {name: value for name, value in values.items() if name in takes}

@@ -1,0 +1,120 @@
+"""From param groups to batches: what will be stepped, with what it needs, before anything changes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steepest.registry import find_rule
+from steepest.rule import Group, Rule, Scalar
+
+__all__ = ["Batch", "Member", "collect", "describe", "real_view"]
+
+LOW_PRECISION = (torch.bfloat16, torch.float16)
+
+
+@dataclass
+class Member:
+    """One parameter with its gradient in this step.
+
+    ``param`` and ``grad`` are detached real views; ``ordinal`` is the parameter's place among all of the
+    optimizer's, which with the step count and the element's index keys its noise.
+    """
+
+    name: str
+    ordinal: int
+    owner: Tensor
+    param: Tensor
+    grad: Tensor
+    state: MutableMapping[str, Any]
+    step: Scalar = 0
+    scalars: dict[str, Scalar] = field(default_factory=dict)
+
+
+@dataclass
+class Batch:
+    """Parameters of one group that share device and dtypes, and so one compiled graph."""
+
+    rule: Rule
+    group: Group
+    members: list[Member]
+
+    @property
+    def device(self) -> torch.device:
+        """Where all of the batch's tensors live."""
+        return self.members[0].param.device
+
+    @functools.cached_property
+    def state_names(self) -> frozenset[str]:
+        """The state that the rule keeps for a parameter with the group's present options."""
+        blank = torch.empty(0, device="meta", dtype=self.members[0].param.dtype)
+        return frozenset(self.rule.init_state(blank, self.group))
+
+    @property
+    def element_state(self) -> list[str]:
+        """The state entries of the parameter's shape, in a fixed order."""
+        return sorted(self.state_names - self.rule.tensor_state)
+
+    @property
+    def rounds_stochastically(self) -> bool:
+        """Whether parameters are rounded with noise."""
+        return self.group["rounding"] == "stochastic" and self.members[0].param.dtype in LOW_PRECISION
+
+    @property
+    def counts_steps(self) -> bool:
+        """Whether the parameters' state needs a step count."""
+        return self.rule.counts_steps or self.rounds_stochastically
+
+
+def real_view(tensor: Tensor) -> Tensor:
+    """The tensor without its graph, complex numbers as pairs of reals: shape [...] becomes [..., 2]."""
+    tensor = tensor.detach()
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def describe(group: Group, group_index: int, index: int) -> str:
+    """A parameter's name if the user gave one, else where it stands."""
+    if "param_names" in group:
+        return f"parameter {group['param_names'][index]!r}"
+    shape = tuple(group["params"][index].shape)
+    return f"parameter {index} of group {group_index} (shape {shape})"
+
+
+def collect(
+    groups: Iterable[dict[str, Any]], state: Callable[[Tensor], MutableMapping[str, Any]]
+) -> list[Batch]:
+    """All parameters that have a gradient, batched by group, device and dtypes.
+
+    Args:
+        groups: an optimizer's param groups.
+        state: gives a parameter's state without creating an entry for it.
+    """
+    batches: list[Batch] = []
+    ordinal = 0
+    seen: set[int] = set()
+    for group_index, group in enumerate(groups):
+        rule = find_rule(group["rule"])
+        by_kind: dict[tuple[torch.device, torch.dtype, torch.dtype], Batch] = {}
+        for index, owner in enumerate(group["params"]):
+            ordinal += 1
+            if owner.grad is None or id(owner) in seen:
+                continue
+            seen.add(id(owner))
+            grad = owner.grad.to_dense() if owner.grad.layout is not torch.strided else owner.grad
+            member = Member(
+                describe(group, group_index, index),
+                ordinal - 1,
+                owner,
+                real_view(owner),
+                real_view(grad),
+                state(owner),
+            )
+            kind = (owner.device, member.param.dtype, member.grad.dtype)
+            by_kind.setdefault(kind, Batch(rule, group, [])).members.append(member)
+        batches.extend(by_kind.values())
+    return batches

@@ -1,0 +1,53 @@
+"""Are all gradients finite? Answered on the device, for all of them at once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from steepest.step.collect import Batch, Member
+
+__all__ = ["all_finite", "check_gradients"]
+
+
+def all_finite(tensors: list[Tensor]) -> Tensor:
+    """0-dim bool tensor, on the first tensor's device: no element is infinite or NaN.
+
+    The largest magnitude is finite exactly when every element is, and computing it needs no temporary
+    of the tensors' size.
+
+    >>> all_finite([torch.ones(2), torch.tensor([float("nan")])])
+    tensor(False)
+    """
+    filled = [tensor for tensor in tensors if tensor.numel() > 0]
+    if not filled:
+        return torch.tensor(True)
+    return torch.nn.utils.get_total_norm(filled, norm_type=float("inf")).isfinite()
+
+
+def check_gradients(batches: list[Batch]) -> bool | Tensor:
+    """Whether this step may be taken; a tensor where only the device knows.
+
+    Gradients of groups with ``nonfinite="ignore"`` are not looked at.
+
+    Raises:
+        FloatingPointError: a group with ``nonfinite="raise"`` has a gradient that is not finite.
+    """
+    for batch in batches:
+        if batch.group["nonfinite"] == "raise" and not all_finite([m.grad for m in batch.members]):
+            raise FloatingPointError(_complaint(batch.members))
+    watched = [m.grad for b in batches if b.group["nonfinite"] == "skip" for m in b.members]
+    if not watched:
+        return True
+    finite = all_finite(watched)
+    return bool(finite) if finite.device.type == "cpu" else finite
+
+
+def _complaint(members: list[Member]) -> str:
+    bad = [member for member in members if not all_finite([member.grad])]
+    more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+    wrong = int((~bad[0].grad.isfinite()).sum())
+    return (
+        f"the gradient of {bad[0].name}{more} has {wrong} infinite or NaN of {bad[0].grad.numel()} elements; "
+        "nothing was changed. Use nonfinite='skip' to pass over such steps."
+    )

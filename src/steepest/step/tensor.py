@@ -1,0 +1,62 @@
+"""Scalars of whole tensors: reductions over a logical tensor's gradient, and what a rule makes of them."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from steepest.rule import Moments, TensorRule
+from steepest.step.collect import Batch
+
+__all__ = ["measure", "moments", "reads_back"]
+
+_PIECE = 1 << 18
+
+
+def moments(grad: Tensor) -> Moments:
+    """Count, sum and sum of squares over all elements, accumulated in float64 piece by piece.
+
+    >>> count, total, square = moments(torch.tensor([3.0, 4.0]))
+    >>> count, total.item(), square.item()
+    (2, 7.0, 25.0)
+    """
+    total = torch.zeros((), dtype=torch.float64, device=grad.device)
+    square = torch.zeros_like(total)
+    # A float64 copy of the whole gradient would be twice its size.
+    for piece in torch.split(grad.reshape(-1), _PIECE):
+        wide = piece.to(torch.float64)
+        total += wide.sum()
+        square += (wide * wide).sum()
+    return Moments(grad.numel(), total, square)
+
+
+def reads_back(batches: list[Batch]) -> bool:
+    """Whether some rule will read numbers on the host in this step."""
+    return any(
+        batch.rule.reads_back(member.state, batch.group)
+        for batch in batches
+        if isinstance(batch.rule, TensorRule)
+        for member in batch.members
+    )
+
+
+def measure(batches: list[Batch], states: Callable[[], Mapping[str, list[Mapping[str, Tensor]]]]) -> None:
+    """Let the tensor rules measure; their scalars go into the members, their state is updated.
+
+    Args:
+        batches: the batches of this step, their state made.
+        states: gives, for each rule's name, the state of every parameter that it has ever stepped.
+    """
+    tensor_batches = [(b, b.rule) for b in batches if isinstance(b.rule, TensorRule)]
+    for batch, rule in tensor_batches:
+        for member in batch.members:
+            scalars, new = rule.measure(functools.partial(moments, member.grad), member.state, batch.group)
+            member.scalars.update(scalars)
+            for name, value in new.items():
+                member.state[name].fill_(value)
+    known = states() if tensor_batches else {}
+    for batch, rule in tensor_batches:
+        rule.relate([member.scalars for member in batch.members], known[rule.name], batch.group)
