@@ -1,0 +1,119 @@
+"""The originals under their own names and signatures: changing the import line is enough.
+
+| original | here |
+| --- | --- |
+| ``ScaledOptum(params, lr=1e-2, weight_decay=0.0)`` | :class:`ScaledOptum`, on :class:`~steepest.SignGSD` |
+| ``SGD_sai(params, lr, momentum, eps, weight_decay)`` | :class:`SGD_sai`, on :class:`~steepest.SGDSaI` |
+| ``Simba(params, lr, window_size, threshold, weight_decay)`` | :class:`Simba`, the same class |
+
+Trajectories are the originals' to rounding, apart from their faults: see each class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
+
+from steepest.options import CommonOptions
+from steepest.rules.sgd_sai import SGDSaI
+from steepest.rules.signgsd import SignGSD
+from steepest.rules.simba import Simba
+
+__all__ = ["SGD_sai", "ScaledOptum", "Simba"]
+
+
+class ScaledOptum(SignGSD):
+    r"""Sign descent as first published: p ← p − η(sign g + λ sign p), whose decay overshoots zero.
+
+    State: none. Shapes, dtypes and errors are those of :class:`~steepest.SignGSD`.
+
+    Args:
+        params: tensors, ``(name, tensor)`` pairs, or group dicts.
+        lr: learning rate η ≥ 0.
+        weight_decay: λ ≥ 0.
+        **common: see :class:`~steepest.CommonOptions`.
+
+    >>> weight = torch.nn.Parameter(torch.tensor([1.0, 0.25]))
+    >>> optimizer = ScaledOptum([weight], lr=0.5, weight_decay=1.0)
+    >>> weight.grad = torch.tensor([1.0, 0.0])
+    >>> optimizer.step()
+    >>> weight.tolist()
+    [0.0, -0.25]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-2,
+        weight_decay: float = 0.0,
+        **common: Unpack[CommonOptions],
+    ) -> None:
+        super().__init__(params, lr=lr, weight_decay=weight_decay, decay_overshoot=True, **common)
+
+    def get_memory_mb(self, params: Iterable[Tensor] | None = None) -> float:
+        """MiB of the parameters themselves: the optimizer's, or the given ones.
+
+        >>> ScaledOptum([torch.nn.Parameter(torch.zeros(1024, 256))]).get_memory_mb()
+        1.0
+        """
+        if params is None:
+            params = (param for group in self.param_groups for param in group["params"])
+        return sum(param.numel() * param.element_size() for param in params) / 2**20
+
+
+class SGD_sai(SGDSaI):
+    r"""SGD-SaI with the signature of the ``sgd_sai`` package.
+
+    Its trajectory is the original's where the original is sound. Different on purpose: the scale
+    survives a checkpoint, a zero or non-finite first gradient does not freeze a tensor, a constant
+    gradient's scale is capped at 10·√d, a gradient that comes later is measured then, ``momentum=0``
+    works, a closure is called once, nothing is printed.
+
+    Shapes, dtypes, state and errors are those of :class:`~steepest.SGDSaI`.
+
+    Args:
+        params: tensors, ``(name, tensor)`` pairs, or group dicts.
+        lr: learning rate η ≥ 0.
+        momentum: μ in [0, 1).
+        eps: ε ≥ 0.
+        weight_decay: λ ≥ 0, decoupled.
+        **common: see :class:`~steepest.CommonOptions`.
+
+    >>> weight = torch.nn.Parameter(torch.zeros(2))
+    >>> optimizer = SGD_sai([weight], lr=1.0, weight_decay=0.0)
+    >>> weight.grad = torch.tensor([1.0, -1.0])
+    >>> optimizer.step()
+    >>> [round(value, 6) for value in weight.tolist()], optimizer.has_warmup
+    ([-1.0, 1.0], True)
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-2,
+        momentum: float = 0.9,
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        **common: Unpack[CommonOptions],
+    ) -> None:
+        super().__init__(params, lr=lr, momentum=momentum, eps=eps, weight_decay=weight_decay, **common)
+
+    @property
+    def has_warmup(self) -> bool:
+        """Whether any scale has been measured."""
+        return any(float(state["measured"]) > 0 for state in self.state.values() if "measured" in state)
+
+    def warmup_step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Call the closure, if any, and return its loss; the scales are measured in the first ``step()``.
+
+        The original's own use, ``warmup_step()`` and then ``step()`` on the same gradients, measures the
+        same numbers either way.
+        """
+        if closure is None:
+            return None
+        with torch.enable_grad():
+            return closure()
