@@ -23,6 +23,7 @@ __all__ = [
     "near_miss",
     "optional",
     "positive",
+    "rate",
 ]
 
 
@@ -88,6 +89,11 @@ def fraction(default: float, *, closed: bool = False) -> Hyper:
     return Hyper(default, lambda value: _number(value) and 0 <= value < 1, "a number in [0, 1)")
 
 
+def rate(default: float) -> Hyper:
+    """A number in (0, 1]."""
+    return Hyper(default, lambda value: _number(value) and 0 < value <= 1, "a number in (0, 1]")
+
+
 def betas(default: tuple[float, float]) -> Hyper:
     """Two numbers in [0, 1)."""
 
@@ -114,7 +120,12 @@ def integer(default: int, low: int, high: int | None = None) -> Hyper:
 def choice(default: Any, *values: Any) -> Hyper:
     """One of ``values``."""
     words = ", ".join(map(repr, values))
-    return Hyper(default, lambda value: value in values, f"one of {words}")
+
+    def accepts(value: Any) -> bool:
+        # 1 == True, but a 1 is not what an option of True, False and None means.
+        return any(type(value) is type(known) and value == known for known in values)
+
+    return Hyper(default, accepts, f"one of {words}")
 
 
 def flag(default: bool) -> Hyper:

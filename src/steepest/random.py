@@ -75,12 +75,14 @@ def uniform(key: Key, index: Tensor, stream: int = 0) -> Tensor:
 
 
 def stochastic_floor(x: Tensor, u: Tensor) -> Tensor:
-    """⌊x + u⌋ with u uniform in [0, 1): an integer whose expectation is x.
+    """⌊x⌋ or ⌊x⌋ + 1, with u uniform in [0, 1): an integer whose expectation is x; integers stay.
 
-    >>> stochastic_floor(torch.tensor([2.0, 2.25]), torch.tensor([0.99, 0.75]))
-    tensor([2., 3.])
+    >>> stochastic_floor(torch.tensor([2.0, 2.25, 2.25]), torch.tensor([0.99, 0.2, 0.3]))
+    tensor([2., 3., 2.])
     """
-    return torch.floor(x + u)
+    # Not ⌊x + u⌋: that sum can round up to the next integer.
+    low = torch.floor(x)
+    return torch.where(u < x - low, low + 1, low)
 
 
 def stochastic_round(x: Tensor, dtype: torch.dtype, bits: Tensor) -> Tensor:
@@ -103,8 +105,8 @@ def stochastic_round(x: Tensor, dtype: torch.dtype, bits: Tensor) -> Tensor:
     rounded = ((x.view(torch.int32) + noise) & -(1 << dropped)).view(torch.float32)
     if dtype == torch.float16:
         # Below 2**-14 float16 is subnormal: its grid is 2**-24 wide, whatever the exponent.
-        u = noise.to(torch.float32) * 2.0**-dropped
-        rounded = torch.where(x.abs() < 2.0**-14, torch.floor(x * 2.0**24 + u) * 2.0**-24, rounded)
-    # Adding to the bits of inf makes NaN, and above the largest value there is no second neighbour.
-    within = rounded.abs() <= torch.finfo(dtype).max
-    return torch.where(within & x.isfinite(), rounded, x).to(dtype)
+        u = (bits >> 8).to(torch.float32) * 2.0**-24
+        tiny = torch.copysign(stochastic_floor(x.abs() * 2.0**24, u) * 2.0**-24, x)
+        rounded = torch.where(x.abs() < 2.0**-14, tiny, rounded)
+    # Above the largest value there is no second neighbour, and adding to the bits of inf makes NaN.
+    return torch.where(x.abs() <= torch.finfo(dtype).max, rounded, x).to(dtype)

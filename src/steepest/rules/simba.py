@@ -80,8 +80,10 @@ class SimbaRule(ElementRule):
             direction = torch.where(counts.abs() > cutoff, direction, local)
         elif choice == "lion":
             assert exp_avg is not None
-            trusted = beta1 * exp_avg.abs() > (1 - beta1) * grad.abs()
-            direction = torch.where(trusted, direction, local)
+            past, present = beta1 * exp_avg.abs(), (1 - beta1) * grad.abs()
+            # Where they are equal and disagree, Lion's interpolation is 0.
+            agreed = torch.where((past < present) | (direction == local), local, 0.0)
+            direction = torch.where(past > present, direction, agreed)
         state = {}
         if counts is not None:
             state["counts"] = (counts + local).clamp(-window_size, window_size)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
-from steepest.hyper import Hyper, at_least, learning_rate
+from steepest.hyper import at_least, learning_rate, rate
 from steepest.optimizer import Optimizer
 from steepest.options import CommonOptions
 from steepest.random import stochastic_floor
@@ -26,7 +26,7 @@ class SimbaLeakyRule(TensorRule):
     name = "simba_leaky"
     hyper = {
         "lr": learning_rate(1e-4),
-        "leak": Hyper(0.01, lambda value: 0 < value <= 1, "a number in (0, 1]"),
+        "leak": rate(0.01),
         "weight_decay": at_least(0, 0.0),
     }
     counts_steps = True
@@ -69,7 +69,7 @@ class SimbaLeaky(Optimizer, rule=SimbaLeakyRule()):
             + \mathrm{round}_s\bigl(8\,\mathrm{clip}(g/\mathrm{rms}(g), -7, 7)\bigr), \qquad
         p \leftarrow p - \eta\lambda p - \eta\,\mathrm{sign}(s)
 
-    rms(g) is taken over the whole tensor, and round_s rounds up or down at random with the exact
+    rms(g) is taken over the whole tensor's gradient, before an l2 decay is added to it, and round_s rounds up or down at random with the exact
     expectation, from noise keyed by (seed, step, element). The counters follow the gradient's mean as
     Lion's momentum does, at a quarter of AdamW's bytes, and forget at the rate ℓ. They take the
     gradient in before they decide.
