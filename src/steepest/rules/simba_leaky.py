@@ -69,10 +69,10 @@ class SimbaLeaky(Optimizer, rule=SimbaLeakyRule()):
             + \mathrm{round}_s\bigl(8\,\mathrm{clip}(g/\mathrm{rms}(g), -7, 7)\bigr), \qquad
         p \leftarrow p - \eta\lambda p - \eta\,\mathrm{sign}(s)
 
-    rms(g) is taken over the whole tensor's gradient, before an l2 decay is added to it, and round_s rounds up or down at random with the exact
-    expectation, from noise keyed by (seed, step, element). The counters follow the gradient's mean as
-    Lion's momentum does, at a quarter of AdamW's bytes, and forget at the rate ℓ. They take the
-    gradient in before they decide.
+    rms(g) is taken over the whole tensor's gradient, before an l2 decay is added to it. round_s rounds up
+    or down at random with the exact expectation, from noise keyed by (seed, step, element). The counters
+    follow the gradient's mean as Lion's momentum does, at a quarter of AdamW's bytes, and forget at the
+    rate ℓ. They take the gradient in before they decide.
 
     State: ``counts``, int16 of the parameter's shape: 2 bytes per parameter; one step count per tensor.
 
