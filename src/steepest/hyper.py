@@ -134,9 +134,16 @@ def flag(default: bool) -> Hyper:
 
 
 def floating_dtype() -> Hyper:
-    """None or a floating point dtype that torch can compute in."""
-    dtypes = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-    return Hyper(None, lambda value: value is None or value in dtypes, "None or a torch floating point dtype")
+    """None or a floating point dtype with a sign and a zero."""
+
+    def accepts(value: Any) -> bool:
+        if value is None:
+            return True
+        # Among the narrow formats some hold exponents only, or two numbers a byte.
+        signed = value not in (torch.float8_e8m0fnu, torch.float4_e2m1fn_x2)
+        return isinstance(value, torch.dtype) and value.is_floating_point and signed
+
+    return Hyper(None, accepts, "None or a signed torch floating point dtype")
 
 
 def optional(hyper: Hyper) -> Hyper:

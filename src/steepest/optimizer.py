@@ -223,12 +223,16 @@ class Optimizer(torch.optim.Optimizer):
             # torch has cast floating state to the parameter's dtype: integer counters to floats,
             # float32 averages of a bfloat16 parameter to bfloat16.
             for ours, theirs in zip(self.param_groups, accepted["param_groups"], strict=True):
-                per_tensor = find_rule(ours["rule"]).tensor_state | {"step"}
+                rule = find_rule(ours["rule"])
+                per_tensor, counts_steps = rule.tensor_state | {"step"}, rule.counts_steps
                 for saved, param in zip(theirs["params"], ours["params"], strict=True):
                     for name, value in accepted["state"].get(saved, {}).items():
                         if isinstance(value, Tensor):
                             device = "cpu" if name in per_tensor else param.device
                             self.state[param][name] = value.detach().to(device, copy=True)
+                    if counts_steps and self.state.get(param) and "step" not in self.state[param]:
+                        # torch.optim.SGD's checkpoints have none; the first step is past.
+                        self.state[param]["step"] = torch.ones((), dtype=torch.float32)
 
         # The user's own pre-hooks may replace the dict, so it is looked at after them; their post-hooks
         # must find the dtypes mended.
@@ -266,13 +270,20 @@ class Optimizer(torch.optim.Optimizer):
                 {**ours, **{name: theirs[name] for name in ours if name in theirs}},
             )
             for at, (saved, param) in enumerate(zip(theirs["params"], ours["params"], strict=False)):
+                expected = _state_shapes(param, ours)
                 for name, value in loaded["state"].get(saved, {}).items():
-                    shape = real_view(param).shape
-                    if isinstance(value, Tensor) and value.dim() > 0 and value.shape != shape:
+                    shape = expected.get(name)
+                    if isinstance(value, Tensor) and shape is not None and value.shape != shape:
                         raise ValueError(
                             f"state {name!r} of {describe(ours, index, at)} has shape {tuple(value.shape)} "
-                            f"in the state dict, the parameter has {tuple(shape)}; nothing was loaded"
+                            f"in the state dict and {tuple(shape)} here; nothing was loaded"
                         )
+
+
+def _state_shapes(param: Tensor, group: Mapping[str, Any]) -> dict[str, torch.Size]:
+    blank = torch.empty_like(real_view(param), device="meta")
+    state = find_rule(group["rule"]).init_state(blank, group)
+    return {name: value.shape for name, value in state.items()} | {"step": torch.Size()}
 
 
 def _filled(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

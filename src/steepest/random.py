@@ -42,10 +42,9 @@ def derive_key(seed: int, *words: int | Tensor) -> Key:
     first: Any = _mix(seed & _MASK)
     second: Any = _mix(((seed >> 32) ^ 0x5851F42D) & _MASK)
     for word in words:
-        first, second = (
-            _mix((second + _mix((word ^ first) & _MASK)) & _MASK),
-            _mix((first + _mix(((word >> 32) + second + _GOLDEN) & _MASK)) & _MASK),
-        )
+        # Each half of the key depends on all of the word: 64 bits tell steps apart, not 32.
+        first = _mix((second + _mix((word ^ first) & _MASK)) & _MASK)
+        second = _mix((first + _mix(((word >> 32) + second + _GOLDEN) & _MASK)) & _MASK)
     return first, second
 
 

@@ -61,7 +61,9 @@ class AdamWRule(ElementRule):
         second = exp_avg_sq
         if max_exp_avg_sq is not None:
             second = state["max_exp_avg_sq"] = torch.maximum(max_exp_avg_sq, exp_avg_sq)
-        return (exp_avg / correction1) / ((second / correction2).sqrt() + eps), state
+        # Where every gradient so far was 0 and eps is 0, this is 0/tiny and not 0/0.
+        tiny = torch.finfo(second.dtype).tiny
+        return (exp_avg / correction1) / ((second / correction2).sqrt() + eps).clamp(min=tiny), state
 
 
 class AdamW(Optimizer, rule=AdamWRule()):

@@ -47,8 +47,8 @@ class Recipe:
         group, rule = batch.group, batch.rule
         decays = (keep_decay or group["weight_decay"] != 0) and not rule.decays_itself(group)
         compute = torch.promote_types(torch.float32, batch.members[0].param.dtype)
-        if group["state_dtype"] is not None:
-            compute = torch.promote_types(compute, group["state_dtype"])
+        if group["state_dtype"] == torch.float64:
+            compute = torch.float64
         fixed = {name: group[name] for name, hyper in rule.hyper.items() if not hyper.traced}
         return cls(
             rule,
