@@ -144,6 +144,8 @@ class Optimizer(torch.optim.Optimizer):
             if not (_compiles(batch) and run_compiled(batch, on_device)):
                 run_eager(batch, on_device)
             for member in batch.members:
+                for name, value in member.measured.items():
+                    member.state[name].fill_(value)
                 if "step" in member.state:
                     counted = 1 if mask is None else mask.to(member.state["step"].device)
                     member.state["step"] += counted

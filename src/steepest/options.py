@@ -22,7 +22,8 @@ class CommonOptions(TypedDict, total=False):
 
       - ``"decoupled"``: p ← p − η·λ·p
       - ``"independent"``: p ← p − λ·p·(η / η₀), η₀ the learning rate the group was made with
-      - ``"l2"``: g ← g + λ·p, into a copy, never into ``p.grad``
+      - ``"l2"``: g ← g + λ·p, into a copy, never into ``p.grad``; what a rule measures over whole
+        tensors (SGDSaI's scale, SimbaLeaky's rms) is that of the gradient alone
       - ``"palm"``: p ← p − λ·η²·p
       - ``"sign"``: p moves by η·λ toward 0 and stops there
       - ``"cautious"``: decoupled, only where direction·p ≥ 0

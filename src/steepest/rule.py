@@ -122,7 +122,7 @@ class TensorRule(Rule):
         """
 
     def relate(
-        self, scalars: Sequence[dict[str, Scalar]], states: Sequence[Mapping[str, Tensor]], group: Group
+        self, scalars: Sequence[dict[str, Scalar]], states: Sequence[Mapping[str, Any]], group: Group
     ) -> None:
         """Adjust the scalars of a group's tensors to one another, in place.
 

@@ -69,7 +69,7 @@ class SGDSaIRule(TensorRule):
         )
 
     def relate(
-        self, scalars: Sequence[dict[str, Scalar]], states: Sequence[Mapping[str, Tensor]], group: Group
+        self, scalars: Sequence[dict[str, Scalar]], states: Sequence[Mapping[str, Any]], group: Group
     ) -> None:
         """Divide by the largest G measured so far, with ``normalize="max"``."""
         if group["normalize"] == "max":

@@ -22,6 +22,8 @@ LOW_PRECISION = (torch.bfloat16, torch.float16)
 class Member:
     """One parameter with its gradient in this step.
 
+    ``scalars`` are the step's numbers for the rule's update, ``measured`` the per-tensor state after it.
+
     ``param`` and ``grad`` are detached real views; ``ordinal`` is the parameter's place among all of the
     optimizer's, which with the step count and the element's index keys its noise.
     """
@@ -34,6 +36,7 @@ class Member:
     state: MutableMapping[str, Any]
     step: Scalar = 0
     scalars: dict[str, Scalar] = field(default_factory=dict)
+    measured: dict[str, Scalar] = field(default_factory=dict)
 
 
 @dataclass

@@ -44,7 +44,9 @@ def reads_back(batches: list[Batch]) -> bool:
 
 
 def measure(batches: list[Batch], states: Callable[[], Mapping[str, list[Mapping[str, Tensor]]]]) -> None:
-    """Let the tensor rules measure; their scalars go into the members, their state is updated.
+    """Let the tensor rules measure; scalars and new per-tensor state go into the members.
+
+    The state itself is written when the step has been taken.
 
     Args:
         batches: the batches of this step, their state made.
@@ -53,10 +55,13 @@ def measure(batches: list[Batch], states: Callable[[], Mapping[str, list[Mapping
     tensor_batches = [(b, b.rule) for b in batches if isinstance(b.rule, TensorRule)]
     for batch, rule in tensor_batches:
         for member in batch.members:
-            scalars, new = rule.measure(functools.partial(moments, member.grad), member.state, batch.group)
+            scalars, member.measured = rule.measure(
+                functools.partial(moments, member.grad), member.state, batch.group
+            )
             member.scalars.update(scalars)
-            for name, value in new.items():
-                member.state[name].fill_(value)
-    known = states() if tensor_batches else {}
+    if not tensor_batches:
+        return
+    fresh = {id(m.state): m.measured for b, _ in tensor_batches for m in b.members}
     for batch, rule in tensor_batches:
-        rule.relate([member.scalars for member in batch.members], known[rule.name], batch.group)
+        known = [{**state, **fresh.get(id(state), {})} for state in states()[rule.name]]
+        rule.relate([member.scalars for member in batch.members], known, batch.group)
