@@ -13,8 +13,9 @@ READY  := $(VENV)/.ready
 race: $(READY)
 	$(BIN)/steepest race --budget $(BUDGET) --out $(OUT)
 
+# One thread: the tests' tensors are tiny, and on a shared machine threads that wait for each other stall.
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 lint: $(READY)
 	$(BIN)/ruff check .

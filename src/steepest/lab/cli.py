@@ -1,0 +1,231 @@
+"""The command line: one function per command, thin over the Python API."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+
+import steepest
+
+from . import corpus
+from .errors import LabError
+from .models.gpt import GPTConfig
+from .progress import Watcher
+from .progress.live import Live
+from .progress.plain import Plain
+from .racing import DEFAULT_BUDGET, DEFAULT_OPTIMIZERS, race
+from .table import table
+from .task import Task
+from .tasks import digits_task, text_task
+
+INTERRUPTED = 130
+BAD_REQUEST = 2
+
+_LOG_WIDTH = 120
+
+app = typer.Typer(
+    name="steepest",
+    help="Memory-lean optimizers for PyTorch: find out which one suits you.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+
+class TaskName(str, Enum):
+    """The races that come with the lab."""
+
+    text = "text"
+    digits = "digits"
+
+
+class DigitModel(str, Enum):
+    """The models of the digits race."""
+
+    mlp = "mlp"
+    convnet = "convnet"
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line; return its exit status.
+
+    A bad request gets one line on standard error and status 2.
+    """
+    try:
+        status = app(args=list(arguments), prog_name="steepest", standalone_mode=False)
+    except LabError as error:
+        return _complain(str(error))
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except Exception as error:
+        # Typer's own complaints about the command line carry their wording in this method; it draws
+        # a box around them where one line will do.
+        wording = getattr(error, "format_message", None)
+        if wording is None:
+            raise
+        return _complain(wording()) if wording() else BAD_REQUEST
+    return status if isinstance(status, int) else 0
+
+
+def _complain(text: str) -> int:
+    print(f"steepest: error: {' '.join(text.split())}", file=sys.stderr)
+    return BAD_REQUEST
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"steepest {steepest.__version__}, torch {torch.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _steepest(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print versions and exit.")
+    ] = False,
+) -> None:
+    """Memory-lean optimizers for PyTorch: find out which one suits you."""
+
+
+@app.command("race")
+def race_command(
+    task: Annotated[TaskName, typer.Option(help="What to train on.")] = TaskName.text,
+    optimizers: Annotated[
+        str, typer.Option(metavar="NAME,NAME,…", help="Who races; names as in steepest.list_optimizers().")
+    ] = ",".join(DEFAULT_OPTIMIZERS),
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="Time for the whole race: 90s, 5m, 1h or seconds. A measurement at the start turns it into "
+            f"steps per trial. Default: {DEFAULT_BUDGET / 60:.0f}m, unless --steps is given.",
+            show_default=False,
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of every trial, instead of --budget.", show_default=False)
+    ] = None,
+    trials: Annotated[int, typer.Option(help="Learning rates each optimizer tries, its default first.")] = 5,
+    seeds: Annotated[int, typer.Option(help="Seeds for the best learning rate of each.")] = 3,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for plan, records and report. Default: runs/race-TASK.", show_default=False
+        ),
+    ] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete what an earlier race left there.")] = False,
+    text: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file or folder to train on. Default: the Python standard library's source.",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        DigitModel | None, typer.Option(help="The digits' model. Default: mlp.", show_default=False)
+    ] = None,
+    width: Annotated[int, typer.Option(help="GPT: features per position.")] = GPTConfig.width,
+    depth: Annotated[int, typer.Option(help="GPT: blocks.")] = GPTConfig.depth,
+    heads: Annotated[int, typer.Option(help="GPT: attention heads.")] = GPTConfig.heads,
+    context: Annotated[int, typer.Option(help="GPT: bytes it sees.")] = GPTConfig.context,
+    batch: Annotated[
+        int | None,
+        typer.Option(help="Windows (default 8) or images (default 64) per step.", show_default=False),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    threads: Annotated[
+        int,
+        typer.Option(
+            help="CPU threads. The default models gain little from more, and on a busy machine threads that "
+            "wait for each other stall; give more for bigger models."
+        ),
+    ] = 1,
+) -> int:
+    """Race optimizers against each other, and write a report.
+
+    Every optimizer gets the same initial weights, the same data in the same order, the same schedule
+    (warm-up, then cosine) and the same number of trials to find its learning rate, starting at its own
+    default. The best learning rate of each is then trained with more seeds.
+
+    Interrupted with Ctrl-C, it goes on where it stopped when it is run again with the same --out.
+    The folder then holds report.html (one page, everything embedded), its pictures as PNG,
+    records.jsonl (a line per trial) and plan.json.
+    """
+    folder = Path("runs") / f"race-{task.value}" if out is None else out
+    if threads < 1:
+        raise LabError(f"threads must be at least 1, got {threads}")
+    torch.set_num_threads(threads)
+    names = [name.strip() for name in optimizers.split(",") if name.strip()]
+    console = _console()
+    try:
+        result = race(
+            _task(task, text, model, (width, depth, heads, context), batch, device),
+            names,
+            trials=trials,
+            seeds=seeds,
+            steps=steps,
+            budget=budget,
+            out=folder,
+            fresh=fresh,
+            watcher=_watcher(console),
+        )
+    except KeyboardInterrupt:
+        print(f"interrupted: the same command goes on from what {folder} holds", file=sys.stderr)
+        return INTERRUPTED
+    console.print(table(result.plan, result.records))
+    console.print(f"report: {result.report}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _console() -> Console:
+    # A pipe or a log has no width; rich would take it for a narrow terminal and break the table's lines.
+    console = Console()
+    return console if console.is_terminal else Console(width=_LOG_WIDTH)
+
+
+def _watcher(console: Console) -> Watcher:
+    return Live(console) if console.is_terminal else Plain()
+
+
+def _task(
+    name: TaskName,
+    text: Path | None,
+    model: DigitModel | None,
+    shape: tuple[int, int, int, int],
+    batch: int | None,
+    device: str,
+) -> Task[Any]:
+    chosen = _device(device)
+    if batch is not None and batch < 1:
+        raise LabError(f"batch must be at least 1, got {batch}")
+    if name is TaskName.digits:
+        if text is not None:
+            raise LabError("--text goes with --task text, not with --task digits")
+        return digits_task((model or DigitModel.mlp).value, batch=batch or 64, device=chosen)
+    if model is not None:
+        raise LabError("--model goes with --task digits; the text race trains a GPT (--width, --depth, …)")
+    try:
+        config = GPTConfig(*shape)
+    except ValueError as error:
+        raise LabError(str(error)) from error
+    source = corpus.standard_library() if text is None else corpus.from_path(text)
+    return text_task(source, config, batch=batch or 8, device=chosen)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise LabError(f"no device {name!r} on this machine") from error
+    return device

@@ -1,0 +1,166 @@
+"""A pre-norm GPT over bytes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+VOCABULARY = 256
+
+Positions = Literal["rotary", "learned"]
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """The shape of a `GPT`.
+
+    Args:
+        width: Features per position; a multiple of `heads`.
+        depth: Blocks.
+        heads: Attention heads. With rotary positions each must have an even width.
+        context: The most positions the model is given.
+        positions: "rotary" turns queries and keys by their position; "learned" adds a vector to
+            each position.
+        tied: Whether the output head shares the embedding's weights.
+
+    Raises:
+        ValueError: a size is not positive, or `width` does not divide as above.
+    """
+
+    width: int = 96
+    depth: int = 2
+    heads: int = 4
+    context: int = 64
+    positions: Positions = "rotary"
+    tied: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("width", "depth", "heads", "context"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.positions not in ("rotary", "learned"):
+            raise ValueError(f"positions must be 'rotary' or 'learned', got {self.positions!r}")
+        if self.positions == "rotary" and (self.width // self.heads) % 2:
+            raise ValueError(f"rotary positions need an even width per head, got {self.width // self.heads}")
+
+
+class Rotary(nn.Module):
+    """Turns each pair of features by an angle proportional to the position (Su et al. 2021).
+
+    The dot product of a turned query and a turned key then depends on their distance alone.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, head_width: int, context: int, base: float = 10_000.0) -> None:
+        super().__init__()
+        frequency = base ** (-torch.arange(0, head_width, 2, dtype=torch.float32) / head_width)
+        angle = torch.outer(torch.arange(context, dtype=torch.float32), frequency)
+        self.register_buffer("cos", angle.cos(), persistent=False)
+        self.register_buffer("sin", angle.sin(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Turn `x` of shape (..., positions, head_width)."""
+        length = x.shape[-2]
+        cos, sin = self.cos[:length], self.sin[:length]
+        first, second = x.chunk(2, dim=-1)
+        return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.inputs = nn.Linear(config.width, 3 * config.width, bias=False)
+        self.output = nn.Linear(config.width, config.width, bias=False)
+        self.rotary = (
+            Rotary(config.width // config.heads, config.context) if config.positions == "rotary" else None
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix `x` of shape (batch, positions, width) over the positions so far."""
+        batch, length, width = x.shape
+        query, key, value = (
+            self.inputs(x).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        )
+        if self.rotary is not None:
+            query, key = self.rotary(query), self.rotary(key)
+        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return self.output(mixed.transpose(1, 2).reshape(batch, length, width))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """Attention, then a two-layer perceptron, each added to what it read through a norm."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.width)
+        self.attention = Attention(config)
+        self.mlp_norm = nn.LayerNorm(config.width)
+        self.up = nn.Linear(config.width, 4 * config.width, bias=False)
+        self.down = nn.Linear(4 * config.width, config.width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: (batch, positions, width) in and out."""
+        x = x + self.attention(self.attention_norm(x))
+        return x + self.down(F.gelu(self.up(self.mlp_norm(x))))  # type: ignore[no-any-return]
+
+
+class GPT(nn.Module):
+    """Predicts each next byte from those before it.
+
+    Example:
+        >>> model = GPT(GPTConfig(width=16, depth=1, heads=2, context=8))
+        >>> model(torch.zeros(3, 8, dtype=torch.long)).shape
+        torch.Size([3, 8, 256])
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(VOCABULARY, config.width)
+        self.positions = (
+            nn.Parameter(torch.empty(config.context, config.width)) if config.positions == "learned" else None
+        )
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.width)
+        self.head = nn.Linear(config.width, VOCABULARY, bias=False)
+        if config.tied:
+            self.head.weight = self.embedding.weight
+        self._initialize()
+
+    def _initialize(self) -> None:
+        for parameter in self.parameters():
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=0.02)
+        # What enters the residual stream is scaled so that its variance does not grow with depth.
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            for writer in (block.attention.output, block.down):
+                nn.init.normal_(writer.weight, std=0.02 / math.sqrt(2 * self.config.depth))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits of the next byte.
+
+        Args:
+            tokens: Byte values, integers of shape (batch, positions), positions ≤ `context`.
+
+        Returns:
+            Logits of shape (batch, positions, 256).
+        """
+        x = self.embedding(tokens)
+        if self.positions is not None:
+            x = x + self.positions[: tokens.shape[1]]
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x))  # type: ignore[no-any-return]

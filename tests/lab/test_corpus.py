@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from steepest.lab import LabError
+from steepest.lab.corpus import Corpus, from_path, standard_library
+
+
+@pytest.fixture
+def library(tmp_path: Path) -> Path:
+    """Forty files, each its own letter over and over, so that every byte betrays its file."""
+    for index in range(40):
+        folder = tmp_path / f"part{index % 3}"
+        folder.mkdir(exist_ok=True)
+        (folder / f"{index:02d}.txt").write_bytes(bytes([128 + index]) * (100 + index))
+    return tmp_path
+
+
+def test_the_split_is_by_file_and_loses_nothing(library: Path) -> None:
+    corpus = from_path(library)
+    train, held_out = set(corpus.train), set(corpus.held_out)
+    assert train.isdisjoint(held_out)
+    assert train | held_out == {128 + index for index in range(40)}
+    assert len(corpus.train) + len(corpus.held_out) == sum(100 + index for index in range(40))
+    assert len(held_out) == corpus.held_out_files
+    assert 0.1 <= len(corpus.held_out) / len(corpus.train + corpus.held_out) <= 0.2
+
+
+def test_the_split_does_not_follow_the_alphabet(library: Path) -> None:
+    held_out = sorted(set(from_path(library).held_out))
+    assert held_out != list(range(128, 128 + len(held_out)))
+    assert held_out != list(range(168 - len(held_out), 168))
+
+
+def test_the_same_files_elsewhere_split_the_same(
+    library: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    # Made in the opposite order: the file system's own order must not matter.
+    for path in sorted(library.rglob("*.txt"), reverse=True):
+        target = elsewhere / path.relative_to(library)
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    here, there = from_path(library), from_path(elsewhere)
+    assert (here.train, here.held_out) == (there.train, there.held_out)
+    assert here.fingerprint == there.fingerprint
+
+
+def test_the_fingerprint_knows_where_the_split_is() -> None:
+    assert Corpus("", b"abc", b"d", 1, 0).fingerprint != Corpus("", b"ab", b"cd", 1, 0).fingerprint
+
+
+def test_of_a_single_file_the_end_is_held_out(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(bytes(range(1, 201)))
+    corpus = from_path(path)
+    assert corpus.train + corpus.held_out == bytes(range(1, 201))
+    assert len(corpus.held_out) == 20
+
+
+def test_a_file_that_is_most_of_the_text_stays_in_training(tmp_path: Path) -> None:
+    (tmp_path / "big").write_bytes(b"b" * 10_000)
+    for name in "stuvwxyz":
+        (tmp_path / name).write_bytes(b"s" * 300)
+    corpus = from_path(tmp_path)
+    assert b"b" in corpus.train
+    assert b"b" not in corpus.held_out
+    assert corpus.held_out
+
+
+def test_hidden_and_binary_files_are_left_out(library: Path) -> None:
+    before = from_path(library)
+    (library / ".git").mkdir()
+    (library / ".git" / "config").write_text("secret")
+    (library / ".hidden").write_text("secret")
+    (library / "picture").write_bytes(b"\x89PNG\0\0")
+    assert from_path(library) == before
+
+
+def test_reading_stops_at_the_cap(library: Path) -> None:
+    corpus = from_path(library, max_bytes=1234)
+    assert len(corpus.train) + len(corpus.held_out) == 1234
+
+
+@pytest.mark.parametrize("content", [None, b""])
+def test_nothing_to_read_is_one_clear_line(tmp_path: Path, content: bytes | None) -> None:
+    if content is not None:
+        (tmp_path / "empty.txt").write_bytes(content)
+    with pytest.raises(LabError, match="no text in"):
+        from_path(tmp_path)
+    with pytest.raises(LabError, match="no such file"):
+        from_path(tmp_path / "missing")
+
+
+def test_the_standard_library_is_source_without_tests_and_packages() -> None:
+    corpus = standard_library()
+    assert len(corpus.train) > 2_000_000
+    assert b"import" in corpus.held_out
+    text = corpus.train + corpus.held_out
+    for foreign in (b"class NewTensorBase", b"codec generated from"):
+        assert foreign not in text

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import runpy
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from steepest.lab import LabError, RaceResult, Task, race
+from steepest.lab.budget import LEAST_STEPS
+from steepest.lab.progress import Silent
+from steepest.lab.records import Assignment, Record
+
+ENTRIES: list[Any] = ["lion", ("torch sgd", partial(torch.optim.SGD, momentum=0.9))]
+SMALL: dict[str, Any] = {"trials": 3, "seeds": 3, "report": False}
+
+
+def outcome(records: list[Record]) -> list[tuple[Assignment, list[float], list[float]]]:
+    """All of the records that does not depend on the clock."""
+    return [
+        (
+            record.assignment,
+            [value for *_, value in record.curve],
+            [value for *_, value in record.validation],
+        )
+        for record in records
+    ]
+
+
+class StopAfter(Silent):
+    """Interrupts in the middle of the trial after so many."""
+
+    def __init__(self, trials: int) -> None:
+        self.left = trials
+
+    def finished(self, record: Record) -> None:
+        self.left -= 1
+
+    def ticked(self, step: int, loss: float) -> None:
+        if self.left == 0 and step > 5:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_race_ends_as_if_it_had_never_been(plane: Task[Tensor], tmp_path: Path) -> None:
+    whole = race(plane, ENTRIES, steps=12, out=tmp_path / "whole", **SMALL)
+    for trials in (0, 1, 4, 3):
+        with pytest.raises(KeyboardInterrupt):
+            race(plane, ENTRIES, steps=12, out=tmp_path / "torn", watcher=StopAfter(trials), **SMALL)
+        with (tmp_path / "torn" / "records.jsonl").open("a") as file:
+            file.write('{"phase": "sea')
+    resumed = race(plane, ENTRIES, steps=12, out=tmp_path / "torn", **SMALL)
+    assert outcome(resumed.records) == outcome(whole.records)
+    assert len(whole.records) == 2 * (3 + 2)
+
+
+def test_a_finished_race_trains_nothing_more(plane: Task[Tensor], tmp_path: Path) -> None:
+    first = race(plane, ENTRIES, steps=12, out=tmp_path, **SMALL)
+
+    def untouchable(model: nn.Module, batch: Tensor) -> Tensor:
+        raise AssertionError
+
+    again = race(replace(plane, loss=untouchable), ENTRIES, steps=12, out=tmp_path, **SMALL)
+    assert again.records == first.records
+
+
+def test_every_optimizer_learns_and_the_rows_are_in_order(plane: Task[Tensor], tmp_path: Path) -> None:
+    result = race(plane, ENTRIES, steps=60, out=tmp_path, **SMALL)
+    untrained = result.records[0].validation[0][2]
+    assert all(row.metric < untrained for row in result.rows)
+    assert [row.metric for row in result.rows] == sorted(row.metric for row in result.rows)
+    assert {row.optimizer for row in result.rows} == {"lion", "torch sgd"}
+
+
+def test_a_budget_is_turned_into_steps_and_kept(plane: Task[Tensor], tmp_path: Path) -> None:
+    first = race(plane, ["signgsd"], budget=2, out=tmp_path, **SMALL)
+    assert first.plan.steps >= LEAST_STEPS
+    assert first.plan.limit == pytest.approx(2.6)
+    again = race(plane, ["signgsd"], budget="2s", out=tmp_path, **SMALL)
+    assert again.plan.steps == first.plan.steps
+    assert again.plan.limit == first.plan.limit
+    assert len(again.records) == len(first.records)
+
+
+def test_another_plan_in_the_same_folder_is_refused_and_fresh_begins_anew(
+    plane: Task[Tensor], tmp_path: Path
+) -> None:
+    race(plane, ["signgsd"], steps=5, out=tmp_path, **SMALL)
+    with pytest.raises(LabError, match=r"steps \(5 there, 6 asked\); choose another folder or --fresh"):
+        race(plane, ["signgsd"], steps=6, out=tmp_path, **SMALL)
+    with pytest.raises(LabError, match="optimizers"):
+        race(plane, ["lion"], steps=5, out=tmp_path, **SMALL)
+    with pytest.raises(LabError, match="config"):
+        race(replace(plane, config={"data": "other"}), ["signgsd"], steps=5, out=tmp_path, **SMALL)
+    (tmp_path / "mine.txt").write_text("not the race's")
+    fresh = race(plane, ["signgsd"], steps=6, out=tmp_path, fresh=True, **SMALL)
+    assert {record.steps for record in fresh.records} == {6}
+    assert (tmp_path / "mine.txt").exists()
+
+
+def test_trials_without_their_plan_are_not_touched(plane: Task[Tensor], tmp_path: Path) -> None:
+    race(plane, ["signgsd"], steps=5, out=tmp_path, **SMALL)
+    (tmp_path / "plan.json").unlink()
+    with pytest.raises(LabError, match="without their plan"):
+        race(plane, ["signgsd"], steps=5, out=tmp_path, **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"steps": 5, "budget": "5m"}, "not both"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"steps": 5, "trials": 0}, "trials must be at least 1"),
+        ({"steps": 5, "seeds": -1}, "seeds must be at least 1"),
+        ({"budget": "soon"}, "bad budget 'soon'"),
+        ({"budget": 0.01}, "too small for 5 trials"),
+    ],
+)
+def test_impossible_requests_are_refused(
+    plane: Task[Tensor], tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(LabError, match=words):
+        race(plane, ["signgsd"], out=tmp_path / "new", **{**SMALL, **change})
+    assert not (tmp_path / "new" / "records.jsonl").exists()
+
+
+def test_a_model_with_nothing_to_train_is_refused(plane: Task[Tensor], tmp_path: Path) -> None:
+    frozen = replace(plane, make=lambda seed: nn.Linear(4, 1).requires_grad_(False))
+    with pytest.raises(LabError, match="no trainable parameters"):
+        race(frozen, ["signgsd"], steps=5, out=tmp_path)
+
+
+def test_the_racers_generator_is_left_alone(plane: Task[Tensor], tmp_path: Path) -> None:
+    before = torch.get_rng_state()
+    race(plane, ["simba"], steps=5, out=tmp_path, **SMALL)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.fixture
+def example() -> dict[str, Any]:
+    path = Path(__file__).parents[2] / "examples" / "race_your_model.py"
+    return runpy.run_path(str(path))
+
+
+def test_the_example_runs_and_its_optimizers_learn(example: dict[str, Any], tmp_path: Path) -> None:
+    result: RaceResult = example["main"](str(tmp_path))
+    assert len(result.rows) == 3
+    assert all(row.metric < 0.3 for row in result.rows)
+    assert result.report == tmp_path / "report.html"
+    assert (tmp_path / "report.html").exists()

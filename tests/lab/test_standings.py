@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from steepest.lab import wording
+from steepest.lab.standings import reference, standings, untrained, winners
+
+from .conftest import make_plan, make_record
+
+
+def records_of(label: str, metrics: tuple[float, float, float]) -> list:  # type: ignore[type-arg]
+    """Three trials of the search, the second (lr 1e-2) the best, and two more seeds of it."""
+    first, second, third = metrics
+    return [
+        make_record(label, 1e-3, first + 1, number=0),
+        make_record(label, 1e-2, first, number=1),
+        make_record(label, 1e-1, first + 2, number=2),
+        make_record(label, 1e-2, second, phase="seeds", number=1, seed=1),
+        make_record(label, 1e-2, third, phase="seeds", number=2, seed=2),
+    ]
+
+
+def test_a_row_is_the_mean_and_deviation_over_the_seeds_of_the_best_lr() -> None:
+    (row,) = standings(make_plan(("a",)), records_of("a", (2.0, 2.3, 2.6)))
+    assert row.metric == pytest.approx(2.3)
+    assert row.spread == pytest.approx(0.3)
+    assert (row.seeds, row.lr, row.edge, row.trials) == (3, 1e-2, None, 3)
+    assert (row.default_lr, row.default_metric) == (1e-3, 3.0)
+    assert row.hyper == {"betas": [0.9, 0.99]}
+    assert row.step_ms == 11.0
+
+
+@pytest.mark.parametrize(("lower", "order"), [(True, ["a", "b"]), (False, ["b", "a"])])
+def test_the_better_metric_comes_first(lower: bool, order: list[str]) -> None:
+    plan = make_plan(lower_is_better=lower, trials=1, seeds=1)
+    records = [make_record("a", metric=1.0), make_record("b", metric=2.0)]
+    assert [row.optimizer for row in standings(plan, records)] == order
+
+
+def test_divergence_never_wins() -> None:
+    lost = [make_record("b", 1e-3, math.nan), make_record("b", 1e-4, math.nan, number=1)]
+    unsteady = records_of("c", (0.1, math.nan, 0.1))
+    rows = standings(make_plan(("b", "c", "a")), [*lost, *unsteady, *records_of("a", (2.0, 2.0, 2.0))])
+    assert [row.optimizer for row in rows] == ["a", "c", "b"]
+    assert (rows[1].seeds, rows[1].diverged_seeds) == (3, 1)
+    assert wording.result(rows[1]) == "0.100 ± 0.000 (1 of 3 seeds diverged)"
+    assert rows[2].lr is None
+    assert wording.result(rows[2]) == wording.figure(math.nan) == "diverged"
+    assert winners(make_plan(), lost, "b") == []
+
+
+def test_an_edge_is_said() -> None:
+    plan = make_plan(("a",), trials=2, seeds=1)
+    high = [make_record("a", 1e-3, 2.0), make_record("a", 1e-2, 1.0, number=1)]
+    low = [make_record("a", 1e-3, 1.0), make_record("a", 1e-2, 2.0, number=1)]
+    assert wording.tuned(standings(plan, high)[0]) == "0.01 (highest tried)"
+    assert wording.tuned(standings(plan, low)[0]) == "0.001 (lowest tried)"
+    assert wording.tuned(standings(plan, high[:1])[0]) == "0.001 (not searched)"
+
+
+def test_step_times_are_compared_with_adamw_or_else_the_first() -> None:
+    assert reference(make_plan(("lion", "adamw"))) == "adamw"
+    assert reference(make_plan(("lion", "signum"))) == "lion"
+
+
+def test_the_untrained_level_counts_every_seed_once() -> None:
+    assert untrained(records_of("a", (2.0, 2.0, 2.0))) == 5.0
+    assert math.isnan(untrained([]))
+
+
+def test_what_was_cut_short_is_said() -> None:
+    plan = make_plan(("a",), trials=5, seeds=4, limit=3.0)
+    records = [
+        make_record("a", 1e-3, 2.0, number=0),
+        make_record("a", 1e-2, 3.0, number=1),
+        make_record("a", 1e-3, 2.0, phase="seeds", number=1, seed=1),
+    ]
+    said = " ".join(wording.conditions(plan, records))
+    assert "the search was cut from 5 to 2 trials, for every optimizer alike" in said
+    assert "2 seeds instead of 4" in said
+    assert "The race is not over" in " ".join(wording.conditions(plan, records[:-1]))
