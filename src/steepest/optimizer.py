@@ -267,12 +267,13 @@ class Optimizer(torch.optim.Optimizer):
                     f"group {index} of the state dict was saved with rule {theirs['rule']!r}, "
                     f"this optimizer's is {ours['rule']!r}; nothing was loaded"
                 )
+            merged = {**ours, **{name: theirs[name] for name in ours if name in theirs}}
             find_rule(ours["rule"]).check(
                 f"group {index} of the state dict",
-                {**ours, **{name: theirs[name] for name in ours if name in theirs}},
+                merged,
             )
             for at, (saved, param) in enumerate(zip(theirs["params"], ours["params"], strict=False)):
-                expected = _state_shapes(param, ours)
+                expected = _state_shapes(param, merged)
                 for name, value in loaded["state"].get(saved, {}).items():
                     shape = expected.get(name)
                     if isinstance(value, Tensor) and shape is not None and value.shape != shape:

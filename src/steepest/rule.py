@@ -109,7 +109,10 @@ class TensorRule(Rule):
     scope = "tensor"
 
     def reads_back(self, state: Mapping[str, Tensor], group: Group) -> bool:
-        """Whether :meth:`measure` will read a device's numbers on the host in this step (a sync)."""
+        """Whether :meth:`measure` will read a device's numbers on the host in this step (a sync).
+
+        ``state`` is empty before a parameter's first step.
+        """
         return False
 
     @abstractmethod

@@ -36,9 +36,9 @@ class AdamWRule(ElementRule):
         return {name: zeros(param, group["state_dtype"]) for name in names}
 
     def scalars(self, step: Scalar, **hyper: Any) -> dict[str, Scalar]:
-        """The bias corrections 1 − βᵗ."""
+        """The bias corrections 1/(1 − βᵗ)."""
         beta1, beta2 = hyper["betas"]
-        return {"correction1": 1 - beta1**step, "correction2": 1 - beta2**step}
+        return {"correction1": 1 / (1 - beta1**step), "correction2": 1 / (1 - beta2**step)}
 
     def update(  # type: ignore[override]
         self,
@@ -62,8 +62,16 @@ class AdamWRule(ElementRule):
         if max_exp_avg_sq is not None:
             second = state["max_exp_avg_sq"] = torch.maximum(max_exp_avg_sq, exp_avg_sq)
         # Where every gradient so far was 0 and eps is 0, this is 0/tiny and not 0/0.
-        tiny = torch.finfo(second.dtype).tiny
-        return (exp_avg / correction1) / ((second / correction2).sqrt() + eps).clamp(min=tiny), state
+        denominator = (_sqrt(second * correction2) + eps).clamp(min=torch.finfo(second.dtype).tiny)
+        return exp_avg * correction1 / denominator, state
+
+
+def _sqrt(x: Tensor) -> Tensor:
+    """√x as x·(1/√x): torch's sqrt on a CPU is a unit off in the last place where compiled code is exact.
+
+    1/√x is computed alike by both, and eager, compiled and sharded runs must give the same bits.
+    """
+    return x * x.clamp(min=torch.finfo(x.dtype).tiny).rsqrt()
 
 
 class AdamW(Optimizer, rule=AdamWRule()):

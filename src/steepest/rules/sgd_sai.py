@@ -46,7 +46,7 @@ class SGDSaIRule(TensorRule):
 
     def reads_back(self, state: Mapping[str, Tensor], group: Group) -> bool:
         """Only while the scale is being measured."""
-        return bool(float(state["measured"]) < group["warmup_batches"])
+        return bool(float(state.get("measured", 0.0)) < group["warmup_batches"])
 
     def measure(
         self, moments: Callable[[], Moments], state: Mapping[str, Tensor], group: Group

@@ -1,0 +1,13 @@
+"""Batched matrix functions [..., m, n], usable alone: what the matrix rules are made of."""
+
+from steepest.linalg.newton_schulz import COEFFICIENTS, CoefficientSet, newton_schulz
+from steepest.linalg.procrustes import procrustes_rotation
+from steepest.linalg.spectral_norm import spectral_norm_bound
+
+__all__ = [
+    "COEFFICIENTS",
+    "CoefficientSet",
+    "newton_schulz",
+    "procrustes_rotation",
+    "spectral_norm_bound",
+]
