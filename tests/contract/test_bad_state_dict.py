@@ -1,0 +1,116 @@
+"""A state dict that does not fit raises, says why, and changes nothing."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+
+from .cases import CASES, RULES, Case, by_id
+from .training import identical, make_params, snapshot, train
+
+
+def _optimizer(case: Case, shapes: Any = ((4, 3), (5,), ())) -> tuple[Any, list[torch.Tensor]]:
+    params = make_params(shapes=shapes)
+    optimizer = case.make([{"params": params[:2]}, {"params": params[2:]}])
+    train(optimizer, params, 2)
+    return optimizer, params
+
+
+def _refused(case: Case, saved: dict[str, Any], words: str) -> None:
+    """Refused by an optimizer with the case's options, and by one with the rule's defaults."""
+    for target in (case, Case(case.rule.name)):
+        _refused_by(target, saved, words)
+
+
+def _refused_by(case: Case, saved: dict[str, Any], words: str) -> None:
+    optimizer, params = _optimizer(case)
+    before, kept = snapshot(optimizer, params), copy.deepcopy(saved)
+    with pytest.raises(ValueError, match=words):
+        optimizer.load_state_dict(saved)
+    assert identical(snapshot(optimizer, params), before)
+    assert identical(saved, kept), "the caller's dict is left alone too"
+
+
+def _saved(case: Case, shapes: Any = ((4, 3), (5,), ())) -> dict[str, Any]:
+    return copy.deepcopy(_optimizer(case, shapes)[0].state_dict())
+
+
+@pytest.mark.parametrize("other", RULES, ids=by_id)
+def test_another_rule_s(rule: Case, other: Case):
+    if other.name != rule.name:
+        _refused(rule, _saved(other), rf"group 0 .*'{other.name}'.*'{rule.name}'")
+
+
+def test_one_group_s_rule_differs(rule: Case):
+    saved = _saved(rule)
+    saved["param_groups"][1]["rule"] = "some other"
+    _refused(rule, saved, "group 1 .*'some other'")
+
+
+def test_another_number_of_groups(case: Case):
+    saved = _saved(case)
+    saved["param_groups"].pop()
+    _refused(case, saved, "different number of parameter groups")
+
+
+def test_another_number_of_parameters(case: Case):
+    saved = _saved(case)
+    saved["param_groups"][0]["params"].pop()
+    _refused(case, saved, "doesn't match the size")
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [((3, 4), (5,), ()), ((4, 3), (6,), ()), ((4, 3), (5,), (1,)), ((12,), (5,), ()), ((), (5,), ())],
+    ids=str,
+)
+@pytest.mark.parametrize("case", CASES, ids=by_id)
+def test_another_shape(case: Case, shapes: Any):
+    """Where there is state of the parameter's shape at all."""
+    saved = _saved(case, shapes)
+    single = case.rule.tensor_state | {"step"}
+    if any(name not in single for state in saved["state"].values() for name in state):
+        _refused(case, saved, "shape")
+
+
+def test_a_per_tensor_number_must_be_one_number(case: Case):
+    saved = _saved(case)
+    names = [name for name in saved["state"][0] if name in case.rule.tensor_state | {"step"}]
+    for name in names:
+        for shape in ((7,), (4, 3)):
+            broken = copy.deepcopy(saved)
+            broken["state"][0][name] = torch.zeros(shape)
+            _refused(case, broken, "shape")
+
+
+def test_the_message_names_the_parameter(rule: Case):
+    saved = _saved(rule)
+    momentum = [name for name, value in saved["state"][1].items() if value.dim() > 0]
+    for name in momentum:
+        broken = copy.deepcopy(saved)
+        broken["state"][1][name] = torch.zeros(2, 2)
+        _refused(rule, broken, rf"'{name}' of parameter 1 of group 0 .*\(2, 2\).*\(5,\)")
+
+
+def test_values_out_of_range(rule: Case):
+    for name, value in {"lr": -1.0, "weight_decay": float("nan"), "rounding": "up", "seed": -1}.items():
+        saved = _saved(rule)
+        saved["param_groups"][1][name] = value
+        _refused(rule, saved, rf"group 1 .*{name}")
+
+
+def test_a_two_element_lr(rule: Case):
+    saved = _saved(rule)
+    saved["param_groups"][0]["lr"] = torch.ones(2)
+    _refused(rule, saved, "1-element")
+
+
+def test_a_refused_load_leaves_an_optimizer_that_steps_on(case: Case):
+    optimizer, params = _optimizer(case)
+    twin, twins = _optimizer(case)
+    with pytest.raises(ValueError, match="groups"):
+        optimizer.load_state_dict({"state": {}, "param_groups": []})
+    assert identical(train(optimizer, params, 2), train(twin, twins, 2))

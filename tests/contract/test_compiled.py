@@ -1,0 +1,237 @@
+"""``compile``: the same bits as eager on the CPU, one graph for a whole schedule, eager where it must be."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.utils import counters
+from torch.nn import Parameter
+
+from steepest import optimizer as optimizer_module
+from steepest.step import compiled
+
+from .cases import CASES, Case, by_id
+from .training import identical, make_params, set_gradients, steps, train
+
+pytestmark = pytest.mark.skipif(
+    not compiled.compiler_available("cpu"), reason="torch.compile needs a C++ compiler"
+)
+
+
+def _plain(dtype: torch.dtype = torch.float32) -> list[Parameter]:
+    """One kernel's worth: compiling is what takes the time here."""
+    return make_params(dtype, shapes=[(4, 3)])
+
+
+def _varied(dtype: torch.dtype = torch.float32) -> list[Parameter]:
+    """Among them an empty one, a scalar, and a transposed one."""
+    params = make_params(dtype, shapes=[(4, 3), (), (0,), (3, 5)])
+    params[3] = Parameter(params[3].detach().t())
+    return params
+
+
+def _graphs() -> int:
+    return counters["stats"]["unique_graphs"]
+
+
+def _reschedule(optimizer: torch.optim.Optimizer, step: int) -> None:
+    """A schedule that changes all that a schedule may, first away from a weight decay of 0."""
+    for group in optimizer.param_groups:
+        group["lr"] = 0.03 / (1 + step)
+        group["weight_decay"] = 0.1 * step
+        if group.get("momentum"):
+            group["momentum"] = 0.9 - 0.01 * step
+        if "betas" in group:
+            group["betas"] = (0.9 - 0.01 * step, 0.99 + 0.0001 * step)
+
+
+@pytest.fixture(autouse=True)
+def _no_fallback():
+    """A compilation that is given up warns; here that is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        yield
+
+
+def _follows_eager(case: Case, make: Callable[[], list[Parameter]], **options: Any) -> None:
+    params, twins = make(), make()
+    optimizer = case.make(params, compile=True, **options)
+    twin = case.make(twins, compile=False, **options)
+    for step in range(10):
+        for some, some_params in ((optimizer, params), (twin, twins)):
+            _reschedule(some, step)
+            set_gradients(some_params, step)
+        if step == 0:
+            optimizer.step()
+            graphs, specs = _graphs(), compiled._compile.cache_info().misses
+        else:
+            with torch._dynamo.config.patch(error_on_recompile=True):
+                optimizer.step()
+        twin.step()
+        assert identical(params, twins), f"step {step}"
+    assert identical(optimizer.state_dict()["state"], twin.state_dict()["state"])
+    assert (_graphs(), compiled._compile.cache_info().misses) == (graphs, specs), "recompiled"
+    assert not compiled._broken
+
+
+@pytest.mark.parametrize("case", CASES, ids=by_id)
+def test_it_equals_eager_over_a_schedule_that_never_recompiles(case: Case):
+    _follows_eager(case, _plain)
+
+
+@pytest.mark.parametrize(("name", "make"), [("lion", _varied), ("simba_leaky", _plain)])
+def test_it_rounds_stochastically_as_eager_does(name: str, make: Callable[..., list[Parameter]]):
+    """Rounding is the same code for every rule; a rule's own noise goes beside it."""
+    options = {"rounding": "stochastic", "state_dtype": torch.float32}
+    _follows_eager(Case(name), lambda: make(torch.bfloat16), **options)
+
+
+@pytest.mark.parametrize("method", ["independent", "palm", "sign", "cautious", "l2"])
+def test_it_decays_as_eager_does(method: str):
+    """The decay is the same code for every rule."""
+    _follows_eager(Case("signgsd"), _plain, weight_decay_method=method)
+
+
+def test_it_maximizes_complex_parameters_as_eager_does():
+    _follows_eager(Case("adamw"), lambda: _varied(torch.complex64), maximize=True)
+
+
+def test_it_takes_roots_as_eager_does():
+    _follows_eager(Case("adamw"), lambda: make_params(shapes=[(1000,)]), eps=0.01)
+
+
+def test_it_really_compiles(monkeypatch: pytest.MonkeyPatch):
+    """Or everything above would compare eager with eager."""
+    ran = []
+    run = optimizer_module.run_compiled
+    monkeypatch.setattr(optimizer_module, "run_compiled", lambda *a: ran.append(run(*a)) or ran[-1])
+    monkeypatch.setattr(optimizer_module, "run_eager", lambda *_: pytest.fail("ran eagerly"))
+    params = _plain()
+    train(Case("lion").make(params, compile=True), params, 2)
+    assert ran == [True, True]
+
+
+def test_equal_batches_share_one_graph():
+    train(Case("lion").make(params := _plain(), compile=True), params, 1)
+    before = _graphs(), compiled._compile.cache_info().misses
+    optimizer = Case("lion").make([{"params": _plain()}, {"params": _plain(), "lr": 0.5}], compile=True)
+    for group in optimizer.param_groups:
+        set_gradients(group["params"], 0)
+    optimizer.step()
+    assert (_graphs(), compiled._compile.cache_info().misses) == before
+
+
+@pytest.mark.parametrize("lr", [torch.tensor(0.03), torch.tensor([0.03])], ids=["0-dim", "1-element"])
+def test_a_tensor_lr_compiles_to_the_same_graph(lr: Tensor):
+    params, twins = _plain(), _plain()
+    optimizer = Case("lion").make(params, lr=lr, compile=True)
+    twin = Case("lion").make(twins, lr=lr.clone(), compile=False)
+    steps(optimizer, params, [0])
+    steps(twin, twins, [0])
+    before = _graphs()
+    for step in range(1, 4):
+        for some, some_params in ((optimizer, params), (twin, twins)):
+            some.param_groups[0]["lr"].mul_(0.5)
+            steps(some, some_params, [step])
+    assert _graphs() == before
+    assert identical(params, twins)
+
+
+def test_checkpoints_and_copies_step_on_in_the_same_graph():
+    params, twins = _plain(), _plain()
+    optimizer = Case("simba_leaky").make(params, compile=True)
+    steps(optimizer, params, range(2))
+    before = _graphs()
+    again = Case("simba_leaky").make(params, compile=True)
+    again.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    steps(again, params, range(2, 4))
+    copied = copy.deepcopy(again)
+    steps(copied, copied.param_groups[0]["params"], range(4, 6))
+    assert _graphs() == before
+    assert identical(copied.param_groups[0]["params"], train(Case("simba_leaky").make(twins), twins, 6))
+
+
+def test_the_gradient_and_the_generator_are_left_alone():
+    params = _plain(torch.bfloat16)
+    optimizer = Case("simba_leaky").make(
+        params, compile=True, rounding="stochastic", state_dtype=torch.float32
+    )
+    set_gradients(params, 0)
+    grads = [param.grad for param in params]
+    before, generator = [grad.clone() for grad in grads], torch.get_rng_state()
+    optimizer.step()
+    assert all(param.grad is grad for param, grad in zip(params, grads, strict=True))
+    assert identical(grads, before)
+    assert torch.equal(torch.get_rng_state(), generator)
+
+
+def _counting(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    calls: list[Any] = []
+    run = optimizer_module.run_compiled
+    monkeypatch.setattr(optimizer_module, "run_compiled", lambda *a: calls.append(a) or run(*a))
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("wish", "from_elements", "times"), [(None, 1 << 24, 0), (None, 1, 2), (False, 1, 0)]
+)
+def test_none_compiles_where_it_pays(
+    wish: bool | None, from_elements: int, times: int, monkeypatch: pytest.MonkeyPatch
+):
+    calls = _counting(monkeypatch)
+    monkeypatch.setattr(compiled, "_PAYS_FROM", from_elements)
+    params = _plain()
+    train(Case("lion").make(params, compile=wish), params, 2)
+    assert len(calls) == times
+
+
+@pytest.mark.parametrize(("wish", "warns"), [(True, 1), (None, 0), (False, 0)])
+def test_without_a_compiler_it_runs_eagerly_and_says_so_once(
+    wish: bool | None, warns: int, monkeypatch: pytest.MonkeyPatch
+):
+    calls = _counting(monkeypatch)
+    monkeypatch.setattr(optimizer_module, "compiler_available", lambda device: False)
+    monkeypatch.setattr(compiled, "_PAYS_FROM", 1)
+    compiled.warn_no_compiler.cache_clear()
+    params, twins = _plain(), _plain()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            params = _plain()
+            train(Case("lion").make(params, compile=wish), params, 3)
+    compiled.warn_no_compiler.cache_clear()
+    said = [str(warning.message) for warning in caught if warning.category is RuntimeWarning]
+    assert len(said) == warns
+    assert all("no compiler for 'cpu'" in words for words in said)
+    assert not calls
+    assert identical(params, train(Case("lion").make(twins), twins, 3))
+
+
+@pytest.mark.filterwarnings("default::RuntimeWarning")
+def test_a_graph_that_does_not_compile_is_given_up_once(monkeypatch: pytest.MonkeyPatch):
+    tried = []
+
+    def broken(spec: Any) -> Callable[..., None]:
+        def graph(*_: Any) -> None:
+            tried.append(spec)
+            raise torch._dynamo.exc.TorchDynamoException("no such header")
+
+        return graph
+
+    monkeypatch.setattr(compiled, "_compile", broken)
+    monkeypatch.setattr(compiled, "_broken", set())
+    params, twins = _plain(), _plain()
+    optimizer = Case("lion").make(params, compile=True)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(optimizer, params, 3)
+    assert len(tried) == 1
+    assert len(caught) == 1
+    assert "'lion' without compilation" in str(caught[0].message)
+    assert identical(params, train(Case("lion").make(twins), twins, 3))

@@ -1,0 +1,65 @@
+"""Complex parameters are stepped as pairs of real numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import Parameter
+
+from .cases import CASES, Case, by_id
+from .training import gradient, identical, make_params, steps, train
+
+OPTIONS: list[dict[str, Any]] = [
+    {"weight_decay": 0.125},
+    {"weight_decay": 0.125, "maximize": True, "nonfinite": "skip", "state_dtype": torch.float64},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=["decay", "maximize"])
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=by_id)
+def test_a_complex_parameter_is_its_real_view(case: Case, dtype: torch.dtype, options: dict[str, Any]):
+    params = make_params(dtype)
+    twins = [Parameter(torch.view_as_real(p.detach()).clone()) for p in params]
+    optimizer, twin = case.make(params, **options), case.make(twins, **options)
+    for step in range(4):
+        for index, (param, other) in enumerate(zip(params, twins, strict=True)):
+            param.grad = gradient(param, index, step)
+            other.grad = torch.view_as_real(param.grad).clone()
+        optimizer.step()
+        twin.step()
+    assert identical([torch.view_as_real(p.detach()) for p in params], twins)
+    assert identical(optimizer.state_dict()["state"], twin.state_dict()["state"])
+
+
+def test_a_conjugate_gradient_is_read_as_what_it_means(case: Case):
+    params, twins = make_params(torch.complex64), make_params(torch.complex64)
+    optimizer, twin = case.make(params), case.make(twins)
+    for step in range(2):
+        for index, (param, other) in enumerate(zip(params, twins, strict=True)):
+            param.grad = gradient(other, index, step).conj()
+            other.grad = gradient(other, index, step).conj().resolve_conj()
+        optimizer.step()
+        twin.step()
+    assert identical(params, twins)
+
+
+def test_a_complex_parameter_s_checkpoint_resumes(case: Case):
+    params, twins = make_params(torch.complex64), make_params(torch.complex64)
+    optimizer = case.make(params)
+    steps(optimizer, params, range(2))
+    again = case.make(params)
+    again.load_state_dict(optimizer.state_dict())
+    steps(again, params, range(2, 4))
+    assert identical(params, train(case.make(twins), twins, 4))
+
+
+def test_real_and_complex_in_one_group(case: Case):
+    params = [*make_params(torch.complex64)[:1], *make_params()[:1]]
+    alone = make_params(torch.complex64)[:1]
+    train(case.make(params), params)
+    train(case.make(alone), alone)
+    if case.options.get("normalize") != "max":
+        assert identical(params[:1], alone)

@@ -1,0 +1,90 @@
+"""torch.distributed.checkpoint's habits, besides the exact resume that test_resume.py checks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+
+from .cases import CASES, Case, by_id
+from .resume_jobs import Net
+from .training import gradient, identical, snapshot, steps
+
+WAYS = {
+    "nested": {"strict": False},
+    "flat": {"strict": False, "flatten_optimizer_state_dict": True},
+}
+
+
+def _net() -> Net:
+    return Net(torch.float32, 1)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("case", CASES, ids=by_id)
+def test_asking_a_trained_optimizer_changes_nothing(case: Case, way: str):
+    net = _net()
+    optimizer = case.make(net.parameters())
+    steps(optimizer, list(net.parameters()), range(2))
+    before = snapshot(optimizer, net.parameters())
+    get_optimizer_state_dict(net, optimizer, options=StateDictOptions(**WAYS[way]))
+    assert identical(snapshot(optimizer, net.parameters()), before)
+
+
+@pytest.mark.parametrize("case", CASES, ids=by_id)
+def test_flat_state_is_one_plain_value_a_name(case: Case):
+    net = _net()
+    optimizer = case.make(net.named_parameters())
+    steps(optimizer, list(net.parameters()), range(2))
+    flat = get_optimizer_state_dict(net, optimizer, options=StateDictOptions(**WAYS["flat"]))
+    names = {f"state.layers.{i}.{name}" for i, p in enumerate(net.layers) for name in optimizer.state[p]}
+    assert names == {name for name in flat if name.startswith("state.")}
+    assert all(isinstance(flat[name], (torch.Tensor, int, float)) for name in names)
+
+
+def _go_on(net: Net, optimizer: Any, which: range) -> None:
+    """The second parameter's gradient comes from step 3 on."""
+    for step in which:
+        for index, param in enumerate(net.layers):
+            param.grad = None if index == 1 and step < 3 else gradient(param, index, step)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("case", CASES, ids=by_id)
+def test_a_parameter_whose_gradient_has_not_come_yet(case: Case, way: str):
+    options = StateDictOptions(**WAYS[way])
+    net, twin = _net(), _net()
+    optimizer, other = case.make(net.parameters()), case.make(twin.parameters())
+    _go_on(net, optimizer, range(2))
+    _go_on(twin, other, range(5))
+    saved = get_optimizer_state_dict(net, optimizer, options=options)
+    optimizer.zero_grad()
+    again = case.make(net.parameters())
+    set_optimizer_state_dict(net, again, saved, options=options)
+    _go_on(net, again, range(2, 5))
+    assert identical(list(net.parameters()), list(twin.parameters()))
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("case", CASES, ids=by_id)
+def test_a_frozen_parameter(case: Case, way: str):
+    options = StateDictOptions(**WAYS[way])
+    net, twin = _net(), _net()
+    for some in (net, twin):
+        some.layers[1].requires_grad_(False)
+    optimizer, other = case.make(net.parameters()), case.make(twin.parameters())
+    _go_on(net, optimizer, range(2))
+    _go_on(twin, other, range(3))
+    saved = get_optimizer_state_dict(net, optimizer, options=options)
+    optimizer.zero_grad()
+    again = case.make(net.parameters())
+    set_optimizer_state_dict(net, again, saved, options=options)
+    _go_on(net, again, range(2, 3))
+    assert identical(list(net.parameters()), list(twin.parameters()))

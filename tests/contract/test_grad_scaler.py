@@ -1,0 +1,108 @@
+"""GradScaler: unscale, clip, step, update, and a step skipped for an infinite gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.amp import GradScaler
+from torch.nn.utils import clip_grad_norm_
+
+from .cases import CASES, Case, by_id
+from .training import gradient, identical, make_params, snapshot
+
+SCALE = 1024.0
+
+
+def _scaler(device: torch.device, scale: float = SCALE) -> GradScaler:
+    scaler = GradScaler(device.type, init_scale=scale, growth_interval=2)
+    scaler.scale(torch.zeros((), device=device))  # the scale's tensor is made on first use
+    return scaler
+
+
+@pytest.mark.parametrize("options", [{}, {"nonfinite": "skip"}, {"nonfinite": "raise"}], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=by_id)
+def test_scaled_unscaled_clipped_training_is_training(
+    case: Case, options: dict[str, Any], device: torch.device
+):
+    """The scale is a power of two, so that scaling is exact."""
+    params, twins = make_params(device=device), make_params(device=device)
+    optimizer, twin = case.make(params, **options), case.make(twins, **options)
+    scaler = _scaler(device)
+    for step in range(5):
+        for index, (param, other) in enumerate(zip(params, twins, strict=True)):
+            other.grad = gradient(other, index, step)
+            param.grad = other.grad * scaler.get_scale()
+        scaler.unscale_(optimizer)
+        for some in (params, twins):
+            clip_grad_norm_(some, 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+        twin.step()
+    assert scaler.get_scale() == 4 * SCALE
+    assert identical(params, twins)
+    assert identical(optimizer.state_dict()["state"], twin.state_dict()["state"])
+
+
+def test_without_unscale_the_scaler_unscales_once(case: Case, device: torch.device):
+    params, twins = make_params(device=device), make_params(device=device)
+    optimizer, twin = case.make(params), case.make(twins)
+    scaler = _scaler(device)
+    for step in range(3):
+        for index, (param, other) in enumerate(zip(params, twins, strict=True)):
+            other.grad = gradient(other, index, step)
+            param.grad = other.grad * scaler.get_scale()
+        scaler.step(optimizer)
+        scaler.update()
+        twin.step()
+    assert identical(params, twins)
+
+
+@pytest.mark.parametrize("bad", [torch.inf, torch.nan], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=by_id)
+def test_an_overflow_skips_the_step_and_halves_the_scale(case: Case, bad: float, device: torch.device):
+    params = make_params(device=device)
+    optimizer, scaler = case.make(params), _scaler(device)
+
+    def scaled_step(step: int, spoil: bool) -> None:
+        for index, param in enumerate(params):
+            param.grad = gradient(param, index, step) * scaler.get_scale()
+        if spoil:
+            params[1].grad[3] = bad
+        scaler.step(optimizer)
+        scaler.update()
+
+    scaled_step(0, spoil=False)
+    before = snapshot(optimizer, params)
+    scaled_step(1, spoil=True)
+    assert identical(snapshot(optimizer, params), before)
+    assert scaler.get_scale() == SCALE / 2
+    scaled_step(1, spoil=False)
+    assert not identical(snapshot(optimizer, params), before)
+    assert optimizer.skipped_steps == 0, "the scaler skipped, not the optimizer"
+
+
+def test_with_autocast_and_a_real_backward(case: Case, device: torch.device):
+    def run(scaled: bool) -> list[Tensor]:
+        params = make_params(device=device, shapes=[(3, 3)])
+        optimizer, scaler = case.make(params), GradScaler(device.type, init_scale=SCALE, enabled=scaled)
+        for _ in range(3):
+            optimizer.zero_grad()
+            with torch.autocast(device.type, torch.bfloat16):
+                loss = (params[0] @ params[0]).float().pow(2).sum()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        return params
+
+    assert identical(run(scaled=True), run(scaled=False))
+
+
+def test_the_scaler_returns_the_step_s_result(rule: Case):
+    params = make_params()
+    optimizer, scaler = rule.make(params), GradScaler("cpu", enabled=False)
+    for index, param in enumerate(params):
+        param.grad = gradient(param, index, 0)
+    assert scaler.step(optimizer) is None

@@ -1,0 +1,152 @@
+"""Param groups: options of their own, keys of other people, groups added after steps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import Parameter
+
+from .cases import CASES, RULES, Case, by_id, deterministic
+from .training import identical, make_params, set_gradients, snapshot, steps, train, values
+
+# What a tensor does must not depend on its group's neighbours; "max" relates all tensors by design.
+ALONE = [case for case in CASES if deterministic(case) and case.options.get("normalize") != "max"]
+
+
+def test_unknown_keys_in_a_group_are_kept_through_a_checkpoint(rule: Case):
+    theirs = {"name": "decoder", "lr_scale": 0.5, "initial_lr": 3.0, "weight_decai": 1}
+    params = make_params()
+    optimizer = rule.make([{"params": params, **theirs}])
+    train(optimizer, params)
+    again = rule.make(make_params())
+    again.load_state_dict(optimizer.state_dict())
+    for group in (
+        optimizer.param_groups[0],
+        optimizer.state_dict()["param_groups"][0],
+        again.param_groups[0],
+    ):
+        assert {name: group[name] for name in theirs} == theirs
+
+
+def test_unknown_keys_change_nothing(case: Case):
+    expected = train(case.make(params := make_params()), params)
+    params = make_params()
+    optimizer = case.make([{"params": params, "name": "decoder", "foreach": True, "capturable": True}])
+    assert identical(train(optimizer, params), expected)
+
+
+def test_a_group_s_options_act_as_the_optimizer_s_do(case: Case):
+    options = {"lr": 0.25, "weight_decay": 0.125, "maximize": True, "nonfinite": "skip"}
+    expected = train(case.make(params := make_params(), **options), params)
+    params = make_params()
+    optimizer = case.make([{"params": params, **options}], **{**options, "lr": 7.0, "maximize": False})
+    assert identical(train(optimizer, params), expected)
+
+
+@pytest.mark.parametrize("case", ALONE, ids=by_id)
+def test_groups_do_not_mix(case: Case):
+    options = [{"lr": 0.5}, {"weight_decay": 0.25}, {"maximize": True}]
+    params, twins = make_params(), make_params()
+    together = case.make([{"params": [p], **own} for p, own in zip(params, options, strict=True)])
+    apart = [case.make([p], **own) for p, own in zip(twins, options, strict=True)]
+    for step in range(3):
+        steps(together, params, [step])
+        set_gradients(twins, step)
+        for optimizer in apart:
+            optimizer.step()
+    assert identical(params, twins)
+
+
+@pytest.mark.parametrize("case", ALONE, ids=by_id)
+def test_a_group_added_after_steps_starts_as_if_new(case: Case):
+    params, twins = make_params(), make_params()
+    optimizer, early, late = case.make(params[:2]), case.make(twins[:2]), case.make(twins[2:], lr=0.5)
+    for step in range(4):
+        set_gradients(params, step)
+        set_gradients(twins, step)
+        if step == 2:
+            optimizer.add_param_group({"params": params[2:], "lr": 0.5})
+        optimizer.step()
+        early.step()
+        if step >= 2:
+            late.step()
+    assert identical(params, twins)
+
+
+def test_an_added_group_gets_the_optimizer_s_options(case: Case):
+    optimizer = case.make([Parameter(torch.ones(2))], weight_decay=0.25, rounding="stochastic", seed=5)
+    optimizer.add_param_group({"params": Parameter(torch.ones(2)), "seed": 6})
+    first, second = ({k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups)
+    assert second == {**first, "seed": 6}
+
+
+ERRORS = {
+    "a parameter of another group": (
+        ValueError,
+        "more than one parameter group",
+        lambda ps: {"params": ps[0]},
+    ),
+    "a set": (TypeError, "ordered collections", lambda ps: {"params": {Parameter(torch.ones(2))}}),
+    "no dict": (TypeError, "must be a dict", lambda ps: [Parameter(torch.ones(2))]),
+    "no tensor": (TypeError, "can only optimize Tensors", lambda ps: {"params": [1.0]}),
+    "a non-leaf": (ValueError, "non-leaf", lambda ps: {"params": [ps[0] * 2]}),
+    "integers": (ValueError, "group 1 has dtype torch.int64", lambda ps: {"params": [torch.ones(2).long()]}),
+    "names": (ValueError, "with names", lambda ps: {"params": [("w", Parameter(torch.ones(2)))]}),
+    "two-element lr": (ValueError, "1-element", lambda ps: {"params": make_params(), "lr": torch.ones(2)}),
+    "a bad value": (ValueError, "weight_decay", lambda ps: {"params": make_params(), "weight_decay": -1}),
+    "an unknown rule": (ValueError, "did you mean", lambda ps: {"params": make_params(), "rule": "lionn"}),
+}
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("rule", RULES, ids=by_id)
+def test_add_param_group_checks_what_the_constructor_checks(rule: Case, error: str):
+    kind, words, bad_group = ERRORS[error]
+    params = make_params()
+    optimizer = rule.make(params)
+    steps(optimizer, params, range(2))
+    before = snapshot(optimizer, params)
+    with pytest.raises(kind, match=words):
+        optimizer.add_param_group(bad_group(params))
+    assert identical(snapshot(optimizer, params), before)
+
+
+def test_duplicates_in_an_added_group_warn(rule: Case):
+    optimizer = rule.make(make_params())
+    param = Parameter(torch.ones(2))
+    with pytest.warns(UserWarning, match="duplicate parameters"):
+        optimizer.add_param_group({"params": [param, param]})
+
+
+def test_an_option_changed_between_steps_acts_from_the_next(case: Case):
+    params, twins = make_params(), make_params()
+    optimizer, twin = case.make(params), case.make(twins)
+    steps(optimizer, params, range(2))
+    steps(twin, twins, range(2))
+    optimizer.param_groups[0]["maximize"] = True
+    steps(optimizer, params, [2])
+    set_gradients(twins, 2)
+    for param in twins:
+        param.grad.neg_()
+    twin.step()
+    assert identical(params, twins)
+
+
+def test_groups_may_be_removed(case: Case):
+    params = make_params()
+    optimizer = case.make([{"params": [param]} for param in params])
+    steps(optimizer, params, range(2))
+    del optimizer.param_groups[0]
+    frozen = values(params[:1])
+    steps(optimizer, params, range(2, 4))
+    assert identical(params[:1], frozen)
+    assert optimizer.skipped_steps == 0
+
+
+def test_a_group_without_parameters_is_tolerated(case: Case):
+    params, twins = make_params(), make_params()
+    optimizer = case.make([{"params": []}, {"params": params}])
+    assert identical(train(optimizer, params), train(case.make(twins), twins))
+    again = case.make([{"params": []}, {"params": params}])
+    again.load_state_dict(optimizer.state_dict())
+    assert identical(again.state_dict(), optimizer.state_dict())

@@ -1,0 +1,146 @@
+"""Every hyper-parameter's range is checked, with its name and its value in the message."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import Parameter
+
+from steepest.options import COMMON_OPTIONS
+
+from .cases import RULES, Case, by_id
+from .training import identical, make_params, snapshot
+
+# No hyper-parameter, known or to come, may take these.
+NEVER: list[Any] = [math.nan, "no such value", {}, Parameter]
+
+NOT_A_NUMBER: list[Any] = [math.inf, -math.inf, True, False, None, "0.1", 1j, [0.1], (0.1,)]
+NEGATIVE: list[Any] = [-1, -1e-9]
+NOT_A_BOOL: list[Any] = [0, 1, None, "True", 1.0]
+NOT_AN_INTEGER: list[Any] = [1.0, 2.5, True, None, "3"]
+NOT_BETAS: list[Any] = [
+    *(0.9, None, "ab", (), (0.9,), (0.9, 0.9, 0.9), (0.9, None), (0.9, "0.9")),
+    *((1.0, 0.9), (0.9, 1.0), (-0.1, 0.9), (0.9, -0.1), (math.nan, 0.9), (0.9, math.inf), (True, 0.9)),
+]
+NOT_A_FRACTION = [*NOT_A_NUMBER, *NEGATIVE, 1.5]
+
+# By name, or by rule and name where rules differ.
+BAD: dict[str | tuple[str, str], list[Any]] = {
+    "lr": [*NOT_A_NUMBER, *NEGATIVE, torch.tensor(-1.0), torch.tensor(math.nan), torch.tensor([math.inf])],
+    "weight_decay": NOT_A_NUMBER + NEGATIVE,
+    "eps": NOT_A_NUMBER + NEGATIVE,
+    "betas": NOT_BETAS,
+    "momentum": NOT_A_NUMBER + NEGATIVE,
+    ("signum", "momentum"): [*NOT_A_FRACTION, 1.0, 1],
+    ("sgd_sai", "momentum"): [*NOT_A_FRACTION, 1.0, 1],
+    "dampening": NOT_A_FRACTION,
+    "threshold": NOT_A_FRACTION,
+    "leak": [*NOT_A_FRACTION, 0, 0.0],
+    "max_scale": [*NOT_A_NUMBER, *NEGATIVE, 0.0],
+    "window_size": [*NOT_AN_INTEGER, 0, -1, 32767],
+    "warmup_batches": [*NOT_AN_INTEGER, 0, -1],
+    "seed": [*NOT_AN_INTEGER, -1],
+    "counter_dtype": [torch.int32, torch.uint8, torch.float32, "int8", None],
+    "memory": ["count", None, 0],
+    "choice": ["lions", None, 0],
+    "normalize": ["mean", None, True],
+    "scale": ["snr", None, 1],
+    "weight_decay_method": ["decouple", "L2", None, 0],
+    "rounding": ["up", None, True],
+    "nonfinite": ["error", None, True],
+    "state_dtype": [torch.int8, torch.complex64, "float32", 32],
+    "compile": [0, 1, "True", "auto"],
+    **dict.fromkeys(("amsgrad", "nesterov", "decay_overshoot", "relative_eps", "maximize"), NOT_A_BOOL),
+}
+
+GOOD: dict[str | tuple[str, str], list[Any]] = {
+    "lr": [0, 0.0, 1, 10.0, 5e-324, torch.tensor(0.0), torch.tensor([0.5])],
+    "weight_decay": [0, 0.0, 2, 5.0],
+    "eps": [0, 0.0, 1.0],
+    "betas": [(0, 0), (0.0, 0.999999), [0.9, 0.99]],
+    "momentum": [0, 0.0, 0.999],
+    ("sgd", "momentum"): [0, 1.0, 1.5],
+    "dampening": [0, 1, 0.5],
+    "threshold": [0, 1, 1.0],
+    "leak": [1, 1.0, 1e-9],
+    "max_scale": [1e-9, 7],
+    "window_size": [1, 126, 32766],
+    "warmup_batches": [1, 100],
+    "seed": [0, 2**63, 2**80],
+    "state_dtype": [None, torch.bfloat16, torch.float16, torch.float32, torch.float64],
+    "compile": [None, True, False],
+}
+
+
+def _look_up(table: dict[str | tuple[str, str], list[Any]], case: Case, name: str) -> list[Any]:
+    return table.get((case.name, name), table.get(name, []))
+
+
+def _rows(table: dict[str | tuple[str, str], list[Any]], always: list[Any]) -> list[Any]:
+    rows = []
+    for case in RULES:
+        for name in [*case.rule.hyper, *COMMON_OPTIONS]:
+            values = _look_up(table, case, name) + always
+            rows += [pytest.param(case, name, values, id=f"{case}-{name}")] if values else []
+    return rows
+
+
+def _says(error: pytest.ExceptionInfo[ValueError], name: str, value: Any) -> bool:
+    return name in str(error.value) and (repr(value) in str(error.value))
+
+
+@pytest.mark.parametrize(("case", "name", "bad"), _rows(BAD, NEVER))
+def test_a_value_out_of_range_is_refused_with_name_and_value(case: Case, name: str, bad: list[Any]):
+    for value in bad:
+        with pytest.raises(ValueError, match=name) as error:
+            case.make(make_params(), **{name: value})
+        assert _says(error, name, value), str(error.value)
+
+
+@pytest.mark.parametrize(("case", "name", "bad"), _rows(BAD, NEVER))
+def test_a_group_s_value_is_checked_too_and_nothing_is_added(case: Case, name: str, bad: list[Any]):
+    optimizer = case.make(make_params())
+    for value in bad:
+        with pytest.raises(ValueError, match=name) as error:
+            optimizer.add_param_group({"params": make_params(), name: value})
+        assert _says(error, name, value), str(error.value)
+        assert "group 1" in str(error.value)
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize(("case", "name", "good"), _rows(GOOD, []))
+def test_the_whole_range_is_accepted(case: Case, name: str, good: list[Any]):
+    for value in good:
+        optimizer = case.make(make_params(), **{name: value})
+        assert optimizer.param_groups[0][name] is value or optimizer.param_groups[0][name] == value
+
+
+@pytest.mark.parametrize("case", RULES, ids=by_id)
+def test_a_checkpoint_s_values_are_checked_and_nothing_is_loaded(case: Case):
+    params = make_params()
+    optimizer = case.make(params)
+    before = snapshot(optimizer, params)
+    loaded = optimizer.state_dict()
+    loaded["param_groups"][0]["weight_decay"] = -1.0
+    with pytest.raises(ValueError, match=r"weight_decay .*-1\.0"):
+        optimizer.load_state_dict(loaded)
+    assert identical(snapshot(optimizer, params), before)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("sgd", {"nesterov": True}, ["nesterov", "momentum=0.0"]),
+        ("sgd", {"nesterov": True, "momentum": 0.9, "dampening": 0.5}, ["nesterov", "dampening=0.5"]),
+        ("signgsd", {"decay_overshoot": True, "weight_decay_method": "l2"}, ["decay_overshoot", "'l2'"]),
+        ("simba", {"counter_dtype": torch.int8}, ["window_size", "126", "128"]),
+        ("simba", {"leak": 0.1, "window_size": 3}, ["window_size", "leak=0.1"]),
+    ],
+)
+def test_values_that_exclude_each_other_are_refused(name: str, options: dict[str, Any], words: list[str]):
+    with pytest.raises(ValueError, match=words[0]) as error:
+        Case(name).make(make_params(), **options)
+    assert all(word in str(error.value) for word in words), str(error.value)

@@ -1,0 +1,147 @@
+"""Shape, strides and pieces do not matter: every layout steps as its contiguous twin does, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from steepest.step import element, tensor
+
+from .cases import CASES, RULES, Case, by_id
+from .training import gradient, identical, make_params, steps, train
+
+
+def _transposed(t: Tensor) -> Tensor:
+    return t.mT.contiguous().mT
+
+
+def _every_other(t: Tensor) -> Tensor:
+    wide = torch.zeros(*t.shape[:-1], 2 * t.shape[-1], dtype=t.dtype, device=t.device)
+    wide[..., ::2] = t
+    return wide[..., ::2]
+
+
+def _channels_last(t: Tensor) -> Tensor:
+    return t.to(memory_format=torch.channels_last)
+
+
+def _offset(t: Tensor) -> Tensor:
+    return torch.cat([torch.zeros(1, dtype=t.dtype, device=t.device), t.reshape(-1)])[1:].view(t.shape)
+
+
+LAYOUTS: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Tensor]]] = {
+    "transposed": ((4, 3), _transposed),
+    "transposed 3d": ((2, 4, 3), _transposed),
+    "every other column": ((4, 3), _every_other),
+    "channels_last": ((2, 3, 4, 2), _channels_last),
+    "at an offset": ((4, 3), _offset),
+}
+
+OPTIONS: dict[str, Any] = {"weight_decay": 0.125, "rounding": "stochastic", "nonfinite": "skip"}
+
+
+@pytest.mark.parametrize("which", ["parameter", "gradient", "both"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=by_id)
+def test_strides_do_not_matter(case: Case, dtype: torch.dtype, layout: str, which: str):
+    shape, lay_out = LAYOUTS[layout]
+    (twin,) = make_params(dtype, shapes=[shape])
+    param = Parameter(lay_out(twin.detach().clone()) if which != "gradient" else twin.detach().clone())
+    strides = param.stride()
+    optimizer, other = case.make([param], **OPTIONS), case.make([twin], **OPTIONS)
+    for step in range(3):
+        twin.grad = gradient(twin, 0, step)
+        param.grad = lay_out(twin.grad.clone()) if which != "parameter" else twin.grad.clone()
+        optimizer.step()
+        other.step()
+    assert param.stride() == strides
+    assert identical([param], [twin])
+    assert identical(optimizer.state_dict()["state"], other.state_dict()["state"])
+
+
+def test_a_strided_parameter_s_checkpoint_resumes(case: Case):
+    params, twins = (
+        [Parameter(_transposed(p.detach()))] for p in make_params(shapes=[(4, 3), (4, 3)])[:1] * 2
+    )
+    optimizer, straight = case.make(params), case.make(twins)
+    steps(optimizer, params, range(2))
+    again = case.make(params)
+    again.load_state_dict(optimizer.state_dict())
+    steps(again, params, range(2, 4))
+    assert identical(params, [train(straight, twins, 4)[0]])
+
+
+def test_memory_next_to_a_strided_parameter_is_not_written(case: Case):
+    storage = torch.arange(24.0).view(4, 6)
+    param = Parameter(storage[:, ::2])
+    train(case.make([param]), [param])
+    assert torch.equal(storage[:, 1::2], torch.arange(24.0).view(4, 6)[:, 1::2])
+    assert not torch.equal(storage[:, ::2], torch.arange(24.0).view(4, 6)[:, ::2])
+
+
+@pytest.mark.parametrize("case", CASES, ids=by_id)
+def test_a_scalar_steps_as_a_vector_of_one(case: Case):
+    scalar, vector = (make_params(torch.bfloat16, shapes=[shape]) for shape in ((), (1,)))
+    a = train(case.make(scalar, **OPTIONS), scalar)
+    b = train(case.make(vector, **OPTIONS), vector)
+    assert identical(a[0].view(1), b[0])
+
+
+def test_a_matrix_steps_as_the_vector_of_its_elements(case: Case):
+    """Rules that see a tensor as a whole or element by element know nothing of its shape."""
+    if case.rule.scope == "matrix":
+        return
+    matrix, vector = (make_params(torch.bfloat16, shapes=[shape]) for shape in ((4, 3), (12,)))
+    a = train(case.make(matrix, **OPTIONS), matrix)
+    b = train(case.make(vector, **OPTIONS), vector)
+    assert identical(a[0].view(12), b[0])
+
+
+@pytest.mark.parametrize("nonfinite", ["ignore", "skip", "raise"])
+@pytest.mark.parametrize("case", CASES, ids=by_id)
+def test_an_empty_parameter_is_stepped_and_harms_nobody(case: Case, nonfinite: str):
+    options = {**OPTIONS, "nonfinite": nonfinite}
+    shapes = [(4, 3), (0,), (3, 0, 2)]
+    params, twins = make_params(shapes=shapes), make_params(shapes=shapes[:1])
+    optimizer, twin = case.make(params, **options), case.make(twins, **options)
+    assert identical(train(optimizer, params)[:1], train(twin, twins))
+    assert [p.shape for p in params] == [torch.Size(shape) for shape in shapes]
+    again = case.make(params, **options)
+    again.load_state_dict(optimizer.state_dict())
+
+
+def test_only_empty_parameters(case: Case):
+    params = make_params(shapes=[(0,), (2, 0)])
+    train(case.make(params, **OPTIONS), params)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "transposed", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", RULES, ids=by_id)
+def test_pieces_make_the_whole(case: Case, dtype: torch.dtype, layout: str, monkeypatch: pytest.MonkeyPatch):
+    """Large tensors are stepped piece by piece; here the pieces are of seven elements."""
+    shape, lay_out = LAYOUTS.get(layout, ((5, 3, 2, 2), lambda t: t))
+
+    def run() -> list[Tensor]:
+        params = [Parameter(lay_out(p.detach())) for p in make_params(dtype, shapes=[shape])]
+        return train(case.make(params, **OPTIONS), params)
+
+    whole = run()
+    monkeypatch.setattr(element, "_PIECE_ON_CPU", 7)
+    assert identical(run(), whole)
+
+
+def test_sums_over_a_tensor_hardly_depend_on_its_pieces(monkeypatch: pytest.MonkeyPatch):
+    grad = torch.randn(1000, generator=torch.Generator().manual_seed(0))
+    wide = grad.double()
+    monkeypatch.setattr(tensor, "_PIECE", 7)
+    count, total, square = tensor.moments(grad.view(10, 100).t())
+    assert count == 1000
+    assert total.item() == pytest.approx(wide.sum().item(), rel=1e-12)
+    assert square.item() == pytest.approx((wide * wide).sum().item(), rel=1e-12)

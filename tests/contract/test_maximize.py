@@ -1,0 +1,58 @@
+"""Maximizing a loss is minimizing its negation, bit for bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from .cases import CASES, Case, by_id
+from .training import identical, make_params, set_gradients
+
+OPTIONS: list[dict[str, Any]] = [
+    {},
+    {"weight_decay": 0.25, "weight_decay_method": "l2"},
+    {"weight_decay": 0.25, "weight_decay_method": "cautious"},
+    {"weight_decay": 0.25, "weight_decay_method": "decoupled"},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64], ids=str)
+@pytest.mark.parametrize("case", [c for c in CASES if "decay_overshoot" not in c.options], ids=by_id)
+def test_maximize_is_minimizing_the_negated_loss(case: Case, dtype: torch.dtype, options: dict[str, Any]):
+    params, twins = make_params(dtype), make_params(dtype)
+    up = case.make(params, maximize=True, rounding="stochastic", **options)
+    down = case.make(twins, maximize=False, rounding="stochastic", **options)
+    for step in range(4):
+        set_gradients(params, step)
+        for param, twin in zip(params, twins, strict=True):
+            twin.grad = -param.grad
+        up.step()
+        down.step()
+    assert identical(params, twins)
+    assert identical(up.state_dict()["state"], down.state_dict()["state"])
+
+
+def test_maximize_climbs(case: Case):
+    """An oracle besides the twin: a concave function's value rises."""
+    param = torch.nn.Parameter(torch.full((8,), 2.0))
+    optimizer = case.make([param], maximize=True, weight_decay=0.0, lr=2.0**-10)
+    for _ in range(20):
+        optimizer.zero_grad()
+        (-(param**2)).sum().backward()
+        optimizer.step()
+    assert param.abs().max() < 2.0
+
+
+def test_maximize_of_one_group_only(rule: Case):
+    params, twins = make_params(shapes=[(3,), (3,)]), make_params(shapes=[(3,), (3,)])
+    optimizer = rule.make([{"params": params[:1], "maximize": True}, {"params": params[1:]}])
+    twin = rule.make([{"params": twins[:1]}, {"params": twins[1:]}])
+    for step in range(3):
+        set_gradients(params, step)
+        twins[0].grad, twins[1].grad = -params[0].grad, params[1].grad.clone()
+        optimizer.step()
+        twin.step()
+    assert identical(params, twins)

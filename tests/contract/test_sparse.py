@@ -1,0 +1,93 @@
+"""A sparse gradient steps as its dense twin does, and stays sparse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import Embedding, Parameter
+
+from .cases import CASES, Case, by_id
+from .training import gradient, identical, make_params, snapshot, train
+
+MAKE_SPARSE: dict[str, Callable[[Tensor], Tensor]] = {
+    "coo": lambda t: t.to_sparse(),
+    "hybrid coo": lambda t: t.to_sparse(1),
+}
+
+
+def _some_rows(t: Tensor, step: int) -> Tensor:
+    kept = torch.zeros_like(t)
+    for row in (2, step % t.shape[0]):
+        kept[row] = t[row]
+    return kept
+
+
+@pytest.mark.parametrize("kind", MAKE_SPARSE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=by_id)
+def test_sparse_gradients_equal_dense_ones(case: Case, dtype: torch.dtype, kind: str):
+    options = {"weight_decay": 0.125, "nonfinite": "skip"}
+    (param,), (twin,) = make_params(dtype, shapes=[(4, 3)]), make_params(dtype, shapes=[(4, 3)])
+    optimizer, other = case.make([param], **options), case.make([twin], **options)
+    for step in range(4):
+        twin.grad = _some_rows(gradient(twin, 0, step), step)
+        param.grad = MAKE_SPARSE[kind](twin.grad)
+        layout = param.grad.layout
+        optimizer.step()
+        other.step()
+        assert param.grad.layout == layout
+        assert identical(param.grad.to_dense(), twin.grad)
+    assert identical([param], [twin])
+    assert identical(optimizer.state_dict()["state"], other.state_dict()["state"])
+
+
+def test_repeated_indices_add_up(case: Case):
+    sparse = torch.sparse_coo_tensor(torch.tensor([[0, 2, 0]]), torch.tensor([1.0, -3.0, 0.5]), (4,))
+    (param,), (twin,) = make_params(shapes=[(4,)]), make_params(shapes=[(4,)])
+    param.grad, twin.grad = sparse, torch.tensor([1.5, 0.0, -3.0, 0.0])
+    assert not param.grad.is_coalesced()
+    for optimizer in (case.make([param]), case.make([twin])):
+        optimizer.step()
+    assert identical([param], [twin])
+
+
+def test_an_embedding_with_sparse_gradients_trains_as_a_dense_one(case: Case):
+    def run(sparse: bool) -> list[Tensor]:
+        table = Embedding(5, 3, sparse=sparse)
+        table.weight = Parameter(make_params(shapes=[(5, 3)])[0].detach())
+        optimizer = case.make(table.parameters())
+        for step in range(3):
+            optimizer.zero_grad()
+            table(torch.tensor([step, 4, step])).pow(2).sum().backward()
+            optimizer.step()
+        return [table.weight.detach()]
+
+    assert identical(run(sparse=True), run(sparse=False))
+
+
+def test_dense_and_sparse_gradients_in_one_group(case: Case):
+    params, twins = make_params(shapes=[(4, 3), (4, 3)]), make_params(shapes=[(4, 3), (4, 3)])
+    optimizer, twin = case.make(params), case.make(twins)
+    for step in range(2):
+        for index in range(2):
+            twins[index].grad = gradient(twins[index], index, step)
+            params[index].grad = twins[index].grad.to_sparse() if index == 0 else twins[index].grad.clone()
+        optimizer.step()
+        twin.step()
+    assert identical(params, twins)
+
+
+def test_a_nonfinite_value_in_a_sparse_gradient_is_seen(rule: Case):
+    (param,) = make_params(shapes=[(4, 3)])
+    optimizer = rule.make([("table", param)], nonfinite="raise")
+    train(optimizer, [param], 1)
+    bad = torch.zeros(4, 3)
+    bad[1, 1] = torch.inf
+    param.grad = bad.to_sparse()
+    before = snapshot(optimizer, [param])
+    with pytest.raises(FloatingPointError, match="'table'"):
+        optimizer.step()
+    assert identical(snapshot(optimizer, [param]), before)

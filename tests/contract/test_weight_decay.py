@@ -1,0 +1,242 @@
+"""``weight_decay_method``: each against its formula in float64."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from steepest.step import tensor
+
+from .cases import RULES, Case, by_id
+from .training import identical, make_params, set_gradients, steps, values
+
+LAMBDA, LR = 0.3, 0.07
+METHODS = ["decoupled", "independent", "palm", "sign", "cautious", "l2"]
+ON_THE_PARAMETER = [method for method in METHODS if method not in ("l2", "cautious")]
+
+
+def _formula(method: str, p: Tensor, lr: float, decay: float, initial_lr: float) -> Tensor:
+    if method == "decoupled":
+        return p - lr * decay * p
+    if method == "independent":
+        return p - decay * p * (lr / initial_lr if initial_lr > 0 else float(lr > 0))
+    if method == "palm":
+        return p - decay * lr**2 * p
+    assert method == "sign"
+    moved = p.abs() - lr * decay
+    return torch.where(moved > 0, p.sign() * moved, 0.0)
+
+
+def _moves(case: Case, params: list[Parameter], lr: float, decay: float, method: str) -> list[Tensor]:
+    """What one step from the present values subtracts, without the optimizer's own history."""
+    copies = [Parameter(param.detach().clone()) for param in params]
+    optimizer = case.make(copies, lr=lr, weight_decay=decay, weight_decay_method=method)
+    set_gradients(copies, 0)
+    optimizer.step()
+    return [old.detach() - new.detach() for old, new in zip(params, copies, strict=True)]
+
+
+def _close(ours: Any, theirs: Any) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("lr", [LR, 0.0, 5.0])
+@pytest.mark.parametrize("decay", [LAMBDA, 0.0])
+@pytest.mark.parametrize("method", ON_THE_PARAMETER)
+@pytest.mark.parametrize("case", RULES, ids=by_id)
+def test_alone_on_a_zero_gradient(case: Case, method: str, decay: float, lr: float):
+    params = make_params(torch.float64)
+    before = values(params)
+    optimizer = case.make(params, lr=lr, weight_decay=decay, weight_decay_method=method)
+    for param in params:
+        param.grad = torch.zeros_like(param)
+    optimizer.step()
+    _close(values(params), [_formula(method, p, lr, decay, lr) for p in before])
+
+
+@pytest.mark.parametrize("method", ON_THE_PARAMETER)
+@pytest.mark.parametrize("case", RULES, ids=by_id)
+def test_before_the_update(case: Case, method: str):
+    """p' = decayed(p) − lr·direction, the direction being that of the step without decay."""
+    params = make_params(torch.float64)
+    before = values(params)
+    plain = _moves(case, params, LR, 0.0, method)
+    optimizer = case.make(params, lr=LR, weight_decay=LAMBDA, weight_decay_method=method)
+    set_gradients(params, 0)
+    optimizer.step()
+    expected = [_formula(method, p, LR, LAMBDA, LR) - move for p, move in zip(before, plain, strict=True)]
+    _close(values(params), expected)
+
+
+@pytest.mark.parametrize("case", RULES, ids=by_id)
+def test_cautious_decays_only_where_the_direction_agrees_with_the_weight(case: Case):
+    params = make_params(torch.float64, shapes=[(8, 8), (5,), ()])
+    before = values(params)
+    plain = _moves(case, params, LR, 0.0, "cautious")
+    optimizer = case.make(params, lr=LR, weight_decay=LAMBDA, weight_decay_method="cautious")
+    set_gradients(params, 0)
+    optimizer.step()
+    masks = [move * p >= 0 for p, move in zip(before, plain, strict=True)]
+    expected = [
+        torch.where(mask, p - LR * LAMBDA * p, p) - move
+        for p, move, mask in zip(before, plain, masks, strict=True)
+    ]
+    _close(values(params), expected)
+    assert masks[0].any()
+    assert not masks[0].all()
+
+
+@pytest.mark.parametrize("case", RULES, ids=by_id)
+def test_cautious_decays_where_the_direction_is_zero(case: Case):
+    params = make_params(torch.float64)
+    before = values(params)
+    optimizer = case.make(params, lr=LR, weight_decay=LAMBDA, weight_decay_method="cautious")
+    for param in params:
+        param.grad = torch.zeros_like(param)
+    optimizer.step()
+    _close(values(params), [p - LR * LAMBDA * p for p in before])
+
+
+@pytest.mark.parametrize("case", RULES, ids=by_id)
+def test_l2_adds_to_the_gradient_and_not_to_p_grad(case: Case, monkeypatch: pytest.MonkeyPatch):
+    """The twin is given g + λp; what a rule measures over a whole tensor is measured on g alone."""
+    raw: dict[int, Tensor] = {}
+    measured = tensor.moments
+    monkeypatch.setattr(tensor, "moments", lambda grad: measured(raw.get(grad.data_ptr(), grad)))
+    params, twins = make_params(torch.float64), make_params(torch.float64)
+    optimizer = case.make(params, weight_decay=LAMBDA, weight_decay_method="l2")
+    twin = case.make(twins, weight_decay=0.0, weight_decay_method="l2")
+    for step in range(4):
+        set_gradients(params, step)
+        for param, other in zip(params, twins, strict=True):
+            other.grad = param.grad + LAMBDA * param.detach()
+            raw[other.grad.data_ptr()] = param.grad
+        before = values([param.grad for param in params])
+        optimizer.step()
+        twin.step()
+        raw.clear()
+        assert identical([param.grad for param in params], before)
+        _close(values(params), values(twins))
+
+
+@pytest.mark.parametrize("case", RULES, ids=by_id)
+def test_l2_of_a_maximized_objective_still_shrinks_the_weights(case: Case):
+    params, twins = make_params(torch.float64), make_params(torch.float64)
+    options = {"weight_decay": LAMBDA, "weight_decay_method": "l2"}
+    up, down = case.make(params, maximize=True, **options), case.make(twins, **options)
+    for step in range(2):
+        set_gradients(params, step)
+        for param, other in zip(params, twins, strict=True):
+            other.grad = -param.grad
+        up.step()
+        down.step()
+    assert identical(params, twins)
+
+
+@pytest.mark.parametrize("case", RULES, ids=by_id)
+def test_independent_follows_the_schedule_and_not_the_learning_rate(case: Case):
+    params = make_params(torch.float64)
+    optimizer = case.make(params, lr=LR, weight_decay=LAMBDA, weight_decay_method="independent")
+    for factor in (1.0, 0.5, 0.125, 0.0):
+        optimizer.param_groups[0]["lr"] = LR * factor
+        before = values(params)
+        for param in params:
+            param.grad = torch.zeros_like(param)
+        optimizer.step()
+        _close(values(params), [p - LAMBDA * factor * p for p in before])
+
+
+@pytest.mark.parametrize("case", RULES, ids=by_id)
+def test_independent_remembers_the_initial_rate_through_a_checkpoint_and_a_copy(case: Case):
+    params, twins = make_params(torch.float64), make_params(torch.float64)
+    options = {"lr": LR, "weight_decay": LAMBDA, "weight_decay_method": "independent"}
+    optimizer, twin = case.make(params, **options), case.make(twins, **options)
+    for some in (optimizer, twin):
+        some.param_groups[0]["lr"] = LR / 4
+    steps(optimizer, params, range(2))
+    steps(twin, twins, range(4))
+    again = case.make(params, **{**options, "lr": LR / 4})
+    again.load_state_dict(optimizer.state_dict())
+    steps(again, params, range(2, 4))
+    assert identical(params, twins)
+
+
+@pytest.mark.parametrize("case", RULES, ids=by_id)
+def test_independent_with_a_group_s_own_rate_and_one_added_later(case: Case):
+    params = make_params(torch.float64)
+    groups = [{"params": params[:1], "lr": 1.0}, {"params": params[1:2]}]
+    optimizer = case.make(groups, lr=LR, weight_decay=LAMBDA, weight_decay_method="independent")
+    optimizer.add_param_group({"params": params[2:], "lr": 2.0})
+    for group in optimizer.param_groups:
+        group["lr"] /= 2
+    before = values(params)
+    for param in params:
+        param.grad = torch.zeros_like(param)
+    optimizer.step()
+    _close(values(params), [p - LAMBDA / 2 * p for p in before])
+
+
+@pytest.mark.parametrize("case", RULES, ids=by_id)
+def test_independent_with_an_initial_rate_of_zero(case: Case):
+    """A warmup from 0: nothing to divide by; nothing decays at 0, λ·p does above."""
+    params = make_params(torch.float64)
+    optimizer = case.make(params, lr=0.0, weight_decay=LAMBDA, weight_decay_method="independent")
+    for lr, factor in ((0.0, 1.0), (0.01, 1 - LAMBDA)):
+        optimizer.param_groups[0]["lr"] = lr
+        before = values(params)
+        for param in params:
+            param.grad = torch.zeros_like(param)
+        optimizer.step()
+        _close(values(params), [p * factor for p in before])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("case", RULES, ids=by_id)
+def test_sign_stops_at_zero_and_stays_there(case: Case, dtype: torch.dtype):
+    start = torch.tensor([0.25, -0.25, 0.01, -0.01, 0.0, 1.0], dtype=dtype)
+    param = Parameter(start.clone())
+    optimizer = case.make([param], lr=0.125, weight_decay=1.0, weight_decay_method="sign")
+    for taken in (0.125, 0.25, 0.375):
+        param.grad = torch.zeros_like(param)
+        optimizer.step()
+        expected = start.sign() * (start.abs() - taken).clamp(min=0)
+        assert torch.equal(param.detach(), expected)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("case", RULES, ids=by_id)
+def test_a_scheduled_weight_decay_is_seen(case: Case, method: str):
+    """From 0 on to something and back: no step may remember an earlier λ."""
+    params, twins = make_params(), make_params()
+    optimizer = case.make(params, weight_decay_method=method, weight_decay=0.0)
+    twin = case.make(twins, weight_decay_method=method, weight_decay=0.5)
+    for decay in (0.0, 0.5, 0.25, 0.0):
+        optimizer.param_groups[0]["weight_decay"] = twin.param_groups[0]["weight_decay"] = decay
+        set_gradients(params, 0)
+        set_gradients(twins, 0)
+        optimizer.step()
+        twin.step()
+    assert identical(params, twins)
+
+
+def test_the_default_method_is_the_rule_s(rule: Case):
+    optimizer = rule.make(make_params())
+    assert optimizer.defaults["weight_decay_method"] == rule.rule.weight_decay_method
+
+
+def test_decay_overshoot_is_the_published_equation_literally():
+    """p ← p − η(sign g + λ sign p): near zero the weight chatters at ±ηλ."""
+    param = Parameter(torch.tensor([0.03, -0.03, 0.0], dtype=torch.float64))
+    optimizer = Case("signgsd").make([param], lr=0.1, weight_decay=0.5, decay_overshoot=True)
+    expected = param.detach().clone()
+    for _ in range(3):
+        param.grad = torch.zeros_like(param)
+        optimizer.step()
+        expected = expected - 0.1 * 0.5 * expected.sign()
+        _close(param.detach(), expected)
+    assert math.isclose(abs(expected[0].item()), 0.02, rel_tol=1e-9)

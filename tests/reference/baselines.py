@@ -1,0 +1,47 @@
+"""SGD with momentum and AdamW, as torch documents them."""
+
+import math
+
+from reference.descent import Reference
+
+
+class SGD(Reference):
+    """b ← g first, then b ← μb + (1−τ)g;  p ← p − η·b, with Nesterov p − η(g + μb)."""
+
+    default_method = "l2"
+
+    def __init__(self, start, *, momentum=0.0, dampening=0.0, nesterov=False, **common):
+        super().__init__(start, **common)
+        self.mu, self.tau, self.nesterov = momentum, dampening, nesterov
+        self.b = [0.0] * len(self.p)
+
+    def direction(self, i, g, p):
+        if self.mu == 0:
+            return g
+        self.b[i] = g if self.t == 1 else self.mu * self.b[i] + (1 - self.tau) * g
+        return g + self.mu * self.b[i] if self.nesterov else self.b[i]
+
+    def state(self):
+        return {"momentum_buffer": self.b} if self.mu != 0 else {}
+
+
+class AdamW(Reference):
+    """Two averages, corrected for their start from zero; AMSGrad keeps the second's maximum."""
+
+    def __init__(self, start, *, betas=(0.9, 0.999), eps=1e-8, amsgrad=False, weight_decay=1e-2, **common):
+        super().__init__(start, weight_decay=weight_decay, **common)
+        self.betas, self.eps, self.amsgrad = betas, eps, amsgrad
+        self.m, self.v, self.largest = ([0.0] * len(self.p) for _ in range(3))
+
+    def direction(self, i, g, p):
+        b1, b2 = self.betas
+        self.m[i] = b1 * self.m[i] + (1 - b1) * g
+        self.v[i] = b2 * self.v[i] + (1 - b2) * g * g
+        self.largest[i] = max(self.largest[i], self.v[i])
+        second = self.largest[i] if self.amsgrad else self.v[i]
+        unbiased = math.sqrt(second / (1 - b2**self.t))
+        return self.m[i] / (1 - b1**self.t) / (unbiased + self.eps) if self.m[i] != 0 else 0.0
+
+    def state(self):
+        kept = {"exp_avg": self.m, "exp_avg_sq": self.v, "step": float(self.t)}
+        return kept | ({"max_exp_avg_sq": self.largest} if self.amsgrad else {})

@@ -1,0 +1,156 @@
+"""Imports point one way, and the library without its lab depends on torch alone."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import steepest
+
+ROOT = Path(steepest.__file__).parent
+# Each may import those before it. A new part of the library finds its place here first.
+LAYERS = [
+    "hyper",
+    "random",
+    "linalg",
+    "options",
+    "rule",
+    "registry",
+    "step",
+    "optimizer",
+    "rules",
+    "compat",
+    "__init__",
+    "lab",
+]
+# typing_extensions comes with torch, which requires it.
+DEPENDENCIES = {"torch", "typing_extensions"}
+MODULES = sorted(ROOT.rglob("*.py"))
+
+
+def dotted(path: Path) -> list[str]:
+    """``["steepest", "rules", "lion"]`` of that file; a package's __init__ is the package."""
+    parts = ["steepest", *path.relative_to(ROOT).with_suffix("").parts]
+    return parts[:-1] if parts[-1] == "__init__" else parts
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def nodes(tree: ast.AST):
+    """All nodes that run: what stands under ``if TYPE_CHECKING`` is left out."""
+    for child in ast.iter_child_nodes(tree):
+        if is_type_checking(child):
+            for other in child.orelse:
+                yield other
+                yield from nodes(other)
+            continue
+        yield child
+        yield from nodes(child)
+
+
+def imported(path: Path) -> set[str]:
+    """Full names of the modules that a file imports, wherever in it; relative ones resolved."""
+    package = dotted(path) if path.name == "__init__.py" else dotted(path)[:-1]
+    found = set()
+    for node in nodes(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *(node.module or "").split(".")]).strip(".")
+            # ``from . import x`` may mean the module x.
+            within = [f"{module}.{alias.name}" for alias in node.names]
+            files = [n for n in within if is_module(n)]
+            found |= set(files) or {module}
+            if len(files) < len(within):
+                found.add(module)
+    return found
+
+
+def is_module(name: str) -> bool:
+    at = ROOT.parent.joinpath(*name.split("."))
+    return at.is_dir() or at.with_suffix(".py").is_file()
+
+
+def layer(name: str) -> str:
+    """Which part of the library a module of it belongs to."""
+    parts = name.split(".")
+    return parts[1] if len(parts) > 1 else "__init__"
+
+
+def test_every_part_has_its_place():
+    assert {layer(".".join(dotted(path))) for path in MODULES} == set(LAYERS)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: ".".join(dotted(p)))
+def test_imports_point_one_way(path):
+    own = LAYERS.index(layer(".".join(dotted(path))))
+    for name in imported(path):
+        if name.split(".")[0] == "steepest":
+            # A package that asks for itself is a cycle waiting: only the lab, above all, imports the root.
+            assert LAYERS.index(layer(name)) <= own, f"{path.name} imports {name}"
+
+
+def test_the_lab_uses_the_public_names():
+    for path in MODULES:
+        if layer(".".join(dotted(path))) == "lab":
+            inner = {layer(n) for n in imported(path) if n.split(".")[0] == "steepest"}
+            assert inner <= {"lab", "__init__", "compat", "hyper"}, path
+
+
+def test_rules_know_no_other_rule_and_linalg_stands_alone():
+    for path in MODULES:
+        name, names = dotted(path), imported(path)
+        if name[1:2] == ["rules"] and len(name) == 3:
+            assert not {n for n in names if n.startswith("steepest.rules")}, path
+        if name[1:2] == ["linalg"]:
+            own = {layer(n) for n in names if n.split(".")[0] == "steepest"}
+            assert own <= {"linalg", "random", "hyper"}, path
+
+
+def test_the_library_depends_on_torch_alone():
+    for path in MODULES:
+        if layer(".".join(dotted(path))) == "lab":
+            continue
+        outside = {name.split(".")[0] for name in imported(path)}
+        assert outside - set(sys.stdlib_module_names) - {"steepest"} <= DEPENDENCIES, path
+
+
+def test_importing_the_library_loads_neither_the_lab_nor_what_it_needs():
+    script = (
+        "import sys, torch; before = set(sys.modules)\n"
+        "import steepest, steepest.compat\n"
+        "print(*sorted({name.split('.')[0] for name in set(sys.modules) - before}))\n"
+        "print(any(n.startswith('steepest.lab') for n in sys.modules))"
+    )
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    loaded, lab = out.splitlines()
+    assert not set(loaded.split()) & {"matplotlib", "rich", "typer", "jinja2", "sklearn", "pandas", "scipy"}
+    assert "steepest" in loaded
+    assert lab == "False"
+
+
+def test_the_parser_sees_relative_imports(tmp_path):
+    # An oracle for this file's own reading: in a place as deep as steepest/step/x.py.
+    path = ROOT / "step" / "x.py"
+    source = (
+        "from . import element\nfrom ..lab import race\nimport os.path\nfrom steepest import rules, Lion\n"
+        "if TYPE_CHECKING:\n    import numpy\nelse:\n    import math\n"
+    )
+
+    class Text(type(path)):
+        def read_text(self, *args, **kwargs):
+            return source
+
+    assert imported(Text(path)) == {
+        "steepest.step.element",
+        "steepest.lab",
+        "os.path",
+        "math",
+        "steepest.rules",
+        "steepest",
+    }
