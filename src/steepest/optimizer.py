@@ -187,7 +187,7 @@ class Optimizer(torch.optim.Optimizer):
                 if not names.issubset(member.state):
                     fresh = batch.rule.init_state(member.param, batch.group)
                 if batch.counts_steps and "step" not in member.state:
-                    fresh["step"] = torch.zeros((), dtype=torch.float32)
+                    fresh["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
                 made.append((member, fresh))
         for member, fresh in made:
             state = self.state[member.owner]
@@ -198,7 +198,7 @@ class Optimizer(torch.optim.Optimizer):
     def _states_by_rule(self) -> dict[str, list[Mapping[str, Tensor]]]:
         states: dict[str, list[Mapping[str, Tensor]]] = {}
         for group in self.param_groups:
-            stepped = [self.state[param] for param in group["params"] if param in self.state]
+            stepped = [self.state[param] for param in group["params"] if self.state.get(param)]
             states.setdefault(group["rule"], []).extend(stepped)
         return states
 
@@ -221,25 +221,17 @@ class Optimizer(torch.optim.Optimizer):
             self._check_loadable(loaded)
             accepted.update(loaded)
 
-        def keep_dtypes(_: torch.optim.Optimizer) -> None:
-            # torch has cast floating state to the parameter's dtype: integer counters to floats,
-            # float32 averages of a bfloat16 parameter to bfloat16.
+        def restore(_: torch.optim.Optimizer) -> None:
             for ours, theirs in zip(self.param_groups, accepted["param_groups"], strict=True):
                 rule = find_rule(ours["rule"])
-                per_tensor, counts_steps = rule.tensor_state | {"step"}, rule.counts_steps
                 for saved, param in zip(theirs["params"], ours["params"], strict=True):
-                    for name, value in accepted["state"].get(saved, {}).items():
-                        if isinstance(value, Tensor):
-                            device = "cpu" if name in per_tensor else param.device
-                            self.state[param][name] = value.detach().to(device, copy=True)
-                    if counts_steps and self.state.get(param) and "step" not in self.state[param]:
-                        # torch.optim.SGD's checkpoints have none; the first step is past.
-                        self.state[param]["step"] = torch.ones((), dtype=torch.float32)
+                    if saved in accepted["state"]:
+                        self.state[param] = _restored(rule, param, accepted["state"][saved])
 
         # The user's own pre-hooks may replace the dict, so it is looked at after them; their post-hooks
         # must find the dtypes mended.
         before = self.register_load_state_dict_pre_hook(check)
-        after = self.register_load_state_dict_post_hook(keep_dtypes, prepend=True)
+        after = self.register_load_state_dict_post_hook(restore, prepend=True)
         try:
             super().load_state_dict(state_dict)
         finally:
@@ -281,6 +273,28 @@ class Optimizer(torch.optim.Optimizer):
                             f"state {name!r} of {describe(ours, index, at)} has shape {tuple(value.shape)} "
                             f"in the state dict and {tuple(shape)} here; nothing was loaded"
                         )
+
+
+def _restored(rule: Rule, param: Tensor, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A parameter's state as it was saved.
+
+    torch has cast floating state to the parameter's dtype: integer counters to floats, float32 averages
+    of a bfloat16 parameter to bfloat16.
+    """
+    per_tensor = rule.tensor_state | {"step"}
+    state: dict[str, Any] = {}
+    for name, value in saved.items():
+        if isinstance(value, (int, float)) and name in per_tensor:
+            value = torch.tensor(value, dtype=torch.float32, device="cpu")
+        if isinstance(value, Tensor):
+            state[name] = value.detach().to("cpu" if name in per_tensor else param.device, copy=True)
+        elif value != {}:
+            # A flattened distributed checkpoint has an empty dict for what was not there yet.
+            state[name] = value
+    if rule.counts_steps and state and "step" not in state:
+        # torch.optim.SGD's checkpoints have none; the first step is past.
+        state["step"] = torch.ones((), dtype=torch.float32, device="cpu")
+    return state
 
 
 def _state_shapes(param: Tensor, group: Mapping[str, Any]) -> dict[str, torch.Size]:

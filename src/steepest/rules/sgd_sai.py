@@ -39,7 +39,9 @@ class SGDSaIRule(TensorRule):
 
     def init_state(self, param: Tensor, group: Group) -> dict[str, Tensor]:
         """The momentum, the scale G, and how many gradients it was measured on."""
-        state = {name: torch.zeros((), dtype=torch.float32) for name in sorted(self.tensor_state)}
+        state = {
+            name: torch.zeros((), dtype=torch.float32, device="cpu") for name in sorted(self.tensor_state)
+        }
         if group["momentum"] != 0:
             state["momentum_buffer"] = zeros(param, group["state_dtype"])
         return state
@@ -59,7 +61,11 @@ class SGDSaIRule(TensorRule):
             fresh = gradient_scale(count, float(total), float(square), group)
             if fresh is not None:
                 # float32 as the state holds it, so that a resumed run multiplies by the same number.
-                gsnr = float(torch.tensor((gsnr * measured + fresh) / (measured + 1), dtype=torch.float32))
+                gsnr = float(
+                    torch.tensor(
+                        (gsnr * measured + fresh) / (measured + 1), dtype=torch.float32, device="cpu"
+                    )
+                )
                 measured += 1
         gain = gsnr if measured > 0 else 1.0
         mu = group["momentum"]

@@ -115,7 +115,7 @@ def _pack(rows: list[list[Any]], dtype: torch.dtype, device: torch.device) -> Te
     if any(isinstance(value, Tensor) for row in rows for value in row):
         stacked = [torch.stack([torch.as_tensor(v, dtype=dtype, device=device) for v in row]) for row in rows]
         return torch.stack(stacked)
-    return torch.tensor(rows, dtype=dtype).to(device, non_blocking=True)
+    return torch.tensor(rows, dtype=dtype, device="cpu").to(device, non_blocking=True)
 
 
 _broken: set[GraphSpec] = set()

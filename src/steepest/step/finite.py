@@ -21,7 +21,7 @@ def all_finite(tensors: list[Tensor]) -> Tensor:
     """
     filled = [tensor for tensor in tensors if tensor.numel() > 0]
     if not filled:
-        return torch.tensor(True)
+        return torch.tensor(True, device="cpu")
     return torch.nn.utils.get_total_norm(filled, norm_type=float("inf")).isfinite()
 
 
