@@ -57,6 +57,20 @@ def test_groups_do_not_mix(case: Case):
     assert identical(params, twins)
 
 
+def test_how_parameters_are_grouped_does_not_matter(case: Case):
+    """Noise and relations among tensors go by the place in the optimizer, not in the group."""
+    options = {"rounding": "stochastic", "weight_decay": 0.125}
+    shapes = [(8, 4), (8, 4), (5,), ()]
+    expected = None
+    for cuts in ([4], [1, 2, 1], [1, 1, 1, 1], [2, 2]):
+        params = make_params(torch.bfloat16, shapes=shapes)
+        rest = iter(params)
+        groups = [{"params": [next(rest) for _ in range(count)]} for count in cuts]
+        result = train(case.make(groups, **options), params)
+        expected = expected or result
+        assert identical(result, expected), cuts
+
+
 @pytest.mark.parametrize("case", ALONE, ids=by_id)
 def test_a_group_added_after_steps_starts_as_if_new(case: Case):
     params, twins = make_params(), make_params()
