@@ -3,21 +3,50 @@
 from steepest.optimizer import Optimizer
 from steepest.options import CommonOptions
 from steepest.registry import create, list_optimizers
-from steepest.rules import SGD, AdamW, Lion, SGDSaI, SignGSD, Signum, Simba, SimbaLeaky
+from steepest.routing import build
+from steepest.rules import (
+    QUAD,
+    SGD,
+    AdamW,
+    Hyperball,
+    Lion,
+    Muon,
+    MuonOptions,
+    NorMuon,
+    OrthogonalizedOptimizer,
+    PolarGrad,
+    Procrustes,
+    Scion,
+    SGDSaI,
+    SignGSD,
+    Signum,
+    Simba,
+    SimbaLeaky,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "QUAD",
     "SGD",
     "AdamW",
     "CommonOptions",
+    "Hyperball",
     "Lion",
+    "Muon",
+    "MuonOptions",
+    "NorMuon",
     "Optimizer",
+    "OrthogonalizedOptimizer",
+    "PolarGrad",
+    "Procrustes",
     "SGDSaI",
+    "Scion",
     "SignGSD",
     "Signum",
     "Simba",
     "SimbaLeaky",
+    "build",
     "create",
     "list_optimizers",
 ]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Callable, Iterable, Mapping
+import numbers
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ __all__ = [
     "learning_rate",
     "near_miss",
     "optional",
+    "plain",
     "positive",
     "rate",
 ]
@@ -58,7 +60,25 @@ class Hyper:
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def plain(value: Any) -> Any:
+    """Numbers and sequences of other libraries as Python's own, which a checkpoint loads without trust.
+
+    >>> import collections
+    >>> plain(collections.UserList([0.9, 0.99]))
+    (0.9, 0.99)
+    """
+    if isinstance(value, (bool, int, float, str, bytes, dict, torch.Tensor, torch.dtype)) or value is None:
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    if isinstance(value, Sequence) and not isinstance(value, (list, tuple)):
+        return tuple(plain(item) for item in value)
+    return value
 
 
 def learning_rate(default: float) -> Hyper:
@@ -99,7 +119,8 @@ def betas(default: tuple[float, float]) -> Hyper:
 
     def accepts(value: Any) -> bool:
         return (
-            isinstance(value, (tuple, list))
+            isinstance(value, Sequence)
+            and not isinstance(value, str)
             and len(value) == len(default)
             and all(_number(beta) and 0 <= beta < 1 for beta in value)
         )
@@ -111,8 +132,8 @@ def integer(default: int, low: int, high: int | None = None) -> Hyper:
     """An integer ≥ ``low`` (and ≤ ``high``)."""
 
     def accepts(value: Any) -> bool:
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        return whole and value >= low and (high is None or value <= high)
+        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        return bool(whole and value >= low and (high is None or value <= high))
 
     return Hyper(default, accepts, f"an integer ≥ {low}" + ("" if high is None else f" and ≤ {high}"))
 

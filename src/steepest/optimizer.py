@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, overload
 
@@ -10,17 +9,35 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from steepest.hyper import near_miss
+from steepest.explanation import Explanation, explain
+from steepest.hyper import near_miss, plain
 from steepest.options import COMMON_OPTIONS
 from steepest.registry import find_rule, register
 from steepest.rule import Rule
-from steepest.step.collect import Batch, collect, describe, real_view
-from steepest.step.compiled import compiler_available, pays, run_compiled, warn_no_compiler
+from steepest.step.collect import Batch, collect, describe, real_view, refuse_shards
+from steepest.step.compiled import compiler_available, pays, run_compiled, warn_no_compiler, warn_not_compiled
 from steepest.step.element import run_eager
 from steepest.step.finite import check_gradients
+from steepest.step.matrix import Provide, blank_factors, init_factors, lacks_factors, relate, run_matrix
 from steepest.step.tensor import measure, reads_back
 
 __all__ = ["Optimizer"]
+
+# What torch's own optimizers keep in a group besides their hyper-parameters: how to run, and schedules.
+_TORCH_KEYS = {
+    "capturable",
+    "decoupled_weight_decay",
+    "differentiable",
+    "foreach",
+    "fused",
+    "initial_lr",
+    "max_lr",
+    "max_momentum",
+    "base_momentum",
+    "min_lr",
+    "param_names",
+    "params",
+}
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -40,6 +57,7 @@ class Optimizer(torch.optim.Optimizer):
         params: tensors, ``(name, tensor)`` pairs, or group dicts. Keys of a group that no rule knows are
             kept as they are.
         rule: the rule's name, one of :func:`steepest.list_optimizers`.
+        extra: options that no rule knows, kept in every group for subclasses to read.
         **hyper: the rule's hyper-parameters, and the common options (:class:`~steepest.CommonOptions`).
 
     Raises:
@@ -67,18 +85,21 @@ class Optimizer(torch.optim.Optimizer):
             cls.rule = rule
             register(rule, cls)
 
-    def __init__(self, params: ParamsT, *, rule: str, **hyper: Any) -> None:
+    def __init__(
+        self, params: ParamsT, *, rule: str, extra: Mapping[str, Any] | None = None, **hyper: Any
+    ) -> None:
         found = find_rule(rule)
         known = found.defaults()
         for name in hyper:
             if name not in known:
-                raise TypeError(
-                    f"{type(self).__name__}() got an unexpected keyword argument {name!r}"
-                    f"{near_miss(name, known)}"
-                )
-        defaults = {"rule": rule, **known, **hyper}
+                flags = ("capturable", "differentiable", "foreach", "fused")
+                hint = " (compile= says how to run)" if name in flags else near_miss(name, known)
+                raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument {name!r}{hint}")
+        defaults = {"rule": rule, **known, **hyper, **(extra or {})}
         found.check(type(self).__name__, defaults)
+        defaults = {name: plain(value) if name in known else value for name, value in defaults.items()}
         super().__init__(params, defaults)
+        _check_views(defaults.get("views") or {}, self.param_groups)
 
     # -- param groups
 
@@ -92,8 +113,9 @@ class Optimizer(torch.optim.Optimizer):
             filled = _filled(param_group, self.defaults)
             group_index = len(self.param_groups)
             find_rule(filled["rule"]).check(f"{type(self).__name__}, group {group_index}", filled)
+            filled |= {name: plain(filled[name]) for name in find_rule(filled["rule"]).defaults()}
             filled.setdefault("base_lr", float(filled["lr"]))
-            _check_params([params] if isinstance(params, Tensor) else list(params), group_index)
+            _check_params([params] if isinstance(params, Tensor) else list(params), group_index, filled)
             param_group.update(filled)
         super().add_param_group(param_group)
 
@@ -139,10 +161,10 @@ class Optimizer(torch.optim.Optimizer):
         for batch in batches:
             _count_steps(batch)
         measure(batches, self._states_by_rule)
+        relate(batches)
         for batch in batches:
             on_device = None if mask is None else mask.to(batch.device)
-            if not (_compiles(batch) and run_compiled(batch, on_device)):
-                run_eager(batch, on_device)
+            self._run(batch, on_device)
             for member in batch.members:
                 for name, value in member.measured.items():
                     member.state[name].fill_(value)
@@ -152,6 +174,18 @@ class Optimizer(torch.optim.Optimizer):
         if mask is not None:
             self._count_skipped((~mask).to(torch.int64))
         return loss
+
+    def _run(self, batch: Batch, finite: Tensor | None) -> None:
+        if batch.rule.scope == "matrix":
+            if batch.group["compile"] is True:
+                warn_not_compiled(batch.rule.name)
+            run_matrix(batch, finite, self._provide(batch))
+        elif not (_compiles(batch) and run_compiled(batch, finite)):
+            run_eager(batch, finite)
+
+    def _provide(self, batch: Batch) -> Provide | None:
+        """Functions of this object that the batch's rule calls, parameter by parameter; mostly none."""
+        return None
 
     @property
     def skipped_steps(self) -> int:
@@ -173,6 +207,18 @@ class Optimizer(torch.optim.Optimizer):
         entries = (value for state in self.state.values() for value in state.values())
         return sum(value.numel() * value.element_size() for value in entries if isinstance(value, Tensor))
 
+    def explain(self) -> Explanation:
+        """What every tensor gets and why: rows and totals, and as a string a table.
+
+        The reasons are :func:`steepest.build`'s; an optimizer that was made by hand says "given". They
+        live in the param groups, so that copies and checkpoints keep them.
+
+        >>> optimizer = Optimizer({"layer.weight": torch.nn.Parameter(torch.ones(4, 2))}.items(), rule="lion")
+        >>> optimizer.explain().rows[0].rule, optimizer.explain().totals[0].state_bytes
+        ('lion', 32)
+        """
+        return explain(self.param_groups, self.defaults["rule"])
+
     def _count_skipped(self, count: int | Tensor) -> None:
         for group in self.param_groups:
             group["skipped_steps"] = group["skipped_steps"] + count
@@ -186,6 +232,8 @@ class Optimizer(torch.optim.Optimizer):
                 fresh: dict[str, Tensor] = {}
                 if not names.issubset(member.state):
                     fresh = batch.rule.init_state(member.param, batch.group)
+                if batch.rule.scope == "matrix" and lacks_factors(batch, member):
+                    fresh |= init_factors(batch, member)
                 if batch.counts_steps and "step" not in member.state:
                     fresh["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
                 made.append((member, fresh))
@@ -245,10 +293,10 @@ class Optimizer(torch.optim.Optimizer):
         self.defaults.setdefault("rule", type(self).rule.name if hasattr(type(self), "rule") else None)
         for index, group in enumerate(self.param_groups):
             known = current[index] if index < len(current) else {}
-            fallback = {k: v for k, v in known.items() if k not in ("params", "param_names")}
+            fallback = {k: v for k, v in known.items() if k not in ("params", "param_names", "base_lr")}
             for name, value in _filled({**fallback, **group}, self.defaults).items():
                 group.setdefault(name, value)
-            group.setdefault("base_lr", float(group["lr"]))
+            group.setdefault("base_lr", float(group.get("initial_lr", group["lr"])))
 
     def _check_loadable(self, loaded: dict[str, Any]) -> None:
         if len(loaded["param_groups"]) != len(self.param_groups):
@@ -259,20 +307,59 @@ class Optimizer(torch.optim.Optimizer):
                     f"group {index} of the state dict was saved with rule {theirs['rule']!r}, "
                     f"this optimizer's is {ours['rule']!r}; nothing was loaded"
                 )
+            if "rule" not in theirs:
+                _check_foreign(index, ours, theirs)
             merged = {**ours, **{name: theirs[name] for name in ours if name in theirs}}
             find_rule(ours["rule"]).check(
                 f"group {index} of the state dict",
                 merged,
             )
             for at, (saved, param) in enumerate(zip(theirs["params"], ours["params"], strict=False)):
-                expected = _state_shapes(param, merged)
-                for name, value in loaded["state"].get(saved, {}).items():
-                    shape = expected.get(name)
-                    if isinstance(value, Tensor) and shape is not None and value.shape != shape:
-                        raise ValueError(
-                            f"state {name!r} of {describe(ours, index, at)} has shape {tuple(value.shape)} "
-                            f"in the state dict and {tuple(shape)} here; nothing was loaded"
-                        )
+                label = ours["param_names"][at] if "param_names" in ours else None
+                saved_state = loaded["state"].get(saved, {})
+                _check_state(describe(ours, index, at), saved_state, _blank_state(param, merged, label))
+
+
+def _check_foreign(index: int, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    """Refuse a group that names no rule unless it is of an optimizer with the same hyper-parameters."""
+    known = ours.keys() | _TORCH_KEYS
+    strange = sorted(set(theirs) - known)
+    if strange:
+        raise ValueError(
+            f"group {index} of the state dict is another optimizer's: {ours['rule']!r} does not know "
+            f"{', '.join(map(repr, strange))}; nothing was loaded"
+        )
+    coupled = theirs.get("decoupled_weight_decay") is False and theirs.get("weight_decay", 0) != 0
+    if coupled and ours["weight_decay_method"] != "l2":
+        raise ValueError(
+            f"group {index} of the state dict decays by L2; make this optimizer with "
+            f"weight_decay_method='l2' to load it; nothing was loaded"
+        )
+
+
+def _check_state(who: str, saved: Mapping[str, Any], expected: Mapping[str, Tensor]) -> None:
+    """Refuse state that the next step could not use as it is."""
+    for name, value in saved.items():
+        if name not in expected or (isinstance(value, dict) and not value):
+            continue
+        blank = expected[name]
+        number = isinstance(value, (int, float)) and blank.dim() == 0
+        if not isinstance(value, Tensor):
+            if not number:
+                raise ValueError(
+                    f"state {name!r} of {who} is a {type(value).__name__} in the state dict; "
+                    "nothing was loaded"
+                )
+        elif value.shape != blank.shape:
+            raise ValueError(
+                f"state {name!r} of {who} has shape {tuple(value.shape)} in the state dict and "
+                f"{tuple(blank.shape)} here; nothing was loaded"
+            )
+        elif value.dtype != blank.dtype and not (value.is_floating_point() and blank.is_floating_point()):
+            raise ValueError(
+                f"state {name!r} of {who} has dtype {value.dtype} in the state dict and "
+                f"{blank.dtype} here; nothing was loaded"
+            )
 
 
 def _restored(rule: Rule, param: Tensor, saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -297,10 +384,11 @@ def _restored(rule: Rule, param: Tensor, saved: Mapping[str, Any]) -> dict[str, 
     return state
 
 
-def _state_shapes(param: Tensor, group: Mapping[str, Any]) -> dict[str, torch.Size]:
-    blank = torch.empty_like(real_view(param), device="meta")
-    state = find_rule(group["rule"]).init_state(blank, group)
-    return {name: value.shape for name, value in state.items()} | {"step": torch.Size()}
+def _blank_state(param: Tensor, group: Mapping[str, Any], label: str | None) -> dict[str, Tensor]:
+    """What a parameter's state would be, on the meta device."""
+    rule, blank = find_rule(group["rule"]), torch.empty_like(real_view(param), device="meta")
+    factors = blank_factors(rule, blank, label, group)
+    return {**rule.init_state(blank, group), **factors, "step": torch.empty((), device="meta")}
 
 
 def _filled(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -320,7 +408,18 @@ def _filled(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, 
     return filled
 
 
-def _check_params(params: list[Any], group_index: int) -> None:
+def _check_views(views: Mapping[str, Any], groups: list[dict[str, Any]]) -> None:
+    """Refuse a view of a parameter that is not there: it would silently do nothing."""
+    names = [name for group in groups for name in group.get("param_names", ())]
+    for name in views:
+        if name not in names:
+            hint = (
+                near_miss(name, names) if names else "; pass (name, tensor) pairs, as named_parameters() does"
+            )
+            raise ValueError(f"views: there is no parameter {name!r}{hint}")
+
+
+def _check_params(params: list[Any], group_index: int, group: Mapping[str, Any]) -> None:
     """Refuse what no rule can serve; what is no tensor at all is left to torch's own error."""
     named = [entry if isinstance(entry, tuple) else (None, entry) for entry in params]
     for index, (name, param) in enumerate(named):
@@ -333,14 +432,11 @@ def _check_params(params: list[Any], group_index: int) -> None:
             raise ValueError(f"{who} has dtype {param.dtype}, in which torch does no arithmetic")
         if param.layout is not torch.strided:
             raise ValueError(f"{who} has layout {param.layout}: only strided parameters are optimized")
-        if _is_dtensor(param):
-            raise ValueError(f"{who} is a DTensor: sharded parameters are not supported yet")
-
-
-def _is_dtensor(param: Tensor) -> bool:
-    # Importing torch.distributed.tensor takes a second; a DTensor can exist only where it is imported.
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(param, module.DTensor)
+        refuse_shards(who, param)
+        repeats = (stride == 0 and size > 1 for stride, size in zip(param.stride(), param.shape, strict=True))
+        if param.numel() > 0 and any(repeats):
+            raise ValueError(f"{who} is expanded: several of its elements are one number in memory")
+        find_rule(group["rule"]).check_param(who, name, param, group)
 
 
 def _count_steps(batch: Batch) -> None:

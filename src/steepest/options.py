@@ -27,7 +27,9 @@ class CommonOptions(TypedDict, total=False):
       - ``"palm"``: p ← p − λ·η²·p
       - ``"sign"``: p moves by η·λ toward 0 and stops there
       - ``"cautious"``: decoupled, only where direction·p ≥ 0
-    - ``state_dtype``: dtype of momentum and kin; None means as the parameter.
+    - ``state_dtype``: dtype of momentum and kin; None means as the parameter. An average in bfloat16
+      stops growing where its increments fall below half a unit in the last place: at 0.8 of the mean
+      with β = 0.99, at a quarter with β = 0.999. Take float32 for slow averages such as AdamW's second.
     - ``rounding``: how a result is rounded into a bfloat16 or float16 parameter: to ``"nearest"``, or
       ``"stochastic"``, up or down with a probability that makes the expectation exact.
     - ``nonfinite``: what an infinite or NaN gradient does: ``"ignore"`` computes with it, ``"skip"``
@@ -36,6 +38,7 @@ class CommonOptions(TypedDict, total=False):
       name (this waits for the device).
     - ``maximize``: ascend instead of descend.
     - ``compile``: True and False are orders; None compiles where it pays: a large model and a compiler.
+      Matrix rules run eagerly in any case, since their time is in matmuls.
     - ``seed``: key of the noise of stochastic rounding and stochastic rules. The noise is a function of
       (seed, step, element): it resumes exactly, and the global generator is never touched.
     """
@@ -56,5 +59,5 @@ COMMON_OPTIONS: dict[str, Hyper] = {
     "nonfinite": choice("ignore", "ignore", "skip", "raise"),
     "maximize": flag(False),
     "compile": choice(None, None, True, False),
-    "seed": integer(0, low=0),
+    "seed": integer(0, low=0, high=2**64 - 1),
 }

@@ -8,12 +8,13 @@ no right shift meets a sign bit: every backend must then agree.
 
 from __future__ import annotations
 
+import math
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["Key", "bits32", "derive_key", "stochastic_floor", "stochastic_round", "uniform"]
+__all__ = ["Key", "bits32", "derive_key", "normal", "stochastic_floor", "stochastic_round", "uniform"]
 
 _MASK = 0xFFFFFFFF
 _GOLDEN = 0x9E3779B9  # 2**32 / golden ratio: spreads consecutive integers over the range
@@ -71,6 +72,21 @@ def bits32(key: Key, index: Tensor, stream: int = 0) -> Tensor:
 def uniform(key: Key, index: Tensor, stream: int = 0) -> Tensor:
     """Uniform float32 in [0, 1) for every element index: 24 random bits, exact in every backend."""
     return (bits32(key, index, stream) >> 8).to(torch.float32) * 2.0**-24
+
+
+def normal(key: Key, index: Tensor, stream: int = 0) -> Tensor:
+    """Gaussian float32, mean 0 and variance 1, for every element index: √(−2 ln u)·cos(2π u′).
+
+    Box and Muller's transform of one draw of 32 bits, 16 for each of u and u′: |z| < 4.9. The bits are
+    the same everywhere; logarithm and cosine may round differently on another device.
+
+    >>> index = torch.arange(6)
+    >>> torch.equal(normal((1, 2), index)[2:], normal((1, 2), index[2:]))
+    True
+    """
+    bits = bits32(key, index, stream)
+    radius, angle = ((half.to(torch.float32) + 0.5) * 2.0**-16 for half in (bits >> 16, bits & 0xFFFF))
+    return (-2.0 * radius.log()).sqrt() * (2.0 * math.pi * angle).cos()
 
 
 def stochastic_floor(x: Tensor, u: Tensor) -> Tensor:

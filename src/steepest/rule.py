@@ -12,8 +12,9 @@ from torch import Tensor
 
 from steepest.hyper import Hyper, check_all
 from steepest.options import COMMON_OPTIONS
+from steepest.views import check_view
 
-__all__ = ["ElementRule", "Group", "Moments", "Noise", "Rule", "Scalar", "TensorRule"]
+__all__ = ["ElementRule", "Group", "MatrixRule", "Moments", "Noise", "Rule", "Scalar", "TensorRule"]
 
 Group = Mapping[str, Any]
 Scalar = float | Tensor
@@ -32,6 +33,8 @@ class Rule(ABC):
         weight_decay_method: the default of the common option.
         counts_steps: whether the equation needs the number of steps a parameter has taken.
         tensor_state: the state entries that are one number for a whole tensor: 0-dim, on the CPU.
+        hidden_only: whether the rule is meant for the matrices of hidden layers alone, so that
+            :func:`steepest.build` gives everything else to another.
     """
 
     name: ClassVar[str]
@@ -40,13 +43,17 @@ class Rule(ABC):
     weight_decay_method: ClassVar[str] = "decoupled"
     counts_steps: ClassVar[bool] = False
     tensor_state: ClassVar[frozenset[str]] = frozenset()
+    hidden_only: ClassVar[bool] = False
     takes: ClassVar[frozenset[str]] = frozenset()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Read off ``update``'s signature what it wants to be given: state, hyper-parameters, noise."""
         super().__init_subclass__(**kwargs)
         if not inspect.isabstract(cls):
-            cls.takes = frozenset(inspect.signature(cls.update).parameters) - {"self", "grad", "param"}
+            wanted = inspect.signature(cls.update).parameters
+            cls.takes = frozenset(wanted) - {"self", "grad", "param"}
+            if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in wanted.values()):
+                cls.takes |= frozenset(cls.hyper) - {"lr", "weight_decay"}
 
     def defaults(self) -> dict[str, Any]:
         """Default of every hyper-parameter and common option of a group that this rule serves."""
@@ -60,6 +67,10 @@ class Rule(ABC):
         if isinstance(lr, Tensor) and lr.numel() != 1:
             raise ValueError(f"{owner}: Tensor lr must be 1-element, got shape {tuple(lr.shape)}")
         check_all(owner, {**self.hyper, **COMMON_OPTIONS}, group)
+
+    def check_param(self, who: str, name: str | None, param: Tensor, group: Group) -> None:
+        """Raise ``ValueError``, beginning with ``who``, for a parameter that the rule cannot serve."""
+        return
 
     def decays_itself(self, group: Group) -> bool:
         """Whether ``update`` applies the weight decay, so that the step must not."""
@@ -81,12 +92,21 @@ class Rule(ABC):
         """(direction, new state): what is subtracted, times lr, and what each state entry becomes.
 
         A subclass names in its signature what it takes: entries of its state (cast to the compute
-        dtype), hyper-parameters, entries of :meth:`scalars`, and ``noise``, a function from a stream
-        number to uniform [0, 1) noise of grad's shape. Scalars are floats, or 0-dim tensors when
-        compiled. Only elementwise torch operations, without fused multiply-add ones (lerp, addcmul,
-        add with alpha): those round differently at the end of a vector than within it, and a shard's
-        bits would differ from the whole's.
+        dtype), hyper-parameters (all of them but lr and weight decay, if it ends in ``**options``),
+        entries of :meth:`scalars`, and ``noise``, a function from a stream number to uniform [0, 1)
+        noise of grad's shape; or ``key``, the noise's two key words, and with it ``index``, a function
+        that gives the elements' places, and ``grad_dtype``, the gradient's own. Scalars are floats, or
+        0-dim tensors when compiled. Only elementwise torch operations, without fused multiply-add ones
+        (lerp, addcmul, add with alpha): those round differently at the end of a vector than within it,
+        and a shard's bits would differ from the whole's.
         """
+
+    def retract(self, param: Tensor, before: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        """Bring a stepped parameter back onto the set that the rule keeps it on: here, everything.
+
+        ``before`` is the parameter before the step, ``state`` the new one that ``update`` returned.
+        """
+        return param
 
 
 class ElementRule(Rule):
@@ -131,6 +151,46 @@ class TensorRule(Rule):
 
         ``states`` holds the state of every tensor in the optimizer that this rule has stepped so far.
         """
+
+
+class MatrixRule(Rule):
+    """A rule that must see whole matrices.
+
+    Parameters are viewed as matrices, equal shapes are stacked, and ``update`` gets a stack: grad and
+    param of shape [batch, ..., m, n], state likewise. Norms and products are over the last two
+    dimensions. Its ``hyper`` includes ``bucket_bytes``, which bounds a stack's working memory, and
+    ``views``, which says that a parameter is several matrices (:mod:`steepest.views`).
+    """
+
+    scope = "matrix"
+
+    def check_param(self, who: str, name: str | None, param: Tensor, group: Group) -> None:
+        """Complex matrices are not matrices of pairs, and a fused parameter's blocks must fill it."""
+        if param.is_complex():
+            raise ValueError(
+                f"{who} is complex: {self.name!r} takes real parameters; element rules take both"
+            )
+        view = (group["views"] or {}).get(name)
+        if view is not None:
+            check_view(who, view, param.shape)
+
+    @abstractmethod
+    def matrix_shape(self, shape: torch.Size, group: Group) -> tuple[int, ...]:
+        """The shape [..., m, n] as which a parameter, or a part of a fused one, is seen."""
+
+    def init_factors(
+        self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, group: Group
+    ) -> dict[str, Tensor]:
+        """State that belongs to one matrix of ``shape`` and has not the parameter's shape."""
+        return {}
+
+    def derive_factors(self, kept: Mapping[str, Tensor], group: Group) -> dict[str, Tensor]:
+        """Factors that follow from the ``kept`` ones, where an option begins to ask for more of them."""
+        return {}
+
+    def relate(self, grads: Sequence[Tensor], group: Group) -> dict[str, Scalar]:
+        """Scalars for ``update`` that depend on all gradients of a group, each a real view."""
+        return {}
 
 
 def zeros(param: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -61,17 +61,17 @@ class AdamWRule(ElementRule):
         second = exp_avg_sq
         if max_exp_avg_sq is not None:
             second = state["max_exp_avg_sq"] = torch.maximum(max_exp_avg_sq, exp_avg_sq)
-        # Where every gradient so far was 0 and eps is 0, this is 0/tiny and not 0/0.
-        denominator = (_sqrt(second * correction2) + eps).clamp(min=torch.finfo(second.dtype).tiny)
-        return exp_avg * correction1 / denominator, state
+        return exp_avg * correction1 / (_sqrt(second * correction2) + eps), state
 
 
 def _sqrt(x: Tensor) -> Tensor:
-    """√x as x·(1/√x): torch's sqrt on a CPU is a unit off in the last place where compiled code is exact.
+    """√x as x·(1/√x), at least 1e-19 in float32, so that eps = 0 divides no zero by zero.
 
-    1/√x is computed alike by both, and eager, compiled and sharded runs must give the same bits.
+    torch's sqrt on a CPU is a unit off in the last place where compiled code is exact; 1/√x is computed
+    alike by both, and eager, compiled and sharded runs must give the same bits.
     """
-    return x * x.clamp(min=torch.finfo(x.dtype).tiny).rsqrt()
+    x = x.clamp(min=torch.finfo(x.dtype).tiny)
+    return x * x.rsqrt()
 
 
 class AdamW(Optimizer, rule=AdamWRule()):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
-from steepest.hyper import at_least, betas, choice, fraction, integer, learning_rate
+from steepest.hyper import Hyper, at_least, betas, choice, fraction, integer, learning_rate
 from steepest.optimizer import Optimizer
 from steepest.options import CommonOptions
 from steepest.rule import ElementRule, Group, Scalar, zeros
@@ -31,6 +31,7 @@ class SimbaRule(ElementRule):
         "memory": choice("counts", "counts", "momentum"),
         "choice": choice("threshold", "threshold", "lion", "memory"),
         "betas": betas((0.9, 0.99)),
+        "leak": Hyper(None, lambda value: value is None, "None: a leaky group has 'rule': 'simba_leaky'"),
     }
 
     def check(self, owner: str, group: Group) -> None:
@@ -155,7 +156,7 @@ class Simba(Optimizer, rule=SimbaRule()):
         leak: float | None = None,
         **common: Unpack[CommonOptions],
     ) -> None:
-        own = {
+        own: dict[str, Any] = {
             "window_size": window_size,
             "threshold": threshold,
             "counter_dtype": counter_dtype,

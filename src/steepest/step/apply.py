@@ -41,6 +41,7 @@ def descend(
     param: Tensor,
     grad: Tensor,
     direct: Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]],
+    retract: Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor],
     *,
     lr: Scalar,
     decay: Scalar,
@@ -52,10 +53,12 @@ def descend(
     Args:
         param, grad: of one shape and dtype.
         direct: the rule: (grad, param) -> (direction, new state).
+        retract: where the rule brings the result back to.
         lr, decay: the learning rate, and what :func:`decay_strength` gives.
         method: the weight-decay method; None where nothing decays.
         maximize: turn the gradient round first.
     """
+    before = param
     if maximize:
         grad = -grad
     if method == "l2":
@@ -65,7 +68,7 @@ def descend(
     direction, state = direct(grad, param)
     if method == "cautious":
         param = torch.where(direction * param >= 0, param * decay, param)
-    return param - lr * direction, state
+    return retract(param - lr * direction, before, state), state
 
 
 def narrowed(value: Tensor, dtype: torch.dtype, rounding: str, bits: Callable[[], Tensor]) -> Tensor:

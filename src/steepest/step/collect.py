@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Iterable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 from steepest.registry import find_rule
 from steepest.rule import Group, Rule, Scalar
 
-__all__ = ["Batch", "Member", "collect", "describe", "real_view"]
+__all__ = ["Batch", "Member", "collect", "describe", "real_view", "refuse_shards"]
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 
@@ -22,13 +23,14 @@ LOW_PRECISION = (torch.bfloat16, torch.float16)
 class Member:
     """One parameter with its gradient in this step.
 
-    ``scalars`` are the step's numbers for the rule's update, ``measured`` the per-tensor state after it.
-
-    ``param`` and ``grad`` are detached real views; ``ordinal`` is the parameter's place among all of the
-    optimizer's, which with the step count and the element's index keys its noise.
+    ``name`` describes it for people, ``label`` is the name the user gave. ``scalars`` are the step's
+    numbers for the rule's update, ``measured`` the per-tensor state after it. ``param`` and ``grad`` are
+    detached real views; ``ordinal`` is the parameter's place among all of the optimizer's, which with
+    the step count and the element's index keys its noise.
     """
 
     name: str
+    label: str | None
     ordinal: int
     owner: Tensor
     param: Tensor
@@ -80,6 +82,14 @@ def real_view(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
+def refuse_shards(who: str, param: Tensor) -> None:
+    """Raise ``ValueError`` for a DTensor."""
+    # Importing torch.distributed.tensor takes a second; a DTensor can exist only where it is imported.
+    module = sys.modules.get("torch.distributed.tensor")
+    if module is not None and isinstance(param, module.DTensor):
+        raise ValueError(f"{who} is a DTensor: sharded parameters are not supported yet")
+
+
 def describe(group: Group, group_index: int, index: int) -> str:
     """A parameter's name if the user gave one, else where it stands."""
     if "param_names" in group:
@@ -108,9 +118,12 @@ def collect(
             if owner.grad is None or id(owner) in seen:
                 continue
             seen.add(id(owner))
+            # Frameworks put other tensors into the groups after construction.
+            refuse_shards(describe(group, group_index, index), owner)
             grad = owner.grad.to_dense() if owner.grad.layout is not torch.strided else owner.grad
             member = Member(
                 describe(group, group_index, index),
+                group["param_names"][index] if "param_names" in group else None,
                 ordinal - 1,
                 owner,
                 real_view(owner),

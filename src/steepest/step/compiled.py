@@ -18,7 +18,7 @@ from torch import Tensor
 from steepest.step.collect import Batch
 from steepest.step.element import Recipe, advance, member_key, shared_scalars, store
 
-__all__ = ["compiler_available", "pays", "run_compiled", "warn_no_compiler"]
+__all__ = ["compiler_available", "pays", "run_compiled", "warn_no_compiler", "warn_not_compiled"]
 
 # Compiling takes seconds; below this many elements a step is so short that it would not earn them back.
 _PAYS_FROM = 1 << 24
@@ -61,6 +61,16 @@ def warn_no_compiler(device_type: str) -> None:
     )
 
 
+@functools.cache
+def warn_not_compiled(rule: str) -> None:
+    """Say once that ``compile=True`` has no effect on a matrix rule."""
+    warnings.warn(
+        f"compile=True has no effect on {rule!r}: matrix rules run eagerly, their time is in matmuls",
+        RuntimeWarning,
+        stacklevel=5,
+    )
+
+
 def pays(batch: Batch) -> bool:
     """Whether compiling this batch earns back its seconds."""
     return sum(member.param.numel() for member in batch.members) >= _PAYS_FROM
@@ -87,21 +97,28 @@ def run_compiled(batch: Batch, finite: Tensor | None) -> bool:
     numbers = [n for v in shared.values() for n in (v if isinstance(v, (tuple, list)) else (v,))]
     own = [[member.scalars[name] for name in spec.own] for member in batch.members]
     keys = [list(member_key(batch, member)) for member in batch.members] if recipe.noisy else []
-    graph = _graph(spec)
-    if graph is None:
+    if spec in _broken:
         return False
+    inputs = (
+        rows,
+        _pack([numbers], torch.float64, batch.device)[0],
+        _pack(own, torch.float64, batch.device),
+        _pack(keys, torch.int64, batch.device),
+        finite,
+    )
+    if spec in _proven:
+        _compile(spec)(*inputs)
+        return True
     try:
-        graph(
-            rows,
-            _pack([numbers], torch.float64, batch.device)[0],
-            _pack(own, torch.float64, batch.device),
-            _pack(keys, torch.int64, batch.device),
-            finite,
-        )
-    except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
-        # Compilation precedes execution: nothing has been written yet.
+        _compile(spec)(*inputs)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, OSError) as error:
+        # A first call fails in compiling (no cache folder, a compiler that does not work, a Python that
+        # torch cannot trace), before anything is written.
         _give_up(spec, error)
         return False
+    _proven.add(spec)
     return True
 
 
@@ -119,19 +136,17 @@ def _pack(rows: list[list[Any]], dtype: torch.dtype, device: torch.device) -> Te
 
 
 _broken: set[GraphSpec] = set()
+_proven: set[GraphSpec] = set()
 
 
 def _give_up(spec: GraphSpec, error: Exception) -> None:
     _broken.add(spec)
+    why = (str(error).strip() or repr(error)).splitlines()[0]
     warnings.warn(
-        f"steepest runs {spec.recipe.rule.name!r} without compilation: {str(error).strip().splitlines()[0]}",
+        f"steepest runs {spec.recipe.rule.name!r} without compilation: {why}",
         RuntimeWarning,
         stacklevel=2,
     )
-
-
-def _graph(spec: GraphSpec) -> Callable[..., None] | None:
-    return None if spec in _broken else _compile(spec)
 
 
 @functools.lru_cache(maxsize=64)

@@ -56,7 +56,7 @@ class Recipe:
             group["weight_decay_method"] if decays else None,
             group["maximize"],
             "stochastic" if batch.rounds_stochastically else "nearest",
-            "noise" in rule.takes or batch.rounds_stochastically,
+            not rule.takes.isdisjoint({"noise", "key"}) or batch.rounds_stochastically,
             compute,
         )
 
@@ -102,6 +102,9 @@ def advance(
         noise_key = key
         given["noise"] = lambda stream: uniform(noise_key, index(), stream)
 
+    if "key" in rule.takes:
+        given |= hyper_of(rule.takes, {"key": key, "index": index, "grad_dtype": grad.dtype})
+
     def direct(g: Tensor, p: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return rule.update(g, p, **{name: entry.to(wide) for name, entry in state.items()}, **given)
 
@@ -113,6 +116,7 @@ def advance(
         param.to(wide),
         grad.to(wide),
         direct,
+        rule.retract,
         lr=scalars["lr"],
         decay=scalars["decay"],
         method=recipe.method,

@@ -23,11 +23,13 @@ def moments(grad: Tensor) -> Moments:
     >>> count, total.item(), square.item()
     (2, 7.0, 25.0)
     """
-    total = torch.zeros((), dtype=torch.float64, device=grad.device)
+    # Apple's GPUs have no float64.
+    accumulate = torch.float32 if grad.device.type == "mps" else torch.float64
+    total = torch.zeros((), dtype=accumulate, device=grad.device)
     square = torch.zeros_like(total)
     # A float64 copy of the whole gradient would be twice its size.
     for piece in torch.split(grad.reshape(-1), _PIECE):
-        wide = piece.to(torch.float64)
+        wide = piece.to(accumulate)
         total += wide.sum()
         square += (wide * wide).sum()
     return Moments(grad.numel(), total, square)

@@ -1,0 +1,112 @@
+"""Hyperball: Muon on a sphere, the weights' norm held instead of decayed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
+
+from steepest.hyper import Hyper, learning_rate, optional, positive
+from steepest.optimizer import Optimizer
+from steepest.rule import Group
+from steepest.rules.muon import MUON_HYPER, Muon, MuonOptions, MuonRule
+
+__all__ = ["Hyperball", "HyperballRule"]
+
+
+class HyperballRule(MuonRule):
+    """p ← R·normalize(p − η·R·normalize(O)),   R = ‖p‖_F as it was at first."""
+
+    name = "hyperball"
+    hyper = {
+        **MUON_HYPER,
+        "lr": learning_rate(1e-2),
+        "weight_decay": Hyper(
+            0.0,
+            lambda value: not isinstance(value, bool) and value == 0,
+            "0: the norm is held, nothing decays",
+        ),
+        "radius": optional(positive(1.0)),
+    }
+
+    def check_param(self, who: str, name: str | None, param: Tensor, group: Group) -> None:
+        """A matrix of zeros has no norm to hold."""
+        super().check_param(who, name, param, group)
+        if group["radius"] is None and not param.is_meta and param.numel() > 0 and not param.any():
+            raise ValueError(f"{who} is zero: give hyperball a radius, or the parameter to another rule")
+
+    def init_factors(
+        self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, group: Group
+    ) -> dict[str, Tensor]:
+        """The norm that is held; 0 until it is known."""
+        wide = torch.promote_types(torch.float32, dtype)
+        start = group["radius"] or 0.0
+        return {"norm": torch.full((*shape[:-2], 1, 1), start, dtype=wide, device=device)}
+
+    def finish(
+        self, polar: Tensor, u: Tensor, param: Tensor, **options: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The direction has the length R."""
+        held = options["norm"]
+        radius = torch.where(held > 0, held, torch.linalg.matrix_norm(param, keepdim=True))
+        return radius * _normalized(polar), {"norm": radius}
+
+    def retract(self, param: Tensor, before: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        """Back onto the sphere of radius R; a matrix that did not move stays as it is, bit for bit."""
+        still = (param == before).all(dim=-1, keepdim=True).all(dim=-2, keepdim=True)
+        return torch.where(still, before, state["norm"] * _normalized(param))
+
+
+def _normalized(matrix: Tensor) -> Tensor:
+    norm = torch.linalg.matrix_norm(matrix, keepdim=True)
+    return torch.where(norm > 0, matrix / norm, torch.zeros_like(matrix))
+
+
+class Hyperball(Muon, rule=HyperballRule()):
+    r"""Muon with the Frobenius norms of weights and updates held fixed.
+
+    .. math::
+        p \leftarrow R\,\mathrm{normalize}\bigl(p - \eta R\,\mathrm{normalize}(O)\bigr), \qquad
+        R = \lVert p_0 \rVert_F
+
+    with O Muon's polar factor; η is close to the angle that a step turns the weights by. It replaces
+    weight decay, which therefore must be 0.
+
+    State: Muon's ``momentum_buffer`` (4 bytes per float32 parameter), and ``norm``, one number a matrix.
+
+    Args:
+        params: matrices: tensors, ``(name, tensor)`` pairs, or group dicts.
+        lr: η ≥ 0, a float or a 1-element tensor.
+        momentum: β in [0, 1) of Muon's average.
+        radius: R > 0; None is each matrix's norm in its first step.
+        **options: Muon's and the common ones.
+
+    Raises:
+        TypeError: an unknown keyword, or parameters that are not tensors.
+        ValueError: a value out of range; a weight decay; a parameter with fewer than two dimensions, or one
+            that is zero and is given no radius, by name.
+
+    Source: Wen et al., "Fantastic Pretraining Optimizers and Where to Find Them II: Hyperball
+    Optimization", arXiv 2606.16899 (2026).
+
+    >>> weight = torch.nn.Parameter(torch.eye(2))
+    >>> optimizer = Hyperball([weight], lr=0.5)
+    >>> weight.grad = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    >>> optimizer.step()
+    >>> round(torch.linalg.matrix_norm(weight).item(), 4)  # √2, as before
+    1.4142
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-2,
+        momentum: float = 0.95,
+        radius: float | None = None,
+        **options: Unpack[MuonOptions],
+    ) -> None:
+        Optimizer.__init__(self, params, rule="hyperball", lr=lr, momentum=momentum, radius=radius, **options)

@@ -1,0 +1,231 @@
+"""Muon: momentum orthogonalized by Newton-Schulz."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
+
+from steepest.hyper import Hyper, at_least, choice, flag, fraction, integer, learning_rate, optional
+from steepest.linalg import newton_schulz
+from steepest.optimizer import Optimizer
+from steepest.options import CommonOptions
+from steepest.rule import Scalar
+from steepest.rules.orthogonalized import (
+    MATRIX_OPTIONS,
+    MatmulPrecision,
+    OrthogonalizedOptimizer,
+    OrthogonalizedRule,
+    float32_matmul_precision,
+    momentum_step,
+)
+from steepest.step.collect import Batch
+from steepest.step.matrix import Provide
+from steepest.views import View
+
+__all__ = ["MUON_HYPER", "Muon", "MuonOptions", "MuonRule", "Scale", "scale_factor", "scaled_polar"]
+
+Scale = Literal["original", "match_rms_adamw", "spectral", "unit_rms_norm", "none"]
+Coefficients = str | Sequence[tuple[float, float, float]]
+
+
+def scale_factor(scale: Scale, rows: int, columns: int) -> float:
+    """What multiplies the polar factor of a matrix with ``rows`` outputs and ``columns`` inputs.
+
+    ======================  =========================  =====================================
+    ``"original"``          max(1, out/in)^½           Jordan et al. (2024)
+    ``"match_rms_adamw"``   0.2·max(out, in)^½         rms 0.2, AdamW's; arXiv 2502.16982
+    ``"spectral"``          max(out, in)^½
+    ``"unit_rms_norm"``     (out/in)^½                 RMS-to-RMS norm; arXiv 2409.20325
+    ``"none"``              1
+    ======================  =========================  =====================================
+
+    >>> scale_factor("original", 64, 16), scale_factor("unit_rms_norm", 16, 64)
+    (2.0, 0.5)
+    """
+    if scale == "original":
+        return math.sqrt(max(1.0, rows / columns))
+    if scale == "match_rms_adamw":
+        return 0.2 * math.sqrt(max(rows, columns))
+    if scale == "spectral":
+        return math.sqrt(max(rows, columns))
+    if scale == "unit_rms_norm":
+        return math.sqrt(rows / columns)
+    return 1.0
+
+
+def _is_coefficients(value: Any) -> bool:
+    if isinstance(value, str):
+        return True
+    return len(value) > 0 and all(len(triple) == 3 for triple in value)
+
+
+MUON_HYPER: dict[str, Hyper] = {
+    "lr": learning_rate(1e-3),
+    "momentum": fraction(0.95),
+    "weight_decay": at_least(0, 1e-2),
+    "nesterov": flag(True),
+    "ns_steps": integer(5, low=1),
+    "coefficients": Hyper("quintic", _is_coefficients, "a name or a list of triples"),
+    "method": choice("newton_schulz", "newton_schulz", "svd"),
+    "ns_dtype": optional(choice(None, torch.bfloat16, torch.float16, torch.float32, torch.float64)),
+    "scale": choice("match_rms_adamw", "original", "match_rms_adamw", "spectral", "unit_rms_norm", "none"),
+    "extra_scale": at_least(0, 1.0),
+    **MATRIX_OPTIONS,
+}
+
+
+def scaled_polar(
+    u: Tensor,
+    *,
+    ns_steps: int,
+    coefficients: Coefficients,
+    method: Literal["newton_schulz", "svd"],
+    ns_dtype: torch.dtype | None,
+    fp32_matmul_prec: str,
+    scale: Scale,
+    extra_scale: Scalar,
+    **_: Any,
+) -> Tensor:
+    """The polar factor of u [..., m, n], times its scale, under the chosen float32 matmul precision."""
+    with float32_matmul_precision(fp32_matmul_prec):
+        polar = newton_schulz(u, coefficients, ns_steps, dtype=ns_dtype, method=method)
+    return extra_scale * scale_factor(scale, u.shape[-2], u.shape[-1]) * polar.to(u.dtype)
+
+
+class MuonOptions(CommonOptions, total=False):
+    """Keyword-only options of Muon and its kin; :class:`Muon` says what they mean."""
+
+    nesterov: bool
+    ns_steps: int
+    coefficients: Coefficients
+    scale: Scale
+    extra_scale: float
+    method: Literal["newton_schulz", "svd"]
+    ns_dtype: torch.dtype | None
+    fp32_matmul_prec: MatmulPrecision
+    view: Literal["flatten", "batch"]
+    views: Mapping[str, View] | None
+    bucket_bytes: int
+
+
+class MuonRule(OrthogonalizedRule):
+    """m ← m + (1−β)(g − m);   p ← p − η·scale(out, in)·polar(u),   u as in the base."""
+
+    name = "muon"
+    hyper = MUON_HYPER
+
+    def check(self, owner: str, group: Mapping[str, Any]) -> None:
+        """The named coefficients are looked up here, and not in the first step."""
+        super().check(owner, group)
+        try:
+            newton_schulz(torch.zeros(1, 1), group["coefficients"], group["ns_steps"])
+        except ValueError as error:
+            raise ValueError(f"{owner}: {error}") from None
+
+    def update(  # type: ignore[override]
+        self,
+        grad: Tensor,
+        param: Tensor,
+        momentum_buffer: Tensor,
+        *,
+        momentum: Scalar,
+        nesterov: bool,
+        custom: Callable[[Tensor], Tensor] | None = None,
+        **options: Any,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """``custom`` is a subclass's own orthogonalize, which then scales by itself."""
+        average, u = momentum_step(grad, momentum_buffer, momentum, nesterov)
+        if custom is None:
+            polar = scaled_polar(u, **options)
+        else:
+            with float32_matmul_precision(options["fp32_matmul_prec"]):
+                polar = custom(u)
+        direction, state = self.finish(polar, u, param, **options)
+        return direction, {"momentum_buffer": average, **state}
+
+    def finish(
+        self, polar: Tensor, u: Tensor, param: Tensor, **options: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """(direction, new factors) from the scaled polar factor: what Muon's kin do with it."""
+        return polar, {}
+
+
+class Muon(OrthogonalizedOptimizer, rule=MuonRule()):
+    r"""Muon: momentum, orthogonalized by a few Newton-Schulz iterations.
+
+    .. math::
+        m \leftarrow m + (1-\beta)(g - m), \quad
+        u = g + \beta(m - g), \quad
+        p \leftarrow p - \eta\lambda p - \eta\, s(\mathrm{out}, \mathrm{in})\,\mathrm{polar}(u)
+
+    It is for matrices of hidden layers. Embeddings, the output head, norms and biases belong to an
+    element rule, in a group with ``"rule": "adamw"`` or as :func:`steepest.build` decides. With the
+    default scale the update has AdamW's rms, and AdamW's learning rate and weight decay carry over.
+    Momentum is an average (EMA), not a sum; weight decay uses the unscaled lr. Parameters of one shape
+    are stacked and orthogonalized together, unless a subclass overrides :meth:`orthogonalize`.
+
+    State: ``momentum_buffer``, of the parameter's shape in ``state_dtype``: 4 bytes per float32
+    parameter.
+
+    Args:
+        params: matrices: tensors, ``(name, tensor)`` pairs, or group dicts.
+        lr: learning rate η ≥ 0, a float or a 1-element tensor.
+        momentum: β in [0, 1).
+        weight_decay: λ ≥ 0, acting as ``weight_decay_method`` says.
+        nesterov: u = g + β(m − g); otherwise u = m.
+        ns_steps: Newton-Schulz iterations.
+        coefficients: a named set of :func:`steepest.linalg.newton_schulz`, or a list of triples.
+        scale: s, see :func:`scale_factor`.
+        extra_scale: a factor on s.
+        method: ``"newton_schulz"``, or ``"svd"`` for the exact polar factor (slow; an oracle).
+        ns_dtype: dtype of the iteration; None lets :func:`~steepest.linalg.newton_schulz` choose.
+        fp32_matmul_prec: torch's float32 matmul precision while orthogonalizing.
+        view: how more than two dimensions are seen: ``"flatten"`` as [out, rest], ``"batch"`` as a batch
+            of matrices.
+        views: parameter names -> blocks (:mod:`steepest.views`) of fused parameters: their update equals
+            that of separate matrices.
+        bucket_bytes: bound on the working memory of matrices that are computed together, in bytes.
+        **options: these, and the common ones (:class:`~steepest.CommonOptions`).
+
+    Raises:
+        TypeError: an unknown keyword, or parameters that are not tensors.
+        ValueError: a value out of range; a parameter with fewer than two dimensions, by name.
+
+    Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024); Liu et al.,
+    "Muon is Scalable for LLM Training", arXiv 2502.16982 (2025).
+
+    >>> weight = torch.nn.Parameter(torch.zeros(2, 2))
+    >>> optimizer = Muon([weight], lr=1.0, momentum=0.0, scale="none", method="svd")
+    >>> weight.grad = torch.tensor([[0.0, 3.0], [0.5, 0.0]])
+    >>> optimizer.step()
+    >>> weight.detach().round(decimals=3).abs()
+    tensor([[0., 1.],
+            [1., 0.]])
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0.95,
+        weight_decay: float = 1e-2,
+        **options: Unpack[MuonOptions],
+    ) -> None:
+        Optimizer.__init__(
+            self, params, rule=self.rule.name, lr=lr, momentum=momentum, weight_decay=weight_decay, **options
+        )
+
+    def orthogonalize(self, p: Tensor, grad: Tensor, **kwargs: Any) -> Tensor:
+        """scale(out, in)·polar(grad), with the options in ``kwargs``; see the base class."""
+        return scaled_polar(grad, **kwargs)
+
+    def _provide(self, batch: Batch) -> Provide | None:
+        if type(self).orthogonalize is Muon.orthogonalize:
+            return None
+        return super()._provide(batch)

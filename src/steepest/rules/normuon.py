@@ -1,0 +1,110 @@
+"""NorMuon: Muon whose rows are normalized by their second moment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
+
+from steepest.hyper import fraction, positive
+from steepest.optimizer import Optimizer
+from steepest.rule import Group, Scalar
+from steepest.rules.muon import MUON_HYPER, Muon, MuonOptions, MuonRule
+
+__all__ = ["NorMuon", "NorMuonRule"]
+
+
+class NorMuonRule(MuonRule):
+    """v ← β₂ v + (1−β₂) mean(O², over a row);   Ô = O / (√v + ε);   p ← p − η·Ô·‖O‖_F / ‖Ô‖_F."""
+
+    name = "normuon"
+    hyper = {**MUON_HYPER, "beta2": fraction(0.95), "eps": positive(1e-8)}
+
+    def init_factors(
+        self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, group: Group
+    ) -> dict[str, Tensor]:
+        """One second moment a row."""
+        wide = torch.promote_types(torch.float32, dtype)
+        return {"second_momentum": torch.zeros(*shape[:-1], 1, dtype=wide, device=device)}
+
+    def finish(  # type: ignore[override]
+        self,
+        polar: Tensor,
+        u: Tensor,
+        param: Tensor,
+        *,
+        second_momentum: Tensor,
+        beta2: Scalar,
+        eps: Scalar,
+        **options: Any,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The rows are evened out; the matrix keeps its Frobenius norm."""
+        second = beta2 * second_momentum + (1 - beta2) * (polar * polar).mean(dim=-1, keepdim=True)
+        evened = polar / (second.sqrt() + eps)
+        norms = [torch.linalg.matrix_norm(matrix, keepdim=True) for matrix in (polar, evened)]
+        # A zero matrix stays zero: 0/0 is no ratio.
+        ratio = torch.where(norms[1] > 0, norms[0] / norms[1], torch.zeros_like(norms[0]))
+        return evened * ratio, {"second_momentum": second}
+
+
+class NorMuon(Muon, rule=NorMuonRule()):
+    r"""Muon with neuron-wise normalization.
+
+    .. math::
+        v \leftarrow \beta_2 v + (1-\beta_2)\,\mathrm{mean}_{\text{row}}(O^2), \quad
+        \hat O = \frac{O}{\sqrt v + \epsilon}, \quad
+        p \leftarrow p - \eta\lambda p - \eta\,\frac{\lVert O\rVert_F}{\lVert\hat O\rVert_F}\hat O
+
+    with O Muon's scaled polar factor. Muon's update has orthonormal rows only where they are fewer than
+    the columns; here the rows (neurons) of any matrix move alike.
+
+    State: Muon's ``momentum_buffer`` (4 bytes per float32 parameter) and ``second_momentum``,
+    float32 (float64 for such parameters), one number a row.
+
+    Args:
+        params: matrices: tensors, ``(name, tensor)`` pairs, or group dicts.
+        lr: learning rate η ≥ 0, a float or a 1-element tensor.
+        momentum: β in [0, 1) of Muon's average.
+        weight_decay: λ ≥ 0, acting as ``weight_decay_method`` says.
+        beta2: β₂ in [0, 1).
+        eps: ε > 0.
+        **options: Muon's and the common ones.
+
+    Raises:
+        TypeError: an unknown keyword, or parameters that are not tensors.
+        ValueError: a value out of range; a parameter with fewer than two dimensions, by name.
+
+    Source: Li et al., "NorMuon: Making Muon more efficient and scalable", arXiv 2510.05491 (2025).
+
+    >>> weight = torch.nn.Parameter(torch.zeros(2, 1))
+    >>> optimizer = NorMuon([weight], lr=1.0, momentum=0.0, scale="none", method="svd")
+    >>> weight.grad = torch.tensor([[4.0], [-3.0]])
+    >>> optimizer.step()
+    >>> [round(value, 3) for value in weight.flatten().tolist()]  # both rows alike, norm 1
+    [-0.707, 0.707]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0.95,
+        weight_decay: float = 1e-2,
+        beta2: float = 0.95,
+        eps: float = 1e-8,
+        **options: Unpack[MuonOptions],
+    ) -> None:
+        Optimizer.__init__(
+            self,
+            params,
+            rule="normuon",
+            lr=lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            beta2=beta2,
+            eps=eps,
+            **options,
+        )

@@ -1,0 +1,254 @@
+"""The orthogonalized family's base: momentum, a matrix function of it, and a step along the result."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from steepest.hyper import Hyper, at_least, choice, flag, fraction, integer, learning_rate
+from steepest.optimizer import Optimizer
+from steepest.rule import Group, MatrixRule, Scalar, zeros
+from steepest.step.collect import Batch, Member
+from steepest.step.matrix import Provide
+from steepest.views import View
+
+__all__ = ["MATRIX_OPTIONS", "OrthogonalizedOptimizer", "OrthogonalizedRule", "float32_matmul_precision"]
+
+MatmulPrecision = Literal["highest", "high", "medium"]
+
+# What all rules on this base take besides their own hyper-parameters.
+MATRIX_OPTIONS: dict[str, Hyper] = {
+    "view": choice("flatten", "flatten", "batch"),
+    "views": Hyper(None, lambda value: value is None or isinstance(value, dict), "None or a dict of views"),
+    "bucket_bytes": integer(1 << 28, low=1),
+    "fp32_matmul_prec": choice("highest", "highest", "high", "medium"),
+}
+
+
+@contextlib.contextmanager
+def float32_matmul_precision(precision: str) -> Iterator[None]:
+    """Torch's float32 matmul precision inside the block; what it was before comes back on every way out.
+
+    >>> before = torch.get_float32_matmul_precision()
+    >>> with float32_matmul_precision("medium"):
+    ...     torch.get_float32_matmul_precision()
+    'medium'
+    >>> torch.get_float32_matmul_precision() == before
+    True
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+class OrthogonalizedRule(MatrixRule):
+    """m ← m + (1−β)(g − m);  u = g + β(m − g) with Nesterov, else m;  p ← p − η·orthogonalize(u)."""
+
+    name = "orthogonalized"
+    hidden_only = True
+    hyper = {
+        "lr": learning_rate(1e-3),
+        "momentum_beta": fraction(0.95),
+        "weight_decay": at_least(0, 0.0),
+        "use_nesterov": flag(False),
+        **MATRIX_OPTIONS,
+    }
+
+    def matrix_shape(self, shape: torch.Size, group: Group) -> tuple[int, ...]:
+        """[out, rest], or leading dimensions as a batch of matrices."""
+        if len(shape) < 2:
+            # check_param has refused vectors; this one was put into the group afterwards.
+            raise ValueError(
+                f"a parameter of {self.name!r} has become a vector of shape {tuple(shape)}: something has "
+                "flattened the parameters (DeepSpeed ZeRO, FSDP1); nothing was stepped"
+            )
+        if len(shape) == 2 or group["view"] == "batch":
+            return tuple(shape)
+        return shape[0], math.prod(shape[1:])
+
+    def check_param(self, who: str, name: str | None, param: Tensor, group: Group) -> None:
+        """Vectors have no polar factor."""
+        super().check_param(who, name, param, group)
+        if param.dim() < 2:
+            raise ValueError(
+                f"{who} has shape {tuple(param.shape)}: {self.name!r} takes matrices. "
+                "Give it to an element rule, in a group of its own: {'params': [...], 'rule': 'adamw'}"
+            )
+
+    def init_state(self, param: Tensor, group: Group) -> dict[str, Tensor]:
+        """One momentum, as large as the parameter."""
+        return {"momentum_buffer": zeros(param, group["state_dtype"])}
+
+    def update(  # type: ignore[override]
+        self,
+        grad: Tensor,
+        param: Tensor,
+        momentum_buffer: Tensor,
+        *,
+        momentum_beta: Scalar,
+        use_nesterov: bool,
+        fp32_matmul_prec: str,
+        custom: Callable[[Tensor], Tensor] = lambda u: u,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """``custom`` is the optimizer's orthogonalize; it runs under the chosen float32 matmul precision."""
+        average, u = momentum_step(grad, momentum_buffer, momentum_beta, use_nesterov)
+        with float32_matmul_precision(fp32_matmul_prec):
+            return custom(u), {"momentum_buffer": average}
+
+
+def momentum_step(grad: Tensor, average: Tensor, beta: Scalar, nesterov: bool) -> tuple[Tensor, Tensor]:
+    """(new average, what is orthogonalized): m ← m + (1−β)(g − m); u = g + β(m − g) with Nesterov, else m."""
+    average = average + (1 - beta) * (grad - average)
+    return average, (grad + beta * (average - grad) if nesterov else average)
+
+
+class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
+    r"""The base that people subclass: momentum, any matrix function of it, and a step along the result.
+
+    .. math::
+        m \leftarrow m + (1-\beta)(g - m), \quad
+        u = \begin{cases} g + \beta(m - g) & \text{Nesterov} \\ m & \text{else} \end{cases}, \quad
+        p \leftarrow p - \eta\lambda p - \eta\,\mathrm{orthogonalize}(p, u)
+
+    Override :meth:`orthogonalize`; it is called for one parameter at a time, inside the step, without
+    gradients, with ``u`` viewed as a matrix. It may read attributes of the parameter and any option of
+    the group. Without an override it calls ``scaled_orthogonalize_fn``.
+
+    State: ``momentum_buffer``, of the parameter's shape in ``state_dtype``: 4 bytes per float32
+    parameter.
+
+    Args:
+        params: matrices: tensors, ``(name, tensor)`` pairs, or group dicts.
+        lr: learning rate η ≥ 0, a float or a 1-element tensor.
+        momentum_beta: β in [0, 1) of the average above.
+        weight_decay: λ ≥ 0, acting as ``weight_decay_method`` says, with the unscaled lr.
+        use_nesterov: Nesterov's form of u.
+        fp32_matmul_prec: torch's float32 matmul precision while orthogonalizing; restored afterwards, also
+            after an error.
+        scaled_orthogonalize_fn: matrix -> matrix; None is the identity, with a warning unless
+            :meth:`orthogonalize` is overridden.
+        view: how more than two dimensions are seen: ``"flatten"`` as [out, rest], ``"batch"`` as a batch
+            of matrices.
+        views: parameter names -> blocks (:mod:`steepest.views`) of fused parameters.
+        bucket_bytes: bound on the working memory of matrices that are computed together.
+        **options: the common options (:class:`~steepest.CommonOptions`); any other keyword becomes an
+            option of every group, overridable per group, saved with it, and passed to
+            :meth:`orthogonalize`.
+
+    Raises:
+        TypeError: parameters that are not tensors.
+        ValueError: a value out of range; a parameter with fewer than two dimensions, by name.
+
+    Source: the base class follows NVIDIA's Emerging-Optimizers; the method is Jordan et al., "Muon"
+    (2024), and Bernstein and Newhouse, arXiv 2409.20325 (2024).
+
+    >>> from steepest.linalg import newton_schulz
+    >>> weight = torch.nn.Parameter(torch.zeros(4, 4))
+    >>> optimizer = OrthogonalizedOptimizer([weight], lr=1.0, scaled_orthogonalize_fn=newton_schulz)
+    >>> weight.grad = torch.eye(4)
+    >>> optimizer.step()
+    >>> bool((weight.diagonal() < -0.5).all())
+    True
+
+    A fused QKV projection, its parts orthogonalized apart:
+
+    >>> class SplitQKV(OrthogonalizedOptimizer):
+    ...     def orthogonalize(self, p, grad, **options):
+    ...         blocks = grad.split(options["qkv"]) if getattr(p, "is_qkv", False) else [grad]
+    ...         return torch.cat([newton_schulz(block) for block in blocks])
+    >>> qkv = torch.nn.Parameter(torch.zeros(6, 4))
+    >>> qkv.is_qkv = True
+    >>> optimizer = SplitQKV([qkv], lr=1.0, momentum_beta=0.0, qkv=[2, 2, 2])
+    >>> qkv.grad = torch.randn(6, 4)
+    >>> optimizer.step()
+    >>> bool((torch.linalg.matrix_norm(qkv[2:4], ord=2) < 1.3))
+    True
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        momentum_beta: float = 0.95,
+        weight_decay: float = 0.0,
+        *,
+        use_nesterov: bool = False,
+        fp32_matmul_prec: MatmulPrecision = "highest",
+        scaled_orthogonalize_fn: Callable[[Tensor], Tensor] | None = None,
+        view: Literal["flatten", "batch"] = "flatten",
+        views: Mapping[str, View] | None = None,
+        bucket_bytes: int = 1 << 28,
+        **options: Any,
+    ) -> None:
+        known = self.rule.defaults()
+        if scaled_orthogonalize_fn is None and not self._overrides():
+            warnings.warn(
+                f"{type(self).__name__}: neither scaled_orthogonalize_fn is given nor orthogonalize "
+                "overridden; the momentum is used as it is",
+                UserWarning,
+                stacklevel=2,
+            )
+        super().__init__(
+            params,
+            rule="orthogonalized",
+            lr=lr,
+            momentum_beta=momentum_beta,
+            weight_decay=weight_decay,
+            use_nesterov=use_nesterov,
+            fp32_matmul_prec=fp32_matmul_prec,
+            view=view,
+            views=dict(views) if isinstance(views, Mapping) else views,
+            bucket_bytes=bucket_bytes,
+            extra={name: value for name, value in options.items() if name not in known},
+            **{name: value for name, value in options.items() if name in known},
+        )
+        # In defaults, which deepcopy and pickle keep, and not in the groups, which are plain data.
+        self.defaults["scaled_orthogonalize_fn"] = scaled_orthogonalize_fn
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a param group; see :class:`~steepest.Optimizer`."""
+        super().add_param_group(param_group)
+        # torch copies all defaults into a group; a function there would keep a checkpoint from loading.
+        self.param_groups[-1].pop("scaled_orthogonalize_fn", None)
+
+    def orthogonalize(self, p: Tensor, grad: Tensor, **kwargs: Any) -> Tensor:
+        """The update's direction, of grad's shape: ``scaled_orthogonalize_fn(grad)``. Override it freely.
+
+        Args:
+            p: the parameter, as it was given to the optimizer.
+            grad: the momentum, or Nesterov's form of it, viewed as a matrix [out, rest], or
+                [..., m, n] with ``view="batch"``; float32 or wider. It must not be changed in place.
+            **kwargs: the param group's options, all but ``"params"``.
+        """
+        function = self.defaults.get("scaled_orthogonalize_fn")
+        return grad if function is None else function(grad)
+
+    def _overrides(self) -> bool:
+        return type(self).orthogonalize is not OrthogonalizedOptimizer.orthogonalize
+
+    def _provide(self, batch: Batch) -> Provide | None:
+        options = {name: value for name, value in batch.group.items() if name != "params"}
+
+        def provide(member: Member) -> Mapping[str, Any]:
+            def orthogonalize(u: Tensor) -> Tensor:
+                result = self.orthogonalize(member.owner, u[0], **options)
+                if result.shape != u.shape[1:]:
+                    raise ValueError(
+                        f"{type(self).__name__}.orthogonalize returned shape {tuple(result.shape)} "
+                        f"for {member.name}, whose matrix is {tuple(u.shape[1:])}"
+                    )
+                return result.unsqueeze(0)
+
+            return {"custom": orthogonalize}
+
+        return provide

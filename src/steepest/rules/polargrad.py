@@ -1,0 +1,83 @@
+"""PolarGrad: the polar factor times the nuclear norm, so that the step vanishes with the gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
+
+from steepest.hyper import choice
+from steepest.optimizer import Optimizer
+from steepest.rules.muon import MUON_HYPER, Muon, MuonOptions, MuonRule
+
+__all__ = ["PolarGrad", "PolarGradRule"]
+
+
+class PolarGradRule(MuonRule):
+    """p ← p − η·⟨O, u⟩·O,   O = polar(u),   ⟨O, u⟩ being u's nuclear norm when O is exact."""
+
+    name = "polargrad"
+    hyper = {
+        **MUON_HYPER,
+        "scale": choice("none", "original", "match_rms_adamw", "spectral", "unit_rms_norm", "none"),
+    }
+
+    def finish(
+        self, polar: Tensor, u: Tensor, param: Tensor, **options: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The dual norm of u, as the polar factor sees it, is the step's length."""
+        return polar * (polar * u).sum(dim=(-2, -1), keepdim=True), {}
+
+
+class PolarGrad(Muon, rule=PolarGradRule()):
+    r"""Steepest descent under the spectral norm, with its dual norm as step length.
+
+    .. math:: p \leftarrow p - \eta\lambda p - \eta\,\langle O, u\rangle\, O, \qquad O = \mathrm{polar}(u)
+
+    Muon's direction has the same size whatever the gradient's; this one is the exact steepest descent
+    step, ⟨O, u⟩ being the nuclear norm of u, and vanishes with the gradient. A ``scale`` multiplies both O.
+
+    State: Muon's ``momentum_buffer``: 4 bytes per float32 parameter.
+
+    Args:
+        params: matrices: tensors, ``(name, tensor)`` pairs, or group dicts.
+        lr: learning rate η ≥ 0, a float or a 1-element tensor.
+        momentum: β in [0, 1) of Muon's average.
+        weight_decay: λ ≥ 0, acting as ``weight_decay_method`` says.
+        **options: Muon's (``scale`` is ``"none"`` here) and the common ones.
+
+    Raises:
+        TypeError: an unknown keyword, or parameters that are not tensors.
+        ValueError: a value out of range; a parameter with fewer than two dimensions, by name.
+
+    Source: Lau, Long and Su, "PolarGrad: A Class of Matrix-Gradient Optimizers from a Unifying
+    Preconditioning Perspective", arXiv 2505.21799 (2025).
+
+    >>> import torch
+    >>> weight = torch.nn.Parameter(torch.zeros(2, 2))
+    >>> optimizer = PolarGrad([weight], lr=1.0, momentum=0.0, method="svd")
+    >>> weight.grad = torch.diag(torch.tensor([3.0, 0.5]))
+    >>> optimizer.step()
+    >>> [round(value, 3) for value in weight.diagonal().tolist()]
+    [-3.5, -3.5]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0.95,
+        weight_decay: float = 1e-2,
+        **options: Unpack[MuonOptions],
+    ) -> None:
+        Optimizer.__init__(
+            self,
+            params,
+            rule="polargrad",
+            lr=lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            **options,
+        )

@@ -1,0 +1,85 @@
+"""Scion: conditional gradient steps in a ball of the spectral norm."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
+
+from steepest.hyper import at_least, choice, flag, fraction, learning_rate, positive
+from steepest.optimizer import Optimizer
+from steepest.rules.muon import MUON_HYPER, Muon, MuonOptions, MuonRule
+
+__all__ = ["Scion", "ScionRule"]
+
+
+class ScionRule(MuonRule):
+    """p ← (1−η) p − η·ρ·√(out/in)·polar(m):   Muon with λ = 1, the RMS-to-RMS scale, and a radius ρ."""
+
+    name = "scion"
+    hyper = {
+        **MUON_HYPER,
+        "lr": learning_rate(1e-3),
+        "momentum": fraction(0.9),
+        "weight_decay": at_least(0, 1.0),
+        "nesterov": flag(False),
+        "scale": choice("unit_rms_norm", "original", "match_rms_adamw", "spectral", "unit_rms_norm", "none"),
+        "extra_scale": positive(50.0),
+    }
+
+
+class Scion(Muon, rule=ScionRule()):
+    r"""Stochastic conditional gradient with a spectral norm ball.
+
+    .. math:: p \leftarrow (1-\eta)\,p - \eta\,\rho\,\sqrt{\mathrm{out}/\mathrm{in}}\;\mathrm{polar}(m)
+
+    The parameter is a convex combination of itself and the ball's corner against the momentum, so that
+    it stays in the ball once it is there. ``weight_decay=0`` is the unconstrained variant.
+
+    State: Muon's ``momentum_buffer``: 4 bytes per float32 parameter.
+
+    Args:
+        params: matrices: tensors, ``(name, tensor)`` pairs, or group dicts.
+        lr: η ≥ 0, a float or a 1-element tensor.
+        momentum: β in [0, 1) of the average, 1 − α in the paper.
+        radius: ρ > 0.
+        weight_decay: 1, or 0 for the unconstrained variant; other values interpolate.
+        **options: Muon's (no Nesterov and ``scale="unit_rms_norm"`` here) and the common ones.
+
+    Raises:
+        TypeError: an unknown keyword, or parameters that are not tensors.
+        ValueError: a value out of range; a parameter with fewer than two dimensions, by name.
+
+    Source: Pethick et al., "Training Deep Learning Models with Norm-Constrained LMOs",
+    arXiv 2502.07529 (2025).
+
+    >>> import torch
+    >>> weight = torch.nn.Parameter(torch.eye(2))
+    >>> optimizer = Scion([weight], lr=0.5, momentum=0.0, radius=2.0, method="svd")
+    >>> weight.grad = torch.diag(torch.tensor([3.0, -0.5]))
+    >>> optimizer.step()
+    >>> [round(value, 3) for value in weight.diagonal().tolist()]
+    [-0.5, 1.5]
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0.9,
+        radius: float = 50.0,
+        weight_decay: float = 1.0,
+        **options: Unpack[MuonOptions],
+    ) -> None:
+        if "extra_scale" in options:
+            raise TypeError("Scion() takes radius; extra_scale is the same number")
+        Optimizer.__init__(
+            self,
+            params,
+            rule="scion",
+            lr=lr,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            extra_scale=radius,
+            **options,
+        )

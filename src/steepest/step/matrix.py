@@ -1,0 +1,219 @@
+"""The matrix pass: parameters as matrices, equal shapes stacked, one batched computation per bucket."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steepest.rule import Group, MatrixRule, Rule, Scalar
+from steepest.step.collect import Batch, Member
+from steepest.step.element import Recipe, advance, member_key, shared_scalars, store
+from steepest.views import cut
+
+__all__ = [
+    "Part",
+    "Provide",
+    "blank_factors",
+    "init_factors",
+    "lacks_factors",
+    "parts",
+    "relate",
+    "run_matrix",
+]
+
+# What an optimizer gives a rule's update besides numbers, for one parameter: functions by name.
+Provide = Callable[[Member], Mapping[str, Any]]
+
+# A stack is copied in and out and a product needs about as much again as its factors: how many times
+# a matrix's own bytes are in use at once, roughly, in the compute dtype.
+_WORKING_COPIES = 8
+
+
+@dataclass
+class Part:
+    """One logical matrix: a parameter, or a block of a fused one.
+
+    ``shape`` is what the rule sees, [..., m, n]; ``number`` counts a parameter's parts, None if it has one.
+    """
+
+    member: Member
+    number: int | None
+    shape: tuple[int, ...]
+    param: Tensor
+    grad: Tensor
+
+    def state_name(self, factor: str) -> str:
+        """The name in the parameter's state of a factor that belongs to this matrix."""
+        return factor if self.number is None else f"{factor}.{self.number}"
+
+
+def parts(batch: Batch, member: Member) -> list[Part]:
+    """The logical matrices of a parameter."""
+    assert isinstance(batch.rule, MatrixRule)
+    view = _view(batch, member)
+    blocks = zip(cut(member.param, view), cut(member.grad, view), strict=True)
+    return [
+        Part(
+            member,
+            number if view is not None else None,
+            batch.rule.matrix_shape(param.shape, batch.group),
+            param,
+            grad,
+        )
+        for number, (param, grad) in enumerate(blocks)
+    ]
+
+
+def _view(batch: Batch, member: Member) -> Any:
+    views = batch.group.get("views")
+    return None if not views or member.label is None else views.get(member.label)
+
+
+def lacks_factors(batch: Batch, member: Member) -> bool:
+    """Whether a parameter has not all of the factors that its matrices have."""
+    assert isinstance(batch.rule, MatrixRule)
+    for part in parts(batch, member):
+        blank = batch.rule.init_factors(part.shape, part.param.dtype, torch.device("meta"), batch.group)
+        if any(part.state_name(name) not in member.state for name in blank):
+            return True
+    return False
+
+
+def init_factors(batch: Batch, member: Member) -> dict[str, Tensor]:
+    """The factors of a parameter, as they are before its first step or follow from those it has."""
+    assert isinstance(batch.rule, MatrixRule)
+    made: dict[str, Tensor] = {}
+    for part in parts(batch, member):
+        factors = batch.rule.init_factors(part.shape, part.param.dtype, part.param.device, batch.group)
+        kept = {
+            name: member.state[part.state_name(name)]
+            for name in factors
+            if part.state_name(name) in member.state
+        }
+        if kept:
+            factors |= batch.rule.derive_factors(kept, batch.group)
+        made.update({part.state_name(name): value for name, value in factors.items()})
+    return made
+
+
+def blank_factors(rule: Rule, param: Tensor, label: str | None, group: Group) -> dict[str, Tensor]:
+    """A parameter's factors as its state names them, on the meta device; none for the other scopes."""
+    if not isinstance(rule, MatrixRule):
+        return {}
+    view = (group.get("views") or {}).get(label)
+    blanks: dict[str, Tensor] = {}
+    for number, block in enumerate(cut(param, view)):
+        seen = rule.matrix_shape(block.shape, group)
+        blank = rule.init_factors(seen, block.dtype, torch.device("meta"), group)
+        suffix = "" if view is None else f".{number}"
+        blanks.update({name + suffix: factor for name, factor in blank.items()})
+    return blanks
+
+
+def relate(batches: list[Batch]) -> None:
+    """Give the members what their rule needs of all of their group's gradients at once; mostly nothing."""
+    grads: dict[int, list[Tensor]] = {}
+    for batch in batches:
+        grads.setdefault(id(batch.group), []).extend(member.grad for member in batch.members)
+    for batch in batches:
+        if isinstance(batch.rule, MatrixRule):
+            related = batch.rule.relate(grads[id(batch.group)], batch.group)
+            for name, value in related.items():
+                there = value.to(batch.device) if isinstance(value, Tensor) else value
+                for member in batch.members:
+                    member.scalars[name] = there
+
+
+def run_matrix(batch: Batch, finite: Tensor | None, provide: Provide | None) -> None:
+    """Step every member of a batch: whole stacks, or one parameter at a time where ``provide`` is given."""
+    recipe = Recipe.of(batch, keep_decay=False)
+    shared = shared_scalars(batch)
+    for bucket in _buckets(batch, recipe, together=provide is None):
+        given = shared | bucket[0].member.scalars
+        if provide is not None:
+            given |= provide(bucket[0].member)
+        _step_bucket(batch, recipe, bucket, given, finite)
+
+
+def _buckets(batch: Batch, recipe: Recipe, *, together: bool) -> Iterator[list[Part]]:
+    """Parts of equal shape and step count, at most ``bucket_bytes`` of working memory at once."""
+    assert isinstance(batch.rule, MatrixRule)
+    by_kind: dict[tuple[Any, ...], list[Part]] = {}
+    for member in batch.members:
+        # A step count that only the device knows cannot be compared here.
+        when: Scalar | int = id(member) if isinstance(member.step, Tensor) else member.step
+        for part in parts(batch, member):
+            if math.prod(part.shape) > 0:
+                apart = () if together else (id(part),)
+                by_kind.setdefault((part.shape, when, *apart), []).append(part)
+    for (shape, *_), bucket in by_kind.items():
+        blank = batch.rule.init_factors(shape, bucket[0].param.dtype, torch.device("meta"), batch.group)
+        numel = math.prod(shape) + sum(factor.numel() for factor in blank.values())
+        need = numel * recipe.compute.itemsize * _WORKING_COPIES
+        count = max(1, batch.group["bucket_bytes"] // need)
+        for first in range(0, len(bucket), count):
+            yield bucket[first : first + count]
+
+
+def _step_bucket(
+    batch: Batch, recipe: Recipe, bucket: list[Part], given: Mapping[str, Any], finite: Tensor | None
+) -> None:
+    views = [_view(batch, part.member) for part in bucket]
+    rule, shape = batch.rule, bucket[0].shape
+    assert isinstance(rule, MatrixRule)
+    factors = sorted(rule.init_factors(shape, bucket[0].param.dtype, torch.device("meta"), batch.group))
+    homes: dict[str, list[Tensor]] = {
+        name: [
+            cut(part.member.state[name], view)[part.number or 0]
+            for part, view in zip(bucket, views, strict=True)
+        ]
+        for name in batch.element_state
+    }
+    homes |= {name: [part.member.state[part.state_name(name)] for part in bucket] for name in factors}
+
+    def stack(tensors: list[Tensor], shape: tuple[int, ...]) -> Tensor:
+        # Stacking keeps channels_last strides, on which a product rounds differently.
+        return torch.stack([tensor.reshape(shape) for tensor in tensors]).contiguous()
+
+    stacked = {
+        name: stack(tensors, shape if name in batch.element_state else tuple(tensors[0].shape))
+        for name, tensors in homes.items()
+    }
+    stepped, new = advance(
+        recipe,
+        stack([part.param for part in bucket], shape),
+        stack([part.grad for part in bucket], shape),
+        stacked,
+        given,
+        _keys(batch, recipe, bucket, len(shape)),
+        lambda: _indices(bucket, views, shape),
+    )
+    for at, part in enumerate(bucket):
+        store(part.param, stepped[at].reshape(part.param.shape), finite)
+        for name, value in new.items():
+            home = homes[name][at]
+            store(home, value[at].reshape(home.shape), finite)
+
+
+def _keys(batch: Batch, recipe: Recipe, bucket: list[Part], dims: int) -> Any:
+    if not recipe.noisy:
+        return None
+    keys = [member_key(batch, part.member) for part in bucket]
+    device = bucket[0].param.device
+    columns = [torch.stack([torch.as_tensor(k[i], device=device) for k in keys]) for i in range(2)]
+    return tuple(column.view(-1, *([1] * dims)) for column in columns)
+
+
+def _indices(bucket: list[Part], views: list[Any], shape: tuple[int, ...]) -> Tensor:
+    """Every element's place in its whole parameter, so that noise does not depend on how it is cut."""
+    places = []
+    for part, view in zip(bucket, views, strict=True):
+        whole = part.member.param
+        numbers = torch.arange(whole.numel(), device=whole.device).view(whole.shape)
+        places.append(cut(numbers, view)[part.number or 0].reshape(shape))
+    return torch.stack(places)

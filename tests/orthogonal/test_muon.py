@@ -1,0 +1,140 @@
+"""Muon as it runs: stacked by shape, in bounded memory, against torch's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import steepest
+from steepest.step import matrix
+from steepest.views import columns, heads, rows
+
+SHAPES = {"a": (6, 4), "b": (6, 4), "c": (4, 9), "conv": (6, 2, 3, 3), "qkv": (12, 4), "col": (4, 8)}
+VIEWS = {"qkv": rows(6, 3, 3), "col": columns(5, 3)}
+KIN = ["muon", "normuon", "polargrad", "scion", "hyperball"]
+
+
+def named(seed=0):
+    draw = torch.Generator().manual_seed(seed)
+    return {name: torch.nn.Parameter(torch.randn(shape, generator=draw)) for name, shape in SHAPES.items()}
+
+
+def train(params, optimizers, steps=4):
+    draw = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        for param in params.values():
+            param.grad = torch.randn(param.shape, generator=draw)
+        for optimizer in optimizers:
+            optimizer.step()
+    return params
+
+
+@pytest.mark.parametrize("name", KIN)
+def test_together_is_alone(name):
+    together, alone = named(), named()
+    train(together, [steepest.create(name, together.items(), views=VIEWS)])
+    train(
+        alone,
+        [
+            steepest.create(name, [item], views={key: VIEWS[key] for key in VIEWS if key == item[0]})
+            for item in alone.items()
+        ],
+    )
+    for key in SHAPES:
+        torch.testing.assert_close(together[key], alone[key], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", KIN)
+def test_the_buckets_size_changes_nothing(name):
+    large, small = named(), named()
+    train(large, [steepest.create(name, large.items())])
+    train(small, [steepest.create(name, small.items(), bucket_bytes=1)])
+    for key in SHAPES:
+        torch.testing.assert_close(large[key], small[key], rtol=1e-6, atol=1e-7)
+
+
+def test_a_bucket_holds_no_more_than_it_may(monkeypatch):
+    sizes = []
+    real = matrix._step_bucket
+    monkeypatch.setattr(
+        matrix,
+        "_step_bucket",
+        lambda b, r, bucket, *rest: (sizes.append(len(bucket)), real(b, r, bucket, *rest)),
+    )
+    params = {str(i): torch.nn.Parameter(torch.randn(4, 4)) for i in range(10)}
+    one = 4 * 4 * 4 * matrix._WORKING_COPIES
+    train(params, [steepest.Muon(params.items(), bucket_bytes=3 * one)], steps=1)
+    assert sizes == [3, 3, 3, 1]
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (16, 4), (4, 16)])
+@pytest.mark.parametrize("nesterov", [True, False])
+def test_against_torchs_muon(shape, nesterov):
+    """torch sums its momentum where ours averages, which the polar factor does not see."""
+    draw = torch.Generator().manual_seed(0)
+    start = torch.randn(shape, generator=draw)
+    ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
+    common = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.9, "nesterov": nesterov, "ns_steps": 5}
+    mine = steepest.Muon([ours], coefficients="jordan", ns_dtype=torch.bfloat16, **common)
+    peer = torch.optim.Muon([theirs], adjust_lr_fn="match_rms_adamw", **common)
+    for _ in range(10):
+        ours.grad = torch.randn(shape, generator=draw)
+        theirs.grad = ours.grad.clone()
+        mine.step()
+        peer.step()
+    # Both iterate in bfloat16, whose rounding the iteration amplifies: 1e-2 of what was moved.
+    moved = (theirs - start).norm()
+    assert (ours - theirs).norm() < 0.02 * moved
+
+
+def test_a_subclass_that_overrides_gets_each_parameter():
+    class PerHead(steepest.Muon):
+        def orthogonalize(self, p, grad, **options):
+            if p.shape == (12, 4):
+                blocks = [super(PerHead, self).orthogonalize(p, b, **options) for b in grad.split(3)]
+                return torch.cat(blocks)
+            return super().orthogonalize(p, grad, **options)
+
+    overridden, viewed = named(), named()
+    train(overridden, [PerHead(overridden.items())])
+    train(viewed, [steepest.Muon(viewed.items(), views={"qkv": heads(4, 3)})])
+    for key in SHAPES:
+        torch.testing.assert_close(overridden[key], viewed[key], rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("shape", [(32, 32), (64, 16), (16, 64), (256, 8), (16, 4, 3, 3)])
+def test_the_default_scale_gives_adamws_rms(shape):
+    """0.2 within 10 %: a learning rate carries over from AdamW."""
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.nn.Parameter(torch.zeros(shape))
+    optimizer = steepest.Muon([weight], lr=1.0, weight_decay=0.0)
+    for _ in range(5):
+        before = weight.detach().clone()
+        weight.grad = torch.randn(shape, generator=draw)
+        optimizer.step()
+        rms = (weight - before).square().mean().sqrt().item()
+        assert rms == pytest.approx(0.2, rel=0.1)
+
+
+def test_unknown_coefficients_are_refused_before_the_first_step():
+    with pytest.raises(ValueError, match="quintic"):
+        steepest.Muon([torch.nn.Parameter(torch.ones(2, 2))], coefficients="quintik")
+
+
+def test_muon_and_an_element_rule_in_one_object():
+    matrix_, vector = torch.nn.Parameter(torch.ones(3, 3)), torch.nn.Parameter(torch.ones(3))
+    alone = [torch.nn.Parameter(p.detach().clone()) for p in (matrix_, vector)]
+    both = steepest.Optimizer(
+        [{"params": [matrix_]}, {"params": [vector], "rule": "lion", "lr": 0.1}], rule="muon"
+    )
+    apart = [steepest.Muon([alone[0]]), steepest.Lion([alone[1]], lr=0.1)]
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        for ours, theirs in zip((matrix_, vector), alone, strict=True):
+            ours.grad = torch.randn(ours.shape, generator=draw)
+            theirs.grad = ours.grad.clone()
+        both.step()
+        for optimizer in apart:
+            optimizer.step()
+    assert torch.equal(matrix_, alone[0])
+    assert torch.equal(vector, alone[1])
