@@ -1,0 +1,214 @@
+"""Which layers are a model's outputs: the linear maps onto its vocabulary, classes or targets.
+
+In this order, and the first that finds any layer decides, except that the first three add up:
+
+1. The model says so: ``get_output_embeddings()`` (Hugging Face), ``get_classifier()`` (timm).
+2. A name that is an output's wherever it stands (``lm_head``, ``classifier``, ``to_logits``, ...): the
+   last linear map of the module so named.
+3. A name that is often an output's (``head``, ``fc``, ``out``, ...), if no hidden layer is registered
+   after it and no other output takes as many inputs as it has outputs.
+4. No name: the last linear map in registration order, if the model has another layer.
+
+A layer within a repeated block (an element of a ``ModuleList``, or one of several modules of one class
+side by side) is never an output. An embedding that is tied to a linear map is the output, which roles.py
+sees from the tensor, and rule 4 is left out then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+__all__ = ["find_heads", "is_conv", "is_linear", "is_lora_path", "is_map"]
+
+_CERTAIN = frozenset(
+    [
+        "lm_head",
+        "embed_out",
+        "output_projection",
+        "classifier",
+        "to_logits",
+        "unembed",
+        "unembedding",
+        "logits",
+    ]
+)
+_LIKELY = frozenset(
+    [
+        "head",
+        "heads",
+        "head_dist",
+        "fc",
+        "fc_out",
+        "out",
+        "output",
+        "output_layer",
+        "out_layer",
+        "decoder",
+        "score",
+        "cls",
+        "final",
+        "final_layer",
+        "prediction",
+        "predictions",
+        "proj_out",
+        "readout",
+        "generator",
+        "linear_head",
+        "mlp_head",
+    ]
+)
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_LORA = frozenset(
+    [
+        "lora_a",
+        "lora_b",
+        "lora_down",
+        "lora_up",
+        "lora_embedding_a",
+        "lora_embedding_b",
+        "lora_magnitude_vector",
+    ]
+)
+
+
+def is_conv(module: nn.Module) -> bool:
+    """Whether it is one of torch's convolutions."""
+    return isinstance(module, _CONVS)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """A linear layer: torch's or a subclass, or a class called so (``ColumnParallelLinear``, ``Conv1D``)."""
+    if isinstance(module, nn.Linear):
+        return True
+    name = type(module).__name__
+    weight = module._parameters.get("weight")
+    return (name.endswith("Linear") or name == "Conv1D") and weight is not None and weight.dim() == 2
+
+
+def is_map(module: nn.Module) -> bool:
+    """A layer that can be a model's output: linear or convolution."""
+    return is_linear(module) or is_conv(module)
+
+
+def is_lora_path(name: str) -> bool:
+    """Whether a part of the name is what LoRA's libraries call their factors."""
+    return any(part.lower() in _LORA for part in name.split("."))
+
+
+def find_heads(model: nn.Module, *, tied: bool) -> dict[int, str]:
+    """``id`` of every output layer -> why it is one.
+
+    Args:
+        model: the model.
+        tied: whether an embedding is known to be an output; then position alone makes none.
+
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> find_heads(model, tied=False) == {id(model[2]): "the last linear map; nothing follows it"}
+    True
+    """
+    modules = dict(model.named_modules())
+    maps = [path for path, module in modules.items() if is_map(module) and not is_lora_path(path)]
+    heads: dict[int, str] = {}
+    for path, method, head in _declared(modules):
+        heads.setdefault(id(head), f"{method}() of {path or type(model).__name__} returns it")
+    certain = _named(modules, maps, _CERTAIN)
+    likely = _trailing(modules, maps, _named(modules, maps, _CERTAIN | _LIKELY))
+    for path, part in {**certain, **likely}.items():
+        heads.setdefault(id(modules[path]), f"the last linear map of {part!r}, outside repeated blocks")
+    others = sum(
+        is_map(m) or isinstance(m, (nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.RNNCellBase))
+        for m in modules.values()
+    )
+    if not heads and not tied and maps and others > 1 and _nothing_after(modules, maps[-1]):
+        heads[id(modules[maps[-1]])] = "the last linear map; nothing follows it"
+    return heads
+
+
+def _declared(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, str, nn.Module]]:
+    """(path, method, layer) of every output that a module of the model declares."""
+    for path, module in modules.items():
+        for method in ("get_output_embeddings", "get_classifier"):
+            declare = getattr(module, method, None)
+            if not callable(declare):
+                continue
+            try:
+                declared: Any = declare()
+            except (NotImplementedError, AttributeError, TypeError):
+                continue
+            for each in declared if isinstance(declared, (tuple, list)) else (declared,):
+                inner = [m for m in each.modules() if is_map(m)] if isinstance(each, nn.Module) else []
+                if inner:
+                    yield path, method, inner[-1]
+
+
+def _named(modules: Mapping[str, nn.Module], maps: list[str], names: frozenset[str]) -> dict[str, str]:
+    """Path of a linear map -> the part of its path that is an output's name."""
+    found: dict[str, str] = {}
+    for root, module in modules.items():
+        part = root.rpartition(".")[2]
+        if part.lower() not in names or _in_block(modules, root):
+            continue
+        several = isinstance(module, (nn.ModuleDict, nn.ModuleList))
+        roots = [f"{root}.{name}" for name, _ in module.named_children()] if several else [root]
+        for each in roots:
+            inner = [path for path in maps if path == each or path.startswith(f"{each}.")]
+            if inner and not _in_block(modules, inner[-1], each):
+                found.setdefault(inner[-1], part)
+    return found
+
+
+def _trailing(modules: Mapping[str, nn.Module], maps: list[str], named: dict[str, str]) -> dict[str, str]:
+    """Those after which nothing comes but outputs and what is inside of them, and that feed none of them."""
+    kept: dict[str, str] = {}
+    for path in reversed(maps):
+        if path in named:
+            width = _widths(modules[path])[1]
+            if not any(_widths(modules[other])[0] == width for other in kept):
+                kept[path] = named[path]
+                continue
+        inside = any(path.startswith(f"{_until(other, part)}.") for other, part in kept.items())
+        if not inside:
+            break
+    return kept
+
+
+def _until(path: str, part: str) -> str:
+    parts = path.split(".")
+    return ".".join(parts[: parts.index(part) + 1])
+
+
+def _widths(module: nn.Module) -> tuple[int, int]:
+    """(inputs, outputs) of a linear map."""
+    if isinstance(module, nn.Linear):
+        return module.in_features, module.out_features
+    if isinstance(module, _CONVS):
+        return module.in_channels, module.out_channels
+    rows, columns = module._parameters["weight"].shape  # type: ignore[union-attr]
+    return (rows, columns) if type(module).__name__ == "Conv1D" else (columns, rows)
+
+
+def _nothing_after(modules: Mapping[str, nn.Module], path: str) -> bool:
+    """Whether the map is no part of a repeated block and no recurrent layer is registered after it."""
+    after = list(modules)[list(modules).index(path) + 1 :]
+    recurrent = any(isinstance(modules[each], (nn.RNNBase, nn.RNNCellBase)) for each in after)
+    attention = isinstance(modules[path.rpartition(".")[0]], nn.MultiheadAttention)
+    return not (recurrent or attention or _in_block(modules, path))
+
+
+def _in_block(modules: Mapping[str, nn.Module], path: str, root: str = "") -> bool:
+    """Whether the layer is inside of a module, below ``root``, that stands in a row of its kind."""
+    parts = path.split(".") if path else []
+    first = len(root.split(".")) if root else 0
+    for end in range(first + 1, len(parts)):
+        ancestor = modules[".".join(parts[:end])]
+        parent = modules[".".join(parts[: end - 1])]
+        if isinstance(parent, nn.ModuleList):
+            return True
+        alike = sum(type(each) is type(ancestor) for each in parent.children())
+        if alike > 1 and not isinstance(ancestor, _CONTAINERS):
+            return True
+    return False

@@ -1,0 +1,50 @@
+"""Models whose parameters are not what they will be when they are trained, or are no tensors of their own."""
+
+from __future__ import annotations
+
+import sys
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from steepest.routing.tensors import Routed
+
+__all__ = ["refuse"]
+
+
+def refuse(model: nn.Module, tensors: list[Routed]) -> None:
+    """Raise ``ValueError``, with the parameter's name and the reason, where routing would be a guess.
+
+    What no optimizer here takes (DTensors, integers, sparse storage) is refused by the optimizer itself.
+    """
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    wrapped = () if fsdp is None else (fsdp.FullyShardedDataParallel,)
+    for tensor in tensors:
+        who = f"parameter {tensor.name!r}"
+        if is_lazy(tensor.param):
+            raise ValueError(f"{who} has no shape yet: run the model once, then build the optimizer")
+        if tensor.param.is_meta:
+            raise ValueError(
+                f"{who} is on the meta device: materialize the model first. Materializing makes new "
+                "parameters, of which the optimizer would know nothing"
+            )
+        if hasattr(tensor.param, "ds_id") or hasattr(tensor.param, "ds_tensor"):
+            raise ValueError(
+                f"{who} is partitioned by DeepSpeed ZeRO: what is here is a flat shard of no shape. "
+                "build() needs whole tensors; ZeRO 3 can be had with an element rule only, by "
+                "steepest.create(...)"
+            )
+        if getattr(tensor.param, "_is_flat_param", False):
+            raise ValueError(
+                f"{who} is a FlatParameter: FSDP1 has flattened the tensors of a module into one vector, "
+                "in which matrices, norms and embeddings cannot be told apart. An element rule can step "
+                "it: steepest.create('lion', model.parameters())"
+            )
+    for path, module in model.named_modules():
+        if isinstance(module, wrapped):
+            first = next((t.name for t in tensors if t.name.startswith(path)), path)
+            raise ValueError(
+                f"parameter {first!r} belongs to a module sharded by FSDP1, whose parameters are 1-D shards "
+                "even with use_orig_params=True. An element rule can step them: "
+                "steepest.create('lion', model.parameters())"
+            )

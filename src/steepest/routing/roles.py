@@ -1,0 +1,200 @@
+"""What a parameter is in its model, decided by the module that owns it; by its name where nothing else is."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import type_before_parametrizations
+
+from steepest.routing.heads import find_heads, is_conv, is_linear, is_lora_path, is_map
+from steepest.routing.tensors import Owner, Routed, is_vector
+from steepest.views import View, rows
+
+__all__ = ["Role", "find_roles"]
+
+# The kinds that are matrices of hidden layers; a rule for such matrices takes these and no others.
+_HIDDEN = frozenset({"linear", "conv", "attention", "recurrent", "experts", "matrix"})
+# The kinds that are one vector, or gains: weight decay would pull them away from where they belong.
+_VECTORS = frozenset({"norm", "bias", "gain"})
+
+_NORM = re.compile(r"norm(\d+d)?$", re.IGNORECASE)
+_EXPERTS = re.compile(r"experts?($|[^a-z])|moe", re.IGNORECASE)
+_BIAS = re.compile(r"(^|_)b(ias(es)?)?(_|$)")
+_TABLE = re.compile(
+    r"(^|_)(pos|position|positions|positional|embed|embeds|embedding|embeddings|emb|token|tokens|table|"
+    r"query|queries|latents?|codebook|prototypes?|memory)(_|$)"
+)
+_EXPERT_COUNTS = ("num_experts", "n_experts", "num_local_experts", "n_routed_experts", "num_routed_experts")
+_GATES = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1, nn.LSTMCell: 4, nn.GRUCell: 3, nn.RNNCell: 1}
+
+
+@dataclass(frozen=True)
+class Role:
+    """What a parameter is.
+
+    Attributes:
+        kind: one word; ``"linear"``, ``"head"``, ``"embedding"``, ``"norm"``, ...
+        reason: why it is that, for people.
+        view: of a parameter that is known to be several matrices, which; else None.
+        batch: whether the leading dimensions count matrices.
+    """
+
+    kind: str
+    reason: str
+    view: View | None = None
+    batch: bool = False
+
+    @property
+    def hidden(self) -> bool:
+        """Whether it is a matrix of a hidden layer, or several."""
+        return self.kind in _HIDDEN
+
+    @property
+    def vector(self) -> bool:
+        """Whether it is a norm's, a bias or a gain: what is not decayed by default."""
+        return self.kind in _VECTORS
+
+    @property
+    def why(self) -> str:
+        """Kind and reason, as they stand in ``explain()``."""
+        return f"{self.kind}: {self.reason}"
+
+
+def find_roles(model: nn.Module, tensors: list[Routed]) -> list[Role]:
+    """The role of every tensor of ``model``.
+
+    >>> from steepest.routing import find_tensors
+    >>> model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 9))
+    >>> [role.kind for role in find_roles(model, find_tensors(model))]
+    ['embedding', 'linear', 'bias', 'norm', 'norm', 'head', 'bias']
+    """
+    tied = any(_embedding(t) is not None and any(is_linear(o.module) for o in t.owners) for t in tensors)
+    heads = find_heads(model, tied=tied)
+    return [_role(tensor, heads) for tensor in tensors]
+
+
+def _role(tensor: Routed, heads: dict[int, str]) -> Role:
+    param, owner = tensor.param, tensor.owners[0]
+    layer = _called(owner.module)
+    if param.is_complex():
+        return Role("complex", "complex numbers are stepped element by element")
+    embedding = _embedding(tensor)
+    if embedding is not None:
+        outputs = [o.name for o in tensor.owners if is_linear(o.module)]
+        also = f", and the output head {', '.join(outputs)} (tied)" if outputs else ""
+        return Role("embedding", f"{_called(embedding.module)}, a row for each input{also}")
+    if owner.kind == "magnitude":
+        return Role("gain", f"the magnitudes of {layer}'s weight norm")
+    if owner.kind == "factor":
+        return Role("factor", f"{layer}'s {owner.local} is computed from it by a parametrization")
+    if is_lora_path(owner.name) and not is_vector(param):
+        return Role("lora", "a factor of a low-rank product; only the product is a matrix of the layer")
+    if isinstance(owner.module, nn.MultiheadAttention):
+        return _attention(param, owner)
+    if _is_norm(owner.module):
+        return Role("norm", layer)
+    if param.dim() <= 1:
+        return Role("bias", layer) if _BIAS.search(owner.local) else Role("gain", f"a vector of {layer}")
+    for each in tensor.owners:
+        if id(each.module) in heads and each.local == "weight":
+            return Role("head", heads[id(each.module)])
+    if is_linear(owner.module) and owner.local == "weight":
+        if is_vector(param):
+            return Role("vector", f"{layer} with a single row or column")
+        return Role("linear", f"{layer}, hidden")
+    if is_conv(owner.module) and owner.local == "weight":
+        return _convolution(param, owner.module)
+    if isinstance(owner.module, (nn.RNNBase, nn.RNNCellBase)):
+        return _recurrent(param, owner)
+    if isinstance(owner.module, nn.Bilinear):
+        return Role("linear", f"{layer}, linear in the product of its inputs")
+    return _loose(param, owner)
+
+
+def _called(module: nn.Module) -> str:
+    """The module's class, as its author knows it."""
+    name = type_before_parametrizations(module).__name__
+    return "Linear" if name == "NonDynamicallyQuantizableLinear" else name
+
+
+def _embedding(tensor: Routed) -> Owner | None:
+    """The first owner that looks rows up in it."""
+    for owner in tensor.owners:
+        kind = type(owner.module).__name__
+        alike = kind.endswith("Embedding") and not is_map(owner.module)
+        lookup = isinstance(owner.module, (nn.Embedding, nn.EmbeddingBag)) or alike
+        if lookup and owner.local == "weight" and owner.kind == "whole":
+            return owner
+    return None
+
+
+def _is_norm(module: nn.Module) -> bool:
+    torchs = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
+    called = _NORM.search(type(module).__name__) is not None
+    return isinstance(module, torchs) or (called and not is_map(module))
+
+
+def _attention(param: Tensor, owner: Owner) -> Role:
+    """``nn.MultiheadAttention``'s own parameters; its output projection is a module of its own."""
+    if "bias" in owner.local:
+        return Role("bias", "MultiheadAttention")
+    if owner.local == "in_proj_weight":
+        width = param.shape[0] // 3
+        return Role("attention", "query, key and value of MultiheadAttention, fused", rows(*[width] * 3))
+    return Role("attention", f"{owner.local[0]} of MultiheadAttention")
+
+
+def _convolution(param: Tensor, module: nn.Module) -> Role:
+    """A convolution is a linear map of patches; one in groups is a block of it per group."""
+    layer, groups = _called(module), int(module.groups)  # type: ignore[arg-type]
+    if is_vector(param):
+        return Role("vector", f"{layer} with a single row or column")
+    if groups == 1:
+        return Role("conv", f"{layer}, a matrix [{'in' if 'Transpose' in layer else 'out'}, rest]")
+    block = param.shape[0] // groups
+    if block == 1:
+        return Role("depthwise", f"{layer}, a filter for each channel, and no matrix")
+    return Role("conv", f"{layer} in {groups} groups, a matrix each", rows(*[block] * groups))
+
+
+def _recurrent(param: Tensor, owner: Owner) -> Role:
+    """torch's recurrent layers: the gates stand below one another in every weight but the projection."""
+    layer = _called(owner.module)
+    if "bias" in owner.local:
+        return Role("bias", layer)
+    if is_vector(param):
+        return Role("vector", f"{layer} with a single row or column")
+    gates = next((count for kind, count in _GATES.items() if isinstance(owner.module, kind)), 1)
+    if gates == 1 or owner.local.startswith("weight_hr"):
+        return Role("recurrent", layer)
+    return Role("recurrent", f"{layer}, {gates} gates fused", rows(*[param.shape[0] // gates] * gates))
+
+
+def _loose(param: Tensor, owner: Owner) -> Role:
+    """A parameter of two or more dimensions of a module that is none of torch's layers."""
+    layer, local = _called(owner.module), owner.local.lower()
+    if _TABLE.search(local):
+        if is_vector(param):
+            return Role("gain", f"a token of {layer}")
+        return Role("table", f"{layer}'s positions, tokens or queries, one row each")
+    if _BIAS.search(local):
+        return Role("bias", layer)
+    if is_vector(param):
+        return Role("gain", f"a vector of {layer}")
+    if getattr(param, "_no_weight_decay", False):
+        return Role("gain", f"{layer}'s, marked _no_weight_decay")
+    if param.dim() == 3 and _holds_experts(param, owner):
+        return Role("experts", f"{param.shape[0]} experts' matrices of {layer}", batch=True)
+    if param.dim() == 2:
+        return Role("matrix", f"owned by {layer}, which is not known, and taken as a matrix")
+    return Role("unknown", f"{param.dim()} dimensions, owned by {layer}, which is not known")
+
+
+def _holds_experts(param: Tensor, owner: Owner) -> bool:
+    """Whether the first dimension counts experts: the module says so, or it is called so."""
+    counts = [getattr(owner.module, name, None) for name in _EXPERT_COUNTS]
+    if any(count is not None for count in counts):
+        return param.shape[0] in counts
+    return any(_EXPERTS.search(word) for word in (type(owner.module).__name__, owner.path, owner.local))

@@ -1,0 +1,105 @@
+"""A model's parameters, each once, with every module that owns it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+__all__ = ["Owner", "Routed", "find_tensors", "is_vector"]
+
+
+@dataclass(frozen=True)
+class Owner:
+    """One place where a parameter lives.
+
+    Attributes:
+        name: the parameter's name there.
+        path: the module's.
+        module: the module that computes with it: of a parametrized weight the layer, not the list of
+            parametrizations; of an ``nn.ParameterList``, the module that has the list.
+        local: the attribute it is, becomes or is in, there: ``"weight"`` for the direction of a weight norm.
+        kind: ``"whole"``, ``"magnitude"`` (the lengths of a weight norm), or ``"factor"`` (whatever else
+            a parametrization computes the attribute from).
+    """
+
+    name: str
+    path: str
+    module: nn.Module
+    local: str
+    kind: Literal["whole", "magnitude", "factor"] = "whole"
+
+
+@dataclass(frozen=True)
+class Routed:
+    """A parameter and its owners, in registration order; the first gives it its name."""
+
+    param: Tensor
+    owners: tuple[Owner, ...]
+
+    @property
+    def name(self) -> str:
+        """The name that ``model.named_parameters()`` has for it."""
+        return self.owners[0].name
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All names: more than one where tensors are tied or modules shared."""
+        return tuple(owner.name for owner in self.owners)
+
+
+def is_vector(param: Tensor) -> bool:
+    """Whether at most one dimension is larger than 1: a vector, whatever shape it is stored in."""
+    return sum(size > 1 for size in param.shape) <= 1
+
+
+def find_tensors(model: nn.Module) -> list[Routed]:
+    """All parameters of ``model`` in the order of ``model.named_parameters()``, shared ones once.
+
+    >>> model = nn.ModuleDict({"embed": nn.Embedding(5, 3), "head": nn.Linear(3, 5, bias=False)})
+    >>> model["head"].weight = model["embed"].weight
+    >>> [tensor.names for tensor in find_tensors(model)]
+    [('embed.weight', 'head.weight')]
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    params: dict[int, Tensor] = {}
+    owners: dict[int, list[Owner]] = {}
+    for path, module in modules.items():
+        for local, param in module._parameters.items():
+            if param is not None:
+                params[id(param)] = param
+                owners.setdefault(id(param), []).append(_owner(modules, path, module, local))
+    return [Routed(param, tuple(owners[key])) for key, param in params.items()]
+
+
+def _owner(modules: Mapping[str, nn.Module], path: str, module: nn.Module, local: str) -> Owner:
+    name = f"{path}.{local}" if path else local
+    parts = path.split(".")
+    if "parametrizations" in parts[:-1]:
+        at = parts.index("parametrizations")
+        layer, attribute = ".".join(parts[:at]), parts[at + 1]
+        direct = len(parts) == at + 2
+        kind = _kind(module, local) if direct else "factor"
+        return Owner(name, layer, modules[layer], attribute, kind)
+    if isinstance(module, (nn.ParameterList, nn.ParameterDict)) and path:
+        parent, _, attribute = path.rpartition(".")
+        return Owner(name, parent, modules[parent], attribute)
+    # The older forms of torch.nn.utils: weight_norm's weight_g and weight_v; spectral_norm's and
+    # prune's weight_orig.
+    stem, _, suffix = local.rpartition("_")
+    siblings = module._parameters
+    if suffix in ("g", "v") and f"{stem}_g" in siblings and f"{stem}_v" in siblings:
+        return Owner(name, path, module, stem, "magnitude" if suffix == "g" else "whole")
+    if suffix == "orig":
+        return Owner(name, path, module, stem)
+    return Owner(name, path, module, local)
+
+
+def _kind(parametrizations: nn.Module, local: str) -> Literal["whole", "magnitude", "factor"]:
+    """What an original of a parametrization is: only torch's own two are known to keep the matrix."""
+    names = {type(each).__name__ for each in parametrizations.children()}
+    if names == {"_WeightNorm"}:
+        return "magnitude" if local == "original0" else "whole"
+    return "whole" if names == {"_SpectralNorm"} else "factor"

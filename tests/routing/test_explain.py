@@ -1,0 +1,195 @@
+"""explain(): the table, its totals, what it warns of, and that it outlives copies and checkpoints."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import steepest
+from steepest.views import rows
+
+from .zoo import GPT, LoRA, MoE, ViT
+
+GPT_TABLE = """\
+tensor                    shape  rule   lr     decay  view      why
+----------------------------------------------------------------------------------------------------
+blocks.*.qkv.weight (2)   24×8   muon   0.001  0.1    rows 3×8  linear: Linear, hidden
+blocks.*.proj.weight (2)  8×8    muon   0.001  0.1              linear: Linear, hidden
+blocks.*.up.weight (2)    32×8   muon   0.001  0.1              linear: Linear, hidden
+blocks.*.down.weight (2)  8×32   muon   0.001  0.1              linear: Linear, hidden
+wte.weight                20×8   adamw  0.001  0.1              embedding: Embedding, a row for each
+                                                                input, and the output head
+                                                                lm_head.weight (tied)
+wpe.weight                6×8    adamw  0.001  0.1              embedding: Embedding, a row for each
+                                                                input
+"""
+
+
+def built(**options: object) -> steepest.Optimizer:
+    return steepest.build(
+        GPT(), "muon", lr=1e-3, weight_decay=0.1, views={"blocks.*.qkv.weight": rows(8, 8, 8)}, **options
+    )
+
+
+def test_the_table():
+    text = built().explain().table(100)
+    assert text.startswith(GPT_TABLE)
+    assert text.endswith(
+        "total  tensors  parameters    state  frozen\n"
+        "muon         8       1,536  6.0 KiB       0\n"
+        "adamw       20         432  3.5 KiB       0\n"
+        "note: wte.weight is also lm_head.weight: stepped once, under its first name\n"
+        "note: norms, biases and gains are not decayed; decay_vectors=True decays them"
+    )
+
+
+@pytest.mark.parametrize("width", [20, 80, 110, 200])
+@pytest.mark.parametrize("model", [GPT, ViT, MoE, LoRA])
+def test_no_line_is_wider_than_the_terminal(model: type[nn.Module], width: int, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    text = str(steepest.build(nn.ModuleDict({"a_long_name_" * 6: model()}), "muon").explain())
+    assert max(map(len, text.splitlines())) <= max(width, 80)
+
+
+def test_the_schedule_is_seen():
+    optimizer = built()
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5)
+    assert {row.lr for row in optimizer.explain().rows} == {5e-4}
+    assert scheduler.get_last_lr() == [5e-4] * 3
+
+
+def test_an_optimizer_made_by_hand_says_given():
+    linear = nn.Linear(4, 4)
+    groups = [{"params": [linear.weight]}, {"params": [linear.bias], "rule": "adamw"}]
+    explanation = steepest.Optimizer(groups, rule="muon").explain()
+    assert [(row.name, row.rule, row.kind) for row in explanation.rows] == [
+        ("parameter 0 of group 0 (shape (4, 4))", "muon", "given"),
+        ("parameter 0 of group 1 (shape (4,))", "adamw", "given"),
+    ]
+    assert "given" in str(explanation)
+
+
+def test_a_group_added_later_says_given():
+    optimizer, extra = built(), nn.Linear(4, 4)
+    optimizer.add_param_group({"params": list(extra.named_parameters()), "rule": "lion"})
+    assert [row.kind for row in optimizer.explain().rows[-2:]] == ["given", "given"]
+
+
+# -- warnings
+
+
+def test_warns_of_matrices_that_look_fused():
+    class Unknown(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.ModuleDict(dict(layer())) for _ in range(2))
+
+    def layer():
+        yield "tripled", nn.Linear(4, 12)
+        yield "wqkv", nn.Linear(4, 8)
+        yield "gate_up_proj", nn.Linear(4, 10)
+        yield "plain", nn.Linear(4, 8)
+
+    warnings = steepest.build(Unknown(), "muon").explain().warnings
+    assert [warning.partition(" ")[0] for warning in warnings] == [
+        "layers.*.tripled.weight",
+        "layers.*.wqkv.weight",
+        "layers.*.gate_up_proj.weight",
+    ]
+    assert "views={'layers.*.tripled.weight': rows(4, 4, 4)}" in warnings[0]
+    assert "rows(...)" in warnings[1]
+    assert "rows(5, 5)" in warnings[2]
+
+
+def test_a_fused_suggestion_can_be_followed_as_it_is_written():
+    warning = steepest.build(GPT(), "muon").explain().warnings[0]
+    suggestion = warning.partition("views=")[2].partition("; ")[0]
+    optimizer = steepest.build(GPT(), "muon", views=eval(suggestion, {"rows": rows}))
+    assert not optimizer.explain().warnings
+
+
+class Conv1D(nn.Module):
+    """A linear layer stored [in, out], as GPT-2's in Hugging Face."""
+
+    def __init__(self, into: int, out: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(into, out))
+        self.bias = nn.Parameter(torch.ones(out))
+
+
+def test_a_fused_projection_that_is_stored_transposed_is_cut_by_columns():
+    model = nn.ModuleDict({"c_attn": Conv1D(4, 12), "c_fc": Conv1D(4, 16), "lm_head": nn.Linear(4, 9)})
+    explanation = steepest.build(model, "muon").explain()
+    assert {row.name: row.kind for row in explanation.rows if len(row.shape) == 2} == {
+        "c_attn.weight": "linear",
+        "c_fc.weight": "linear",
+        "lm_head.weight": "head",
+    }
+    assert len(explanation.warnings) == 1
+    assert "views={'c_attn.weight': columns(4, 4, 4)}" in explanation.warnings[0]
+
+
+def test_warns_of_a_vector_that_is_given_to_a_rule_for_matrices():
+    warnings = steepest.build(ViT(), "muon", overrides={"cls_token": "muon"}).explain().warnings
+    assert any("cls_token (1, 1, 8) is a vector in a matrix's shape" in warning for warning in warnings)
+
+
+class Unknown(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.mix = nn.Parameter(torch.ones(4, 5))
+        self.mixes = nn.Parameter(torch.ones(2, 4, 5))
+
+
+def test_warns_of_modules_that_it_does_not_know():
+    warnings = steepest.build(Unknown(), "muon").explain().warnings
+    assert "mix is a 2-D parameter of a module that is not known, taken as a matrix" in warnings[0]
+    assert "overrides={'mixes': {'rule': 'muon', 'view': 'batch'}}" in warnings[1]
+    optimizer = steepest.build(Unknown(), "muon", overrides={"mixes": {"rule": "muon", "view": "batch"}})
+    assert {row.name: row.view for row in optimizer.explain().rows}["mixes"] == "batch"
+
+
+def test_frozen_tensors_are_listed_and_have_no_state():
+    explanation = steepest.build(LoRA(), "muon").explain()
+    frozen = {row.name: row.state_bytes for row in explanation.rows if row.frozen}
+    assert frozen == {"wrapped.base.weight": 0, "wrapped.base.bias": 0}
+    assert "Linear, hidden; frozen" in str(explanation)
+    assert any(note.startswith("2 frozen tensors (72 parameters)") for note in explanation.notes)
+
+
+# -- copies and checkpoints
+
+
+def test_the_reasons_are_plain_data_that_copies_keep():
+    optimizer = built(overrides={"*.bias": {"lr": 1.0}})
+    before = optimizer.explain()
+    for other in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        assert other.explain() == before
+    assert pickle.loads(pickle.dumps(before)) == before
+
+
+def test_the_reasons_go_through_a_checkpoint():
+    optimizer = built()
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    again = built()
+    again.load_state_dict(torch.load(file, weights_only=True))
+    assert again.explain() == optimizer.explain()
+
+
+def test_a_checkpoint_without_reasons_keeps_ours():
+    optimizer = built()
+    groups = [
+        {"params": group["params"], "rule": group["rule"], "lr": 1e-3} for group in optimizer.param_groups
+    ]
+    by_hand = steepest.Optimizer(groups, rule="muon")
+    before = optimizer.explain()
+    optimizer.load_state_dict(by_hand.state_dict())
+    assert [row.why for row in optimizer.explain().rows] == [row.why for row in before.rows]

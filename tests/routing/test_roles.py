@@ -1,0 +1,110 @@
+"""Modules beyond the zoo: groups of channels, parameters of unknown modules, shared and complex ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import steepest
+
+
+class Holder(nn.Module):
+    """A module that nobody knows, with one parameter; before and after it, layers."""
+
+    def __init__(self, name: str, *shape: int, dtype: torch.dtype = torch.float32, **extra: int) -> None:
+        super().__init__()
+        self.register_parameter(name, nn.Parameter(torch.ones(shape, dtype=dtype)))
+        for key, value in extra.items():
+            setattr(self, key, value)
+
+
+class PatchEmbedding(nn.Conv2d):
+    """Called an embedding, and a convolution."""
+
+
+class PixelNorm(nn.Linear):
+    """Called a norm, and a linear layer."""
+
+
+def kind_of(module: nn.Module) -> tuple[str, str, object]:
+    """(rule, kind, view) of the module's first parameter, within a model."""
+    model = nn.Sequential(nn.Linear(4, 4), module, nn.Linear(4, 2))
+    first = next(name for name, _ in module.named_parameters())
+    row = next(row for row in steepest.build(model, "muon").explain().rows if row.name == f"1.{first}")
+    return row.rule, row.kind, row.view
+
+
+@pytest.mark.parametrize(
+    ("module", "expected"),
+    [
+        (nn.Conv2d(8, 8, 3, groups=8), ("adamw", "depthwise", "flatten")),
+        (nn.Conv2d(8, 8, 3, groups=2), ("muon", "conv", ("rows", (4, 4)))),
+        (nn.ConvTranspose2d(8, 4, 3, groups=2), ("muon", "conv", ("rows", (4, 4)))),
+        (nn.Conv3d(2, 4, 3), ("muon", "conv", "flatten")),
+        (nn.Conv2d(1, 1, (1, 5)), ("adamw", "vector", "flatten")),
+        (nn.Linear(4, 1), ("adamw", "vector", None)),
+        (nn.Bilinear(2, 3, 4), ("muon", "linear", "flatten")),
+        (nn.LSTMCell(4, 4), ("muon", "recurrent", ("rows", (4, 4, 4, 4)))),
+        (nn.GRUCell(4, 4), ("muon", "recurrent", ("rows", (4, 4, 4)))),
+        (nn.RNNCell(4, 4), ("muon", "recurrent", None)),
+        (nn.LSTM(4, 1, proj_size=0), ("muon", "recurrent", ("rows", (1, 1, 1, 1)))),
+        (nn.MultiheadAttention(4, 2, kdim=6, vdim=6), ("muon", "attention", None)),
+        (nn.LayerNorm((3, 4)), ("adamw", "norm", None)),
+        (nn.EmbeddingBag(5, 4), ("adamw", "embedding", None)),
+        (PatchEmbedding(3, 8, 2), ("muon", "conv", "flatten")),
+        (PixelNorm(4, 4), ("muon", "linear", None)),
+        (nn.PReLU(4), ("adamw", "gain", None)),
+        (Holder("gamma", 4, 1, 1), ("adamw", "gain", None)),
+        (Holder("scale", 1, 4), ("adamw", "gain", None)),
+        (Holder("temperature"), ("adamw", "gain", None)),
+        (Holder("pos_embed", 7, 4), ("adamw", "table", None)),
+        (Holder("relative_position_bias_table", 9, 2), ("adamw", "table", None)),
+        (Holder("mask_token", 1, 1, 4), ("adamw", "gain", None)),
+        (Holder("lora_A", 2, 4), ("adamw", "lora", None)),
+        (Holder("lora_magnitude_vector", 4), ("adamw", "gain", None)),
+        (Holder("w_up", 3, 4), ("muon", "matrix", None)),
+        (Holder("w", 3, 4, 5), ("adamw", "unknown", None)),
+        (Holder("w", 3, 4, 5, num_experts=3), ("muon", "experts", "batch")),
+        (Holder("w", 3, 4, 5, num_experts=7), ("adamw", "unknown", None)),
+        (Holder("w", 3, 4, dtype=torch.complex64), ("adamw", "complex", None)),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
+)
+def test_the_owner_decides(module: nn.Module, expected: tuple[str, str, object]):
+    rule, kind, view = kind_of(module)
+    assert (rule, kind) == expected[:2]
+    assert view == (expected[2] if rule == "muon" else None)
+
+
+def test_a_shared_layer_is_stepped_once_and_all_its_names_are_told():
+    layer = nn.Linear(4, 4)
+    model = nn.Sequential(layer, nn.ReLU(), layer, nn.Linear(4, 2))
+    explanation = steepest.build(model, "muon").explain()
+    assert {row.name: row.aliases for row in explanation.rows if row.aliases} == {
+        "0.weight": ("2.weight",),
+        "0.bias": ("2.bias",),
+    }
+    assert any("0.weight is also 2.weight" in note for note in explanation.notes)
+
+
+def test_names_alone_do_not_make_a_norm_or_an_embedding():
+    model = nn.ModuleDict({"norm": nn.Linear(4, 4), "embedding": nn.Linear(4, 4), "last": nn.Linear(4, 2)})
+    rows = steepest.build(model, "muon").explain().rows
+    assert {row.name for row in rows if row.rule == "muon"} == {"norm.weight", "embedding.weight"}
+
+
+class Listed(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixers = nn.ParameterList([torch.ones(4, 4), torch.ones(4, 4)])
+        self.pos_embeds = nn.ParameterDict({"low": torch.ones(9, 4)})
+
+
+def test_a_parameter_in_a_list_is_its_modules():
+    rows = steepest.build(Listed(), "muon").explain().rows
+    assert {row.name: row.kind for row in rows} == {
+        "mixers.0": "matrix",
+        "mixers.1": "matrix",
+        "pos_embeds.low": "table",
+    }
