@@ -9,9 +9,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from steepest import create, list_optimizers
+from steepest.linalg import newton_schulz
 from steepest.registry import find_rule
+from steepest.rules.orthogonalized import OrthogonalizedRule
 
-RULES = [name for name in list_optimizers() if find_rule(name).scope in ("element", "tensor")]
+RULES = list_optimizers()
+ANY_ORDER = [name for name in RULES if find_rule(name).scope != "matrix"]  # blind to a tensor's shape
+POLAR = [name for name in RULES if isinstance(find_rule(name), OrthogonalizedRule)]  # take no vectors
+REAL_ONLY = [name for name in RULES if find_rule(name).scope == "matrix"]
 METHODS = ["decoupled", "independent", "l2", "palm", "sign", "cautious"]
 LOW = (torch.bfloat16, torch.float16)
 REAL = (torch.float32, torch.float64, *LOW)
@@ -19,6 +24,18 @@ STEPS = 3
 
 # The same examples in every run.
 bounded = settings(derandomize=True, deadline=None, database=None, max_examples=200)
+
+STACKS = {"bucket_bytes": st.sampled_from([1, 1 << 28])}
+MUON = {"nesterov": st.booleans(), "view": st.sampled_from(["flatten", "batch"]), **STACKS}
+PSGD = {
+    "whiten": st.sampled_from(["momentum", "gradient"]),
+    "max_size_dense": st.sampled_from([0, 3, 16384]),
+    "max_skew_dense": st.sampled_from([1.0, math.inf]),
+    "update_probability": st.sampled_from([1.0, 0.5]),
+    "update_flat_steps": st.integers(0, 2),
+    "update_decay_steps": st.just(0),
+    **STACKS,
+}
 
 OWN = {
     "adamw": {"betas": st.sampled_from([(0.9, 0.999), (0.5, 0.0)]), "amsgrad": st.booleans()},
@@ -40,6 +57,15 @@ OWN = {
         "choice": st.sampled_from(["threshold", "lion", "memory"]),
     },
     "simba_leaky": {"leak": st.sampled_from([0.01, 0.3, 1.0])},
+    "orthogonalized": {
+        "use_nesterov": st.booleans(),
+        "view": st.sampled_from(["flatten", "batch"]),
+        "scaled_orthogonalize_fn": st.just(newton_schulz),
+    },
+    **dict.fromkeys(("muon", "normuon", "polargrad", "scion"), MUON),
+    "hyperball": {**MUON, "radius": st.sampled_from([None, 2.0])},
+    "quad": PSGD,
+    "procrustes": PSGD,
 }
 
 
@@ -56,7 +82,7 @@ class Case:
 
     @property
     def noisy(self) -> bool:
-        return self.name == "simba_leaky" or (
+        return not find_rule(self.name).takes.isdisjoint({"noise", "key"}) or (
             self.options.get("rounding") == "stochastic" and self.dtype in LOW
         )
 
@@ -90,6 +116,7 @@ shapes = st.one_of(
     st.lists(st.integers(1, 6), min_size=2, max_size=4).map(tuple),
     st.integers(1, 70).map(lambda n: (n,)),
 )
+matrices = st.lists(st.integers(0, 6), min_size=2, max_size=4).map(tuple)
 lines = st.integers(1, 200).map(lambda n: (n,))
 layouts = st.sampled_from(["contiguous", "transposed", "stepped", "channels_last", "offset", "reversed dims"])
 
@@ -101,7 +128,7 @@ def cases(draw, names=RULES, dtypes=REAL, methods=METHODS, rounding=True, tensor
     if name == "sgd" and options["momentum"] and not options["dampening"]:
         options["nesterov"] = draw(st.booleans())
     options["lr"] = draw(st.sampled_from([0.0, 1e-3, 0.1]))
-    options["weight_decay"] = draw(st.sampled_from([0.0, 0.1]))
+    options["weight_decay"] = draw(st.sampled_from([0.0] if name == "hyperball" else [0.0, 0.1]))
     options["weight_decay_method"] = draw(st.sampled_from(methods))
     options["maximize"] = draw(st.booleans())
     if name == "signgsd" and options["weight_decay_method"] == "sign":
@@ -112,6 +139,8 @@ def cases(draw, names=RULES, dtypes=REAL, methods=METHODS, rounding=True, tensor
         if rounding:
             options["rounding"] = draw(st.sampled_from(["nearest", "stochastic"]))
     count = draw(st.integers(1, tensors))
+    if name in POLAR:
+        shape = matrices
     return Case(
         name,
         options,

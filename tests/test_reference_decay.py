@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from reference import baselines, sign
+from reference import baselines, matrix, sign
 from reference.compare import SHAPE, STEPS, assert_follows, halving
 from reference.gradients import hard_gradients, start
 from reference.noise import leaky_noise
@@ -14,6 +14,8 @@ METHODS = ["decoupled", "independent", "l2", "palm", "sign", "cautious"]
 RULES = {
     "adamw": (baselines.AdamW, {}),
     "lion": (sign.Lion, {}),
+    "muon": (matrix.Muon, {"method": "svd"}),
+    "orthogonalized": (matrix.Orthogonalized, {}),
     "sgd": (baselines.SGD, {"momentum": 0.9}),
     "sgd_sai": (SGDSaI, {}),
     "signgsd": (sign.SignGSD, {}),
@@ -21,6 +23,7 @@ RULES = {
     "simba": (sign.Simba, {"window_size": 10}),
     "simba_leaky": (sign.SimbaLeaky, {"leak": 0.1}),
 }
+# The decay is the same code for all matrix rules but Hyperball, which has none.
 # η²λ must be visible beside ηλ, and what decays must not be gone after 60 steps.
 LR, DECAY = 0.05, 0.3
 
@@ -30,6 +33,8 @@ LR, DECAY = 0.05, 0.3
 def test_method(name, method):
     reference, options = RULES[name]
     noise = {"noise": leaky_noise(SHAPE)} if name == "simba_leaky" else {}
+    if name in ("muon", "orthogonalized"):
+        noise = {"shape": SHAPE}
     options = {"lr": LR, "weight_decay": DECAY, "weight_decay_method": method, **options}
     if method == "independent":
         options["weight_decay"] = 0.02

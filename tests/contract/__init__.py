@@ -1,7 +1,10 @@
 """What every optimizer must honour, checked for every registered rule.
 
 The table of rules is the registry itself (``cases.py`` adds option variants), so that a rule added
-later is covered without a new file. Each line of the contract and where it is checked:
+later is covered without a new file. What cannot apply to a rule stands in ``cases.CANNOT`` with its
+reason; test_inapplicable.py holds that table against what every rule does. Rules that take no vectors
+are given matrices, two of one shape. Matrix rules are compared bit for bit as all others: a stack's
+products are those of its matrices. Each line of the contract and where it is checked:
 
 torch.optim's contract, written and unwritten
 
@@ -31,6 +34,7 @@ Common options
 - ``rounding``: test_rounding.py; low precision is computed in float32: test_dtypes.py
 - ``nonfinite``: test_nonfinite.py, on an accelerator test_device_mask.py and test_gpu.py
 - ``compile``: test_compiled.py; per group: test_groups.py; several rules at once: test_several_rules.py
+- ``views``, fused parameters: test_views.py; ``bucket_bytes``: test_layouts.py
 - a step that fails, and the global generators: test_failures.py
 
 Traps

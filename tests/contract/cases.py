@@ -1,18 +1,35 @@
-"""The table: every registered rule with its defaults, and the option variants worth running besides."""
+"""The table: every registered rule with its defaults, variants worth running, and what cannot apply."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+import warnings
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch.nn import Parameter
 
 import steepest
+from steepest.linalg import newton_schulz
 from steepest.registry import find_rule
-from steepest.rule import Rule
+from steepest.rule import MatrixRule, Rule
 
-__all__ = ["CASES", "LR", "RULES", "Case", "by_id", "deterministic"]
+from .training import SHAPES, make_params
+
+__all__ = [
+    "CANNOT",
+    "CASES",
+    "LR",
+    "RULES",
+    "Case",
+    "able",
+    "by_id",
+    "deterministic",
+    "related",
+    "with_dtypes",
+]
 
 LR = 0.03
 
@@ -38,6 +55,45 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"memory": "momentum", "choice": "memory"},
         {"leak": 0.125},
     ],
+    "orthogonalized": [{"use_nesterov": True, "scaled_orthogonalize_fn": newton_schulz}],
+    "muon": [{"nesterov": False, "method": "svd"}, {"view": "batch"}, {"bucket_bytes": 1}],
+    "normuon": [{"view": "batch"}],
+    "hyperball": [{"radius": 2.0}],
+    "quad": [{"literal": True}, {"update_probability": 0.5, "update_flat_steps": 1, "update_decay_steps": 0}],
+    "procrustes": [
+        {"whiten": "gradient", "max_size_dense": 3},
+        {"update_probability": 0.5, "update_flat_steps": 1, "update_decay_steps": 0},
+    ],
+}
+
+_NO_MOMENTUM = {"cycled momentum": "it has no momentum"}
+_MATRIX = {
+    "complex": "the pairs of a complex matrix are not a matrix of pairs; element rules take both",
+    "compile": "its time is in matmuls, which compiling does not shorten: it runs eagerly and says so",
+}
+_FITTED = _MATRIX | {
+    "wide products": "its products are in the gradient's dtype, as the original's, unless dtype= says more"
+}
+_POLAR = _MATRIX | {"vectors": "a vector has no polar factor: it belongs to an element rule"}
+
+# What a rule cannot do, and why; test_inapplicable.py holds it against what every rule really does.
+CANNOT: dict[str, dict[str, str]] = {
+    "signgsd": _NO_MOMENTUM,
+    "simba_leaky": _NO_MOMENTUM,
+    "orthogonalized": {
+        **_POLAR,
+        "cycled momentum": "the original calls it momentum_beta, a name that torch's schedulers do not know",
+        "unknown keywords": "they become options of its groups, for subclasses to read",
+    },
+    **dict.fromkeys(("muon", "normuon", "polargrad", "scion"), _POLAR),
+    "hyperball": {
+        **_POLAR,
+        "weight_decay": "the norm is held, so that nothing decays",
+        "zeros": "a matrix of zeros has no norm to hold",
+        "infinite weights": "their norm cannot be held, nor one that overflows: they become NaN",
+    },
+    "quad": _FITTED,
+    "procrustes": _FITTED,
 }
 
 
@@ -49,7 +105,10 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        words = [f"{name}={str(value).removeprefix('torch.')}" for name, value in self.options.items()]
+        words = [
+            f"{name}={getattr(value, '__name__', str(value).removeprefix('torch.'))}"
+            for name, value in self.options.items()
+        ]
         return "-".join([self.name, *words])
 
     @property
@@ -57,19 +116,93 @@ class Case:
         """The rule that serves the case's groups."""
         return find_rule("simba_leaky" if "leak" in self.options else self.name)
 
+    @property
+    def cannot(self) -> dict[str, str]:
+        """What does not apply to the rule, with the reasons."""
+        return CANNOT.get(self.rule.name, {})
+
+    def can(self, **options: Any) -> dict[str, Any]:
+        """The options without those that do not apply to the rule."""
+        return {name: value for name, value in options.items() if name not in self.cannot or not value}
+
     def make(self, params: Any, **options: Any) -> steepest.Optimizer:
-        """The optimizer, with a learning rate that moves a bfloat16 and that no float holds exactly."""
-        return steepest.create(self.name, params, **{"lr": LR, **self.options, **options})
+        """The optimizer, with a learning rate that moves a bfloat16 and that no float holds exactly.
+
+        An option that cannot apply is left out.
+        """
+        with warnings.catch_warnings():
+            # The family's base is an identity until it is told what to do, and says so.
+            warnings.filterwarnings("ignore", ".*the momentum is used as it is", UserWarning)
+            return steepest.create(self.name, params, **{"lr": LR, **self.options, **self.can(**options)})
+
+    def wide(self, dtype: torch.dtype) -> dict[str, Any]:
+        """The option that makes a rule compute all of a parameter of this dtype in float32 at least."""
+        return {"dtype": torch.promote_types(dtype, torch.float32)} if "wide products" in self.cannot else {}
+
+    def shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape, or what holds as many elements where the rule takes no vectors: a column."""
+        if len(shape) < 2 and "vectors" in self.cannot:
+            return (math.prod(shape), 1)
+        return tuple(shape)
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes of three parameters: a matrix, a vector and a scalar, or matrices, two of them alike."""
+        if "vectors" not in self.cannot:
+            return SHAPES
+        return ((2, 4, 3) if self.options.get("view") == "batch" else (4, 3), (4, 3), (1, 5))
+
+    def params(
+        self,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        shapes: Iterable[Sequence[int]] | None = None,
+    ) -> list[Parameter]:
+        """Parameters with fixed values, as ``make_params`` gives, that the rule can serve."""
+        wanted = self.shapes if shapes is None else [self.shape(shape) for shape in shapes]
+        return make_params(dtype, device, wanted)
+
+    def ones(self, *shape: int, dtype: torch.dtype = torch.float32) -> Parameter:
+        """A parameter of ones."""
+        return Parameter(torch.ones(self.shape(shape), dtype=dtype))
+
+    def factors(self, optimizer: torch.optim.Optimizer, param: Parameter) -> set[str]:
+        """The names of the parameter's state that has not its shape, nor is one number for any rule."""
+        rule = self.rule
+        if not isinstance(rule, MatrixRule):
+            return set()
+        blank = torch.empty(0, device="meta")
+        return set(optimizer.state[param]) - set(rule.init_state(blank, optimizer.param_groups[0])) - {"step"}
 
 
 def deterministic(case: Case) -> bool:
     """Whether the rule draws no noise of its own, so that a parameter's place does not matter."""
-    return "noise" not in case.rule.takes
+    return case.rule.takes.isdisjoint({"noise", "key"})
+
+
+def related(case: Case) -> bool:
+    """Whether what a tensor does depends on its neighbours, by design."""
+    return case.options.get("normalize") == "max" or bool(case.options.get("literal"))
 
 
 def by_id(case: Case) -> str:
     """The case in a test's name."""
     return str(case)
+
+
+def able(cases: Iterable[Case], *what: str) -> list[Case]:
+    """The cases to which all of this applies."""
+    return [case for case in cases if not case.cannot.keys() & set(what)]
+
+
+def with_dtypes(cases: Iterable[Case], dtypes: Sequence[torch.dtype]) -> list[tuple[Case, torch.dtype]]:
+    """Every case with every dtype; complex ones where they apply."""
+    return [
+        (case, dtype)
+        for case in cases
+        for dtype in dtypes
+        if not (dtype.is_complex and "complex" in case.cannot)
+    ]
 
 
 def _variants(rules: Iterable[Case]) -> list[Case]:

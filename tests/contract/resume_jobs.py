@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
 import steepest
 
 from .cases import CASES, LR, RULES, Case
-from .training import SHAPES, make_params, snapshot, steps
+from .training import snapshot, steps
 
 BEFORE, AFTER = range(3), range(3, 6)
 
@@ -39,9 +39,9 @@ KINDS: dict[str, dict[str, Any]] = {
 class Net(torch.nn.Module):
     """A model whose names torch.distributed.checkpoint files the state under."""
 
-    def __init__(self, dtype: torch.dtype, rules: int) -> None:
+    def __init__(self, dtype: torch.dtype, cases: Iterable[Case]) -> None:
         super().__init__()
-        self.layers = torch.nn.ParameterList(make_params(dtype, shapes=SHAPES * rules))
+        self.layers = torch.nn.ParameterList(param for case in cases for param in case.params(dtype))
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,12 @@ class Job:
         dtype, options = getattr(torch, self.kind.split("-")[0]), KINDS[self.kind]
         options = {"weight_decay": 0.125, "nonfinite": "skip", **options}
         if self.case is not None:
-            net = Net(dtype, 1)
+            net = Net(dtype, [self.case])
             return net, self.case.make(net.parameters(), **options)
-        net = Net(dtype, len(RULES))
-        count = len(SHAPES)
+        net = Net(dtype, RULES)
+        layers = iter(net.layers)
         groups = [
-            {"params": list(net.layers)[count * at : count * (at + 1)], "rule": case.name, "lr": LR}
-            for at, case in enumerate(RULES)
+            {"params": [next(layers) for _ in case.shapes], "rule": case.name, "lr": LR} for case in RULES
         ]
         return net, steepest.Optimizer(groups, rule="adamw", **options)
 

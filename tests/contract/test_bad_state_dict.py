@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import pytest
 import torch
 
 from .cases import CASES, RULES, Case, by_id
-from .training import identical, make_params, snapshot, train
+from .training import SHAPES, identical, snapshot, train
 
 
-def _optimizer(case: Case, shapes: Any = ((4, 3), (5,), ())) -> tuple[Any, list[torch.Tensor]]:
-    params = make_params(shapes=shapes)
+def _optimizer(case: Case, shapes: Any = SHAPES) -> tuple[Any, list[torch.Tensor]]:
+    params = case.params(shapes=shapes)
     optimizer = case.make([{"params": params[:2]}, {"params": params[2:]}])
     train(optimizer, params, 2)
     return optimizer, params
@@ -34,7 +35,7 @@ def _refused_by(case: Case, saved: dict[str, Any], words: str) -> None:
     assert identical(saved, kept), "the caller's dict is left alone too"
 
 
-def _saved(case: Case, shapes: Any = ((4, 3), (5,), ())) -> dict[str, Any]:
+def _saved(case: Case, shapes: Any = SHAPES) -> dict[str, Any]:
     return copy.deepcopy(_optimizer(case, shapes)[0].state_dict())
 
 
@@ -70,6 +71,8 @@ def test_another_number_of_parameters(case: Case):
 @pytest.mark.parametrize("case", CASES, ids=by_id)
 def test_another_shape(case: Case, shapes: Any):
     """Where there is state of the parameter's shape at all."""
+    if [case.shape(shape) for shape in shapes] == [case.shape(shape) for shape in SHAPES]:
+        return  # a vector and a scalar may be the same column
     saved = _saved(case, shapes)
     single = case.rule.tensor_state | {"step"}
     if any(name not in single for state in saved["state"].values() for name in state):
@@ -78,7 +81,7 @@ def test_another_shape(case: Case, shapes: Any):
 
 def test_a_per_tensor_number_must_be_one_number(case: Case):
     saved = _saved(case)
-    names = [name for name in saved["state"][0] if name in case.rule.tensor_state | {"step"}]
+    names = [name for name, value in saved["state"][0].items() if value.dim() == 0]
     for name in names:
         for shape in ((7,), (4, 3)):
             broken = copy.deepcopy(saved)
@@ -88,11 +91,13 @@ def test_a_per_tensor_number_must_be_one_number(case: Case):
 
 def test_the_message_names_the_parameter(rule: Case):
     saved = _saved(rule)
-    momentum = [name for name, value in saved["state"][1].items() if value.dim() > 0]
-    for name in momentum:
+    shaped = {name: value.shape for name, value in saved["state"][1].items() if value.dim() > 0}
+    for name, shape in shaped.items():
         broken = copy.deepcopy(saved)
         broken["state"][1][name] = torch.zeros(2, 2)
-        _refused(rule, broken, rf"'{name}' of parameter 1 of group 0 .*\(2, 2\).*\(5,\)")
+        _refused(
+            rule, broken, rf"'{name}' of parameter 1 of group 0 .*\(2, 2\).*{re.escape(str(tuple(shape)))}"
+        )
 
 
 def test_values_out_of_range(rule: Case):

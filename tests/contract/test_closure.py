@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from .cases import Case
-from .training import identical, make_params, set_gradients, snapshot, train
+from .training import identical, set_gradients, snapshot, train
 
 
 def _loss(params: list[torch.Tensor]) -> torch.Tensor:
@@ -14,7 +14,7 @@ def _loss(params: list[torch.Tensor]) -> torch.Tensor:
 
 
 def test_the_closure_runs_once_with_gradients_enabled(case: Case):
-    params = make_params()
+    params = case.params()
     optimizer = case.make(params)
     calls = []
 
@@ -28,12 +28,12 @@ def test_the_closure_runs_once_with_gradients_enabled(case: Case):
     with torch.no_grad():
         loss = optimizer.step(closure)
     assert calls == [True]
-    assert loss.item() == _loss(make_params()).item()
+    assert loss.item() == _loss(case.params()).item()
 
 
 def test_gradients_that_exist_only_after_the_closure_are_used(case: Case):
     """As Lightning steps: everything happens inside the closure."""
-    params, twins = make_params(), make_params()
+    params, twins = case.params(), case.params()
     optimizer, twin = case.make(params), case.make(twins)
     for _ in range(3):
         optimizer.zero_grad(set_to_none=True)
@@ -52,7 +52,7 @@ def test_gradients_that_exist_only_after_the_closure_are_used(case: Case):
 
 @pytest.mark.parametrize("loss", [1.5, None, torch.tensor(2.0)], ids=str)
 def test_whatever_the_closure_returns_is_returned(rule: Case, loss: object):
-    params = make_params()
+    params = rule.params()
     optimizer = rule.make(params)
     assert optimizer.step(lambda: loss) is loss, "without gradients"
     set_gradients(params, 0)
@@ -60,7 +60,7 @@ def test_whatever_the_closure_returns_is_returned(rule: Case, loss: object):
 
 
 def test_a_skipped_step_returns_the_loss_too(rule: Case):
-    params = make_params()
+    params = rule.params()
     optimizer = rule.make(params, nonfinite="skip")
     set_gradients(params, 0)
     params[0].grad[0, 0] = torch.nan
@@ -68,13 +68,13 @@ def test_a_skipped_step_returns_the_loss_too(rule: Case):
 
 
 def test_without_a_closure_step_returns_none(rule: Case):
-    params = make_params()
+    params = rule.params()
     set_gradients(params, 0)
     assert rule.make(params).step() is None
 
 
 def test_a_closure_that_raises_changes_nothing(case: Case):
-    params = make_params()
+    params = case.params()
     optimizer = case.make(params)
     train(optimizer, params, 2)
     before = snapshot(optimizer, params)
@@ -89,7 +89,7 @@ def test_a_closure_that_raises_changes_nothing(case: Case):
 
 
 def test_grad_mode_is_restored(rule: Case):
-    params = make_params()
+    params = rule.params()
     optimizer = rule.make(params)
     train(optimizer, params, 1)
     assert torch.is_grad_enabled()
@@ -100,7 +100,7 @@ def test_grad_mode_is_restored(rule: Case):
 
 def test_a_step_invalidates_graphs_that_saved_the_parameter(rule: Case):
     """The in-place change is visible to autograd, so stale gradients are an error and not silent."""
-    params = make_params()
+    params = rule.params()
     optimizer = rule.make(params)
     loss = _loss(params)
     train(optimizer, params, 1)
@@ -109,7 +109,7 @@ def test_a_step_invalidates_graphs_that_saved_the_parameter(rule: Case):
 
 
 def test_the_step_leaves_no_graph(case: Case):
-    params = make_params()
+    params = case.params()
     optimizer = case.make(params)
     for step in range(2):
         set_gradients(params, step)

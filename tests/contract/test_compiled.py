@@ -16,7 +16,7 @@ from torch.nn import Parameter
 from steepest import optimizer as optimizer_module
 from steepest.step import compiled
 
-from .cases import CASES, Case, by_id
+from .cases import CASES, Case, able, by_id
 from .training import identical, make_params, set_gradients, steps, train
 
 pytestmark = pytest.mark.skipif(
@@ -80,7 +80,7 @@ def _follows_eager(case: Case, make: Callable[[], list[Parameter]], **options: A
     assert not compiled._broken
 
 
-@pytest.mark.parametrize("case", CASES, ids=by_id)
+@pytest.mark.parametrize("case", able(CASES, "compile"), ids=by_id)
 def test_it_equals_eager_over_a_schedule_that_never_recompiles(case: Case):
     _follows_eager(case, _plain)
 
@@ -226,6 +226,7 @@ def test_a_graph_that_does_not_compile_is_given_up_once(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(compiled, "_compile", broken)
     monkeypatch.setattr(compiled, "_broken", set())
+    monkeypatch.setattr(compiled, "_proven", set())
     params, twins = _plain(), _plain()
     optimizer = Case("lion").make(params, compile=True)
     with warnings.catch_warnings(record=True) as caught:

@@ -8,7 +8,7 @@ import torch
 from torch.optim.lr_scheduler import OneCycleLR
 
 from .cases import Case
-from .training import identical, make_params, set_gradients
+from .training import identical, set_gradients
 
 
 def _cyclic(optimizer: torch.optim.Optimizer) -> OneCycleLR:
@@ -18,7 +18,7 @@ def _cyclic(optimizer: torch.optim.Optimizer) -> OneCycleLR:
 
 def test_a_compiled_step_equals_the_step_and_recompiles_at_most_once(case: Case):
     torch._dynamo.reset()
-    params, twins = make_params(), make_params()
+    params, twins = case.params(), case.params()
     optimizer, twin = case.make(params), case.make(twins)
     scheduler, twin_scheduler = _cyclic(optimizer), _cyclic(twin)
     step_compiled = torch.compile(optimizer.step, backend="eager")
@@ -42,7 +42,7 @@ def test_a_compiled_step_equals_the_step_and_recompiles_at_most_once(case: Case)
 
 def test_a_compiled_step_takes_a_closure_and_fires_hooks_once(rule: Case):
     torch._dynamo.reset()
-    params, twins = make_params(), make_params()
+    params, twins = rule.params(), rule.params()
     optimizer, twin = rule.make(params), rule.make(twins)
     calls: list[str] = []
     optimizer.register_step_pre_hook(lambda *_: calls.append("pre"))
@@ -64,7 +64,7 @@ def test_a_compiled_step_takes_a_closure_and_fires_hooks_once(rule: Case):
 
 def test_a_compiled_training_step(case: Case):
     torch._dynamo.reset()
-    params, twins = make_params(), make_params()
+    params, twins = case.params(), case.params()
 
     def train_step(some: list[Any], optimizer: torch.optim.Optimizer) -> torch.Tensor:
         optimizer.zero_grad()

@@ -8,7 +8,7 @@ from collections import OrderedDict
 
 import pytest
 import torch
-from torch.nn import Linear, Parameter
+from torch.nn import Linear, Parameter, Sequential
 
 import steepest
 from steepest.options import COMMON_OPTIONS
@@ -19,7 +19,7 @@ from .training import identical, make_params, train
 
 def test_a_bare_tensor_is_a_type_error(rule: Case):
     with pytest.raises(TypeError, match="should be an iterable of Tensors or dicts"):
-        rule.make(Parameter(torch.ones(2)))
+        rule.make(rule.ones(2))
 
 
 def test_an_empty_list_is_a_value_error(rule: Case):
@@ -34,21 +34,21 @@ def test_an_empty_generator_is_a_value_error(rule: Case):
 
 def test_something_else_than_tensors_is_a_type_error(rule: Case):
     with pytest.raises(TypeError, match="can only optimize Tensors"):
-        rule.make([Parameter(torch.ones(2)), 3.0])
+        rule.make([rule.ones(2), 3.0])
 
 
 def test_a_set_is_a_type_error(rule: Case):
     with pytest.raises(TypeError, match="ordered collections"):
-        rule.make([{"params": {Parameter(torch.ones(2))}}])
+        rule.make([{"params": {rule.ones(2)}}])
 
 
 def test_a_non_leaf_is_a_value_error(rule: Case):
     with pytest.raises(ValueError, match="non-leaf"):
-        rule.make([torch.ones(2, requires_grad=True) * 2])
+        rule.make([rule.ones(2) * 2])
 
 
 def test_a_parameter_twice_in_a_group_warns_and_is_stepped_once(rule: Case):
-    twice, once = (Parameter(torch.ones(3)) for _ in range(2))
+    twice, once = (rule.ones(3) for _ in range(2))
     with pytest.warns(UserWarning, match="duplicate parameters"):
         optimizer = rule.make([twice, twice])
     train(optimizer, [twice])
@@ -57,7 +57,7 @@ def test_a_parameter_twice_in_a_group_warns_and_is_stepped_once(rule: Case):
 
 
 def test_a_parameter_in_two_groups_is_a_value_error(rule: Case):
-    param = Parameter(torch.ones(2))
+    param = rule.ones(2)
     with pytest.raises(ValueError, match="more than one parameter group"):
         rule.make([{"params": param}, {"params": param}])
 
@@ -78,39 +78,42 @@ def test_every_form_of_params_makes_the_same_optimizer(rule: Case):
             "group of a tensor each": [{"params": p} for p in params],
         }
 
-    expected = train(rule.make(params := make_params()), params)
-    for form in forms(make_params()):
-        params = make_params()
+    expected = train(rule.make(params := rule.params()), params)
+    for form in forms(rule.params()):
+        params = rule.params()
         assert identical(train(rule.make(forms(params)[form]), params), expected), form
 
 
 def test_names_are_kept_in_the_group_and_its_checkpoint(rule: Case):
-    optimizer = rule.make(Linear(2, 2).named_parameters())
-    assert optimizer.param_groups[0]["param_names"] == ["weight", "bias"]
-    assert optimizer.state_dict()["param_groups"][0]["param_names"] == ["weight", "bias"]
+    layers = Sequential(Linear(2, 2, bias=False), Linear(2, 3, bias=False))
+    optimizer = rule.make(layers.named_parameters())
+    assert optimizer.param_groups[0]["param_names"] == ["0.weight", "1.weight"]
+    assert optimizer.state_dict()["param_groups"][0]["param_names"] == ["0.weight", "1.weight"]
 
 
 def test_names_must_be_given_for_all_or_none(rule: Case):
     with pytest.raises(ValueError, match="Some param names are missing"):
-        rule.make([("weight", Parameter(torch.ones(2))), Parameter(torch.ones(2))])
+        rule.make([("weight", rule.ones(2)), rule.ones(2)])
 
 
 def test_named_and_nameless_groups_do_not_mix(rule: Case):
-    named, nameless = [("weight", Parameter(torch.ones(2)))], [Parameter(torch.ones(2))]
+    named, nameless = [("weight", rule.ones(2))], [rule.ones(2)]
     with pytest.raises(ValueError, match="with names to the optimizer"):
         rule.make([{"params": nameless}, {"params": named}])
 
 
 def test_an_unknown_keyword_is_a_type_error_with_a_near_miss(rule: Case):
+    if "unknown keywords" in rule.cannot:
+        return
     with pytest.raises(TypeError, match=r"unexpected keyword argument 'weight_decai'.*'weight_decay'"):
-        rule.make(make_params(), weight_decai=0.1)
+        rule.make(rule.params(), weight_decai=0.1)
     with pytest.raises(TypeError, match=r"unexpected keyword argument 'foreach'"):
-        rule.make(make_params(), foreach=True)
+        rule.make(rule.params(), foreach=True)
 
 
 def test_an_unknown_keyword_of_the_general_class_is_a_type_error(rule: Case):
     with pytest.raises(TypeError, match=r"'roundin' .*'rounding'|'roundin'.*'rounding'"):
-        steepest.Optimizer(make_params(), rule=rule.name, roundin="stochastic")
+        steepest.Optimizer(rule.params(), rule=rule.name, roundin="stochastic")
 
 
 def test_an_unknown_rule_is_a_value_error_with_a_near_miss():
@@ -121,7 +124,7 @@ def test_an_unknown_rule_is_a_value_error_with_a_near_miss():
 
 
 def test_common_options_are_keyword_only(rule: Case):
-    signature = inspect.signature(type(rule.make(make_params())))
+    signature = inspect.signature(type(rule.make(rule.params())))
     positional = {
         name for name, p in signature.parameters.items() if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD
     }
@@ -129,26 +132,28 @@ def test_common_options_are_keyword_only(rule: Case):
 
 
 def test_the_constructor_has_the_rule_s_hyper_parameters_and_defaults(rule: Case):
-    optimizer = steepest.create(rule.name, make_params())
+    optimizer = steepest.create(rule.name, rule.params())
     signature = inspect.signature(type(optimizer)).parameters
     for name, hyper in rule.rule.hyper.items():
-        assert signature[name].default == hyper.default == optimizer.defaults[name], name
+        assert optimizer.defaults[name] == hyper.default, name
+        if name in signature:
+            assert signature[name].default == hyper.default, name
 
 
 def test_the_general_class_is_the_constructor(rule: Case):
-    expected = train(rule.make(params := make_params()), params)
-    params = make_params()
+    expected = train(rule.make(params := rule.params()), params)
+    params = rule.params()
     optimizer = steepest.Optimizer(params, rule=rule.name, lr=LR)
     assert identical(train(optimizer, params), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float8_e4m3fn], ids=str)
 def test_a_dtype_that_cannot_be_optimized_is_refused_by_name(rule: Case, dtype: torch.dtype):
-    bad = torch.zeros(2).to(dtype)
+    bad = torch.zeros(2, 2).to(dtype)
     with pytest.raises(ValueError, match=rf"'codebook' has dtype {dtype}"):
-        rule.make([("weight", Parameter(torch.ones(2))), ("codebook", bad)])
+        rule.make([("weight", rule.ones(2)), ("codebook", bad)])
     with pytest.raises(ValueError, match=rf"parameter 1 of group 0 has dtype {dtype}"):
-        rule.make([Parameter(torch.ones(2)), bad])
+        rule.make([rule.ones(2), bad])
 
 
 def test_sparse_storage_is_refused_by_name(rule: Case):
@@ -158,23 +163,23 @@ def test_sparse_storage_is_refused_by_name(rule: Case):
 
 
 def test_construction_touches_neither_parameters_nor_the_generator(rule: Case):
-    params, before = make_params(), torch.get_rng_state()
+    params, before = rule.params(), torch.get_rng_state()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         optimizer = rule.make(params)
-    assert identical(params, make_params())
+    assert identical(params, rule.params())
     assert torch.equal(torch.get_rng_state(), before)
     assert optimizer.state_bytes() == 0
     assert not optimizer.state
 
 
 def test_defaults_name_what_cyclic_schedulers_look_for(rule: Case):
-    defaults = rule.make(make_params()).defaults
+    defaults = rule.make(rule.params()).defaults
     for name in ("momentum", "betas"):
         assert (name in rule.rule.hyper) == (name in defaults)
 
 
 def test_repr_shows_the_options(rule: Case):
-    text = repr(rule.make(make_params(), maximize=True))
+    text = repr(rule.make(rule.params(), maximize=True))
     assert f"lr: {LR}" in text
     assert "maximize: True" in text

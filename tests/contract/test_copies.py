@@ -14,7 +14,7 @@ from torch import Tensor
 import steepest
 
 from .cases import CASES, RULES, Case, by_id
-from .training import identical, make_params, snapshot, steps
+from .training import identical, snapshot, steps
 
 # Not the default of any option: whatever is kept on the optimizer alone is lost on the way.
 UNUSUAL: dict[str, Any] = {
@@ -56,7 +56,7 @@ COPIERS = {
 @pytest.mark.parametrize("copier", COPIERS)
 @pytest.mark.parametrize("case", CASES, ids=by_id)
 def test_a_copy_steps_on_as_the_original_does(case: Case, copier: str):
-    params = make_params(torch.bfloat16)
+    params = case.params(torch.bfloat16)
     optimizer = case.make(params, **UNUSUAL)
     steps(optimizer, params, range(3))
     other = COPIERS[copier](optimizer)
@@ -71,7 +71,7 @@ def test_a_copy_steps_on_as_the_original_does(case: Case, copier: str):
 @pytest.mark.parametrize("copier", COPIERS)
 @pytest.mark.parametrize("rule", RULES, ids=by_id)
 def test_a_copy_made_before_the_first_step(rule: Case, copier: str):
-    params = make_params()
+    params = rule.params()
     optimizer = rule.make(params, **UNUSUAL)
     other = COPIERS[copier](optimizer)
     steps(optimizer, params, range(3))
@@ -80,7 +80,7 @@ def test_a_copy_made_before_the_first_step(rule: Case, copier: str):
 
 
 def test_a_copy_with_several_rules(rule: Case):
-    params = make_params()
+    params = rule.params()
     groups = [{"params": params[:1]}, {"params": params[1:], "rule": "lion", "lr": 0.5}]
     optimizer = steepest.Optimizer(groups, rule=rule.name, lr=0.25)
     steps(optimizer, params, range(2))
@@ -91,16 +91,17 @@ def test_a_copy_with_several_rules(rule: Case):
 
 
 def test_a_copy_s_added_group_gets_the_options(case: Case):
-    optimizer = copy.deepcopy(case.make(make_params(), **UNUSUAL))
-    optimizer.add_param_group({"params": make_params()})
+    optimizer = copy.deepcopy(case.make(case.params(), **UNUSUAL))
+    optimizer.add_param_group({"params": case.params()})
     group = optimizer.param_groups[1]
-    assert {name: group[name] for name in UNUSUAL} == UNUSUAL
+    unusual = case.can(**UNUSUAL)
+    assert {name: group[name] for name in unusual} == unusual
 
 
 @pytest.mark.parametrize("gone", ["each option alone", "all options", "the rule too"])
 @pytest.mark.parametrize("rule", RULES, ids=by_id)
 def test_an_older_pickle_that_lacks_options_steps_on_with_the_defaults(rule: Case, gone: str):
-    params, twins = make_params(), make_params()
+    params, twins = rule.params(), rule.params()
     known = [name for name in rule.rule.defaults() if name != "lr"] + ["skipped_steps", "base_lr"]
     missing = {
         "each option alone": [[name] for name in known],
@@ -110,7 +111,7 @@ def test_an_older_pickle_that_lacks_options_steps_on_with_the_defaults(rule: Cas
     expected = rule.make(twins)
     steps(expected, twins, range(4))
     for names in missing:
-        params = make_params()
+        params = rule.params()
         optimizer = rule.make(params)
         steps(optimizer, params, range(2))
         state = copy.deepcopy(optimizer.__getstate__())
@@ -121,13 +122,13 @@ def test_an_older_pickle_that_lacks_options_steps_on_with_the_defaults(rule: Cas
         older.__setstate__(state)
         steps(older, _params(older), range(2, 4))
         assert identical(_params(older), twins), names
-        older.add_param_group({"params": make_params()})
+        older.add_param_group({"params": rule.params()})
         older.load_state_dict(older.state_dict())
         assert older.skipped_steps == 0
 
 
 def test_a_copy_has_hooks_that_fire_once(rule: Case):
-    params = make_params()
+    params = rule.params()
     other = pickle.loads(pickle.dumps(rule.make(params)))
     calls = []
     other.register_step_pre_hook(lambda *_: calls.append("pre"))

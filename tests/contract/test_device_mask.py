@@ -20,7 +20,7 @@ from steepest import optimizer as optimizer_module
 from steepest.step import compiled
 from steepest.step.collect import Batch
 
-from .cases import CASES, RULES, Case, by_id
+from .cases import CASES, RULES, Case, able, by_id, with_dtypes
 from .training import identical, make_params, set_gradients, snapshot, values
 
 GOOD, BAD = True, False
@@ -134,25 +134,26 @@ def _equal_runs(case: Case, make: Callable[[], list[Parameter]], **options: Any)
     assert optimizer.skipped_steps == twin.skipped_steps == STEPS.count(BAD)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.complex64], ids=str)
-@pytest.mark.parametrize("case", CASES, ids=by_id)
+@pytest.mark.parametrize(
+    ("case", "dtype"), with_dtypes(CASES, [torch.float32, torch.bfloat16, torch.complex64]), ids=str
+)
 @pytest.mark.usefixtures("on_device")
 def test_eagerly_it_equals_the_host_s_decision(case: Case, dtype: torch.dtype):
-    _equal_runs(case, lambda: make_params(dtype), rounding="stochastic")
+    _equal_runs(case, lambda: case.params(dtype), rounding="stochastic")
 
 
 @pytest.mark.skipif(not compiled.compiler_available("cpu"), reason="torch.compile needs a C++ compiler")
-@pytest.mark.parametrize("case", RULES, ids=by_id)
+@pytest.mark.parametrize("case", able(RULES, "compile"), ids=by_id)
 @pytest.mark.usefixtures("on_device")
 def test_compiled_it_equals_the_host_s_decision(case: Case):
-    _equal_runs(case, lambda: make_params(shapes=[(4, 3)]), compile=True)
+    _equal_runs(case, lambda: case.params(shapes=[(4, 3)]), compile=True)
 
 
 @pytest.mark.parametrize("case", CASES, ids=by_id)
 @pytest.mark.usefixtures("on_device")
 def test_a_bad_first_step_changes_nothing_that_matters(case: Case):
-    """State may exist after it, but zero: training goes on as if the step had not been."""
-    params, twins = make_params(torch.bfloat16), make_params(torch.bfloat16)
+    """State may exist after it, but as it begins: training goes on as if the step had not been."""
+    params, twins = case.params(torch.bfloat16), case.params(torch.bfloat16)
     optimizer = case.make(params, nonfinite="skip", rounding="stochastic")
     set_gradients(params, 50)
     params[0].grad.fill_(torch.nan)
@@ -160,7 +161,11 @@ def test_a_bad_first_step_changes_nothing_that_matters(case: Case):
     optimizer.step()
     assert identical(values(params), before)
     assert optimizer.skipped_steps == 1
-    assert all(not torch.count_nonzero(v) for state in optimizer.state.values() for v in state.values())
+    begun = {
+        p: {**s, **{name: 0 * s[name] for name in case.factors(optimizer, p)}}
+        for p, s in optimizer.state.items()
+    }
+    assert all(not torch.count_nonzero(v) for state in begun.values() for v in state.values())
     twin = case.make(twins, rounding="stochastic")
     for step in range(3):
         for some, some_params in ((optimizer, params), (twin, twins)):
@@ -173,7 +178,7 @@ def test_a_bad_first_step_changes_nothing_that_matters(case: Case):
 @pytest.mark.parametrize("case", RULES, ids=by_id)
 @pytest.mark.usefixtures("on_device")
 def test_the_count_on_the_device_survives_checkpoints(case: Case):
-    params = make_params()
+    params = case.params()
     optimizer = case.make([{"params": params[:1]}, {"params": params[1:]}], nonfinite="skip")
     for step in range(7):
         _spoil(params, step)

@@ -22,14 +22,14 @@ WAYS = {
 }
 
 
-def _net() -> Net:
-    return Net(torch.float32, 1)
+def _net(case: Case) -> Net:
+    return Net(torch.float32, [case])
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("case", CASES, ids=by_id)
 def test_asking_a_trained_optimizer_changes_nothing(case: Case, way: str):
-    net = _net()
+    net = _net(case)
     optimizer = case.make(net.parameters())
     steps(optimizer, list(net.parameters()), range(2))
     before = snapshot(optimizer, net.parameters())
@@ -39,7 +39,7 @@ def test_asking_a_trained_optimizer_changes_nothing(case: Case, way: str):
 
 @pytest.mark.parametrize("case", CASES, ids=by_id)
 def test_flat_state_is_one_plain_value_a_name(case: Case):
-    net = _net()
+    net = _net(case)
     optimizer = case.make(net.named_parameters())
     steps(optimizer, list(net.parameters()), range(2))
     flat = get_optimizer_state_dict(net, optimizer, options=StateDictOptions(**WAYS["flat"]))
@@ -60,7 +60,7 @@ def _go_on(net: Net, optimizer: Any, which: range) -> None:
 @pytest.mark.parametrize("case", CASES, ids=by_id)
 def test_a_parameter_whose_gradient_has_not_come_yet(case: Case, way: str):
     options = StateDictOptions(**WAYS[way])
-    net, twin = _net(), _net()
+    net, twin = _net(case), _net(case)
     optimizer, other = case.make(net.parameters()), case.make(twin.parameters())
     _go_on(net, optimizer, range(2))
     _go_on(twin, other, range(5))
@@ -76,7 +76,7 @@ def test_a_parameter_whose_gradient_has_not_come_yet(case: Case, way: str):
 @pytest.mark.parametrize("case", CASES, ids=by_id)
 def test_a_frozen_parameter(case: Case, way: str):
     options = StateDictOptions(**WAYS[way])
-    net, twin = _net(), _net()
+    net, twin = _net(case), _net(case)
     for some in (net, twin):
         some.layers[1].requires_grad_(False)
     optimizer, other = case.make(net.parameters()), case.make(twin.parameters())

@@ -7,15 +7,15 @@ import copy
 import pytest
 import torch
 
-from .cases import CASES, RULES, Case, by_id, deterministic
-from .training import identical, make_params, set_gradients, steps, train, values
+from .cases import CASES, RULES, Case, able, by_id, deterministic, related
+from .training import identical, set_gradients, steps, train, values
 
 pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize("case", CASES, ids=by_id)
 def test_skipping_never_waits_for_the_device(case: Case):
-    params = make_params(device="cuda")
+    params = case.params(device="cuda")
     optimizer = case.make(params, nonfinite="skip", compile=False)
     train(optimizer, params, 4)
     for step in range(4, 8):
@@ -32,7 +32,7 @@ def test_skipping_never_waits_for_the_device(case: Case):
 
 @pytest.mark.parametrize("case", CASES, ids=by_id)
 def test_after_skipped_steps_training_is_as_if_they_had_not_been(case: Case):
-    params, twins = make_params(device="cuda"), make_params(device="cuda")
+    params, twins = case.params(device="cuda"), case.params(device="cuda")
     optimizer, twin = case.make(params, nonfinite="skip"), case.make(twins)
     for step in range(6):
         set_gradients(params, 50)
@@ -46,12 +46,10 @@ def test_after_skipped_steps_training_is_as_if_they_had_not_been(case: Case):
     assert optimizer.skipped_steps == 6
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c.options.get("normalize") != "max"], ids=by_id)
+@pytest.mark.parametrize("case", [c for c in CASES if not related(c) and deterministic(c)], ids=by_id)
 def test_parameters_on_several_devices_in_one_group(case: Case):
-    if not deterministic(case):
-        return
-    near, far = make_params(), make_params(device="cuda")
-    alone, far_alone = make_params(), make_params(device="cuda")
+    near, far = case.params(), case.params(device="cuda")
+    alone, far_alone = case.params(), case.params(device="cuda")
     mixed = [near[0], far[1], near[2]]
     train(case.make(mixed, nonfinite="skip"), mixed)
     twins = [alone[0], far_alone[1], alone[2]]
@@ -65,10 +63,10 @@ def test_parameters_on_several_devices_in_one_group(case: Case):
 
 @pytest.mark.parametrize("case", CASES, ids=by_id)
 def test_a_checkpoint_moves_to_the_device_and_back(case: Case):
-    params = make_params()
+    params = case.params()
     optimizer = case.make(params)
     train(optimizer, params, 3)
-    far = make_params(device="cuda")
+    far = case.params(device="cuda")
     there = case.make(far)
     there.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     for param in far:
@@ -76,15 +74,15 @@ def test_a_checkpoint_moves_to_the_device_and_back(case: Case):
             single = name in case.rule.tensor_state | {"step"}
             assert value.device.type == ("cpu" if single else "cuda"), name
     train(there, far, 1)
-    back = case.make(make_params())
+    back = case.make(case.params())
     back.load_state_dict(there.state_dict())
     assert all(value.device.type == "cpu" for state in back.state.values() for value in state.values())
 
 
-@pytest.mark.parametrize("case", RULES, ids=by_id)
+@pytest.mark.parametrize("case", able(RULES, "weight_decay"), ids=by_id)
 def test_noise_is_the_cpu_s(case: Case):
     """Stochastic rounding of the same float32 results gives the same bits on every device."""
-    near, far = (make_params(torch.bfloat16, device) for device in ("cpu", "cuda"))
+    near, far = (case.params(torch.bfloat16, device) for device in ("cpu", "cuda"))
     for params in (near, far):
         optimizer = case.make(params, rounding="stochastic", weight_decay=0.1, lr=0.5)
         for param in params:
@@ -95,14 +93,14 @@ def test_noise_is_the_cpu_s(case: Case):
 
 @pytest.mark.parametrize("case", RULES, ids=by_id)
 def test_the_device_s_generator_is_not_touched(case: Case):
-    params = make_params(torch.bfloat16, "cuda")
+    params = case.params(torch.bfloat16, "cuda")
     before = torch.cuda.get_rng_state()
     train(case.make(params, rounding="stochastic", nonfinite="skip"), params)
     assert torch.equal(torch.cuda.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("case", RULES, ids=by_id)
+@pytest.mark.parametrize("case", able(RULES, "compile"), ids=by_id)
 def test_compiled_on_the_device_it_follows_eager(case: Case):
-    params, twins = make_params(device="cuda"), make_params(device="cuda")
+    params, twins = case.params(device="cuda"), case.params(device="cuda")
     ours = train(case.make(params, compile=True, nonfinite="skip"), params)
     torch.testing.assert_close(ours, train(case.make(twins, compile=False), twins), rtol=1e-5, atol=1e-6)

@@ -11,7 +11,7 @@ from torch.amp import GradScaler
 from torch.nn.utils import clip_grad_norm_
 
 from .cases import CASES, Case, by_id
-from .training import gradient, identical, make_params, snapshot
+from .training import gradient, identical, snapshot
 
 SCALE = 1024.0
 
@@ -28,7 +28,7 @@ def test_scaled_unscaled_clipped_training_is_training(
     case: Case, options: dict[str, Any], device: torch.device
 ):
     """The scale is a power of two, so that scaling is exact."""
-    params, twins = make_params(device=device), make_params(device=device)
+    params, twins = case.params(device=device), case.params(device=device)
     optimizer, twin = case.make(params, **options), case.make(twins, **options)
     scaler = _scaler(device)
     for step in range(5):
@@ -47,7 +47,7 @@ def test_scaled_unscaled_clipped_training_is_training(
 
 
 def test_without_unscale_the_scaler_unscales_once(case: Case, device: torch.device):
-    params, twins = make_params(device=device), make_params(device=device)
+    params, twins = case.params(device=device), case.params(device=device)
     optimizer, twin = case.make(params), case.make(twins)
     scaler = _scaler(device)
     for step in range(3):
@@ -63,7 +63,7 @@ def test_without_unscale_the_scaler_unscales_once(case: Case, device: torch.devi
 @pytest.mark.parametrize("bad", [torch.inf, torch.nan], ids=str)
 @pytest.mark.parametrize("case", CASES, ids=by_id)
 def test_an_overflow_skips_the_step_and_halves_the_scale(case: Case, bad: float, device: torch.device):
-    params = make_params(device=device)
+    params = case.params(device=device)
     optimizer, scaler = case.make(params), _scaler(device)
 
     def scaled_step(step: int, spoil: bool) -> None:
@@ -86,7 +86,7 @@ def test_an_overflow_skips_the_step_and_halves_the_scale(case: Case, bad: float,
 
 def test_with_autocast_and_a_real_backward(case: Case, device: torch.device):
     def run(scaled: bool) -> list[Tensor]:
-        params = make_params(device=device, shapes=[(3, 3)])
+        params = case.params(device=device, shapes=[(3, 3)])
         optimizer, scaler = case.make(params), GradScaler(device.type, init_scale=SCALE, enabled=scaled)
         for _ in range(3):
             optimizer.zero_grad()
@@ -101,7 +101,7 @@ def test_with_autocast_and_a_real_backward(case: Case, device: torch.device):
 
 
 def test_the_scaler_returns_the_step_s_result(rule: Case):
-    params = make_params()
+    params = rule.params()
     optimizer, scaler = rule.make(params), GradScaler("cpu", enabled=False)
     for index, param in enumerate(params):
         param.grad = gradient(param, index, 0)

@@ -6,19 +6,19 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from .cases import CASES, RULES, Case, by_id, deterministic
-from .training import identical, make_params, set_gradients, snapshot, steps, train, values
+from .cases import CASES, RULES, Case, by_id, deterministic, related
+from .training import identical, set_gradients, snapshot, steps, train, values
 
 # What a tensor does must not depend on its group's neighbours; "max" relates all tensors by design.
-ALONE = [case for case in CASES if deterministic(case) and case.options.get("normalize") != "max"]
+ALONE = [case for case in CASES if deterministic(case) and not related(case)]
 
 
 def test_unknown_keys_in_a_group_are_kept_through_a_checkpoint(rule: Case):
     theirs = {"name": "decoder", "lr_scale": 0.5, "initial_lr": 3.0, "weight_decai": 1}
-    params = make_params()
+    params = rule.params()
     optimizer = rule.make([{"params": params, **theirs}])
     train(optimizer, params)
-    again = rule.make(make_params())
+    again = rule.make(rule.params())
     again.load_state_dict(optimizer.state_dict())
     for group in (
         optimizer.param_groups[0],
@@ -29,24 +29,24 @@ def test_unknown_keys_in_a_group_are_kept_through_a_checkpoint(rule: Case):
 
 
 def test_unknown_keys_change_nothing(case: Case):
-    expected = train(case.make(params := make_params()), params)
-    params = make_params()
+    expected = train(case.make(params := case.params()), params)
+    params = case.params()
     optimizer = case.make([{"params": params, "name": "decoder", "foreach": True, "capturable": True}])
     assert identical(train(optimizer, params), expected)
 
 
 def test_a_group_s_options_act_as_the_optimizer_s_do(case: Case):
-    options = {"lr": 0.25, "weight_decay": 0.125, "maximize": True, "nonfinite": "skip"}
-    expected = train(case.make(params := make_params(), **options), params)
-    params = make_params()
+    options = case.can(lr=0.25, weight_decay=0.125, maximize=True, nonfinite="skip")
+    expected = train(case.make(params := case.params(), **options), params)
+    params = case.params()
     optimizer = case.make([{"params": params, **options}], **{**options, "lr": 7.0, "maximize": False})
     assert identical(train(optimizer, params), expected)
 
 
 @pytest.mark.parametrize("case", ALONE, ids=by_id)
 def test_groups_do_not_mix(case: Case):
-    options = [{"lr": 0.5}, {"weight_decay": 0.25}, {"maximize": True}]
-    params, twins = make_params(), make_params()
+    options = [{"lr": 0.5}, case.can(weight_decay=0.25), {"maximize": True}]
+    params, twins = case.params(), case.params()
     together = case.make([{"params": [p], **own} for p, own in zip(params, options, strict=True)])
     apart = [case.make([p], **own) for p, own in zip(twins, options, strict=True)]
     for step in range(3):
@@ -57,13 +57,17 @@ def test_groups_do_not_mix(case: Case):
     assert identical(params, twins)
 
 
+@pytest.mark.parametrize("case", [case for case in CASES if not case.options.get("literal")], ids=by_id)
 def test_how_parameters_are_grouped_does_not_matter(case: Case):
-    """Noise and relations among tensors go by the place in the optimizer, not in the group."""
+    """Noise and relations among tensors go by the place in the optimizer, not in the group.
+
+    PSGD's original, that ``literal`` follows, relates the tensors of a group.
+    """
     options = {"rounding": "stochastic", "weight_decay": 0.125}
     shapes = [(8, 4), (8, 4), (5,), ()]
     expected = None
     for cuts in ([4], [1, 2, 1], [1, 1, 1, 1], [2, 2]):
-        params = make_params(torch.bfloat16, shapes=shapes)
+        params = case.params(torch.bfloat16, shapes=shapes)
         rest = iter(params)
         groups = [{"params": [next(rest) for _ in range(count)]} for count in cuts]
         result = train(case.make(groups, **options), params)
@@ -73,7 +77,7 @@ def test_how_parameters_are_grouped_does_not_matter(case: Case):
 
 @pytest.mark.parametrize("case", ALONE, ids=by_id)
 def test_a_group_added_after_steps_starts_as_if_new(case: Case):
-    params, twins = make_params(), make_params()
+    params, twins = case.params(), case.params()
     optimizer, early, late = case.make(params[:2]), case.make(twins[:2]), case.make(twins[2:], lr=0.5)
     for step in range(4):
         set_gradients(params, step)
@@ -88,10 +92,14 @@ def test_a_group_added_after_steps_starts_as_if_new(case: Case):
 
 
 def test_an_added_group_gets_the_optimizer_s_options(case: Case):
-    optimizer = case.make([Parameter(torch.ones(2))], weight_decay=0.25, rounding="stochastic", seed=5)
-    optimizer.add_param_group({"params": Parameter(torch.ones(2)), "seed": 6})
+    optimizer = case.make([case.ones(2)], weight_decay=0.25, rounding="stochastic", seed=5)
+    optimizer.add_param_group({"params": case.ones(2), "seed": 6})
     first, second = ({k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups)
     assert second == {**first, "seed": 6}
+
+
+def _like(params: list[Parameter]) -> Parameter:
+    return Parameter(torch.ones_like(params[0]))
 
 
 ERRORS = {
@@ -100,15 +108,19 @@ ERRORS = {
         "more than one parameter group",
         lambda ps: {"params": ps[0]},
     ),
-    "a set": (TypeError, "ordered collections", lambda ps: {"params": {Parameter(torch.ones(2))}}),
-    "no dict": (TypeError, "must be a dict", lambda ps: [Parameter(torch.ones(2))]),
+    "a set": (TypeError, "ordered collections", lambda ps: {"params": {_like(ps)}}),
+    "no dict": (TypeError, "must be a dict", lambda ps: [_like(ps)]),
     "no tensor": (TypeError, "can only optimize Tensors", lambda ps: {"params": [1.0]}),
     "a non-leaf": (ValueError, "non-leaf", lambda ps: {"params": [ps[0] * 2]}),
-    "integers": (ValueError, "group 1 has dtype torch.int64", lambda ps: {"params": [torch.ones(2).long()]}),
-    "names": (ValueError, "with names", lambda ps: {"params": [("w", Parameter(torch.ones(2)))]}),
-    "two-element lr": (ValueError, "1-element", lambda ps: {"params": make_params(), "lr": torch.ones(2)}),
-    "a bad value": (ValueError, "weight_decay", lambda ps: {"params": make_params(), "weight_decay": -1}),
-    "an unknown rule": (ValueError, "did you mean", lambda ps: {"params": make_params(), "rule": "lionn"}),
+    "integers": (
+        ValueError,
+        "group 1 has dtype torch.int64",
+        lambda ps: {"params": [torch.ones(2, 2).long()]},
+    ),
+    "names": (ValueError, "with names", lambda ps: {"params": [("w", _like(ps))]}),
+    "two-element lr": (ValueError, "1-element", lambda ps: {"params": _like(ps), "lr": torch.ones(2)}),
+    "a bad value": (ValueError, "weight_decay", lambda ps: {"params": _like(ps), "weight_decay": -1}),
+    "an unknown rule": (ValueError, "did you mean", lambda ps: {"params": _like(ps), "rule": "lionn"}),
 }
 
 
@@ -116,7 +128,7 @@ ERRORS = {
 @pytest.mark.parametrize("rule", RULES, ids=by_id)
 def test_add_param_group_checks_what_the_constructor_checks(rule: Case, error: str):
     kind, words, bad_group = ERRORS[error]
-    params = make_params()
+    params = rule.params()
     optimizer = rule.make(params)
     steps(optimizer, params, range(2))
     before = snapshot(optimizer, params)
@@ -126,14 +138,14 @@ def test_add_param_group_checks_what_the_constructor_checks(rule: Case, error: s
 
 
 def test_duplicates_in_an_added_group_warn(rule: Case):
-    optimizer = rule.make(make_params())
-    param = Parameter(torch.ones(2))
+    optimizer = rule.make(rule.params())
+    param = rule.ones(2)
     with pytest.warns(UserWarning, match="duplicate parameters"):
         optimizer.add_param_group({"params": [param, param]})
 
 
 def test_an_option_changed_between_steps_acts_from_the_next(case: Case):
-    params, twins = make_params(), make_params()
+    params, twins = case.params(), case.params()
     optimizer, twin = case.make(params), case.make(twins)
     steps(optimizer, params, range(2))
     steps(twin, twins, range(2))
@@ -147,7 +159,7 @@ def test_an_option_changed_between_steps_acts_from_the_next(case: Case):
 
 
 def test_groups_may_be_removed(case: Case):
-    params = make_params()
+    params = case.params()
     optimizer = case.make([{"params": [param]} for param in params])
     steps(optimizer, params, range(2))
     del optimizer.param_groups[0]
@@ -158,7 +170,7 @@ def test_groups_may_be_removed(case: Case):
 
 
 def test_a_group_without_parameters_is_tolerated(case: Case):
-    params, twins = make_params(), make_params()
+    params, twins = case.params(), case.params()
     optimizer = case.make([{"params": []}, {"params": params}])
     assert identical(train(optimizer, params), train(case.make(twins), twins))
     again = case.make([{"params": []}, {"params": params}])

@@ -12,7 +12,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 import steepest
 
 from .cases import Case
-from .training import identical, make_params, set_gradients, steps, train
+from .training import identical, set_gradients, steps, train
 
 
 def _hooked(optimizer: torch.optim.Optimizer, calls: list[str]) -> ExitStack:
@@ -45,15 +45,15 @@ def _calls_in_one_step(optimizer: torch.optim.Optimizer, params: list[Any]) -> l
 
 
 def test_step_hooks_fire_once_in_torch_s_order(rule: Case):
-    ours = _calls_in_one_step(rule.make(params := make_params()), params)
-    theirs = _calls_in_one_step(torch.optim.SGD(params := make_params()), params)
+    ours = _calls_in_one_step(rule.make(params := rule.params()), params)
+    theirs = _calls_in_one_step(torch.optim.SGD(params := rule.params()), params)
     assert ours == theirs
     assert ours == ["global pre", "pre 1", "pre 2", "closure", "post 1", "post 2", "global post"]
 
 
 def test_hooks_fire_once_whichever_class_was_made_first(rule: Case):
     expected = ["pre 1", "closure", "post 1"]
-    kind = type(rule.make(make_params()))
+    kind = type(rule.make(rule.params()))
     derived = type("Derived", (kind,), {})
     makers = (
         lambda params: steepest.Optimizer(params, rule=rule.name),
@@ -62,26 +62,26 @@ def test_hooks_fire_once_whichever_class_was_made_first(rule: Case):
         lambda params: derived(params),
     )
     for make in makers:
-        params = make_params()
+        params = rule.params()
         calls = _calls_in_one_step(make(params), params)
         assert [call for call in calls if call in expected] == expected
 
 
 def test_a_pre_hook_may_replace_the_closure(rule: Case):
-    optimizer = rule.make(make_params())
+    optimizer = rule.make(rule.params())
     optimizer.register_step_pre_hook(lambda opt, args, kwargs: ((opt, lambda: 2.0), {}))
     assert optimizer.step(lambda: 1.0) == 2.0
 
 
 def test_a_pre_hook_that_returns_something_else_is_an_error(rule: Case):
-    optimizer = rule.make(make_params())
+    optimizer = rule.make(rule.params())
     optimizer.register_step_pre_hook(lambda opt, args, kwargs: 3)
     with pytest.raises(RuntimeError, match="must return None or a tuple"):
         optimizer.step()
 
 
 def test_a_pre_hook_may_change_gradients_and_options(case: Case):
-    params, twins = make_params(), make_params()
+    params, twins = case.params(), case.params()
     optimizer, twin = case.make(params), case.make(twins, lr=0.5)
 
     def scale(opt: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -100,7 +100,7 @@ def test_a_pre_hook_may_change_gradients_and_options(case: Case):
 
 
 def test_state_dict_hooks_fire_and_may_replace_the_dict(rule: Case):
-    params = make_params()
+    params = rule.params()
     optimizer = rule.make(params)
     train(optimizer, params)
     seen = []
@@ -108,7 +108,7 @@ def test_state_dict_hooks_fire_and_may_replace_the_dict(rule: Case):
     optimizer.register_state_dict_post_hook(lambda opt, saved: {**saved, "extra": 1})
     saved = optimizer.state_dict()
     assert saved.pop("extra") == 1
-    again = rule.make(make_params())
+    again = rule.make(rule.params())
     again.register_load_state_dict_pre_hook(
         lambda opt, loaded: {k: v for k, v in loaded.items() if k != "junk"}
     )
@@ -120,18 +120,18 @@ def test_state_dict_hooks_fire_and_may_replace_the_dict(rule: Case):
 
 
 def test_a_load_pre_hook_s_dict_is_the_one_checked_and_loaded(rule: Case):
-    params = make_params()
+    params = rule.params()
     optimizer = rule.make(params)
     train(optimizer, params)
     good = optimizer.state_dict()
-    again = rule.make(make_params())
+    again = rule.make(rule.params())
     again.register_load_state_dict_pre_hook(lambda opt, loaded: good)
     again.load_state_dict({"state": {}, "param_groups": []})
     assert identical(again.state_dict(), good)
 
 
 def test_loading_leaves_no_hook_behind(rule: Case):
-    optimizer = rule.make(make_params())
+    optimizer = rule.make(rule.params())
     optimizer.load_state_dict(optimizer.state_dict())
     with pytest.raises(ValueError, match="different number of parameter groups"):
         optimizer.load_state_dict({"state": {}, "param_groups": []})
@@ -140,7 +140,7 @@ def test_loading_leaves_no_hook_behind(rule: Case):
 
 
 def test_the_profiler_names_the_step_after_the_class(rule: Case):
-    params = make_params()
+    params = rule.params()
     optimizer = rule.make(params)
     with torch.autograd.profiler.profile() as profile:
         steps(optimizer, params, [0])

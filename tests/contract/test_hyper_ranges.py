@@ -9,10 +9,14 @@ import pytest
 import torch
 from torch.nn import Parameter
 
+import steepest
 from steepest.options import COMMON_OPTIONS
 
 from .cases import RULES, Case, by_id
 from .training import identical, make_params, snapshot
+
+# The base of the orthogonalized family says that it is an identity until it is told what to do.
+pytestmark = pytest.mark.filterwarnings("ignore:.*the momentum is used as it is:UserWarning")
 
 # No hyper-parameter, known or to come, may take these.
 NEVER: list[Any] = [math.nan, "no such value", {}, Parameter]
@@ -27,6 +31,10 @@ NOT_BETAS: list[Any] = [
 ]
 NOT_A_FRACTION = [*NOT_A_NUMBER, *NEGATIVE, 1.5]
 
+MATRIX = ("muon", "normuon", "polargrad", "scion", "hyperball", "quad", "procrustes")
+
+BOOLS = ("amsgrad", "nesterov", "use_nesterov", "decay_overshoot", "relative_eps", "literal", "maximize")
+
 # By name, or by rule and name where rules differ.
 BAD: dict[str | tuple[str, str], list[Any]] = {
     "lr": [*NOT_A_NUMBER, *NEGATIVE, torch.tensor(-1.0), torch.tensor(math.nan), torch.tensor([math.inf])],
@@ -39,10 +47,41 @@ BAD: dict[str | tuple[str, str], list[Any]] = {
     "dampening": NOT_A_FRACTION,
     "threshold": NOT_A_FRACTION,
     "leak": [*NOT_A_FRACTION, 0, 0.0],
+    ("simba", "leak"): [value for value in (*NOT_A_FRACTION, 0, 0.0) if value is not None],
     "max_scale": [*NOT_A_NUMBER, *NEGATIVE, 0.0],
     "window_size": [*NOT_AN_INTEGER, 0, -1, 32767],
     "warmup_batches": [*NOT_AN_INTEGER, 0, -1],
-    "seed": [*NOT_AN_INTEGER, -1],
+    "seed": [*NOT_AN_INTEGER, -1, 2**64],
+    ("normuon", "eps"): [*NOT_A_NUMBER, *NEGATIVE, 0, 0.0],
+    ("hyperball", "weight_decay"): [*NOT_A_NUMBER, *NEGATIVE, 0.1, 2],
+    "momentum_beta": [*NOT_A_FRACTION, 1.0, 1],
+    **{(name, "momentum"): [*NOT_A_FRACTION, 1.0, 1] for name in MATRIX},
+    "beta2": [*NOT_A_FRACTION, 1.0],
+    "ns_steps": [*NOT_AN_INTEGER, 0, -1],
+    "coefficients": ["quantic", [], [(1.0, 2.0)], 3, None],
+    "method": ["eigh", None],
+    "ns_dtype": [torch.int8, torch.complex64, torch.float8_e4m3fn, "float32"],
+    ("muon", "scale"): ["gsnr", None, 1.0],
+    "extra_scale": [*NOT_A_NUMBER, *NEGATIVE],
+    ("scion", "extra_scale"): [*NOT_A_NUMBER, *NEGATIVE, 0.0],
+    "radius": [math.inf, True, "0.1", *NEGATIVE, 0, 0.0],
+    "view": ["rows", None],
+    "views": [(), [("weight", None)]],
+    "bucket_bytes": [*NOT_AN_INTEGER, 0],
+    "fp32_matmul_prec": ["low", None],
+    "lr_style": ["adamw", 0.2],
+    "max_size_dense": [-1, True, None, "all"],
+    "max_skew_dense": [-1.0, True, None, "all"],
+    "preconditioner_lr": [*NOT_A_NUMBER, *NEGATIVE, 0.0],
+    "preconditioner_min_lr": [*NOT_A_NUMBER, *NEGATIVE, 0.0],
+    "preconditioner_init_scale": [math.inf, True, "0.1", *NEGATIVE, 0.0],
+    "noise_scale": NOT_A_NUMBER + NEGATIVE,
+    "dtype": [torch.int8, torch.complex64, "float32"],
+    "whiten": ["grad", None],
+    "update_probability": [*NOT_A_FRACTION, 0, 0.0],
+    "update_flat_steps": [*NOT_AN_INTEGER, -1],
+    "update_decay_steps": [*NOT_AN_INTEGER, -1],
+    "norm": ["spectral", None],
     "counter_dtype": [torch.int32, torch.uint8, torch.float32, "int8", None],
     "memory": ["count", None, 0],
     "choice": ["lions", None, 0],
@@ -53,7 +92,7 @@ BAD: dict[str | tuple[str, str], list[Any]] = {
     "nonfinite": ["error", None, True],
     "state_dtype": [torch.int8, torch.complex64, "float32", 32],
     "compile": [0, 1, "True", "auto"],
-    **dict.fromkeys(("amsgrad", "nesterov", "decay_overshoot", "relative_eps", "maximize"), NOT_A_BOOL),
+    **dict.fromkeys(BOOLS, NOT_A_BOOL),
 }
 
 GOOD: dict[str | tuple[str, str], list[Any]] = {
@@ -61,7 +100,26 @@ GOOD: dict[str | tuple[str, str], list[Any]] = {
     "weight_decay": [0, 0.0, 2, 5.0],
     "eps": [0, 0.0, 1.0],
     "betas": [(0, 0), (0.0, 0.999999), [0.9, 0.99]],
+    ("normuon", "eps"): [5e-324, 1.0],
+    ("hyperball", "weight_decay"): [0, 0.0],
     "momentum": [0, 0.0, 0.999],
+    "momentum_beta": [0, 0.0, 0.999],
+    "beta2": [0, 0.0, 0.999],
+    "ns_steps": [1, 30],
+    "coefficients": ["polar_express", [(3.4445, -4.775, 2.0315)]],
+    "ns_dtype": [None, torch.bfloat16, torch.float16, torch.float32, torch.float64],
+    "extra_scale": [1e-9, 7],
+    "radius": [None, 1e-9, 7],
+    "views": [None, {}],
+    "bucket_bytes": [1, 1 << 40],
+    "max_size_dense": [0, 3, 2.5, math.inf],
+    "max_skew_dense": [0, 3, 2.5, math.inf],
+    "preconditioner_init_scale": [None, 1e-9, 7],
+    "noise_scale": [0, 0.0, 1.0],
+    "dtype": [None, torch.bfloat16, torch.float64],
+    "update_probability": [1, 1.0, 1e-9],
+    "update_flat_steps": [0, 100],
+    "update_decay_steps": [0, 100],
     ("sgd", "momentum"): [0, 1.0, 1.5],
     "dampening": [0, 1, 0.5],
     "threshold": [0, 1, 1.0],
@@ -69,10 +127,13 @@ GOOD: dict[str | tuple[str, str], list[Any]] = {
     "max_scale": [1e-9, 7],
     "window_size": [1, 126, 32766],
     "warmup_batches": [1, 100],
-    "seed": [0, 2**63, 2**80],
+    "seed": [0, 2**63, 2**64 - 1],
     "state_dtype": [None, torch.bfloat16, torch.float16, torch.float32, torch.float64],
     "compile": [None, True, False],
 }
+
+
+RENAMED = {("scion", "extra_scale"): "radius"}
 
 
 def _look_up(table: dict[str | tuple[str, str], list[Any]], case: Case, name: str) -> list[Any]:
@@ -83,9 +144,15 @@ def _rows(table: dict[str | tuple[str, str], list[Any]], always: list[Any]) -> l
     rows = []
     for case in RULES:
         for name in [*case.rule.hyper, *COMMON_OPTIONS]:
-            values = _look_up(table, case, name) + always
+            never = always if name != "views" else [value for value in always if value != {}]
+            values = _look_up(table, case, name) + never
             rows += [pytest.param(case, name, values, id=f"{case}-{name}")] if values else []
     return rows
+
+
+def _make(case: Case, name: str, value: Any) -> steepest.Optimizer:
+    """By the constructor, which may call a hyper-parameter of the family by a name of its own."""
+    return steepest.create(case.name, case.params(), **{RENAMED.get((case.name, name), name): value})
 
 
 def _says(error: pytest.ExceptionInfo[ValueError], name: str, value: Any) -> bool:
@@ -96,16 +163,16 @@ def _says(error: pytest.ExceptionInfo[ValueError], name: str, value: Any) -> boo
 def test_a_value_out_of_range_is_refused_with_name_and_value(case: Case, name: str, bad: list[Any]):
     for value in bad:
         with pytest.raises(ValueError, match=name) as error:
-            case.make(make_params(), **{name: value})
+            _make(case, name, value)
         assert _says(error, name, value), str(error.value)
 
 
 @pytest.mark.parametrize(("case", "name", "bad"), _rows(BAD, NEVER))
 def test_a_group_s_value_is_checked_too_and_nothing_is_added(case: Case, name: str, bad: list[Any]):
-    optimizer = case.make(make_params())
+    optimizer = case.make(case.params())
     for value in bad:
         with pytest.raises(ValueError, match=name) as error:
-            optimizer.add_param_group({"params": make_params(), name: value})
+            optimizer.add_param_group({"params": case.params(), name: value})
         assert _says(error, name, value), str(error.value)
         assert "group 1" in str(error.value)
     assert len(optimizer.param_groups) == 1
@@ -114,13 +181,13 @@ def test_a_group_s_value_is_checked_too_and_nothing_is_added(case: Case, name: s
 @pytest.mark.parametrize(("case", "name", "good"), _rows(GOOD, []))
 def test_the_whole_range_is_accepted(case: Case, name: str, good: list[Any]):
     for value in good:
-        optimizer = case.make(make_params(), **{name: value})
+        optimizer = _make(case, name, value)
         assert optimizer.param_groups[0][name] is value or optimizer.param_groups[0][name] == value
 
 
 @pytest.mark.parametrize("case", RULES, ids=by_id)
 def test_a_checkpoint_s_values_are_checked_and_nothing_is_loaded(case: Case):
-    params = make_params()
+    params = case.params()
     optimizer = case.make(params)
     before = snapshot(optimizer, params)
     loaded = optimizer.state_dict()

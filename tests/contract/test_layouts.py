@@ -12,8 +12,8 @@ from torch.nn import Parameter
 
 from steepest.step import element, tensor
 
-from .cases import CASES, RULES, Case, by_id
-from .training import gradient, identical, make_params, steps, train
+from .cases import CASES, RULES, Case, able, by_id
+from .training import gradient, identical, steps, train
 
 
 def _transposed(t: Tensor) -> Tensor:
@@ -51,7 +51,7 @@ OPTIONS: dict[str, Any] = {"weight_decay": 0.125, "rounding": "stochastic", "non
 @pytest.mark.parametrize("case", CASES, ids=by_id)
 def test_strides_do_not_matter(case: Case, dtype: torch.dtype, layout: str, which: str):
     shape, lay_out = LAYOUTS[layout]
-    (twin,) = make_params(dtype, shapes=[shape])
+    (twin,) = case.params(dtype, shapes=[shape])
     param = Parameter(lay_out(twin.detach().clone()) if which != "gradient" else twin.detach().clone())
     strides = param.stride()
     optimizer, other = case.make([param], **OPTIONS), case.make([twin], **OPTIONS)
@@ -67,7 +67,7 @@ def test_strides_do_not_matter(case: Case, dtype: torch.dtype, layout: str, whic
 
 def test_a_strided_parameter_s_checkpoint_resumes(case: Case):
     params, twins = (
-        [Parameter(_transposed(p.detach()))] for p in make_params(shapes=[(4, 3), (4, 3)])[:1] * 2
+        [Parameter(_transposed(p.detach()))] for p in case.params(shapes=[(4, 3), (4, 3)])[:1] * 2
     )
     optimizer, straight = case.make(params), case.make(twins)
     steps(optimizer, params, range(2))
@@ -85,9 +85,9 @@ def test_memory_next_to_a_strided_parameter_is_not_written(case: Case):
     assert not torch.equal(storage[:, ::2], torch.arange(24.0).view(4, 6)[:, ::2])
 
 
-@pytest.mark.parametrize("case", CASES, ids=by_id)
+@pytest.mark.parametrize("case", able(CASES, "vectors"), ids=by_id)
 def test_a_scalar_steps_as_a_vector_of_one(case: Case):
-    scalar, vector = (make_params(torch.bfloat16, shapes=[shape]) for shape in ((), (1,)))
+    scalar, vector = (case.params(torch.bfloat16, shapes=[shape]) for shape in ((), (1,)))
     a = train(case.make(scalar, **OPTIONS), scalar)
     b = train(case.make(vector, **OPTIONS), vector)
     assert identical(a[0].view(1), b[0])
@@ -97,7 +97,7 @@ def test_a_matrix_steps_as_the_vector_of_its_elements(case: Case):
     """Rules that see a tensor as a whole or element by element know nothing of its shape."""
     if case.rule.scope == "matrix":
         return
-    matrix, vector = (make_params(torch.bfloat16, shapes=[shape]) for shape in ((4, 3), (12,)))
+    matrix, vector = (case.params(torch.bfloat16, shapes=[shape]) for shape in ((4, 3), (12,)))
     a = train(case.make(matrix, **OPTIONS), matrix)
     b = train(case.make(vector, **OPTIONS), vector)
     assert identical(a[0].view(12), b[0])
@@ -108,16 +108,16 @@ def test_a_matrix_steps_as_the_vector_of_its_elements(case: Case):
 def test_an_empty_parameter_is_stepped_and_harms_nobody(case: Case, nonfinite: str):
     options = {**OPTIONS, "nonfinite": nonfinite}
     shapes = [(4, 3), (0,), (3, 0, 2)]
-    params, twins = make_params(shapes=shapes), make_params(shapes=shapes[:1])
+    params, twins = case.params(shapes=shapes), case.params(shapes=shapes[:1])
     optimizer, twin = case.make(params, **options), case.make(twins, **options)
     assert identical(train(optimizer, params)[:1], train(twin, twins))
-    assert [p.shape for p in params] == [torch.Size(shape) for shape in shapes]
+    assert [p.shape for p in params] == [torch.Size(case.shape(shape)) for shape in shapes]
     again = case.make(params, **options)
     again.load_state_dict(optimizer.state_dict())
 
 
 def test_only_empty_parameters(case: Case):
-    params = make_params(shapes=[(0,), (2, 0)])
+    params = case.params(shapes=[(0,), (2, 0)])
     train(case.make(params, **OPTIONS), params)
 
 
@@ -129,12 +129,28 @@ def test_pieces_make_the_whole(case: Case, dtype: torch.dtype, layout: str, monk
     shape, lay_out = LAYOUTS.get(layout, ((5, 3, 2, 2), lambda t: t))
 
     def run() -> list[Tensor]:
-        params = [Parameter(lay_out(p.detach())) for p in make_params(dtype, shapes=[shape])]
+        params = [Parameter(lay_out(p.detach())) for p in case.params(dtype, shapes=[shape])]
         return train(case.make(params, **OPTIONS), params)
 
     whole = run()
     monkeypatch.setattr(element, "_PIECE_ON_CPU", 7)
     assert identical(run(), whole)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", [case for case in CASES if case.rule.scope == "matrix"], ids=by_id)
+def test_stacks_make_the_loop(case: Case, dtype: torch.dtype):
+    """Equal shapes are stepped together, as many as ``bucket_bytes`` allows; here also one by one."""
+    shapes = [(4, 3), (5, 3), (4, 3), (4, 3), (5, 3)]
+
+    def run(bucket_bytes: int) -> tuple[list[Tensor], Any]:
+        params = case.params(dtype, shapes=shapes)
+        optimizer = case.make(params, **{**OPTIONS, "bucket_bytes": bucket_bytes})
+        return train(optimizer, params), optimizer.state_dict()["state"]
+
+    together = run(1 << 28)
+    assert identical(run(1), together)
+    assert identical(run(4 * 3 * 4 * 8 * 2), together), "two at a time"
 
 
 def test_sums_over_a_tensor_hardly_depend_on_its_pieces(monkeypatch: pytest.MonkeyPatch):

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Embedding, Parameter
 
 from .cases import CASES, Case, by_id
-from .training import gradient, identical, make_params, snapshot, train
+from .training import gradient, identical, snapshot, train
 
 MAKE_SPARSE: dict[str, Callable[[Tensor], Tensor]] = {
     "coo": lambda t: t.to_sparse(),
@@ -30,7 +30,7 @@ def _some_rows(t: Tensor, step: int) -> Tensor:
 @pytest.mark.parametrize("case", CASES, ids=by_id)
 def test_sparse_gradients_equal_dense_ones(case: Case, dtype: torch.dtype, kind: str):
     options = {"weight_decay": 0.125, "nonfinite": "skip"}
-    (param,), (twin,) = make_params(dtype, shapes=[(4, 3)]), make_params(dtype, shapes=[(4, 3)])
+    (param,), (twin,) = case.params(dtype, shapes=[(4, 3)]), case.params(dtype, shapes=[(4, 3)])
     optimizer, other = case.make([param], **options), case.make([twin], **options)
     for step in range(4):
         twin.grad = _some_rows(gradient(twin, 0, step), step)
@@ -45,9 +45,12 @@ def test_sparse_gradients_equal_dense_ones(case: Case, dtype: torch.dtype, kind:
 
 
 def test_repeated_indices_add_up(case: Case):
-    sparse = torch.sparse_coo_tensor(torch.tensor([[0, 2, 0]]), torch.tensor([1.0, -3.0, 0.5]), (4,))
-    (param,), (twin,) = make_params(shapes=[(4,)]), make_params(shapes=[(4,)])
-    param.grad, twin.grad = sparse, torch.tensor([1.5, 0.0, -3.0, 0.0])
+    sparse = torch.sparse_coo_tensor(
+        torch.tensor([[0, 2, 0], [1, 0, 1]]), torch.tensor([1.0, -3.0, 0.5]), (4, 3)
+    )
+    (param,), (twin,) = case.params(shapes=[(4, 3)]), case.params(shapes=[(4, 3)])
+    param.grad, twin.grad = sparse, torch.zeros(4, 3)
+    twin.grad[0, 1], twin.grad[2, 0] = 1.5, -3.0
     assert not param.grad.is_coalesced()
     for optimizer in (case.make([param]), case.make([twin])):
         optimizer.step()
@@ -57,7 +60,7 @@ def test_repeated_indices_add_up(case: Case):
 def test_an_embedding_with_sparse_gradients_trains_as_a_dense_one(case: Case):
     def run(sparse: bool) -> list[Tensor]:
         table = Embedding(5, 3, sparse=sparse)
-        table.weight = Parameter(make_params(shapes=[(5, 3)])[0].detach())
+        table.weight = Parameter(case.params(shapes=[(5, 3)])[0].detach())
         optimizer = case.make(table.parameters())
         for step in range(3):
             optimizer.zero_grad()
@@ -69,7 +72,7 @@ def test_an_embedding_with_sparse_gradients_trains_as_a_dense_one(case: Case):
 
 
 def test_dense_and_sparse_gradients_in_one_group(case: Case):
-    params, twins = make_params(shapes=[(4, 3), (4, 3)]), make_params(shapes=[(4, 3), (4, 3)])
+    params, twins = case.params(shapes=[(4, 3), (4, 3)]), case.params(shapes=[(4, 3), (4, 3)])
     optimizer, twin = case.make(params), case.make(twins)
     for step in range(2):
         for index in range(2):
@@ -81,7 +84,7 @@ def test_dense_and_sparse_gradients_in_one_group(case: Case):
 
 
 def test_a_nonfinite_value_in_a_sparse_gradient_is_seen(rule: Case):
-    (param,) = make_params(shapes=[(4, 3)])
+    (param,) = rule.params(shapes=[(4, 3)])
     optimizer = rule.make([("table", param)], nonfinite="raise")
     train(optimizer, [param], 1)
     bad = torch.zeros(4, 3)

@@ -12,8 +12,10 @@ from torch.nn import Parameter
 
 from steepest.step import tensor
 
-from .cases import RULES, Case, by_id
-from .training import identical, make_params, set_gradients, steps, values
+from .cases import RULES, Case, able, by_id
+from .training import identical, set_gradients, steps, values
+
+every_rule = pytest.mark.parametrize("case", able(RULES, "weight_decay"), ids=by_id)
 
 LAMBDA, LR = 0.3, 0.07
 METHODS = ["decoupled", "independent", "palm", "sign", "cautious", "l2"]
@@ -48,9 +50,9 @@ def _close(ours: Any, theirs: Any) -> None:
 @pytest.mark.parametrize("lr", [LR, 0.0, 5.0])
 @pytest.mark.parametrize("decay", [LAMBDA, 0.0])
 @pytest.mark.parametrize("method", ON_THE_PARAMETER)
-@pytest.mark.parametrize("case", RULES, ids=by_id)
+@every_rule
 def test_alone_on_a_zero_gradient(case: Case, method: str, decay: float, lr: float):
-    params = make_params(torch.float64)
+    params = case.params(torch.float64)
     before = values(params)
     optimizer = case.make(params, lr=lr, weight_decay=decay, weight_decay_method=method)
     for param in params:
@@ -60,10 +62,10 @@ def test_alone_on_a_zero_gradient(case: Case, method: str, decay: float, lr: flo
 
 
 @pytest.mark.parametrize("method", ON_THE_PARAMETER)
-@pytest.mark.parametrize("case", RULES, ids=by_id)
+@every_rule
 def test_before_the_update(case: Case, method: str):
     """p' = decayed(p) − lr·direction, the direction being that of the step without decay."""
-    params = make_params(torch.float64)
+    params = case.params(torch.float64)
     before = values(params)
     plain = _moves(case, params, LR, 0.0, method)
     optimizer = case.make(params, lr=LR, weight_decay=LAMBDA, weight_decay_method=method)
@@ -73,9 +75,9 @@ def test_before_the_update(case: Case, method: str):
     _close(values(params), expected)
 
 
-@pytest.mark.parametrize("case", RULES, ids=by_id)
+@every_rule
 def test_cautious_decays_only_where_the_direction_agrees_with_the_weight(case: Case):
-    params = make_params(torch.float64, shapes=[(8, 8), (5,), ()])
+    params = case.params(torch.float64, shapes=[(8, 8), (5,), ()])
     before = values(params)
     plain = _moves(case, params, LR, 0.0, "cautious")
     optimizer = case.make(params, lr=LR, weight_decay=LAMBDA, weight_decay_method="cautious")
@@ -91,9 +93,9 @@ def test_cautious_decays_only_where_the_direction_agrees_with_the_weight(case: C
     assert not masks[0].all()
 
 
-@pytest.mark.parametrize("case", RULES, ids=by_id)
+@every_rule
 def test_cautious_decays_where_the_direction_is_zero(case: Case):
-    params = make_params(torch.float64)
+    params = case.params(torch.float64)
     before = values(params)
     optimizer = case.make(params, lr=LR, weight_decay=LAMBDA, weight_decay_method="cautious")
     for param in params:
@@ -102,13 +104,13 @@ def test_cautious_decays_where_the_direction_is_zero(case: Case):
     _close(values(params), [p - LR * LAMBDA * p for p in before])
 
 
-@pytest.mark.parametrize("case", RULES, ids=by_id)
+@every_rule
 def test_l2_adds_to_the_gradient_and_not_to_p_grad(case: Case, monkeypatch: pytest.MonkeyPatch):
     """The twin is given g + λp; what a rule measures over a whole tensor is measured on g alone."""
     raw: dict[int, Tensor] = {}
     measured = tensor.moments
     monkeypatch.setattr(tensor, "moments", lambda grad: measured(raw.get(grad.data_ptr(), grad)))
-    params, twins = make_params(torch.float64), make_params(torch.float64)
+    params, twins = case.params(torch.float64), case.params(torch.float64)
     optimizer = case.make(params, weight_decay=LAMBDA, weight_decay_method="l2")
     twin = case.make(twins, weight_decay=0.0, weight_decay_method="l2")
     for step in range(4):
@@ -124,9 +126,9 @@ def test_l2_adds_to_the_gradient_and_not_to_p_grad(case: Case, monkeypatch: pyte
         _close(values(params), values(twins))
 
 
-@pytest.mark.parametrize("case", RULES, ids=by_id)
+@every_rule
 def test_l2_of_a_maximized_objective_still_shrinks_the_weights(case: Case):
-    params, twins = make_params(torch.float64), make_params(torch.float64)
+    params, twins = case.params(torch.float64), case.params(torch.float64)
     options = {"weight_decay": LAMBDA, "weight_decay_method": "l2"}
     up, down = case.make(params, maximize=True, **options), case.make(twins, **options)
     for step in range(2):
@@ -138,9 +140,9 @@ def test_l2_of_a_maximized_objective_still_shrinks_the_weights(case: Case):
     assert identical(params, twins)
 
 
-@pytest.mark.parametrize("case", RULES, ids=by_id)
+@every_rule
 def test_independent_follows_the_schedule_and_not_the_learning_rate(case: Case):
-    params = make_params(torch.float64)
+    params = case.params(torch.float64)
     optimizer = case.make(params, lr=LR, weight_decay=LAMBDA, weight_decay_method="independent")
     for factor in (1.0, 0.5, 0.125, 0.0):
         optimizer.param_groups[0]["lr"] = LR * factor
@@ -151,9 +153,9 @@ def test_independent_follows_the_schedule_and_not_the_learning_rate(case: Case):
         _close(values(params), [p - LAMBDA * factor * p for p in before])
 
 
-@pytest.mark.parametrize("case", RULES, ids=by_id)
+@every_rule
 def test_independent_remembers_the_initial_rate_through_a_checkpoint_and_a_copy(case: Case):
-    params, twins = make_params(torch.float64), make_params(torch.float64)
+    params, twins = case.params(torch.float64), case.params(torch.float64)
     options = {"lr": LR, "weight_decay": LAMBDA, "weight_decay_method": "independent"}
     optimizer, twin = case.make(params, **options), case.make(twins, **options)
     for some in (optimizer, twin):
@@ -166,9 +168,9 @@ def test_independent_remembers_the_initial_rate_through_a_checkpoint_and_a_copy(
     assert identical(params, twins)
 
 
-@pytest.mark.parametrize("case", RULES, ids=by_id)
+@every_rule
 def test_independent_with_a_group_s_own_rate_and_one_added_later(case: Case):
-    params = make_params(torch.float64)
+    params = case.params(torch.float64)
     groups = [{"params": params[:1], "lr": 1.0}, {"params": params[1:2]}]
     optimizer = case.make(groups, lr=LR, weight_decay=LAMBDA, weight_decay_method="independent")
     optimizer.add_param_group({"params": params[2:], "lr": 2.0})
@@ -181,10 +183,10 @@ def test_independent_with_a_group_s_own_rate_and_one_added_later(case: Case):
     _close(values(params), [p - LAMBDA / 2 * p for p in before])
 
 
-@pytest.mark.parametrize("case", RULES, ids=by_id)
+@every_rule
 def test_independent_with_an_initial_rate_of_zero(case: Case):
     """A warmup from 0: nothing to divide by; nothing decays at 0, λ·p does above."""
-    params = make_params(torch.float64)
+    params = case.params(torch.float64)
     optimizer = case.make(params, lr=0.0, weight_decay=LAMBDA, weight_decay_method="independent")
     for lr, factor in ((0.0, 1.0), (0.01, 1 - LAMBDA)):
         optimizer.param_groups[0]["lr"] = lr
@@ -196,9 +198,9 @@ def test_independent_with_an_initial_rate_of_zero(case: Case):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-@pytest.mark.parametrize("case", RULES, ids=by_id)
+@every_rule
 def test_sign_stops_at_zero_and_stays_there(case: Case, dtype: torch.dtype):
-    start = torch.tensor([0.25, -0.25, 0.01, -0.01, 0.0, 1.0], dtype=dtype)
+    start = torch.tensor([0.25, -0.25, 0.01, -0.01, 0.0, 1.0], dtype=dtype).view(case.shape((6,)))
     param = Parameter(start.clone())
     optimizer = case.make([param], lr=0.125, weight_decay=1.0, weight_decay_method="sign")
     for taken in (0.125, 0.25, 0.375):
@@ -209,10 +211,10 @@ def test_sign_stops_at_zero_and_stays_there(case: Case, dtype: torch.dtype):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("case", RULES, ids=by_id)
+@every_rule
 def test_a_scheduled_weight_decay_is_seen(case: Case, method: str):
     """From 0 on to something and back: no step may remember an earlier λ."""
-    params, twins = make_params(), make_params()
+    params, twins = case.params(), case.params()
     optimizer = case.make(params, weight_decay_method=method, weight_decay=0.0)
     twin = case.make(twins, weight_decay_method=method, weight_decay=0.5)
     for decay in (0.0, 0.5, 0.25, 0.0):
@@ -225,7 +227,7 @@ def test_a_scheduled_weight_decay_is_seen(case: Case, method: str):
 
 
 def test_the_default_method_is_the_rule_s(rule: Case):
-    optimizer = rule.make(make_params())
+    optimizer = rule.make(rule.params())
     assert optimizer.defaults["weight_decay_method"] == rule.rule.weight_decay_method
 
 

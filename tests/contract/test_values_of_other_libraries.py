@@ -1,0 +1,109 @@
+"""Numbers and sequences that configuration libraries hand over, and what must not slip through."""
+
+from __future__ import annotations
+
+import collections
+import io
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import steepest
+
+
+def weight(*shape):
+    return torch.nn.Parameter(torch.ones(shape or (3,)))
+
+
+def test_numpys_numbers_and_list_likes_become_pythons():
+    optimizer = steepest.Lion([weight()], lr=np.float32(0.5), betas=collections.UserList([0.5, 0.25]))
+    (group,) = optimizer.param_groups
+    assert (type(group["lr"]), group["lr"]) == (float, 0.5)
+    assert group["betas"] == (0.5, 0.25)
+    simba = steepest.Simba([{"params": [weight()], "window_size": np.int64(10)}])
+    assert type(simba.param_groups[0]["window_size"]) is int
+    file = io.BytesIO()
+    torch.save([optimizer.state_dict(), simba.state_dict()], file)
+    file.seek(0)
+    torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize("flag", ["fused", "foreach", "capturable"])
+def test_torchs_flags_are_pointed_to_compile(flag):
+    with pytest.raises(TypeError, match=f"'{flag}'.*compile"):
+        steepest.AdamW([weight()], **{flag: True})
+
+
+def test_a_leaky_group_must_name_its_rule():
+    with pytest.raises(ValueError, match="simba_leaky"):
+        steepest.Simba([{"params": [weight()], "leak": 0.1}])
+    both = steepest.Simba(
+        [{"params": [weight()]}, {"params": [weight()], "rule": "simba_leaky", "leak": 0.1}]
+    )
+    assert both.param_groups[1]["leak"] == 0.1
+
+
+def test_an_expanded_parameter_is_refused_by_name():
+    expanded = torch.nn.Parameter(torch.ones(1).expand(4))
+    with pytest.raises(ValueError, match="'wide' is expanded"):
+        steepest.Lion([("wide", expanded)])
+
+
+@pytest.mark.parametrize("gradient", [1e-3, 1e-15, 1e-18])
+def test_adamw_without_eps_moves_by_lr_whatever_the_gradients_size(gradient):
+    param = weight()
+    optimizer = steepest.AdamW([param], lr=0.25, eps=0.0, weight_decay=0.0)
+    param.grad = torch.full((3,), gradient)
+    optimizer.step()
+    torch.testing.assert_close(param.detach(), torch.full((3,), 0.75), rtol=1e-4, atol=0)
+
+
+def test_adamw_without_eps_never_moves_further_than_lr_in_its_first_step():
+    param = weight()
+    optimizer = steepest.AdamW([param], lr=0.25, eps=0.0, weight_decay=0.0)
+    param.grad = torch.tensor([1e-20, 1e-22, 1e-40])
+    optimizer.step()
+    assert ((param - 1).abs() <= 0.25).all()
+
+
+UNWRITABLE = """
+import warnings, torch, steepest
+weight = torch.nn.Parameter(torch.ones(4))
+optimizer = steepest.Lion([weight], lr=0.5, compile=True)
+weight.grad = torch.ones(4)
+with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter("always")
+    optimizer.step()
+    optimizer.step()
+assert weight.tolist() == [0.0] * 4, weight
+ours = [str(w.message) for w in seen if "without compilation" in str(w.message)]
+assert len(ours) == 1, ours
+"""
+
+
+def test_where_nothing_can_be_compiled_it_runs_eagerly_with_one_warning(tmp_path):
+    """A compiler that is there and does not work."""
+    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "CXX": "/bin/false"}
+    subprocess.run([sys.executable, "-c", UNWRITABLE], check=True, env=environment, timeout=300)
+
+
+def test_a_shard_that_replaces_a_parameter_is_refused_by_name(tmp_path):
+    from torch.distributed import destroy_process_group, init_process_group
+    from torch.distributed.tensor import distribute_tensor, init_device_mesh
+
+    param = weight(4)
+    optimizer = steepest.SGDSaI([("w", param)])
+    init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        shard = torch.nn.Parameter(distribute_tensor(torch.ones(4), init_device_mesh("cpu", (1,))))
+        shard.grad = distribute_tensor(torch.ones(4), shard.device_mesh)
+        optimizer.param_groups[0]["params"][0] = shard
+        with pytest.raises(ValueError, match="'w' is a DTensor"):
+            optimizer.step()
+        assert not optimizer.state
+    finally:
+        destroy_process_group()

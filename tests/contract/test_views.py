@@ -1,0 +1,154 @@
+"""A fused parameter honours the contract as the separate matrices do that it is said to be."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from steepest.views import columns, rows
+
+from .cases import RULES, Case, by_id, deterministic
+from .training import gradient, identical, make_params, same_bits, snapshot
+
+VIEWS: dict[str, Any] = {"qkv": rows(4, 2, 2), "up": columns(3, 5)}
+NAMES = ("qkv", "up", "plain")
+SHAPES = [(8, 3), (4, 8), (4, 3)]
+VIEWED = [case for case in RULES if "views" in case.rule.hyper]
+
+every_case = pytest.mark.parametrize("case", VIEWED, ids=by_id)
+
+
+def _params(dtype: torch.dtype = torch.float32) -> list[Parameter]:
+    return make_params(dtype, shapes=SHAPES)
+
+
+def _make(case: Case, params: list[Parameter], **options: Any) -> Any:
+    return case.make(list(zip(NAMES, params, strict=True)), views=dict(VIEWS), **options)
+
+
+def _go_on(optimizer: Any, which: range) -> list[Tensor]:
+    params = optimizer.param_groups[0]["params"]
+    for step in which:
+        for index, param in enumerate(params):
+            param.grad = gradient(param, index, step)
+        optimizer.step()
+    return params
+
+
+def _blocks(whole: Tensor, name: str) -> list[Tensor]:
+    if name not in VIEWS:
+        return [whole]
+    kind, sizes = VIEWS[name]
+    return list(whole.split(sizes, 0 if kind == "rows" else 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", [case for case in VIEWED if deterministic(case)], ids=by_id)
+def test_a_fused_parameter_is_its_blocks(case: Case, dtype: torch.dtype):
+    """PSGD's noise, which goes by an element's place in its parameter, is compared without: tests/psgd."""
+    params = _params(dtype)
+    twins = [Parameter(b.clone()) for p, n in zip(params, NAMES, strict=True) for b in _blocks(p.detach(), n)]
+    optimizer, twin = _make(case, params), case.make(twins)
+    for step in range(4):
+        grads = [gradient(param, index, step) for index, param in enumerate(params)]
+        parts = [b.clone() for g, n in zip(grads, NAMES, strict=True) for b in _blocks(g, n)]
+        for some, theirs in ((params, grads), (twins, parts)):
+            for param, grad in zip(some, theirs, strict=True):
+                param.grad = grad
+        optimizer.step()
+        twin.step()
+    ours = [block for p, n in zip(params, NAMES, strict=True) for block in _blocks(p.detach(), n)]
+    assert identical(ours, [p.detach() for p in twins])
+
+
+@pytest.mark.parametrize("options", [{}, {"rounding": "stochastic"}, {"state_dtype": torch.float32}], ids=str)
+@pytest.mark.parametrize("copier", ["file", "deepcopy", "pickle"])
+@every_case
+def test_it_resumes_exactly(case: Case, copier: str, options: dict[str, Any]):
+    optimizer, straight = (_make(case, _params(torch.bfloat16), **options) for _ in range(2))
+    params = _go_on(optimizer, range(2))
+    if copier == "file":
+        file = io.BytesIO()
+        torch.save(optimizer.state_dict(), file)
+        file.seek(0)
+        again = _make(case, params, **options)
+        again.load_state_dict(torch.load(file, weights_only=True))
+    else:
+        again = copy.deepcopy(optimizer) if copier == "deepcopy" else pickle.loads(pickle.dumps(optimizer))
+    assert identical(again.state_dict(), optimizer.state_dict())
+    _go_on(again, range(2, 4))
+    theirs = _go_on(straight, range(4))
+    assert identical(again.param_groups[0]["params"], theirs)
+    assert identical(again.state_dict()["state"], straight.state_dict()["state"])
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf], ids=str)
+@every_case
+def test_a_skipped_step_leaves_every_block(case: Case, value: float):
+    optimizer, twin = _make(case, _params(), nonfinite="skip"), _make(case, _params())
+    for step in range(3):
+        params = optimizer.param_groups[0]["params"]
+        for index, param in enumerate(params):
+            param.grad = gradient(param, index, 50)
+        params[0].grad[-1, -1] = value
+        optimizer.step()
+        assert identical(_go_on(optimizer, range(step, step + 1)), _go_on(twin, range(step, step + 1)))
+    assert optimizer.skipped_steps == 3
+    assert identical(optimizer.state_dict()["state"], twin.state_dict()["state"])
+
+
+@every_case
+def test_equal_blocks_round_otherwise(case: Case):
+    """Stochastic rounding goes by an element's place in the whole parameter."""
+    params = _params(torch.bfloat16)
+    with torch.no_grad():
+        params[0][4:6] = params[0][6:8]
+    optimizer = _make(case, params, rounding="stochastic")
+    for step in range(4):
+        block = gradient(params[0][:2], 0, step)
+        params[0].grad = torch.cat([torch.zeros_like(params[0][:4]), block, block])
+        optimizer.step()
+    assert not same_bits(params[0][4:6], params[0][6:8])
+
+
+@every_case
+def test_state_of_other_blocks_is_refused_and_nothing_changes(case: Case):
+    """Where there is state that belongs to a block."""
+    optimizer = _make(case, _params())
+    params = _go_on(optimizer, range(2))
+    saved = copy.deepcopy(optimizer.state_dict())
+    factors = [name for name, value in saved["state"][0].items() if "." in name and value.dim() > 0]
+    for name in factors:
+        broken = copy.deepcopy(saved)
+        broken["state"][0][name] = torch.zeros(7, 7)
+        before = snapshot(optimizer, params)
+        with pytest.raises(ValueError, match=rf"state '{name}' of parameter 'qkv' has shape \(7, 7\)"):
+            optimizer.load_state_dict(broken)
+        assert identical(snapshot(optimizer, params), before)
+
+
+@pytest.mark.parametrize("view", [rows(4, 2), columns(4), ("diagonal", (8,)), 3, rows(8, 8)], ids=str)
+@every_case
+def test_a_view_that_does_not_fit_is_refused_by_name(case: Case, view: Any):
+    params = [("fine", _params()[2]), ("qkv", _params()[0])]
+    with pytest.raises(ValueError, match="parameter 'qkv'"):
+        case.make(params, views={"qkv": view})
+    optimizer = case.make(params[:1])
+    with pytest.raises(ValueError, match="parameter 'qkv'"):
+        optimizer.add_param_group({"params": params[1:], "views": {"qkv": view}})
+    assert len(optimizer.param_groups) == 1
+
+
+@every_case
+def test_strides_do_not_matter(case: Case):
+    params, twins = _params(), _params()
+    params = [Parameter(param.detach().mT.contiguous().mT) for param in params]
+    optimizer, twin = _make(case, params), _make(case, twins)
+    assert identical(_go_on(optimizer, range(3)), _go_on(twin, range(3)))

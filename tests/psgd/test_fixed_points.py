@@ -1,0 +1,105 @@
+"""Where the factors settle: exactly, where every gradient agrees; in the mean, where they are random."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from steepest.random import normal
+
+from .fitting import KINDS, generator, orthogonal, preconditioners, run, spd, up_to_scalar
+
+CASES = [("quad", 0.1), ("quad", 0.05), ("procrustes", 0.2), ("procrustes", 0.1)]
+
+
+@pytest.mark.parametrize("norm", ["exact", "bound"])
+@pytest.mark.parametrize(("kind", "step_size"), CASES)
+def test_matrix(kind, step_size, norm):
+    """G = H₁ V H₂, V = √n·orthogonal, gives P_i = H_i⁻¹ up to one scalar, and P_l ⊗ P_r exactly."""
+    n, draw = 6, generator(0)
+    h1, h2 = spd(n, 10, 1), spd(n, 10, 2)
+    gradients = (h1 @ (n**0.5 * orthogonal(n, draw)) @ h2 for _ in range(500))
+    optimizer, param, _ = run(kind, gradients, preconditioner_lr=step_size, norm=norm)
+    left, right = preconditioners(optimizer, param)
+    assert up_to_scalar(left, h1.inverse()) < 1e-12
+    assert up_to_scalar(right, h2.inverse()) < 1e-12
+    product = torch.kron(left, right) @ torch.kron(h1, h2)
+    assert (product - torch.eye(n * n)).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize(("kind", "step_size"), CASES)
+def test_vector(kind, step_size):
+    """G = h·(±1) gives q² h = 1."""
+    h, draw = torch.logspace(-3, 2, 8, dtype=torch.float64), generator(0)
+    gradients = (h * (torch.rand(8, generator=draw) - 0.5).sign().double() for _ in range(1500))
+    optimizer, param, _ = run(kind, gradients, preconditioner_lr=step_size)
+    (p,) = preconditioners(optimizer, param)
+    assert (p.diagonal() * h - 1).abs().max() < 1e-12
+
+
+def ensemble(kind, covariance, shape, *, replicas=32, steps=600, keep=300):
+    """Means of A Aᵀ/n, Aᵀ A/m and P_l ⊗ P_r of norm 1, over replicas and every other late step."""
+    m, n = shape
+    params = [torch.nn.Parameter(torch.zeros(m, n, dtype=torch.float64)) for _ in range(replicas)]
+    optimizer = KINDS[kind](
+        params, lr=1.0, weight_decay=0.0, momentum=0.0, noise_scale=0.0,
+        preconditioner_lr=0.2, max_skew_dense=float("inf"),
+    )  # fmt: skip
+    root = torch.linalg.cholesky(covariance)
+    seen = []
+    draw = generator(7)
+    for step in range(steps):
+        if step == 200:
+            optimizer.param_groups[0]["preconditioner_lr"] = 0.03
+        gradients = (torch.randn(replicas, m * n, generator=draw, dtype=torch.float64) @ root.T).view(
+            -1, m, n
+        )
+        if step >= steps - keep and step % 2 == 0:
+            pairs = [preconditioners(optimizer, param) for param in params]
+            left, right = (torch.stack(side) for side in zip(*pairs, strict=True))
+            a = left @ gradients @ right
+            product = torch.einsum("bij,bkl->bikjl", left, right).reshape(replicas, m * n, m * n)
+            product = product / torch.linalg.matrix_norm(product, keepdim=True)
+            seen.append([x.mean(0) for x in (a @ a.mT / n, a.mT @ a / m, product)])
+        for gradient, param in zip(gradients, params, strict=True):
+            param.grad = gradient
+        optimizer.step()
+    left, right, product = (torch.stack(each).mean(0) for each in zip(*seen, strict=True))
+    return (left, right), product
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gaussian_with_kronecker_covariance(kind):
+    """P → E[g gᵀ]^(−1/2)."""
+    h1, h2 = spd(3, 5, 1), spd(4, 5, 2)
+    covariance = torch.kron(h1 @ h1, h2 @ h2)
+    (left, right), product = ensemble(kind, covariance, (3, 4))
+    expected = torch.kron(h1.inverse(), h2.inverse())
+    assert up_to_scalar(product, expected) < 0.05
+    assert (left - torch.eye(3)).abs().max() < 0.05
+    assert (right - torch.eye(4)).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gaussian_with_any_covariance(kind):
+    """No Kronecker product whitens it, but E[A Aᵀ] = nI and E[Aᵀ A] = mI where the factors settle.
+
+    A few percent more, since a large T raises L with it and so weighs less; and 2 % are the sample's.
+    """
+    (left, right), _ = ensemble(kind, spd(12, 20, 3), (3, 4))
+    assert (left - torch.eye(3)).abs().max() < 0.08
+    assert (right - torch.eye(4)).abs().max() < 0.08
+
+
+def test_normal_is_gaussian():
+    """Moments, tails and the distribution function of a million draws."""
+    z = normal((11, 12), torch.arange(1 << 20)).double()
+    moments = [float(z.pow(k).mean()) for k in (1, 2, 3, 4)]
+    assert moments == pytest.approx([0, 1, 0, 3], abs=0.02)
+    below = torch.special.ndtr(z.sort().values)
+    ranks = (torch.arange(len(z)) + 0.5) / len(z)
+    assert (below - ranks).abs().max() * len(z) ** 0.5 < 1.63  # Kolmogorov's 1 % point
+    assert 4 < z.abs().max() < 4.9
+    other = normal((11, 12), torch.arange(1 << 20), stream=1).double()
+    assert abs(float((z * other).mean())) < 0.005
+    assert abs(float((z[1:] * z[:-1]).mean())) < 0.005

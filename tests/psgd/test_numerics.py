@@ -1,0 +1,172 @@
+"""What could poison the factors: low precision, dead rows, bursts, NaN, zeros, gradients that come late."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from .fitting import KINDS, generator
+
+LOW = [torch.bfloat16, torch.float16]
+
+
+def all_finite(optimizer, params):
+    entries = [value for state in optimizer.state.values() for value in state.values()]
+    return all(bool(t.isfinite().all()) for t in [*params, *entries])
+
+
+def rms(x):
+    return x.detach().double().square().mean().sqrt().item()
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e-3, 1.0])
+@pytest.mark.parametrize("how", ["parameter", "algebra"])
+@pytest.mark.parametrize("dtype", LOW, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_dead_rows(kind, dtype, how, size):
+    """Rows and elements without any gradient, in the parameter's low precision or in the algebra's alone."""
+    stored = dtype if how == "parameter" else torch.float32
+    params = [torch.nn.Parameter(torch.zeros(s, dtype=stored)) for s in ((12, 12), (8, 24), (6,))]
+    options = {} if how == "parameter" else {"dtype": dtype}
+    optimizer = KINDS[kind](params, lr=1.0, lr_style=None, weight_decay=0.0, **options)
+    draw = generator(0)
+    for step in range(250):
+        before = [param.detach().clone() for param in params]
+        for param in params:
+            gradient = size * torch.randn(param.shape, generator=draw)
+            gradient[:3] = 0
+            param.grad = gradient.to(stored)
+        optimizer.step()
+        if how == "algebra" and step > 100:
+            assert all(0.05 < rms(p - b) < 1.12 for p, b in zip(params, before, strict=True))
+    assert all_finite(optimizer, params)
+    assert optimizer.state[params[0]]["Q_left"].dtype == dtype
+    assert optimizer.state[params[0]]["L_left"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *LOW], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_recovery_from_a_spike(kind, dtype):
+    """A gradient 1e6 times as large: bounded at once by the clip, and white again later."""
+    param = torch.nn.Parameter(torch.zeros(10, 10))
+    optimizer = KINDS[kind]([param], lr=1.0, lr_style=None, weight_decay=0.0, momentum=0.5, dtype=dtype)
+    draw = generator(0)
+    sizes = []
+    for step in range(1000):
+        before = param.detach().clone()
+        param.grad = 1e-3 * torch.randn(10, 10, generator=draw) * (1e6 if step == 100 else 1)
+        optimizer.step()
+        sizes.append(rms(param - before))
+    assert all_finite(optimizer, [param])
+    assert max(sizes) < 1.1 + 1e-4
+    usual = sum(sizes[50:100]) / 50
+    assert sum(sizes[-50:]) / 50 == pytest.approx(usual, rel=0.1)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("kind", KINDS)
+def test_skipped_gradients_leave_no_trace(kind, bad):
+    runs = []
+    for poisoned in (False, True):
+        params = [torch.nn.Parameter(torch.ones(s)) for s in ((5, 5), (3,))]
+        optimizer = KINDS[kind](params, nonfinite="skip")
+        draw = generator(0)
+        for _ in range(20):
+            for param in params:
+                param.grad = torch.randn(param.shape, generator=draw)
+            optimizer.step()
+            if poisoned:
+                params[0].grad[1, 2] = bad
+                optimizer.step()
+        runs.append((optimizer, params))
+    (clean, ours), (dirty, theirs) = runs
+    assert dirty.skipped_steps == 20
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    for a, b in zip(ours, theirs, strict=True):
+        for name, value in clean.state[a].items():
+            assert torch.equal(value, dirty.state[b][name]), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ignored_nan_is_not_measured(kind):
+    """The scale waits for a gradient that has one."""
+    param = torch.nn.Parameter(torch.ones(4, 4))
+    optimizer = KINDS[kind]([param])
+    param.grad = torch.full((4, 4), float("nan"))
+    optimizer.step()
+    assert float(optimizer.state[param]["scale"]) == 0
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (3, 20), (7,)], ids=str)
+@pytest.mark.parametrize("options", [{}, {"preconditioner_init_scale": 3.0}, {"literal": True}], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_zero_gradients_first(kind, options, shape):
+    """Nothing moves, nothing is measured, and what follows is as if it were the first step."""
+    runs = []
+    for zeros in (0, 3):
+        param = torch.nn.Parameter(torch.ones(shape, dtype=torch.float64))
+        optimizer = KINDS[kind]([param], weight_decay=0.0, noise_scale=0.0, norm="exact", **options)
+        for _ in range(zeros):
+            param.grad = torch.zeros_like(param)
+            optimizer.step()
+            assert torch.equal(param.detach(), torch.ones_like(param))
+            assert float(optimizer.state[param]["scale"]) == 0
+        draw = generator(0)
+        for _ in range(5):
+            param.grad = 1e-3 * torch.randn(shape, generator=draw, dtype=torch.float64)
+            optimizer.step()
+        assert float(optimizer.state[param]["scale"]) > 0
+        runs.append(param.detach())
+    # η_p follows the step count, which is three ahead: 0.7·1.5e-4 of what Q moves.
+    assert (runs[0] - runs[1]).abs().max() < 1e-6
+    assert (runs[0] - 1).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_that_stop(kind):
+    """A layer that dies: its momentum fades through all of float32 without a NaN, and it comes back."""
+    for noise_scale in (0.0, 1e-9):
+        param = torch.nn.Parameter(torch.zeros(6, 6))
+        optimizer = KINDS[kind]([param], lr=1e-3, momentum=0.5, noise_scale=noise_scale)
+        draw = generator(0)
+        for step in range(500):
+            alive = step < 50 or step >= 450
+            param.grad = torch.randn(6, 6, generator=draw) * alive
+            optimizer.step()
+        assert all_finite(optimizer, [param])
+        before = param.detach().clone()
+        optimizer.step()
+        assert rms(param - before) < 1e-3 * 0.25
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_late_gradients(kind):
+    """A parameter whose gradient comes later measures its own scale then, whatever the others do."""
+    early, late, never = (torch.nn.Parameter(torch.zeros(6, 6)) for _ in range(3))
+    optimizer = KINDS[kind](
+        [{"params": [early, late]}, {"params": [never]}], lr=1.0, lr_style=None, weight_decay=0.0
+    )
+    draw = generator(0)
+    for step in range(20):
+        early.grad = torch.randn(6, 6, generator=draw)
+        if step == 10:
+            late.grad = 1e-5 * torch.randn(6, 6, generator=draw)
+        optimizer.step()
+        if step == 10:
+            assert 0.3 < rms(late) < 1.11
+    assert never not in optimizer.state
+    assert int(optimizer.state[late]["step"]) == 10
+    assert all_finite(optimizer, [early, late])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_extreme_sizes(kind):
+    """Gradients at the ends of float32's range: white, or on the clip, never NaN."""
+    for size in (1e-30, 1e15):
+        param = torch.nn.Parameter(torch.zeros(5, 5))
+        optimizer = KINDS[kind]([param], lr=1.0, weight_decay=0.0, noise_scale=0.0)
+        draw = generator(0)
+        for _ in range(30):
+            param.grad = size * torch.randn(5, 5, generator=draw)
+            optimizer.step()
+        assert all_finite(optimizer, [param])

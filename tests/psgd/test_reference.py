@@ -1,0 +1,192 @@
+"""Step by step beside the same equations in numpy: parameters, factors and bounds, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from reference.psgd import PSGD
+from steepest.rules.psgd import fits_in, merged_shape, sides_of
+
+from .fitting import KINDS, factors, gaussian, relative
+
+STEPS = 110  # beyond the first balancing
+
+# The burst is whitened by factors of before it, so the rounding of 1e-16 a step is magnified once.
+TOLERANCE = 1e-10
+
+SHAPES = [(6, 6), (4, 9), (9, 4), (3, 40), (5,), (), (1, 7), (2, 3, 4), (4, 3, 3, 3)]
+
+
+def gradients(shape, steps=STEPS):
+    """Entries of two orders of magnitude; a burst in step 30; a zero in step 60."""
+    size = torch.logspace(-3, -1, max(1, torch.Size(shape).numel()), dtype=torch.float64).reshape(shape)
+    for t in range(1, steps + 1):
+        yield {30: 10.0, 60: 0.0}.get(t, 1.0) * size * gaussian(*shape, seed=t)
+
+
+def follow(kind, shape, *, steps=STEPS, reference=None, **options):
+    """The largest relative difference of parameter, factors and bounds over all steps."""
+    begin = gaussian(*shape, seed=1000)
+    param = torch.nn.Parameter(begin.clone())
+    optimizer = KINDS[kind]([param], lr=0.01, noise_scale=0.0, norm="exact", **options)
+    known = {name: value for name, value in options.items() if not name.startswith("update_")}
+    expected = PSGD(kind, begin.numpy(), lr=0.01, **known, **(reference or {}))
+    worst = 0.0
+    for gradient in gradients(shape, steps):
+        param.grad = gradient
+        optimizer.step()
+        expected.step(gradient.numpy())
+        pairs = [(param.detach(), expected.p)]
+        ours, theirs = factors(optimizer, param), expected.q
+        if len(ours) == 2:
+            ours, theirs = one_sided(ours), one_sided([torch.as_tensor(q) for q in theirs])
+        pairs += zip(ours, theirs, strict=True)
+        state = optimizer.state[param]
+        bounds = [state[name] for name in ("L", "L_left", "L_right") if name in state]
+        pairs += zip(bounds, expected.bounds, strict=True)
+        worst = max(worst, *(relative(one, torch.as_tensor(other)) for one, other in pairs))
+    return worst
+
+
+def one_sided(q):
+    """The same product of factors, with all of its size on the left."""
+    largest = q[1].abs().max()
+    return [q[0] * largest, q[1] / largest]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_shape(kind, shape):
+    assert follow(kind, shape) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_skew_dense": float("inf")},
+        {"max_skew_dense": 0.0},
+        {"max_size_dense": 4},
+        {"whiten": "gradient"},
+        {"literal": True},
+        {"momentum": 0.5, "preconditioner_lr": 0.1, "weight_decay": 0.0},
+        {"lr_style": None, "preconditioner_init_scale": 2.0},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_option(kind, options):
+    assert follow(kind, (4, 9), **options) < TOLERANCE
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fitting_now_and_then(kind):
+    """Between fits the kept P is that of the last one."""
+    schedule = {"update_probability": 0.1, "update_flat_steps": 10, "update_decay_steps": 20}
+    fits = {"fits": lambda t: fits_in(t, 0.1, 10, 20)}
+    assert follow(kind, (5, 6), max_skew_dense=float("inf"), reference=fits, **schedule) < TOLERANCE
+
+
+def test_defaults_are_the_originals():
+    for cls in KINDS.values():
+        group = cls([torch.nn.Parameter(torch.zeros(2, 2))]).param_groups[0]
+        original = {
+            "lr": 0.001,
+            "lr_style": "adam",
+            "momentum": 0.95,
+            "weight_decay": 0.1,
+            "max_size_dense": 16384,
+            "max_skew_dense": 1.0,
+            "preconditioner_lr": 0.7,
+            "preconditioner_init_scale": None,
+            "noise_scale": 1e-9,
+            "dtype": None,
+        }
+        assert {name: group[name] for name in original} == original
+        values = list(original.values())
+        positional = cls([torch.nn.Parameter(torch.zeros(2, 2))], *values).param_groups[0]
+        assert {name: positional[name] for name in original} == original
+
+
+@pytest.mark.parametrize(
+    ("shape", "merged"),
+    [
+        ((128, 64, 3, 3), (128, 576)),
+        ((64, 3, 7, 7), (64, 147)),
+        ((2, 8, 2), (2, 16)),
+        ((5,), (5,)),
+        ((), (1,)),
+        ((1, 1), (1,)),
+        ((7, 1), (7,)),
+        ((1, 7, 1), (7,)),
+        ((3, 5), (3, 5)),
+        ((0, 4), (0, 4)),
+        ((0,), (0,)),
+        ((2, 0, 3), (0, 3)),
+    ],
+    ids=str,
+)
+def test_merged_shape(shape, merged):
+    found = merged_shape(shape)
+    assert torch.Size(found).numel() == torch.Size(shape).numel()
+    if 0 not in shape:
+        assert found == merged
+
+
+@pytest.mark.parametrize(
+    ("shape", "size", "skew", "dense"),
+    [
+        ((128, 128), 16384, 1.0, (True, True)),
+        ((128, 1024), 16384, 1.0, (True, False)),
+        ((1024, 128), 16384, 1.0, (False, True)),
+        ((128, 1024), 16384, float("inf"), (True, True)),
+        ((128, 1024), 16384, 8.0, (True, True)),
+        ((128, 1024), 16384, 7.9, (True, False)),
+        ((128, 128), 127, 1.0, (False, False)),
+        ((128, 128), 128, 1.0, (True, True)),
+        ((128, 128), 16384, 0.99, (False, False)),
+    ],
+    ids=str,
+)
+def test_which_sides_are_dense(shape, size, skew, dense):
+    sides = sides_of(shape, size, skew)
+    assert tuple(len(sides[name]) == 2 for name in ("_left", "_right")) == dense
+
+
+def test_first_update_is_white_at_any_gradient_scale():
+    """s measured for each tensor by itself; the original's update is on its clip or far below it."""
+    for size in (1e-12, 1e-6, 1e-3, 1.0, 1e3):
+        rms = {}
+        for literal in (False, True):
+            params = [torch.nn.Parameter(torch.zeros(shape)) for shape in ((16, 16), (16,))]
+            optimizer = KINDS["quad"](
+                params, lr=1.0, lr_style=None, weight_decay=0.0, noise_scale=0.0,
+                preconditioner_lr=1e-9, preconditioner_min_lr=1e-9, literal=literal,
+            )  # fmt: skip
+            for index, param in enumerate(params):
+                param.grad = size * torch.randn(param.shape, generator=torch.Generator().manual_seed(index))
+            optimizer.step()
+            rms[literal] = [param.detach().square().mean().sqrt().item() for param in params]
+        assert rms[False] == pytest.approx([1.0, 1.0], rel=1e-5)
+        if size < 1:
+            assert rms[True][0] == pytest.approx(1.1, rel=1e-5)
+        if size > 1:
+            assert rms[True][0] < 0.01
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_update_has_nearly_the_rms_of_adamw(kind):
+    """lr_style="adam": 0.14 to 0.21 with the defaults on random gradients; below 0.2 since L bounds T."""
+    shapes = ((48, 48), (32, 96), (8, 3, 3, 3), (64,))
+    params = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
+    optimizer = KINDS[kind](params, lr=1.0, weight_decay=0.0)
+    draw = torch.Generator().manual_seed(0)
+    rms = []
+    for _ in range(60):
+        before = [param.detach().clone() for param in params]
+        for param in params:
+            param.grad = 1e-3 * torch.randn(param.shape, generator=draw)
+        optimizer.step()
+        rms.append([(p.detach() - b).square().mean().sqrt() for p, b in zip(params, before, strict=True)])
+    mean = torch.tensor(rms)[20:].mean(0)
+    assert ((mean > 0.14) & (mean < 0.21)).all(), mean
