@@ -1,8 +1,8 @@
-# The two commands: `make race` trains every optimizer on real text and writes a report;
+# The two commands: `make race` trains the optimizers on real text and writes a report;
 # `make test` runs the whole suite. Both make the environment once, in $(VENV).
 PYTHON ?= python3
 VENV   ?= .venv
-BUDGET ?= 5m
+BUDGET ?= 6m
 OUT    ?= runs/race
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
@@ -22,10 +22,12 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# torch goes in first, alone and pinned: resolved together with the rest, a range that admits a
-# newer release would fetch gigabytes of GPU packages.
+# torch goes in first, alone and pinned: resolved together with the rest, a range could take another
+# release than the one that is tested. Which build pip takes is up to its index: on Linux the default
+# one brings the CUDA libraries; point PIP_INDEX_URL or --find-links at a CPU build to do without.
+# A venv without pip (Debian's python3 without python3-venv makes one) is made anew.
 $(READY): pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[lab,dev,peers]"
 	touch $@

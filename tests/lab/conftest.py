@@ -62,6 +62,7 @@ def make_plan(
             config={"size": 3},
             parameters=10,
             device="cpu",
+            threads=1,
             optimizers={label: {"lr": default_lr, "betas": [0.9, 0.99]} for label in labels},
             trials=trials,
             seeds=seeds,

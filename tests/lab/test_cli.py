@@ -81,7 +81,7 @@ BAD: list[tuple[list[str], str]] = [
     (["--text", "{tmp}/empty.txt"], "no text in"),
     (["--text", "{tmp}/short.txt"], "too short"),
     (["--optimizers", "adamw,loin"], "'lion'"),
-    (["--optimizers", ""], "no optimizers"),
+    (["--optimizers", ""], "name at least one, such as 'adamw'"),
     (["--optimizers", " , "], "no optimizers"),
     (["--optimizers", "lion,lion"], "twice"),
     (["--budget", "soon"], "bad budget 'soon'"),
@@ -99,7 +99,11 @@ BAD: list[tuple[list[str], str]] = [
     (["--task", "chess"], "chess"),
     (["--task", "digits", "--text", "{tmp}/short.txt"], "--text goes with --task text"),
     (["--model", "mlp"], "--model goes with --task digits"),
-    (["--device", "abacus"], "no device 'abacus'"),
+    (["--device", "abacus"], "no device 'abacus': give auto, cpu, cuda or cuda:N"),
+    (["--device", "meta"], "no device 'meta': give auto, cpu, cuda or cuda:N"),
+    (["--device", "mps"], "no device 'mps'"),
+    (["--device", "cuda:99"], "no device 'cuda:99'"),
+    (["--text", "{tmp}/wide.txt"], "UTF-16"),
     (["--out", "{tmp}/empty.txt/run", "--steps", "5"], "cannot write to"),
     (["--out", "{tmp}/empty.txt", "--steps", "5"], "cannot write to"),
     (["--nonsense"], "--nonsense"),
@@ -114,6 +118,7 @@ def test_bad_input_is_one_clear_line_and_status_two(
     arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "short.txt").write_text("too short a text")
+    (tmp_path / "wide.txt").write_text("wide text", encoding="utf-16")
     arguments = [argument.format(tmp=tmp_path) for argument in arguments]
     if "--out" not in arguments:
         arguments += ["--out", str(tmp_path / "run")]
@@ -155,6 +160,37 @@ def test_an_interrupt_is_one_line_and_status_130(
     assert "interrupted" in error
     monkeypatch.undo()
     assert steep("race", "--task", "digits", *QUICK, "--out", str(tmp_path)) == 0
+
+
+def test_an_interrupt_at_any_other_time_is_one_line_and_status_130_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    arguments = ["race", "--task", "digits", *QUICK, "--out", str(tmp_path)]
+    for place in ("cli._task", "cli._console", "report.write", "cli.table", "cli.run", "__main__.find_spec"):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"steepest.lab.{place}", interrupted)
+            assert steep(*arguments) == 130, place
+        error = capsys.readouterr().err
+        assert error.startswith("interrupted"), place
+        assert error.count("\n") == 1, place
+
+
+def test_an_interrupt_while_the_command_is_imported_is_one_line(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = builtins.__import__
+
+    def interrupted(name: str, *rest: Any, **more: Any) -> Any:
+        if name == "cli":
+            raise KeyboardInterrupt
+        return load(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", interrupted)
+    assert steep("race") == 130
+    assert capsys.readouterr().err == "interrupted before the race began\n"
 
 
 def test_a_real_interrupt_leaves_whole_records(tmp_path: Path) -> None:

@@ -18,14 +18,37 @@ def model() -> nn.Module:
     return nn.Linear(3, 2)
 
 
-@pytest.mark.parametrize("name", steepest.list_optimizers())
-def test_every_registered_optimizer_enlists_with_its_own_defaults(name: str, model: nn.Module) -> None:
-    (contestant,) = enlist([name], model)
-    own = steepest.create(name, model.parameters()).defaults
+ROUTED = [name for name in steepest.list_optimizers() if name != "orthogonalized"]
+
+
+@pytest.fixture
+def deep() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+
+
+@pytest.mark.parametrize("name", ROUTED)
+def test_every_registered_optimizer_enlists_with_its_own_defaults(name: str, deep: nn.Module) -> None:
+    (contestant,) = enlist([name], deep)
+    own = steepest.create(name, [deep[1].weight]).defaults
     assert contestant.default_lr == own["lr"]
-    assert set(contestant.hyper) == set(own) - {"lr"}
+    assert contestant.hyper["rule"] == name
+    assert set(own) - {"lr"} <= set(contestant.hyper)
     assert json.loads(json.dumps(contestant.hyper)) == contestant.hyper
-    assert contestant.build(model, 0.25).param_groups[0]["lr"] == 0.25
+    groups = contestant.build(deep, 0.25).param_groups
+    assert {group["lr"] for group in groups if group["rule"] == name} == {0.25}
+
+
+def test_a_matrix_rule_gets_the_hidden_matrices_and_adamw_the_rest(deep: nn.Module) -> None:
+    (contestant,) = enlist(["muon"], deep)
+    groups = contestant.build(deep, 0.25).param_groups
+    ours = [p for group in groups if group["rule"] == "muon" for p in group["params"]]
+    assert [id(p) for p in ours] == [id(deep[0].weight), id(deep[1].weight)]
+    assert {(group["rule"], group["lr"]) for group in groups} == {("muon", 0.25), ("adamw", 0.25)}
+
+
+def test_a_base_class_that_is_no_optimizer_by_itself_is_refused(deep: nn.Module) -> None:
+    with pytest.raises(LabError, match="orthogonalized"):
+        enlist(["orthogonalized"], deep)
 
 
 def test_any_factory_may_race_under_a_label(model: nn.Module) -> None:
@@ -34,13 +57,30 @@ def test_any_factory_may_race_under_a_label(model: nn.Module) -> None:
     assert contestant.hyper["momentum"] == 0.5
 
 
-def test_frozen_parameters_are_left_out(model: nn.Module) -> None:
+def test_a_class_races_under_its_name(model: nn.Module) -> None:
+    assert [c.label for c in enlist([torch.optim.Adam, needs_no_label, "lion"], model)] == [
+        "Adam",
+        "needs_no_label",
+        "lion",
+    ]
+
+
+def needs_no_label(params: Any, lr: float = 0.1) -> torch.optim.Optimizer:
+    return torch.optim.SGD(params, lr=lr)
+
+
+@pytest.mark.parametrize("entry", ["lion", ("mine", torch.optim.SGD)])
+def test_frozen_parameters_stay(entry: Any, model: nn.Module) -> None:
     model.requires_grad_(False)
     model.bias.requires_grad_(True)
-    (contestant,) = enlist(["lion"], model)
-    (group,) = contestant.build(model, 0.1).param_groups
-    assert len(group["params"]) == 1
-    assert group["params"][0] is model.bias
+    before = model.weight.clone()
+    (contestant,) = enlist([entry], model)
+    optimizer = contestant.build(model, 0.1)
+    model(torch.ones(1, 3)).sum().backward()
+    start = model.bias.detach().clone()
+    optimizer.step()
+    assert torch.equal(model.weight, before)
+    torch.testing.assert_close(model.bias.detach(), start - 0.1)
 
 
 def needs_lr(params: Any, lr: float) -> torch.optim.Optimizer:
@@ -50,9 +90,17 @@ def needs_lr(params: Any, lr: float) -> torch.optim.Optimizer:
 @pytest.mark.parametrize(
     ("entries", "words"),
     [
-        ([], "no optimizers"),
+        ([], "no optimizers to race: name at least one, .*steepest has .*lion"),
+        ([torch.optim.LBFGS], "LBFGS cannot race: its step.* needs 'closure'"),
+        ([partial(torch.optim.SGD, momentum=0.5)], "without a name: enter it as .'label'"),
+        ([lambda params: None], "without a name"),
+        ([("none", lambda params: None)], "none: .*NoneType"),
+        ([("fixed", lambda params: torch.optim.SGD(params, lr=0.1))], "fixed: it must take lr= .*'lr'"),
+        ([3], "an optimizer is a name, .*, not 3"),
+        ([("sgd", torch.optim.SGD, 0.1)], "an optimizer is a name, a torch optimizer class or a"),
+        ([torch.optim.SGD, ("SGD", torch.optim.SGD)], "'SGD' is entered twice"),
         (["lion", "lion"], "'lion' is entered twice"),
-        (["lion", "loin"], r"unknown optimizer 'loin' .*lion"),
+        (["lion", "loin"], r"unknown rule 'loin' .*lion"),
         ([("strict", needs_lr)], "strict: .*lr"),
         ([("still", partial(torch.optim.SGD, lr=0.0))], "still has no positive default lr"),
     ],

@@ -94,6 +94,21 @@ def test_nothing_to_read_is_one_clear_line(tmp_path: Path, content: bytes | None
         from_path(tmp_path / "missing")
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("naïve".encode("utf-16"), r"a\.txt is UTF-16, .*iconv -f UTF-16 -t UTF-8"),
+        (b"\x89PNG\0\0", r"a\.txt has zero bytes, as binary files have"),
+        (b"", r"a\.txt is empty"),
+    ],
+)
+def test_a_file_that_is_not_text_is_told_why(tmp_path: Path, content: bytes, words: str) -> None:
+    (tmp_path / "a.txt").write_bytes(content)
+    for path in (tmp_path, tmp_path / "a.txt"):
+        with pytest.raises(LabError, match=words):
+            from_path(path)
+
+
 def test_the_standard_library_is_source_without_tests_and_packages() -> None:
     corpus = standard_library()
     assert len(corpus.train) > 2_000_000

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from steepest.lab import course
 from steepest.lab.progress import Watcher
@@ -67,6 +69,34 @@ def test_the_live_table_shows_trial_loss_best_and_time_left() -> None:
         live.closed()
     for part in ("3.210", "5/10", "lr 0.01", "2.500", "3.500", "2/6 trials", "3 min 30 s"):
         assert part in shown
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_live_table_fits_the_terminal(width: int) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=width)
+    live = Live(console)
+    plan = replace(make_plan(("procrustes", "adamw"), trials=2, seeds=2, default_lr=3.2e-5), steps=12_000)
+    done = [make_record("procrustes", 3.2e-5, metric=97.5), make_record("adamw", 3.2e-5, metric=9.444)]
+    live.planned(plan, done)
+    try:
+        live.begun(course.survey(plan, done).next, course.survey(plan, done))  # type: ignore[arg-type]
+        live.ticked(11_999, 3.21)
+        with console.capture() as capture:
+            console.print(live.draw())
+        shown = Text.from_ansi(capture.get()).plain
+    finally:
+        live.closed()
+    assert "…" not in shown
+    lines = shown.splitlines()
+    assert max(len(line) for line in lines) <= width
+    # A line each, and the borders whole.
+    # Drawn twice: by the running table itself, and by us.
+    rows = [line for line in lines if line.startswith("│")][-2:]
+    assert [row.split()[1] for row in rows] == list(plan.labels)
+    assert all(line.rstrip().endswith("│") for line in rows)
+    for part in ("procrustes", "lr 0.00032, seed 0, 11999/12000", "3.210", "97.50", "9.44 ", "left"):
+        assert part in shown
+    assert ("at lr" in shown) == (width >= 100)
 
 
 def test_a_live_race_leaves_the_cursor_visible_however_it_ends() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from steepest.lab import LabError, RaceResult, Task, race
 from steepest.lab.budget import LEAST_STEPS
+from steepest.lab.plan import StepTimes
 from steepest.lab.progress import Silent
 from steepest.lab.records import Assignment, Record
 
@@ -125,6 +126,70 @@ def test_impossible_requests_are_refused(
     with pytest.raises(LabError, match=words):
         race(plane, ["signgsd"], out=tmp_path / "new", **{**SMALL, **change})
     assert not (tmp_path / "new" / "records.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"trials": "3"}, "trials must be a whole number, got '3'"),
+        ({"steps": 20.5}, r"steps must be a whole number, got 20\.5"),
+        ({"steps": 5, "seeds": None}, "seeds must be a whole number, got None"),
+        ({"budget": [5]}, r"bad budget \[5\]"),
+        ({"steps": 5, "optimizers": 3}, "optimizers must be a list"),
+        ({"steps": 5, "optimizers": ("sgd", torch.optim.SGD)}, r"write \[\('sgd', …\)\]"),
+        ({"steps": 5, "task": "text"}, r"must be a steepest\.lab\.Task, got a str"),
+    ],
+)
+def test_what_is_no_request_at_all_is_refused_in_words(
+    plane: Task[Tensor], tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    request: dict[str, Any] = {"task": plane, "optimizers": "signgsd", "out": tmp_path, **SMALL, **change}
+    with pytest.raises(LabError, match=words):
+        race(request.pop("task"), request.pop("optimizers"), **request)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (torch.ones(2), r"config\['x'\] is a Tensor: give plain JSON values"),
+        ({"deep": [1, {2}]}, r"config\['x'\]\['deep'\]\[1\] is a set"),
+        ({3: 4}, r"config\['x'\] is a dict"),
+        (float("nan"), r"config\['x'\] is nan"),
+    ],
+)
+def test_a_config_json_does_not_know_is_refused(
+    plane: Task[Tensor], tmp_path: Path, value: object, words: str
+) -> None:
+    with pytest.raises(LabError, match=words):
+        race(replace(plane, config={"x": value}), "signgsd", steps=5, out=tmp_path, **SMALL)
+
+
+@pytest.mark.parametrize("entry", ["signgsd", torch.optim.SGD])
+def test_a_single_entry_is_a_race_of_one(entry: Any, plane: Task[Tensor], tmp_path: Path) -> None:
+    (row,) = race(plane, entry, trials=1, seeds=1, steps=5, out=tmp_path, report=False).rows
+    assert row.optimizer == getattr(entry, "__name__", entry)
+
+
+def test_another_number_of_threads_is_another_race(plane: Task[Tensor], tmp_path: Path) -> None:
+    race(plane, ["signgsd"], steps=5, out=tmp_path, **SMALL)
+    torch.set_num_threads(2)
+    with pytest.raises(LabError, match=r"threads \(1 there, 2 asked\); choose another folder or --fresh"):
+        race(plane, ["signgsd"], steps=5, out=tmp_path, **SMALL)
+
+
+@pytest.mark.parametrize("calm_first", [True, False])
+def test_the_plan_keeps_the_calmer_times(
+    calm_first: bool, plane: Task[Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calm = StepTimes(9, 10.0, {"signgsd": 1.0}, {"signgsd": (1.0, 1.0)}, 0.1)
+    busy = replace(calm, gradient_ms=30.0)
+    measured = iter([calm, busy] if calm_first else [busy, calm])
+    monkeypatch.setattr("steepest.lab.timing.measure", lambda *arguments: next(measured))
+    result = race(plane, ["signgsd"], steps=5, out=tmp_path, **SMALL)
+    assert next(measured, None) is None
+    assert result.plan.times == calm
+    assert '"gradient_ms": 10.0' in (tmp_path / "plan.json").read_text()
 
 
 def test_a_model_with_nothing_to_train_is_refused(plane: Task[Tensor], tmp_path: Path) -> None:

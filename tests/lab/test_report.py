@@ -1,20 +1,27 @@
 from __future__ import annotations
 
 import base64
+import io
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
+from itertools import combinations
 from pathlib import Path
 
 import pytest
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from rich.console import Console
 
+from steepest.lab import DEFAULT_OPTIMIZERS
 from steepest.lab.folder import Folder
 from steepest.lab.plan import Plan
-from steepest.lab.plots import PICTURES, Picture, lr_search, training, validation
+from steepest.lab.plots import PICTURES, Picture, lr_search, summary, training, validation
 from steepest.lab.records import Record
 from steepest.lab.report import write
+from steepest.lab.table import table
 from steepest.lab.theme import DARK, LIGHT, Theme, mark
 
 from .conftest import make_plan, make_record
@@ -124,6 +131,80 @@ def test_the_untrained_level_is_in_the_picture() -> None:
     assert 5.0 < high < 6.0
 
 
+def test_a_far_untrained_level_is_told_and_does_not_squash_the_curves() -> None:
+    plan = make_plan(lower_is_better=False)
+    records = [
+        replace(record, validation=[(0, 0.0, 11.7), (5, 0.5, 95.0), *record.validation[2:]])
+        for record in records_of("a", (97.0, 97.5, 98.0))
+    ]
+    figure = validation(plan, records, LIGHT)
+    low, high = limits(figure)
+    assert 94 < low < 95
+    assert 99 < high < 99.5
+    assert [text.get_text() for text in figure.axes[0].texts] == ["↓ untrained: 11.70"]
+
+
+def test_seconds_that_differ_widely_get_a_logarithmic_axis() -> None:
+    plan = make_plan()
+    records = [*records_of("a", (2.0, 2.1, 2.2)), *records_of("b", (2.0, 2.1, 2.2))]
+    assert validation(plan, records, LIGHT).axes[1].get_xscale() == "linear"
+    slow = replace(plan, times=replace(plan.times, optimizer_ms={"a": 1.0, "b": 90.0}))
+    axes = validation(slow, records, LIGHT).axes[1]
+    assert axes.get_xscale() == "log"
+    left, right = axes.get_xlim()
+    assert 0 < left < 0.11
+    assert 1.0 < right < 1.5
+
+
+def test_lost_trials_of_different_optimizers_are_told_apart() -> None:
+    lost = [make_record(label, 1.0, math.nan, number=3) for label in "ab"]
+    good = [*records_of("a", (2.0, 2.1, 2.2)), *records_of("b", (2.1, 2.1, 2.2))]
+    assert len(lr_search(make_plan(), good[:2], LIGHT).axes) == 1
+    _, strip = lr_search(make_plan(trials=4), good + lost, LIGHT).axes
+    assert [label.get_text() for label in strip.get_yticklabels()] == ["a", "b"]
+    rows = [set(line.get_ydata()) for line in strip.lines]
+    assert rows == [{0}, {1}]
+
+
+def test_the_spread_is_drawn_as_wide_as_it_is() -> None:
+    axes = summary(make_plan(("a",)), records_of("a", (2.0, 2.3, 2.6)), LIGHT).axes[0]
+    (bar,) = [collection for collection in axes.collections if isinstance(collection, LineCollection)]
+    ((left, _), (right, _)) = bar.get_segments()[0]
+    assert (left, right) == pytest.approx((2.0, 2.6))
+
+
+def test_the_table_says_when_each_optimizer_is_where_adamw_ends(tmp_path: Path) -> None:
+    # The curves go from 5 to 3 in the first 5 steps, and to the metric in the next 5.
+    records = [*records_of("adamw", (2.0, 2.0, 2.0)), *records_of("b", (1.0, 1.0, 1.0))]
+    records += records_of("c", (2.5, 2.5, 2.5))
+    plan = make_plan(("adamw", "b", "c"))
+    text = " ".join(" ".join(report(tmp_path, plan, records).words).split())
+    assert "steps to adamw's final metric" in text
+    for words in ("8 (75%)", "10 (100%)", "not reached"):
+        assert words in text
+    assert "steps timed are eager" in text
+    other = " ".join(report(tmp_path, make_plan(("b",)), records_of("b", (1.0, 1.0, 1.0))).words)
+    assert "final metric" not in other
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_the_final_table_fits_the_terminal(width: int) -> None:
+    labels = ("adamw", "procrustes", "signgsd")
+    plan = make_plan(labels, trials=2, default_lr=3.2e-5)
+    plan = replace(plan, request=replace(plan.request, metric="validation bits per byte"), steps=12_000)
+    records = [make_record(label, 3.2e-5, 97.5, seed=seed) for label in labels for seed in range(3)]
+    records += [make_record(label, 3.2e-6, 99.5, number=1) for label in labels]
+    console = Console(file=io.StringIO(), width=width)
+    console.print(table(plan, records, width))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    rows = [line for line in shown.splitlines() if line.startswith("│")]
+    assert len(rows) == 3
+    assert max(len(line) for line in rows) <= width
+    assert "…" not in shown
+    assert "3.2e-05 ↑" in shown
+    assert ("untuned," in shown) == (width >= 100)
+
+
 @pytest.mark.parametrize("theme", [LIGHT, DARK], ids=lambda theme: theme.mode)
 def test_many_optimizers_all_look_different(theme: Theme) -> None:
     marks = [mark(theme, index) for index in range(25)]
@@ -146,3 +227,36 @@ def test_text_and_lines_can_be_read_on_their_ground(theme: Theme) -> None:
     assert contrast(theme.ink, theme.ground) > 7
     assert contrast(theme.faint, theme.ground) > 4.5
     assert all(contrast(color, theme.ground) > 2 for color in theme.series)
+
+
+# What dichromats see of linear RGB, by Machado, Oliveira and Fernandes (2009).
+SIGHT = {
+    "all": ((1, 0, 0), (0, 1, 0), (0, 0, 1)),
+    "no red": ((0.152, 1.053, -0.205), (0.115, 0.786, 0.099), (-0.004, -0.048, 1.052)),
+    "no green": ((0.367, 0.861, -0.228), (0.280, 0.673, 0.047), (-0.012, 0.043, 0.969)),
+    "no blue": ((1.256, -0.077, -0.179), (-0.078, 0.931, 0.148), (0.005, 0.691, 0.304)),
+}
+
+
+def cielab(color: str, sight: str) -> tuple[float, float, float]:
+    channels = [int(color[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    seen = [min(1.0, max(0.0, sum(a * b for a, b in zip(row, linear, strict=True)))) for row in SIGHT[sight]]
+    to_xyz = ((0.4339, 0.3762, 0.1899), (0.2126, 0.7152, 0.0722), (0.0177, 0.1095, 0.8728))
+    x, y, z = (sum(a * b for a, b in zip(row, seen, strict=True)) for row in to_xyz)
+    x, y, z = (v ** (1 / 3) if v > 0.008856 else 7.787 * v + 16 / 116 for v in (x, y, z))
+    return 116 * y - 16, 500 * (x - y), 200 * (y - z)
+
+
+@pytest.mark.parametrize("sight", SIGHT)
+@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=lambda theme: theme.mode)
+def test_ten_colours_can_be_told_apart_with_any_colour_vision(theme: Theme, sight: str) -> None:
+    seen = [cielab(color, sight) for color in theme.series]
+    assert len(seen) >= 10
+    # Ten just noticeable differences, roughly; Okabe and Ito's own come as near as 16 on white.
+    assert min(math.dist(a, b) for a, b in combinations(seen, 2)) > 10
+
+
+def test_the_default_race_has_a_mark_for_everyone() -> None:
+    marks = [mark(LIGHT, index) for index in range(len(DEFAULT_OPTIMIZERS))]
+    assert len({one.color for one in marks}) == len({one.marker for one in marks}) == len(marks)

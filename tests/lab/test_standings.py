@@ -65,6 +65,14 @@ def test_step_times_are_compared_with_adamw_or_else_the_first() -> None:
     assert reference(make_plan(("lion", "signum"))) == "lion"
 
 
+def test_figures_of_one_race_have_the_same_decimals() -> None:
+    plan = make_plan(("a",), lower_is_better=False, trials=2, seeds=1)
+    (row,) = standings(plan, records := [make_record(metric=9.444), make_record("a", 1e-2, 97.5, number=1)])
+    like = wording.scale(plan, records)
+    assert (wording.result(row, like), wording.default(row, like)) == ("97.50", "9.44 at 0.001")
+    assert wording.scale(plan, []) == 0
+
+
 def test_the_untrained_level_counts_every_seed_once() -> None:
     assert untrained(records_of("a", (2.0, 2.0, 2.0))) == 5.0
     assert math.isnan(untrained([]))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -34,6 +36,20 @@ def test_optimizers_take_turns_and_none_is_always_first(plane: Task[Tensor]) -> 
     assert len(rounds) == timing.LEAST_ROUNDS + timing.WARMUP_ROUNDS
     assert all(sorted(one) == ["a", "b", "c"] for one in rounds)
     assert [one[0] for one in rounds[:4]] == ["a", "b", "c", "a"]
+
+
+def test_rounds_go_on_for_as_long_as_they_may(plane: Task[Tensor]) -> None:
+    times = timing.measure(plane, enlist("signgsd", plane.make(0)), seconds=60.0)
+    assert times.rounds == timing.MOST_ROUNDS
+
+
+def test_the_shared_weights_hardly_move(plane: Task[Tensor]) -> None:
+    model = plane.make(0)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    timing.measure(replace(plane, make=lambda seed: model), enlist(["adamw", "signgsd"], model), seconds=0.0)
+    for parameter, was in zip(model.parameters(), before, strict=True):
+        torch.testing.assert_close(parameter.detach(), was, rtol=0, atol=1e-3)
+        assert not torch.equal(parameter, was)
 
 
 def test_times_are_plausible_and_leave_no_trace(plane: Task[Tensor]) -> None:

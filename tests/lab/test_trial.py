@@ -112,7 +112,7 @@ def test_the_curve_is_that_of_a_plain_training_loop(plane: Task[Tensor]) -> None
 
 def test_the_record_says_what_was_done(plane: Task[Tensor]) -> None:
     record = trial(plane, "lion", steps=100)
-    assert [step for step, _, _ in record.validation] == [0, 25, 50, 75, 100]
+    assert [step for step, _, _ in record.validation] == [0, 6, 25, 56, 100]
     assert record.metric == record.validation[-1][2]
     assert record.curve[-1][0] == record.steps == 100
     assert record.parameters == 4 * 8 + 8 + 8 + 1
@@ -155,7 +155,7 @@ def test_a_loss_that_leaves_the_numbers_ends_the_trial(plane: Task[Tensor]) -> N
 def test_a_metric_that_leaves_the_numbers_is_divergence_too(plane: Task[Tensor]) -> None:
     values: Iterator[float] = iter([1.0, 1.0, math.inf])
     record = trial(replace(plane, evaluate=lambda model: next(values)))
-    assert (record.status, record.steps) == ("diverged", 10)
+    assert (record.status, record.steps) == ("diverged", 5)
 
 
 def test_passes_over_finite_data_go_on_in_a_new_order(plane: Task[Tensor]) -> None:
@@ -163,6 +163,19 @@ def test_passes_over_finite_data_go_on_in_a_new_order(plane: Task[Tensor]) -> No
     first, second = ([next(batches) for _ in range(4)] for _ in range(2))
     assert sorted(torch.cat(first).tolist()) == sorted(torch.cat(second).tolist()) == list(range(64))
     assert torch.cat(first).tolist() != torch.cat(second).tolist()
+
+
+def test_the_order_of_the_data_is_the_seeds(plane: Task[Tensor]) -> None:
+    for seed in (0, 5, 6):
+        batches = endless(plane, seed)
+        for expected in plane.batches(seed):
+            assert torch.equal(next(batches), expected)
+
+
+def test_an_iterator_returned_twice_is_called_so(plane: Task[Tensor]) -> None:
+    once = iter([torch.arange(16)] * 5)
+    with pytest.raises(LabError, match=r"batches\(seed\) returned an iterator with nothing .* new one"):
+        trial(replace(plane, batches=lambda seed: once))
 
 
 def test_no_data_is_an_error_not_an_endless_loop(plane: Task[Tensor]) -> None:

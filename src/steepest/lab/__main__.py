@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 
+_BAD_REQUEST = 2
+_INTERRUPTED = 130
 _EXTRA = ("typer", "rich", "matplotlib", "jinja2", "sklearn")
 
 
@@ -15,16 +17,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: What follows the program's name; by default the process's own.
     """
+    try:
+        status = _run(sys.argv[1:] if arguments is None else list(arguments))
+    except KeyboardInterrupt:
+        # Torch alone takes a second to import: an interrupt may well come before there is a race.
+        print("interrupted before the race began", file=sys.stderr)
+        status = _INTERRUPTED
+    raise SystemExit(status)
+
+
+def _run(arguments: list[str]) -> int:
     missing = [name for name in _EXTRA if find_spec(name) is None]
     if missing:
         print(
             f'steepest: the lab needs {", ".join(missing)}: pip install "steepest[lab]"',
             file=sys.stderr,
         )
-        raise SystemExit(2)
+        return _BAD_REQUEST
     from .cli import run
 
-    raise SystemExit(run(sys.argv[1:] if arguments is None else list(arguments)))
+    return run(arguments)
 
 
 if __name__ == "__main__":

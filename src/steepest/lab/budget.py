@@ -44,7 +44,7 @@ def seconds(text: str | float) -> float:
 def _read(text: str | float) -> float | None:
     try:
         return float(text)
-    except ValueError:
+    except (TypeError, ValueError):
         pass
     if not isinstance(text, str) or not _WHOLE.fullmatch(text):
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from enum import Enum
@@ -29,6 +30,7 @@ INTERRUPTED = 130
 BAD_REQUEST = 2
 
 _LOG_WIDTH = 120
+_DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 
 app = typer.Typer(
     name="steepest",
@@ -63,7 +65,8 @@ def run(arguments: Sequence[str]) -> int:
         status = app(args=list(arguments), prog_name="steepest", standalone_mode=False)
     except LabError as error:
         return _complain(str(error))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         # Typer's own complaints about the command line carry their wording in this method; it draws
@@ -140,7 +143,7 @@ def race_command(
         int | None,
         typer.Option(help="Windows (default 8) or images (default 64) per step.", show_default=False),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="Where to train.")] = "auto",
     threads: Annotated[
         int,
         typer.Option(
@@ -162,10 +165,11 @@ def race_command(
     folder = Path("runs") / f"race-{task.value}" if out is None else out
     if threads < 1:
         raise LabError(f"threads must be at least 1, got {threads}")
-    torch.set_num_threads(threads)
-    names = [name.strip() for name in optimizers.split(",") if name.strip()]
-    console = _console()
+    # Typer would take an interrupt for itself, so it is met here, at whatever moment it comes.
     try:
+        torch.set_num_threads(threads)
+        console = _console()
+        names = [name.strip() for name in optimizers.split(",") if name.strip()]
         result = race(
             _task(task, text, model, (width, depth, heads, context), batch, device),
             names,
@@ -177,11 +181,11 @@ def race_command(
             fresh=fresh,
             watcher=_watcher(console),
         )
+        console.print(table(result.plan, result.records, console.width))
+        console.print(f"report: {result.report}", highlight=False, soft_wrap=True)
     except KeyboardInterrupt:
         print(f"interrupted: the same command goes on from what {folder} holds", file=sys.stderr)
         return INTERRUPTED
-    console.print(table(result.plan, result.records))
-    console.print(f"report: {result.report}", highlight=False, soft_wrap=True)
     return 0
 
 
@@ -223,6 +227,9 @@ def _task(
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # Not mps: the lab takes its means in double precision, which that device does not have.
+    if not _DEVICE.fullmatch(name):
+        raise LabError(f"no device {name!r}: give auto, cpu, cuda or cuda:N")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

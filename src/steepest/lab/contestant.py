@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,8 +16,11 @@ from .errors import LabError
 Factory = Callable[..., Optimizer]
 """Called as `factory(params)` for the defaults and as `factory(params, lr=...)` for a trial."""
 
-Entry = str | tuple[str, Factory]
-"""A name `steepest.create` knows, or a label and a factory of one's own."""
+Entry = str | Factory | tuple[str, Factory]
+"""A name `steepest.build` knows, an optimizer class, or a label and a factory of one's own."""
+
+Maker = Callable[[nn.Module, float | None], Optimizer]
+"""Makes an optimizer for a model; without an lr, the one its author would start from."""
 
 
 @dataclass(frozen=True)
@@ -25,14 +28,14 @@ class Contestant:
     """An optimizer that can be built again for every trial."""
 
     label: str
-    factory: Factory
+    make: Maker
     default_lr: float
     hyper: Mapping[str, Any]
     """All hyper-parameters but lr, as plain JSON values."""
 
     def build(self, model: nn.Module, lr: float) -> Optimizer:
         """A fresh optimizer of the model's trainable parameters."""
-        return self.factory(trainable(model), lr=lr)
+        return self.make(model, lr)
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
@@ -40,43 +43,113 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def enlist(entries: Iterable[Entry], model: nn.Module) -> list[Contestant]:
+def enlist(entries: Entry | Iterable[Entry], model: nn.Module) -> list[Contestant]:
     """Look every entry up and try it on the model, before any time is spent on training.
 
     Args:
-        entries: Names or (label, factory) pairs.
+        entries: Names, optimizer classes or (label, factory) pairs; a single name or class is one entry.
         model: The model to be trained. Optimizers are built on it, none takes a step.
 
     Raises:
-        LabError: no entries, two under one label, an unknown name, no default lr, or an optimizer
-            that refuses the model.
+        LabError: no entries, two under one label, an unknown name, no default lr, an optimizer that
+            refuses the model or an lr, or one that needs a closure.
     """
-    listed = list(entries)
+    listed = [_labelled(entry) for entry in _listed(entries)]
     if not listed:
-        raise LabError("no optimizers to race")
-    labels = [entry if isinstance(entry, str) else entry[0] for entry in listed]
+        raise LabError("no optimizers to race: name at least one, such as 'adamw'; " + _known())
+    labels = [label for label, _ in listed]
     for label in labels:
         if labels.count(label) > 1:
             raise LabError(f"optimizer {label!r} is entered twice")
-    return [_enlist(entry, model) for entry in listed]
+    return [_enlist(label, factory, model) for label, factory in listed]
 
 
-def _enlist(entry: Entry, model: nn.Module) -> Contestant:
+def _listed(entries: Entry | Iterable[Entry]) -> list[Entry]:
+    if isinstance(entries, str) or (callable(entries) and not isinstance(entries, Iterable)):
+        return [entries]
+    if isinstance(entries, tuple) and len(entries) == 2 and isinstance(entries[0], str):
+        label, factory = entries
+        if callable(factory):
+            # One labelled entry, or a name and a class? Either reading would surprise someone.
+            raise LabError(f"write [({label!r}, …)] for one labelled entry, or [{label!r}, …] for two")
+    if not isinstance(entries, Iterable):
+        raise LabError(f"optimizers must be a list of names or (label, factory) pairs, got {_said(entries)}")
+    return list(entries)
+
+
+def _labelled(entry: Entry) -> tuple[str, Factory | None]:
+    """The entry's label, and its factory unless it is one of steepest's names."""
     if isinstance(entry, str):
-        import steepest
+        return entry, None
+    if isinstance(entry, tuple):
+        if len(entry) == 2 and isinstance(entry[0], str) and callable(entry[1]):
+            return entry
+    elif callable(entry):
+        name = getattr(entry, "__name__", "<partial>")
+        if name.startswith("<"):
+            raise LabError(f"an optimizer without a name: enter it as ('label', {_said(entry)})")
+        return name, entry
+    raise LabError(
+        f"an optimizer is a name, a torch optimizer class or a (label, factory) pair, not {_said(entry)}"
+    )
 
-        label, factory = entry, cast(Factory, partial(steepest.create, entry))
-    else:
-        label, factory = entry
+
+def _enlist(label: str, factory: Factory | None, model: nn.Module) -> Contestant:
+    make = _routed(label) if factory is None else _made_by(factory)
     try:
-        defaults = factory(trainable(model)).defaults
-    except (TypeError, ValueError) as error:
-        raise LabError(str(error) if isinstance(entry, str) else f"{label}: {error}") from error
+        optimizer = make(model, None)
+        defaults = optimizer.defaults
+        needs_closure = _required(optimizer.step)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise LabError(str(error) if factory is None else f"{label}: {error}") from error
+    if not isinstance(optimizer, Optimizer):
+        raise LabError(f"{label}: its factory returned {_said(optimizer)}, not a torch.optim.Optimizer")
+    if needs_closure:
+        raise LabError(
+            f"{label} cannot race: its step() needs {needs_closure!r}, and the race calls step() without"
+        )
     lr = defaults.get("lr")
     if not isinstance(lr, int | float | torch.Tensor) or not float(lr) > 0:
         raise LabError(f"{label} has no positive default lr to start the search from")
+    try:
+        make(model, float(lr))
+    except (TypeError, ValueError) as error:
+        raise LabError(f"{label}: it must take lr= for the search: {error}") from error
     hyper = {name: plain(value) for name, value in defaults.items() if name != "lr"}
-    return Contestant(label, factory, float(lr), hyper)
+    return Contestant(label, make, float(lr), hyper)
+
+
+def _required(call: Callable[..., Any]) -> str | None:
+    """The first argument that has no default."""
+    for parameter in inspect.signature(call).parameters.values():
+        if parameter.default is parameter.empty and parameter.kind not in (
+            parameter.VAR_POSITIONAL,
+            parameter.VAR_KEYWORD,
+        ):
+            return parameter.name
+    return None
+
+
+def _routed(name: str) -> Maker:
+    """By name, each tensor with the rule that is right for it: matrix rules do not take all."""
+    import steepest
+
+    return lambda model, lr: steepest.build(model, name, lr=lr)
+
+
+def _made_by(factory: Factory) -> Maker:
+    return lambda model, lr: factory(trainable(model), **({} if lr is None else {"lr": lr}))
+
+
+def _known() -> str:
+    import steepest
+
+    return f"steepest has {', '.join(steepest.list_optimizers())}"
+
+
+def _said(value: object) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"a {type(value).__name__}"
 
 
 def plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import os
 import sysconfig
@@ -79,6 +80,22 @@ def from_path(path: Path, max_bytes: int = 256_000_000) -> Corpus:
     raise LabError(f"no such file or folder: {path}")
 
 
+def _why_no_text(paths: list[Path]) -> str:
+    """What can be said of files that gave no text, the first of them in particular."""
+    if not paths:
+        return ": there is no file that is not hidden"
+    with paths[0].open("rb") as file:
+        begins = file.read(8192)
+    if not begins:
+        return f": {paths[0].name} is empty"
+    if begins[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        return (
+            f": {paths[0].name} is UTF-16, whose zero bytes make it binary here; convert it first "
+            f"(iconv -f UTF-16 -t UTF-8)"
+        )
+    return f": {paths[0].name} has zero bytes, as binary files have; text in UTF-8 has none"
+
+
 def _walk(root: Path, skip: frozenset[str]) -> Iterator[Path]:
     for folder, folders, files in os.walk(root):
         # In place: os.walk descends into what is left of this list, in its order.
@@ -109,7 +126,7 @@ def _read(paths: list[Path], root: Path, max_bytes: int) -> dict[str, bytes]:
 def _corpus(source: str, root: Path, paths: list[Path], max_bytes: int) -> Corpus:
     texts = _read(paths, root, max_bytes)
     if not texts:
-        raise LabError(f"no text in {source}")
+        raise LabError(f"no text in {source}{_why_no_text(paths)}")
     held_out = _choose_held_out({name: len(text) for name, text in texts.items()})
     if held_out:
         train = b"".join(text for name, text in texts.items() if name not in held_out)

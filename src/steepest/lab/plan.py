@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from statistics import fmean
@@ -46,6 +48,8 @@ class Request:
     config: dict[str, Any]
     parameters: int
     device: str
+    threads: int | None
+    """Torch's CPU threads, which change rounding as well as times; None when the model is elsewhere."""
     optimizers: dict[str, dict[str, Any]]
     """Label to hyper-parameters, the default lr among them, in the order of the race."""
     trials: int
@@ -143,6 +147,27 @@ def _differences(prefix: str, here: dict[str, Any], there: dict[str, Any]) -> li
         elif a != b:
             found.append(f"{prefix}{name} ({_short(a)} there, {_short(b)} asked)")
     return found
+
+
+def require_plain(name: str, value: Any) -> None:
+    """Refuse what JSON would not give back: it could not be compared with a saved plan.
+
+    Raises:
+        LabError: naming the first such value.
+    """
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        for key, item in value.items():
+            require_plain(f"{name}[{key!r}]", item)
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            require_plain(f"{name}[{index}]", item)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise LabError(f"{name} is {value}, which equals nothing: a resumed race could not compare it")
+    elif not (value is None or isinstance(value, bool | int | float | str)):
+        raise LabError(
+            f"the task's {name} is a {type(value).__name__}: give plain JSON values "
+            "(numbers, text, lists, dicts with text as keys), such as a size or a fingerprint"
+        )
 
 
 def _short(value: Any) -> str:

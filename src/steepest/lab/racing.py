@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import operator
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from . import budget as budgets
 from . import course, machine, schedule, timing
@@ -15,7 +18,7 @@ from .clock import device_of
 from .contestant import Contestant, Entry, enlist, trainable
 from .errors import LabError
 from .folder import Folder
-from .plan import Plan, Request, StepTimes
+from .plan import Plan, Request, StepTimes, require_plain
 from .progress import Silent, Watcher
 from .records import Record
 from .seeding import seeded
@@ -23,9 +26,19 @@ from .standings import Row, standings
 from .task import Task
 from .trial import run_trial
 
-DEFAULT_OPTIMIZERS = ("adamw", "lion", "signum", "signgsd", "simba", "sgd_sai")
+DEFAULT_OPTIMIZERS = (
+    "adamw",
+    "lion",
+    "signum",
+    "signgsd",
+    "simba",
+    "sgd_sai",
+    "muon",
+    "procrustes",
+    "quad",
+)
 DEFAULT_BUDGET = 300.0
-EVALUATIONS = 6
+EVALUATIONS = 8
 
 _MEASUREMENTS = 3
 _TIMING_SHARE = 0.02
@@ -47,7 +60,7 @@ class RaceResult:
 
 def race(
     task: Task[Any],
-    optimizers: Iterable[Entry] = DEFAULT_OPTIMIZERS,
+    optimizers: Entry | Iterable[Entry] = DEFAULT_OPTIMIZERS,
     *,
     trials: int = 5,
     seeds: int = 3,
@@ -66,9 +79,10 @@ def race(
 
     Args:
         task: What to train; see `Task`.
-        optimizers: Names of steepest's optimizers, or (label, factory) pairs for any others. A
-            factory is called with the parameters, and with `lr=` for each trial; called without,
-            its optimizer's `defaults["lr"]` is where the search starts.
+        optimizers: Names of steepest's optimizers, optimizer classes, or (label, factory) pairs; a
+            single name or class is a race of one. A factory (a class is one) is called with the
+            parameters, and with `lr=` for each trial; called without, its optimizer's
+            `defaults["lr"]` is where the search starts.
         trials: Learning rates each optimizer tries, its default among them.
         seeds: Seeds each optimizer's best learning rate is trained with, the search's among them.
         steps: Steps of every trial.
@@ -76,7 +90,8 @@ def race(
             steps by a measurement at the start. Without `steps` or `budget`, five minutes.
         out: The folder for plan, records and report.
         fresh: Begin anew, deleting what an earlier race left in the folder.
-        evaluations: How often a trial takes the metric, besides at its start.
+        evaluations: How often a trial takes the metric, besides at its start: more densely the
+            earlier, as the curve is steeper there.
         report: Whether to write pictures and the HTML page (needs the `lab` extra).
         watcher: Told of everything as it happens; see `steepest.lab.progress`. By default silent.
 
@@ -98,18 +113,20 @@ def race(
         ...     evaluate=lambda model: (model(x) - 3 * x).square().mean().item(),
         ... )
         >>> with tempfile.TemporaryDirectory() as out:
-        ...     entries = [("sgd", torch.optim.SGD)]
-        ...     result = race(line, entries, trials=4, seeds=2, steps=30, out=out, report=False)
+        ...     result = race(line, torch.optim.SGD, trials=4, seeds=2, steps=30, out=out, report=False)
         >>> [(row.optimizer, row.trials, row.seeds) for row in result.rows]
-        [('sgd', 4, 2)]
+        [('SGD', 4, 2)]
     """
     began = time.perf_counter()
     watcher = Silent() if watcher is None else watcher
+    if not isinstance(task, Task):
+        raise LabError(f"the task must be a steepest.lab.Task, got a {type(task).__name__}")
     if steps is not None and budget is not None:
         raise LabError("give steps or a budget, not both")
-    for name, value in (("trials", trials), ("seeds", seeds), ("evaluations", evaluations), ("steps", steps)):
-        if value is not None and value < 1:
-            raise LabError(f"{name} must be at least 1, got {value}")
+    trials, seeds = _count("trials", trials), _count("seeds", seeds)
+    evaluations = _count("evaluations", evaluations)
+    steps = None if steps is None else _count("steps", steps)
+    require_plain("config", task.config)
     wanted = None if steps is not None else budgets.seconds(DEFAULT_BUDGET if budget is None else budget)
 
     with seeded(0):
@@ -125,6 +142,7 @@ def race(
         config=dict(task.config),
         parameters=sum(parameter.numel() for parameter in trainable(model)),
         device=device_of(model).type,
+        threads=torch.get_num_threads() if device_of(model).type == "cpu" else None,
         optimizers={c.label: {"lr": c.default_lr, **c.hyper} for c in contestants},
         trials=trials,
         seeds=seeds,
@@ -157,6 +175,16 @@ def race(
 
         page = write(folder, plan, records)
     return RaceResult(standings(plan, records), plan, records, folder.path, page)
+
+
+def _count(name: str, value: Any) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise LabError(f"{name} must be a whole number, got {value!r}") from None
+    if number < 1:
+        raise LabError(f"{name} must be at least 1, got {number}")
+    return number
 
 
 def make_plan(

@@ -17,7 +17,7 @@ from .folder import Folder
 from .plan import Plan
 from .plots import PICTURES, Picture
 from .records import Record
-from .standings import reference, standings, untrained
+from .standings import REFERENCE, reference, standings, untrained
 from .theme import DARK, LIGHT, mark
 
 
@@ -67,6 +67,8 @@ def _page(plan: Plan, records: Sequence[Record], pictures: Sequence[Embedded]) -
         request=plan.request,
         rows=standings(plan, records),
         reference=reference(plan),
+        catching_up=REFERENCE in plan.labels,
+        like=wording.scale(plan, records),
         untrained=untrained(records),
         conditions=wording.conditions(plan, records),
         machines=wording.machines(records),

@@ -35,7 +35,7 @@ def endless(task: Task[Batch], seed: int) -> Iterator[Batch]:
     """The task's batches for `seed`, pass after pass, each pass in an order of its own.
 
     Raises:
-        LabError: a pass has no batch.
+        LabError: a pass has no batch, as when `task.batches` returns one iterator over and over.
     """
     number = 0
     while True:
@@ -47,5 +47,11 @@ def endless(task: Task[Batch], seed: int) -> Iterator[Batch]:
             empty = False
             yield batch
         if empty:
+            if isinstance(batches, Iterator):
+                # Another trial may have used it up, so this is said of a first pass too.
+                raise LabError(
+                    f"task {task.name!r}: batches(seed) returned an iterator with nothing (left) in it; "
+                    "it must return a new one at every call"
+                )
             raise LabError(f"task {task.name!r} has no batches for seed {seed}")
         number += 1

@@ -9,6 +9,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from . import search
+from .catchup import Curve, first_reached, mean_curve
 from .course import tried
 from .plan import Plan
 from .records import Record
@@ -45,6 +46,9 @@ class Row:
     """The same over the reference's."""
     step_ms: float
     """Median milliseconds of a whole step: the gradient's, and this optimizer's."""
+    catch_up: float | None
+    """Steps of the tuned lr to AdamW's final metric (see `catchup`); None if it never gets there, or
+    AdamW does not race or has diverged."""
     hyper: dict[str, Any]
 
 
@@ -66,6 +70,12 @@ def reference(plan: Plan) -> str:
     return REFERENCE if REFERENCE in plan.labels else plan.labels[0]
 
 
+def target(plan: Plan, records: Sequence[Record]) -> float | None:
+    """The score the tuned AdamW ends with, which `Row.catch_up` counts the steps to; None without one."""
+    curve = _curve(plan, records, REFERENCE) if REFERENCE in plan.labels else []
+    return curve[-1][1] if curve else None
+
+
 def winners(plan: Plan, records: Sequence[Record], label: str) -> list[Record]:
     """The trials of an optimizer's tuned learning rate, one per seed; none if all diverged."""
     best = search.best_lr(tried(plan, records, label))
@@ -78,6 +88,10 @@ def untrained(records: Sequence[Record]) -> float:
     return fmean(by_seed.values()) if by_seed else math.nan
 
 
+def _curve(plan: Plan, records: Sequence[Record], label: str) -> Curve:
+    return mean_curve(winners(plan, records, label), sign=plan.score(1.0))
+
+
 def _row(plan: Plan, records: Sequence[Record], label: str) -> Row:
     attempts = tried(plan, records, label)
     best = search.best_lr(attempts)
@@ -85,6 +99,7 @@ def _row(plan: Plan, records: Sequence[Record], label: str) -> Row:
     at_best = winners(plan, records, label)
     metrics = [record.metric for record in at_best if record.finite]
     default = next(record for record in of_label if record.phase == "search" and record.round == 0)
+    aim = target(plan, records)
     milliseconds = plan.times.optimizer_ms[label]
     return Row(
         optimizer=label,
@@ -103,5 +118,6 @@ def _row(plan: Plan, records: Sequence[Record], label: str) -> Row:
         optimizer_ms=milliseconds,
         step_ratio=milliseconds / plan.times.optimizer_ms[reference(plan)],
         step_ms=plan.times.gradient_ms + milliseconds,
+        catch_up=None if aim is None else first_reached(_curve(plan, records, label), aim),
         hyper={name: value for name, value in plan.request.optimizers[label].items() if name != "lr"},
     )

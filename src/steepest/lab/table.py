@@ -2,41 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from textwrap import fill
 
 from rich.table import Table
 
 from . import wording
 from .plan import Plan
 from .records import Record
-from .standings import reference, standings, untrained
+from .standings import REFERENCE, Row, reference, standings, untrained
+
+WIDE = 100
+"""Columns of a terminal from which on nothing is left out."""
 
 
-def table(plan: Plan, records: Sequence[Record]) -> Table:
-    """A rich table of the standings, with the untrained model's metric in its caption."""
+def table(plan: Plan, records: Sequence[Record], width: int = WIDE) -> Table:
+    """A rich table of the standings, with the untrained model's metric in its caption.
+
+    Args:
+        plan: The race's plan.
+        records: Its records.
+        width: Columns of the terminal. Below `WIDE` the less important ones of the table's are left out.
+    """
     metric = plan.request.metric
     better = "lower" if plan.request.lower_is_better else "higher"
+    rows = standings(plan, records)
+    like = wording.scale(plan, records)
+    wide = width >= WIDE
+    caption = [f"untrained: {wording.figure(untrained(records), like)}"]
+    if any(row.edge is not None and row.trials > 1 for row in rows):
+        caption.append(wording.EDGES)
+    if not wide:
+        caption.append(f"untuned results and the rest: in a terminal {WIDE} columns wide, or in the report")
     drawn = Table(
         title=f"{plan.request.task}: {metric}, {better} is better",
-        caption=f"untrained: {wording.figure(untrained(records))}",
+        caption="\n".join(caption),
         title_justify="left",
         caption_justify="left",
     )
+    columns: list[tuple[str, Callable[[Row], str], bool]] = [
+        (fill(metric, 14), lambda row: wording.result(row, like), True),
+        ("tuned lr", wording.tuned_short, True),
+        ("untuned,\nseed 0", lambda row: wording.default(row, like), wide),
+        (f"steps to\n{REFERENCE}'s", lambda row: wording.catch_up(row, plan.steps), REFERENCE in plan.labels),
+        ("state\nB/param", lambda row: f"{row.state_bytes_per_parameter:.2f}", True),
+        ("step\nms", lambda row: f"{row.optimizer_ms:.2f}", True),
+        (f"×\n{reference(plan)}", lambda row: f"{row.step_ratio:.2f}", wide),
+    ]
+    shown = [(header, cell) for header, cell, fits in columns if fits]
     drawn.add_column("optimizer", style="bold", no_wrap=True)
-    drawn.add_column(metric, justify="right")
-    drawn.add_column("tuned lr", justify="right")
-    drawn.add_column("untuned, seed 0", justify="right")
-    drawn.add_column("state B/param", justify="right")
-    drawn.add_column("optimizer step", justify="right")
-    drawn.add_column(f"× {reference(plan)}", justify="right")
-    for row in standings(plan, records):
-        drawn.add_row(
-            row.optimizer,
-            wording.result(row),
-            wording.tuned(row),
-            wording.default(row),
-            f"{row.state_bytes_per_parameter:.2f}",
-            f"{row.optimizer_ms:.2f} ms",
-            f"{row.step_ratio:.2f}",
-        )
+    for header, _ in shown:
+        drawn.add_column(header, justify="right")
+    for row in rows:
+        drawn.add_row(row.optimizer, *(cell(row) for _, cell in shown))
     return drawn

@@ -29,14 +29,18 @@ class Mark:
     dashes: str
 
 
-# Okabe and Ito's colours, told apart with any common colour vision; lightened where the ground is dark.
+# First Okabe and Ito's colours, told apart with any common colour vision and lightened where the ground is
+# dark; the others were searched for as far from them and each other, for the same eyes (see the tests).
 LIGHT = Theme(
     "light",
     ground="#ffffff",
     ink="#1f2328",
     faint="#59636e",
     grid="#e4e8ec",
-    series=("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#6e7781"),
+    series=(
+        *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"),
+        *("#7b4106", "#6d2ce3", "#21112d", "#7fb653"),
+    ),
 )
 DARK = Theme(
     "dark",
@@ -44,10 +48,15 @@ DARK = Theme(
     ink="#e6edf3",
     faint="#9198a1",
     grid="#262c36",
-    series=("#4a9fe0", "#f08a4b", "#2fc49a", "#e29bc6", "#f2b632", "#8fd3f7", "#a5adb6"),
+    series=(
+        *("#4a9fe0", "#f08a4b", "#2fc49a", "#e29bc6", "#f2b632", "#8fd3f7"),
+        *("#f2e19d", "#a04be6", "#7a8f2a", "#e6edf3"),
+    ),
 )
 
-_MARKERS = "osD^vPX<>"
+_MARKERS = "osD^vPX<>*p"
+# Neighbours in the race go together; every second handful is dashed, so that colour is never alone.
+_HANDFUL = 5
 _DASHES = ("-", "--", "-.", ":")
 
 
@@ -57,5 +66,5 @@ def mark(theme: Theme, index: int) -> Mark:
     return Mark(
         theme.series[index % colors],
         _MARKERS[index % len(_MARKERS)],
-        _DASHES[index // colors % len(_DASHES)],
+        _DASHES[index // _HANDFUL % len(_DASHES)],
     )

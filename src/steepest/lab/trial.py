@@ -47,7 +47,7 @@ def run_trial(
         contestant: With what.
         assignment: At which learning rate and seed.
         steps: For how many steps.
-        evaluations: How often to take the metric, besides at the start.
+        evaluations: How often to take the metric, besides at the start; see `judged_steps`.
         machine: What the record says it was measured on.
         tick: Called at most `POINTS` times.
     """
@@ -59,7 +59,7 @@ def run_trial(
         scheduler = schedule.warmup_cosine(optimizer, steps)
         batches = endless(task, assignment.seed)
         every = math.ceil(steps / POINTS)
-        judged = {round(steps * mark / evaluations) for mark in range(1, evaluations + 1)}
+        judged = judged_steps(steps, evaluations)
         curve: list[Point] = []
         validation: list[Point] = [(0, 0.0, judge(task, model))]
         losses: list[Tensor] = []
@@ -121,6 +121,16 @@ def run_trial(
             hyper=dict(contestant.hyper),
             machine=machine,
         )
+
+
+def judged_steps(steps: int, evaluations: int) -> set[int]:
+    """After which steps the metric is taken: at squares, densely where the curve is steep.
+
+    Example:
+        >>> sorted(judged_steps(160, 8))
+        [2, 10, 22, 40, 62, 90, 122, 160]
+    """
+    return {max(1, round(steps * (mark / evaluations) ** 2)) for mark in range(1, evaluations + 1)}
 
 
 def judge(task: Task[Any], model: nn.Module) -> float:

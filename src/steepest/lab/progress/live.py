@@ -18,6 +18,9 @@ from ..records import Assignment, Record
 from ..standings import winners
 from .pace import Pace
 
+_WIDE = 100
+_ODD_LR = "lr 0.00032"
+
 
 class Live:
     """Redraws one table on `console` as trials go on."""
@@ -29,6 +32,7 @@ class Live:
         self._running: Assignment | None = None
         self._step = 0
         self._loss: float | None = None
+        self._like = 0.0
 
     def note(self, text: str) -> None:
         """Print the note above the table."""
@@ -68,16 +72,28 @@ class Live:
 
     def draw(self) -> Group:
         """The table and the line below it, as they stand now."""
-        grid = Table(title=f"race: {self._plan.request.task}", title_justify="left")
-        grid.add_column("optimizer", style="bold", no_wrap=True)
+        asked = self._plan.request
+        grid = Table(title=f"race: {asked.task}, {asked.metric}", title_justify="left")
+        grid.add_column("optimizer", style="bold", no_wrap=True, max_width=24)
         grid.add_column("trials", justify="right")
-        grid.add_column("now", min_width=30)
-        grid.add_column("training loss", justify="right")
-        grid.add_column("best lr", justify="right")
-        grid.add_column(f"best {self._plan.request.metric}", justify="right")
+        # As wide as it can get, so that the table stands still while the trial goes on.
+        grid.add_column(
+            "now", no_wrap=True, min_width=len(f"{_ODD_LR}, seed {asked.seeds - 1}, {self._at()}")
+        )
+        grid.add_column("loss", justify="right", min_width=6)
+        grid.add_column("best", justify="right", min_width=6)
+        wide = self._console.width >= _WIDE
+        self._like = wording.scale(self._plan, self._records)
+        if wide:
+            grid.add_column("at lr", justify="right", min_width=len(_ODD_LR) - 3)
         for label in self._plan.labels:
-            grid.add_row(*self._row(label))
+            cells = self._row(label)
+            grid.add_row(*(cells if wide else cells[:-1]))
         return Group(grid, self._footer())
+
+    def _at(self) -> str:
+        steps = str(self._plan.steps)
+        return f"{self._step:>{len(steps)}}/{steps}"
 
     def _row(self, label: str) -> tuple[str, str, str, str, str, str]:
         of_label = [record for record in self._records if record.optimizer == label]
@@ -85,15 +101,15 @@ class Live:
         at_best = [record.metric for record in winners(self._plan, self._records, label) if record.finite]
         now, loss = "", ""
         if self._running is not None and self._running.optimizer == label:
-            now = f"lr {self._running.lr:g}, seed {self._running.seed}, {self._step}/{self._plan.steps}"
+            now = f"lr {self._running.lr:g}, seed {self._running.seed}, {self._at()}"
             loss = "" if self._loss is None else f"{self._loss:.3f}"
         return (
             label,
             str(len(of_label)),
             now,
             loss,
+            wording.figure(sum(at_best) / len(at_best), self._like) if at_best else "",
             "" if best is None else f"{best:g}",
-            wording.figure(sum(at_best) / len(at_best)) if at_best else "",
         )
 
     def _footer(self) -> Table:
@@ -102,8 +118,13 @@ class Live:
         total = done + self._remaining
         footer = Table.grid(padding=(0, 2))
         footer.add_row(
-            ProgressBar(total=max(total, 1), completed=done + share, width=40),
+            ProgressBar(total=max(total, 1), completed=done + share, width=_bar_width(self._console.width)),
             Text(f"{done}/{total} trials"),
             Text(f"about {span(self._pace.left(self._remaining, share))} left"),
         )
         return footer
+
+
+def _bar_width(columns: int) -> int:
+    """What the words beside the bar leave of a line, 40 at most."""
+    return max(4, min(40, columns - 44))

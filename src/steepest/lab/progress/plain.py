@@ -20,6 +20,7 @@ class Plain:
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = sys.stdout if stream is None else stream
         self._done = 0
+        self._like = 0.0
         self._progress: Progress | None = None
 
     def note(self, text: str) -> None:
@@ -52,7 +53,11 @@ class Plain:
         left = f"about {span(self._pace.left(remaining))} left" if remaining else "the last"
         outcome = "diverged"
         if record.finite:
-            outcome = f"{wording.figure(record.metric)} {self._plan.request.unit}".strip()
+            # The decimals of the largest so far, of those that have learnt anything.
+            level = self._plan.score(record.validation[0][2])
+            if self._plan.score(record.metric) <= level:
+                self._like = max(self._like, abs(record.metric), abs(level))
+            outcome = f"{wording.figure(record.metric, self._like)} {self._plan.request.unit}".strip()
         self.note(
             f"[{self._done}/{self._done + remaining}] {record.optimizer} lr {record.lr:g} "
             f"seed {record.seed}: {outcome} in {record.seconds:.1f} s, {left}"
