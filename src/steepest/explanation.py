@@ -17,11 +17,11 @@ from steepest.step.collect import Batch, Member, describe, real_view
 from steepest.step.matrix import init_factors
 from steepest.views import View
 
-__all__ = ["ALIASES", "FALLBACK", "LEFT_OUT", "WHY", "Explanation", "Row", "Total", "explain"]
+__all__ = ["ALIASES", "DOUBTS", "FALLBACK", "LEFT_OUT", "WHY", "Explanation", "Row", "Total", "explain"]
 
 # The keys of a param group that say why, as plain data: a list aligned with "params" each, but for
-# LEFT_OUT, a list of names, and FALLBACK, a rule's name.
-WHY, ALIASES, LEFT_OUT, FALLBACK = "why", "aliases", "left_out", "fallback"
+# LEFT_OUT, a list of names, DOUBTS, a list of warnings, and FALLBACK, a rule's name.
+WHY, ALIASES, LEFT_OUT, DOUBTS, FALLBACK = "why", "aliases", "left_out", "doubts", "fallback"
 
 _GIVEN = "given: nobody said why"
 _NUMBER = re.compile(r"(?<![^.\s'])\d+(?=\.)|(?<=\.)\d+(?![^.\s'])")
@@ -40,7 +40,8 @@ class Row:
         rule: the rule's name.
         lr: the group's learning rate now.
         weight_decay: the group's weight decay now; 0 for a rule without.
-        view: how a rule that sees matrices sees it: blocks, ``"batch"``, ``"flatten"``, or None.
+        view: how a rule that sees matrices sees it: blocks, ``"batch"``, ``"flatten"``, ``"merge"`` (the
+            most square matrix, PSGD's), or None.
         why: the kind of tensor and the reason, as ``"kind: reason"``.
         frozen: whether it requires no gradient.
         parameters: number of elements.
@@ -172,7 +173,7 @@ def _view(group: Mapping[str, Any], label: str | None, param: Tensor) -> View | 
     view: View | None = (group.get("views") or {}).get(label)
     if view is not None:
         return view
-    return group.get("view", "flatten") if param.dim() > 2 else None
+    return group.get("view", "merge") if param.dim() > 2 else None
 
 
 def _state_bytes(group: Mapping[str, Any], label: str | None, param: Tensor) -> int:
@@ -236,18 +237,18 @@ def _warnings(groups: Sequence[Mapping[str, Any]], rows: Sequence[Row], main: st
             "overrides={...: " + repr(main) + "} gives it some"
         )
     told = {name for group in groups for name in (group.get("views") or {})}
+    warnings += dict.fromkeys(doubt for group in groups for doubt in group.get(DOUBTS, []))
     said: dict[str, str] = {}
     for row in training:
         name = _starred(row.name)
-        if row.kind == "matrix":
+        if row.kind == "unknown" and find_rule(main).hidden_only:
+            asks, answer = "it is the matrix of a hidden layer", repr(main)
+            if len(row.shape) > 2:
+                asks = "its leading dimension counts matrices"
+                answer = f"{{'rule': {main!r}, 'view': 'batch'}}"
             said[name] = (
-                f"{name} is a 2-D parameter of a module that is not known, taken as a matrix. "
-                "If it is not one, give it to another rule in overrides"
-            )
-        elif row.kind == "unknown" and find_rule(main).hidden_only:
-            said[name] = (
-                f"{name} {row.shape} belongs to a module that is not known. If its leading dimension counts "
-                f"matrices: overrides={{{name!r}: {{'rule': {main!r}, 'view': 'batch'}}}}"
+                f"{name} {row.shape} belongs to a module that is not known, and goes to {row.rule!r}. "
+                f"If {asks}: overrides={{{name!r}: {answer}}}"
             )
         if not find_rule(row.rule).hidden_only:
             continue

@@ -16,9 +16,17 @@ from steepest.registry import find_rule, register
 from steepest.rule import Rule
 from steepest.step.collect import Batch, collect, describe, real_view, refuse_shards
 from steepest.step.compiled import compiler_available, pays, run_compiled, warn_no_compiler, warn_not_compiled
-from steepest.step.element import run_eager
+from steepest.step.element import run_eager, store
 from steepest.step.finite import check_gradients
-from steepest.step.matrix import Provide, blank_factors, init_factors, lacks_factors, relate, run_matrix
+from steepest.step.matrix import (
+    Provide,
+    blank_factors,
+    computed,
+    init_factors,
+    lacks_factors,
+    relate,
+    run_matrix,
+)
 from steepest.step.tensor import measure, reads_back
 
 __all__ = ["Optimizer"]
@@ -99,7 +107,8 @@ class Optimizer(torch.optim.Optimizer):
         found.check(type(self).__name__, defaults)
         defaults = {name: plain(value) if name in known else value for name, value in defaults.items()}
         super().__init__(params, defaults)
-        _check_views(defaults.get("views") or {}, self.param_groups)
+        for group in self.param_groups:
+            _check_views(group.get("views") or {}, self.param_groups)
 
     # -- param groups
 
@@ -116,6 +125,8 @@ class Optimizer(torch.optim.Optimizer):
             filled |= {name: plain(filled[name]) for name in find_rule(filled["rule"]).defaults()}
             filled.setdefault("base_lr", float(filled["lr"]))
             _check_params([params] if isinstance(params, Tensor) else list(params), group_index, filled)
+            if (own := param_group.get("views")) and own is not self.defaults.get("views"):
+                _check_views(own, [*self.param_groups, {"param_names": _names(param_group["params"])}])
             param_group.update(filled)
         super().add_param_group(param_group)
 
@@ -162,9 +173,19 @@ class Optimizer(torch.optim.Optimizer):
             _count_steps(batch)
         measure(batches, self._states_by_rule)
         relate(batches)
+        # Functions of a subclass may raise: they are all called before anything is written.
+        writes = {
+            id(batch): computed(batch, provide)
+            for batch in batches
+            if (provide := self._provide(batch)) is not None
+        }
         for batch in batches:
             on_device = None if mask is None else mask.to(batch.device)
-            self._run(batch, on_device)
+            if id(batch) in writes:
+                for old, new in writes[id(batch)]:
+                    store(old, new, on_device)
+            else:
+                _run(batch, on_device)
             for member in batch.members:
                 for name, value in member.measured.items():
                     member.state[name].fill_(value)
@@ -174,14 +195,6 @@ class Optimizer(torch.optim.Optimizer):
         if mask is not None:
             self._count_skipped((~mask).to(torch.int64))
         return loss
-
-    def _run(self, batch: Batch, finite: Tensor | None) -> None:
-        if batch.rule.scope == "matrix":
-            if batch.group["compile"] is True:
-                warn_not_compiled(batch.rule.name)
-            run_matrix(batch, finite, self._provide(batch))
-        elif not (_compiles(batch) and run_compiled(batch, finite)):
-            run_eager(batch, finite)
 
     def _provide(self, batch: Batch) -> Provide | None:
         """Functions of this object that the batch's rule calls, parameter by parameter; mostly none."""
@@ -309,6 +322,11 @@ class Optimizer(torch.optim.Optimizer):
                 )
             if "rule" not in theirs:
                 _check_foreign(index, ours, theirs)
+            elif (theirs.get("views") or {}) != (ours.get("views") or {}):
+                raise ValueError(
+                    f"group {index} of the state dict was saved with views={theirs.get('views')!r}, "
+                    f"this optimizer has {ours.get('views')!r}; nothing was loaded"
+                )
             merged = {**ours, **{name: theirs[name] for name in ours if name in theirs}}
             find_rule(ours["rule"]).check(
                 f"group {index} of the state dict",
@@ -408,6 +426,10 @@ def _filled(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, 
     return filled
 
 
+def _names(params: Any) -> list[str]:
+    return [entry[0] for entry in params if isinstance(entry, tuple)]
+
+
 def _check_views(views: Mapping[str, Any], groups: list[dict[str, Any]]) -> None:
     """Refuse a view of a parameter that is not there: it would silently do nothing."""
     names = [name for group in groups for name in group.get("param_names", ())]
@@ -458,6 +480,15 @@ def _count_steps(batch: Batch) -> None:
         if member.step not in by_step:
             by_step[member.step] = dict(batch.rule.scalars(member.step, **hyper))
         member.scalars = dict(by_step[member.step])
+
+
+def _run(batch: Batch, finite: Tensor | None) -> None:
+    if batch.rule.scope == "matrix":
+        if batch.group["compile"] is True:
+            warn_not_compiled(batch.rule.name)
+        run_matrix(batch, finite)
+    elif not (_compiles(batch) and run_compiled(batch, finite)):
+        run_eager(batch, finite)
 
 
 def _compiles(batch: Batch) -> bool:

@@ -160,9 +160,12 @@ class MatrixRule(Rule):
     param of shape [batch, ..., m, n], state likewise. Norms and products are over the last two
     dimensions. Its ``hyper`` includes ``bucket_bytes``, which bounds a stack's working memory, and
     ``views``, which says that a parameter is several matrices (:mod:`steepest.views`).
+    ``working_copies`` is how many times the bytes of a matrix and its factors, in the compute dtype, are
+    in use at once in a step.
     """
 
     scope = "matrix"
+    working_copies: ClassVar[int] = 12
 
     def check_param(self, who: str, name: str | None, param: Tensor, group: Group) -> None:
         """Complex matrices are not matrices of pairs, and a fused parameter's blocks must fill it."""

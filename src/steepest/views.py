@@ -53,6 +53,8 @@ def check_view(who: str, view: Any, shape: torch.Size) -> None:
     kind, sizes = view if isinstance(view, (tuple, list)) and len(view) == 2 else (None, ())
     if kind not in ("rows", "columns"):
         raise ValueError(f"{who}: a view is rows(...), columns(...) or heads(...), got {view!r}")
+    if not isinstance(sizes, (tuple, list)) or any(type(size) is not int or size < 1 for size in sizes):
+        raise ValueError(f"{who}: a view's block sizes are integers ≥ 1, got {sizes!r}")
     dim = 0 if kind == "rows" else 1
     if len(shape) <= dim or sum(sizes) != shape[dim]:
         raise ValueError(

@@ -162,7 +162,7 @@ def test_lost_trials_of_different_optimizers_are_told_apart() -> None:
     assert len(lr_search(make_plan(), good[:2], LIGHT).axes) == 1
     _, strip = lr_search(make_plan(trials=4), good + lost, LIGHT).axes
     assert [label.get_text() for label in strip.get_yticklabels()] == ["a", "b"]
-    rows = [set(line.get_ydata()) for line in strip.lines]
+    rows = [{float(y) for y in line.get_ydata()} for line in strip.lines]  # type: ignore[union-attr]
     assert rows == [{0}, {1}]
 
 

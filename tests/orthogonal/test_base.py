@@ -222,3 +222,32 @@ def test_a_view_of_a_parameter_that_is_not_there_is_refused():
         steepest.Muon([("qkv", fused)], views={"qvk": rows(4, 2, 2)})
     with pytest.raises(ValueError, match="named_parameters"):
         steepest.Muon([fused], views={"qkv": rows(4, 2, 2)})
+
+
+def test_an_error_for_one_parameter_leaves_all_of_them_as_they_were():
+    class Picky(OrthogonalizedOptimizer):
+        def orthogonalize(self, p, grad, **kwargs):
+            if kwargs["picky"]:
+                raise ArithmeticError("not this one")
+            return grad
+
+    first, second, vector = weights((3, 3), (3, 3), (3,))
+    optimizer = Picky(
+        [
+            {"params": [vector], "rule": "lion"},
+            {"params": [first]},
+            {"params": [second], "picky": True},
+        ],
+        lr=0.1,
+        picky=False,
+    )
+    start = [p.detach().clone() for p in (first, second, vector)]
+    give_gradients([first, second, vector], 0)
+    with pytest.raises(ArithmeticError):
+        optimizer.step()
+    for param, before in zip((first, second, vector), start, strict=True):
+        assert torch.equal(param, before)
+        assert not any(value.any() for value in optimizer.state[param].values())
+    optimizer.param_groups[2]["picky"] = False
+    optimizer.step()
+    assert not torch.equal(second, start[1])

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 import steepest
-from steepest.step import matrix
 from steepest.views import columns, heads, rows
 
 SHAPES = {"a": (6, 4), "b": (6, 4), "c": (4, 9), "conv": (6, 2, 3, 3), "qkv": (12, 4), "col": (4, 8)}
@@ -51,20 +50,6 @@ def test_the_buckets_size_changes_nothing(name):
     train(small, [steepest.create(name, small.items(), bucket_bytes=1)])
     for key in SHAPES:
         torch.testing.assert_close(large[key], small[key], rtol=1e-6, atol=1e-7)
-
-
-def test_a_bucket_holds_no_more_than_it_may(monkeypatch):
-    sizes = []
-    real = matrix._step_bucket
-    monkeypatch.setattr(
-        matrix,
-        "_step_bucket",
-        lambda b, r, bucket, *rest: (sizes.append(len(bucket)), real(b, r, bucket, *rest)),
-    )
-    params = {str(i): torch.nn.Parameter(torch.randn(4, 4)) for i in range(10)}
-    one = 4 * 4 * 4 * matrix._WORKING_COPIES
-    train(params, [steepest.Muon(params.items(), bucket_bytes=3 * one)], steps=1)
-    assert sizes == [3, 3, 3, 1]
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (16, 4), (4, 16)])

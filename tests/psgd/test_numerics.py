@@ -159,14 +159,64 @@ def test_late_gradients(kind):
     assert all_finite(optimizer, [early, late])
 
 
+@pytest.mark.parametrize("noise_scale", [0.0, 1e-9])
+@pytest.mark.parametrize("shape", [(5, 5), (3, 40), (12,)], ids=str)
+@pytest.mark.parametrize("size", [1e-30, 1e-25, 1e-20, 1e-15, 1e15, 1e20, 1e25, 1e30])
 @pytest.mark.parametrize("kind", KINDS)
-def test_extreme_sizes(kind):
-    """Gradients at the ends of float32's range: white, or on the clip, never NaN."""
-    for size in (1e-30, 1e15):
-        param = torch.nn.Parameter(torch.zeros(5, 5))
-        optimizer = KINDS[kind]([param], lr=1.0, weight_decay=0.0, noise_scale=0.0)
+def test_extreme_sizes(kind, size, shape, noise_scale):
+    """Gradients whose squares float32 cannot hold are white from the first step on, and Q is fitted."""
+    if noise_scale > size:
+        noise_scale = 1e-9 * size
+    param = torch.nn.Parameter(torch.zeros(shape))
+    optimizer = KINDS[kind](
+        [param], lr=1.0, lr_style=None, weight_decay=0.0, noise_scale=noise_scale, momentum=0.5
+    )
+    draw = generator(0)
+    for step in range(100):
+        before = param.detach().clone()
+        param.grad = size * torch.randn(shape, generator=draw)
+        optimizer.step()
+        update = rms(param - before)
+        assert 0.1 < update < 1.1 + 1e-4
+        if step == 0:
+            measured = optimizer.state[param]["scale"].double().item() ** (4 if len(shape) == 2 else 2)
+            assert measured == pytest.approx(1 / rms(param.grad), rel=1e-4)
+    assert all_finite(optimizer, [param])
+    assert all(float(v) > 0 for name, v in optimizer.state[param].items() if name.startswith("L"))
+
+
+@pytest.mark.parametrize("size", [1e20, 1e25, 1e30, 1e38])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(5, 5), (3, 40), (12,)], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_burst_whose_square_is_no_number(kind, shape, dtype, size):
+    """One finite gradient among usual ones, or the first: clipped, and nothing is poisoned."""
+    for at in (20, 0):
+        param = torch.nn.Parameter(torch.zeros(shape, dtype=dtype))
+        optimizer = KINDS[kind]([param], lr=1.0, lr_style=None, weight_decay=0.0, nonfinite="skip")
         draw = generator(0)
-        for _ in range(30):
-            param.grad = size * torch.randn(5, 5, generator=draw)
+        for step in range(60):
+            before = param.detach().clone()
+            gradient = torch.randn(shape, generator=draw).clamp(-2, 2)
+            param.grad = (gradient * (size if step == at else 1)).to(dtype)
             optimizer.step()
+            assert all_finite(optimizer, [param])
+            if step == at:
+                assert 0.5 < rms(param - before) < 1.12
+        assert optimizer.skipped_steps == 0
+        assert float(optimizer.state[param]["scale"]) > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_from_one_end_of_the_range_to_the_other(kind):
+    """The measured scale is wrong by 1e60 for good, which no float32 holds: clipped or below."""
+    for first, then in ((1e-30, 1e30), (1e30, 1e-30)):
+        param = torch.nn.Parameter(torch.zeros(6, 6))
+        optimizer = KINDS[kind]([param], lr=1.0, lr_style=None, weight_decay=0.0, noise_scale=0.0)
+        draw = generator(0)
+        for step in range(250):
+            before = param.detach().clone()
+            param.grad = (first if step < 5 else then) * torch.randn(6, 6, generator=draw)
+            optimizer.step()
+            assert rms(param - before) < 1.1 + 1e-4
         assert all_finite(optimizer, [param])

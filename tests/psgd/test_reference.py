@@ -69,6 +69,7 @@ def test_every_shape(kind, shape):
         {"max_size_dense": 4},
         {"whiten": "gradient"},
         {"literal": True},
+        {"literal": True, "preconditioner_lr": 0.1},
         {"momentum": 0.5, "preconditioner_lr": 0.1, "weight_decay": 0.0},
         {"lr_style": None, "preconditioner_init_scale": 2.0},
     ],

@@ -112,17 +112,14 @@ class PSGD:
                 for s, dense in zip(self.shape, self.dense, strict=True)
             ]
         self.m = self.beta * self.m + (1 - self.beta) * g
-        eta = max(min(0.3, self.rate), self.rate / math.sqrt(1 + self.t / 10000))
+        floor = 0.3 if self.literal else min(0.3, self.rate)
+        eta = max(floor, self.rate / math.sqrt(1 + self.t / 10000))
         if self.t % self.balance_every == 0 and len(self.q) == 2:
             largest = [np.abs(q).max() for q in self.q]
             mean = math.sqrt(largest[0] * largest[1])
             self.q = [q * (mean / top) for q, top in zip(self.q, largest, strict=True)]
         target = g if self.whiten == "gradient" else self.m
-        if self.fits(self.t) and not target.any():
-            # Nothing is learned from a zero matrix; a rotation leaves P.
-            turns = [dense and self.kind == "procrustes" for dense in self.dense]
-            self.q = [rotate(q) if turn else q for q, turn in zip(self.q, turns, strict=True)]
-        elif self.fits(self.t):
+        if self.fits(self.t) and target.any():  # nothing is learned from a zero matrix
             a = self.white(target)
             new = []
             for side, size in enumerate(self.shape):

@@ -43,6 +43,38 @@ def test_they_do_not_carry_over_between_others(main: dict, fallback: str):
     )
 
 
+@pytest.mark.parametrize(
+    ("rule", "options", "carries"),
+    [
+        ("adamw", {}, True),
+        ("muon", {}, True),
+        ("muon", {"extra_scale": 5.0}, False),
+        ("normuon", {}, True),
+        ("normuon", {"scale": "spectral"}, False),
+        ("hyperball", {}, False),
+        ("polargrad", {"scale": "match_rms_adamw"}, False),
+        ("scion", {"scale": "match_rms_adamw"}, False),
+        ("quad", {}, True),
+        ("procrustes", {}, True),
+        ("procrustes", {"lr_style": None}, False),
+        ("lion", {}, False),
+    ],
+)
+def test_only_rules_that_move_like_adamw_hand_their_rate_on(rule: str, options: dict, carries: bool):
+    overrides = {"wte.weight": {"rule": "normuon" if rule == "adamw" else "adamw"}}
+    groups = by_name(steepest.build(GPT(), rule, lr=0.03, overrides=overrides, **options))
+    assert (groups["wte.weight"]["lr"] == 0.03) is carries
+    if rule not in ("adamw", "quad", "procrustes", "lion"):
+        assert (groups["wpe.weight"]["lr"] == 0.03) is carries
+
+
+def test_an_overrides_own_options_say_whether_the_rate_is_right_for_it():
+    overrides = {"*.up.weight": {"rule": "muon", "scale": "spectral"}, "*.down.weight": "muon"}
+    groups = by_name(steepest.build(GPT(), "adamw", lr=0.03, overrides=overrides))
+    assert groups["blocks.0.up.weight"]["lr"] == 1e-3
+    assert groups["blocks.0.down.weight"]["lr"] == 0.03
+
+
 def test_the_fallbacks_own_rate_and_options_win():
     fallback = {"rule": "adamw", "betas": (0.8, 0.9), "weight_decay": 0.0}
     groups = by_name(
@@ -89,6 +121,18 @@ def test_what_the_model_exempts_is_not_decayed_unless_an_override_says_so():
     groups = by_name(steepest.build(Exempt(), "muon", overrides={"first.weight": {"weight_decay": 0.3}}))
     assert groups["first.weight"]["weight_decay"] == 0.3
     assert groups["decay"]["rule"] == "adamw"
+
+
+class Unrelated(nn.Linear):
+    """Has a method of timm's name, and means something else by it."""
+
+    def no_weight_decay(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+def test_a_no_weight_decay_that_takes_arguments_is_not_called():
+    rows = steepest.build(nn.Sequential(Unrelated(4, 4), nn.Linear(4, 2)), "muon").explain().rows
+    assert {row.weight_decay > 0 for row in rows if row.kind != "bias"} == {True}
 
 
 # -- overrides
@@ -182,6 +226,8 @@ def test_a_view_must_fit():
         (ValueError, "fallback names no rule", {"fallback": {"lr": 1.0}}),
         (TypeError, "fallback must be a rule's name or a dict", {"fallback": 3}),
         (TypeError, r"overrides\['wte.\*'\] must be a rule's name", {"overrides": {"wte.*": None}}),
+        (TypeError, r"overrides must be a dict .*got \['a'\]", {"overrides": ["a"]}),
+        (TypeError, r"views must be a dict .*got \['a'\]", {"views": ["a"]}),
         (TypeError, r"'momentun' \(did you mean 'momentum'\?\)", {"momentun": 0.9}),
         (TypeError, "'betas': it is no option of 'muon'. An option of the fallback", {"betas": (0.9, 0.9)}),
         (TypeError, "fallback: 'beta' is no option of 'adamw'", {"fallback": {"rule": "adamw", "beta": 1}}),

@@ -95,7 +95,8 @@ def test_warns_of_matrices_that_look_fused():
         yield "gate_up_proj", nn.Linear(4, 10)
         yield "plain", nn.Linear(4, 8)
 
-    warnings = steepest.build(Unknown(), "muon").explain().warnings
+    doubt, *warnings = steepest.build(Unknown(), "muon").explain().warnings
+    assert "no output layer was found" in doubt
     assert [warning.partition(" ")[0] for warning in warnings] == [
         "layers.*.tripled.weight",
         "layers.*.wqkv.weight",
@@ -148,11 +149,24 @@ class Unknown(nn.Module):
 
 
 def test_warns_of_modules_that_it_does_not_know():
-    warnings = steepest.build(Unknown(), "muon").explain().warnings
-    assert "mix is a 2-D parameter of a module that is not known, taken as a matrix" in warnings[0]
+    warnings = steepest.build(Unknown(), "muon").explain().warnings[1:]
+    assert "mix (4, 5) belongs to a module that is not known, and goes to 'adamw'" in warnings[0]
+    assert "overrides={'mix': 'muon'}" in warnings[0]
     assert "overrides={'mixes': {'rule': 'muon', 'view': 'batch'}}" in warnings[1]
-    optimizer = steepest.build(Unknown(), "muon", overrides={"mixes": {"rule": "muon", "view": "batch"}})
-    assert {row.name: row.view for row in optimizer.explain().rows}["mixes"] == "batch"
+    overrides = {"mix": "muon", "mixes": {"rule": "muon", "view": "batch"}}
+    explanation = steepest.build(Unknown(), "muon", overrides=overrides).explain()
+    assert {row.name: (row.rule, row.view) for row in explanation.rows if row.name != "linear.bias"} == {
+        "mix": ("muon", None),
+        "mixes": ("muon", "batch"),
+        "linear.weight": ("muon", None),
+    }
+    assert len(explanation.warnings) == 1
+
+
+def test_psgd_merges_what_others_flatten():
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Conv2d(4, 2, 1))
+    for rule, view in (("quad", "merge"), ("procrustes", "merge"), ("muon", "flatten"), ("lion", None)):
+        assert steepest.build(model, rule).explain().rows[0].view == view
 
 
 def test_frozen_tensors_are_listed_and_have_no_state():
@@ -187,7 +201,13 @@ def test_the_reasons_go_through_a_checkpoint():
 def test_a_checkpoint_without_reasons_keeps_ours():
     optimizer = built()
     groups = [
-        {"params": group["params"], "rule": group["rule"], "lr": 1e-3} for group in optimizer.param_groups
+        {
+            "params": list(zip(group["param_names"], group["params"], strict=True)),
+            "rule": group["rule"],
+            "lr": 1e-3,
+            **({"views": group["views"]} if group.get("views") else {}),
+        }
+        for group in optimizer.param_groups
     ]
     by_hand = steepest.Optimizer(groups, rule="muon")
     before = optimizer.explain()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 
 import pytest
@@ -9,7 +10,7 @@ from torch import nn
 
 import steepest
 
-from .zoo import BasicBlock
+from .zoo import GPT, LSTM, BasicBlock, Llama, MoE, ResNet, ViT
 
 
 def named(**modules: nn.Module) -> nn.Sequential:
@@ -46,6 +47,40 @@ def encoder() -> nn.TransformerEncoder:
     return nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16), 2, enable_nested_tensor=False)
 
 
+def mlp(into: int, width: int, out: int) -> nn.Sequential:
+    return nn.Sequential(linear(into, width), linear(width, out))
+
+
+class QNet(nn.Module):
+    def __init__(self, name: str = "last") -> None:
+        super().__init__()
+        self.first = linear(4, 8)
+        self.add_module(name, linear(8, 2))
+
+
+class FinalLayer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = linear(8, 3)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), linear(8, 16))
+
+
+class DiT(nn.Module):
+    """Its final layer is conditioned by a linear map that is registered after the output."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedder, self.final_layer = linear(4, 8), FinalLayer()
+
+
+class Mixed(nn.Module):
+    """A head of two linear maps, neither of which has an output's name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = linear(8, 3), linear(4, 8)
+
+
 @pytest.mark.parametrize(
     ("model", "expected"),
     [
@@ -63,6 +98,7 @@ def encoder() -> nn.TransformerEncoder:
         # names
         (named(lm_head=linear(4, 9), body=linear(4, 4)), {"lm_head"}),
         (named(body=encoder(), head=linear(8, 3)), {"head"}),
+        (named(decoder=named(a=linear(4, 6), lm_head=linear(6, 9)), b=linear(4, 4)), {"decoder.lm_head"}),
         (named(body=linear(4, 4), classifier=named(one=linear(4, 6), two=linear(6, 3))), {"classifier.two"}),
         (named(body=linear(4, 6), fc=linear(6, 8), out=linear(8, 3)), {"out"}),
         (named(head=linear(4, 4), body=linear(4, 6), tail=linear(6, 3)), {"tail"}),
@@ -71,6 +107,19 @@ def encoder() -> nn.TransformerEncoder:
             {"heads.age", "heads.kind"},
         ),
         (named(body=linear(4, 6), decoder=encoder()), set()),
+        (
+            named(body=linear(4, 6), policy_head=linear(6, 4), value_head=linear(6, 1)),
+            {"policy_head", "value_head"},
+        ),
+        (named(body=linear(4, 6), bbox_head1=linear(6, 3), head2=linear(6, 2)), {"bbox_head1", "head2"}),
+        (
+            named(body=linear(4, 6), cls_preds=nn.ModuleList([linear(6, 3), linear(6, 3)])),
+            {"cls_preds.0", "cls_preds.1"},
+        ),
+        (named(body=linear(4, 6), class_embed=linear(6, 3)), {"class_embed"}),
+        (named(actor=mlp(4, 6, 2), critic=mlp(4, 6, 1)), {"actor.1", "critic.1"}),
+        (DiT(), {"final_layer.linear"}),
+        (nn.TransformerEncoderLayer(8, 2, 16), set()),
         # the model's own word
         (Declaring(), {"exit"}),
         (Undeclared(), {"last"}),
@@ -100,3 +149,109 @@ def test_an_override_has_the_last_word():
     model = named(a=linear(4, 8), b=linear(8, 3))
     optimizer = steepest.build(model, "muon", overrides={"b.weight": "muon"})
     assert {row.rule for row in optimizer.explain().rows if len(row.shape) == 2} == {"muon"}
+
+
+# -- doubts
+
+
+def doubts(model: nn.Module, **options: object) -> tuple[str, ...]:
+    return steepest.build(model, "muon", **options).explain().warnings
+
+
+@pytest.mark.parametrize(
+    ("model", "said", "suggested"),
+    [
+        # guessed from position
+        (named(a=linear(4, 8), b=linear(8, 3)), "b.weight is taken for", {"b.weight": "muon"}),
+        (
+            named(policy=mlp(4, 6, 3), value=mlp(4, 6, 2)),
+            "value.1.weight is taken for",
+            {"value.1.weight": "muon"},
+        ),
+        # nothing found
+        (encoder(), "no output layer was found", {"layers.1.linear2.weight": "adamw"}),
+        (
+            nn.TransformerEncoderLayer(8, 2, 16),
+            "no output layer was found",
+            {"linear2.weight": "adamw"},
+        ),
+        (
+            nn.ModuleDict({"q1": QNet(), "q2": QNet()}),
+            "no output layer was found",
+            {"q1.last.weight": "adamw", "q2.last.weight": "adamw"},
+        ),
+        (
+            nn.ModuleDict({"twins": nn.ModuleDict({"q1": QNet(), "q2": QNet()})}),
+            "no output layer was found",
+            {"twins.q1.last.weight": "adamw", "twins.q2.last.weight": "adamw"},
+        ),
+        # a name that did not count
+        (
+            nn.ModuleDict({"output": linear(6, 3), "body": linear(4, 6), "lm_head": linear(6, 9)}),
+            "output.weight has an output's name",
+            {"output.weight": "adamw"},
+        ),
+        (
+            nn.ModuleDict({"class_embed": linear(6, 3), "proj": linear(4, 5), "out": linear(5, 9)}),
+            "class_embed.weight has an output's name",
+            {"class_embed.weight": "adamw"},
+        ),
+        (
+            named(body=linear(4, 8), head=Mixed()),
+            "head.one.weight has an output's name, or is in a module that has",
+            {"head.one.weight": "adamw"},
+        ),
+    ],
+)  # fmt: skip
+def test_doubts_are_told_with_the_override_that_settles_them(
+    model: nn.Module, said: str, suggested: dict[str, str]
+):
+    warnings = doubts(model)
+    assert len(warnings) == 1
+    assert said in warnings[0]
+    line = "overrides={" + ", ".join(f"{name!r}: {rule!r}" for name, rule in suggested.items()) + "}"
+    assert line in warnings[0]
+    assert not doubts(model, overrides=suggested)
+    assert not doubts(model, overrides=dict.fromkeys(suggested, "muon"))
+    assert not steepest.build(model, "adamw").explain().warnings
+
+
+class Twin(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q1, self.q2 = QNet("head"), QNet("head")
+
+
+def test_outputs_of_twins_are_told_by_their_names():
+    assert heads(Twin()) == set()
+    assert "overrides={'q1.head.weight': 'adamw', 'q2.head.weight': 'adamw'}" in doubts(Twin())[0]
+
+
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q1, self.q2, self.idle = mlp(4, 8, 2), mlp(4, 8, 2), nn.Sequential(nn.ReLU())
+
+
+def test_what_else_may_be_an_output_is_told_with_a_guess():
+    warning = doubts(Pair())[0]
+    assert "q2.1.weight is taken for the output" in warning
+    assert "overrides={'q2.1.weight': 'muon'}" in warning
+    assert "overrides={'q1.1.weight': 'adamw'}" in warning
+
+
+def test_an_output_registered_before_the_body_is_told_besides_the_guess():
+    warnings = doubts(named(output=linear(6, 3), body=linear(4, 6), more=linear(6, 6)))
+    assert ["taken for the output" in warnings[0], "output.weight has an" in warnings[1]] == [True, True]
+
+
+@pytest.mark.parametrize("model", [GPT, Llama, MoE, ViT, ResNet, LSTM])
+def test_nothing_is_doubted_where_the_output_is_found(model: type[nn.Module]):
+    assert not [text for text in doubts(model()) if "output" in text]
+
+
+def test_doubts_go_through_a_checkpoint_and_copies():
+    optimizer = steepest.build(Twin(), "muon")
+    again = steepest.build(Twin(), "muon")
+    again.load_state_dict(optimizer.state_dict())
+    assert again.explain() == copy.deepcopy(optimizer).explain() == optimizer.explain()

@@ -19,6 +19,14 @@ class Holder(nn.Module):
             setattr(self, key, value)
 
 
+class ExpertsMLP(Holder):
+    """Called experts."""
+
+
+class Expertise(Holder):
+    """Not called experts."""
+
+
 class PatchEmbedding(nn.Conv2d):
     """Called an embedding, and a convolution."""
 
@@ -39,6 +47,8 @@ def kind_of(module: nn.Module) -> tuple[str, str, object]:
     ("module", "expected"),
     [
         (nn.Conv2d(8, 8, 3, groups=8), ("adamw", "depthwise", "flatten")),
+        (nn.Conv2d(8, 16, 3, groups=8), ("adamw", "depthwise", "flatten")),
+        (nn.Conv2d(1, 8, 3), ("muon", "conv", "flatten")),
         (nn.Conv2d(8, 8, 3, groups=2), ("muon", "conv", ("rows", (4, 4)))),
         (nn.ConvTranspose2d(8, 4, 3, groups=2), ("muon", "conv", ("rows", (4, 4)))),
         (nn.Conv3d(2, 4, 3), ("muon", "conv", "flatten")),
@@ -63,10 +73,12 @@ def kind_of(module: nn.Module) -> tuple[str, str, object]:
         (Holder("mask_token", 1, 1, 4), ("adamw", "gain", None)),
         (Holder("lora_A", 2, 4), ("adamw", "lora", None)),
         (Holder("lora_magnitude_vector", 4), ("adamw", "gain", None)),
-        (Holder("w_up", 3, 4), ("muon", "matrix", None)),
+        (Holder("w_up", 3, 4), ("adamw", "unknown", None)),
         (Holder("w", 3, 4, 5), ("adamw", "unknown", None)),
         (Holder("w", 3, 4, 5, num_experts=3), ("muon", "experts", "batch")),
         (Holder("w", 3, 4, 5, num_experts=7), ("adamw", "unknown", None)),
+        (ExpertsMLP("w1", 3, 4, 5), ("muon", "experts", "batch")),
+        (Expertise("w1", 3, 4, 5), ("adamw", "unknown", None)),
         (Holder("w", 3, 4, dtype=torch.complex64), ("adamw", "complex", None)),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
@@ -102,9 +114,9 @@ class Listed(nn.Module):
 
 
 def test_a_parameter_in_a_list_is_its_modules():
-    rows = steepest.build(Listed(), "muon").explain().rows
+    rows = steepest.build(Listed(), "adamw").explain().rows
     assert {row.name: row.kind for row in rows} == {
-        "mixers.0": "matrix",
-        "mixers.1": "matrix",
+        "mixers.0": "unknown",
+        "mixers.1": "unknown",
         "pos_embeds.low": "table",
     }

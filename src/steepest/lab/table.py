@@ -33,7 +33,7 @@ def table(plan: Plan, records: Sequence[Record], width: int = WIDE) -> Table:
     if any(row.edge is not None and row.trials > 1 for row in rows):
         caption.append(wording.EDGES)
     if not wide:
-        caption.append(f"untuned results and the rest: in a terminal {WIDE} columns wide, or in the report")
+        caption.append(f"more in the report, or in a terminal {WIDE} columns wide")
     drawn = Table(
         title=f"{plan.request.task}: {metric}, {better} is better",
         caption="\n".join(caption),

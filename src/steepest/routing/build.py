@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from steepest.explanation import ALIASES, FALLBACK, LEFT_OUT, WHY
+from steepest.explanation import ALIASES, DOUBTS, FALLBACK, LEFT_OUT, WHY
 from steepest.hyper import near_miss
 from steepest.optimizer import Optimizer
 from steepest.registry import find_rule, optimizer_class
-from steepest.routing.overrides import as_options, matching, require_matches
+from steepest.routing.doubts import find_doubts
+from steepest.routing.overrides import as_options, as_table, matching, require_matches
 from steepest.routing.refuse import refuse
 from steepest.routing.roles import Role, find_roles
 from steepest.routing.tensors import Routed, find_tensors
@@ -46,7 +48,8 @@ def build(
     A rule for the matrices of hidden layers (Muon and its kin) gets those and no others: linear and
     convolutional layers, attention, recurrent layers, experts. Everything else goes to ``fallback``:
     embeddings, the output head (tied or not), norms, biases, gains, tables of positions and tokens,
-    LoRA's factors, depthwise filters. A rule that is for any tensor (element rules, SGD-SaI, PSGD) gets
+    LoRA's factors, depthwise filters, and what modules that are not known keep as parameters of their own.
+    A rule that is for any tensor (element rules, SGD-SaI, PSGD) gets
     everything, and ``fallback`` is not used. The module that owns a tensor decides, not its number of
     dimensions. ``print(optimizer.explain())`` shows what every tensor got and why.
 
@@ -67,8 +70,9 @@ def build(
         lr: its learning rate; None is the rule's default.
         fallback: name of the rule for the rest, or a dict of group options with ``"rule"`` in it.
         fallback_lr: learning rate of the rest. None: ``lr`` if both rules move parameters as far as
-            AdamW does (AdamW itself, a matrix rule with ``scale="match_rms_adamw"``, PSGD with
-            ``lr_style="adam"``), otherwise the fallback's own default. ``weight_decay`` and
+            AdamW does (AdamW itself, Muon and NorMuon with ``scale="match_rms_adamw"`` and
+            ``extra_scale=1``, PSGD with ``lr_style="adam"``), otherwise the fallback's own default.
+            ``weight_decay`` and
             ``weight_decay_method`` carry over under the same condition.
         overrides: glob of parameter names -> a rule's name, or a dict of group options (``"rule"`` among
             them, or not). Of several that match, the later wins, option by option. A rule that is
@@ -97,31 +101,36 @@ def build(
     main, rest = _main(rule, lr, hyper), _rest(fallback, fallback_lr)
     _carry_over(main, rest)
     find_rule(rest["rule"]).check("build(), fallback", {**find_rule(rest["rule"]).defaults(), **rest})
-    said = {glob: as_options(f"overrides[{glob!r}]", value) for glob, value in (overrides or {}).items()}
+    asked, views = as_table("overrides", overrides), as_table("views", views)
+    said = {glob: as_options(f"overrides[{glob!r}]", value) for glob, value in asked.items()}
 
     found = find_tensors(model)
     refuse(model, found)
     require_matches("overrides", said, found)
-    require_matches("views", views or {}, found)
+    require_matches("views", views, found)
     if not any(tensor.param.requires_grad for tensor in found):
         raise ValueError(f"{type(model).__name__} has no parameter to train: none requires a gradient")
     undecayed = _undecayed(model)
     groups: list[Options] = []
     left_out: list[str] = []
-    for tensor, role in zip(found, find_roles(model, found), strict=True):
+    roles = find_roles(model, found)
+    for tensor, role in zip(found, roles, strict=True):
         if not tensor.param.requires_grad and not _could_train(tensor.param):
             left_out.append(f"{tensor.name} ({str(tensor.param.dtype).removeprefix('torch.')})")
             continue
         options, why = _options(tensor, role, main, rest, said)
         exempt = _is_exempt(tensor, undecayed) or (role.vector and not decay_vectors)
-        asked = any("weight_decay" in said[glob] for glob in matching(said, tensor))
-        if exempt and not asked and "weight_decay" in find_rule(options["rule"]).hyper:
+        kept = any("weight_decay" in said[glob] for glob in matching(said, tensor))
+        if exempt and not kept and "weight_decay" in find_rule(options["rule"]).hyper:
             options["weight_decay"] = 0.0
-        _add(groups, tensor, role, options, why, views or {})
+        _add(groups, tensor, role, options, why, views)
     order = [main["rule"], rest["rule"]]
-    groups = [{**group.pop(_OPTIONS), **group, LEFT_OUT: []} for group in groups]
+    groups = [{**group.pop(_OPTIONS), **group, LEFT_OUT: [], DOUBTS: []} for group in groups]
     groups.sort(key=lambda group: order.index(group["rule"]) if group["rule"] in order else 2)
     groups[0][LEFT_OUT] = left_out
+    if find_rule(main["rule"]).hidden_only:
+        settled = [any("rule" in said[glob] for glob in matching(said, tensor)) for tensor in found]
+        groups[0][DOUBTS] = find_doubts(model, found, roles, settled, main["rule"], rest["rule"])
     optimizer = Optimizer(groups, extra={FALLBACK: rest["rule"]}, **main)
     for warning in optimizer.explain().warnings:
         if warning.startswith("nothing goes to"):
@@ -189,9 +198,14 @@ def _carry_over(main: Options, rest: Options) -> None:
 
 def _moves_like_adamw(options: Options) -> bool:
     """Whether an update has AdamW's rms, so that AdamW's learning rate is right for it."""
-    filled = {**find_rule(options["rule"]).defaults(), **options}
-    matched = filled.get("scale") == "match_rms_adamw" or filled.get("lr_style") == "adam"
-    return options["rule"] == "adamw" or matched
+    rule = options["rule"]
+    filled = {**find_rule(rule).defaults(), **options}
+    # By name: rules that inherit these options may normalize, or scale, what the options leave.
+    if rule in ("muon", "normuon"):
+        return bool(filled["scale"] == "match_rms_adamw" and filled["extra_scale"] == 1)
+    if rule in ("quad", "procrustes"):
+        return bool(filled["lr_style"] == "adam")
+    return bool(rule == "adamw")
 
 
 def _options(
@@ -206,6 +220,7 @@ def _options(
     if rule != options["rule"]:
         options = next((dict(known) for known in (main, rest) if known["rule"] == rule), {"rule": rule})
         if options == {"rule": rule}:
+            options |= wanted
             _carry_over(main, options)
     if globs:
         why = f"override: {', '.join(map(repr, globs))}, otherwise {role.why}"
@@ -218,9 +233,17 @@ def _undecayed(model: nn.Module) -> set[str]:
     names: set[str] = set()
     for path, module in model.named_modules():
         declare = getattr(module, "no_weight_decay", None)
-        if callable(declare):
+        if callable(declare) and _takes_nothing(declare):
             names |= {f"{path}.{name}" if path else name for name in declare()}
     return names
+
+
+def _takes_nothing(function: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(function).bind()
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _is_exempt(tensor: Routed, undecayed: set[str]) -> bool:

@@ -5,23 +5,37 @@ In this order, and the first that finds any layer decides, except that the first
 1. The model says so: ``get_output_embeddings()`` (Hugging Face), ``get_classifier()`` (timm).
 2. A name that is an output's wherever it stands (``lm_head``, ``classifier``, ``to_logits``, ...): the
    last linear map of the module so named.
-3. A name that is often an output's (``head``, ``fc``, ``out``, ...), if no hidden layer is registered
-   after it and no other output takes as many inputs as it has outputs.
+3. A name that is often an output's (``head``, ``policy_head``, ``cls_preds``, ``fc``, ``out``, ...), if
+   no hidden layer is registered after it and no other output takes as many inputs as it has outputs.
 4. No name: the last linear map in registration order, if the model has another layer.
 
 A layer within a repeated block (an element of a ``ModuleList``, or one of several modules of one class
-side by side) is never an output. An embedding that is tied to a linear map is the output, which roles.py
-sees from the tensor, and rule 4 is left out then.
+side by side) is never an output, and rule 4 takes none of torch's attention and transformer layers. An
+embedding that is tied to a linear map is the output, which roles.py sees from the tensor, and rule 4 is
+left out then.
+
+What rule 4 finds is a guess, and a name that does not count may be an output for all that: doubts.py
+has the warnings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 from torch import nn
 
-__all__ = ["find_heads", "is_conv", "is_linear", "is_lora_path", "is_map"]
+__all__ = [
+    "BY_POSITION",
+    "find_heads",
+    "find_overlooked",
+    "find_trailing",
+    "is_conv",
+    "is_linear",
+    "is_lora_path",
+    "is_map",
+]
 
 _CERTAIN = frozenset(
     [
@@ -37,8 +51,6 @@ _CERTAIN = frozenset(
 )
 _LIKELY = frozenset(
     [
-        "head",
-        "heads",
         "head_dist",
         "fc",
         "fc_out",
@@ -56,12 +68,20 @@ _LIKELY = frozenset(
         "proj_out",
         "readout",
         "generator",
-        "linear_head",
-        "mlp_head",
+        "class_embed",
+        "bbox_embed",
+        "actor",
+        "critic",
     ]
 )
+# Likely ones too, and outputs even where they seem to feed another.
+_HEAD = re.compile(r"((^|_)heads?\d*|_preds?)$")
+# What conditions the layers of an output module, and is not its output: DiT's final layer has one.
+_CONDITION = re.compile(r"modulation|ada_?(ln|norm)", re.IGNORECASE)
+BY_POSITION = "the last linear map; nothing follows it"
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_LAYERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 _LORA = frozenset(
     [
         "lora_a",
@@ -107,16 +127,15 @@ def find_heads(model: nn.Module, *, tied: bool) -> dict[int, str]:
         tied: whether an embedding is known to be an output; then position alone makes none.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-    >>> find_heads(model, tied=False) == {id(model[2]): "the last linear map; nothing follows it"}
+    >>> find_heads(model, tied=False) == {id(model[2]): BY_POSITION}
     True
     """
-    modules = dict(model.named_modules())
-    maps = [path for path, module in modules.items() if is_map(module) and not is_lora_path(path)]
+    modules, maps = _maps(model)
     heads: dict[int, str] = {}
     for path, method, head in _declared(modules):
         heads.setdefault(id(head), f"{method}() of {path or type(model).__name__} returns it")
-    certain = _named(modules, maps, _CERTAIN)
-    likely = _trailing(modules, maps, _named(modules, maps, _CERTAIN | _LIKELY))
+    certain = _named(modules, maps, _is_certain_name)
+    likely = _trailing(modules, maps, _named(modules, maps, _is_output_name))
     for path, part in {**certain, **likely}.items():
         heads.setdefault(id(modules[path]), f"the last linear map of {part!r}, outside repeated blocks")
     others = sum(
@@ -124,8 +143,70 @@ def find_heads(model: nn.Module, *, tied: bool) -> dict[int, str]:
         for m in modules.values()
     )
     if not heads and not tied and maps and others > 1 and _nothing_after(modules, maps[-1]):
-        heads[id(modules[maps[-1]])] = "the last linear map; nothing follows it"
+        heads[id(modules[maps[-1]])] = BY_POSITION
     return heads
+
+
+def find_overlooked(model: nn.Module, heads: Collection[int]) -> list[nn.Module]:
+    """Layers that are called as outputs are and are none of ``heads``.
+
+    Those of an output module that is no ``Sequential`` are among them if the one that was taken has no
+    output's name of its own: the order of registration need not be that of use.
+    """
+    modules, maps = _maps(model)
+    found: dict[str, None] = {}
+    kept = [path for path in maps if id(modules[path]) in heads]
+    fed = {_widths(modules[path])[0] for path in kept}
+    for path, part in _named(modules, maps, _is_output_name, siblings=True).items():
+        module = modules[path]
+        if id(module) in heads:
+            root = _until(path, part)
+            inner = [other for other in maps if other.startswith(f"{root}.")]
+            inner = [other for other in inner if other != path and not _CONDITION.search(other)]
+            plain = isinstance(modules[root], _CONTAINERS) or any(
+                map(_is_output_name, path.removeprefix(root).split("."))
+            )
+            if not plain:
+                found.update(
+                    dict.fromkeys(p for p in inner if p not in kept and not _in_block(modules, p, root))
+                )
+        elif _HEAD.search(part.lower()) or _is_certain_name(part) or _widths(module)[1] not in fed:
+            found[path] = None
+    return [modules[path] for path in found]
+
+
+def find_trailing(model: nn.Module) -> list[nn.Module]:
+    """The last linear map, and its counterparts where it is in one of several modules of one class."""
+    modules, maps = _maps(model)
+    if not maps:
+        return []
+    parts = maps[-1].split(".")
+    for end in range(1, len(parts)):
+        parent, child = modules[".".join(parts[: end - 1])], modules[".".join(parts[:end])]
+        if isinstance(parent, (nn.Sequential, nn.ModuleList)):
+            continue
+        if isinstance(child, (nn.ModuleList, nn.ModuleDict)):
+            continue
+        alike = [each for each in parent.children() if type(each) is type(child)]
+        if len(alike) > 1:
+            inner = [[m for m in each.modules() if is_map(m)] for each in alike]
+            return [layers[-1] for layers in inner if layers]
+    return [modules[maps[-1]]]
+
+
+def _maps(model: nn.Module) -> tuple[dict[str, nn.Module], list[str]]:
+    """All modules, and the paths of those that can be an output."""
+    modules = dict(model.named_modules())
+    return modules, [path for path, module in modules.items() if is_map(module) and not is_lora_path(path)]
+
+
+def _is_certain_name(name: str) -> bool:
+    return name.lower() in _CERTAIN
+
+
+def _is_output_name(name: str) -> bool:
+    name = name.lower()
+    return name in _CERTAIN or name in _LIKELY or _HEAD.search(name) is not None
 
 
 def _declared(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, str, nn.Module]]:
@@ -145,17 +226,27 @@ def _declared(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, str, nn.M
                     yield path, method, inner[-1]
 
 
-def _named(modules: Mapping[str, nn.Module], maps: list[str], names: frozenset[str]) -> dict[str, str]:
-    """Path of a linear map -> the part of its path that is an output's name."""
+def _named(
+    modules: Mapping[str, nn.Module],
+    maps: list[str],
+    called: Callable[[str], bool],
+    *,
+    siblings: bool = False,
+) -> dict[str, str]:
+    """Path of a linear map -> the part of its path that is an output's name.
+
+    With ``siblings`` also those in one of several modules of one class that are attributes of a module.
+    """
     found: dict[str, str] = {}
     for root, module in modules.items():
         part = root.rpartition(".")[2]
-        if part.lower() not in names or _in_block(modules, root):
+        if not called(part) or _in_block(modules, root, siblings=siblings):
             continue
         several = isinstance(module, (nn.ModuleDict, nn.ModuleList))
         roots = [f"{root}.{name}" for name, _ in module.named_children()] if several else [root]
         for each in roots:
             inner = [path for path in maps if path == each or path.startswith(f"{each}.")]
+            inner = [path for path in inner if not _CONDITION.search(path)] or inner
             if inner and not _in_block(modules, inner[-1], each):
                 found.setdefault(inner[-1], part)
     return found
@@ -171,7 +262,7 @@ def _trailing(modules: Mapping[str, nn.Module], maps: list[str], named: dict[str
                 kept[path] = named[path]
                 continue
         inside = any(path.startswith(f"{_until(other, part)}.") for other, part in kept.items())
-        if not inside:
+        if not inside and not _CONDITION.search(path):
             break
     return kept
 
@@ -195,12 +286,15 @@ def _nothing_after(modules: Mapping[str, nn.Module], path: str) -> bool:
     """Whether the map is no part of a repeated block and no recurrent layer is registered after it."""
     after = list(modules)[list(modules).index(path) + 1 :]
     recurrent = any(isinstance(modules[each], (nn.RNNBase, nn.RNNCellBase)) for each in after)
-    attention = isinstance(modules[path.rpartition(".")[0]], nn.MultiheadAttention)
+    attention = isinstance(modules[path.rpartition(".")[0]], _LAYERS)
     return not (recurrent or attention or _in_block(modules, path))
 
 
-def _in_block(modules: Mapping[str, nn.Module], path: str, root: str = "") -> bool:
-    """Whether the layer is inside of a module, below ``root``, that stands in a row of its kind."""
+def _in_block(modules: Mapping[str, nn.Module], path: str, root: str = "", *, siblings: bool = False) -> bool:
+    """Whether the layer is inside of a module, below ``root``, that stands in a row of its kind.
+
+    With ``siblings`` only the elements of a container do.
+    """
     parts = path.split(".") if path else []
     first = len(root.split(".")) if root else 0
     for end in range(first + 1, len(parts)):
@@ -209,6 +303,8 @@ def _in_block(modules: Mapping[str, nn.Module], path: str, root: str = "") -> bo
         if isinstance(parent, nn.ModuleList):
             return True
         alike = sum(type(each) is type(ancestor) for each in parent.children())
+        if siblings and not isinstance(parent, _CONTAINERS):
+            continue
         if alike > 1 and not isinstance(ancestor, _CONTAINERS):
             return True
     return False

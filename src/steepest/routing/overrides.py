@@ -9,7 +9,7 @@ from typing import Any
 from steepest.hyper import near_miss
 from steepest.routing.tensors import Routed
 
-__all__ = ["as_options", "matching", "require_matches"]
+__all__ = ["as_options", "as_table", "matching", "require_matches"]
 
 
 def as_options(what: str, value: str | Mapping[str, Any]) -> dict[str, Any]:
@@ -23,6 +23,19 @@ def as_options(what: str, value: str | Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
         return dict(value)
     raise TypeError(f"{what} must be a rule's name or a dict of group options, got {value!r}")
+
+
+def as_table(what: str, value: Any) -> dict[str, Any]:
+    """A mapping of globs to whatever, as a dict; None is an empty one.
+
+    Raises:
+        TypeError: it is none, or a key is no string.
+    """
+    if value is None:
+        return {}
+    if isinstance(value, Mapping) and all(isinstance(glob, str) for glob in value):
+        return dict(value)
+    raise TypeError(f"{what} must be a dict from globs of parameter names, got {value!r}")
 
 
 def matching(table: Mapping[str, Any], tensor: Routed) -> list[str]:

@@ -15,12 +15,13 @@ from steepest.views import View, rows
 __all__ = ["Role", "find_roles"]
 
 # The kinds that are matrices of hidden layers; a rule for such matrices takes these and no others.
-_HIDDEN = frozenset({"linear", "conv", "attention", "recurrent", "experts", "matrix"})
+_HIDDEN = frozenset({"linear", "conv", "attention", "recurrent", "experts"})
 # The kinds that are one vector, or gains: weight decay would pull them away from where they belong.
 _VECTORS = frozenset({"norm", "bias", "gain"})
 
 _NORM = re.compile(r"norm(\d+d)?$", re.IGNORECASE)
-_EXPERTS = re.compile(r"experts?($|[^a-z])|moe", re.IGNORECASE)
+# A capital begins a word: ExpertsMLP holds experts, expertise does not.
+_EXPERTS = re.compile(r"(?i:experts?)($|[^a-z])|(?i:moe)")
 _BIAS = re.compile(r"(^|_)b(ias(es)?)?(_|$)")
 _TABLE = re.compile(
     r"(^|_)(pos|position|positions|positional|embed|embeds|embedding|embeddings|emb|token|tokens|table|"
@@ -154,8 +155,8 @@ def _convolution(param: Tensor, module: nn.Module) -> Role:
     if groups == 1:
         return Role("conv", f"{layer}, a matrix [{'in' if 'Transpose' in layer else 'out'}, rest]")
     block = param.shape[0] // groups
-    if block == 1:
-        return Role("depthwise", f"{layer}, a filter for each channel, and no matrix")
+    if block == 1 or groups == module.in_channels:
+        return Role("depthwise", f"{layer}, filters for each channel apart, and no matrix")
     return Role("conv", f"{layer} in {groups} groups, a matrix each", rows(*[block] * groups))
 
 
@@ -187,8 +188,6 @@ def _loose(param: Tensor, owner: Owner) -> Role:
         return Role("gain", f"{layer}'s, marked _no_weight_decay")
     if param.dim() == 3 and _holds_experts(param, owner):
         return Role("experts", f"{param.shape[0]} experts' matrices of {layer}", batch=True)
-    if param.dim() == 2:
-        return Role("matrix", f"owned by {layer}, which is not known, and taken as a matrix")
     return Role("unknown", f"{param.dim()} dimensions, owned by {layer}, which is not known")
 
 

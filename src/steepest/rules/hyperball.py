@@ -14,6 +14,7 @@ from steepest.hyper import Hyper, learning_rate, optional, positive
 from steepest.optimizer import Optimizer
 from steepest.rule import Group
 from steepest.rules.muon import MUON_HYPER, Muon, MuonOptions, MuonRule
+from steepest.views import cut
 
 __all__ = ["Hyperball", "HyperballRule"]
 
@@ -36,8 +37,15 @@ class HyperballRule(MuonRule):
     def check_param(self, who: str, name: str | None, param: Tensor, group: Group) -> None:
         """A matrix of zeros has no norm to hold."""
         super().check_param(who, name, param, group)
-        if group["radius"] is None and not param.is_meta and param.numel() > 0 and not param.any():
-            raise ValueError(f"{who} is zero: give hyperball a radius, or the parameter to another rule")
+        if group["radius"] is not None or param.is_meta or param.numel() == 0:
+            return
+        for block in cut(param.detach(), (group["views"] or {}).get(name)):
+            matrices = block.reshape(self.matrix_shape(block.shape, group))
+            if not matrices.any(dim=-1).any(dim=-1).all():
+                raise ValueError(
+                    f"{who} is zero, or a matrix in it is: give hyperball a radius, or the parameter to "
+                    "another rule"
+                )
 
     def init_factors(
         self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, group: Group

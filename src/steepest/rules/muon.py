@@ -70,7 +70,7 @@ MUON_HYPER: dict[str, Hyper] = {
     "momentum": fraction(0.95),
     "weight_decay": at_least(0, 1e-2),
     "nesterov": flag(True),
-    "ns_steps": integer(5, low=1),
+    "ns_steps": optional(integer(5, low=1)),
     "coefficients": Hyper("quintic", _is_coefficients, "a name or a list of triples"),
     "method": choice("newton_schulz", "newton_schulz", "svd"),
     "ns_dtype": optional(choice(None, torch.bfloat16, torch.float16, torch.float32, torch.float64)),
@@ -83,7 +83,7 @@ MUON_HYPER: dict[str, Hyper] = {
 def scaled_polar(
     u: Tensor,
     *,
-    ns_steps: int,
+    ns_steps: int | None,
     coefficients: Coefficients,
     method: Literal["newton_schulz", "svd"],
     ns_dtype: torch.dtype | None,
@@ -102,7 +102,7 @@ class MuonOptions(CommonOptions, total=False):
     """Keyword-only options of Muon and its kin; :class:`Muon` says what they mean."""
 
     nesterov: bool
-    ns_steps: int
+    ns_steps: int | None
     coefficients: Coefficients
     scale: Scale
     extra_scale: float
@@ -179,7 +179,7 @@ class Muon(OrthogonalizedOptimizer, rule=MuonRule()):
         momentum: β in [0, 1).
         weight_decay: λ ≥ 0, acting as ``weight_decay_method`` says.
         nesterov: u = g + β(m − g); otherwise u = m.
-        ns_steps: Newton-Schulz iterations.
+        ns_steps: Newton-Schulz iterations; None runs the coefficients' whole table, 5 for most.
         coefficients: a named set of :func:`steepest.linalg.newton_schulz`, or a list of triples.
         scale: s, see :func:`scale_factor`.
         extra_scale: a factor on s.

@@ -98,12 +98,20 @@ class OrthogonalizedRule(MatrixRule):
         momentum_beta: Scalar,
         use_nesterov: bool,
         fp32_matmul_prec: str,
-        custom: Callable[[Tensor], Tensor] = lambda u: u,
+        custom: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """``custom`` is the optimizer's orthogonalize; it runs under the chosen float32 matmul precision."""
         average, u = momentum_step(grad, momentum_buffer, momentum_beta, use_nesterov)
+        state = {"momentum_buffer": average}
+        if custom is None:
+            warnings.warn(
+                f"rule {self.name!r} orthogonalizes in its own class only; the momentum is used as it is",
+                UserWarning,
+                stacklevel=2,
+            )
+            return u, state
         with float32_matmul_precision(fp32_matmul_prec):
-            return custom(u), {"momentum_buffer": average}
+            return custom(u), state
 
 
 def momentum_step(grad: Tensor, average: Tensor, beta: Scalar, nesterov: bool) -> tuple[Tensor, Tensor]:
@@ -122,7 +130,8 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
 
     Override :meth:`orthogonalize`; it is called for one parameter at a time, inside the step, without
     gradients, with ``u`` viewed as a matrix. It may read attributes of the parameter and any option of
-    the group. Without an override it calls ``scaled_orthogonalize_fn``.
+    the group; if it raises, no parameter and no state has changed (the results of all are held until the
+    last has returned). Without an override it calls ``scaled_orthogonalize_fn``.
 
     State: ``momentum_buffer``, of the parameter's shape in ``state_dtype``: 4 bytes per float32
     parameter.
@@ -200,7 +209,7 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
             )
         super().__init__(
             params,
-            rule="orthogonalized",
+            rule=self.rule.name,
             lr=lr,
             momentum_beta=momentum_beta,
             weight_decay=weight_decay,
@@ -237,11 +246,19 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
         return type(self).orthogonalize is not OrthogonalizedOptimizer.orthogonalize
 
     def _provide(self, batch: Batch) -> Provide | None:
+        if batch.rule.name != self.rule.name:
+            # A group of another rule has that rule's own matrix function.
+            return None
         options = {name: value for name, value in batch.group.items() if name != "params"}
 
         def provide(member: Member) -> Mapping[str, Any]:
             def orthogonalize(u: Tensor) -> Tensor:
                 result = self.orthogonalize(member.owner, u[0], **options)
+                if not isinstance(result, Tensor):
+                    raise TypeError(
+                        f"{type(self).__name__}.orthogonalize returned a {type(result).__name__} "
+                        f"for {member.name}"
+                    )
                 if result.shape != u.shape[1:]:
                     raise ValueError(
                         f"{type(self).__name__}.orthogonalize returned shape {tuple(result.shape)} "

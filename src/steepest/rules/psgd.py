@@ -16,7 +16,6 @@ from steepest.hyper import (
     at_least,
     choice,
     flag,
-    floating_dtype,
     fraction,
     integer,
     learning_rate,
@@ -42,6 +41,9 @@ def _is_size(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
 
 
+# What products, norms and traces are there for on every device.
+_ALGEBRA = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+
 PSGD_HYPER: dict[str, Hyper] = {
     "lr": learning_rate(1e-3),
     "lr_style": choice("adam", "adam", None),
@@ -52,7 +54,11 @@ PSGD_HYPER: dict[str, Hyper] = {
     "preconditioner_lr": positive(0.7),
     "preconditioner_init_scale": optional(positive(1.0)),
     "noise_scale": at_least(0, 1e-9),
-    "dtype": floating_dtype(),
+    "dtype": Hyper(
+        None,
+        lambda value: value is None or value in _ALGEBRA,
+        f"None, {', '.join(map(str, _ALGEBRA[:-1]))} or {_ALGEBRA[-1]}",
+    ),
     "preconditioner_min_lr": positive(0.3),
     "whiten": choice("momentum", "momentum", "gradient"),
     "update_probability": rate(1.0),
@@ -191,6 +197,7 @@ class PSGDRule(MatrixRule):
 
     hyper = PSGD_HYPER
     counts_steps = True
+    working_copies = 16
 
     @abstractmethod
     def metric(self, q: Tensor, *, literal: bool) -> Tensor:
@@ -252,7 +259,8 @@ class PSGDRule(MatrixRule):
         """The largest mean square of the group's gradients, from which the original's Q starts."""
         if not group["literal"]:
             return {}
-        squares = [g.to(torch.float64).square().mean() for g in grads if g.numel() > 0]
+        norms = [(torch.linalg.vector_norm(g, dtype=torch.float64), g.numel()) for g in grads]
+        squares = [norm.square() / numel for norm, numel in norms if numel > 0]
         return (
             {"largest_square": torch.stack([s.to(squares[0].device) for s in squares]).amax()}
             if squares
@@ -318,7 +326,9 @@ class PSGDRule(MatrixRule):
         white = white.to(grad.dtype)
         rms = _root_mean_square(white)
         # min(f, 1.1/rms(W)) is f·1.1/max(rms(fW), 1.1), without the overflow.
-        u = white * torch.minimum(_over(_gain(scale, sides), grad) * size, _CLIP / rms)
+        # A product beyond the largest number times a zero would be NaN.
+        factor = torch.minimum(_over(_gain(scale, sides), grad) * size, _CLIP / rms)
+        u = white * factor.clamp(max=torch.finfo(factor.dtype).max)
         state = {"momentum_buffer": average, "scale": scale}
         for side in sides:
             state |= {f"Q{side.name}": side.q, f"L{side.name}": side.bound}
@@ -375,7 +385,8 @@ class PSGDRule(MatrixRule):
         noise_scale = given["noise_scale"]
         # Of a matrix that is zero, or all but underflown, there is nothing to learn: Q would grow for ever.
         number = torch.finfo(target.dtype)
-        active = (scale > 0) & (target.abs().flatten(1).amax(1) > number.tiny / number.eps)
+        largest = target.abs().flatten(1).amax(1)
+        active = (scale > 0) & (largest > number.tiny / number.eps) & largest.isfinite()
         if noise_scale > 0:
             amount = torch.full_like(scale, noise_scale)
             if not given["literal"]:
@@ -402,13 +413,15 @@ class PSGDRule(MatrixRule):
             length = factor * factor * length + c
             bound = torch.maximum(0.95 * side.bound + 0.05 * length, length)
             # Not step_size / bound: a float over a tensor and a tensor over a tensor round differently.
-            pace = bound.reciprocal() * step_size * active
+            pace = bound.reciprocal() * step_size
             s = _over(pace * factor * factor, t) * t.to(scale.dtype)
             if side.dense:
                 s.diagonal(dim1=-2, dim2=-1).sub_((pace * c).unsqueeze(-1))
                 q = self.fit_dense(side.q, s.to(dtype), norm=norm, key=probes)
             else:
                 q = self.fit_diagonal(side.q, s - (pace * c).unsqueeze(-1))
+            # Selected: what comes of a matrix without a number in it times 0 would be NaN.
+            q = torch.where(_over(active, q), q, side.q)
             bound = torch.where(active, bound, side.bound)
             fitted.append(Side(side.name, q, self._metric(q, given), bound))
         return fitted
@@ -423,6 +436,7 @@ def initial_scale(
     """
     rms = _root_mean_square(grad).flatten()
     usable = (rms > 0) & rms.isfinite()
+    rms = rms.clamp(min=torch.finfo(rms.dtype).tiny)  # whose inverse, the gain, is finite
     noise = torch.full_like(rms, given["noise_scale"])
     if given["preconditioner_init_scale"] is not None:
         start = torch.full_like(rms, given["preconditioner_init_scale"])
@@ -449,11 +463,13 @@ def whitened(x: Tensor, sides: list[Side], dtype: torch.dtype) -> tuple[Tensor, 
 def unit(x: Tensor) -> tuple[Tensor, Tensor]:
     """x over a power of two [batch, 1, ...] that brings its largest magnitude into [½, 1), and that power.
 
-    So float16 meets no number that it cannot hold; the division is exact. Zero stays, with power 1.
+    So float16 meets no number that it cannot hold, and squares neither overflow nor underflow; the
+    division is exact. Zero stays, with power 1; at the very ends of the range it is [¼, 4) or below.
     """
     precise = torch.promote_types(x.dtype, torch.float32)
     largest = x.abs().amax(tuple(range(1, x.dim())), keepdim=True).to(precise)
-    exponent = torch.frexp(largest).exponent.clamp(-100, 100)
+    reach = math.frexp(torch.finfo(precise).max)[1] - 2  # the power and its inverse are normal numbers
+    exponent = torch.frexp(largest).exponent.clamp(-reach, reach)
     power = torch.where(
         (largest > 0) & largest.isfinite(), torch.ldexp(torch.ones_like(largest), exponent), 1.0
     )
@@ -499,5 +515,6 @@ def _ones(x: Tensor) -> list[int]:
 
 
 def _root_mean_square(x: Tensor) -> Tensor:
-    """Of each member of a stack, dimensions kept."""
-    return x.square().mean(tuple(range(1, x.dim())), keepdim=True).sqrt()
+    """Of each member of a stack, dimensions kept; of any size, squares that no float32 can hold included."""
+    x, size = unit(x)
+    return x.square().mean(tuple(range(1, x.dim())), keepdim=True).sqrt() * size

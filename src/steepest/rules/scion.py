@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
@@ -24,8 +26,14 @@ class ScionRule(MuonRule):
         "weight_decay": at_least(0, 1.0),
         "nesterov": flag(False),
         "scale": choice("unit_rms_norm", "original", "match_rms_adamw", "spectral", "unit_rms_norm", "none"),
-        "extra_scale": positive(50.0),
+        "radius": positive(50.0),
     }
+
+    def finish(
+        self, polar: Tensor, u: Tensor, param: Tensor, **options: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The corner of the ball of radius ρ."""
+        return options["radius"] * polar, {}
 
 
 class Scion(Muon, rule=ScionRule()):
@@ -71,8 +79,6 @@ class Scion(Muon, rule=ScionRule()):
         weight_decay: float = 1.0,
         **options: Unpack[MuonOptions],
     ) -> None:
-        if "extra_scale" in options:
-            raise TypeError("Scion() takes radius; extra_scale is the same number")
         Optimizer.__init__(
             self,
             params,
@@ -80,6 +86,6 @@ class Scion(Muon, rule=ScionRule()):
             lr=lr,
             momentum=momentum,
             weight_decay=weight_decay,
-            extra_scale=radius,
+            radius=radius,
             **options,
         )

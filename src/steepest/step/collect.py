@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from steepest.registry import find_rule
-from steepest.rule import Group, Rule, Scalar
+from steepest.rule import Group, MatrixRule, Rule, Scalar
 
 __all__ = ["Batch", "Member", "collect", "describe", "real_view", "refuse_shards"]
 
@@ -48,6 +48,7 @@ class Batch:
     rule: Rule
     group: Group
     members: list[Member]
+    _factor_sizes: dict[tuple[int, ...], dict[str, int]] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -59,6 +60,15 @@ class Batch:
         """The state that the rule keeps for a parameter with the group's present options."""
         blank = torch.empty(0, device="meta", dtype=self.members[0].param.dtype)
         return frozenset(self.rule.init_state(blank, self.group))
+
+    def factor_sizes(self, shape: tuple[int, ...]) -> dict[str, int]:
+        """How many elements each factor of a matrix of this shape has, for a matrix rule."""
+        if shape not in self._factor_sizes:
+            assert isinstance(self.rule, MatrixRule)
+            dtype = self.members[0].param.dtype
+            blanks = self.rule.init_factors(shape, dtype, torch.device("meta"), self.group)
+            self._factor_sizes[shape] = {name: blank.numel() for name, blank in blanks.items()}
+        return self._factor_sizes[shape]
 
     @property
     def element_state(self) -> list[str]:

@@ -18,7 +18,9 @@ from steepest.views import cut
 __all__ = [
     "Part",
     "Provide",
+    "Write",
     "blank_factors",
+    "computed",
     "init_factors",
     "lacks_factors",
     "parts",
@@ -26,12 +28,14 @@ __all__ = [
     "run_matrix",
 ]
 
+# A tensor and what is written over it.
+Write = tuple[Tensor, Tensor]
+
 # What an optimizer gives a rule's update besides numbers, for one parameter: functions by name.
 Provide = Callable[[Member], Mapping[str, Any]]
 
-# A stack is copied in and out and a product needs about as much again as its factors: how many times
-# a matrix's own bytes are in use at once, roughly, in the compute dtype.
-_WORKING_COPIES = 8
+# Indices and the words that are mixed of them, in int64, for an element that is rounded or drawn for.
+_NOISE_BYTES = 48
 
 
 @dataclass
@@ -76,12 +80,11 @@ def _view(batch: Batch, member: Member) -> Any:
 
 def lacks_factors(batch: Batch, member: Member) -> bool:
     """Whether a parameter has not all of the factors that its matrices have."""
-    assert isinstance(batch.rule, MatrixRule)
-    for part in parts(batch, member):
-        blank = batch.rule.init_factors(part.shape, part.param.dtype, torch.device("meta"), batch.group)
-        if any(part.state_name(name) not in member.state for name in blank):
-            return True
-    return False
+    return any(
+        part.state_name(name) not in member.state
+        for part in parts(batch, member)
+        for name in batch.factor_sizes(part.shape)
+    )
 
 
 def init_factors(batch: Batch, member: Member) -> dict[str, Tensor]:
@@ -129,15 +132,27 @@ def relate(batches: list[Batch]) -> None:
                     member.scalars[name] = there
 
 
-def run_matrix(batch: Batch, finite: Tensor | None, provide: Provide | None) -> None:
-    """Step every member of a batch: whole stacks, or one parameter at a time where ``provide`` is given."""
+def run_matrix(batch: Batch, finite: Tensor | None) -> None:
+    """Step every member of a batch, stack by stack."""
     recipe = Recipe.of(batch, keep_decay=False)
     shared = shared_scalars(batch)
-    for bucket in _buckets(batch, recipe, together=provide is None):
-        given = shared | bucket[0].member.scalars
-        if provide is not None:
-            given |= provide(bucket[0].member)
-        _step_bucket(batch, recipe, bucket, given, finite)
+    for bucket in _buckets(batch, recipe, together=True):
+        for old, new in _step_bucket(batch, recipe, bucket, shared | bucket[0].member.scalars):
+            store(old, new, finite)
+
+
+def computed(batch: Batch, provide: Provide) -> list[Write]:
+    """What a step would write, one parameter at a time, with functions that are the optimizer's own.
+
+    They are somebody's code and may raise: nothing is written before all of them have returned.
+    """
+    recipe = Recipe.of(batch, keep_decay=False)
+    shared = shared_scalars(batch)
+    writes: list[Write] = []
+    for bucket in _buckets(batch, recipe, together=False):
+        member = bucket[0].member
+        writes += _step_bucket(batch, recipe, bucket, {**shared, **member.scalars, **provide(member)})
+    return writes
 
 
 def _buckets(batch: Batch, recipe: Recipe, *, together: bool) -> Iterator[list[Part]]:
@@ -152,21 +167,21 @@ def _buckets(batch: Batch, recipe: Recipe, *, together: bool) -> Iterator[list[P
                 apart = () if together else (id(part),)
                 by_kind.setdefault((part.shape, when, *apart), []).append(part)
     for (shape, *_), bucket in by_kind.items():
-        blank = batch.rule.init_factors(shape, bucket[0].param.dtype, torch.device("meta"), batch.group)
-        numel = math.prod(shape) + sum(factor.numel() for factor in blank.values())
-        need = numel * recipe.compute.itemsize * _WORKING_COPIES
+        numel = math.prod(shape) + sum(batch.factor_sizes(shape).values())
+        each = recipe.compute.itemsize * batch.rule.working_copies + (_NOISE_BYTES if recipe.noisy else 0)
+        need = numel * each
         count = max(1, batch.group["bucket_bytes"] // need)
         for first in range(0, len(bucket), count):
             yield bucket[first : first + count]
 
 
 def _step_bucket(
-    batch: Batch, recipe: Recipe, bucket: list[Part], given: Mapping[str, Any], finite: Tensor | None
-) -> None:
+    batch: Batch, recipe: Recipe, bucket: list[Part], given: Mapping[str, Any]
+) -> Iterator[Write]:
     views = [_view(batch, part.member) for part in bucket]
     rule, shape = batch.rule, bucket[0].shape
     assert isinstance(rule, MatrixRule)
-    factors = sorted(rule.init_factors(shape, bucket[0].param.dtype, torch.device("meta"), batch.group))
+    factors = sorted(batch.factor_sizes(shape))
     homes: dict[str, list[Tensor]] = {
         name: [
             cut(part.member.state[name], view)[part.number or 0]
@@ -194,10 +209,10 @@ def _step_bucket(
         lambda: _indices(bucket, views, shape),
     )
     for at, part in enumerate(bucket):
-        store(part.param, stepped[at].reshape(part.param.shape), finite)
+        yield part.param, stepped[at].reshape(part.param.shape)
         for name, value in new.items():
             home = homes[name][at]
-            store(home, value[at].reshape(home.shape), finite)
+            yield home, value[at].reshape(home.shape)
 
 
 def _keys(batch: Batch, recipe: Recipe, bucket: list[Part], dims: int) -> Any:
@@ -214,6 +229,14 @@ def _indices(bucket: list[Part], views: list[Any], shape: tuple[int, ...]) -> Te
     places = []
     for part, view in zip(bucket, views, strict=True):
         whole = part.member.param
-        numbers = torch.arange(whole.numel(), device=whole.device).view(whole.shape)
-        places.append(cut(numbers, view)[part.number or 0].reshape(shape))
+        block = torch.arange(part.param.numel(), device=whole.device)
+        if view is not None:
+            kind, sizes = view
+            dim = 0 if kind == "rows" else 1
+            start, width = sum(sizes[: part.number]), part.param.shape[dim]
+            inner = math.prod(whole.shape[dim + 1 :])
+            # An element of the block is (outer, at, inner); in the whole parameter `at` begins at `start`.
+            outer, rest = block // (width * inner), block % (width * inner)
+            block = outer * (whole.shape[dim] * inner) + start * inner + rest
+        places.append(block.reshape(shape))
     return torch.stack(places)

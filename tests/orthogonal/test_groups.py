@@ -1,0 +1,171 @@
+"""What a param group may say to the orthogonalized rules, and what it may not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import steepest
+from steepest import OrthogonalizedOptimizer
+from steepest.views import heads, rows
+
+
+def matrix(*shape, seed=0):
+    return torch.nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(seed)))
+
+
+def stepped(optimizer, *params):
+    before = [p.detach().clone() for p in params]
+    for param in params:
+        param.grad = torch.randn(param.shape, generator=torch.Generator().manual_seed(7))
+    optimizer.step()
+    return [b - p.detach() for b, p in zip(before, params, strict=True)]
+
+
+def test_coefficients_run_their_whole_table_unless_told_otherwise():
+    weight = matrix(6, 4)
+    (moved,) = stepped(
+        steepest.Muon([weight], lr=1.0, weight_decay=0.0, coefficients="deepseekv4", scale="none"), weight
+    )
+    torch.testing.assert_close(torch.linalg.svdvals(moved), torch.ones(4), rtol=0, atol=2e-3)
+
+
+def test_scions_radius_is_a_groups_own():
+    first, second = matrix(4, 4), matrix(4, 4)
+    optimizer = steepest.Scion(
+        [{"params": [first]}, {"params": [second], "radius": 1.0}], lr=1.0, radius=50.0, weight_decay=0.0
+    )
+    large, small = stepped(optimizer, first, second)
+    torch.testing.assert_close(large, 50 * small)
+
+
+def test_views_of_groups_are_looked_at_too():
+    for bad in ({"b": rows(2, 2)}, {"a": rows(2, 1)}, {"a": ("rows", (6, -2))}, {"a": ("rows", "22")}):
+        with pytest.raises(ValueError, match=r"'a'|'b'"):
+            steepest.Muon([{"params": [("a", matrix(4, 4))], "views": bad}])
+        optimizer = steepest.Muon([("c", matrix(4, 4))])
+        with pytest.raises(ValueError, match=r"'a'|'b'"):
+            optimizer.add_param_group({"params": [("a", matrix(4, 4))], "views": bad})
+        assert len(optimizer.param_groups) == 1
+
+
+def test_the_base_rule_outside_its_class_is_the_identity_and_says_so():
+    weight = matrix(4, 4)
+    optimizer = steepest.Optimizer([weight], rule="orthogonalized", lr=1.0, momentum_beta=0.0)
+    with pytest.warns(UserWarning, match="its own class"):
+        (moved,) = stepped(optimizer, weight)
+    torch.testing.assert_close(moved, weight.grad)
+
+
+def test_a_group_of_another_rule_keeps_that_rules_matrix_function():
+    ours, theirs, alone = matrix(4, 4), matrix(4, 4), matrix(4, 4)
+    both = OrthogonalizedOptimizer(
+        [{"params": [ours]}, {"params": [theirs], "rule": "muon"}],
+        lr=0.1,
+        scaled_orthogonalize_fn=lambda u: 100 * u,
+    )
+    _, moved = stepped(both, ours, theirs)
+    (expected,) = stepped(steepest.Muon([alone]), alone)
+    assert torch.equal(moved, expected)
+
+
+class DoublingRule(steepest.rules.OrthogonalizedRule):
+    name = "doubling_for_a_test"
+
+
+def test_a_subclass_may_register_a_rule_of_its_own():
+    class Doubling(OrthogonalizedOptimizer, rule=DoublingRule()):
+        def orthogonalize(self, p, grad, **options):
+            return 2 * grad
+
+    try:
+        weight = matrix(4, 4)
+        optimizer = steepest.create("doubling_for_a_test", [weight], lr=1.0, momentum_beta=0.0)
+        assert optimizer.param_groups[0]["rule"] == "doubling_for_a_test"
+        (moved,) = stepped(optimizer, weight)
+        torch.testing.assert_close(moved, 2 * weight.grad)
+    finally:
+        steepest.registry._RULES.pop("doubling_for_a_test")
+        steepest.registry._OPTIMIZERS.pop("doubling_for_a_test")
+
+
+@pytest.mark.parametrize("result", [None, 3.0])
+def test_a_result_that_is_no_tensor_is_an_error_that_names_the_parameter(result):
+    class Wrong(OrthogonalizedOptimizer):
+        def orthogonalize(self, p, grad, **options):
+            return result
+
+    weight = matrix(4, 4)
+    weight.grad = torch.ones(4, 4)
+    with pytest.raises(TypeError, match="'fc'"):
+        Wrong([("fc", weight)]).step()
+
+
+def test_hyperball_refuses_a_zero_block_and_a_zero_expert():
+    half = torch.nn.Parameter(torch.cat([torch.ones(2, 4), torch.zeros(2, 4)]))
+    steepest.Hyperball([("w", half)])
+    with pytest.raises(ValueError, match="'w' is zero, or a matrix in it"):
+        steepest.Hyperball([("w", half)], views={"w": rows(2, 2)})
+    experts = torch.nn.Parameter(torch.stack([torch.ones(2, 3), torch.zeros(2, 3)]))
+    with pytest.raises(ValueError, match="'w' is zero, or a matrix in it"):
+        steepest.Hyperball([("w", experts)], view="batch")
+
+
+def test_a_checkpoint_of_other_views_is_refused():
+    def make(views):
+        return steepest.NorMuon([("w", matrix(4, 4))], views=views)
+
+    saved, optimizer = make(None), make({"w": rows(2, 2)})
+    stepped(saved, *saved.param_groups[0]["params"])
+    with pytest.raises(ValueError, match="views"):
+        optimizer.load_state_dict(saved.state_dict())
+    assert optimizer.param_groups[0]["views"] == {"w": rows(2, 2)}
+    assert not optimizer.state
+
+
+class Peak(TorchDispatchMode):
+    """Bytes of storages that operations made and that are still alive, at most; ``own`` do not count."""
+
+    def __init__(self, own):
+        super().__init__()
+        self.own = {tensor.untyped_storage().data_ptr() for tensor in own}
+        self.alive, self.peak = {}, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for each in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(each, torch.Tensor):
+                storage = each.untyped_storage()
+                if storage.data_ptr() not in self.own:
+                    self.alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        self.alive = {key: entry for key, entry in self.alive.items() if not entry[0].expired()}
+        self.peak = max(self.peak, sum(size for _, size in self.alive.values()))
+        return out
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "options"),
+    [
+        ("muon", torch.float32, {}),
+        ("muon", torch.bfloat16, {"rounding": "stochastic"}),
+        ("quad", torch.float32, {"max_skew_dense": 1.0}),
+    ],
+)
+def test_a_steps_working_memory_is_bounded_by_bucket_bytes(name, dtype, options):
+    """Measured, of 64 matrices whose stack would be several times larger, and of a parameter cut in 64."""
+    bound = 4 << 20
+    for params in (
+        [(f"w{i}", torch.nn.Parameter(torch.randn(64, 64).to(dtype))) for i in range(64)],
+        [("fused", torch.nn.Parameter(torch.randn(64 * 64, 64).to(dtype)))],
+    ):
+        views = {"fused": heads(64, 64)} if len(params) == 1 else None
+        optimizer = steepest.create(name, params, bucket_bytes=bound, views=views, **options)
+        for _, param in params:
+            param.grad = torch.randn(param.shape).to(dtype)
+        optimizer.step()
+        own = [t for _, p in params for t in (p, p.grad, *optimizer.state[p].values())]
+        with Peak(own) as seen:
+            optimizer.step()
+        assert seen.peak <= bound
