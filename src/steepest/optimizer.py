@@ -22,6 +22,7 @@ from steepest.step.matrix import (
     Provide,
     blank_factors,
     computed,
+    drop_stale_factors,
     init_factors,
     lacks_factors,
     relate,
@@ -245,6 +246,8 @@ class Optimizer(torch.optim.Optimizer):
                 fresh: dict[str, Tensor] = {}
                 if not names.issubset(member.state):
                     fresh = batch.rule.init_state(member.param, batch.group)
+                if batch.rule.scope == "matrix":
+                    drop_stale_factors(batch, member)
                 if batch.rule.scope == "matrix" and lacks_factors(batch, member):
                     fresh |= init_factors(batch, member)
                 if batch.counts_steps and "step" not in member.state:

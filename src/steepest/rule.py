@@ -191,6 +191,10 @@ class MatrixRule(Rule):
         """Factors that follow from the ``kept`` ones, where an option begins to ask for more of them."""
         return {}
 
+    def stale_factors(self, group: Group) -> tuple[str, ...]:
+        """Names of factors that the group's present options let fall behind: dropped, to be derived anew."""
+        return ()
+
     def relate(self, grads: Sequence[Tensor], group: Group) -> dict[str, Scalar]:
         """Scalars for ``update`` that depend on all gradients of a group, each a real view."""
         return {}

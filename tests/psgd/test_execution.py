@@ -196,6 +196,29 @@ def test_fitting_less_often_from_a_later_step_on(kind):
         assert torch.allclose(state["P_left"], q.T @ q, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("views", [None, {"0": steepest.views.rows(6, 6)}], ids=["whole", "fused"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_fitting_always_for_a_while(kind, views):
+    """P is not kept while every step makes it, and what is kept afterwards is of the present Q."""
+    param = torch.nn.Parameter(torch.ones(12, 6, dtype=torch.float64))
+    schedule = {"update_flat_steps": 0, "update_decay_steps": 0, "noise_scale": 0.0, "views": views}
+    options = schedule | {"max_skew_dense": math.inf, "update_probability": 0.01}
+    optimizer = KINDS[kind]([("0", param)], **options)
+    train([param], optimizer, range(3))
+    state = optimizer.state[param]
+    sides = [name.removeprefix("Q") for name in state if name.startswith("Q")]
+    assert all(f"P{side}" in state for side in sides)
+    optimizer.param_groups[0]["update_probability"] = 1.0
+    train([param], optimizer, range(3, 8))
+    assert not any(name.startswith("P") for name in state)
+    optimizer.param_groups[0]["update_probability"] = 0.01
+    train([param], optimizer, [8])
+    for side in sides:
+        q = state[f"Q{side}"]
+        assert not torch.equal(q, torch.eye(len(q), dtype=q.dtype))
+        assert torch.allclose(state[f"P{side}"], q.T @ q, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_step_counts_on_the_device(kind):
     """Where only the device knows whether a step is taken, conditions become selections: the same result."""

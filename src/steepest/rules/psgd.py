@@ -253,6 +253,10 @@ class PSGDRule(MatrixRule):
             if name.startswith("Q") and q.dim() == 2 and group["update_probability"] < 1
         }
 
+    def stale_factors(self, group: Group) -> tuple[str, ...]:
+        """P, where it is made in every step."""
+        return () if group["update_probability"] < 1 else ("P_left", "P_right")
+
     # -- the step
 
     def relate(self, grads: Sequence[Tensor], group: Group) -> dict[str, Scalar]:

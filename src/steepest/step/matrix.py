@@ -21,6 +21,7 @@ __all__ = [
     "Write",
     "blank_factors",
     "computed",
+    "drop_stale_factors",
     "init_factors",
     "lacks_factors",
     "parts",
@@ -85,6 +86,15 @@ def lacks_factors(batch: Batch, member: Member) -> bool:
         for part in parts(batch, member)
         for name in batch.factor_sizes(part.shape)
     )
+
+
+def drop_stale_factors(batch: Batch, member: Member) -> None:
+    """Remove from a parameter's state the factors that its options no longer keep up with the others."""
+    assert isinstance(batch.rule, MatrixRule)
+    stale = batch.rule.stale_factors(batch.group)
+    for part in parts(batch, member) if stale else ():
+        for name in stale:
+            member.state.pop(part.state_name(name), None)
 
 
 def init_factors(batch: Batch, member: Member) -> dict[str, Tensor]:
