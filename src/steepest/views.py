@@ -25,7 +25,7 @@ def rows(*sizes: int) -> View:
 
 
 def columns(*sizes: int) -> View:
-    """Blocks of columns (dimension 1) of these sizes.
+    """Blocks of columns, or of whatever dimension 1 is, of these sizes.
 
     >>> columns(3, 3)
     ('columns', (3, 3))

@@ -270,3 +270,20 @@ def test_values_out_of_range(kind, options):
 def test_unknown_keyword():
     with pytest.raises(TypeError, match="preconditioner_lr"):
         steepest.QUAD([torch.nn.Parameter(torch.zeros(2))], preconditioner_Lr=0.1)
+
+
+@pytest.mark.parametrize("name", ["quad", "procrustes"])
+def test_a_float64_factor_of_a_float32_parameter_keeps_its_bits(name):
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(6, 6, generator=draw))
+    options = {"update_probability": 0.25, "update_flat_steps": 4, "update_decay_steps": 0}
+    optimizer = steepest.create(name, [weight], dtype=torch.float64, **options)
+    for _ in range(5):
+        before = {k: v.clone() for k, v in optimizer.state[weight].items() if k.startswith("Q")}
+        weight.grad = torch.randn(6, 6, generator=draw)
+        optimizer.step()
+    after = optimizer.state[weight]  # the fifth step does not fit
+    for key, value in before.items():
+        assert value.dtype == torch.float64
+        assert torch.equal(after[key], value)
+        assert not torch.equal(value, value.float().double())

@@ -181,7 +181,8 @@ class Muon(OrthogonalizedOptimizer, rule=MuonRule()):
         nesterov: u = g + β(m − g); otherwise u = m.
         ns_steps: Newton-Schulz iterations; None runs the coefficients' whole table, 5 for most.
         coefficients: a named set of :func:`steepest.linalg.newton_schulz`, or a list of triples.
-        scale: s, see :func:`scale_factor`.
+        scale: s, see :func:`scale_factor`; out and in are the matrix's rows and columns, as ``nn.Linear``
+            stores them.
         extra_scale: a factor on s.
         method: ``"newton_schulz"``, or ``"svd"`` for the exact polar factor (slow; an oracle).
         ns_dtype: dtype of the iteration; None lets :func:`~steepest.linalg.newton_schulz` choose.

@@ -47,7 +47,8 @@ class Recipe:
         group, rule = batch.group, batch.rule
         decays = (keep_decay or group["weight_decay"] != 0) and not rule.decays_itself(group)
         compute = torch.promote_types(torch.float32, batch.members[0].param.dtype)
-        if group["state_dtype"] == torch.float64:
+        # A rule whose algebra or state is float64 must not get it rounded to float32 on the way.
+        if torch.float64 in (group["state_dtype"], group.get("dtype")):
             compute = torch.float64
         fixed = {name: group[name] for name, hyper in rule.hyper.items() if not hyper.traced}
         return cls(
