@@ -21,6 +21,8 @@ LAYERS = [
     "registry",
     "step",
     "explanation",
+    "groups",
+    "checkpoint",
     "optimizer",
     "rules",
     "routing",

@@ -9,18 +9,18 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from steepest.checkpoint import check_loadable, restored
 from steepest.explanation import Explanation, explain
+from steepest.groups import check_params, check_views, filled, names_of
 from steepest.hyper import near_miss, plain
-from steepest.options import COMMON_OPTIONS
 from steepest.registry import find_rule, register
 from steepest.rule import Rule
-from steepest.step.collect import Batch, collect, describe, real_view, refuse_shards
+from steepest.step.collect import Batch, collect
 from steepest.step.compiled import compiler_available, pays, run_compiled, warn_no_compiler, warn_not_compiled
 from steepest.step.element import run_eager, store
 from steepest.step.finite import check_gradients
 from steepest.step.matrix import (
     Provide,
-    blank_factors,
     computed,
     drop_stale_factors,
     init_factors,
@@ -31,22 +31,6 @@ from steepest.step.matrix import (
 from steepest.step.tensor import measure, reads_back
 
 __all__ = ["Optimizer"]
-
-# What torch's own optimizers keep in a group besides their hyper-parameters: how to run, and schedules.
-_TORCH_KEYS = {
-    "capturable",
-    "decoupled_weight_decay",
-    "differentiable",
-    "foreach",
-    "fused",
-    "initial_lr",
-    "max_lr",
-    "max_momentum",
-    "base_momentum",
-    "min_lr",
-    "param_names",
-    "params",
-}
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -109,7 +93,7 @@ class Optimizer(torch.optim.Optimizer):
         defaults = {name: plain(value) if name in known else value for name, value in defaults.items()}
         super().__init__(params, defaults)
         for group in self.param_groups:
-            _check_views(group.get("views") or {}, self.param_groups)
+            check_views(group.get("views") or {}, self.param_groups)
 
     # -- param groups
 
@@ -120,15 +104,15 @@ class Optimizer(torch.optim.Optimizer):
             if not isinstance(params, (Tensor, set)):
                 # A generator can be read once only, and it is looked at before it is added.
                 param_group["params"] = params = list(params)
-            filled = _filled(param_group, self.defaults)
+            full = filled(param_group, self.defaults)
             group_index = len(self.param_groups)
-            find_rule(filled["rule"]).check(f"{type(self).__name__}, group {group_index}", filled)
-            filled |= {name: plain(filled[name]) for name in find_rule(filled["rule"]).defaults()}
-            filled.setdefault("base_lr", float(filled["lr"]))
-            _check_params([params] if isinstance(params, Tensor) else list(params), group_index, filled)
+            find_rule(full["rule"]).check(f"{type(self).__name__}, group {group_index}", full)
+            full |= {name: plain(full[name]) for name in find_rule(full["rule"]).defaults()}
+            full.setdefault("base_lr", float(full["lr"]))
+            check_params([params] if isinstance(params, Tensor) else list(params), group_index, full)
             if (own := param_group.get("views")) and own is not self.defaults.get("views"):
-                _check_views(own, [*self.param_groups, {"param_names": _names(param_group["params"])}])
-            param_group.update(filled)
+                check_views(own, [*self.param_groups, {"param_names": names_of(param_group["params"])}])
+            param_group.update(full)
         super().add_param_group(param_group)
 
     # -- the step
@@ -282,7 +266,7 @@ class Optimizer(torch.optim.Optimizer):
         accepted: dict[str, Any] = {}
 
         def check(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> None:
-            self._check_loadable(loaded)
+            check_loadable(self.param_groups, loaded)
             accepted.update(loaded)
 
         def restore(_: torch.optim.Optimizer) -> None:
@@ -290,7 +274,7 @@ class Optimizer(torch.optim.Optimizer):
                 rule = find_rule(ours["rule"])
                 for saved, param in zip(theirs["params"], ours["params"], strict=True):
                     if saved in accepted["state"]:
-                        self.state[param] = _restored(rule, param, accepted["state"][saved])
+                        self.state[param] = restored(rule, param, accepted["state"][saved])
 
         # The user's own pre-hooks may replace the dict, so it is looked at after them; their post-hooks
         # must find the dtypes mended.
@@ -310,158 +294,9 @@ class Optimizer(torch.optim.Optimizer):
         for index, group in enumerate(self.param_groups):
             known = current[index] if index < len(current) else {}
             fallback = {k: v for k, v in known.items() if k not in ("params", "param_names", "base_lr")}
-            for name, value in _filled({**fallback, **group}, self.defaults).items():
+            for name, value in filled({**fallback, **group}, self.defaults).items():
                 group.setdefault(name, value)
             group.setdefault("base_lr", float(group.get("initial_lr", group["lr"])))
-
-    def _check_loadable(self, loaded: dict[str, Any]) -> None:
-        if len(loaded["param_groups"]) != len(self.param_groups):
-            return  # torch has the error for it
-        for index, (ours, theirs) in enumerate(zip(self.param_groups, loaded["param_groups"], strict=True)):
-            if theirs.get("rule", ours["rule"]) != ours["rule"]:
-                raise ValueError(
-                    f"group {index} of the state dict was saved with rule {theirs['rule']!r}, "
-                    f"this optimizer's is {ours['rule']!r}; nothing was loaded"
-                )
-            if "rule" not in theirs:
-                _check_foreign(index, ours, theirs)
-            elif (theirs.get("views") or {}) != (ours.get("views") or {}):
-                raise ValueError(
-                    f"group {index} of the state dict was saved with views={theirs.get('views')!r}, "
-                    f"this optimizer has {ours.get('views')!r}; nothing was loaded"
-                )
-            merged = {**ours, **{name: theirs[name] for name in ours if name in theirs}}
-            find_rule(ours["rule"]).check(
-                f"group {index} of the state dict",
-                merged,
-            )
-            for at, (saved, param) in enumerate(zip(theirs["params"], ours["params"], strict=False)):
-                label = ours["param_names"][at] if "param_names" in ours else None
-                saved_state = loaded["state"].get(saved, {})
-                _check_state(describe(ours, index, at), saved_state, _blank_state(param, merged, label))
-
-
-def _check_foreign(index: int, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
-    """Refuse a group that names no rule unless it is of an optimizer with the same hyper-parameters."""
-    known = ours.keys() | _TORCH_KEYS
-    strange = sorted(set(theirs) - known)
-    if strange:
-        raise ValueError(
-            f"group {index} of the state dict is another optimizer's: {ours['rule']!r} does not know "
-            f"{', '.join(map(repr, strange))}; nothing was loaded"
-        )
-    coupled = theirs.get("decoupled_weight_decay") is False and theirs.get("weight_decay", 0) != 0
-    if coupled and ours["weight_decay_method"] != "l2":
-        raise ValueError(
-            f"group {index} of the state dict decays by L2; make this optimizer with "
-            f"weight_decay_method='l2' to load it; nothing was loaded"
-        )
-
-
-def _check_state(who: str, saved: Mapping[str, Any], expected: Mapping[str, Tensor]) -> None:
-    """Refuse state that the next step could not use as it is."""
-    for name, value in saved.items():
-        if name not in expected or (isinstance(value, dict) and not value):
-            continue
-        blank = expected[name]
-        number = isinstance(value, (int, float)) and blank.dim() == 0
-        if not isinstance(value, Tensor):
-            if not number:
-                raise ValueError(
-                    f"state {name!r} of {who} is a {type(value).__name__} in the state dict; "
-                    "nothing was loaded"
-                )
-        elif value.shape != blank.shape:
-            raise ValueError(
-                f"state {name!r} of {who} has shape {tuple(value.shape)} in the state dict and "
-                f"{tuple(blank.shape)} here; nothing was loaded"
-            )
-        elif value.dtype != blank.dtype and not (value.is_floating_point() and blank.is_floating_point()):
-            raise ValueError(
-                f"state {name!r} of {who} has dtype {value.dtype} in the state dict and "
-                f"{blank.dtype} here; nothing was loaded"
-            )
-
-
-def _restored(rule: Rule, param: Tensor, saved: Mapping[str, Any]) -> dict[str, Any]:
-    """A parameter's state as it was saved.
-
-    torch has cast floating state to the parameter's dtype: integer counters to floats, float32 averages
-    of a bfloat16 parameter to bfloat16.
-    """
-    per_tensor = rule.tensor_state | {"step"}
-    state: dict[str, Any] = {}
-    for name, value in saved.items():
-        if isinstance(value, (int, float)) and name in per_tensor:
-            value = torch.tensor(value, dtype=torch.float32, device="cpu")
-        if isinstance(value, Tensor):
-            state[name] = value.detach().to("cpu" if name in per_tensor else param.device, copy=True)
-        elif value != {}:
-            # A flattened distributed checkpoint has an empty dict for what was not there yet.
-            state[name] = value
-    if rule.counts_steps and state and "step" not in state:
-        # torch.optim.SGD's checkpoints have none; the first step is past.
-        state["step"] = torch.ones((), dtype=torch.float32, device="cpu")
-    return state
-
-
-def _blank_state(param: Tensor, group: Mapping[str, Any], label: str | None) -> dict[str, Tensor]:
-    """What a parameter's state would be, on the meta device."""
-    rule, blank = find_rule(group["rule"]), torch.empty_like(real_view(param), device="meta")
-    factors = blank_factors(rule, blank, label, group)
-    return {**rule.init_state(blank, group), **factors, "step": torch.empty((), device="meta")}
-
-
-def _filled(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The group with every option it leaves out: its rule's own defaults where it names another rule."""
-    rule = group.get("rule", defaults["rule"])
-    found = find_rule(rule)
-    filled = found.defaults()
-    if rule == defaults["rule"]:
-        filled.update({name: defaults[name] for name in filled if name in defaults})
-    else:
-        # How to decay belongs to a rule; the rest of the common options to the whole optimizer.
-        shared = [name for name in COMMON_OPTIONS if name != "weight_decay_method"]
-        filled.update({name: defaults[name] for name in shared if name in defaults})
-    filled.update(group)
-    filled["rule"] = rule
-    filled.setdefault("skipped_steps", 0)
-    return filled
-
-
-def _names(params: Any) -> list[str]:
-    return [entry[0] for entry in params if isinstance(entry, tuple)]
-
-
-def _check_views(views: Mapping[str, Any], groups: list[dict[str, Any]]) -> None:
-    """Refuse a view of a parameter that is not there: it would silently do nothing."""
-    names = [name for group in groups for name in group.get("param_names", ())]
-    for name in views:
-        if name not in names:
-            hint = (
-                near_miss(name, names) if names else "; pass (name, tensor) pairs, as named_parameters() does"
-            )
-            raise ValueError(f"views: there is no parameter {name!r}{hint}")
-
-
-def _check_params(params: list[Any], group_index: int, group: Mapping[str, Any]) -> None:
-    """Refuse what no rule can serve; what is no tensor at all is left to torch's own error."""
-    named = [entry if isinstance(entry, tuple) else (None, entry) for entry in params]
-    for index, (name, param) in enumerate(named):
-        if not isinstance(param, Tensor):
-            continue
-        who = f"parameter {name!r}" if name is not None else f"parameter {index} of group {group_index}"
-        if not (param.is_floating_point() or param.is_complex()):
-            raise ValueError(f"{who} has dtype {param.dtype}: only real and complex numbers are optimized")
-        if param.dtype.itemsize < 2 or param.dtype in (torch.complex32,):
-            raise ValueError(f"{who} has dtype {param.dtype}, in which torch does no arithmetic")
-        if param.layout is not torch.strided:
-            raise ValueError(f"{who} has layout {param.layout}: only strided parameters are optimized")
-        refuse_shards(who, param)
-        repeats = (stride == 0 and size > 1 for stride, size in zip(param.stride(), param.shape, strict=True))
-        if param.numel() > 0 and any(repeats):
-            raise ValueError(f"{who} is expanded: several of its elements are one number in memory")
-        find_rule(group["rule"]).check_param(who, name, param, group)
 
 
 def _count_steps(batch: Batch) -> None:

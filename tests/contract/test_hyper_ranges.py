@@ -57,13 +57,13 @@ BAD: dict[str | tuple[str, str], list[Any]] = {
     "momentum_beta": [*NOT_A_FRACTION, 1.0, 1],
     **{(name, "momentum"): [*NOT_A_FRACTION, 1.0, 1] for name in MATRIX},
     "beta2": [*NOT_A_FRACTION, 1.0],
-    "ns_steps": [*NOT_AN_INTEGER, 0, -1],
+    "ns_steps": [value for value in (*NOT_AN_INTEGER, 0, -1) if value is not None],
     "coefficients": ["quantic", [], [(1.0, 2.0)], 3, None],
     "method": ["eigh", None],
     "ns_dtype": [torch.int8, torch.complex64, torch.float8_e4m3fn, "float32"],
     ("muon", "scale"): ["gsnr", None, 1.0],
     "extra_scale": [*NOT_A_NUMBER, *NEGATIVE],
-    ("scion", "extra_scale"): [*NOT_A_NUMBER, *NEGATIVE, 0.0],
+    ("scion", "radius"): [*NOT_A_NUMBER, *NEGATIVE, 0, 0.0],
     "radius": [math.inf, True, "0.1", *NEGATIVE, 0, 0.0],
     "view": ["rows", None],
     "views": [(), [("weight", None)]],
@@ -105,11 +105,12 @@ GOOD: dict[str | tuple[str, str], list[Any]] = {
     "momentum": [0, 0.0, 0.999],
     "momentum_beta": [0, 0.0, 0.999],
     "beta2": [0, 0.0, 0.999],
-    "ns_steps": [1, 30],
+    "ns_steps": [None, 1, 30],
     "coefficients": ["polar_express", [(3.4445, -4.775, 2.0315)]],
     "ns_dtype": [None, torch.bfloat16, torch.float16, torch.float32, torch.float64],
     "extra_scale": [1e-9, 7],
     "radius": [None, 1e-9, 7],
+    ("scion", "radius"): [1e-9, 7],
     "views": [None, {}],
     "bucket_bytes": [1, 1 << 40],
     "max_size_dense": [0, 3, 2.5, math.inf],
@@ -133,9 +134,6 @@ GOOD: dict[str | tuple[str, str], list[Any]] = {
 }
 
 
-RENAMED = {("scion", "extra_scale"): "radius"}
-
-
 def _look_up(table: dict[str | tuple[str, str], list[Any]], case: Case, name: str) -> list[Any]:
     return table.get((case.name, name), table.get(name, []))
 
@@ -151,8 +149,7 @@ def _rows(table: dict[str | tuple[str, str], list[Any]], always: list[Any]) -> l
 
 
 def _make(case: Case, name: str, value: Any) -> steepest.Optimizer:
-    """By the constructor, which may call a hyper-parameter of the family by a name of its own."""
-    return steepest.create(case.name, case.params(), **{RENAMED.get((case.name, name), name): value})
+    return steepest.create(case.name, case.params(), **{name: value})
 
 
 def _says(error: pytest.ExceptionInfo[ValueError], name: str, value: Any) -> bool:

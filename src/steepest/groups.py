@@ -1,0 +1,69 @@
+"""Param groups: what they leave out, and what they may not hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steepest.hyper import near_miss
+from steepest.options import COMMON_OPTIONS
+from steepest.registry import find_rule
+from steepest.step.collect import refuse_shards
+
+__all__ = ["check_params", "check_views", "filled", "names_of"]
+
+
+def filled(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The group with every option it leaves out: its rule's own defaults where it names another rule."""
+    rule = group.get("rule", defaults["rule"])
+    found = find_rule(rule)
+    full = found.defaults()
+    if rule == defaults["rule"]:
+        full.update({name: defaults[name] for name in full if name in defaults})
+    else:
+        # How to decay belongs to a rule; the rest of the common options to the whole optimizer.
+        shared = [name for name in COMMON_OPTIONS if name != "weight_decay_method"]
+        full.update({name: defaults[name] for name in shared if name in defaults})
+    full.update(group)
+    full["rule"] = rule
+    full.setdefault("skipped_steps", 0)
+    return full
+
+
+def names_of(params: Any) -> list[str]:
+    """The names among a group's parameters as the user gave them, ``(name, tensor)`` pairs or tensors."""
+    return [entry[0] for entry in params if isinstance(entry, tuple)]
+
+
+def check_views(views: Mapping[str, Any], groups: list[dict[str, Any]]) -> None:
+    """Refuse a view of a parameter that is not there: it would silently do nothing."""
+    names = [name for group in groups for name in group.get("param_names", ())]
+    for name in views:
+        if name not in names:
+            hint = (
+                near_miss(name, names) if names else "; pass (name, tensor) pairs, as named_parameters() does"
+            )
+            raise ValueError(f"views: there is no parameter {name!r}{hint}")
+
+
+def check_params(params: list[Any], group_index: int, group: Mapping[str, Any]) -> None:
+    """Refuse what no rule can serve; what is no tensor at all is left to torch's own error."""
+    named = [entry if isinstance(entry, tuple) else (None, entry) for entry in params]
+    for index, (name, param) in enumerate(named):
+        if not isinstance(param, Tensor):
+            continue
+        who = f"parameter {name!r}" if name is not None else f"parameter {index} of group {group_index}"
+        if not (param.is_floating_point() or param.is_complex()):
+            raise ValueError(f"{who} has dtype {param.dtype}: only real and complex numbers are optimized")
+        if param.dtype.itemsize < 2 or param.dtype in (torch.complex32,):
+            raise ValueError(f"{who} has dtype {param.dtype}, in which torch does no arithmetic")
+        if param.layout is not torch.strided:
+            raise ValueError(f"{who} has layout {param.layout}: only strided parameters are optimized")
+        refuse_shards(who, param)
+        repeats = (stride == 0 and size > 1 for stride, size in zip(param.stride(), param.shape, strict=True))
+        if param.numel() > 0 and any(repeats):
+            raise ValueError(f"{who} is expanded: several of its elements are one number in memory")
+        find_rule(group["rule"]).check_param(who, name, param, group)
