@@ -82,7 +82,8 @@ class AdamW(Optimizer, rule=AdamWRule()):
         v \leftarrow \beta_2 v + (1-\beta_2) g^2, \quad
         p \leftarrow p - \eta\lambda p - \eta\,\frac{m/(1-\beta_1^t)}{\sqrt{v/(1-\beta_2^t)}+\epsilon}
 
-    t counts the steps of the parameter. Checkpoints of ``torch.optim.AdamW`` load as they are.
+    t counts the steps of the parameter. Checkpoints of ``torch.optim.AdamW``
+    load as they are, but for complex parameters, whose state is kept in pairs of reals here.
 
     State: ``exp_avg`` and ``exp_avg_sq`` (and ``max_exp_avg_sq`` with AMSGrad), of the parameter's
     shape in ``state_dtype``: 8 (12) bytes per float32 parameter; and one step count per tensor.
