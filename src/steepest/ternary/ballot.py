@@ -1,0 +1,142 @@
+"""Where a layer's votes wait between backward and step, and what the noise of their rounding is keyed by."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from steepest.random import Key, derive_key
+from steepest.ternary.pieces import in_pieces
+from steepest.ternary.votes import LARGEST_VOTE, magnitude_votes, sign_votes, without_outward
+from steepest.ternary.workers import Group, place
+
+__all__ = ["Ballot", "Outward", "VoteKind", "find_ballot", "inverse_rms", "narrowest"]
+
+VoteKind = Literal["sign", "magnitude"]
+Outward = Literal["drop", "cancel"]
+
+_numbers = itertools.count(1)
+# Backward finds a ballot by its number, through a compiled graph too. The trainer alone keeps it alive.
+_ballots: weakref.WeakValueDictionary[int, Ballot] = weakref.WeakValueDictionary()
+
+
+def narrowest(largest: int) -> torch.dtype:
+    """The smallest integer dtype that holds −largest ... largest.
+
+    >>> narrowest(127), narrowest(128)
+    (torch.int8, torch.int16)
+    """
+    return next(d for d in (torch.int8, torch.int16, torch.int32) if largest <= torch.iinfo(d).max)
+
+
+@dataclass(eq=False)
+class Ballot:
+    """The votes of one layer in one step.
+
+    Attributes:
+        kind, outward, seed, watched, compiled: options of the trainer; ``watched`` says whether it asks
+            for gradients that are not finite.
+        ordinal: the layer's place among the trainer's, for the noise's key.
+        step: the steps taken so far, likewise.
+        group: the workers whose votes are summed, see :func:`steepest.ternary.workers.place`.
+        pending: the sum of the votes, int8 [out, in], wider once it would not hold them; None before the
+            first.
+        casts: how many backward passes have voted.
+        finite: 0-dim bool: whether all their gradients were.
+        handle: a tensor with the ballot's number, which stands for it in graphs.
+    """
+
+    kind: VoteKind
+    outward: Outward
+    seed: int
+    ordinal: int
+    watched: bool = False
+    compiled: bool = False
+    step: int = 0
+    group: Group = None
+    pending: Tensor | None = None
+    casts: int = 0
+    finite: Tensor | None = None
+    handle: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        number = next(_numbers)
+        self.handle = torch.tensor(number)
+        _ballots[number] = self
+
+    @property
+    def largest(self) -> int:
+        """How large the sum of the votes can be by now."""
+        return self.casts * LARGEST_VOTE[self.kind]
+
+    def clear(self) -> None:
+        """Forget the votes of this step."""
+        self.pending, self.casts, self.finite = None, 0, None
+
+    def open(self, shape: tuple[int, int], device: torch.device) -> None:
+        """Make room for the votes of one more backward pass."""
+        self.casts += 1
+        dtype = narrowest(self.largest)
+        if self.pending is None:
+            self.pending = torch.zeros(shape, dtype=dtype, device=device)
+        elif self.pending.dtype != dtype:
+            self.pending = self.pending.to(dtype)
+
+    def cast(self, first: int, grad: Tensor, values: Tensor, inverse_rms: Tensor | None) -> None:
+        """Add the votes of some of the rows.
+
+        Args:
+            first: the first row's place.
+            grad: dT of the rows, float [rows, in].
+            values: T there, of any dtype.
+            inverse_rms: of the whole layer's dT, for votes by magnitude.
+        """
+        assert self.pending is not None
+        if self.watched:
+            low, high = torch.aminmax(grad)
+            fine = low.isfinite() & high.isfinite()
+            self.finite = fine if self.finite is None else self.finite & fine
+        pending = self.pending[first : first + grad.shape[0]]
+        start = first * grad.shape[1]
+        drop = self.outward == "drop"
+        if self.kind == "sign":
+            in_pieces(_cast_signs, (pending, grad, values), start, (drop,), compiled=False)
+        else:
+            assert inverse_rms is not None
+            arguments = (inverse_rms, *self._key(), drop)
+            in_pieces(_cast_magnitudes, (pending, grad, values), start, arguments, compiled=self.compiled)
+
+    def _key(self) -> Key:
+        # Passes are counted over all workers, so that N workers draw what one that does their work draws.
+        worker, workers = place(self.group)
+        return derive_key(self.seed, self.ordinal, self.step, (self.casts - 1) * workers + worker)
+
+
+def _cast_signs(tensors: tuple[Tensor, ...], index: Tensor, drop: bool) -> None:
+    pending, grad, values = tensors
+    votes = sign_votes(grad)
+    pending += without_outward(votes, values) if drop else votes
+
+
+def _cast_magnitudes(
+    tensors: tuple[Tensor, ...], index: Tensor, inverse_rms: Tensor, first: int, second: int, drop: bool
+) -> None:
+    pending, grad, values = tensors
+    votes = magnitude_votes(grad, inverse_rms, (first, second), index)
+    pending += without_outward(votes, values) if drop else votes
+
+
+def inverse_rms(square: Tensor, count: int) -> Tensor:
+    """1/rms from the sum of squares; 0 where the rms is zero or not finite."""
+    rms = (square / max(count, 1)).sqrt()
+    return torch.where((rms > 0) & rms.isfinite(), rms.reciprocal(), 0.0)
+
+
+def find_ballot(handle: Tensor | None) -> Ballot | None:
+    """The ballot behind a handle; None if there is none, or its trainer is gone."""
+    return None if handle is None else _ballots.get(int(handle))

@@ -1,0 +1,262 @@
+"""A linear layer whose weights are −1, 0 or 1 times a learned scale."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from steepest.ternary.ballot import Ballot
+from steepest.ternary.linear_op import spread, summed, ternary_linear
+from steepest.ternary.packing import check_ternary, from_base3, pack, packed_width, to_base3, unpack
+from steepest.ternary.pieces import row_blocks
+
+__all__ = ["Scale", "TernaryLinear"]
+
+Scale = Literal["row", "tensor", "group"]
+
+
+class TernaryLinear(nn.Module):
+    r"""A linear layer of ternary weights, stored in 2 bits each; there is no float copy of them.
+
+    .. math:: y = x\,(s \circ T)^\top + b, \qquad T \in \{-1, 0, 1\}^{\text{out} \times \text{in}}
+
+    The scales s and the bias b are ordinary parameters, trained by any optimizer. T is moved by votes if a
+    :class:`TernaryFlip` has been made for the model, or an optimizer by :func:`steepest.build`; otherwise
+    it stays as it is. The gradients of x, s and b are exact. The gradient of T, (dyᵀx)∘s, is turned into
+    votes in backward, a block of rows at a time, and never kept; this happens in training mode only.
+
+    Every backward pass through the layer votes, ``torch.autograd.grad``'s and those of a layer that is
+    used twice included; with activation checkpointing too it is one vote a use.
+
+    Bytes: ``packed`` takes ⌈in/4⌉ a row; the scales 4 each. Votes: see :class:`TernaryFlip`.
+
+    Args:
+        in_features: size of the inputs, at least 1.
+        out_features: size of the outputs, at least 1.
+        bias: whether there is one.
+        scale: one scale per output (``"row"``, shape [out]), one in all (``"tensor"``, 0-dim), or one per
+            ``group_size`` consecutive weights of a row (``"group"``, shape [out, ⌈in/group_size⌉]).
+        group_size: used with ``scale="group"``. The last group of a row may be smaller.
+        device, dtype: of the layer; ``dtype`` is that of scales and bias.
+
+    The initial weights are drawn as ``nn.Linear`` draws its own, then T = round(w/mean|w|), clamped, the
+    mean over what shares a scale, and s such that s²·ΣT² = Σw² there: the outputs keep their variance.
+
+    Attributes:
+        packed: T, uint8 [out, ⌈in/4⌉], a buffer of the state dict; :func:`steepest.ternary.unpack` has
+            the layout.
+
+    Raises:
+        ValueError: a size below 1, or a ``scale`` that is none of the three.
+
+    Source: Ma et al. 2024 ("The Era of 1-bit LLMs", BitNet b1.58) for rounding by the mean magnitude, which
+    there is done to latent floats in every step.
+
+    >>> layer = TernaryLinear(5, 3)
+    >>> layer.packed.shape, layer.scale.shape, sorted(set(layer.unpack().flatten().tolist()) - {-1, 0, 1})
+    (torch.Size([3, 2]), torch.Size([3]), [])
+    >>> x = torch.randn(2, 5)
+    >>> torch.allclose(layer(x), torch.nn.functional.linear(x, layer.dense(), layer.bias), atol=1e-6)
+    True
+    """
+
+    packed: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        scale: Scale = "row",
+        group_size: int = 128,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        for name, size in (
+            ("in_features", in_features),
+            ("out_features", out_features),
+            ("group_size", group_size),
+        ):
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise ValueError(f"TernaryLinear: {name} must be an integer ≥ 1, got {size!r}")
+        self.in_features, self.out_features = in_features, out_features
+        self.group_size = min(group_size, in_features)
+        shapes: dict[str, tuple[int, ...]] = {
+            "row": (out_features,),
+            "tensor": (),
+            "group": (out_features, -(-in_features // self.group_size)),
+        }
+        if scale not in shapes:
+            raise ValueError(f"TernaryLinear: scale must be 'row', 'tensor' or 'group', got {scale!r}")
+        packed = torch.zeros(out_features, packed_width(in_features), dtype=torch.uint8, device=device)
+        self.register_buffer("packed", packed)
+        self.scale = nn.Parameter(torch.empty(shapes[scale], device=device, dtype=dtype))
+        if bias:
+            self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
+        else:
+            self.register_parameter("bias", None)
+        # Not a buffer: it must follow the layer to no device, no copy and no checkpoint.
+        self._ballot: Tensor | None = None
+        self.reset_parameters()
+
+    @classmethod
+    @torch.no_grad()
+    def from_linear(
+        cls, linear: nn.Linear, scale: Scale = "row", group_size: int = 128
+    ) -> TernaryLinear:
+        """The ternary layer nearest to a float one by the rule of the constructor; the bias is copied.
+
+        >>> layer = TernaryLinear.from_linear(nn.Linear(8, 4, bias=False))
+        >>> layer.in_features, layer.out_features, layer.bias
+        (8, 4, None)
+        """
+        weight = linear.weight
+        made = cls(
+            linear.in_features,
+            linear.out_features,
+            linear.bias is not None,
+            scale,
+            group_size,
+            device="meta",
+            dtype=weight.dtype,
+        ).to_empty(device=weight.device)
+        made._take(weight)
+        made.scale.requires_grad_(weight.requires_grad)
+        if linear.bias is not None:
+            made.bias.copy_(linear.bias)
+            made.bias.requires_grad_(linear.bias.requires_grad)
+        return made.train(linear.training)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw weights and bias anew, from torch's global generator, as the constructor did."""
+        linear = nn.Linear(
+            self.in_features,
+            self.out_features,
+            self.bias is not None,
+            device=self.scale.device,
+            dtype=self.scale.dtype,
+        )
+        self._take(linear.weight)
+        if self.bias is not None:
+            self.bias.copy_(linear.bias)
+
+    def _take(self, weight: Tensor) -> None:
+        """Round float weights; in place, so that an optimizer's references stay good."""
+        wide = torch.promote_types(weight.dtype, torch.float32)
+        scale = torch.empty_like(self.scale, dtype=wide)
+        # A scale for the whole tensor needs two sums over all rows, the others only over their own.
+        blocks = row_blocks(*weight.shape, weight.device)
+        blocks = blocks if scale.dim() > 0 else [slice(0, weight.shape[0])]
+        for rows in blocks:
+            block = weight[rows].to(wide)
+            count = summed(torch.ones_like(block), scale.dim(), self.group_size)
+            mean = summed(block.abs(), scale.dim(), self.group_size) / count
+            mean = torch.where(mean > 0, mean, 1.0)
+            unit = spread(mean, slice(None), self.in_features, self.group_size)
+            values = (block / unit).round().clamp(-1, 1)
+            energy, kept = (
+                summed(each.square(), scale.dim(), self.group_size) for each in (block, values)
+            )
+            # Weights that are all 0 move too, if their scale is not 0: it is that of a fresh layer.
+            blank = 1 / math.sqrt(2 * self.in_features)
+            found = torch.where(kept > 0, (energy / kept.clamp(min=1)).sqrt(), blank)
+            if scale.dim() == 0:
+                scale = found
+            else:
+                scale[rows] = found
+            self.packed[rows] = pack(values.to(torch.int8))
+        self.scale.copy_(scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shapes: [..., in] to [..., out], in x's dtype (under autocast, in its)."""
+        if x.shape[-1] != self.in_features:
+            raise ValueError(
+                f"TernaryLinear({self.in_features}, {self.out_features}) got inputs of shape {tuple(x.shape)}"
+            )
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        ballot = self._ballot if self.training else None
+        scale: Tensor = self.scale
+        if ballot is not None and torch.is_grad_enabled() and not (scale.requires_grad or x.requires_grad):
+            # Backward must come by for T, if for nothing else.
+            scale = scale.detach().requires_grad_()
+        y: Tensor = ternary_linear(x, self.packed, scale, self.in_features, self.group_size, ballot)
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+    def unpack(self) -> Tensor:
+        """T, int8 [out, in]."""
+        return unpack(self.packed, self.in_features)
+
+    @torch.no_grad()
+    def dense(self) -> Tensor:
+        """s∘T in the scales' dtype, [out, in]: a copy, to look at or to export."""
+        values = unpack(self.packed, self.in_features, self.scale.dtype)
+        return values * spread(self.scale, slice(None), self.in_features, self.group_size)
+
+    @torch.no_grad()
+    def set_ternary(self, values: Tensor) -> None:
+        """Set T from numbers −1, 0, 1 of shape [out, in], of any dtype.
+
+        Raises:
+            ValueError: another shape or another number; nothing was changed.
+        """
+        if values.shape != (self.out_features, self.in_features):
+            shape = (self.out_features, self.in_features)
+            raise ValueError(f"T has shape {shape}, got {tuple(values.shape)}")
+        check_ternary("T", values)
+        self.packed.copy_(pack(values.to(self.packed.device, torch.int8)))
+
+    def to_linear(self) -> nn.Linear:
+        """A float layer with the same outputs; nothing is shared with this one.
+
+        >>> layer = TernaryLinear(4, 2, scale="tensor")
+        >>> torch.equal(TernaryLinear.from_linear(layer.to_linear(), scale="tensor").unpack(), layer.unpack())
+        True
+        """
+        made = nn.Linear(
+            self.in_features, self.out_features, self.bias is not None, device="meta", dtype=self.scale.dtype
+        ).to_empty(device=self.scale.device)
+        with torch.no_grad():
+            made.weight.copy_(self.dense())
+            if self.bias is not None:
+                made.bias.copy_(self.bias)
+        return made.train(self.training)
+
+    def to_base3(self) -> Tensor:
+        """T in base 3, five a byte: uint8 [⌈out·in/5⌉], for storage; :meth:`load_base3` reads it.
+
+        >>> layer, other = TernaryLinear(7, 3), TernaryLinear(7, 3)
+        >>> other.load_base3(layer.to_base3())
+        >>> torch.equal(other.packed, layer.packed), layer.to_base3().shape
+        (True, torch.Size([5]))
+        """
+        return to_base3(self.unpack())
+
+    def load_base3(self, code: Tensor) -> None:
+        """Set T from what :meth:`to_base3` gave; ``ValueError`` if it is of another size."""
+        self.set_ternary(from_base3(code, (self.out_features, self.in_features)))
+
+    def attach(self, ballot: Ballot | None) -> None:
+        """Let backward vote there; with None, nowhere. :class:`TernaryFlip` does this."""
+        self._ballot = None if ballot is None else ballot.handle
+
+    def votes_in(self, ballot: Ballot) -> bool:
+        """Whether backward votes there."""
+        return self._ballot is ballot.handle
+
+    def extra_repr(self) -> str:
+        """What stands between the brackets of the layer's text."""
+        kinds = {0: "'tensor'", 1: "'row'", 2: f"'group', group_size={self.group_size}"}
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, scale={kinds[self.scale.dim()]}"
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy votes nowhere, until a trainer of its own attaches it."""
+        return {**self.__dict__, "_ballot": None}

@@ -1,0 +1,193 @@
+"""y = x (s∘T)ᵀ as one operation, whose backward turns the gradient of T into votes on the spot.
+
+An operation of torch's library and not an autograd.Function, so that compiled graphs keep it whole.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from steepest.ternary.ballot import Ballot, find_ballot, inverse_rms
+from steepest.ternary.packing import unpack
+from steepest.ternary.pieces import row_blocks
+
+__all__ = ["spread", "summed", "ternary_linear"]
+
+
+def spread(scale: Tensor, rows: slice, columns: int, group_size: int) -> Tensor:
+    """The scales of some rows as a matrix that broadcasts over them: [rows or 1, columns or 1]."""
+    if scale.dim() == 0:
+        return scale.view(1, 1)
+    if scale.dim() == 1:
+        return scale[rows, None]
+    return scale[rows].repeat_interleave(group_size, dim=1)[:, :columns]
+
+
+def summed(matrix: Tensor, dims: int, group_size: int) -> Tensor:
+    """Sum what shares a scale in some rows: 0-dim, [rows] or [rows, groups]."""
+    if dims == 0:
+        return matrix.sum()
+    if dims == 1:
+        return matrix.sum(1)
+    padded = torch.nn.functional.pad(matrix, (0, -matrix.shape[1] % group_size))
+    return padded.unflatten(1, (-1, group_size)).sum(2)
+
+
+@torch.library.custom_op("steepest::ternary_linear", mutates_args=())
+def ternary_linear(
+    x: Tensor, packed: Tensor, scale: Tensor, columns: int, group_size: int, ballot: Tensor | None
+) -> Tensor:
+    """x (s∘T)ᵀ.
+
+    Args:
+        x: float [..., columns].
+        packed: T, uint8 [out, ⌈columns/4⌉].
+        scale: 0-dim, [out] or [out, groups].
+        columns: how many weights a row has.
+        group_size: how many of them share a scale, where there are groups.
+        ballot: the handle of the ballot to which backward casts its votes; None where T does not train.
+
+    Returns:
+        [..., out] of x's dtype.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        flat = x.reshape(-1, columns)
+        y = x.new_empty(flat.shape[0], packed.shape[0])
+        scale = scale.to(x.dtype)
+        for rows in row_blocks(packed.shape[0], columns, x.device):
+            weight = unpack(packed[rows], columns, x.dtype)
+            factor = spread(scale, rows, columns, group_size)
+            if scale.dim() == 2:
+                torch.mm(flat, (weight * factor).t(), out=y[:, rows])
+            else:
+                # One scale for a whole row: applied to the outputs, of which there are fewer.
+                torch.mm(flat, weight.t(), out=y[:, rows])
+                y[:, rows] *= factor.view(1, -1)
+        return y.view(*x.shape[:-1], packed.shape[0])
+
+
+@ternary_linear.register_fake
+def _(x: Tensor, packed: Tensor, scale: Tensor, columns: int, group_size: int, ballot: Tensor | None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], packed.shape[0])
+
+
+# Impure, although the votes it casts are none of its results: a graph must neither drop nor merge it.
+# (Declaring the ballot as mutated would forbid two forward passes before the first backward.)
+@torch.library.custom_op(
+    "steepest::ternary_linear_backward", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,)
+)
+def _backward(
+    dy: Tensor,
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    columns: int,
+    group_size: int,
+    handle: Tensor | None,
+    needs_x: bool,
+    needs_scale: bool,
+) -> tuple[Tensor, Tensor]:
+    """(dx, ds); empty where they are not needed."""
+    with torch.autocast(x.device.type, enabled=False):
+        ballot = find_ballot(handle)
+        flat, dy = x.reshape(-1, columns), dy.reshape(-1, packed.shape[0])
+        wide = torch.promote_types(x.dtype, torch.float32)
+        dx = x.new_empty(flat.shape if needs_x else 0)
+        ds = torch.zeros(scale.shape if needs_scale else 0, dtype=wide, device=x.device)
+        blocks = row_blocks(packed.shape[0], columns, x.device)
+        inverse = None
+        if ballot is not None:
+            ballot.open((packed.shape[0], columns), x.device)
+            if ballot.kind == "magnitude" and len(blocks) > 1:
+                inverse = _inverse_rms(blocks, dy, flat, scale, columns, group_size, wide)
+        for rows in blocks:
+            weight = unpack(packed[rows], columns, x.dtype)
+            factor = spread(scale.to(wide), rows, columns, group_size)
+            if needs_x:
+                _add_dx(dx, dy[:, rows], weight, factor.to(x.dtype), first=rows.start == 0)
+            if needs_scale or ballot is not None:
+                grad = (dy[:, rows].t() @ flat).to(wide)
+                if needs_scale:
+                    part = summed(grad * weight, scale.dim(), group_size)
+                    if scale.dim() == 0:
+                        ds += part
+                    else:
+                        ds[rows] = part
+                if ballot is not None:
+                    _cast(ballot, rows.start, grad.mul_(factor), weight, inverse)
+        if needs_x and not blocks:
+            dx.zero_()
+        return dx.view(x.shape) if needs_x else dx, ds.to(scale.dtype)
+
+
+@_backward.register_fake
+def _(
+    dy: Tensor,
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    columns: int,
+    group_size: int,
+    handle: Tensor | None,
+    needs_x: bool,
+    needs_scale: bool,
+) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape if needs_x else 0), scale.new_empty(scale.shape if needs_scale else 0)
+
+
+def _add_dx(dx: Tensor, dy: Tensor, weight: Tensor, factor: Tensor, *, first: bool) -> None:
+    """dx += dy (s∘T), where ``factor`` is s; or dx = it, if nothing is there yet."""
+    if factor.shape[1] == 1:
+        dy = dy * factor.view(1, -1)
+    else:
+        weight = weight * factor
+    if first:
+        torch.mm(dy, weight, out=dx)
+    else:
+        dx.addmm_(dy, weight)
+
+
+def _inverse_rms(
+    blocks: list[slice],
+    dy: Tensor,
+    x: Tensor,
+    scale: Tensor,
+    columns: int,
+    group_size: int,
+    wide: torch.dtype,
+) -> Tensor:
+    """1/rms(dT) of a layer whose dT is not to exist as a whole: computed once only for this."""
+    square = torch.zeros((), dtype=wide, device=x.device)
+    for rows in blocks:
+        grad = (dy[:, rows].t() @ x).to(wide)
+        square += _square(grad.mul_(spread(scale.to(wide), rows, columns, group_size)))
+    return inverse_rms(square, dy.shape[1] * columns)
+
+
+def _square(grad: Tensor) -> Tensor:
+    flat = grad.view(-1)
+    return torch.dot(flat, flat)
+
+
+def _cast(ballot: Ballot, first: int, grad: Tensor, weight: Tensor, inverse: Tensor | None) -> None:
+    if ballot.kind == "magnitude" and inverse is None:
+        inverse = inverse_rms(_square(grad), grad.numel())
+    ballot.cast(first, grad, weight, inverse)
+
+
+def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: Tensor) -> None:
+    x, packed, scale, ctx.columns, ctx.group_size, ctx.ballot = inputs  # type: ignore[attr-defined]
+    ctx.save_for_backward(x, packed, scale)  # type: ignore[arg-type]
+
+
+def _gradients(ctx: torch.autograd.function.FunctionCtx, dy: Tensor) -> tuple[Tensor | None, ...]:
+    x, packed, scale = ctx.saved_tensors  # type: ignore[attr-defined]
+    needs_x, _, needs_scale, *_ = ctx.needs_input_grad  # type: ignore[attr-defined]
+    dx, ds = _backward(
+        dy, x, packed, scale, ctx.columns, ctx.group_size, ctx.ballot, needs_x, needs_scale  # type: ignore[attr-defined]
+    )
+    return dx if needs_x else None, None, ds if needs_scale else None, None, None, None
+
+
+ternary_linear.register_autograd(_gradients, setup_context=_save)

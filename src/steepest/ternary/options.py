@@ -1,0 +1,73 @@
+"""The options of a TernaryFlip: plain data, but for a schedule of the user's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import torch
+
+from steepest.hyper import Hyper, choice, fraction, integer, near_miss, optional, plain, positive
+from steepest.ternary.schedule import annealed
+
+__all__ = ["OPTIONS", "Schedule", "checked", "threshold_at"]
+
+# "constant", "annealed", or τ as a function of the steps taken.
+Schedule: TypeAlias = str | Callable[[int], float]
+
+OPTIONS: dict[str, Hyper] = {
+    "threshold": positive(16.0),
+    "votes": choice("sign", "sign", "magnitude"),
+    "accumulator": choice(torch.int8, torch.int8, torch.int16),
+    "schedule": choice("constant", "constant", "annealed", "custom"),
+    "total_steps": optional(integer(1, low=1)),
+    "outward": choice("drop", "drop", "cancel"),
+    "zero_pull": fraction(0.0, closed=True),
+    "max_flip_fraction": fraction(1.0, closed=True),
+    "nonfinite": choice("ignore", "ignore", "skip", "raise"),
+    "compile": choice(None, None, True, False),
+    "seed": integer(0, low=0, high=2**64 - 1),
+}
+
+
+def checked(owner: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options with their defaults, as plain data.
+
+    Raises:
+        TypeError: an unknown name.
+        ValueError: a value out of range, or two that exclude each other.
+    """
+    for name in options:
+        if name not in OPTIONS:
+            raise TypeError(f"{owner} has no option {name!r}{near_miss(name, OPTIONS)}")
+    full = {name: plain(options.get(name, hyper.default)) for name, hyper in OPTIONS.items()}
+    for name, hyper in OPTIONS.items():
+        hyper.check(owner, name, full[name])
+    if full["schedule"] == "annealed" and full["total_steps"] is None:
+        raise ValueError(f"{owner}: schedule='annealed' needs total_steps, the steps of the whole training")
+    limit = torch.iinfo(full["accumulator"]).max
+    if full["threshold"] > limit:
+        more = "; accumulator=torch.int16 holds 32767" if limit == 127 else ""
+        raise ValueError(
+            f"{owner}: threshold {full['threshold']:g} is never reached: {full['accumulator']} saturates at "
+            f"{limit}{more}"
+        )
+    return full
+
+
+def threshold_at(options: Mapping[str, Any], custom: Callable[[int], float] | None, step: int) -> float:
+    """τ after ``step`` steps.
+
+    Raises:
+        ValueError: the user's schedule gives what is no number above 0.
+    """
+    if options["schedule"] == "custom":
+        assert custom is not None
+        value = float(custom(step))
+        if math.isnan(value) or value <= 0:
+            raise ValueError(f"the schedule's threshold at step {step} must be above 0, got {value!r}")
+        return value
+    if options["schedule"] == "annealed":
+        return annealed(options["threshold"], step, options["total_steps"])
+    return float(options["threshold"])

@@ -1,0 +1,114 @@
+"""Ternary numbers in memory: 2 bits each to compute with, base 3 to store.
+
+The 2-bit code is the number's own two's complement: 00 is 0, 01 is 1, 11 is −1, 10 is unused. A row of n
+weights takes q = ⌈n/4⌉ bytes, and byte j holds the weights j, j + q, j + 2q, j + 3q, lowest bits first:
+so each pair of bits, over all bytes of a row, is a contiguous piece of it, and packing and unpacking
+are a few passes over whole bytes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["check_ternary", "from_base3", "pack", "packed_width", "to_base3", "unpack", "zeros_in"]
+
+_TRITS = 5  # 3**5 = 243 fits a byte
+
+
+def packed_width(count: int) -> int:
+    """Bytes of a row of ``count`` weights.
+
+    >>> [packed_width(count) for count in (0, 1, 4, 5)]
+    [0, 1, 1, 2]
+    """
+    return (count + 3) // 4
+
+
+def check_ternary(what: str, values: Tensor) -> None:
+    """Raise ``ValueError`` unless every element is −1, 0 or 1."""
+    # Compared in the tensor's own dtype: a conversion to int8 would take 0.5 and 257 for ternary.
+    if values.numel() and not bool(((values == 0) | (values == 1) | (values == -1)).all()):
+        raise ValueError(f"{what} must hold −1, 0 and 1 only")
+
+
+def pack(values: Tensor) -> Tensor:
+    """Pack int8 ternary numbers [..., n] into uint8 [..., ⌈n/4⌉]. What is no ternary number is not looked for.
+
+    >>> pack(torch.tensor([[1, 0, -1, 0, 1]], dtype=torch.int8)).tolist()
+    [[29, 0]]
+    """
+    count = values.shape[-1]
+    width = packed_width(count)
+    codes = values.view(torch.uint8) & 3
+    packed = codes[..., :width].clone(memory_format=torch.contiguous_format)
+    for at in range(1, 4):
+        piece = codes[..., at * width : (at + 1) * width]
+        if piece.shape[-1] > 0:
+            packed[..., : piece.shape[-1]] |= piece << (2 * at)
+    return packed
+
+
+def unpack(packed: Tensor, count: int, dtype: torch.dtype = torch.int8) -> Tensor:
+    """Unpack uint8 [..., ⌈count/4⌉] into ternary numbers [..., count] of ``dtype``.
+
+    >>> unpack(torch.tensor([[29, 0]], dtype=torch.uint8), 5).tolist()
+    [[1, 0, -1, 0, 1]]
+    """
+    width = packed.shape[-1]
+    values = torch.empty((*packed.shape[:-1], count), dtype=dtype, device=packed.device)
+    for at in range(4):
+        piece = values[..., at * width : (at + 1) * width]
+        if piece.shape[-1] > 0:
+            codes = packed[..., : piece.shape[-1]]
+            # Up to the sign bit and back: the arithmetic shift spreads it.
+            piece.copy_((codes << (6 - 2 * at)).view(torch.int8) >> 6)
+    return values
+
+
+def zeros_in(packed: Tensor, count: int) -> Tensor:
+    """How many of the weights are 0, as a 0-dim int64 tensor: their code has no lowest bit.
+
+    >>> int(zeros_in(torch.tensor([[29, 0]], dtype=torch.uint8), 5))
+    2
+    """
+    total = packed[..., 0].numel() * count if packed.shape[-1] else 0
+    others = sum(((packed >> (2 * at)) & 1).sum(dtype=torch.int64) for at in range(4))
+    return total - others  # type: ignore[no-any-return]
+
+
+def to_base3(values: Tensor) -> Tensor:
+    """Ternary numbers of any shape as uint8 [⌈n/5⌉], five a byte: 1.6 bits each, to store or to send.
+
+    The digits are the numbers plus 1, the first of five counting least.
+
+    >>> to_base3(torch.tensor([[1, 0], [-1, 0], [1, -1]])).tolist()
+    [194, 0]
+    """
+    check_ternary("values", values)
+    digits = values.reshape(-1).to(torch.int16) + 1
+    digits = torch.nn.functional.pad(digits, (0, -digits.numel() % _TRITS))
+    powers = torch.tensor([3**at for at in range(_TRITS)], dtype=torch.int16, device=digits.device)
+    return (digits.view(-1, _TRITS) * powers).sum(1).to(torch.uint8)
+
+
+def from_base3(code: Tensor, shape: tuple[int, ...] | torch.Size) -> Tensor:
+    """The int8 ternary numbers, of ``shape``, that :func:`to_base3` made ``code`` of.
+
+    Raises:
+        ValueError: ``code`` has not the bytes that ``shape`` takes, or holds no base-3 digits.
+
+    >>> from_base3(torch.tensor([194, 0], dtype=torch.uint8), (3, 2)).tolist()
+    [[1, 0], [-1, 0], [1, -1]]
+    """
+    count = torch.Size(shape).numel()
+    if code.dtype != torch.uint8 or code.shape != ((count + _TRITS - 1) // _TRITS,):
+        raise ValueError(
+            f"{count} weights are {(count + _TRITS - 1) // _TRITS} bytes of uint8 in base 3, "
+            f"got {code.dtype} of shape {tuple(code.shape)}"
+        )
+    if code.numel() and int(code.max()) >= 3**_TRITS:
+        raise ValueError(f"a byte of base-3 digits is at most {3**_TRITS - 1}, got {int(code.max())}")
+    wide = code.to(torch.int16)
+    digits = torch.stack([(wide // 3**at) % 3 for at in range(_TRITS)], dim=1)
+    return (digits.view(-1)[:count] - 1).to(torch.int8).view(shape)

@@ -1,0 +1,87 @@
+"""Passes over large tensors, piece by piece, so that what is computed on the way stays small."""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steepest.step.compiled import compiler_available
+
+__all__ = ["can_compile", "in_pieces", "row_blocks", "row_pieces"]
+
+# Elements of a piece: temporaries of that size stay in a processor's second-level cache.
+_PIECE_ON_CPU = 1 << 18
+_PIECE_ELSEWHERE = 1 << 26
+# Elements of a block of dense weights or gradients: large enough for matmuls, small beside a model.
+_BLOCK_ON_CPU = 1 << 22
+_BLOCK_ELSEWHERE = 1 << 26
+
+# Compiling takes seconds; with fewer weights than this they are not earned back.
+_PAYS_FROM = 1 << 24
+
+
+def can_compile(weights: int, device: torch.device) -> bool:
+    """Whether compiling pays for passes over so many weights, and can be had."""
+    return weights >= _PAYS_FROM and compiler_available(device.type)
+
+
+def row_blocks(rows: int, columns: int, device: torch.device) -> list[slice]:
+    """Cut a matrix between rows into blocks that are made dense one at a time.
+
+    >>> row_blocks(3000, 2048, torch.device("cpu"))
+    [slice(0, 2048, None), slice(2048, 3000, None)]
+    """
+    limit = _BLOCK_ON_CPU if device.type == "cpu" else _BLOCK_ELSEWHERE
+    return _slices(rows, max(1, limit // max(columns, 1)))
+
+
+def row_pieces(rows: int, columns: int, device: torch.device) -> list[slice]:
+    """Cut a matrix between rows into pieces for passes over memory."""
+    limit = _PIECE_ON_CPU if device.type == "cpu" else _PIECE_ELSEWHERE
+    return _slices(rows, max(1, limit // max(columns, 1)))
+
+
+def in_pieces(
+    function: Callable[..., None],
+    tensors: tuple[Tensor, ...],
+    start: int,
+    arguments: tuple[Any, ...],
+    *,
+    compiled: bool,
+) -> None:
+    """Call ``function(pieces, index, *arguments)`` for pieces of contiguous tensors of one shape.
+
+    Args:
+        function: elementwise; writes into the pieces it is given.
+        tensors: contiguous, of one shape.
+        start: the first element's index, from which ``index``, int64, counts on.
+        arguments: passed on.
+        compiled: in one graph of its own, the same for all sizes.
+    """
+    flat = [tensor.view(-1) for tensor in tensors]
+    device = flat[0].device
+    run = _compile(function) if compiled else function
+    limit = _PIECE_ON_CPU if device.type == "cpu" else _PIECE_ELSEWHERE
+    for part in _slices(flat[0].numel(), limit):
+        index = torch.arange(start + part.start, start + part.stop, device=device)
+        run(tuple(tensor[part] for tensor in flat), index, *arguments)
+
+
+def _slices(count: int, size: int) -> list[slice]:
+    return [slice(at, min(at + size, count)) for at in range(0, count, size)]
+
+
+@functools.lru_cache(maxsize=8)
+def _compile(function: Callable[..., None]) -> Callable[..., None]:
+    # A code object of its own: torch.compile counts recompilations by it.
+    fresh = types.FunctionType(
+        function.__code__.replace(),  # type: ignore[attr-defined]
+        function.__globals__,  # type: ignore[attr-defined]
+        function.__name__,
+    )
+    return torch.compile(fresh, fullgraph=True, dynamic=True)

@@ -1,0 +1,52 @@
+"""What to watch while ternary weights train: flips per step and the fraction of zeros."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["FlipStats", "LayerStats"]
+
+
+@dataclass(frozen=True)
+class LayerStats:
+    """One layer: its name, how many weights, how many flipped in the last step, and which part is 0."""
+
+    name: str
+    weights: int
+    flips: int
+    zeros: float
+
+
+@dataclass(frozen=True)
+class FlipStats:
+    """All layers together, and each.
+
+    Attributes:
+        step: steps taken.
+        threshold: τ of the next step; infinite where nothing flips any more.
+        weights: number of ternary weights.
+        flips: how many moved in the last step.
+        total_flips: how many have moved since the trainer was made or loaded.
+        zeros: which part of the weights is 0, in [0, 1].
+        layers: the same, layer by layer.
+    """
+
+    step: int
+    threshold: float
+    weights: int
+    flips: int
+    total_flips: int
+    zeros: float
+    layers: tuple[LayerStats, ...]
+
+    def __str__(self) -> str:
+        width = max(len(layer.name) for layer in self.layers)
+        head = (
+            f"step {self.step}: {self.flips:,} of {self.weights:,} ternary weights flipped "
+            f"({self.total_flips:,} so far), {self.zeros:.1%} are 0, threshold {self.threshold:.3g}"
+        )
+        rows = (
+            f"  {layer.name:{width}}  {layer.weights:>12,}  {layer.flips:>10,} flips  {layer.zeros:6.1%} zeros"
+            for layer in self.layers
+        )
+        return "\n".join((head, *rows))

@@ -1,0 +1,412 @@
+"""TernaryFlip: what moves ternary weights, by votes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from steepest.random import derive_key
+from steepest.ternary.ballot import Ballot, Outward, VoteKind, narrowest
+from steepest.ternary.flipping import flip_layer
+from steepest.ternary.layer import TernaryLinear
+from steepest.ternary.options import checked, threshold_at
+from steepest.ternary.packing import zeros_in
+from steepest.ternary.pieces import can_compile
+from steepest.ternary.stats import FlipStats, LayerStats
+from steepest.ternary.votes import LARGEST_VOTE
+from steepest.ternary.workers import Group, place, summed_over
+
+__all__ = ["TernaryFlip", "ternary_layers"]
+
+
+class TernaryFlip:
+    r"""Trains the ternary weights of a model by votes; scales, biases and the rest are an optimizer's.
+
+    In backward every pass through a :class:`TernaryLinear` votes on each of its weights T, by the gradient
+    dT that it would have; at :meth:`step` the sum v of the votes goes into a small integer
+    accumulator a, and where that is full the weight moves by one:
+
+    .. math::
+        v &= -\mathrm{sign}(dT) \quad\text{or}\quad
+            v = -\mathrm{round}_s\bigl(\mathrm{clip}(dT/\mathrm{rms}(dT), -7, 7)\bigr) \\
+        a &\leftarrow \mathrm{clamp}(a + v, -M, M) \\
+        |a| \ge \tau_t:\quad T &\leftarrow \mathrm{clamp}(T + \mathrm{sign}(a), -1, 1), \quad a \leftarrow 0
+
+    M is 127 or 32767. rms(dT) is the layer's, so that both kinds of votes are the same under any scaling of
+    the loss; round_s rounds up or down at random with the exact expectation, from noise keyed by (seed,
+    layer, step, pass, weight): it resumes exactly, and the global generator is never touched. Elements of dT
+    that are not finite have no vote; by magnitude, they leave their whole layer without in that pass.
+
+    Call :meth:`step` and :meth:`zero_grad` beside the optimizer's; or let :func:`steepest.build` make one
+    optimizer that does both.
+
+    State: a, 1 byte a weight (int8) or 2 (int16): with the 2-bit weights 1.25 or 2.25 in all. Between
+    backward and step the votes take 1 byte more, as a gradient would take 4; more than 127 passes by
+    sign in a step, or 18 by magnitude, over all workers, take 2.
+
+    Args:
+        model: has at least one :class:`TernaryLinear`. A layer belongs to the last trainer made for it.
+        threshold: τ > 0, at most M. Votes by magnitude are larger, so τ should be too.
+        votes: ``"sign"`` or ``"magnitude"``.
+        accumulator: ``torch.int8`` or ``torch.int16``.
+        schedule: τ_t after t steps: ``"constant"``, τ; ``"annealed"``, τ/(1 − t/total_steps), under which
+            flips freeze out: none happens once τ_t is above M, with int8 and τ = 16 in the last 13 % of the
+            steps; or a function of t, which checkpoints do not hold.
+        total_steps: T of the annealed schedule.
+        outward: what becomes of votes that would move a weight beyond its bound. ``"drop"``: they are not
+            taken. ``"cancel"``: they make up for votes that pointed inward, as far as there were any, so
+            that a weight leaves its bound by the majority and not by noise.
+        zero_pull: λ in [0, 1]: in every step each weight gets one vote toward 0 with this probability.
+        max_flip_fraction: at most this part of a layer flips in a step: the largest \|a\| first, ties by
+            lot. Below 1, the step waits for the device.
+        nonfinite: what an infinite or NaN dT does: ``"ignore"``: as above. ``"skip"``: weights, a and
+            step stay as they were, the votes are dropped, and :attr:`skipped_steps` counts. ``"raise"``:
+            ``FloatingPointError`` with the layer's name; nothing changes. The last two wait for the device.
+        compile: run the rounding of votes by magnitude compiled. None: from 2**24 weights on.
+        seed: of the noise.
+        process_group: the data-parallel workers, whose votes are summed before a takes them in, as int8
+            where the sum fits, so that N workers do what one would with N times the passes, bit for
+            bit. None: all processes, where ``torch.distributed`` is initialized; False: no others.
+
+    Raises:
+        TypeError: ``model`` is no module.
+        ValueError: no ternary layers; one on the meta device; a value out of range; ``"annealed"`` without
+            ``total_steps``.
+
+    Source: our own. Kin: Helwegen et al. 2019 (Bop) flips binary weights where an average of the gradient
+    passes a threshold.
+
+    >>> model = nn.Sequential(TernaryLinear(8, 16), nn.ReLU(), TernaryLinear(16, 2))
+    >>> flip = TernaryFlip(model, threshold=2)
+    >>> optimizer = torch.optim.AdamW(model.parameters())
+    >>> for _ in range(3):
+    ...     model(torch.randn(4, 8)).square().mean().backward()
+    ...     for each in (optimizer, flip):
+    ...         each.step()
+    ...         each.zero_grad()
+    >>> stats = flip.stats()
+    >>> stats.step, stats.weights, stats.flips > 0, flip.state_bytes()
+    (3, 160, True, 168)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        threshold: float = 16.0,
+        votes: VoteKind = "sign",
+        *,
+        accumulator: torch.dtype = torch.int8,
+        schedule: Literal["constant", "annealed"] | Callable[[int], float] = "constant",
+        total_steps: int | None = None,
+        outward: Outward = "drop",
+        zero_pull: float = 0.0,
+        max_flip_fraction: float = 1.0,
+        nonfinite: Literal["ignore", "skip", "raise"] = "ignore",
+        compile: bool | None = None,
+        seed: int = 0,
+        process_group: Group = None,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"TernaryFlip takes a torch.nn.Module, got {type(model).__name__}")
+        self._custom = schedule if callable(schedule) else None
+        self.options = checked(
+            "TernaryFlip",
+            {
+                "threshold": threshold,
+                "votes": votes,
+                "accumulator": accumulator,
+                "schedule": "custom" if callable(schedule) else schedule,
+                "total_steps": total_steps,
+                "outward": outward,
+                "zero_pull": zero_pull,
+                "max_flip_fraction": max_flip_fraction,
+                "nonfinite": nonfinite,
+                "compile": compile,
+                "seed": seed,
+            },
+        )
+        self.layers = ternary_layers(model)
+        if not self.layers:
+            raise ValueError(
+                f"{type(model).__name__} has no ternary layers: steepest.ternary.ternarize(model) makes some"
+            )
+        for name, layer in self.layers.items():
+            if layer.packed.is_meta:
+                raise ValueError(f"layer {name!r} is on the meta device: materialize the model first")
+        self.process_group = process_group
+        self.skipped_steps = 0
+        #: Steps taken, 0-dim int64 on the CPU.
+        self.taken = torch.zeros((), dtype=torch.int64, device="cpu")
+        #: a of every layer, by its name.
+        self.accumulators = {
+            name: torch.zeros(
+                layer.out_features, layer.in_features, dtype=accumulator, device=layer.packed.device
+            )
+            for name, layer in self.layers.items()
+        }
+        self._flips: dict[str, Tensor] = {}
+        self._total_flips: dict[str, Tensor] = {}
+        self._ballots: dict[str, Ballot] = {}
+        self._attach()
+
+    # -- the step
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def step(self) -> None:
+        """Take the votes in and flip; layers without votes stay as they are.
+
+        Raises:
+            FloatingPointError: a gradient that was not finite, with ``nonfinite="raise"``.
+            RuntimeError: a layer has gone to another trainer.
+        """
+        if self.prepare():
+            self.take()
+        else:
+            self.skipped_steps += 1
+
+    @torch.no_grad()
+    def prepare(self) -> bool:
+        """Sum the workers' votes and say whether the step may be taken; if not, the votes are dropped."""
+        for name, layer in self.layers.items():
+            if not layer.votes_in(self._ballots[name]):
+                raise RuntimeError(
+                    f"the ternary layer {name!r} belongs to another TernaryFlip, made later for the same model"
+                )
+        self._threshold()
+        bad = self._gather()
+        if bad and self.options["nonfinite"] == "raise":
+            more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+            raise FloatingPointError(
+                f"the gradient of ternary layer {bad[0]!r}{more} has infinite or NaN elements; nothing was "
+                "changed. Use nonfinite='skip' to pass over such steps."
+            )
+        if bad:
+            self.zero_grad()
+        return not bad
+
+    @torch.no_grad()
+    def take(self) -> None:
+        """Flip, after :meth:`prepare` has said yes."""
+        limit = torch.iinfo(self.options["accumulator"]).max
+        threshold = self._threshold()
+        step = int(self.taken)
+        self._flips = {}
+        for ordinal, (name, layer) in enumerate(self.layers.items()):
+            ballot = self._ballots[name]
+            if ballot.pending is None:
+                continue
+            share = self.options["max_flip_fraction"]
+            flips = flip_layer(
+                layer.packed,
+                self._accumulator(name),
+                ballot.pending,
+                threshold=limit + 1 if threshold > limit else math.ceil(threshold),
+                outward=self.options["outward"],
+                zero_pull=self.options["zero_pull"],
+                at_most=None if share == 1 else int(share * layer.in_features * layer.out_features),
+                key=derive_key(self.options["seed"], ordinal, step),
+            )
+            self._flips[name] = flips
+            self._total_flips[name] = self._total_flips.get(name, 0) + flips
+        self.taken += 1
+        self.zero_grad()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop votes that no step has taken in. The argument is there for those who call all alike."""
+        for ballot in self._ballots.values():
+            ballot.clear()
+            ballot.step = int(self.taken)
+
+    @property
+    def has_votes(self) -> bool:
+        """Whether any layer of any worker may have votes for the next step."""
+        return place(self.process_group)[1] > 1 or any(b.casts > 0 for b in self._ballots.values())
+
+    # -- what the user watches
+
+    def threshold(self) -> float:
+        """τ of the next step."""
+        return self._threshold()
+
+    @torch.no_grad()
+    def stats(self) -> FlipStats:
+        """Flips of the last step and the fraction of zeros, of all layers and each; waits for the device."""
+        names = list(self.layers)
+        zero = torch.zeros((), dtype=torch.int64, device="cpu")
+        counts = [
+            torch.stack(
+                [
+                    self._flips.get(name, zero).to(layer.packed.device),
+                    self._total_flips.get(name, zero).to(layer.packed.device),
+                    zeros_in(layer.packed, layer.in_features),
+                ]
+            )
+            for name, layer in self.layers.items()
+        ]
+        table = torch.stack([each.to(counts[0].device) for each in counts]).tolist()
+        sizes = [layer.in_features * layer.out_features for layer in self.layers.values()]
+        layers = tuple(
+            LayerStats(name, size, flips, zeros / size)
+            for name, size, (flips, _, zeros) in zip(names, sizes, table, strict=True)
+        )
+        flips, total, zeros = (sum(column) for column in zip(*table, strict=True))
+        return FlipStats(
+            step=int(self.taken),
+            threshold=self._threshold(),
+            weights=sum(sizes),
+            flips=flips,
+            total_flips=total,
+            zeros=zeros / sum(sizes),
+            layers=layers,
+        )
+
+    def state_bytes(self) -> int:
+        """Bytes of the accumulators and the step count; the votes between backward and step are not state."""
+        return sum(a.numel() * a.element_size() for a in (*self.accumulators.values(), self.taken))
+
+    # -- checkpoints
+
+    def state_dict(self) -> dict[str, Any]:
+        """Steps, options and accumulators; T itself is in the model's. A schedule of one's own is not."""
+        return {
+            "step": int(self.taken),
+            "options": dict(self.options),
+            "accumulators": dict(self.accumulators),
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Load what :meth:`state_dict` gave; tensors are copied, votes of an unfinished step dropped.
+
+        Raises:
+            ValueError: other layers, shapes or options than this trainer can go on with; nothing was loaded.
+        """
+        options = checked("the state dict's TernaryFlip", state_dict["options"])
+        self.check_options(options)
+        saved = state_dict["accumulators"]
+        if list(saved) != list(self.layers):
+            strange = sorted(set(saved) ^ set(self.layers)) or list(saved)
+            raise ValueError(
+                f"the state dict was saved for other ternary layers: {', '.join(map(repr, strange[:3]))}; "
+                "nothing was loaded"
+            )
+        for name in self.layers:
+            self.check_accumulator(name, saved[name], options)
+        self.restore({name: saved[name].clone() for name in saved}, state_dict["step"], options)
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Raise ``ValueError`` for loaded options that need what this trainer has not."""
+        if options["schedule"] == "custom" and self._custom is None:
+            raise ValueError(
+                "the state dict was saved with a schedule of the user's own, which it does not hold: make "
+                "the TernaryFlip with schedule=...; nothing was loaded"
+            )
+
+    def check_accumulator(self, name: str, saved: Tensor, options: Mapping[str, Any]) -> None:
+        """Raise ``ValueError`` unless a loaded accumulator is right for a layer."""
+        layer = self.layers[name]
+        shape = (layer.out_features, layer.in_features)
+        if tuple(saved.shape) != shape or saved.dtype != options["accumulator"]:
+            raise ValueError(
+                f"the accumulator of ternary layer {name!r} is {saved.dtype} of shape {tuple(saved.shape)} in "
+                f"the state dict, expected {options['accumulator']} of shape {shape}; nothing was loaded"
+            )
+
+    def restore(self, accumulators: dict[str, Tensor], step: int | Tensor, options: dict[str, Any]) -> None:
+        """Go on from checked values, which become this trainer's own."""
+        self.options = options
+        self.accumulators = {
+            name: accumulators[name].to(layer.packed.device) for name, layer in self.layers.items()
+        }
+        self.taken.fill_(int(step))
+        self._flips, self._total_flips = {}, {}
+        self._attach()
+
+    # -- within
+
+    def _threshold(self) -> float:
+        return threshold_at(self.options, self._custom, int(self.taken))
+
+    def _accumulator(self, name: str) -> Tensor:
+        """a of a layer, where the layer's weights are now."""
+        device = self.layers[name].packed.device
+        if self.accumulators[name].device != device:
+            self.accumulators[name] = self.accumulators[name].to(device)
+        return self.accumulators[name]
+
+    def _attach(self) -> None:
+        """Give every layer a new ballot, by the present options."""
+        options = self.options
+        total = sum(layer.in_features * layer.out_features for layer in self.layers.values())
+        device = next(iter(self.layers.values())).packed.device
+        compiled = options["compile"]
+        for ordinal, (name, layer) in enumerate(self.layers.items()):
+            self._ballots[name] = Ballot(
+                options["votes"],
+                options["outward"],
+                options["seed"],
+                ordinal,
+                watched=options["nonfinite"] != "ignore",
+                compiled=can_compile(total, device) if compiled is None else compiled,
+                step=int(self.taken),
+                group=self.process_group,
+            )
+            layer.attach(self._ballots[name])
+
+    def _gather(self) -> list[str]:
+        """Sum votes over the workers; the names of layers whose gradients were not finite anywhere."""
+        ballots = self._ballots
+        bad = [name for name, b in ballots.items() if b.finite is not None and not bool(b.finite)]
+        if place(self.process_group)[1] == 1:
+            return bad
+        device = next(iter(self.layers.values())).packed.device
+        told = [[ballot.casts, name in bad] for name, ballot in ballots.items()]
+        table = summed_over(self.process_group, torch.tensor(told, dtype=torch.int64, device=device)).tolist()
+        bad = [name for name, (_, wrong) in zip(ballots, table, strict=True) if wrong]
+        if bad:
+            return bad
+        for (name, ballot), (casts, _) in zip(ballots.items(), table, strict=True):
+            if casts == 0:
+                continue
+            layer = self.layers[name]
+            dtype = narrowest(casts * LARGEST_VOTE[ballot.kind])
+            mine = ballot.pending
+            if mine is None:
+                shape = (layer.out_features, layer.in_features)
+                mine = torch.zeros(shape, dtype=dtype, device=layer.packed.device)
+            ballot.pending = summed_over(self.process_group, mine.to(dtype))
+        return []
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Ballots are this object's own; the votes in them go along. Process groups cannot be copied."""
+        votes = {name: (b.pending, b.casts, b.finite) for name, b in self._ballots.items()}
+        group = False if self.process_group is False else None
+        return {**self.__dict__, "_ballots": votes, "process_group": group}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        votes = state["_ballots"]
+        self.__dict__.update(state)
+        self._ballots = {}
+        self._attach()
+        for name, (pending, casts, finite) in votes.items():
+            ballot = self._ballots[name]
+            ballot.pending, ballot.casts, ballot.finite = pending, casts, finite
+
+
+def ternary_layers(model: nn.Module) -> dict[str, TernaryLinear]:
+    """The ternary layers of a model by name, wrappers of compilation and data parallelism left out."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(model, nn.parallel.DistributedDataParallel):
+            inner = model.module
+        if inner is None:
+            break
+        model = inner
+    return {
+        name.replace("_orig_mod.", ""): module
+        for name, module in model.named_modules()
+        if isinstance(module, TernaryLinear)
+    }
