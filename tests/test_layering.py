@@ -26,6 +26,7 @@ LAYERS = [
     "optimizer",
     "rules",
     "routing",
+    "ternary",
     "compat",
     "__init__",
     "lab",

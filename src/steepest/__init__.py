@@ -1,5 +1,6 @@
 """steepest: memory-lean, post-Adam optimizers for PyTorch."""
 
+from steepest import ternary
 from steepest.optimizer import Optimizer
 from steepest.options import CommonOptions
 from steepest.registry import create, list_optimizers
@@ -49,4 +50,5 @@ __all__ = [
     "build",
     "create",
     "list_optimizers",
+    "ternary",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shutil
 import textwrap
@@ -38,7 +39,7 @@ class Row:
         aliases: its other names, where it is tied or shared.
         shape: its shape.
         rule: the rule's name.
-        lr: the group's learning rate now.
+        lr: the group's learning rate now; NaN for what has none.
         weight_decay: the group's weight decay now; 0 for a rule without.
         view: how a rule that sees matrices sees it: blocks, ``"batch"``, ``"flatten"``, ``"merge"`` (the
             most square matrix, PSGD's), or None.
@@ -125,20 +126,24 @@ class Explanation:
         return "\n".join(line.rstrip() for line in lines)
 
 
-def explain(groups: Sequence[Mapping[str, Any]], main: str) -> Explanation:
+def explain(
+    groups: Sequence[Mapping[str, Any]], main: str, others: Sequence[Row] = ()
+) -> Explanation:
     """Explain an optimizer's param groups.
 
     Args:
         groups: the param groups, with the rule's options filled in.
         main: the name of the rule of the groups that name none.
+        others: what trains and is no parameter.
     """
-    rows = tuple(_row(group, at, index) for at, group in enumerate(groups) for index in range(_count(group)))
+    given = [_row(group, at, index) for at, group in enumerate(groups) for index in range(_count(group))]
+    rows = (*given, *others)
     names = list(dict.fromkeys(row.rule for row in rows))
     return Explanation(
         rows,
         tuple(_total(name, [row for row in rows if row.rule == name]) for name in names),
-        tuple(_notes(groups, rows, main)),
-        tuple(_warnings(groups, rows, main)),
+        tuple(_notes(groups, given, main)),
+        tuple(_warnings(groups, given, main)),
     )
 
 
@@ -296,7 +301,7 @@ def _merged(rows: Sequence[Row]) -> list[tuple[str, ...]]:
             _starred(row.name),
             "×".join(map(str, row.shape)) or "scalar",
             row.rule,
-            f"{row.lr:.3g}",
+            "" if math.isnan(row.lr) else f"{row.lr:.3g}",
             f"{row.weight_decay:.3g}",
             _words(row.view),
             _starred(_reason(row)),

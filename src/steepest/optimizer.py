@@ -144,9 +144,9 @@ class Optimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         batches = collect(self.param_groups, lambda param: self.state.get(param, {}))
-        if not batches:
+        if not batches and not self._has_more():
             return loss
-        finite = check_gradients(batches)
+        finite = self._check(batches)
         if isinstance(finite, Tensor) and reads_back(batches):
             finite = bool(finite)
         if finite is False:
@@ -177,9 +177,21 @@ class Optimizer(torch.optim.Optimizer):
                 if "step" in member.state:
                     counted = 1 if mask is None else mask.to(member.state["step"].device)
                     member.state["step"] += counted
+        self._step_rest()
         if mask is not None:
             self._count_skipped((~mask).to(torch.int64))
         return loss
+
+    def _has_more(self) -> bool:
+        """Whether a subclass has something to step without any parameter's gradient."""
+        return False
+
+    def _check(self, batches: list[Batch]) -> bool | Tensor:
+        """Whether this step may be taken, see :func:`check_gradients`; nothing has changed yet."""
+        return check_gradients(batches)
+
+    def _step_rest(self) -> None:
+        """Step what a subclass has besides parameters; it may not fail."""
 
     def _provide(self, batch: Batch) -> Provide | None:
         """Functions of this object that the batch's rule calls, parameter by parameter; mostly none."""

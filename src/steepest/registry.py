@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Any
 from steepest.hyper import near_miss
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from torch import nn
     from torch.optim.optimizer import ParamsT
 
     from steepest.optimizer import Optimizer
@@ -16,6 +19,7 @@ __all__ = ["create", "find_rule", "list_optimizers", "optimizer_class"]
 
 _RULES: dict[str, Rule] = {}
 _OPTIMIZERS: dict[str, type[Optimizer]] = {}
+_MAKERS: dict[type[nn.Module], Callable[..., Optimizer]] = {}
 
 
 def register(rule: Rule, optimizer: type[Optimizer]) -> None:
@@ -33,6 +37,22 @@ def register(rule: Rule, optimizer: type[Optimizer]) -> None:
         raise ValueError(f"the rule name {rule.name!r} is taken by {known.__module__}.{known.__qualname__}")
     _RULES[rule.name] = rule
     _OPTIMIZERS[rule.name] = optimizer
+
+
+def register_maker(kind: type[nn.Module], make: Callable[..., Optimizer]) -> None:
+    """Make known what makes an optimizer for a model that trains more than parameters.
+
+    Args:
+        kind: a class of modules with such weights.
+        make: called as ``make(model, groups, options, rule=..., extra=..., **hyper)``.
+    """
+    _MAKERS[kind] = make
+
+
+def find_maker(model: nn.Module) -> Callable[..., Optimizer] | None:
+    """What makes the optimizer of a model, if it has a module with weights that are no parameters."""
+    kinds = tuple(_MAKERS)
+    return next((_MAKERS[kind] for m in model.modules() for kind in kinds if isinstance(m, kind)), None)
 
 
 def find_rule(name: str) -> Rule:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from steepest.explanation import ALIASES, DOUBTS, FALLBACK, LEFT_OUT, WHY
 from steepest.hyper import near_miss
 from steepest.optimizer import Optimizer
-from steepest.registry import find_rule, optimizer_class
+from steepest.registry import find_maker, find_rule, optimizer_class
 from steepest.routing.doubts import find_doubts
 from steepest.routing.overrides import as_options, as_table, matching, require_matches
 from steepest.routing.refuse import refuse
@@ -41,6 +41,7 @@ def build(
     overrides: Mapping[str, str | Mapping[str, Any]] | None = None,
     views: Mapping[str, View | None] | None = None,
     decay_vectors: bool = False,
+    ternary: Mapping[str, Any] | bool | None = None,
     **hyper: Any,
 ) -> Optimizer:
     """One optimizer for all parameters of a model, each with the rule that is right for it.
@@ -81,6 +82,9 @@ def build(
             (:func:`steepest.views.rows` and kin); None takes it whole. Used by rules that see matrices.
         decay_vectors: decay norms, biases and gains too. What the model lists in ``no_weight_decay()``,
             or marks with ``_no_weight_decay``, is never decayed, unless an override says how much.
+        ternary: options of :class:`steepest.ternary.TernaryFlip` for a model with ternary layers, whose
+            weights are no parameters: the optimizer moves them too, also without options here. False: it
+            leaves them as they are.
         **hyper: the main rule's hyper-parameters; of the common options (:class:`~steepest.CommonOptions`),
             all groups' but for ``weight_decay_method``.
 
@@ -88,7 +92,8 @@ def build(
         TypeError: ``model`` is no module; a keyword or a group option that the rule does not know.
         ValueError: an unknown rule; a value out of range; nothing to train; a glob that matches nothing;
             a fallback that does not take every tensor; parameters that are flattened or partitioned
-            (FSDP1, DeepSpeed ZeRO), DTensors, on the meta device or uninitialized, by name.
+            (FSDP1, DeepSpeed ZeRO), DTensors, on the meta device or uninitialized, by name; options for
+            ternary layers that the model has not.
 
     >>> model = nn.Sequential(nn.Embedding(16, 8), nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 16))
     >>> optimizer = build(model, "muon", lr=1e-3, weight_decay=0.1, fallback="adamw")
@@ -131,7 +136,19 @@ def build(
     if find_rule(main["rule"]).hidden_only:
         settled = [any("rule" in said[glob] for glob in matching(said, tensor)) for tensor in found]
         groups[0][DOUBTS] = find_doubts(model, found, roles, settled, main["rule"], rest["rule"])
-    optimizer = Optimizer(groups, extra={FALLBACK: rest["rule"]}, **main)
+    maker, extra = find_maker(model), {FALLBACK: rest["rule"]}
+    if maker is None:
+        if ternary is not None:
+            raise ValueError(
+                f"ternary={ternary!r}, but {type(model).__name__} has no ternary layers; "
+                "steepest.ternary.ternarize(model) makes some"
+            )
+        optimizer = Optimizer(groups, extra=extra, **main)
+    elif ternary is False:
+        optimizer = Optimizer(groups, extra=extra, **main)
+    else:
+        options = ternary if isinstance(ternary, Mapping) else {}
+        optimizer = maker(model, groups, options, extra=extra, **main)
     for warning in optimizer.explain().warnings:
         if warning.startswith("nothing goes to"):
             warnings.warn(warning, UserWarning, stacklevel=2)

@@ -105,6 +105,8 @@ def is_linear(module: nn.Module) -> bool:
     if isinstance(module, nn.Linear):
         return True
     name = type(module).__name__
+    if name == "TernaryLinear":
+        return True
     weight = module._parameters.get("weight")
     return (name.endswith("Linear") or name == "Conv1D") and weight is not None and weight.dim() == 2
 
@@ -274,8 +276,8 @@ def _until(path: str, part: str) -> str:
 
 def _widths(module: nn.Module) -> tuple[int, int]:
     """(inputs, outputs) of a linear map."""
-    if isinstance(module, nn.Linear):
-        return module.in_features, module.out_features
+    if isinstance(module, nn.Linear) or type(module).__name__ == "TernaryLinear":
+        return module.in_features, module.out_features  # type: ignore[return-value]
     if isinstance(module, _CONVS):
         return module.in_channels, module.out_channels
     rows, columns = module._parameters["weight"].shape  # type: ignore[union-attr]

@@ -96,6 +96,8 @@ def _role(tensor: Routed, heads: dict[int, str]) -> Role:
         return _attention(param, owner)
     if _is_norm(owner.module):
         return Role("norm", layer)
+    if layer == "TernaryLinear" and owner.local == "scale":
+        return Role("gain", "the scales of TernaryLinear's weights")
     if param.dim() <= 1:
         return Role("bias", layer) if _BIAS.search(owner.local) else Role("gain", f"a vector of {layer}")
     for each in tensor.owners:

@@ -22,7 +22,7 @@ OPTIONS: dict[str, Hyper] = {
     "accumulator": choice(torch.int8, torch.int8, torch.int16),
     "schedule": choice("constant", "constant", "annealed", "custom"),
     "total_steps": optional(integer(1, low=1)),
-    "outward": choice("drop", "drop", "cancel"),
+    "outward": choice("cancel", "cancel", "drop"),
     "zero_pull": fraction(0.0, closed=True),
     "max_flip_fraction": fraction(1.0, closed=True),
     "nonfinite": choice("ignore", "ignore", "skip", "raise"),

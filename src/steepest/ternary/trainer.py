@@ -102,7 +102,7 @@ class TernaryFlip:
         accumulator: torch.dtype = torch.int8,
         schedule: Literal["constant", "annealed"] | Callable[[int], float] = "constant",
         total_steps: int | None = None,
-        outward: Outward = "drop",
+        outward: Outward = "cancel",
         zero_pull: float = 0.0,
         max_flip_fraction: float = 1.0,
         nonfinite: Literal["ignore", "skip", "raise"] = "ignore",

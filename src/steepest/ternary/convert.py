@@ -1,0 +1,176 @@
+"""A model's linear layers made ternary, and made float again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from steepest.hyper import near_miss
+from steepest.routing import find_roles, find_tensors
+from steepest.ternary.layer import Scale, TernaryLinear
+
+__all__ = ["Ternarized", "densify", "ternarize"]
+
+
+@dataclass(frozen=True)
+class Ternarized:
+    """What :func:`ternarize` did.
+
+    Attributes:
+        replaced: names of the layers that are ternary now, with their shapes [out, in].
+        kept: names of the linear layers that stay float, with the reason.
+    """
+
+    replaced: Mapping[str, tuple[int, int]]
+    kept: Mapping[str, str]
+
+    @property
+    def weights(self) -> int:
+        """How many weights are ternary now."""
+        return sum(rows * columns for rows, columns in self.replaced.values())
+
+    def __str__(self) -> str:
+        width = max(map(len, (*self.replaced, *self.kept)), default=0)
+        lines = [f"{name:{width}}  {r}×{c}, ternary" for name, (r, c) in self.replaced.items()]
+        lines += [f"{name:{width}}  kept: {why}" for name, why in self.kept.items()]
+        return "\n".join([*lines, f"{self.weights:,} weights are ternary"])
+
+
+def ternarize(
+    model: nn.Module,
+    include: str | Iterable[str] | None = None,
+    exclude: str | Iterable[str] = (),
+    scale: Scale = "row",
+    group_size: int = 128,
+) -> Ternarized:
+    """Replace a model's linear layers by ternary ones, in place; the weights are rounded.
+
+    Taken are ``nn.Linear``'s of hidden layers. What :func:`steepest.build` takes for an output head stays
+    float, and so do the factors of LoRA and layers with a single row or column; ``include`` takes them all
+    the same. Embeddings and norms are no linear layers. Some layers cannot be replaced: those whose weight
+    is shared with another module (a tied head), subclasses of ``nn.Linear``, layers with hooks, and those
+    whose weight is read past their ``forward`` (in ``nn.MultiheadAttention``,
+    ``nn.TransformerEncoderLayer``).
+
+    Make the optimizer after this: scales and biases are new parameters.
+
+    Args:
+        model: of any kind, but not itself a linear layer.
+        include: globs of module names; nothing else is replaced. None: all hidden layers.
+        exclude: globs of module names that are not.
+        scale, group_size: of the layers, see :class:`TernaryLinear`.
+
+    Returns:
+        The names of the layers replaced and kept; as a string, a table.
+
+    Raises:
+        ValueError: a glob that matches no linear layer; ``include`` names one that cannot be replaced;
+            nothing is left to replace. The model is as it was.
+
+    >>> model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+    >>> print(ternarize(model))
+    0  32×64, ternary
+    2  kept: head: the last linear map; nothing follows it
+    2,048 weights are ternary
+    """
+    if isinstance(model, nn.Linear):
+        raise ValueError("ternarize() replaces layers within a model; TernaryLinear.from_linear takes one")
+    wanted, unwanted = _globs(include), _globs(exclude) or ()
+    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    _require_matches("include", wanted or (), linears)
+    _require_matches("exclude", unwanted, linears)
+    refused, soft = _obstacles(model, linears)
+    replaced, kept = [], {}
+    for name in linears:
+        if _matches(name, unwanted):
+            kept[name] = "excluded"
+        elif wanted is not None and not _matches(name, wanted):
+            kept[name] = "not included"
+        elif name in refused:
+            if wanted is not None:
+                raise ValueError(f"layer {name!r} cannot be ternary: {refused[name]}; nothing was changed")
+            kept[name] = refused[name]
+        elif name in soft and wanted is None:
+            kept[name] = soft[name]
+        else:
+            replaced.append(name)
+    if not replaced:
+        why = "".join(f"; {name}: {reason}" for name, reason in list(kept.items())[:3])
+        raise ValueError(f"{type(model).__name__} has no linear layer to make ternary{why}")
+    made = {name: TernaryLinear.from_linear(linears[name], scale, group_size) for name in replaced}
+    _replace(model, {linears[name]: made[name] for name in replaced})
+    shapes = {name: (layer.out_features, layer.in_features) for name, layer in made.items()}
+    return Ternarized(shapes, kept)
+
+
+def densify(model: nn.Module) -> list[str]:
+    """Replace a model's ternary layers by float ones with the same outputs, in place; their names.
+
+    >>> model = nn.Sequential(TernaryLinear(8, 4), nn.ReLU())
+    >>> densify(model), model[0]
+    (['0'], Linear(in_features=8, out_features=4, bias=True))
+    """
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, TernaryLinear)}
+    if "" in layers:
+        raise ValueError("densify() replaces layers within a model; TernaryLinear.to_linear gives one")
+    _replace(model, {layer: layer.to_linear() for layer in layers.values()})
+    return list(layers)
+
+
+def _globs(value: str | Iterable[str] | None) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def _matches(name: str, globs: Iterable[str]) -> bool:
+    return any(name == glob or fnmatchcase(name, glob) for glob in globs)
+
+
+def _require_matches(what: str, globs: Iterable[str], linears: Mapping[str, nn.Module]) -> None:
+    for glob in globs:
+        if not any(_matches(name, (glob,)) for name in linears):
+            raise ValueError(f"{what}: {glob!r} matches no linear layer of the model{near_miss(glob, linears)}")
+
+
+def _obstacles(
+    model: nn.Module, linears: Mapping[str, nn.Linear]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """(why a layer cannot be replaced, why it had better not be), by name."""
+    modules = dict(model.named_modules())
+    tensors = find_tensors(model)
+    roles = {id(t.param): (role, t) for t, role in zip(tensors, find_roles(model, tensors), strict=True)}
+    refused: dict[str, str] = {}
+    soft: dict[str, str] = {}
+    for name, linear in linears.items():
+        parts = name.split(".")
+        around = [modules[".".join(parts[:end])] for end in range(len(parts))]
+        readers = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+        reader = next((type(m).__name__ for m in around if isinstance(m, readers)), None)
+        role, tensor = roles.get(id(linear._parameters.get("weight")), (None, None))
+        hooks = (linear._forward_hooks, linear._forward_pre_hooks, linear._backward_hooks)
+        if type(linear) is not nn.Linear:
+            refused[name] = f"{type(linear).__name__} is a kind of nn.Linear that is not known"
+        elif reader is not None:
+            refused[name] = f"{reader} reads its weight past its forward"
+        elif role is None or tensor is None:
+            refused[name] = "its weight is computed from other parameters"
+        elif len({id(owner.module) for owner in tensor.owners}) > 1:
+            others = [other for other in tensor.names if other != f"{name}.weight"]
+            refused[name] = f"its weight is tied to {', '.join(others)}"
+        elif any(hooks):
+            refused[name] = "it has hooks, which would be lost"
+        elif not role.hidden:
+            soft[name] = role.why
+    return refused, soft
+
+
+def _replace(model: nn.Module, by: Mapping[nn.Module, nn.Module]) -> None:
+    """Put the new modules everywhere where the old ones were."""
+    for parent in list(model.modules()):
+        for local, child in list(parent._modules.items()):
+            if child is not None and child in by:
+                parent._modules[local] = by[child]

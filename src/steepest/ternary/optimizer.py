@@ -1,0 +1,210 @@
+"""One optimizer object for a model with ternary layers: parameters by rules, ternary weights by votes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
+
+from steepest.explanation import Explanation, Row, explain
+from steepest.optimizer import Optimizer
+from steepest.registry import register_maker
+from steepest.step.collect import Batch
+from steepest.ternary.layer import TernaryLinear
+from steepest.ternary.options import checked
+from steepest.ternary.trainer import TernaryFlip
+
+__all__ = ["RULE", "TernaryOptimizer"]
+
+RULE = "ternary_flip"
+
+# The state entries of a layer's scale in which the layer's accumulator and the trainer's step are kept, and
+# the key of the first param group under which its options are: so checkpoints of all kinds hold them.
+_VOTES, _STEP, _OPTIONS = "votes", "flip_step", RULE
+
+
+class TernaryOptimizer(Optimizer):
+    """An optimizer whose step also moves ternary weights; :func:`steepest.build` makes it.
+
+    It is :class:`~steepest.Optimizer` in everything, with a :class:`TernaryFlip` beside the param groups:
+    ``step`` flips, ``zero_grad`` drops votes, a gradient that is not finite in either skips both, and
+    ``state_dict`` holds the accumulators, as ``"votes"`` in the state of each layer's scales, and the
+    options, as plain data in the first param group (so that a loaded state dict's options are taken, as
+    those of param groups are).
+
+    Args:
+        params: as for every optimizer; the scales of the trainer's layers must be among them.
+        flip: moves the ternary weights.
+        rule: the rule's name.
+        extra, hyper: as for :class:`~steepest.Optimizer`.
+
+    Raises:
+        ValueError: the scales of a ternary layer are not among the parameters, by name; and what
+            :class:`~steepest.Optimizer` raises.
+
+    >>> import steepest
+    >>> model = nn.Sequential(TernaryLinear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+    >>> optimizer = steepest.build(model, "lion", ternary={"threshold": 2})
+    >>> for _ in range(2):
+    ...     model(torch.ones(4, 8)).square().mean().backward()
+    ...     optimizer.step()
+    ...     optimizer.zero_grad()
+    >>> optimizer.flip.stats().flips > 0, optimizer.state[model[0].scale]["votes"].dtype
+    (True, torch.int8)
+    """
+
+    flip: TernaryFlip
+
+    def __init__(
+        self,
+        params: ParamsT,
+        *,
+        flip: TernaryFlip,
+        rule: str,
+        extra: Mapping[str, Any] | None = None,
+        **hyper: Any,
+    ) -> None:
+        self.flip = flip
+        super().__init__(params, rule=rule, extra=extra, **hyper)
+        known = {id(param) for group in self.param_groups for param in group["params"]}
+        for name, layer in flip.layers.items():
+            if id(layer.scale) not in known:
+                raise ValueError(f"the scales of ternary layer {name!r} are not among the parameters")
+        self._share()
+
+    def _share(self) -> None:
+        """Let the state and the first group hold what the trainer works with."""
+        self.param_groups[0][_OPTIONS] = self.flip.options
+        for name, layer in self.flip.layers.items():
+            self.state[layer.scale][_VOTES] = self.flip.accumulators[name]
+            self.state[layer.scale][_STEP] = self.flip.taken
+
+    # -- the step
+
+    def _has_more(self) -> bool:
+        return self.flip.has_votes
+
+    def _check(self, batches: list[Batch]) -> bool | Tensor:
+        finite = super()._check(batches)
+        if isinstance(finite, Tensor):
+            # The trainer must know whether it may flip, so the answer is read here.
+            finite = bool(finite)
+        if not finite:
+            self.flip.zero_grad()
+            return False
+        return self.flip.prepare()
+
+    def _step_rest(self) -> None:
+        self.flip.take()
+
+    def _states_by_rule(self) -> dict[str, list[Mapping[str, Tensor]]]:
+        # A scale has votes in its state before its own rule has ever stepped it.
+        states = super()._states_by_rule()
+        return {rule: [s for s in each if not s.keys() <= {_VOTES, _STEP}] for rule, each in states.items()}
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As every optimizer's; and votes that no step has taken in are dropped."""
+        super().zero_grad(set_to_none)
+        self.flip.zero_grad()
+
+    def state_bytes(self) -> int:
+        """Bytes of all state tensors that exist now, the accumulators among them."""
+        shared = (len(self.flip.layers) - 1) * self.flip.taken.element_size()
+        return super().state_bytes() - shared
+
+    def explain(self) -> Explanation:
+        """What every tensor gets and why, the ternary weights included, with rule ``"ternary_flip"``."""
+        return explain(self.param_groups, self.defaults["rule"], self._rows())
+
+    def _rows(self) -> list[Row]:
+        options = self.flip.options
+        why = f"linear: TernaryLinear, 2 bits a weight; moved by {options['votes']} votes, "
+        why += f"threshold {options['threshold']:g} {options['schedule']}"
+        return [
+            Row(
+                name=f"{name}.packed",
+                aliases=(),
+                shape=(layer.out_features, layer.in_features),
+                rule=RULE,
+                lr=math.nan,
+                weight_decay=0.0,
+                view=None,
+                why=why,
+                frozen=False,
+                parameters=layer.out_features * layer.in_features,
+                state_bytes=self.flip.accumulators[name].numel()
+                * self.flip.accumulators[name].element_size(),
+            )
+            for name, layer in self.flip.layers.items()
+        ]
+
+    # -- checkpoints and copies
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what :meth:`state_dict` gave, the accumulators included; T itself is in the model's.
+
+        Raises:
+            ValueError: as :meth:`steepest.Optimizer.load_state_dict`; and a state dict without this model's
+                accumulators. The optimizer is as it was.
+        """
+        found: dict[str, Any] = {}
+
+        def look(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> None:
+            found["options"], found["step"] = self._check_votes(loaded)
+
+        hook = self.register_load_state_dict_pre_hook(look)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            hook.remove()
+        states = {name: self.state[layer.scale] for name, layer in self.flip.layers.items()}
+        accumulators = {name: state[_VOTES] for name, state in states.items()}
+        self.flip.restore(accumulators, found["step"], found["options"])
+        self._share()
+
+    def _check_votes(self, loaded: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+        """(options, step) of a state dict whose accumulators fit."""
+        saved_groups = loaded["param_groups"]
+        if _OPTIONS not in saved_groups[0]:
+            raise ValueError("the state dict is of an optimizer without ternary weights; nothing was loaded")
+        options = checked("the state dict's ternary_flip", saved_groups[0][_OPTIONS])
+        self.flip.check_options(options)
+        ours = (p for group in self.param_groups for p in group["params"])
+        theirs = (at for group in saved_groups for at in group["params"])
+        places = {id(param): at for param, at in zip(ours, theirs, strict=False)}
+        step: Any = 0
+        for name, layer in self.flip.layers.items():
+            state = loaded["state"].get(places.get(id(layer.scale)), {})
+            if _VOTES not in state or _STEP not in state:
+                raise ValueError(
+                    f"the state dict has no votes of ternary layer {name!r}; nothing was loaded"
+                )
+            self.flip.check_accumulator(name, state[_VOTES], options)
+            step = state[_STEP]
+        return options, step
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has a trainer of its own, with copies of the layers."""
+        return {**super().__getstate__(), "flip": self.flip}
+
+
+def make(
+    model: nn.Module,
+    groups: Sequence[dict[str, Any]],
+    options: Mapping[str, Any],
+    *,
+    extra: Mapping[str, Any],
+    rule: str,
+    **hyper: Any,
+) -> TernaryOptimizer:
+    """What :func:`steepest.build` calls for a model with ternary layers."""
+    shared = {name: hyper[name] for name in ("nonfinite", "seed", "compile") if name in hyper}
+    flip = TernaryFlip(model, **{**shared, **options})
+    return TernaryOptimizer(list(groups), flip=flip, rule=rule, extra=extra, **hyper)
+
+
+register_maker(TernaryLinear, make)
