@@ -126,9 +126,7 @@ class Explanation:
         return "\n".join(line.rstrip() for line in lines)
 
 
-def explain(
-    groups: Sequence[Mapping[str, Any]], main: str, others: Sequence[Row] = ()
-) -> Explanation:
+def explain(groups: Sequence[Mapping[str, Any]], main: str, others: Sequence[Row] = ()) -> Explanation:
     """Explain an optimizer's param groups.
 
     Args:

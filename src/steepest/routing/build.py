@@ -147,8 +147,8 @@ def build(
     elif ternary is False:
         optimizer = Optimizer(groups, extra=extra, **main)
     else:
-        options = ternary if isinstance(ternary, Mapping) else {}
-        optimizer = maker(model, groups, options, extra=extra, **main)
+        votes = ternary if isinstance(ternary, Mapping) else {}
+        optimizer = maker(model, groups, votes, extra=extra, **main)
     for warning in optimizer.explain().warnings:
         if warning.startswith("nothing goes to"):
             warnings.warn(warning, UserWarning, stacklevel=2)

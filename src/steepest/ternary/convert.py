@@ -133,12 +133,12 @@ def _matches(name: str, globs: Iterable[str]) -> bool:
 def _require_matches(what: str, globs: Iterable[str], linears: Mapping[str, nn.Module]) -> None:
     for glob in globs:
         if not any(_matches(name, (glob,)) for name in linears):
-            raise ValueError(f"{what}: {glob!r} matches no linear layer of the model{near_miss(glob, linears)}")
+            raise ValueError(
+                f"{what}: {glob!r} matches no linear layer of the model{near_miss(glob, linears)}"
+            )
 
 
-def _obstacles(
-    model: nn.Module, linears: Mapping[str, nn.Linear]
-) -> tuple[dict[str, str], dict[str, str]]:
+def _obstacles(model: nn.Module, linears: Mapping[str, nn.Linear]) -> tuple[dict[str, str], dict[str, str]]:
     """(why a layer cannot be replaced, why it had better not be), by name."""
     modules = dict(model.named_modules())
     tensors = find_tensors(model)

@@ -105,9 +105,7 @@ class TernaryLinear(nn.Module):
 
     @classmethod
     @torch.no_grad()
-    def from_linear(
-        cls, linear: nn.Linear, scale: Scale = "row", group_size: int = 128
-    ) -> TernaryLinear:
+    def from_linear(cls, linear: nn.Linear, scale: Scale = "row", group_size: int = 128) -> TernaryLinear:
         """The ternary layer nearest to a float one by the rule of the constructor; the bias is copied.
 
         >>> layer = TernaryLinear.from_linear(nn.Linear(8, 4, bias=False))
@@ -150,7 +148,7 @@ class TernaryLinear(nn.Module):
         wide = torch.promote_types(weight.dtype, torch.float32)
         scale = torch.empty_like(self.scale, dtype=wide)
         # A scale for the whole tensor needs two sums over all rows, the others only over their own.
-        blocks = row_blocks(*weight.shape, weight.device)
+        blocks = row_blocks(self.out_features, self.in_features, weight.device)
         blocks = blocks if scale.dim() > 0 else [slice(0, weight.shape[0])]
         for rows in blocks:
             block = weight[rows].to(wide)
@@ -159,9 +157,7 @@ class TernaryLinear(nn.Module):
             mean = torch.where(mean > 0, mean, 1.0)
             unit = spread(mean, slice(None), self.in_features, self.group_size)
             values = (block / unit).round().clamp(-1, 1)
-            energy, kept = (
-                summed(each.square(), scale.dim(), self.group_size) for each in (block, values)
-            )
+            energy, kept = (summed(each.square(), scale.dim(), self.group_size) for each in (block, values))
             # Weights that are all 0 move too, if their scale is not 0: it is that of a fresh layer.
             blank = 1 / math.sqrt(2 * self.in_features)
             found = torch.where(kept > 0, (energy / kept.clamp(min=1)).sqrt(), blank)
@@ -178,7 +174,7 @@ class TernaryLinear(nn.Module):
             raise ValueError(
                 f"TernaryLinear({self.in_features}, {self.out_features}) got inputs of shape {tuple(x.shape)}"
             )
-        if torch.is_autocast_enabled(x.device.type):
+        if not x.is_meta and torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         ballot = self._ballot if self.training else None
         scale: Tensor = self.scale

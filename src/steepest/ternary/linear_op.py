@@ -5,6 +5,8 @@ An operation of torch's library and not an autograd.Function, so that compiled g
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -31,7 +33,7 @@ def summed(matrix: Tensor, dims: int, group_size: int) -> Tensor:
     if dims == 1:
         return matrix.sum(1)
     padded = torch.nn.functional.pad(matrix, (0, -matrix.shape[1] % group_size))
-    return padded.unflatten(1, (-1, group_size)).sum(2)
+    return padded.view(matrix.shape[0], -1, group_size).sum(2)
 
 
 @torch.library.custom_op("steepest::ternary_linear", mutates_args=())
@@ -68,7 +70,9 @@ def ternary_linear(
 
 
 @ternary_linear.register_fake
-def _(x: Tensor, packed: Tensor, scale: Tensor, columns: int, group_size: int, ballot: Tensor | None) -> Tensor:
+def _(
+    x: Tensor, packed: Tensor, scale: Tensor, columns: int, group_size: int, ballot: Tensor | None
+) -> Tensor:
     return x.new_empty(*x.shape[:-1], packed.shape[0])
 
 
@@ -176,16 +180,24 @@ def _cast(ballot: Ballot, first: int, grad: Tensor, weight: Tensor, inverse: Ten
     ballot.cast(first, grad, weight, inverse)
 
 
-def _save(ctx: torch.autograd.function.FunctionCtx, inputs: tuple[object, ...], output: Tensor) -> None:
-    x, packed, scale, ctx.columns, ctx.group_size, ctx.ballot = inputs  # type: ignore[attr-defined]
-    ctx.save_for_backward(x, packed, scale)  # type: ignore[arg-type]
+def _save(ctx: Any, inputs: tuple[object, ...], output: Tensor) -> None:
+    x, packed, scale, ctx.columns, ctx.group_size, ctx.ballot = inputs
+    ctx.save_for_backward(x, packed, scale)
 
 
-def _gradients(ctx: torch.autograd.function.FunctionCtx, dy: Tensor) -> tuple[Tensor | None, ...]:
-    x, packed, scale = ctx.saved_tensors  # type: ignore[attr-defined]
-    needs_x, _, needs_scale, *_ = ctx.needs_input_grad  # type: ignore[attr-defined]
+def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    x, packed, scale = ctx.saved_tensors
+    needs_x, _, needs_scale, *_ = ctx.needs_input_grad
     dx, ds = _backward(
-        dy, x, packed, scale, ctx.columns, ctx.group_size, ctx.ballot, needs_x, needs_scale  # type: ignore[attr-defined]
+        dy,
+        x,
+        packed,
+        scale,
+        ctx.columns,
+        ctx.group_size,
+        ctx.ballot,
+        needs_x,
+        needs_scale,
     )
     return dx if needs_x else None, None, ds if needs_scale else None, None, None, None
 

@@ -180,16 +180,15 @@ class TernaryOptimizer(Optimizer):
         for name, layer in self.flip.layers.items():
             state = loaded["state"].get(places.get(id(layer.scale)), {})
             if _VOTES not in state or _STEP not in state:
-                raise ValueError(
-                    f"the state dict has no votes of ternary layer {name!r}; nothing was loaded"
-                )
+                raise ValueError(f"the state dict has no votes of ternary layer {name!r}; nothing was loaded")
             self.flip.check_accumulator(name, state[_VOTES], options)
             step = state[_STEP]
         return options, step
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has a trainer of its own, with copies of the layers."""
-        return {**super().__getstate__(), "flip": self.flip}
+        state: dict[str, Any] = super().__getstate__()
+        return state | {"flip": self.flip}
 
 
 def make(

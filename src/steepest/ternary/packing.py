@@ -33,7 +33,7 @@ def check_ternary(what: str, values: Tensor) -> None:
 
 
 def pack(values: Tensor) -> Tensor:
-    """Pack int8 ternary numbers [..., n] into uint8 [..., ⌈n/4⌉]. What is no ternary number is not looked for.
+    """Pack int8 ternary numbers [..., n] into uint8 [..., ⌈n/4⌉]. The numbers are not checked.
 
     >>> pack(torch.tensor([[1, 0, -1, 0, 1]], dtype=torch.int8)).tolist()
     [[29, 0]]
@@ -72,9 +72,8 @@ def zeros_in(packed: Tensor, count: int) -> Tensor:
     >>> int(zeros_in(torch.tensor([[29, 0]], dtype=torch.uint8), 5))
     2
     """
-    total = packed[..., 0].numel() * count if packed.shape[-1] else 0
-    others = sum(((packed >> (2 * at)) & 1).sum(dtype=torch.int64) for at in range(4))
-    return total - others  # type: ignore[no-any-return]
+    others = torch.stack([((packed >> (2 * at)) & 1).sum(dtype=torch.int64) for at in range(4)]).sum()
+    return packed.shape[:-1].numel() * count - others
 
 
 def to_base3(values: Tensor) -> Tensor:

@@ -80,8 +80,8 @@ def _slices(count: int, size: int) -> list[slice]:
 def _compile(function: Callable[..., None]) -> Callable[..., None]:
     # A code object of its own: torch.compile counts recompilations by it.
     fresh = types.FunctionType(
-        function.__code__.replace(),  # type: ignore[attr-defined]
-        function.__globals__,  # type: ignore[attr-defined]
+        function.__code__.replace(),
+        function.__globals__,
         function.__name__,
     )
     return torch.compile(fresh, fullgraph=True, dynamic=True)

@@ -46,7 +46,7 @@ class FlipStats:
             f"({self.total_flips:,} so far), {self.zeros:.1%} are 0, threshold {self.threshold:.3g}"
         )
         rows = (
-            f"  {layer.name:{width}}  {layer.weights:>12,}  {layer.flips:>10,} flips  {layer.zeros:6.1%} zeros"
-            for layer in self.layers
+            f"  {each.name:{width}}  {each.weights:>12,}  {each.flips:>10,} flips  {each.zeros:6.1%} zeros"
+            for each in self.layers
         )
         return "\n".join((head, *rows))

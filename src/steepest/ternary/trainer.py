@@ -174,7 +174,7 @@ class TernaryFlip:
         for name, layer in self.layers.items():
             if not layer.votes_in(self._ballots[name]):
                 raise RuntimeError(
-                    f"the ternary layer {name!r} belongs to another TernaryFlip, made later for the same model"
+                    f"the ternary layer {name!r} belongs to another TernaryFlip, made later for its model"
                 )
         self._threshold()
         bad = self._gather()
@@ -311,8 +311,8 @@ class TernaryFlip:
         shape = (layer.out_features, layer.in_features)
         if tuple(saved.shape) != shape or saved.dtype != options["accumulator"]:
             raise ValueError(
-                f"the accumulator of ternary layer {name!r} is {saved.dtype} of shape {tuple(saved.shape)} in "
-                f"the state dict, expected {options['accumulator']} of shape {shape}; nothing was loaded"
+                f"the accumulator of ternary layer {name!r} is {saved.dtype} of shape {tuple(saved.shape)} "
+                f"in the state dict, expected {options['accumulator']} of shape {shape}; nothing was loaded"
             )
 
     def restore(self, accumulators: dict[str, Tensor], step: int | Tensor, options: dict[str, Any]) -> None:

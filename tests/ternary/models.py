@@ -1,0 +1,37 @@
+"""A small model with ternary layers and a way to train it."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from steepest.ternary import TernaryLinear
+
+
+def small_model(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        TernaryLinear(6, 13), nn.LayerNorm(13), nn.GELU(), TernaryLinear(13, 7, scale="group", group_size=5),
+        nn.Linear(7, 2),
+    )  # fmt: skip
+
+
+def batch(index, rows=8):
+    generator = torch.Generator().manual_seed(1000 + index)
+    x = torch.randn(rows, 6, generator=generator)
+    return x, torch.stack([x[:, 0] * x[:, 1], x.sum(1)], dim=1)
+
+
+def loss_of(model, index, rows=8):
+    x, y = batch(index, rows)
+    return (model(x) - y).square().mean()
+
+
+def snapshot(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name

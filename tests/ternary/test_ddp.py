@@ -1,0 +1,72 @@
+"""Two workers equal one that does both's passes, bit for bit."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+import steepest
+
+from .models import assert_same, loss_of, small_model, snapshot
+
+pytestmark = pytest.mark.skipif(not dist.is_available(), reason="needs torch.distributed")
+
+
+def run_workers(folder, kind, rounds, bad=False, world=2):
+    root = Path(__file__).parents[2]
+    jobs = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "tests.ternary.ddp_job",
+                *map(str, (rank, world, folder, kind, rounds, bad)),
+            ],
+            cwd=root,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *sys.path])},
+        )
+        for rank in range(world)
+    ]
+    assert [job.wait(timeout=120) for job in jobs] == [0] * world
+    return [torch.load(f"{folder}/{rank}.pt", weights_only=True) for rank in range(world)]
+
+
+def one_process(kind, rounds, bad=False, world=2):
+    model = small_model()
+    options = {"threshold": 3, "votes": kind, "zero_pull": 0.02}
+    optimizer = steepest.build(model, "sgd", lr=0.01, nonfinite="skip", ternary=options)
+    for step in range(4):
+        # DDP adds up a worker's passes, then takes the workers' mean.
+        for rank in range(world):
+            for micro in range(rounds):
+                loss = loss_of(model, (step * rounds + micro) * world + rank) / rounds / world
+                if bad and step == 1 and rank == 1:
+                    loss = loss * float("nan")
+                loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return snapshot(model), optimizer
+
+
+@pytest.mark.parametrize("kind", ["sign", "magnitude"])
+def test_two_workers_equal_one(kind, tmp_path):
+    weights, optimizer = one_process(kind, rounds=1)
+    for saved in run_workers(tmp_path, kind, rounds=1):
+        assert_same(saved["model"], weights)
+        for index, state in optimizer.state_dict()["state"].items():
+            assert_same(state, saved["optimizer"]["state"][index])
+    assert optimizer.flip.stats().total_flips > 0
+
+
+def test_with_several_passes_each_and_a_step_that_only_one_must_skip(tmp_path):
+    weights, optimizer = one_process("sign", rounds=2, bad=True)
+    assert optimizer.skipped_steps == 1
+    for saved in run_workers(tmp_path, "sign", rounds=2, bad=True):
+        for name in weights:
+            if name.endswith("packed"):
+                assert torch.equal(saved["model"][name], weights[name])
+        assert saved["optimizer"]["param_groups"][0]["skipped_steps"] == 1

@@ -1,0 +1,349 @@
+"""Votes, accumulators and flips against the update written out in Python."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from steepest.random import derive_key
+from steepest.ternary import TernaryFlip, TernaryLinear
+from steepest.ternary.flipping import flip_layer
+from steepest.ternary.packing import pack, unpack
+from steepest.ternary.votes import magnitude_votes, sign_votes
+
+from . import reference
+
+KEY = (1, 2)
+
+
+def flip(values, a, votes, **options):
+    """One step of a layer given as int8 matrices: (T, a, flips)."""
+    packed, a = pack(values), a.clone()
+    given = {"threshold": 4, "outward": "cancel", "zero_pull": 0.0, "at_most": None, "key": KEY, **options}
+    flips = flip_layer(packed, a, votes, **given)
+    return unpack(packed, values.shape[1]), a, int(flips)
+
+
+@pytest.mark.parametrize("outward", ["drop", "cancel"])
+@pytest.mark.parametrize(
+    ("accumulator", "threshold"), [(torch.int8, 5), (torch.int8, 120), (torch.int16, 200)]
+)
+@pytest.mark.parametrize("passes", [1, 3])
+def test_training_follows_the_reference(outward, accumulator, threshold, passes):
+    # The layer is the identity in front of a gradient of the test's own choosing: dT = dyᵀ x.
+    torch.manual_seed(0)
+    columns, rows = 7, 5
+    layer = TernaryLinear(columns, rows, bias=False, scale="row", dtype=torch.float64)
+    layer.scale.data.fill_(1.0)
+    trainer = TernaryFlip(layer, threshold, accumulator=accumulator, outward=outward)
+    weights = layer.unpack().flatten().tolist()
+    accumulators = [0] * len(weights)
+    drift = torch.randn(rows, columns, dtype=torch.float64)
+    moved = 0
+    for _ in range(400 if threshold < 100 else 800):
+        votes = [[] for _ in weights]
+        for _ in range(passes):
+            grad = drift + torch.randn(rows, columns, dtype=torch.float64)
+            y = layer(torch.eye(columns, dtype=torch.float64))
+            y.backward(grad.t().contiguous())
+            for at, each in enumerate(grad.flatten().tolist()):
+                votes[at].append(-int(math.copysign(1, each)))
+        before = list(weights)
+        limit = torch.iinfo(accumulator).max
+        reference.step(weights, accumulators, votes, threshold=threshold, limit=limit, outward=outward)
+        trainer.step()
+        assert layer.unpack().flatten().tolist() == weights
+        assert trainer.accumulators[""].flatten().tolist() == accumulators
+        flips = sum(one != other for one, other in zip(before, weights, strict=True))
+        assert trainer.stats().flips == flips
+        moved += flips
+        drift = drift.roll(1) if torch.rand(()) < 0.02 else drift
+    assert moved > 5
+    assert trainer.stats().total_flips == moved
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.int8, 127), (torch.int16, 32767)])
+def test_accumulators_saturate_and_do_not_wrap(dtype, limit):
+    values = torch.zeros(1, 3, dtype=torch.int8)
+    a = torch.tensor([[limit - 1, 1 - limit, 0]], dtype=dtype)
+    votes = torch.tensor([[127, -127, 5]], dtype=torch.int8)
+    found, a, flips = flip(values, a, votes, threshold=limit + 1)
+    assert a.tolist() == [[limit, -limit, 5]]
+    assert not found.any()
+    assert flips == 0
+    assert flip(values, a, votes, threshold=limit)[0].tolist() == [[1, -1, 0]]
+
+
+def test_a_weight_passes_through_zero():
+    values, a = torch.tensor([[-1, 1]], dtype=torch.int8), torch.zeros(1, 2, dtype=torch.int8)
+    votes, seen = torch.tensor([[4, -4]], dtype=torch.int8), []
+    for _ in range(2):
+        values, a, _ = flip(values, a, votes)
+        seen.append(values.tolist())
+    assert seen == [[[0, 0]], [[1, -1]]]
+
+
+@pytest.mark.parametrize("outward", ["drop", "cancel"])
+def test_at_a_bound_nothing_accumulates_outward(outward):
+    layer = TernaryLinear(3, 1, bias=False)
+    layer.set_ternary(torch.tensor([[1, -1, 0]]))
+    layer.scale.data.fill_(1.0)
+    trainer = TernaryFlip(layer, 50, outward=outward)
+    for _ in range(30):
+        layer(torch.tensor([[-1.0, 1.0, -1.0]])).sum().backward()
+        trainer.step()
+    assert trainer.accumulators[""].tolist() == [[0, 0, 30]]
+
+
+def test_by_noise_alone_cancelling_keeps_a_weight_and_dropping_does_not():
+    # Half of the votes are inward: dropped outward votes leave those, and they carry the weight to 0.
+    torch.manual_seed(0)
+    left = {}
+    for outward in ("drop", "cancel"):
+        layer = TernaryLinear(1000, 1, bias=False)
+        layer.set_ternary(torch.ones(1, 1000))
+        layer.scale.data.fill_(1.0)
+        trainer = TernaryFlip(layer, 20, outward=outward)
+        for _ in range(60):
+            layer(torch.randn(1, 1000)).sum().backward()
+            trainer.step()
+        left[outward] = float((layer.unpack() == 1).float().mean())
+    assert left["drop"] < 0.05
+    assert left["cancel"] > 0.9
+
+
+def test_votes_are_the_sign_of_the_gradient_whatever_the_scales():
+    torch.manual_seed(0)
+    layer = TernaryLinear(6, 4, bias=False, scale="group", group_size=4)
+    layer.scale.data.copy_(torch.randn(4, 2))
+    trainer = TernaryFlip(layer, outward="cancel")
+    weight = layer.dense().requires_grad_()
+    x = torch.randn(9, 6)
+    (x @ weight.t()).square().sum().backward()
+    layer(x).square().sum().backward()
+    # dT = dW∘s: a negative scale turns the vote.
+    scales = layer.scale.data.repeat_interleave(4, 1)[:, :6]
+    assert torch.equal(trainer._ballots[""].pending, -(weight.grad * scales).sign().to(torch.int8))
+
+
+@pytest.mark.parametrize("kind", ["sign", "magnitude"])
+def test_scaling_the_loss_changes_no_vote(kind):
+    found = []
+    for factor in (1.0, 2.0**16, 2.0**-16):
+        torch.manual_seed(0)
+        layer = TernaryLinear(6, 4)
+        trainer = TernaryFlip(layer, votes=kind)
+        (factor * layer(torch.randn(9, 6)).square().sum()).backward()
+        found.append(trainer._ballots[""].pending)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_magnitude_votes_are_unbiased_and_clipped():
+    grad = torch.tensor([0.25, -0.75, 3.5, 100.0, -100.0, 0.0, -2.0])
+    inverse, index = torch.tensor(1.0), torch.arange(7)
+    draws = torch.stack(
+        [magnitude_votes(grad, inverse, derive_key(0, step), index) for step in range(4000)]
+    ).double()
+    expected = -grad.clamp(-7, 7).double()
+    # Five standard errors of a fair coin's mean.
+    assert bool(((draws.mean(0) - expected).abs() <= 5 * 0.5 / math.sqrt(4000)).all())
+    whole = expected == expected.round()
+    assert torch.equal(draws[:, whole], expected[whole].expand(4000, -1))
+    assert bool(((draws - expected).abs() < 1).all())
+
+
+def test_votes_by_magnitude_are_relative_to_the_layers_rms():
+    torch.manual_seed(0)
+    layer = TernaryLinear(40, 30, bias=False)
+    trainer = TernaryFlip(layer, votes="magnitude", outward="cancel")
+    weight = layer.dense().requires_grad_()
+    x = torch.randn(9, 40)
+    (x @ weight.t()).square().sum().backward()
+    layer(x).square().sum().backward()
+    grad = weight.grad * layer.scale.data[:, None]
+    exact = -(grad / grad.square().mean().sqrt()).clamp(-7, 7)
+    votes = trainer._ballots[""].pending
+    assert votes.dtype == torch.int8
+    assert bool(((votes - exact).abs() < 1 + 1e-4).all())
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_has_no_vote(bad):
+    grad = torch.tensor([bad, 1.0, -1.0])
+    assert sign_votes(grad).tolist() == [0, -1, 1]
+    assert magnitude_votes(grad, torch.tensor(1.0), KEY, torch.arange(3)).tolist() == [0, -1, 1]
+
+
+@pytest.mark.parametrize(
+    ("step", "threshold"), [(0, 8.0), (50, 16.0), (75, 32.0), (99, 800.0), (100, math.inf)]
+)
+def test_the_annealed_threshold(step, threshold):
+    layer = TernaryLinear(2, 2)
+    trainer = TernaryFlip(layer, 8, schedule="annealed", total_steps=100)
+    trainer.taken.fill_(step)
+    assert trainer.threshold() == pytest.approx(threshold)
+
+
+def test_thresholds_between_integers_are_reached_by_the_next():
+    values, zero = torch.zeros(1, 1, dtype=torch.int8), torch.zeros(1, 1, dtype=torch.int8)
+    layer = TernaryLinear(1, 1)
+    layer.set_ternary(values)
+    layer.scale.data.fill_(1.0)
+    trainer = TernaryFlip(layer, 2.5)
+    flips = []
+    for _ in range(3):
+        layer(torch.tensor([[-1.0]])).sum().backward()
+        trainer.step()
+        flips.append(trainer.stats().flips)
+    assert flips == [0, 0, 1]
+    assert trainer.accumulators[""].equal(zero)
+
+
+def test_when_the_threshold_is_out_of_reach_nothing_flips_and_votes_are_still_counted():
+    layer = TernaryLinear(1, 1)
+    layer.set_ternary(torch.zeros(1, 1))
+    layer.scale.data.fill_(1.0)
+    trainer = TernaryFlip(layer, 1, schedule=lambda step: 1000.0 if step < 200 else 1.0)
+    for _ in range(200):
+        layer(torch.tensor([[-1.0]])).sum().backward()
+        trainer.step()
+        assert trainer.stats().flips == 0
+    assert trainer.accumulators[""].tolist() == [[127]]
+    layer(torch.tensor([[-1.0]])).sum().backward()
+    trainer.step()
+    assert layer.unpack().tolist() == [[1]]
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("at_most", [0, 1, 7, 40])
+def test_at_most_so_many_flip_and_those_with_the_most_votes(seed, at_most):
+    torch.manual_seed(seed)
+    values = torch.randint(-1, 2, (9, 11), dtype=torch.int8)
+    zero = torch.zeros(9, 11, dtype=torch.int8)
+    votes = torch.randint(-9, 10, (9, 11), dtype=torch.int8)
+    free, a, count = flip(values, zero, votes)
+    found, left, flips = flip(values, zero, votes, at_most=at_most, key=derive_key(seed, 0))
+    assert flips == min(at_most, count)
+    chosen = found != values
+    assert torch.equal(found[chosen], free[chosen])
+    assert not left[chosen].any()
+    # Whoever was passed over has no more votes than any that flipped, and keeps them.
+    passed = (free != values) & ~chosen
+    assert torch.equal(left[passed], votes[passed])
+    if chosen.any() and passed.any():
+        assert votes[passed].abs().max() <= votes[chosen].abs().min()
+    assert torch.equal(left[~chosen & ~passed], a[~chosen & ~passed])
+
+
+def test_ties_are_broken_by_lot_and_the_lot_by_the_key():
+    zero, votes = torch.zeros(10, 10, dtype=torch.int8), torch.full((10, 10), 5, dtype=torch.int8)
+    picks = [flip(zero, zero, votes, at_most=10, key=derive_key(0, step))[0] for step in (0, 0, 1)]
+    assert torch.equal(picks[0], picks[1])
+    assert not torch.equal(picks[0], picks[2])
+    total = sum(flip(zero, zero, votes, at_most=10, key=derive_key(1, step))[0].long() for step in range(400))
+    # Every place as often as any other: 40 of 400 times, with a standard deviation of 6.
+    assert total.min() > 40 - 30
+    assert total.max() < 40 + 30
+
+
+def test_the_pull_toward_zero_has_its_probability_and_direction():
+    values = torch.tensor([1, -1, 0], dtype=torch.int8).repeat(200, 1)
+    zero = torch.zeros(200, 3, dtype=torch.int8)
+    _, a, _ = flip(values, zero, zero, zero_pull=0.25, threshold=100)
+    assert set(a[:, 0].tolist()) == {0, -1}
+    assert set(a[:, 1].tolist()) == {0, 1}
+    assert not a[:, 2].any()
+    assert abs(a[:, 0].float().mean().item() + 0.25) < 0.16
+    _, always, _ = flip(values, zero, zero, zero_pull=1.0, threshold=100)
+    assert torch.equal(always, -values)
+
+
+@pytest.mark.parametrize("columns", [1, 3, 5, 1000])
+def test_pieces_change_nothing(columns, monkeypatch):
+    from steepest.ternary import pieces
+
+    torch.manual_seed(0)
+    values = torch.randint(-1, 2, (17, columns), dtype=torch.int8)
+    a, votes = (torch.randint(-9, 10, (17, columns), dtype=torch.int8) for _ in range(2))
+    options = {"zero_pull": 0.3, "at_most": 5}
+    whole = flip(values, a, votes, **options)
+    monkeypatch.setattr(pieces, "_PIECE_ON_CPU", 2 * columns)
+    for one, other in zip(flip(values, a, votes, **options)[:2], whole[:2], strict=True):
+        assert torch.equal(one, other)
+
+
+def test_stats_are_one_call_for_everything_one_watches():
+    torch.manual_seed(0)
+    model = nn.Sequential(TernaryLinear(6, 5), TernaryLinear(5, 3))
+    trainer = TernaryFlip(model, 1)
+    for x in torch.randn(3, 4, 6):
+        model(x).square().sum().backward()
+        trainer.step()
+    stats = trainer.stats()
+    zeros = [int((layer.unpack() == 0).sum()) for layer in model]
+    assert (stats.step, stats.weights, stats.threshold) == (3, 45, 1.0)
+    assert [layer.zeros for layer in stats.layers] == [zeros[0] / 30, zeros[1] / 15]
+    assert stats.zeros == sum(zeros) / 45
+    assert stats.flips == sum(layer.flips for layer in stats.layers)
+    assert [layer.name for layer in stats.layers] == ["0", "1"]
+    for word in ("step 3", "45", "zeros", "threshold 1"):
+        assert word in str(stats)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"threshold": 0}, "threshold must be a finite number > 0, got 0"),
+        ({"threshold": 128}, "saturates at 127; accumulator=torch.int16 holds 32767"),
+        ({"threshold": 40000, "accumulator": torch.int16}, "saturates at 32767"),
+        ({"accumulator": torch.int32}, "accumulator must be one of"),
+        ({"votes": "size"}, "'size'"),
+        ({"schedule": "annealed"}, "needs total_steps"),
+        ({"schedule": "linear"}, "'linear'"),
+        ({"zero_pull": 1.5}, "zero_pull must be"),
+        ({"max_flip_fraction": -0.1}, "max_flip_fraction must be"),
+        ({"outward": "keep"}, "'keep'"),
+        ({"nonfinite": "stop"}, "'stop'"),
+        ({"seed": -1}, "seed must be"),
+    ],
+)
+def test_wrong_options_are_named(options, says):
+    with pytest.raises(ValueError, match=says):
+        TernaryFlip(TernaryLinear(2, 2), **options)
+
+
+def test_models_that_cannot_be_trained_so_are_refused():
+    with pytest.raises(TypeError, match="Module, got list"):
+        TernaryFlip([])
+    with pytest.raises(ValueError, match=r"no ternary layers: steepest.ternary.ternarize"):
+        TernaryFlip(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="layer '0' is on the meta device"):
+        TernaryFlip(nn.Sequential(TernaryLinear(2, 2, device="meta")))
+
+
+def test_a_schedule_that_gives_no_threshold_is_refused_before_anything_changes():
+    layer = TernaryLinear(2, 2)
+    trainer = TernaryFlip(layer, schedule=lambda step: -1.0)
+    layer(torch.ones(1, 2)).sum().backward()
+    before = layer.packed.clone()
+    with pytest.raises(ValueError, match=r"step 0 must be above 0, got -1.0"):
+        trainer.step()
+    assert torch.equal(layer.packed, before)
+    assert int(trainer.taken) == 0
+
+
+def test_all_small_cases_of_one_weight():
+    for value, a, vote, outward in itertools.product(
+        (-1, 0, 1), range(-3, 4), range(-4, 5), ("drop", "cancel")
+    ):
+        weights, accumulators = [value], [a]
+        # What reaches the step under "drop" has no outward votes left.
+        if outward == "drop" and value * vote > 0:
+            vote = 0
+        reference.step(weights, accumulators, [[vote]], threshold=3, limit=127, outward=outward)
+        made = [torch.tensor([[n]], dtype=torch.int8) for n in (value, a, vote)]
+        found, left, _ = flip(*made, threshold=3, outward=outward)
+        assert (found.item(), left.item()) == (weights[0], accumulators[0]), (value, a, vote, outward)

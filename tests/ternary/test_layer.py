@@ -1,0 +1,256 @@
+"""TernaryLinear against a dense linear layer with the same weights, in float64."""
+
+import copy
+import io
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from steepest.ternary import TernaryFlip, TernaryLinear, pieces
+from steepest.ternary.linear_op import ternary_linear
+
+SCALES = ["row", "tensor", "group"]
+SHAPES = [(1, 1), (3, 2), (4, 4), (5, 7), (13, 9), (64, 33), (130, 6)]
+
+
+def layer_of(columns, rows, scale="row", *, bias=True, dtype=torch.float64, seed=0):
+    torch.manual_seed(seed)
+    layer = TernaryLinear(columns, rows, bias, scale, group_size=5, dtype=dtype)
+    with torch.no_grad():
+        # Scales of both signs, none like another.
+        layer.scale.copy_(torch.randn(layer.scale.shape))
+    return layer
+
+
+def dense_weight(layer):
+    """s∘T with the scales in the graph: written here once more, element by element."""
+    values = layer.unpack().to(layer.scale.dtype)
+    rows = []
+    for row in range(layer.out_features):
+        scales = [
+            layer.scale
+            if layer.scale.dim() == 0
+            else layer.scale[row]
+            if layer.scale.dim() == 1
+            else layer.scale[row, column // layer.group_size]
+            for column in range(layer.in_features)
+        ]
+        rows.append(torch.stack(scales) * values[row])
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("attached", [False, True])
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize(("columns", "rows"), SHAPES)
+def test_outputs_and_gradients_are_those_of_the_dense_weight(columns, rows, scale, attached):
+    layer = layer_of(columns, rows, scale)
+    flip = TernaryFlip(layer) if attached else None
+    x = torch.randn(3, 2, columns, dtype=torch.float64, requires_grad=True)
+    pull = torch.randn(3, 2, rows, dtype=torch.float64)
+    found = torch.autograd.grad(layer(x), [x, layer.scale, layer.bias], pull)
+    expected_y = F.linear(x, dense_weight(layer), layer.bias)
+    expected = torch.autograd.grad(expected_y, [x, layer.scale, layer.bias], pull)
+    torch.testing.assert_close(layer(x), expected_y, rtol=1e-12, atol=1e-12)
+    for one, other in zip(found, expected, strict=True):
+        assert one.shape == other.shape
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    assert flip is None or flip.has_votes
+
+
+@pytest.mark.parametrize("votes", ["sign", "magnitude"])
+@pytest.mark.parametrize("scale", SCALES)
+def test_blocks_of_rows_change_nothing(scale, votes, monkeypatch):
+    def run():
+        layer = layer_of(24, 11, scale)
+        flip = TernaryFlip(layer, votes=votes)
+        torch.manual_seed(1)
+        x = torch.randn(6, 24, dtype=torch.float64, requires_grad=True)
+        y = layer(x)
+        y.square().sum().backward()
+        return y, x.grad, layer.scale.grad, flip._ballots[""].pending
+
+    whole = run()
+    monkeypatch.setattr(pieces, "_BLOCK_ON_CPU", 2 * 24)
+    monkeypatch.setattr(pieces, "_PIECE_ON_CPU", 7)
+    assert len(pieces.row_blocks(11, 24, torch.device("cpu"))) == 6
+    for one, other in zip(run(), whole, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_the_gradient_passes_gradcheck():
+    layer = layer_of(6, 3, "group")
+    x = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda x, scale: ternary_linear(x, layer.packed, scale, 6, 5, None), (x, layer.scale)
+    )
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_operation_keeps_torchs_rules(scale):
+    layer = layer_of(6, 3, scale, dtype=torch.float32)
+    x = torch.randn(2, 4, 6, requires_grad=True)
+    torch.library.opcheck(ternary_linear, (x, layer.packed, layer.scale, 6, 5, None))
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_initial_weights_are_rounded_by_the_mean_and_keep_their_energy(scale):
+    linear = nn.Linear(23, 8)
+    layer = TernaryLinear.from_linear(linear, scale, group_size=5)
+    weight, dense, values = linear.weight.double(), layer.dense().double(), layer.unpack()
+    extents = {
+        "row": [(row, slice(None)) for row in range(8)],
+        "tensor": [(slice(None), slice(None))],
+        "group": [(row, slice(at, at + 5)) for row in range(8) for at in range(0, 23, 5)],
+    }[scale]
+    for extent in extents:
+        part = weight[extent]
+        expected = (part / part.abs().mean()).round().clamp(-1, 1)
+        assert torch.equal(values[extent].double(), expected)
+        # The energy of the weights is the outputs' variance, for inputs that are alike.
+        torch.testing.assert_close(dense[extent].square().sum(), part.square().sum(), rtol=1e-5, atol=0)
+    assert torch.equal(layer.bias, linear.bias)
+    assert layer.bias.data_ptr() != linear.bias.data_ptr()
+
+
+def test_a_fresh_layer_is_a_fresh_linear_layer_rounded():
+    torch.manual_seed(3)
+    layer = TernaryLinear(20, 30)
+    torch.manual_seed(3)
+    expected = TernaryLinear.from_linear(nn.Linear(20, 30))
+    assert torch.equal(layer.packed, expected.packed)
+    assert torch.equal(layer.scale, expected.scale)
+    assert torch.equal(layer.bias, expected.bias)
+
+
+def test_outputs_keep_the_variance_of_a_dense_layers():
+    torch.manual_seed(0)
+    linear, x = nn.Linear(512, 512, bias=False), torch.randn(256, 512)
+    ratio = TernaryLinear.from_linear(linear)(x).var() / linear(x).var()
+    assert abs(ratio.item() - 1) < 0.02
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_weights_of_zero_can_still_learn(scale):
+    linear = nn.Linear(6, 4)
+    nn.init.zeros_(linear.weight)
+    layer = TernaryLinear.from_linear(linear, scale)
+    assert not layer.unpack().any()
+    assert bool((layer.scale > 0).all())
+    assert layer.scale.isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_near_to_the_dense_layers(dtype):
+    layer = layer_of(64, 16, dtype=dtype)
+    x = torch.randn(8, 64, dtype=dtype, requires_grad=True)
+    y = layer(x)
+    assert y.dtype == dtype
+    torch.testing.assert_close(y, F.linear(x, layer.dense(), layer.bias), rtol=0.03, atol=0.1)
+    y.sum().backward()
+    assert x.grad.dtype == layer.scale.grad.dtype == dtype
+
+
+def test_autocast_computes_in_its_dtype_and_gives_float32_gradients():
+    layer = layer_of(64, 16, dtype=torch.float32)
+    flip = TernaryFlip(layer)
+    x = torch.randn(32, 64, requires_grad=True)
+    exact = layer(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = layer(x)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), exact, rtol=0.03, atol=0.15)
+    flip.zero_grad()
+    y.float().square().sum().backward()
+    assert layer.scale.grad.dtype == x.grad.dtype == torch.float32
+    rounded = flip._ballots[""].pending.clone()
+    flip.zero_grad()
+    exact.square().sum().backward()
+    # bfloat16 can turn the sign of small gradients only.
+    assert (rounded == flip._ballots[""].pending).float().mean() > 0.97
+
+
+def test_state_dicts_go_through_a_file_and_fit_another_layer():
+    layer = layer_of(13, 5, "group")
+    file = io.BytesIO()
+    torch.save(layer.state_dict(), file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    assert set(state) == {"packed", "scale", "bias"}
+    other = layer_of(13, 5, "group", seed=9)
+    other.load_state_dict(state)
+    x = torch.randn(3, 13, dtype=torch.float64)
+    assert torch.equal(other(x), layer(x))
+
+
+def test_casting_a_model_leaves_the_packed_weights_alone():
+    layer = layer_of(13, 5, dtype=torch.float32)
+    before = layer.packed.clone()
+    layer.to(torch.bfloat16)
+    assert layer.packed.dtype == torch.uint8
+    assert torch.equal(layer.packed, before)
+    assert layer.scale.dtype == torch.bfloat16
+
+
+def test_only_scales_and_bias_are_parameters_and_a_copy_is_its_own():
+    layer = layer_of(13, 5)
+    assert [name for name, _ in layer.named_parameters()] == ["scale", "bias"]
+    twin = copy.deepcopy(layer)
+    twin.set_ternary(torch.zeros(5, 13))
+    assert layer.unpack().any()
+
+
+def test_a_float_layer_is_given_back():
+    layer = layer_of(13, 5, dtype=torch.float32)
+    x = torch.randn(4, 13)
+    torch.testing.assert_close(layer.to_linear()(x), layer(x))
+
+
+def test_on_the_meta_device_a_layer_has_shapes_and_no_numbers():
+    layer = TernaryLinear(10, 4, scale="group", group_size=3, device="meta")
+    assert layer.packed.shape == (4, 3)
+    assert layer.scale.shape == (4, 4)
+    assert layer(torch.empty(2, 10, device="meta")).shape == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"in_features": 0}, "in_features must be an integer ≥ 1, got 0"),
+        ({"out_features": 2.0}, "out_features must be an integer ≥ 1, got 2.0"),
+        ({"scale": "column"}, "'column'"),
+        ({"scale": "group", "group_size": 0}, "group_size must be an integer ≥ 1, got 0"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, says):
+    with pytest.raises(ValueError, match=says):
+        TernaryLinear(**{"in_features": 4, "out_features": 4, **arguments})
+
+
+def test_wrong_inputs_and_wrong_weights_are_refused():
+    layer = layer_of(4, 3)
+    with pytest.raises(ValueError, match=r"TernaryLinear\(4, 3\) got inputs of shape \(2, 5\)"):
+        layer(torch.zeros(2, 5))
+    before = layer.packed.clone()
+    for wrong in (torch.zeros(3, 5), torch.full((3, 4), 0.5)):
+        with pytest.raises(ValueError, match="T "):
+            layer.set_ternary(wrong)
+    assert torch.equal(layer.packed, before)
+
+
+def test_empty_batches_pass_and_vote_for_nothing():
+    layer = layer_of(4, 3)
+    flip = TernaryFlip(layer)
+    x = torch.zeros(0, 4, dtype=torch.float64, requires_grad=True)
+    layer(x).sum().backward()
+    assert x.grad.shape == (0, 4)
+    assert not layer.scale.grad.any()
+    assert not flip._ballots[""].pending.any()
+
+
+def test_bytes_are_two_bits_a_weight():
+    layer = TernaryLinear(1024, 256)
+    assert layer.packed.numel() * 4 == 1024 * 256
+    assert math.isclose(layer.to_base3().numel() * 8 / (1024 * 256), 1.6, rel_tol=1e-4)

@@ -1,0 +1,78 @@
+"""Packed ternary numbers against the layout written out digit by digit."""
+
+import pytest
+import torch
+
+from steepest.ternary import from_base3, pack, to_base3, unpack
+from steepest.ternary.packing import packed_width, zeros_in
+
+SIZES = [*range(1, 18), 31, 32, 33, 127, 257]
+
+
+def ternary(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-1, 2, shape, generator=generator, dtype=torch.int8)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_what_is_packed_comes_back_at_every_size(size, device):
+    values = ternary(5, size).to(device)
+    packed = pack(values)
+    assert packed.dtype == torch.uint8
+    assert packed.shape == (5, packed_width(size)) == (5, -(-size // 4))
+    assert torch.equal(unpack(packed, size), values)
+    assert torch.equal(unpack(packed, size, torch.bfloat16), values.to(torch.bfloat16))
+    assert int(zeros_in(packed, size)) == int((values == 0).sum())
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_layout_is_the_documented_one(size):
+    values = ternary(1, size, seed=1)[0].tolist()
+    width = -(-size // 4)
+    expected = [0] * width
+    for place, value in enumerate(values):
+        expected[place % width] |= {0: 0b00, 1: 0b01, -1: 0b11}[value] << (2 * (place // width))
+    assert pack(torch.tensor([values], dtype=torch.int8))[0].tolist() == expected
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_base_3_is_the_digits_plus_one(size):
+    values = ternary(size, seed=2)
+    digits = [int(value) + 1 for value in values] + [0] * (-size % 5)
+    if size % 5:
+        digits[size:] = [0] * (-size % 5)
+    expected = [sum(d * 3**k for k, d in enumerate(digits[i : i + 5])) for i in range(0, len(digits), 5)]
+    code = to_base3(values)
+    assert code.tolist() == expected
+    assert torch.equal(from_base3(code, (size,)), values)
+
+
+def test_every_byte_of_base_3_is_five_digits():
+    code = torch.arange(243, dtype=torch.uint8)
+    values = from_base3(code, (243, 5))
+    assert len({tuple(row) for row in values.tolist()}) == 243
+    assert torch.equal(to_base3(values), code)
+
+
+@pytest.mark.parametrize(
+    ("code", "shape", "says"),
+    [
+        (torch.zeros(2, dtype=torch.uint8), (5,), "1 bytes"),
+        (torch.zeros(1), (5,), "float32"),
+        (torch.full((1,), 243, dtype=torch.uint8), (5,), "243"),
+    ],
+)
+def test_what_is_no_base_3_is_refused(code, shape, says):
+    with pytest.raises(ValueError, match=says):
+        from_base3(code, shape)
+
+
+@pytest.mark.parametrize("value", [2, 0.5, 257.0, float("nan")])
+def test_what_is_not_ternary_is_refused(value):
+    with pytest.raises(ValueError, match="−1, 0 and 1"):
+        to_base3(torch.tensor([0, value]))
+
+
+def test_leading_dimensions_are_kept_and_strides_do_not_matter():
+    values = ternary(6, 4, 3).transpose(0, 2)
+    assert torch.equal(unpack(pack(values), 6), values)

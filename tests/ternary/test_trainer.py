@@ -1,0 +1,324 @@
+"""TernaryFlip beside an optimizer: which passes vote, when votes are dropped, who owns a layer."""
+
+import copy
+import gc
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+from steepest.ternary import TernaryFlip, TernaryLinear
+
+from .models import assert_same, loss_of, small_model, snapshot
+
+
+def pending(trainer):
+    return [ballot.pending for ballot in trainer._ballots.values()]
+
+
+def train(model, optimizer, trainer, steps, first=0):
+    for index in range(first, first + steps):
+        loss_of(model, index).backward()
+        for each in (optimizer, trainer):
+            each.step()
+            each.zero_grad()
+
+
+def test_votes_of_micro_batches_add_up():
+    model = small_model()
+    trainer = TernaryFlip(model, 3)
+    apart = []
+    for index in range(3):
+        loss_of(model, index).backward()
+        apart.append(pending(trainer))
+        trainer.zero_grad()
+    for index in range(3):
+        loss_of(model, index).backward()
+    for layer, total in enumerate(pending(trainer)):
+        assert torch.equal(total, sum(each[layer] for each in apart))
+        assert total.abs().max() == 3
+
+
+def test_more_votes_than_a_byte_holds_are_counted():
+    layer = TernaryLinear(2, 1, bias=False)
+    layer.set_ternary(torch.zeros(1, 2))
+    layer.scale.data.fill_(1.0)
+    trainer = TernaryFlip(layer, 300, accumulator=torch.int16)
+    for count in range(1, 201):
+        layer(torch.tensor([[1.0, -1.0]])).sum().backward()
+        assert pending(trainer)[0].tolist() == [[-count, count]]
+    assert pending(trainer)[0].dtype == torch.int16
+    trainer.step()
+    assert trainer.accumulators[""].tolist() == [[-200, 200]]
+
+
+def test_votes_exist_between_backward_and_step_alone():
+    model = small_model()
+    trainer = TernaryFlip(model)
+    assert pending(trainer) == [None, None]
+    loss_of(model, 0).backward()
+    assert all(votes.dtype == torch.int8 for votes in pending(trainer))
+    trainer.step()
+    assert pending(trainer) == [None, None]
+    loss_of(model, 0).backward()
+    trainer.zero_grad()
+    assert pending(trainer) == [None, None]
+
+
+def test_a_layer_without_votes_is_left_alone():
+    model = small_model()
+    trainer = TernaryFlip(model, 1, zero_pull=1.0)
+    model[3](torch.randn(4, 13)).square().sum().backward()
+    before = snapshot(model)
+    trainer.step()
+    assert torch.equal(model[0].packed, before["0.packed"])
+    assert not torch.equal(model[3].packed, before["3.packed"])
+    assert next(layer.flips for layer in trainer.stats().layers) == 0
+    trainer.step()
+    assert int(trainer.taken) == 2
+
+
+def test_evaluation_and_inference_do_not_vote():
+    model = small_model()
+    trainer = TernaryFlip(model)
+    model.eval()
+    loss_of(model, 0).backward()
+    model.train()
+    with torch.no_grad():
+        loss_of(model, 0)
+    assert not trainer.has_votes
+
+
+def test_without_a_trainer_ternary_weights_stay():
+    model = small_model()
+    before = snapshot(model)
+    optimizer = torch.optim.AdamW(model.parameters())
+    for index in range(3):
+        loss_of(model, index).backward()
+        optimizer.step()
+    for name, value in snapshot(model).items():
+        assert torch.equal(value, before[name]) == name.endswith("packed"), name
+
+
+def test_training_learns_more_than_the_float_parameters_can():
+    def final(trained):
+        model = small_model()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+        trainer = TernaryFlip(model, 8, schedule="annealed", total_steps=400) if trained else None
+        for index in range(400):
+            optimizer.zero_grad()
+            loss_of(model, index, rows=32).backward()
+            optimizer.step()
+            if trainer is not None:
+                trainer.step()
+        model.eval()
+        with torch.no_grad():
+            return sum(loss_of(model, 5000 + index, rows=64).item() for index in range(10))
+
+    assert final(trained=True) < 0.8 * final(trained=False)
+
+
+def test_frozen_scales_and_inputs_without_gradient_keep_no_layer_from_voting():
+    layer = TernaryLinear(4, 3, bias=False)
+    layer.scale.requires_grad_(False)
+    trainer = TernaryFlip(layer)
+    layer(torch.randn(5, 4)).sum().backward()
+    assert trainer.has_votes
+    assert layer.scale.grad is None
+
+
+def test_a_layer_used_twice_votes_twice():
+    layer = TernaryLinear(4, 4, bias=False)
+    trainer = TernaryFlip(layer)
+    layer(layer(torch.randn(5, 4))).sum().backward()
+    assert trainer._ballots[""].casts == 2
+
+
+def test_the_last_trainer_owns_the_layers_and_the_first_says_so():
+    model = small_model()
+    first = TernaryFlip(model)
+    second = TernaryFlip(model)
+    loss_of(model, 0).backward()
+    assert not first.has_votes
+    assert second.has_votes
+    with pytest.raises(RuntimeError, match="layer '0' belongs to another TernaryFlip"):
+        first.step()
+
+
+def test_a_trainer_that_is_gone_takes_no_votes():
+    model = small_model()
+    trainer = TernaryFlip(model)
+    del trainer
+    gc.collect()
+    loss_of(model, 0).backward()
+    assert model[4].weight.grad is not None
+
+
+@pytest.mark.parametrize("way", ["deepcopy", "pickle"])
+def test_copies_train_on_alike_and_apart(way):
+    model = small_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    trainer = TernaryFlip(model, 2, votes="magnitude")
+    train(model, optimizer, trainer, 3)
+    loss_of(model, 50).backward()
+    if way == "deepcopy":
+        twin, twin_trainer = copy.deepcopy((model, trainer))
+    else:
+        twin, twin_trainer = pickle.loads(pickle.dumps((model, trainer)))
+    trainer.step()
+    assert not torch.equal(model[0].packed, twin[0].packed)
+    twin_trainer.step()
+    assert_same(snapshot(twin), snapshot(model))
+    loss_of(model, 51).backward()
+    loss_of(twin, 51).backward()
+    for one, other in zip(pending(trainer), pending(twin_trainer), strict=True):
+        assert torch.equal(one, other)
+        assert one.data_ptr() != other.data_ptr()
+
+
+def test_a_copy_of_the_model_alone_votes_nowhere():
+    model = small_model()
+    trainer = TernaryFlip(model)
+    loss_of(copy.deepcopy(model), 0).backward()
+    assert not trainer.has_votes
+
+
+@pytest.mark.parametrize("votes", ["sign", "magnitude"])
+@pytest.mark.parametrize("accumulator", [torch.int8, torch.int16])
+def test_resuming_is_never_having_stopped(votes, accumulator):
+    options = {
+        "threshold": 4, "votes": votes, "accumulator": accumulator, "schedule": "annealed",
+        "total_steps": 30, "zero_pull": 0.05, "max_flip_fraction": 0.2, "seed": 3,
+    }  # fmt: skip
+    model = small_model()
+    optimizer, trainer = torch.optim.AdamW(model.parameters(), lr=0.01), TernaryFlip(model, **options)
+    train(model, optimizer, trainer, 10)
+    file = io.BytesIO()
+    torch.save([model.state_dict(), optimizer.state_dict(), trainer.state_dict()], file)
+    train(model, optimizer, trainer, 10, first=10)
+
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    other = small_model(seed=77)
+    # Made otherwise: what was saved counts.
+    resumed = torch.optim.AdamW(other.parameters(), lr=0.5), TernaryFlip(other, 100, seed=9)
+    for each, state in zip((other, *resumed), saved, strict=True):
+        each.load_state_dict(state)
+    train(other, *resumed, 10, first=10)
+    assert_same(snapshot(other), snapshot(model))
+    assert_same(resumed[1].accumulators, trainer.accumulators)
+    assert any(a.any() for a in trainer.accumulators.values())
+    assert resumed[1].threshold() == trainer.threshold()
+    # In place: what was saved is not what trains.
+    assert saved[2]["step"] == 10
+    assert all(not torch.equal(a, trainer.accumulators[n]) for n, a in saved[2]["accumulators"].items())
+
+
+def test_state_that_does_not_fit_is_refused_and_nothing_is_loaded():
+    model = small_model()
+    trainer = TernaryFlip(model, 4)
+    train(model, torch.optim.SGD(model.parameters(), lr=0.0), trainer, 2)
+    before = {name: a.clone() for name, a in trainer.accumulators.items()}
+    good = TernaryFlip(small_model(), 4, accumulator=torch.int16).state_dict()
+    wrong_shape = {
+        **good,
+        "accumulators": {**good["accumulators"], "3": torch.zeros(2, 2, dtype=torch.int16)},
+    }
+    wrong_dtype = {**good, "options": {**good["options"], "accumulator": torch.int8}}
+    wrong_names = {**good, "accumulators": {"0": good["accumulators"]["0"]}}
+    wrong_value = {**good, "options": {**good["options"], "threshold": -1.0}}
+    own = {**good, "options": {**good["options"], "schedule": "custom"}}
+    for bad, says in (
+        (wrong_shape, "layer '3'"),
+        (wrong_dtype, "layer '0' is torch.int16"),
+        (wrong_names, "other ternary layers: '3'"),
+        (wrong_value, "threshold must be"),
+        (own, "schedule=..."),
+    ):
+        with pytest.raises(ValueError, match=says):
+            trainer.load_state_dict(bad)
+        assert_same(trainer.accumulators, before)
+        assert trainer.options["threshold"] == 4
+    trainer.load_state_dict(good)
+    assert trainer.accumulators["0"].dtype == torch.int16
+
+
+@pytest.mark.parametrize("votes", ["sign", "magnitude"])
+def test_nonfinite_gradients_by_option(votes):
+    def run(nonfinite):
+        model = small_model()
+        trainer = TernaryFlip(model, 2, votes=votes, nonfinite=nonfinite)
+        for index in range(3):
+            loss_of(model, index).backward()
+            trainer.step()
+        loss_of(model, 3).backward()
+        good = [votes.clone() for votes in pending(trainer)]
+        trainer.zero_grad()
+        before = snapshot(model), copy.deepcopy(trainer.state_dict())
+        x = torch.randn(4, 6)
+        x[2, 1] = float("nan")
+        loss_of(model, 3).backward()
+        model[0](x).sum().backward()
+        return model, trainer, before, good
+
+    model, trainer, (weights, state), good = run("ignore")
+    # The NaN's column takes no votes of that pass, by magnitude no weight of its layer does.
+    first = pending(trainer)[0]
+    assert torch.equal(first[:, 1], good[0][:, 1])
+    assert torch.equal(first, good[0]) == (votes == "magnitude")
+    trainer.step()
+    assert int(trainer.taken) == 4
+
+    model, trainer, (weights, state), _ = run("skip")
+    trainer.step()
+    assert trainer.skipped_steps == 1
+    assert_same(snapshot(model), weights)
+    assert_same(trainer.accumulators, state["accumulators"])
+    assert int(trainer.taken) == state["step"] == 3
+    assert not trainer.has_votes
+
+    model, trainer, (weights, state), _ = run("raise")
+    with pytest.raises(FloatingPointError, match="ternary layer '0' has infinite or NaN"):
+        trainer.step()
+    assert_same(snapshot(model), weights)
+    assert_same(trainer.accumulators, state["accumulators"])
+    assert int(trainer.taken) == 3
+
+
+def test_grad_scalers_skipped_step_drops_its_votes():
+    model = small_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    trainer = TernaryFlip(model, 1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40)
+    before = snapshot(model)
+    for index, overflows in ((0, True), (1, False)):
+        scale = torch.finfo(torch.float32).max if overflows else 1.0
+        (scaler.scale(loss_of(model, index)) * scale).backward()
+        scaler.unscale_(optimizer)
+        found = sum(scaler._found_inf_per_device(optimizer).values())
+        scaler.step(optimizer)
+        if not found:
+            trainer.step()
+        scaler.update()
+        for each in (optimizer, trainer):
+            each.zero_grad()
+        if overflows:
+            assert_same(snapshot(model), before)
+            assert not trainer.has_votes
+    assert trainer.stats().flips > 0
+
+
+def test_the_state_is_a_byte_a_weight():
+    model = nn.Sequential(TernaryLinear(256, 256), TernaryLinear(256, 128))
+    trainer = TernaryFlip(model)
+    weights = trainer.stats().weights
+    packed = sum(layer.packed.numel() for layer in model)
+    assert packed + trainer.state_bytes() <= 1.26 * weights
+    assert TernaryFlip(model, accumulator=torch.int16).state_bytes() == 2 * weights + 8
+
+
+def test_a_compiled_or_wrapped_model_has_the_same_layers():
+    model = small_model()
+    assert list(TernaryFlip(torch.compile(model)).layers) == ["0", "3"]
