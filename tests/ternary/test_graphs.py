@@ -5,8 +5,10 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from steepest.random import derive_key
 from steepest.step.compiled import compiler_available
-from steepest.ternary import TernaryFlip, TernaryLinear
+from steepest.ternary import TernaryFlip, TernaryLinear, pack
+from steepest.ternary.flipping import flip_layer
 
 from .models import assert_same, small_model, snapshot
 
@@ -97,6 +99,25 @@ def test_compiled_checkpointing_votes_once():
 
     run(torch.randn(4, 6, requires_grad=True)).sum().backward()
     assert [ballot.casts for ballot in trainer._ballots.values()] == [1, 1]
+
+
+@compiled_only
+@pytest.mark.parametrize("options", [{}, {"zero_pull": 0.2, "outward": "drop"}, {"at_most": 9}])
+def test_flips_compiled_are_the_same(options):
+    found = []
+    given = {"zero_pull": 0.0, "outward": "cancel", "at_most": None, **options}
+    for compiled in (False, True):
+        generator = torch.Generator().manual_seed(0)
+        values = torch.randint(-1, 2, (9, 33), generator=generator, dtype=torch.int8)
+        packed, a = pack(values), torch.zeros(9, 33, dtype=torch.int8)
+        for step in range(4):
+            pending = torch.randint(-3, 4, (9, 33), generator=generator, dtype=torch.int8)
+            flips = flip_layer(
+                packed, a, pending, threshold=4, key=derive_key(0, step), compiled=compiled, **given
+            )
+        assert int(flips) > 0
+        found.append({"packed": packed, "a": a})
+    assert_same(*found)
 
 
 @compiled_only

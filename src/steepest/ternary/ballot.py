@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from steepest.random import Key, derive_key
-from steepest.ternary.pieces import in_pieces
+from steepest.ternary.pieces import in_pieces, places
 from steepest.ternary.votes import LARGEST_VOTE, magnitude_votes, sign_votes, without_outward
 from steepest.ternary.workers import Group, place
 
@@ -117,18 +117,18 @@ class Ballot:
         return derive_key(self.seed, self.ordinal, self.step, (self.casts - 1) * workers + worker)
 
 
-def _cast_signs(tensors: tuple[Tensor, ...], index: Tensor, drop: bool) -> None:
+def _cast_signs(tensors: tuple[Tensor, ...], first: int, drop: bool) -> None:
     pending, grad, values = tensors
     votes = sign_votes(grad)
-    pending += without_outward(votes, values) if drop else votes
+    pending += without_outward(votes, values.to(torch.int8)) if drop else votes
 
 
 def _cast_magnitudes(
-    tensors: tuple[Tensor, ...], index: Tensor, inverse_rms: Tensor, first: int, second: int, drop: bool
+    tensors: tuple[Tensor, ...], first: int, inverse_rms: Tensor, word: int, other: int, drop: bool
 ) -> None:
     pending, grad, values = tensors
-    votes = magnitude_votes(grad, inverse_rms, (first, second), index)
-    pending += without_outward(votes, values) if drop else votes
+    votes = magnitude_votes(grad, inverse_rms, (word, other), places(grad, first))
+    pending += without_outward(votes, values.to(torch.int8)) if drop else votes
 
 
 def inverse_rms(square: Tensor, count: int) -> Tensor:

@@ -201,8 +201,8 @@ def make(
     **hyper: Any,
 ) -> TernaryOptimizer:
     """What :func:`steepest.build` calls for a model with ternary layers."""
-    shared = {name: hyper[name] for name in ("nonfinite", "seed", "compile") if name in hyper}
-    flip = TernaryFlip(model, **{**shared, **options})
+    given: dict[str, Any] = {name: hyper[name] for name in ("nonfinite", "seed", "compile") if name in hyper}
+    flip = TernaryFlip(model, **(given | dict(options)))
     return TernaryOptimizer(list(groups), flip=flip, rule=rule, extra=extra, **hyper)
 
 

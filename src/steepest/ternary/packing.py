@@ -11,7 +11,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["check_ternary", "from_base3", "pack", "packed_width", "to_base3", "unpack", "zeros_in"]
+__all__ = [
+    "check_ternary",
+    "from_base3",
+    "low_bits",
+    "pack",
+    "packed_width",
+    "to_base3",
+    "unpack",
+    "zeros_in",
+]
 
 _TRITS = 5  # 3**5 = 243 fits a byte
 
@@ -72,8 +81,17 @@ def zeros_in(packed: Tensor, count: int) -> Tensor:
     >>> int(zeros_in(torch.tensor([[29, 0]], dtype=torch.uint8), 5))
     2
     """
-    others = torch.stack([((packed >> (2 * at)) & 1).sum(dtype=torch.int64) for at in range(4)]).sum()
-    return packed.shape[:-1].numel() * count - others
+    return packed.shape[:-1].numel() * count - low_bits(packed)
+
+
+def low_bits(packed: Tensor) -> Tensor:
+    """How many pairs of bits have the lower one set, as a 0-dim int64 tensor.
+
+    >>> int(low_bits(torch.tensor([0b01_11_00_10], dtype=torch.uint8)))
+    2
+    """
+    pairs = (packed & 0x11) + ((packed >> 2) & 0x11)
+    return ((pairs & 0xF) + (pairs >> 4)).sum(dtype=torch.int64)
 
 
 def to_base3(values: Tensor) -> Tensor:

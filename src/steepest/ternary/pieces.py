@@ -12,7 +12,7 @@ from torch import Tensor
 
 from steepest.step.compiled import compiler_available
 
-__all__ = ["can_compile", "in_pieces", "row_blocks", "row_pieces"]
+__all__ = ["can_compile", "in_pieces", "places", "row_blocks", "row_pieces"]
 
 # Elements of a piece: temporaries of that size stay in a processor's second-level cache.
 _PIECE_ON_CPU = 1 << 18
@@ -54,12 +54,12 @@ def in_pieces(
     *,
     compiled: bool,
 ) -> None:
-    """Call ``function(pieces, index, *arguments)`` for pieces of contiguous tensors of one shape.
+    """Call ``function(pieces, first, *arguments)`` for pieces of contiguous tensors of one shape.
 
     Args:
         function: elementwise; writes into the pieces it is given.
         tensors: contiguous, of one shape.
-        start: the first element's index, from which ``index``, int64, counts on.
+        start: the first element's index in the whole layer; ``first`` is that of the piece's.
         arguments: passed on.
         compiled: in one graph of its own, the same for all sizes.
     """
@@ -68,8 +68,12 @@ def in_pieces(
     run = _compile(function) if compiled else function
     limit = _PIECE_ON_CPU if device.type == "cpu" else _PIECE_ELSEWHERE
     for part in _slices(flat[0].numel(), limit):
-        index = torch.arange(start + part.start, start + part.stop, device=device)
-        run(tuple(tensor[part] for tensor in flat), index, *arguments)
+        run(tuple(tensor[part] for tensor in flat), start + part.start, *arguments)
+
+
+def places(like: Tensor, first: int) -> Tensor:
+    """The int64 indices of a piece's elements."""
+    return torch.arange(first, first + like.numel(), device=like.device)
 
 
 def _slices(count: int, size: int) -> list[slice]:

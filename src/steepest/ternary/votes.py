@@ -42,9 +42,10 @@ def magnitude_votes(grad: Tensor, inverse_rms: Tensor, key: Key, index: Tensor) 
 def without_outward(votes: Tensor, values: Tensor) -> Tensor:
     """The votes, but none where the weight stands at its bound and the vote points outward.
 
-    >>> votes, values = torch.tensor([1, 1, -1, 1]), torch.tensor([1, 0, 1, -1])
+    >>> votes, values = torch.tensor([[1, 1, -1, 1], [1, 0, 1, -1]], dtype=torch.int8)
     >>> without_outward(votes, values).tolist()
     [0, 1, -1, 1]
     """
-    # Outward is where the product is positive: at a weight of 0 there is no outward.
-    return torch.where(votes * values > 0, 0, votes)
+    # Outward is where the product is positive: at a weight of 0 there is no outward. (Where would take
+    # ten times as long as products.)
+    return votes * (votes * values <= 0).view(torch.int8)
