@@ -23,7 +23,6 @@ import steepest
 from steepest.ternary import TernaryLinear
 
 WAYS = ("float32", "latent", "sign", "magnitude")
-_MIB = 2**20
 
 
 class Latent(nn.Linear):
@@ -54,52 +53,63 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, steps: 
         optimizer.zero_grad()
 
 
-def run(way: str, width: int, depth: int, batch: int, steps: int) -> dict[str, float | str]:
-    """Train; MiB at the peak and between steps."""
-    torch.set_num_threads(1)
+def resident(way: str, width: int, depth: int, batch: int, steps: int) -> dict[str, float]:
+    """Train; the growth of the process in MiB, and persistent bytes a weight."""
     # What libraries allocate once is no part of the model: a small one goes first.
     train(*made(way, 16, 1), torch.randn(4, 16), 2)
     x = torch.randn(batch, width)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    with torch.profiler.profile(profile_memory=True, record_shapes=False) as profile:
-        model, optimizer = made(way, width, depth)
-        train(model, optimizer, x, steps)
+    model, optimizer = made(way, width, depth)
+    train(model, optimizer, x, steps)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    held = largest = 0
-    for event in profile.profiler.kineto_results.events():
-        if event.name() == "[memory]" and event.device_type() == torch.autograd.DeviceType.CPU:
-            held += event.nbytes()
-            largest = max(largest, held)
-    weights = width * width * depth
     tensors = [*model.parameters(), *model.buffers()]
     tensors += [v for s in optimizer.state.values() for v in s.values() if isinstance(v, Tensor)]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return {
-        "way": way,
-        "weights": weights,
-        "persistent_bytes_per_weight": round(sum(storages.values()) / weights, 3),
+        "persistent_bytes_per_weight": round(sum(storages.values()) / (width * width * depth), 3),
         "peak_resident_mib": round(peak - before, 1),
-        "peak_torch_mib": round(largest / _MIB, 1),
     }
 
 
+def allocated(way: str, width: int, depth: int, batch: int, steps: int) -> dict[str, float]:
+    """Train; the largest sum of torch's allocations in MiB (not the profiler's records)."""
+    x = torch.randn(batch, width)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        train(*made(way, width, depth), x, steps)
+    held = largest = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            largest = max(largest, held)
+    return {"peak_torch_mib": round(largest / 2**20, 1)}
+
+
 def main() -> None:
-    """Measure every way, each in a process of its own."""
+    """Measure every way, each in processes of its own."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--depth", type=int, default=12)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--way", choices=WAYS)
+    parser.add_argument("--only", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.way:
-        print(json.dumps(run(given.way, given.width, given.depth, given.batch, given.steps)))
+    sizes = {name: getattr(given, name) for name in ("width", "depth", "batch", "steps")}
+    if given.only:
+        way, kind = given.only
+        torch.set_num_threads(1)
+        print(json.dumps({"resident": resident, "allocated": allocated}[kind](way, **sizes)))
         return
-    sizes = [f"--{name}={getattr(given, name)}" for name in ("width", "depth", "batch", "steps")]
+    # glibc keeps large blocks that were freed unless it is told a fixed size from which to return them.
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     for way in WAYS:
-        # glibc keeps large blocks that were freed unless it is told a fixed size from which to return them.
-        environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-        subprocess.run([sys.executable, __file__, f"--way={way}", *sizes], check=True, env=environment)
+        line: dict[str, object] = {"way": way, "weights": given.width**2 * given.depth}
+        for kind in ("resident", "allocated"):
+            command = [sys.executable, __file__, *(f"--{name}={size}" for name, size in sizes.items())]
+            done = subprocess.run(
+                [*command, "--only", way, kind], check=True, env=environment, capture_output=True, text=True
+            )
+            line |= json.loads(done.stdout.splitlines()[-1])
+        print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":
