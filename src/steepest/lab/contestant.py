@@ -16,9 +16,6 @@ from .errors import LabError
 Factory = Callable[..., Optimizer]
 """Called as `factory(params)` for the defaults and as `factory(params, lr=...)` for a trial."""
 
-Entry = str | Factory | tuple[str, Factory]
-"""A name `steepest.build` knows, an optimizer class, or a label and a factory of one's own."""
-
 Maker = Callable[[nn.Module, float | None], Optimizer]
 """Makes an optimizer for a model; without an lr, the one its author would start from."""
 
@@ -32,10 +29,16 @@ class Contestant:
     default_lr: float
     hyper: Mapping[str, Any]
     """All hyper-parameters but lr, as plain JSON values."""
+    own_model: bool = False
+    """Whether `make` changes the model, so that it cannot be shared with others."""
 
     def build(self, model: nn.Module, lr: float) -> Optimizer:
         """A fresh optimizer of the model's trainable parameters."""
         return self.make(model, lr)
+
+
+Entry = str | Factory | tuple[str, Factory] | Contestant
+"""A name `steepest.build` knows, an optimizer class, a label with a factory, or a contestant ready made."""
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
@@ -57,15 +60,15 @@ def enlist(entries: Entry | Iterable[Entry], model: nn.Module) -> list[Contestan
     listed = [_labelled(entry) for entry in _listed(entries)]
     if not listed:
         raise LabError("no optimizers to race: name at least one, such as 'adamw'; " + _known())
-    labels = [label for label, _ in listed]
+    labels = [entry.label if isinstance(entry, Contestant) else entry[0] for entry in listed]
     for label in labels:
         if labels.count(label) > 1:
             raise LabError(f"optimizer {label!r} is entered twice")
-    return [_enlist(label, factory, model) for label, factory in listed]
+    return [entry if isinstance(entry, Contestant) else _enlist(*entry, model) for entry in listed]
 
 
 def _listed(entries: Entry | Iterable[Entry]) -> list[Entry]:
-    if isinstance(entries, str) or (callable(entries) and not isinstance(entries, Iterable)):
+    if isinstance(entries, (str, Contestant)) or (callable(entries) and not isinstance(entries, Iterable)):
         return [entries]
     if isinstance(entries, tuple) and len(entries) == 2 and isinstance(entries[0], str):
         label, factory = entries
@@ -77,8 +80,10 @@ def _listed(entries: Entry | Iterable[Entry]) -> list[Entry]:
     return list(entries)
 
 
-def _labelled(entry: Entry) -> tuple[str, Factory | None]:
-    """The entry's label, and its factory unless it is one of steepest's names."""
+def _labelled(entry: Entry) -> tuple[str, Factory | None] | Contestant:
+    """The entry's label, and its factory unless it is one of steepest's names; a contestant as it is."""
+    if isinstance(entry, Contestant):
+        return entry
     if isinstance(entry, str):
         return entry, None
     if isinstance(entry, tuple):

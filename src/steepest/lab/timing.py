@@ -39,10 +39,12 @@ def measure(task: Task[Batch], contestants: Sequence[Contestant], seconds: float
         model = task.make(0)
         device = device_of(model)
         batches = endless(task, 0)
-        optimizers = {c.label: c.build(model, c.default_lr * _LR_SHRINK) for c in contestants}
+        models = {c.label: task.make(0) if c.own_model else model for c in contestants}
+        optimizers = {c.label: c.build(models[c.label], c.default_lr * _LR_SHRINK) for c in contestants}
         gradient: list[float] = []
         stepping: dict[str, list[float]] = {label: [] for label in optimizers}
-        model.train()
+        for each in models.values():
+            each.train()
         end = 0.0
         for number in range(WARMUP_ROUNDS + MOST_ROUNDS):
             if number == WARMUP_ROUNDS:
@@ -53,8 +55,8 @@ def measure(task: Task[Batch], contestants: Sequence[Contestant], seconds: float
             for label in islice(cycle(optimizers), number, number + len(optimizers)):
                 batch = next(batches)
                 start = now(device)
-                model.zero_grad(set_to_none=True)
-                task.loss(model, batch).backward()  # type: ignore[no-untyped-call]
+                models[label].zero_grad(set_to_none=True)
+                task.loss(models[label], batch).backward()  # type: ignore[no-untyped-call]
                 middle = now(device)
                 optimizers[label].step()
                 stop = now(device)
