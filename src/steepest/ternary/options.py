@@ -22,6 +22,7 @@ OPTIONS: dict[str, Hyper] = {
     "accumulator": choice(torch.int8, torch.int8, torch.int16),
     "schedule": choice("constant", "constant", "annealed", "custom"),
     "total_steps": optional(integer(1, low=1)),
+    "power": positive(1.0),
     "outward": choice("cancel", "cancel", "drop"),
     "zero_pull": fraction(0.0, closed=True),
     "max_flip_fraction": fraction(1.0, closed=True),
@@ -69,5 +70,5 @@ def threshold_at(options: Mapping[str, Any], custom: Callable[[int], float] | No
             raise ValueError(f"the schedule's threshold at step {step} must be above 0, got {value!r}")
         return value
     if options["schedule"] == "annealed":
-        return annealed(options["threshold"], step, options["total_steps"])
+        return annealed(options["threshold"], step, options["total_steps"], options["power"])
     return float(options["threshold"])

@@ -7,10 +7,10 @@ import math
 __all__ = ["annealed"]
 
 
-def annealed(threshold: float, step: int, total_steps: int) -> float:
-    """τ/(1 − t/T) after t of T steps; infinite from T on, where nothing flips any more.
+def annealed(threshold: float, step: int, total_steps: int, power: float = 1.0) -> float:
+    """τ/(1 − t/T)^p after t of T steps; infinite from T on, where nothing flips any more.
 
     >>> [annealed(16, step, 100) for step in (0, 50, 75, 100)]
     [16.0, 32.0, 64.0, inf]
     """
-    return threshold / (1 - step / total_steps) if step < total_steps else math.inf
+    return threshold / (1 - step / total_steps) ** power if step < total_steps else math.inf

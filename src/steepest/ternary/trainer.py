@@ -53,10 +53,12 @@ class TernaryFlip:
         threshold: τ > 0, at most M. Votes by magnitude are larger, so τ should be too.
         votes: ``"sign"`` or ``"magnitude"``.
         accumulator: ``torch.int8`` or ``torch.int16``.
-        schedule: τ_t after t steps: ``"constant"``, τ; ``"annealed"``, τ/(1 − t/total_steps), under which
-            flips freeze out: none happens once τ_t is above M, with int8 and τ = 16 in the last 13 % of the
-            steps; or a function of t, which checkpoints do not hold.
+        schedule: τ_t after t steps: ``"constant"``, τ; ``"annealed"``, τ/(1 − t/total_steps)^power,
+            under which flips freeze out: none happens once τ_t is above M, with int8 and τ = 16 in the last
+            13 % of the steps; or a function of t, which checkpoints do not hold.
         total_steps: T of the annealed schedule.
+        power: of the annealed schedule. 1 doubles τ by the middle of the training, which is early where
+            training is short; a smaller one leaves more flips to the later steps.
         outward: what becomes of votes that would move a weight beyond its bound. ``"drop"``: they are not
             taken. ``"cancel"``: they make up for votes that pointed inward, as far as there were any, so
             that a weight leaves its bound by the majority and not by noise.
@@ -103,6 +105,7 @@ class TernaryFlip:
         accumulator: torch.dtype = torch.int8,
         schedule: Literal["constant", "annealed"] | Callable[[int], float] = "constant",
         total_steps: int | None = None,
+        power: float = 1.0,
         outward: Outward = "cancel",
         zero_pull: float = 0.0,
         max_flip_fraction: float = 1.0,
@@ -122,6 +125,7 @@ class TernaryFlip:
                 "accumulator": accumulator,
                 "schedule": "custom" if callable(schedule) else schedule,
                 "total_steps": total_steps,
+                "power": power,
                 "outward": outward,
                 "zero_pull": zero_pull,
                 "max_flip_fraction": max_flip_fraction,

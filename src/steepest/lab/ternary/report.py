@@ -57,11 +57,10 @@ def _movement(seen: Sequence[Any]) -> tuple[str, str]:
 
 
 def draw(results: Sequence[Result]) -> Figure:
-    """A row of panels for every race: the metric, the part of the weights that a step flips, and the zeros."""
+    """A row of panels for every race: the metric, the part of the weights that a step flips, the zeros."""
     theme = LIGHT
-    figure = Figure(
-        figsize=(12.5, 3.3 * len(results)), dpi=_DPI, facecolor=theme.ground, layout="constrained"
-    )
+    size = (12.5, 3.3 * len(results))
+    figure = Figure(figsize=size, dpi=_DPI, facecolor=theme.ground, layout="constrained")
     panels = figure.subplots(len(results), 3, squeeze=False)
     for row, result in zip(panels, results, strict=True):
         plan, records = result.race.plan, result.race.records
