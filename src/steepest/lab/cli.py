@@ -183,6 +183,10 @@ def race_command(
     if threads < 1:
         raise LabError(f"threads must be at least 1, got {threads}")
     if task is TaskName.ternary:
+        fixed = {"budget": budget, "text": text, "model": model, "batch": batch}
+        for name, value in fixed.items():
+            if value is not None:
+                raise LabError(f"--{name} does not go with --task ternary, whose three races are fixed")
         return _study(folder, steps, trials, seeds, fresh, threads)
     # Typer would take an interrupt for itself, so it is met here, at whatever moment it comes.
     try:

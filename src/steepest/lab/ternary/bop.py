@@ -39,7 +39,7 @@ class BopAdamW(torch.optim.AdamW):
     m ← (1 − γ)·m + γ·g/rms(g);  where |m| ≥ τ_t:  T ← clamp(T − sign(m), −1, 1)
 
     In the original weights are binary and g is not divided by its rms, so that τ depends on the loss's
-    scale. τ_t = τ/(1 − t/T) as for votes.
+    scale. τ_t = τ/(1 − t/T)^power as for votes.
 
     Args:
         params: the float parameters, for AdamW.
@@ -48,6 +48,7 @@ class BopAdamW(torch.optim.AdamW):
         gamma: γ.
         threshold: τ.
         total_steps: T.
+        power: of the annealing.
     """
 
     def __init__(
@@ -59,9 +60,10 @@ class BopAdamW(torch.optim.AdamW):
         gamma: float,
         threshold: float,
         total_steps: int,
+        power: float,
     ) -> None:
         super().__init__(params, lr=lr, weight_decay=0.0)
-        self.gamma, self.threshold, self.total_steps = gamma, threshold, total_steps
+        self.gamma, self.threshold, self.total_steps, self.power = gamma, threshold, total_steps, power
         self.taken = 0
         self.averages = [(layer.weight, torch.zeros_like(layer.weight)) for layer in layers]
 
@@ -69,7 +71,7 @@ class BopAdamW(torch.optim.AdamW):
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         """AdamW's step, then the flips."""
         result = super().step(closure)
-        threshold = steepest.ternary.annealed(self.threshold, self.taken, self.total_steps)
+        threshold = steepest.ternary.annealed(self.threshold, self.taken, self.total_steps, self.power)
         for weight, average in self.averages:
             if weight.grad is None:
                 continue

@@ -33,12 +33,13 @@ LABELS = {
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What is fixed beforehand: options of the votes by sign and by magnitude, and Bop's γ and τ."""
+    """What is fixed beforehand: options of the votes by sign and by magnitude; Bop's γ, τ, annealing."""
 
     sign: dict[str, Any]
     magnitude: dict[str, Any]
     gamma: float = 0.01
-    bop: float = 0.3
+    bop: float = 0.5
+    power: float = 0.3
 
 
 def contestants(thresholds: Thresholds, steps: int, file: Path) -> list[Contestant]:
@@ -80,6 +81,7 @@ def contestants(thresholds: Thresholds, steps: int, file: Path) -> list[Contesta
             gamma=thresholds.gamma,
             threshold=thresholds.bop,
             total_steps=steps,
+            power=thresholds.power,
         )
 
     makers: dict[str, tuple[Callable[[nn.Module, float], Optimizer], dict[str, Any]]] = {
@@ -87,7 +89,7 @@ def contestants(thresholds: Thresholds, steps: int, file: Path) -> list[Contesta
         "ste": (ste, {}),
         "votes_sign": (votes("sign", thresholds.sign), thresholds.sign),
         "votes_magnitude": (votes("magnitude", thresholds.magnitude), thresholds.magnitude),
-        "bop": (bop, {"gamma": thresholds.gamma, "threshold": thresholds.bop}),
+        "bop": (bop, {"gamma": thresholds.gamma, "threshold": thresholds.bop, "power": thresholds.power}),
         "frozen": (frozen, {}),
     }
     return [

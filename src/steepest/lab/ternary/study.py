@@ -70,7 +70,7 @@ STUDIES = {
 
 def run_study(
     out: Path,
-    names: Iterable[str] = tuple(STUDIES),
+    names: Iterable[str] | None = None,
     *,
     steps: int | None = None,
     trials: int | None = None,
@@ -82,7 +82,7 @@ def run_study(
 
     Args:
         out: The folder; every race gets one in it, with plan, records and what was seen of the weights.
-        names: Which, of `STUDIES`.
+        names: Which, of `STUDIES`; by default all.
         steps: Of every trial; by default the study's own.
         trials: Learning rates each method tries; by default `TRIALS`.
         seeds: Seeds of each method's best learning rate; by default the study's own.
@@ -93,7 +93,7 @@ def run_study(
         LabError: no such study, or a folder with another plan.
     """
     results = []
-    for name in names:
+    for name in STUDIES if names is None else names:
         if name not in STUDIES:
             raise LabError(f"no study {name!r}: there are {', '.join(STUDIES)}")
         study = STUDIES[name]
