@@ -49,10 +49,15 @@ def register_maker(kind: type[nn.Module], make: Callable[..., Optimizer]) -> Non
     _MAKERS[kind] = make
 
 
-def find_maker(model: nn.Module) -> Callable[..., Optimizer] | None:
-    """What makes the optimizer of a model, if it has a module with weights that are no parameters."""
-    kinds = tuple(_MAKERS)
-    return next((_MAKERS[kind] for m in model.modules() for kind in kinds if isinstance(m, kind)), None)
+def find_maker(model: nn.Module) -> tuple[Callable[..., Optimizer] | None, list[str]]:
+    """(what makes the optimizer, names of the modules) of a model with weights that are no parameters."""
+    found = {
+        name: make
+        for name, module in model.named_modules()
+        for kind, make in _MAKERS.items()
+        if isinstance(module, kind)
+    }
+    return next(iter(found.values()), None), list(found)
 
 
 def find_rule(name: str) -> Rule:

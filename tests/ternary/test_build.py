@@ -118,6 +118,11 @@ def test_explain_lists_every_ternary_tensor_with_its_rule_and_why():
     assert "nan" not in text
 
 
+def test_what_stays_by_request_is_told():
+    table = steepest.build(small_model(), "lion", ternary=False).explain()
+    assert any("0.packed (ternary=False), 3.packed (ternary=False)" in note for note in table.notes)
+
+
 def test_state_bytes_count_the_votes():
     model, optimizer = built("sgd")
     assert optimizer.state_bytes() == 169 + 8

@@ -136,7 +136,7 @@ def build(
     if find_rule(main["rule"]).hidden_only:
         settled = [any("rule" in said[glob] for glob in matching(said, tensor)) for tensor in found]
         groups[0][DOUBTS] = find_doubts(model, found, roles, settled, main["rule"], rest["rule"])
-    maker, extra = find_maker(model), {FALLBACK: rest["rule"]}
+    (maker, others), extra = find_maker(model), {FALLBACK: rest["rule"]}
     if maker is None:
         if ternary is not None:
             raise ValueError(
@@ -145,6 +145,7 @@ def build(
             )
         optimizer = Optimizer(groups, extra=extra, **main)
     elif ternary is False:
+        groups[0][LEFT_OUT] += [f"{name}.packed (ternary=False)" for name in others]
         optimizer = Optimizer(groups, extra=extra, **main)
     else:
         votes = ternary if isinstance(ternary, Mapping) else {}
