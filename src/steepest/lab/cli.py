@@ -120,7 +120,7 @@ def race_command(
     trials: Annotated[
         int | None,
         typer.Option(
-            help="Learning rates each optimizer tries, its default first. Default: 5 (ternary: 3).",
+            help="Learning rates each optimizer tries, its default first. Default: 5 (ternary: 4).",
             show_default=False,
         ),
     ] = None,
