@@ -162,7 +162,7 @@ def _row(group: Mapping[str, Any], group_index: int, index: int) -> Row:
         why=why[index] if index < len(why) else _GIVEN,
         frozen=not param.requires_grad,
         parameters=param.numel(),
-        state_bytes=_state_bytes(group, label, param) if param.requires_grad else 0,
+        state_bytes=_state_bytes(group, (group_index, index)) if param.requires_grad else 0,
     )
 
 
@@ -176,11 +176,11 @@ def _view(group: Mapping[str, Any], label: str | None, param: Tensor) -> View | 
     return group.get("view", "merge") if param.dim() > 2 else None
 
 
-def _state_bytes(group: Mapping[str, Any], label: str | None, param: Tensor) -> int:
+def _state_bytes(group: Mapping[str, Any], place: tuple[int, int]) -> int:
     """Bytes of the state that the first step makes, counted on the meta device."""
     rule = find_rule(group["rule"])
-    blank = real_view(param).to("meta")
-    member = Member("", label, 0, blank, blank, blank, {})
+    blank = real_view(group["params"][place[1]]).to("meta")
+    member = Member(group, place, 0, blank, blank, blank, {})
     batch = Batch(rule, group, [member])
     state = rule.init_state(blank, group)
     if isinstance(rule, MatrixRule):

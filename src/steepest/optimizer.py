@@ -174,9 +174,7 @@ class Optimizer(torch.optim.Optimizer):
             for member in batch.members:
                 for name, value in member.measured.items():
                     member.state[name].fill_(value)
-                if "step" in member.state:
-                    counted = 1 if mask is None else mask.to(member.state["step"].device)
-                    member.state["step"] += counted
+            _count(batch, mask)
         if mask is not None:
             self._count_skipped((~mask).to(torch.int64))
         return loss
@@ -320,13 +318,24 @@ def _count_steps(batch: Batch) -> None:
         member.scalars = dict(by_step[member.step])
 
 
+def _count(batch: Batch, finite: Tensor | None) -> None:
+    """Add the step that was taken to the members' counts, unless the device finds that it was skipped."""
+    counts = [member.state["step"] for member in batch.members if "step" in member.state]
+    if counts and finite is None:
+        torch._foreach_add_(counts, 1)
+    elif finite is not None:
+        for count in counts:
+            count += finite.to(count.device)
+
+
 def _run(batch: Batch, finite: Tensor | None) -> None:
     if batch.rule.scope == "matrix":
         if batch.group["compile"] is True:
             warn_not_compiled(batch.rule.name)
         run_matrix(batch, finite)
-    elif not (_compiles(batch) and run_compiled(batch, finite)):
-        run_eager(batch, finite)
+        return
+    left = run_compiled(batch, finite) if _compiles(batch) else batch.members
+    run_eager(batch, left, finite)
 
 
 def _compiles(batch: Batch) -> bool:

@@ -23,14 +23,14 @@ LOW_PRECISION = (torch.bfloat16, torch.float16)
 class Member:
     """One parameter with its gradient in this step.
 
-    ``name`` describes it for people, ``label`` is the name the user gave. ``scalars`` are the step's
+    ``place`` is where the parameter stands: (group, in the group). ``scalars`` are the step's
     numbers for the rule's update, ``measured`` the per-tensor state after it. ``param`` and ``grad`` are
     detached real views; ``ordinal`` is the parameter's place among all of the optimizer's, which with
     the step count and the element's index keys its noise.
     """
 
-    name: str
-    label: str | None
+    group: Group
+    place: tuple[int, int]
     ordinal: int
     owner: Tensor
     param: Tensor
@@ -39,6 +39,16 @@ class Member:
     step: Scalar = 0
     scalars: dict[str, Scalar] = field(default_factory=dict)
     measured: dict[str, Scalar] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """What describes it for people."""
+        return describe(self.group, *self.place)
+
+    @property
+    def label(self) -> str | None:
+        """The name that the user gave."""
+        return self.group["param_names"][self.place[1]] if "param_names" in self.group else None
 
 
 @dataclass
@@ -92,11 +102,16 @@ def real_view(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
-def refuse_shards(who: str, param: Tensor) -> None:
-    """Raise ``ValueError`` for a DTensor."""
+def is_shard(param: Tensor) -> bool:
+    """Whether it is a DTensor."""
     # Importing torch.distributed.tensor takes a second; a DTensor can exist only where it is imported.
     module = sys.modules.get("torch.distributed.tensor")
-    if module is not None and isinstance(param, module.DTensor):
+    return module is not None and isinstance(param, module.DTensor)
+
+
+def refuse_shards(who: str, param: Tensor) -> None:
+    """Raise ``ValueError`` for a DTensor."""
+    if is_shard(param):
         raise ValueError(f"{who} is a DTensor: sharded parameters are not supported yet")
 
 
@@ -122,25 +137,21 @@ def collect(
     seen: set[int] = set()
     for group_index, group in enumerate(groups):
         rule = find_rule(group["rule"])
-        by_kind: dict[tuple[torch.device, torch.dtype, torch.dtype], Batch] = {}
+        by_kind: dict[tuple[torch.device, torch.dtype, torch.dtype], list[Member]] = {}
+        first = ordinal
+        ordinal += len(group["params"])
         for index, owner in enumerate(group["params"]):
-            ordinal += 1
-            if owner.grad is None or id(owner) in seen:
+            grad = owner.grad
+            if grad is None or id(owner) in seen:
                 continue
             seen.add(id(owner))
             # Frameworks put other tensors into the groups after construction.
-            refuse_shards(describe(group, group_index, index), owner)
-            grad = owner.grad.to_dense() if owner.grad.layout is not torch.strided else owner.grad
-            member = Member(
-                describe(group, group_index, index),
-                group["param_names"][index] if "param_names" in group else None,
-                ordinal - 1,
-                owner,
-                real_view(owner),
-                real_view(grad),
-                state(owner),
-            )
-            kind = (owner.device, member.param.dtype, member.grad.dtype)
-            by_kind.setdefault(kind, Batch(rule, group, [])).members.append(member)
-        batches.extend(by_kind.values())
+            if is_shard(owner):
+                refuse_shards(describe(group, group_index, index), owner)
+            if grad.layout is not torch.strided:
+                grad = grad.to_dense()
+            param, grad = real_view(owner), real_view(grad)
+            member = Member(group, (group_index, index), first + index, owner, param, grad, state(owner))
+            by_kind.setdefault((param.device, param.dtype, grad.dtype), []).append(member)
+        batches.extend(Batch(rule, group, members) for members in by_kind.values())
     return batches

@@ -134,13 +134,13 @@ def store(old: Tensor, new: Tensor, finite: Tensor | None) -> None:
     old.copy_(new if finite is None else torch.where(finite, new, old))
 
 
-def run_eager(batch: Batch, finite: Tensor | None) -> None:
-    """Step every member of a batch, piece by piece, so that temporaries stay small."""
+def run_eager(batch: Batch, members: Sequence[Member], finite: Tensor | None) -> None:
+    """Step these members of a batch, piece by piece, so that temporaries stay small."""
     recipe = Recipe.of(batch, keep_decay=False)
     shared = shared_scalars(batch)
     limit = _PIECE_ON_CPU if batch.device.type == "cpu" else _PIECE_ELSEWHERE
     names = batch.element_state
-    for member in batch.members:
+    for member in members:
         key = member_key(batch, member) if recipe.noisy else None
         scalars = shared | member.scalars
         tensors = [member.param, member.grad, *(member.state[name] for name in names)]
