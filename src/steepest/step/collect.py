@@ -14,7 +14,17 @@ from torch import Tensor
 from steepest.registry import find_rule
 from steepest.rule import Group, MatrixRule, Rule, Scalar
 
-__all__ = ["Batch", "Member", "collect", "describe", "real_view", "refuse_shards"]
+__all__ = [
+    "Batch",
+    "Member",
+    "Place",
+    "away",
+    "collect",
+    "describe",
+    "member_at",
+    "real_view",
+    "refuse_shards",
+]
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 
@@ -52,8 +62,13 @@ class Batch:
 
     @property
     def device(self) -> torch.device:
-        """Where all of the batch's tensors live."""
-        return self.members[0].param.device
+        """Where the step is taken: with the parameters, or on the host with what is offloaded."""
+        return torch.device("cpu") if self.offloaded else self.members[0].param.device
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether the step is taken on the host with parameters that live elsewhere."""
+        return self.group["state_device"] == "cpu" and away(self.members[0].param.device)
 
     @functools.cached_property
     def state_names(self) -> frozenset[str]:
@@ -108,6 +123,38 @@ def describe(group: Group, group_index: int, index: int) -> str:
     return f"parameter {index} of group {group_index} (shape {shape})"
 
 
+def away(device: torch.device) -> bool:
+    """Whether a tensor there must be copied for the host to compute with it."""
+    return device.type != "cpu"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a parameter stands: its group, its index there, and its ordinal among all parameters."""
+
+    group_index: int
+    index: int
+    ordinal: int
+
+
+def member_at(group: Group, place: Place, state: MutableMapping[str, Any]) -> Member:
+    """The parameter of a group at a place, which has a gradient, as a member of this step."""
+    owner = group["params"][place.index]
+    name = describe(group, place.group_index, place.index)
+    # Frameworks put other tensors into the groups after construction.
+    refuse_shards(name, owner)
+    grad = owner.grad.to_dense() if owner.grad.layout is not torch.strided else owner.grad
+    return Member(
+        name,
+        group["param_names"][place.index] if "param_names" in group else None,
+        place.ordinal,
+        owner,
+        real_view(owner),
+        real_view(grad),
+        state,
+    )
+
+
 def collect(
     groups: Iterable[dict[str, Any]], state: Callable[[Tensor], MutableMapping[str, Any]]
 ) -> list[Batch]:
@@ -128,18 +175,7 @@ def collect(
             if owner.grad is None or id(owner) in seen:
                 continue
             seen.add(id(owner))
-            # Frameworks put other tensors into the groups after construction.
-            refuse_shards(describe(group, group_index, index), owner)
-            grad = owner.grad.to_dense() if owner.grad.layout is not torch.strided else owner.grad
-            member = Member(
-                describe(group, group_index, index),
-                group["param_names"][index] if "param_names" in group else None,
-                ordinal - 1,
-                owner,
-                real_view(owner),
-                real_view(grad),
-                state(owner),
-            )
+            member = member_at(group, Place(group_index, index, ordinal - 1), state(owner))
             kind = (owner.device, member.param.dtype, member.grad.dtype)
             by_kind.setdefault(kind, Batch(rule, group, [])).members.append(member)
         batches.extend(by_kind.values())
