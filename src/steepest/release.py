@@ -6,7 +6,7 @@ import contextlib
 import math
 import sys
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -343,8 +343,23 @@ class ReleasedGradients:
             self._hooks.pop(gone)[1].remove()
         for key, param in current.items():
             if param.requires_grad and key not in self._hooks:
-                handle = param.register_post_accumulate_grad_hook(self._on_gradient)
+                handle = param.register_post_accumulate_grad_hook(_weakly(self._on_gradient))
                 self._hooks[key] = (param, handle)
+
+
+def _weakly(method: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
+    """The method while its object lives.
+
+    The garbage collector does not look into a tensor's hooks: one that held the handle, and so the
+    parameters, would keep them for ever. The optimizer's own hook keeps the handle.
+    """
+    reference = weakref.WeakMethod(method)
+
+    def hook(param: Tensor) -> None:
+        if (living := reference()) is not None:
+            living(param)
+
+    return hook
 
 
 # -- what cannot be released
