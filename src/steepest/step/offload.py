@@ -18,6 +18,9 @@ __all__ = ["Lanes", "on_host"]
 # host, few enough that the host's buffers stay small.
 _AHEAD = 2
 
+# Devices with streams, which copy from and to pinned memory while they and the host compute.
+_STREAMED = ("cuda", "xpu")
+
 
 class Lanes:
     """Copies between one device and the host, each direction on a stream of its own.
@@ -27,8 +30,7 @@ class Lanes:
     """
 
     def __init__(self, device: torch.device) -> None:
-        module: Any = torch.get_device_module(device)
-        self._module = module if device.type in ("cuda", "xpu") else None
+        self._module: Any = torch.get_device_module(device) if device.type in _STREAMED else None
         if self._module is None:
             return
         self._main = self._module.current_stream(device)
