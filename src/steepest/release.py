@@ -154,6 +154,8 @@ class ReleasedGradients:
 
     def remove(self) -> None:
         """Make backward and ``step()`` ordinary again. Gradients that are still there stay."""
+        if self not in _live:
+            return
         for _, handle in self._hooks.values():
             handle.remove()
         self._hooks.clear()
@@ -280,6 +282,7 @@ class ReleasedGradients:
 
     # -- in step()
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _before_step(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:

@@ -338,6 +338,28 @@ def test_copies_and_checkpoints_are_ordinary_and_interchange(rule: Case):
         pass
 
 
+def test_loading_into_a_released_optimizer_goes_on():
+    params, twins = make_params(), make_params()
+    optimizer, twin = Case("adamw").make(params), Case("adamw").make(twins)
+    ordinary_run(twin, twins, range(2))
+    with torch.no_grad():
+        for param, other in zip(params, twins, strict=True):
+            param.copy_(other)
+    with steepest.release_gradients(holder(params), optimizer) as released:
+        optimizer.load_state_dict(twin.state_dict())
+        backward(params, 3)
+        optimizer.step()
+        released.remove()
+        again = steepest.release_gradients(holder(params), optimizer)
+        released.remove()  # a second time: it must not undo the other
+        backward(params, 4)
+        assert all(param.grad is None for param in params)
+        optimizer.step()
+        again.remove()
+    ordinary_run(twin, twins, [3, 4])
+    assert identical(params, twins)
+
+
 def test_nothing_outlives_the_model():
     model = nn.Linear(2, 2)
     optimizer = steepest.Lion(model.parameters())
