@@ -70,6 +70,8 @@ def release_gradients(
     and within backward from then on. ``compile`` means the same for each parameter alone: one graph for
     each size, and by default only for those of 2²⁴ elements or more.
 
+    State: the optimizer's, as ever; with ``clip_norm`` one number more for the whole optimizer.
+
     Args:
         model: the module whose backward passes step; it must hold all of the optimizer's parameters.
         optimizer: an optimizer of this library. Copies, pickles and state dicts of it are ordinary ones.
