@@ -144,16 +144,19 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        taken = self._take(collect(self.param_groups, lambda param: self.state.get(param, {})))
+        batches = collect(self.param_groups, lambda param: self.state.get(param, {}))
+        if not batches:
+            return loss
+        taken = self._take(batches, check_gradients(batches))
         if taken is not True:
             self._count_skipped((~taken).to(torch.int64) if isinstance(taken, Tensor) else 1)
         return loss
 
-    def _take(self, batches: list[Batch]) -> bool | Tensor:
-        """Step these parameters; whether it was done, a tensor where only the device knows."""
-        if not batches:
-            return True
-        finite = check_gradients(batches)
+    def _take(self, batches: list[Batch], finite: bool | Tensor) -> bool | Tensor:
+        """Step these parameters if their gradients are finite.
+
+        Returns whether it was done: ``finite``, a tensor where only the device knows.
+        """
         if isinstance(finite, Tensor) and (reads_back(batches) or any(b.offloaded for b in batches)):
             finite = bool(finite)
         if finite is False:

@@ -18,6 +18,7 @@ from steepest.optimizer import Optimizer
 from steepest.registry import find_rule
 from steepest.rule import Group
 from steepest.step.collect import Batch, Place, describe, member_at
+from steepest.step.finite import check_gradients
 
 __all__ = ["ReleasedGradients", "release_gradients"]
 
@@ -231,7 +232,8 @@ class ReleasedGradients:
             member.grad.clamp_(-self._clip_value, self._clip_value)
         elif self._clip_norm is not None:
             self._clip(member.grad)
-        self._taken.append(optimizer._take([Batch(find_rule(group["rule"]), group, [member])]))
+        batches = [Batch(find_rule(group["rule"]), group, [member])]
+        self._taken.append(optimizer._take(batches, check_gradients(batches)))
         self._stepped.add(id(param))
         param.grad = None
 
