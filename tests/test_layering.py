@@ -24,6 +24,7 @@ LAYERS = [
     "groups",
     "checkpoint",
     "optimizer",
+    "release",
     "rules",
     "routing",
     "compat",

@@ -3,6 +3,7 @@
 from steepest.optimizer import Optimizer
 from steepest.options import CommonOptions
 from steepest.registry import create, list_optimizers
+from steepest.release import ReleasedGradients, release_gradients
 from steepest.routing import build
 from steepest.rules import (
     QUAD,
@@ -40,6 +41,7 @@ __all__ = [
     "OrthogonalizedOptimizer",
     "PolarGrad",
     "Procrustes",
+    "ReleasedGradients",
     "SGDSaI",
     "Scion",
     "SignGSD",
@@ -49,4 +51,5 @@ __all__ = [
     "build",
     "create",
     "list_optimizers",
+    "release_gradients",
 ]

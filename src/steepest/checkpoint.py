@@ -13,7 +13,7 @@ from steepest.rule import Group, Rule
 from steepest.step.collect import describe, real_view
 from steepest.step.matrix import blank_factors
 
-__all__ = ["check_loadable", "restored"]
+__all__ = ["check_loadable", "placed", "restored"]
 
 # What torch's own optimizers keep in a group besides their hyper-parameters: how to run, and schedules.
 _TORCH_KEYS = {
@@ -102,8 +102,26 @@ def _check_state(who: str, saved: Mapping[str, Any], expected: Mapping[str, Tens
             )
 
 
-def restored(rule: Rule, param: Tensor, saved: Mapping[str, Any]) -> dict[str, Any]:
-    """A parameter's state as it was saved.
+def placed(groups: Sequence[Group], loaded: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The state dict for torch to load where these groups keep state away from their parameters.
+
+    Where state lives is this run's business and not the checkpoint's: the options stay as they are here.
+    torch would bring all of the state to the parameters' device, which may have no room for it: what
+    belongs to a parameter is left out, for :func:`restored` to bring. None: load it as it is.
+    """
+    if not any(group.get("state_device") for group in (*groups, *loaded["param_groups"])):
+        return None
+    kept = [
+        {**theirs, "state_device": ours["state_device"]}
+        for ours, theirs in zip(groups, loaded["param_groups"], strict=False)
+    ]
+    owned = {saved for group in loaded["param_groups"] for saved in group["params"]}
+    others = {key: value for key, value in loaded["state"].items() if key not in owned}
+    return {**loaded, "state": others, "param_groups": kept + list(loaded["param_groups"][len(kept) :])}
+
+
+def restored(rule: Rule, where: torch.device, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A parameter's state as it was saved, on the device where it is kept.
 
     torch has cast floating state to the parameter's dtype: integer counters to floats, float32 averages
     of a bfloat16 parameter to bfloat16.
@@ -114,7 +132,7 @@ def restored(rule: Rule, param: Tensor, saved: Mapping[str, Any]) -> dict[str, A
         if isinstance(value, (int, float)) and name in per_tensor:
             value = torch.tensor(value, dtype=torch.float32, device="cpu")
         if isinstance(value, Tensor):
-            state[name] = value.detach().to("cpu" if name in per_tensor else param.device, copy=True)
+            state[name] = value.detach().to("cpu" if name in per_tensor else where, copy=True)
         elif value != {}:
             # A flattened distributed checkpoint has an empty dict for what was not there yet.
             state[name] = value

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from steepest.registry import find_rule
 from steepest.rule import MatrixRule
-from steepest.step.collect import Batch, Member, describe, real_view
+from steepest.step.collect import Batch, Member, Place, describe, real_view
 from steepest.step.matrix import init_factors
 from steepest.views import View
 
@@ -162,7 +162,7 @@ def _row(group: Mapping[str, Any], group_index: int, index: int) -> Row:
         why=why[index] if index < len(why) else _GIVEN,
         frozen=not param.requires_grad,
         parameters=param.numel(),
-        state_bytes=_state_bytes(group, (group_index, index)) if param.requires_grad else 0,
+        state_bytes=_state_bytes(group, Place(group_index, index, 0)) if param.requires_grad else 0,
     )
 
 
@@ -176,11 +176,11 @@ def _view(group: Mapping[str, Any], label: str | None, param: Tensor) -> View | 
     return group.get("view", "merge") if param.dim() > 2 else None
 
 
-def _state_bytes(group: Mapping[str, Any], place: tuple[int, int]) -> int:
+def _state_bytes(group: Mapping[str, Any], place: Place) -> int:
     """Bytes of the state that the first step makes, counted on the meta device."""
     rule = find_rule(group["rule"])
-    blank = real_view(group["params"][place[1]]).to("meta")
-    member = Member(group, place, 0, blank, blank, blank, {})
+    blank = real_view(group["params"][place.index]).to("meta")
+    member = Member(group, place, blank, blank, blank, {})
     batch = Batch(rule, group, [member])
     state = rule.init_state(blank, group)
     if isinstance(rule, MatrixRule):

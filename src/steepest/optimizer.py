@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from steepest.checkpoint import check_loadable, restored
+from steepest.checkpoint import check_loadable, placed, restored
 from steepest.explanation import Explanation, explain
 from steepest.groups import check_params, check_views, filled, names_of
 from steepest.hyper import near_miss, plain
@@ -28,6 +28,7 @@ from steepest.step.matrix import (
     relate,
     run_matrix,
 )
+from steepest.step.offload import on_host
 from steepest.step.tensor import measure, reads_back
 
 __all__ = ["Optimizer"]
@@ -146,12 +147,20 @@ class Optimizer(torch.optim.Optimizer):
         batches = collect(self.param_groups, lambda param: self.state.get(param, {}))
         if not batches:
             return loss
-        finite = check_gradients(batches)
-        if isinstance(finite, Tensor) and reads_back(batches):
+        taken = self._take(batches, check_gradients(batches))
+        if taken is not True:
+            self._count_skipped((~taken).to(torch.int64) if isinstance(taken, Tensor) else 1)
+        return loss
+
+    def _take(self, batches: list[Batch], finite: bool | Tensor) -> bool | Tensor:
+        """Step these parameters if their gradients are finite.
+
+        Returns whether it was done: ``finite``, a tensor where only the device knows.
+        """
+        if isinstance(finite, Tensor) and (reads_back(batches) or any(b.offloaded for b in batches)):
             finite = bool(finite)
         if finite is False:
-            self._count_skipped(1)
-            return loss
+            return False
         mask = finite if isinstance(finite, Tensor) else None
         self._make_state(batches)
         for batch in batches:
@@ -169,15 +178,17 @@ class Optimizer(torch.optim.Optimizer):
             if id(batch) in writes:
                 for old, new in writes[id(batch)]:
                     store(old, new, on_device)
+            elif batch.offloaded:
+                compiles = _compiles(batch)
+                for near in on_host(batch):
+                    _run(near, None, compiles)
             else:
-                _run(batch, on_device)
+                _run(batch, on_device, _compiles(batch))
             for member in batch.members:
                 for name, value in member.measured.items():
                     member.state[name].fill_(value)
             _count(batch, mask)
-        if mask is not None:
-            self._count_skipped((~mask).to(torch.int64))
-        return loss
+        return finite
 
     def _provide(self, batch: Batch) -> Provide | None:
         """Functions of this object that the batch's rule calls, parameter by parameter; mostly none."""
@@ -227,7 +238,9 @@ class Optimizer(torch.optim.Optimizer):
             for member in batch.members:
                 fresh: dict[str, Tensor] = {}
                 if not names.issubset(member.state):
-                    fresh = batch.rule.init_state(member.param, batch.group)
+                    # Its values are not looked at, and memory that is not written is not taken.
+                    blank = torch.empty_like(member.param, device="cpu") if batch.offloaded else member.param
+                    fresh = batch.rule.init_state(blank, batch.group)
                 if batch.rule.scope == "matrix":
                     drop_stale_factors(batch, member)
                 if batch.rule.scope == "matrix" and lacks_factors(batch, member):
@@ -263,16 +276,18 @@ class Optimizer(torch.optim.Optimizer):
         """
         accepted: dict[str, Any] = {}
 
-        def check(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> None:
+        def check(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> dict[str, Any] | None:
             check_loadable(self.param_groups, loaded)
             accepted.update(loaded)
+            return placed(self.param_groups, loaded)
 
         def restore(_: torch.optim.Optimizer) -> None:
             for ours, theirs in zip(self.param_groups, accepted["param_groups"], strict=True):
                 rule = find_rule(ours["rule"])
                 for saved, param in zip(theirs["params"], ours["params"], strict=True):
                     if saved in accepted["state"]:
-                        self.state[param] = restored(rule, param, accepted["state"][saved])
+                        where = torch.device(ours["state_device"] or param.device)
+                        self.state[param] = restored(rule, where, accepted["state"][saved])
 
         # The user's own pre-hooks may replace the dict, so it is looked at after them; their post-hooks
         # must find the dtypes mended.
@@ -328,18 +343,20 @@ def _count(batch: Batch, finite: Tensor | None) -> None:
             count += finite.to(count.device)
 
 
-def _run(batch: Batch, finite: Tensor | None) -> None:
+def _run(batch: Batch, finite: Tensor | None, compiles: bool) -> None:
     if batch.rule.scope == "matrix":
-        if batch.group["compile"] is True:
-            warn_not_compiled(batch.rule.name)
         run_matrix(batch, finite)
         return
-    left = run_compiled(batch, finite) if _compiles(batch) else batch.members
+    left = run_compiled(batch, finite) if compiles else batch.members
     run_eager(batch, left, finite)
 
 
 def _compiles(batch: Batch) -> bool:
     wish = batch.group["compile"]
+    if batch.rule.scope == "matrix":
+        if wish is True:
+            warn_not_compiled(batch.rule.name)
+        return False
     if wish is False:
         return False
     available = compiler_available(batch.device.type)

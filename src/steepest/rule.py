@@ -72,6 +72,10 @@ class Rule(ABC):
         """Raise ``ValueError``, beginning with ``who``, for a parameter that the rule cannot serve."""
         return
 
+    def relates(self, group: Group) -> str | None:
+        """The option by which a tensor's step depends on the others of its group; None where none does."""
+        return None
+
     def decays_itself(self, group: Group) -> bool:
         """Whether ``update`` applies the weight decay, so that the step must not."""
         return False
@@ -166,6 +170,16 @@ class MatrixRule(Rule):
 
     scope = "matrix"
     working_copies: ClassVar[int] = 12
+
+    def check(self, owner: str, group: Group) -> None:
+        """Matrix products are the accelerator's work, and its state must be there."""
+        super().check(owner, group)
+        if group.get("state_device") is not None:
+            raise ValueError(
+                f"{owner}: state_device must be None for {self.name!r}, got {group['state_device']!r}: only "
+                "element and tensor rules are stepped on the host. Set it in the groups that have one "
+                '(build: fallback={"rule": "adamw", "state_device": "cpu"})'
+            )
 
     def check_param(self, who: str, name: str | None, param: Tensor, group: Group) -> None:
         """Complex matrices are not matrices of pairs, and a fused parameter's blocks must fill it."""

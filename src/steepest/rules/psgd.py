@@ -259,6 +259,10 @@ class PSGDRule(MatrixRule):
 
     # -- the step
 
+    def relates(self, group: Group) -> str | None:
+        """The original's Q starts from the largest gradient."""
+        return "literal=True" if group["literal"] else None
+
     def relate(self, grads: Sequence[Tensor], group: Group) -> dict[str, Scalar]:
         """The largest mean square of the group's gradients, from which the original's Q starts."""
         if not group["literal"]:

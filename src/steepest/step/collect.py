@@ -14,24 +14,41 @@ from torch import Tensor
 from steepest.registry import find_rule
 from steepest.rule import Group, MatrixRule, Rule, Scalar
 
-__all__ = ["Batch", "Member", "collect", "describe", "real_view", "refuse_shards"]
+__all__ = [
+    "Batch",
+    "Member",
+    "Place",
+    "away",
+    "collect",
+    "describe",
+    "member_at",
+    "real_view",
+    "refuse_shards",
+]
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a parameter stands: its group, its index there, and its ordinal among all parameters."""
+
+    group_index: int
+    index: int
+    ordinal: int
 
 
 @dataclass
 class Member:
     """One parameter with its gradient in this step.
 
-    ``place`` is where the parameter stands: (group, in the group). ``scalars`` are the step's
-    numbers for the rule's update, ``measured`` the per-tensor state after it. ``param`` and ``grad`` are
-    detached real views; ``ordinal`` is the parameter's place among all of the optimizer's, which with
-    the step count and the element's index keys its noise.
+    ``scalars`` are the step's numbers for the rule's update, ``measured`` the per-tensor state after it.
+    ``param`` and ``grad`` are detached real views. The place's ordinal, with the step count and the
+    element's index, keys the parameter's noise.
     """
 
     group: Group
-    place: tuple[int, int]
-    ordinal: int
+    place: Place
     owner: Tensor
     param: Tensor
     grad: Tensor
@@ -43,12 +60,12 @@ class Member:
     @property
     def name(self) -> str:
         """What describes it for people."""
-        return describe(self.group, *self.place)
+        return describe(self.group, self.place.group_index, self.place.index)
 
     @property
     def label(self) -> str | None:
         """The name that the user gave."""
-        return self.group["param_names"][self.place[1]] if "param_names" in self.group else None
+        return self.group["param_names"][self.place.index] if "param_names" in self.group else None
 
 
 @dataclass
@@ -62,13 +79,19 @@ class Batch:
 
     @property
     def device(self) -> torch.device:
-        """Where all of the batch's tensors live."""
-        return self.members[0].param.device
+        """Where the step is taken: with the parameters, or on the host with what is offloaded."""
+        return torch.device("cpu") if self.offloaded else self.members[0].param.device
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether the step is taken on the host with parameters that live elsewhere."""
+        return self.group["state_device"] == "cpu" and away(self.members[0].param.device)
 
     @functools.cached_property
     def state_names(self) -> frozenset[str]:
         """The state that the rule keeps for a parameter with the group's present options."""
-        blank = torch.empty(0, device="meta", dtype=self.members[0].param.dtype)
+        # Not on the meta device, which takes ten times as long to make a tensor as the step's own checks.
+        blank = torch.empty(0, device="cpu", dtype=self.members[0].param.dtype)
         return frozenset(self.rule.init_state(blank, self.group))
 
     def factor_sizes(self, shape: tuple[int, ...]) -> dict[str, int]:
@@ -123,6 +146,24 @@ def describe(group: Group, group_index: int, index: int) -> str:
     return f"parameter {index} of group {group_index} (shape {shape})"
 
 
+def away(device: torch.device) -> bool:
+    """Whether a tensor there must be copied for the host to compute with it."""
+    return device.type != "cpu"
+
+
+def member_at(group: Group, place: Place, state: MutableMapping[str, Any]) -> Member:
+    """The parameter of a group at a place, which has a gradient, as a member of this step."""
+    owner: Tensor = group["params"][place.index]
+    grad = owner.grad
+    assert grad is not None
+    # Frameworks put other tensors into the groups after construction.
+    if is_shard(owner):
+        refuse_shards(describe(group, place.group_index, place.index), owner)
+    if grad.layout is not torch.strided:
+        grad = grad.to_dense()
+    return Member(group, place, owner, real_view(owner), real_view(grad), state)
+
+
 def collect(
     groups: Iterable[dict[str, Any]], state: Callable[[Tensor], MutableMapping[str, Any]]
 ) -> list[Batch]:
@@ -141,17 +182,10 @@ def collect(
         first = ordinal
         ordinal += len(group["params"])
         for index, owner in enumerate(group["params"]):
-            grad = owner.grad
-            if grad is None or id(owner) in seen:
+            if owner.grad is None or id(owner) in seen:
                 continue
             seen.add(id(owner))
-            # Frameworks put other tensors into the groups after construction.
-            if is_shard(owner):
-                refuse_shards(describe(group, group_index, index), owner)
-            if grad.layout is not torch.strided:
-                grad = grad.to_dense()
-            param, grad = real_view(owner), real_view(grad)
-            member = Member(group, (group_index, index), first + index, owner, param, grad, state(owner))
-            by_kind.setdefault((param.device, param.dtype, grad.dtype), []).append(member)
+            member = member_at(group, Place(group_index, index, first + index), state(owner))
+            by_kind.setdefault((owner.device, member.param.dtype, member.grad.dtype), []).append(member)
         batches.extend(Batch(rule, group, members) for members in by_kind.values())
     return batches

@@ -67,7 +67,8 @@ def shared_scalars(batch: Batch) -> dict[str, Any]:
     group, rule = batch.group, batch.rule
     lr: Scalar = group["lr"]
     if isinstance(lr, Tensor):
-        lr = float(lr) if lr.device.type == "cpu" else lr.detach().reshape(()).to(torch.float64)
+        on_host = "cpu" in (lr.device.type, batch.device.type)
+        lr = float(lr) if on_host else lr.detach().reshape(()).to(torch.float64)
     decay = decay_strength(group["weight_decay_method"], lr, group["weight_decay"], group["base_lr"])
     traced = {name: group[name] for name, hyper in rule.hyper.items() if hyper.traced and name != "lr"}
     return {"lr": lr, "decay": decay, **hyper_of(rule.takes, traced)}
@@ -76,7 +77,7 @@ def shared_scalars(batch: Batch) -> dict[str, Any]:
 def member_key(batch: Batch, member: Member) -> Key:
     """The key of a parameter's noise in this step."""
     step = member.step.to(torch.int64) if isinstance(member.step, Tensor) else int(member.step)
-    return derive_key(batch.group["seed"], member.ordinal, step)
+    return derive_key(batch.group["seed"], member.place.ordinal, step)
 
 
 def advance(

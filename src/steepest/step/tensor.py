@@ -61,7 +61,7 @@ def measure(batches: list[Batch], states: Callable[[], Mapping[str, list[Mapping
                 functools.partial(moments, member.grad), member.state, batch.group
             )
             member.scalars.update(scalars)
-    if not tensor_batches:
+    if not any(rule.relates(batch.group) for batch, rule in tensor_batches):
         return
     fresh = {id(m.state): m.measured for b, _ in tensor_batches for m in b.members}
     for batch, rule in tensor_batches:
