@@ -1,6 +1,6 @@
 """One compiled graph for tensors of any size: each is read once and written once.
 
-A graph takes eight rows (a parameter, its gradient, its state), each flat and of a size of its own, and a
+A graph takes four rows (a parameter, its gradient, its state), each flat and of a size of its own, and a
 batch is run through it eight rows at a time. So what is compiled, and for how long, depends on the rule
 and the dtypes alone, not on the model or on which of its parameters have a gradient; and the guards and
 the launch of one call, about 5 µs a row, are small beside the pass over memory.
@@ -30,7 +30,7 @@ __all__ = ["compiler_available", "pays", "run_compiled", "warn_no_compiler", "wa
 # Compiling takes seconds; below this many elements a step is so short that it would not earn them back.
 _PAYS_FROM = 1 << 24
 
-_ROWS = 8
+_ROWS = 4
 
 # Sizes that a graph is first traced with: each its own, so that no two are taken for one, and large, so
 # that the loops over them are made for several threads.
@@ -188,7 +188,7 @@ def _rows(spec: GraphSpec, sizes: Sequence[int]) -> list[Row]:
 
 @functools.lru_cache(maxsize=64)
 def _filling(spec: GraphSpec) -> list[Row]:
-    """Rows that nobody reads, where a batch is no multiple of eight."""
+    """Rows that nobody reads, where a batch is no multiple of four."""
     return _rows(spec, [4] * _ROWS)
 
 
