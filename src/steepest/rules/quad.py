@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
-from typing_extensions import Unpack
 
-from steepest.optimizer import Optimizer
 from steepest.random import Key
-from steepest.rules.psgd import PSGDOptions, PSGDRule
+from steepest.rules.psgd import PSGD, PSGDRule
 
 __all__ = ["QUAD", "QUADRule"]
 
@@ -39,7 +35,7 @@ class QUADRule(PSGDRule):
         return q * (1 - step / 2) ** 2
 
 
-class QUAD(Optimizer, rule=QUADRule()):
+class QUAD(PSGD, rule=QUADRule()):
     r"""PSGD with Q symmetric: m whitened from both sides by factors that are fitted online.
 
     .. math::
@@ -124,34 +120,3 @@ class QUAD(Optimizer, rule=QUADRule()):
     tensor([[1.4100, 0.0000],
             [0.0000, 1.4100]])
     """
-
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float | Tensor = 0.001,
-        lr_style: Literal["adam"] | None = "adam",
-        momentum: float = 0.95,
-        weight_decay: float = 0.1,
-        max_size_dense: float = 16384,
-        max_skew_dense: float = 1.0,
-        preconditioner_lr: float = 0.7,
-        preconditioner_init_scale: float | None = None,
-        noise_scale: float = 1e-9,
-        dtype: torch.dtype | None = None,
-        **options: Unpack[PSGDOptions],
-    ) -> None:
-        super().__init__(
-            params,
-            rule="quad",
-            lr=lr,
-            lr_style=lr_style,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            max_size_dense=max_size_dense,
-            max_skew_dense=max_skew_dense,
-            preconditioner_lr=preconditioner_lr,
-            preconditioner_init_scale=preconditioner_init_scale,
-            noise_scale=noise_scale,
-            dtype=dtype,
-            **options,
-        )
