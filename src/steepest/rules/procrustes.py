@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from steepest.linalg import procrustes_rotation
+from steepest.linalg import gram, procrustes_rotation
 from steepest.random import Key
 from steepest.rules.psgd import PSGD, PSGDRule
 
@@ -21,7 +21,7 @@ class ProcrustesRule(PSGDRule):
 
     def metric(self, q: Tensor, *, literal: bool) -> Tensor:
         """QᵀQ, which no rotation changes; the original's QQ is the same only where Q is symmetric."""
-        return torch.bmm(q if literal else q.mT, q)
+        return torch.bmm(q, q) if literal else gram(q.mT)
 
     def fit_dense(
         self, q: Tensor, step: Tensor, *, norm: Callable[[Tensor], Tensor] | None, key: Key

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from steepest.linalg import gram, symmetric_product
 from steepest.random import Key
 from steepest.rules.psgd import PSGD, PSGDRule
 
@@ -20,15 +21,14 @@ class QUADRule(PSGDRule):
 
     def metric(self, q: Tensor, *, literal: bool) -> Tensor:
         """Q Q, in the original too: Q is symmetric."""
-        return torch.bmm(q, q)
+        return gram(q)
 
     def fit_dense(
         self, q: Tensor, step: Tensor, *, norm: Callable[[Tensor], Tensor] | None, key: Key
     ) -> Tensor:
         """(I − S/2) Q (I − S/2), kept symmetric against rounding."""
         q = torch.baddbmm(q, step, q, alpha=-0.5)
-        q = torch.baddbmm(q, q, step, alpha=-0.5)
-        return (q + q.mT) / 2
+        return symmetric_product(q, step, added=q, alpha=-0.5)
 
     def fit_diagonal(self, q: Tensor, step: Tensor) -> Tensor:
         """q (1 − S/2)²."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from steepest.linalg import gram
 from steepest.rules.psgd.sizes import unit
 
 __all__ = ["Side", "chosen", "second_moment", "whitened"]
@@ -58,7 +59,7 @@ def whitened(x: Tensor, sides: list[Side], dtype: torch.dtype) -> tuple[Tensor, 
 def second_moment(a: Tensor, side: Side) -> Tensor:
     """A Aᵀ or Aᵀ A of the stack, or the sums of A² over the other dimension for a diagonal side."""
     if side.dense:
-        return torch.bmm(a, a.mT) if side.name == "_left" else torch.bmm(a.mT, a)
+        return gram(a if side.name == "_left" else a.mT)
     square = a.to(side.q.dtype).square()
     return square if a.dim() == 2 else square.sum(-1 if side.name == "_left" else -2)
 
