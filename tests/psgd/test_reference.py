@@ -18,11 +18,11 @@ TOLERANCE = 1e-10
 SHAPES = [(6, 6), (4, 9), (9, 4), (3, 40), (5,), (), (1, 7), (2, 3, 4), (4, 3, 3, 3)]
 
 
-def gradients(shape, steps=STEPS, burst=10.0):
+def gradients(shape, steps=STEPS):
     """Entries of two orders of magnitude; a burst in step 30; a zero in step 60."""
     size = torch.logspace(-3, -1, max(1, torch.Size(shape).numel()), dtype=torch.float64).reshape(shape)
     for t in range(1, steps + 1):
-        yield {30: burst, 60: 0.0}.get(t, 1.0) * size * gaussian(*shape, seed=t)
+        yield {30: 10.0, 60: 0.0}.get(t, 1.0) * size * gaussian(*shape, seed=t)
 
 
 def follow(kind, shape, *, steps=STEPS, reference=None, **options):
@@ -88,7 +88,7 @@ def test_every_option(kind, options):
     "options",
     [
         {},
-        {"max_skew_dense": float("inf")},
+        {"max_size_dense": 3},
         {"lr_style": None, "momentum": 0.5, "preconditioner_init_scale": 1.3},
     ],
     ids=str,
@@ -100,21 +100,22 @@ def test_the_originals_way_in_one_group(kind, options):
     params = [torch.nn.Parameter(p.clone()) for p in begin]
     optimizer = KINDS[kind](params, lr=0.01, noise_scale=0.0, norm="exact", literal=True, **options)
     expected = [PSGD(kind, p.numpy(), lr=0.01, literal=True, **options) for p in begin]
-    # Without a burst, whose rounding would grow with the Q that starts too large.
-    streams = [gradients(shape, 210, burst=1.0) for shape in SHAPES]
-    for step, drawn in enumerate(zip(*streams, strict=True)):
-        sized = [2.0**-i * g for i, g in enumerate(drawn)]  # the first is the largest
-        largest = max(float(g.square().mean()) for g in sized)
-        for param, reference, g in zip(params, expected, sized, strict=True):
+    worst = [0.0, 0.0]
+    for step, drawn in enumerate(zip(*(gradients(shape, 210) for shape in SHAPES), strict=True)):
+        # The first is the largest; none is zero, after which the original's Q grows without bound.
+        drawn = [2.0**-i * (g if step != 59 else 0.1 * begin[i]) for i, g in enumerate(drawn)]
+        largest = max(float(g.square().mean()) for g in drawn)
+        for param, reference, g in zip(params, expected, drawn, strict=True):
             param.grad = g
             reference.step(g.numpy(), largest)
         optimizer.step()
         for param, reference in zip(params, expected, strict=True):
-            error = relative(param.detach(), torch.as_tensor(reference.p))
-            assert error < TOLERANCE, (step, tuple(param.shape), error)
+            worst[0] = max(worst[0], relative(param.detach(), torch.as_tensor(reference.p)))
             for bound, known in zip(bounds(optimizer, param), reference.bounds, strict=True):
-                # L is quadratic in A, and A in each Q: rounding shows in it before the clip hides it.
-                assert relative(bound, torch.as_tensor(known)) < 1e-8
+                worst[1] = max(worst[1], relative(bound, torch.as_tensor(known)))
+    # Bounds are of the fourth degree in Q, and the clip does not hide their rounding.
+    assert worst[0] < TOLERANCE
+    assert worst[1] < 100 * TOLERANCE
 
 
 @pytest.mark.parametrize("kind", KINDS)

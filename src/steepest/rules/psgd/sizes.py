@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["over", "root_mean_square", "unit"]
+__all__ = ["largest_magnitude", "over", "root_mean_square", "unit"]
 
 
 def unit(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -17,13 +17,20 @@ def unit(x: Tensor) -> tuple[Tensor, Tensor]:
     division is exact. Zero stays, with power 1; at the very ends of the range it is [¼, 4) or below.
     """
     precise = torch.promote_types(x.dtype, torch.float32)
-    largest = x.abs().amax(tuple(range(1, x.dim())), keepdim=True).to(precise)
+    largest = largest_magnitude(x).to(precise)
     reach = math.frexp(torch.finfo(precise).max)[1] - 2  # the power and its inverse are normal numbers
     exponent = torch.frexp(largest).exponent.clamp(-reach, reach)
     power = torch.where(
         (largest > 0) & largest.isfinite(), torch.ldexp(torch.ones_like(largest), exponent), 1.0
     )
     return (x / power).to(x.dtype), power
+
+
+def largest_magnitude(x: Tensor) -> Tensor:
+    """Of each member of a stack, dimensions kept."""
+    dims = tuple(range(1, x.dim()))
+    # Two readings, but no temporary of the stack's size.
+    return torch.maximum(x.amax(dims, keepdim=True), -x.amin(dims, keepdim=True))
 
 
 def over(values: Tensor, like: Tensor) -> Tensor:
