@@ -34,6 +34,7 @@ class CoefficientSet:
             pushing σ out of the interval for which the polynomials were made.
         band: the smallest and largest result of one whole run over σ/‖X‖_F ∈ [1e-3, 1].
         source: where the numbers come from.
+        gram_in_bfloat16: whether the Gram form in bfloat16 has been found as accurate as the plain one.
 
     Raises:
         ValueError: no triples, or one that is not three finite numbers.
@@ -49,6 +50,7 @@ class CoefficientSet:
     margin: float = 1.0
     band: tuple[float, float] | None = None
     source: str = ""
+    gram_in_bfloat16: bool = False
 
     def __post_init__(self) -> None:
         if not self.triples or not all(_is_triple(triple) for triple in self.triples):
@@ -91,6 +93,7 @@ COEFFICIENTS: Mapping[str, CoefficientSet] = MappingProxyType(
             triples=(_JORDAN,) * 5,
             band=(0.47, 1.20),
             source='Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024)',
+            gram_in_bfloat16=True,
         ),
         "quintic": CoefficientSet(
             triples=(
@@ -100,6 +103,7 @@ COEFFICIENTS: Mapping[str, CoefficientSet] = MappingProxyType(
                 (2.8769, -3.1427, 1.2046),
                 (2.8366, -3.0525, 1.2012),
             ),
+            gram_in_bfloat16=True,
             band=(0.48, 1.15),
             source='Cesista, You, Jordan, "Squeezing 1-2% Efficiency Gains Out of Muon by Optimizing the '
             'Newton-Schulz Coefficients" (2025)',
@@ -114,6 +118,7 @@ COEFFICIENTS: Mapping[str, CoefficientSet] = MappingProxyType(
             ),
             beyond="repeat",
             margin=1.02,
+            gram_in_bfloat16=True,
             band=(0.85, 1.14),
             source='Amsel, Persson, Musco, Gower, "The Polar Express: Optimal Matrix Sign Methods and Their '
             'Application to the Muon Algorithm", arXiv 2505.16932 (2025)',
@@ -137,6 +142,7 @@ COEFFICIENTS: Mapping[str, CoefficientSet] = MappingProxyType(
             band=(1.00, 1.00),
             source='DeepSeek-AI, "DeepSeek-V4: Towards Highly Efficient Million-Token Context Intelligence" '
             "(2026): eight fast steps, then two that settle at 1",
+            gram_in_bfloat16=True,
         ),
     }
 )
@@ -199,7 +205,8 @@ def newton_schulz(
         eps: > 0, relative to the largest \|entry\|. It keeps zero at zero and, by default, is nothing
             beside any other norm.
         form: "plain"; "gram"; or "auto", the one with fewer flops: gram where the longer side is more
-            than 1.5 times the shorter (the crossing for any number of steps ≥ 2, and for any restarts).
+            than 1.5 times the shorter (the crossing for any number of steps ≥ 2, and for any restarts);
+            in bfloat16 for the named sets but "cans", which overshoots there, and more so by Gram.
         method: "newton_schulz", or "svd" for the exact polar factor in float32 at least, for oracles
             and for parity between devices (the iteration amplifies rounding in near-null directions).
             Singular values below max(m, n)·(machine epsilon)·(the largest) count as zero and stay
@@ -243,6 +250,8 @@ def newton_schulz(
     wide = (x.mT if tall else x).reshape(-1, min(x.shape[-2:]), max(x.shape[-2:]))
     by_gram = form == "gram" or (form == "auto" and _gram_is_shorter(wide))
     dtype = dtype or _computing_dtype(x.dtype, x.device.type, by_gram, wide.shape[-2])
+    if form == "auto" and dtype == torch.bfloat16 and not table.gram_in_bfloat16:
+        by_gram = False
     polar = _normalized(wide, table.margin, eps, dtype)
     if method == "svd":
         polar = _exact(polar)
