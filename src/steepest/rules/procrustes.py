@@ -71,15 +71,17 @@ class Procrustes(PSGD, rule=ProcrustesRule()):
     Args:
         params: tensors of any shape, ``(name, tensor)`` pairs, or group dicts.
         lr: learning rate η ≥ 0, a float or a 1-element tensor.
-        lr_style: ``"adam"`` divides u by 5, rms 0.2 and less, so that AdamW's learning rate carries over;
-            None takes u, of rms 1, as it is.
+        lr_style: ``"adam"`` divides u by 5, so that AdamW's learning rate carries over: rms 0.19 to 0.2
+            for matrices with a diagonal side, 0.17 for square ones on pure noise (docs/psgd.md has why);
+            None takes u, of rms near 1, as it is.
         momentum: β in [0, 1).
         weight_decay: λ ≥ 0, acting as ``weight_decay_method`` says, with the undivided lr.
         max_size_dense: sides larger than this have diagonal factors.
         max_skew_dense: sides with s² > this·numel have diagonal factors; ``math.inf`` makes all dense.
         preconditioner_lr: μ₀ > 0.
         preconditioner_init_scale: s > 0; None measures it, as above.
-        noise_scale: damping: (``noise_scale`` + ε rms(m))·N(0, 1) is added to m where Q is fitted, ε the
+        noise_scale: damping: (``noise_scale`` + ε rms(m))·N(0, 1) is added to m where Q is fitted (a matrix
+            is Hankel: m+n−1 draws with the second moments of mn), ε the
             machine epsilon of ``dtype``, so that rows without a gradient stay within its range; 0 adds
             nothing at all.
         dtype: of the products, and of dense Q; None takes the gradient's, and the parameter's for Q.

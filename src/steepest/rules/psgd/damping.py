@@ -18,7 +18,7 @@ def damping_noise(key: Key, index: Callable[[], Tensor], shape: torch.Size) -> T
     """N(0, 1) for each element of a stack [batch, m, n] or [batch, n], float32.
 
     A matrix is Hankel, N_ij = z_(i+j) of m+n−1 draws: what damping needs of noise are its second moments,
-    and E[N Nᵀ] = nI, E[Nᵀ N] = mI hold as for mn draws, whose making would take a third of the step.
+    and E[N Nᵀ] = nI, E[Nᵀ N] = mI hold as for mn draws, whose making would take a quarter of the step.
 
     >>> key = torch.zeros(1, 1, 1, dtype=torch.int64), torch.ones(1, 1, 1, dtype=torch.int64)
     >>> damping_noise(key, lambda: torch.arange(6).view(1, 2, 3), torch.Size((1, 2, 3))).round(decimals=1)

@@ -177,7 +177,7 @@ class PSGDRule(MatrixRule):
             state |= {f"Q{side.name}": side.q, f"L{side.name}": side.bound}
             if f"P{side.name}" in given:
                 state[f"P{side.name}"] = side.p
-        return u / 5 if given["lr_style"] == "adam" else u, state
+        return u.div_(5) if given["lr_style"] == "adam" else u, state
 
     def _sides(self, given: Mapping[str, Any], dtype: torch.dtype) -> list[Side]:
         sides = []
