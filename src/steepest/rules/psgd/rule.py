@@ -152,8 +152,9 @@ class PSGDRule(MatrixRule):
         sides = self._sides(given, dtype)
         first = scale == 0
         average = (grad - momentum_buffer).mul_(1 - momentum).add_(momentum_buffer)
-        # On a CPU the question costs nothing, and saves five passes in all steps but the first.
-        if scale.device.type != "cpu" or bool(first.any()):
+        # Where it needs no wait for a device, the question saves five passes in all steps but the first.
+        on_host = scale.device.type == "cpu" and not isinstance(balance, Tensor)
+        if not on_host or bool(first.any()):
             start = initial_scale(grad, len(sides), largest_square, given)
             scale = torch.where(first, start, scale)
             average = torch.where(over(first, grad), grad, average)
