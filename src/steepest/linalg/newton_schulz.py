@@ -247,7 +247,8 @@ def newton_schulz(
         return x.clone()
 
     tall = x.shape[-2] > x.shape[-1]
-    wide = (x.mT if tall else x).reshape(-1, min(x.shape[-2:]), max(x.shape[-2:]))
+    # Contiguous: strided operands cost half as much again in each of the products.
+    wide = (x.mT if tall else x).reshape(-1, min(x.shape[-2:]), max(x.shape[-2:])).contiguous()
     by_gram = form == "gram" or (form == "auto" and _gram_is_shorter(wide))
     dtype = dtype or _computing_dtype(x.dtype, x.device.type, by_gram, wide.shape[-2])
     if form == "auto" and dtype == torch.bfloat16 and not table.gram_in_bfloat16:
@@ -259,7 +260,7 @@ def newton_schulz(
         polar = polar.to(dtype)
         for run in _runs(schedule, by_gram, dtype):
             polar = _iterate(polar, run)
-    return (polar.mT if tall else polar).reshape(x.shape).to(x.dtype)
+    return (polar.mT.contiguous() if tall else polar).reshape(x.shape).to(x.dtype)
 
 
 def _normalized(x: Tensor, margin: float, eps: float, dtype: torch.dtype) -> Tensor:
@@ -291,7 +292,7 @@ def _iterate(x: Tensor, run: tuple[Triple, ...]) -> Tensor:
         a, b, c = following
         z = torch.baddbmm(r, r, r, beta=b, alpha=c)
         q = torch.baddbmm(q, q, z, beta=a)  # Q(aI + Z)
-    return q @ x
+    return torch.bmm(q, x)
 
 
 def _runs(schedule: tuple[Triple, ...], by_gram: bool, dtype: torch.dtype) -> Iterator[tuple[Triple, ...]]:

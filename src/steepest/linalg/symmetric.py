@@ -34,7 +34,8 @@ def gram(x: Tensor) -> Tensor:
     """
     require_matrices("gram", x)
     if _blocks(x, x.shape[-2]) == 1:
-        return x @ x.mT
+        # Of a batch, matmul would copy the transposed operand first.
+        return torch.bmm(x, x.mT) if x.dim() == 3 else x @ x.mT
     return _by_blocks(x, x.mT, None, 1.0)
 
 
@@ -80,7 +81,8 @@ def _by_blocks(x: Tensor, y: Tensor, added: Tensor | None, alpha: float) -> Tens
         if added is not None:
             lower = _plus(added[..., first:end, :end], band, until, alpha)
         else:
-            lower = band @ until if alpha == 1 else alpha * (band @ until)
+            lower = torch.bmm(band, until) if x.dim() == 3 else band @ until
+            lower = lower if alpha == 1 else alpha * lower
         corner = lower[..., first:end]
         out[..., first:end, :end] = lower
         out[..., :first, first:end] = lower[..., :first].mT
