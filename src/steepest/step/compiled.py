@@ -1,7 +1,7 @@
 """One compiled graph for tensors of any size: each is read once and written once.
 
 A graph takes four rows (a parameter, its gradient, its state), each flat and of a size of its own, and a
-batch is run through it eight rows at a time. So what is compiled, and for how long, depends on the rule
+batch is run through it four rows at a time. So what is compiled, and for how long, depends on the rule
 and the dtypes alone, not on the model or on which of its parameters have a gradient; and the guards and
 the launch of one call, about 5 µs a row, are small beside the pass over memory.
 """
