@@ -14,12 +14,12 @@ from torch.optim import Optimizer
 
 from ..clock import now
 from ..footprint import state_bytes
-from .entry import Entry
+from .entry import Entry, Scope
 from .families import Family
 from .limits import AXPY, axpy, axpy_bytes, least_bytes
 from .material import Material
 from .observe import Observed, capture, observe
-from .products import Product, flops_of, products_of
+from .products import Product, flops_of
 from .results import Row
 from .room import need, packed, planned_state_bytes
 from .section import Setting
@@ -27,8 +27,12 @@ from .shapes import ShapeList, Tensor
 from .turns import Times, Turn, reason, take_turns
 
 
-class NotMeasured(Exception):
-    """Why there is nothing to time, for the table."""
+class NoStep(Exception):
+    """What it calls a step is none."""
+
+
+class EagerOnly(Exception):
+    """It was told to compile and did not."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,12 @@ class Contestant:
     entry: Entry
     optimizer: Optimizer
     observed: Observed
-    products: dict[Product, int]
+    scope: Scope
+
+    @property
+    def products(self) -> dict[Product, int]:
+        """The matrix products that limit its step."""
+        return self.observed.products if self.scope == "matrix" else {}
 
 
 def duel(
@@ -96,7 +105,7 @@ def _measured(
     for entry in pack:
         try:
             contestants.append(_prepared(entry, family, material, device))
-        except (NotMeasured, Exception) as error:
+        except Exception as error:
             rows.append(_missing(entry, error))
     rehearsals = {
         product: product.rehearse(device)
@@ -120,8 +129,8 @@ def _missing(entry: Entry, error: Exception) -> Row:
     status, why = "failed", reason(error)
     if isinstance(error, ModuleNotFoundError):
         status, why = "not installed", f"{error.name} is not installed"
-    elif isinstance(error, NotMeasured):
-        status, why = "not measured", str(error)
+    elif isinstance(error, EagerOnly):
+        status, why = "eager only", str(error)
     return {**_named(entry), "status": status, "reason": why}
 
 
@@ -129,7 +138,8 @@ def _prepared(entry: Entry, family: Family, material: Material, device: torch.de
     """Make it, take its first steps, and see that they are steps.
 
     Raises:
-        NotMeasured: it does not do what the table would say it does.
+        NoStep: two steps of it moved nothing, or made parameters infinite.
+        EagerOnly: it was told to compile and did not.
         Exception: whatever the optimizer raises.
     """
     with warnings.catch_warnings(record=True) as said, contextlib.redirect_stdout(io.StringIO()):
@@ -142,19 +152,15 @@ def _prepared(entry: Entry, family: Family, material: Material, device: torch.de
             optimizer.step()
         after = material.sample()
         if torch.equal(before, after):
-            raise NotMeasured("two steps moved nothing")
+            raise NoStep("two steps moved nothing")
         if not bool(after.isfinite().all()):
-            raise NotMeasured("two steps made parameters infinite or NaN")
+            raise NoStep("two steps made parameters infinite or NaN")
         material.lend_gradients()
         observed = observe(optimizer.step, device)
         if entry.ours and entry.how == "compiled" and not observed.compiled:
             told = [str(w.message) for w in said if "compil" in str(w.message)]
-            raise NotMeasured(told[0] if told else f"{entry.rule} runs eagerly even with compile=True")
-        products: dict[Product, int] = {}
-        if family.scope == "matrix":
-            material.lend_gradients()
-            products = products_of(optimizer.step)
-    return Contestant(entry, optimizer, observed, products)
+            raise EagerOnly(told[0] if told else f"{entry.rule} runs eagerly even with compile=True")
+    return Contestant(entry, optimizer, observed, family.scope)
 
 
 def _axpy_row(times: Times, material: Material) -> Row:
@@ -177,9 +183,7 @@ def _axpy_row(times: Times, material: Material) -> Row:
     }
 
 
-def _rows(
-    contestants: Sequence[Contestant], times: Times, material: Material, setting: Setting
-) -> list[Row]:
+def _rows(contestants: Sequence[Contestant], times: Times, material: Material, setting: Setting) -> list[Row]:
     alive = [one for one in contestants if one.entry.key in times.seconds]
     rows = []
     for one in contestants:
@@ -193,6 +197,7 @@ def _rows(
         least = least_bytes(material.nbytes, material.nbytes, state_bytes(lead.optimizer))
         flops = flops_of(one.products)
         shares = _shares_of_limit(times, one, least / axpy_bytes(material))
+        limited = one.scope == "element" or bool(one.products)
         by_bytes = 1e3 * least / axpy_bytes(material) * median(times.seconds[AXPY])
         by_products = sum(count * times.median_ms(str(p)) for p, count in one.products.items())
         rows.append(
@@ -203,12 +208,12 @@ def _rows(
                 "quartiles_ms": times.quartiles_ms(key),
                 "rounds": len(times.seconds[key]),
                 "times_ours": None if one is lead else times.ratio(key, lead.entry.key),
-                "limited_by": "products" if by_products > by_bytes else "bytes",
+                "limited_by": ("products" if by_products > by_bytes else "bytes") if limited else None,
                 "least_bytes": least,
                 "flops": flops or None,
                 "product_flops_per_second": 1e3 * flops / by_products if by_products else None,
-                "limit_ms": max(by_bytes, by_products),
-                "of_limit": median(shares),
+                "limit_ms": max(by_bytes, by_products) if limited else None,
+                "of_limit": median(shares) if limited else None,
                 "temporary_bytes": one.observed.temporary_bytes,
                 "state_bytes": held,
                 "launches": one.observed.launches,

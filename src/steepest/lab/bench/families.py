@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -45,12 +45,12 @@ class Family:
         return attention if self.where == "attention" and attention else hidden
 
 
-def _both(rule: str, label: str | None = None, **hyper: object) -> tuple[Entry, Entry]:
+def _both(rule: str, label: str | None = None, **hyper: Any) -> tuple[Entry, Entry]:
     return ours(rule, "compiled", label, **hyper), ours(rule, "eager", label, **hyper)
 
 
 def _named() -> list[Family]:
-    square = {"max_skew_dense": float("inf")}
+    square: dict[str, Any] = {"max_skew_dense": float("inf")}
     return [
         Family("signgsd", "element", "all", _both("signgsd")),
         Family("signum", "element", "all", _both("signum")),
@@ -64,7 +64,7 @@ def _named() -> list[Family]:
             "all",
             (
                 *_both("simba", "simba int16"),
-                *_both("simba", "simba int8", counter_dtype=torch.int8),
+                *_both("simba", "simba int8", counter_dtype=torch.int8, window_size=100),
                 *_both("simba_leaky", "simba leaky"),
             ),
         ),
@@ -73,7 +73,10 @@ def _named() -> list[Family]:
             "muon kin",
             "matrix",
             "hidden",
-            tuple(e for rule in ("normuon", "polargrad", "scion", "hyperball") for e in _both(rule)),
+            (
+                *(entry for rule in ("normuon", "polargrad", "scion") for entry in _both(rule)),
+                *_both("hyperball", weight_decay=0.0),
+            ),
         ),
         Family("psgd dense/diagonal", "matrix", "hidden", (*_both("procrustes"), *_both("quad"))),
         Family(

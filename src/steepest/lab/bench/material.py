@@ -1,4 +1,4 @@
-"""The tensors that a group of contestants shares: parameters and gradients with a model's names and shapes."""
+"""The tensors that contestants share: parameters and gradients with a model's names and shapes."""
 
 from __future__ import annotations
 

@@ -6,12 +6,14 @@ import json
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+
+from .products import Product, products_in
 
 MEMORY_IS_KNOWN_BY = {
     "cpu": "torch.profiler's allocator events: the largest sum of what was allocated and not yet freed since "
@@ -30,11 +32,13 @@ class Observed:
         temporary_bytes: The most that was allocated during it and not there before.
         compiled: Whether code from torch.compile ran in it.
         launches: Kernels launched on the device; None on the CPU.
+        products: The matrix products that it computed, with how often.
     """
 
     temporary_bytes: int
     compiled: bool
     launches: int | None
+    products: dict[Product, int] = field(default_factory=dict)
 
 
 def observe(act: Callable[[], object], device: torch.device) -> Observed:
@@ -54,8 +58,8 @@ def observe(act: Callable[[], object], device: torch.device) -> Observed:
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_cuda
     before = _cuda_memory(device) if on_cuda else 0
     # The profiler announces itself on standard error unless it is told not to.
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")
-    with profile(activities=activities, profile_memory=True, acc_events=True) as recorded:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    with profile(activities=activities, profile_memory=True, record_shapes=True, acc_events=True) as recorded:
         act()
         if on_cuda:
             torch.cuda.synchronize(device)
@@ -66,6 +70,7 @@ def observe(act: Callable[[], object], device: torch.device) -> Observed:
         peak(_allocations(events)) if highest is None else highest,
         any(name.startswith(_COMPILED) for name in names),
         sum(event.get("cat") == "kernel" for event in events) if on_cuda else None,
+        products_in(events),
     )
 
 
@@ -107,9 +112,9 @@ def peak(changes: Iterable[int]) -> int:
 
 
 def capture(step: Callable[[], object], device: torch.device) -> str:
-    """"yes" if a CUDA graph of the step can be captured and replayed, else why not."""
+    """ "yes" if a CUDA graph of the step can be captured and replayed, else why not."""
     try:
-        side = torch.cuda.Stream(device)
+        side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
             step()

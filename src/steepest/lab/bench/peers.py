@@ -11,11 +11,13 @@ from torch.optim import Optimizer
 
 from .entry import LR, WEIGHT_DECAY, Entry, Params
 
-_COMMON = {"lr": LR, "weight_decay": WEIGHT_DECAY}
+_COMMON: dict[str, Any] = {"lr": LR, "weight_decay": WEIGHT_DECAY}
 _LARGEST_DENSE = 1 << 14
 
 
-def _peer(rule: str, package: str, name: str, how: str = "default", copies: float = 1.0, **given: Any) -> Entry:
+def _peer(
+    rule: str, package: str, name: str, how: str = "default", copies: float = 1.0, **given: Any
+) -> Entry:
     def make(params: Params) -> Optimizer:
         module = importlib.import_module(package)
         made: Optimizer = getattr(module, name)(_plain(params), **{**_COMMON, **given})
@@ -35,7 +37,7 @@ def _heavyball(rule: str, name: str, **given: Any) -> Entry:
         if params[0][1].device.type == "cpu":
             # Its own default tries several kernels for each product, a minute's work, and on a CPU
             # it ends with the one that this takes at once.
-            importlib.import_module("heavyball.utils").compile_mode = "default"
+            setattr(importlib.import_module("heavyball.utils"), "compile_mode", "default")  # noqa: B010
         made: Optimizer = getattr(package, name)(_plain(params), **{**_COMMON, **given})
         return made
 

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
-_aten = torch.ops.aten
 # Which two arguments are multiplied.
-_PRODUCTS: dict[Any, tuple[int, int]] = {
-    _aten.mm: (0, 1),
-    _aten.bmm: (0, 1),
-    _aten.addmm: (1, 2),
-    _aten.baddbmm: (1, 2),
+_PRODUCTS = {"aten::mm": (0, 1), "aten::bmm": (0, 1), "aten::addmm": (1, 2), "aten::baddbmm": (1, 2)}
+_DTYPES = {
+    "float": torch.float32,
+    "double": torch.float64,
+    "c10::BFloat16": torch.bfloat16,
+    "c10::Half": torch.float16,
 }
 
 
@@ -66,41 +65,42 @@ def _operand(
     return made.mT if turned else made
 
 
-class _Recorder(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.products: Counter[Product] = Counter()
+def products_in(events: Iterable[Mapping[str, Any]]) -> dict[Product, int]:
+    """The products among a profiler's trace events, with how often each is computed.
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        places = _PRODUCTS.get(func.overloadpacket)
-        if places is not None:
-            one, two = (args[place] for place in places)
-            batch = one.shape[0] if one.dim() == 3 else 1
-            rows, inner, columns = one.shape[-2], one.shape[-1], two.shape[-1]
-            turned = (_is_turned(one), _is_turned(two))
-            self.products[Product(batch, rows, inner, columns, one.dtype, turned)] += 1
-        return func(*args, **(kwargs or {}))
-
-
-def _is_turned(operand: Tensor) -> bool:
-    return operand.stride(-1) != 1 and operand.stride(-2) == 1
-
-
-def products_of(act: Callable[[], object]) -> dict[Product, int]:
-    """The products that `act` computes by torch's operations, with how often it does.
-
-    Solvers, decompositions and what a compiler has made kernels of are not seen.
+    They are seen wherever torch's own operations compute them, in compiled code too. Solvers,
+    decompositions, and products that a compiler makes kernels of are not.
 
     Example:
-        >>> a, b = torch.ones(2, 3), torch.ones(3, 4)
-        >>> {str(product): count for product, count in products_of(lambda: a @ b).items()}
-        {'[2×3]·[3×4] float32': 1}
+        >>> event = {
+        ...     "name": "aten::mm",
+        ...     "args": {
+        ...         "Input Dims": [[2, 3], [3, 4]],
+        ...         "Input Strides": [[3, 1], [1, 3]],
+        ...         "Input type": ["float", "float"],
+        ...     },
+        ... }
+        >>> {str(product): count for product, count in products_in([event, event]).items()}
+        {'[2×3]·[3×4]ᵀ float32': 2}
     """
-    with _Recorder() as recorder:
-        act()
-    return dict(recorder.products)
+    counted: Counter[Product] = Counter()
+    for event in events:
+        places = _PRODUCTS.get(str(event.get("name")))
+        if places is None:
+            continue
+        args = event["args"]
+        one, two = (args["Input Dims"][place] for place in places)
+        strides = [args["Input Strides"][place] for place in places]
+        dtype = _DTYPES.get(args["Input type"][places[0]])
+        if dtype is not None:
+            batch = one[0] if len(one) == 3 else 1
+            turned = (_is_turned(strides[0]), _is_turned(strides[1]))
+            counted[Product(batch, one[-2], one[-1], two[-1], dtype, turned)] += 1
+    return dict(counted)
+
+
+def _is_turned(strides: Sequence[int]) -> bool:
+    return strides[-1] != 1 and strides[-2] == 1
 
 
 def flops_of(products: Mapping[Product, int]) -> int:

@@ -41,7 +41,7 @@ def _schedule(optimizer: Optimizer, number: int, steps: int) -> None:
     for group in optimizer.param_groups:
         group["lr"] = LR * share
         group["weight_decay"] = WEIGHT_DECAY * share
-        if "momentum" in group and group["momentum"]:
+        if group.get("momentum"):
             group["momentum"] = 0.95 - 0.1 * share
         if "betas" in group:
             group["betas"] = (0.95 - 0.1 * share, group["betas"][1])

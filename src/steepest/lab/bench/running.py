@@ -19,6 +19,7 @@ from .shapes import shape_list
 from .watch import Silent, Watcher
 
 ROUNDS = 9
+JSON, REPORT, PICTURE = "bench.json", "RESULTS.md", "bench.png"
 DEFAULT_MODELS = ("gpt2-124m",)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -66,7 +67,7 @@ def bench(
         compiled: And compiled.
         peers: And other packages' beside them, as far as they are installed.
         memory: GiB that the tensors of one measurement may take; by default a part of what is free.
-        out: A folder for bench.json, RESULTS.md and bench.png.
+        out: A folder for the record as JSON and as Markdown, written anew after each section.
         watcher: Is told how it goes.
 
     Raises:
@@ -122,8 +123,8 @@ def _sections(names: Sequence[str] | None) -> list[Section]:
 def _keep(record: Record, out: Path | None) -> None:
     if out is None:
         return
-    record.save(out / "bench.json")
-    (out / "RESULTS.md").write_text(report(record), encoding="utf-8")
+    record.save(out / JSON)
+    (out / REPORT).write_text(report(record), encoding="utf-8")
 
 
 def report(record: Record) -> str:

@@ -82,7 +82,7 @@ def _gpt2(name: str, title: str, width: int, depth: int, vocabulary: int, contex
 
 def tiny() -> ShapeList:
     """A GPT-2 of toy size, for smoke tests."""
-    return _gpt2("tiny", "a GPT-2 of toy size", 32, 2, 128, 32)
+    return _gpt2("tiny", "toy GPT-2", 32, 2, 128, 32)
 
 
 def gpt2_124m() -> ShapeList:

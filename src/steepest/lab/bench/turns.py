@@ -60,7 +60,9 @@ def take_turns(
     times = Times({turn.label: [] for turn in turns})
     acts = dict.fromkeys(times.seconds, 1)
     for number in range(WARMUP_ROUNDS + rounds):
-        for turn in islice(cycle(turns), number % max(1, len(turns)), number % max(1, len(turns)) + len(turns)):
+        for turn in islice(
+            cycle(turns), number % max(1, len(turns)), number % max(1, len(turns)) + len(turns)
+        ):
             if turn.label in times.failed:
                 continue
             try:

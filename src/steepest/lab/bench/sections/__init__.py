@@ -8,7 +8,5 @@ from .machine import Machine
 from .steps import Steps
 from .sweep import Sweep
 
-SECTIONS: dict[str, Section] = {
-    section.name: section for section in (Machine(), Steps(), First(), Sweep())
-}
+SECTIONS: dict[str, Section] = {section.name: section for section in (Machine(), Steps(), First(), Sweep())}
 """A new section is a class with `name`, `pieces` and `run`, and a line here."""

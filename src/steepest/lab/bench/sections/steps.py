@@ -49,24 +49,33 @@ class Steps:
                     if chosen:
                         yield self._table(shapes, chosen, setting, watcher)
 
-    def _table(
-        self, shapes: ShapeList, families: list[Family], setting: Setting, watcher: Watcher
-    ) -> Result:
+    def _table(self, shapes: ShapeList, families: list[Family], setting: Setting, watcher: Watcher) -> Result:
         rows: list[Row] = []
+        absent: list[Row] = []
         for family in families:
             watcher.begun(f"{shapes.title}: {family.name}")
             for row in duel(family, shapes, setting, watcher.ticked):
                 flops = row.get("flops")
-                rows.append({**row, "gflop": flops / 1e9 if flops else None})
+                there = row["status"] not in ("not installed", "eager only")
+                (rows if there else absent).append({**row, "gflop": flops / 1e9 if flops else None})
             watcher.finished()
         first = families[0]
         tensors = first.tensors(shapes, setting.blocks)
         count = sum(tensor.numel for tensor in tensors)
         kind = "Element rules" if first.scope == "element" else "Matrix rules"
         title = f"{kind}: {shapes.title}, {_which(first, shapes, setting)}, {count:,} parameters"
-        columns = _ALWAYS + (_BYTES if first.scope == "element" else _FLOPS) + _LAST
+        columns: tuple[Column, ...] = _ALWAYS + (_BYTES if first.scope == "element" else _FLOPS) + _LAST
         columns += (_ON_CUDA if setting.device.type == "cuda" else ()) + _WHY
-        return Result(self.name, title, columns, rows, _notes(first, setting))
+        return Result(self.name, title, columns, rows, _notes(first, setting) + _absences(absent))
+
+
+def _absences(rows: list[Row]) -> list[str]:
+    """A line for what is not installed and one for what has no compiled step."""
+    missing = ", ".join(dict.fromkeys(row["source"] for row in rows if row["status"] == "not installed"))
+    eager = ", ".join(dict.fromkeys(row["label"] for row in rows if row["status"] == "eager only"))
+    return [f"Not installed: {missing}."] * bool(missing) + [
+        f"Told to compile, these run eagerly all the same and are shown so: {eager}."
+    ] * bool(eager)
 
 
 def _which(family: Family, shapes: ShapeList, setting: Setting) -> str:
