@@ -121,7 +121,8 @@ def families(
     for family in named:
         own = tuple(e for e in family.entries if e.rule in wanted and e.how in hows)
         if own:
-            others = tuple(PEERS.get(family.name, ())) if peers else ()
+            compared = {entry.rule for entry in own}
+            others = tuple(e for e in PEERS.get(family.name, ()) if peers and e.rule in compared)
             chosen.append(Family(family.name, family.scope, family.where, own + others))
     return chosen
 
