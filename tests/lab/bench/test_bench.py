@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,7 @@ import torch
 
 import steepest
 from steepest.lab import LabError, cli
-from steepest.lab.bench import Column, Record, Result, Section, Setting, bench
-from steepest.lab.bench import running
+from steepest.lab.bench import Column, Record, Result, Section, Setting, bench, running
 from steepest.lab.bench.entry import ours
 from steepest.lab.bench.first_step import first_step_seconds
 from steepest.lab.bench.sections import SECTIONS, sweep
@@ -113,7 +113,9 @@ def test_an_interrupt_keeps_what_was_found(
 def test_the_watcher_is_told_of_as_many_pieces_as_were_planned() -> None:
     class Counting(Silent):
         planned_, begun_, finished_, closed_ = 0, 0, 0, 0
-        shares: list[float] = []
+
+        def __init__(self) -> None:
+            self.shares: list[float] = []
 
         def planned(self, pieces: int) -> None:
             self.planned_ = pieces
@@ -165,7 +167,7 @@ def test_the_sweep_has_every_model_and_plans_what_memory_does_not_hold(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in set(SHAPE_LISTS) - {"tiny"}:
-        monkeypatch.setitem(SHAPE_LISTS, name, lambda name=name: running.shape_list("tiny"))
+        monkeypatch.setitem(SHAPE_LISTS, name, lambda name=name: replace(shape_list("tiny"), name=name))
     copy = 4 * shape_list("tiny").numel
     record = bench(
         ["gpt2-124m"],

@@ -209,3 +209,23 @@ def test_attention_families_step_attention_alone() -> None:
     family = Family("made up", "matrix", "attention", (ours("quad", "eager"),))
     names = [tensor.name for tensor in family.tensors(shape_list("gpt2-124m"), 1)]
     assert names == ["h.0.attn.c_attn.weight", "h.0.attn.c_proj.weight"]
+
+
+def test_each_of_ours_is_held_to_its_own_state_and_a_peer_to_that_of_ours() -> None:
+    def hoard(params: list[torch.Tensor]) -> None:
+        hoarder.state[params[0]] = {"all": torch.zeros(1 << 20)}
+
+    def make(params: Any) -> torch.optim.Optimizer:
+        nonlocal hoarder
+        hoarder = peer("hoarder", hoard, rule="simba").make(params)
+        return hoarder
+
+    hoarder: Any = None
+    rows = face(
+        ours("simba", "eager", "int16"),
+        ours("simba", "eager", "int8", counter_dtype=torch.int8, window_size=100),
+        Entry("simba", "hoarder", "a peer", "default", make),
+    )
+    least = {label: round(row["least_per_parameter"], 1) for label, row in rows.items()}
+    assert least == {"axpy": 12.0, "int16": 16.0, "int8": 14.0, "hoarder": 16.0}
+    assert rows["hoarder"]["state_bytes"] == 4 << 20

@@ -4,6 +4,7 @@ from typing import Any
 
 from steepest.lab.bench.picture import picture
 from steepest.lab.bench.results import Record, Result
+from steepest.lab.theme import LIGHT
 
 from ..conftest import MACHINE
 
@@ -49,7 +50,7 @@ def test_a_line_for_each_optimizer_and_a_hollow_mark_for_what_was_planned() -> N
     hollow = [
         line.get_xdata()[0]
         for line in memory.get_lines()
-        if line.get_label().startswith("_") and line.get_markerfacecolor() != line.get_color()
+        if line.get_label().startswith("_") and line.get_markerfacecolor() == LIGHT.ground
     ]
     assert hollow == [10**6]
 

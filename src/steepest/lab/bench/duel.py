@@ -192,9 +192,10 @@ def _rows(contestants: Sequence[Contestant], times: Times, material: Material, s
             rows.append({**_named(entry), "status": "failed", "reason": times.failed[key]})
             continue
         lead = next((o for o in alive if o.entry.ours and o.entry.rule == entry.rule), alive[0])
-        # A peer of the same equation may keep more state than it needs: the least is ours.
         held = state_bytes(one.optimizer)
-        least = least_bytes(material.nbytes, material.nbytes, state_bytes(lead.optimizer))
+        # A peer of the same equation may keep more state than it needs: the least is ours.
+        needed = held if entry.ours else state_bytes(lead.optimizer)
+        least = least_bytes(material.nbytes, material.nbytes, needed)
         flops = flops_of(one.products)
         shares = _shares_of_limit(times, one, least / axpy_bytes(material))
         limited = one.scope == "element" or bool(one.products)
