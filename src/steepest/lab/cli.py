@@ -287,7 +287,7 @@ def bench_command(
         print("interrupted before anything was measured", file=sys.stderr)
         return INTERRUPTED
     for result in record.results:
-        wide.print(bench_table(result))
+        wide.print(bench_table(result, wide.width))
     if json is not None:
         record.save(json)
     drawn = picture(record)

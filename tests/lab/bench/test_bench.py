@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from collections.abc import Iterator
@@ -108,6 +109,25 @@ def test_an_interrupt_keeps_what_was_found(
     record = Record.load(tmp_path / "bench.json")
     assert record.interrupted
     assert [result.section for result in record.results] == ["weather"]
+
+
+@pytest.mark.parametrize("section", ["steps", "first", "sweep"])
+def test_an_interrupted_table_keeps_its_rows(section: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def once(*arguments: object) -> object:
+        calls.append(1)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        return {"cold_seconds": 1.0} if section == "first" else [{"key": "k", "status": "ok"}]
+
+    module = importlib.import_module(f"steepest.lab.bench.sections.{section}")
+    monkeypatch.setattr(module, "first_step_seconds" if section == "first" else "duel", once)
+    monkeypatch.setattr(module, "recompilations", lambda *arguments: 0, raising=False)
+    model = "gpt2-124m" if section == "sweep" else "tiny"
+    record = bench([model], ["lion", "adamw"], sections=[section], rounds=1)
+    assert record.interrupted
+    assert [len(result.rows) for result in record.results] == [1]
 
 
 def test_the_watcher_is_told_of_as_many_pieces_as_were_planned() -> None:

@@ -59,8 +59,8 @@ def test_without_a_sweep_whole_models_are_drawn_and_single_blocks_are_not() -> N
     drawn = picture(
         record(
             "steps",
-            row("lion", 10, 2.0, 4, least_per_parameter=20.0),
-            row("muon", 5, 9.0, 4, least_per_parameter=20.0, flops=7),
+            row("lion", 10, 2.0, 4, scope="element"),
+            row("muon", 5, 9.0, 4, scope="matrix"),
         )
     )
     assert drawn is not None

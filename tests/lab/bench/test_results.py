@@ -14,7 +14,7 @@ from ..conftest import MACHINE
 COLUMNS = (
     Column("label", "optimizer"),
     Column("step_ms", "step, ms", "ms"),
-    Column("of_limit", "of the limit", "percent"),
+    Column("of_limit", "of the limit", "percent", wide=True),
     Column("state_bytes", "state", "bytes"),
     Column("reason", ""),
 )
@@ -75,3 +75,10 @@ def test_the_terminal_shows_the_same_cells() -> None:
     cells = [list(column.cells) for column in drawn.columns]
     assert cells[0] == ["axpy", "lion", "broken"]
     assert cells[2] == ["100 %", "93 %", ""]
+
+
+def test_a_narrow_terminal_is_shown_less_and_told_so() -> None:
+    drawn = table(record().results[0], width=80)
+    assert [column.header for column in drawn.columns] == ["optimizer", "step, ms", "state", ""]
+    assert "RESULTS.md" in str(drawn.caption)
+    assert "RESULTS.md" not in str(table(record().results[0], width=150).caption)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -71,7 +71,13 @@ def duel(
         said = f"needs {short / 2**30:.1f} GiB, the limit is {setting.memory / 2**30:.1f} GiB"
         rows.append({**_named(entry), "status": "planned", "reason": said, "state_bytes": planned})
     count = sum(tensor.numel for tensor in tensors)
-    common = {"model": shapes.name, "family": family.name, "tensors": len(tensors), "parameters": count}
+    common = {
+        "model": shapes.name,
+        "family": family.name,
+        "scope": family.scope,
+        "tensors": len(tensors),
+        "parameters": count,
+    }
     return [{**common, **row, **_per_parameter(row, count)} for row in rows]
 
 
@@ -197,10 +203,12 @@ def _rows(contestants: Sequence[Contestant], times: Times, material: Material, s
         needed = held if entry.ours else state_bytes(lead.optimizer)
         least = least_bytes(material.nbytes, material.nbytes, needed)
         flops = flops_of(one.products)
-        shares = _shares_of_limit(times, one, least / axpy_bytes(material))
-        limited = one.scope == "element" or bool(one.products)
+        seen = bool(one.products) and all(str(product) in times.seconds for product in one.products)
+        limited = one.scope == "element" or seen
+        products = one.products if limited else {}
+        shares = _shares_of_limit(times, key, products, least / axpy_bytes(material))
         by_bytes = 1e3 * least / axpy_bytes(material) * median(times.seconds[AXPY])
-        by_products = sum(count * times.median_ms(str(p)) for p, count in one.products.items())
+        by_products = sum(count * times.median_ms(str(p)) for p, count in products.items())
         rows.append(
             {
                 **_named(entry),
@@ -224,13 +232,13 @@ def _rows(contestants: Sequence[Contestant], times: Times, material: Material, s
     return rows
 
 
-def _shares_of_limit(times: Times, one: Contestant, axpys: float) -> list[float]:
+def _shares_of_limit(times: Times, key: str, products: Mapping[Product, int], axpys: float) -> list[float]:
     """For each round the limit over the step's time, both taken in that round."""
     by_bytes = [axpys * spent for spent in times.seconds[AXPY]]
     by_products = [0.0] * len(by_bytes)
-    for product, count in one.products.items():
+    for product, count in products.items():
         spent = times.seconds[str(product)]
         by_products = [total + count * each for total, each in zip(by_products, spent, strict=True)]
     if sum(by_products) < sum(by_bytes):
         by_products = by_bytes
-    return [limit / took for limit, took in zip(by_products, times.seconds[one.entry.key], strict=True)]
+    return [limit / took for limit, took in zip(by_products, times.seconds[key], strict=True)]

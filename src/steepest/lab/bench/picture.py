@@ -26,7 +26,7 @@ def sizes(record: Record) -> list[Row]:
         for result in record.results
         if result.section == "steps"
         for row in result.rows
-        if row.get("least_per_parameter") is not None and not row.get("flops")
+        if row.get("scope") == "element"
     ]
     first = {(row["key"], row["model"]): row for row in reversed(swept or whole)}
     return [row for row in reversed(first.values()) if row["key"] != "axpy"]

@@ -16,11 +16,15 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Column:
-    """A key of the rows that the table shows, under a header, in a kind's way of writing numbers."""
+    """A key of the rows that the table shows, under a header, in a kind's way of writing numbers.
+
+    A `wide` one is left out on a narrow terminal.
+    """
 
     key: str
     header: str
     kind: Kind = "text"
+    wide: bool = False
 
 
 @dataclass(frozen=True)

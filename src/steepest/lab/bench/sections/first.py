@@ -45,18 +45,23 @@ class First:
             return
         shapes = setting.models[0]
         rows: list[Row] = []
-        for entry in entries:
-            watcher.begun(f"first step: {entry.label}")
-            row: Row = {"key": entry.key, "label": entry.label, "model": shapes.name, "reason": ""}
-            try:
-                row |= first_step_seconds(entry, shapes.name, setting.device, setting.dtype)
-                watcher.ticked(0.8)
-                row["recompilations"] = recompilations(entry, setting.device)
-            except Exception as error:
-                row["reason"] = reason(error)
-            rows.append(row)
-            watcher.finished()
-        yield Result(self.name, f"The first step: {shapes.title}", _COLUMNS, rows, _NOTES)
+        title = f"The first step: {shapes.title}"
+        try:
+            for entry in entries:
+                watcher.begun(f"first step: {entry.label}")
+                row: Row = {"key": entry.key, "label": entry.label, "model": shapes.name, "reason": ""}
+                try:
+                    row |= first_step_seconds(entry, shapes.name, setting.device, setting.dtype)
+                    watcher.ticked(0.8)
+                    row["recompilations"] = recompilations(entry, setting.device)
+                except Exception as error:
+                    row["reason"] = reason(error)
+                rows.append(row)
+                watcher.finished()
+        except KeyboardInterrupt:
+            yield Result(self.name, title, _COLUMNS, rows, _NOTES)
+            raise
+        yield Result(self.name, title, _COLUMNS, rows, _NOTES)
 
 
 def _compiled(setting: Setting) -> list[Entry]:

@@ -19,16 +19,20 @@ _ALWAYS = (
     Column("step_ms", "step, ms", "ms"),
     Column("times_ours", "× ours", "ratio"),
 )
-_BYTES = (Column("least_per_parameter", "least B/param", "ms"),)
-_FLOPS = (Column("gflop", "Gflop", "ms"),)
+_BYTES = (Column("least_per_parameter", "least B/param", "ms", wide=True),)
+_FLOPS = (Column("gflop", "Gflop", "ms", wide=True),)
 _LAST = (
-    Column("limit_ms", "limit, ms", "ms"),
+    Column("limit_ms", "limit, ms", "ms", wide=True),
     Column("of_limit", "of the limit", "percent"),
     Column("temporary_bytes", "temporary", "bytes"),
     Column("state_per_parameter", "state B/param", "ratio"),
 )
 _ON_CUDA = (Column("launches", "kernels", "count"), Column("graph", "CUDA graph"))
 _WHY = (Column("reason", ""),)
+
+
+# Said in a note rather than in a row of blanks.
+_ABSENT = ("not installed", "eager only")
 
 
 class Steps:
@@ -47,19 +51,27 @@ class Steps:
                 for where in ("all", "hidden", "attention"):
                     chosen = [f for f in setting.families if f.scope == scope and f.where == where]
                     if chosen:
-                        yield self._table(shapes, chosen, setting, watcher)
+                        yield from self._tables(shapes, chosen, setting, watcher)
 
-    def _table(self, shapes: ShapeList, families: list[Family], setting: Setting, watcher: Watcher) -> Result:
+    def _tables(
+        self, shapes: ShapeList, families: list[Family], setting: Setting, watcher: Watcher
+    ) -> Iterator[Result]:
         rows: list[Row] = []
-        absent: list[Row] = []
-        for family in families:
-            watcher.begun(f"{shapes.title}: {family.name}")
-            for row in duel(family, shapes, setting, watcher.ticked):
-                flops = row.get("flops")
-                there = row["status"] not in ("not installed", "eager only")
-                (rows if there else absent).append({**row, "gflop": flops / 1e9 if flops else None})
-            watcher.finished()
-        first = families[0]
+        try:
+            for family in families:
+                watcher.begun(f"{shapes.title}: {family.name}")
+                rows += duel(family, shapes, setting, watcher.ticked)
+                watcher.finished()
+        except KeyboardInterrupt:
+            yield self._table(rows, shapes, families[0], setting)
+            raise
+        yield self._table(rows, shapes, families[0], setting)
+
+    def _table(self, found: list[Row], shapes: ShapeList, first: Family, setting: Setting) -> Result:
+        flops = [row.get("flops") for row in found]
+        found = [{**row, "gflop": f / 1e9 if f else None} for row, f in zip(found, flops, strict=True)]
+        rows = [row for row in found if row["status"] not in _ABSENT]
+        absent = [row for row in found if row["status"] in _ABSENT]
         tensors = first.tensors(shapes, setting.blocks)
         count = sum(tensor.numel for tensor in tensors)
         kind = "Element rules" if first.scope == "element" else "Matrix rules"

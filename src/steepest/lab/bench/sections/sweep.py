@@ -48,11 +48,15 @@ class Sweep:
         if not entries:
             return
         rows: list[Row] = []
-        for name in _models(setting):
-            shapes = SHAPE_LISTS[name]()
-            watcher.begun(f"sizes: {shapes.title}")
-            rows += duel(Family("sweep", "element", "all", entries), shapes, setting, watcher.ticked)
-            watcher.finished()
+        try:
+            for name in _models(setting):
+                shapes = SHAPE_LISTS[name]()
+                watcher.begun(f"sizes: {shapes.title}")
+                rows += duel(Family("sweep", "element", "all", entries), shapes, setting, watcher.ticked)
+                watcher.finished()
+        except KeyboardInterrupt:
+            yield Result(self.name, "Model sizes", _COLUMNS, rows, [_NOTE])
+            raise
         yield Result(self.name, "Model sizes", _COLUMNS, rows, [_NOTE])
 
 
