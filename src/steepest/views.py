@@ -65,7 +65,7 @@ def _sizes(sizes: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _is_size(value: Any) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 def fused_parameters() -> Hyper:

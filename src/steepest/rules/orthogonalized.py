@@ -6,12 +6,14 @@ import contextlib
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from steepest.groups import RESERVED
 from steepest.hyper import Hyper, at_least, choice, flag, fraction, integer, learning_rate
 from steepest.optimizer import Optimizer
 from steepest.rule import Group, MatrixRule, Scalar, zeros
@@ -20,6 +22,9 @@ from steepest.step.matrix import Provide
 from steepest.views import View, fused_parameters
 
 __all__ = ["MATRIX_OPTIONS", "OrthogonalizedOptimizer", "OrthogonalizedRule", "float32_matmul_precision"]
+
+# torch gives these modules their attributes as they are imported, where no type checker sees them.
+_BACKENDS: Any = torch.backends
 
 MatmulPrecision = Literal["highest", "high", "medium"]
 
@@ -47,7 +52,7 @@ def float32_matmul_precision(precision: str) -> Iterator[None]:
     >>> torch.get_float32_matmul_precision() == before
     True
     """
-    products = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
+    products = (_BACKENDS.cuda.matmul, _BACKENDS.mkldnn.matmul)
     own = _own_precisions(products)
     # Where both are exact, the older functions say what they remember, instead of raising.
     _set_precisions(products, ["ieee"] * len(products))
@@ -62,14 +67,14 @@ def float32_matmul_precision(precision: str) -> Iterator[None]:
 
 def _own_precisions(products: Sequence[Any]) -> list[str]:
     """What was set for the backends' matmuls, ``"none"`` where that of all of torch reaches them."""
-    overall = torch.backends.fp32_precision
+    overall = _BACKENDS.fp32_precision
     if overall == "none":
         return [each.fp32_precision for each in products]
-    torch.backends.fp32_precision = "none"
+    _BACKENDS.fp32_precision = "none"
     try:
         return [each.fp32_precision for each in products]
     finally:
-        torch.backends.fp32_precision = overall
+        _BACKENDS.fp32_precision = overall
 
 
 def _set_precisions(products: Sequence[Any], precisions: Sequence[str]) -> None:
@@ -81,6 +86,7 @@ class OrthogonalizedRule(MatrixRule):
     """m ← m + (1−β)(g − m);  u = g + β(m − g) with Nesterov, else m;  p ← p − η·orthogonalize(u)."""
 
     name = "orthogonalized"
+    conventions = MappingProxyType({"momentum_convention": "ema"})
     hidden_only = True
     hyper = {
         "lr": learning_rate(1e-3),
@@ -180,8 +186,11 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
             option of every group, overridable per group, saved with it, and passed to
             :meth:`orthogonalize`.
 
+    A group, and so a checkpoint, says ``momentum_convention``: ``"ema"``, the average above. State dicts
+    with another are refused, and those of other libraries that do not say; those of this one load.
+
     Raises:
-        TypeError: parameters that are not tensors.
+        TypeError: parameters that are not tensors; an option with a name that groups have a use for.
         ValueError: a value out of range; a parameter with fewer than two dimensions, by name.
 
     Source: the base class follows NVIDIA's Emerging-Optimizers; the method is Jordan et al., "Muon"
@@ -226,6 +235,10 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
         **options: Any,
     ) -> None:
         known = self.rule.defaults()
+        for name in RESERVED.intersection(options):
+            raise TypeError(
+                f"{type(self).__name__}() got the option {name!r}, a name that param groups have a use for"
+            )
         if scaled_orthogonalize_fn is None and not self._overrides():
             warnings.warn(
                 f"{type(self).__name__}: neither scaled_orthogonalize_fn is given nor orthogonalize "
