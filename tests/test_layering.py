@@ -23,6 +23,7 @@ LAYERS = [
     "explanation",
     "groups",
     "checkpoint",
+    "watch",
     "optimizer",
     "release",
     "rules",

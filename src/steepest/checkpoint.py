@@ -62,6 +62,13 @@ def check_loadable(groups: Sequence[Group], loaded: Mapping[str, Any]) -> None:
 
 def _check_foreign(index: int, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
     """Refuse a group that names no rule unless it is of an optimizer with the same hyper-parameters."""
+    for name, value in find_rule(ours["rule"]).conventions.items():
+        if name not in theirs and not theirs.keys() <= {"params", "param_names"}:
+            raise ValueError(
+                f"group {index} of the state dict is another optimizer's and does not say its {name}, which "
+                f"is {value!r} here (an average; torch.optim.SGD's is a sum, in which a step's gradient "
+                "weighs 1/(1 − momentum) times as much); nothing was loaded"
+            )
     known = ours.keys() | _TORCH_KEYS
     strange = sorted(set(theirs) - known)
     if strange:

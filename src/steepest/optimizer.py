@@ -11,7 +11,7 @@ from torch.optim.optimizer import ParamsT
 
 from steepest.checkpoint import check_loadable, placed, restored
 from steepest.explanation import Explanation, explain
-from steepest.groups import check_params, check_views, filled, names_of
+from steepest.groups import check_own_views, check_params, check_views, filled
 from steepest.hyper import near_miss, plain
 from steepest.registry import find_rule, register
 from steepest.rule import Rule
@@ -30,6 +30,7 @@ from steepest.step.matrix import (
 )
 from steepest.step.offload import on_host
 from steepest.step.tensor import measure, reads_back
+from steepest.watch import Watch
 
 __all__ = ["Optimizer"]
 
@@ -93,8 +94,7 @@ class Optimizer(torch.optim.Optimizer):
         found.check(type(self).__name__, defaults)
         defaults = {name: plain(value) if name in known else value for name, value in defaults.items()}
         super().__init__(params, defaults)
-        for group in self.param_groups:
-            check_views(group.get("views") or {}, self.param_groups)
+        check_views(self.defaults.get("views") or {}, self.param_groups)
 
     # -- param groups
 
@@ -112,9 +112,10 @@ class Optimizer(torch.optim.Optimizer):
             full.setdefault("base_lr", float(full["lr"]))
             check_params([params] if isinstance(params, Tensor) else list(params), group_index, full)
             if (own := param_group.get("views")) and own is not self.defaults.get("views"):
-                check_views(own, [*self.param_groups, {"param_names": names_of(param_group["params"])}])
+                check_own_views(own, full["rule"], param_group["params"])
             param_group.update(full)
         super().add_param_group(param_group)
+        self._watch.remember_shapes(self.param_groups[-1])
 
     # -- the step
 
@@ -137,13 +138,15 @@ class Optimizer(torch.optim.Optimizer):
             What the closure returned.
 
         Raises:
-            FloatingPointError: a gradient that is not finite, with ``nonfinite="raise"``. Parameters
-                and state are as they were.
+            FloatingPointError: a gradient that is not finite, with ``nonfinite="raise"``.
+            ValueError: an option in a param group has become one that the rule does not take, or a
+                matrix a vector. In either case parameters and state are as they were.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._watch.check(type(self).__name__, self.param_groups)
         batches = collect(self.param_groups, lambda param: self.state.get(param, {}))
         if not batches:
             return loss
@@ -189,6 +192,12 @@ class Optimizer(torch.optim.Optimizer):
                     member.state[name].fill_(value)
             _count(batch, mask)
         return finite
+
+    @property
+    def _watch(self) -> Watch:
+        # Not in what is pickled: a copy's parameters have the shapes that they have there.
+        watch: Watch = self.__dict__.setdefault("_watching", Watch())
+        return watch
 
     def _provide(self, batch: Batch) -> Provide | None:
         """Functions of this object that the batch's rule calls, parameter by parameter; mostly none."""
@@ -302,6 +311,7 @@ class Optimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Unpickle; options that did not exist when the pickle was made get their defaults."""
         current = self.__dict__.get("param_groups", ())
+        made = "_watching" in self.__dict__
         super().__setstate__(state)
         self.defaults.setdefault("rule", type(self).rule.name if hasattr(type(self), "rule") else None)
         for index, group in enumerate(self.param_groups):
@@ -310,6 +320,8 @@ class Optimizer(torch.optim.Optimizer):
             for name, value in filled({**fallback, **group}, self.defaults).items():
                 group.setdefault(name, value)
             group.setdefault("base_lr", float(group.get("initial_lr", group["lr"])))
+            if not made:
+                self._watch.remember_shapes(group)
 
 
 def _count_steps(batch: Batch) -> None:

@@ -33,6 +33,8 @@ __all__ = ["MUON_HYPER", "Muon", "MuonOptions", "MuonRule", "Scale", "scale_fact
 Scale = Literal["original", "match_rms_adamw", "spectral", "unit_rms_norm", "none"]
 Coefficients = str | Sequence[tuple[float, float, float]]
 
+_USUAL_STEPS = 5
+
 
 def scale_factor(scale: Scale, rows: int, columns: int) -> float:
     """What multiplies the polar factor of a matrix with ``rows`` outputs and ``columns`` inputs.
@@ -80,6 +82,13 @@ MUON_HYPER: dict[str, Hyper] = {
 }
 
 
+def _steps(coefficients: Coefficients, ns_steps: int | None) -> int | None:
+    """None for a named set's whole table; a list of one triple is meant to be repeated."""
+    if ns_steps is not None:
+        return int(ns_steps)
+    return None if isinstance(coefficients, str) else max(_USUAL_STEPS, len(coefficients))
+
+
 def scaled_polar(
     u: Tensor,
     *,
@@ -94,7 +103,8 @@ def scaled_polar(
 ) -> Tensor:
     """The polar factor of u [..., m, n], times its scale, under the chosen float32 matmul precision."""
     with float32_matmul_precision(fp32_matmul_prec):
-        polar = newton_schulz(u, coefficients, ns_steps, dtype=ns_dtype, method=method)
+        steps = _steps(coefficients, ns_steps)
+        polar = newton_schulz(u, coefficients, steps, dtype=ns_dtype, method=method)
     return polar.to(u.dtype).mul_(extra_scale * scale_factor(scale, u.shape[-2], u.shape[-1]))
 
 
@@ -124,7 +134,9 @@ class MuonRule(OrthogonalizedRule):
         """The named coefficients are looked up here, and not in the first step."""
         super().check(owner, group)
         try:
-            newton_schulz(torch.zeros(1, 1), group["coefficients"], group["ns_steps"])
+            # Of an empty matrix nothing is computed: this is the functions' own check.
+            steps = _steps(group["coefficients"], group["ns_steps"])
+            newton_schulz(torch.empty(0, 0, device="cpu"), group["coefficients"], steps)
         except ValueError as error:
             raise ValueError(f"{owner}: {error}") from None
 
@@ -179,7 +191,8 @@ class Muon(OrthogonalizedOptimizer, rule=MuonRule()):
         momentum: β in [0, 1).
         weight_decay: λ ≥ 0, acting as ``weight_decay_method`` says.
         nesterov: u = g + β(m − g); otherwise u = m.
-        ns_steps: Newton-Schulz iterations; None runs the coefficients' whole table, 5 for most.
+        ns_steps: Newton-Schulz iterations; None runs a named set's whole table, 5 for most, and a list of
+            triples once, or for 5 iterations if it has fewer.
         coefficients: a named set of :func:`steepest.linalg.newton_schulz`, or a list of triples.
         scale: s, see :func:`scale_factor`; out and in are the matrix's rows and columns, as ``nn.Linear``
             stores them.

@@ -146,9 +146,11 @@ def run_matrix(batch: Batch, finite: Tensor | None) -> None:
     """Step every member of a batch, stack by stack."""
     recipe = Recipe.of(batch, keep_decay=False)
     shared = shared_scalars(batch)
-    for bucket in _buckets(batch, recipe, together=True):
-        for old, new in _step_bucket(batch, recipe, bucket, shared | bucket[0].member.scalars):
-            store(old, new, finite)
+    # The rule says in which dtype it multiplies; a step within autocast must not change it.
+    with torch.autocast(batch.device.type, enabled=False):
+        for bucket in _buckets(batch, recipe, together=True):
+            for old, new in _step_bucket(batch, recipe, bucket, shared | bucket[0].member.scalars):
+                store(old, new, finite)
 
 
 def computed(batch: Batch, provide: Provide) -> list[Write]:
@@ -159,9 +161,10 @@ def computed(batch: Batch, provide: Provide) -> list[Write]:
     recipe = Recipe.of(batch, keep_decay=False)
     shared = shared_scalars(batch)
     writes: list[Write] = []
-    for bucket in _buckets(batch, recipe, together=False):
-        member = bucket[0].member
-        writes += _step_bucket(batch, recipe, bucket, {**shared, **member.scalars, **provide(member)})
+    with torch.autocast(batch.device.type, enabled=False):
+        for bucket in _buckets(batch, recipe, together=False):
+            member = bucket[0].member
+            writes += _step_bucket(batch, recipe, bucket, {**shared, **member.scalars, **provide(member)})
     return writes
 
 

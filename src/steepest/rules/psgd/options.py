@@ -20,7 +20,7 @@ from steepest.hyper import (
     rate,
 )
 from steepest.options import CommonOptions
-from steepest.views import View
+from steepest.views import View, fused_parameters
 
 __all__ = ["PSGD_HYPER", "PSGDOptions"]
 
@@ -54,7 +54,7 @@ PSGD_HYPER: dict[str, Hyper] = {
     "update_decay_steps": integer(1000, low=0),
     "norm": choice("bound", "bound", "exact"),
     "literal": flag(False),
-    "views": Hyper(None, lambda value: value is None or isinstance(value, dict), "None or a dict of views"),
+    "views": fused_parameters(),
     "bucket_bytes": integer(1 << 28, low=1),
 }
 
