@@ -269,6 +269,34 @@ def test_without_a_compiler_it_runs_eagerly_and_says_so_once(
 
 
 @pytest.mark.filterwarnings("default::RuntimeWarning")
+def test_a_graph_that_must_be_compiled_again_and_cannot_leaves_the_rest_to_eager(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """As when the threads change and the disk has become full: the step is finished all the same."""
+    make = functools.partial(make_params, shapes=[(size + 2, 3) for size in range(7)])
+    calls = []
+    compile_spec = compiled._compiled
+
+    def fails_once(spec: Any) -> Callable[..., None]:
+        graph = compile_spec(spec)
+
+        def run(*given: Any) -> None:
+            calls.append(given)
+            if len(calls) == 2:
+                raise OSError("no space left")
+            graph(*given)
+
+        return run
+
+    monkeypatch.setattr(compiled, "_compiled", fails_once)
+    params, twins = make(), make()
+    with pytest.warns(RuntimeWarning, match="'lion' without compilation: no space left"):
+        train(Case("lion").make(params, compile=True), params, 2)
+    assert len(calls) == 4
+    assert identical(params, train(Case("lion").make(twins), twins, 2))
+
+
+@pytest.mark.filterwarnings("default::RuntimeWarning")
 def test_a_graph_that_does_not_compile_is_given_up_once(monkeypatch: pytest.MonkeyPatch):
     tried = []
 

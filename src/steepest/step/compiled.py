@@ -138,9 +138,29 @@ def run_compiled(batch: Batch, finite: Tensor | None) -> list[Member]:
         owns = _pack(own, torch.float64, batch.device).view(calls, _ROWS, len(spec.own)).unbind()
         all_keys = _pack(keys, torch.int64, batch.device).view(calls, _ROWS, 2 * recipe.noisy).unbind()
         for call in range(calls):
-            some = rows[call * _ROWS : (call + 1) * _ROWS]
-            graph(some, numbers, owns[call], all_keys[call], finite)
+            at = slice(call * _ROWS, (call + 1) * _ROWS)
+            # Threads, autocast and kin are part of what torch compiles for: this may compile again.
+            if not _runs(spec, graph, rows[at], numbers, owns[call], all_keys[call], finite):
+                left += [member for member, _ in served[at]]
     return left
+
+
+def _runs(spec: GraphSpec, graph: Graph, *given: Any) -> bool:
+    """Run a graph; False, with a warning, where it cannot be compiled, which is before it writes."""
+    try:
+        graph(*given)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, OSError) as error:
+        # No cache folder, a compiler that does not work, a Python that torch cannot trace.
+        why = (str(error).strip() or repr(error)).splitlines()[0]
+        warnings.warn(
+            f"steepest runs {spec.recipe.rule.name!r} without compilation: {why}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 def flat(tensors: Row, *, ordered: bool, pairs: bool) -> Row | None:
@@ -205,20 +225,8 @@ def _compiled(spec: GraphSpec) -> Graph | None:
     keys = torch.ones(_ROWS, 2 * spec.recipe.noisy, dtype=torch.int64)
     finite = torch.ones((), dtype=torch.bool, device=spec.device) if spec.guarded else None
     there = spec.device
-    try:
-        graph(rows, numbers.to(there), own.to(there), keys.to(there), finite)
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, OSError) as error:
-        # No cache folder, a compiler that does not work, a Python that torch cannot trace.
-        why = (str(error).strip() or repr(error)).splitlines()[0]
-        warnings.warn(
-            f"steepest runs {spec.recipe.rule.name!r} without compilation: {why}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return None
-    return graph
+    given = (rows, numbers.to(there), own.to(there), keys.to(there), finite)
+    return graph if _runs(spec, graph, *given) else None
 
 
 def _compile(spec: GraphSpec) -> Graph:
