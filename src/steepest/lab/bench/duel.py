@@ -47,7 +47,7 @@ class Contestant:
     @property
     def products(self) -> dict[Product, int]:
         """The matrix products that limit its step."""
-        return self.observed.products if self.scope == "matrix" else {}
+        return self.observed.products
 
 
 def duel(
@@ -162,7 +162,7 @@ def _prepared(entry: Entry, family: Family, material: Material, device: torch.de
         if not bool(after.isfinite().all()):
             raise NoStep("two steps made parameters infinite or NaN")
         material.lend_gradients()
-        observed = observe(optimizer.step, device)
+        observed = observe(optimizer.step, device, products=family.scope == "matrix")
         if entry.ours and entry.how == "compiled" and not observed.compiled:
             told = [str(w.message) for w in said if "compil" in str(w.message)]
             raise EagerOnly(told[0] if told else f"{entry.rule} runs eagerly even with compile=True")
