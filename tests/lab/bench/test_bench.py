@@ -34,7 +34,7 @@ def test_a_run_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert {row["unit"] for row in machine.rows} == {"GB/s", "Gflop/s"}
     assert all(row["rate"] > 0 for row in machine.rows)
     assert [row["label"] for row in element.rows] == ["axpy", "lion"]
-    assert [row["label"] for row in matrix.rows] == ["axpy", "muon"]
+    assert [row["label"] for row in matrix.rows] == ["axpy", "muon bfloat16", "muon"]
     assert element.rows[1]["parameters"] == shape_list("tiny").numel
     assert "4 hidden matrices of 1 of 2 blocks" in matrix.title
     assert [row["model"] for row in sizes.rows] == ["tiny", "tiny"]

@@ -47,7 +47,7 @@ class Contestant:
     @property
     def products(self) -> dict[Product, int]:
         """The matrix products that limit its step."""
-        return self.observed.products if self.scope == "matrix" else {}
+        return self.observed.products
 
 
 def duel(
@@ -162,7 +162,7 @@ def _prepared(entry: Entry, family: Family, material: Material, device: torch.de
         if not bool(after.isfinite().all()):
             raise NoStep("two steps made parameters infinite or NaN")
         material.lend_gradients()
-        observed = observe(optimizer.step, device)
+        observed = observe(optimizer.step, device, products=family.scope == "matrix")
         if entry.ours and entry.how == "compiled" and not observed.compiled:
             told = [str(w.message) for w in said if "compil" in str(w.message)]
             raise EagerOnly(told[0] if told else f"{entry.rule} runs eagerly even with compile=True")
@@ -206,9 +206,8 @@ def _rows(contestants: Sequence[Contestant], times: Times, material: Material, s
         seen = bool(one.products) and all(str(product) in times.seconds for product in one.products)
         limited = one.scope == "element" or seen
         products = one.products if limited else {}
-        shares = _shares_of_limit(times, key, products, least / axpy_bytes(material))
-        by_bytes = 1e3 * least / axpy_bytes(material) * median(times.seconds[AXPY])
-        by_products = sum(count * times.median_ms(str(p)) for p, count in products.items())
+        limits, by_products = _limits(times, products, least / axpy_bytes(material))
+        shares = [limit / took for limit, took in zip(limits, times.seconds[key], strict=True)]
         rows.append(
             {
                 **_named(entry),
@@ -217,11 +216,11 @@ def _rows(contestants: Sequence[Contestant], times: Times, material: Material, s
                 "quartiles_ms": times.quartiles_ms(key),
                 "rounds": len(times.seconds[key]),
                 "times_ours": None if one is lead else times.ratio(key, lead.entry.key),
-                "limited_by": ("products" if by_products > by_bytes else "bytes") if limited else None,
+                "limited_by": ("products" if by_products else "bytes") if limited else None,
                 "least_bytes": least,
                 "flops": flops or None,
-                "product_flops_per_second": 1e3 * flops / by_products if by_products else None,
-                "limit_ms": max(by_bytes, by_products) if limited else None,
+                "product_flops_per_second": flops / median(limits) if by_products else None,
+                "limit_ms": 1e3 * median(limits) if limited else None,
                 "of_limit": median(shares) if limited else None,
                 "temporary_bytes": one.observed.temporary_bytes,
                 "state_bytes": held,
@@ -232,13 +231,13 @@ def _rows(contestants: Sequence[Contestant], times: Times, material: Material, s
     return rows
 
 
-def _shares_of_limit(times: Times, key: str, products: Mapping[Product, int], axpys: float) -> list[float]:
-    """For each round the limit over the step's time, both taken in that round."""
+def _limits(times: Times, products: Mapping[Product, int], axpys: float) -> tuple[list[float], bool]:
+    """(seconds that a step needs at least, round by round; whether its products say so, or its bytes)."""
     by_bytes = [axpys * spent for spent in times.seconds[AXPY]]
     by_products = [0.0] * len(by_bytes)
     for product, count in products.items():
         spent = times.seconds[str(product)]
         by_products = [total + count * each for total, each in zip(by_products, spent, strict=True)]
-    if sum(by_products) < sum(by_bytes):
-        by_products = by_bytes
-    return [limit / took for limit, took in zip(by_products, times.seconds[key], strict=True)]
+    if sum(by_products) > sum(by_bytes):
+        return by_products, True
+    return by_bytes, False

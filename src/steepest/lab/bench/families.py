@@ -68,7 +68,13 @@ def _named() -> list[Family]:
                 *_both("simba_leaky", "simba leaky"),
             ),
         ),
-        Family("muon", "matrix", "hidden", _both("muon", **_MUON)),
+        Family(
+            "muon",
+            "matrix",
+            "hidden",
+            # The peers iterate in bfloat16 whatever the device, so ours that does too is compared with them.
+            (*_both("muon", "muon bfloat16", ns_dtype=torch.bfloat16, **_MUON), *_both("muon", **_MUON)),
+        ),
         Family(
             "muon kin",
             "matrix",

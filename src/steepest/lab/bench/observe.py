@@ -32,7 +32,7 @@ class Observed:
         temporary_bytes: The most that was allocated during it and not there before.
         compiled: Whether code from torch.compile ran in it.
         launches: Kernels launched on the device; None on the CPU.
-        products: The matrix products that it computed, with how often.
+        products: The matrix products that it computed, with how often, if they were looked for.
     """
 
     temporary_bytes: int
@@ -41,8 +41,13 @@ class Observed:
     products: dict[Product, int] = field(default_factory=dict)
 
 
-def observe(act: Callable[[], object], device: torch.device) -> Observed:
+def observe(act: Callable[[], object], device: torch.device, *, products: bool = False) -> Observed:
     """Run `act` once, slowly, and see what it does; `MEMORY_IS_KNOWN_BY` says how.
+
+    Args:
+        act: What to look into.
+        device: Where it works.
+        products: Look for matrix products too: shapes of all operations make a long trace.
 
     Example:
         >>> def two_at_once():
@@ -59,7 +64,9 @@ def observe(act: Callable[[], object], device: torch.device) -> Observed:
     before = _cuda_memory(device) if on_cuda else 0
     # The profiler announces itself on standard error unless it is told not to.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
-    with profile(activities=activities, profile_memory=True, record_shapes=True, acc_events=True) as recorded:
+    with profile(
+        activities=activities, profile_memory=True, record_shapes=products, acc_events=True
+    ) as recorded:
         act()
         if on_cuda:
             torch.cuda.synchronize(device)
@@ -70,7 +77,7 @@ def observe(act: Callable[[], object], device: torch.device) -> Observed:
         peak(_allocations(events)) if highest is None else highest,
         any(name.startswith(_COMPILED) for name in names),
         sum(event.get("cat") == "kernel" for event in events) if on_cuda else None,
-        products_in(events),
+        products_in(events) if products else {},
     )
 
 
