@@ -1,7 +1,7 @@
 """One compiled graph for tensors of any size: each is read once and written once.
 
-A graph takes four rows (a parameter, its gradient, its state), each flat and of a size of its own, and a
-batch is run through it four rows at a time. So what is compiled, and for how long, depends on the rule
+A graph takes a few rows (a parameter, its gradient, its state), each flat and of a size of its own, and a
+batch is run through it call by call. So what is compiled, and for how long, depends on the rule
 and the dtypes alone, not on the model or on which of its parameters have a gradient; and the guards and
 the launch of one call, about 5 µs a row, are small beside the pass over memory.
 """
@@ -57,6 +57,11 @@ class GraphSpec:
     pairs: bool
     device: torch.device
     guarded: bool
+
+    @property
+    def rows(self) -> int:
+        """How many rows a call takes; a row of pairs is code for two."""
+        return _ROWS // 2 if self.pairs else _ROWS
 
 
 @functools.cache
@@ -129,16 +134,16 @@ def run_compiled(batch: Batch, finite: Tensor | None) -> list[Member]:
         if graph is None:
             left += [member for member, _ in served]
             continue
-        calls = -(-len(served) // _ROWS)
-        spare = calls * _ROWS - len(served)
+        calls = -(-len(served) // spec.rows)
+        spare = calls * spec.rows - len(served)
         rows = [row for _, row in served] + _filling(spec)[:spare]
         members = [member for member, _ in served] + [served[-1][0]] * spare
         own = [[member.scalars[name] for name in spec.own] for member in members] if spec.own else []
         keys = [list(member_key(batch, member)) for member in members] if recipe.noisy else []
-        owns = _pack(own, torch.float64, batch.device).view(calls, _ROWS, len(spec.own)).unbind()
-        all_keys = _pack(keys, torch.int64, batch.device).view(calls, _ROWS, 2 * recipe.noisy).unbind()
+        owns = _pack(own, torch.float64, batch.device).view(calls, spec.rows, len(spec.own)).unbind()
+        all_keys = _pack(keys, torch.int64, batch.device).view(calls, spec.rows, 2 * recipe.noisy).unbind()
         for call in range(calls):
-            at = slice(call * _ROWS, (call + 1) * _ROWS)
+            at = slice(call * spec.rows, (call + 1) * spec.rows)
             # Threads, autocast and kin are part of what torch compiles for: this may compile again.
             if not _runs(spec, graph, rows[at], numbers, owns[call], all_keys[call], finite):
                 left += [member for member, _ in served[at]]
@@ -208,21 +213,21 @@ def _rows(spec: GraphSpec, sizes: Sequence[int]) -> list[Row]:
 
 @functools.lru_cache(maxsize=64)
 def _filling(spec: GraphSpec) -> list[Row]:
-    """Rows that nobody reads, where a batch is no multiple of four."""
-    return _rows(spec, [4] * _ROWS)
+    """Rows that nobody reads, where a batch is no multiple of a call's."""
+    return _rows(spec, [4] * spec.rows)
 
 
 @functools.lru_cache(maxsize=64)
 def _compiled(spec: GraphSpec) -> Graph | None:
     """The graph, compiled and tried on tensors of its own; None, with a warning, if that fails."""
     graph = _compile(spec)
-    rows = _rows(spec, _TRACED_SIZES)
+    rows = _rows(spec, _TRACED_SIZES[: spec.rows])
     for row in rows:
         for tensor in row:
             torch._dynamo.mark_dynamic(tensor, 0)
     numbers = torch.ones(sum(max(count, 1) for _, count in spec.shared), dtype=torch.float64)
-    own = torch.ones(_ROWS, len(spec.own), dtype=torch.float64)
-    keys = torch.ones(_ROWS, 2 * spec.recipe.noisy, dtype=torch.int64)
+    own = torch.ones(spec.rows, len(spec.own), dtype=torch.float64)
+    keys = torch.ones(spec.rows, 2 * spec.recipe.noisy, dtype=torch.int64)
     finite = torch.ones((), dtype=torch.bool, device=spec.device) if spec.guarded else None
     there = spec.device
     given = (rows, numbers.to(there), own.to(there), keys.to(there), finite)
