@@ -105,7 +105,7 @@ def scaled_polar(
     with float32_matmul_precision(fp32_matmul_prec):
         steps = _steps(coefficients, ns_steps)
         polar = newton_schulz(u, coefficients, steps, dtype=ns_dtype, method=method)
-    return extra_scale * scale_factor(scale, u.shape[-2], u.shape[-1]) * polar.to(u.dtype)
+    return polar.to(u.dtype).mul_(extra_scale * scale_factor(scale, u.shape[-2], u.shape[-1]))
 
 
 class MuonOptions(CommonOptions, total=False):
@@ -198,7 +198,9 @@ class Muon(OrthogonalizedOptimizer, rule=MuonRule()):
             stores them.
         extra_scale: a factor on s.
         method: ``"newton_schulz"``, or ``"svd"`` for the exact polar factor (slow; an oracle).
-        ns_dtype: dtype of the iteration; None lets :func:`~steepest.linalg.newton_schulz` choose.
+        ns_dtype: dtype of the iteration; None lets :func:`~steepest.linalg.newton_schulz` choose: bfloat16
+            for matrices of 128 rows and columns or more where the CPU multiplies it, half precision on
+            CUDA. ``torch.float32`` gives results that are alike on all machines.
         fp32_matmul_prec: torch's float32 matmul precision while orthogonalizing.
         view: how more than two dimensions are seen: ``"flatten"`` as [out, rest], ``"batch"`` as a batch
             of matrices.

@@ -148,8 +148,8 @@ class OrthogonalizedRule(MatrixRule):
 
 def momentum_step(grad: Tensor, average: Tensor, beta: Scalar, nesterov: bool) -> tuple[Tensor, Tensor]:
     """(new average, what is orthogonalized): m ← m + (1−β)(g − m); u = g + β(m − g) with Nesterov, else m."""
-    average = average + (1 - beta) * (grad - average)
-    return average, (grad + beta * (average - grad) if nesterov else average)
+    average = (grad - average).mul_(1 - beta).add_(average)
+    return average, ((average - grad).mul_(beta).add_(grad) if nesterov else average)
 
 
 class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):

@@ -205,8 +205,10 @@ def _step_bucket(
     homes |= {name: [part.member.state[part.state_name(name)] for part in bucket] for name in factors}
 
     def stack(tensors: list[Tensor], shape: tuple[int, ...]) -> Tensor:
-        # Stacking keeps channels_last strides, on which a product rounds differently.
-        return torch.stack([tensor.reshape(shape) for tensor in tensors]).contiguous()
+        # Stacking keeps channels_last strides, on which a product rounds differently. A rule changes
+        # nothing in place that it is given, so one matrix need not be copied.
+        shaped = [tensor.reshape(shape) for tensor in tensors]
+        return (torch.stack(shaped) if len(shaped) > 1 else shaped[0].unsqueeze(0)).contiguous()
 
     stacked = {
         name: stack(tensors, shape if name in batch.element_state else tuple(tensors[0].shape))
@@ -239,6 +241,9 @@ def _keys(batch: Batch, recipe: Recipe, bucket: list[Part], dims: int) -> Any:
 
 def _indices(bucket: list[Part], views: list[Any], shape: tuple[int, ...]) -> Tensor:
     """Every element's place in its whole parameter, so that noise does not depend on how it is cut."""
+    if all(view is None for view in views):
+        numel = math.prod(shape)
+        return torch.arange(numel, device=bucket[0].param.device).view(1, *shape)
     places = []
     for part, view in zip(bucket, views, strict=True):
         whole = part.member.param
