@@ -154,7 +154,10 @@ class Peak(TorchDispatchMode):
     [
         ("muon", torch.float32, {}),
         ("muon", torch.bfloat16, {"rounding": "stochastic"}),
+        ("muon", torch.float32, {"ns_dtype": torch.float64}),
+        ("muon", torch.float32, {"ns_dtype": torch.float64, "method": "svd"}),
         ("quad", torch.float32, {"max_skew_dense": 1.0}),
+        ("quad", torch.float32, {"max_skew_dense": 0.0}),
     ],
 )
 def test_a_steps_working_memory_is_bounded_by_bucket_bytes(name, dtype, options):

@@ -6,6 +6,8 @@ import pytest
 import torch
 
 import steepest
+from steepest.rules.psgd import rule as psgd_rule
+from steepest.rules.psgd import sides
 from steepest.rules.psgd.damping import damping_noise
 from steepest.views import columns, rows
 
@@ -50,3 +52,43 @@ def test_blocks_of_one_parameter_have_different_noise(kind, view):
         optimizer.step()
     state = optimizer.state[param]
     assert not torch.allclose(state["Q_left.0"], state["Q_left.1"], atol=1e-4)
+
+
+@pytest.mark.parametrize("literal", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_so_much_noise_is_added_where_q_is_fitted_and_none_to_the_update(kind, literal, monkeypatch):
+    """noise_scale, and ε rms(m) more unless it is the original's: seen in what the factors are applied to."""
+    applied, drawn = [], []
+
+    def spy_whitened(x, *args):
+        applied.append(x.clone())
+        return sides.whitened(x, *args)
+
+    def spy_noise(*args):
+        drawn.append(damping_noise(*args))
+        return drawn[-1]
+
+    monkeypatch.setattr(psgd_rule, "whitened", spy_whitened)
+    monkeypatch.setattr(psgd_rule, "damping_noise", spy_noise)
+    weight = torch.nn.Parameter(torch.zeros(6, 5))
+    optimizer = KINDS[kind]([weight], literal=literal, noise_scale=1e-3, dtype=torch.bfloat16)
+    weight.grad = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+    optimizer.step()
+    noisy, plain = applied
+    rms = weight.grad.square().mean().sqrt()
+    amount = 1e-3 + (0 if literal else torch.finfo(torch.bfloat16).eps * rms)
+    assert torch.equal(plain[0], weight.grad)
+    torch.testing.assert_close(noisy - plain, amount * drawn[0], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+@pytest.mark.parametrize("kind", KINDS)
+def test_q_learns_nothing_from_what_is_not_finite(kind, value):
+    weight = torch.nn.Parameter(torch.zeros(6, 5))
+    optimizer = KINDS[kind]([weight])
+    weight.grad = torch.ones(6, 5)
+    optimizer.step()
+    before = {name: entry.clone() for name, entry in optimizer.state[weight].items() if name[0] in "QL"}
+    weight.grad[0, 0] = value
+    optimizer.step()
+    assert all(torch.equal(optimizer.state[weight][name], entry) for name, entry in before.items())

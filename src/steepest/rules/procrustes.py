@@ -83,7 +83,9 @@ class Procrustes(PSGD, rule=ProcrustesRule()):
         noise_scale: damping: (``noise_scale`` + ε rms(m))·N(0, 1) is added to m where Q is fitted (a matrix
             is Hankel: m+n−1 draws with the second moments of mn), ε the
             machine epsilon of ``dtype``, so that rows without a gradient stay within its range; 0 adds
-            nothing at all.
+            nothing at all, for gradients
+            that reach every row and column: where one is always zero its factor grows for ever, and after
+            some hundred steps the rest of the update has become zero beside it.
         dtype: of the products, and of dense Q; None takes the gradient's, and the parameter's for Q.
             Traces, bounds and diagonal factors are in float32 at least.
         preconditioner_min_lr: the 0.3 of μ.

@@ -269,10 +269,14 @@ class PSGDRule(MatrixRule):
                 q = self.fit_dense(side.q, s.to(dtype), norm=norm, key=probes)
             else:
                 q = self.fit_diagonal(side.q, s - (pace * c).unsqueeze(-1))
+            p, holds = self._metric(q, given), active
+            if dtype == torch.float16:
+                # Beyond what it can hold Q stays as it was, instead of being NaN for ever.
+                holds = holds & q.flatten(1).isfinite().all(1) & p.flatten(1).isfinite().all(1)
             # Selected: what comes of a matrix without a number in it times 0 would be NaN.
-            q = torch.where(over(active, q), q, side.q)
-            bound = torch.where(active, bound, side.bound)
-            fitted.append(Side(side.name, q, self._metric(q, given), bound))
+            q, p = torch.where(over(holds, q), q, side.q), torch.where(over(holds, p), p, side.p)
+            bound = torch.where(holds, bound, side.bound)
+            fitted.append(Side(side.name, q, p, bound))
         return fitted
 
 

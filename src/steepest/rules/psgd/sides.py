@@ -51,8 +51,12 @@ def whitened(x: Tensor, sides: list[Side], dtype: torch.dtype) -> tuple[Tensor, 
     x, size = unit(x)
     for side in sides:
         if side.dense:
-            x = x.to(dtype)
-            x = torch.bmm(side.p, x) if side.name == "_left" else torch.bmm(x, side.p)
+            x, p = x.to(dtype), side.p
+            if dtype == torch.float16:
+                # Its range is so short that each product must be one of two operands of size 1.
+                (x, more), (p, gain) = unit(x), unit(p)
+                size = size * more.view_as(size).to(size.dtype) * gain.view_as(size).to(size.dtype)
+            x = torch.bmm(p, x) if side.name == "_left" else torch.bmm(x, p)
     return x, size
 
 
