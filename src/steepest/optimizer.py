@@ -188,8 +188,9 @@ class Optimizer(torch.optim.Optimizer):
             else:
                 _run(batch, on_device, _compiles(batch))
             for member in batch.members:
-                for name, value in member.measured.items():
-                    member.state[name].fill_(value)
+                if member.measured is not None:
+                    for name, value in member.measured.items():
+                        member.state[name].fill_(value)
             _count(batch, mask)
         return finite
 
@@ -328,21 +329,23 @@ def _count_steps(batch: Batch) -> None:
     """Set every member's step, the number of the one being taken, and the scalars that follow from it."""
     hyper = {name: batch.group[name] for name in batch.rule.hyper}
     on_device = batch.group["nonfinite"] == "skip" and batch.device.type != "cpu"
+    # Rules of other scopes add each member's own.
+    alike = batch.rule.scope == "element"
     by_step: dict[float, dict[str, Any]] = {}
     for member in batch.members:
-        if "step" not in member.state:
-            member.scalars = dict(batch.rule.scalars(1, **hyper))
-            continue
-        if on_device:
+        count = member.state.get("step")
+        if on_device and count is not None:
             # Whether the last step was taken is known on the device alone.
             member.state["step"] = member.state["step"].to(batch.device)
             member.step = member.state["step"].to(torch.float64) + 1
             member.scalars = dict(batch.rule.scalars(member.step, **hyper))
             continue
-        member.step = float(member.state["step"]) + 1
-        if member.step not in by_step:
-            by_step[member.step] = dict(batch.rule.scalars(member.step, **hyper))
-        member.scalars = dict(by_step[member.step])
+        step = 1.0
+        if count is not None:
+            member.step = step = float(count) + 1
+        if step not in by_step:
+            by_step[step] = dict(batch.rule.scalars(step, **hyper))
+        member.scalars = by_step[step] if alike else dict(by_step[step])
 
 
 def _count(batch: Batch, finite: Tensor | None) -> None:

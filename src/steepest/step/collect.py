@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +29,7 @@ __all__ = [
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Place:
     """Where a parameter stands: its group, its index there, and its ordinal among all parameters."""
 
@@ -38,7 +38,7 @@ class Place:
     ordinal: int
 
 
-@dataclass
+@dataclass(slots=True)
 class Member:
     """One parameter with its gradient in this step.
 
@@ -55,7 +55,7 @@ class Member:
     state: MutableMapping[str, Any]
     step: Scalar = 0
     scalars: dict[str, Scalar] = field(default_factory=dict)
-    measured: dict[str, Scalar] = field(default_factory=dict)
+    measured: Mapping[str, Scalar] | None = None
 
     @property
     def name(self) -> str:
@@ -186,6 +186,10 @@ def collect(
                 continue
             seen.add(id(owner))
             member = member_at(group, Place(group_index, index, first + index), state(owner))
-            by_kind.setdefault((owner.device, member.param.dtype, member.grad.dtype), []).append(member)
+            kind = (member.param.device, member.param.dtype, member.grad.dtype)
+            if kind in by_kind:
+                by_kind[kind].append(member)
+            else:
+                by_kind[kind] = [member]
         batches.extend(Batch(rule, group, members) for members in by_kind.values())
     return batches

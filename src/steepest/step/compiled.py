@@ -257,7 +257,8 @@ def _compile(spec: GraphSpec) -> Graph:
     fresh = types.FunctionType(
         graph.__code__.replace(), graph.__globals__, graph.__name__, graph.__defaults__, graph.__closure__
     )
-    return torch.compile(fresh, fullgraph=True)
+    # The guards have looked at sizes and strides already.
+    return torch.compile(fresh, fullgraph=True, options={"size_asserts": False})
 
 
 def _step_part(

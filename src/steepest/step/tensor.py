@@ -66,7 +66,7 @@ def measure(batches: list[Batch], states: Callable[[], Mapping[str, list[Mapping
             member.scalars.update(scalars)
     if not any(rule.relates(batch.group) for batch, rule in tensor_batches):
         return
-    fresh = {id(m.state): m.measured for b, _ in tensor_batches for m in b.members}
+    fresh = {id(m.state): m.measured or {} for b, _ in tensor_batches for m in b.members}
     for batch, rule in tensor_batches:
         known = [{**state, **fresh.get(id(state), {})} for state in states()[rule.name]]
         rule.relate([member.scalars for member in batch.members], known, batch.group)
