@@ -102,7 +102,7 @@ def test_the_originals_way_in_one_group(kind, options):
     expected = [PSGD(kind, p.numpy(), lr=0.01, literal=True, **options) for p in begin]
     worst = [0.0, 0.0]
     for step, drawn in enumerate(zip(*(gradients(shape, 210) for shape in SHAPES), strict=True)):
-        # The first is the largest; none is zero, after which the original's Q grows without bound.
+        # The first is the largest; that of step 60 has another direction and a tenth of the size.
         drawn = [2.0**-i * (g if step != 59 else 0.1 * begin[i]) for i, g in enumerate(drawn)]
         largest = max(float(g.square().mean()) for g in drawn)
         for param, reference, g in zip(params, expected, drawn, strict=True):
