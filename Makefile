@@ -1,17 +1,22 @@
 # The two commands: `make race` trains the optimizers on real text and writes a report;
 # `make test` runs the whole suite. Both make the environment once, in $(VENV).
+# `make bench` measures the steps beside other packages' optimizers, which it installs there too.
 PYTHON ?= python3
 VENV   ?= .venv
 BUDGET ?= 6m
 OUT    ?= runs/race
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+PEERS  := $(VENV)/.peers
 
-.PHONY: race test lint clean
+.PHONY: race bench test lint clean
 .DELETE_ON_ERROR:
 
 race: $(READY)
 	$(BIN)/steepest race --budget $(BUDGET) --out $(OUT)
+
+bench: $(PEERS)
+	$(BIN)/steepest bench --out runs/bench
 
 # One thread: the tests' tensors are tiny, and on a shared machine threads that wait for each other stall.
 test: $(READY)
@@ -29,7 +34,11 @@ lint: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[lab,dev,peers]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[lab,dev,parity]"
+	touch $@
+
+$(PEERS): $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[lab,peers]"
 	touch $@
 
 clean:

@@ -4,6 +4,7 @@ from steepest import ternary
 from steepest.optimizer import Optimizer
 from steepest.options import CommonOptions
 from steepest.registry import create, list_optimizers
+from steepest.release import ReleasedGradients, release_gradients
 from steepest.routing import build
 from steepest.rules import (
     QUAD,
@@ -41,6 +42,7 @@ __all__ = [
     "OrthogonalizedOptimizer",
     "PolarGrad",
     "Procrustes",
+    "ReleasedGradients",
     "SGDSaI",
     "Scion",
     "SignGSD",
@@ -50,5 +52,6 @@ __all__ = [
     "build",
     "create",
     "list_optimizers",
+    "release_gradients",
     "ternary",
 ]

@@ -13,7 +13,7 @@ from steepest.rule import Group, Rule
 from steepest.step.collect import describe, real_view
 from steepest.step.matrix import blank_factors
 
-__all__ = ["check_loadable", "restored"]
+__all__ = ["check_loadable", "placed", "restored"]
 
 # What torch's own optimizers keep in a group besides their hyper-parameters: how to run, and schedules.
 _TORCH_KEYS = {
@@ -62,6 +62,13 @@ def check_loadable(groups: Sequence[Group], loaded: Mapping[str, Any]) -> None:
 
 def _check_foreign(index: int, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
     """Refuse a group that names no rule unless it is of an optimizer with the same hyper-parameters."""
+    for name, value in find_rule(ours["rule"]).conventions.items():
+        if name not in theirs and not theirs.keys() <= {"params", "param_names"}:
+            raise ValueError(
+                f"group {index} of the state dict is another optimizer's and does not say its {name}, which "
+                f"is {value!r} here (an average; torch.optim.SGD's is a sum, in which a step's gradient "
+                "weighs 1/(1 − momentum) times as much); nothing was loaded"
+            )
     known = ours.keys() | _TORCH_KEYS
     strange = sorted(set(theirs) - known)
     if strange:
@@ -102,8 +109,26 @@ def _check_state(who: str, saved: Mapping[str, Any], expected: Mapping[str, Tens
             )
 
 
-def restored(rule: Rule, param: Tensor, saved: Mapping[str, Any]) -> dict[str, Any]:
-    """A parameter's state as it was saved.
+def placed(groups: Sequence[Group], loaded: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The state dict for torch to load where these groups keep state away from their parameters.
+
+    Where state lives is this run's business and not the checkpoint's: the options stay as they are here.
+    torch would bring all of the state to the parameters' device, which may have no room for it: what
+    belongs to a parameter is left out, for :func:`restored` to bring. None: load it as it is.
+    """
+    if not any(group.get("state_device") for group in (*groups, *loaded["param_groups"])):
+        return None
+    kept = [
+        {**theirs, "state_device": ours["state_device"]}
+        for ours, theirs in zip(groups, loaded["param_groups"], strict=False)
+    ]
+    owned = {saved for group in loaded["param_groups"] for saved in group["params"]}
+    others = {key: value for key, value in loaded["state"].items() if key not in owned}
+    return {**loaded, "state": others, "param_groups": kept + list(loaded["param_groups"][len(kept) :])}
+
+
+def restored(rule: Rule, where: torch.device, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A parameter's state as it was saved, on the device where it is kept.
 
     torch has cast floating state to the parameter's dtype: integer counters to floats, float32 averages
     of a bfloat16 parameter to bfloat16.
@@ -114,7 +139,7 @@ def restored(rule: Rule, param: Tensor, saved: Mapping[str, Any]) -> dict[str, A
         if isinstance(value, (int, float)) and name in per_tensor:
             value = torch.tensor(value, dtype=torch.float32, device="cpu")
         if isinstance(value, Tensor):
-            state[name] = value.detach().to("cpu" if name in per_tensor else param.device, copy=True)
+            state[name] = value.detach().to("cpu" if name in per_tensor else where, copy=True)
         elif value != {}:
             # A flattened distributed checkpoint has an empty dict for what was not there yet.
             state[name] = value

@@ -14,15 +14,29 @@ from torch import Tensor
 
 from steepest.registry import find_rule
 from steepest.rule import MatrixRule
-from steepest.step.collect import Batch, Member, describe, real_view
+from steepest.step.collect import Batch, Member, Place, describe, real_view
 from steepest.step.matrix import init_factors
 from steepest.views import View
 
-__all__ = ["ALIASES", "DOUBTS", "FALLBACK", "LEFT_OUT", "WHY", "Explanation", "Row", "Total", "explain"]
+__all__ = [
+    "ALIASES",
+    "BY_NAME",
+    "DOUBTS",
+    "FALLBACK",
+    "LEFT_OUT",
+    "WHY",
+    "Explanation",
+    "Row",
+    "Total",
+    "explain",
+]
 
 # The keys of a param group that say why, as plain data: a list aligned with "params" each, but for
 # LEFT_OUT, a list of names, DOUBTS, a list of warnings, and FALLBACK, a rule's name.
 WHY, ALIASES, LEFT_OUT, DOUBTS, FALLBACK = "why", "aliases", "left_out", "doubts", "fallback"
+
+# The end of a reason that nothing but a name supports: it is warned of.
+BY_NAME = "by its name alone"
 
 _GIVEN = "given: nobody said why"
 _NUMBER = re.compile(r"(?<![^.\s'])\d+(?=\.)|(?<=\.)\d+(?![^.\s'])")
@@ -165,7 +179,7 @@ def _row(group: Mapping[str, Any], group_index: int, index: int) -> Row:
         why=why[index] if index < len(why) else _GIVEN,
         frozen=not param.requires_grad,
         parameters=param.numel(),
-        state_bytes=_state_bytes(group, label, param) if param.requires_grad else 0,
+        state_bytes=_state_bytes(group, Place(group_index, index, 0)) if param.requires_grad else 0,
     )
 
 
@@ -179,11 +193,11 @@ def _view(group: Mapping[str, Any], label: str | None, param: Tensor) -> View | 
     return group.get("view", "merge") if param.dim() > 2 else None
 
 
-def _state_bytes(group: Mapping[str, Any], label: str | None, param: Tensor) -> int:
+def _state_bytes(group: Mapping[str, Any], place: Place) -> int:
     """Bytes of the state that the first step makes, counted on the meta device."""
     rule = find_rule(group["rule"])
-    blank = real_view(param).to("meta")
-    member = Member("", label, 0, blank, blank, blank, {})
+    blank = real_view(group["params"][place.index]).to("meta")
+    member = Member(group, place, blank, blank, blank, {})
     batch = Batch(rule, group, [member])
     state = rule.init_state(blank, group)
     if isinstance(rule, MatrixRule):
@@ -244,13 +258,19 @@ def _warnings(groups: Sequence[Mapping[str, Any]], rows: Sequence[Row], main: st
     said: dict[str, str] = {}
     for row in training:
         name = _starred(row.name)
-        if row.kind == "unknown" and find_rule(main).hidden_only:
+        guessed = row.why.endswith(BY_NAME) and row.kind != "override"
+        if (row.kind == "unknown" or guessed) and find_rule(main).hidden_only:
+            taken = (
+                f"is taken for a {row.kind}, {BY_NAME}"
+                if guessed
+                else "belongs to a module that is not known"
+            )
             asks, answer = "it is the matrix of a hidden layer", repr(main)
             if len(row.shape) > 2:
                 asks = "its leading dimension counts matrices"
                 answer = f"{{'rule': {main!r}, 'view': 'batch'}}"
             said[name] = (
-                f"{name} {row.shape} belongs to a module that is not known, and goes to {row.rule!r}. "
+                f"{name} {row.shape} {taken}, and goes to {row.rule!r}. "
                 f"If {asks}: overrides={{{name!r}: {answer}}}"
             )
         if not find_rule(row.rule).hidden_only:

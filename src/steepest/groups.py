@@ -8,12 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steepest.explanation import ALIASES, DOUBTS, FALLBACK, LEFT_OUT, WHY
 from steepest.hyper import near_miss
 from steepest.options import COMMON_OPTIONS
 from steepest.registry import find_rule
 from steepest.step.collect import refuse_shards
 
-__all__ = ["check_params", "check_views", "filled", "names_of"]
+__all__ = ["RESERVED", "check_own_views", "check_params", "check_views", "filled"]
+
+# What a param group keeps for the library, for torch and for its schedulers.
+RESERVED = frozenset(
+    {"params", "param_names", "rule", "base_lr", "initial_lr", "skipped_steps", "scaled_orthogonalize_fn"}
+    | {WHY, ALIASES, LEFT_OUT, DOUBTS, FALLBACK}
+)
 
 
 def filled(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -27,26 +34,47 @@ def filled(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, A
         # How to decay belongs to a rule; the rest of the common options to the whole optimizer.
         shared = [name for name in COMMON_OPTIONS if name != "weight_decay_method"]
         full.update({name: defaults[name] for name in shared if name in defaults})
+    full.update(found.conventions)
     full.update(group)
     full["rule"] = rule
     full.setdefault("skipped_steps", 0)
     return full
 
 
-def names_of(params: Any) -> list[str]:
-    """The names among a group's parameters as the user gave them, ``(name, tensor)`` pairs or tensors."""
-    return [entry[0] for entry in params if isinstance(entry, tuple)]
+def check_own_views(views: Mapping[str, Any], rule: str, params: Any) -> None:
+    """Refuse a group's view of a parameter that is not in it, or that its rule would not look at."""
+    if not isinstance(views, Mapping):
+        return
+    if "views" not in find_rule(rule).hyper:
+        raise ValueError(f"views: {rule!r} sees no matrices; the view of {next(iter(views))!r} does nothing")
+    names = (
+        [entry[0] for entry in params if isinstance(entry, tuple)] if not isinstance(params, Tensor) else []
+    )
+    for name in views:
+        if name not in names:
+            raise _no_parameter(name, names)
 
 
 def check_views(views: Mapping[str, Any], groups: list[dict[str, Any]]) -> None:
-    """Refuse a view of a parameter that is not there: it would silently do nothing."""
-    names = [name for group in groups for name in group.get("param_names", ())]
+    """Refuse the constructor's view of a parameter that no group applies it to."""
     for name in views:
-        if name not in names:
-            hint = (
-                near_miss(name, names) if names else "; pass (name, tensor) pairs, as named_parameters() does"
+        holder = next((group for group in groups if name in group.get("param_names", ())), None)
+        if holder is None:
+            raise _no_parameter(name, [name for group in groups for name in group.get("param_names", ())])
+        if "views" not in find_rule(holder["rule"]).hyper:
+            raise ValueError(
+                f"views: parameter {name!r} is in a group of rule {holder['rule']!r}, which sees no matrices"
             )
-            raise ValueError(f"views: there is no parameter {name!r}{hint}")
+        if name not in (holder["views"] or {}):
+            raise ValueError(
+                f"views: parameter {name!r} is in a group with views of its own, or of another rule: "
+                "give that group's dict the view"
+            )
+
+
+def _no_parameter(name: str, names: list[str]) -> ValueError:
+    hint = near_miss(name, names) if names else "; pass (name, tensor) pairs, as named_parameters() does"
+    return ValueError(f"views: there is no parameter {name!r} to which they apply{hint}")
 
 
 def check_params(params: list[Any], group_index: int, group: Mapping[str, Any]) -> None:

@@ -72,6 +72,8 @@ def plain(value: Any) -> Any:
     """
     if isinstance(value, (bool, int, float, str, bytes, dict, torch.Tensor, torch.dtype)) or value is None:
         return value
+    if isinstance(value, Mapping):
+        return dict(value)
     if isinstance(value, numbers.Integral):
         return int(value)
     if isinstance(value, numbers.Real):

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from steepest.checkpoint import check_loadable, restored
+from steepest.checkpoint import check_loadable, placed, restored
 from steepest.explanation import Explanation, explain
-from steepest.groups import check_params, check_views, filled, names_of
+from steepest.groups import check_own_views, check_params, check_views, filled
 from steepest.hyper import near_miss, plain
 from steepest.registry import find_rule, register
 from steepest.rule import Rule
@@ -28,7 +28,9 @@ from steepest.step.matrix import (
     relate,
     run_matrix,
 )
+from steepest.step.offload import on_host
 from steepest.step.tensor import measure, reads_back
+from steepest.watch import Watch
 
 __all__ = ["Optimizer"]
 
@@ -92,8 +94,7 @@ class Optimizer(torch.optim.Optimizer):
         found.check(type(self).__name__, defaults)
         defaults = {name: plain(value) if name in known else value for name, value in defaults.items()}
         super().__init__(params, defaults)
-        for group in self.param_groups:
-            check_views(group.get("views") or {}, self.param_groups)
+        check_views(self.defaults.get("views") or {}, self.param_groups)
 
     # -- param groups
 
@@ -111,9 +112,10 @@ class Optimizer(torch.optim.Optimizer):
             full.setdefault("base_lr", float(full["lr"]))
             check_params([params] if isinstance(params, Tensor) else list(params), group_index, full)
             if (own := param_group.get("views")) and own is not self.defaults.get("views"):
-                check_views(own, [*self.param_groups, {"param_names": names_of(param_group["params"])}])
+                check_own_views(own, full["rule"], param_group["params"])
             param_group.update(full)
         super().add_param_group(param_group)
+        self._watch.remember_shapes(self.param_groups[-1])
 
     # -- the step
 
@@ -136,22 +138,34 @@ class Optimizer(torch.optim.Optimizer):
             What the closure returned.
 
         Raises:
-            FloatingPointError: a gradient that is not finite, with ``nonfinite="raise"``. Parameters
-                and state are as they were.
+            FloatingPointError: a gradient that is not finite, with ``nonfinite="raise"``.
+            ValueError: an option in a param group has become one that the rule does not take, or a
+                matrix a vector. In either case parameters and state are as they were.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._watch.check(type(self).__name__, self.param_groups)
         batches = collect(self.param_groups, lambda param: self.state.get(param, {}))
         if not batches and not self._has_more():
             return loss
-        finite = self._check(batches)
-        if isinstance(finite, Tensor) and reads_back(batches):
+        taken = self._take(batches, self._check(batches))
+        if taken is not False:
+            self._step_rest()
+        if taken is not True:
+            self._count_skipped((~taken).to(torch.int64) if isinstance(taken, Tensor) else 1)
+        return loss
+
+    def _take(self, batches: list[Batch], finite: bool | Tensor) -> bool | Tensor:
+        """Step these parameters if their gradients are finite.
+
+        Returns whether it was done: ``finite``, a tensor where only the device knows.
+        """
+        if isinstance(finite, Tensor) and (reads_back(batches) or any(b.offloaded for b in batches)):
             finite = bool(finite)
         if finite is False:
-            self._count_skipped(1)
-            return loss
+            return False
         mask = finite if isinstance(finite, Tensor) else None
         self._make_state(batches)
         for batch in batches:
@@ -169,18 +183,24 @@ class Optimizer(torch.optim.Optimizer):
             if id(batch) in writes:
                 for old, new in writes[id(batch)]:
                     store(old, new, on_device)
+            elif batch.offloaded:
+                compiles = _compiles(batch)
+                for near in on_host(batch):
+                    _run(near, None, compiles)
             else:
-                _run(batch, on_device)
+                _run(batch, on_device, _compiles(batch))
             for member in batch.members:
-                for name, value in member.measured.items():
-                    member.state[name].fill_(value)
-                if "step" in member.state:
-                    counted = 1 if mask is None else mask.to(member.state["step"].device)
-                    member.state["step"] += counted
-        self._step_rest()
-        if mask is not None:
-            self._count_skipped((~mask).to(torch.int64))
-        return loss
+                if member.measured is not None:
+                    for name, value in member.measured.items():
+                        member.state[name].fill_(value)
+            _count(batch, mask)
+        return finite
+
+    @property
+    def _watch(self) -> Watch:
+        # Not in what is pickled: a copy's parameters have the shapes that they have there.
+        watch: Watch = self.__dict__.setdefault("_watching", Watch())
+        return watch
 
     def _has_more(self) -> bool:
         """Whether a subclass has something to step without any parameter's gradient."""
@@ -241,7 +261,9 @@ class Optimizer(torch.optim.Optimizer):
             for member in batch.members:
                 fresh: dict[str, Tensor] = {}
                 if not names.issubset(member.state):
-                    fresh = batch.rule.init_state(member.param, batch.group)
+                    # Its values are not looked at, and memory that is not written is not taken.
+                    blank = torch.empty_like(member.param, device="cpu") if batch.offloaded else member.param
+                    fresh = batch.rule.init_state(blank, batch.group)
                 if batch.rule.scope == "matrix":
                     drop_stale_factors(batch, member)
                 if batch.rule.scope == "matrix" and lacks_factors(batch, member):
@@ -277,16 +299,18 @@ class Optimizer(torch.optim.Optimizer):
         """
         accepted: dict[str, Any] = {}
 
-        def check(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> None:
+        def check(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> dict[str, Any] | None:
             check_loadable(self.param_groups, loaded)
             accepted.update(loaded)
+            return placed(self.param_groups, loaded)
 
         def restore(_: torch.optim.Optimizer) -> None:
             for ours, theirs in zip(self.param_groups, accepted["param_groups"], strict=True):
                 rule = find_rule(ours["rule"])
                 for saved, param in zip(theirs["params"], ours["params"], strict=True):
                     if saved in accepted["state"]:
-                        self.state[param] = restored(rule, param, accepted["state"][saved])
+                        where = torch.device(ours["state_device"] or param.device)
+                        self.state[param] = restored(rule, where, accepted["state"][saved])
 
         # The user's own pre-hooks may replace the dict, so it is looked at after them; their post-hooks
         # must find the dtypes mended.
@@ -301,6 +325,7 @@ class Optimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Unpickle; options that did not exist when the pickle was made get their defaults."""
         current = self.__dict__.get("param_groups", ())
+        made = "_watching" in self.__dict__
         super().__setstate__(state)
         self.defaults.setdefault("rule", type(self).rule.name if hasattr(type(self), "rule") else None)
         for index, group in enumerate(self.param_groups):
@@ -309,40 +334,57 @@ class Optimizer(torch.optim.Optimizer):
             for name, value in filled({**fallback, **group}, self.defaults).items():
                 group.setdefault(name, value)
             group.setdefault("base_lr", float(group.get("initial_lr", group["lr"])))
+            if not made:
+                self._watch.remember_shapes(group)
 
 
 def _count_steps(batch: Batch) -> None:
     """Set every member's step, the number of the one being taken, and the scalars that follow from it."""
     hyper = {name: batch.group[name] for name in batch.rule.hyper}
     on_device = batch.group["nonfinite"] == "skip" and batch.device.type != "cpu"
+    # Rules of other scopes add each member's own.
+    alike = batch.rule.scope == "element"
     by_step: dict[float, dict[str, Any]] = {}
     for member in batch.members:
-        if "step" not in member.state:
-            member.scalars = dict(batch.rule.scalars(1, **hyper))
-            continue
-        if on_device:
+        count = member.state.get("step")
+        if on_device and count is not None:
             # Whether the last step was taken is known on the device alone.
             member.state["step"] = member.state["step"].to(batch.device)
             member.step = member.state["step"].to(torch.float64) + 1
             member.scalars = dict(batch.rule.scalars(member.step, **hyper))
             continue
-        member.step = float(member.state["step"]) + 1
-        if member.step not in by_step:
-            by_step[member.step] = dict(batch.rule.scalars(member.step, **hyper))
-        member.scalars = dict(by_step[member.step])
+        step = 1.0
+        if count is not None:
+            member.step = step = float(count) + 1
+        if step not in by_step:
+            by_step[step] = dict(batch.rule.scalars(step, **hyper))
+        member.scalars = by_step[step] if alike else dict(by_step[step])
 
 
-def _run(batch: Batch, finite: Tensor | None) -> None:
+def _count(batch: Batch, finite: Tensor | None) -> None:
+    """Add the step that was taken to the members' counts, unless the device finds that it was skipped."""
+    counts = [member.state["step"] for member in batch.members if "step" in member.state]
+    if counts and finite is None:
+        torch._foreach_add_(counts, 1)
+    elif finite is not None:
+        for count in counts:
+            count += finite.to(count.device)
+
+
+def _run(batch: Batch, finite: Tensor | None, compiles: bool) -> None:
     if batch.rule.scope == "matrix":
-        if batch.group["compile"] is True:
-            warn_not_compiled(batch.rule.name)
         run_matrix(batch, finite)
-    elif not (_compiles(batch) and run_compiled(batch, finite)):
-        run_eager(batch, finite)
+        return
+    left = run_compiled(batch, finite) if compiles else batch.members
+    run_eager(batch, left, finite)
 
 
 def _compiles(batch: Batch) -> bool:
     wish = batch.group["compile"]
+    if batch.rule.scope == "matrix":
+        if wish is True:
+            warn_not_compiled(batch.rule.name)
+        return False
     if wish is False:
         return False
     available = compiler_available(batch.device.type)

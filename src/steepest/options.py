@@ -32,12 +32,18 @@ class CommonOptions(TypedDict, total=False):
       with β = 0.99, at a quarter with β = 0.999. Take float32 for slow averages such as AdamW's second.
     - ``rounding``: how a result is rounded into a bfloat16 or float16 parameter: to ``"nearest"``, or
       ``"stochastic"``, up or down with a probability that makes the expectation exact.
+    - ``state_device``: None keeps state with its parameter. ``"cpu"`` keeps it in the host's memory and
+      takes the step there, for parameters on an accelerator: an element or tensor rule computes on the
+      CPU, with copies of parameter and gradient that come and go while it computes. Matrix rules refuse
+      it: their products belong on the accelerator. A parameter on the CPU is stepped as ever.
     - ``nonfinite``: what an infinite or NaN gradient does: ``"ignore"`` computes with it, ``"skip"``
       leaves parameters, state and step counts as they were and counts in ``optimizer.skipped_steps``
       (no host sync on an accelerator), ``"raise"`` raises ``FloatingPointError`` with the parameter's
       name (this waits for the device).
     - ``maximize``: ascend instead of descend.
-    - ``compile``: True and False are orders; None compiles where it pays: a large model and a compiler.
+    - ``compile``: True and False are orders; None compiles where it pays: 2²⁴ elements or more, and a
+      compiler. What is compiled depends on the rule, its options and the dtypes, not on the model: the
+      first step of a rule takes about ten seconds on a new machine, two or three from torch's cache.
       Matrix rules run eagerly in any case, since their time is in matmuls.
     - ``seed``: key of the noise of stochastic rounding and stochastic rules. The noise is a function of
       (seed, step, element): it resumes exactly, and the global generator is never touched.
@@ -45,6 +51,7 @@ class CommonOptions(TypedDict, total=False):
 
     weight_decay_method: WeightDecayMethod
     state_dtype: torch.dtype | None
+    state_device: Literal["cpu"] | None
     rounding: Rounding
     nonfinite: Nonfinite
     maximize: bool
@@ -55,6 +62,7 @@ class CommonOptions(TypedDict, total=False):
 COMMON_OPTIONS: dict[str, Hyper] = {
     "weight_decay_method": choice("decoupled", "decoupled", "independent", "l2", "palm", "sign", "cautious"),
     "state_dtype": floating_dtype(),
+    "state_device": choice(None, None, "cpu"),
     "rounding": choice("nearest", "nearest", "stochastic"),
     "nonfinite": choice("ignore", "ignore", "skip", "raise"),
     "maximize": flag(False),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -21,6 +22,10 @@ Scalar = float | Tensor
 Noise = Callable[[int], Tensor]
 
 
+# What DeepSpeed ZeRO 3 and FSDP1 mark their parameters with.
+_FLAT = ("ds_id", "ds_tensor", "_is_flat_param", "_fsdp_flattened")
+
+
 class Rule(ABC):
     """An optimizer's equation, with the least part of a parameter that it must see at once (its scope).
 
@@ -33,6 +38,8 @@ class Rule(ABC):
         weight_decay_method: the default of the common option.
         counts_steps: whether the equation needs the number of steps a parameter has taken.
         tensor_state: the state entries that are one number for a whole tensor: 0-dim, on the CPU.
+        conventions: what the numbers of the state mean where libraries differ, by name. Every group says
+            it, so that a checkpoint does, and a group that says otherwise is refused.
         hidden_only: whether the rule is meant for the matrices of hidden layers alone, so that
             :func:`steepest.build` gives everything else to another.
     """
@@ -43,6 +50,7 @@ class Rule(ABC):
     weight_decay_method: ClassVar[str] = "decoupled"
     counts_steps: ClassVar[bool] = False
     tensor_state: ClassVar[frozenset[str]] = frozenset()
+    conventions: ClassVar[Mapping[str, str]] = MappingProxyType({})
     hidden_only: ClassVar[bool] = False
     takes: ClassVar[frozenset[str]] = frozenset()
 
@@ -67,10 +75,17 @@ class Rule(ABC):
         if isinstance(lr, Tensor) and lr.numel() != 1:
             raise ValueError(f"{owner}: Tensor lr must be 1-element, got shape {tuple(lr.shape)}")
         check_all(owner, {**self.hyper, **COMMON_OPTIONS}, group)
+        for name, ours in self.conventions.items():
+            if group.get(name, ours) != ours:
+                raise ValueError(f"{owner}: {name} of {self.name!r} is {ours!r}, got {group[name]!r}")
 
     def check_param(self, who: str, name: str | None, param: Tensor, group: Group) -> None:
         """Raise ``ValueError``, beginning with ``who``, for a parameter that the rule cannot serve."""
         return
+
+    def relates(self, group: Group) -> str | None:
+        """The option by which a tensor's step depends on the others of its group; None where none does."""
+        return None
 
     def decays_itself(self, group: Group) -> bool:
         """Whether ``update`` applies the weight decay, so that the step must not."""
@@ -167,11 +182,26 @@ class MatrixRule(Rule):
     scope = "matrix"
     working_copies: ClassVar[int] = 12
 
+    def check(self, owner: str, group: Group) -> None:
+        """Matrix products are the accelerator's work, and its state must be there."""
+        super().check(owner, group)
+        if group.get("state_device") is not None:
+            raise ValueError(
+                f"{owner}: state_device must be None for {self.name!r}, got {group['state_device']!r}: only "
+                "element and tensor rules are stepped on the host. Set it in the groups that have one "
+                '(build: fallback={"rule": "adamw", "state_device": "cpu"})'
+            )
+
     def check_param(self, who: str, name: str | None, param: Tensor, group: Group) -> None:
         """Complex matrices are not matrices of pairs, and a fused parameter's blocks must fill it."""
         if param.is_complex():
             raise ValueError(
                 f"{who} is complex: {self.name!r} takes real parameters; element rules take both"
+            )
+        if any(hasattr(param, mark) for mark in _FLAT):
+            raise ValueError(
+                f"{who} is flattened or partitioned (DeepSpeed ZeRO, FSDP1): {self.name!r} needs whole "
+                "tensors; element rules take any"
             )
         view = (group["views"] or {}).get(name)
         if view is not None:

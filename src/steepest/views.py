@@ -6,17 +6,24 @@ A view is plain data, so that it lives in a param group and in a checkpoint:
 
 from __future__ import annotations
 
+import numbers
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-__all__ = ["View", "check_view", "columns", "cut", "heads", "rows"]
+from steepest.hyper import Hyper
+
+__all__ = ["View", "check_view", "columns", "cut", "fused_parameters", "heads", "rows"]
 
 View = tuple[str, tuple[int, ...]]
 
 
 def rows(*sizes: int) -> View:
     """Blocks of rows (dimension 0) of these sizes: a fused QKV projection is ``rows(d, d, d)``.
+
+    Raises:
+        ValueError: no sizes, or one that is not an integer ≥ 1.
 
     >>> rows(4, 2, 2)
     ('rows', (4, 2, 2))
@@ -27,6 +34,9 @@ def rows(*sizes: int) -> View:
 def columns(*sizes: int) -> View:
     """Blocks of columns, or of whatever dimension 1 is, of these sizes.
 
+    Raises:
+        ValueError: no sizes, or one that is not an integer ≥ 1.
+
     >>> columns(3, 3)
     ('columns', (3, 3))
     """
@@ -36,16 +46,33 @@ def columns(*sizes: int) -> View:
 def heads(count: int, size: int) -> View:
     """``count`` blocks of ``size`` rows each: every head by itself.
 
+    Raises:
+        ValueError: ``count`` or ``size`` is not an integer ≥ 1.
+
     >>> heads(3, 64)
     ('rows', (64, 64, 64))
     """
-    return rows(*([size] * count))
+    if not (_is_size(count) and _is_size(size)):
+        raise ValueError(f"heads() takes how many and their size, integers ≥ 1, got {count!r} and {size!r}")
+    return rows(*([size] * int(count)))
 
 
 def _sizes(sizes: tuple[int, ...]) -> tuple[int, ...]:
-    if not sizes or any(not isinstance(size, int) or size < 1 for size in sizes):
-        raise ValueError(f"a view needs block sizes ≥ 1, got {sizes!r}")
-    return sizes
+    if not sizes or not all(_is_size(size) for size in sizes):
+        raise ValueError(f"a view needs block sizes, integers ≥ 1, got {sizes!r}")
+    # Other libraries' integers would keep a checkpoint from loading.
+    return tuple(int(size) for size in sizes)
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1
+
+
+def fused_parameters() -> Hyper:
+    """The option ``views`` of rules that see matrices; what the views are is checked with the parameters."""
+    return Hyper(
+        None, lambda value: value is None or isinstance(value, Mapping), "None or a dict of views by name"
+    )
 
 
 def check_view(who: str, view: Any, shape: torch.Size) -> None:

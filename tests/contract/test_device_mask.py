@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from steepest import optimizer as optimizer_module
 from steepest.step import compiled
-from steepest.step.collect import Batch
+from steepest.step.collect import Batch, Member
 
 from .cases import CASES, RULES, Case, able, by_id, with_dtypes
 from .training import identical, make_params, set_gradients, snapshot, values
@@ -213,10 +213,10 @@ def test_the_patches_reach_the_path(on_device: Iterator[None], monkeypatch: pyte
     masks, members = [], []
     run = optimizer_module.run_eager
 
-    def spy(batch: Batch, finite: Tensor | None) -> None:
+    def spy(batch: Batch, some: list[Member], finite: Tensor | None) -> None:
         masks.append(finite)
-        members.extend(dataclasses.replace(member) for member in batch.members)
-        run(batch, finite)
+        members.extend(dataclasses.replace(member) for member in some)
+        run(batch, some, finite)
 
     monkeypatch.setattr(optimizer_module, "run_eager", spy)
     params = make_params()

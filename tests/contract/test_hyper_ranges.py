@@ -89,6 +89,7 @@ BAD: dict[str | tuple[str, str], list[Any]] = {
     "scale": ["snr", None, 1],
     "weight_decay_method": ["decouple", "L2", None, 0],
     "rounding": ["up", None, True],
+    "state_device": ["cuda", "host", True, torch.device("cpu")],
     "nonfinite": ["error", None, True],
     "state_dtype": [torch.int8, torch.complex64, "float32", 32],
     "compile": [0, 1, "True", "auto"],

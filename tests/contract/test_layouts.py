@@ -156,7 +156,7 @@ def test_stacks_make_the_loop(case: Case, dtype: torch.dtype):
 def test_sums_over_a_tensor_hardly_depend_on_its_pieces(monkeypatch: pytest.MonkeyPatch):
     grad = torch.randn(1000, generator=torch.Generator().manual_seed(0))
     wide = grad.double()
-    monkeypatch.setattr(tensor, "_PIECE", 7)
+    monkeypatch.setattr(tensor, "_PIECE_ON_CPU", 7)
     count, total, square = tensor.moments(grad.view(10, 100).t())
     assert count == 1000
     assert total.item() == pytest.approx(wide.sum().item(), rel=1e-12)

@@ -35,3 +35,10 @@ def test_storage_shared_by_two_states_is_counted_once() -> None:
     buffer = torch.zeros(100)
     optimizer.state[weight] = {"a": buffer, "b": buffer[10:]}
     assert state_bytes(optimizer) == 400
+
+
+def test_tensors_in_dicts_and_lists_are_counted_too() -> None:
+    weight = torch.zeros(10, requires_grad=True)
+    optimizer = torch.optim.SGD([weight], lr=0.1)
+    optimizer.state[weight] = {0: {"Q": [torch.zeros(3), (torch.zeros(2),)]}, "name": "none"}
+    assert state_bytes(optimizer) == 20

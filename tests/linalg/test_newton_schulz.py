@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 
@@ -147,7 +148,12 @@ class TestSingularValues:
 
     @pytest.mark.parametrize(
         ("dtype", "form", "slack"),
-        [(torch.bfloat16, "plain", 0.05), (torch.float16, "plain", 0.02), (torch.float16, "gram", 0.02)],
+        [
+            (torch.bfloat16, "plain", 0.05),
+            (torch.bfloat16, "gram", 0.05),
+            (torch.float16, "plain", 0.02),
+            (torch.float16, "gram", 0.02),
+        ],
     )
     @pytest.mark.parametrize("name", ["jordan", "quintic", "polar_express", "deepseekv4"])
     def test_the_band_in_half_precision(self, name, dtype, form, slack):
@@ -365,13 +371,26 @@ class TestGram:
         if steps == 5:
             assert flops("gram") == 8 * r**2 * n + 28 * r**3
 
-    def test_auto_is_plain_in_bfloat16(self):
+    @pytest.mark.parametrize("spectrum", ["random", "spread"])
+    @pytest.mark.parametrize("name", [n for n in NAMES if COEFFICIENTS[n].gram_in_bfloat16])
+    def test_gram_is_as_good_as_plain_in_bfloat16(self, name, spectrum):
+        """No overshoot that the plain form has not too: what more than two iterations on one R would do."""
+        x = randn(2, 64, 192)
+        if spectrum == "spread":
+            x = with_singular_values(torch.logspace(-2.5, 0, 64).double().expand(2, 64), 64, 192)[0]
+        exact = newton_schulz(x, name, form="plain")
+        plain, gram = (newton_schulz(x, name, form=form, dtype=torch.bfloat16) for form in ("plain", "gram"))
+        assert error(gram, exact) < 1.5 * error(plain, exact) + 0.02
+        assert torch.linalg.svdvals(gram).max() < torch.linalg.svdvals(plain).max() + 0.15
+
+    def test_auto_is_gram_in_bfloat16_for_the_sets_that_bear_it(self):
         x = randn(4, 64, dtype=torch.float32)
-        auto, plain, gram = (
-            newton_schulz(x, dtype=torch.bfloat16, form=form) for form in ("auto", "plain", "gram")
-        )
-        assert torch.equal(auto, plain)
-        assert not torch.equal(auto, gram)
+        custom = COEFFICIENTS["jordan"].triples
+        for coefficients, form in (("quintic", "gram"), ("cans", "plain"), (custom, "plain")):
+            auto, expected = (
+                newton_schulz(x, coefficients, dtype=torch.bfloat16, form=f) for f in ("auto", form)
+            )
+            assert torch.equal(auto, expected)
 
 
 class TestDtypes:
@@ -394,16 +413,22 @@ class TestDtypes:
         assert 1e-3 < error(newton_schulz(x, dtype=torch.bfloat16), in_double) < 0.05
 
     def test_none_means_half_precision_where_that_pays(self, monkeypatch):
-        choose = importlib.import_module("steepest.linalg.newton_schulz")._computing_dtype
+        module = importlib.import_module("steepest.linalg.newton_schulz")
+        choose = functools.partial(module._computing_dtype, rows=128)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
-        assert choose(torch.float32, "cuda", gram=False) == torch.bfloat16
-        assert choose(torch.float32, "cuda", gram=True) == torch.float16
-        assert choose(torch.bfloat16, "cuda", gram=True) == torch.float16
-        assert choose(torch.float16, "cuda", gram=False) == torch.float16
-        assert choose(torch.float64, "cuda", gram=False) == torch.float64
-        assert choose(torch.float32, "cpu", gram=False) == torch.float32
+        assert choose(torch.float32, "cuda", by_gram=False) == torch.bfloat16
+        assert choose(torch.float32, "cuda", by_gram=True) == torch.float16
+        assert choose(torch.bfloat16, "cuda", by_gram=True) == torch.float16
+        assert choose(torch.float16, "cuda", by_gram=False) == torch.float16
+        assert choose(torch.float64, "cuda", by_gram=False) == torch.float64
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
-        assert choose(torch.bfloat16, "cuda", gram=False) == torch.float32
+        assert choose(torch.bfloat16, "cuda", by_gram=False) == torch.float32
+        for has, expected in ((True, torch.bfloat16), (False, torch.float32)):
+            monkeypatch.setattr(module, "_cpu_multiplies_bfloat16", lambda has=has: has)
+            assert choose(torch.float32, "cpu", by_gram=False) == expected
+            assert choose(torch.float16, "cpu", by_gram=True) == expected
+            assert choose(torch.float64, "cpu", by_gram=True) == torch.float64
+            assert choose(torch.float32, "cpu", by_gram=True, rows=127) == torch.float32
 
 
 class TestErrors:

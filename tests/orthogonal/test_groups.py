@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import io
+from types import MappingProxyType
+
+import numpy as np
 import pytest
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -9,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import steepest
 from steepest import OrthogonalizedOptimizer
-from steepest.views import heads, rows
+from steepest.views import columns, heads, rows
 
 
 def matrix(*shape, seed=0):
@@ -150,7 +154,10 @@ class Peak(TorchDispatchMode):
     [
         ("muon", torch.float32, {}),
         ("muon", torch.bfloat16, {"rounding": "stochastic"}),
+        ("muon", torch.float32, {"ns_dtype": torch.float64}),
+        ("muon", torch.float32, {"ns_dtype": torch.float64, "method": "svd"}),
         ("quad", torch.float32, {"max_skew_dense": 1.0}),
+        ("quad", torch.float32, {"max_skew_dense": 0.0}),
     ],
 )
 def test_a_steps_working_memory_is_bounded_by_bucket_bytes(name, dtype, options):
@@ -169,3 +176,61 @@ def test_a_steps_working_memory_is_bounded_by_bucket_bytes(name, dtype, options)
         with Peak(own) as seen:
             optimizer.step()
         assert seen.peak <= bound
+
+
+def test_a_list_of_one_triple_is_repeated():
+    """Five iterations, as the named set of the same triple; a longer list is run once."""
+    jordan = (3.4445, -4.7750, 2.0315)
+    moved = [
+        stepped(steepest.Muon([weight], coefficients=coefficients), weight)[0]
+        for weight, coefficients in ((matrix(6, 4), [jordan]), (matrix(6, 4), "jordan"))
+    ]
+    assert torch.equal(*moved)
+    long = [jordan] * 6
+    (six,) = stepped(steepest.Muon([weight := matrix(6, 4)], coefficients=long), weight)
+    (told,) = stepped(steepest.Muon([weight := matrix(6, 4)], coefficients=[jordan], ns_steps=6), weight)
+    (once,) = stepped(steepest.Muon([weight := matrix(6, 4)], coefficients=[jordan], ns_steps=1), weight)
+    assert torch.equal(six, told)
+    assert not torch.equal(once, moved[0])
+
+
+def test_other_libraries_integers_and_mappings_become_pythons_own():
+    weight = matrix(6, 4)
+    optimizer = steepest.Muon(
+        [("w", weight)], ns_steps=np.int64(7), views=MappingProxyType({"w": rows(np.int64(2), 4)})
+    )
+    optimizer.add_param_group(
+        {"params": [("v", matrix(6, 4, seed=1))], "ns_steps": np.int64(3), "views": None}
+    )
+    groups = optimizer.param_groups
+    assert [(type(group["ns_steps"]), group["ns_steps"]) for group in groups] == [(int, 7), (int, 3)]
+    assert groups[0]["views"] == {"w": ("rows", (2, 4))}
+    assert type(groups[0]["views"]) is dict
+    stepped(optimizer, weight)
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    optimizer.load_state_dict(torch.load(file, weights_only=True))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: rows(), r"integers ≥ 1, got \(\)"),
+        (lambda: rows(True, True), r"got \(True, True\)"),
+        (lambda: columns(2.0), r"got \(2.0,\)"),
+        (lambda: heads(2.0, 2), "got 2.0 and 2"),
+        (lambda: heads(-1, 2), "got -1 and 2"),
+        (lambda: heads(2, 0), "got 2 and 0"),
+    ],
+)
+def test_a_views_sizes_are_integers_from_one(make, words):
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+@pytest.mark.parametrize("name", ["muon", "normuon", "polargrad", "scion"])
+def test_the_fourth_argument_is_the_weight_decay(name):
+    optimizer = steepest.registry.optimizer_class(name)([matrix(2, 2)], 0.1, 0.8, 0.25)
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.1, 0.8, 0.25)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import steepest
 from steepest.views import columns, heads, rows
@@ -55,7 +56,7 @@ def test_the_buckets_size_changes_nothing(name):
 @pytest.mark.parametrize("shape", [(8, 8), (16, 4), (4, 16)])
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_against_torchs_muon(shape, nesterov):
-    """torch sums its momentum where ours averages, which the polar factor does not see."""
+    """Its coefficients and its dtype; its momentum is the same average."""
     draw = torch.Generator().manual_seed(0)
     start = torch.randn(shape, generator=draw)
     ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
@@ -123,3 +124,72 @@ def test_muon_and_an_element_rule_in_one_object():
             optimizer.step()
     assert torch.equal(matrix_, alone[0])
     assert torch.equal(vector, alone[1])
+
+
+class Products(TorchDispatchMode):
+    """How many matrix products there are, batched or not, and the dtypes in which they are."""
+
+    def __init__(self):
+        super().__init__()
+        self.count, self.dtypes = 0, set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket in (torch.ops.aten.bmm, torch.ops.aten.baddbmm, torch.ops.aten.mm):
+            self.count += 1
+            self.dtypes.add(args[0].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+def products(name, params, **options):
+    optimizer = steepest.create(name, params, **options)
+    draw = torch.Generator().manual_seed(0)
+    for _, param in params:
+        param.grad = torch.randn(param.shape, generator=draw)
+    with Products() as seen:
+        optimizer.step()
+    return seen
+
+
+@pytest.mark.parametrize("name", [*KIN, "quad", "procrustes"])
+def test_alike_matrices_are_computed_together(name):
+    """Eight are as many products as one, whether they are parameters or parts of one."""
+    one = products(name, [("w", torch.nn.Parameter(torch.ones(6, 4)))]).count
+    many = [(str(i), torch.nn.Parameter(torch.ones(6, 4))) for i in range(8)]
+    fused = [("w", torch.nn.Parameter(torch.ones(48, 4)))]
+    assert one > 0
+    assert products(name, many).count == one
+    assert products(name, fused, views={"w": heads(8, 6)}).count == one
+    assert products(name, many, bucket_bytes=1).count == 8 * one
+
+
+@pytest.mark.parametrize("name", KIN)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_the_products_have_the_dtype_asked_for(name, dtype):
+    assert products(name, [("w", torch.nn.Parameter(torch.ones(6, 4)))], ns_dtype=dtype).dtypes == {dtype}
+
+
+@pytest.mark.parametrize("view", [columns(2, 3), rows(1, 2), columns(1, 1, 3)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 5), (3, 5, 2)])
+def test_how_a_parameter_is_cut_does_not_change_how_it_is_rounded(view, shape):
+    """The noise goes by an element's place in the whole: with the identity, cutting changes no bit."""
+    trained = []
+    for views in (None, {"w": view}):
+        whole = torch.nn.Parameter(torch.ones(shape, dtype=torch.bfloat16))
+        optimizer = steepest.OrthogonalizedOptimizer(
+            [("w", whole)],
+            lr=2e-3,
+            momentum_beta=0.0,
+            scaled_orthogonalize_fn=identity,
+            rounding="stochastic",
+            views=views,
+        )
+        for _ in range(4):
+            whole.grad = torch.ones_like(whole)
+            optimizer.step()
+        trained.append(whole.detach())
+    assert torch.equal(*trained)
+    assert trained[0].unique().numel() > 1
+
+
+def identity(u):
+    return u

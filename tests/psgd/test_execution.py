@@ -11,7 +11,9 @@ import pytest
 import torch
 
 import steepest
+from steepest.registry import find_rule
 from steepest.rules.psgd import fits_in
+from steepest.rules.psgd.sides import Side
 
 from .fitting import KINDS, generator
 
@@ -287,3 +289,25 @@ def test_a_float64_factor_of_a_float32_parameter_keeps_its_bits(name):
         assert value.dtype == torch.float64
         assert torch.equal(after[key], value)
         assert not torch.equal(value, value.float().double())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_factors_are_balanced_where_the_device_says_so(kind):
+    """Largest magnitudes 1 and the same P, where the condition is a number or a device's; else as before."""
+    rule, draw = find_rule(kind), torch.Generator().manual_seed(0)
+    left, right = 8 * torch.rand(2, 3, 3, generator=draw), torch.rand(2, 4, generator=draw) / 16
+    scale = torch.tensor([1.0, 3.0])
+    p = rule.metric(left, literal=False)
+    sides = [Side("_left", left, p, torch.zeros(2)), Side("_right", right, right * right, torch.zeros(2))]
+
+    def product(sides, scale):
+        return scale.view(2, 1, 1, 1) ** 4 * sides[0].p.unsqueeze(-1) * sides[1].p.view(2, 1, 1, 4)
+
+    for condition in (True, torch.tensor(True)):
+        balanced, new = rule._balanced(sides, scale, condition)
+        for side in balanced:
+            torch.testing.assert_close(side.q.flatten(1).amax(1), torch.ones(2))
+        torch.testing.assert_close(product(balanced, new), product(sides, scale))
+    same, kept = rule._balanced(sides, scale, torch.tensor(False))
+    assert torch.equal(kept, scale)
+    assert all(torch.equal(one.q, other.q) for one, other in zip(same, sides, strict=True))

@@ -220,3 +220,20 @@ def test_from_one_end_of_the_range_to_the_other(kind):
             optimizer.step()
             assert rms(param - before) < 1.1 + 1e-4
         assert all_finite(optimizer, [param])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("first", "then"), [(1e5, 1.0), (1e6, 1.0), (1e8, 1.0), (1.0, 1e-9), (1e3, 1e-9), (1e4, 1e-6)]
+)
+@pytest.mark.parametrize("shape", [(12, 12), (8, 24)])
+def test_float16_algebra_survives_gradients_that_fall(kind, first, then, shape):
+    """By 1e5 after one step, by 1e12 after twenty: nothing may stop being a number."""
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.nn.Parameter(torch.zeros(shape))
+    optimizer = KINDS[kind]([weight], lr_style=None, dtype=torch.float16, momentum=0.5)
+    falls = 1 if then == 1.0 else 20
+    for step in range(80):
+        weight.grad = torch.randn(shape, generator=draw) * (first if step < falls else then)
+        optimizer.step()
+        assert all_finite(optimizer, [weight]), step

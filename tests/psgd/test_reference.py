@@ -42,11 +42,15 @@ def follow(kind, shape, *, steps=STEPS, reference=None, **options):
         if len(ours) == 2:
             ours, theirs = one_sided(ours), one_sided([torch.as_tensor(q) for q in theirs])
         pairs += zip(ours, theirs, strict=True)
-        state = optimizer.state[param]
-        bounds = [state[name] for name in ("L", "L_left", "L_right") if name in state]
-        pairs += zip(bounds, expected.bounds, strict=True)
+        pairs += zip(bounds(optimizer, param), expected.bounds, strict=True)
         worst = max(worst, *(relative(one, torch.as_tensor(other)) for one, other in pairs))
     return worst
+
+
+def bounds(optimizer, param):
+    """L of each side."""
+    state = optimizer.state[param]
+    return [state[name] for name in ("L", "L_left", "L_right") if name in state]
 
 
 def one_sided(q):
@@ -78,6 +82,40 @@ def test_every_shape(kind, shape):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_option(kind, options):
     assert follow(kind, (4, 9), **options) < TOLERANCE
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"max_size_dense": 3},
+        {"lr_style": None, "momentum": 0.5, "preconditioner_init_scale": 1.3},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_originals_way_in_one_group(kind, options):
+    """All shapes in one optimizer, which start from the group's largest gradient, over two balancings."""
+    begin = [gaussian(*shape, seed=1000 + i) for i, shape in enumerate(SHAPES)]
+    params = [torch.nn.Parameter(p.clone()) for p in begin]
+    optimizer = KINDS[kind](params, lr=0.01, noise_scale=0.0, norm="exact", literal=True, **options)
+    expected = [PSGD(kind, p.numpy(), lr=0.01, literal=True, **options) for p in begin]
+    worst = [0.0, 0.0]
+    for step, drawn in enumerate(zip(*(gradients(shape, 210) for shape in SHAPES), strict=True)):
+        # The first is the largest; that of step 60 has another direction and a tenth of the size.
+        drawn = [2.0**-i * (g if step != 59 else 0.1 * begin[i]) for i, g in enumerate(drawn)]
+        largest = max(float(g.square().mean()) for g in drawn)
+        for param, reference, g in zip(params, expected, drawn, strict=True):
+            param.grad = g
+            reference.step(g.numpy(), largest)
+        optimizer.step()
+        for param, reference in zip(params, expected, strict=True):
+            worst[0] = max(worst[0], relative(param.detach(), torch.as_tensor(reference.p)))
+            for bound, known in zip(bounds(optimizer, param), reference.bounds, strict=True):
+                worst[1] = max(worst[1], relative(bound, torch.as_tensor(known)))
+    # Bounds are of the fourth degree in Q, and the clip does not hide their rounding.
+    assert worst[0] < TOLERANCE
+    assert worst[1] < 100 * TOLERANCE
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -175,19 +213,32 @@ def test_first_update_is_white_at_any_gradient_scale():
             assert rms[True][0] < 0.01
 
 
+# The rms of the update over 0.2, on independent Gaussian gradients: docs/psgd.md has the table and the why.
+MATCHES_ADAMW = [
+    ({}, (32, 96), 0.9, 1.1),
+    ({}, (8, 3, 3, 3), 0.9, 1.1),
+    ({"preconditioner_lr": 0.1}, (48, 48), 0.9, 1.1),
+    ({"preconditioner_lr": 0.1}, (32, 96), 0.9, 1.1),
+    ({"preconditioner_lr": 0.1}, (64,), 0.9, 1.1),
+    # Square matrices and vectors miss it at μ₀ = 0.7: Q is fitted to the very sample that it whitens.
+    ({}, (48, 48), 0.82, 0.88),
+    ({"norm": "exact"}, (48, 48), 0.82, 0.88),
+    ({}, (64,), 0.82, 0.95),
+]
+
+
+@pytest.mark.parametrize(("options", "shape", "low", "high"), MATCHES_ADAMW, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-def test_update_has_nearly_the_rms_of_adamw(kind):
-    """lr_style="adam": 0.14 to 0.21 with the defaults on random gradients; below 0.2 since L bounds T."""
-    shapes = ((48, 48), (32, 96), (8, 3, 3, 3), (64,))
-    params = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
-    optimizer = KINDS[kind](params, lr=1.0, weight_decay=0.0)
+def test_update_has_the_rms_of_adamw(kind, options, shape, low, high):
+    """lr_style="adam" promises 0.2, so that AdamW's learning rate carries over."""
+    param = torch.nn.Parameter(torch.zeros(shape))
+    optimizer = KINDS[kind]([param], lr=1.0, weight_decay=0.0, **options)
     draw = torch.Generator().manual_seed(0)
     rms = []
-    for _ in range(60):
-        before = [param.detach().clone() for param in params]
-        for param in params:
-            param.grad = 1e-3 * torch.randn(param.shape, generator=draw)
+    for _ in range(300):
+        before = param.detach().clone()
+        param.grad = 1e-3 * torch.randn(shape, generator=draw)
         optimizer.step()
-        rms.append([(p.detach() - b).square().mean().sqrt() for p, b in zip(params, before, strict=True)])
-    mean = torch.tensor(rms)[20:].mean(0)
-    assert ((mean > 0.14) & (mean < 0.21)).all(), mean
+        rms.append(float((param.detach() - before).square().mean().sqrt()))
+    mean = sum(rms[200:]) / 100 / 0.2
+    assert low < mean < high

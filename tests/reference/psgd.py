@@ -100,13 +100,15 @@ class PSGD:
         x = x - x @ s
         return (x + x.T) / 2
 
-    def step(self, gradient):
+    def step(self, gradient, largest_square=None):
+        """``largest_square`` is the group's largest mean g², from which the original starts every tensor."""
         self.t += 1
         g = np.array(gradient, dtype=np.float64).reshape(self.shape)
         if self.m is None:
             self.m = g.copy()
             power = -1 / 8 if len(self.shape) == 2 and not self.literal else -1 / 4
-            scale = self.start_scale or np.mean(g**2) ** power
+            square = largest_square if self.literal and largest_square is not None else np.mean(g**2)
+            scale = self.start_scale or square**power
             self.q = [
                 scale * (np.eye(s) if dense else np.ones(s))
                 for s, dense in zip(self.shape, self.dense, strict=True)

@@ -80,10 +80,11 @@ def test_a_frozen_packed_weight_is_left_out_and_told():
     assert any("left out, since they can never train: 2.weight (uint8)" in note for note in explanation.notes)
 
 
-def test_parameters_that_are_flattened_afterwards_are_refused_by_the_step():
+@pytest.mark.parametrize("rule", ["muon", "quad"])
+def test_parameters_that_are_flattened_afterwards_are_refused_by_the_step(rule: str):
     """What DeepSpeed's ZeRO 1 and 2 do to the groups of an optimizer they are given."""
     model = MLP()
-    optimizer = steepest.build(model, "muon")
+    optimizer = steepest.build(model, rule)
     flats = []
     for group in optimizer.param_groups:
         flats.append(torch.cat([param.detach().flatten() for param in group["params"]]).requires_grad_())
@@ -91,7 +92,9 @@ def test_parameters_that_are_flattened_afterwards_are_refused_by_the_step():
         group["params"] = [flats[-1]]
         group["param_names"] = ["flat"]
     before = [flat.detach().clone() for flat in flats]
-    with pytest.raises(ValueError, match=r"'muon' has become a vector .* nothing was stepped"):
+    with pytest.raises(
+        ValueError, match=rf"'flat' is a vector .* {rule!r} needs whole .* nothing was stepped"
+    ):
         optimizer.step()
     assert all(torch.equal(flat, was) for flat, was in zip(flats, before, strict=True))
     assert not optimizer.state

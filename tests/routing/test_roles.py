@@ -71,6 +71,23 @@ def kind_of(module: nn.Module) -> tuple[str, str, object]:
         (Holder("pos_embed", 7, 4), ("adamw", "table", None)),
         (Holder("relative_position_bias_table", 9, 2), ("adamw", "table", None)),
         (Holder("mask_token", 1, 1, 4), ("adamw", "gain", None)),
+        (Holder("rel_pos_h", 7, 4), ("adamw", "table", None)),
+        (Holder("query_embed", 7, 4), ("adamw", "table", None)),
+        (Holder("query_tokens", 1, 7, 4), ("adamw", "table", None)),
+        (Holder("latents", 7, 4), ("adamw", "table", None)),
+        (Holder("token_embedding2", 7, 4), ("adamw", "table", None)),
+        (Holder("query", 7, 4), ("adamw", "table", None)),
+        (Holder("w_query", 4, 4), ("adamw", "unknown", None)),
+        (Holder("query_kernel", 4, 4), ("adamw", "unknown", None)),
+        (Holder("memory_kernel", 4, 4), ("adamw", "unknown", None)),
+        (Holder("token_mix", 4, 4), ("adamw", "unknown", None)),
+        (Holder("embed_proj", 4, 16), ("adamw", "unknown", None)),
+        (Holder("attention_biases", 4, 9), ("adamw", "bias", None)),
+        (Holder("b", 1, 4), ("adamw", "bias", None)),
+        (Holder("b", 4), ("adamw", "bias", None)),
+        (Holder("B", 4, 2), ("adamw", "unknown", None)),
+        (Holder("A", 2, 4), ("adamw", "unknown", None)),
+        (Holder("W_b", 4, 4), ("adamw", "unknown", None)),
         (Holder("lora_A", 2, 4), ("adamw", "lora", None)),
         (Holder("lora_magnitude_vector", 4), ("adamw", "gain", None)),
         (Holder("w_up", 3, 4), ("adamw", "unknown", None)),
@@ -120,3 +137,33 @@ def test_a_parameter_in_a_list_is_its_modules():
         "mixers.1": "unknown",
         "pos_embeds.low": "table",
     }
+
+
+def warnings_of(module: nn.Module) -> list[str]:
+    """What is said of the module's parameter, within a model."""
+    model = nn.Sequential(nn.Linear(4, 4), module, nn.Linear(4, 2))
+    return [line for line in steepest.build(model, "muon").explain().warnings if "*." in line or "1." in line]
+
+
+@pytest.mark.parametrize("name", ["memory", "latents", "query", "token_embed"])
+def test_a_table_that_only_its_name_makes_one_is_warned_of(name: str):
+    (warning,) = warnings_of(Holder(name, 4, 4))
+    assert f"{name} (4, 4) is taken for a table, by its name alone, and goes to 'adamw'" in warning
+    assert "overrides={" in warning
+
+
+@pytest.mark.parametrize("name", ["w_query", "W_b", "B", "token_mix"])
+def test_a_matrix_that_nobody_knows_is_decayed_and_warned_of(name: str):
+    model = nn.Sequential(nn.Linear(4, 4), Holder(name, 4, 4), nn.Linear(4, 2))
+    optimizer = steepest.build(model, "muon", weight_decay=0.25)
+    row = next(row for row in optimizer.explain().rows if row.name.endswith(name))
+    assert (row.rule, row.weight_decay) == ("adamw", 0.25)
+    assert any("belongs to a module that is not known" in line for line in warnings_of(Holder(name, 4, 4)))
+
+
+def test_positions_are_no_guess_and_an_override_settles_one():
+    assert not warnings_of(Holder("pos_embed", 7, 4))
+    model = nn.Sequential(nn.Linear(4, 4), Holder("memory", 4, 4), nn.Linear(4, 2))
+    for rule in ("muon", "adamw"):
+        explanation = steepest.build(model, "muon", overrides={"*.memory": rule}).explain()
+        assert not any("memory" in line for line in explanation.warnings)

@@ -246,6 +246,18 @@ def test_foreign_state_dicts_are_refused_and_nothing_is_loaded():
             assert_same(entries, good["state"][index_])
 
 
+def test_gradients_released_in_backward_leave_the_votes_to_the_step():
+    found = []
+    for released in (False, True):
+        model, optimizer = built()
+        if released:
+            steepest.release_gradients(model, optimizer)
+        train(model, optimizer, 4)
+        assert int(optimizer.flip.taken) == 4
+        found.append(snapshot(model))
+    assert_same(*found)
+
+
 def test_options_that_nothing_takes_are_refused():
     with pytest.raises(ValueError, match=r"Sequential has no ternary layers; .*ternarize\(model\)"):
         steepest.build(nn.Sequential(nn.Linear(2, 2)), "lion", ternary={"threshold": 3})

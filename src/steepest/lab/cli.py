@@ -16,6 +16,15 @@ from rich.console import Console
 import steepest
 
 from . import corpus
+from .bench import bench
+from .bench.material import threads as bench_threads
+from .bench.picture import DPI, picture
+from .bench.running import DEFAULT_MODELS, DTYPES, PICTURE, REPORT, ROUNDS
+from .bench.sections import SECTIONS
+from .bench.shapes import SHAPE_LISTS
+from .bench.terminal import table as bench_table
+from .bench.watch import Live as BenchLive
+from .bench.watch import Plain as BenchPlain
 from .errors import LabError
 from .models.gpt import GPTConfig
 from .progress import Watcher
@@ -30,6 +39,7 @@ INTERRUPTED = 130
 BAD_REQUEST = 2
 
 _LOG_WIDTH = 120
+_BENCH_WIDTH = 180
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 
 app = typer.Typer(
@@ -192,7 +202,7 @@ def race_command(
     try:
         torch.set_num_threads(threads)
         console = _console()
-        names = [name.strip() for name in optimizers.split(",") if name.strip()]
+        names = _names(optimizers)
         result = race(
             _task(task, text, model, (width, depth, heads, context), batch, device),
             names,
@@ -233,6 +243,111 @@ def _study(
         print(f"interrupted: the same command goes on from what {folder} holds", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+@app.command("bench")
+def bench_command(
+    model: Annotated[
+        str, typer.Option(metavar="NAME,NAME,…", help=f"Whose shapes: {', '.join(SHAPE_LISTS)}.")
+    ] = ",".join(DEFAULT_MODELS),
+    optimizers: Annotated[
+        str | None,
+        typer.Option(metavar="NAME,NAME,…", help="Which of ours. Default: all.", show_default=False),
+    ] = None,
+    sections: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,NAME,…",
+            help=f"What to measure: {', '.join(SECTIONS)}. Default: all.",
+            show_default=False,
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="Where to step.")] = "auto",
+    dtype: Annotated[
+        str, typer.Option(metavar="|".join(DTYPES), help="Of parameters and gradients.")
+    ] = "float32",
+    rounds: Annotated[int, typer.Option(help="Rounds of every measurement; 9 or more for results.")] = ROUNDS,
+    blocks: Annotated[
+        int | None,
+        typer.Option(
+            help="Matrix rules step the hidden matrices of so many of the model's blocks; 0: of all. "
+            "Default: 1 on a CPU, all elsewhere.",
+            show_default=False,
+        ),
+    ] = None,
+    peers: Annotated[bool, typer.Option(help="Other packages' optimizers too, as installed.")] = True,
+    compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="Ours compiled.")] = True,
+    eager: Annotated[bool, typer.Option("--eager/--no-eager", help="Ours eager.")] = True,
+    memory: Annotated[
+        float | None,
+        typer.Option(
+            metavar="GIB",
+            help="Memory that one measurement may take. Default: 0.6 of what is free.",
+            show_default=False,
+        ),
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads. Default: torch's.", show_default=False)
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the record, the tables and the picture.")] = Path(
+        "runs/bench"
+    ),
+    json: Annotated[
+        Path | None, typer.Option("--json", help="Write the record here too.", show_default=False)
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A toy model and three rounds: does it run at all?")
+    ] = False,
+) -> int:
+    """Measure what the optimizers' steps cost, and what limits them.
+
+    Step time beside bandwidth (axpy) and matrix products measured in the same rounds, beside the same
+    optimizers of other packages; temporary memory; state; the first compiled step, cold and warm.
+    Speeds are ratios within one run: a machine's own speed changes from minute to minute.
+
+    The folder then holds RESULTS.md, bench.json and bench.png. Interrupted with Ctrl-C, they hold
+    what had been measured by then.
+    """
+    if threads is not None and threads < 1:
+        raise LabError(f"threads must be at least 1, got {threads}")
+    console = _console()
+    wide = Console(width=max(console.width, _BENCH_WIDTH)) if not console.is_terminal else console
+    try:
+        with bench_threads(threads):
+            record = bench(
+                ["tiny"] if quick else _names(model),
+                None if optimizers is None else _names(optimizers),
+                sections=None if sections is None else _names(sections),
+                device=_device(device),
+                dtype=dtype,
+                rounds=3 if quick else rounds,
+                blocks=blocks,
+                eager=eager,
+                compiled=compiled,
+                peers=peers,
+                memory=memory,
+                out=out,
+                watcher=BenchLive(console) if console.is_terminal else BenchPlain(),
+            )
+    except KeyboardInterrupt:
+        print("interrupted before anything was measured", file=sys.stderr)
+        return INTERRUPTED
+    for result in record.results:
+        wide.print(bench_table(result, wide.width))
+    if json is not None:
+        record.save(json)
+    drawn = picture(record)
+    if drawn is not None:
+        drawn.savefig(out / PICTURE, dpi=DPI)
+    console.print(f"results: {out / REPORT}", highlight=False, soft_wrap=True)
+    if record.interrupted:
+        print(f"interrupted: {out} holds what had been measured", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _console() -> Console:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -25,9 +27,19 @@ def state_bytes(optimizer: Optimizer) -> int:
     if callable(own):
         return int(own())
     storages = {}
-    for state in optimizer.state.values():
-        for value in state.values():
-            if isinstance(value, Tensor):
-                storage = value.untyped_storage()
-                storages[storage.data_ptr(), str(value.device)] = storage.nbytes()
+    for tensor in _tensors(list(optimizer.state.values())):
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr(), str(tensor.device)] = storage.nbytes()
     return sum(storages.values())
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    """Every tensor in dicts and lists, however deep: some keep their factors so."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from steepest.hyper import near_miss
 from steepest.linalg.operand import COMPUTING_DTYPES, require_matrices
+from steepest.linalg.symmetric import gram
 
 __all__ = ["COEFFICIENTS", "CoefficientSet", "newton_schulz"]
 
@@ -32,6 +34,7 @@ class CoefficientSet:
             pushing σ out of the interval for which the polynomials were made.
         band: the smallest and largest result of one whole run over σ/‖X‖_F ∈ [1e-3, 1].
         source: where the numbers come from.
+        gram_in_bfloat16: whether the Gram form in bfloat16 has been found as accurate as the plain one.
 
     Raises:
         ValueError: no triples, or one that is not three finite numbers.
@@ -47,6 +50,7 @@ class CoefficientSet:
     margin: float = 1.0
     band: tuple[float, float] | None = None
     source: str = ""
+    gram_in_bfloat16: bool = False
 
     def __post_init__(self) -> None:
         if not self.triples or not all(_is_triple(triple) for triple in self.triples):
@@ -89,6 +93,7 @@ COEFFICIENTS: Mapping[str, CoefficientSet] = MappingProxyType(
             triples=(_JORDAN,) * 5,
             band=(0.47, 1.20),
             source='Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024)',
+            gram_in_bfloat16=True,
         ),
         "quintic": CoefficientSet(
             triples=(
@@ -98,6 +103,7 @@ COEFFICIENTS: Mapping[str, CoefficientSet] = MappingProxyType(
                 (2.8769, -3.1427, 1.2046),
                 (2.8366, -3.0525, 1.2012),
             ),
+            gram_in_bfloat16=True,
             band=(0.48, 1.15),
             source='Cesista, You, Jordan, "Squeezing 1-2% Efficiency Gains Out of Muon by Optimizing the '
             'Newton-Schulz Coefficients" (2025)',
@@ -112,6 +118,7 @@ COEFFICIENTS: Mapping[str, CoefficientSet] = MappingProxyType(
             ),
             beyond="repeat",
             margin=1.02,
+            gram_in_bfloat16=True,
             band=(0.85, 1.14),
             source='Amsel, Persson, Musco, Gower, "The Polar Express: Optimal Matrix Sign Methods and Their '
             'Application to the Muon Algorithm", arXiv 2505.16932 (2025)',
@@ -135,6 +142,7 @@ COEFFICIENTS: Mapping[str, CoefficientSet] = MappingProxyType(
             band=(1.00, 1.00),
             source='DeepSeek-AI, "DeepSeek-V4: Towards Highly Efficient Million-Token Context Intelligence" '
             "(2026): eight fast steps, then two that settle at 1",
+            gram_in_bfloat16=True,
         ),
     }
 )
@@ -180,23 +188,25 @@ def newton_schulz(
     restarts only: R = XXᵀ, Q = I; each iteration Q ← Q(aI + Z), R ← (aI + Z) R (aI + Z); at the end
     X ← QX. An error in R, unlike one in X, grows by a² per iteration, so R is formed anew from X after
     two iterations, and after every three from there: 5 steps cost 2·(4r²n) + 28r³ flops against
-    5·(4r²n + 2r³) of the plain form. The plain form is the same loop restarted at each iteration.
+    5·(4r²n + 2r³) of the plain form. In bfloat16 it is formed anew after one iteration, and after every
+    two from there, which is as accurate as the plain form: 3·(4r²n) + 22r³ flops. The plain form is the
+    same loop restarted at each iteration. R itself costs half on a CPU (:func:`~steepest.linalg.gram`).
 
     Args:
         x: [..., m, n], float16, bfloat16, float32 or float64; any batch dimensions, empty ones too.
         coefficients: a name in :data:`COEFFICIENTS`, a :class:`CoefficientSet`, or a list of (a, b, c).
         steps: iterations ≥ 1. None runs the table once; fewer cut it; more go on as it says.
         dtype: the dtype of the products, the result always being in ``x``'s. None: float64 for float64;
-            half precision on a CUDA device that has bfloat16 natively (bfloat16 in the plain form,
-            float16 in the Gram form and for float16 input: half the bytes and the fast units, and for
-            the Gram form bfloat16's 8 bits are too few); float32 everywhere else. Normalization is in
-            float32 at least. In float32 on CUDA, torch's float32 matmul precision applies.
+            half precision where the hardware multiplies it faster: on a CUDA device that has bfloat16
+            natively (bfloat16 in the plain form; float16 in the Gram form, which then needs fewer
+            restarts, and for float16 input), and bfloat16 on a CPU with AVX-512 BF16 or AMX for matrices
+            of 128 rows and columns or more; float32 everywhere else. Normalization is in float32 at
+            least. In float32 on CUDA, torch's float32 matmul precision applies.
         eps: > 0, relative to the largest \|entry\|. It keeps zero at zero and, by default, is nothing
             beside any other norm.
         form: "plain"; "gram"; or "auto", the one with fewer flops: gram where the longer side is more
-            than 1.5 times the shorter (the crossing for any number of steps ≥ 2), except for
-            ``dtype=torch.bfloat16``. Asked for together, gram and bfloat16 are used, but steep sets
-            overshoot then ("cans" to σ ≈ 30) or diverge ("deepseekv4"): take float16.
+            than 1.5 times the shorter (the crossing for any number of steps ≥ 2, and for any restarts);
+            in bfloat16 for the named sets but "cans", which overshoots there, and more so by Gram.
         method: "newton_schulz", or "svd" for the exact polar factor in float32 at least, for oracles
             and for parity between devices (the iteration amplifies rounding in near-null directions).
             Singular values below max(m, n)·(machine epsilon)·(the largest) count as zero and stay
@@ -237,17 +247,20 @@ def newton_schulz(
         return x.clone()
 
     tall = x.shape[-2] > x.shape[-1]
-    wide = (x.mT if tall else x).reshape(-1, min(x.shape[-2:]), max(x.shape[-2:]))
-    gram = form == "gram" or (form == "auto" and _gram_is_shorter(wide) and dtype != torch.bfloat16)
-    dtype = dtype or _computing_dtype(x.dtype, x.device.type, gram)
+    # Contiguous: strided operands cost half as much again in each of the products.
+    wide = (x.mT if tall else x).reshape(-1, min(x.shape[-2:]), max(x.shape[-2:])).contiguous()
+    by_gram = form == "gram" or (form == "auto" and _gram_is_shorter(wide))
+    dtype = dtype or _computing_dtype(x.dtype, x.device.type, by_gram, wide.shape[-2])
+    if form == "auto" and dtype == torch.bfloat16 and not table.gram_in_bfloat16:
+        by_gram = False
     polar = _normalized(wide, table.margin, eps, dtype)
     if method == "svd":
         polar = _exact(polar)
     else:
         polar = polar.to(dtype)
-        for run in _runs(schedule, gram):
+        for run in _runs(schedule, by_gram, dtype):
             polar = _iterate(polar, run)
-    return (polar.mT if tall else polar).reshape(x.shape).to(x.dtype)
+    return (polar.mT.contiguous() if tall else polar).reshape(x.shape).to(x.dtype)
 
 
 def _normalized(x: Tensor, margin: float, eps: float, dtype: torch.dtype) -> Tensor:
@@ -256,16 +269,19 @@ def _normalized(x: Tensor, margin: float, eps: float, dtype: torch.dtype) -> Ten
     In the finest of x's dtype, float32 and ``dtype``.
     """
     x = x.to(torch.promote_types(x.dtype, torch.promote_types(dtype, torch.float32)))
-    largest = x.abs().amax((-2, -1), keepdim=True)
+    largest = torch.maximum(x.amax((-2, -1), keepdim=True), -x.amin((-2, -1), keepdim=True))
     x = x / torch.where(largest == 0, 1.0, largest)
-    norm: Tensor = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
-    return x / (margin * norm + eps)
+    # Of the rows first: over two dimensions at once a CPU takes one thread.
+    norm: Tensor = torch.linalg.vector_norm(
+        torch.linalg.vector_norm(x, dim=-1, keepdim=True), dim=-2, keepdim=True
+    )
+    return x.div_(margin * norm + eps)
 
 
 def _iterate(x: Tensor, run: tuple[Triple, ...]) -> Tensor:
     """X ← pₖ(…p₁(X)) from the Gram matrix of X alone: a run of one is the plain form."""
     (a, b, c), *rest = run
-    r = x @ x.mT
+    r = gram(x)
     z = torch.baddbmm(r, r, r, beta=b, alpha=c)  # Z = bR + cR²
     if not rest:
         return torch.baddbmm(x, z, x, beta=a)  # aX + ZX
@@ -276,12 +292,21 @@ def _iterate(x: Tensor, run: tuple[Triple, ...]) -> Tensor:
         a, b, c = following
         z = torch.baddbmm(r, r, r, beta=b, alpha=c)
         q = torch.baddbmm(q, q, z, beta=a)  # Q(aI + Z)
-    return q @ x
+    return torch.bmm(q, x)
 
 
-def _runs(schedule: tuple[Triple, ...], gram: bool) -> Iterator[tuple[Triple, ...]]:
-    """The schedule cut where R is formed anew from X: plain at each iteration, gram after 2, 5, 8, …"""
-    starts = [0, *range(2, len(schedule), 3)] if gram else [*range(len(schedule))]
+def _runs(schedule: tuple[Triple, ...], by_gram: bool, dtype: torch.dtype) -> Iterator[tuple[Triple, ...]]:
+    """The schedule cut where R is formed anew from X.
+
+    Plain: at each iteration. Gram: after 2, 5, 8, …; in bfloat16 after 1, 3, 5, …, since an error of its
+    8 bits bears to be magnified once only, and not by the first, steepest triple.
+    """
+    if not by_gram:
+        starts = [*range(len(schedule))]
+    elif dtype == torch.bfloat16:
+        starts = [0, *range(1, len(schedule), 2)]
+    else:
+        starts = [0, *range(2, len(schedule), 3)]
     for start, end in zip(starts, [*starts[1:], len(schedule)], strict=True):
         yield schedule[start:end]
 
@@ -292,13 +317,26 @@ def _gram_is_shorter(wide: Tensor) -> bool:
     return 2 * n > 3 * r
 
 
-def _computing_dtype(dtype: torch.dtype, device_type: str, gram: bool) -> torch.dtype:
+# Below this many rows a CPU's products are too short for bfloat16 to save what its conversions cost.
+_BFLOAT16_FROM = 128
+
+
+def _computing_dtype(dtype: torch.dtype, device_type: str, by_gram: bool, rows: int) -> torch.dtype:
     """What ``dtype=None`` means, see :func:`newton_schulz`."""
     if dtype == torch.float64:
         return dtype
+    if device_type == "cpu":
+        return torch.bfloat16 if rows >= _BFLOAT16_FROM and _cpu_multiplies_bfloat16() else torch.float32
     if device_type != "cuda" or not torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.float32
-    return torch.float16 if gram or dtype == torch.float16 else torch.bfloat16
+    return torch.float16 if by_gram or dtype == torch.float16 else torch.bfloat16
+
+
+@functools.cache
+def _cpu_multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for it (AVX-512 BF16, AMX): elsewhere it is emulated, and slow."""
+    has = torch.cpu.get_capabilities()
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
 def _exact(x: Tensor) -> Tensor:

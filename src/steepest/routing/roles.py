@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
+from steepest.explanation import BY_NAME
 from steepest.routing.heads import find_heads, is_conv, is_linear, is_lora_path, is_map
 from steepest.routing.tensors import Owner, Routed, is_vector
 from steepest.views import View, rows
@@ -23,9 +24,14 @@ _NORM = re.compile(r"norm(\d+d)?$", re.IGNORECASE)
 # A capital begins a word: ExpertsMLP holds experts, expertise does not.
 _EXPERTS = re.compile(r"(?i:experts?)($|[^a-z])|(?i:moe)")
 _BIAS = re.compile(r"(^|_)b(ias(es)?)?(_|$)")
+# Of two dimensions a `b` is more often the second of a pair of matrices.
+_BIAS_TABLE = re.compile(r"(^|_)bias(es)?(_|$)")
+# A position is one wherever it stands in the name; of the other words the last says what the thing is
+# (embed_proj projects), and `w_query` makes queries where `query` is one.
+_POSITIONS = re.compile(r"(^|_)(pos|positions?|positional)(_|$)")
 _TABLE = re.compile(
-    r"(^|_)(pos|position|positions|positional|embed|embeds|embedding|embeddings|emb|token|tokens|table|"
-    r"query|queries|latents?|codebook|prototypes?|memory)(_|$)"
+    r"(^|_)(embeds?|embeddings?|emb|tokens?|table|queries|latents?|codebook|prototypes?|memory)(_?\d+)?$|"
+    r"^query(_?\d+)?$"
 )
 _EXPERT_COUNTS = ("num_experts", "n_experts", "num_local_experts", "n_routed_experts", "num_routed_experts")
 _GATES = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1, nn.LSTMCell: 4, nn.GRUCell: 3, nn.RNNCell: 1}
@@ -178,11 +184,14 @@ def _recurrent(param: Tensor, owner: Owner) -> Role:
 def _loose(param: Tensor, owner: Owner) -> Role:
     """A parameter of two or more dimensions of a module that is none of torch's layers."""
     layer, local = _called(owner.module), owner.local.lower()
-    if _TABLE.search(local):
+    positions = _POSITIONS.search(local) is not None
+    if positions or _TABLE.search(local):
         if is_vector(param):
             return Role("gain", f"a token of {layer}")
-        return Role("table", f"{layer}'s positions, tokens or queries, one row each")
-    if _BIAS.search(local):
+        if positions:
+            return Role("table", f"{layer}'s positions, one row each")
+        return Role("table", f"{layer}'s tokens, queries or the like, one row each, {BY_NAME}")
+    if (_BIAS if is_vector(param) else _BIAS_TABLE).search(local):
         return Role("bias", layer)
     if is_vector(param):
         return Role("gain", f"a vector of {layer}")

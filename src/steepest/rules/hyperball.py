@@ -114,6 +114,7 @@ class Hyperball(Muon, rule=HyperballRule()):
         params: ParamsT,
         lr: float | Tensor = 1e-2,
         momentum: float = 0.95,
+        *,
         radius: float | None = None,
         **options: Unpack[MuonOptions],
     ) -> None:

@@ -33,6 +33,8 @@ __all__ = ["MUON_HYPER", "Muon", "MuonOptions", "MuonRule", "Scale", "scale_fact
 Scale = Literal["original", "match_rms_adamw", "spectral", "unit_rms_norm", "none"]
 Coefficients = str | Sequence[tuple[float, float, float]]
 
+_USUAL_STEPS = 5
+
 
 def scale_factor(scale: Scale, rows: int, columns: int) -> float:
     """What multiplies the polar factor of a matrix with ``rows`` outputs and ``columns`` inputs.
@@ -80,6 +82,13 @@ MUON_HYPER: dict[str, Hyper] = {
 }
 
 
+def _steps(coefficients: Coefficients, ns_steps: int | None) -> int | None:
+    """None for a named set's whole table; a list of one triple is meant to be repeated."""
+    if ns_steps is not None:
+        return int(ns_steps)
+    return None if isinstance(coefficients, str) else max(_USUAL_STEPS, len(coefficients))
+
+
 def scaled_polar(
     u: Tensor,
     *,
@@ -94,8 +103,9 @@ def scaled_polar(
 ) -> Tensor:
     """The polar factor of u [..., m, n], times its scale, under the chosen float32 matmul precision."""
     with float32_matmul_precision(fp32_matmul_prec):
-        polar = newton_schulz(u, coefficients, ns_steps, dtype=ns_dtype, method=method)
-    return extra_scale * scale_factor(scale, u.shape[-2], u.shape[-1]) * polar.to(u.dtype)
+        steps = _steps(coefficients, ns_steps)
+        polar = newton_schulz(u, coefficients, steps, dtype=ns_dtype, method=method)
+    return polar.to(u.dtype).mul_(extra_scale * scale_factor(scale, u.shape[-2], u.shape[-1]))
 
 
 class MuonOptions(CommonOptions, total=False):
@@ -124,7 +134,9 @@ class MuonRule(OrthogonalizedRule):
         """The named coefficients are looked up here, and not in the first step."""
         super().check(owner, group)
         try:
-            newton_schulz(torch.zeros(1, 1), group["coefficients"], group["ns_steps"])
+            # Of an empty matrix nothing is computed: this is the functions' own check.
+            steps = _steps(group["coefficients"], group["ns_steps"])
+            newton_schulz(torch.empty(0, 0, device="cpu"), group["coefficients"], steps)
         except ValueError as error:
             raise ValueError(f"{owner}: {error}") from None
 
@@ -179,13 +191,16 @@ class Muon(OrthogonalizedOptimizer, rule=MuonRule()):
         momentum: β in [0, 1).
         weight_decay: λ ≥ 0, acting as ``weight_decay_method`` says.
         nesterov: u = g + β(m − g); otherwise u = m.
-        ns_steps: Newton-Schulz iterations; None runs the coefficients' whole table, 5 for most.
+        ns_steps: Newton-Schulz iterations; None runs a named set's whole table, 5 for most, and a list of
+            triples once, or for 5 iterations if it has fewer.
         coefficients: a named set of :func:`steepest.linalg.newton_schulz`, or a list of triples.
         scale: s, see :func:`scale_factor`; out and in are the matrix's rows and columns, as ``nn.Linear``
             stores them.
         extra_scale: a factor on s.
         method: ``"newton_schulz"``, or ``"svd"`` for the exact polar factor (slow; an oracle).
-        ns_dtype: dtype of the iteration; None lets :func:`~steepest.linalg.newton_schulz` choose.
+        ns_dtype: dtype of the iteration; None lets :func:`~steepest.linalg.newton_schulz` choose: bfloat16
+            for matrices of 128 rows and columns or more where the CPU multiplies it, half precision on
+            CUDA. ``torch.float32`` gives results that are alike on all machines.
         fp32_matmul_prec: torch's float32 matmul precision while orthogonalizing.
         view: how more than two dimensions are seen: ``"flatten"`` as [out, rest], ``"batch"`` as a batch
             of matrices.

@@ -5,28 +5,33 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from steepest.groups import RESERVED
 from steepest.hyper import Hyper, at_least, choice, flag, fraction, integer, learning_rate
 from steepest.optimizer import Optimizer
 from steepest.rule import Group, MatrixRule, Scalar, zeros
 from steepest.step.collect import Batch, Member
 from steepest.step.matrix import Provide
-from steepest.views import View
+from steepest.views import View, fused_parameters
 
 __all__ = ["MATRIX_OPTIONS", "OrthogonalizedOptimizer", "OrthogonalizedRule", "float32_matmul_precision"]
+
+# torch gives these modules their attributes as they are imported, where no type checker sees them.
+_BACKENDS: Any = torch.backends
 
 MatmulPrecision = Literal["highest", "high", "medium"]
 
 # What all rules on this base take besides their own hyper-parameters.
 MATRIX_OPTIONS: dict[str, Hyper] = {
     "view": choice("flatten", "flatten", "batch"),
-    "views": Hyper(None, lambda value: value is None or isinstance(value, dict), "None or a dict of views"),
+    "views": fused_parameters(),
     "bucket_bytes": integer(1 << 28, low=1),
     "fp32_matmul_prec": choice("highest", "highest", "high", "medium"),
 }
@@ -36,6 +41,10 @@ MATRIX_OPTIONS: dict[str, Hyper] = {
 def float32_matmul_precision(precision: str) -> Iterator[None]:
     """Torch's float32 matmul precision inside the block; what it was before comes back on every way out.
 
+    However it was set: torch refuses to read it by the older functions where the newer, one for each
+    backend (``torch.backends.cuda.matmul.fp32_precision`` and kin), have set another. Both are put back,
+    and what a backend inherited it inherits again.
+
     >>> before = torch.get_float32_matmul_precision()
     >>> with float32_matmul_precision("medium"):
     ...     torch.get_float32_matmul_precision()
@@ -43,18 +52,41 @@ def float32_matmul_precision(precision: str) -> Iterator[None]:
     >>> torch.get_float32_matmul_precision() == before
     True
     """
+    products = (_BACKENDS.cuda.matmul, _BACKENDS.mkldnn.matmul)
+    own = _own_precisions(products)
+    # Where both are exact, the older functions say what they remember, instead of raising.
+    _set_precisions(products, ["ieee"] * len(products))
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
     try:
+        torch.set_float32_matmul_precision(precision)
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+        _set_precisions(products, own)
+
+
+def _own_precisions(products: Sequence[Any]) -> list[str]:
+    """What was set for the backends' matmuls, ``"none"`` where that of all of torch reaches them."""
+    overall = _BACKENDS.fp32_precision
+    if overall == "none":
+        return [each.fp32_precision for each in products]
+    _BACKENDS.fp32_precision = "none"
+    try:
+        return [each.fp32_precision for each in products]
+    finally:
+        _BACKENDS.fp32_precision = overall
+
+
+def _set_precisions(products: Sequence[Any], precisions: Sequence[str]) -> None:
+    for each, precision in zip(products, precisions, strict=True):
+        each.fp32_precision = precision
 
 
 class OrthogonalizedRule(MatrixRule):
     """m ← m + (1−β)(g − m);  u = g + β(m − g) with Nesterov, else m;  p ← p − η·orthogonalize(u)."""
 
     name = "orthogonalized"
+    conventions = MappingProxyType({"momentum_convention": "ema"})
     hidden_only = True
     hyper = {
         "lr": learning_rate(1e-3),
@@ -116,8 +148,8 @@ class OrthogonalizedRule(MatrixRule):
 
 def momentum_step(grad: Tensor, average: Tensor, beta: Scalar, nesterov: bool) -> tuple[Tensor, Tensor]:
     """(new average, what is orthogonalized): m ← m + (1−β)(g − m); u = g + β(m − g) with Nesterov, else m."""
-    average = average + (1 - beta) * (grad - average)
-    return average, (grad + beta * (average - grad) if nesterov else average)
+    average = (grad - average).mul_(1 - beta).add_(average)
+    return average, ((average - grad).mul_(beta).add_(grad) if nesterov else average)
 
 
 class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
@@ -154,8 +186,11 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
             option of every group, overridable per group, saved with it, and passed to
             :meth:`orthogonalize`.
 
+    A group, and so a checkpoint, says ``momentum_convention``: ``"ema"``, the average above. State dicts
+    with another are refused, and those of other libraries that do not say; those of this one load.
+
     Raises:
-        TypeError: parameters that are not tensors.
+        TypeError: parameters that are not tensors; an option with a name that groups have a use for.
         ValueError: a value out of range; a parameter with fewer than two dimensions, by name.
 
     Source: the base class follows NVIDIA's Emerging-Optimizers; the method is Jordan et al., "Muon"
@@ -200,6 +235,10 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
         **options: Any,
     ) -> None:
         known = self.rule.defaults()
+        for name in RESERVED.intersection(options):
+            raise TypeError(
+                f"{type(self).__name__}() got the option {name!r}, a name that param groups have a use for"
+            )
         if scaled_orthogonalize_fn is None and not self._overrides():
             warnings.warn(
                 f"{type(self).__name__}: neither scaled_orthogonalize_fn is given nor orthogonalize "
@@ -216,7 +255,7 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
             use_nesterov=use_nesterov,
             fp32_matmul_prec=fp32_matmul_prec,
             view=view,
-            views=dict(views) if isinstance(views, Mapping) else views,
+            views=views,
             bucket_bytes=bucket_bytes,
             extra={name: value for name, value in options.items() if name not in known},
             **{name: value for name, value in options.items() if name in known},
@@ -236,7 +275,7 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
         Args:
             p: the parameter, as it was given to the optimizer.
             grad: the momentum, or Nesterov's form of it, viewed as a matrix [out, rest], or
-                [..., m, n] with ``view="batch"``; float32 or wider. It must not be changed in place.
+                [..., m, n] with ``view="batch"``; float32 or wider. It is a copy.
             **kwargs: the param group's options, all but ``"params"``.
         """
         function = self.defaults.get("scaled_orthogonalize_fn")
@@ -253,7 +292,8 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
 
         def provide(member: Member) -> Mapping[str, Any]:
             def orthogonalize(u: Tensor) -> Tensor:
-                result = self.orthogonalize(member.owner, u[0], **options)
+                # Without Nesterov u is the new average itself: what is done to it in place must not last.
+                result = self.orthogonalize(member.owner, u[0].clone(), **options)
                 if not isinstance(result, Tensor):
                     raise TypeError(
                         f"{type(self).__name__}.orthogonalize returned a {type(result).__name__} "

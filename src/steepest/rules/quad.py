@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.optim.optimizer import ParamsT
-from typing_extensions import Unpack
 
-from steepest.optimizer import Optimizer
+from steepest.linalg import gram, symmetric_product
 from steepest.random import Key
-from steepest.rules.psgd import PSGDOptions, PSGDRule
+from steepest.rules.psgd import PSGD, PSGDRule
 
 __all__ = ["QUAD", "QUADRule"]
 
@@ -24,22 +21,21 @@ class QUADRule(PSGDRule):
 
     def metric(self, q: Tensor, *, literal: bool) -> Tensor:
         """Q Q, in the original too: Q is symmetric."""
-        return torch.bmm(q, q)
+        return gram(q)
 
     def fit_dense(
         self, q: Tensor, step: Tensor, *, norm: Callable[[Tensor], Tensor] | None, key: Key
     ) -> Tensor:
         """(I − S/2) Q (I − S/2), kept symmetric against rounding."""
         q = torch.baddbmm(q, step, q, alpha=-0.5)
-        q = torch.baddbmm(q, q, step, alpha=-0.5)
-        return (q + q.mT) / 2
+        return symmetric_product(q, step, added=q, alpha=-0.5)
 
     def fit_diagonal(self, q: Tensor, step: Tensor) -> Tensor:
         """q (1 − S/2)²."""
         return q * (1 - step / 2) ** 2
 
 
-class QUAD(Optimizer, rule=QUADRule()):
+class QUAD(PSGD, rule=QUADRule()):
     r"""PSGD with Q symmetric: m whitened from both sides by factors that are fitted online.
 
     .. math::
@@ -77,17 +73,21 @@ class QUAD(Optimizer, rule=QUADRule()):
     Args:
         params: tensors of any shape, ``(name, tensor)`` pairs, or group dicts.
         lr: learning rate η ≥ 0, a float or a 1-element tensor.
-        lr_style: ``"adam"`` divides u by 5, rms 0.2 and less, so that AdamW's learning rate carries over;
-            None takes u, of rms 1, as it is.
+        lr_style: ``"adam"`` divides u by 5, so that AdamW's learning rate carries over: rms 0.19 to 0.2
+            for matrices with a diagonal side, 0.17 for square ones on pure noise (docs/psgd.md has why);
+            None takes u, of rms near 1, as it is.
         momentum: β in [0, 1).
         weight_decay: λ ≥ 0, acting as ``weight_decay_method`` says, with the undivided lr.
         max_size_dense: sides larger than this have diagonal factors.
         max_skew_dense: sides with s² > this·numel have diagonal factors; ``math.inf`` makes all dense.
         preconditioner_lr: μ₀ > 0.
         preconditioner_init_scale: s > 0; None measures it, as above.
-        noise_scale: damping: (``noise_scale`` + ε rms(m))·N(0, 1) is added to m where Q is fitted, ε the
+        noise_scale: damping: (``noise_scale`` + ε rms(m))·N(0, 1) is added to m where Q is fitted (a matrix
+            is Hankel: m+n−1 draws with the second moments of mn), ε the
             machine epsilon of ``dtype``, so that rows without a gradient stay within its range; 0 adds
-            nothing at all.
+            nothing at all, for gradients
+            that reach every row and column: where one is always zero its factor grows for ever, and after
+            some hundred steps the rest of the update has become zero beside it.
         dtype: of the products, and of dense Q; None takes the gradient's, and the parameter's for Q.
             Traces, bounds and diagonal factors are in float32 at least.
         preconditioner_min_lr: the 0.3 of μ.
@@ -124,34 +124,3 @@ class QUAD(Optimizer, rule=QUADRule()):
     tensor([[1.4100, 0.0000],
             [0.0000, 1.4100]])
     """
-
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float | Tensor = 0.001,
-        lr_style: Literal["adam"] | None = "adam",
-        momentum: float = 0.95,
-        weight_decay: float = 0.1,
-        max_size_dense: float = 16384,
-        max_skew_dense: float = 1.0,
-        preconditioner_lr: float = 0.7,
-        preconditioner_init_scale: float | None = None,
-        noise_scale: float = 1e-9,
-        dtype: torch.dtype | None = None,
-        **options: Unpack[PSGDOptions],
-    ) -> None:
-        super().__init__(
-            params,
-            rule="quad",
-            lr=lr,
-            lr_style=lr_style,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            max_size_dense=max_size_dense,
-            max_skew_dense=max_skew_dense,
-            preconditioner_lr=preconditioner_lr,
-            preconditioner_init_scale=preconditioner_init_scale,
-            noise_scale=noise_scale,
-            dtype=dtype,
-            **options,
-        )

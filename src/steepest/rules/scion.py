@@ -50,8 +50,8 @@ class Scion(Muon, rule=ScionRule()):
         params: matrices: tensors, ``(name, tensor)`` pairs, or group dicts.
         lr: η ≥ 0, a float or a 1-element tensor.
         momentum: β in [0, 1) of the average, 1 − α in the paper.
-        radius: ρ > 0.
         weight_decay: 1, or 0 for the unconstrained variant; other values interpolate.
+        radius: ρ > 0.
         **options: Muon's (no Nesterov and ``scale="unit_rms_norm"`` here) and the common ones.
 
     Raises:
@@ -75,8 +75,9 @@ class Scion(Muon, rule=ScionRule()):
         params: ParamsT,
         lr: float | Tensor = 1e-3,
         momentum: float = 0.9,
-        radius: float = 50.0,
         weight_decay: float = 1.0,
+        *,
+        radius: float = 50.0,
         **options: Unpack[MuonOptions],
     ) -> None:
         Optimizer.__init__(

@@ -74,6 +74,10 @@ class SGDSaIRule(TensorRule):
             {"gsnr": gsnr, "measured": measured},
         )
 
+    def relates(self, group: Group) -> str | None:
+        """The largest G is known when all have been measured."""
+        return "normalize='max'" if group["normalize"] == "max" else None
+
     def relate(
         self, scalars: Sequence[dict[str, Scalar]], states: Sequence[Mapping[str, Any]], group: Group
     ) -> None:

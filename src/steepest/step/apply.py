@@ -33,7 +33,7 @@ def decay_strength(method: str, lr: Scalar, weight_decay: float, base_lr: float)
 def decayed(param: Tensor, strength: Scalar, method: str) -> Tensor:
     """p after weight decay, for every method that acts on p alone."""
     if method == "sign":
-        return param.sign() * (param.abs() - strength).clamp(min=0)
+        return param - torch.clamp(param, -strength, strength)  # type: ignore[arg-type]
     return param * strength
 
 

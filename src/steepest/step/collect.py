@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterable, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,31 +14,58 @@ from torch import Tensor
 from steepest.registry import find_rule
 from steepest.rule import Group, MatrixRule, Rule, Scalar
 
-__all__ = ["Batch", "Member", "collect", "describe", "real_view", "refuse_shards"]
+__all__ = [
+    "Batch",
+    "Member",
+    "Place",
+    "away",
+    "collect",
+    "describe",
+    "member_at",
+    "real_view",
+    "refuse_shards",
+]
 
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 
-@dataclass
+@dataclass(slots=True)
+class Place:
+    """Where a parameter stands: its group, its index there, and its ordinal among all parameters."""
+
+    group_index: int
+    index: int
+    ordinal: int
+
+
+@dataclass(slots=True)
 class Member:
     """One parameter with its gradient in this step.
 
-    ``name`` describes it for people, ``label`` is the name the user gave. ``scalars`` are the step's
-    numbers for the rule's update, ``measured`` the per-tensor state after it. ``param`` and ``grad`` are
-    detached real views; ``ordinal`` is the parameter's place among all of the optimizer's, which with
-    the step count and the element's index keys its noise.
+    ``scalars`` are the step's numbers for the rule's update, ``measured`` the per-tensor state after it.
+    ``param`` and ``grad`` are detached real views. The place's ordinal, with the step count and the
+    element's index, keys the parameter's noise.
     """
 
-    name: str
-    label: str | None
-    ordinal: int
+    group: Group
+    place: Place
     owner: Tensor
     param: Tensor
     grad: Tensor
     state: MutableMapping[str, Any]
     step: Scalar = 0
     scalars: dict[str, Scalar] = field(default_factory=dict)
-    measured: dict[str, Scalar] = field(default_factory=dict)
+    measured: Mapping[str, Scalar] | None = None
+
+    @property
+    def name(self) -> str:
+        """What describes it for people."""
+        return describe(self.group, self.place.group_index, self.place.index)
+
+    @property
+    def label(self) -> str | None:
+        """The name that the user gave."""
+        return self.group["param_names"][self.place.index] if "param_names" in self.group else None
 
 
 @dataclass
@@ -52,13 +79,19 @@ class Batch:
 
     @property
     def device(self) -> torch.device:
-        """Where all of the batch's tensors live."""
-        return self.members[0].param.device
+        """Where the step is taken: with the parameters, or on the host with what is offloaded."""
+        return torch.device("cpu") if self.offloaded else self.members[0].param.device
+
+    @property
+    def offloaded(self) -> bool:
+        """Whether the step is taken on the host with parameters that live elsewhere."""
+        return self.group["state_device"] == "cpu" and away(self.members[0].param.device)
 
     @functools.cached_property
     def state_names(self) -> frozenset[str]:
         """The state that the rule keeps for a parameter with the group's present options."""
-        blank = torch.empty(0, device="meta", dtype=self.members[0].param.dtype)
+        # Not on the meta device, which takes ten times as long to make a tensor as the step's own checks.
+        blank = torch.empty(0, device="cpu", dtype=self.members[0].param.dtype)
         return frozenset(self.rule.init_state(blank, self.group))
 
     def factor_sizes(self, shape: tuple[int, ...]) -> dict[str, int]:
@@ -92,11 +125,16 @@ def real_view(tensor: Tensor) -> Tensor:
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
-def refuse_shards(who: str, param: Tensor) -> None:
-    """Raise ``ValueError`` for a DTensor."""
+def is_shard(param: Tensor) -> bool:
+    """Whether it is a DTensor."""
     # Importing torch.distributed.tensor takes a second; a DTensor can exist only where it is imported.
     module = sys.modules.get("torch.distributed.tensor")
-    if module is not None and isinstance(param, module.DTensor):
+    return module is not None and isinstance(param, module.DTensor)
+
+
+def refuse_shards(who: str, param: Tensor) -> None:
+    """Raise ``ValueError`` for a DTensor."""
+    if is_shard(param):
         raise ValueError(f"{who} is a DTensor: sharded parameters are not supported yet")
 
 
@@ -106,6 +144,24 @@ def describe(group: Group, group_index: int, index: int) -> str:
         return f"parameter {group['param_names'][index]!r}"
     shape = tuple(group["params"][index].shape)
     return f"parameter {index} of group {group_index} (shape {shape})"
+
+
+def away(device: torch.device) -> bool:
+    """Whether a tensor there must be copied for the host to compute with it."""
+    return device.type != "cpu"
+
+
+def member_at(group: Group, place: Place, state: MutableMapping[str, Any]) -> Member:
+    """The parameter of a group at a place, which has a gradient, as a member of this step."""
+    owner: Tensor = group["params"][place.index]
+    grad = owner.grad
+    assert grad is not None
+    # Frameworks put other tensors into the groups after construction.
+    if is_shard(owner):
+        refuse_shards(describe(group, place.group_index, place.index), owner)
+    if grad.layout is not torch.strided:
+        grad = grad.to_dense()
+    return Member(group, place, owner, real_view(owner), real_view(grad), state)
 
 
 def collect(
@@ -122,25 +178,18 @@ def collect(
     seen: set[int] = set()
     for group_index, group in enumerate(groups):
         rule = find_rule(group["rule"])
-        by_kind: dict[tuple[torch.device, torch.dtype, torch.dtype], Batch] = {}
+        by_kind: dict[tuple[torch.device, torch.dtype, torch.dtype], list[Member]] = {}
+        first = ordinal
+        ordinal += len(group["params"])
         for index, owner in enumerate(group["params"]):
-            ordinal += 1
             if owner.grad is None or id(owner) in seen:
                 continue
             seen.add(id(owner))
-            # Frameworks put other tensors into the groups after construction.
-            refuse_shards(describe(group, group_index, index), owner)
-            grad = owner.grad.to_dense() if owner.grad.layout is not torch.strided else owner.grad
-            member = Member(
-                describe(group, group_index, index),
-                group["param_names"][index] if "param_names" in group else None,
-                ordinal - 1,
-                owner,
-                real_view(owner),
-                real_view(grad),
-                state(owner),
-            )
-            kind = (owner.device, member.param.dtype, member.grad.dtype)
-            by_kind.setdefault(kind, Batch(rule, group, [])).members.append(member)
-        batches.extend(by_kind.values())
+            member = member_at(group, Place(group_index, index, first + index), state(owner))
+            kind = (member.param.device, member.param.dtype, member.grad.dtype)
+            if kind in by_kind:
+                by_kind[kind].append(member)
+            else:
+                by_kind[kind] = [member]
+        batches.extend(Batch(rule, group, members) for members in by_kind.values())
     return batches

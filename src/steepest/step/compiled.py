@@ -1,4 +1,10 @@
-"""One compiled graph over all of a batch's tensors: each is read once and written once."""
+"""One compiled graph for tensors of any size: each is read once and written once.
+
+A graph takes a few rows (a parameter, its gradient, its state), each flat and of a size of its own, and a
+batch is run through it call by call. So what is compiled, and for how long, depends on the rule
+and the dtypes alone, not on the model or on which of its parameters have a gradient; and the guards and
+the launch of one call, about 5 µs a row, are small beside the pass over memory.
+"""
 
 from __future__ import annotations
 
@@ -8,39 +14,54 @@ import os
 import shutil
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from steepest.step.collect import Batch
+from steepest.step.collect import Batch, Member
 from steepest.step.element import Recipe, advance, member_key, shared_scalars, store
+from steepest.step.lanes import halves, joined, needs_pairs, paired
 
 __all__ = ["compiler_available", "pays", "run_compiled", "warn_no_compiler", "warn_not_compiled"]
 
 # Compiling takes seconds; below this many elements a step is so short that it would not earn them back.
 _PAYS_FROM = 1 << 24
 
-Layout = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
+_ROWS = 4
+
+# Sizes that a graph is first traced with: each its own, so that no two are taken for one, and large, so
+# that the loops over them are made for several threads.
+_TRACED_SIZES = tuple((1 << 17) + 66 * row for row in range(1, _ROWS + 1))
+
+Row = list[Tensor]
+Graph = Callable[[list[Row], Tensor, Tensor, Tensor, Tensor | None], None]
 
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """What one graph is made for: two batches with equal specs share it.
+    """What one graph is made for: batches with equal specs share it.
 
     ``shared`` holds (name, how many numbers; 0 for a plain scalar), ``own`` the per-parameter scalars'
-    names, ``layouts`` (shape, strides, dtype) of parameter, gradient and state for each member.
+    names, ``dtypes`` those of parameter, gradient and state; ``pairs`` says that the rows hold two
+    elements in one (:mod:`steepest.step.lanes`).
     """
 
     recipe: Recipe
     shared: tuple[tuple[str, int], ...]
     own: tuple[str, ...]
     state: tuple[str, ...]
-    layouts: tuple[tuple[Layout, ...], ...]
+    dtypes: tuple[torch.dtype, ...]
+    pairs: bool
     device: torch.device
     guarded: bool
+
+    @property
+    def rows(self) -> int:
+        """How many rows a call takes; a row of pairs is code for two."""
+        return _ROWS // 2 if self.pairs else _ROWS
 
 
 @functools.cache
@@ -76,55 +97,99 @@ def pays(batch: Batch) -> bool:
     return sum(member.param.numel() for member in batch.members) >= _PAYS_FROM
 
 
-def run_compiled(batch: Batch, finite: Tensor | None) -> bool:
-    """Step every member of a batch in one graph; False, with nothing changed, if it cannot be compiled."""
-    shared = shared_scalars(batch)
-    first = batch.members[0]
+def run_compiled(batch: Batch, finite: Tensor | None) -> list[Member]:
+    """Step a batch's members in compiled graphs; those that must be stepped eagerly are returned.
+
+    They are the ones whose tensors do not lie in memory alike, those of one element, and all of them
+    where compiling fails.
+    """
     recipe = Recipe.of(batch, keep_decay=True)
+    shared = shared_scalars(batch)
+    numbers = _pack([_listed(shared)], torch.float64, batch.device)[0]
     names = tuple(batch.element_state)
-    rows = [[flat(t) for t in (m.param, m.grad, *(m.state[name] for name in names))] for m in batch.members]
-    spec = GraphSpec(
-        recipe,
-        tuple(
-            (name, len(value) if isinstance(value, (tuple, list)) else 0) for name, value in shared.items()
-        ),
-        tuple(sorted(first.scalars)),
-        names,
-        tuple(tuple((tuple(t.shape), t.stride(), t.dtype) for t in row) for row in rows),
-        batch.device,
-        finite is not None,
-    )
-    numbers = [n for v in shared.values() for n in (v if isinstance(v, (tuple, list)) else (v,))]
-    own = [[member.scalars[name] for name in spec.own] for member in batch.members]
-    keys = [list(member_key(batch, member)) for member in batch.members] if recipe.noisy else []
-    if spec in _broken:
-        return False
-    inputs = (
-        rows,
-        _pack([numbers], torch.float64, batch.device)[0],
-        _pack(own, torch.float64, batch.device),
-        _pack(keys, torch.int64, batch.device),
-        finite,
-    )
-    if spec in _proven:
-        _compile(spec)(*inputs)
-        return True
+    left: list[Member] = []
+    by_dtypes: dict[tuple[torch.dtype, ...], list[tuple[Member, Row]]] = {}
+    for member in batch.members:
+        state = member.state
+        tensors = [member.param, member.grad, *[state[name] for name in names]]
+        # Lists, not generators: this runs for every parameter in every step, and takes half the time.
+        dtypes = tuple([tensor.dtype for tensor in tensors])
+        row = flat(tensors, ordered=recipe.noisy, pairs=needs_pairs(dtypes, batch.device))
+        if row is None:
+            left.append(member)
+        elif row[0].numel() > 0:
+            by_dtypes.setdefault(dtypes, []).append((member, row))
+    for dtypes, served in by_dtypes.items():
+        spec = GraphSpec(
+            recipe,
+            tuple((name, len(v) if isinstance(v, (tuple, list)) else 0) for name, v in shared.items()),
+            tuple(sorted(served[0][0].scalars)),
+            names,
+            dtypes,
+            needs_pairs(dtypes, batch.device),
+            batch.device,
+            finite is not None,
+        )
+        graph = _compiled(spec)
+        if graph is None:
+            left += [member for member, _ in served]
+            continue
+        calls = -(-len(served) // spec.rows)
+        spare = calls * spec.rows - len(served)
+        rows = [row for _, row in served] + _filling(spec)[:spare]
+        members = [member for member, _ in served] + [served[-1][0]] * spare
+        own = [[member.scalars[name] for name in spec.own] for member in members] if spec.own else []
+        keys = [list(member_key(batch, member)) for member in members] if recipe.noisy else []
+        owns = _pack(own, torch.float64, batch.device).view(calls, spec.rows, len(spec.own)).unbind()
+        all_keys = _pack(keys, torch.int64, batch.device).view(calls, spec.rows, 2 * recipe.noisy).unbind()
+        for call in range(calls):
+            at = slice(call * spec.rows, (call + 1) * spec.rows)
+            # Threads, autocast and kin are part of what torch compiles for: this may compile again.
+            if not _runs(spec, graph, rows[at], numbers, owns[call], all_keys[call], finite):
+                left += [member for member, _ in served[at]]
+    return left
+
+
+def _runs(spec: GraphSpec, graph: Graph, *given: Any) -> bool:
+    """Run a graph; False, with a warning, where it cannot be compiled, which is before it writes."""
     try:
-        _compile(spec)(*inputs)
+        graph(*given)
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, OSError) as error:
-        # A first call fails in compiling (no cache folder, a compiler that does not work, a Python that
-        # torch cannot trace), before anything is written.
-        _give_up(spec, error)
+        # No cache folder, a compiler that does not work, a Python that torch cannot trace.
+        why = (str(error).strip() or repr(error)).splitlines()[0]
+        warnings.warn(
+            f"steepest runs {spec.recipe.rule.name!r} without compilation: {why}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
         return False
-    _proven.add(spec)
     return True
 
 
-def flat(tensor: Tensor) -> Tensor:
-    """One dimension where the layout allows it, so that equal sizes make equal code."""
-    return tensor.view(-1) if tensor.is_contiguous() else tensor
+def flat(tensors: Row, *, ordered: bool, pairs: bool) -> Row | None:
+    """One-dimensional views of tensors that lie in memory alike, without gaps; None if they do not.
+
+    Elements come in the order of memory; with ``ordered`` that must be the logical one. With ``pairs``
+    two make one. A single one is refused, since torch.compile makes code of its own for it.
+    """
+    if not all(map(Tensor.is_contiguous, tensors)):
+        if ordered:
+            return None
+        strides = tensors[0].stride()
+        outward = sorted(range(len(strides)), key=lambda dim: -strides[dim])
+        tensors = [tensor.permute(outward) for tensor in tensors]
+        if not all(map(Tensor.is_contiguous, tensors)):
+            return None
+    row = [tensor if tensor.dim() == 1 else tensor.view(-1) for tensor in tensors]
+    if pairs:
+        row = [pair for tensor in row if (pair := paired(tensor)) is not None]
+    return row if len(row) == len(tensors) and row[0].numel() != 1 else None
+
+
+def _listed(shared: dict[str, Any]) -> list[Any]:
+    return [n for value in shared.values() for n in (value if isinstance(value, (tuple, list)) else (value,))]
 
 
 def _pack(rows: list[list[Any]], dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -135,46 +200,85 @@ def _pack(rows: list[list[Any]], dtype: torch.dtype, device: torch.device) -> Te
     return torch.tensor(rows, dtype=dtype, device="cpu").to(device, non_blocking=True)
 
 
-_broken: set[GraphSpec] = set()
-_proven: set[GraphSpec] = set()
-
-
-def _give_up(spec: GraphSpec, error: Exception) -> None:
-    _broken.add(spec)
-    why = (str(error).strip() or repr(error)).splitlines()[0]
-    warnings.warn(
-        f"steepest runs {spec.recipe.rule.name!r} without compilation: {why}",
-        RuntimeWarning,
-        stacklevel=2,
-    )
+def _rows(spec: GraphSpec, sizes: Sequence[int]) -> list[Row]:
+    """Rows of zeros as the graph takes them, of that many elements each."""
+    rows = []
+    for size in sizes:
+        zeros = [torch.zeros(size, dtype=dtype, device=spec.device) for dtype in spec.dtypes]
+        row = flat(zeros, ordered=True, pairs=spec.pairs)
+        assert row is not None
+        rows.append(row)
+    return rows
 
 
 @functools.lru_cache(maxsize=64)
-def _compile(spec: GraphSpec) -> Callable[..., None]:
-    def graph(
-        rows: list[list[Tensor]], numbers: Tensor, own: Tensor, keys: Tensor, finite: Tensor | None
-    ) -> None:
+def _filling(spec: GraphSpec) -> list[Row]:
+    """Rows that nobody reads, where a batch is no multiple of a call's."""
+    return _rows(spec, [4] * spec.rows)
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled(spec: GraphSpec) -> Graph | None:
+    """The graph, compiled and tried on tensors of its own; None, with a warning, if that fails."""
+    graph = _compile(spec)
+    rows = _rows(spec, _TRACED_SIZES[: spec.rows])
+    for row in rows:
+        for tensor in row:
+            torch._dynamo.mark_dynamic(tensor, 0)
+    numbers = torch.ones(sum(max(count, 1) for _, count in spec.shared), dtype=torch.float64)
+    own = torch.ones(spec.rows, len(spec.own), dtype=torch.float64)
+    keys = torch.ones(spec.rows, 2 * spec.recipe.noisy, dtype=torch.int64)
+    finite = torch.ones((), dtype=torch.bool, device=spec.device) if spec.guarded else None
+    there = spec.device
+    given = (rows, numbers.to(there), own.to(there), keys.to(there), finite)
+    return graph if _runs(spec, graph, *given) else None
+
+
+def _compile(spec: GraphSpec) -> Graph:
+    def graph(rows: list[Row], numbers: Tensor, own: Tensor, keys: Tensor, finite: Tensor | None) -> None:
         shared: dict[str, Any] = {}
         at = 0
         for name, count in spec.shared:
             shared[name] = numbers[at] if count == 0 else tuple(numbers[at + i] for i in range(count))
             at += max(count, 1)
-        for i, (param, grad, *entries) in enumerate(rows):
+        for i, row in enumerate(rows):
             scalars = shared | {name: own[i, j] for j, name in enumerate(spec.own)}
-            state = dict(zip(spec.state, entries, strict=True))
             key = (keys[i, 0], keys[i, 1]) if spec.recipe.noisy else None
-
-            def index(param: Tensor = param) -> Tensor:
-                return torch.arange(param.numel(), device=param.device).view(param.shape)
-
-            stepped, new = advance(spec.recipe, param, grad, state, scalars, key, index)
-            store(param, stepped, finite)
-            for name, value in new.items():
-                store(state[name], value, finite)
+            parts = list(zip(*map(halves, row), strict=True)) if spec.pairs else [tuple(row)]
+            stepped = [
+                _step_part(spec, part, scalars, key, first, len(parts)) for first, part in enumerate(parts)
+            ]
+            for old, *new in zip(row, *stepped, strict=True):
+                if new[0] is not None:
+                    store(old, joined(*new) if spec.pairs else new[0], finite)
 
     # torch.compile caches, and limits recompilation, per code object: one of its own for each graph
     # keeps optimizers from exhausting one another's limit.
     fresh = types.FunctionType(
         graph.__code__.replace(), graph.__globals__, graph.__name__, graph.__defaults__, graph.__closure__
     )
-    return torch.compile(fresh, fullgraph=True, dynamic=False)
+    # The guards have looked at sizes and strides already.
+    return torch.compile(fresh, fullgraph=True, options={"size_asserts": False})
+
+
+def _step_part(
+    spec: GraphSpec,
+    part: Sequence[Tensor],
+    scalars: Mapping[str, Any],
+    key: Any,
+    first: int,
+    stride: int,
+) -> list[Tensor | None]:
+    """What becomes of the elements ``first``, ``first + stride``, … of a row; None: as it is."""
+    param, grad, *entries = part
+    places = functools.partial(torch.arange, device=param.device)
+    stepped, new = advance(
+        spec.recipe,
+        param,
+        grad,
+        dict(zip(spec.state, entries, strict=True)),
+        scalars,
+        key,
+        lambda: places(param.numel()) * stride + first,
+    )
+    return [stepped, None, *(new.get(name) for name in spec.state)]

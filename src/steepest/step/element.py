@@ -67,7 +67,8 @@ def shared_scalars(batch: Batch) -> dict[str, Any]:
     group, rule = batch.group, batch.rule
     lr: Scalar = group["lr"]
     if isinstance(lr, Tensor):
-        lr = float(lr) if lr.device.type == "cpu" else lr.detach().reshape(()).to(torch.float64)
+        on_host = "cpu" in (lr.device.type, batch.device.type)
+        lr = float(lr) if on_host else lr.detach().reshape(()).to(torch.float64)
     decay = decay_strength(group["weight_decay_method"], lr, group["weight_decay"], group["base_lr"])
     traced = {name: group[name] for name, hyper in rule.hyper.items() if hyper.traced and name != "lr"}
     return {"lr": lr, "decay": decay, **hyper_of(rule.takes, traced)}
@@ -76,7 +77,7 @@ def shared_scalars(batch: Batch) -> dict[str, Any]:
 def member_key(batch: Batch, member: Member) -> Key:
     """The key of a parameter's noise in this step."""
     step = member.step.to(torch.int64) if isinstance(member.step, Tensor) else int(member.step)
-    return derive_key(batch.group["seed"], member.ordinal, step)
+    return derive_key(batch.group["seed"], member.place.ordinal, step)
 
 
 def advance(
@@ -134,13 +135,13 @@ def store(old: Tensor, new: Tensor, finite: Tensor | None) -> None:
     old.copy_(new if finite is None else torch.where(finite, new, old))
 
 
-def run_eager(batch: Batch, finite: Tensor | None) -> None:
-    """Step every member of a batch, piece by piece, so that temporaries stay small."""
+def run_eager(batch: Batch, members: Sequence[Member], finite: Tensor | None) -> None:
+    """Step these members of a batch, piece by piece, so that temporaries stay small."""
     recipe = Recipe.of(batch, keep_decay=False)
     shared = shared_scalars(batch)
     limit = _PIECE_ON_CPU if batch.device.type == "cpu" else _PIECE_ELSEWHERE
     names = batch.element_state
-    for member in batch.members:
+    for member in members:
         key = member_key(batch, member) if recipe.noisy else None
         scalars = shared | member.scalars
         tensors = [member.param, member.grad, *(member.state[name] for name in names)]

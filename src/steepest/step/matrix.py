@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from steepest.rule import Group, MatrixRule, Rule, Scalar
 from steepest.step.collect import Batch, Member
 from steepest.step.element import Recipe, advance, member_key, shared_scalars, store
-from steepest.views import cut
+from steepest.views import View, cut
 
 __all__ = [
     "Part",
@@ -43,7 +44,8 @@ _NOISE_BYTES = 48
 class Part:
     """One logical matrix: a parameter, or a block of a fused one.
 
-    ``shape`` is what the rule sees, [..., m, n]; ``number`` counts a parameter's parts, None if it has one.
+    ``shape`` is what the rule sees, [..., m, n]; ``number`` counts a parameter's parts, None if it has one;
+    ``start`` is where it begins in the dimension that its ``view`` cuts.
     """
 
     member: Member
@@ -51,6 +53,8 @@ class Part:
     shape: tuple[int, ...]
     param: Tensor
     grad: Tensor
+    view: View | None = None
+    start: int = 0
 
     def state_name(self, factor: str) -> str:
         """The name in the parameter's state of a factor that belongs to this matrix."""
@@ -61,16 +65,15 @@ def parts(batch: Batch, member: Member) -> list[Part]:
     """The logical matrices of a parameter."""
     assert isinstance(batch.rule, MatrixRule)
     view = _view(batch, member)
-    blocks = zip(cut(member.param, view), cut(member.grad, view), strict=True)
+    if view is None:
+        seen = batch.rule.matrix_shape(member.param.shape, batch.group)
+        return [Part(member, None, seen, member.param, member.grad)]
+    blocks = zip(
+        cut(member.param, view), cut(member.grad, view), accumulate(view[1], initial=0), strict=False
+    )
     return [
-        Part(
-            member,
-            number if view is not None else None,
-            batch.rule.matrix_shape(param.shape, batch.group),
-            param,
-            grad,
-        )
-        for number, (param, grad) in enumerate(blocks)
+        Part(member, number, batch.rule.matrix_shape(param.shape, batch.group), param, grad, view, start)
+        for number, (param, grad, start) in enumerate(blocks)
     ]
 
 
@@ -146,9 +149,11 @@ def run_matrix(batch: Batch, finite: Tensor | None) -> None:
     """Step every member of a batch, stack by stack."""
     recipe = Recipe.of(batch, keep_decay=False)
     shared = shared_scalars(batch)
-    for bucket in _buckets(batch, recipe, together=True):
-        for old, new in _step_bucket(batch, recipe, bucket, shared | bucket[0].member.scalars):
-            store(old, new, finite)
+    # The rule says in which dtype it multiplies; a step within autocast must not change it.
+    with torch.autocast(batch.device.type, enabled=False):
+        for bucket in _buckets(batch, recipe, together=True):
+            for old, new in _step_bucket(batch, recipe, bucket, shared | bucket[0].member.scalars):
+                store(old, new, finite)
 
 
 def computed(batch: Batch, provide: Provide) -> list[Write]:
@@ -159,9 +164,10 @@ def computed(batch: Batch, provide: Provide) -> list[Write]:
     recipe = Recipe.of(batch, keep_decay=False)
     shared = shared_scalars(batch)
     writes: list[Write] = []
-    for bucket in _buckets(batch, recipe, together=False):
-        member = bucket[0].member
-        writes += _step_bucket(batch, recipe, bucket, {**shared, **member.scalars, **provide(member)})
+    with torch.autocast(batch.device.type, enabled=False):
+        for bucket in _buckets(batch, recipe, together=False):
+            member = bucket[0].member
+            writes += _step_bucket(batch, recipe, bucket, {**shared, **member.scalars, **provide(member)})
     return writes
 
 
@@ -178,7 +184,9 @@ def _buckets(batch: Batch, recipe: Recipe, *, together: bool) -> Iterator[list[P
                 by_kind.setdefault((part.shape, when, *apart), []).append(part)
     for (shape, *_), bucket in by_kind.items():
         numel = math.prod(shape) + sum(batch.factor_sizes(shape).values())
-        each = recipe.compute.itemsize * batch.rule.working_copies + (_NOISE_BYTES if recipe.noisy else 0)
+        # The iteration may be asked for in a wider dtype than the rest.
+        widest = max(recipe.compute.itemsize, (batch.group.get("ns_dtype") or recipe.compute).itemsize)
+        each = widest * batch.rule.working_copies + (_NOISE_BYTES if recipe.noisy else 0)
         need = numel * each
         count = max(1, batch.group["bucket_bytes"] // need)
         for first in range(0, len(bucket), count):
@@ -188,22 +196,19 @@ def _buckets(batch: Batch, recipe: Recipe, *, together: bool) -> Iterator[list[P
 def _step_bucket(
     batch: Batch, recipe: Recipe, bucket: list[Part], given: Mapping[str, Any]
 ) -> Iterator[Write]:
-    views = [_view(batch, part.member) for part in bucket]
     rule, shape = batch.rule, bucket[0].shape
     assert isinstance(rule, MatrixRule)
     factors = sorted(batch.factor_sizes(shape))
     homes: dict[str, list[Tensor]] = {
-        name: [
-            cut(part.member.state[name], view)[part.number or 0]
-            for part, view in zip(bucket, views, strict=True)
-        ]
-        for name in batch.element_state
+        name: [_block(part, part.member.state[name]) for part in bucket] for name in batch.element_state
     }
     homes |= {name: [part.member.state[part.state_name(name)] for part in bucket] for name in factors}
 
     def stack(tensors: list[Tensor], shape: tuple[int, ...]) -> Tensor:
-        # Stacking keeps channels_last strides, on which a product rounds differently.
-        return torch.stack([tensor.reshape(shape) for tensor in tensors]).contiguous()
+        # Stacking keeps channels_last strides, on which a product rounds differently. A rule changes
+        # nothing in place that it is given, so one matrix need not be copied.
+        shaped = [tensor.reshape(shape) for tensor in tensors]
+        return (torch.stack(shaped) if len(shaped) > 1 else shaped[0].unsqueeze(0)).contiguous()
 
     stacked = {
         name: stack(tensors, shape if name in batch.element_state else tuple(tensors[0].shape))
@@ -216,7 +221,7 @@ def _step_bucket(
         stacked,
         given,
         _keys(batch, recipe, bucket, len(shape)),
-        lambda: _indices(bucket, views, shape),
+        lambda: _indices(bucket, shape),
     )
     for at, part in enumerate(bucket):
         yield part.param, stepped[at].reshape(part.param.shape)
@@ -234,19 +239,27 @@ def _keys(batch: Batch, recipe: Recipe, bucket: list[Part], dims: int) -> Any:
     return tuple(column.view(-1, *([1] * dims)) for column in columns)
 
 
-def _indices(bucket: list[Part], views: list[Any], shape: tuple[int, ...]) -> Tensor:
+def _block(part: Part, whole: Tensor) -> Tensor:
+    """What belongs to the part of a tensor of its parameter's shape."""
+    if part.view is None:
+        return whole
+    dim = 0 if part.view[0] == "rows" else 1
+    return whole.narrow(dim, part.start, part.param.shape[dim])
+
+
+def _indices(bucket: list[Part], shape: tuple[int, ...]) -> Tensor:
     """Every element's place in its whole parameter, so that noise does not depend on how it is cut."""
+    device = bucket[0].param.device
+    if all(part.view is None for part in bucket):
+        return torch.arange(math.prod(shape), device=device).view(1, *shape)
     places = []
-    for part, view in zip(bucket, views, strict=True):
-        whole = part.member.param
-        block = torch.arange(part.param.numel(), device=whole.device)
-        if view is not None:
-            kind, sizes = view
-            dim = 0 if kind == "rows" else 1
-            start, width = sum(sizes[: part.number]), part.param.shape[dim]
-            inner = math.prod(whole.shape[dim + 1 :])
+    for part in bucket:
+        block = torch.arange(part.param.numel(), device=device)
+        if part.view is not None:
+            whole, dim = part.member.param.shape, 0 if part.view[0] == "rows" else 1
+            width, inner = part.param.shape[dim], math.prod(whole[dim + 1 :])
             # An element of the block is (outer, at, inner); in the whole parameter `at` begins at `start`.
             outer, rest = block // (width * inner), block % (width * inner)
-            block = outer * (whole.shape[dim] * inner) + start * inner + rest
+            block = outer * (whole[dim] * inner) + part.start * inner + rest
         places.append(block.reshape(shape))
     return torch.stack(places)

@@ -13,7 +13,9 @@ from steepest.step.collect import Batch
 
 __all__ = ["measure", "moments", "reads_back"]
 
-_PIECE = 1 << 18
+# A float64 copy of a piece stays in the second-level cache; an accelerator wants fewer launches instead.
+_PIECE_ON_CPU = 1 << 16
+_PIECE_ELSEWHERE = 1 << 22
 
 
 def moments(grad: Tensor) -> Moments:
@@ -28,10 +30,11 @@ def moments(grad: Tensor) -> Moments:
     total = torch.zeros((), dtype=accumulate, device=grad.device)
     square = torch.zeros_like(total)
     # A float64 copy of the whole gradient would be twice its size.
-    for piece in torch.split(grad.reshape(-1), _PIECE):
+    limit = _PIECE_ON_CPU if grad.device.type == "cpu" else _PIECE_ELSEWHERE
+    for piece in torch.split(grad.reshape(-1), limit):
         wide = piece.to(accumulate)
         total += wide.sum()
-        square += (wide * wide).sum()
+        square += torch.dot(wide, wide)
     return Moments(grad.numel(), total, square)
 
 
@@ -61,9 +64,9 @@ def measure(batches: list[Batch], states: Callable[[], Mapping[str, list[Mapping
                 functools.partial(moments, member.grad), member.state, batch.group
             )
             member.scalars.update(scalars)
-    if not tensor_batches:
+    if not any(rule.relates(batch.group) for batch, rule in tensor_batches):
         return
-    fresh = {id(m.state): m.measured for b, _ in tensor_batches for m in b.members}
+    fresh = {id(m.state): m.measured or {} for b, _ in tensor_batches for m in b.members}
     for batch, rule in tensor_batches:
         known = [{**state, **fresh.get(id(state), {})} for state in states()[rule.name]]
         rule.relate([member.scalars for member in batch.members], known, batch.group)

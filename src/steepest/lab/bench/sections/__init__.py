@@ -1,0 +1,12 @@
+"""The benchmark's sections, by name, in the order in which they run."""
+
+from __future__ import annotations
+
+from ..section import Section
+from .first import First
+from .machine import Machine
+from .steps import Steps
+from .sweep import Sweep
+
+SECTIONS: dict[str, Section] = {section.name: section for section in (Machine(), Steps(), First(), Sweep())}
+"""A new section is a class with `name`, `pieces` and `run`, and a line here."""

@@ -1,0 +1,211 @@
+"""Released gradients: clipping, gradients that are not finite, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import steepest
+
+from .cases import Case
+from .released import backward, holder
+from .training import identical, make_params, snapshot, values
+
+CLIP = 0.75
+
+
+def test_clip_value_is_torch_s():
+    params, twins = make_params(), make_params()
+    optimizer, twin = Case("adamw").make(params), Case("adamw").make(twins)
+    with steepest.release_gradients(holder(params), optimizer, clip_value=CLIP):
+        for step in range(4):
+            backward(params, step)
+            optimizer.step()
+            backward(twins, step)
+            torch.nn.utils.clip_grad_value_(twins, CLIP)
+            twin.step()
+            twin.zero_grad()
+    assert identical(params, twins)
+
+
+def test_complex_gradients_are_clamped_part_by_part():
+    params = make_params(torch.complex64, shapes=[(3,)])
+    optimizer = steepest.SGD(params, lr=1.0)
+    before = values(params)[0]
+    with steepest.release_gradients(holder(params), optimizer, clip_value=1.0):
+        (params[0] * torch.tensor([3 - 4j, 0.5 + 2j, -5j]).conj()).real.sum().backward()
+    assert identical(params[0], before - torch.tensor([1 - 1j, 0.5 + 1j, -1j]))
+
+
+def clipped_by_hand(twins: list[Any], last: float | None) -> float:
+    """Scale the gradients as documented; their whole norm before it."""
+    squares = [float(t.grad.double().square().sum()) for t in twins if t.grad is not None]
+    for twin in twins:
+        if twin.grad is not None:
+            norm = math.sqrt(float(twin.grad.double().square().sum())) if last is None else last
+            twin.grad.mul_(min(1.0, CLIP / (norm + 1e-6)))
+    return math.sqrt(sum(squares))
+
+
+def test_clip_norm_scales_by_the_last_step_s_norm_and_survives_a_checkpoint():
+    params, twins = make_params(), make_params()
+    make = Case("sgd", {"momentum": 0.9}).make
+    optimizer, twin = make(params), make(twins)
+    released = steepest.release_gradients(holder(params), optimizer, clip_norm=CLIP)
+    assert released.grad_norm is None
+    last = None
+    for step in range(6):
+        if step == 3:
+            saved = copy.deepcopy(optimizer.state_dict())
+            released.remove()
+            params = [nn.Parameter(value) for value in values(params)]
+            optimizer = make(params)
+            optimizer.load_state_dict(saved)
+            released = steepest.release_gradients(holder(params), optimizer, clip_norm=CLIP)
+        backward(params, step, {1} if step == 2 else ())
+        optimizer.step()
+        backward(twins, step, {1} if step == 2 else ())
+        last = clipped_by_hand(twins, last)
+        assert released.grad_norm == pytest.approx(last, rel=1e-6)
+        twin.step()
+        twin.zero_grad()
+    torch.testing.assert_close(params, twins, rtol=1e-6, atol=1e-7)
+
+
+def test_a_norm_that_is_not_finite_is_not_kept():
+    params = make_params()
+    optimizer = steepest.SGD(params, lr=0.1, nonfinite="skip")
+    with steepest.release_gradients(holder(params), optimizer, clip_norm=CLIP) as released:
+        (params[0] * math.inf).sum().backward()
+        optimizer.step()
+        assert released.grad_norm is None
+        backward(params, 0)
+        optimizer.step()
+        known = released.grad_norm
+        assert known > 0
+        (params[0] * math.nan).sum().backward()
+        optimizer.step()
+        assert released.grad_norm == known
+    assert optimizer.skipped_steps == 2
+
+
+def test_skip_passes_over_the_parameters_with_a_bad_gradient_alone(rule: Case):
+    params, twins = rule.params(), rule.params()
+    optimizer = rule.make(params, nonfinite="skip")
+    twin = rule.make(twins)
+    with steepest.release_gradients(holder(params), optimizer):
+        for step in range(3):
+            bad = {0, 1} if step == 1 else ()
+            for some in (params, twins):
+                backward(some, step, bad)
+            if bad:
+                sum((params[i] * math.nan).sum() for i in bad).backward()
+            assert all(param.grad is None for param in params)
+            optimizer.step()
+            twin.step()
+            twin.zero_grad()
+    tolerance = {"rtol": 1e-3, "atol": 1e-3} if rule.rule.scope == "matrix" else {"rtol": 0, "atol": 0}
+    torch.testing.assert_close(values(params), values(twins), **tolerance)
+    assert optimizer.skipped_steps == 1
+    steps = [float(optimizer.state[param].get("step", 0)) for param in params]
+    assert steps in ([0.0, 0.0, 0.0], [2.0, 2.0, 3.0])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rule": "lion", "nonfinite": "raise"}, "group 1: nonfinite='raise'"),
+        ({"rule": "sgd_sai", "normalize": "max"}, "group 1: with normalize='max' a step of 'sgd_sai'"),
+        ({"rule": "quad", "literal": True}, "group 1: with literal=True a step of 'quad'"),
+    ],
+)
+def test_groups_whose_promise_cannot_be_held_are_refused(options: dict[str, Any], message: str):
+    params = make_params(shapes=[(4, 3), (4, 3)])
+    groups = [{"params": params[:1]}, {"params": params[1:], **options}]
+    optimizer = steepest.Optimizer(groups, rule="lion")
+    with pytest.raises(ValueError, match=message):
+        steepest.release_gradients(holder(params), optimizer)
+    allowed = {**options, "nonfinite": "skip", "normalize": "none", "literal": False}
+    later = steepest.Optimizer([groups[0], {**groups[1], **allowed}], rule="lion")
+    with steepest.release_gradients(holder(params), later):
+        later.param_groups[1].update(options)
+        before = snapshot(later, params)
+        with pytest.raises(RuntimeError, match=message):
+            backward(params, 0, {0})
+        params[1].grad = None
+        assert identical(snapshot(later, params), before)
+
+
+def test_what_is_no_model_no_optimizer_and_no_clip():
+    model = nn.Linear(2, 2)
+    optimizer = steepest.Lion(model.named_parameters())
+    with pytest.raises(TypeError, match="the model first, got a Lion"):
+        steepest.release_gradients(optimizer, model)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"got torch\.optim\.sgd\.SGD"):
+        steepest.release_gradients(model, torch.optim.SGD(model.parameters()))  # type: ignore[arg-type]
+    for bad in (0, -1.0, math.nan, math.inf, "1", True):
+        for name in ("clip_value", "clip_norm"):
+            with pytest.raises(ValueError, match=f"{name} must be None or a number > 0, got"):
+                steepest.release_gradients(model, optimizer, **{name: bad})
+    with pytest.raises(ValueError, match="choose one"):
+        steepest.release_gradients(model, optimizer, clip_value=1.0, clip_norm=1.0)
+    head = nn.Linear(2, 2)
+    both = steepest.Lion([*model.named_parameters("model"), *head.named_parameters("head")])
+    with pytest.raises(ValueError, match=r"parameter 'head\.weight' is the optimizer's but not the model's"):
+        steepest.release_gradients(model, both)
+    assert not optimizer._optimizer_step_pre_hooks
+    model(torch.ones(2)).sum().backward()
+    assert model.weight.grad is not None, "a refusal leaves no hook behind"
+
+
+def test_twice_is_refused_by_name_also_for_another_optimizer():
+    model = nn.Linear(2, 2)
+    optimizer = steepest.Lion(model.named_parameters())
+    other = steepest.Lion(model.named_parameters())
+    released = steepest.release_gradients(model, optimizer)
+    for one in (optimizer, other):
+        with pytest.raises(ValueError, match="parameter 'weight' is released already"):
+            steepest.release_gradients(model, one)
+    released.remove()
+    steepest.release_gradients(model, other).remove()
+
+
+def test_replicas_are_refused(tmp_path: Any, monkeypatch: pytest.MonkeyPatch):
+    model = nn.Linear(2, 2)
+    optimizer = steepest.Lion(model.parameters())
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1
+    )
+    try:
+        for wrapped in (ddp := nn.parallel.DistributedDataParallel(model), nn.ModuleList([ddp])):
+            with pytest.raises(ValueError, match="is a DistributedDataParallel"):
+                steepest.release_gradients(wrapped, optimizer)
+        del ddp, wrapped
+        # The module inside it cannot be told from any other; that there are other processes can.
+        alone = nn.Linear(2, 2)
+        steepest.release_gradients(alone, steepest.Lion(alone.parameters()))
+        alone(torch.ones(2)).sum().backward()
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+        twin = nn.Linear(2, 2)
+        steepest.release_gradients(twin, steepest.Lion(twin.parameters()))
+        before = values(twin.parameters())
+        with pytest.raises(RuntimeError, match="one of 2 processes"):
+            twin(torch.ones(2)).sum().backward()
+        assert identical(values(twin.parameters()), before)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_grad_scaler_is_refused_in_words():
+    model = nn.Linear(2, 2)
+    optimizer = steepest.Lion(model.parameters())
+    scaler = torch.amp.GradScaler("cpu")
+    with steepest.release_gradients(model, optimizer):
+        scaler.scale(model(torch.ones(2)).sum()).backward()
+        with pytest.raises(RuntimeError, match="GradScaler cannot be used with released gradients"):
+            scaler.step(optimizer)

@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import steepest
+from steepest.lab import LabError, cli
+from steepest.lab.bench import Column, Record, Result, Section, Setting, bench, running
+from steepest.lab.bench.entry import ours
+from steepest.lab.bench.first_step import first_step_seconds
+from steepest.lab.bench.sections import SECTIONS, sweep
+from steepest.lab.bench.shapes import SHAPE_LISTS, shape_list
+from steepest.lab.bench.watch import Plain, Silent, Watcher
+
+QUICK = ["--quick", "--no-compile", "--no-peers", "--optimizers", "lion,muon"]
+
+
+def test_a_run_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, copy = tmp_path / "out", tmp_path / "copy.json"
+    assert cli.run(["bench", *QUICK, "--threads", "1", "--out", str(out), "--json", str(copy)]) == 0
+    assert sorted(path.name for path in out.iterdir()) == ["RESULTS.md", "bench.json", "bench.png"]
+    record = Record.load(copy)
+    assert record == Record.load(out / "bench.json")
+    assert record.settings["optimizers"] == ["lion", "muon"]
+    assert [result.section for result in record.results] == ["machine", "steps", "steps", "sweep"]
+    machine, element, matrix, sizes = record.results
+    assert {row["unit"] for row in machine.rows} == {"GB/s", "Gflop/s"}
+    assert all(row["rate"] > 0 for row in machine.rows)
+    assert [row["label"] for row in element.rows] == ["axpy", "lion"]
+    assert [row["label"] for row in matrix.rows] == ["axpy", "muon bfloat16", "muon"]
+    assert element.rows[1]["parameters"] == shape_list("tiny").numel
+    assert "4 hidden matrices of 1 of 2 blocks" in matrix.title
+    assert [row["model"] for row in sizes.rows] == ["tiny", "tiny"]
+    assert "| lion | steepest | eager |" in (out / "RESULTS.md").read_text()
+    assert "toy GPT-2: muon" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--model", "gpt5"], "no model 'gpt5'"),
+        (["--model", ","], "no model"),
+        (["--optimizers", "lino"], "no optimizer 'lino'"),
+        (["--sections", "setps"], "no section 'setps'"),
+        (["--dtype", "int8"], "no dtype 'int8'"),
+        (["--device", "tpu"], "no device 'tpu'"),
+        (["--rounds", "0"], "rounds must be at least 1"),
+        (["--blocks", "-1"], "blocks must be"),
+        (["--memory", "0"], "memory must be positive"),
+        (["--threads", "0"], "threads must be at least 1"),
+        (["--no-compile", "--no-eager"], "neither eager nor compiled"),
+    ],
+)
+def test_a_bad_request_gets_one_line_and_leaves_nothing(
+    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["bench", *arguments, "--out", str(tmp_path / "out")]) == cli.BAD_REQUEST
+    error = capsys.readouterr().err
+    assert said in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+class Weather:
+    """A section of somebody else's."""
+
+    name = "weather"
+
+    def pieces(self, setting: Setting) -> int:
+        return 1
+
+    def run(self, setting: Setting, watcher: Watcher) -> Iterator[Result]:
+        watcher.begun("looking out")
+        watcher.finished()
+        yield Result("weather", "The weather", (Column("sky", "sky"),), [{"sky": "blue"}])
+
+
+class Nap(Weather):
+    name = "nap"
+
+    def run(self, setting: Setting, watcher: Watcher) -> Iterator[Result]:
+        raise KeyboardInterrupt
+        yield
+
+
+def test_a_section_of_another_kind_fits_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    added: Section = Weather()
+    monkeypatch.setitem(SECTIONS, "weather", added)
+    record = bench(["tiny"], ["lion"], sections=["weather"], rounds=1, out=tmp_path)
+    assert [result.rows for result in record.results] == [[{"sky": "blue"}]]
+    assert "| blue |" in (tmp_path / "RESULTS.md").read_text()
+
+
+def test_an_interrupt_keeps_what_was_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for section in (Weather(), Nap()):
+        monkeypatch.setitem(SECTIONS, section.name, section)
+    status = cli.run(["bench", "--quick", "--sections", "weather,nap", "--out", str(tmp_path)])
+    assert status == cli.INTERRUPTED
+    assert "holds what had been measured" in capsys.readouterr().err
+    record = Record.load(tmp_path / "bench.json")
+    assert record.interrupted
+    assert [result.section for result in record.results] == ["weather"]
+
+
+@pytest.mark.parametrize("section", ["steps", "first", "sweep"])
+def test_an_interrupted_table_keeps_its_rows(section: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+
+    def once(*arguments: object) -> object:
+        calls.append(1)
+        if len(calls) > 1:
+            raise KeyboardInterrupt
+        return {"cold_seconds": 1.0} if section == "first" else [{"key": "k", "status": "ok"}]
+
+    module = importlib.import_module(f"steepest.lab.bench.sections.{section}")
+    monkeypatch.setattr(module, "first_step_seconds" if section == "first" else "duel", once)
+    monkeypatch.setattr(module, "recompilations", lambda *arguments: 0, raising=False)
+    model = "gpt2-124m" if section == "sweep" else "tiny"
+    record = bench([model], ["lion", "adamw"], sections=[section], rounds=1)
+    assert record.interrupted
+    assert [len(result.rows) for result in record.results] == [1]
+
+
+def test_the_watcher_is_told_of_as_many_pieces_as_were_planned() -> None:
+    class Counting(Silent):
+        planned_, begun_, finished_, closed_ = 0, 0, 0, 0
+
+        def __init__(self) -> None:
+            self.shares: list[float] = []
+
+        def planned(self, pieces: int) -> None:
+            self.planned_ = pieces
+
+        def begun(self, what: str) -> None:
+            self.begun_ += 1
+
+        def ticked(self, share: float) -> None:
+            self.shares.append(share)
+
+        def finished(self) -> None:
+            self.finished_ += 1
+
+        def closed(self) -> None:
+            self.closed_ += 1
+
+    watcher = Counting()
+    bench(["tiny"], ["lion", "muon"], rounds=1, compiled=False, peers=False, watcher=watcher)
+    assert watcher.planned_ == watcher.begun_ == watcher.finished_ == 4
+    assert watcher.closed_ == 1
+    assert 0 < min(watcher.shares) <= max(watcher.shares) <= 1
+
+
+def test_plain_lines_count_the_pieces(capsys: pytest.CaptureFixture[str]) -> None:
+    watcher = Plain()
+    watcher.planned(2)
+    watcher.begun("one")
+    watcher.begun("two")
+    assert capsys.readouterr().out == "[1/2] one\n[2/2] two\n"
+
+
+def test_blocks_are_one_on_a_cpu_and_all_if_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Setting] = []
+
+    class Look(Weather):
+        def run(self, setting: Setting, watcher: Watcher) -> Iterator[Result]:
+            seen.append(setting)
+            yield from ()
+
+    monkeypatch.setitem(SECTIONS, "weather", Look())
+    for blocks in (None, 0, 2):
+        bench(["tiny"], ["lion"], sections=["weather"], blocks=blocks)
+    assert [setting.blocks for setting in seen] == [1, None, 2]
+    assert seen[0].rounds >= 9
+    assert running.ROUNDS >= 9
+
+
+def test_the_sweep_has_every_model_and_plans_what_memory_does_not_hold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in set(SHAPE_LISTS) - {"tiny"}:
+        monkeypatch.setitem(SHAPE_LISTS, name, lambda name=name: replace(shape_list("tiny"), name=name))
+    copy = 4 * shape_list("tiny").numel
+    record = bench(
+        ["gpt2-124m"],
+        ["signgsd", "adamw", "muon"],
+        sections=["sweep"],
+        rounds=1,
+        compiled=False,
+        peers=False,
+        memory=3.5 * copy / 2**30,
+    )
+    rows = [row for row in record.results[0].rows if row["key"] != "axpy"]
+    assert len(rows) == 2 * (len(SHAPE_LISTS) - 1)
+    assert {(row["label"], row["status"]) for row in rows} == {("signgsd", "ok"), ("adamw", "planned")}
+    assert set(sweep.NAMES) <= set(steepest.list_optimizers())
+
+
+def test_the_first_step_is_timed_in_processes_of_its_own() -> None:
+    found = first_step_seconds(ours("signgsd", "eager"), "tiny", torch.device("cpu"), torch.float32)
+    assert set(found) == {"cold_seconds", "warm_seconds", "second_ms"}
+    assert all(value > 0 for value in found.values())
+
+
+def test_a_first_step_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RuntimeError, match="no model 'none'"):
+        first_step_seconds(ours("signgsd", "eager"), "none", torch.device("cpu"), torch.float32)
+
+
+def test_the_first_steps_cache_is_empty_at_first_and_then_full(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # A stand-in for Python that looks into the cache, leaves something there, and says how much there was.
+    script = tmp_path / "python"
+    script.write_text(
+        f"#!{sys.executable}\nimport json, os, pathlib\n"
+        "cache = pathlib.Path(os.environ['TORCHINDUCTOR_CACHE_DIR'])\n"
+        "print(json.dumps({'first': len(list(cache.iterdir())), 'second': 0.5}))\n"
+        "(cache / 'graph').touch()\n"
+    )
+    script.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(script))
+    found = first_step_seconds(ours("lion", "compiled"), "tiny", torch.device("cpu"), torch.float32)
+    assert found == {"cold_seconds": 0, "warm_seconds": 1, "second_ms": 500.0}
+
+
+def test_the_python_api_refuses_what_it_cannot_do() -> None:
+    with pytest.raises(LabError, match="name at least one"):
+        bench([])
+    with pytest.raises(LabError, match="no dtype"):
+        bench(dtype="float8")
+
+
+@pytest.mark.gpu
+def test_on_cuda_launches_are_counted_and_a_graph_is_tried() -> None:
+    record = bench(["tiny"], ["lion"], sections=["steps"], device="cuda", rounds=1, peers=False)
+    rows = [row for row in record.results[0].rows if row["key"] != "axpy"]
+    assert {row["how"] for row in rows} == {"eager", "compiled"}
+    for row in rows:
+        assert row["launches"] > 0
+        assert row["graph"] == "yes" or row["graph"].startswith("no: ")
+    json.dumps(rows)

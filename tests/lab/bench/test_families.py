@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import pytest
+
+import steepest
+from steepest.lab import LabError
+from steepest.lab.bench.families import families
+
+
+def test_every_optimizer_is_measured_eager_and_compiled() -> None:
+    entries = [entry for family in families() for entry in family.entries if entry.ours]
+    for name in set(steepest.list_optimizers()) - {"orthogonalized"}:
+        assert {entry.how for entry in entries if entry.rule == name} == {"eager", "compiled"}, name
+
+
+def test_keys_tell_a_familys_entries_apart() -> None:
+    for family in families():
+        assert len({entry.key for entry in family.entries}) == len(family.entries)
+
+
+def test_ours_come_first_so_that_a_family_has_somebody_to_compare_with() -> None:
+    for family in families():
+        own = [entry.ours for entry in family.entries]
+        assert own == sorted(own, reverse=True)
+        assert own[0]
+        assert {e.rule for e in family.entries if not e.ours} <= {e.rule for e in family.entries if e.ours}
+
+
+def test_named_ones_bring_their_peers_and_nobody_else() -> None:
+    (family,) = families(["lion"])
+    assert {entry.rule for entry in family.entries} == {"lion"}
+    assert {entry.source for entry in family.entries} >= {"steepest", "lion_pytorch", "optimi"}
+    (alone,) = families(["lion"], eager=False, peers=False)
+    assert [entry.how for entry in alone.entries] == ["compiled"]
+
+
+def test_a_peer_of_another_rule_stays_away() -> None:
+    for family in families(["quad"]):
+        assert {entry.source for entry in family.entries} == {"steepest", "quad_torch"}
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "said"),
+    [
+        (["lino"], {}, r"'lino'.*lion"),
+        (["orthogonalized"], {}, "base to subclass"),
+        (["lion"], {"eager": False, "compiled": False}, "neither"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(given: list[str], options: dict[str, bool], said: str) -> None:
+    with pytest.raises(LabError, match=said):
+        families(given, **options)

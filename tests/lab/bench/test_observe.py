@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from steepest.lab.bench.entry import ours
+from steepest.lab.bench.material import Material
+from steepest.lab.bench.observe import observe
+from steepest.lab.bench.products import Product, flops_of
+from steepest.lab.bench.shapes import tiny
+
+CPU = torch.device("cpu")
+
+
+def test_the_peak_is_what_is_alive_at_once_and_not_the_sum() -> None:
+    def in_turns() -> None:
+        for _ in range(5):
+            torch.ones(1 << 16)
+
+    def at_once() -> None:
+        held = [torch.ones(1 << 16) for _ in range(5)]
+        del held
+
+    one = 4 << 16
+    assert one <= observe(in_turns, CPU).temporary_bytes < 1.1 * one
+    assert 5 * one <= observe(at_once, CPU).temporary_bytes < 5.1 * one
+
+
+def test_what_is_freed_that_was_there_before_is_no_credit() -> None:
+    old = [torch.ones(1 << 16)]
+
+    def act() -> None:
+        old.clear()
+        torch.ones(1 << 14)
+
+    assert observe(act, CPU).temporary_bytes <= 4 << 14
+
+
+@pytest.mark.parametrize("rule", ["muon", "procrustes", "quad"])
+def test_products_have_the_flops_that_torch_counts(rule: str) -> None:
+    material = Material.of(tiny().hidden(1), CPU, torch.float32)
+    optimizer = ours(rule, "eager").make(material.params)
+    material.lend_gradients()
+    optimizer.step()
+    seen = observe(optimizer.step, CPU, products=True)
+    with FlopCounterMode(display=False) as counter:
+        optimizer.step()
+    assert flops_of(seen.products) == counter.get_total_flops() > 0
+
+
+@pytest.mark.parametrize(
+    "product",
+    [
+        Product(1, 3, 4, 5, torch.float32),
+        Product(2, 3, 4, 5, torch.float32, (True, False)),
+        Product(1, 3, 4, 5, torch.bfloat16, (False, True)),
+        Product(3, 3, 4, 5, torch.float64, (True, True)),
+    ],
+)
+def test_a_rehearsal_computes_the_product_that_it_is_named_after(product: Product) -> None:
+    assert observe(product.rehearse(CPU), CPU, products=True).products == {product: 1}
+    assert product.flops == 2 * product.batch * 3 * 4 * 5
+
+
+def test_an_eager_step_is_not_compiled_and_a_compiled_function_is() -> None:
+    compiled = torch.compile(lambda x: x + 1, backend="eager")
+    x = torch.ones(3)
+    compiled(x)
+    assert observe(lambda: compiled(x), CPU).compiled
+    assert not observe(lambda: x + 1, CPU).compiled

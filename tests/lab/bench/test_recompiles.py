@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from steepest.lab.bench.entry import Entry
+from steepest.lab.bench.recompiles import recompilations
+
+
+class Compiling(torch.optim.Optimizer):
+    """SGD through torch.compile, which sees the learning rate as a number or as a tensor."""
+
+    def __init__(self, params: Any, as_number: bool) -> None:
+        super().__init__([p for _, p in params], {"lr": 1e-3, "weight_decay": 0.0, "betas": (0.9, 0.99)})
+        self.as_number = as_number
+        self.betas: list[float] = []
+
+        def move(param: torch.Tensor, grad: torch.Tensor, lr: Any) -> torch.Tensor:
+            return param - lr * grad
+
+        self.move = torch.compile(move, backend="eager", dynamic=False)
+
+    @torch.no_grad()
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
+        group = self.param_groups[0]
+        self.betas.append(group["betas"][0])
+        param = group["params"][-1]
+        lr = group["lr"] if self.as_number else torch.tensor(group["lr"])
+        param.copy_(self.move(param, param.grad, lr))
+
+
+def entry(made: list[Compiling], as_number: bool) -> Entry:
+    def make(params: Any) -> torch.optim.Optimizer:
+        made.append(Compiling(params, as_number))
+        return made[-1]
+
+    return Entry("sgd", "s", "steepest", "compiled", make)
+
+
+def test_a_step_made_for_one_learning_rate_recompiles_and_one_made_for_all_does_not() -> None:
+    made: list[Compiling] = []
+    assert recompilations(entry(made, as_number=False), torch.device("cpu"), 12) == 0
+    assert recompilations(entry(made, as_number=True), torch.device("cpu"), 5) >= 1
+    # Momentum changes in every step too, or the count would say nothing of it.
+    assert len(set(made[0].betas)) > 10

@@ -1,0 +1,68 @@
+"""Products by blocks against the plain ones, on both sides of the size from which they are cut."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from steepest.linalg import gram, symmetric_product
+
+SIZES = [1, 5, 255, 256, 300, 769]
+
+
+def randn(*shape, dtype=torch.float64):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
+
+
+@pytest.mark.parametrize("batch", [(), (3,), (2, 2)], ids=str)
+@pytest.mark.parametrize("rows", SIZES)
+def test_gram_is_the_plain_product(rows, batch):
+    x = randn(*batch, rows, 7)
+    for operand in (x, randn(*batch, 7, rows).mT, x.contiguous().expand(x.shape)):
+        assert torch.allclose(gram(operand), operand @ operand.mT, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("rows", [256, 300, 769])
+def test_large_ones_are_exactly_symmetric(rows, dtype):
+    x = randn(2, rows, 300, dtype=dtype)
+    assert torch.equal(gram(x), gram(x).mT)
+
+
+@pytest.mark.parametrize("alpha", [1.0, -0.5])
+@pytest.mark.parametrize("dims", [2, 3, 4])
+@pytest.mark.parametrize("rows", SIZES)
+def test_symmetric_product(rows, dims, alpha):
+    """Of (I + αS) Q (I + αS), whose first product is not symmetric while the second is."""
+    batch = (2,) * (dims - 2)
+    q, s = (x + x.mT for x in (randn(*batch, rows, rows), randn(*batch, rows, rows) / rows))
+    first = q + alpha * (s @ q)
+    expected = first + alpha * (first @ s)
+    found = symmetric_product(first, s, added=first, alpha=alpha)
+    assert torch.equal(found, found.mT)
+    assert torch.allclose(found, expected, rtol=1e-12, atol=1e-11)
+    alone = symmetric_product(q, q, alpha=alpha)
+    assert torch.allclose(alone, alpha * (q @ q), rtol=1e-12, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_keeps_its_dtype(dtype):
+    x = randn(2, 300, 20, dtype=torch.float32).to(dtype)
+    assert gram(x).dtype == dtype
+    assert torch.allclose(gram(x).float(), x.float() @ x.float().mT, atol=0.5)
+
+
+def test_not_a_number_and_zero():
+    x = randn(2, 300, 10)
+    x[0, 3, 3] = float("nan")
+    assert gram(x)[0].isnan().any()
+    assert gram(x)[1].isfinite().all()
+    assert torch.equal(gram(torch.zeros(300, 4)), torch.zeros(300, 300))
+    assert gram(torch.zeros(0, 4)).shape == (0, 0)
+
+
+def test_operands_are_refused_by_name():
+    with pytest.raises(ValueError, match="gram needs matrices"):
+        gram(torch.ones(3))
+    with pytest.raises(TypeError, match="symmetric_product needs"):
+        symmetric_product(torch.ones(2, 2, dtype=torch.int64), torch.ones(2, 2))

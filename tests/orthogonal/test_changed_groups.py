@@ -1,0 +1,264 @@
+"""What others do to param groups between their making and a step, and what a step then refuses whole."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+
+import steepest
+from steepest.views import columns, rows
+
+MATRIX_RULES = [
+    name for name in steepest.list_optimizers() if steepest.registry.find_rule(name).scope == "matrix"
+]
+pytestmark = pytest.mark.filterwarnings("ignore:.*the momentum is used as it is")
+
+
+def matrix(*shape, seed=0):
+    return torch.nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(seed)))
+
+
+def flatten(optimizer, group=0):
+    """What ZeRO does: one vector of all parameters, under the names of the first of them."""
+    params = optimizer.param_groups[group]["params"]
+    flat = torch.nn.Parameter(torch.cat([param.detach().flatten() for param in params]))
+    flat.grad = torch.ones_like(flat)
+    optimizer.param_groups[group]["params"] = [flat]
+    return flat
+
+
+@pytest.mark.parametrize("copied", [lambda o: o, copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+@pytest.mark.parametrize("views", [None, {"w": rows(2, 2)}, {"w": columns(3, 1)}], ids=str)
+@pytest.mark.parametrize("name", MATRIX_RULES)
+def test_a_flattened_parameter_is_refused_with_the_reason(name, views, copied):
+    vector = torch.nn.Parameter(torch.ones(3))
+    groups = [{"params": [("v", vector)], "rule": "lion"}, {"params": [("w", matrix(4, 4))]}]
+    optimizer = copied(steepest.create(name, groups, lr=0.1, views=views))
+    (first,), flat = optimizer.param_groups[0]["params"], flatten(optimizer, 1)
+    before = flat.detach().clone()
+    first.grad = torch.ones(3)
+    with pytest.raises(ValueError, match=r"'w' is a vector of shape \(16,\), .*ZeRO, FSDP1"):
+        optimizer.step()
+    assert torch.equal(flat, before)
+    assert torch.equal(first, torch.ones(3))
+    assert not optimizer.state
+
+
+def test_a_vector_among_matrices_is_flattened_with_them():
+    optimizer = steepest.QUAD([("b", matrix(3)), ("w", matrix(4, 4))])
+    flatten(optimizer)
+    with pytest.raises(ValueError, match=r"'b' is a vector of shape \(19,\)"):
+        optimizer.step()
+
+
+def test_a_group_that_came_later_is_remembered_too():
+    optimizer = steepest.QUAD([("w", matrix(4, 4))])
+    optimizer.add_param_group({"params": [("late", matrix(4, 2))]})
+    flatten(optimizer, 1)
+    with pytest.raises(ValueError, match="'late' is a vector"):
+        optimizer.step()
+
+
+def test_element_rules_step_what_is_flattened():
+    optimizer = steepest.Lion([("w", matrix(4, 4))], lr=0.1)
+    flat = flatten(optimizer)
+    before = flat.detach().clone()
+    optimizer.step()
+    torch.testing.assert_close(flat, before - 0.1)
+
+
+@pytest.mark.parametrize("mark", ["_is_flat_param", "_fsdp_flattened", "ds_id", "ds_tensor"])
+@pytest.mark.parametrize("name", MATRIX_RULES)
+def test_parameters_that_are_marked_as_flat_are_refused_at_construction(name, mark):
+    flat = matrix(16)
+    setattr(flat, mark, True)
+    with pytest.raises(ValueError, match=r"'flat' is flattened or partitioned .*ZeRO, FSDP1"):
+        steepest.create(name, [("flat", flat)])
+    steepest.Lion([flat])
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("coefficients", "foo", "group 1: unknown coefficients 'foo'"),
+        ("ns_steps", 0, "group 1: ns_steps"),
+        ("scale", "large", "group 1: scale"),
+        ("momentum", "much", "group 1: momentum"),
+        ("views", 3, "group 1: views"),
+    ],
+)
+@pytest.mark.parametrize("when", [0, 2])
+def test_an_option_that_became_wrong_is_refused_before_any_group_moves(option, value, words, when):
+    a, b = matrix(3, 3), matrix(3, 3, seed=1)
+    optimizer = steepest.Muon([{"params": [("a", a)]}, {"params": [("b", b)]}])
+    a.grad, b.grad = torch.ones(3, 3), torch.ones(3, 3)
+    for _ in range(when):
+        optimizer.step()
+    kept, optimizer.param_groups[1][option] = optimizer.param_groups[1][option], value
+    before = copy.deepcopy((a.detach(), b.detach(), optimizer.state_dict()["state"]))
+    for _ in range(2):
+        with pytest.raises(ValueError, match=words):
+            optimizer.step()
+    after = (a.detach(), b.detach(), optimizer.state_dict()["state"])
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+    optimizer.param_groups[1][option] = kept
+    optimizer.step()
+
+
+def test_views_that_came_later_must_fit_too():
+    a, b = matrix(3, 3), matrix(3, 3, seed=1)
+    optimizer = steepest.Muon([{"params": [("a", a)]}, {"params": [("b", b)]}])
+    a.grad, b.grad = torch.ones(3, 3), torch.ones(3, 3)
+    optimizer.step()
+    before = a.detach().clone()
+    optimizer.param_groups[1]["views"] = {"b": rows(1, 1)}
+    with pytest.raises(ValueError, match=r"'b' has shape \(3, 3\); rows\(1, 1\)"):
+        optimizer.step()
+    assert torch.equal(a, before)
+
+
+def test_a_list_that_was_changed_in_place_is_looked_at_again():
+    optimizer = steepest.Muon([weight := matrix(3, 3)], coefficients=[(1.5, -0.5, 0.0)])
+    weight.grad = torch.ones(3, 3)
+    optimizer.step()
+    optimizer.param_groups[0]["coefficients"].append((1.0,))
+    with pytest.raises(ValueError, match="coefficients"):
+        optimizer.step()
+
+
+def test_options_are_looked_at_when_they_change_and_not_in_every_step(monkeypatch):
+    looks = []
+    rule = type(steepest.registry.find_rule("muon"))
+    check = rule.check
+    monkeypatch.setattr(rule, "check", lambda *args: (looks.append(1), check(*args)))
+    optimizer = steepest.Muon([weight := matrix(3, 3)])
+    weight.grad = torch.ones(3, 3)
+    optimizer.step()
+    looks.clear()
+    for step in range(3):
+        optimizer.param_groups[0]["lr"] = 0.1 / (1 + step)
+        optimizer.step()
+    assert not looks
+    optimizer.param_groups[0]["extra_scale"] = 2.0
+    optimizer.step()
+    assert len(looks) == 1
+
+
+def test_a_learning_rate_that_a_schedule_leaves_below_zero_is_stepped_with():
+    optimizer = steepest.Muon([weight := matrix(3, 3)])
+    weight.grad = torch.ones(3, 3)
+    optimizer.param_groups[0]["lr"] = -1e-20
+    optimizer.step()
+
+
+# -- views
+
+
+def two():
+    return matrix(4, 4), matrix(4, 4, seed=1)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_groups_own_views_name_its_own_parameters(turned):
+    a, b = two()
+    groups = [{"params": [("a", a)], "views": {"b": rows(2, 2)}}, {"params": [("b", b)]}]
+    with pytest.raises(ValueError, match="there is no parameter 'b' to which they apply"):
+        steepest.Muon(groups[::-1] if turned else groups)
+    optimizer = steepest.Muon([("b", b)])
+    with pytest.raises(ValueError, match="there is no parameter 'b' to which they apply"):
+        optimizer.add_param_group(groups[0] | {"params": [("a", a)]})
+    assert len(optimizer.param_groups) == 1
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_constructors_views_reach_every_group_of_its_rule(turned):
+    a, b = two()
+    groups = [{"params": [("a", a)]}, {"params": [("b", b)], "lr": 0.5}]
+    optimizer = steepest.Muon(groups[::-1] if turned else groups, views={"b": rows(2, 2)})
+    assert {row.name: row.view for row in optimizer.explain().rows} == {"a": None, "b": ("rows", (2, 2))}
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize(
+    ("theirs", "words"),
+    [
+        ({"rule": "lion"}, "'b' is in a group of rule 'lion', which sees no matrices"),
+        ({"rule": "quad"}, "'b' is in a group with views of its own, or of another rule"),
+        ({"views": {}}, "'b' is in a group with views of its own, or of another rule"),
+    ],
+)
+def test_the_constructors_view_of_a_parameter_that_it_does_not_reach_is_refused(theirs, words, turned):
+    a, b = two()
+    groups = [{"params": [("a", a)]}, {"params": [("b", b)], **theirs}]
+    with pytest.raises(ValueError, match=words):
+        steepest.Muon(groups[::-1] if turned else groups, views={"b": rows(2, 2)})
+
+
+def test_views_in_a_group_of_an_element_rule_are_refused():
+    a, b = two()
+    group = {"params": [("b", b)], "rule": "lion", "views": {"b": rows(2, 2)}}
+    with pytest.raises(ValueError, match="'lion' sees no matrices; the view of 'b'"):
+        steepest.Muon([{"params": [("a", a)]}, group])
+
+
+# -- names
+
+
+@pytest.mark.parametrize(
+    "name", ["rule", "why", "skipped_steps", "base_lr", "initial_lr", "param_names", "aliases", "fallback"]
+)
+def test_an_extra_option_with_a_name_that_groups_use_is_refused(name):
+    with pytest.raises(TypeError, match=f"option '{name}'"):
+        steepest.OrthogonalizedOptimizer([matrix(3, 3)], scaled_orthogonalize_fn=abs, **{name: "lion"})
+
+
+# -- what momentum means
+
+
+FAMILY = [name for name in MATRIX_RULES if steepest.registry.find_rule(name).conventions]
+
+
+def test_the_family_says_what_its_momentum_means():
+    assert set(FAMILY) == {"orthogonalized", "muon", "normuon", "polargrad", "scion", "hyperball"}
+
+
+def trained(name):
+    optimizer = steepest.create(name, [weight := matrix(3, 3)])
+    weight.grad = torch.ones(3, 3)
+    optimizer.step()
+    return optimizer
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_a_checkpoint_states_its_convention(name):
+    optimizer = trained(name)
+    saved = optimizer.state_dict()
+    assert saved["param_groups"][0]["momentum_convention"] == "ema"
+    other = copy.deepcopy(saved)
+    other["param_groups"][0]["momentum_convention"] = "sum"
+    before = copy.deepcopy(saved)
+    with pytest.raises(ValueError, match=r"momentum_convention .* is 'ema', got 'sum'"):
+        optimizer.load_state_dict(other)
+    assert str(optimizer.state_dict()) == str(before)
+    # Before the entry existed it was an average too.
+    older = copy.deepcopy(saved)
+    del older["param_groups"][0]["momentum_convention"]
+    optimizer.load_state_dict(older)
+    assert str(optimizer.state_dict()["state"]) == str(before["state"])
+    assert optimizer.param_groups[0]["momentum_convention"] == "ema"
+    with pytest.raises(ValueError, match="got 'sum'"):
+        steepest.create(name, [{"params": [matrix(3, 3)], "momentum_convention": "sum"}])
+
+
+@pytest.mark.parametrize(
+    "make", [lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), lambda p: torch.optim.Muon(p)]
+)
+def test_a_checkpoint_that_does_not_say_is_refused(make):
+    theirs = make([weight := matrix(3, 3)])
+    weight.grad = torch.ones(3, 3)
+    theirs.step()
+    with pytest.raises(ValueError, match="does not say its momentum_convention, which is 'ema' here"):
+        trained("muon").load_state_dict(theirs.state_dict())

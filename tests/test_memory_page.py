@@ -1,0 +1,37 @@
+"""What docs/memory.md shows runs, and its arithmetic is the optimizers' own."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import steepest
+
+TEXT = (Path(__file__).parents[1] / "docs" / "memory.md").read_text(encoding="utf-8")
+
+
+def test_its_python_runs(capsys):
+    (block,) = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+    exec(compile(block, "memory.md", "exec"), {})
+    norm, skipped = capsys.readouterr().out.split()
+    assert float(norm) > 0
+    assert skipped == "0"
+
+
+@pytest.mark.parametrize("name", ["AdamW", "Lion", "SignGSD"])
+def test_its_bytes_add_up(name):
+    weight = torch.nn.Parameter(torch.ones(1000))
+    optimizer = getattr(steepest, name)([weight])
+    weight.grad = torch.ones(1000)
+    optimizer.step()
+    state = round(optimizer.state_bytes() / 1000)
+    assert f"| {name} | 4 | 4 | {state} | {8 + state} |" in TEXT
+    assert re.search(rf"\| {name}, gradients released \| 4 \| – \| {state} \| \**{4 + state}\** \|", TEXT)
+
+
+def test_its_call_of_build_works():
+    (call,) = re.findall(r"`(steepest\.build\(.*?\))`", TEXT)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+    groups = eval(call, {"steepest": steepest, "model": model}).param_groups
+    assert {(group["rule"], group["state_device"]) for group in groups} >= {("adamw", "cpu"), ("muon", None)}
