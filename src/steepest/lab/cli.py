@@ -130,7 +130,7 @@ def race_command(
     trials: Annotated[
         int | None,
         typer.Option(
-            help="Learning rates each optimizer tries, its default first. Default: 5 (ternary: 4).",
+            help="Learning rates each optimizer tries, its default first. Default: 5 (ternary: 3).",
             show_default=False,
         ),
     ] = None,

@@ -20,7 +20,7 @@ from .methods import Thresholds, contestants
 from .models import PatchConvNet, normed_mlp
 from .watching import Watch, read_watches
 
-TRIALS = 4
+TRIALS = 3
 """Learning rates that every method tries."""
 
 
@@ -64,7 +64,7 @@ _THRESHOLDS = Thresholds(sign={"threshold": 24, **_SCHEDULE}, magnitude={"thresh
 STUDIES = {
     "mlp": Study(lambda: _digits("mlp", normed_mlp), 400, 5, _THRESHOLDS),
     "convnet": Study(lambda: _digits("convnet", PatchConvNet), 400, 5, _THRESHOLDS),
-    "text": Study(text_task, 800, 3, _THRESHOLDS),
+    "text": Study(text_task, 400, 3, _THRESHOLDS),
 }
 
 
