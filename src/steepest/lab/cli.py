@@ -183,7 +183,7 @@ def race_command(
 
     Interrupted with Ctrl-C, it goes on where it stopped when it is run again with the same --out.
     --task ternary is a study of its own: float32, latent floats with a straight-through gradient, votes,
-    Bop, and random ternary weights that stay, on digits and on text (about 12 minutes on 2 cores). Of the
+    Bop, and random ternary weights that stay, on digits and on text (a quarter of an hour or so). Of the
     options it takes --steps, --trials, --seeds, --out, --fresh and --threads.
 
     The folder then holds report.html (one page, everything embedded), its pictures as PNG,

@@ -17,7 +17,7 @@ __all__ = ["OPTIONS", "Schedule", "checked", "threshold_at"]
 Schedule: TypeAlias = str | Callable[[int], float]
 
 OPTIONS: dict[str, Hyper] = {
-    "threshold": positive(16.0),
+    "threshold": positive(24.0),
     "votes": choice("sign", "sign", "magnitude"),
     "accumulator": choice(torch.int8, torch.int8, torch.int16),
     "schedule": choice("constant", "constant", "annealed", "custom"),

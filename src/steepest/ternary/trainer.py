@@ -99,7 +99,7 @@ class TernaryFlip:
     def __init__(
         self,
         model: nn.Module,
-        threshold: float = 16.0,
+        threshold: float = 24.0,
         votes: VoteKind = "sign",
         *,
         accumulator: torch.dtype = torch.int8,

@@ -23,14 +23,22 @@ _DPI = 110
 def table(results: Sequence[Result]) -> str:
     """A Markdown table for every race, best first: the metric ± one standard deviation over the seeds.
 
-    Flips are the part of the hidden weights that a step moved, over the first and the last tenth of training.
+    Flips are the part of the hidden weights that a step moved, on average over the training and in its last
+    step.
     """
     parts = []
     for result in results:
         rows = result.race.rows
         like = max(row.metric for row in rows if not math.isnan(row.metric))
         unit = result.race.plan.request.metric
-        head = ["training of the hidden weights", unit, "B/weight", "lr", "flips a step", "zeros"]
+        head = [
+            "training of the hidden weights",
+            unit,
+            "B/weight",
+            "lr",
+            "flips a step: mean → last",
+            "zeros",
+        ]
         lines = [f"| {' | '.join(head)} |", f"| {' | '.join(['---'] * len(head))} |"]
         for row in rows:
             seen = result.of(row.optimizer)
@@ -51,9 +59,12 @@ def _movement(seen: Sequence[Any]) -> tuple[str, str]:
     zeros = np.array([watch.zeros for watch in seen])
     if flips.size == 0 or np.isnan(flips).any():
         return "", ""
-    tenth = max(1, flips.shape[1] // 10)
-    first, last = flips[:, :tenth].mean(), flips[:, -tenth:].mean()
-    return f"{first:.2%} → {last:.3%}", f"{zeros[:, -1].mean():.0%}"
+    mean, last = flips.mean(), flips[:, -1].mean()
+    return f"{_percent(mean)} → {_percent(last)}", f"{zeros[:, -1].mean():.0%}"
+
+
+def _percent(part: float) -> str:
+    return f"{100 * part:.2g} %" if part else "0"
 
 
 def draw(results: Sequence[Result]) -> Figure:
