@@ -19,8 +19,8 @@ class LatentTernaryLinear(nn.Linear):
     Example:
         >>> layer = LatentTernaryLinear(8, 4)
         >>> import torch
-        >>> layer(torch.ones(2, 8)).shape, layer.ternary().unique().tolist()
-        (torch.Size([2, 4]), [-1.0, 0.0, 1.0])
+        >>> layer(torch.ones(2, 8)).shape, set(layer.ternary().flatten().tolist()) <= {-1, 0, 1}
+        (torch.Size([2, 4]), True)
     """
 
     def ternary(self) -> Tensor:
