@@ -16,7 +16,15 @@ from steepest.hyper import near_miss, plain
 from steepest.registry import find_rule, register
 from steepest.rule import Rule
 from steepest.step.collect import Batch, collect
-from steepest.step.compiled import compiler_available, pays, run_compiled, warn_no_compiler, warn_not_compiled
+from steepest.step.compiled import (
+    Plan,
+    compiler_available,
+    pays,
+    prepare,
+    run_compiled,
+    warn_no_compiler,
+    warn_not_compiled,
+)
 from steepest.step.element import run_eager, store
 from steepest.step.finite import check_gradients
 from steepest.step.matrix import (
@@ -178,17 +186,22 @@ class Optimizer(torch.optim.Optimizer):
             for batch in batches
             if (provide := self._provide(batch)) is not None
         }
-        for batch in batches:
+        # Compiling takes seconds in which much can go wrong: it too is done before anything is written.
+        compiles = [_compiles(batch) for batch in batches]
+        plans = [
+            prepare(batch, mask is not None) if wish and not batch.offloaded else None
+            for batch, wish in zip(batches, compiles, strict=True)
+        ]
+        for batch, wish, plan in zip(batches, compiles, plans, strict=True):
             on_device = None if mask is None else mask.to(batch.device)
             if id(batch) in writes:
                 for old, new in writes[id(batch)]:
                     store(old, new, on_device)
             elif batch.offloaded:
-                compiles = _compiles(batch)
                 for near in on_host(batch):
-                    _run(near, None, compiles)
+                    _run(near, None, prepare(near, False) if wish else None)
             else:
-                _run(batch, on_device, _compiles(batch))
+                _run(batch, on_device, plan)
             for member in batch.members:
                 if member.measured is not None:
                     for name, value in member.measured.items():
@@ -258,7 +271,16 @@ class Optimizer(torch.optim.Optimizer):
         made = []
         for batch in batches:
             names = batch.state_names
+            shaped = batch.element_state
             for member in batch.members:
+                for name in shaped:
+                    kept = member.state.get(name)
+                    if kept is not None and kept.shape != member.param.shape:
+                        raise ValueError(
+                            f"{member.name} has shape {tuple(member.param.shape)}, its {name} "
+                            f"{tuple(kept.shape)}: the parameter was given another shape after a step; "
+                            "make a new optimizer, or clear its state. Nothing was stepped"
+                        )
                 fresh: dict[str, Tensor] = {}
                 if not names.issubset(member.state):
                     # Its values are not looked at, and memory that is not written is not taken.
@@ -371,12 +393,11 @@ def _count(batch: Batch, finite: Tensor | None) -> None:
             count += finite.to(count.device)
 
 
-def _run(batch: Batch, finite: Tensor | None, compiles: bool) -> None:
+def _run(batch: Batch, finite: Tensor | None, plan: Plan | None) -> None:
     if batch.rule.scope == "matrix":
         run_matrix(batch, finite)
-        return
-    left = run_compiled(batch, finite) if compiles else batch.members
-    run_eager(batch, left, finite)
+    else:
+        run_eager(batch, batch.members if plan is None else run_compiled(plan, finite), finite)
 
 
 def _compiles(batch: Batch) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import math
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,11 +49,11 @@ class Watch:
             rule = find_rule(group["rule"])
             if isinstance(rule, MatrixRule):
                 self._refuse_flattened(rule, group, index)
+            _check_lr(f"{who}, group {index}", group["lr"])
             name, options = self._options.get(index, ("", {}))
             changed = [key for key, value in options.items() if not _is_same(group.get(key), value)]
             if name == rule.name and not changed:
                 continue
-            # A schedule may end below 0 by a rounding, with which a step can be taken.
             rule.check(f"{who}, group {index}", {**group, "lr": rule.hyper["lr"].default})
             if not set(changed).isdisjoint(_SEEN_AS):
                 for at, param in enumerate(group["params"]):
@@ -75,6 +77,17 @@ class Watch:
 
     def _is_unknown_vector(self, param: Tensor) -> bool:
         return param.dim() < 2 and param.shape not in self._vectors
+
+
+def _check_lr(who: str, lr: Any) -> None:
+    # A schedule may end below 0 by a rounding, with which a step can be taken. A tensor's value would
+    # have to be waited for.
+    if isinstance(lr, Tensor):
+        good = lr.numel() == 1 and not lr.is_complex()
+    else:
+        good = isinstance(lr, numbers.Real) and not isinstance(lr, bool) and math.isfinite(lr)
+    if not good:
+        raise ValueError(f"{who}: lr must be a finite number or a 1-element tensor, got {lr!r}")
 
 
 def _kept(value: Any) -> Any:

@@ -111,9 +111,12 @@ def test_it_really_compiles(monkeypatch: pytest.MonkeyPatch):
     ran = []
     run = optimizer_module.run_compiled
     monkeypatch.setattr(optimizer_module, "run_compiled", lambda *a: ran.append(run(*a)) or ran[-1])
+    monkeypatch.setattr(compiled, "_compiled", functools.lru_cache(compiled._compiled.__wrapped__))
+    before = _graphs()
     params = _plain()
     train(Case("lion").make(params, compile=True), params, 2)
     assert ran == [[], []], "some were left to be stepped eagerly"
+    assert _graphs() == before + 1
 
 
 @pytest.mark.parametrize(
@@ -289,10 +292,11 @@ def test_a_graph_that_must_be_compiled_again_and_cannot_leaves_the_rest_to_eager
         return run
 
     monkeypatch.setattr(compiled, "_compiled", fails_once)
+    monkeypatch.setattr(compiled, "_broken", set())
     params, twins = make(), make()
     with pytest.warns(RuntimeWarning, match="'lion' without compilation: no space left"):
         train(Case("lion").make(params, compile=True), params, 2)
-    assert len(calls) == 4
+    assert len(calls) == 2, "a graph that failed is not tried again"
     assert identical(params, train(Case("lion").make(twins), twins, 2))
 
 
@@ -309,6 +313,7 @@ def test_a_graph_that_does_not_compile_is_given_up_once(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(compiled, "_compile", broken)
     monkeypatch.setattr(compiled, "_compiled", functools.lru_cache(compiled._compiled.__wrapped__))
+    monkeypatch.setattr(compiled, "_broken", set())
     params, twins = _plain(), _plain()
     optimizer = Case("lion").make(params, compile=True)
     with warnings.catch_warnings(record=True) as caught:
@@ -318,3 +323,40 @@ def test_a_graph_that_does_not_compile_is_given_up_once(monkeypatch: pytest.Monk
     assert len(caught) == 1
     assert "'lion' without compilation" in str(caught[0].message)
     assert identical(params, train(Case("lion").make(twins), twins, 3))
+
+
+def test_torchs_settings_may_change_under_it():
+    """Each has a graph of its own: compiled anew within a step, it could meet a limit half way."""
+    params, twins = _plain(), _plain()
+    optimizer, twin = Case("lion").make(params, compile=True), Case("lion").make(twins)
+    threads = torch.get_num_threads()
+    try:
+        with torch._dynamo.config.patch(error_on_recompile=True, recompile_limit=1):
+            for step, number in enumerate((1, 2, 3, 1)):
+                torch.set_num_threads(number)
+                for some, some_params in ((optimizer, params), (twin, twins)):
+                    set_gradients(some_params, step)
+                    with torch.autocast("cpu", enabled=step == 1):
+                        some.step()
+    finally:
+        torch.set_num_threads(threads)
+    assert identical(params, twins)
+
+
+@pytest.mark.filterwarnings("default::RuntimeWarning")
+def test_what_fails_in_compiling_a_later_group_has_moved_nothing(monkeypatch: pytest.MonkeyPatch):
+    first, second = _plain(), make_params(torch.bfloat16, shapes=[(4, 3)])
+    optimizer = Case("lion").make([{"params": first}, {"params": second}], compile=True)
+
+    def interrupted(spec: Any) -> Callable[..., None]:
+        if torch.bfloat16 in spec.dtypes:
+            raise KeyboardInterrupt
+        return compiled._compile(spec)
+
+    monkeypatch.setattr(compiled, "_compiled", interrupted)
+    before = [param.detach().clone() for param in (*first, *second)]
+    for group in optimizer.param_groups:
+        set_gradients(group["params"], 0)
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step()
+    assert identical([param.detach() for param in (*first, *second)], before)

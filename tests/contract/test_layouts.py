@@ -161,3 +161,12 @@ def test_sums_over_a_tensor_hardly_depend_on_its_pieces(monkeypatch: pytest.Monk
     assert count == 1000
     assert total.item() == pytest.approx(wide.sum().item(), rel=1e-12)
     assert square.item() == pytest.approx((wide * wide).sum().item(), rel=1e-12)
+
+
+@pytest.mark.parametrize(("ordered", "largest"), [(False, 7), (True, 100)])
+def test_transposed_tensors_are_cut_small_unless_places_matter(ordered: bool, largest: int):
+    """Or a wide transposed matrix would be stepped whole, with temporaries of its size."""
+    tensors = [torch.arange(300.0).view(100, 3).t() for _ in range(2)]
+    cut = list(element.pieces(tensors, 7, ordered=ordered))
+    assert max(param.numel() for (param, _), _ in cut) == largest
+    assert torch.cat([param.reshape(-1) for (param, _), _ in cut]).sort().values.equal(torch.arange(300.0))

@@ -12,6 +12,7 @@ import functools
 import importlib.util
 import os
 import shutil
+import threading
 import types
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -23,9 +24,18 @@ from torch import Tensor
 
 from steepest.step.collect import Batch, Member
 from steepest.step.element import Recipe, advance, member_key, shared_scalars, store
+from steepest.step.flat import flat
 from steepest.step.lanes import halves, joined, needs_pairs, paired
 
-__all__ = ["compiler_available", "pays", "run_compiled", "warn_no_compiler", "warn_not_compiled"]
+__all__ = [
+    "Plan",
+    "compiler_available",
+    "pays",
+    "prepare",
+    "run_compiled",
+    "warn_no_compiler",
+    "warn_not_compiled",
+]
 
 # Compiling takes seconds; below this many elements a step is so short that it would not earn them back.
 _PAYS_FROM = 1 << 24
@@ -46,7 +56,7 @@ class GraphSpec:
 
     ``shared`` holds (name, how many numbers; 0 for a plain scalar), ``own`` the per-parameter scalars'
     names, ``dtypes`` those of parameter, gradient and state; ``pairs`` says that the rows hold two
-    elements in one (:mod:`steepest.step.lanes`).
+    elements in one (:mod:`steepest.step.lanes`), ``surroundings`` what torch's global settings are.
     """
 
     recipe: Recipe
@@ -57,6 +67,7 @@ class GraphSpec:
     pairs: bool
     device: torch.device
     guarded: bool
+    surroundings: tuple[Any, ...]
 
     @property
     def rows(self) -> int:
@@ -97,26 +108,44 @@ def pays(batch: Batch) -> bool:
     return sum(member.param.numel() for member in batch.members) >= _PAYS_FROM
 
 
-def run_compiled(batch: Batch, finite: Tensor | None) -> list[Member]:
-    """Step a batch's members in compiled graphs; those that must be stepped eagerly are returned.
+@dataclass
+class Call:
+    """One run of a graph: the parameters that it steps, and their rows and numbers."""
 
-    They are the ones whose tensors do not lie in memory alike, those of one element, and all of them
-    where compiling fails.
+    spec: GraphSpec
+    graph: Graph
+    members: list[Member]
+    given: tuple[list[Row], Tensor, Tensor, Tensor]
+
+
+@dataclass
+class Plan:
+    """A batch's step before anything is written: its graphs' runs, and the members for the eager pass."""
+
+    calls: list[Call]
+    left: list[Member]
+
+
+def prepare(batch: Batch, guarded: bool) -> Plan:
+    """Compile what a batch's step needs, and lay its tensors out.
+
+    Left to the eager pass are members whose tensors do not lie in memory alike, those of one element, and
+    all of them where compiling fails. ``guarded`` says that the device will tell whether to step at all.
     """
     recipe = Recipe.of(batch, keep_decay=True)
     shared = shared_scalars(batch)
     numbers = _pack([_listed(shared)], torch.float64, batch.device)[0]
     names = tuple(batch.element_state)
-    left: list[Member] = []
+    plan = Plan([], [])
     by_dtypes: dict[tuple[torch.dtype, ...], list[tuple[Member, Row]]] = {}
     for member in batch.members:
         state = member.state
         tensors = [member.param, member.grad, *[state[name] for name in names]]
         # Lists, not generators: this runs for every parameter in every step, and takes half the time.
         dtypes = tuple([tensor.dtype for tensor in tensors])
-        row = flat(tensors, ordered=recipe.noisy, pairs=needs_pairs(dtypes, batch.device))
+        row = laid_out(tensors, ordered=recipe.noisy, pairs=needs_pairs(dtypes, batch.device))
         if row is None:
-            left.append(member)
+            plan.left.append(member)
         elif row[0].numel() > 0:
             by_dtypes.setdefault(dtypes, []).append((member, row))
     for dtypes, served in by_dtypes.items():
@@ -128,11 +157,12 @@ def run_compiled(batch: Batch, finite: Tensor | None) -> list[Member]:
             dtypes,
             needs_pairs(dtypes, batch.device),
             batch.device,
-            finite is not None,
+            guarded,
+            _surroundings(),
         )
-        graph = _compiled(spec)
+        graph = _ready(spec)
         if graph is None:
-            left += [member for member, _ in served]
+            plan.left += [member for member, _ in served]
             continue
         calls = -(-len(served) // spec.rows)
         spare = calls * spec.rows - len(served)
@@ -144,20 +174,58 @@ def run_compiled(batch: Batch, finite: Tensor | None) -> list[Member]:
         all_keys = _pack(keys, torch.int64, batch.device).view(calls, spec.rows, 2 * recipe.noisy).unbind()
         for call in range(calls):
             at = slice(call * spec.rows, (call + 1) * spec.rows)
-            # Threads, autocast and kin are part of what torch compiles for: this may compile again.
-            if not _runs(spec, graph, rows[at], numbers, owns[call], all_keys[call], finite):
-                left += [member for member, _ in served[at]]
+            given = (rows[at], numbers, owns[call], all_keys[call])
+            plan.calls.append(Call(spec, graph, [member for member, _ in served[at]], given))
+    return plan
+
+
+def run_compiled(plan: Plan, finite: Tensor | None) -> list[Member]:
+    """Step the members of a batch that its graphs take; the others are returned, for the eager pass."""
+    left = list(plan.left)
+    for call in plan.calls:
+        # What torch watches besides GraphSpec, memory that inputs share say, makes it compile again here.
+        if call.spec in _broken or not _runs(call.spec, call.graph, *call.given, finite):
+            left += call.members
     return left
 
 
+def laid_out(tensors: Row, *, ordered: bool, pairs: bool) -> Row | None:
+    """Flat views as a graph takes them; None where it cannot.
+
+    With ``pairs`` two elements make one. A single one is refused, since torch.compile makes code of its
+    own for it.
+    """
+    row = flat(tensors, ordered=ordered)
+    if row is not None and pairs:
+        row = [pair for tensor in row if (pair := paired(tensor)) is not None]
+    return row if row is not None and len(row) == len(tensors) and row[0].numel() != 1 else None
+
+
+def _surroundings() -> tuple[Any, ...]:
+    """What else torch compiles for: with it in the spec, no graph is compiled anew on a user's tensors."""
+    return (
+        torch.get_num_threads(),
+        torch.get_default_dtype(),
+        torch.is_inference_mode_enabled(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        torch.is_autocast_cache_enabled(),
+        *[(torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")],
+    )
+
+
 def _runs(spec: GraphSpec, graph: Graph, *given: Any) -> bool:
-    """Run a graph; False, with a warning, where it cannot be compiled, which is before it writes."""
+    """Run a graph; False, with a warning, where it cannot be compiled, which is before it writes.
+
+    Then the graph is given up for good: to fail takes seconds too.
+    """
     try:
         graph(*given)
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, OSError) as error:
+    except Exception as error:
         # No cache folder, a compiler that does not work, a Python that torch cannot trace.
+        _broken.add(spec)
         why = (str(error).strip() or repr(error)).splitlines()[0]
         warnings.warn(
             f"steepest runs {spec.recipe.rule.name!r} without compilation: {why}",
@@ -168,24 +236,16 @@ def _runs(spec: GraphSpec, graph: Graph, *given: Any) -> bool:
     return True
 
 
-def flat(tensors: Row, *, ordered: bool, pairs: bool) -> Row | None:
-    """One-dimensional views of tensors that lie in memory alike, without gaps; None if they do not.
+_broken: set[GraphSpec] = set()
+_compiling = threading.Lock()
 
-    Elements come in the order of memory; with ``ordered`` that must be the logical one. With ``pairs``
-    two make one. A single one is refused, since torch.compile makes code of its own for it.
-    """
-    if not all(map(Tensor.is_contiguous, tensors)):
-        if ordered:
-            return None
-        strides = tensors[0].stride()
-        outward = sorted(range(len(strides)), key=lambda dim: -strides[dim])
-        tensors = [tensor.permute(outward) for tensor in tensors]
-        if not all(map(Tensor.is_contiguous, tensors)):
-            return None
-    row = [tensor if tensor.dim() == 1 else tensor.view(-1) for tensor in tensors]
-    if pairs:
-        row = [pair for tensor in row if (pair := paired(tensor)) is not None]
-    return row if len(row) == len(tensors) and row[0].numel() != 1 else None
+
+def _ready(spec: GraphSpec) -> Graph | None:
+    if spec in _broken:
+        return None
+    # Threads that step optimizers of the same rule would each compile for seconds.
+    with _compiling:
+        return _compiled(spec)
 
 
 def _listed(shared: dict[str, Any]) -> list[Any]:
@@ -205,7 +265,7 @@ def _rows(spec: GraphSpec, sizes: Sequence[int]) -> list[Row]:
     rows = []
     for size in sizes:
         zeros = [torch.zeros(size, dtype=dtype, device=spec.device) for dtype in spec.dtypes]
-        row = flat(zeros, ordered=True, pairs=spec.pairs)
+        row = laid_out(zeros, ordered=True, pairs=spec.pairs)
         assert row is not None
         rows.append(row)
     return rows

@@ -14,6 +14,7 @@ from steepest.random import Key, bits32, derive_key, uniform
 from steepest.rule import Rule, Scalar
 from steepest.step.apply import decay_strength, descend, hyper_of, narrowed
 from steepest.step.collect import Batch, Member
+from steepest.step.flat import flat
 
 __all__ = ["Recipe", "advance", "member_key", "run_eager", "shared_scalars", "store"]
 
@@ -68,7 +69,9 @@ def shared_scalars(batch: Batch) -> dict[str, Any]:
     lr: Scalar = group["lr"]
     if isinstance(lr, Tensor):
         on_host = "cpu" in (lr.device.type, batch.device.type)
-        lr = float(lr) if on_host else lr.detach().reshape(()).to(torch.float64)
+        # Apple's GPUs have no float64.
+        wide = torch.float32 if batch.device.type == "mps" else torch.float64
+        lr = float(lr) if on_host else lr.detach().reshape(()).to(batch.device, wide)
     decay = decay_strength(group["weight_decay_method"], lr, group["weight_decay"], group["base_lr"])
     traced = {name: group[name] for name, hyper in rule.hyper.items() if hyper.traced and name != "lr"}
     return {"lr": lr, "decay": decay, **hyper_of(rule.takes, traced)}
@@ -145,7 +148,7 @@ def run_eager(batch: Batch, members: Sequence[Member], finite: Tensor | None) ->
         key = member_key(batch, member) if recipe.noisy else None
         scalars = shared | member.scalars
         tensors = [member.param, member.grad, *(member.state[name] for name in names)]
-        for (param, grad, *entries), index in pieces(tensors, limit):
+        for (param, grad, *entries), index in pieces(tensors, limit, ordered=recipe.noisy):
             state = dict(zip(names, entries, strict=True))
             stepped, new = advance(recipe, param, grad, state, scalars, key, index)
             store(param, stepped, finite)
@@ -153,18 +156,19 @@ def run_eager(batch: Batch, members: Sequence[Member], finite: Tensor | None) ->
                 store(state[name], value, finite)
 
 
-def pieces(tensors: Sequence[Tensor], limit: int) -> Iterator[tuple[list[Tensor], Callable[[], Tensor]]]:
+def pieces(
+    tensors: Sequence[Tensor], limit: int, *, ordered: bool = True
+) -> Iterator[tuple[list[Tensor], Callable[[], Tensor]]]:
     """Cut tensors of one shape into views of about ``limit`` elements, with their element indices.
 
-    Contiguous tensors are cut anywhere, others between rows of the first dimension. Indices count in
-    logical (row-major) order, whatever the strides.
+    Tensors that lie in memory alike are cut anywhere, others between rows of the first dimension. Indices
+    count in logical (row-major) order, whatever the strides, unless nobody asks for them: ``ordered`` False.
     """
     shape, numel, device = tensors[0].shape, tensors[0].numel(), tensors[0].device
     if numel == 0:
         return
-    if all(tensor.is_contiguous() for tensor in tensors):
-        tensors = [tensor.view(-1) for tensor in tensors]
-        shape = tensors[0].shape
+    if (row_of_all := flat(tensors, ordered=ordered)) is not None:
+        tensors, shape = row_of_all, row_of_all[0].shape
     row = numel // shape[0]
     rows = max(1, limit // row)
     for first in range(0, shape[0], rows):
