@@ -252,7 +252,11 @@ def bench_command(
     ] = ",".join(DEFAULT_MODELS),
     optimizers: Annotated[
         str | None,
-        typer.Option(metavar="NAME,NAME,…", help="Which of ours. Default: all.", show_default=False),
+        typer.Option(
+            metavar="NAME,NAME,…",
+            help="Which of ours; the section ternary is not about them. Default: all.",
+            show_default=False,
+        ),
     ] = None,
     sections: Annotated[
         str | None,
@@ -302,7 +306,8 @@ def bench_command(
     """Measure what the optimizers' steps cost, and what limits them.
 
     Step time beside bandwidth (axpy) and matrix products measured in the same rounds, beside the same
-    optimizers of other packages; temporary memory; state; the first compiled step, cold and warm.
+    optimizers of other packages; temporary memory; state; the first compiled step, cold and warm. Ternary
+    layers beside dense ones, and packing and flipping at what bandwidth.
     Speeds are ratios within one run: a machine's own speed changes from minute to minute.
 
     The folder then holds RESULTS.md, bench.json and bench.png. Interrupted with Ctrl-C, they hold

@@ -29,8 +29,11 @@ def test_a_run_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     record = Record.load(copy)
     assert record == Record.load(out / "bench.json")
     assert record.settings["optimizers"] == ["lion", "muon"]
-    assert [result.section for result in record.results] == ["machine", "steps", "steps", "sweep"]
-    machine, element, matrix, sizes = record.results
+    assert [result.section for result in record.results] == [
+        *("machine", "steps", "steps", "sweep"),
+        *("ternary", "ternary"),
+    ]
+    machine, element, matrix, sizes, *_ = record.results
     assert {row["unit"] for row in machine.rows} == {"GB/s", "Gflop/s"}
     assert all(row["rate"] > 0 for row in machine.rows)
     assert [row["label"] for row in element.rows] == ["axpy", "lion"]
@@ -154,7 +157,7 @@ def test_the_watcher_is_told_of_as_many_pieces_as_were_planned() -> None:
 
     watcher = Counting()
     bench(["tiny"], ["lion", "muon"], rounds=1, compiled=False, peers=False, watcher=watcher)
-    assert watcher.planned_ == watcher.begun_ == watcher.finished_ == 4
+    assert watcher.planned_ == watcher.begun_ == watcher.finished_ == 7
     assert watcher.closed_ == 1
     assert 0 < min(watcher.shares) <= max(watcher.shares) <= 1
 

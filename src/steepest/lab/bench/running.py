@@ -56,7 +56,7 @@ def bench(
 
     Args:
         models: Names of `SHAPE_LISTS`.
-        optimizers: Names of `steepest.list_optimizers()`; all by default.
+        optimizers: Names of `steepest.list_optimizers()`; all by default. The section `ternary` has none.
         sections: Names of `SECTIONS`; all by default.
         device: A CPU or CUDA device.
         dtype: Of parameters and gradients: one of `DTYPES`.

@@ -10,7 +10,7 @@ import torch
 
 from .families import Family
 from .results import Result
-from .shapes import ShapeList
+from .shapes import TOYS, ShapeList
 from .watch import Watcher
 
 
@@ -35,6 +35,11 @@ class Setting:
     rounds: int
     blocks: int | None
     memory: int
+
+    @property
+    def toy(self) -> bool:
+        """Whether only toys are asked for: then sizes that a section chooses itself are toys too."""
+        return all(model.name in TOYS for model in self.models)
 
     def plain(self) -> dict[str, Any]:
         """The setting as JSON."""

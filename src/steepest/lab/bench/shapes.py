@@ -189,6 +189,9 @@ SHAPE_LISTS: dict[str, Callable[[], ShapeList]] = {
 }
 """By name, from small to large."""
 
+TOYS = frozenset({"tiny"})
+"""Those that show whether it runs at all, and measure nothing."""
+
 
 def shape_list(name: str) -> ShapeList:
     """The shape list called `name`.

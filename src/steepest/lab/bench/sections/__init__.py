@@ -7,6 +7,9 @@ from .first import First
 from .machine import Machine
 from .steps import Steps
 from .sweep import Sweep
+from .ternary import Ternary
 
-SECTIONS: dict[str, Section] = {section.name: section for section in (Machine(), Steps(), First(), Sweep())}
+SECTIONS: dict[str, Section] = {
+    section.name: section for section in (Machine(), Steps(), First(), Sweep(), Ternary())
+}
 """A new section is a class with `name`, `pieces` and `run`, and a line here."""

@@ -9,12 +9,11 @@ from ..entry import Entry
 from ..families import Family
 from ..results import Column, Result, Row
 from ..section import Setting
-from ..shapes import SHAPE_LISTS
+from ..shapes import SHAPE_LISTS, TOYS
 from ..watch import Watcher
 
 NAMES = ("signgsd", "lion", "adamw")
 _PEER = ("adamw", "fused")
-_TOYS = {"tiny"}
 
 _COLUMNS = (
     Column("model", "model"),
@@ -62,8 +61,9 @@ class Sweep:
 
 def _models(setting: Setting) -> list[str]:
     """All sizes, unless it is a toy that is asked for."""
-    asked = [shapes.name for shapes in setting.models]
-    return asked if set(asked) <= _TOYS else [name for name in SHAPE_LISTS if name not in _TOYS]
+    if setting.toy:
+        return [shapes.name for shapes in setting.models]
+    return [name for name in SHAPE_LISTS if name not in TOYS]
 
 
 def _entries(setting: Setting) -> tuple[Entry, ...]:
