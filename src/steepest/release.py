@@ -87,6 +87,8 @@ def release_gradients(
         ValueError: a clip that is no number > 0; an optimizer or a parameter that is released already;
             a parameter that is not the model's; a rule or an option as above; a model within
             DistributedDataParallel or FullyShardedDataParallel.
+            In a step's first gradient, before anything has moved: what ``step()`` raises it for, such as an
+            option in a param group that the rule does not take.
         RuntimeError: in backward: a second gradient in one step; several processes, whose gradients
             would have to be averaged first.
 
@@ -224,20 +226,23 @@ class ReleasedGradients:
         place = self._place(param)
         assert place is not None
         optimizer = self._optimizer
+        if not self._stepped:
+            optimizer._watch.check(type(optimizer).__name__, optimizer.param_groups)
         group = optimizer.param_groups[place.group_index]
         if why := _unsupported(place.group_index, group):
             raise RuntimeError(why)
         member = member_at(group, place, optimizer.state.get(param, {}))
+        # Not in place: other gradients, of which backward still needs some, may lie in the same memory.
         if self._clip_value is not None:
-            member.grad.clamp_(-self._clip_value, self._clip_value)
+            member.grad = member.grad.clamp(-self._clip_value, self._clip_value)
         elif self._clip_norm is not None:
-            self._clip(member.grad)
+            member.grad = self._clipped(member.grad)
         batches = [Batch(find_rule(group["rule"]), group, [member])]
         self._taken.append(optimizer._take(batches, check_gradients(batches)))
         self._stepped.add(id(param))
         param.grad = None
 
-    def _clip(self, grad: Tensor) -> None:
+    def _clipped(self, grad: Tensor) -> Tensor:
         assert self._clip_norm is not None
         # Apple's GPUs have no float64.
         wide = torch.float32 if grad.device.type == "mps" else torch.float64
@@ -246,7 +251,9 @@ class ReleasedGradients:
         last = self._last_norm()
         norm = own if last is None else torch.as_tensor(last, dtype=wide, device=grad.device)
         norm = torch.where(norm.isnan(), own, norm)
-        grad.mul_((self._clip_norm / (norm + _CLIP_EPS)).clamp(max=1))
+        factor = (self._clip_norm / (norm + _CLIP_EPS)).clamp(max=1)
+        # Without dimensions it would take the factor's dtype.
+        return (grad * factor).to(grad.dtype)
 
     def _last_norm(self) -> float | Tensor | None:
         norm: float | Tensor | None = self._optimizer.param_groups[0].get("last_grad_norm")

@@ -70,7 +70,12 @@ class Rule(ABC):
         return {name: hyper.default for name, hyper in self.hyper.items()} | common
 
     def check(self, owner: str, group: Group) -> None:
-        """Raise ``ValueError`` for a value out of range, or for values that exclude each other."""
+        """Raise ``ValueError`` for values that are missing, out of range, or exclude each other."""
+        if missing := [name for name in (*self.hyper, *COMMON_OPTIONS) if name not in group]:
+            raise ValueError(
+                f"{owner}: {self.name!r} needs {', '.join(missing)}, which the group does not have: its rule "
+                "cannot be changed by name alone; add_param_group() and new optimizers fill in the defaults"
+            )
         lr = group["lr"]
         if isinstance(lr, Tensor) and lr.numel() != 1:
             raise ValueError(f"{owner}: Tensor lr must be 1-element, got shape {tuple(lr.shape)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from typing import Any
 
 import pytest
@@ -31,6 +32,54 @@ def test_clip_value_is_torch_s():
             twin.step()
             twin.zero_grad()
     assert identical(params, twins)
+
+
+def test_gradients_in_one_memory_are_clipped_each_for_itself():
+    """Of a sum of two views autograd makes one gradient, in one memory, for both of them."""
+    pull = torch.tensor([3.0, 0.0, 4.0, 0.0])
+    first, second = (nn.Parameter(torch.zeros(2, 2)) for _ in range(2))
+
+    def pulled() -> None:
+        ((first.view(-1) + second.view(-1)) * pull).sum().backward()
+
+    pulled()
+    assert first.grad.data_ptr() == second.grad.data_ptr()
+    first.grad = second.grad = None
+    optimizer = steepest.SGD([first, second], lr=1.0)
+    moved = torch.zeros(2, 2)
+    with steepest.release_gradients(holder([first, second]), optimizer, clip_norm=CLIP) as released:
+        for norm in (5.0, 5.0 * math.sqrt(2), 5.0 * math.sqrt(2)):
+            pulled()
+            optimizer.step()
+            moved -= pull.view(2, 2) * CLIP / (norm + 1e-6)
+            assert released.grad_norm == pytest.approx(5.0 * math.sqrt(2))
+            torch.testing.assert_close([first.data, second.data], [moved, moved])
+
+
+@pytest.mark.parametrize("clip", ["clip_value", "clip_norm"])
+def test_a_gradient_that_is_not_the_optimizer_s_is_not_clipped(clip: str):
+    pull = torch.tensor([3.0, 0.0, 4.0, 0.0])
+    model = nn.ParameterList(nn.Parameter(torch.zeros(2, 2)) for _ in range(2))
+    for index in range(2):
+        optimizer = steepest.SGD([model[index]], lr=1.0)
+        with steepest.release_gradients(model, optimizer, **{clip: 0.5}):
+            ((model[0].view(-1) + model[1].view(-1)) * pull).sum().backward()
+            optimizer.step()
+        assert identical(model[1 - index].grad, pull.view(2, 2))
+        model[1 - index].grad = None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("clip", ["clip_value", "clip_norm"])
+def test_a_clipped_scalar_keeps_its_dtype(clip: str, dtype: torch.dtype):
+    """A product of two tensors without dimensions has the wider dtype of the two."""
+    model = holder([nn.Parameter(torch.zeros((), dtype=dtype))])
+    optimizer = steepest.SGD(model.parameters(), lr=1.0, momentum=0.5)
+    with steepest.release_gradients(model, optimizer, **{clip: 0.5}):
+        (model[0] * 8).backward()
+        optimizer.step()
+    assert model[0].item() == pytest.approx(-0.5, abs=1e-6)
+    assert optimizer.state[model[0]]["momentum_buffer"].dtype == dtype
 
 
 def test_complex_gradients_are_clamped_part_by_part():
@@ -139,6 +188,41 @@ def test_groups_whose_promise_cannot_be_held_are_refused(options: dict[str, Any]
             backward(params, 0, {0})
         params[1].grad = None
         assert identical(snapshot(later, params), before)
+
+
+@pytest.mark.parametrize("accumulated", [False, True], ids=["in backward", "in step"])
+@pytest.mark.parametrize(
+    "changed",
+    [{"betas": (1.5, 0.9)}, {"weight_decay_method": "typo"}, {"rule": "adamw"}, {"rule": "none"}],
+    ids=str,
+)
+def test_options_that_became_wrong_are_refused_before_anything_moves(
+    changed: dict[str, Any], accumulated: bool
+):
+    """Also when the first gradients are another group's: the ordinary step looks at all groups too."""
+    params, twins = make_params(), make_params()
+
+    def make(some: list[Any]) -> steepest.Optimizer:
+        return steepest.Lion([{"params": some[:1]}, {"params": some[1:]}], lr=0.1)
+
+    optimizer, twin = make(params), make(twins)
+    with steepest.release_gradients(holder(params), optimizer) as released:
+        for some, each in ((params, optimizer), (twins, twin)):
+            backward(some, 0)
+            each.step()
+            each.zero_grad()
+            each.param_groups[0].update(changed)
+        before = snapshot(optimizer, params)
+        backward(twins, 1)
+        with pytest.raises(ValueError, match=r"group 0|none") as ordinary:
+            twin.step()
+        if accumulated:
+            with released.accumulate():
+                backward(params, 1)
+        with pytest.raises(ValueError, match=re.escape(str(ordinary.value))):
+            optimizer.step() if accumulated else backward(params, 1)
+        optimizer.zero_grad()
+        assert identical(snapshot(optimizer, params), before)
 
 
 def test_what_is_no_model_no_optimizer_and_no_clip():

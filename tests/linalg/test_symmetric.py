@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -66,3 +68,29 @@ def test_operands_are_refused_by_name():
         gram(torch.ones(3))
     with pytest.raises(TypeError, match="symmetric_product needs"):
         symmetric_product(torch.ones(2, 2, dtype=torch.int64), torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("rows", [4, 300], ids=["plain", "by blocks"])
+@pytest.mark.parametrize(
+    ("left", "right", "sum_", "said"),
+    [
+        ("n,20", "20,n+50", None, "y"),
+        ("n,20", "20,n-1", None, "y"),
+        ("n,20", "21,n", None, "y"),
+        ("2,n,20", "20,n", None, "y"),
+        ("2,n,20", "3,20,n", None, "y"),
+        ("n,20", "20,n", "n,n+1", "added"),
+        ("n,20", "20,n", "1,n", "added"),
+        ("2,n,20", "2,20,n", "n,n", "added"),
+        ("n,20", "20,n", "2,n,n", "added"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(left, right, sum_, said, rows):
+    def shaped(text):
+        return torch.ones([eval(dim, {"n": rows}) for dim in text.split(",")])
+
+    x, y, added = shaped(left), shaped(right), None if sum_ is None else shaped(sum_)
+    wrong = y if said == "y" else added
+    got = re.escape(str(tuple(wrong.shape)))
+    with pytest.raises(ValueError, match=f"symmetric_product needs {said} of shape .*, got {got}"):
+        symmetric_product(x, y, added=added)

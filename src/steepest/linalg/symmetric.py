@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from steepest.linalg.operand import require_matrices
+from steepest.linalg.operand import require_matrices, require_shape
 
 __all__ = ["gram", "symmetric_product"]
 
@@ -51,8 +51,9 @@ def symmetric_product(x: Tensor, y: Tensor, *, added: Tensor | None = None, alph
         alpha: α.
 
     Raises:
-        TypeError: ``x`` is no floating point tensor.
-        ValueError: fewer than two dimensions.
+        TypeError: ``x`` is no floating point tensor, ``y`` or ``added`` no tensor.
+        ValueError: ``x`` has fewer than two dimensions, or ``y`` or ``added`` another shape than above;
+            they are not broadcast.
 
     >>> q, s = torch.tensor([[2.0, 1.0], [1.0, 2.0]]), torch.eye(2)
     >>> symmetric_product(q, s, added=q, alpha=-0.5)
@@ -60,6 +61,10 @@ def symmetric_product(x: Tensor, y: Tensor, *, added: Tensor | None = None, alph
             [0.5000, 1.0000]])
     """
     require_matrices("symmetric_product", x)
+    *batch, n, k = x.shape
+    require_shape("symmetric_product", "y", y, (*batch, k, n))
+    if added is not None:
+        require_shape("symmetric_product", "added", added, (*batch, n, n))
     if _blocks(x, x.shape[-2]) > 1:
         return _by_blocks(x, y, added, alpha)
     product = alpha * (x @ y) if added is None else _plus(added, x, y, alpha)

@@ -218,6 +218,25 @@ def test_a_first_step_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> No
         first_step_seconds(ours("signgsd", "eager"), "none", torch.device("cpu"), torch.float32)
 
 
+def test_a_first_step_without_compilation_is_not_timed_as_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    with pytest.raises(RuntimeError, match=r"process failed: RuntimeError: .* made no graph"):
+        first_step_seconds(ours("signgsd", "compiled"), "tiny", torch.device("cpu"), torch.float32)
+
+
+def test_a_first_step_whose_compiler_does_not_work_says_so_in_its_row(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    compiler = tmp_path / "g++"
+    compiler.write_text("#!/bin/sh\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    record = bench(["tiny"], ["signgsd"], sections=["first"], rounds=1)
+    (row,) = record.results[0].rows
+    assert "RuntimeWarning: steepest runs 'signgsd' without compilation" in row["reason"]
+    assert not {"cold_seconds", "warm_seconds", "recompilations"} & row.keys()
+
+
 def test_the_first_steps_cache_is_empty_at_first_and_then_full(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -2,10 +2,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
+from torch._dynamo.utils import counters
 
-from steepest.lab.bench.entry import Entry
+from steepest.lab.bench.entry import Entry, ours
 from steepest.lab.bench.recompiles import recompilations
+from steepest.step import compiled
 
 
 class Compiling(torch.optim.Optimizer):
@@ -44,3 +47,29 @@ def test_a_step_made_for_one_learning_rate_recompiles_and_one_made_for_all_does_
     assert recompilations(entry(made, as_number=True), torch.device("cpu"), 5) >= 1
     # Momentum changes in every step too, or the count would say nothing of it.
     assert len(set(made[0].betas)) > 10
+
+
+def test_steps_that_were_not_compiled_are_not_counted_as_free_of_recompilations(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(counters["stats"], "unique_graphs", 0)
+    eager = Entry("signgsd", "signgsd", "steepest", "compiled", ours("signgsd", "eager").make)
+    with pytest.raises(RuntimeError, match="made no graph"):
+        recompilations(eager, torch.device("cpu"), 2)
+
+
+def test_a_compilation_that_fails_says_why_though_others_did_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(spec: object) -> Any:
+        def graph(*given: object) -> None:
+            raise RuntimeError("no disk")
+
+        return graph
+
+    monkeypatch.setitem(counters["stats"], "unique_graphs", 7)
+    monkeypatch.setattr(compiled, "_compile", broken)
+    monkeypatch.setattr("steepest.optimizer.compiler_available", lambda device_type: True)
+    # What is known to be broken, or to work, is not tried again; and the others must not know of this.
+    monkeypatch.setattr(compiled, "_broken", set(), raising=False)
+    compiled._compiled.cache_clear()
+    with pytest.raises(RuntimeWarning, match="without compilation: no disk"):
+        recompilations(ours("signgsd", "compiled"), torch.device("cpu"), 2)

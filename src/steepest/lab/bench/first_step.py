@@ -18,8 +18,10 @@ import torch
 from ..clock import now
 from .entry import Entry
 from .families import families
+from .graphs import really_compiled
 from .material import Material
 from .shapes import shape_list
+from .turns import reason
 
 _PATIENCE = 900
 """Seconds after which a process is given up."""
@@ -29,7 +31,8 @@ def first_step_seconds(entry: Entry, model: str, device: torch.device, dtype: to
     """Seconds of the first step with an empty cache and with the one that it left; ms of the second.
 
     Raises:
-        RuntimeError: the process failed; with the end of what it wrote.
+        RuntimeError: the process failed, or did not compile what is to be compiled; with the last that it
+            wrote.
     """
     with tempfile.TemporaryDirectory(prefix="steepest-bench-") as folder:
         cold = _in_a_process(entry, model, device, dtype, Path(folder))
@@ -65,13 +68,18 @@ def _in_a_process(
     )
     lines = done.stdout.strip().splitlines()
     if done.returncode != 0 or not lines:
-        raise RuntimeError(f"the first step's process failed: {' '.join(done.stderr.split())[-200:]}")
+        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise RuntimeError(f"the first step's process failed: {said[-1]}")
     times: dict[str, float] = json.loads(lines[-1])
     return times
 
 
 def main(asked: dict[str, Any]) -> dict[str, float]:
-    """Take two steps and time them."""
+    """Take two steps and time them.
+
+    Raises:
+        RuntimeError, RuntimeWarning: the steps were not compiled, see :func:`really_compiled`.
+    """
     torch.set_num_threads(asked["threads"])
     device = torch.device(asked["device"])
     (entry,) = [e for family in families() for e in family.entries if e.key == asked["key"]][:1]
@@ -79,13 +87,17 @@ def main(asked: dict[str, Any]) -> dict[str, float]:
     material = Material.of(tensors, device, getattr(torch, asked["dtype"]))
     optimizer = entry.make(material.params)
     spent = []
-    for _ in range(2):
-        material.lend_gradients()
-        start = now(device)
-        optimizer.step()
-        spent.append(now(device) - start)
+    with really_compiled(entry):
+        for _ in range(2):
+            material.lend_gradients()
+            start = now(device)
+            optimizer.step()
+            spent.append(now(device) - start)
     return {"first": spent[0], "second": spent[1]}
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(json.loads(sys.argv[1]))))
+    try:
+        print(json.dumps(main(json.loads(sys.argv[1]))))
+    except Exception as error:
+        sys.exit(reason(error))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 
 import torch
-from torch._dynamo.utils import counters
 from torch.optim import Optimizer
 
 from .entry import LR, WEIGHT_DECAY, Entry
+from .graphs import graphs_made, really_compiled
 from .material import Material
 from .shapes import tiny
 
@@ -17,21 +17,22 @@ _WARMUP = 10
 
 
 def recompilations(entry: Entry, device: torch.device, steps: int = STEPS) -> int:
-    """Graphs made after the first of `steps` steps of a schedule of lr, weight decay and momentum."""
+    """Graphs made after the first of `steps` steps of a schedule of lr, weight decay and momentum.
+
+    Raises:
+        RuntimeError, RuntimeWarning: the steps were not compiled, see :func:`really_compiled`.
+    """
     material = Material.of(tiny().tensors, device, torch.float32)
     optimizer = entry.make(material.params)
     after_first = 0
-    for number in range(steps):
-        _schedule(optimizer, number, steps)
-        material.lend_gradients()
-        optimizer.step()
-        if number == 0:
-            after_first = _graphs()
-    return _graphs() - after_first
-
-
-def _graphs() -> int:
-    return int(counters["stats"]["unique_graphs"])
+    with really_compiled(entry):
+        for number in range(steps):
+            _schedule(optimizer, number, steps)
+            material.lend_gradients()
+            optimizer.step()
+            if number == 0:
+                after_first = graphs_made()
+    return graphs_made() - after_first
 
 
 def _schedule(optimizer: Optimizer, number: int, steps: int) -> None:

@@ -26,6 +26,7 @@ _NOTES = [
     f"Recompilations: graphs that torch.compile makes in {STEPS} steps of a warm-up and cosine schedule in "
     "which learning rate, weight decay and momentum all change, those of the first step not counted; on "
     "tensors of toy size, since sizes have no part in it.",
+    "A step that was not compiled, since that failed, has a reason instead of its number.",
 ]
 
 
