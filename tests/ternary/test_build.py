@@ -286,6 +286,44 @@ def test_distributed_checkpoints_hold_the_votes():
     assert_same(snapshot(other), snapshot(model))
 
 
+@pytest.mark.parametrize("rule", ["adamw", "lion", "sgd"])
+def test_a_distributed_checkpoint_resumes_exactly_in_a_fresh_optimizer(rule, tmp_path):
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+    model, optimizer = built(rule)
+    train(model, optimizer, 3)
+    saved = get_state_dict(model, optimizer)
+    dcp.save({"model": saved[0], "optimizer": saved[1]}, checkpoint_id=tmp_path, no_dist=True)
+    train(model, optimizer, 3, first=3)
+
+    other, resumed = built(rule, seed=5)
+    before = snapshot(other)
+    found = get_state_dict(other, resumed)
+    # Torch has taken a step to fill the state.
+    assert_same(snapshot(other), before)
+    assert int(resumed.flip.taken) == 0
+    assert not any(a.any() for a in resumed.flip.accumulators.values())
+    dcp.load({"model": found[0], "optimizer": found[1]}, checkpoint_id=tmp_path, no_dist=True)
+    set_state_dict(other, resumed, model_state_dict=found[0], optim_state_dict=found[1])
+    assert int(resumed.flip.taken) == 3
+    train(other, resumed, 3, first=3)
+    assert_same(snapshot(other), snapshot(model))
+    assert_same(resumed.flip.accumulators, optimizer.flip.accumulators)
+
+
+def test_a_fresh_optimizers_state_dict_has_the_votes_and_its_state_is_empty():
+    _model, optimizer = built()
+    saved = optimizer.state_dict()
+    assert not optimizer.state
+    assert sum("votes" in state for state in saved["state"].values()) == 2
+    other, resumed = built()
+    train(other, resumed, 2)
+    resumed.load_state_dict(saved)
+    assert int(resumed.flip.taken) == 0
+    assert not any(a.any() for a in resumed.flip.accumulators.values())
+
+
 def test_the_main_rules_seed_and_nonfinite_are_the_votes_too():
     optimizer = steepest.build(small_model(), "lion", seed=7, nonfinite="skip")
     assert (optimizer.flip.options["seed"], optimizer.flip.options["nonfinite"]) == (7, "skip")

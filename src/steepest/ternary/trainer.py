@@ -233,6 +233,11 @@ class TernaryFlip:
         """Whether any layer of any worker may have votes for the next step."""
         return place(self.process_group)[1] > 1 or any(b.casts > 0 for b in self._ballots.values())
 
+    @property
+    def unused(self) -> bool:
+        """Whether no step has been taken and, as :meth:`prepare` has found, no worker has voted for one."""
+        return int(self.taken) == 0 and all(b.pending is None for b in self._ballots.values())
+
     # -- what the user watches
 
     def threshold(self) -> float:
