@@ -324,6 +324,40 @@ def test_a_fresh_optimizers_state_dict_has_the_votes_and_its_state_is_empty():
     assert not any(a.any() for a in resumed.flip.accumulators.values())
 
 
+def test_a_schedule_that_fails_later_leaves_everything_as_it_was():
+    answers = iter([2.0, 2.0])
+
+    def schedule(step):
+        return next(answers)
+
+    model = small_model()
+    optimizer = steepest.build(model, "adamw", ternary={"schedule": schedule})
+    train(model, optimizer, 2)
+    before, state = snapshot(model), copy.deepcopy(optimizer.state_dict()["state"])
+    loss_of(model, 2).backward()
+    with pytest.raises(StopIteration):
+        optimizer.step()
+    assert_same(snapshot(model), before)
+    for at, entries in optimizer.state_dict()["state"].items():
+        assert_same(entries, state[at])
+
+
+def test_votes_that_follow_their_layer_stay_in_the_state(monkeypatch):
+    # No second device here: the meta device stands for it, which cannot compute flips.
+    from steepest.ternary import trainer
+
+    model, optimizer = built("sgd")
+    train(model, optimizer, 2)
+    monkeypatch.setattr(trainer, "flip_layer", lambda *_, **__: torch.zeros((), dtype=torch.int64))
+    loss_of(model, 2).backward()
+    model[0].packed = model[0].packed.to("meta")
+    optimizer.step()
+    votes = optimizer.state[model[0].scale]["votes"]
+    assert votes.device.type == "meta"
+    assert votes is optimizer.flip.accumulators["0"]
+    assert optimizer.state_dict()["state"][0]["votes"] is votes
+
+
 def test_the_main_rules_seed_and_nonfinite_are_the_votes_too():
     optimizer = steepest.build(small_model(), "lion", seed=7, nonfinite="skip")
     assert (optimizer.flip.options["seed"], optimizer.flip.options["nonfinite"]) == (7, "skip")

@@ -187,6 +187,12 @@ def test_the_annealed_threshold(step, threshold):
     assert trainer.threshold() == pytest.approx(threshold)
 
 
+def test_the_annealed_thresholds_power():
+    trainer = TernaryFlip(TernaryLinear(2, 2), 8, schedule="annealed", total_steps=100, power=0.3)
+    trainer.taken.fill_(75)
+    assert trainer.threshold() == pytest.approx(8 * 4**0.3)
+
+
 def test_thresholds_between_integers_are_reached_by_the_next():
     values, zero = torch.zeros(1, 1, dtype=torch.int8), torch.zeros(1, 1, dtype=torch.int8)
     layer = TernaryLinear(1, 1)
