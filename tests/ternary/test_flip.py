@@ -131,14 +131,15 @@ def test_votes_are_the_sign_of_the_gradient_whatever_the_scales():
 @pytest.mark.parametrize("kind", ["sign", "magnitude"])
 def test_scaling_the_loss_changes_no_vote(kind):
     found = []
-    for factor in (1.0, 2.0**16, 2.0**-16):
+    # The last two have squares that float32 has not.
+    for factor in (1.0, 2.0**16, 2.0**-16, 2.0**100, 2.0**-100):
         torch.manual_seed(0)
         layer = TernaryLinear(6, 4)
         trainer = TernaryFlip(layer, votes=kind)
         (factor * layer(torch.randn(9, 6)).square().sum()).backward()
         found.append(trainer._ballots[""].pending)
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], found[2])
+    assert found[0].any()
+    assert all(torch.equal(found[0], each) for each in found[1:])
 
 
 def test_magnitude_votes_are_unbiased_and_clipped():
