@@ -286,6 +286,78 @@ def test_distributed_checkpoints_hold_the_votes():
     assert_same(snapshot(other), snapshot(model))
 
 
+@pytest.mark.parametrize("rule", ["adamw", "lion", "sgd"])
+def test_a_distributed_checkpoint_resumes_exactly_in_a_fresh_optimizer(rule, tmp_path):
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+
+    model, optimizer = built(rule)
+    train(model, optimizer, 3)
+    saved = get_state_dict(model, optimizer)
+    dcp.save({"model": saved[0], "optimizer": saved[1]}, checkpoint_id=tmp_path, no_dist=True)
+    train(model, optimizer, 3, first=3)
+
+    other, resumed = built(rule, seed=5)
+    before = snapshot(other)
+    found = get_state_dict(other, resumed)
+    # Torch has taken a step to fill the state.
+    assert_same(snapshot(other), before)
+    assert int(resumed.flip.taken) == 0
+    assert not any(a.any() for a in resumed.flip.accumulators.values())
+    dcp.load({"model": found[0], "optimizer": found[1]}, checkpoint_id=tmp_path, no_dist=True)
+    set_state_dict(other, resumed, model_state_dict=found[0], optim_state_dict=found[1])
+    assert int(resumed.flip.taken) == 3
+    train(other, resumed, 3, first=3)
+    assert_same(snapshot(other), snapshot(model))
+    assert_same(resumed.flip.accumulators, optimizer.flip.accumulators)
+
+
+def test_a_fresh_optimizers_state_dict_has_the_votes_and_its_state_is_empty():
+    _model, optimizer = built()
+    saved = optimizer.state_dict()
+    assert not optimizer.state
+    assert sum("votes" in state for state in saved["state"].values()) == 2
+    other, resumed = built()
+    train(other, resumed, 2)
+    resumed.load_state_dict(saved)
+    assert int(resumed.flip.taken) == 0
+    assert not any(a.any() for a in resumed.flip.accumulators.values())
+
+
+def test_a_schedule_that_fails_later_leaves_everything_as_it_was():
+    answers = iter([2.0, 2.0])
+
+    def schedule(step):
+        return next(answers)
+
+    model = small_model()
+    optimizer = steepest.build(model, "adamw", ternary={"schedule": schedule})
+    train(model, optimizer, 2)
+    before, state = snapshot(model), copy.deepcopy(optimizer.state_dict()["state"])
+    loss_of(model, 2).backward()
+    with pytest.raises(StopIteration):
+        optimizer.step()
+    assert_same(snapshot(model), before)
+    for at, entries in optimizer.state_dict()["state"].items():
+        assert_same(entries, state[at])
+
+
+def test_votes_that_follow_their_layer_stay_in_the_state(monkeypatch):
+    # No second device here: the meta device stands for it, which cannot compute flips.
+    from steepest.ternary import trainer
+
+    model, optimizer = built("sgd")
+    train(model, optimizer, 2)
+    monkeypatch.setattr(trainer, "flip_layer", lambda *_, **__: torch.zeros((), dtype=torch.int64))
+    loss_of(model, 2).backward()
+    model[0].packed = model[0].packed.to("meta")
+    optimizer.step()
+    votes = optimizer.state[model[0].scale]["votes"]
+    assert votes.device.type == "meta"
+    assert votes is optimizer.flip.accumulators["0"]
+    assert optimizer.state_dict()["state"][0]["votes"] is votes
+
+
 def test_the_main_rules_seed_and_nonfinite_are_the_votes_too():
     optimizer = steepest.build(small_model(), "lion", seed=7, nonfinite="skip")
     assert (optimizer.flip.options["seed"], optimizer.flip.options["nonfinite"]) == (7, "skip")

@@ -322,3 +322,80 @@ def test_the_state_is_a_byte_a_weight():
 def test_a_compiled_or_wrapped_model_has_the_same_layers():
     model = small_model()
     assert list(TernaryFlip(torch.compile(model)).layers) == ["0", "3"]
+
+
+@pytest.mark.parametrize(("share", "flips"), [(1.0, 288), (0.5, 144), (0.1, 28), (1e-3, 1), (0.0, 0)])
+def test_the_largest_part_that_may_flip_is_one_weight_at_least(share, flips):
+    layer = TernaryLinear(9, 32)
+    layer.set_ternary(torch.zeros(32, 9))
+    layer.scale.data.fill_(1.0)
+    trainer = TernaryFlip(layer, 1, max_flip_fraction=share)
+    layer(torch.ones(1, 9)).sum().backward()
+    trainer.step()
+    assert trainer.stats().flips == flips
+
+
+def test_a_schedule_is_asked_once_a_step():
+    asked = []
+
+    def schedule(step):
+        asked.append(step)
+        return 2.0
+
+    model = small_model()
+    train(model, torch.optim.SGD(model.parameters()), TernaryFlip(model, schedule=schedule), 3)
+    assert asked == [0, 1, 2]
+
+
+@pytest.mark.parametrize("votes", ["sign", "magnitude"])
+def test_the_pull_toward_zero_is_handed_on(votes):
+    layer = TernaryLinear(4, 3)
+    layer.set_ternary(torch.tensor([[1, -1, 0, 1]] * 3))
+    trainer = TernaryFlip(layer, 100, votes=votes, zero_pull=1.0)
+    layer(torch.zeros(1, 4)).sum().backward()
+    trainer.step()
+    assert torch.equal(trainer.accumulators[""], -layer.unpack())
+
+
+def test_a_bad_pass_is_remembered_when_a_good_one_follows():
+    layer = TernaryLinear(4, 3)
+    trainer = TernaryFlip(layer, 1, nonfinite="skip")
+    before = layer.packed.clone()
+    layer(torch.full((1, 4), float("nan"))).sum().backward()
+    layer(torch.ones(1, 4)).sum().backward()
+    trainer.step()
+    assert trainer.skipped_steps == 1
+    assert torch.equal(layer.packed, before)
+
+
+def test_noise_differs_between_passes_steps_and_layers():
+    # The same dT everywhere, nowhere a whole number of rms: what differs is the rounding.
+    torch.manual_seed(0)
+    model = nn.ModuleList([TernaryLinear(200, 4, bias=False) for _ in range(2)])
+    trainer = TernaryFlip(model, 120, votes="magnitude", outward="cancel")
+    x = torch.randn(1, 200)
+
+    def votes(index):
+        layer, ballot = model[index], list(trainer._ballots.values())[index]
+        before = 0 if ballot.pending is None else ballot.pending.clone()
+        layer.scale.data.fill_(1.0)
+        layer(x).sum().backward()
+        return ballot.pending - before
+
+    draws = [votes(0), votes(0), votes(1)]
+    trainer.step()
+    draws.append(votes(0))
+    for at, one in enumerate(draws):
+        for other in draws[:at]:
+            assert not torch.equal(one, other)
+            # Each is the gradient rounded up or down.
+            assert (one - other).abs().max() == 1
+
+
+def test_outward_votes_by_magnitude_are_dropped():
+    layer = TernaryLinear(3, 1, bias=False)
+    layer.set_ternary(torch.tensor([[1, -1, 0]]))
+    layer.scale.data.fill_(1.0)
+    trainer = TernaryFlip(layer, votes="magnitude", outward="drop")
+    layer(torch.tensor([[-1.0, 1.0, -1.0]])).sum().backward()
+    assert pending(trainer)[0].tolist() == [[0, 0, 1]]

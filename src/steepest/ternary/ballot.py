@@ -15,7 +15,7 @@ from steepest.ternary.pieces import in_pieces, places
 from steepest.ternary.votes import LARGEST_VOTE, magnitude_votes, sign_votes, without_outward
 from steepest.ternary.workers import Group, place
 
-__all__ = ["Ballot", "Outward", "VoteKind", "find_ballot", "inverse_rms", "narrowest"]
+__all__ = ["Ballot", "Outward", "VoteKind", "find_ballot", "inverse_rms", "narrowest", "sum_of_squares"]
 
 VoteKind = Literal["sign", "magnitude"]
 Outward = Literal["drop", "cancel"]
@@ -131,10 +131,33 @@ def _cast_magnitudes(
     pending += without_outward(votes, values.to(torch.int8)) if drop else votes
 
 
+def sum_of_squares(grad: Tensor) -> Tensor:
+    """Σ dT² of contiguous elements, 0-dim float64: squares that float32 has not are summed too.
+
+    >>> sum_of_squares(torch.tensor([3e25, 4e25])), sum_of_squares(torch.tensor([3e-25, 4e-25]))
+    (tensor(2.5000e+51, dtype=torch.float64), tensor(2.5000e-49, dtype=torch.float64))
+    """
+    total = torch.zeros((), dtype=torch.float64, device=grad.device)
+    in_pieces(_add_squares, (grad,), 0, (total,), compiled=False)
+    return total
+
+
+def _add_squares(tensors: tuple[Tensor, ...], first: int, total: Tensor) -> None:
+    (grad,) = tensors
+    # In units of a power of two near the largest, which changes no bit of the elements that count.
+    low, high = torch.aminmax(grad)
+    _, exponent = torch.frexp(torch.maximum(-low, high).to(torch.float64))
+    unit = torch.exp2(exponent.to(torch.float64))
+    scaled = grad * unit.reciprocal()
+    total += torch.dot(scaled, scaled).to(torch.float64) * unit.square()
+
+
 def inverse_rms(square: Tensor, count: int) -> Tensor:
-    """1/rms from the sum of squares; 0 where the rms is zero or not finite."""
+    """1/rms from the sum of squares; 0 where that is no number of float32, or the rms zero or not finite."""
     rms = (square / max(count, 1)).sqrt()
-    return torch.where((rms > 0) & rms.isfinite(), rms.reciprocal(), 0.0)
+    inverse = rms.reciprocal()
+    usable = (rms > 0) & rms.isfinite() & (inverse <= torch.finfo(torch.float32).max)
+    return torch.where(usable, inverse, 0.0)
 
 
 def find_ballot(handle: Tensor | None) -> Ballot | None:

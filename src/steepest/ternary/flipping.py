@@ -17,6 +17,8 @@ __all__ = ["accumulated", "flip_layer", "flipped", "pull", "reached"]
 
 # Streams of the step's noise.
 _PULL, _TIES = 0, 1
+# Ties are told apart by so many bits first.
+_LOT_BITS = 16
 
 
 # Where and masked_fill on integers take ten times as long as arithmetic on a CPU: masks are multiplied.
@@ -181,13 +183,67 @@ def _pass(
 
 def _choose(accumulator: Tensor, threshold: int, at_most: int, key: Key) -> Tensor:
     """Which of those with |a| ≥ threshold flip where only so many may: as :func:`reached`."""
-    chosen = (accumulator.abs() >= threshold).view(torch.int8)
-    places = chosen.view(-1).nonzero().view(-1)
-    if len(places) > at_most:
-        sizes = accumulator.view(-1)[places].abs().to(torch.int64)
-        # One number to sort by: |a|, then the lot, then the place, so that no two are equal.
-        order = (sizes << 48) | ((bits32(key, places, _TIES) >> 16) << 32) | places
-        kept = places[order.topk(at_most).indices]
-        chosen.zero_()
-        chosen.view(-1)[kept] = 1
-    return (-chosen).to(accumulator.dtype)
+    # Sorting candidates would take tens of bytes for each: they are counted by size, and those of the
+    # one size that fits in part are counted by lot.
+    sizes = torch.zeros(torch.iinfo(accumulator.dtype).max + 1, dtype=torch.int64, device=accumulator.device)
+    in_pieces(_count_sizes, (accumulator,), 0, (sizes,), compiled=False)
+    size, left = _cut(sizes[threshold:], at_most)
+    size += threshold
+    chosen = torch.empty_like(accumulator)
+    in_pieces(_choose_above, (accumulator, chosen), 0, (size,), compiled=False)
+    if left == 0:
+        return chosen
+    lots = torch.zeros(1 << _LOT_BITS, dtype=torch.int64, device=accumulator.device)
+    in_pieces(_count_lots, (accumulator,), 0, (size, key, lots), compiled=False)
+    lot, left = _cut(lots, left)
+    rest: list[Tensor] = []
+    in_pieces(_choose_lots, (accumulator, chosen), 0, (size, key, lot, rest), compiled=False)
+    if left > 0:
+        # Few have the same lot: one number to sort by, the whole of the noise and then the place.
+        last = torch.cat(rest)
+        order = (bits32(key, last, _TIES) >> 1 << 32) | last
+        chosen.view(-1)[last[order.topk(left).indices]] = -1
+    return chosen
+
+
+def _cut(counts: Tensor, at_most: int) -> tuple[int, int]:
+    """(bin, number): all above the bin and so many of it are at most this many; waits for the device.
+
+    >>> _cut(torch.tensor([5, 3, 2, 0]), 4), _cut(torch.tensor([5, 3, 2, 0]), 10)
+    ((1, 2), (-1, 0))
+    """
+    above = counts.flip(0).cumsum(0)
+    whole = int((above <= at_most).sum())
+    if whole == len(counts):
+        return -1, 0
+    return len(counts) - 1 - whole, at_most - (int(above[whole - 1]) if whole > 0 else 0)
+
+
+def _count_sizes(tensors: tuple[Tensor, ...], first: int, counts: Tensor) -> None:
+    counts += tensors[0].abs().bincount(minlength=len(counts))
+
+
+def _choose_above(tensors: tuple[Tensor, ...], first: int, size: int) -> None:
+    accumulator, chosen = tensors
+    chosen.copy_(-(accumulator.abs() > size).view(torch.int8))
+
+
+def _tied(accumulator: Tensor, first: int, size: int, key: Key) -> tuple[Tensor, Tensor]:
+    """The places of a piece's elements with |a| = size, and their lots."""
+    places = (accumulator.abs() == size).nonzero().view(-1) + first
+    return places, bits32(key, places, _TIES) >> (32 - _LOT_BITS)
+
+
+def _count_lots(tensors: tuple[Tensor, ...], first: int, size: int, key: Key, counts: Tensor) -> None:
+    _, lots = _tied(tensors[0], first, size, key)
+    counts += lots.bincount(minlength=len(counts))
+
+
+def _choose_lots(
+    tensors: tuple[Tensor, ...], first: int, size: int, key: Key, lot: int, rest: list[Tensor]
+) -> None:
+    """Choose those of a higher lot; those of the same are appended."""
+    accumulator, chosen = tensors
+    places, lots = _tied(accumulator, first, size, key)
+    chosen[places[lots > lot] - first] = -1
+    rest.append(places[lots == lot])

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steepest.ternary.ballot import Ballot, find_ballot, inverse_rms
+from steepest.ternary.ballot import Ballot, find_ballot, inverse_rms, sum_of_squares
 from steepest.ternary.packing import unpack
 from steepest.ternary.pieces import row_blocks
 
@@ -162,21 +162,16 @@ def _inverse_rms(
     wide: torch.dtype,
 ) -> Tensor:
     """1/rms(dT) of a layer whose dT is not to exist as a whole: computed once only for this."""
-    square = torch.zeros((), dtype=wide, device=x.device)
+    square = torch.zeros((), dtype=torch.float64, device=x.device)
     for rows in blocks:
         grad = (dy[:, rows].t() @ x).to(wide)
-        square += _square(grad.mul_(spread(scale.to(wide), rows, columns, group_size)))
+        square += sum_of_squares(grad.mul_(spread(scale.to(wide), rows, columns, group_size)))
     return inverse_rms(square, dy.shape[1] * columns)
-
-
-def _square(grad: Tensor) -> Tensor:
-    flat = grad.view(-1)
-    return torch.dot(flat, flat)
 
 
 def _cast(ballot: Ballot, first: int, grad: Tensor, weight: Tensor, inverse: Tensor | None) -> None:
     if ballot.kind == "magnitude" and inverse is None:
-        inverse = inverse_rms(_square(grad), grad.numel())
+        inverse = inverse_rms(sum_of_squares(grad), grad.numel())
     ballot.cast(first, grad, weight, inverse)
 
 

@@ -74,14 +74,18 @@ class TernaryOptimizer(Optimizer):
         for name, layer in flip.layers.items():
             if id(layer.scale) not in known:
                 raise ValueError(f"the scales of ternary layer {name!r} are not among the parameters")
-        self._share()
+        # Not the state: distributed checkpoints take one that is not empty for the state of all parameters.
+        self.param_groups[0][_OPTIONS] = self.flip.options
 
     def _share(self) -> None:
         """Let the state and the first group hold what the trainer works with."""
         self.param_groups[0][_OPTIONS] = self.flip.options
         for name, layer in self.flip.layers.items():
-            self.state[layer.scale][_VOTES] = self.flip.accumulators[name]
-            self.state[layer.scale][_STEP] = self.flip.taken
+            self.state[layer.scale].update(self._entries(name))
+
+    def _entries(self, name: str) -> dict[str, Tensor]:
+        """What the state of a layer's scale has besides its rule's."""
+        return {_VOTES: self.flip.accumulators[name], _STEP: self.flip.taken}
 
     # -- the step
 
@@ -99,7 +103,11 @@ class TernaryOptimizer(Optimizer):
         return self.flip.prepare()
 
     def _step_rest(self) -> None:
-        self.flip.take()
+        # Torch's distributed checkpoints take a step of their own to fill a fresh state: it does not count.
+        if not self.flip.unused:
+            self.flip.take()
+        # Anew in every step: an accumulator follows its layer to another device.
+        self._share()
 
     def _states_by_rule(self) -> dict[str, list[Mapping[str, Tensor]]]:
         # A scale has votes in its state before its own rule has ever stepped it.
@@ -113,8 +121,13 @@ class TernaryOptimizer(Optimizer):
 
     def state_bytes(self) -> int:
         """Bytes of all state tensors that exist now, the accumulators among them."""
-        shared = (len(self.flip.layers) - 1) * self.flip.taken.element_size()
-        return super().state_bytes() - shared
+        shared: int = sum(
+            state[name].numel() * state[name].element_size()
+            for state in self.state.values()
+            for name in (_VOTES, _STEP)
+            if name in state
+        )
+        return super().state_bytes() - shared + self.flip.state_bytes()
 
     def explain(self) -> Explanation:
         """What every tensor gets and why, the ternary weights included, with rule ``"ternary_flip"``."""
@@ -143,6 +156,25 @@ class TernaryOptimizer(Optimizer):
         ]
 
     # -- checkpoints and copies
+
+    def state_dict(self) -> dict[str, Any]:
+        """As every optimizer's, with the accumulators, which are there before the first step too."""
+
+        def add(_: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+            ours = (param for group in self.param_groups for param in group["params"])
+            theirs = (at for group in saved["param_groups"] for at in group["params"])
+            places = {id(param): at for param, at in zip(ours, theirs, strict=True)}
+            for name, layer in self.flip.layers.items():
+                at = places[id(layer.scale)]
+                saved["state"][at] = {**saved["state"].get(at, {}), **self._entries(name)}
+
+        # The user's own hooks must find them.
+        hook = self.register_state_dict_post_hook(add, prepend=True)
+        try:
+            saved: dict[str, Any] = super().state_dict()
+        finally:
+            hook.remove()
+        return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` gave, the accumulators included; T itself is in the model's.

@@ -64,7 +64,7 @@ class TernaryFlip:
             that a weight leaves its bound by the majority and not by noise.
         zero_pull: λ in [0, 1]: in every step each weight gets one vote toward 0 with this probability.
         max_flip_fraction: at most this part of a layer flips in a step: the largest \|a\| first, ties by
-            lot. Below 1, the step waits for the device.
+            lot. Above 0 it is one weight at least; below 1 the step waits for the device.
         nonfinite: what an infinite or NaN dT does: ``"ignore"``: as above. ``"skip"``: weights, a and
             step stay as they were, the votes are dropped, and :attr:`skipped_steps` counts. ``"raise"``:
             ``FloatingPointError`` with the layer's name; nothing changes. The last two wait for the device.
@@ -153,6 +153,7 @@ class TernaryFlip:
             )
             for name, layer in self.layers.items()
         }
+        self._next_threshold = math.inf
         self._flips: dict[str, Tensor] = {}
         self._total_flips: dict[str, Tensor] = {}
         self._ballots: dict[str, Ballot] = {}
@@ -181,7 +182,8 @@ class TernaryFlip:
                 raise RuntimeError(
                     f"the ternary layer {name!r} belongs to another TernaryFlip, made later for its model"
                 )
-        self._threshold()
+        # Asked for once a step, before anything moves: a schedule of the user's own may count or raise.
+        self._next_threshold = self._threshold()
         bad = self._gather()
         if bad and self.options["nonfinite"] == "raise":
             more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
@@ -197,14 +199,13 @@ class TernaryFlip:
     def take(self) -> None:
         """Flip, after :meth:`prepare` has said yes."""
         limit = torch.iinfo(self.options["accumulator"]).max
-        threshold = self._threshold()
+        threshold = self._next_threshold
         step = int(self.taken)
         self._flips = {}
         for ordinal, (name, layer) in enumerate(self.layers.items()):
             ballot = self._ballots[name]
             if ballot.pending is None:
                 continue
-            share = self.options["max_flip_fraction"]
             flips = flip_layer(
                 layer.packed,
                 self._accumulator(name),
@@ -212,7 +213,7 @@ class TernaryFlip:
                 threshold=limit + 1 if threshold > limit else math.ceil(threshold),
                 outward=self.options["outward"],
                 zero_pull=self.options["zero_pull"],
-                at_most=None if share == 1 else int(share * layer.in_features * layer.out_features),
+                at_most=self._at_most(layer),
                 key=derive_key(self.options["seed"], ordinal, step),
                 # On a CPU torch makes no vector code of narrow integers: slower than eager, measured.
                 compiled=ballot.compiled and layer.packed.device.type != "cpu",
@@ -232,6 +233,11 @@ class TernaryFlip:
     def has_votes(self) -> bool:
         """Whether any layer of any worker may have votes for the next step."""
         return place(self.process_group)[1] > 1 or any(b.casts > 0 for b in self._ballots.values())
+
+    @property
+    def unused(self) -> bool:
+        """Whether no step has been taken and, as :meth:`prepare` has found, no worker has voted for one."""
+        return int(self.taken) == 0 and all(b.pending is None for b in self._ballots.values())
 
     # -- what the user watches
 
@@ -336,6 +342,14 @@ class TernaryFlip:
 
     def _threshold(self) -> float:
         return threshold_at(self.options, self._custom, int(self.taken))
+
+    def _at_most(self, layer: TernaryLinear) -> int | None:
+        """How many weights of a layer may flip in a step; None where all may."""
+        share: float = self.options["max_flip_fraction"]
+        if share == 1:
+            return None
+        # At least one: a small layer would never move.
+        return max(int(share * layer.in_features * layer.out_features), 1) if share > 0 else 0
 
     def _accumulator(self, name: str) -> Tensor:
         """a of a layer, where the layer's weights are now."""
