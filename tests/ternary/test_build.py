@@ -216,6 +216,59 @@ def test_weights_flip_where_every_float_parameter_is_frozen():
     assert not torch.equal(model[0].packed, before)
 
 
+def frozen_before():
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    model[0].requires_grad_(False)
+    ternarize(model)
+    return model
+
+
+def frozen_after():
+    model = frozen_before()
+    model[0].requires_grad_()
+    assert model[0].trainable
+    assert model[0].requires_grad_(False) is model[0]
+    return model
+
+
+def frozen_by_its_flag():
+    model = frozen_after()
+    model[0].requires_grad_()
+    model[0].trainable = False
+    return model
+
+
+@pytest.mark.parametrize("made", [frozen_before, frozen_after, frozen_by_its_flag])
+def test_a_frozen_layer_stays_until_it_is_thawed(made):
+    torch.manual_seed(0)
+    model = made()
+    assert [model[0].trainable, model[2].trainable] == [False, True]
+    optimizer = steepest.build(model, "lion", ternary={"threshold": 1})
+    rows = {row.name: row for row in optimizer.explain().rows}
+    assert [rows[f"{at}.packed"].frozen for at in (0, 2)] == [True, False]
+    before = [model[at].packed.clone() for at in (0, 2)]
+    train(model, optimizer, 1)
+    assert [torch.equal(model[at].packed, was) for at, was in zip((0, 2), before, strict=True)] == [
+        True,
+        False,
+    ]
+    assert not optimizer.flip.accumulators["0"].any()
+    model[0].trainable = True
+    train(model, optimizer, 1)
+    assert not torch.equal(model[0].packed, before[0])
+
+
+def test_votes_cast_before_a_layer_was_frozen_do_not_move_it():
+    model = small_model()
+    optimizer = steepest.build(model, "lion", ternary={"threshold": 1})
+    before = model[0].packed.clone()
+    loss_of(model, 0).backward()
+    model[0].requires_grad_(False)
+    optimizer.step()
+    assert torch.equal(model[0].packed, before)
+    assert copy.deepcopy(model)[0].trainable is False
+
+
 def test_a_scale_that_was_never_stepped_is_no_state_of_its_rule():
     # SGD-SaI relates the states of all tensors it has stepped; votes alone are none.
     model = small_model()

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from steepest.ternary.ballot import Ballot
 from steepest.ternary.linear_op import spread, summed, ternary_linear
@@ -46,6 +47,9 @@ class TernaryLinear(nn.Module):
     mean over what shares a scale, and s such that s²·ΣT² = Σw² there: the outputs keep their variance.
 
     Attributes:
+        trainable: whether backward votes for T and a :class:`TernaryFlip` moves it. T is no parameter, so
+            this is what ``requires_grad`` is to one; :meth:`requires_grad_` of the layer sets it, that of a
+            module around the layer reaches parameters alone.
         packed: T, uint8 [out, ⌈in/4⌉], a buffer of the state dict; :func:`steepest.ternary.unpack` has
             the layout.
 
@@ -99,6 +103,7 @@ class TernaryLinear(nn.Module):
             self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
         else:
             self.register_parameter("bias", None)
+        self.trainable = True
         # Not a buffer: it must follow the layer to no device, no copy and no checkpoint.
         self._ballot: Tensor | None = None
         self.reset_parameters()
@@ -107,6 +112,8 @@ class TernaryLinear(nn.Module):
     @torch.no_grad()
     def from_linear(cls, linear: nn.Linear, scale: Scale = "row", group_size: int = 128) -> TernaryLinear:
         """The ternary layer nearest to a float one by the rule of the constructor; the bias is copied.
+
+        A frozen weight (``requires_grad`` is False) gives a layer whose scales and T are frozen.
 
         >>> layer = TernaryLinear.from_linear(nn.Linear(8, 4, bias=False))
         >>> layer.in_features, layer.out_features, layer.bias
@@ -123,6 +130,7 @@ class TernaryLinear(nn.Module):
             dtype=weight.dtype,
         ).to_empty(device=weight.device)
         made._take(weight)
+        made.trainable = weight.requires_grad
         made.scale.requires_grad_(weight.requires_grad)
         if linear.bias is not None:
             made.bias.copy_(linear.bias)
@@ -176,7 +184,7 @@ class TernaryLinear(nn.Module):
             )
         if not x.is_meta and torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        ballot = self._ballot if self.training else None
+        ballot = self._ballot if self.training and self.trainable else None
         scale: Tensor = self.scale
         if ballot is not None and torch.is_grad_enabled() and not (scale.requires_grad or x.requires_grad):
             # Backward must come by for T, if for nothing else.
@@ -219,8 +227,10 @@ class TernaryLinear(nn.Module):
         ).to_empty(device=self.scale.device)
         with torch.no_grad():
             made.weight.copy_(self.dense())
+            made.weight.requires_grad_(self.trainable or self.scale.requires_grad)
             if self.bias is not None:
                 made.bias.copy_(self.bias)
+                made.bias.requires_grad_(self.bias.requires_grad)
         return made.train(self.training)
 
     def to_base3(self) -> Tensor:
@@ -236,6 +246,15 @@ class TernaryLinear(nn.Module):
     def load_base3(self, code: Tensor) -> None:
         """Set T from what :meth:`to_base3` gave; ``ValueError`` if it is of another size."""
         self.set_ternary(from_base3(code, (self.out_features, self.in_features)))
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Freeze or thaw the whole layer: scales, bias and T (:attr:`trainable`).
+
+        >>> TernaryLinear(4, 2).requires_grad_(False).trainable
+        False
+        """
+        self.trainable = requires_grad
+        return super().requires_grad_(requires_grad)
 
     def attach(self, ballot: Ballot | None) -> None:
         """Let backward vote there; with None, nowhere. :class:`TernaryFlip` does this."""
