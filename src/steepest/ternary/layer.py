@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -11,7 +12,15 @@ from typing_extensions import Self
 
 from steepest.ternary.ballot import Ballot
 from steepest.ternary.linear_op import spread, summed, ternary_linear
-from steepest.ternary.packing import check_ternary, from_base3, pack, packed_width, to_base3, unpack
+from steepest.ternary.packing import (
+    check_packed,
+    check_ternary,
+    from_base3,
+    pack,
+    packed_width,
+    to_base3,
+    unpack,
+)
 from steepest.ternary.pieces import row_blocks
 
 __all__ = ["Scale", "TernaryLinear"]
@@ -51,10 +60,12 @@ class TernaryLinear(nn.Module):
             this is what ``requires_grad`` is to one; :meth:`requires_grad_` of the layer sets it, that of a
             module around the layer reaches parameters alone.
         packed: T, uint8 [out, ⌈in/4⌉], a buffer of the state dict; :func:`steepest.ternary.unpack` has
-            the layout.
+            the layout. The state dict also has the sizes, int64, which bytes alone do not tell.
 
     Raises:
         ValueError: a size below 1, or a ``scale`` that is none of the three.
+        RuntimeError: by ``load_state_dict``, for the weights of a layer of other sizes, and for bytes that
+            are no ternary numbers; this layer stays as it was.
 
     Source: Ma et al. 2024 ("The Era of 1-bit LLMs", BitNet b1.58) for rounding by the mean magnitude, which
     there is done to latent floats in every step.
@@ -263,6 +274,40 @@ class TernaryLinear(nn.Module):
     def votes_in(self, ballot: Ballot) -> bool:
         """Whether backward votes there."""
         return self._ballot is ballot.handle
+
+    def get_extra_state(self) -> Tensor:
+        """[in, out, weights that share a scale within a row], int64, for the state dict."""
+        # A tensor, so that what clones, sends or stores a state dict's values need not know of it.
+        group_size = self.group_size if self.scale.dim() == 2 else 0
+        return torch.tensor([self.in_features, self.out_features, group_size], device="cpu")
+
+    def set_extra_state(self, state: Any) -> None:
+        """Nothing: the sizes were compared before anything was loaded."""
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *arguments: Any, **more: Any
+    ) -> None:
+        wrong = self._misfit(state_dict, prefix)
+        if wrong is None:
+            super()._load_from_state_dict(state_dict, prefix, *arguments, **more)
+            return
+        # torch's last argument gathers the errors of all layers; it raises them with their names.
+        errors = more["error_msgs"] if "error_msgs" in more else arguments[-1]
+        errors.append(f"ternary layer {prefix.removesuffix('.')!r}: {wrong}")
+
+    def _misfit(self, state_dict: Mapping[str, Any], prefix: str) -> str | None:
+        """What keeps a state dict from being this layer's, other than what torch finds by itself."""
+        sizes, packed = state_dict.get(f"{prefix}_extra_state"), state_dict.get(f"{prefix}packed")
+        if sizes is not None:
+            saved, own = torch.as_tensor(sizes).tolist(), self.get_extra_state().tolist()
+            if saved != own:
+                return f"saved with [in, out, group size] = {saved}, but this layer has {own}"
+        if isinstance(packed, Tensor) and packed.shape == self.packed.shape and not packed.is_meta:
+            try:
+                check_packed("packed", packed, self.in_features)
+            except ValueError as error:
+                return str(error)
+        return None
 
     def extra_repr(self) -> str:
         """What stands between the brackets of the layer's text."""
