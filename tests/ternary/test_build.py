@@ -318,6 +318,14 @@ def test_options_that_nothing_takes_are_refused():
         steepest.build(small_model(), "lion", ternary={"treshold": 3})
     with pytest.raises(ValueError, match="threshold must be"):
         steepest.build(small_model(), "lion", ternary={"threshold": 0})
+    for wrong in ("magnitude", 1, ["sign"]):
+        with pytest.raises(TypeError, match=r"ternary must be a dict .*, got"):
+            steepest.build(small_model(), "lion", ternary=wrong)
+    plain = nn.Sequential(nn.Linear(2, 2))
+    assert type(steepest.build(plain, "lion", ternary=False)) is steepest.Optimizer
+    with pytest.raises(ValueError, match="ternary=True, but Sequential has no ternary layers"):
+        steepest.build(plain, "lion", ternary=True)
+    assert steepest.build(small_model(), "lion", ternary=True).flip.options["votes"] == "sign"
     model = small_model()
     rest = [p for p in model.parameters() if p is not model[3].scale]
     with pytest.raises(ValueError, match="scales of ternary layer '3'"):
@@ -337,6 +345,23 @@ def test_distributed_checkpoints_hold_the_votes():
     train(model, optimizer, 3, first=3)
     train(other, resumed, 3, first=3)
     assert_same(snapshot(other), snapshot(model))
+
+
+class Masked(TernaryLinear):
+    pass
+
+
+def test_subclasses_are_known_and_others_of_the_name_are_not():
+    model = nn.Sequential(Masked(6, 4), nn.ReLU(), Masked(4, 2))
+    optimizer = steepest.build(model, "lion", ternary={"threshold": 1})
+    kinds = {row.name: row.kind for row in optimizer.explain().rows}
+    assert kinds["0.scale"] == "gain"
+    assert "0.packed" in kinds
+
+    stranger = type("TernaryLinear", (nn.Module,), {})()
+    stranger.scale = nn.Parameter(torch.ones(4, 4))
+    rows = steepest.build(nn.Sequential(stranger, nn.Linear(4, 4)), "lion").explain().rows
+    assert not any("TernaryLinear's weights" in row.why for row in rows)
 
 
 def test_the_main_rules_seed_and_nonfinite_are_the_votes_too():

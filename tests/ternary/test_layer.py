@@ -172,6 +172,14 @@ def test_autocast_computes_in_its_dtype_and_gives_float32_gradients():
     assert (rounded == flip._ballots[""].pending).float().mean() > 0.97
 
 
+def test_autocast_leaves_float64_alone():
+    layer = layer_of(64, 16)
+    x = torch.randn(8, 64, dtype=torch.float64)
+    exact = layer(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(layer(x), exact)
+
+
 def test_state_dicts_go_through_a_file_and_fit_another_layer():
     layer = layer_of(13, 5, "group")
     file = io.BytesIO()
@@ -266,8 +274,13 @@ def test_wrong_arguments_are_named(arguments, says):
 
 def test_wrong_inputs_and_wrong_weights_are_refused():
     layer = layer_of(4, 3)
-    with pytest.raises(ValueError, match=r"TernaryLinear\(4, 3\) got inputs of shape \(2, 5\)"):
+    with pytest.raises(ValueError, match=r"TernaryLinear\(4, 3\) .*got inputs of shape \(2, 5\)"):
         layer(torch.zeros(2, 5))
+    for dtype in (torch.int64, torch.uint8, torch.bool, torch.complex64):
+        with pytest.raises(ValueError, match=f"takes floating-point inputs .*{dtype}"):
+            layer(torch.ones(2, 4, dtype=dtype))
+    with pytest.raises(ValueError, match=r"inputs of shape \(\)"):
+        layer(torch.ones(()))
     before = layer.packed.clone()
     for wrong in (torch.zeros(3, 5), torch.full((3, 4), 0.5)):
         with pytest.raises(ValueError, match="T "):

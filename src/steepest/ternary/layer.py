@@ -21,7 +21,7 @@ from steepest.ternary.packing import (
     to_base3,
     unpack,
 )
-from steepest.ternary.pieces import row_blocks
+from steepest.ternary.pieces import all_finite, row_blocks
 
 __all__ = ["Scale", "TernaryLinear"]
 
@@ -79,6 +79,8 @@ class TernaryLinear(nn.Module):
     """
 
     packed: Tensor
+    # By this steepest.routing knows the layer, and its subclasses.
+    _steepest_ternary = True
 
     def __init__(
         self,
@@ -126,11 +128,16 @@ class TernaryLinear(nn.Module):
 
         A frozen weight (``requires_grad`` is False) gives a layer whose scales and T are frozen.
 
+        Raises:
+            ValueError: the weight has infinite or NaN elements.
+
         >>> layer = TernaryLinear.from_linear(nn.Linear(8, 4, bias=False))
         >>> layer.in_features, layer.out_features, layer.bias
         (8, 4, None)
         """
         weight = linear.weight
+        if not all_finite(weight):
+            raise ValueError("TernaryLinear.from_linear: the weight has infinite or NaN elements")
         made = cls(
             linear.in_features,
             linear.out_features,
@@ -188,12 +195,18 @@ class TernaryLinear(nn.Module):
         self.scale.copy_(scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shapes: [..., in] to [..., out], in x's dtype (under autocast, in its)."""
-        if x.shape[-1] != self.in_features:
+        """Shapes: [..., in] to [..., out], in x's dtype; under autocast in its, but for float64.
+
+        Raises:
+            ValueError: inputs of another dtype or another last dimension.
+        """
+        if not x.is_floating_point() or x.dim() == 0 or x.shape[-1] != self.in_features:
             raise ValueError(
-                f"TernaryLinear({self.in_features}, {self.out_features}) got inputs of shape {tuple(x.shape)}"
+                f"TernaryLinear({self.in_features}, {self.out_features}) takes floating-point inputs "
+                f"of shape [..., {self.in_features}], got inputs of shape {tuple(x.shape)}, {x.dtype}"
             )
-        if not x.is_meta and torch.is_autocast_enabled(x.device.type):
+        # As torch's own layers: autocast leaves float64 alone.
+        if not x.is_meta and x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         ballot = self._ballot if self.training and self.trainable else None
         scale: Tensor = self.scale
