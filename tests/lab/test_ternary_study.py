@@ -159,7 +159,18 @@ def test_the_command_line_runs_it(tmp_path, short, capsys):
     assert (out / "ternary.md").exists()
 
 
-@pytest.mark.parametrize("option", [["--budget", "5m"], ["--model", "mlp"], ["--batch", "3"]])
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--budget", "5m"],
+        ["--model", "mlp"],
+        ["--batch", "3"],
+        ["--text", "."],
+        ["--optimizers", "lion"],
+        ["--device", "auto"],
+        *([f"--{name}", "2"] for name in ("width", "depth", "heads", "context")),
+    ],
+)
 def test_what_the_study_fixes_is_no_option(option, capsys):
     assert run(["race", "--task", "ternary", *option]) == 2
     assert f"{option[0]} does not go with --task ternary" in capsys.readouterr().err

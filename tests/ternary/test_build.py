@@ -216,6 +216,59 @@ def test_weights_flip_where_every_float_parameter_is_frozen():
     assert not torch.equal(model[0].packed, before)
 
 
+def frozen_before():
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+    model[0].requires_grad_(False)
+    ternarize(model)
+    return model
+
+
+def frozen_after():
+    model = frozen_before()
+    model[0].requires_grad_()
+    assert model[0].trainable
+    assert model[0].requires_grad_(False) is model[0]
+    return model
+
+
+def frozen_by_its_flag():
+    model = frozen_after()
+    model[0].requires_grad_()
+    model[0].trainable = False
+    return model
+
+
+@pytest.mark.parametrize("made", [frozen_before, frozen_after, frozen_by_its_flag])
+def test_a_frozen_layer_stays_until_it_is_thawed(made):
+    torch.manual_seed(0)
+    model = made()
+    assert [model[0].trainable, model[2].trainable] == [False, True]
+    optimizer = steepest.build(model, "lion", ternary={"threshold": 1})
+    rows = {row.name: row for row in optimizer.explain().rows}
+    assert [rows[f"{at}.packed"].frozen for at in (0, 2)] == [True, False]
+    before = [model[at].packed.clone() for at in (0, 2)]
+    train(model, optimizer, 1)
+    assert [torch.equal(model[at].packed, was) for at, was in zip((0, 2), before, strict=True)] == [
+        True,
+        False,
+    ]
+    assert not optimizer.flip.accumulators["0"].any()
+    model[0].trainable = True
+    train(model, optimizer, 1)
+    assert not torch.equal(model[0].packed, before[0])
+
+
+def test_votes_cast_before_a_layer_was_frozen_do_not_move_it():
+    model = small_model()
+    optimizer = steepest.build(model, "lion", ternary={"threshold": 1})
+    before = model[0].packed.clone()
+    loss_of(model, 0).backward()
+    model[0].requires_grad_(False)
+    optimizer.step()
+    assert torch.equal(model[0].packed, before)
+    assert copy.deepcopy(model)[0].trainable is False
+
+
 def test_a_scale_that_was_never_stepped_is_no_state_of_its_rule():
     # SGD-SaI relates the states of all tensors it has stepped; votes alone are none.
     model = small_model()
@@ -265,6 +318,14 @@ def test_options_that_nothing_takes_are_refused():
         steepest.build(small_model(), "lion", ternary={"treshold": 3})
     with pytest.raises(ValueError, match="threshold must be"):
         steepest.build(small_model(), "lion", ternary={"threshold": 0})
+    for wrong in ("magnitude", 1, ["sign"]):
+        with pytest.raises(TypeError, match=r"ternary must be a dict .*, got"):
+            steepest.build(small_model(), "lion", ternary=wrong)
+    plain = nn.Sequential(nn.Linear(2, 2))
+    assert type(steepest.build(plain, "lion", ternary=False)) is steepest.Optimizer
+    with pytest.raises(ValueError, match="ternary=True, but Sequential has no ternary layers"):
+        steepest.build(plain, "lion", ternary=True)
+    assert steepest.build(small_model(), "lion", ternary=True).flip.options["votes"] == "sign"
     model = small_model()
     rest = [p for p in model.parameters() if p is not model[3].scale]
     with pytest.raises(ValueError, match="scales of ternary layer '3'"):
@@ -356,6 +417,23 @@ def test_votes_that_follow_their_layer_stay_in_the_state(monkeypatch):
     assert votes.device.type == "meta"
     assert votes is optimizer.flip.accumulators["0"]
     assert optimizer.state_dict()["state"][0]["votes"] is votes
+
+
+class Masked(TernaryLinear):
+    pass
+
+
+def test_subclasses_are_known_and_others_of_the_name_are_not():
+    model = nn.Sequential(Masked(6, 4), nn.ReLU(), Masked(4, 2))
+    optimizer = steepest.build(model, "lion", ternary={"threshold": 1})
+    kinds = {row.name: row.kind for row in optimizer.explain().rows}
+    assert kinds["0.scale"] == "gain"
+    assert "0.packed" in kinds
+
+    stranger = type("TernaryLinear", (nn.Module,), {})()
+    stranger.scale = nn.Parameter(torch.ones(4, 4))
+    rows = steepest.build(nn.Sequential(stranger, nn.Linear(4, 4)), "lion").explain().rows
+    assert not any("TernaryLinear's weights" in row.why for row in rows)
 
 
 def test_the_main_rules_seed_and_nonfinite_are_the_votes_too():

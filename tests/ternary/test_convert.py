@@ -54,6 +54,24 @@ def hooked():
     return layer
 
 
+def hooked_backward():
+    layer = nn.Linear(4, 4)
+    layer.register_full_backward_pre_hook(lambda *_: None)
+    return layer
+
+
+def hooked_weight():
+    layer = nn.Linear(4, 4)
+    layer.weight.register_hook(lambda grad: None)
+    return layer
+
+
+def hooked_after():
+    layer = nn.Linear(4, 4)
+    layer.bias.register_post_accumulate_grad_hook(lambda param: None)
+    return layer
+
+
 @pytest.mark.parametrize(
     ("layer", "name", "why"),
     [
@@ -62,6 +80,9 @@ def hooked():
         (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), "0", "ParametrizedLinear"),
         (lambda: nn.utils.spectral_norm(nn.Linear(4, 4)), "0", "computed from other parameters"),
         (hooked, "0", "hooks"),
+        (hooked_backward, "0", "hooks"),
+        (hooked_weight, "0", "hooks"),
+        (hooked_after, "0", "hooks"),
     ],
 )
 @pytest.mark.filterwarnings("ignore")
@@ -104,4 +125,18 @@ def test_dtype_device_and_freezing_are_the_linear_layers():
     layer = TernaryLinear.from_linear(linear)
     assert layer.scale.dtype == layer.bias.dtype == torch.bfloat16
     assert not layer.scale.requires_grad
+    assert not layer.trainable
     assert layer.bias.requires_grad
+    assert [p.requires_grad for p in layer.to_linear().parameters()] == [False, True]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_refused_before_anything_is_replaced(bad):
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    model[2].weight.data[1, 2] = bad
+    with pytest.raises(ValueError, match="weight of '2' has infinite or NaN elements; nothing was changed"):
+        ternarize(model)
+    assert type(model[0]) is nn.Linear
+    with pytest.raises(ValueError, match="infinite or NaN"):
+        TernaryLinear.from_linear(model[2])
+    assert set(ternarize(model, exclude="2").replaced) == {"0"}

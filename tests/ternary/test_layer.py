@@ -172,17 +172,60 @@ def test_autocast_computes_in_its_dtype_and_gives_float32_gradients():
     assert (rounded == flip._ballots[""].pending).float().mean() > 0.97
 
 
+def test_autocast_leaves_float64_alone():
+    layer = layer_of(64, 16)
+    x = torch.randn(8, 64, dtype=torch.float64)
+    exact = layer(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(layer(x), exact)
+
+
 def test_state_dicts_go_through_a_file_and_fit_another_layer():
     layer = layer_of(13, 5, "group")
     file = io.BytesIO()
     torch.save(layer.state_dict(), file)
     file.seek(0)
     state = torch.load(file, weights_only=True)
-    assert set(state) == {"packed", "scale", "bias"}
+    assert set(state) == {"packed", "scale", "bias", "_extra_state"}
     other = layer_of(13, 5, "group", seed=9)
     other.load_state_dict(state)
     x = torch.randn(3, 13, dtype=torch.float64)
     assert torch.equal(other(x), layer(x))
+
+
+def stray_filling(state):
+    state["0.packed"][0, -1] |= 0b11_00_00_00
+
+
+def stray_code(state):
+    state["0.packed"][0, 0] = 0b10
+
+
+def floats(state):
+    state["0.packed"] = state["0.packed"].float()
+
+
+@pytest.mark.parametrize(
+    ("columns", "group_size", "change", "says"),
+    [
+        (14, 5, None, r"\[13, 5, 5\], but this layer has \[14, 5, 5\]"),
+        (13, 6, None, r"\[13, 5, 5\], but this layer has \[13, 5, 6\]"),
+        (13, 5, stray_filling, "packed holds numbers beyond the 13"),
+        (13, 5, stray_code, "packed holds the code 10"),
+        (13, 5, floats, "got torch.float32"),
+    ],
+)
+def test_weights_that_are_not_the_layers_are_refused(columns, group_size, change, says):
+    state = nn.Sequential(TernaryLinear(13, 5, scale="group", group_size=5)).state_dict()
+    if change is not None:
+        change(state)
+    model = nn.Sequential(TernaryLinear(columns, 5, scale="group", group_size=group_size))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for strict in (True, False):
+        with pytest.raises(RuntimeError, match=f"ternary layer '0': .*{says}"):
+            model.load_state_dict(state, strict=strict)
+    after = model.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
 def test_casting_a_model_leaves_the_packed_weights_alone():
@@ -231,8 +274,13 @@ def test_wrong_arguments_are_named(arguments, says):
 
 def test_wrong_inputs_and_wrong_weights_are_refused():
     layer = layer_of(4, 3)
-    with pytest.raises(ValueError, match=r"TernaryLinear\(4, 3\) got inputs of shape \(2, 5\)"):
+    with pytest.raises(ValueError, match=r"TernaryLinear\(4, 3\) .*got inputs of shape \(2, 5\)"):
         layer(torch.zeros(2, 5))
+    for dtype in (torch.int64, torch.uint8, torch.bool, torch.complex64):
+        with pytest.raises(ValueError, match=f"takes floating-point inputs .*{dtype}"):
+            layer(torch.ones(2, 4, dtype=dtype))
+    with pytest.raises(ValueError, match=r"inputs of shape \(\)"):
+        layer(torch.ones(()))
     before = layer.packed.clone()
     for wrong in (torch.zeros(3, 5), torch.full((3, 4), 0.5)):
         with pytest.raises(ValueError, match="T "):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from steepest.ternary import from_base3, pack, to_base3, unpack
-from steepest.ternary.packing import packed_width, zeros_in
+from steepest.ternary.packing import check_packed, packed_width, zeros_in
 
 SIZES = [*range(1, 18), 31, 32, 33, 127, 257]
 
@@ -76,3 +76,45 @@ def test_what_is_not_ternary_is_refused(value):
 def test_leading_dimensions_are_kept_and_strides_do_not_matter():
     values = ternary(6, 4, 3).transpose(0, 2)
     assert torch.equal(unpack(pack(values), 6), values)
+
+
+@pytest.mark.parametrize(
+    "values", [torch.zeros(4), torch.zeros(4, dtype=torch.int64), torch.zeros((), dtype=torch.int8)]
+)
+def test_only_int8_is_packed(values):
+    with pytest.raises(ValueError, match=f"takes int8 .*got {values.dtype}"):
+        pack(values)
+
+
+@pytest.mark.parametrize(
+    ("packed", "count", "says"),
+    [
+        (torch.zeros(3, 2, dtype=torch.uint8), 9, r"9 ternary numbers are 3 bytes .* shape \(3, 2\)"),
+        (torch.zeros(3, 2, dtype=torch.uint8), 4, "4 ternary numbers are 1 bytes"),
+        (torch.zeros(3, 2, dtype=torch.int8), 8, "got torch.int8"),
+        (torch.zeros((), dtype=torch.uint8), 1, r"shape \(\)"),
+        (torch.zeros(0, dtype=torch.uint8), -1, "at least 0, got -1"),
+    ],
+)
+def test_what_is_not_packed_so_is_refused(packed, count, says):
+    with pytest.raises(ValueError, match=says):
+        unpack(packed, count)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6, 7, 13, 14])
+def test_every_wrong_pair_of_bits_is_found(size):
+    good = pack(ternary(2, size, seed=4))
+    check_packed("it", good, size)
+    width = packed_width(size)
+    for place in range(4 * width):
+        for code in (0b01, 0b10, 0b11):
+            bad = good.clone()
+            at, shift = place % width, 2 * (place // width)
+            bad[1, at] = (int(bad[1, at]) & ~(3 << shift)) | (code << shift)
+            if place < size and code != 0b10:
+                check_packed("it", bad, size)
+                continue
+            with pytest.raises(
+                ValueError, match="it holds the code 10" if code == 0b10 else "it holds numbers beyond"
+            ):
+                check_packed("it", bad, size)

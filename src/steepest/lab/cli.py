@@ -111,6 +111,7 @@ def _steepest(
 
 @app.command("race")
 def race_command(
+    given: typer.Context,
     task: Annotated[TaskName, typer.Option(help="What to train on.")] = TaskName.text,
     optimizers: Annotated[
         str, typer.Option(metavar="NAME,NAME,…", help="Who races; names as in steepest.list_optimizers().")
@@ -193,10 +194,7 @@ def race_command(
     if threads < 1:
         raise LabError(f"threads must be at least 1, got {threads}")
     if task is TaskName.ternary:
-        fixed = {"budget": budget, "text": text, "model": model, "batch": batch}
-        for name, value in fixed.items():
-            if value is not None:
-                raise LabError(f"--{name} does not go with --task ternary, whose three races are fixed")
+        _refuse_given(given)
         return _study(folder, steps, trials, seeds, fresh, threads)
     # Typer would take an interrupt for itself, so it is met here, at whatever moment it comes.
     try:
@@ -220,6 +218,16 @@ def race_command(
         print(f"interrupted: the same command goes on from what {folder} holds", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def _refuse_given(given: typer.Context) -> None:
+    """Raise ``LabError`` if the command line has an option that the ternary study does not take."""
+    taken = {"task", "steps", "trials", "seeds", "out", "fresh", "threads"}
+    for name in given.params:
+        # Told by its source: an option that is given its default would be ignored as well.
+        source = given.get_parameter_source(name)
+        if name not in taken and source is not None and source.name != "DEFAULT":
+            raise LabError(f"--{name} does not go with --task ternary, whose three races are fixed")
 
 
 def _study(

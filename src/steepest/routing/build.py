@@ -83,13 +83,14 @@ def build(
         decay_vectors: decay norms, biases and gains too. What the model lists in ``no_weight_decay()``,
             or marks with ``_no_weight_decay``, is never decayed, unless an override says how much.
         ternary: options of :class:`steepest.ternary.TernaryFlip` for a model with ternary layers, whose
-            weights are no parameters: the optimizer moves them too, also without options here. False: it
-            leaves them as they are.
+            weights are no parameters: the optimizer moves them too, also without options here (None, or
+            True, which insists on there being some). False: it leaves them as they are.
         **hyper: the main rule's hyper-parameters; of the common options (:class:`~steepest.CommonOptions`),
             all groups' but for ``weight_decay_method``.
 
     Raises:
-        TypeError: ``model`` is no module; a keyword or a group option that the rule does not know.
+        TypeError: ``model`` is no module; ``ternary`` is no dict, bool or None; a keyword or a group option
+            that the rule does not know.
         ValueError: an unknown rule; a value out of range; nothing to train; a glob that matches nothing;
             a fallback that does not take every tensor; parameters that are flattened or partitioned
             (FSDP1, DeepSpeed ZeRO), DTensors, on the meta device or uninitialized, by name; options for
@@ -103,6 +104,8 @@ def build(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"build() takes a torch.nn.Module, got {type(model).__name__}")
+    if not (ternary is None or isinstance(ternary, (bool, Mapping))):
+        raise TypeError(f"ternary must be a dict of TernaryFlip's options, a bool or None, got {ternary!r}")
     main, rest = _main(rule, lr, hyper), _rest(fallback, fallback_lr)
     _carry_over(main, rest)
     find_rule(rest["rule"]).check("build(), fallback", {**find_rule(rest["rule"]).defaults(), **rest})
@@ -138,7 +141,7 @@ def build(
         groups[0][DOUBTS] = find_doubts(model, found, roles, settled, main["rule"], rest["rule"])
     (maker, others), extra = find_maker(model), {FALLBACK: rest["rule"]}
     if maker is None:
-        if ternary is not None:
+        if ternary is not None and ternary is not False:
             raise ValueError(
                 f"ternary={ternary!r}, but {type(model).__name__} has no ternary layers; "
                 "steepest.ternary.ternarize(model) makes some"

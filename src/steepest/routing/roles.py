@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from steepest.explanation import BY_NAME
-from steepest.routing.heads import find_heads, is_conv, is_linear, is_lora_path, is_map
+from steepest.routing.heads import find_heads, is_conv, is_linear, is_lora_path, is_map, is_ternary
 from steepest.routing.tensors import Owner, Routed, is_vector
 from steepest.views import View, rows
 
@@ -102,7 +102,7 @@ def _role(tensor: Routed, heads: dict[int, str]) -> Role:
         return _attention(param, owner)
     if _is_norm(owner.module):
         return Role("norm", layer)
-    if layer == "TernaryLinear" and owner.local == "scale":
+    if is_ternary(owner.module) and owner.local == "scale":
         return Role("gain", "the scales of TernaryLinear's weights")
     if param.dim() <= 1:
         return Role("bias", layer) if _BIAS.search(owner.local) else Role("gain", f"a vector of {layer}")

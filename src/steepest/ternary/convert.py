@@ -11,6 +11,7 @@ from torch import nn
 from steepest.hyper import near_miss
 from steepest.routing import find_roles, find_tensors
 from steepest.ternary.layer import Scale, TernaryLinear
+from steepest.ternary.pieces import all_finite
 
 __all__ = ["Ternarized", "densify", "ternarize"]
 
@@ -68,7 +69,7 @@ def ternarize(
 
     Raises:
         ValueError: a glob that matches no linear layer; ``include`` names one that cannot be replaced;
-            nothing is left to replace. The model is as it was.
+            nothing is left to replace; a weight to be rounded is not finite. The model is as it was.
 
     >>> model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
     >>> print(ternarize(model))
@@ -100,6 +101,9 @@ def ternarize(
     if not replaced:
         why = "".join(f"; {name}: {reason}" for name, reason in list(kept.items())[:3])
         raise ValueError(f"{type(model).__name__} has no linear layer to make ternary{why}")
+    for name in replaced:
+        if not all_finite(linears[name].weight):
+            raise ValueError(f"the weight of {name!r} has infinite or NaN elements; nothing was changed")
     made = {name: TernaryLinear.from_linear(linears[name], scale, group_size) for name in replaced}
     _replace(model, {linears[name]: made[name] for name in replaced})
     shapes = {name: (layer.out_features, layer.in_features) for name, layer in made.items()}
@@ -151,7 +155,6 @@ def _obstacles(model: nn.Module, linears: Mapping[str, nn.Linear]) -> tuple[dict
         readers = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
         reader = next((type(m).__name__ for m in around if isinstance(m, readers)), None)
         role, tensor = roles.get(id(linear._parameters.get("weight")), (None, None))
-        hooks = (linear._forward_hooks, linear._forward_pre_hooks, linear._backward_hooks)
         if type(linear) is not nn.Linear:
             refused[name] = f"{type(linear).__name__} is a kind of nn.Linear that is not known"
         elif reader is not None:
@@ -161,11 +164,18 @@ def _obstacles(model: nn.Module, linears: Mapping[str, nn.Linear]) -> tuple[dict
         elif len({id(owner.module) for owner in tensor.owners}) > 1:
             others = [other for other in tensor.names if other != f"{name}.weight"]
             refused[name] = f"its weight is tied to {', '.join(others)}"
-        elif any(hooks):
-            refused[name] = "it has hooks, which would be lost"
+        elif _has_hooks(linear) or any(map(_has_hooks, linear.parameters())):
+            refused[name] = "it, or a parameter of it, has hooks, which would be lost"
         elif not role.hidden:
             soft[name] = role.why
     return refused, soft
+
+
+def _has_hooks(owner: nn.Module | nn.Parameter) -> bool:
+    """Whether anything is hooked to a layer or to a tensor, of any of the kinds that torch has."""
+    kinds = [name for name in vars(owner) if name.endswith("_hooks")]
+    kinds += ["_backward_hooks", "_post_accumulate_grad_hooks"]
+    return any(getattr(owner, kind, None) for kind in kinds)
 
 
 def _replace(model: nn.Module, by: Mapping[nn.Module, nn.Module]) -> None:

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from steepest.ternary.ballot import Ballot
 from steepest.ternary.linear_op import spread, summed, ternary_linear
-from steepest.ternary.packing import check_ternary, from_base3, pack, packed_width, to_base3, unpack
-from steepest.ternary.pieces import row_blocks
+from steepest.ternary.packing import (
+    check_packed,
+    check_ternary,
+    from_base3,
+    pack,
+    packed_width,
+    to_base3,
+    unpack,
+)
+from steepest.ternary.pieces import all_finite, row_blocks
 
 __all__ = ["Scale", "TernaryLinear"]
 
@@ -46,11 +56,16 @@ class TernaryLinear(nn.Module):
     mean over what shares a scale, and s such that s²·ΣT² = Σw² there: the outputs keep their variance.
 
     Attributes:
+        trainable: whether backward votes for T and a :class:`TernaryFlip` moves it. T is no parameter, so
+            this is what ``requires_grad`` is to one; :meth:`requires_grad_` of the layer sets it, that of a
+            module around the layer reaches parameters alone.
         packed: T, uint8 [out, ⌈in/4⌉], a buffer of the state dict; :func:`steepest.ternary.unpack` has
-            the layout.
+            the layout. The state dict also has the sizes, int64, which bytes alone do not tell.
 
     Raises:
         ValueError: a size below 1, or a ``scale`` that is none of the three.
+        RuntimeError: by ``load_state_dict``, for the weights of a layer of other sizes, and for bytes that
+            are no ternary numbers; this layer stays as it was.
 
     Source: Ma et al. 2024 ("The Era of 1-bit LLMs", BitNet b1.58) for rounding by the mean magnitude, which
     there is done to latent floats in every step.
@@ -64,6 +79,8 @@ class TernaryLinear(nn.Module):
     """
 
     packed: Tensor
+    # By this steepest.routing knows the layer, and its subclasses.
+    _steepest_ternary = True
 
     def __init__(
         self,
@@ -99,6 +116,7 @@ class TernaryLinear(nn.Module):
             self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
         else:
             self.register_parameter("bias", None)
+        self.trainable = True
         # Not a buffer: it must follow the layer to no device, no copy and no checkpoint.
         self._ballot: Tensor | None = None
         self.reset_parameters()
@@ -108,11 +126,18 @@ class TernaryLinear(nn.Module):
     def from_linear(cls, linear: nn.Linear, scale: Scale = "row", group_size: int = 128) -> TernaryLinear:
         """The ternary layer nearest to a float one by the rule of the constructor; the bias is copied.
 
+        A frozen weight (``requires_grad`` is False) gives a layer whose scales and T are frozen.
+
+        Raises:
+            ValueError: the weight has infinite or NaN elements.
+
         >>> layer = TernaryLinear.from_linear(nn.Linear(8, 4, bias=False))
         >>> layer.in_features, layer.out_features, layer.bias
         (8, 4, None)
         """
         weight = linear.weight
+        if not all_finite(weight):
+            raise ValueError("TernaryLinear.from_linear: the weight has infinite or NaN elements")
         made = cls(
             linear.in_features,
             linear.out_features,
@@ -123,6 +148,7 @@ class TernaryLinear(nn.Module):
             dtype=weight.dtype,
         ).to_empty(device=weight.device)
         made._take(weight)
+        made.trainable = weight.requires_grad
         made.scale.requires_grad_(weight.requires_grad)
         if linear.bias is not None:
             made.bias.copy_(linear.bias)
@@ -169,14 +195,20 @@ class TernaryLinear(nn.Module):
         self.scale.copy_(scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shapes: [..., in] to [..., out], in x's dtype (under autocast, in its)."""
-        if x.shape[-1] != self.in_features:
+        """Shapes: [..., in] to [..., out], in x's dtype; under autocast in its, but for float64.
+
+        Raises:
+            ValueError: inputs of another dtype or another last dimension.
+        """
+        if not x.is_floating_point() or x.dim() == 0 or x.shape[-1] != self.in_features:
             raise ValueError(
-                f"TernaryLinear({self.in_features}, {self.out_features}) got inputs of shape {tuple(x.shape)}"
+                f"TernaryLinear({self.in_features}, {self.out_features}) takes floating-point inputs "
+                f"of shape [..., {self.in_features}], got inputs of shape {tuple(x.shape)}, {x.dtype}"
             )
-        if not x.is_meta and torch.is_autocast_enabled(x.device.type):
+        # As torch's own layers: autocast leaves float64 alone.
+        if not x.is_meta and x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        ballot = self._ballot if self.training else None
+        ballot = self._ballot if self.training and self.trainable else None
         scale: Tensor = self.scale
         if ballot is not None and torch.is_grad_enabled() and not (scale.requires_grad or x.requires_grad):
             # Backward must come by for T, if for nothing else.
@@ -219,8 +251,10 @@ class TernaryLinear(nn.Module):
         ).to_empty(device=self.scale.device)
         with torch.no_grad():
             made.weight.copy_(self.dense())
+            made.weight.requires_grad_(self.trainable or self.scale.requires_grad)
             if self.bias is not None:
                 made.bias.copy_(self.bias)
+                made.bias.requires_grad_(self.bias.requires_grad)
         return made.train(self.training)
 
     def to_base3(self) -> Tensor:
@@ -237,6 +271,15 @@ class TernaryLinear(nn.Module):
         """Set T from what :meth:`to_base3` gave; ``ValueError`` if it is of another size."""
         self.set_ternary(from_base3(code, (self.out_features, self.in_features)))
 
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Freeze or thaw the whole layer: scales, bias and T (:attr:`trainable`).
+
+        >>> TernaryLinear(4, 2).requires_grad_(False).trainable
+        False
+        """
+        self.trainable = requires_grad
+        return super().requires_grad_(requires_grad)
+
     def attach(self, ballot: Ballot | None) -> None:
         """Let backward vote there; with None, nowhere. :class:`TernaryFlip` does this."""
         self._ballot = None if ballot is None else ballot.handle
@@ -244,6 +287,40 @@ class TernaryLinear(nn.Module):
     def votes_in(self, ballot: Ballot) -> bool:
         """Whether backward votes there."""
         return self._ballot is ballot.handle
+
+    def get_extra_state(self) -> Tensor:
+        """[in, out, weights that share a scale within a row], int64, for the state dict."""
+        # A tensor, so that what clones, sends or stores a state dict's values need not know of it.
+        group_size = self.group_size if self.scale.dim() == 2 else 0
+        return torch.tensor([self.in_features, self.out_features, group_size], device="cpu")
+
+    def set_extra_state(self, state: Any) -> None:
+        """Nothing: the sizes were compared before anything was loaded."""
+
+    def _load_from_state_dict(
+        self, state_dict: Mapping[str, Any], prefix: str, *arguments: Any, **more: Any
+    ) -> None:
+        wrong = self._misfit(state_dict, prefix)
+        if wrong is None:
+            super()._load_from_state_dict(state_dict, prefix, *arguments, **more)
+            return
+        # torch's last argument gathers the errors of all layers; it raises them with their names.
+        errors = more["error_msgs"] if "error_msgs" in more else arguments[-1]
+        errors.append(f"ternary layer {prefix.removesuffix('.')!r}: {wrong}")
+
+    def _misfit(self, state_dict: Mapping[str, Any], prefix: str) -> str | None:
+        """What keeps a state dict from being this layer's, other than what torch finds by itself."""
+        sizes, packed = state_dict.get(f"{prefix}_extra_state"), state_dict.get(f"{prefix}packed")
+        if sizes is not None:
+            saved, own = torch.as_tensor(sizes).tolist(), self.get_extra_state().tolist()
+            if saved != own:
+                return f"saved with [in, out, group size] = {saved}, but this layer has {own}"
+        if isinstance(packed, Tensor) and packed.shape == self.packed.shape and not packed.is_meta:
+            try:
+                check_packed("packed", packed, self.in_features)
+            except ValueError as error:
+                return str(error)
+        return None
 
     def extra_repr(self) -> str:
         """What stands between the brackets of the layer's text."""

@@ -146,8 +146,8 @@ class TernaryOptimizer(Optimizer):
                 lr=math.nan,
                 weight_decay=0.0,
                 view=None,
-                why=why,
-                frozen=False,
+                why=why if layer.trainable else "linear: TernaryLinear, 2 bits a weight",
+                frozen=not layer.trainable,
                 parameters=layer.out_features * layer.in_features,
                 state_bytes=self.flip.accumulators[name].numel()
                 * self.flip.accumulators[name].element_size(),

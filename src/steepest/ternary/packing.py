@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "check_packed",
     "check_ternary",
     "from_base3",
     "low_bits",
@@ -41,12 +42,42 @@ def check_ternary(what: str, values: Tensor) -> None:
         raise ValueError(f"{what} must hold −1, 0 and 1 only")
 
 
+def check_packed(what: str, packed: Tensor, count: int) -> None:
+    """Raise ``ValueError`` unless these are ``count`` packed numbers a row, and no bits beyond them."""
+    _check_layout(what, packed, count)
+    if bool(((packed >> 1) & ~packed & 0x55).any()):
+        raise ValueError(f"{what} holds the code 10, which stands for no number")
+    filling = ~pack(torch.full((count,), -1, dtype=torch.int8, device=packed.device))
+    if bool((packed & filling).any()):
+        raise ValueError(f"{what} holds numbers beyond the {count} of a row")
+
+
+def _check_layout(what: str, packed: Tensor, count: int) -> None:
+    if count < 0:
+        raise ValueError(f"the count of ternary numbers must be at least 0, got {count}")
+    if packed.dtype != torch.uint8 or packed.dim() == 0 or packed.shape[-1] != packed_width(count):
+        raise ValueError(
+            f"{what}: {count} ternary numbers are {packed_width(count)} bytes of uint8 a row, "
+            f"got {packed.dtype} of shape {tuple(packed.shape)}"
+        )
+
+
 def pack(values: Tensor) -> Tensor:
-    """Pack int8 ternary numbers [..., n] into uint8 [..., ⌈n/4⌉]. The numbers are not checked.
+    """Pack int8 ternary numbers [..., n] into uint8 [..., ⌈n/4⌉].
+
+    That the numbers are −1, 0 and 1 is not checked, which would take longer than packing: others give bytes
+    that :func:`unpack` makes something else of.
+
+    Raises:
+        ValueError: another dtype, or no dimension.
 
     >>> pack(torch.tensor([[1, 0, -1, 0, 1]], dtype=torch.int8)).tolist()
     [[29, 0]]
     """
+    if values.dtype != torch.int8 or values.dim() == 0:
+        raise ValueError(
+            f"pack() takes int8 of at least one dimension, got {values.dtype} of shape {tuple(values.shape)}"
+        )
     count = values.shape[-1]
     width = packed_width(count)
     codes = values.view(torch.uint8) & 3
@@ -61,9 +92,13 @@ def pack(values: Tensor) -> Tensor:
 def unpack(packed: Tensor, count: int, dtype: torch.dtype = torch.int8) -> Tensor:
     """Unpack uint8 [..., ⌈count/4⌉] into ternary numbers [..., count] of ``dtype``.
 
+    Raises:
+        ValueError: another dtype, or rows that are not as wide as ``count`` numbers are.
+
     >>> unpack(torch.tensor([[29, 0]], dtype=torch.uint8), 5).tolist()
     [[1, 0, -1, 0, 1]]
     """
+    _check_layout("unpack()", packed, count)
     width = packed.shape[-1]
     values = torch.empty((*packed.shape[:-1], count), dtype=dtype, device=packed.device)
     for at in range(4):

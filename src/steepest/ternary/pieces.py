@@ -12,7 +12,7 @@ from torch import Tensor
 
 from steepest.step.compiled import compiler_available
 
-__all__ = ["can_compile", "in_pieces", "places", "row_blocks", "row_pieces"]
+__all__ = ["all_finite", "can_compile", "in_pieces", "places", "row_blocks", "row_pieces"]
 
 # Elements of a piece: temporaries of that size stay in a processor's second-level cache.
 _PIECE_ON_CPU = 1 << 18
@@ -28,6 +28,19 @@ _PAYS_FROM = 1 << 24
 def can_compile(weights: int, device: torch.device) -> bool:
     """Whether compiling pays for passes over so many weights, and can be had."""
     return weights >= _PAYS_FROM and compiler_available(device.type)
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no element is infinite or NaN; a tensor without numbers has none.
+
+    >>> all_finite(torch.tensor([1.0, 2.0])), all_finite(torch.tensor([1.0, float("nan")]))
+    (True, False)
+    """
+    if tensor.is_meta or tensor.numel() == 0:
+        return True
+    # The two ends take no memory, where a mask takes a byte an element.
+    low, high = torch.aminmax(tensor.detach())
+    return bool(low.isfinite() & high.isfinite())
 
 
 def row_blocks(rows: int, columns: int, device: torch.device) -> list[slice]:

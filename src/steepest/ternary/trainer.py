@@ -49,7 +49,8 @@ class TernaryFlip:
     sign in a step, or 18 by magnitude, over all workers, take 2.
 
     Args:
-        model: has at least one :class:`TernaryLinear`. A layer belongs to the last trainer made for it.
+        model: has at least one :class:`TernaryLinear`. A layer belongs to the last trainer made for it. One
+            whose ``trainable`` is False stays as it is; it keeps its accumulator, so that it can be thawed.
         threshold: τ > 0, at most M. Votes by magnitude are larger, so τ should be too.
         votes: ``"sign"`` or ``"magnitude"``.
         accumulator: ``torch.int8`` or ``torch.int16``.
@@ -204,7 +205,7 @@ class TernaryFlip:
         self._flips = {}
         for ordinal, (name, layer) in enumerate(self.layers.items()):
             ballot = self._ballots[name]
-            if ballot.pending is None:
+            if ballot.pending is None or not layer.trainable:
                 continue
             flips = flip_layer(
                 layer.packed,
