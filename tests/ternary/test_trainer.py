@@ -399,3 +399,21 @@ def test_outward_votes_by_magnitude_are_dropped():
     trainer = TernaryFlip(layer, votes="magnitude", outward="drop")
     layer(torch.tensor([[-1.0, 1.0, -1.0]])).sum().backward()
     assert pending(trainer)[0].tolist() == [[0, 0, 1]]
+
+
+def test_the_pull_toward_zero_differs_between_steps_and_layers():
+    model = nn.Sequential(TernaryLinear(200, 200, bias=False), TernaryLinear(200, 200, bias=False))
+    for layer in model:
+        layer.set_ternary(torch.ones(200, 200))
+    trainer = TernaryFlip(model, 100, zero_pull=0.5)
+    pulls, before = [], [torch.zeros(200, 200, dtype=torch.int8)] * 2
+    for _ in range(2):
+        model(torch.zeros(1, 200)).sum().backward()
+        trainer.step()
+        now = [a.clone() for a in trainer.accumulators.values()]
+        pulls += [one - other for one, other in zip(now, before, strict=True)]
+        before = now
+    # Two that are drawn apart agree in half of the places.
+    for at, one in enumerate(pulls):
+        for other in pulls[:at]:
+            assert abs((one == other).float().mean().item() - 0.5) < 0.02
