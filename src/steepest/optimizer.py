@@ -272,9 +272,12 @@ class Optimizer(torch.optim.Optimizer):
         for batch in batches:
             names = batch.state_names
             shaped = batch.element_state
+            counts = batch.counts_steps
+            matrix = batch.rule.scope == "matrix"
             for member in batch.members:
+                state = member.state
                 for name in shaped:
-                    kept = member.state.get(name)
+                    kept = state.get(name)
                     if kept is not None and kept.shape != member.param.shape:
                         raise ValueError(
                             f"{member.name} has shape {tuple(member.param.shape)}, its {name} "
@@ -282,17 +285,18 @@ class Optimizer(torch.optim.Optimizer):
                             "make a new optimizer, or clear its state. Nothing was stepped"
                         )
                 fresh: dict[str, Tensor] = {}
-                if not names.issubset(member.state):
+                if not names.issubset(state):
                     # Its values are not looked at, and memory that is not written is not taken.
                     blank = torch.empty_like(member.param, device="cpu") if batch.offloaded else member.param
                     fresh = batch.rule.init_state(blank, batch.group)
-                if batch.rule.scope == "matrix":
+                if matrix:
                     drop_stale_factors(batch, member)
-                if batch.rule.scope == "matrix" and lacks_factors(batch, member):
-                    fresh |= init_factors(batch, member)
-                if batch.counts_steps and "step" not in member.state:
+                    if lacks_factors(batch, member):
+                        fresh |= init_factors(batch, member)
+                if counts and "step" not in state:
                     fresh["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
-                made.append((member, fresh))
+                if fresh or not state:
+                    made.append((member, fresh))
         for member, fresh in made:
             state = self.state[member.owner]
             for name, value in fresh.items():

@@ -26,6 +26,7 @@ __all__ = [
     "refuse_shards",
 ]
 
+_PLAIN = (Tensor, torch.nn.Parameter)
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 
@@ -43,7 +44,7 @@ class Member:
     """One parameter with its gradient in this step.
 
     ``scalars`` are the step's numbers for the rule's update, ``measured`` the per-tensor state after it.
-    ``param`` and ``grad`` are detached real views. The place's ordinal, with the step count and the
+    ``param`` and ``grad`` are real; a step, which tracks no gradients, need not detach them. The place's ordinal, with the step count and the
     element's index, keys the parameter's noise.
     """
 
@@ -128,6 +129,8 @@ def real_view(tensor: Tensor) -> Tensor:
 def is_shard(param: Tensor) -> bool:
     """Whether it is a DTensor."""
     # Importing torch.distributed.tensor takes a second; a DTensor can exist only where it is imported.
+    if type(param) in _PLAIN:
+        return False
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(param, module.DTensor)
 
@@ -161,7 +164,9 @@ def member_at(group: Group, place: Place, state: MutableMapping[str, Any]) -> Me
         refuse_shards(describe(group, place.group_index, place.index), owner)
     if grad.layout is not torch.strided:
         grad = grad.to_dense()
-    return Member(group, place, owner, real_view(owner), real_view(grad), state)
+    if owner.is_complex():
+        return Member(group, place, owner, real_view(owner), real_view(grad), state)
+    return Member(group, place, owner, owner, grad, state)
 
 
 def collect(

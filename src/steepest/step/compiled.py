@@ -2,8 +2,8 @@
 
 A graph takes a few rows (a parameter, its gradient, its state), each flat and of a size of its own, and a
 batch is run through it call by call. So what is compiled, and for how long, depends on the rule
-and the dtypes alone, not on the model or on which of its parameters have a gradient; and the guards and
-the launch of one call, about 5 µs a row, are small beside the pass over memory.
+and the dtypes alone, not on the model or on which of its parameters have a gradient; and one call, about
+1.5 µs a row, is small beside the pass over memory.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import importlib.util
 import os
 import shutil
 import threading
-import types
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,8 @@ from torch import Tensor
 from steepest.step.collect import Batch, Member
 from steepest.step.element import Recipe, advance, member_key, shared_scalars, store
 from steepest.step.flat import flat
-from steepest.step.lanes import halves, joined, needs_pairs, paired
+from steepest.step.lanes import halves, joined, needs_pairs, pairable, paired
+from steepest.step.unguarded import Code, NotCompiled, compiled_code
 
 __all__ = [
     "Plan",
@@ -46,8 +46,10 @@ _ROWS = 4
 # that the loops over them are made for several threads.
 _TRACED_SIZES = tuple((1 << 17) + 66 * row for row in range(1, _ROWS + 1))
 
-Row = list[Tensor]
-Graph = Callable[[list[Row], Tensor, Tensor, Tensor, Tensor | None], None]
+# Code for an accelerator counts elements in 32 bits.
+_MOST_ELSEWHERE = (1 << 31) - 1
+
+Row = Sequence[Tensor]
 
 
 @dataclass(frozen=True)
@@ -108,17 +110,17 @@ def pays(batch: Batch) -> bool:
     return sum(member.param.numel() for member in batch.members) >= _PAYS_FROM
 
 
-@dataclass
+@dataclass(slots=True)
 class Call:
-    """One run of a graph: the parameters that it steps, and their rows and numbers."""
+    """One run of a graph: its rows' sizes, the rows one after the other, and the numbers."""
 
-    spec: GraphSpec
-    graph: Graph
-    members: list[Member]
-    given: tuple[list[Row], Tensor, Tensor, Tensor]
+    code: Code
+    sizes: list[int]
+    rows: list[Tensor]
+    numbers: tuple[Tensor, Tensor, Tensor]
 
 
-@dataclass
+@dataclass(slots=True)
 class Plan:
     """A batch's step before anything is written: its graphs' runs, and the members for the eager pass."""
 
@@ -129,76 +131,94 @@ class Plan:
 def prepare(batch: Batch, guarded: bool) -> Plan:
     """Compile what a batch's step needs, and lay its tensors out.
 
-    Left to the eager pass are members whose tensors do not lie in memory alike, those of one element, and
-    all of them where compiling fails. ``guarded`` says that the device will tell whether to step at all.
+    Left to the eager pass are members whose tensors do not lie in memory alike, and all of them where
+    compiling fails. ``guarded`` says that the device will tell whether to step at all.
     """
     recipe = Recipe.of(batch, keep_decay=True)
     shared = shared_scalars(batch)
-    numbers = _pack([_listed(shared)], torch.float64, batch.device)[0]
-    names = tuple(batch.element_state)
+    names = batch.element_state
     plan = Plan([], [])
-    by_dtypes: dict[tuple[torch.dtype, ...], list[tuple[Member, Row]]] = {}
+    by_dtypes: dict[tuple[torch.dtype, ...], list[tuple[Member, Row, int]]] = {}
+    # This runs for every parameter in every step: lists, not generators, take half the time.
     for member in batch.members:
         state = member.state
         tensors = [member.param, member.grad, *[state[name] for name in names]]
-        # Lists, not generators: this runs for every parameter in every step, and takes half the time.
         dtypes = tuple([tensor.dtype for tensor in tensors])
-        row = laid_out(tensors, ordered=recipe.noisy, pairs=needs_pairs(dtypes, batch.device))
+        served = by_dtypes.get(dtypes)
+        if served is None:
+            served = by_dtypes[dtypes] = []
+        row = laid_out(tensors, recipe.noisy)
         if row is None:
             plan.left.append(member)
-        elif row[0].numel() > 0:
-            by_dtypes.setdefault(dtypes, []).append((member, row))
+        elif (size := row[0].numel()) > 0:
+            served.append((member, row, size))
     for dtypes, served in by_dtypes.items():
-        spec = GraphSpec(
-            recipe,
-            tuple((name, len(v) if isinstance(v, (tuple, list)) else 0) for name, v in shared.items()),
-            tuple(sorted(served[0][0].scalars)),
-            names,
-            dtypes,
-            needs_pairs(dtypes, batch.device),
-            batch.device,
-            guarded,
-            _surroundings(),
-        )
-        graph = _ready(spec)
-        if graph is None:
-            plan.left += [member for member, _ in served]
-            continue
-        calls = -(-len(served) // spec.rows)
-        spare = calls * spec.rows - len(served)
-        rows = [row for _, row in served] + _filling(spec)[:spare]
-        members = [member for member, _ in served] + [served[-1][0]] * spare
-        own = [[member.scalars[name] for name in spec.own] for member in members] if spec.own else []
-        keys = [list(member_key(batch, member)) for member in members] if recipe.noisy else []
-        owns = _pack(own, torch.float64, batch.device).view(calls, spec.rows, len(spec.own)).unbind()
-        all_keys = _pack(keys, torch.int64, batch.device).view(calls, spec.rows, 2 * recipe.noisy).unbind()
-        for call in range(calls):
-            at = slice(call * spec.rows, (call + 1) * spec.rows)
-            given = (rows[at], numbers, owns[call], all_keys[call])
-            plan.calls.append(Call(spec, graph, [member for member, _ in served[at]], given))
+        if pairs := needs_pairs(dtypes, batch.device):
+            plan.left += [member for member, row, _ in served if not pairable(row)]
+            served = [
+                (member, [paired(tensor) for tensor in row], size // 2)
+                for member, row, size in served
+                if pairable(row)
+            ]
+        if served:
+            spec = GraphSpec(
+                recipe,
+                tuple((name, len(v) if isinstance(v, (tuple, list)) else 0) for name, v in shared.items()),
+                tuple(sorted(served[0][0].scalars)),
+                tuple(names),
+                dtypes,
+                pairs,
+                batch.device,
+                guarded,
+                _surroundings(),
+            )
+            code = _ready(spec)
+            if code is None:
+                plan.left += [member for member, _, _ in served]
+            else:
+                plan.calls += _calls(batch, spec, code, served, _listed(shared))
     return plan
+
+
+def _calls(
+    batch: Batch, spec: GraphSpec, code: Code, served: list[tuple[Member, Row, int]], shared: list[Any]
+) -> list[Call]:
+    count = -(-len(served) // spec.rows)
+    if spare := count * spec.rows - len(served):
+        last = served[-1][0]
+        served = served + [(last, row, row[0].numel()) for row in _filling(spec)[:spare]]
+    numbers = _pack([shared], torch.float64, batch.device)[0]
+    own = [[member.scalars[name] for name in spec.own] for member, _, _ in served] if spec.own else []
+    keys = [list(member_key(batch, member)) for member, _, _ in served] if spec.recipe.noisy else []
+    owns = _pack(own, torch.float64, batch.device).view(count, spec.rows, len(spec.own)).unbind()
+    all_keys = _pack(keys, torch.int64, batch.device).view(count, spec.rows, 2 * spec.recipe.noisy).unbind()
+    calls = []
+    for at in range(count):
+        some = served[at * spec.rows : (at + 1) * spec.rows]
+        rows = [tensor for _, row, _ in some for tensor in row]
+        calls.append(Call(code, [size for _, _, size in some], rows, (numbers, owns[at], all_keys[at])))
+    return calls
 
 
 def run_compiled(plan: Plan, finite: Tensor | None) -> list[Member]:
     """Step the members of a batch that its graphs take; the others are returned, for the eager pass."""
-    left = list(plan.left)
     for call in plan.calls:
-        # What torch watches besides GraphSpec, memory that inputs share say, makes it compile again here.
-        if call.spec in _broken or not _runs(call.spec, call.graph, *call.given, finite):
-            left += call.members
-    return left
+        call.code(call.sizes, call.rows, (*call.numbers, finite))
+    return plan.left
 
 
-def laid_out(tensors: Row, *, ordered: bool, pairs: bool) -> Row | None:
-    """Flat views as a graph takes them; None where it cannot.
+def laid_out(tensors: list[Tensor], ordered: bool) -> Row | None:
+    """Flat views of tensors as a graph takes them; None where it cannot."""
+    param = tensors[0]
+    # A wrapper's elements lie elsewhere.
+    if not _holds_elements(type(param)) or (not param.is_cpu and param.numel() > _MOST_ELSEWHERE):
+        return None
+    return flat(tensors, ordered=ordered)
 
-    With ``pairs`` two elements make one. A single one is refused, since torch.compile makes code of its
-    own for it.
-    """
-    row = flat(tensors, ordered=ordered)
-    if row is not None and pairs:
-        row = [pair for tensor in row if (pair := paired(tensor)) is not None]
-    return row if row is not None and len(row) == len(tensors) and row[0].numel() != 1 else None
+
+@functools.cache
+def _holds_elements(kind: type) -> bool:
+    return getattr(kind, "__torch_dispatch__", None) is Tensor.__torch_dispatch__
 
 
 def _surroundings() -> tuple[Any, ...]:
@@ -214,38 +234,33 @@ def _surroundings() -> tuple[Any, ...]:
     )
 
 
-def _runs(spec: GraphSpec, graph: Graph, *given: Any) -> bool:
-    """Run a graph; False, with a warning, where it cannot be compiled, which is before it writes.
-
-    Then the graph is given up for good: to fail takes seconds too.
-    """
-    try:
-        graph(*given)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:
-        # No cache folder, a compiler that does not work, a Python that torch cannot trace.
-        _broken.add(spec)
-        why = (str(error).strip() or repr(error)).splitlines()[0]
-        warnings.warn(
-            f"steepest runs {spec.recipe.rule.name!r} without compilation: {why}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return False
-    return True
-
-
 _broken: set[GraphSpec] = set()
 _compiling = threading.Lock()
 
 
-def _ready(spec: GraphSpec) -> Graph | None:
+def _ready(spec: GraphSpec) -> Code | None:
+    """A graph's code; None, with one warning, where it cannot be had."""
     if spec in _broken:
         return None
     # Threads that step optimizers of the same rule would each compile for seconds.
     with _compiling:
-        return _compiled(spec)
+        try:
+            return _compiled(spec)
+        except NotCompiled:
+            return None
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            # No cache folder, a compiler that does not work, a Python that torch cannot trace. The graph
+            # is given up for good: to fail takes seconds too.
+            _broken.add(spec)
+            why = (str(error).strip() or repr(error)).splitlines()[0]
+            warnings.warn(
+                f"steepest runs {spec.recipe.rule.name!r} without compilation: {why}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return None
 
 
 def _listed(shared: dict[str, Any]) -> list[Any]:
@@ -261,14 +276,9 @@ def _pack(rows: list[list[Any]], dtype: torch.dtype, device: torch.device) -> Te
 
 
 def _rows(spec: GraphSpec, sizes: Sequence[int]) -> list[Row]:
-    """Rows of zeros as the graph takes them, of that many elements each."""
-    rows = []
-    for size in sizes:
-        zeros = [torch.zeros(size, dtype=dtype, device=spec.device) for dtype in spec.dtypes]
-        row = laid_out(zeros, ordered=True, pairs=spec.pairs)
-        assert row is not None
-        rows.append(row)
-    return rows
+    """Rows of zeros as the graph is traced with, of that many elements each."""
+    rows = [[torch.zeros(size, dtype=dtype, device=spec.device) for dtype in spec.dtypes] for size in sizes]
+    return [[paired(tensor) for tensor in row] for row in rows] if spec.pairs else list(rows)
 
 
 @functools.lru_cache(maxsize=64)
@@ -278,23 +288,18 @@ def _filling(spec: GraphSpec) -> list[Row]:
 
 
 @functools.lru_cache(maxsize=64)
-def _compiled(spec: GraphSpec) -> Graph | None:
-    """The graph, compiled and tried on tensors of its own; None, with a warning, if that fails."""
-    graph = _compile(spec)
-    rows = _rows(spec, _TRACED_SIZES[: spec.rows])
-    for row in rows:
-        for tensor in row:
-            torch._dynamo.mark_dynamic(tensor, 0)
+def _compiled(spec: GraphSpec) -> Code | None:
+    """The graph, compiled and tried on tensors of its own."""
+    there = spec.device
     numbers = torch.ones(sum(max(count, 1) for _, count in spec.shared), dtype=torch.float64)
     own = torch.ones(spec.rows, len(spec.own), dtype=torch.float64)
     keys = torch.ones(spec.rows, 2 * spec.recipe.noisy, dtype=torch.int64)
-    finite = torch.ones((), dtype=torch.bool, device=spec.device) if spec.guarded else None
-    there = spec.device
-    given = (rows, numbers.to(there), own.to(there), keys.to(there), finite)
-    return graph if _runs(spec, graph, *given) else None
+    finite = torch.ones((), dtype=torch.bool, device=there) if spec.guarded else None
+    others = (numbers.to(there), own.to(there), keys.to(there), finite)
+    return compiled_code(_graph(spec), _rows(spec, _TRACED_SIZES[: spec.rows]), others)
 
 
-def _compile(spec: GraphSpec) -> Graph:
+def _graph(spec: GraphSpec) -> Callable[..., None]:
     def graph(rows: list[Row], numbers: Tensor, own: Tensor, keys: Tensor, finite: Tensor | None) -> None:
         shared: dict[str, Any] = {}
         at = 0
@@ -312,13 +317,7 @@ def _compile(spec: GraphSpec) -> Graph:
                 if new[0] is not None:
                     store(old, joined(*new) if spec.pairs else new[0], finite)
 
-    # torch.compile caches, and limits recompilation, per code object: one of its own for each graph
-    # keeps optimizers from exhausting one another's limit.
-    fresh = types.FunctionType(
-        graph.__code__.replace(), graph.__globals__, graph.__name__, graph.__defaults__, graph.__closure__
-    )
-    # The guards have looked at sizes and strides already.
-    return torch.compile(fresh, fullgraph=True, options={"size_asserts": False})
+    return graph
 
 
 def _step_part(

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-__all__ = ["halves", "joined", "needs_pairs", "paired"]
+__all__ = ["halves", "joined", "needs_pairs", "pairable", "paired"]
 
 _WIDER = {torch.int16: torch.int32, torch.float32: torch.int64}
 
@@ -21,17 +21,24 @@ def needs_pairs(dtypes: Iterable[torch.dtype], device: torch.device) -> bool:
     return device.type == "cpu" and torch.int16 in dtypes
 
 
-def paired(tensor: Tensor) -> Tensor | None:
-    """A view of a flat tensor [2n] as integers [n]; None if its dtype or an odd size forbids it.
+def pairable(tensors: Iterable[Tensor]) -> bool:
+    """Whether gapless tensors can be read in pairs: those of an odd size have an element too many.
+
+    A slice that begins within a pair is not aligned for it.
+    """
+    return all(
+        tensor.dtype in _WIDER and not tensor.numel() % 2 and not tensor.storage_offset() % 2
+        for tensor in tensors
+    )
+
+
+def paired(tensor: Tensor) -> Tensor:
+    """A view of a flat tensor [2n] that is :func:`pairable` as integers [n].
 
     >>> paired(torch.tensor([1, 2, 3, -1], dtype=torch.int16)).tolist()
     [131073, -65533]
     """
-    wider = _WIDER.get(tensor.dtype)
-    # A slice that begins within a pair is not aligned for it.
-    if wider is None or tensor.numel() % 2 or tensor.storage_offset() % 2:
-        return None
-    return tensor.view(wider)
+    return tensor.view(_WIDER[tensor.dtype])
 
 
 def halves(pairs: Tensor) -> tuple[Tensor, Tensor]:
