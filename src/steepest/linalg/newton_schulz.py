@@ -14,7 +14,8 @@ from torch import Tensor
 
 from steepest.hyper import near_miss
 from steepest.linalg.operand import COMPUTING_DTYPES, require_matrices
-from steepest.linalg.symmetric import gram
+from steepest.linalg.product import product
+from steepest.linalg.symmetric import gram, mirrored_product
 
 __all__ = ["COEFFICIENTS", "CoefficientSet", "newton_schulz"]
 
@@ -282,17 +283,19 @@ def _iterate(x: Tensor, run: tuple[Triple, ...]) -> Tensor:
     """X ← pₖ(…p₁(X)) from the Gram matrix of X alone: a run of one is the plain form."""
     (a, b, c), *rest = run
     r = gram(x)
-    z = torch.baddbmm(r, r, r, beta=b, alpha=c)  # Z = bR + cR²
+    # Polynomials of R commute: all of their products are symmetric.
+    z = mirrored_product(r, r, added=r, alpha=c, beta=b)  # Z = bR + cR²
     if not rest:
-        return torch.baddbmm(x, z, x, beta=a)  # aX + ZX
-    q = a * torch.eye(r.shape[-1], dtype=r.dtype, device=r.device) + z
+        return product(z, x, added=x, beta=a)  # aX + ZX
+    q = z.clone()
+    q.diagonal(dim1=-2, dim2=-1).add_(a)
     for following in rest:
-        r = torch.baddbmm(r, z, r, beta=a)
-        r = torch.baddbmm(r, r, z, beta=a)  # (aI + Z) R (aI + Z)
+        r = mirrored_product(r, z, added=r, beta=a)
+        r = mirrored_product(r, z, added=r, beta=a)  # (aI + Z) R (aI + Z)
         a, b, c = following
-        z = torch.baddbmm(r, r, r, beta=b, alpha=c)
-        q = torch.baddbmm(q, q, z, beta=a)  # Q(aI + Z)
-    return torch.bmm(q, x)
+        z = mirrored_product(r, r, added=r, alpha=c, beta=b)
+        q = mirrored_product(q, z, added=q, beta=a)  # Q(aI + Z)
+    return product(q, x)
 
 
 def _runs(schedule: tuple[Triple, ...], by_gram: bool, dtype: torch.dtype) -> Iterator[tuple[Triple, ...]]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from steepest.linalg import gram, procrustes_rotation
+from steepest.linalg.product import product
 from steepest.random import Key
 from steepest.rules.psgd import PSGD, PSGDRule
 
@@ -21,13 +21,13 @@ class ProcrustesRule(PSGDRule):
 
     def metric(self, q: Tensor, *, literal: bool) -> Tensor:
         """QᵀQ, which no rotation changes; the original's QQ is the same only where Q is symmetric."""
-        return torch.bmm(q, q) if literal else gram(q.mT)
+        return product(q, q) if literal else gram(q.mT)
 
     def fit_dense(
         self, q: Tensor, step: Tensor, *, norm: Callable[[Tensor], Tensor] | None, key: Key
     ) -> Tensor:
         """Q − S Q, one rotation nearer to the symmetric factor of the same P."""
-        return procrustes_rotation(torch.baddbmm(q, step, q, alpha=-1), norm=norm, key=key)
+        return procrustes_rotation(product(step, q, added=q, alpha=-1.0), norm=norm, key=key)
 
     def fit_diagonal(self, q: Tensor, step: Tensor) -> Tensor:
         """q (1 − S)."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from steepest.linalg import gram, symmetric_product
+from steepest.linalg.product import product
 from steepest.random import Key
 from steepest.rules.psgd import PSGD, PSGDRule
 
@@ -27,7 +27,7 @@ class QUADRule(PSGDRule):
         self, q: Tensor, step: Tensor, *, norm: Callable[[Tensor], Tensor] | None, key: Key
     ) -> Tensor:
         """(I − S/2) Q (I − S/2), kept symmetric against rounding."""
-        q = torch.baddbmm(q, step, q, alpha=-0.5)
+        q = product(step, q, added=q, alpha=-0.5)
         return symmetric_product(q, step, added=q, alpha=-0.5)
 
     def fit_diagonal(self, q: Tensor, step: Tensor) -> Tensor:
