@@ -15,7 +15,7 @@ from torch import Tensor
 from steepest.hyper import near_miss
 from steepest.linalg.operand import COMPUTING_DTYPES, require_matrices
 from steepest.linalg.product import product
-from steepest.linalg.symmetric import gram, mirrored_product
+from steepest.linalg.symmetric import mirrored_product
 
 __all__ = ["COEFFICIENTS", "CoefficientSet", "newton_schulz"]
 
@@ -248,10 +248,11 @@ def newton_schulz(
         return x.clone()
 
     tall = x.shape[-2] > x.shape[-1]
+    rows, columns = min(x.shape[-2:]), max(x.shape[-2:])
     # Contiguous: strided operands cost half as much again in each of the products.
-    wide = (x.mT if tall else x).reshape(-1, min(x.shape[-2:]), max(x.shape[-2:])).contiguous()
-    by_gram = form == "gram" or (form == "auto" and _gram_is_shorter(wide))
-    dtype = dtype or _computing_dtype(x.dtype, x.device.type, by_gram, wide.shape[-2])
+    wide = (x.mT if tall else x).reshape(-1, rows, columns).contiguous()
+    by_gram = form == "gram" or (form == "auto" and _gram_is_shorter(rows, columns))
+    dtype = dtype or _computing_dtype(x.dtype, x.device.type, by_gram, rows)
     if form == "auto" and dtype == torch.bfloat16 and not table.gram_in_bfloat16:
         by_gram = False
     polar = _normalized(wide, table.margin, eps, dtype)
@@ -282,7 +283,7 @@ def _normalized(x: Tensor, margin: float, eps: float, dtype: torch.dtype) -> Ten
 def _iterate(x: Tensor, run: tuple[Triple, ...]) -> Tensor:
     """X ← pₖ(…p₁(X)) from the Gram matrix of X alone: a run of one is the plain form."""
     (a, b, c), *rest = run
-    r = gram(x)
+    r = mirrored_product(x, x.mT)
     # Polynomials of R commute: all of their products are symmetric.
     z = mirrored_product(r, r, added=r, alpha=c, beta=b)  # Z = bR + cR²
     if not rest:
@@ -314,9 +315,8 @@ def _runs(schedule: tuple[Triple, ...], by_gram: bool, dtype: torch.dtype) -> It
         yield schedule[start:end]
 
 
-def _gram_is_shorter(wide: Tensor) -> bool:
+def _gram_is_shorter(r: int, n: int) -> bool:
     """Fewer flops: a run of k costs 4r²n + (8k − 6)r³, against k·(4r²n + 2r³), thus for n > 1.5 r."""
-    r, n = wide.shape[-2:]
     return 2 * n > 3 * r
 
 

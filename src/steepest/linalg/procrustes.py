@@ -65,7 +65,7 @@ def procrustes_rotation(
     precise = torch.promote_types(q.dtype, torch.float32)
 
     r = q.mT - q
-    largest = r.abs().amax((-2, -1), keepdim=True)
+    largest = r.amax((-2, -1), keepdim=True)  # of |R| too: R is skew
     r = r / torch.where(largest > 0, largest, 1.0)
     rq = product(r, q)
     rrq = product(r, rq)

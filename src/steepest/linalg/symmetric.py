@@ -15,15 +15,14 @@ __all__ = ["gram", "mirrored_product", "symmetric_product"]
 # Measured on a CPU (2 threads, AVX-512), as shares of the whole product's time. float32: 0.77 for 768 rows
 # and columns, 0.68 for 2304 columns, 0.56 for 2304 rows. bfloat16: 0.86, 0.72, 0.64; no gain below 512 rows.
 # Narrower panels lose the processor's speed. Accelerators have not been measured.
-_SMALLEST_PANEL = 192
+_NARROWEST = {torch.float32: 192, torch.float64: 192, torch.bfloat16: 256}
 _MOST_PANELS = 6
-_ROWS_FROM = {torch.float32: 256, torch.float64: 256, torch.bfloat16: 512}
 
 
 def gram(x: Tensor) -> Tensor:
     r"""The Gram matrix :math:`X X^\top` of X [..., m, n], in X's dtype.
 
-    Where it pays (on a CPU, from 256 rows in float32 and float64 and from 512 in bfloat16) only the lower
+    Where it pays (on a CPU, from 384 rows in float32 and float64 and from 512 in bfloat16) only the lower
     blocks are computed and the upper ones copied, which makes the result exactly symmetric. Elsewhere it
     is the plain product.
 
@@ -38,7 +37,7 @@ def gram(x: Tensor) -> Tensor:
     require_matrices("gram", x)
     if _panels(x) > 1:
         x = x.contiguous()  # once, and not each of its panels
-    return mirrored_product(x, x.mT)
+    return mirrored_product(x, x.mT, exactly=True)
 
 
 def symmetric_product(x: Tensor, y: Tensor, *, added: Tensor | None = None, alpha: float = 1.0) -> Tensor:
@@ -67,17 +66,24 @@ def symmetric_product(x: Tensor, y: Tensor, *, added: Tensor | None = None, alph
     require_shape("symmetric_product", "y", y, (*batch, k, n))
     if added is not None:
         require_shape("symmetric_product", "added", added, (*batch, n, n))
-    whole = mirrored_product(x, y, added=added, alpha=alpha)
+    whole = mirrored_product(x, y, added=added, alpha=alpha, exactly=True)
     return whole if _panels(x) > 1 else (whole + whole.mT) / 2
 
 
 def mirrored_product(
-    x: Tensor, y: Tensor, *, added: Tensor | None = None, alpha: float = 1.0, beta: float = 1.0
+    x: Tensor,
+    y: Tensor,
+    *,
+    added: Tensor | None = None,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    exactly: bool = False,
 ) -> Tensor:
     """β ``added`` + α X Y for operands whose result is symmetric but for rounding, at the least cost.
 
-    As :func:`symmetric_product`, but where all of it is computed it stays as rounding left it. The
-    operands' shapes are not checked.
+    Where that pays, the blocks below the diagonal are computed and those above it copied. The diagonal
+    ones, or where it does not pay the whole, stay as rounding leaves them; ``exactly`` makes diagonal
+    blocks symmetric. The operands' shapes are not checked.
 
     >>> mirrored_product(torch.eye(2), torch.ones(2, 2), alpha=3.0)
     tensor([[3., 3.],
@@ -100,19 +106,19 @@ def mirrored_product(
                 alpha=alpha,
                 beta=beta,
             )
-            corner, below = lower[: end - first], lower[end - first :]
-            whole[first:end, first:end] = (corner + corner.mT).mul_(0.5)
-            whole[end:, first:end] = below
-            whole[first:end, end:] = below.mT
+            whole[first:, first:end] = lower
+            whole[first:end, end:] = lower[end - first :].mT
+            if exactly:
+                corner = lower[: end - first]
+                whole[first:end, first:end] = (corner + corner.mT).mul_(0.5)
     return out
 
 
 def _panels(x: Tensor) -> int:
     """Into how many panels a symmetric product [n, n] of X [n, k] is cut; 1 where it does not pay."""
-    rows = x.shape[-2]
-    if x.device.type != "cpu" or rows < _ROWS_FROM.get(x.dtype, rows + 1):
+    if x.device.type != "cpu" or x.dtype not in _NARROWEST:
         return 1
-    return max(2, min(_MOST_PANELS, rows // _SMALLEST_PANEL))
+    return max(1, min(_MOST_PANELS, x.shape[-2] // _NARROWEST[x.dtype]))
 
 
 def _cuts(rows: int, panels: int) -> Iterator[tuple[int, int]]:
