@@ -191,7 +191,8 @@ def newton_schulz(
     two iterations, and after every three from there: 5 steps cost 2·(4r²n) + 28r³ flops against
     5·(4r²n + 2r³) of the plain form. In bfloat16 it is formed anew after one iteration, and after every
     two from there, which is as accurate as the plain form: 3·(4r²n) + 22r³ flops. The plain form is the
-    same loop restarted at each iteration. R itself costs half on a CPU (:func:`~steepest.linalg.gram`).
+    same loop restarted at each iteration. R and all r×r products are symmetric, and on a CPU they cost less
+    than these numbers say (:func:`~steepest.linalg.gram`).
 
     Args:
         x: [..., m, n], float16, bfloat16, float32 or float64; any batch dimensions, empty ones too.

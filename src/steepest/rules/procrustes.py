@@ -113,6 +113,7 @@ class Procrustes(PSGD, rule=ProcrustesRule()):
     arXiv 2402.04553 (2024), 1512.04202 (2015), 1809.10232 (2018), 2211.04422 (2022); the class and its
     arguments are quad_torch's.
 
+    >>> import torch
     >>> weight = torch.nn.Parameter(torch.zeros(2, 2))
     >>> optimizer = Procrustes([weight], lr=1.0, lr_style=None, preconditioner_lr=0.1)
     >>> for _ in range(300):  # constant gradients, whatever their size, become updates of rms 1
