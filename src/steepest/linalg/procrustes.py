@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from steepest.linalg.operand import require_matrices
+from steepest.linalg.product import product
 from steepest.linalg.spectral_norm import spectral_norm_bound
 from steepest.random import Key
 
@@ -64,10 +65,10 @@ def procrustes_rotation(
     precise = torch.promote_types(q.dtype, torch.float32)
 
     r = q.mT - q
-    largest = r.abs().amax((-2, -1), keepdim=True)
+    largest = r.amax((-2, -1), keepdim=True)  # of |R| too: R is skew
     r = r / torch.where(largest > 0, largest, 1.0)
-    rq = r @ q
-    rrq = r @ rq
+    rq = product(r, q)
+    rrq = product(r, rq)
     trace_rq, trace_rrq = _trace(rq, precise), _trace(rrq, precise)
 
     bound = spectral_norm_bound(r, kind="skew", key=key) if norm is None else norm(r.to(precise))

@@ -67,8 +67,11 @@ def spectral_norm_bound(t: Tensor, *, kind: Kind = "spd", key: Key | None = None
     if t.numel() == 0:
         return t.new_zeros(t.shape[:-2])
 
-    entries = t.diagonal(dim1=-2, dim2=-1) if kind == "spd" else t.abs().flatten(-2)
-    scale = _or_one(entries.amax(-1))
+    if kind == "spd":
+        largest = t.diagonal(dim1=-2, dim2=-1).amax(-1)
+    else:
+        largest = torch.maximum(t.amax((-2, -1)), -t.amin((-2, -1)))
+    scale = _or_one(largest)
     t = t / scale[..., None, None]
 
     j = torch.linalg.vector_norm(t, dim=-1).argmax(-1)

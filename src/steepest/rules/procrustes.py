@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from steepest.linalg import gram, procrustes_rotation
+from steepest.linalg.product import product
 from steepest.random import Key
 from steepest.rules.psgd import PSGD, PSGDRule
 
@@ -21,13 +21,13 @@ class ProcrustesRule(PSGDRule):
 
     def metric(self, q: Tensor, *, literal: bool) -> Tensor:
         """QᵀQ, which no rotation changes; the original's QQ is the same only where Q is symmetric."""
-        return torch.bmm(q, q) if literal else gram(q.mT)
+        return product(q, q) if literal else gram(q.mT)
 
     def fit_dense(
         self, q: Tensor, step: Tensor, *, norm: Callable[[Tensor], Tensor] | None, key: Key
     ) -> Tensor:
         """Q − S Q, one rotation nearer to the symmetric factor of the same P."""
-        return procrustes_rotation(torch.baddbmm(q, step, q, alpha=-1), norm=norm, key=key)
+        return procrustes_rotation(product(step, q, added=q, alpha=-1.0), norm=norm, key=key)
 
     def fit_diagonal(self, q: Tensor, step: Tensor) -> Tensor:
         """q (1 − S)."""
@@ -113,6 +113,7 @@ class Procrustes(PSGD, rule=ProcrustesRule()):
     arXiv 2402.04553 (2024), 1512.04202 (2015), 1809.10232 (2018), 2211.04422 (2022); the class and its
     arguments are quad_torch's.
 
+    >>> import torch
     >>> weight = torch.nn.Parameter(torch.zeros(2, 2))
     >>> optimizer = Procrustes([weight], lr=1.0, lr_style=None, preconditioner_lr=0.1)
     >>> for _ in range(300):  # constant gradients, whatever their size, become updates of rms 1

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from steepest.linalg import gram, symmetric_product
+from steepest.linalg.product import product
 from steepest.random import Key
 from steepest.rules.psgd import PSGD, PSGDRule
 
@@ -27,7 +27,7 @@ class QUADRule(PSGDRule):
         self, q: Tensor, step: Tensor, *, norm: Callable[[Tensor], Tensor] | None, key: Key
     ) -> Tensor:
         """(I − S/2) Q (I − S/2), kept symmetric against rounding."""
-        q = torch.baddbmm(q, step, q, alpha=-0.5)
+        q = product(step, q, added=q, alpha=-0.5)
         return symmetric_product(q, step, added=q, alpha=-0.5)
 
     def fit_diagonal(self, q: Tensor, step: Tensor) -> Tensor:
@@ -115,6 +115,7 @@ class QUAD(PSGD, rule=QUADRule()):
     arXiv 2402.04553 (2024), 1512.04202 (2015), 1809.10232 (2018), 2211.04422 (2022); the class and its
     arguments are quad_torch's.
 
+    >>> import torch
     >>> weight = torch.nn.Parameter(torch.zeros(2, 2))
     >>> optimizer = QUAD([weight], lr=1.0, lr_style=None, preconditioner_lr=0.1)
     >>> for _ in range(300):  # constant gradients, whatever their size, become updates of rms 1

@@ -68,7 +68,8 @@ def descend(
     direction, state = direct(grad, param)
     if method == "cautious":
         param = torch.where(direction * param >= 0, param * decay, param)
-    return retract(param - lr * direction, before, state), state
+    # p − lr·u to the bit, with one temporary: large ones come from the system anew, page by page.
+    return retract((direction * -lr).add_(param), before, state), state
 
 
 def narrowed(value: Tensor, dtype: torch.dtype, rounding: str, bits: Callable[[], Tensor]) -> Tensor:

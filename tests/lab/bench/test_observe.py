@@ -9,6 +9,7 @@ from steepest.lab.bench.material import Material
 from steepest.lab.bench.observe import observe
 from steepest.lab.bench.products import Product, flops_of
 from steepest.lab.bench.shapes import tiny
+from steepest.linalg.product import _onednn_linear, product
 
 CPU = torch.device("cpu")
 
@@ -69,3 +70,14 @@ def test_an_eager_step_is_not_compiled_and_a_compiled_function_is() -> None:
     compiled(x)
     assert observe(lambda: compiled(x), CPU).compiled
     assert not observe(lambda: x + 1, CPU).compiled
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_products_by_onednn_are_seen_and_rehearsed(turned: bool) -> None:
+    x, y = torch.ones(300, 200), torch.ones(100, 200).mT if turned else torch.ones(200, 100)
+    seen = observe(lambda: product(x, y), CPU, products=True).products
+    by_onednn = _onednn_linear() is not None
+    expected = Product(1, 300, 200, 100, torch.float32, (False, turned), onednn=by_onednn)
+    assert seen == {expected: 1}
+    assert flops_of(seen) == 2 * 300 * 200 * 100
+    assert observe(expected.rehearse(CPU), CPU, products=True).products == seen

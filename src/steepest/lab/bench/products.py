@@ -12,6 +12,8 @@ from torch import Tensor
 
 # Which two arguments are multiplied.
 _PRODUCTS = {"aten::mm": (0, 1), "aten::bmm": (0, 1), "aten::addmm": (1, 2), "aten::baddbmm": (1, 2)}
+# X Wᵀ of X and W, on a CPU: our own float32 products.
+_BY_ONEDNN = "mkldnn::_linear_pointwise"
 _DTYPES = {
     "float": torch.float32,
     "double": torch.float64,
@@ -24,7 +26,8 @@ _DTYPES = {
 class Product:
     """[batch, rows, inner] times [batch, inner, columns]; `turned` says which operand is a transpose.
 
-    A transposed operand is read in another order than a plain one, so it takes another time.
+    A transposed operand is read in another order than a plain one, so it takes another time; and so it does
+    in another library: `onednn` says that oneDNN multiplies float32, where torch would take its own choice.
     """
 
     batch: int
@@ -33,6 +36,7 @@ class Product:
     columns: int
     dtype: torch.dtype
     turned: tuple[bool, bool] = (False, False)
+    onednn: bool = False
 
     @property
     def flops(self) -> int:
@@ -43,6 +47,9 @@ class Product:
         """A function that computes such a product, of numbers of its own."""
         one = _operand(self.batch, self.rows, self.inner, self.turned[0], self.dtype, device)
         two = _operand(self.batch, self.inner, self.columns, self.turned[1], self.dtype, device)
+        if self.onednn:
+            linear = torch.ops.mkldnn._linear_pointwise
+            return lambda: linear(one[0], two[0].mT, None, "none", [], "")
         out = torch.empty(self.batch, self.rows, self.columns, dtype=self.dtype, device=device)
         if self.batch == 1:
             return lambda: torch.mm(one[0], two[0], out=out[0])
@@ -53,7 +60,7 @@ class Product:
         marks = ["ᵀ" if turned else "" for turned in self.turned]
         return (
             f"{batch}[{self.rows}×{self.inner}]{marks[0]}·[{self.inner}×{self.columns}]{marks[1]} "
-            f"{str(self.dtype).removeprefix('torch.')}"
+            f"{str(self.dtype).removeprefix('torch.')}{' by oneDNN' * self.onednn}"
         )
 
 
@@ -85,7 +92,10 @@ def products_in(events: Iterable[Mapping[str, Any]]) -> dict[Product, int]:
     """
     counted: Counter[Product] = Counter()
     for event in events:
-        places = _PRODUCTS.get(str(event.get("name")))
+        name = str(event.get("name"))
+        if name == _BY_ONEDNN:
+            counted[_by_onednn(event["args"])] += 1
+        places = _PRODUCTS.get(name)
         if places is None:
             continue
         args = event["args"]
@@ -97,6 +107,14 @@ def products_in(events: Iterable[Mapping[str, Any]]) -> dict[Product, int]:
             turned = (_is_turned(strides[0]), _is_turned(strides[1]))
             counted[Product(batch, one[-2], one[-1], two[-1], dtype, turned)] += 1
     return dict(counted)
+
+
+def _by_onednn(args: Mapping[str, Any]) -> Product:
+    (rows, inner), (columns, _) = args["Input Dims"][:2]
+    one, two = args["Input Strides"][:2]
+    # What it is given is the second operand's transpose.
+    turned = (_is_turned(one), two[-1] == 1)
+    return Product(1, rows, inner, columns, _DTYPES[args["Input type"][0]], turned, onednn=True)
 
 
 def _is_turned(strides: Sequence[int]) -> bool:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from steepest.linalg import gram
+from steepest.linalg.product import product
 from steepest.rules.psgd.sizes import unit
 
 __all__ = ["Side", "chosen", "second_moment", "whitened"]
@@ -56,7 +57,7 @@ def whitened(x: Tensor, sides: list[Side], dtype: torch.dtype) -> tuple[Tensor, 
                 # Its range is so short that each product must be one of two operands of size 1.
                 (x, more), (p, gain) = unit(x), unit(p)
                 size = size * more.view_as(size).to(size.dtype) * gain.view_as(size).to(size.dtype)
-            x = torch.bmm(p, x) if side.name == "_left" else torch.bmm(x, p)
+            x = product(p, x) if side.name == "_left" else product(x, p)
     return x, size
 
 

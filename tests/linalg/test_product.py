@@ -1,0 +1,92 @@
+"""The product that oneDNN computes on a CPU with AVX-512, against float64, and where it is left alone."""
+
+import pytest
+import torch
+
+from steepest.linalg import product as MODULE
+from steepest.linalg.product import product
+from steepest.linalg.symmetric import mirrored_product
+
+# Of the largest |entry|: what a float32 sum of 200 to 400 terms leaves.
+CLOSE = 5e-6
+
+
+def randn(*shape, dtype=torch.float32, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
+
+
+def far_from(found, expected):
+    return ((found.double() - expected).abs().max() / expected.abs().max()).item()
+
+
+def layouts(x):
+    """The same matrix as it is, transposed in memory, and with gaps between its rows and columns."""
+    gappy = torch.empty(*x.shape[:-2], 2 * x.shape[-2], 2 * x.shape[-1], dtype=x.dtype)[..., ::2, ::2]
+    return x, x.mT.contiguous().mT, gappy.copy_(x), torch.cat([x, x], -1)[..., : x.shape[-1]]
+
+
+@pytest.mark.parametrize("batch", [(), (1,), (3,), (2, 1, 2)], ids=str)
+@pytest.mark.parametrize("shape", [(3, 4, 5), (257, 190, 201), (1, 5000, 1001)], ids=str)
+def test_it_is_the_product_in_float64(shape, batch):
+    m, k, n = shape
+    x, y, added = randn(*batch, m, k), randn(*batch, k, n, seed=1), randn(*batch, m, n, seed=2)
+    bare = x.double() @ y.double()
+    assert far_from(product(x, y), bare) < CLOSE
+    assert far_from(product(x, y, alpha=-0.5), -0.5 * bare) < CLOSE
+    assert far_from(product(x, y, added=added, alpha=-0.5), added.double() - 0.5 * bare) < CLOSE
+    assert far_from(product(x, y, added=added, beta=3.0), 3.0 * added.double() + bare) < CLOSE
+    assert torch.equal(added, randn(*batch, m, n, seed=2))
+
+
+def test_any_layout_gives_the_same():
+    x, y, added = randn(2, 257, 190), randn(2, 190, 201, seed=1), randn(2, 257, 201, seed=2)
+    expected = added.double() + x.double() @ y.double()
+    for left in layouts(x):
+        for right in layouts(y):
+            assert far_from(product(left, right, added=layouts(added)[1]), expected) < CLOSE
+    expanded = x[:1].expand(2, -1, -1)
+    assert far_from(product(expanded, y), expanded.double() @ y.double()) < CLOSE
+
+
+def test_a_stack_is_its_matrices():
+    x, y = randn(3, 257, 190), randn(3, 190, 201, seed=1)
+    assert torch.equal(product(x, y), torch.stack([product(a, b) for a, b in zip(x, y, strict=True)]))
+
+
+def test_what_has_no_derivative_there_goes_elsewhere():
+    x, y = randn(257, 190).requires_grad_(), randn(190, 201, seed=1)
+    product(x, y).sum().backward()
+    assert far_from(x.grad, y.double().sum(1).expand(257, 190)) < CLOSE
+    meta = torch.empty(257, 190, device="meta")
+    assert product(meta, meta.mT).shape == (257, 257)
+
+
+def test_onednn_is_used_where_it_is_fast_and_can_be_switched_off():
+    x, small = randn(257, 190), randn(20, 20)
+    here = MODULE._onednn_linear() is not None
+    assert MODULE._goes_to_onednn(x, x.mT, None) is here
+    assert not MODULE._goes_to_onednn(small, small, None)
+    assert not MODULE._goes_to_onednn(x.bfloat16(), x.bfloat16().mT, None)
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert not MODULE._goes_to_onednn(x, x.mT, None)
+        assert torch.equal(product(x, x.mT), x @ x.mT)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "close"), [(torch.float64, 1e-13), (torch.float32, CLOSE), (torch.bfloat16, 0.02)], ids=str
+)
+@pytest.mark.parametrize("batch", [(), (2,), (1, 2)], ids=str)
+@pytest.mark.parametrize("rows", [40, 511, 512, 770])
+def test_mirrored_products_are_the_products(rows, batch, dtype, close):
+    """Of polynomials of one symmetric matrix, which commute, in and out of layout."""
+    x = randn(*batch, rows, 30, dtype=dtype) / 30
+    r = (x @ x.mT).to(dtype)
+    expected = 0.5 * r.double() - 2.0 * (r.double() @ r.double())
+    for one in (r, torch.cat([r, r], -1)[..., :rows]):
+        found = mirrored_product(one, r, added=one, alpha=-2.0, beta=0.5)
+        assert found.dtype == dtype
+        assert far_from(found, expected) < close
+    exact = mirrored_product(r, r, exactly=True)
+    if rows > 511:
+        assert torch.equal(exact, exact.mT)
+    assert far_from(exact, r.double() @ r.double()) < close
