@@ -55,9 +55,11 @@ class SimbaLeakyRule(TensorRule):
         noise: Noise,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The counters take the gradient in first."""
-        vote = 8 * (grad * inverse_rms).clamp(-7, 7)
-        forgotten = stochastic_floor(counts * leak, noise(0))
-        counts = (counts - forgotten + stochastic_floor(vote, noise(1))).clamp(-_LIMIT, _LIMIT)
+        counts = counts - stochastic_floor(counts * leak, noise(0))
+        vote = (grad * inverse_rms).clamp_(-7, 7)
+        vote *= 8
+        counts += stochastic_floor(vote, noise(1))
+        counts.clamp_(-_LIMIT, _LIMIT)
         return counts.sign(), {"counts": counts}
 
 

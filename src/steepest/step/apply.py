@@ -52,7 +52,7 @@ def descend(
 
     Args:
         param, grad: of one shape and dtype.
-        direct: the rule: (grad, param) -> (direction, new state).
+        direct: the rule: (grad, param) -> (direction of param's shape and dtype, new state).
         retract: where the rule brings the result back to.
         lr, decay: the learning rate, and what :func:`decay_strength` gives.
         method: the weight-decay method; None where nothing decays.
@@ -62,13 +62,17 @@ def descend(
     if maximize:
         grad = -grad
     if method == "l2":
-        grad = grad + decay * param
+        shrink = decay * param
+        grad = shrink.add_(grad)
     elif method is not None and method != "cautious":
         param = decayed(param, decay, method)
     direction, state = direct(grad, param)
     if method == "cautious":
         param = torch.where(direction * param >= 0, param * decay, param)
-    return retract(param - lr * direction, before, state), state
+    # p − η·d with one tensor fewer: signs and the order of a sum change no bit.
+    stepped = -lr * direction
+    stepped += param
+    return retract(stepped, before, state), state
 
 
 def narrowed(value: Tensor, dtype: torch.dtype, rounding: str, bits: Callable[[], Tensor]) -> Tensor:

@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from steepest.random import Key, bits32, derive_key, uniform
+from steepest.random import Key, Words, derive_key, element_words, stream_bits, unit
 from steepest.rule import Rule, Scalar
 from steepest.step.apply import decay_strength, descend, hyper_of, narrowed
 from steepest.step.collect import Batch, Member
 from steepest.step.flat import flat
+from steepest.step.temporaries import peak_bytes
 
 __all__ = ["Recipe", "advance", "member_key", "run_eager", "shared_scalars", "store"]
 
-# A piece's temporaries stay in the second-level cache (measured on a CPU: 2**18 elements are fastest);
-# an accelerator wants fewer launches instead.
-_PIECE_ON_CPU = 1 << 18
-_PIECE_ELSEWHERE = 1 << 24
+# What the temporaries of a piece may take together. On a CPU 1 MiB is some 2**16 elements: they stay in the
+# second-level cache, and an operation still takes several times as long as it takes to call.
+# An accelerator waits for the host where an operation is over before the next is launched, after some 5 µs;
+# at 3 TB/s that is a million elements, and a piece should be a few times as long.
+_ROOM_ON_CPU = 1 << 20
+_ROOM_ELSEWHERE = 1 << 27
+
+# Besides what grows with the piece: numbers, and what an operation takes within itself.
+_SPARE = 1 << 12
+
+# Pieces begin at a multiple of this, so that vectors in memory are aligned.
+_GRAIN = 256
+
+# No rule comes near so many bytes an element: what is smaller than such a piece is one, unmeasured.
+_MOST_BYTES_PER_ELEMENT = 256
 
 _ROUNDING_STREAM = 7  # apart from the streams that rules use
 
@@ -102,20 +115,19 @@ def advance(
     """
     rule, wide = recipe.rule, recipe.compute
     given = dict(recipe.fixed) | hyper_of(rule.takes, scalars)
-    if "noise" in rule.takes:
-        assert key is not None
-        noise_key = key
-        given["noise"] = lambda stream: uniform(noise_key, index(), stream)
 
+    @functools.cache
+    def words() -> Words:
+        assert key is not None
+        return element_words(key, index())
+
+    if "noise" in rule.takes:
+        given["noise"] = lambda stream: unit(stream_bits(words(), stream)).to(wide)
     if "key" in rule.takes:
         given |= hyper_of(rule.takes, {"key": key, "index": index, "grad_dtype": grad.dtype})
 
     def direct(g: Tensor, p: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return rule.update(g, p, **{name: entry.to(wide) for name, entry in state.items()}, **given)
-
-    def bits() -> Tensor:
-        assert key is not None
-        return bits32(key, index(), _ROUNDING_STREAM)
 
     stepped, new = descend(
         param.to(wide),
@@ -128,7 +140,7 @@ def advance(
         maximize=recipe.maximize,
     )
     return (
-        narrowed(stepped, param.dtype, recipe.rounding, bits),
+        narrowed(stepped, param.dtype, recipe.rounding, lambda: stream_bits(words(), _ROUNDING_STREAM)),
         {name: value.to(state[name].dtype) for name, value in new.items()},
     )
 
@@ -142,40 +154,110 @@ def run_eager(batch: Batch, members: Sequence[Member], finite: Tensor | None) ->
     """Step these members of a batch, piece by piece, so that temporaries stay small."""
     recipe = Recipe.of(batch, keep_decay=False)
     shared = shared_scalars(batch)
-    limit = _PIECE_ON_CPU if batch.device.type == "cpu" else _PIECE_ELSEWHERE
-    names = batch.element_state
+    names = tuple(batch.element_state)
     for member in members:
         key = member_key(batch, member) if recipe.noisy else None
         scalars = shared | member.scalars
         tensors = [member.param, member.grad, *(member.state[name] for name in names)]
-        for (param, grad, *entries), index in pieces(tensors, limit, ordered=recipe.noisy):
-            state = dict(zip(names, entries, strict=True))
-            stepped, new = advance(recipe, param, grad, state, scalars, key, index)
-            store(param, stepped, finite)
-            for name, value in new.items():
-                store(state[name], value, finite)
+        limit = piece_length(recipe, names, tensors, scalars, finite)
+        for piece, index in pieces(tensors, limit, ordered=recipe.noisy):
+            _step_piece(recipe, names, piece, scalars, key, index, finite)
+
+
+def _step_piece(
+    recipe: Recipe,
+    names: Sequence[str],
+    piece: Sequence[Tensor],
+    scalars: Mapping[str, Any],
+    key: Key | None,
+    index: Callable[[], Tensor],
+    finite: Tensor | None,
+) -> None:
+    # A function of its own: a loop's variables would hold one piece's results while the next is computed.
+    param, grad, *entries = piece
+    state = dict(zip(names, entries, strict=True))
+    stepped, new = advance(recipe, param, grad, state, scalars, key, index)
+    store(param, stepped, finite)
+    for name, value in new.items():
+        store(state[name], value, finite)
+
+
+def piece_length(
+    recipe: Recipe,
+    names: tuple[str, ...],
+    tensors: Sequence[Tensor],
+    scalars: Mapping[str, Any],
+    finite: Tensor | None,
+) -> int:
+    """How many elements a piece of these tensors may have so that its temporaries find room."""
+    room = _ROOM_ON_CPU if tensors[0].device.type == "cpu" else _ROOM_ELSEWHERE
+    if tensors[0].numel() * _MOST_BYTES_PER_ELEMENT <= room:
+        return room // _MOST_BYTES_PER_ELEMENT
+    sizes = tuple((name, len(v) if isinstance(v, (tuple, list)) else 0) for name, v in scalars.items())
+    dtypes = tuple(tensor.dtype for tensor in tensors)
+    each = _bytes_per_element(recipe, names, dtypes, tensors[0].device, sizes, finite is not None)
+    return max(1, (room - _SPARE) // each // _GRAIN) * _GRAIN
+
+
+@functools.lru_cache(maxsize=256)
+def _bytes_per_element(
+    recipe: Recipe,
+    names: tuple[str, ...],
+    dtypes: tuple[torch.dtype, ...],
+    device: torch.device,
+    scalars: tuple[tuple[str, int], ...],
+    guarded: bool,
+) -> int:
+    """Bytes of temporaries for each element of a piece: measured on a small one of zeros.
+
+    So no rule need say it, and it is right for every combination of options, dtypes and decay.
+    """
+    count = 1 << 10
+    piece = [torch.zeros(count, dtype=dtype, device=device) for dtype in dtypes]
+    numbers = {name: (0.5,) * size if size else 0.5 for name, size in scalars}
+    key = (1, 2) if recipe.noisy else None
+    index = _indices(piece[0].shape, 0, device)
+    finite = torch.ones((), dtype=torch.bool, device=device) if guarded else None
+    step = functools.partial(_step_piece, recipe, names, piece, numbers, key, index, finite)
+    return -(-peak_bytes(step) // count)
 
 
 def pieces(
     tensors: Sequence[Tensor], limit: int, *, ordered: bool = True
 ) -> Iterator[tuple[list[Tensor], Callable[[], Tensor]]]:
-    """Cut tensors of one shape into views of about ``limit`` elements, with their element indices.
+    """Cut tensors of one shape into views of at most ``limit`` elements, with their element indices.
 
-    Tensors that lie in memory alike are cut anywhere, others between rows of the first dimension. Indices
-    count in logical (row-major) order, whatever the strides, unless nobody asks for them: ``ordered`` False.
+    Tensors that lie in memory alike are cut anywhere, others along their dimensions. Indices count in
+    logical (row-major) order, whatever the strides, unless nobody asks for them: ``ordered`` False.
     """
-    shape, numel, device = tensors[0].shape, tensors[0].numel(), tensors[0].device
-    if numel == 0:
+    if tensors[0].numel() == 0:
         return
-    if (row_of_all := flat(tensors, ordered=ordered)) is not None:
-        tensors, shape = row_of_all, row_of_all[0].shape
+    device = tensors[0].device
+    for cut, first in _cut(flat(tensors, ordered=ordered) or list(tensors), limit, 0):
+        yield cut, _indices(cut[0].shape, first, device)
+
+
+def _cut(tensors: list[Tensor], limit: int, start: int) -> Iterable[tuple[list[Tensor], int]]:
+    """The pieces, and the index of the first element of each; ``start`` is that of the first of all."""
+    shape, numel = tensors[0].shape, tensors[0].numel()
+    if numel <= limit:
+        return [(tensors, start)]
     row = numel // shape[0]
-    rows = max(1, limit // row)
-    for first in range(0, shape[0], rows):
-        cut = [tensor[first : first + rows] for tensor in tensors] if rows < shape[0] else list(tensors)
-        yield cut, _indices(cut[0].shape, first * row, device)
+    if row > limit:
+        parts = zip(*(tensor.unbind() for tensor in tensors), strict=True)
+        return (
+            each
+            for at, part in enumerate(parts)
+            for each in _cut(list(part), limit, start + at * row)
+        )
+    rows = limit // row
+    return (
+        ([tensor[first : first + rows] for tensor in tensors], start + first * row)
+        for first in range(0, shape[0], rows)
+    )
 
 
 def _indices(shape: torch.Size, start: int, device: torch.device) -> Callable[[], Tensor]:
-    count = math.prod(shape)
-    return lambda: torch.arange(start, start + count, device=device).view(shape)
+    end = start + math.prod(shape)
+    dtype = torch.int32 if end <= 1 << 31 else torch.int64
+    return lambda: torch.arange(start, end, dtype=dtype, device=device).view(shape)
