@@ -14,26 +14,13 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = [
-    "Key",
-    "Words",
-    "bits32",
-    "derive_key",
-    "element_words",
-    "normal",
-    "stochastic_floor",
-    "stochastic_round",
-    "stream_bits",
-    "uniform",
-    "unit",
-]
+__all__ = ["Key", "bits32", "derive_key", "normal", "stochastic_floor", "stochastic_round", "uniform"]
 
 _MASK = 0xFFFFFFFF
 _GOLDEN = 0x9E3779B9  # 2**32 / golden ratio: spreads consecutive integers over the range
 
 Word = TypeVar("Word", int, Tensor)
 Key = tuple[int | Tensor, int | Tensor]
-Words = tuple[Tensor, int | Tensor]
 
 
 def _mix(x: Word) -> Word:
@@ -83,33 +70,27 @@ def bits32(key: Key, index: Tensor, stream: int = 0) -> Tensor:
     >>> torch.equal(bits32((1, 2), index)[2:], bits32((1, 2), index[2:]))
     True
     """
-    return stream_bits(element_words(key, index), stream)
-
-
-def element_words(key: Key, index: Tensor) -> Words:
-    """The part of :func:`bits32` that is the same for all streams."""
+    other = key[1] + stream * _GOLDEN
     if index.dtype == torch.int32:
-        return _mix(index.to(torch.int64) ^ key[0]), key[1]
-    return _mix((index & _MASK) ^ key[0]), key[1] + (index >> 32) * 0x2545F491
-
-
-def stream_bits(words: Words, stream: int) -> Tensor:
-    """The rest of :func:`bits32`."""
-    word, other = words
-    mixed = word + ((other + stream * _GOLDEN) & _MASK)
-    mixed &= _MASK
-    return _mix(mixed)
+        word = _mix(index.to(torch.int64) ^ key[0])
+    else:
+        word = _mix((index & _MASK) ^ key[0])
+        other = other + (index >> 32) * 0x2545F491
+    word += other & _MASK
+    word &= _MASK
+    return _mix(word)
 
 
 def uniform(key: Key, index: Tensor, stream: int = 0) -> Tensor:
     """Uniform float32 in [0, 1) for every element index: 24 random bits, exact in every backend."""
-    return unit(bits32(key, index, stream))
+    bits = bits32(key, index, stream)
+    bits >>= 8
+    return _unit(bits)
 
 
-def unit(bits: Tensor) -> Tensor:
-    """The upper 24 of 32 bits as float32 in [0, 1)."""
-    # From int64 a CPU converts one by one.
-    u = (bits >> 8).to(torch.int32).to(torch.float32)
+def _unit(bits24: Tensor) -> Tensor:
+    # From int64 to floating point a CPU converts one by one.
+    u = bits24.to(torch.int32).to(torch.float32)
     u *= 2.0**-24
     return u
 
@@ -166,7 +147,7 @@ def stochastic_round(x: Tensor, dtype: torch.dtype, bits: Tensor) -> Tensor:
     rounded = noise.view(torch.float32)
     if dtype == torch.float16:
         # Below 2**-14 float16 is subnormal: its grid is 2**-24 wide, whatever the exponent.
-        tiny = torch.copysign(stochastic_floor(x.abs() * 2.0**24, unit(bits)) * 2.0**-24, x)
+        tiny = torch.copysign(stochastic_floor(x.abs() * 2.0**24, _unit(bits >> 8)) * 2.0**-24, x)
         rounded = torch.where(x.abs() < 2.0**-14, tiny, rounded)
     # Above the largest value there is no second neighbour, and adding to the bits of inf makes NaN.
     return torch.where(x.abs() <= torch.finfo(dtype).max, rounded, x).to(dtype)

@@ -55,10 +55,13 @@ class SimbaLeakyRule(TensorRule):
         noise: Noise,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The counters take the gradient in first."""
-        counts = counts - stochastic_floor(counts * leak, noise(0))
+        # Noise is drawn first: it takes the most memory while it is made.
+        u = noise(0)
+        counts = counts - stochastic_floor(counts * leak, u)
+        u = noise(1)
         vote = (grad * inverse_rms).clamp_(-7, 7)
         vote *= 8
-        counts += stochastic_floor(vote, noise(1))
+        counts += stochastic_floor(vote, u)
         counts.clamp_(-_LIMIT, _LIMIT)
         return counts.sign(), {"counts": counts}
 

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steepest.random import Key, Words, derive_key, element_words, stream_bits, unit
+from steepest.random import Key, bits32, derive_key, uniform
 from steepest.rule import Rule, Scalar
-from steepest.step.apply import decay_strength, descend, hyper_of, narrowed
+from steepest.step.apply import cast, decay_strength, descend, hyper_of, narrowed
+from steepest.step.bundle import row_of, run_together
 from steepest.step.collect import Batch, Member
 from steepest.step.flat import flat
 from steepest.step.temporaries import peak_bytes
@@ -115,23 +116,24 @@ def advance(
     """
     rule, wide = recipe.rule, recipe.compute
     given = dict(recipe.fixed) | hyper_of(rule.takes, scalars)
-
-    @functools.cache
-    def words() -> Words:
-        assert key is not None
-        return element_words(key, index())
-
     if "noise" in rule.takes:
-        given["noise"] = lambda stream: unit(stream_bits(words(), stream)).to(wide)
+        assert key is not None
+        noise_key = key
+        given["noise"] = lambda stream: uniform(noise_key, index(), stream).to(wide)
+
     if "key" in rule.takes:
         given |= hyper_of(rule.takes, {"key": key, "index": index, "grad_dtype": grad.dtype})
 
     def direct(g: Tensor, p: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        return rule.update(g, p, **{name: entry.to(wide) for name, entry in state.items()}, **given)
+        return rule.update(g, p, **{name: cast(entry, wide) for name, entry in state.items()}, **given)
+
+    def bits() -> Tensor:
+        assert key is not None
+        return bits32(key, index(), _ROUNDING_STREAM)
 
     stepped, new = descend(
-        param.to(wide),
-        grad.to(wide),
+        cast(param, wide),
+        cast(grad, wide),
         direct,
         rule.retract,
         lr=scalars["lr"],
@@ -140,8 +142,8 @@ def advance(
         maximize=recipe.maximize,
     )
     return (
-        narrowed(stepped, param.dtype, recipe.rounding, lambda: stream_bits(words(), _ROUNDING_STREAM)),
-        {name: value.to(state[name].dtype) for name, value in new.items()},
+        narrowed(stepped, param.dtype, recipe.rounding, bits),
+        {name: cast(value, state[name].dtype) for name, value in new.items()},
     )
 
 
@@ -151,17 +153,59 @@ def store(old: Tensor, new: Tensor, finite: Tensor | None) -> None:
 
 
 def run_eager(batch: Batch, members: Sequence[Member], finite: Tensor | None) -> None:
-    """Step these members of a batch, piece by piece, so that temporaries stay small."""
+    """Step these members of a batch, piece by piece so that temporaries stay small, small ones together."""
     recipe = Recipe.of(batch, keep_decay=False)
     shared = shared_scalars(batch)
     names = tuple(batch.element_state)
+    small: dict[Any, list[list[Tensor]]] = {}
+    seen: set[int] = set()
     for member in members:
+        tensors = [member.param, member.grad, *[member.state[name] for name in names]]
+        if (kind := _kind(recipe, member, tensors, seen)) and (row := row_of(tensors)):
+            small.setdefault(kind, []).append(row)
+            continue
         key = member_key(batch, member) if recipe.noisy else None
         scalars = shared | member.scalars
-        tensors = [member.param, member.grad, *(member.state[name] for name in names)]
         limit = piece_length(recipe, names, tensors, scalars, finite)
         for piece, index in pieces(tensors, limit, ordered=recipe.noisy):
             _step_piece(recipe, names, piece, scalars, key, index, finite)
+    for (own, _), rows in small.items():
+        _step_together(recipe, names, rows, shared | dict(own), finite)
+
+
+def _kind(recipe: Recipe, member: Member, tensors: list[Tensor], seen: set[int]) -> Any:
+    """What members must share to be stepped as one tensor; None for one that must be alone.
+
+    That is one with noise, whose key is its own, with numbers that only a device knows, or in the same
+    memory as one before it, which has to see what that one wrote.
+    """
+    if recipe.noisy or any(isinstance(value, Tensor) for value in member.scalars.values()):
+        return None
+    where = tensors[0].data_ptr()
+    if where in seen:
+        return None
+    seen.add(where)
+    return tuple(member.scalars.items()), tuple([tensor.dtype for tensor in tensors])
+
+
+def _step_together(
+    recipe: Recipe,
+    names: tuple[str, ...],
+    rows: list[list[Tensor]],
+    scalars: Mapping[str, Any],
+    finite: Tensor | None,
+) -> None:
+    def step(piece: list[Tensor]) -> None:
+        _step_piece(recipe, names, piece, scalars, None, no_index, finite)
+
+    def no_index() -> Tensor:
+        raise AssertionError("without noise nobody asks for places")
+
+    if len(rows) == 1:
+        step(rows[0])
+        return
+    limit = piece_length(recipe, names, rows[0], scalars, finite, joined=True)
+    run_together(rows, limit, step, [at for at in range(len(rows[0])) if at != 1])
 
 
 def _step_piece(
@@ -188,14 +232,20 @@ def piece_length(
     tensors: Sequence[Tensor],
     scalars: Mapping[str, Any],
     finite: Tensor | None,
+    *,
+    joined: bool = False,
 ) -> int:
-    """How many elements a piece of these tensors may have so that its temporaries find room."""
+    """How many elements a piece of these tensors may have so that its temporaries find room.
+
+    ``joined`` says that the piece itself is one: it is put together of several tensors.
+    """
     room = _ROOM_ON_CPU if tensors[0].device.type == "cpu" else _ROOM_ELSEWHERE
-    if tensors[0].numel() * _MOST_BYTES_PER_ELEMENT <= room:
+    if not joined and tensors[0].numel() * _MOST_BYTES_PER_ELEMENT <= room:
         return room // _MOST_BYTES_PER_ELEMENT
     sizes = tuple((name, len(v) if isinstance(v, (tuple, list)) else 0) for name, v in scalars.items())
     dtypes = tuple(tensor.dtype for tensor in tensors)
     each = _bytes_per_element(recipe, names, dtypes, tensors[0].device, sizes, finite is not None)
+    each += joined * sum(dtype.itemsize for dtype in dtypes)
     return max(1, (room - _SPARE) // each // _GRAIN) * _GRAIN
 
 
@@ -245,12 +295,12 @@ def _cut(tensors: list[Tensor], limit: int, start: int) -> Iterable[tuple[list[T
     row = numel // shape[0]
     if row > limit:
         parts = zip(*(tensor.unbind() for tensor in tensors), strict=True)
-        return (
-            each
-            for at, part in enumerate(parts)
-            for each in _cut(list(part), limit, start + at * row)
-        )
-    rows = limit // row
+        return (each for at, part in enumerate(parts) for each in _cut(list(part), limit, start + at * row))
+    # Of equal length, or the last would be short: calls for little.
+    count = -(-shape[0] // (limit // row))
+    rows = -(-shape[0] // count)
+    if row == 1 and limit >= _GRAIN:
+        rows = -(-rows // _GRAIN) * _GRAIN
     return (
         ([tensor[first : first + rows] for tensor in tensors], start + first * row)
         for first in range(0, shape[0], rows)
