@@ -14,13 +14,26 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["Key", "bits32", "derive_key", "normal", "stochastic_floor", "stochastic_round", "uniform"]
+__all__ = [
+    "Key",
+    "Words",
+    "bits32",
+    "derive_key",
+    "element_words",
+    "normal",
+    "stochastic_floor",
+    "stochastic_round",
+    "stream_bits",
+    "stream_uniform",
+    "uniform",
+]
 
 _MASK = 0xFFFFFFFF
 _GOLDEN = 0x9E3779B9  # 2**32 / golden ratio: spreads consecutive integers over the range
 
 Word = TypeVar("Word", int, Tensor)
 Key = tuple[int | Tensor, int | Tensor]
+Words = tuple[Tensor, int | Tensor]
 
 
 def _mix(x: Word) -> Word:
@@ -70,20 +83,32 @@ def bits32(key: Key, index: Tensor, stream: int = 0) -> Tensor:
     >>> torch.equal(bits32((1, 2), index)[2:], bits32((1, 2), index[2:]))
     True
     """
-    other = key[1] + stream * _GOLDEN
+    return stream_bits(element_words(key, index), stream)
+
+
+def element_words(key: Key, index: Tensor) -> Words:
+    """The part of :func:`bits32` that is the same for all streams."""
     if index.dtype == torch.int32:
-        word = _mix(index.to(torch.int64) ^ key[0])
-    else:
-        word = _mix((index & _MASK) ^ key[0])
-        other = other + (index >> 32) * 0x2545F491
-    word += other & _MASK
-    word &= _MASK
-    return _mix(word)
+        return _mix(index.to(torch.int64) ^ key[0]), key[1]
+    return _mix((index & _MASK) ^ key[0]), key[1] + (index >> 32) * 0x2545F491
+
+
+def stream_bits(words: Words, stream: int) -> Tensor:
+    """The rest of :func:`bits32`."""
+    word, other = words
+    mixed = word + ((other + stream * _GOLDEN) & _MASK)
+    mixed &= _MASK
+    return _mix(mixed)
 
 
 def uniform(key: Key, index: Tensor, stream: int = 0) -> Tensor:
     """Uniform float32 in [0, 1) for every element index: 24 random bits, exact in every backend."""
-    bits = bits32(key, index, stream)
+    return stream_uniform(element_words(key, index), stream)
+
+
+def stream_uniform(words: Words, stream: int) -> Tensor:
+    """:func:`uniform` of what :func:`element_words` gave."""
+    bits = stream_bits(words, stream)
     bits >>= 8
     return _unit(bits)
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steepest.random import Key, bits32, derive_key, uniform
+from steepest.random import Key, Words, derive_key, element_words, stream_bits, stream_uniform
 from steepest.rule import Rule, Scalar
 from steepest.step.apply import cast, decay_strength, descend, hyper_of, narrowed
 from steepest.step.bundle import row_of, run_together
@@ -116,20 +116,22 @@ def advance(
     """
     rule, wide = recipe.rule, recipe.compute
     given = dict(recipe.fixed) | hyper_of(rule.takes, scalars)
-    if "noise" in rule.takes:
-        assert key is not None
-        noise_key = key
-        given["noise"] = lambda stream: uniform(noise_key, index(), stream).to(wide)
+    mixed: list[Words] = []
 
+    def words() -> Words:
+        # What all streams share is half of the work, and mixed when it is first asked for.
+        if not mixed:
+            assert key is not None
+            mixed.append(element_words(key, index()))
+        return mixed[0]
+
+    if "noise" in rule.takes:
+        given["noise"] = lambda stream: stream_uniform(words(), stream).to(wide)
     if "key" in rule.takes:
         given |= hyper_of(rule.takes, {"key": key, "index": index, "grad_dtype": grad.dtype})
 
     def direct(g: Tensor, p: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         return rule.update(g, p, **{name: cast(entry, wide) for name, entry in state.items()}, **given)
-
-    def bits() -> Tensor:
-        assert key is not None
-        return bits32(key, index(), _ROUNDING_STREAM)
 
     stepped, new = descend(
         cast(param, wide),
@@ -142,7 +144,7 @@ def advance(
         maximize=recipe.maximize,
     )
     return (
-        narrowed(stepped, param.dtype, recipe.rounding, bits),
+        narrowed(stepped, param.dtype, recipe.rounding, lambda: stream_bits(words(), _ROUNDING_STREAM)),
         {name: cast(value, state[name].dtype) for name, value in new.items()},
     )
 

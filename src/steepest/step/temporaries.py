@@ -6,7 +6,6 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -14,12 +13,13 @@ from torch.utils._pytree import tree_leaves
 __all__ = ["peak_bytes"]
 
 
-class _Watch(TorchDispatchMode):
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the bytes of the tensors that operations have made and nobody has dropped yet."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.held = self.peak = 0
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.held: int = 0
+        self.peak: int = 0
         # How many tensors look at a storage: views keep it alive.
         self._views: dict[int, int] = {}
 
@@ -60,6 +60,7 @@ def peak_bytes(act: Callable[[], object]) -> int:
     >>> peak_bytes(act)
     8000
     """
-    with _Watch() as watch:
+    watch = _Watch()
+    with watch:
         act()
     return watch.peak
