@@ -21,7 +21,7 @@ _COLUMNS = (
     Column("reason", ""),
 )
 FEW = ("lion", "adamw", "simba int16")
-"""Labels: a small graph, a large one, and the one that has taken longest. Each costs three processes' work."""
+"""Labels: a small graph, a large one, and the one that has taken longest. Each is three processes' work."""
 
 _NOTES = [
     "First steps: each in a process of its own that has imported torch and made the tensors before the clock "
