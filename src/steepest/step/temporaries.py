@@ -50,7 +50,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def peak_bytes(act: Callable[[], object]) -> int:
     """The most bytes of tensors that ``act`` has made and holds at once; it is run to find out.
 
-    What an operation takes within itself is not seen.
+    What an operation takes within itself, as where it must cast what it is given, is not seen.
 
     >>> def act():
     ...     a = torch.ones(1000)
