@@ -21,9 +21,10 @@ from steepest.step.temporaries import peak_bytes
 
 __all__ = ["Recipe", "advance", "member_key", "run_eager", "shared_scalars", "store"]
 
-# What the temporaries of a piece may take together. On a CPU 1 MiB is 2**15 to 2**17 elements. Pieces of 2**18
-# take several MiB: where malloc gives that back to the system and fetches it anew, a step is two to four times
-# as long; where it keeps it, two threads are up to 1.4 times as fast, since they are called together less often.
+# What the temporaries of a piece may take together. On a CPU 1 MiB is 2**15 to 2**17 elements. Pieces of
+# 2**18 take several MiB: where malloc gives that back to the system and fetches it anew, a step takes two to
+# four times as long; where it keeps it, two threads are up to 1.4 times as fast (twice, in bfloat16), since
+# they are called together less often.
 # An accelerator waits for the host where an operation is over before the next is launched, after some 5 µs;
 # at 3 TB/s that is a million elements, and a piece should be a few times as long. (Reckoned, not measured.)
 _ROOM_ON_CPU = 1 << 20
@@ -161,7 +162,7 @@ def run_eager(batch: Batch, members: Sequence[Member], finite: Tensor | None) ->
     shared = shared_scalars(batch)
     names = tuple(batch.element_state)
     small: dict[Any, list[list[Tensor]]] = {}
-    seen: set[int] = set()
+    seen: set[Any] = set()
     for member in members:
         tensors = [member.param, member.grad, *[member.state[name] for name in names]]
         if (kind := _kind(recipe, member, tensors, seen)) and (row := row_of(tensors)):
@@ -176,7 +177,7 @@ def run_eager(batch: Batch, members: Sequence[Member], finite: Tensor | None) ->
         _step_together(recipe, names, rows, shared | dict(own), finite)
 
 
-def _kind(recipe: Recipe, member: Member, tensors: list[Tensor], seen: set[int]) -> Any:
+def _kind(recipe: Recipe, member: Member, tensors: list[Tensor], seen: set[Any]) -> Any:
     """What members must share to be stepped as one tensor; None for one that must be alone.
 
     That is one with noise, whose key is its own, with numbers that only a device knows, or in the same
@@ -184,7 +185,7 @@ def _kind(recipe: Recipe, member: Member, tensors: list[Tensor], seen: set[int])
     """
     if recipe.noisy or any(isinstance(value, Tensor) for value in member.scalars.values()):
         return None
-    where = tensors[0].data_ptr()
+    where = tensors[0].untyped_storage()._cdata, tensors[0].storage_offset()
     if where in seen:
         return None
     seen.add(where)

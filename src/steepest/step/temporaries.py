@@ -52,6 +52,7 @@ def peak_bytes(act: Callable[[], object]) -> int:
 
     What an operation takes within itself, as where it must cast what it is given, is not seen.
 
+    >>> import torch
     >>> def act():
     ...     a = torch.ones(1000)
     ...     b = a + 1
