@@ -23,7 +23,7 @@ __all__ = ["Recipe", "advance", "member_key", "run_eager", "shared_scalars", "st
 
 # What the temporaries of a piece may take together. On a CPU 1 MiB is 2**15 to 2**17 elements. Pieces of
 # 2**18 take several MiB: where malloc gives that back to the system and fetches it anew, a step takes two to
-# four times as long; where it keeps it, two threads are up to 1.4 times as fast (twice, in bfloat16), since
+# four times as long; where it keeps it, two threads are up to 1.8 times as fast (twice, in bfloat16), since
 # they are called together less often.
 # An accelerator waits for the host where an operation is over before the next is launched, after some 5 µs;
 # at 3 TB/s that is a million elements, and a piece should be a few times as long. (Reckoned, not measured.)
