@@ -14,22 +14,41 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["Key", "bits32", "derive_key", "normal", "stochastic_floor", "stochastic_round", "uniform"]
+__all__ = [
+    "Key",
+    "Words",
+    "bits32",
+    "derive_key",
+    "element_words",
+    "normal",
+    "stochastic_floor",
+    "stochastic_round",
+    "stream_bits",
+    "stream_uniform",
+    "uniform",
+]
 
 _MASK = 0xFFFFFFFF
 _GOLDEN = 0x9E3779B9  # 2**32 / golden ratio: spreads consecutive integers over the range
 
 Word = TypeVar("Word", int, Tensor)
 Key = tuple[int | Tensor, int | Tensor]
+Words = tuple[Tensor, int | Tensor]
 
 
 def _mix(x: Word) -> Word:
-    """A bijection of 32-bit words with low bias (constants: Wellons, "hash-prospector", 2018)."""
-    x = x ^ (x >> 16)
-    x = (x * 0x21F0AAAD) & _MASK
-    x = x ^ (x >> 15)
-    x = (x * 0x735A2D97) & _MASK
-    return x ^ (x >> 15)
+    """A bijection of 32-bit words with low bias (constants: Wellons, "hash-prospector", 2018).
+
+    A tensor is overwritten: every caller hands over one that it has just made.
+    """
+    x ^= x >> 16
+    x *= 0x21F0AAAD
+    x &= _MASK
+    x ^= x >> 15
+    x *= 0x735A2D97
+    x &= _MASK
+    x ^= x >> 15
+    return x
 
 
 def derive_key(seed: int, *words: int | Tensor) -> Key:
@@ -54,7 +73,7 @@ def bits32(key: Key, index: Tensor, stream: int = 0) -> Tensor:
 
     Args:
         key: two 32-bit words, see :func:`derive_key`.
-        index: int64 element indices, any shape.
+        index: element indices, any shape: int64, or int32 if all are below 2**31, which is quicker.
         stream: tells apart several draws for the same element in the same step.
 
     Returns:
@@ -64,14 +83,41 @@ def bits32(key: Key, index: Tensor, stream: int = 0) -> Tensor:
     >>> torch.equal(bits32((1, 2), index)[2:], bits32((1, 2), index[2:]))
     True
     """
-    word = _mix((index & _MASK) ^ key[0])
-    other = (key[1] + stream * _GOLDEN + (index >> 32) * 0x2545F491) & _MASK
-    return _mix((word + other) & _MASK)
+    return stream_bits(element_words(key, index), stream)
+
+
+def element_words(key: Key, index: Tensor) -> Words:
+    """The part of :func:`bits32` that is the same for all streams."""
+    if index.dtype == torch.int32:
+        return _mix(index.to(torch.int64) ^ key[0]), key[1]
+    return _mix((index & _MASK) ^ key[0]), key[1] + (index >> 32) * 0x2545F491
+
+
+def stream_bits(words: Words, stream: int) -> Tensor:
+    """The rest of :func:`bits32`."""
+    word, other = words
+    mixed = word + ((other + stream * _GOLDEN) & _MASK)
+    mixed &= _MASK
+    return _mix(mixed)
 
 
 def uniform(key: Key, index: Tensor, stream: int = 0) -> Tensor:
     """Uniform float32 in [0, 1) for every element index: 24 random bits, exact in every backend."""
-    return (bits32(key, index, stream) >> 8).to(torch.float32) * 2.0**-24
+    return stream_uniform(element_words(key, index), stream)
+
+
+def stream_uniform(words: Words, stream: int) -> Tensor:
+    """:func:`uniform` of what :func:`element_words` gave."""
+    bits = stream_bits(words, stream)
+    bits >>= 8
+    return _unit(bits)
+
+
+def _unit(bits24: Tensor) -> Tensor:
+    # From int64 to floating point a CPU converts one by one.
+    u = bits24.to(torch.int32).to(torch.float32)
+    u *= 2.0**-24
+    return u
 
 
 def normal(key: Key, index: Tensor, stream: int = 0) -> Tensor:
@@ -97,7 +143,11 @@ def stochastic_floor(x: Tensor, u: Tensor) -> Tensor:
     """
     # Not ⌊x + u⌋: that sum can round up to the next integer.
     low = torch.floor(x)
-    return torch.where(u < x - low, low + 1, low)
+    # Arithmetic with 0 and 1: torch's where takes a CPU thirty times as long where nothing predicts it.
+    up = x - low
+    up.gt_(u)
+    low += up
+    return low
 
 
 def stochastic_round(x: Tensor, dtype: torch.dtype, bits: Tensor) -> Tensor:
@@ -117,11 +167,12 @@ def stochastic_round(x: Tensor, dtype: torch.dtype, bits: Tensor) -> Tensor:
     """
     dropped = {torch.bfloat16: 16, torch.float16: 13}[dtype]
     noise = (bits & ((1 << dropped) - 1)).to(torch.int32)
-    rounded = ((x.view(torch.int32) + noise) & -(1 << dropped)).view(torch.float32)
+    noise += x.view(torch.int32)
+    noise &= -(1 << dropped)
+    rounded = noise.view(torch.float32)
     if dtype == torch.float16:
         # Below 2**-14 float16 is subnormal: its grid is 2**-24 wide, whatever the exponent.
-        u = (bits >> 8).to(torch.float32) * 2.0**-24
-        tiny = torch.copysign(stochastic_floor(x.abs() * 2.0**24, u) * 2.0**-24, x)
+        tiny = torch.copysign(stochastic_floor(x.abs() * 2.0**24, _unit(bits >> 8)) * 2.0**-24, x)
         rounded = torch.where(x.abs() < 2.0**-14, tiny, rounded)
     # Above the largest value there is no second neighbour, and adding to the bits of inf makes NaN.
     return torch.where(x.abs() <= torch.finfo(dtype).max, rounded, x).to(dtype)

@@ -15,7 +15,18 @@ from steepest.hyper import Hyper, check_all
 from steepest.options import COMMON_OPTIONS
 from steepest.views import check_view
 
-__all__ = ["ElementRule", "Group", "MatrixRule", "Moments", "Noise", "Rule", "Scalar", "TensorRule"]
+__all__ = [
+    "ElementRule",
+    "Group",
+    "MatrixRule",
+    "Moments",
+    "Noise",
+    "Rule",
+    "Scalar",
+    "TensorRule",
+    "weighted_sum",
+    "zeros",
+]
 
 Group = Mapping[str, Any]
 Scalar = float | Tensor
@@ -116,7 +127,9 @@ class Rule(ABC):
         entries of :meth:`scalars`, and ``noise``, a function from a stream number to uniform [0, 1)
         noise of grad's shape; or ``key``, the noise's two key words, and with it ``index``, a function
         that gives the elements' places, and ``grad_dtype``, the gradient's own. Scalars are floats, or
-        0-dim tensors when compiled. Only elementwise torch operations, without fused multiply-add ones
+        0-dim tensors when compiled. Nothing that is given may be changed in place; what ``update`` has
+        made itself may, and is better, since it takes less memory to step with.
+        Only elementwise torch operations, without fused multiply-add ones
         (lerp, addcmul, add with alpha): those round differently at the end of a vector than within it,
         and a shard's bits would differ from the whole's.
         """
@@ -233,6 +246,17 @@ class MatrixRule(Rule):
     def relate(self, grads: Sequence[Tensor], group: Group) -> dict[str, Scalar]:
         """Scalars for ``update`` that depend on all gradients of a group, each a real view."""
         return {}
+
+
+def weighted_sum(a: Scalar, x: Tensor, b: Scalar, y: Tensor) -> Tensor:
+    """a·x + b·y, rounded as the formula is, with one tensor fewer in memory.
+
+    >>> weighted_sum(0.5, torch.tensor([2.0]), 0.25, torch.tensor([4.0]))
+    tensor([2.])
+    """
+    total = a * x
+    total += b * y
+    return total
 
 
 def zeros(param: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -133,7 +133,7 @@ def test_pieces_make_the_whole(case: Case, dtype: torch.dtype, layout: str, monk
         return train(case.make(params, **OPTIONS), params)
 
     whole = run()
-    monkeypatch.setattr(element, "_PIECE_ON_CPU", 7)
+    monkeypatch.setattr(element, "piece_length", lambda *given, **options: 7)
     assert identical(run(), whole)
 
 
@@ -163,10 +163,25 @@ def test_sums_over_a_tensor_hardly_depend_on_its_pieces(monkeypatch: pytest.Monk
     assert square.item() == pytest.approx((wide * wide).sum().item(), rel=1e-12)
 
 
-@pytest.mark.parametrize(("ordered", "largest"), [(False, 7), (True, 100)])
-def test_transposed_tensors_are_cut_small_unless_places_matter(ordered: bool, largest: int):
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("limit", [1, 7, 100, 299, 300])
+@pytest.mark.parametrize("alike", [True, False])
+def test_tensors_are_cut_small_whatever_their_strides(ordered: bool, limit: int, alike: bool):
     """Or a wide transposed matrix would be stepped whole, with temporaries of its size."""
-    tensors = [torch.arange(300.0).view(100, 3).t() for _ in range(2)]
-    cut = list(element.pieces(tensors, 7, ordered=ordered))
-    assert max(param.numel() for (param, _), _ in cut) == largest
+    transposed = torch.arange(300.0).view(2, 50, 3).transpose(0, 2)
+    tensors = [transposed, transposed.clone() if alike else transposed.contiguous()]
+    cut = list(element.pieces(tensors, limit, ordered=ordered))
+    assert max(param.numel() for (param, _), _ in cut) <= limit
+    assert all(param.equal(other) for (param, other), _ in cut)
     assert torch.cat([param.reshape(-1) for (param, _), _ in cut]).sort().values.equal(torch.arange(300.0))
+    if ordered:
+        places = torch.cat([index().reshape(-1) for _, index in cut])
+        assert torch.cat([param.reshape(-1) for (param, _), _ in cut]).equal(transposed.flatten()[places])
+
+
+@pytest.mark.parametrize("limit", [1, 7, 50, 64])
+def test_sums_come_in_logical_order_whatever_the_strides(limit: int, monkeypatch: pytest.MonkeyPatch):
+    grad = torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(0)).permute(1, 2, 0)
+    monkeypatch.setattr(tensor, "_PIECE_ON_CPU", limit)
+    assert tensor.moments(grad) == tensor.moments(grad.contiguous())
+    assert tensor.moments(grad[1:, ::2]) == tensor.moments(grad[1:, ::2].contiguous())

@@ -307,6 +307,15 @@ def bench_command(
     json: Annotated[
         Path | None, typer.Option("--json", help="Write the record here too.", show_default=False)
     ] = None,
+    full: Annotated[
+        bool,
+        typer.Option(
+            "--full",
+            help="Leave nothing out: first steps of all rules and not of three, the largest model timed and "
+            "not planned, peers that repeat others. A quarter of an hour on two cores instead of some eight "
+            "minutes. What --optimizers names is measured in full.",
+        ),
+    ] = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="A toy model and three rounds: does it run at all?")
     ] = False,
@@ -339,6 +348,7 @@ def bench_command(
                 compiled=compiled,
                 peers=peers,
                 memory=memory,
+                full=full,
                 out=out,
                 watcher=BenchLive(console) if console.is_terminal else BenchPlain(),
             )

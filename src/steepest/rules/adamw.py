@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 from steepest.hyper import at_least, betas, flag, learning_rate
 from steepest.optimizer import Optimizer
 from steepest.options import CommonOptions
-from steepest.rule import ElementRule, Group, Scalar, zeros
+from steepest.rule import ElementRule, Group, Scalar, weighted_sum, zeros
 
 __all__ = ["AdamW", "AdamWRule"]
 
@@ -55,23 +55,28 @@ class AdamWRule(ElementRule):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Kingma and Ba's update; AMSGrad divides by the largest second moment so far."""
         beta1, beta2 = betas
-        exp_avg = beta1 * exp_avg + (1 - beta1) * grad
-        exp_avg_sq = beta2 * exp_avg_sq + (1 - beta2) * (grad * grad)
+        exp_avg = weighted_sum(beta1, exp_avg, 1 - beta1, grad)
+        exp_avg_sq = weighted_sum(beta2, exp_avg_sq, 1 - beta2, grad * grad)
         state = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
         second = exp_avg_sq
         if max_exp_avg_sq is not None:
             second = state["max_exp_avg_sq"] = torch.maximum(max_exp_avg_sq, exp_avg_sq)
-        return exp_avg * correction1 / (_sqrt(second * correction2) + eps), state
+        denominator = _sqrt(second * correction2)
+        denominator += eps
+        direction = exp_avg * correction1
+        direction /= denominator
+        return direction, state
 
 
 def _sqrt(x: Tensor) -> Tensor:
-    """√x as x·(1/√x), at least 1e-19 in float32, so that eps = 0 divides no zero by zero.
+    """√x, in place, as x·(1/√x), at least 1e-19 in float32, so that eps = 0 divides no zero by zero.
 
     torch's sqrt on a CPU is a unit off in the last place where compiled code is exact; 1/√x is computed
     alike by both, and eager, compiled and sharded runs must give the same bits.
     """
-    x = x.clamp(min=torch.finfo(x.dtype).tiny)
-    return x * x.rsqrt()
+    x.clamp_(min=torch.finfo(x.dtype).tiny)
+    x *= x.rsqrt()
+    return x
 
 
 class AdamW(Optimizer, rule=AdamWRule()):

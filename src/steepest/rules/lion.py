@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 from steepest.hyper import at_least, betas, learning_rate
 from steepest.optimizer import Optimizer
 from steepest.options import CommonOptions
-from steepest.rule import ElementRule, Group, zeros
+from steepest.rule import ElementRule, Group, weighted_sum, zeros
 
 __all__ = ["Lion", "LionRule"]
 
@@ -35,8 +35,8 @@ class LionRule(ElementRule):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The sign comes from the momentum before it takes this gradient in."""
         beta1, beta2 = betas
-        direction = (beta1 * exp_avg + (1 - beta1) * grad).sign()
-        return direction, {"exp_avg": beta2 * exp_avg + (1 - beta2) * grad}
+        direction = weighted_sum(beta1, exp_avg, 1 - beta1, grad).sign_()
+        return direction, {"exp_avg": weighted_sum(beta2, exp_avg, 1 - beta2, grad)}
 
 
 class Lion(Optimizer, rule=LionRule()):

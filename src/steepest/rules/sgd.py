@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 from steepest.hyper import at_least, flag, fraction, learning_rate
 from steepest.optimizer import Optimizer
 from steepest.options import CommonOptions
-from steepest.rule import ElementRule, Group, Scalar, zeros
+from steepest.rule import ElementRule, Group, Scalar, weighted_sum, zeros
 
 __all__ = ["SGD", "SGDRule"]
 
@@ -61,7 +61,7 @@ class SGDRule(ElementRule):
         """Without a momentum buffer, the gradient itself."""
         if momentum_buffer is None:
             return grad, {}
-        buffer = momentum * momentum_buffer + take * grad
+        buffer = weighted_sum(momentum, momentum_buffer, take, grad)
         return (grad + momentum * buffer if nesterov else buffer), {"momentum_buffer": buffer}
 
 

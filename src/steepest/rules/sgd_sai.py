@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 from steepest.hyper import at_least, choice, flag, fraction, integer, learning_rate, positive
 from steepest.optimizer import Optimizer
 from steepest.options import CommonOptions
-from steepest.rule import Group, Moments, Scalar, TensorRule, zeros
+from steepest.rule import Group, Moments, Scalar, TensorRule, weighted_sum, zeros
 
 __all__ = ["SGDSaI", "SGDSaIRule"]
 
@@ -100,7 +100,7 @@ class SGDSaIRule(TensorRule):
         """(keep, take) is (0, 1) in the first step and (μ, 1−μ) ever after; gain is G."""
         if momentum_buffer is None:
             return gain * grad, {}
-        average = keep * momentum_buffer + take * grad
+        average = weighted_sum(keep, momentum_buffer, take, grad)
         return gain * average, {"momentum_buffer": average}
 
 

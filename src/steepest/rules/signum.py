@@ -9,7 +9,7 @@ from typing_extensions import Unpack
 from steepest.hyper import at_least, fraction, learning_rate
 from steepest.optimizer import Optimizer
 from steepest.options import CommonOptions
-from steepest.rule import ElementRule, Group, Scalar, zeros
+from steepest.rule import ElementRule, Group, Scalar, weighted_sum, zeros
 
 __all__ = ["Signum", "SignumRule"]
 
@@ -32,7 +32,7 @@ class SignumRule(ElementRule):
         self, grad: Tensor, param: Tensor, momentum_buffer: Tensor, *, momentum: Scalar
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The momentum takes the gradient in first."""
-        average = momentum * momentum_buffer + (1 - momentum) * grad
+        average = weighted_sum(momentum, momentum_buffer, 1 - momentum, grad)
         return average.sign(), {"momentum_buffer": average}
 
 

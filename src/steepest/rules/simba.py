@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 from steepest.hyper import Hyper, at_least, betas, choice, fraction, integer, learning_rate
 from steepest.optimizer import Optimizer
 from steepest.options import CommonOptions
-from steepest.rule import ElementRule, Group, Scalar, zeros
+from steepest.rule import ElementRule, Group, Scalar, weighted_sum, zeros
 
 __all__ = ["Simba", "SimbaRule"]
 
@@ -78,7 +78,13 @@ class SimbaRule(ElementRule):
         direction = remembered.sign()
         if choice == "threshold":
             assert counts is not None
-            direction = torch.where(counts.abs() > cutoff, direction, local)
+            # local + trusted·(direction − local) in place, with trusted 0 or 1: exact, and torch's where
+            # takes a CPU thirty times as long where nothing predicts it.
+            trusted = counts.abs()
+            trusted.gt_(cutoff)
+            direction -= local
+            direction *= trusted
+            direction += local
         elif choice == "lion":
             assert exp_avg is not None
             past, present = beta1 * exp_avg.abs(), (1 - beta1) * grad.abs()
@@ -87,9 +93,10 @@ class SimbaRule(ElementRule):
             direction = torch.where(past > present, direction, agreed)
         state = {}
         if counts is not None:
-            state["counts"] = (counts + local).clamp(-window_size, window_size)
+            local += counts
+            state["counts"] = local.clamp_(-window_size, window_size)
         if exp_avg is not None:
-            state["exp_avg"] = beta2 * exp_avg + (1 - beta2) * grad
+            state["exp_avg"] = weighted_sum(beta2, exp_avg, 1 - beta2, grad)
         return direction, state
 
 

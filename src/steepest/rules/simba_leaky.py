@@ -55,9 +55,14 @@ class SimbaLeakyRule(TensorRule):
         noise: Noise,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The counters take the gradient in first."""
-        vote = 8 * (grad * inverse_rms).clamp(-7, 7)
-        forgotten = stochastic_floor(counts * leak, noise(0))
-        counts = (counts - forgotten + stochastic_floor(vote, noise(1))).clamp(-_LIMIT, _LIMIT)
+        # Noise is drawn first: it takes the most memory while it is made.
+        u = noise(0)
+        counts = counts - stochastic_floor(counts * leak, u)
+        u = noise(1)
+        vote = (grad * inverse_rms).clamp_(-7, 7)
+        vote *= 8
+        counts += stochastic_floor(vote, u)
+        counts.clamp_(-_LIMIT, _LIMIT)
         return counts.sign(), {"counts": counts}
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from steepest.random import stochastic_round
 from steepest.rule import Scalar
 
-__all__ = ["decay_strength", "decayed", "descend", "narrowed"]
+__all__ = ["cast", "decay_strength", "decayed", "descend", "narrowed"]
 
 
 def decay_strength(method: str, lr: Scalar, weight_decay: float, base_lr: float) -> Scalar:
@@ -52,7 +52,7 @@ def descend(
 
     Args:
         param, grad: of one shape and dtype.
-        direct: the rule: (grad, param) -> (direction, new state).
+        direct: the rule: (grad, param) -> (direction of param's shape and dtype, new state).
         retract: where the rule brings the result back to.
         lr, decay: the learning rate, and what :func:`decay_strength` gives.
         method: the weight-decay method; None where nothing decays.
@@ -62,21 +62,29 @@ def descend(
     if maximize:
         grad = -grad
     if method == "l2":
-        grad = grad + decay * param
+        shrink = decay * param
+        grad = shrink.add_(grad)
     elif method is not None and method != "cautious":
         param = decayed(param, decay, method)
     direction, state = direct(grad, param)
     if method == "cautious":
         param = torch.where(direction * param >= 0, param * decay, param)
-    # p − lr·u to the bit, with one temporary: large ones come from the system anew, page by page.
-    return retract((direction * -lr).add_(param), before, state), state
+    # p − η·d to the bit, with one tensor fewer: large ones come from the system anew, page by page.
+    stepped = direction * -lr
+    stepped += param
+    return retract(stepped, before, state), state
 
 
 def narrowed(value: Tensor, dtype: torch.dtype, rounding: str, bits: Callable[[], Tensor]) -> Tensor:
     """``value`` in ``dtype``, to nearest or stochastically; ``bits`` are drawn only if they are used."""
     if rounding == "stochastic" and dtype in (torch.bfloat16, torch.float16):
         return stochastic_round(value.to(torch.float32), dtype, bits())
-    return value.to(dtype)
+    return cast(value, dtype)
+
+
+def cast(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """``value.to(dtype)``, which takes half a microsecond even if there is nothing to do."""
+    return value if value.dtype == dtype else value.to(dtype)
 
 
 def hyper_of(takes: frozenset[str], values: Mapping[str, Any]) -> dict[str, Any]:

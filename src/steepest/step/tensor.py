@@ -13,7 +13,7 @@ from steepest.step.collect import Batch
 
 __all__ = ["measure", "moments", "reads_back"]
 
-# A float64 copy of a piece stays in the second-level cache; an accelerator wants fewer launches instead.
+# A float64 copy of a piece, half a MiB, stays in the second-level cache; an accelerator wants fewer launches.
 _PIECE_ON_CPU = 1 << 16
 _PIECE_ELSEWHERE = 1 << 22
 
@@ -31,11 +31,33 @@ def moments(grad: Tensor) -> Moments:
     square = torch.zeros_like(total)
     # A float64 copy of the whole gradient would be twice its size.
     limit = _PIECE_ON_CPU if grad.device.type == "cpu" else _PIECE_ELSEWHERE
-    for piece in torch.split(grad.reshape(-1), limit):
-        wide = piece.to(accumulate)
+    for first in range(0, grad.numel(), limit):
+        wide = torch.empty(min(limit, grad.numel() - first), dtype=accumulate, device=grad.device)
+        _fill(wide, grad, first)
         total += wide.sum()
         square += torch.dot(wide, wide)
+        # Or it would be there while the next one is made.
+        del wide
     return Moments(grad.numel(), total, square)
+
+
+def _fill(target: Tensor, source: Tensor, first: int) -> None:
+    """Fill a flat tensor with another's elements from ``first`` on in logical order, whatever the strides."""
+    if source.is_contiguous():
+        target.copy_(source.view(-1)[first : first + target.numel()])
+        return
+    row = source.numel() // source.shape[0]
+    done = 0
+    while done < target.numel():
+        at, within = divmod(first + done, row)
+        rows = (target.numel() - done) // row if within == 0 else 0
+        count = rows * row or min(row - within, target.numel() - done)
+        part = target[done : done + count]
+        if rows:
+            part.view(rows, *source.shape[1:]).copy_(source[at : at + rows])
+        else:
+            _fill(part, source[at], within)
+        done += count
 
 
 def reads_back(batches: list[Batch]) -> bool:

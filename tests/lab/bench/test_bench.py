@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from steepest.lab import LabError, cli
 from steepest.lab.bench import Column, Record, Result, Section, Setting, bench, running
 from steepest.lab.bench.entry import ours
 from steepest.lab.bench.first_step import first_step_seconds
-from steepest.lab.bench.sections import SECTIONS, sweep
+from steepest.lab.bench.sections import SECTIONS, first, sweep
 from steepest.lab.bench.shapes import SHAPE_LISTS, shape_list
 from steepest.lab.bench.watch import Plain, Silent, Watcher
 
@@ -118,7 +119,7 @@ def test_an_interrupt_keeps_what_was_found(
 def test_an_interrupted_table_keeps_its_rows(section: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
 
-    def once(*arguments: object) -> object:
+    def once(*arguments: object, **options: object) -> object:
         calls.append(1)
         if len(calls) > 1:
             raise KeyboardInterrupt
@@ -205,6 +206,30 @@ def test_the_sweep_has_every_model_and_plans_what_memory_does_not_hold(
     assert len(rows) == 2 * (len(SHAPE_LISTS) - 1)
     assert {(row["label"], row["status"]) for row in rows} == {("signgsd", "ok"), ("adamw", "planned")}
     assert set(sweep.NAMES) <= set(steepest.list_optimizers())
+
+
+def test_what_takes_long_is_left_out_and_said_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in set(SHAPE_LISTS) - {"tiny"}:
+        monkeypatch.setitem(SHAPE_LISTS, name, lambda name=name: replace(shape_list("tiny"), name=name))
+    largest = list(SHAPE_LISTS)[-1]
+    monkeypatch.setattr(first, "first_step_seconds", lambda *given: {"cold_seconds": 1.0})
+    monkeypatch.setattr(first, "recompilations", lambda *given: 0)
+
+    def measured(**options: Any) -> tuple[set[str], dict[str, str], str]:
+        record = bench(["gpt2-124m"], sections=["first", "sweep"], rounds=1, peers=False, **options)
+        few, sizes = record.results
+        reasons = {row["model"]: row["reason"] for row in sizes.rows if row["key"] != "axpy"}
+        return {row["label"] for row in few.rows}, reasons, " ".join(few.notes + sizes.notes)
+
+    labels, reasons, notes = measured()
+    assert labels == set(first.FEW)
+    assert {model for model, why in reasons.items() if why == "not timed without --full"} == {largest}
+    assert notes.count("--full") == 2
+    labels, reasons, _ = measured(full=True)
+    assert labels > set(first.FEW)
+    assert not any(reasons.values())
+    # What is asked for by name is measured.
+    assert measured(optimizers=["signgsd"])[0] == {"signgsd"}
 
 
 def test_the_first_step_is_timed_in_processes_of_its_own() -> None:

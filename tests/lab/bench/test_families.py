@@ -5,6 +5,7 @@ import pytest
 import steepest
 from steepest.lab import LabError
 from steepest.lab.bench.families import families
+from steepest.lab.bench.peers import REPEATED
 
 
 def test_every_optimizer_is_measured_eager_and_compiled() -> None:
@@ -50,3 +51,8 @@ def test_a_peer_of_another_rule_stays_away() -> None:
 def test_what_cannot_be_measured_is_refused(given: list[str], options: dict[str, bool], said: str) -> None:
     with pytest.raises(LabError, match=said):
         families(given, **options)
+
+
+def test_peers_that_repeat_others_stay_away_unless_in_full() -> None:
+    both = [{(f.name, e.label) for f in families(full=full) for e in f.entries} for full in (True, False)]
+    assert both[0] - both[1] == REPEATED

@@ -51,13 +51,23 @@ class Contestant:
 
 
 def duel(
-    family: Family, shapes: ShapeList, setting: Setting, tick: Callable[[float], None] = lambda share: None
+    family: Family,
+    shapes: ShapeList,
+    setting: Setting,
+    tick: Callable[[float], None] = lambda share: None,
+    *,
+    untimed: str = "",
 ) -> list[Row]:
-    """A row for every entry of the family, measured or not, and one for axpy; the first pack's."""
+    """A row for every entry of the family, measured or not, and one for axpy; the first pack's.
+
+    With ``untimed``, which says why, nothing is measured and all is planned.
+    """
     tensors = family.tensors(shapes, setting.blocks)
     material_bytes = 2 * setting.dtype.itemsize * sum(tensor.numel for tensor in tensors)
     needs = {entry.key: need(entry, tensors, setting.dtype) for entry in family.entries}
     packs, left = packed(family.entries, needs, setting.memory - material_bytes)
+    if untimed:
+        packs, left = [], list(family.entries)
     rows: list[Row] = []
     if packs:
         material = Material.of(tensors, setting.device, setting.dtype)
@@ -69,7 +79,7 @@ def duel(
         short = material_bytes + needs[entry.key]
         planned = planned_state_bytes(entry, tensors, setting.dtype) if entry.ours else None
         said = f"needs {short / 2**30:.1f} GiB, the limit is {setting.memory / 2**30:.1f} GiB"
-        rows.append({**_named(entry), "status": "planned", "reason": said, "state_bytes": planned})
+        rows.append({**_named(entry), "status": "planned", "reason": untimed or said, "state_bytes": planned})
     count = sum(tensor.numel for tensor in tensors)
     common = {
         "model": shapes.name,
@@ -151,6 +161,9 @@ def _prepared(entry: Entry, family: Family, material: Material, device: torch.de
     with warnings.catch_warnings(record=True) as said, contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("always")
         optimizer = entry.make(material.params)
+        if entry.ours and entry.how == "compiled" and family.scope == "matrix":
+            # Known beforehand, and its steps are slow.
+            raise EagerOnly(f"{entry.rule} runs eagerly even with compile=True")
         before = material.sample()
         # Some measure in their first step and move only in the second.
         for _ in range(2):

@@ -12,7 +12,7 @@ import steepest
 
 from ..errors import LabError
 from .entry import Entry, Scope, ours
-from .peers import PEERS
+from .peers import PEERS, REPEATED
 from .shapes import ShapeList, Tensor
 
 Where = Literal["all", "hidden", "attention"]
@@ -99,7 +99,12 @@ _NOT_MEASURED = {"orthogonalized"}
 
 
 def families(
-    optimizers: Sequence[str] | None = None, *, eager: bool = True, compiled: bool = True, peers: bool = True
+    optimizers: Sequence[str] | None = None,
+    *,
+    eager: bool = True,
+    compiled: bool = True,
+    peers: bool = True,
+    full: bool = True,
 ) -> list[Family]:
     """The families in which these optimizers are; all of them unless some are named.
 
@@ -108,6 +113,7 @@ def families(
         eager: Measure ours eagerly.
         compiled: Measure ours compiled.
         peers: Measure the other packages' beside them.
+        full: Also the `REPEATED` ones of these.
 
     Raises:
         LabError: an unknown name.
@@ -128,7 +134,11 @@ def families(
         own = tuple(e for e in family.entries if e.rule in wanted and e.how in hows)
         if own:
             compared = {entry.rule for entry in own}
-            others = tuple(e for e in PEERS.get(family.name, ()) if peers and e.rule in compared)
+            others = tuple(
+                e
+                for e in PEERS.get(family.name, ())
+                if peers and e.rule in compared and (full or (family.name, e.label) not in REPEATED)
+            )
             chosen.append(Family(family.name, family.scope, family.where, own + others))
     return chosen
 

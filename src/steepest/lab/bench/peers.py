@@ -100,3 +100,6 @@ PEERS: dict[str, list[Entry]] = {
     "psgd dense/dense": _psgd("dense/dense"),
 }
 """By the family that they are measured in."""
+
+REPEATED = frozenset({("psgd dense/dense", "PSGDKron")})
+"""(family, label) of those that compile for half a minute to show what another of the family shows."""

@@ -49,6 +49,7 @@ def bench(
     compiled: bool = True,
     peers: bool = True,
     memory: float | None = None,
+    full: bool = False,
     out: Path | None = None,
     watcher: Watcher | None = None,
 ) -> Record:
@@ -67,6 +68,8 @@ def bench(
         compiled: And compiled.
         peers: And other packages' beside them, as far as they are installed.
         memory: GiB that the tensors of one measurement may take; by default a part of what is free.
+        full: Leave nothing out: the first steps of all rules, the largest model timed, peers that repeat
+            others. So is whatever is asked for by name in `optimizers`.
         out: A folder for the record as JSON and as Markdown, written anew after each section.
         watcher: Is told how it goes.
 
@@ -87,14 +90,16 @@ def bench(
     chosen = _sections(sections)
     if blocks is None and device.type == "cpu":
         blocks = _BLOCKS_ON_CPU
+    full = full or optimizers is not None
     setting = Setting(
         models=[shape_list(name) for name in models],
-        families=families(optimizers, eager=eager, compiled=compiled, peers=peers),
+        families=families(optimizers, eager=eager, compiled=compiled, peers=peers, full=full),
         device=device,
         dtype=DTYPES[dtype],
         rounds=rounds,
         blocks=blocks or None,
         memory=int(memory * 2**30) if memory else int(_SHARE_OF_MEMORY * available_bytes(device)),
+        full=full,
     )
     watcher = Silent() if watcher is None else watcher
     machine = {**describe(device), "packages": _versions()}

@@ -26,6 +26,7 @@ class Setting:
         rounds: Of every measurement.
         blocks: Matrix rules step the hidden matrices of so many of a model's blocks; None: of all.
         memory: Bytes that a group of contestants may take.
+        full: Measure what takes long and says little new too; a section says what it leaves out.
     """
 
     models: Sequence[ShapeList]
@@ -35,6 +36,7 @@ class Setting:
     rounds: int
     blocks: int | None
     memory: int
+    full: bool = False
 
     @property
     def toy(self) -> bool:
@@ -51,6 +53,7 @@ class Setting:
             "rounds": self.rounds,
             "blocks": self.blocks,
             "memory_bytes": self.memory,
+            "full": self.full,
         }
 
 

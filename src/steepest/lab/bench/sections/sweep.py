@@ -14,6 +14,7 @@ from ..watch import Watcher
 
 NAMES = ("signgsd", "lion", "adamw")
 _PEER = ("adamw", "fused")
+_LARGEST = list(SHAPE_LISTS)[-1]
 
 _COLUMNS = (
     Column("model", "model"),
@@ -28,12 +29,12 @@ _COLUMNS = (
 )
 _NOTE = (
     "All tensors of each model. What does not fit into the memory limit is planned: its state is counted on "
-    "the meta device, and its step is not timed."
+    "the meta device, and its step is not timed; neither is that of the largest model without --full."
 )
 
 
 class Sweep:
-    """Step time and state against model size."""
+    """Step time and state against model size, of the largest model only the state unless in full."""
 
     name = "sweep"
 
@@ -51,7 +52,9 @@ class Sweep:
             for name in _models(setting):
                 shapes = SHAPE_LISTS[name]()
                 watcher.begun(f"sizes: {shapes.title}")
-                rows += duel(Family("sweep", "element", "all", entries), shapes, setting, watcher.ticked)
+                family = Family("sweep", "element", "all", entries)
+                why = "not timed without --full" if name == _LARGEST and not setting.full else ""
+                rows += duel(family, shapes, setting, watcher.ticked, untimed=why)
                 watcher.finished()
         except KeyboardInterrupt:
             yield Result(self.name, "Model sizes", _COLUMNS, rows, [_NOTE])
