@@ -26,6 +26,7 @@ from steepest.step.collect import Batch, Member
 from steepest.step.element import Recipe, advance, member_key, shared_scalars, store
 from steepest.step.flat import flat
 from steepest.step.lanes import halves, joined, needs_pairs, paired
+from steepest.step.surroundings import surroundings
 
 __all__ = [
     "Plan",
@@ -158,7 +159,7 @@ def prepare(batch: Batch, guarded: bool) -> Plan:
             needs_pairs(dtypes, batch.device),
             batch.device,
             guarded,
-            _surroundings(),
+            surroundings(),
         )
         graph = _ready(spec)
         if graph is None:
@@ -199,19 +200,6 @@ def laid_out(tensors: Row, *, ordered: bool, pairs: bool) -> Row | None:
     if row is not None and pairs:
         row = [pair for tensor in row if (pair := paired(tensor)) is not None]
     return row if row is not None and len(row) == len(tensors) and row[0].numel() != 1 else None
-
-
-def _surroundings() -> tuple[Any, ...]:
-    """What else torch compiles for: with it in the spec, no graph is compiled anew on a user's tensors."""
-    return (
-        torch.get_num_threads(),
-        torch.get_default_dtype(),
-        torch.is_inference_mode_enabled(),
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-        torch.is_autocast_cache_enabled(),
-        *[(torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")],
-    )
 
 
 def _runs(spec: GraphSpec, graph: Graph, *given: Any) -> bool:

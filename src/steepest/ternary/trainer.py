@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from steepest.random import derive_key
 from steepest.ternary.ballot import Ballot, Outward, VoteKind, narrowest
+from steepest.ternary.compiled import wants_compiling
 from steepest.ternary.flipping import flip_layer
 from steepest.ternary.layer import TernaryLinear
 from steepest.ternary.options import checked, threshold_at
 from steepest.ternary.packing import zeros_in
-from steepest.ternary.pieces import can_compile
 from steepest.ternary.stats import FlipStats, LayerStats
 from steepest.ternary.votes import LARGEST_VOTE
 from steepest.ternary.workers import Group, place, summed_over
@@ -216,8 +216,7 @@ class TernaryFlip:
                 zero_pull=self.options["zero_pull"],
                 at_most=self._at_most(layer),
                 key=derive_key(self.options["seed"], ordinal, step),
-                # On a CPU torch makes no vector code of narrow integers: slower than eager, measured.
-                compiled=ballot.compiled and layer.packed.device.type != "cpu",
+                compiled=ballot.compiled,
             )
             self._flips[name] = flips
             self._total_flips[name] = self._total_flips.get(name, 0) + flips
@@ -364,7 +363,7 @@ class TernaryFlip:
         options = self.options
         total = sum(layer.in_features * layer.out_features for layer in self.layers.values())
         device = next(iter(self.layers.values())).packed.device
-        compiled = options["compile"]
+        compiled = wants_compiling(options["compile"], total, device)
         for ordinal, (name, layer) in enumerate(self.layers.items()):
             self._ballots[name] = Ballot(
                 options["votes"],
@@ -372,7 +371,7 @@ class TernaryFlip:
                 options["seed"],
                 ordinal,
                 watched=options["nonfinite"] != "ignore",
-                compiled=can_compile(total, device) if compiled is None else compiled,
+                compiled=compiled,
                 step=int(self.taken),
                 group=self.process_group,
             )
