@@ -41,6 +41,7 @@ def wants_compiling(option: bool | None, weights: int, device: torch.device) -> 
     return available
 
 
+@torch.no_grad()
 def run_compiled(
     key: Hashable,
     function: Callable[..., Result],
@@ -87,4 +88,5 @@ def _compile(function: Callable[..., Result]) -> Callable[..., Result]:
         function.__defaults__,
         function.__closure__,
     )
+    # The guards have looked at sizes already.
     return torch.compile(fresh, fullgraph=True, dynamic=True, options={"size_asserts": False})

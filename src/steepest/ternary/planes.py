@@ -81,7 +81,8 @@ def run_pass(
             ``other`` is −1.
         packed: T, uint8 [out, ⌈in/4⌉].
         accumulator: a, int8 or int16 [out, in].
-        other: votes, int8 or int16, or choices of a's dtype, −1 or 0; [out, in].
+        other: votes, int8 or int16, or choices of a's dtype, −1 or 0; [out, in]. What is left in it means
+            nothing.
         threshold: τ; for ``"flip"`` at most the largest number of a's dtype.
         cancel: see :class:`Pass`.
         compiled: by a graph.
@@ -98,7 +99,7 @@ def run_pass(
     slack = torch.tensor(lanes.slack(min(threshold, lanes.limit + 1)), device=packed.device)
     whole = fits and _is_whole(what, packed, accumulator, other)
     count = torch.zeros((), dtype=torch.int64, device=packed.device)
-    # One call for all rows, where nothing is as large as the layer but what is there already.
+    # A graph makes nothing as large as the layer: it takes all rows at once.
     parts = [slice(0, rows)] if whole and compiled else row_pieces(rows, columns, packed.device)
     for part in parts:
         mine = packed[part], accumulator[part], other[part]
@@ -107,6 +108,8 @@ def run_pass(
         else:
             sheet = _padded(what, *mine)
         count += _run(what, sheet, slack, compiled)
+        if kind != "collect":
+            sheet.packed.bitwise_xor_(sheet.others[0].to(what.packed_dtype))
         if not whole:
             _back(mine[0], sheet.packed.view(torch.uint8))
             for plane, (_, piece) in zip(sheet.counters, _quarters(mine[1], packed.shape[1]), strict=True):
@@ -130,7 +133,7 @@ def _run(what: Pass, sheet: Sheet, slack: Tensor, compiled: bool) -> Tensor:
 def _sweep(
     what: Pass, packed: Tensor, counters: list[Tensor], others: list[Tensor], slack: Tensor
 ) -> Tensor:
-    """One pass over a sheet in place; the count."""
+    """One pass over a sheet's counters in place; the count. What changes in ``packed`` is left in others[0]."""
     lanes = what.lanes
     codes = packed if lanes == BYTES else _spread(packed)
     changes = torch.zeros_like(codes)
@@ -148,8 +151,10 @@ def _sweep(
     for a, kept in zip(counters, new, strict=True):
         a.copy_(kept)
     if what.kind != "collect":
-        packed.copy_(packed ^ (changes if lanes == BYTES else _gathered(changes)))
-    return words.flips_in(changes).sum()
+        # Into what has been read: a graph would make room for them, and getting that takes as long as the pass.
+        others[0].copy_(changes if lanes == BYTES else _gathered(changes))
+    # By rows first: so the compiler counts in the same loop.
+    return words.flips_in(changes).sum(1).sum()
 
 
 def _spread(bytes4: Tensor) -> Tensor:
