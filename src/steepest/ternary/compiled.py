@@ -66,7 +66,8 @@ def run_compiled(
                     if trial is not None:
                         graph(*trial())
                     _graphs[key] = graph
-            return _graphs[key](*arguments)
+            result: Result = _graphs[key](*arguments)
+            return result
         except torch.OutOfMemoryError:
             raise
         except Exception as error:

@@ -31,7 +31,8 @@ def pull(values: Tensor, chance: float, u: Tensor) -> Tensor:
     >>> pull(values, 0.5, torch.tensor([0.1, 0.1, 0.1, 0.9])).tolist()
     [-1, 1, 0, 0]
     """
-    return -(values * (u < chance).view(torch.int8))
+    # By way of floats, of which torch's compiler makes vector code.
+    return -(values * (u < chance).to(u.dtype)).to(values.dtype)
 
 
 def _pull_in(tensors: tuple[Tensor, ...], first: int, word: int, other: int, chance: float) -> None:
@@ -64,24 +65,27 @@ def flip_layer(
         at_most: flip no more than this many: the largest |a| first, ties by lot. None: no bound. (Counting
             them waits for the device.)
         key: of the noise.
-        compiled: by graphs, but for choosing among too many.
+        compiled: by graphs, but for a choice among too many and what comes of it.
     """
     if pending.dtype not in (torch.int8, torch.int16):
         limit = torch.iinfo(torch.int16).max
         pending = pending.clamp(-limit, limit).to(torch.int16)
     if zero_pull > 0:
         _pull_all(packed, pending, zero_pull, key, compiled)
-    run = functools.partial(run_pass, cancel=outward == "cancel", compiled=compiled)
+    run = functools.partial(run_pass, threshold=threshold, cancel=outward == "cancel", compiled=compiled)
     out_of_reach = threshold > torch.iinfo(accumulator.dtype).max
     if at_most is None and not out_of_reach:
-        return run("flip", packed, accumulator, pending, threshold=threshold)
-    reached = run("collect", packed, accumulator, pending, threshold=threshold)
+        return run("flip", packed, accumulator, pending)
+    reached = run("collect", packed, accumulator, pending)
     if out_of_reach:
         return torch.zeros_like(reached)
     assert at_most is not None
     if int(reached) <= at_most:
-        return run("flip", packed, accumulator, pending.zero_(), threshold=threshold)
-    return run("settle", packed, accumulator, _choose(accumulator, threshold, at_most, key))
+        return run("flip", packed, accumulator, pending.zero_())
+    # Choosing takes so much longer that a graph for this would not be earned back.
+    return run_pass(
+        "settle", packed, accumulator, _choose(accumulator, threshold, at_most, key), compiled=False
+    )
 
 
 def _pull_all(packed: Tensor, pending: Tensor, chance: float, key: Key, compiled: bool) -> None:

@@ -19,6 +19,7 @@ _PIECE_ELSEWHERE = 1 << 26
 _BLOCK_ON_CPU = 1 << 22
 _BLOCK_ELSEWHERE = 1 << 26
 
+
 def all_finite(tensor: Tensor) -> bool:
     """Whether no element is infinite or NaN; a tensor without numbers has none.
 
@@ -61,8 +62,8 @@ def in_pieces(
     Args:
         function: elementwise; writes into the pieces it is given.
         tensors: contiguous, of one shape.
-        start: the first element's index in the whole layer; ``first``, a number or a 0-dim tensor, is that of the
-            piece's.
+        start: the first element's index in the whole layer; ``first`` is that of the piece's, a number or a
+            0-dim tensor.
         arguments: passed on.
         compiled: in one graph of its own, the same for all sizes.
     """
@@ -74,7 +75,9 @@ def in_pieces(
         # torch makes graphs of their own for a size of 1, and for the number 0.
         if compiled and part.stop - part.start > 1:
             at = torch.tensor(start + part.start, device=device)
-            run_compiled((function, device, *(tensor.dtype for tensor in cut)), function, (cut, at, *arguments))
+            run_compiled(
+                (function, device, *(tensor.dtype for tensor in cut)), function, (cut, at, *arguments)
+            )
         else:
             function(cut, start + part.start, *arguments)
 

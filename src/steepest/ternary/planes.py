@@ -57,11 +57,11 @@ class Pass:
 
 
 class Sheet(NamedTuple):
-    """Some rows as words: packed [rows, words], and four planes each of counters and the other operand."""
+    """Some rows as words: packed [rows, words], counters and the other operand [rows, 4 planes, words]."""
 
     packed: Tensor
-    counters: list[Tensor]
-    others: list[Tensor]
+    counters: Tensor
+    others: Tensor
 
 
 def run_pass(
@@ -92,7 +92,8 @@ def run_pass(
     """
     rows, columns = accumulator.shape
     lanes = BYTES if accumulator.dtype == other.dtype == torch.int8 else SHORTS
-    what = Pass(kind, lanes, lanes == SHORTS and other.dtype == torch.int8, cancel)
+    # Eagerly a conversion is faster than what a graph does within its loop.
+    what = Pass(kind, lanes, compiled and lanes == SHORTS and other.dtype == torch.int8, cancel)
     # A counter of int8 among int16's votes is one of int16 for the pass, and its bound that of int8.
     fits = accumulator.dtype == lanes.dtype
     limit = torch.iinfo(accumulator.dtype).max
@@ -102,59 +103,91 @@ def run_pass(
     # A graph makes nothing as large as the layer: it takes all rows at once.
     parts = [slice(0, rows)] if whole and compiled else row_pieces(rows, columns, packed.device)
     for part in parts:
-        mine = packed[part], accumulator[part], other[part]
-        if whole:
-            sheet = _view(what, *mine)
-        else:
-            sheet = _padded(what, *mine)
+        mine = packed[part], accumulator[part], other[part].to(torch.int8 if what.spread else lanes.dtype)
+        sheet = _view(what, *mine) if whole else _padded(what, *mine)
         count += _run(what, sheet, slack, compiled)
         if kind != "collect":
-            sheet.packed.bitwise_xor_(sheet.others[0].to(what.packed_dtype))
+            sheet.packed.bitwise_xor_(sheet.others[:, 0].to(what.packed_dtype))
         if not whole:
             _back(mine[0], sheet.packed.view(torch.uint8))
-            for plane, (_, piece) in zip(sheet.counters, _quarters(mine[1], packed.shape[1]), strict=True):
-                numbers = plane.view(lanes.dtype)
-                _back(piece, numbers if fits else numbers.clamp(-limit, limit))
+            numbers = sheet.counters.view(lanes.dtype)
+            numbers = numbers if fits else numbers.clamp(-limit, limit)
+            for place, piece in _quarters(mine[1], packed.shape[1]):
+                _back(piece, numbers[:, place])
     return count
 
 
 def _run(what: Pass, sheet: Sheet, slack: Tensor, compiled: bool) -> Tensor:
+    """Run a pass over a sheet's counters, in place; the count.
+
+    What changes in ``packed`` is left in the first plane of ``others``.
+    """
     # torch makes graphs of their own for a size of 1.
     if not compiled or 1 in sheet.packed.shape:
-        return _sweep(what, *sheet, slack)
+        return _all_at_once(what, sheet, slack)
 
     def sweep(packed: Tensor, counters: list[Tensor], others: list[Tensor], slack: Tensor) -> Tensor:
-        return _sweep(what, packed, counters, others, slack)
+        return _plane_by_plane(what, packed, counters, others, slack)
 
     device = sheet.packed.device
-    return run_compiled((what, device), sweep, (*sheet, slack), lambda: _trial(what, device))
+    arguments = sheet.packed, list(sheet.counters.unbind(1)), list(sheet.others.unbind(1)), slack
+    return run_compiled((what, device), sweep, arguments, lambda: _trial(what, device))
 
 
-def _sweep(
+def _all_at_once(what: Pass, sheet: Sheet, slack: Tensor) -> Tensor:
+    """As :func:`_plane_by_plane`: eagerly, few calls are best."""
+    places = torch.arange(_PLANES, device=sheet.packed.device)[:, None]
+    codes = _codes(what, sheet.packed)[:, None]
+    kept, found = _step(what, codes, sheet.counters, sheet.others, slack, places)
+    sheet.counters.copy_(kept)
+    pairs = found[:, :2] | found[:, 2:]
+    return _leave(what, pairs[:, 0] | pairs[:, 1], sheet.others[:, 0])
+
+
+def _plane_by_plane(
     what: Pass, packed: Tensor, counters: list[Tensor], others: list[Tensor], slack: Tensor
 ) -> Tensor:
-    """One pass over a sheet's counters in place; the count. What changes in ``packed`` is left in others[0]."""
-    lanes = what.lanes
-    codes = packed if lanes == BYTES else _spread(packed)
+    """As :func:`_all_at_once`: compiled, one loop over the planes side by side reads everything once."""
+    codes = _codes(what, packed)
     changes = torch.zeros_like(codes)
     new = []
     for place, (a, other) in enumerate(zip(counters, others, strict=True)):
-        nonzero, minus = words.trits(lanes, codes, place)
-        v = _signed(_spread(other)) if what.spread else other
-        if what.kind == "settle":
-            kept, found = words.settled(lanes, a, v, nonzero, minus)
-        else:
-            rule = words.flipped if what.kind == "flip" else words.collected
-            kept, found = rule(lanes, a, v, nonzero, minus, slack, cancel=what.cancel)
+        kept, found = _step(what, codes, a, other, slack, place)
         new.append(kept)
-        changes = changes | (found << (2 * place))
+        changes = changes | found
     for a, kept in zip(counters, new, strict=True):
         a.copy_(kept)
+    return _leave(what, changes, others[0])
+
+
+def _step(
+    what: Pass, codes: Tensor, a: Tensor, other: Tensor, slack: Tensor, place: int | Tensor
+) -> tuple[Tensor, Tensor]:
+    """(the counters of a plane, what changes in the codes or else was found, at the plane's place)."""
+    lanes = what.lanes
+    nonzero, minus = words.trits(lanes, codes, place)
+    v = _signed(_spread(other)) if what.spread else other
+    if what.kind == "settle":
+        kept, found = words.settled(lanes, a, v, nonzero, minus)
+    else:
+        rule = words.flipped if what.kind == "flip" else words.collected
+        kept, found = rule(lanes, a, v, nonzero, minus, slack, cancel=what.cancel)
+    return kept, found << (2 * place)
+
+
+def _leave(what: Pass, changes: Tensor, room: Tensor) -> Tensor:
+    """Count the changes and leave them in ``room``, which has been read.
+
+    A graph would get new memory for them, which takes as long as the pass.
+    """
     if what.kind != "collect":
-        # Into what has been read: a graph would make room for them, and getting that takes as long as the pass.
-        others[0].copy_(changes if lanes == BYTES else _gathered(changes))
+        room.copy_(changes if what.lanes == BYTES else _gathered(changes))
     # By rows first: so the compiler counts in the same loop.
     return words.flips_in(changes).sum(1).sum()
+
+
+def _codes(what: Pass, packed: Tensor) -> Tensor:
+    return packed if what.lanes == BYTES else _spread(packed)
 
 
 def _spread(bytes4: Tensor) -> Tensor:
@@ -191,8 +224,8 @@ def _view(what: Pass, packed: Tensor, accumulator: Tensor, other: Tensor) -> She
     shape = (len(packed), _PLANES, packed.shape[1])
     return Sheet(
         packed.view(what.packed_dtype),
-        list(accumulator.view(shape).view(torch.int64).unbind(1)),
-        list(other.view(shape).view(what.other_dtype).unbind(1)),
+        accumulator.view(shape).view(torch.int64),
+        other.view(shape).view(what.other_dtype),
     )
 
 
@@ -209,8 +242,8 @@ def _padded(what: Pass, packed: Tensor, accumulator: Tensor, other: Tensor) -> S
             copy[:, place, : piece.shape[1]] = piece
     return Sheet(
         made.view(what.packed_dtype),
-        list(counters.view(torch.int64).unbind(1)),
-        list(others.view(what.other_dtype).unbind(1)),
+        counters.view(torch.int64),
+        others.view(what.other_dtype),
     )
 
 
@@ -223,7 +256,7 @@ def _back(into: Tensor, padded: Tensor) -> None:
     into.copy_(padded[:, : into.shape[1]])
 
 
-def _trial(what: Pass, device: torch.device) -> tuple[Sheet | Tensor | list[Tensor], ...]:
+def _trial(what: Pass, device: torch.device) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
     """Zeros to trace a graph with."""
 
     def planes(dtype: torch.dtype) -> list[Tensor]:

@@ -81,7 +81,7 @@ class Lanes:
 BYTES, SHORTS = Lanes(torch.int8), Lanes(torch.int16)
 
 
-def trits(lanes: Lanes, packed: Tensor, place: int) -> tuple[Tensor, Tensor]:
+def trits(lanes: Lanes, packed: Tensor, place: int | Tensor) -> tuple[Tensor, Tensor]:
     """(whether T is not 0, whether it is −1) for the ``place``-th pair of bits of each lane."""
     return packed << (lanes.width - 1 - 2 * place), packed << (lanes.width - 2 - 2 * place)
 
@@ -95,7 +95,7 @@ def _added(lanes: Lanes, a: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _outward(nonzero: Tensor, minus: Tensor, negative: Tensor) -> Tensor:
-    """Where T is at a bound and the counter, by its sign, points beyond; at 0 it does too: there is no vote."""
+    """Where T is at a bound and the counter, by its sign, points beyond it; one of 0 is positive."""
     return nonzero & ~(minus ^ negative)
 
 
