@@ -463,10 +463,14 @@ def test_options_changed_to_what_they_cannot_be_are_refused_before_anything_chan
         trainer.options.update(change)
     else:
         trainer.options.update(change)
-    with pytest.raises((ValueError, TypeError), match=says):
+
+    def go_on():
         if when == "before backward":
             loss_of(model, 3).backward()
         trainer.step()
+
+    with pytest.raises((ValueError, TypeError), match=says):
+        go_on()
     assert_same(snapshot(model), before)
     assert_same(trainer.accumulators, state["accumulators"])
     assert int(trainer.taken) == 3
