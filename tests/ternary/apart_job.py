@@ -10,9 +10,18 @@ import steepest
 
 from .models import loss_of, small_model, snapshot
 
+FAULTS = ("none", "retry", "skip", "raise")
 
-def main(rank, world, out, fault):
+
+def main(rank, world, out):
     dist.init_process_group("gloo", init_method=f"file://{out}/store", rank=rank, world_size=world)
+    torch.save({fault: train(rank, world, fault) for fault in FAULTS}, f"{out}/{rank}.pt")
+    dist.barrier()
+    # Not through the destructors: gloo's threads can wait for each other there.
+    os._exit(0)
+
+
+def train(rank, world, fault):
     model = small_model()
     # Without a rate, what is not averaged does not matter.
     nonfinite = "raise" if fault == "raise" else "skip"
@@ -43,10 +52,7 @@ def main(rank, world, out, fault):
     accumulators = {f"a.{name}": a for name, a in optimizer.flip.accumulators.items()}
     saved = {**snapshot(model), **accumulators, "taken": optimizer.flip.taken}
     counted = {"skipped": optimizer.skipped_steps, "flips": optimizer.flip.stats().total_flips, **seen}
-    torch.save((saved, counted), f"{out}/{rank}.pt")
-    dist.barrier()
-    # Not through the destructors: gloo's threads can wait for each other there.
-    os._exit(0)
+    return saved, counted
 
 
 def failing(batches, finite):
@@ -60,6 +66,6 @@ def unchanged(model, before):
 
 
 if __name__ == "__main__":
-    rank, world, out, fault = sys.argv[1:]
+    rank, world, out = sys.argv[1:]
     torch.set_num_threads(1)
-    main(int(rank), int(world), out, fault)
+    main(int(rank), int(world), out)

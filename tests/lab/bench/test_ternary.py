@@ -17,7 +17,7 @@ from steepest.ternary import TernaryLinear, pack
 from .made_up import setting
 
 LAYERS = ["dense", "unpack, then matmul", "weights that stay", "votes by sign", "votes by magnitude"]
-PASSES = ["axpy", "copy", "pack", "unpack", "flip step", "AdamW, fused"]
+PASSES = ["axpy", "copy", "pack", "unpack", "flip", "flip step", "AdamW, fused"]
 CPU = torch.device("cpu")
 
 
