@@ -537,3 +537,13 @@ def test_a_step_that_failed_can_be_tried_again(monkeypatch):
         trainer.step()
         found.append({**snapshot(model), **trainer.accumulators})
     assert_same(*found)
+
+
+@pytest.mark.parametrize(("size", "skips"), [(2.0**127, 0), (float("inf"), 1), (float("nan"), 1)])
+def test_gradients_whose_sum_is_infinite_are_finite(size, skips):
+    layer = TernaryLinear(4, 3, bias=False)
+    layer.scale.data.fill_(1.0)
+    trainer = TernaryFlip(layer, 1, nonfinite="skip")
+    layer(torch.ones(1, 4)).backward(torch.full((1, 3), size))
+    trainer.step()
+    assert trainer.skipped_steps == skips
