@@ -69,9 +69,10 @@ class TernaryFlip:
         nonfinite: what an infinite or NaN dT does: ``"ignore"``: as above. ``"skip"``: weights, a and
             step stay as they were, the votes are dropped, and :attr:`skipped_steps` counts. ``"raise"``:
             ``FloatingPointError`` with the layer's name; nothing changes. The last two wait for the device.
-        compile: run the rounding of votes by magnitude compiled (and on accelerators the flips). None: from
-            2**24 weights on.
-        seed: of the noise.
+        compile: run flips, and the rounding of votes by magnitude, compiled: one graph for all layers. None:
+            from 2**24 weights on, where there is a compiler; True warns if there is none.
+        seed: of the noise, which is keyed by the layers' names besides: two trainers of one seed draw the
+            same for layers of one name.
         process_group: the data-parallel workers, whose votes are summed before a takes them in, as int8
             where the sum fits, so that N workers do what one would with N times the passes, bit for
             bit. None: all processes, where ``torch.distributed`` is initialized; False: no others.
@@ -118,6 +119,7 @@ class TernaryFlip:
         if not isinstance(model, nn.Module):
             raise TypeError(f"TernaryFlip takes a torch.nn.Module, got {type(model).__name__}")
         self._custom = schedule if callable(schedule) else None
+        #: What may be changed between steps, by name; it is checked before it is used.
         self.options = checked(
             "TernaryFlip",
             {
@@ -170,6 +172,8 @@ class TernaryFlip:
         Raises:
             FloatingPointError: a gradient that was not finite, with ``nonfinite="raise"``.
             RuntimeError: a layer has gone to another trainer.
+            TypeError, ValueError: :attr:`options` were changed to what they cannot be, or the schedule gives
+                no threshold. In all cases nothing was changed.
         """
         if self.prepare():
             self.take()
