@@ -102,6 +102,8 @@ def pack(values: Tensor) -> Tensor:
 def unpack(packed: Tensor, count: int, dtype: torch.dtype = torch.int8) -> Tensor:
     """Unpack uint8 [..., ⌈count/4⌉] into ternary numbers [..., count] of ``dtype``.
 
+    Byte j of q holds the weights j, j + q, j + 2q and j + 3q, lowest bits first, each as two's complement.
+
     Raises:
         ValueError: another dtype, or rows that are not as wide as ``count`` numbers are.
 
@@ -150,6 +152,9 @@ def to_base3(values: Tensor) -> Tensor:
     """Ternary numbers of any shape as uint8 [⌈n/5⌉], five a byte: 1.6 bits each, to store or to send.
 
     The digits are the numbers plus 1, the first of five counting least.
+
+    Raises:
+        ValueError: another number.
 
     >>> to_base3(torch.tensor([[1, 0], [-1, 0], [1, -1]])).tolist()
     [194, 0]
