@@ -26,7 +26,7 @@ from steepest.step.compiled import (
     warn_not_compiled,
 )
 from steepest.step.element import run_eager, store
-from steepest.step.finite import check_gradients
+from steepest.step.finite import both, check_gradients
 from steepest.step.matrix import (
     Provide,
     computed,
@@ -156,11 +156,13 @@ class Optimizer(torch.optim.Optimizer):
                 loss = closure()
         self._watch.check(type(self).__name__, self.param_groups)
         batches = collect(self.param_groups, lambda param: self.state.get(param, {}))
-        if not batches and not self._has_more():
-            return loss
-        taken = self._take(batches, self._check(batches))
-        if taken is not False:
-            self._step_rest()
+        taken: bool | Tensor = True
+        if batches or self._has_more():
+            taken = self._take(batches, self._check(batches))
+            if taken is not False:
+                self._step_rest()
+        # Of released gradients, which are stepped before: they and the rest are one step to count.
+        taken = both(self.__dict__.pop("_taken_in_backward", True), taken)
         if taken is not True:
             self._count_skipped((~taken).to(torch.int64) if isinstance(taken, Tensor) else 1)
         return loss

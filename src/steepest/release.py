@@ -18,7 +18,7 @@ from steepest.optimizer import Optimizer
 from steepest.registry import find_rule
 from steepest.rule import Group
 from steepest.step.collect import Batch, Place, describe, member_at
-from steepest.step.finite import check_gradients
+from steepest.step.finite import both, check_gradients
 
 __all__ = ["ReleasedGradients", "release_gradients"]
 
@@ -325,12 +325,11 @@ class ReleasedGradients:
             self._step(param)
         self._stepped.clear()
         taken, self._taken = self._taken, []
-        unknown = [flag for flag in taken if isinstance(flag, Tensor)]
-        if any(flag is False for flag in taken):
-            self._optimizer._count_skipped(1)
-        elif unknown:
-            all_taken = torch.stack([flag.to(unknown[0].device) for flag in unknown]).all()
-            self._optimizer._count_skipped((~all_taken).to(torch.int64))
+        # step() counts it, together with what it finds itself.
+        whole: bool | Tensor = True
+        for each in taken:
+            whole = both(whole, each)
+        self._optimizer.__dict__["_taken_in_backward"] = whole
         squares, self._squares = self._squares, []
         if squares:
             self._keep_norm(torch.stack([each.to(squares[0].device) for each in squares]).sum().sqrt())

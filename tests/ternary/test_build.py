@@ -311,6 +311,100 @@ def test_gradients_released_in_backward_leave_the_votes_to_the_step():
     assert_same(*found)
 
 
+@pytest.mark.parametrize("bad", ["parameters", "votes", "both", "neither"])
+def test_with_released_gradients_a_bad_step_is_counted_once(bad):
+    model, optimizer = built(nonfinite="skip")
+    steepest.release_gradients(model, optimizer)
+    if bad in ("votes", "both"):
+        # In the gradient of T alone: those of parameters do not see these votes.
+        scale = model[0].scale.requires_grad_(False)
+        model[0](torch.full((1, 6), float("inf"))).nan_to_num(0, 0, 0).sum().backward(inputs=[model[0].bias])
+        x = torch.full((1, 6), float("inf"), requires_grad=True)
+        torch.autograd.grad(model[0](x).nan_to_num(0, 0, 0).sum(), x)
+        scale.requires_grad_(True)
+    factor = float("nan") if bad in ("parameters", "both") else 1.0
+    (model[4](torch.ones(3, 7)).sum() * factor).backward()
+    optimizer.step()
+    assert optimizer.skipped_steps == (bad != "neither")
+    optimizer.zero_grad()
+    train(model, optimizer, 1)
+    assert optimizer.skipped_steps == (bad != "neither")
+
+
+def test_nonfinite_of_a_group_changed_later_is_the_votes_too():
+    model, optimizer = built()
+    assert optimizer.flip.options["nonfinite"] == "ignore"
+    train(model, optimizer, 1)
+    before = model[0].packed.clone()
+    for way, times in (("skip", 1), ("raise", 1)):
+        optimizer.param_groups[0]["nonfinite"] = way
+        model[0](torch.full((1, 6), float("inf"))).nan_to_num(0, 0, 0).sum().backward()
+        for param in model.parameters():
+            param.grad = torch.ones_like(param)
+        if way == "raise":
+            with pytest.raises(FloatingPointError, match="ternary layer '0'"):
+                optimizer.step()
+        else:
+            optimizer.step()
+        assert optimizer.skipped_steps == times
+        assert torch.equal(model[0].packed, before)
+        optimizer.zero_grad()
+
+
+def test_the_votes_own_nonfinite_stays_what_it_was_made_with():
+    model = small_model()
+    optimizer = steepest.build(model, "sgd", lr=0.1, nonfinite="skip", ternary={"nonfinite": "ignore"})
+    train(model, optimizer, 2)
+    assert optimizer.flip.options["nonfinite"] == "ignore"
+    twin, again = copy.deepcopy((model, optimizer))
+    again.load_state_dict(optimizer.state_dict())
+    train(twin, again, 1, first=2)
+    assert again.flip.options["nonfinite"] == "ignore"
+
+
+def test_state_dicts_that_lack_something_say_what_and_nothing_is_loaded():
+    model, optimizer = built()
+    train(model, optimizer, 3)
+    good = optimizer.state_dict()
+    index = next(i for i, s in good["state"].items() if "votes" in s)
+    group = good["param_groups"][0]
+    options = group["ternary_flip"]
+
+    def state(**changes):
+        return {**good, "state": {**good["state"], index: {**good["state"][index], **changes}}}
+
+    def with_options(value):
+        return {**good, "param_groups": [{**group, "ternary_flip": value}, *good["param_groups"][1:]]}
+
+    weights, before = snapshot(model), copy.deepcopy(good)
+    for bad, says in (
+        ({"state": good["state"]}, "no 'param_groups'"),
+        ({"param_groups": good["param_groups"]}, "no 'state'"),
+        (state(votes="lost"), "layer '0' in the state dict is no tensor but a str"),
+        (state(flip_step=-1), "step must be an integer ≥ 0, got -1"),
+        (with_options(None), "are a NoneType"),
+        (with_options({k: v for k, v in options.items() if k != "power"}), "have no 'power'"),
+        (with_options({**options, "thresold": 3}), "no option 'thresold'.*threshold"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            optimizer.load_state_dict(bad)
+        assert_same(snapshot(model), weights)
+        for at, entries in optimizer.state_dict()["state"].items():
+            assert_same(entries, before["state"][at])
+        assert optimizer.flip.options == options
+
+
+def test_an_optimizer_whose_layers_have_gone_loads_nothing():
+    model, optimizer = built()
+    train(model, optimizer, 1)
+    saved = optimizer.state_dict()
+    later = TernaryFlip(model)
+    with pytest.raises(RuntimeError, match="layer '0' belongs to another TernaryFlip"):
+        optimizer.load_state_dict(saved)
+    loss_of(model, 0).backward()
+    assert later.has_votes
+
+
 def test_options_that_nothing_takes_are_refused():
     with pytest.raises(ValueError, match=r"Sequential has no ternary layers; .*ternarize\(model\)"):
         steepest.build(nn.Sequential(nn.Linear(2, 2)), "lion", ternary={"threshold": 3})

@@ -17,15 +17,14 @@ pytestmark = pytest.mark.skipif(not dist.is_available(), reason="needs torch.dis
 
 
 def run_workers(folder, kind, rounds, bad=False, world=2):
+    return run_jobs("ddp_job", folder, (kind, rounds, bad), world)
+
+
+def run_jobs(job, folder, arguments, world=2):
     root = Path(__file__).parents[2]
     jobs = [
         subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "tests.ternary.ddp_job",
-                *map(str, (rank, world, folder, kind, rounds, bad)),
-            ],
+            [sys.executable, "-m", f"tests.ternary.{job}", *map(str, (rank, world, folder, *arguments))],
             cwd=root,
             env={**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *sys.path])},
         )
@@ -70,3 +69,29 @@ def test_with_several_passes_each_and_a_step_that_only_one_must_skip(tmp_path):
             if name.endswith("packed"):
                 assert torch.equal(saved["model"][name], weights[name])
         assert saved["optimizer"]["param_groups"][0]["skipped_steps"] == 1
+
+
+def test_workers_skip_together_and_a_step_tried_again_counts_votes_once(tmp_path):
+    found = {}
+    first, second = run_jobs("apart_job", tmp_path, ())
+    for fault, (one, counted) in first.items():
+        other, others = second[fault]
+        # Parameters do not move, and replicas of T stay alike.
+        assert_same(one, other)
+        found[fault] = one, counted, others
+    one, counted, others = found["none"]
+    assert counted["flips"] == others["flips"] > 0
+    again, counted, others = found["retry"]
+    assert counted["raised"]
+    assert others["raised"]
+    assert_same(again, one)
+    # The second worker alone has a gradient that is not finite.
+    skipped, counted, others = found["skip"]
+    assert counted == others
+    assert counted["skipped"] == 1
+    assert int(skipped["taken"]) == 3
+    # Where it raises, the first worker cannot raise its error for it, and passes the step over.
+    raised, counted, others = found["raise"]
+    assert (counted["raised"], others["raised"]) == (False, True)
+    assert (counted["skipped"], others["skipped"]) == (1, 0)
+    assert_same(raised, skipped)

@@ -20,7 +20,7 @@ KEY = (1, 2)
 
 def flip(values, a, votes, **options):
     """One step of a layer given as int8 matrices: (T, a, flips)."""
-    packed, a = pack(values), a.clone()
+    packed, a, votes = pack(values), a.clone(), votes.clone()
     given = {"threshold": 4, "outward": "cancel", "zero_pull": 0.0, "at_most": None, "key": KEY, **options}
     flips = flip_layer(packed, a, votes, **given)
     return unpack(packed, values.shape[1]), a, int(flips)

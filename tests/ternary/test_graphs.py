@@ -62,7 +62,10 @@ def test_a_compiled_model_votes_as_an_eager_one(kind, autocast):
         same = (one[name] == other[name]).float().mean()
         assert same > (0.9 if autocast else 0.97)
     for name in weights:
-        torch.testing.assert_close(others[name].float(), weights[name].float(), atol=1.0, rtol=0.1)
+        if name.endswith("packed"):
+            assert (others[name] == weights[name]).float().mean() > 0.9
+        else:
+            torch.testing.assert_close(others[name], weights[name], atol=1e-2, rtol=0.1)
 
 
 @compiled_only

@@ -290,12 +290,17 @@ def test_wrong_inputs_and_wrong_weights_are_refused():
 
 def test_empty_batches_pass_and_vote_for_nothing():
     layer = layer_of(4, 3)
-    flip = TernaryFlip(layer)
+    flip = TernaryFlip(layer, zero_pull=1.0)
+    before = layer.packed.clone()
     x = torch.zeros(0, 4, dtype=torch.float64, requires_grad=True)
     layer(x).sum().backward()
     assert x.grad.shape == (0, 4)
     assert not layer.scale.grad.any()
-    assert not flip._ballots[""].pending.any()
+    # Not even the pull toward zero, which comes with votes, acts.
+    assert not flip.has_votes
+    flip.step()
+    assert not flip.accumulators[""].any()
+    assert torch.equal(layer.packed, before)
 
 
 def test_bytes_are_two_bits_a_weight():

@@ -417,3 +417,133 @@ def test_the_pull_toward_zero_differs_between_steps_and_layers():
     for at, one in enumerate(pulls):
         for other in pulls[:at]:
             assert abs((one == other).float().mean().item() - 0.5) < 0.02
+
+
+def test_layers_noise_is_that_of_their_names_whoever_trains_them():
+    # Two trainers of one seed, and one for both: each layer draws what it draws there.
+    def pulls(*parts):
+        model = nn.ModuleDict({name: TernaryLinear(200, 50, bias=False) for name in ("a", "b")})
+        for layer in model.values():
+            layer.set_ternary(torch.ones(50, 200))
+        found = {}
+        for part in parts:
+            trainer = TernaryFlip(nn.ModuleDict({name: model[name] for name in part}), 100, zero_pull=0.5)
+            for name in part:
+                model[name](torch.zeros(1, 200)).sum().backward()
+            trainer.step()
+            found |= {name: a.clone() for name, a in trainer.accumulators.items()}
+        return found
+
+    apart, together = pulls("a", "b"), pulls("ab")
+    assert_same(apart, together)
+    # Two that are drawn apart agree in half of the places.
+    assert abs((apart["a"] == apart["b"]).float().mean().item() - 0.5) < 0.03
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"threshold": -1.0}, "threshold must be"),
+        ({"thresold": 3.0}, "no option 'thresold'.*threshold"),
+        ({"votes": "size"}, "'size'"),
+        ({"accumulator": torch.int16}, "accumulator was torch.int8 .* cannot become torch.int16"),
+        ({"schedule": "custom"}, "made with a function"),
+        ({"schedule": "annealed"}, "needs total_steps"),
+    ],
+)
+@pytest.mark.parametrize("when", ["before backward", "before step"])
+def test_options_changed_to_what_they_cannot_be_are_refused_before_anything_changes(change, says, when):
+    model = small_model()
+    trainer = TernaryFlip(model, 2)
+    train(model, torch.optim.SGD(model.parameters()), trainer, 3)
+    options = dict(trainer.options)
+    before, state = snapshot(model), copy.deepcopy(trainer.state_dict())
+    if when == "before step":
+        loss_of(model, 3).backward()
+        trainer.options.update(change)
+    else:
+        trainer.options.update(change)
+
+    def go_on():
+        if when == "before backward":
+            loss_of(model, 3).backward()
+        trainer.step()
+
+    with pytest.raises((ValueError, TypeError), match=says):
+        go_on()
+    assert_same(snapshot(model), before)
+    assert_same(trainer.accumulators, state["accumulators"])
+    assert int(trainer.taken) == 3
+    # Mended, the step can be taken.
+    trainer.options.clear()
+    trainer.options.update(options)
+    trainer.zero_grad()
+    loss_of(model, 3).backward()
+    trainer.step()
+    assert int(trainer.taken) == 4
+
+
+def test_options_changed_between_steps_are_those_of_the_next():
+    found = []
+    for changed in (False, True):
+        model = small_model()
+        trainer = TernaryFlip(model, 5 if changed else 2, votes="sign" if changed else "magnitude")
+        trainer.options.update(votes="magnitude", threshold=2.0)
+        train(model, torch.optim.SGD(model.parameters(), lr=0.01), trainer, 4)
+        assert trainer.stats().total_flips > 0
+        found.append(snapshot(model))
+    assert_same(*found)
+
+
+@pytest.mark.parametrize("lost", ["step", "options", "accumulators"])
+def test_a_state_dict_that_lacks_something_says_what(lost):
+    model = small_model()
+    trainer = TernaryFlip(model, 4)
+    good = trainer.state_dict()
+    with pytest.raises(ValueError, match=f"has no '{lost}'; nothing was loaded"):
+        trainer.load_state_dict({key: value for key, value in good.items() if key != lost})
+    with pytest.raises(ValueError, match="layer '3' in the state dict is no tensor but a list"):
+        trainer.load_state_dict({**good, "accumulators": {**good["accumulators"], "3": []}})
+
+
+def test_a_trainer_whose_layers_have_gone_takes_none_back_by_loading():
+    model = small_model()
+    first = TernaryFlip(model, 4)
+    saved = first.state_dict()
+    second = TernaryFlip(model, 4)
+    with pytest.raises(RuntimeError, match="layer '0' belongs to another TernaryFlip"):
+        first.load_state_dict(saved)
+    loss_of(model, 0).backward()
+    assert second.has_votes
+    second.step()
+
+
+def test_a_step_that_failed_can_be_tried_again(monkeypatch):
+    found = []
+    for fails in (False, True):
+        model, asked = small_model(), []
+
+        def schedule(step, asked=asked, fails=fails):
+            asked.append(step)
+            if fails and len(asked) == 1:
+                raise OSError("no schedule today")
+            return 2.0
+
+        trainer = TernaryFlip(model, schedule=schedule)
+        loss_of(model, 0).backward()
+        if fails:
+            with pytest.raises(OSError, match="today"):
+                trainer.step()
+        trainer.step()
+        found.append({**snapshot(model), **trainer.accumulators})
+    assert_same(*found)
+
+
+@pytest.mark.parametrize(("size", "skips"), [(2.0**127, 0), (float("inf"), 1), (float("nan"), 1)])
+def test_gradients_whose_sum_is_infinite_are_finite(size, skips):
+    layer = TernaryLinear(4, 3, bias=False)
+    layer.scale.data.fill_(1.0)
+    trainer = TernaryFlip(layer, 1, nonfinite="skip")
+    layer(torch.ones(1, 4)).backward(torch.full((1, 3), size))
+    trainer.step()
+    assert trainer.skipped_steps == skips

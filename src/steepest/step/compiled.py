@@ -25,6 +25,7 @@ from steepest.step.collect import Batch, Member
 from steepest.step.element import Recipe, advance, member_key, shared_scalars, store
 from steepest.step.flat import flat
 from steepest.step.lanes import halves, joined, needs_pairs, pairable, paired
+from steepest.step.surroundings import surroundings
 from steepest.step.unguarded import Code, NotCompiled, compiled_code
 
 __all__ = [
@@ -170,7 +171,7 @@ def prepare(batch: Batch, guarded: bool) -> Plan:
                 pairs,
                 batch.device,
                 guarded,
-                _surroundings(),
+                surroundings(),
             )
             code = _ready(spec)
             if code is None:
@@ -219,19 +220,6 @@ def laid_out(tensors: list[Tensor], ordered: bool) -> Row | None:
 @functools.cache
 def _holds_elements(kind: type) -> bool:
     return getattr(kind, "__torch_dispatch__", None) is Tensor.__torch_dispatch__
-
-
-def _surroundings() -> tuple[Any, ...]:
-    """What else torch compiles for: with it in the spec, no graph is compiled anew on a user's tensors."""
-    return (
-        torch.get_num_threads(),
-        torch.get_default_dtype(),
-        torch.is_inference_mode_enabled(),
-        torch.are_deterministic_algorithms_enabled(),
-        torch.is_deterministic_algorithms_warn_only_enabled(),
-        torch.is_autocast_cache_enabled(),
-        *[(torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")],
-    )
 
 
 _broken: set[GraphSpec] = set()

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from steepest.step.collect import Batch, Member
 
-__all__ = ["all_finite", "check_gradients"]
+__all__ = ["all_finite", "both", "check_gradients"]
 
 
 def all_finite(tensors: list[Tensor]) -> Tensor:
@@ -23,6 +23,19 @@ def all_finite(tensors: list[Tensor]) -> Tensor:
     if not filled:
         return torch.tensor(True, device="cpu")
     return torch.nn.utils.get_total_norm(filled, norm_type=float("inf")).isfinite()
+
+
+def both(one: bool | Tensor, other: bool | Tensor) -> bool | Tensor:
+    """Whether both say yes; a tensor where only the device knows.
+
+    >>> both(True, torch.tensor(False)), both(torch.tensor(True), torch.tensor(True)), both(False, True)
+    (tensor(False), tensor(True), False)
+    """
+    if one is False or other is False:
+        return False
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one & other.to(one.device)
+    return one if isinstance(one, Tensor) else other
 
 
 def check_gradients(batches: list[Batch]) -> bool | Tensor:

@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import itertools
 import weakref
+import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from steepest.random import Key, derive_key
+from steepest.ternary.options import checked
 from steepest.ternary.pieces import in_pieces, places
 from steepest.ternary.votes import LARGEST_VOTE, magnitude_votes, sign_votes, without_outward
 from steepest.ternary.workers import Group, place
 
-__all__ = ["Ballot", "Outward", "VoteKind", "find_ballot", "inverse_rms", "narrowest", "sum_of_squares"]
+__all__ = [
+    "Ballot",
+    "Outward",
+    "VoteKind",
+    "find_ballot",
+    "inverse_rms",
+    "narrowest",
+    "number_of",
+    "sum_of_squares",
+]
 
 VoteKind = Literal["sign", "magnitude"]
 Outward = Literal["drop", "cancel"]
@@ -34,54 +46,71 @@ def narrowest(largest: int) -> torch.dtype:
     return next(d for d in (torch.int8, torch.int16, torch.int32) if largest <= torch.iinfo(d).max)
 
 
+def number_of(name: str) -> int:
+    """A layer's name as a word of the noise's key: what other layers a trainer has does not matter.
+
+    >>> number_of("encoder.0") != number_of("decoder.0")
+    True
+    """
+    return zlib.crc32(name.encode())
+
+
 @dataclass(eq=False)
 class Ballot:
     """The votes of one layer in one step.
 
     Attributes:
-        kind, outward, seed, watched, compiled: options of the trainer; ``watched`` says whether it asks
-            for gradients that are not finite.
-        ordinal: the layer's place among the trainer's, for the noise's key.
+        options: the trainer's, which may change between steps: those of a step are read at its first vote.
+        name: the layer's number for the noise's key, see :func:`number_of`.
+        compiled: whether rounding is.
         step: the steps taken so far, likewise.
         group: the workers whose votes are summed, see :func:`steepest.ternary.workers.place`.
         pending: the sum of the votes, int8 [out, in], wider once it would not hold them; None before the
             first.
         casts: how many backward passes have voted.
-        finite: 0-dim bool: whether all their gradients were.
+        finite: 0-dim bool: whether all their gradients were; None before the first vote.
+        kind, outward, seed: of the step's votes.
         handle: a tensor with the ballot's number, which stands for it in graphs.
     """
 
-    kind: VoteKind
-    outward: Outward
-    seed: int
-    ordinal: int
-    watched: bool = False
+    options: Mapping[str, Any]
+    name: int
     compiled: bool = False
     step: int = 0
     group: Group = None
     pending: Tensor | None = None
     casts: int = 0
     finite: Tensor | None = None
+    kind: VoteKind = field(init=False)
+    outward: Outward = field(init=False)
+    seed: int = field(init=False)
     handle: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
+        self._read_options()
         number = next(_numbers)
         self.handle = torch.tensor(number)
         _ballots[number] = self
 
-    @property
-    def largest(self) -> int:
-        """How large the sum of the votes can be by now."""
-        return self.casts * LARGEST_VOTE[self.kind]
+    def _read_options(self) -> None:
+        found = {name: self.options[name] for name in ("votes", "outward", "seed")}
+        self.kind, self.outward, self.seed = found["votes"], found["outward"], found["seed"]
 
     def clear(self) -> None:
         """Forget the votes of this step."""
         self.pending, self.casts, self.finite = None, 0, None
 
     def open(self, shape: tuple[int, int], device: torch.device) -> None:
-        """Make room for the votes of one more backward pass."""
+        """Make room for the votes of one more backward pass.
+
+        Raises:
+            ValueError: an option has become one that there is not; nothing was changed.
+        """
+        if self.casts == 0:
+            checked("TernaryFlip", self.options)
+            self._read_options()
         self.casts += 1
-        dtype = narrowest(self.largest)
+        dtype = narrowest(self.casts * LARGEST_VOTE[self.kind])
         if self.pending is None:
             self.pending = torch.zeros(shape, dtype=dtype, device=device)
         elif self.pending.dtype != dtype:
@@ -97,10 +126,9 @@ class Ballot:
             inverse_rms: of the whole layer's dT, for votes by magnitude.
         """
         assert self.pending is not None
-        if self.watched:
-            low, high = torch.aminmax(grad)
-            fine = low.isfinite() & high.isfinite()
-            self.finite = fine if self.finite is None else self.finite & fine
+        # Whether anybody asks is known at the step.
+        fine = _are_finite(grad)
+        self.finite = fine if self.finite is None else self.finite & fine
         pending = self.pending[first : first + grad.shape[0]]
         start = first * grad.shape[1]
         drop = self.outward == "drop"
@@ -114,7 +142,16 @@ class Ballot:
     def _key(self) -> Key:
         # Passes are counted over all workers, so that N workers draw what one that does their work draws.
         worker, workers = place(self.group)
-        return derive_key(self.seed, self.ordinal, self.step, (self.casts - 1) * workers + worker)
+        return derive_key(self.seed, self.name, self.step, (self.casts - 1) * workers + worker)
+
+
+def _are_finite(grad: Tensor) -> Tensor:
+    """Whether no element is infinite or NaN, 0-dim bool."""
+    # A CPU sums three times as fast as it looks for the ends; but a sum of finite numbers may be infinite.
+    if grad.device.type == "cpu" and (fine := grad.sum().isfinite()):
+        return fine
+    low, high = torch.aminmax(grad)
+    return low.isfinite() & high.isfinite()
 
 
 def _cast_signs(tensors: tuple[Tensor, ...], first: int, drop: bool) -> None:

@@ -23,6 +23,10 @@ class Ternarized:
     Attributes:
         replaced: names of the layers that are ternary now, with their shapes [out, in].
         kept: names of the linear layers that stay float, with the reason.
+
+    >>> made = ternarize(nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2)))
+    >>> dict(made.replaced), list(made.kept), made.weights
+    ({'0': (4, 8)}, ['2'], 32)
     """
 
     replaced: Mapping[str, tuple[int, int]]
@@ -112,6 +116,11 @@ def ternarize(
 
 def densify(model: nn.Module) -> list[str]:
     """Replace a model's ternary layers by float ones with the same outputs, in place; their names.
+
+    Make the optimizer after this: the weights are new parameters.
+
+    Raises:
+        ValueError: the model is itself a ternary layer.
 
     >>> model = nn.Sequential(TernaryLinear(8, 4), nn.ReLU())
     >>> densify(model), model[0]

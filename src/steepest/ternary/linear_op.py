@@ -94,8 +94,9 @@ def _backward(
 ) -> tuple[Tensor, Tensor]:
     """(dx, ds); empty where they are not needed."""
     with torch.autocast(x.device.type, enabled=False):
-        ballot = find_ballot(handle)
         flat, dy = x.reshape(-1, columns), dy.reshape(-1, packed.shape[0])
+        # Of no rows there is no vote, and no pull toward zero either.
+        ballot = find_ballot(handle) if len(flat) > 0 else None
         wide = torch.promote_types(x.dtype, torch.float32)
         dx = x.new_empty(flat.shape if needs_x else 0)
         ds = torch.zeros(scale.shape if needs_scale else 0, dtype=wide, device=x.device)

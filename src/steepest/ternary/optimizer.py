@@ -15,8 +15,8 @@ from steepest.optimizer import Optimizer
 from steepest.registry import register_maker
 from steepest.step.collect import Batch
 from steepest.ternary.layer import TernaryLinear
-from steepest.ternary.options import checked
 from steepest.ternary.trainer import TernaryFlip
+from steepest.ternary.workers import place
 
 __all__ = ["RULE", "TernaryOptimizer"]
 
@@ -76,6 +76,7 @@ class TernaryOptimizer(Optimizer):
                 raise ValueError(f"the scales of ternary layer {name!r} are not among the parameters")
         # Not the state: distributed checkpoints take one that is not empty for the state of all parameters.
         self.param_groups[0][_OPTIONS] = self.flip.options
+        self._hand_on()
 
     def _share(self) -> None:
         """Let the state and the first group hold what the trainer works with."""
@@ -93,14 +94,25 @@ class TernaryOptimizer(Optimizer):
         return self.flip.has_votes
 
     def _check(self, batches: list[Batch]) -> bool | Tensor:
-        finite = super()._check(batches)
-        if isinstance(finite, Tensor):
-            # The trainer must know whether it may flip, so the answer is read here.
-            finite = bool(finite)
-        if not finite:
-            self.flip.zero_grad()
-            return False
-        return self.flip.prepare()
+        self._hand_on()
+        # The trainer must know whether it may flip, so the device's answer is read here; and all workers
+        # must hear of what one of them finds.
+        try:
+            finite = bool(super()._check(batches))
+        except FloatingPointError:
+            if place(self.flip.process_group)[1] > 1:
+                self.flip.prepare(finite=False)
+            raise
+        return self.flip.prepare(finite)
+
+    def _hand_on(self) -> None:
+        """What becomes of gradients that are not finite is the votes' option too, if it changes."""
+        now = [group["nonfinite"] for group in self.param_groups]
+        before = self.__dict__.get("_nonfinite", now)
+        changed = [new for new, old in zip(now, before, strict=False) if new != old]
+        if changed:
+            self.flip.options["nonfinite"] = changed[0]
+        self._nonfinite = now
 
     def _step_rest(self) -> None:
         # Torch's distributed checkpoints take a step of their own to fill a fresh state: it does not count.
@@ -182,6 +194,7 @@ class TernaryOptimizer(Optimizer):
         Raises:
             ValueError: as :meth:`steepest.Optimizer.load_state_dict`; and a state dict without this model's
                 accumulators. The optimizer is as it was.
+            RuntimeError: a layer has gone to another trainer. The optimizer is as it was.
         """
         found: dict[str, Any] = {}
 
@@ -196,31 +209,36 @@ class TernaryOptimizer(Optimizer):
         states = {name: self.state[layer.scale] for name, layer in self.flip.layers.items()}
         accumulators = {name: state[_VOTES] for name, state in states.items()}
         self.flip.restore(accumulators, found["step"], found["options"])
+        # Both were saved together.
+        self.__dict__.pop("_nonfinite", None)
+        self._hand_on()
         self._share()
 
-    def _check_votes(self, loaded: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
+    def _check_votes(self, loaded: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
         """(options, step) of a state dict whose accumulators fit."""
-        saved_groups = loaded["param_groups"]
+        self.flip.check_owner()
+        saved_groups = loaded.get("param_groups")
+        if not saved_groups or "state" not in loaded:
+            raise ValueError("the state dict has no 'param_groups' or no 'state'; nothing was loaded")
         if _OPTIONS not in saved_groups[0]:
             raise ValueError("the state dict is of an optimizer without ternary weights; nothing was loaded")
-        options = checked("the state dict's ternary_flip", saved_groups[0][_OPTIONS])
-        self.flip.check_options(options)
+        options = self.flip.check_options(saved_groups[0][_OPTIONS])
         ours = (p for group in self.param_groups for p in group["params"])
         theirs = (at for group in saved_groups for at in group["params"])
         places = {id(param): at for param, at in zip(ours, theirs, strict=False)}
-        step: Any = 0
+        step = 0
         for name, layer in self.flip.layers.items():
             state = loaded["state"].get(places.get(id(layer.scale)), {})
             if _VOTES not in state or _STEP not in state:
                 raise ValueError(f"the state dict has no votes of ternary layer {name!r}; nothing was loaded")
             self.flip.check_accumulator(name, state[_VOTES], options)
-            step = state[_STEP]
+            step = self.flip.check_step(state[_STEP])
         return options, step
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has a trainer of its own, with copies of the layers."""
         state: dict[str, Any] = super().__getstate__()
-        return state | {"flip": self.flip}
+        return state | {"flip": self.flip, "_nonfinite": self._nonfinite}
 
 
 def make(

@@ -2,14 +2,17 @@
 
 The 2-bit code is the number's own two's complement: 00 is 0, 01 is 1, 11 is −1, 10 is unused. A row of n
 weights takes q = ⌈n/4⌉ bytes, and byte j holds the weights j, j + q, j + 2q, j + 3q, lowest bits first:
-so each pair of bits, over all bytes of a row, is a contiguous piece of it, and packing and unpacking
-are a few passes over whole bytes.
+so each pair of bits, over all bytes of a row, is a contiguous piece of it (a *plane*), and packing and
+unpacking are a few passes over whole words.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from steepest.ternary.pieces import row_pieces
+from steepest.ternary.words import splat
 
 __all__ = [
     "check_packed",
@@ -24,6 +27,7 @@ __all__ = [
 ]
 
 _TRITS = 5  # 3**5 = 243 fits a byte
+_PLANES = 4
 
 
 def packed_width(count: int) -> int:
@@ -78,19 +82,27 @@ def pack(values: Tensor) -> Tensor:
         raise ValueError(
             f"pack() takes int8 of at least one dimension, got {values.dtype} of shape {tuple(values.shape)}"
         )
-    count = values.shape[-1]
+    count, leading = values.shape[-1], values.shape[:-1]
     width = packed_width(count)
-    codes = values.view(torch.uint8) & 3
-    packed = codes[..., :width].clone(memory_format=torch.contiguous_format)
-    for at in range(1, 4):
-        piece = codes[..., at * width : (at + 1) * width]
-        if piece.shape[-1] > 0:
-            packed[..., : piece.shape[-1]] |= piece << (2 * at)
-    return packed
+    packed = torch.empty((leading.numel(), width), dtype=torch.uint8, device=values.device)
+    rows = values.reshape(leading.numel(), count)
+    for part in row_pieces(len(rows), count, values.device):
+        piece = rows[part]
+        if count < _PLANES * width:
+            piece = torch.nn.functional.pad(piece, (0, _PLANES * width - count))
+        planes = _as_words(piece.contiguous().view(torch.uint8).view(-1, _PLANES, width))
+        bits = planes & (3 if planes.dtype == torch.uint8 else splat(3, 8))
+        bits <<= _shifts(planes).flip(0)
+        low, high = bits[:, :2], bits[:, 2:]
+        pairs = low | high
+        packed[part] = (pairs[:, 0] | pairs[:, 1]).view(torch.uint8)
+    return packed.view(*leading, width)
 
 
 def unpack(packed: Tensor, count: int, dtype: torch.dtype = torch.int8) -> Tensor:
     """Unpack uint8 [..., ⌈count/4⌉] into ternary numbers [..., count] of ``dtype``.
+
+    Byte j of q holds the weights j, j + q, j + 2q and j + 3q, lowest bits first, each as two's complement.
 
     Raises:
         ValueError: another dtype, or rows that are not as wide as ``count`` numbers are.
@@ -99,15 +111,22 @@ def unpack(packed: Tensor, count: int, dtype: torch.dtype = torch.int8) -> Tenso
     [[1, 0, -1, 0, 1]]
     """
     _check_layout("unpack()", packed, count)
-    width = packed.shape[-1]
-    values = torch.empty((*packed.shape[:-1], count), dtype=dtype, device=packed.device)
-    for at in range(4):
-        piece = values[..., at * width : (at + 1) * width]
-        if piece.shape[-1] > 0:
-            codes = packed[..., : piece.shape[-1]]
-            # Up to the sign bit and back: the arithmetic shift spreads it.
-            piece.copy_((codes << (6 - 2 * at)).view(torch.int8) >> 6)
-    return values
+    words = _as_words(packed.contiguous())
+    # Up to the sign bit and back: the arithmetic shift spreads it, and drops what came along.
+    values = (words.unsqueeze(-2) << _shifts(words)).view(torch.int8)
+    values >>= 6
+    return values.flatten(-2)[..., :count].to(dtype).contiguous()
+
+
+def _shifts(like: Tensor) -> Tensor:
+    """From each plane's pair of bits up to a byte's highest."""
+    return torch.arange(6, -1, -2, dtype=like.dtype, device=like.device)[:, None]
+
+
+def _as_words(rows: Tensor) -> Tensor:
+    """Contiguous bytes as int64, with which everything is faster, where each row is whole words."""
+    whole = rows.shape[-1] % 8 == 0 and rows.storage_offset() % 8 == 0
+    return rows.view(torch.int64) if whole else rows
 
 
 def zeros_in(packed: Tensor, count: int) -> Tensor:
@@ -133,6 +152,9 @@ def to_base3(values: Tensor) -> Tensor:
     """Ternary numbers of any shape as uint8 [⌈n/5⌉], five a byte: 1.6 bits each, to store or to send.
 
     The digits are the numbers plus 1, the first of five counting least.
+
+    Raises:
+        ValueError: another number.
 
     >>> to_base3(torch.tensor([[1, 0], [-1, 0], [1, -1]])).tolist()
     [194, 0]

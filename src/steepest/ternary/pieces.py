@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import functools
-import types
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from steepest.step.compiled import compiler_available
+from steepest.ternary.compiled import run_compiled
 
-__all__ = ["all_finite", "can_compile", "in_pieces", "places", "row_blocks", "row_pieces"]
+__all__ = ["all_finite", "in_pieces", "places", "row_blocks", "row_pieces"]
 
 # Elements of a piece: temporaries of that size stay in a processor's second-level cache.
 _PIECE_ON_CPU = 1 << 18
@@ -20,14 +18,6 @@ _PIECE_ELSEWHERE = 1 << 26
 # Elements of a block of dense weights or gradients: large enough for matmuls, small beside a model.
 _BLOCK_ON_CPU = 1 << 22
 _BLOCK_ELSEWHERE = 1 << 26
-
-# Compiling takes seconds; with fewer weights than this they are not earned back.
-_PAYS_FROM = 1 << 24
-
-
-def can_compile(weights: int, device: torch.device) -> bool:
-    """Whether compiling pays for passes over so many weights, and can be had."""
-    return weights >= _PAYS_FROM and compiler_available(device.type)
 
 
 def all_finite(tensor: Tensor) -> bool:
@@ -72,33 +62,30 @@ def in_pieces(
     Args:
         function: elementwise; writes into the pieces it is given.
         tensors: contiguous, of one shape.
-        start: the first element's index in the whole layer; ``first`` is that of the piece's.
+        start: the first element's index in the whole layer; ``first`` is that of the piece's, a number or a
+            0-dim tensor.
         arguments: passed on.
         compiled: in one graph of its own, the same for all sizes.
     """
     flat = [tensor.view(-1) for tensor in tensors]
     device = flat[0].device
-    run = _compile(function) if compiled else function
     limit = _PIECE_ON_CPU if device.type == "cpu" else _PIECE_ELSEWHERE
     for part in _slices(flat[0].numel(), limit):
-        run(tuple(tensor[part] for tensor in flat), start + part.start, *arguments)
+        cut = tuple(tensor[part] for tensor in flat)
+        # torch makes graphs of their own for a size of 1, and for the number 0.
+        if compiled and part.stop - part.start > 1:
+            at = torch.tensor(start + part.start, device=device)
+            run_compiled(
+                (function, device, *(tensor.dtype for tensor in cut)), function, (cut, at, *arguments)
+            )
+        else:
+            function(cut, start + part.start, *arguments)
 
 
-def places(like: Tensor, first: int) -> Tensor:
+def places(like: Tensor, first: int | Tensor) -> Tensor:
     """The int64 indices of a piece's elements."""
-    return torch.arange(first, first + like.numel(), device=like.device)
+    return torch.arange(like.numel(), device=like.device) + first
 
 
 def _slices(count: int, size: int) -> list[slice]:
     return [slice(at, min(at + size, count)) for at in range(0, count, size)]
-
-
-@functools.lru_cache(maxsize=8)
-def _compile(function: Callable[..., None]) -> Callable[..., None]:
-    # A code object of its own: torch.compile counts recompilations by it.
-    fresh = types.FunctionType(
-        function.__code__.replace(),
-        function.__globals__,
-        function.__name__,
-    )
-    return torch.compile(fresh, fullgraph=True, dynamic=True)

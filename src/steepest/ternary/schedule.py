@@ -10,6 +10,12 @@ __all__ = ["annealed"]
 def annealed(threshold: float, step: int, total_steps: int, power: float = 1.0) -> float:
     """τ/(1 − t/T)^p after t of T steps; infinite from T on, where nothing flips any more.
 
+    Args:
+        threshold: τ, votes.
+        step: t, the steps taken.
+        total_steps: T ≥ 1.
+        power: p.
+
     >>> [annealed(16, step, 100) for step in (0, 50, 75, 100)]
     [16.0, 32.0, 64.0, inf]
     """

@@ -9,7 +9,17 @@ __all__ = ["FlipStats", "LayerStats"]
 
 @dataclass(frozen=True)
 class LayerStats:
-    """One layer: its name, how many weights, how many flipped in the last step, and which part is 0."""
+    """One layer: its name, how many weights, how many flipped in the last step, and which part is 0.
+
+    Attributes:
+        name: as in the model.
+        weights: number of ternary weights.
+        flips: how many moved in the last step.
+        zeros: which part of the weights is 0, in [0, 1].
+
+    >>> LayerStats("0", weights=64, flips=3, zeros=0.25).flips
+    3
+    """
 
     name: str
     weights: int
@@ -29,6 +39,10 @@ class FlipStats:
         total_flips: how many have moved since the trainer was made or loaded.
         zeros: which part of the weights is 0, in [0, 1].
         layers: the same, layer by layer.
+
+    >>> print(FlipStats(10, 24.0, 64, 3, 9, 0.25, (LayerStats("0", 64, 3, 0.25),)))
+    step 10: 3 of 64 ternary weights flipped (9 so far), 25.0% are 0, threshold 24
+      0            64           3 flips   25.0% zeros
     """
 
     step: int

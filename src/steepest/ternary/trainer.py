@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from steepest.random import derive_key
-from steepest.ternary.ballot import Ballot, Outward, VoteKind, narrowest
+from steepest.ternary.ballot import Ballot, Outward, VoteKind, narrowest, number_of
+from steepest.ternary.compiled import wants_compiling
 from steepest.ternary.flipping import flip_layer
 from steepest.ternary.layer import TernaryLinear
-from steepest.ternary.options import checked, threshold_at
+from steepest.ternary.options import OPTIONS, checked, threshold_at
 from steepest.ternary.packing import zeros_in
-from steepest.ternary.pieces import can_compile
 from steepest.ternary.stats import FlipStats, LayerStats
 from steepest.ternary.votes import LARGEST_VOTE
 from steepest.ternary.workers import Group, place, summed_over
@@ -69,9 +69,10 @@ class TernaryFlip:
         nonfinite: what an infinite or NaN dT does: ``"ignore"``: as above. ``"skip"``: weights, a and
             step stay as they were, the votes are dropped, and :attr:`skipped_steps` counts. ``"raise"``:
             ``FloatingPointError`` with the layer's name; nothing changes. The last two wait for the device.
-        compile: run the rounding of votes by magnitude compiled (and on accelerators the flips). None: from
-            2**24 weights on.
-        seed: of the noise.
+        compile: run flips, and the rounding of votes by magnitude, compiled: one graph for all layers. None:
+            from 2**24 weights on, where there is a compiler; True warns if there is none.
+        seed: of the noise, which is keyed by the layers' names besides: two trainers of one seed draw the
+            same for layers of one name.
         process_group: the data-parallel workers, whose votes are summed before a takes them in, as int8
             where the sum fits, so that N workers do what one would with N times the passes, bit for
             bit. None: all processes, where ``torch.distributed`` is initialized; False: no others.
@@ -118,6 +119,7 @@ class TernaryFlip:
         if not isinstance(model, nn.Module):
             raise TypeError(f"TernaryFlip takes a torch.nn.Module, got {type(model).__name__}")
         self._custom = schedule if callable(schedule) else None
+        #: What may be changed between steps, by name; it is checked before it is used.
         self.options = checked(
             "TernaryFlip",
             {
@@ -155,6 +157,7 @@ class TernaryFlip:
             for name, layer in self.layers.items()
         }
         self._next_threshold = math.inf
+        self._casts: dict[str, int] = {}
         self._flips: dict[str, Tensor] = {}
         self._total_flips: dict[str, Tensor] = {}
         self._ballots: dict[str, Ballot] = {}
@@ -169,6 +172,8 @@ class TernaryFlip:
         Raises:
             FloatingPointError: a gradient that was not finite, with ``nonfinite="raise"``.
             RuntimeError: a layer has gone to another trainer.
+            TypeError, ValueError: :attr:`options` were changed to what they cannot be, or the schedule gives
+                no threshold. In all cases nothing was changed.
         """
         if self.prepare():
             self.take()
@@ -176,53 +181,105 @@ class TernaryFlip:
             self.skipped_steps += 1
 
     @torch.no_grad()
-    def prepare(self) -> bool:
-        """Sum the workers' votes and say whether the step may be taken; if not, the votes are dropped."""
-        for name, layer in self.layers.items():
-            if not layer.votes_in(self._ballots[name]):
-                raise RuntimeError(
-                    f"the ternary layer {name!r} belongs to another TernaryFlip, made later for its model"
-                )
+    def prepare(self, finite: bool = True) -> bool:
+        """Say whether the step may be taken, the same on all workers; if not, the votes are dropped.
+
+        Nothing else has changed: after an error the step may be tried again.
+
+        Args:
+            finite: whether, for this worker, there is no reason besides its votes to pass the step over.
+        """
+        self.check_owner()
+        self._check_options()
         # Asked for once a step, before anything moves: a schedule of the user's own may count or raise.
         self._next_threshold = self._threshold()
-        bad = self._gather()
-        if bad and self.options["nonfinite"] == "raise":
+        asks = self.options["nonfinite"]
+        ballots = self._ballots
+        bad = [n for n, b in ballots.items() if asks != "ignore" and b.finite is not None and not b.finite]
+        told = [[ballot.casts, name in bad] for name, ballot in ballots.items()]
+        if place(self.process_group)[1] > 1:
+            device = next(iter(self.layers.values())).packed.device
+            table = torch.tensor([*told, [0, not finite]], dtype=torch.int64, device=device)
+            *told, (_, unfit) = summed_over(self.process_group, table).tolist()
+            finite = unfit == 0
+        self._casts = {name: casts for name, (casts, _) in zip(ballots, told, strict=True)}
+        bad = [name for name, (_, wrong) in zip(ballots, told, strict=True) if wrong]
+        if bad and asks == "raise":
             more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
             raise FloatingPointError(
                 f"the gradient of ternary layer {bad[0]!r}{more} has infinite or NaN elements; nothing was "
                 "changed. Use nonfinite='skip' to pass over such steps."
             )
-        if bad:
+        if bad or not finite:
             self.zero_grad()
-        return not bad
+            return False
+        return True
 
     @torch.no_grad()
     def take(self) -> None:
-        """Flip, after :meth:`prepare` has said yes."""
+        """Sum the workers' votes and flip, layer by layer, after :meth:`prepare` has said yes."""
         limit = torch.iinfo(self.options["accumulator"]).max
         threshold = self._next_threshold
         step = int(self.taken)
         self._flips = {}
-        for ordinal, (name, layer) in enumerate(self.layers.items()):
+        for name, layer in self.layers.items():
             ballot = self._ballots[name]
-            if ballot.pending is None or not layer.trainable:
+            votes = self._votes(name)
+            # Their memory is free for the next layer's, and a step that fails later counts them once.
+            ballot.clear()
+            if votes is None or not layer.trainable:
                 continue
             flips = flip_layer(
                 layer.packed,
                 self._accumulator(name),
-                ballot.pending,
+                votes,
                 threshold=limit + 1 if threshold > limit else math.ceil(threshold),
                 outward=self.options["outward"],
                 zero_pull=self.options["zero_pull"],
                 at_most=self._at_most(layer),
-                key=derive_key(self.options["seed"], ordinal, step),
-                # On a CPU torch makes no vector code of narrow integers: slower than eager, measured.
-                compiled=ballot.compiled and layer.packed.device.type != "cpu",
+                key=derive_key(self.options["seed"], ballot.name, step),
+                compiled=ballot.compiled,
             )
             self._flips[name] = flips
             self._total_flips[name] = self._total_flips.get(name, 0) + flips
         self.taken += 1
         self.zero_grad()
+
+    def _votes(self, name: str) -> Tensor | None:
+        """The sum of all workers' votes for a layer, with room for a pull toward zero; None without any."""
+        ballot, layer, casts = self._ballots[name], self.layers[name], self._casts[name]
+        if casts == 0:
+            return None
+        dtype = narrowest(casts * LARGEST_VOTE[ballot.kind] + (self.options["zero_pull"] > 0))
+        mine = ballot.pending
+        if mine is None:
+            shape = (layer.out_features, layer.in_features)
+            mine = torch.zeros(shape, dtype=dtype, device=layer.packed.device)
+        mine = mine.to(dtype)
+        return summed_over(self.process_group, mine) if place(self.process_group)[1] > 1 else mine
+
+    def check_owner(self) -> None:
+        """Raise ``RuntimeError`` if a layer has gone to another trainer."""
+        for name, layer in self.layers.items():
+            if not layer.votes_in(self._ballots[name]):
+                raise RuntimeError(
+                    f"the ternary layer {name!r} belongs to another TernaryFlip, made later for its model; "
+                    "nothing was changed"
+                )
+
+    def _check_options(self) -> None:
+        """Raise for options that were changed since the last step to what they cannot be."""
+        options = checked("TernaryFlip", self.options)
+        saved = next(iter(self.accumulators.values())).dtype
+        if options["accumulator"] != saved:
+            raise ValueError(
+                f"TernaryFlip: accumulator was {saved} when the accumulators were made and cannot become "
+                f"{options['accumulator']}; nothing was changed"
+            )
+        if options["schedule"] == "custom" and self._custom is None:
+            raise ValueError(
+                "TernaryFlip: schedule='custom' is what one made with a function says; pass that"
+            )
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop votes that no step has taken in. The argument is there for those who call all alike."""
@@ -238,7 +295,7 @@ class TernaryFlip:
     @property
     def unused(self) -> bool:
         """Whether no step has been taken and, as :meth:`prepare` has found, no worker has voted for one."""
-        return int(self.taken) == 0 and all(b.pending is None for b in self._ballots.values())
+        return int(self.taken) == 0 and not any(self._casts.values())
 
     # -- what the user watches
 
@@ -296,10 +353,15 @@ class TernaryFlip:
         """Load what :meth:`state_dict` gave; tensors are copied, votes of an unfinished step dropped.
 
         Raises:
-            ValueError: other layers, shapes or options than this trainer can go on with; nothing was loaded.
+            ValueError: other layers, shapes or options than this trainer can go on with, or an entry that is
+                missing; nothing was loaded.
+            RuntimeError: a layer has gone to another trainer; nothing was loaded.
         """
-        options = checked("the state dict's TernaryFlip", state_dict["options"])
-        self.check_options(options)
+        self.check_owner()
+        for key in ("step", "options", "accumulators"):
+            if key not in state_dict:
+                raise ValueError(f"the state dict of TernaryFlip has no {key!r}; nothing was loaded")
+        options = self.check_options(state_dict["options"])
         saved = state_dict["accumulators"]
         if list(saved) != list(self.layers):
             strange = sorted(set(saved) ^ set(self.layers)) or list(saved)
@@ -309,19 +371,49 @@ class TernaryFlip:
             )
         for name in self.layers:
             self.check_accumulator(name, saved[name], options)
-        self.restore({name: saved[name].clone() for name in saved}, state_dict["step"], options)
+        step = self.check_step(state_dict["step"])
+        self.restore({name: saved[name].clone() for name in saved}, step, options)
 
-    def check_options(self, options: Mapping[str, Any]) -> None:
-        """Raise ``ValueError`` for loaded options that need what this trainer has not."""
+    def check_options(self, saved: Any) -> dict[str, Any]:
+        """Loaded options; raise ``ValueError`` for what are none, or need what this trainer has not."""
+        if not isinstance(saved, Mapping):
+            raise ValueError(
+                f"the state dict's options of TernaryFlip are a {type(saved).__name__}, no dict; nothing was "
+                "loaded"
+            )
+        missing = [name for name in OPTIONS if name not in saved]
+        if missing:
+            raise ValueError(
+                f"the state dict's options of TernaryFlip have no {missing[0]!r}; nothing was loaded"
+            )
+        try:
+            options = checked("the state dict's TernaryFlip", saved)
+        except TypeError as error:
+            raise ValueError(f"{error}; nothing was loaded") from None
         if options["schedule"] == "custom" and self._custom is None:
             raise ValueError(
                 "the state dict was saved with a schedule of the user's own, which it does not hold: make "
                 "the TernaryFlip with schedule=...; nothing was loaded"
             )
+        return options
 
-    def check_accumulator(self, name: str, saved: Tensor, options: Mapping[str, Any]) -> None:
+    def check_step(self, saved: Any) -> int:
+        """A loaded step count; raise ``ValueError`` for what is none."""
+        whole = isinstance(saved, int) or (isinstance(saved, Tensor) and saved.numel() == 1)
+        if not whole or isinstance(saved, bool) or saved != int(saved) or saved < 0:
+            raise ValueError(
+                f"the state dict's step must be an integer ≥ 0, got {saved!r}; nothing was loaded"
+            )
+        return int(saved)
+
+    def check_accumulator(self, name: str, saved: Any, options: Mapping[str, Any]) -> None:
         """Raise ``ValueError`` unless a loaded accumulator is right for a layer."""
         layer = self.layers[name]
+        if not isinstance(saved, Tensor):
+            raise ValueError(
+                f"the accumulator of ternary layer {name!r} in the state dict is no tensor but a "
+                f"{type(saved).__name__}; nothing was loaded"
+            )
         shape = (layer.out_features, layer.in_features)
         if tuple(saved.shape) != shape or saved.dtype != options["accumulator"]:
             raise ValueError(
@@ -329,13 +421,13 @@ class TernaryFlip:
                 f"in the state dict, expected {options['accumulator']} of shape {shape}; nothing was loaded"
             )
 
-    def restore(self, accumulators: dict[str, Tensor], step: int | Tensor, options: dict[str, Any]) -> None:
+    def restore(self, accumulators: dict[str, Tensor], step: int, options: dict[str, Any]) -> None:
         """Go on from checked values, which become this trainer's own."""
         self.options = options
         self.accumulators = {
             name: accumulators[name].to(layer.packed.device) for name, layer in self.layers.items()
         }
-        self.taken.fill_(int(step))
+        self.taken.fill_(step)
         self._flips, self._total_flips = {}, {}
         self._attach()
 
@@ -364,43 +456,16 @@ class TernaryFlip:
         options = self.options
         total = sum(layer.in_features * layer.out_features for layer in self.layers.values())
         device = next(iter(self.layers.values())).packed.device
-        compiled = options["compile"]
-        for ordinal, (name, layer) in enumerate(self.layers.items()):
+        compiled = wants_compiling(options["compile"], total, device)
+        for name, layer in self.layers.items():
             self._ballots[name] = Ballot(
-                options["votes"],
-                options["outward"],
-                options["seed"],
-                ordinal,
-                watched=options["nonfinite"] != "ignore",
-                compiled=can_compile(total, device) if compiled is None else compiled,
+                options,
+                number_of(name),
+                compiled=compiled,
                 step=int(self.taken),
                 group=self.process_group,
             )
             layer.attach(self._ballots[name])
-
-    def _gather(self) -> list[str]:
-        """Sum votes over the workers; the names of layers whose gradients were not finite anywhere."""
-        ballots = self._ballots
-        bad = [name for name, b in ballots.items() if b.finite is not None and not bool(b.finite)]
-        if place(self.process_group)[1] == 1:
-            return bad
-        device = next(iter(self.layers.values())).packed.device
-        told = [[ballot.casts, name in bad] for name, ballot in ballots.items()]
-        table = summed_over(self.process_group, torch.tensor(told, dtype=torch.int64, device=device)).tolist()
-        bad = [name for name, (_, wrong) in zip(ballots, table, strict=True) if wrong]
-        if bad:
-            return bad
-        for (name, ballot), (casts, _) in zip(ballots.items(), table, strict=True):
-            if casts == 0:
-                continue
-            layer = self.layers[name]
-            dtype = narrowest(casts * LARGEST_VOTE[ballot.kind])
-            mine = ballot.pending
-            if mine is None:
-                shape = (layer.out_features, layer.in_features)
-                mine = torch.zeros(shape, dtype=dtype, device=layer.packed.device)
-            ballot.pending = summed_over(self.process_group, mine.to(dtype))
-        return []
 
     def __getstate__(self) -> dict[str, Any]:
         """Ballots are this object's own; the votes in them go along. Process groups cannot be copied."""

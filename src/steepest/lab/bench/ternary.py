@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from steepest.ternary import TernaryFlip, TernaryLinear, pack, unpack
+from steepest.ternary.compiled import wants_compiling
+from steepest.ternary.flipping import flip_layer
 
 from ..seeding import seeded
 from .entry import LR
@@ -137,6 +139,23 @@ def passes(width: int, device: torch.device, dtype: torch.dtype) -> dict[str, Ca
         # The votes of one pass by sign are as many bytes as the weights.
         return Pass(Turn("flip step", flip.step, vote), least_bytes(kept, values.nbytes, 0))
 
+    def passing() -> Pass:
+        counters = torch.zeros_like(values)
+        # Any ternary numbers are votes by sign.
+        cast, votes = values.flip(0), torch.empty_like(values)
+        mine = packed.clone()
+        compiled = wants_compiling(None, width**2, device)
+
+        def flip() -> None:
+            flip_layer(
+                mine, counters, votes, threshold=24, outward="cancel", zero_pull=0.0, at_most=None,
+                key=(0, 0), compiled=compiled,
+            )  # fmt: skip
+
+        # The pass leaves nothing that means anything in the votes.
+        turn = Turn("flip", flip, lambda: votes.copy_(cast))
+        return Pass(turn, least_bytes(mine.nbytes + counters.nbytes, votes.nbytes, 0))
+
     def stepping() -> Pass:
         adamw = torch.optim.AdamW([param for _, param in material.params], lr=LR, fused=True)
         nbytes = least_bytes(material.nbytes, material.nbytes, 2 * material.nbytes)
@@ -148,6 +167,7 @@ def passes(width: int, device: torch.device, dtype: torch.dtype) -> dict[str, Ca
         COPY: copying,
         "pack": lambda: Pass(Turn("pack", lambda: pack(values)), moved),
         "unpack": lambda: Pass(Turn("unpack", lambda: unpack(packed, width)), moved),
+        "flip": passing,
         "flip step": flipping,
         "AdamW, fused": stepping,
     }

@@ -1,0 +1,71 @@
+"""One worker of several whose parameters' gradients nobody averages: only the votes meet."""
+
+import os
+import sys
+
+import torch
+import torch.distributed as dist
+
+import steepest
+
+from .models import loss_of, small_model, snapshot
+
+FAULTS = ("none", "retry", "skip", "raise")
+
+
+def main(rank, world, out):
+    dist.init_process_group("gloo", init_method=f"file://{out}/store", rank=rank, world_size=world)
+    torch.save({fault: train(rank, world, fault) for fault in FAULTS}, f"{out}/{rank}.pt")
+    dist.barrier()
+    # Not through the destructors: gloo's threads can wait for each other there.
+    os._exit(0)
+
+
+def train(rank, world, fault):
+    model = small_model()
+    # Without a rate, what is not averaged does not matter.
+    nonfinite = "raise" if fault == "raise" else "skip"
+    optimizer = steepest.build(
+        model, "sgd", lr=0.0, nonfinite=nonfinite, ternary={"threshold": 2, "zero_pull": 0.1}
+    )
+    seen = {"raised": False}
+    for step in range(4):
+        loss_of(model, step * world + rank).backward()
+        if step == 1 and rank == 1 and fault in ("skip", "raise"):
+            model[4].weight.grad[0, 0] = float("nan")
+        before = snapshot(model)
+        if step == 1 and fault == "retry":
+            take, optimizer._take = optimizer._take, failing
+            try:
+                optimizer.step()
+            except OSError:
+                seen["raised"] = True
+            optimizer._take = take
+            unchanged(model, before)
+        try:
+            optimizer.step()
+        except FloatingPointError:
+            seen["raised"] = True
+        if step == 1 and fault in ("skip", "raise"):
+            unchanged(model, before)
+        optimizer.zero_grad()
+    accumulators = {f"a.{name}": a for name, a in optimizer.flip.accumulators.items()}
+    saved = {**snapshot(model), **accumulators, "taken": optimizer.flip.taken}
+    counted = {"skipped": optimizer.skipped_steps, "flips": optimizer.flip.stats().total_flips, **seen}
+    return saved, counted
+
+
+def failing(batches, finite):
+    """What goes wrong in every process, after the workers have met."""
+    raise OSError
+
+
+def unchanged(model, before):
+    """Raise if anything has moved."""
+    assert all(torch.equal(value, before[name]) for name, value in snapshot(model).items())
+
+
+if __name__ == "__main__":
+    rank, world, out = sys.argv[1:]
+    torch.set_num_threads(1)
+    main(int(rank), int(world), out)
