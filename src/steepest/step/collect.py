@@ -44,8 +44,8 @@ class Member:
     """One parameter with its gradient in this step.
 
     ``scalars`` are the step's numbers for the rule's update, ``measured`` the per-tensor state after it.
-    ``param`` and ``grad`` are real; a step, which tracks no gradients, need not detach them. The place's ordinal, with the step count and the
-    element's index, keys the parameter's noise.
+    ``param`` and ``grad`` are real views; a step, which tracks no gradients, need not detach them. The
+    place's ordinal, with the step count and the element's index, keys the parameter's noise.
     """
 
     group: Group

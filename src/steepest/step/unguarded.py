@@ -48,7 +48,7 @@ def compiled_code(
 
     def backend(graph: torch.fx.GraphModule, examples: list[Tensor]) -> Callable[..., Any]:
         # Sizes are whatever they are; torch.compile's own backend, with that one option.
-        code: Callable[..., Any] = inductor(graph, examples, options={"size_asserts": False})
+        code: Callable[..., Any] = inductor(graph, list(examples), options={"size_asserts": False})
 
         def watched(*given: Any) -> Any:
             calls.append((code, given))
@@ -58,10 +58,6 @@ def compiled_code(
 
     for tensor in itertools.chain.from_iterable(rows):
         torch._dynamo.mark_dynamic(tensor, 0)
-    for other in others:
-        if other is not None:
-            # It remembers functions by their place in the source, and takes what has changed for dynamic.
-            torch._dynamo.mark_static(other)
     # torch.compile caches, and limits recompilation, per code object: one of its own for each graph
     # keeps optimizers from exhausting one another's limit.
     fresh = types.FunctionType(
@@ -71,7 +67,9 @@ def compiled_code(
         function.__defaults__,
         function.__closure__,
     )
-    torch.compile(fresh, fullgraph=True, backend=backend)(rows, *others)
+    # It remembers functions by their place in the source, and would take for dynamic whatever has changed
+    # there since the last one.
+    torch.compile(fresh, fullgraph=True, dynamic=False, backend=backend)(rows, *others)
     if not calls:
         raise NotCompiled("torch.compile is switched off")
     ((code, given),) = calls
