@@ -189,16 +189,25 @@ def _calls(
         last = served[-1][0]
         served = served + [(last, row, row[0].numel()) for row in _filling(spec)[:spare]]
     numbers = _pack([shared], torch.float64, batch.device)[0]
-    own = [[member.scalars[name] for name in spec.own] for member, _, _ in served] if spec.own else []
-    keys = [list(member_key(batch, member)) for member, _, _ in served] if spec.recipe.noisy else []
-    owns = _pack(own, torch.float64, batch.device).view(count, spec.rows, len(spec.own)).unbind()
-    all_keys = _pack(keys, torch.int64, batch.device).view(count, spec.rows, 2 * spec.recipe.noisy).unbind()
-    calls = []
-    for at in range(count):
-        some = served[at * spec.rows : (at + 1) * spec.rows]
-        rows = [tensor for _, row, _ in some for tensor in row]
-        calls.append(Call(code, [size for _, _, size in some], rows, (numbers, owns[at], all_keys[at])))
-    return calls
+    owns = all_keys = [torch.empty(spec.rows, 0, device="cpu")] * count
+    if spec.own:
+        own = [[member.scalars[name] for name in spec.own] for member, _, _ in served]
+        owns = list(_pack(own, torch.float64, batch.device).view(count, spec.rows, -1).unbind())
+    if spec.recipe.noisy:
+        keys = [list(member_key(batch, member)) for member, _, _ in served]
+        all_keys = list(_pack(keys, torch.int64, batch.device).view(count, spec.rows, 2).unbind())
+    sizes = [size for _, _, size in served]
+    tensors = [tensor for _, row, _ in served for tensor in row]
+    width = spec.rows * len(spec.dtypes)
+    return [
+        Call(
+            code,
+            sizes[at * spec.rows : (at + 1) * spec.rows],
+            tensors[at * width : (at + 1) * width],
+            (numbers, owns[at], all_keys[at]),
+        )
+        for at in range(count)
+    ]
 
 
 def run_compiled(plan: Plan, finite: Tensor | None) -> list[Member]:

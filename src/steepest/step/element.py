@@ -67,10 +67,9 @@ class Recipe:
         # A rule whose algebra or state is float64 must not get it rounded to float32 on the way.
         if torch.float64 in (group["state_dtype"], group.get("dtype")):
             compute = torch.float64
-        fixed = {name: group[name] for name, hyper in rule.hyper.items() if not hyper.traced}
         return cls(
             rule,
-            tuple(sorted(hyper_of(rule.takes, fixed).items())),
+            tuple([(name, group[name]) for name in _taken(rule, traced=False)]),
             group["weight_decay_method"] if decays else None,
             group["maximize"],
             "stochastic" if batch.rounds_stochastically else "nearest",
@@ -89,8 +88,14 @@ def shared_scalars(batch: Batch) -> dict[str, Any]:
         wide = torch.float32 if batch.device.type == "mps" else torch.float64
         lr = float(lr) if on_host else lr.detach().reshape(()).to(batch.device, wide)
     decay = decay_strength(group["weight_decay_method"], lr, group["weight_decay"], group["base_lr"])
-    traced = {name: group[name] for name, hyper in rule.hyper.items() if hyper.traced and name != "lr"}
-    return {"lr": lr, "decay": decay, **hyper_of(rule.takes, traced)}
+    return {"lr": lr, "decay": decay} | {name: group[name] for name in _taken(rule, traced=True)}
+
+
+@functools.cache
+def _taken(rule: Rule, *, traced: bool) -> tuple[str, ...]:
+    """The hyper-parameters that a rule's ``update`` names and that are, or are not, data of compiled code."""
+    own = (name for name, hyper in rule.hyper.items() if hyper.traced == traced)
+    return tuple(sorted(name for name in own if name in rule.takes and name != "lr"))
 
 
 def member_key(batch: Batch, member: Member) -> Key:
