@@ -74,8 +74,8 @@ class GraphSpec:
 
     @property
     def rows(self) -> int:
-        """How many rows a call takes; a row of pairs is code for two."""
-        return _ROWS // 2 if self.pairs else _ROWS
+        """How many rows a call takes: a row of pairs is code for two, and noise is much code."""
+        return _ROWS // (1 + self.pairs) // (1 + self.recipe.noisy)
 
 
 @functools.cache
