@@ -73,6 +73,7 @@ def compiled_code(
     if not calls:
         raise NotCompiled("torch.compile is switched off")
     ((code, given),) = calls
+    calls.clear()  # torch.compile keeps the function, and with it what it was run on
     # torch.compile chooses which inputs its code takes, and their order; what it took here tells.
     at = {row[0].numel(): place for place, row in enumerate(rows)}
     tensors = [*itertools.chain.from_iterable(rows), *others]

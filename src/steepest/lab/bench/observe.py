@@ -21,7 +21,8 @@ MEMORY_IS_KNOWN_BY = {
     "cuda": "torch.cuda.max_memory_allocated during the step, less memory_allocated before it",
 }
 
-_COMPILED = "Torch-Compiled Region"
+# What the profiler calls code of torch.compile: that of peers behind its guards, ours without.
+_COMPILED = ("Torch-Compiled Region", "## Call CompiledFxGraph")
 
 
 @dataclass(frozen=True)
