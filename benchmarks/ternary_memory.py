@@ -5,8 +5,8 @@
 Each way runs in a process of its own: the process's largest resident size over what it had before the
 model (``getrusage``), and the largest sum of torch's own allocations (its profiler). Persistent bytes are
 those of the tensors that exist between steps, without gradients. "flipping" is votes by sign with a threshold
-of 2 and at most 0.1 % flips, so that the three steps flip weights; with "compiled" in its name a way compiles its
-flips; what torch.compile itself takes is not counted, since it is there before the model.
+of 2 and at most 0.1 % flips, so that the three steps flip weights. "compiled" ways compile their flips; what
+torch.compile itself takes is not counted, since it is there before the model.
 """
 
 from __future__ import annotations
