@@ -94,4 +94,8 @@ def check_params(params: list[Any], group_index: int, group: Mapping[str, Any]) 
         repeats = (stride == 0 and size > 1 for stride, size in zip(param.stride(), param.shape, strict=True))
         if param.numel() > 0 and any(repeats):
             raise ValueError(f"{who} is expanded: several of its elements are one number in memory")
+        if param.is_conj():
+            raise ValueError(
+                f"{who} is a conjugate view, which cannot be stepped in place: resolve_conj() it"
+            )
         find_rule(group["rule"]).check_param(who, name, param, group)

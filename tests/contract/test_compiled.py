@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.nn import Parameter
+from torch.utils._pytree import tree_map_only
 
 from steepest import optimizer as optimizer_module
 from steepest.step import compiled
@@ -283,6 +285,70 @@ def test_a_compiler_that_is_switched_off_for_a_while_is_no_failure():
     assert _graphs() == before + 1
     twin = Case("signum").make(twins, momentum=0.71, weight_decay_method="palm")
     assert identical(params, train(twin, twins, 2))
+
+
+def test_nor_is_one_that_waits_a_step_or_a_default_device():
+    """Under ``eager_then_compile`` the first step is eager; torch's default device is not the parameters'."""
+    params, twins = _plain(), _plain()
+    options = {"weight_decay_method": "independent"}
+    optimizer = Case("signum").make(params, compile=True, **options)
+    before = _graphs()
+    with torch.compiler.set_stance("eager_then_compile"):
+        steps(optimizer, params, [0, 1])
+    other = _plain(torch.float64)
+    set_gradients(other, 0)
+    elsewhere = Case("signum").make(other, compile=True, **options)
+    with torch.device("meta"):
+        elsewhere.step()
+    assert _graphs() == before + 2
+    assert identical(params, train(Case("signum").make(twins, **options), twins, 2))
+
+
+def test_what_a_graph_was_traced_with_is_not_kept():
+    """Some megabytes for each graph."""
+
+    def kept() -> int:
+        gc.collect()
+        tensors = [each for each in gc.get_objects() if type(each) is Tensor]
+        return len([each for each in tensors if each.numel() in compiled._TRACED_SIZES])
+
+    params = _plain()
+    graphs, before = _graphs(), kept()
+    train(Case("signum").make(params, compile=True, weight_decay_method="sign"), params, 1)
+    assert _graphs() == graphs + 1
+    assert kept() == before
+
+
+class Wrapper(Tensor):
+    """A tensor whose elements lie in another."""
+
+    inner: Tensor
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> Wrapper:
+        self: Wrapper = Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+        self.inner = inner
+        return self
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*tree_map_only(cls, lambda each: each.inner, args), **(kwargs or {}))
+
+
+@pytest.mark.parametrize("disguise", [Wrapper, torch._neg_view], ids=["wrapper", "negative"])
+def test_gradients_that_are_not_what_lies_in_memory_are_stepped_eagerly(disguise: Callable[[Tensor], Tensor]):
+    params, twins = _plain(), _plain()
+    runs = []
+    for own, compile_ in ((params, True), (twins, False)):
+        for param in own:
+            param.grad = disguise(torch.arange(-6.0, 6.0).view(4, 3))
+        optimizer = Case("sgd").make(own, compile=compile_)
+        optimizer.step()
+        runs.append([param.detach().clone() for param in own])
+    assert identical(*runs)
+    expected = torch.arange(-6.0, 6.0) * (1 if disguise is Wrapper else -1)
+    moved = _plain()[0].detach() - runs[0][0]
+    assert ((moved.flatten() * expected) >= 0).all()
 
 
 @pytest.mark.filterwarnings("default::RuntimeWarning")

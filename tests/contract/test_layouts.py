@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -185,3 +186,34 @@ def test_sums_come_in_logical_order_whatever_the_strides(limit: int, monkeypatch
     monkeypatch.setattr(tensor, "_PIECE_ON_CPU", limit)
     assert tensor.moments(grad) == tensor.moments(grad.contiguous())
     assert tensor.moments(grad[1:, ::2]) == tensor.moments(grad[1:, ::2].contiguous())
+
+
+@pytest.mark.parametrize("how", ["eager", "compiled"])
+@pytest.mark.parametrize(
+    ("shapes", "begins"),
+    [
+        ([(10,), (10,)], [0, 0]),
+        ([(10,), (4, 5)], [0, 0]),
+        ([(10,), (10,)], [0, 5]),
+        ([(10,), (10,), (10,)], [0, 5, 12]),
+        ([(10,), (9000,)], [0, 5]),
+        ([(9000,), (10,)], [0, 5]),
+    ],
+    ids=str,
+)
+def test_parameters_in_the_same_memory_are_stepped_one_after_the_other(
+    shapes: list[tuple[int, ...]], begins: list[int], how: str
+):
+    def stepped(together: bool) -> torch.Tensor:
+        memory = torch.linspace(1, 2, 9010)
+        params = [
+            Parameter(memory[begin : begin + math.prod(shape)].view(shape))
+            for shape, begin in zip(shapes, begins, strict=True)
+        ]
+        for number, param in enumerate(params):
+            param.grad = torch.full_like(param, 1.0 + number)
+        for own in [params] if together else [[param] for param in params]:
+            Case("sgd").make(own, compile=together and how == "compiled", weight_decay=0.5).step()
+        return memory
+
+    assert stepped(True).equal(stepped(False))

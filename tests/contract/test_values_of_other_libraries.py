@@ -107,3 +107,10 @@ def test_a_shard_that_replaces_a_parameter_is_refused_by_name(tmp_path):
         assert not optimizer.state
     finally:
         destroy_process_group()
+
+
+def test_a_conjugate_view_is_refused():
+    """Its numbers are made where it is read: what is written over them is lost."""
+    turned = torch.nn.Parameter(torch.ones(3, dtype=torch.complex64).conj())
+    with pytest.raises(ValueError, match=r"'turned' is a conjugate view.*resolve_conj"):
+        steepest.SignGSD([("turned", turned)])

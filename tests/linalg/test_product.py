@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from steepest.linalg import product as MODULE
 from steepest.linalg.product import product
@@ -90,3 +91,32 @@ def test_mirrored_products_are_the_products(rows, batch, dtype, close):
     if rows > 511:
         assert torch.equal(exact, exact.mT)
     assert far_from(exact, r.double() @ r.double()) < close
+
+
+@pytest.mark.parametrize("function", [product, mirrored_product])
+def test_derivatives_are_whole_whoever_asks(function):
+    """Backward, forward, and through transforms, whose tensors do not say that they are differentiated."""
+    x = randn(3, 512, 190)
+
+    def of(each):
+        return function(each, each.mT)
+
+    expected = 2 * (x.double() @ x.double().mT)
+    assert far_from(torch.func.jvp(of, (x,), (x,))[1], expected) < CLOSE
+    with forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(of(forward_ad.make_dual(x, x))).tangent
+    assert far_from(tangent, expected) < CLOSE
+    backward = 2 * x.double().sum(-2, keepdim=True).expand(x.shape)
+    for grads in (
+        torch.autograd.grad(of(x.requires_grad_()).sum(), x)[0],
+        torch.func.grad(lambda every: torch.func.vmap(of)(every).sum())(x.detach()),
+    ):
+        assert far_from(grads, backward) < CLOSE
+
+
+def test_what_is_added_no_times_is_not_looked_at():
+    """As torch.baddbmm has it."""
+    x, nothing = randn(257, 190), torch.full((257, 257), float("nan"))
+    assert torch.equal(product(x, x.mT, added=nothing, beta=0.0), product(x, x.mT))
+    small = x[:3]
+    assert torch.equal(product(small, small.mT, added=nothing[:3, :3], beta=0.0), small @ small.mT)

@@ -61,6 +61,7 @@ def test_not_a_number_and_zero():
     assert gram(x)[1].isfinite().all()
     assert torch.equal(gram(torch.zeros(400, 4)), torch.zeros(400, 400))
     assert gram(torch.zeros(0, 4)).shape == (0, 0)
+    assert torch.equal(gram(torch.zeros(400, 0)), torch.zeros(400, 400))
 
 
 def test_operands_are_refused_by_name():

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-__all__ = ["product"]
+__all__ = ["differentiated", "product"]
 
 # Shorter ones cost more to hand over than they save: measured on a CPU (2 threads), where 128 rows are even.
 _ONEDNN_FROM = 1 << 22
@@ -35,7 +36,7 @@ def product(
     """
     if _goes_to_onednn(x, y, added):
         return _by_onednn(x, y, added, alpha, beta)
-    if added is None:
+    if added is None or beta == 0:
         # Of a batch, matmul would copy a transposed operand first.
         bare = torch.bmm(x, y) if x.dim() == 3 else x @ y
         return bare if alpha == 1 else alpha * bare
@@ -55,8 +56,24 @@ def _goes_to_onednn(x: Tensor, y: Tensor, added: Tensor | None) -> bool:
     # It has no derivative, and says nothing to a tracer or a subclass.
     if torch.compiler.is_compiling() or any(type(each).__torch_dispatch__ is not _PLAIN for each in operands):
         return False
-    differentiated = torch.is_grad_enabled() and any(each.requires_grad for each in operands)
-    return not differentiated and _onednn_linear() is not None
+    return not differentiated(*operands) and _onednn_linear() is not None
+
+
+def differentiated(*tensors: Tensor | None) -> bool:
+    """Whether what is computed of these may need a derivative, backward or forward.
+
+    >>> x = torch.ones(1, requires_grad=True)
+    >>> differentiated(x), differentiated(x.detach(), None)
+    (True, False)
+    """
+    # A tensor that torch.func has wrapped does not say what it is differentiated by.
+    if (transforming := getattr(torch._C, "_are_functorch_transforms_active", None)) and transforming():
+        return True
+    there = [each for each in tensors if each is not None]
+    if torch.is_grad_enabled() and any(each.requires_grad for each in there):
+        return True
+    tangents = (forward_ad.unpack_dual(each).tangent for each in there)  # type: ignore[no-untyped-call]
+    return any(tangent is not None for tangent in tangents)
 
 
 _PLAIN = Tensor.__torch_dispatch__
@@ -93,6 +110,8 @@ def _linear(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _scaled(bare: Tensor, added: Tensor | None, alpha: float, beta: float) -> Tensor:
+    if beta == 0:
+        added = None
     if added is not None and beta == 1:
         return torch.add(added, bare, alpha=alpha, out=bare)
     bare = bare if alpha == 1 else bare.mul_(alpha)

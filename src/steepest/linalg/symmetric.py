@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from steepest.linalg.operand import require_matrices, require_shape
-from steepest.linalg.product import product
+from steepest.linalg.product import differentiated, product
 
 __all__ = ["gram", "mirrored_product", "symmetric_product"]
 
@@ -23,8 +23,8 @@ def gram(x: Tensor) -> Tensor:
     r"""The Gram matrix :math:`X X^\top` of X [..., m, n], in X's dtype.
 
     Where it pays (on a CPU, from 384 rows in float32 and float64 and from 512 in bfloat16) only the lower
-    blocks are computed and the upper ones copied, which makes the result exactly symmetric. Elsewhere it
-    is the plain product.
+    blocks are computed and the upper ones copied, which makes the result exactly symmetric. Elsewhere, and
+    where a derivative may be asked for, it is the plain product.
 
     Raises:
         TypeError: ``x`` is no floating point tensor.
@@ -67,7 +67,7 @@ def symmetric_product(x: Tensor, y: Tensor, *, added: Tensor | None = None, alph
     if added is not None:
         require_shape("symmetric_product", "added", added, (*batch, n, n))
     whole = mirrored_product(x, y, added=added, alpha=alpha, exactly=True)
-    return whole if _panels(x) > 1 else (whole + whole.mT) / 2
+    return whole if _panels(x, y, added) > 1 else (whole + whole.mT) / 2
 
 
 def mirrored_product(
@@ -89,13 +89,18 @@ def mirrored_product(
     tensor([[3., 3.],
             [3., 3.]])
     """
-    if (panels := _panels(x)) == 1:
+    if (panels := _panels(x, y, added)) == 1:
         return product(x, y, added=added, alpha=alpha, beta=beta)
     rows, inner = x.shape[-2:]
     out = x.new_empty(*x.shape[:-2], rows, rows)
-    columns = [None] * out.shape[:-2].numel() if added is None else [*added.reshape(-1, rows, rows)]
+    count = out.shape[:-2].numel()
+    columns = [None] * count if added is None else [*added.reshape(count, rows, rows)]
     each = zip(
-        out.view(-1, rows, rows), x.reshape(-1, rows, inner), y.reshape(-1, inner, rows), columns, strict=True
+        out.view(count, rows, rows),
+        x.reshape(count, rows, inner),
+        y.reshape(count, inner, rows),
+        columns,
+        strict=True,
     )
     for whole, left, right, sum_ in each:
         for first, end in _cuts(rows, panels):
@@ -114,11 +119,15 @@ def mirrored_product(
     return out
 
 
-def _panels(x: Tensor) -> int:
-    """Into how many panels a symmetric product [n, n] of X [n, k] is cut; 1 where it does not pay."""
+def _panels(x: Tensor, *others: Tensor | None) -> int:
+    """Into how many panels a symmetric product [n, n] of X [n, k] is cut; 1 where it does not pay.
+
+    What is written panel by panel into one tensor loses derivatives: then it is 1 too.
+    """
     if x.device.type != "cpu" or x.dtype not in _NARROWEST:
         return 1
-    return max(1, min(_MOST_PANELS, x.shape[-2] // _NARROWEST[x.dtype]))
+    panels = max(1, min(_MOST_PANELS, x.shape[-2] // _NARROWEST[x.dtype]))
+    return 1 if panels > 1 and differentiated(x, *others) else panels
 
 
 def _cuts(rows: int, panels: int) -> Iterator[tuple[int, int]]:

@@ -220,8 +220,10 @@ def run_compiled(plan: Plan, finite: Tensor | None) -> list[Member]:
 def laid_out(tensors: list[Tensor], ordered: bool) -> Row | None:
     """Flat views of tensors as a graph takes them; None where it cannot."""
     param = tensors[0]
-    # A wrapper's elements lie elsewhere.
-    if not _holds_elements(type(param)) or (not param.is_cpu and param.numel() > _MOST_ELSEWHERE):
+    # Code reads what lies in memory: a wrapper's elements lie elsewhere, those of z.conj().imag are negated.
+    if not all(map(_holds_elements, set(map(type, tensors)))) or any(map(Tensor.is_neg, tensors)):
+        return None
+    if not param.is_cpu and param.numel() > _MOST_ELSEWHERE:
         return None
     return flat(tensors, ordered=ordered)
 
@@ -288,12 +290,13 @@ def _filling(spec: GraphSpec) -> list[Row]:
 def _compiled(spec: GraphSpec) -> Code | None:
     """The graph, compiled and tried on tensors of its own."""
     there = spec.device
-    numbers = torch.ones(sum(max(count, 1) for _, count in spec.shared), dtype=torch.float64)
-    own = torch.ones(spec.rows, len(spec.own), dtype=torch.float64)
-    keys = torch.ones(spec.rows, 2 * spec.recipe.noisy, dtype=torch.int64)
+    count = sum(max(count, 1) for _, count in spec.shared)
+    numbers = torch.ones(count, dtype=torch.float64, device=there)
+    own = torch.ones(spec.rows, len(spec.own), dtype=torch.float64, device=there)
+    keys = torch.ones(spec.rows, 2 * spec.recipe.noisy, dtype=torch.int64, device=there)
     finite = torch.ones((), dtype=torch.bool, device=there) if spec.guarded else None
-    others = (numbers.to(there), own.to(there), keys.to(there), finite)
-    return compiled_code(_graph(spec), _rows(spec, _TRACED_SIZES[: spec.rows]), others)
+    rows = _rows(spec, _TRACED_SIZES[: spec.rows])
+    return compiled_code(_graph(spec), rows, (numbers, own, keys, finite))
 
 
 def _graph(spec: GraphSpec) -> Callable[..., None]:

@@ -167,34 +167,61 @@ def run_eager(batch: Batch, members: Sequence[Member], finite: Tensor | None) ->
     shared = shared_scalars(batch)
     names = tuple(batch.element_state)
     small: dict[Any, list[list[Tensor]]] = {}
-    seen: set[Any] = set()
+    ends: dict[int, int] = {}
+    late: list[tuple[Member, list[Tensor]]] = []
     for member in members:
         tensors = [member.param, member.grad, *[member.state[name] for name in names]]
-        if (kind := _kind(recipe, member, tensors, seen)) and (row := row_of(tensors)):
+        if _reaches_back(member.param, ends):
+            late.append((member, tensors))
+        elif (kind := _kind(recipe, member, tensors)) and (row := row_of(tensors)):
             small.setdefault(kind, []).append(row)
-            continue
-        key = member_key(batch, member) if recipe.noisy else None
-        scalars = shared | member.scalars
-        limit = piece_length(recipe, names, tensors, scalars, finite)
-        for piece, index in pieces(tensors, limit, ordered=recipe.noisy):
-            _step_piece(recipe, names, piece, scalars, key, index, finite)
+        else:
+            _step_alone(batch, recipe, names, member, tensors, shared, finite)
     for (own, _), rows in small.items():
         _step_together(recipe, names, rows, shared | dict(own), finite)
+    for member, tensors in late:
+        _step_alone(batch, recipe, names, member, tensors, shared, finite)
 
 
-def _kind(recipe: Recipe, member: Member, tensors: list[Tensor], seen: set[Any]) -> Any:
+def _reaches_back(param: Tensor, ends: dict[int, int]) -> bool:
+    """Whether a parameter may lie in the memory of one before it, and has to see what that one wrote.
+
+    ``ends`` says how far those before it reach, storage by storage.
+    """
+    storage, first = param.untyped_storage()._cdata, int(param.storage_offset())
+    end: int = first + param.numel()
+    if end > first and not param.is_contiguous():
+        steps = zip(param.shape, param.stride(), strict=True)
+        end = first + 1 + int(sum((size - 1) * stride for size, stride in steps))
+    before = ends.get(storage, 0)
+    ends[storage] = max(before, end)
+    return first < before
+
+
+def _kind(recipe: Recipe, member: Member, tensors: list[Tensor]) -> Any:
     """What members must share to be stepped as one tensor; None for one that must be alone.
 
-    That is one with noise, whose key is its own, with numbers that only a device knows, or in the same
-    memory as one before it, which has to see what that one wrote.
+    That is one with noise, whose key is its own, or with numbers that only a device knows.
     """
     if recipe.noisy or any(isinstance(value, Tensor) for value in member.scalars.values()):
         return None
-    where = tensors[0].untyped_storage()._cdata, tensors[0].storage_offset()
-    if where in seen:
-        return None
-    seen.add(where)
     return tuple(member.scalars.items()), tuple([tensor.dtype for tensor in tensors])
+
+
+def _step_alone(
+    batch: Batch,
+    recipe: Recipe,
+    names: tuple[str, ...],
+    member: Member,
+    tensors: list[Tensor],
+    shared: Mapping[str, Any],
+    finite: Tensor | None,
+) -> None:
+    key = member_key(batch, member) if recipe.noisy else None
+    scalars = {**shared, **member.scalars}
+    limit = piece_length(recipe, names, tensors, scalars, finite)
+    for piece, index in pieces(tensors, limit, ordered=recipe.noisy):
+        _step_piece(recipe, names, piece, scalars, key, index, finite)
 
 
 def _step_together(

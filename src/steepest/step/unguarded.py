@@ -56,24 +56,27 @@ def compiled_code(
 
         return watched
 
+    def traced(rows: Sequence[Sequence[Tensor]], *others: Tensor | None) -> None:
+        # Not for nothing in every step while it is switched off; and what it calls might be compiled then.
+        if not torch.compiler.is_compiling():
+            raise NotCompiled("torch.compile is switched off")
+        function(rows, *others)
+
     for tensor in itertools.chain.from_iterable(rows):
         torch._dynamo.mark_dynamic(tensor, 0)
     # torch.compile caches, and limits recompilation, per code object: one of its own for each graph
     # keeps optimizers from exhausting one another's limit.
     fresh = types.FunctionType(
-        function.__code__.replace(),
-        function.__globals__,
-        function.__name__,
-        function.__defaults__,
-        function.__closure__,
+        traced.__code__.replace(), traced.__globals__, function.__name__, None, traced.__closure__
     )
     # It remembers functions by their place in the source, and would take for dynamic whatever has changed
     # there since the last one.
     torch.compile(fresh, fullgraph=True, dynamic=False, backend=backend)(rows, *others)
     if not calls:
-        raise NotCompiled("torch.compile is switched off")
+        raise NotCompiled("torch.compile has another backend for now")
     ((code, given),) = calls
-    calls.clear()  # torch.compile keeps the function, and with it what it was run on
+    # torch keeps the backend, which must not keep the tensors: megabytes for each graph.
+    calls.clear()
     # torch.compile chooses which inputs its code takes, and their order; what it took here tells.
     at = {row[0].numel(): place for place, row in enumerate(rows)}
     tensors = [*itertools.chain.from_iterable(rows), *others]
