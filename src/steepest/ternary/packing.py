@@ -125,7 +125,7 @@ def _shifts(like: Tensor) -> Tensor:
 
 def _as_words(rows: Tensor) -> Tensor:
     """Contiguous bytes as int64, with which everything is faster, where each row is whole words."""
-    whole = rows.shape[-1] % 8 == 0 and rows.storage_offset() % 8 == 0
+    whole = rows.numel() > 0 and rows.shape[-1] % 8 == 0 and rows.storage_offset() % 8 == 0
     return rows.view(torch.int64) if whole else rows
 
 
