@@ -1,15 +1,17 @@
 """TernaryFlip beside an optimizer: which passes vote, when votes are dropped, who owns a layer."""
 
+import contextlib
 import copy
 import gc
 import io
 import pickle
+import threading
 
 import pytest
 import torch
 from torch import nn
 
-from steepest.ternary import TernaryFlip, TernaryLinear
+from steepest.ternary import TernaryFlip, TernaryLinear, linear_op
 
 from .models import assert_same, loss_of, small_model, snapshot
 
@@ -52,6 +54,37 @@ def test_more_votes_than_a_byte_holds_are_counted():
     assert pending(trainer)[0].dtype == torch.int16
     trainer.step()
     assert trainer.accumulators[""].tolist() == [[-200, 200]]
+
+
+def test_passes_in_several_threads_vote_one_after_the_other(monkeypatch):
+    found = []
+    for threads in (1, 2):
+        torch.manual_seed(0)
+        layer = TernaryLinear(16, 16)
+        trainer = TernaryFlip(layer, votes="magnitude")
+        x, cast = torch.randn(4, 16), linear_op._cast
+        # Both threads are between the count of a pass and its votes, if nothing keeps one of them out.
+        meeting = threading.Barrier(threads)
+
+        def late(*arguments, meeting=meeting, cast=cast):
+            with contextlib.suppress(threading.BrokenBarrierError):
+                meeting.wait(timeout=0.2)
+            cast(*arguments)
+
+        def passes(count=2 // threads, layer=layer, x=x):
+            for _ in range(count):
+                layer(x).square().sum().backward()
+
+        monkeypatch.setattr(linear_op, "_cast", late)
+        running = [threading.Thread(target=passes) for _ in range(threads)]
+        for each in running:
+            each.start()
+        for each in running:
+            each.join()
+        monkeypatch.undo()
+        assert trainer._ballots[""].casts == 2
+        found.append(trainer._ballots[""].pending)
+    assert torch.equal(*found)
 
 
 def test_votes_exist_between_backward_and_step_alone():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import weakref
 import zlib
 from collections.abc import Mapping
@@ -71,6 +72,7 @@ class Ballot:
         finite: 0-dim bool: whether all their gradients were; None before the first vote.
         kind, outward, seed: of the step's votes.
         handle: a tensor with the ballot's number, which stands for it in graphs.
+        lock: held while a pass votes: torch allows backward passes in several threads at once.
     """
 
     options: Mapping[str, Any]
@@ -85,6 +87,7 @@ class Ballot:
     outward: Outward = field(init=False)
     seed: int = field(init=False)
     handle: Tensor = field(init=False)
+    lock: threading.Lock = field(init=False, default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self._read_options()

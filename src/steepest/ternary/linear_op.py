@@ -5,6 +5,7 @@ An operation of torch's library and not an autograd.Function, so that compiled g
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -93,10 +94,11 @@ def _backward(
     needs_scale: bool,
 ) -> tuple[Tensor, Tensor]:
     """(dx, ds); empty where they are not needed."""
-    with torch.autocast(x.device.type, enabled=False):
+    # Of no rows there is no vote, and no pull toward zero either.
+    ballot = find_ballot(handle) if x.numel() > 0 else None
+    alone = contextlib.nullcontext() if ballot is None else ballot.lock
+    with torch.autocast(x.device.type, enabled=False), alone:
         flat, dy = x.reshape(-1, columns), dy.reshape(-1, packed.shape[0])
-        # Of no rows there is no vote, and no pull toward zero either.
-        ballot = find_ballot(handle) if len(flat) > 0 else None
         wide = torch.promote_types(x.dtype, torch.float32)
         dx = x.new_empty(flat.shape if needs_x else 0)
         ds = torch.zeros(scale.shape if needs_scale else 0, dtype=wide, device=x.device)
