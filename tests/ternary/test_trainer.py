@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from steepest.ternary import TernaryFlip, TernaryLinear, linear_op
+from steepest.ternary import TernaryFlip, TernaryLinear, compiled, linear_op, pieces, planes
 
 from .models import assert_same, loss_of, small_model, snapshot
 
@@ -525,6 +525,59 @@ def test_options_changed_between_steps_are_those_of_the_next():
         train(model, torch.optim.SGD(model.parameters(), lr=0.01), trainer, 4)
         assert trainer.stats().total_flips > 0
         found.append(snapshot(model))
+    assert_same(*found)
+
+
+def test_whether_to_compile_may_be_changed_between_steps_too(monkeypatch):
+    asked = []
+
+    def eagerly(key, function, arguments, trial=None):
+        asked.append(function.__name__)
+        return function(*arguments)
+
+    monkeypatch.setattr(compiled, "compiler_available", lambda kind: True)
+    for module in (pieces, planes):
+        monkeypatch.setattr(module, "run_compiled", eagerly)
+    layer = TernaryLinear(64, 8)
+    trainer = TernaryFlip(layer, votes="magnitude")
+    found = []
+    for option in (None, True, False):
+        trainer.options["compile"] = option
+        layer(torch.randn(2, 64)).square().sum().backward()
+        trainer.step()
+        found.append(list(asked))
+        asked.clear()
+    assert found == [[], ["_cast_magnitudes", "sweep"], []]
+
+
+def test_votes_of_a_layer_that_moves_go_with_it():
+    # No second device here: the meta device stands for it, which cannot compute flips.
+    model = small_model()
+    trainer = TernaryFlip(model)
+    loss_of(model, 0).backward()
+    ballot = trainer._ballots["0"]
+    model[0].packed = model[0].packed.to("meta")
+    assert trainer.prepare()
+    assert trainer._votes("0").device.type == "meta"
+    ballot.open((13, 6), torch.device("meta"))
+    assert ballot.pending.device.type == "meta"
+    assert ballot.casts == 2
+
+
+def test_counters_that_lie_otherwise_in_memory_are_loaded():
+    found = []
+    for turned in (False, True):
+        model = small_model()
+        trainer = TernaryFlip(model, 4, max_flip_fraction=0.1)
+        state = copy.deepcopy(trainer.state_dict())
+        generator = torch.Generator().manual_seed(0)
+        for name, a in state["accumulators"].items():
+            a.random_(-9, 10, generator=generator)
+            state["accumulators"][name] = a.t().contiguous().t() if turned else a
+        trainer.load_state_dict(state)
+        loss_of(model, 0).backward()
+        trainer.step()
+        found.append({**snapshot(model), **trainer.accumulators})
     assert_same(*found)
 
 

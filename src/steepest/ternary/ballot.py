@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from steepest.random import Key, derive_key
+from steepest.ternary.compiled import wants_compiling
 from steepest.ternary.options import checked
 from steepest.ternary.pieces import in_pieces, places
 from steepest.ternary.votes import LARGEST_VOTE, magnitude_votes, sign_votes, without_outward
@@ -63,7 +64,7 @@ class Ballot:
     Attributes:
         options: the trainer's, which may change between steps: those of a step are read at its first vote.
         name: the layer's number for the noise's key, see :func:`number_of`.
-        compiled: whether rounding is.
+        weights: of all the trainer's layers, see :func:`steepest.ternary.compiled.wants_compiling`.
         step: the steps taken so far, likewise.
         group: the workers whose votes are summed, see :func:`steepest.ternary.workers.place`.
         pending: the sum of the votes, int8 [out, in], wider once it would not hold them; None before the
@@ -77,7 +78,7 @@ class Ballot:
 
     options: Mapping[str, Any]
     name: int
-    compiled: bool = False
+    weights: int = 0
     step: int = 0
     group: Group = None
     pending: Tensor | None = None
@@ -99,6 +100,10 @@ class Ballot:
         found = {name: self.options[name] for name in ("votes", "outward", "seed")}
         self.kind, self.outward, self.seed = found["votes"], found["outward"], found["seed"]
 
+    def is_compiled(self, device: torch.device) -> bool:
+        """Whether, by the options and for the device as they are now, rounding and flips are."""
+        return wants_compiling(self.options["compile"], self.weights, device)
+
     def clear(self) -> None:
         """Forget the votes of this step."""
         self.pending, self.casts, self.finite = None, 0, None
@@ -116,8 +121,8 @@ class Ballot:
         dtype = narrowest(self.casts * LARGEST_VOTE[self.kind])
         if self.pending is None:
             self.pending = torch.zeros(shape, dtype=dtype, device=device)
-        elif self.pending.dtype != dtype:
-            self.pending = self.pending.to(dtype)
+        else:
+            self.pending = self.pending.to(device, dtype)
 
     def cast(self, first: int, grad: Tensor, values: Tensor, inverse_rms: Tensor | None) -> None:
         """Add the votes of some of the rows.
@@ -131,7 +136,7 @@ class Ballot:
         assert self.pending is not None
         # Whether anybody asks is known at the step.
         fine = _are_finite(grad)
-        self.finite = fine if self.finite is None else self.finite & fine
+        self.finite = fine if self.finite is None else self.finite.to(fine.device) & fine
         pending = self.pending[first : first + grad.shape[0]]
         start = first * grad.shape[1]
         drop = self.outward == "drop"
@@ -140,7 +145,8 @@ class Ballot:
         else:
             assert inverse_rms is not None
             arguments = (inverse_rms, *self._key(), drop)
-            in_pieces(_cast_magnitudes, (pending, grad, values), start, arguments, compiled=self.compiled)
+            compiled = self.is_compiled(grad.device)
+            in_pieces(_cast_magnitudes, (pending, grad, values), start, arguments, compiled=compiled)
 
     def _key(self) -> Key:
         # Passes are counted over all workers, so that N workers draw what one that does their work draws.
