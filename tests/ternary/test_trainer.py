@@ -56,6 +56,17 @@ def test_more_votes_than_a_byte_holds_are_counted():
     assert trainer.accumulators[""].tolist() == [[-200, 200]]
 
 
+def test_the_pull_toward_zero_has_room_beside_the_most_votes_of_a_byte():
+    layer = TernaryLinear(1, 1, bias=False)
+    layer.set_ternary(torch.tensor([[-1]]))
+    layer.scale.data.fill_(1.0)
+    trainer = TernaryFlip(layer, 1000, accumulator=torch.int16, zero_pull=1.0)
+    for _ in range(127):
+        layer(torch.full((1, 1), -1.0)).sum().backward()
+    trainer.step()
+    assert trainer.accumulators[""].item() == 128
+
+
 def test_passes_in_several_threads_vote_one_after_the_other(monkeypatch):
     found = []
     for threads in (1, 2):
