@@ -636,6 +636,23 @@ def test_a_step_that_failed_can_be_tried_again(monkeypatch):
     assert_same(*found)
 
 
+def test_a_layer_that_had_its_step_has_it_once_if_a_later_layer_fails(monkeypatch):
+    found = []
+    for fails in (False, True):
+        model = small_model()
+        trainer = TernaryFlip(model, 100)
+        loss_of(model, 0).backward()
+        if fails:
+            with monkeypatch.context() as patch:
+                patch.setattr(trainer, "_accumulator", {"0": trainer.accumulators["0"]}.__getitem__)
+                with pytest.raises(KeyError, match="3"):
+                    trainer.step()
+        trainer.step()
+        assert trainer.accumulators["0"].any()
+        found.append({"a": trainer.accumulators["0"], "packed": model[0].packed})
+    assert_same(*found)
+
+
 @pytest.mark.parametrize(("size", "skips"), [(2.0**127, 0), (float("inf"), 1), (float("nan"), 1)])
 def test_gradients_whose_sum_is_infinite_are_finite(size, skips):
     layer = TernaryLinear(4, 3, bias=False)
