@@ -601,6 +601,19 @@ def test_a_state_dict_that_lacks_something_says_what(lost):
         trainer.load_state_dict({key: value for key, value in good.items() if key != lost})
     with pytest.raises(ValueError, match="layer '3' in the state dict is no tensor but a list"):
         trainer.load_state_dict({**good, "accumulators": {**good["accumulators"], "3": []}})
+    with pytest.raises(ValueError, match="accumulators of TernaryFlip are a list, no dict"):
+        trainer.load_state_dict({**good, "accumulators": list(good["accumulators"].values())})
+
+
+def test_layers_of_a_state_dict_may_come_in_any_order():
+    model = small_model()
+    trainer = TernaryFlip(model, 4)
+    for at, a in enumerate(trainer.accumulators.values()):
+        a.fill_(1 + at)
+    good = copy.deepcopy(trainer.state_dict())
+    other = TernaryFlip(small_model(), 4)
+    other.load_state_dict({**good, "accumulators": dict(reversed(good["accumulators"].items()))})
+    assert_same(other.accumulators, trainer.accumulators)
 
 
 def test_a_trainer_whose_layers_have_gone_takes_none_back_by_loading():

@@ -365,8 +365,12 @@ class TernaryFlip:
                 raise ValueError(f"the state dict of TernaryFlip has no {key!r}; nothing was loaded")
         options = self.check_options(state_dict["options"])
         saved = state_dict["accumulators"]
-        if list(saved) != list(self.layers):
-            strange = sorted(set(saved) ^ set(self.layers)) or list(saved)
+        if not isinstance(saved, Mapping):
+            raise ValueError(
+                f"the state dict's accumulators of TernaryFlip are a {type(saved).__name__}, no dict; nothing "
+                "was loaded"
+            )
+        if strange := sorted(map(str, saved.keys() ^ self.layers.keys())):
             raise ValueError(
                 f"the state dict was saved for other ternary layers: {', '.join(map(repr, strange[:3]))}; "
                 "nothing was loaded"
