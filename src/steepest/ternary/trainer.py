@@ -367,8 +367,8 @@ class TernaryFlip:
         saved = state_dict["accumulators"]
         if not isinstance(saved, Mapping):
             raise ValueError(
-                f"the state dict's accumulators of TernaryFlip are a {type(saved).__name__}, no dict; nothing "
-                "was loaded"
+                f"the state dict's accumulators of TernaryFlip are a {type(saved).__name__}, no dict; "
+                "nothing was loaded"
             )
         if strange := sorted(map(str, saved.keys() ^ self.layers.keys())):
             raise ValueError(
