@@ -72,7 +72,8 @@ class Ballot:
         casts: how many backward passes have voted.
         finite: 0-dim bool: whether all their gradients were; None before the first vote.
         kind, outward, seed: of the step's votes.
-        handle: a tensor with the ballot's number, which stands for it in graphs.
+        handle: a tensor with the ballot's number, which stands for it in graphs. It requires a gradient:
+            so backward comes by for T, if for nothing else.
         lock: held while a pass votes: torch allows backward passes in several threads at once.
     """
 
@@ -93,7 +94,7 @@ class Ballot:
     def __post_init__(self) -> None:
         self._read_options()
         number = next(_numbers)
-        self.handle = torch.tensor(number)
+        self.handle = torch.tensor(float(number), dtype=torch.float64, device="cpu", requires_grad=True)
         _ballots[number] = self
 
     def _read_options(self) -> None:
@@ -208,4 +209,4 @@ def inverse_rms(square: Tensor, count: int) -> Tensor:
 
 def find_ballot(handle: Tensor | None) -> Ballot | None:
     """The ballot behind a handle; None if there is none, or its trainer is gone."""
-    return None if handle is None else _ballots.get(int(handle))
+    return None if handle is None else _ballots.get(int(handle.detach()))

@@ -77,7 +77,8 @@ def _(
     return x.new_empty(*x.shape[:-1], packed.shape[0])
 
 
-# Impure, although the votes it casts are none of its results: a graph must neither drop nor merge it.
+# Impure, although the votes it casts are none of its results: a graph must not drop it. (That it merges two
+# uses that are the same in all, gradients included, is what torch's search for common expressions does.)
 # (Declaring the ballot as mutated would forbid two forward passes before the first backward.)
 @torch.library.custom_op(
     "steepest::ternary_linear_backward", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,)
@@ -92,8 +93,8 @@ def _backward(
     handle: Tensor | None,
     needs_x: bool,
     needs_scale: bool,
-) -> tuple[Tensor, Tensor]:
-    """(dx, ds); empty where they are not needed."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(dx, ds, 0); empty where they are not needed. The last is what a graph keeps this for."""
     # Of no rows there is no vote, and no pull toward zero either.
     ballot = find_ballot(handle) if x.numel() > 0 else None
     alone = contextlib.nullcontext() if ballot is None else ballot.lock
@@ -125,7 +126,7 @@ def _backward(
                     _cast(ballot, rows.start, grad.mul_(factor), weight, inverse)
         if needs_x and not blocks:
             dx.zero_()
-        return dx.view(x.shape) if needs_x else dx, ds.to(scale.dtype)
+        return dx.view(x.shape) if needs_x else dx, ds.to(scale.dtype), _nothing()
 
 
 @_backward.register_fake
@@ -139,8 +140,13 @@ def _(
     handle: Tensor | None,
     needs_x: bool,
     needs_scale: bool,
-) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape if needs_x else 0), scale.new_empty(scale.shape if needs_scale else 0)
+) -> tuple[Tensor, Tensor, Tensor]:
+    dx, ds = x.new_empty(x.shape if needs_x else 0), scale.new_empty(scale.shape if needs_scale else 0)
+    return dx, ds, _nothing()
+
+
+def _nothing() -> Tensor:
+    return torch.zeros((), dtype=torch.float64, device="cpu")
 
 
 def _add_dx(dx: Tensor, dy: Tensor, weight: Tensor, factor: Tensor, *, first: bool) -> None:
@@ -186,7 +192,7 @@ def _save(ctx: Any, inputs: tuple[object, ...], output: Tensor) -> None:
 def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     x, packed, scale = ctx.saved_tensors
     needs_x, _, needs_scale, *_ = ctx.needs_input_grad
-    dx, ds = _backward(
+    dx, ds, nothing = _backward(
         dy,
         x,
         packed,
@@ -197,7 +203,9 @@ def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         needs_x,
         needs_scale,
     )
-    return dx if needs_x else None, None, ds if needs_scale else None, None, None, None
+    # A graph drops what leads to no gradient: where only votes are wanted, the handle gets one of 0.
+    kept = nothing if not (needs_x or needs_scale) else None
+    return dx if needs_x else None, None, ds if needs_scale else None, None, None, kept
 
 
 ternary_linear.register_autograd(_gradients, setup_context=_save)
