@@ -93,8 +93,8 @@ def _backward(
     handle: Tensor | None,
     needs_x: bool,
     needs_scale: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(dx, ds, 0); empty where they are not needed. The last is what a graph keeps this for."""
+) -> tuple[Tensor, Tensor]:
+    """(dx, ds); empty where they are not needed. Where neither is, the second is the handle's gradient, 0."""
     # Of no rows there is no vote, and no pull toward zero either.
     ballot = find_ballot(handle) if x.numel() > 0 else None
     alone = contextlib.nullcontext() if ballot is None else ballot.lock
@@ -126,7 +126,9 @@ def _backward(
                     _cast(ballot, rows.start, grad.mul_(factor), weight, inverse)
         if needs_x and not blocks:
             dx.zero_()
-        return dx.view(x.shape) if needs_x else dx, ds.to(scale.dtype), _nothing()
+        if not (needs_x or needs_scale):
+            return dx, _nothing()
+        return dx.view(x.shape) if needs_x else dx, ds.to(scale.dtype)
 
 
 @_backward.register_fake
@@ -140,9 +142,10 @@ def _(
     handle: Tensor | None,
     needs_x: bool,
     needs_scale: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    dx, ds = x.new_empty(x.shape if needs_x else 0), scale.new_empty(scale.shape if needs_scale else 0)
-    return dx, ds, _nothing()
+) -> tuple[Tensor, Tensor]:
+    if not (needs_x or needs_scale):
+        return x.new_empty(0), _nothing()
+    return x.new_empty(x.shape if needs_x else 0), scale.new_empty(scale.shape if needs_scale else 0)
 
 
 def _nothing() -> Tensor:
@@ -192,7 +195,7 @@ def _save(ctx: Any, inputs: tuple[object, ...], output: Tensor) -> None:
 def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
     x, packed, scale = ctx.saved_tensors
     needs_x, _, needs_scale, *_ = ctx.needs_input_grad
-    dx, ds, nothing = _backward(
+    dx, ds = _backward(
         dy,
         x,
         packed,
@@ -204,7 +207,7 @@ def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         needs_scale,
     )
     # A graph drops what leads to no gradient: where only votes are wanted, the handle gets one of 0.
-    kept = nothing if not (needs_x or needs_scale) else None
+    kept = ds if not (needs_x or needs_scale) else None
     return dx if needs_x else None, None, ds if needs_scale else None, None, None, kept
 
 
