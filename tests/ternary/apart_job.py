@@ -10,7 +10,7 @@ import steepest
 
 from .models import loss_of, small_model, snapshot
 
-FAULTS = ("none", "retry", "skip", "raise")
+FAULTS = ("none", "retry", "skip", "raise", "changed")
 
 
 def main(rank, world, out):
@@ -30,7 +30,13 @@ def train(rank, world, fault):
     )
     seen = {"raised": False}
     for step in range(4):
-        loss_of(model, step * world + rank).backward()
+        if step == 2 and fault == "changed":
+            # More votes by magnitude than a byte holds, of which the second worker has none itself.
+            optimizer.flip.options["votes"] = "magnitude"
+            for at in range(20 if rank == 0 else 0):
+                loss_of(model, 100 + at).backward()
+        else:
+            loss_of(model, step * world + rank).backward()
         if step == 1 and rank == 1 and fault in ("skip", "raise"):
             model[4].weight.grad[0, 0] = float("nan")
         before = snapshot(model)

@@ -394,6 +394,16 @@ def test_state_dicts_that_lack_something_say_what_and_nothing_is_loaded():
         assert optimizer.flip.options == options
 
 
+def test_options_changed_later_are_not_those_of_a_state_dict_made_before():
+    _, optimizer = built("sgd")
+    saved = optimizer.state_dict()
+    before = optimizer.flip.options["threshold"]
+    optimizer.flip.options["threshold"] = before + 1
+    assert saved["param_groups"][0]["ternary_flip"]["threshold"] == before
+    optimizer.load_state_dict(saved)
+    assert optimizer.flip.options["threshold"] == before
+
+
 def test_an_optimizer_whose_layers_have_gone_loads_nothing():
     model, optimizer = built()
     train(model, optimizer, 1)

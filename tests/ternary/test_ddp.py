@@ -95,3 +95,6 @@ def test_workers_skip_together_and_a_step_tried_again_counts_votes_once(tmp_path
     assert (counted["raised"], others["raised"]) == (False, True)
     assert (counted["skipped"], others["skipped"]) == (1, 0)
     assert_same(raised, skipped)
+    # Both know of which width the votes are, though but one has seen of which kind.
+    _, counted, others = found["changed"]
+    assert counted["flips"] == others["flips"] > 0

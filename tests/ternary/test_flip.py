@@ -76,6 +76,15 @@ def test_accumulators_saturate_and_do_not_wrap(dtype, limit):
     assert flip(values, a, votes, threshold=limit)[0].tolist() == [[1, -1, 0]]
 
 
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.int8, 127), (torch.int16, 32767)])
+def test_votes_wider_than_shorts_saturate_and_do_not_wrap(dtype, limit):
+    values, a = torch.zeros(1, 4, dtype=torch.int8), torch.tensor([[1, -1, 0, 0]], dtype=dtype)
+    votes = torch.tensor([[40000, -40000, 32768, 1 << 17]], dtype=torch.int32)
+    _, a, flips = flip(values, a, votes, threshold=limit + 1)
+    assert a.tolist() == [[limit, -limit, limit, limit]]
+    assert flips == 0
+
+
 def test_a_weight_passes_through_zero():
     values, a = torch.tensor([[-1, 1]], dtype=torch.int8), torch.zeros(1, 2, dtype=torch.int8)
     votes, seen = torch.tensor([[4, -4]], dtype=torch.int8), []

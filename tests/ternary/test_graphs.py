@@ -91,6 +91,16 @@ def test_compiled_passes_may_come_in_any_order_and_be_switched_off():
 
 
 @compiled_only
+def test_a_compiled_graph_keeps_a_backward_of_which_votes_are_all_that_is_wanted():
+    torch._dynamo.reset()
+    layer = TernaryLinear(4, 4)
+    layer.scale.requires_grad_(False)
+    trainer = TernaryFlip(layer)
+    torch.compile(layer, fullgraph=True)(torch.randn(3, 4)).sum().backward()
+    assert trainer._ballots[""].casts == 1
+
+
+@compiled_only
 def test_compiled_checkpointing_votes_once():
     torch._dynamo.reset()
     model = small_model()

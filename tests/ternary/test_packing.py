@@ -73,6 +73,15 @@ def test_what_is_not_ternary_is_refused(value):
         to_base3(torch.tensor([0, value]))
 
 
+@pytest.mark.parametrize("shape", [(0,), (3, 0), (2, 0, 3), (0, 5), (2, 3, 0)])
+def test_where_there_is_nothing_to_pack_shapes_are_kept(shape):
+    values = ternary(*shape)
+    packed = pack(values)
+    assert packed.shape == (*shape[:-1], packed_width(shape[-1]))
+    assert unpack(packed, shape[-1]).shape == shape
+    assert from_base3(to_base3(values), shape).shape == shape
+
+
 def test_leading_dimensions_are_kept_and_strides_do_not_matter():
     values = ternary(6, 4, 3).transpose(0, 2)
     assert torch.equal(unpack(pack(values), 6), values)

@@ -1,15 +1,17 @@
 """TernaryFlip beside an optimizer: which passes vote, when votes are dropped, who owns a layer."""
 
+import contextlib
 import copy
 import gc
 import io
 import pickle
+import threading
 
 import pytest
 import torch
 from torch import nn
 
-from steepest.ternary import TernaryFlip, TernaryLinear
+from steepest.ternary import TernaryFlip, TernaryLinear, compiled, linear_op, pieces, planes
 
 from .models import assert_same, loss_of, small_model, snapshot
 
@@ -52,6 +54,48 @@ def test_more_votes_than_a_byte_holds_are_counted():
     assert pending(trainer)[0].dtype == torch.int16
     trainer.step()
     assert trainer.accumulators[""].tolist() == [[-200, 200]]
+
+
+def test_the_pull_toward_zero_has_room_beside_the_most_votes_of_a_byte():
+    layer = TernaryLinear(1, 1, bias=False)
+    layer.set_ternary(torch.tensor([[-1]]))
+    layer.scale.data.fill_(1.0)
+    trainer = TernaryFlip(layer, 1000, accumulator=torch.int16, zero_pull=1.0)
+    for _ in range(127):
+        layer(torch.full((1, 1), -1.0)).sum().backward()
+    trainer.step()
+    assert trainer.accumulators[""].item() == 128
+
+
+def test_passes_in_several_threads_vote_one_after_the_other(monkeypatch):
+    found = []
+    for threads in (1, 2):
+        torch.manual_seed(0)
+        layer = TernaryLinear(16, 16)
+        trainer = TernaryFlip(layer, votes="magnitude")
+        x, cast = torch.randn(4, 16), linear_op._cast
+        # Both threads are between the count of a pass and its votes, if nothing keeps one of them out.
+        meeting = threading.Barrier(threads)
+
+        def late(*arguments, meeting=meeting, cast=cast):
+            with contextlib.suppress(threading.BrokenBarrierError):
+                meeting.wait(timeout=0.2)
+            cast(*arguments)
+
+        def passes(count=2 // threads, layer=layer, x=x):
+            for _ in range(count):
+                layer(x).square().sum().backward()
+
+        monkeypatch.setattr(linear_op, "_cast", late)
+        running = [threading.Thread(target=passes) for _ in range(threads)]
+        for each in running:
+            each.start()
+        for each in running:
+            each.join()
+        monkeypatch.undo()
+        assert trainer._ballots[""].casts == 2
+        found.append(trainer._ballots[""].pending)
+    assert torch.equal(*found)
 
 
 def test_votes_exist_between_backward_and_step_alone():
@@ -495,6 +539,59 @@ def test_options_changed_between_steps_are_those_of_the_next():
     assert_same(*found)
 
 
+def test_whether_to_compile_may_be_changed_between_steps_too(monkeypatch):
+    asked = []
+
+    def eagerly(key, function, arguments, trial=None):
+        asked.append(function.__name__)
+        return function(*arguments)
+
+    monkeypatch.setattr(compiled, "compiler_available", lambda kind: True)
+    for module in (pieces, planes):
+        monkeypatch.setattr(module, "run_compiled", eagerly)
+    layer = TernaryLinear(64, 8)
+    trainer = TernaryFlip(layer, votes="magnitude")
+    found = []
+    for option in (None, True, False):
+        trainer.options["compile"] = option
+        layer(torch.randn(2, 64)).square().sum().backward()
+        trainer.step()
+        found.append(list(asked))
+        asked.clear()
+    assert found == [[], ["_cast_magnitudes", "sweep"], []]
+
+
+def test_votes_of_a_layer_that_moves_go_with_it():
+    # No second device here: the meta device stands for it, which cannot compute flips.
+    model = small_model()
+    trainer = TernaryFlip(model)
+    loss_of(model, 0).backward()
+    ballot = trainer._ballots["0"]
+    model[0].packed = model[0].packed.to("meta")
+    assert trainer.prepare()
+    assert trainer._votes("0").device.type == "meta"
+    ballot.open((13, 6), torch.device("meta"))
+    assert ballot.pending.device.type == "meta"
+    assert ballot.casts == 2
+
+
+def test_counters_that_lie_otherwise_in_memory_are_loaded():
+    found = []
+    for turned in (False, True):
+        model = small_model()
+        trainer = TernaryFlip(model, 4, max_flip_fraction=0.1)
+        state = copy.deepcopy(trainer.state_dict())
+        generator = torch.Generator().manual_seed(0)
+        for name, a in state["accumulators"].items():
+            a.random_(-9, 10, generator=generator)
+            state["accumulators"][name] = a.t().contiguous().t() if turned else a
+        trainer.load_state_dict(state)
+        loss_of(model, 0).backward()
+        trainer.step()
+        found.append({**snapshot(model), **trainer.accumulators})
+    assert_same(*found)
+
+
 @pytest.mark.parametrize("lost", ["step", "options", "accumulators"])
 def test_a_state_dict_that_lacks_something_says_what(lost):
     model = small_model()
@@ -504,6 +601,19 @@ def test_a_state_dict_that_lacks_something_says_what(lost):
         trainer.load_state_dict({key: value for key, value in good.items() if key != lost})
     with pytest.raises(ValueError, match="layer '3' in the state dict is no tensor but a list"):
         trainer.load_state_dict({**good, "accumulators": {**good["accumulators"], "3": []}})
+    with pytest.raises(ValueError, match="accumulators of TernaryFlip are a list, no dict"):
+        trainer.load_state_dict({**good, "accumulators": list(good["accumulators"].values())})
+
+
+def test_layers_of_a_state_dict_may_come_in_any_order():
+    model = small_model()
+    trainer = TernaryFlip(model, 4)
+    for at, a in enumerate(trainer.accumulators.values()):
+        a.fill_(1 + at)
+    good = copy.deepcopy(trainer.state_dict())
+    other = TernaryFlip(small_model(), 4)
+    other.load_state_dict({**good, "accumulators": dict(reversed(good["accumulators"].items()))})
+    assert_same(other.accumulators, trainer.accumulators)
 
 
 def test_a_trainer_whose_layers_have_gone_takes_none_back_by_loading():
@@ -536,6 +646,23 @@ def test_a_step_that_failed_can_be_tried_again(monkeypatch):
                 trainer.step()
         trainer.step()
         found.append({**snapshot(model), **trainer.accumulators})
+    assert_same(*found)
+
+
+def test_a_layer_that_had_its_step_has_it_once_if_a_later_layer_fails(monkeypatch):
+    found = []
+    for fails in (False, True):
+        model = small_model()
+        trainer = TernaryFlip(model, 100)
+        loss_of(model, 0).backward()
+        if fails:
+            with monkeypatch.context() as patch:
+                patch.setattr(trainer, "_accumulator", {"0": trainer.accumulators["0"]}.__getitem__)
+                with pytest.raises(KeyError, match="3"):
+                    trainer.step()
+        trainer.step()
+        assert trainer.accumulators["0"].any()
+        found.append({"a": trainer.accumulators["0"], "packed": model[0].packed})
     assert_same(*found)
 
 

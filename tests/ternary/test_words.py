@@ -166,7 +166,7 @@ def test_without_a_compiler_the_wish_for_one_is_answered(monkeypatch):
     with pytest.warns(RuntimeWarning, match="no compiler for 'cpu'"):
         trainer = TernaryFlip(TernaryLinear(8, 8), compile=True)
     warn_no_compiler.cache_clear()
-    assert not any(ballot.compiled for ballot in trainer._ballots.values())
+    assert not trainer._ballots[""].is_compiled(torch.device("cpu"))
 
 
 def test_a_layers_pass_eager_makes_pieces_alone():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import weakref
 import zlib
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from steepest.random import Key, derive_key
+from steepest.ternary.compiled import wants_compiling
 from steepest.ternary.options import checked
 from steepest.ternary.pieces import in_pieces, places
 from steepest.ternary.votes import LARGEST_VOTE, magnitude_votes, sign_votes, without_outward
@@ -62,7 +64,7 @@ class Ballot:
     Attributes:
         options: the trainer's, which may change between steps: those of a step are read at its first vote.
         name: the layer's number for the noise's key, see :func:`number_of`.
-        compiled: whether rounding is.
+        weights: of all the trainer's layers, see :func:`steepest.ternary.compiled.wants_compiling`.
         step: the steps taken so far, likewise.
         group: the workers whose votes are summed, see :func:`steepest.ternary.workers.place`.
         pending: the sum of the votes, int8 [out, in], wider once it would not hold them; None before the
@@ -70,12 +72,14 @@ class Ballot:
         casts: how many backward passes have voted.
         finite: 0-dim bool: whether all their gradients were; None before the first vote.
         kind, outward, seed: of the step's votes.
-        handle: a tensor with the ballot's number, which stands for it in graphs.
+        handle: a tensor with the ballot's number, which stands for it in graphs. It requires a gradient:
+            so backward comes by for T, if for nothing else.
+        lock: held while a pass votes: torch allows backward passes in several threads at once.
     """
 
     options: Mapping[str, Any]
     name: int
-    compiled: bool = False
+    weights: int = 0
     step: int = 0
     group: Group = None
     pending: Tensor | None = None
@@ -85,16 +89,21 @@ class Ballot:
     outward: Outward = field(init=False)
     seed: int = field(init=False)
     handle: Tensor = field(init=False)
+    lock: threading.Lock = field(init=False, default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         self._read_options()
         number = next(_numbers)
-        self.handle = torch.tensor(number)
+        self.handle = torch.tensor(float(number), dtype=torch.float64, device="cpu", requires_grad=True)
         _ballots[number] = self
 
     def _read_options(self) -> None:
         found = {name: self.options[name] for name in ("votes", "outward", "seed")}
         self.kind, self.outward, self.seed = found["votes"], found["outward"], found["seed"]
+
+    def is_compiled(self, device: torch.device) -> bool:
+        """Whether, by the options and for the device as they are now, rounding and flips are."""
+        return wants_compiling(self.options["compile"], self.weights, device)
 
     def clear(self) -> None:
         """Forget the votes of this step."""
@@ -113,8 +122,8 @@ class Ballot:
         dtype = narrowest(self.casts * LARGEST_VOTE[self.kind])
         if self.pending is None:
             self.pending = torch.zeros(shape, dtype=dtype, device=device)
-        elif self.pending.dtype != dtype:
-            self.pending = self.pending.to(dtype)
+        else:
+            self.pending = self.pending.to(device, dtype)
 
     def cast(self, first: int, grad: Tensor, values: Tensor, inverse_rms: Tensor | None) -> None:
         """Add the votes of some of the rows.
@@ -128,7 +137,7 @@ class Ballot:
         assert self.pending is not None
         # Whether anybody asks is known at the step.
         fine = _are_finite(grad)
-        self.finite = fine if self.finite is None else self.finite & fine
+        self.finite = fine if self.finite is None else self.finite.to(fine.device) & fine
         pending = self.pending[first : first + grad.shape[0]]
         start = first * grad.shape[1]
         drop = self.outward == "drop"
@@ -137,7 +146,8 @@ class Ballot:
         else:
             assert inverse_rms is not None
             arguments = (inverse_rms, *self._key(), drop)
-            in_pieces(_cast_magnitudes, (pending, grad, values), start, arguments, compiled=self.compiled)
+            compiled = self.is_compiled(grad.device)
+            in_pieces(_cast_magnitudes, (pending, grad, values), start, arguments, compiled=compiled)
 
     def _key(self) -> Key:
         # Passes are counted over all workers, so that N workers draw what one that does their work draws.
@@ -199,4 +209,4 @@ def inverse_rms(square: Tensor, count: int) -> Tensor:
 
 def find_ballot(handle: Tensor | None) -> Ballot | None:
     """The ballot behind a handle; None if there is none, or its trainer is gone."""
-    return None if handle is None else _ballots.get(int(handle))
+    return None if handle is None else _ballots.get(int(handle.detach()))

@@ -209,11 +209,7 @@ class TernaryLinear(nn.Module):
         if not x.is_meta and x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         ballot = self._ballot if self.training and self.trainable else None
-        scale: Tensor = self.scale
-        if ballot is not None and torch.is_grad_enabled() and not (scale.requires_grad or x.requires_grad):
-            # Backward must come by for T, if for nothing else.
-            scale = scale.detach().requires_grad_()
-        y: Tensor = ternary_linear(x, self.packed, scale, self.in_features, self.group_size, ballot)
+        y: Tensor = ternary_linear(x, self.packed, self.scale, self.in_features, self.group_size, ballot)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def unpack(self) -> Tensor:

@@ -5,6 +5,7 @@ An operation of torch's library and not an autograd.Function, so that compiled g
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -76,7 +77,8 @@ def _(
     return x.new_empty(*x.shape[:-1], packed.shape[0])
 
 
-# Impure, although the votes it casts are none of its results: a graph must neither drop nor merge it.
+# Impure, although the votes it casts are none of its results: a graph must not drop it. (That it merges two
+# uses that are the same in all, gradients included, is what torch's search for common expressions does.)
 # (Declaring the ballot as mutated would forbid two forward passes before the first backward.)
 @torch.library.custom_op(
     "steepest::ternary_linear_backward", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,)
@@ -92,11 +94,12 @@ def _backward(
     needs_x: bool,
     needs_scale: bool,
 ) -> tuple[Tensor, Tensor]:
-    """(dx, ds); empty where they are not needed."""
-    with torch.autocast(x.device.type, enabled=False):
+    """(dx, ds); empty where they are not needed. Where neither is, the second is the handle's gradient, 0."""
+    # Of no rows there is no vote, and no pull toward zero either.
+    ballot = find_ballot(handle) if x.numel() > 0 else None
+    alone = contextlib.nullcontext() if ballot is None else ballot.lock
+    with torch.autocast(x.device.type, enabled=False), alone:
         flat, dy = x.reshape(-1, columns), dy.reshape(-1, packed.shape[0])
-        # Of no rows there is no vote, and no pull toward zero either.
-        ballot = find_ballot(handle) if len(flat) > 0 else None
         wide = torch.promote_types(x.dtype, torch.float32)
         dx = x.new_empty(flat.shape if needs_x else 0)
         ds = torch.zeros(scale.shape if needs_scale else 0, dtype=wide, device=x.device)
@@ -123,6 +126,8 @@ def _backward(
                     _cast(ballot, rows.start, grad.mul_(factor), weight, inverse)
         if needs_x and not blocks:
             dx.zero_()
+        if not (needs_x or needs_scale):
+            return dx, _nothing()
         return dx.view(x.shape) if needs_x else dx, ds.to(scale.dtype)
 
 
@@ -138,7 +143,13 @@ def _(
     needs_x: bool,
     needs_scale: bool,
 ) -> tuple[Tensor, Tensor]:
+    if not (needs_x or needs_scale):
+        return x.new_empty(0), _nothing()
     return x.new_empty(x.shape if needs_x else 0), scale.new_empty(scale.shape if needs_scale else 0)
+
+
+def _nothing() -> Tensor:
+    return torch.zeros((), dtype=torch.float64, device="cpu")
 
 
 def _add_dx(dx: Tensor, dy: Tensor, weight: Tensor, factor: Tensor, *, first: bool) -> None:
@@ -195,7 +206,9 @@ def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         needs_x,
         needs_scale,
     )
-    return dx if needs_x else None, None, ds if needs_scale else None, None, None, None
+    # A graph drops what leads to no gradient: where only votes are wanted, the handle gets one of 0.
+    kept = ds if not (needs_x or needs_scale) else None
+    return dx if needs_x else None, None, ds if needs_scale else None, None, None, kept
 
 
 ternary_linear.register_autograd(_gradients, setup_context=_save)

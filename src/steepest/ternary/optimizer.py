@@ -173,6 +173,8 @@ class TernaryOptimizer(Optimizer):
         """As every optimizer's, with the accumulators, which are there before the first step too."""
 
         def add(_: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+            # As an lr is: what changes later is not what was saved.
+            saved["param_groups"][0][_OPTIONS] = dict(self.flip.options)
             ours = (param for group in self.param_groups for param in group["params"])
             theirs = (at for group in saved["param_groups"] for at in group["params"])
             places = {id(param): at for param, at in zip(ours, theirs, strict=True)}

@@ -90,7 +90,7 @@ def pack(values: Tensor) -> Tensor:
         piece = rows[part]
         if count < _PLANES * width:
             piece = torch.nn.functional.pad(piece, (0, _PLANES * width - count))
-        planes = _as_words(piece.contiguous().view(torch.uint8).view(-1, _PLANES, width))
+        planes = _as_words(piece.contiguous().view(torch.uint8).view(len(piece), _PLANES, width))
         bits = planes & (3 if planes.dtype == torch.uint8 else splat(3, 8))
         bits <<= _shifts(planes).flip(0)
         low, high = bits[:, :2], bits[:, 2:]
@@ -125,7 +125,7 @@ def _shifts(like: Tensor) -> Tensor:
 
 def _as_words(rows: Tensor) -> Tensor:
     """Contiguous bytes as int64, with which everything is faster, where each row is whole words."""
-    whole = rows.shape[-1] % 8 == 0 and rows.storage_offset() % 8 == 0
+    whole = rows.numel() > 0 and rows.shape[-1] % 8 == 0 and rows.storage_offset() % 8 == 0
     return rows.view(torch.int64) if whole else rows
 
 

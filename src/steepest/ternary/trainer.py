@@ -157,7 +157,8 @@ class TernaryFlip:
             for name, layer in self.layers.items()
         }
         self._next_threshold = math.inf
-        self._casts: dict[str, int] = {}
+        # What a weight's votes of all workers may sum up to at most.
+        self._largest: dict[str, int] = {}
         self._flips: dict[str, Tensor] = {}
         self._total_flips: dict[str, Tensor] = {}
         self._ballots: dict[str, Ballot] = {}
@@ -196,13 +197,14 @@ class TernaryFlip:
         asks = self.options["nonfinite"]
         ballots = self._ballots
         bad = [n for n, b in ballots.items() if asks != "ignore" and b.finite is not None and not b.finite]
-        told = [[ballot.casts, name in bad] for name, ballot in ballots.items()]
+        # Not how many have voted: of which kind the votes are, a worker without any need not know.
+        told = [[b.casts * LARGEST_VOTE[b.kind], name in bad] for name, b in ballots.items()]
         if place(self.process_group)[1] > 1:
             device = next(iter(self.layers.values())).packed.device
             table = torch.tensor([*told, [0, not finite]], dtype=torch.int64, device=device)
             *told, (_, unfit) = summed_over(self.process_group, table).tolist()
             finite = unfit == 0
-        self._casts = {name: casts for name, (casts, _) in zip(ballots, told, strict=True)}
+        self._largest = {name: largest for name, (largest, _) in zip(ballots, told, strict=True)}
         bad = [name for name, (_, wrong) in zip(ballots, told, strict=True) if wrong]
         if bad and asks == "raise":
             more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
@@ -238,7 +240,7 @@ class TernaryFlip:
                 zero_pull=self.options["zero_pull"],
                 at_most=self._at_most(layer),
                 key=derive_key(self.options["seed"], ballot.name, step),
-                compiled=ballot.compiled,
+                compiled=ballot.is_compiled(layer.packed.device),
             )
             self._flips[name] = flips
             self._total_flips[name] = self._total_flips.get(name, 0) + flips
@@ -247,15 +249,15 @@ class TernaryFlip:
 
     def _votes(self, name: str) -> Tensor | None:
         """The sum of all workers' votes for a layer, with room for a pull toward zero; None without any."""
-        ballot, layer, casts = self._ballots[name], self.layers[name], self._casts[name]
-        if casts == 0:
+        ballot, layer, largest = self._ballots[name], self.layers[name], self._largest[name]
+        if largest == 0:
             return None
-        dtype = narrowest(casts * LARGEST_VOTE[ballot.kind] + (self.options["zero_pull"] > 0))
+        dtype = narrowest(largest + (self.options["zero_pull"] > 0))
         mine = ballot.pending
         if mine is None:
             shape = (layer.out_features, layer.in_features)
             mine = torch.zeros(shape, dtype=dtype, device=layer.packed.device)
-        mine = mine.to(dtype)
+        mine = mine.to(layer.packed.device, dtype)
         return summed_over(self.process_group, mine) if place(self.process_group)[1] > 1 else mine
 
     def check_owner(self) -> None:
@@ -295,7 +297,7 @@ class TernaryFlip:
     @property
     def unused(self) -> bool:
         """Whether no step has been taken and, as :meth:`prepare` has found, no worker has voted for one."""
-        return int(self.taken) == 0 and not any(self._casts.values())
+        return int(self.taken) == 0 and not any(self._largest.values())
 
     # -- what the user watches
 
@@ -363,8 +365,12 @@ class TernaryFlip:
                 raise ValueError(f"the state dict of TernaryFlip has no {key!r}; nothing was loaded")
         options = self.check_options(state_dict["options"])
         saved = state_dict["accumulators"]
-        if list(saved) != list(self.layers):
-            strange = sorted(set(saved) ^ set(self.layers)) or list(saved)
+        if not isinstance(saved, Mapping):
+            raise ValueError(
+                f"the state dict's accumulators of TernaryFlip are a {type(saved).__name__}, no dict; "
+                "nothing was loaded"
+            )
+        if strange := sorted(map(str, saved.keys() ^ self.layers.keys())):
             raise ValueError(
                 f"the state dict was saved for other ternary layers: {', '.join(map(repr, strange[:3]))}; "
                 "nothing was loaded"
@@ -424,8 +430,10 @@ class TernaryFlip:
     def restore(self, accumulators: dict[str, Tensor], step: int, options: dict[str, Any]) -> None:
         """Go on from checked values, which become this trainer's own."""
         self.options = options
+        # Words of counters are read as they lie in memory.
         self.accumulators = {
-            name: accumulators[name].to(layer.packed.device) for name, layer in self.layers.items()
+            name: accumulators[name].to(layer.packed.device).contiguous()
+            for name, layer in self.layers.items()
         }
         self.taken.fill_(step)
         self._flips, self._total_flips = {}, {}
@@ -453,15 +461,14 @@ class TernaryFlip:
 
     def _attach(self) -> None:
         """Give every layer a new ballot, by the present options."""
-        options = self.options
         total = sum(layer.in_features * layer.out_features for layer in self.layers.values())
-        device = next(iter(self.layers.values())).packed.device
-        compiled = wants_compiling(options["compile"], total, device)
+        # If there is no compiler, that is said now.
+        wants_compiling(self.options["compile"], total, next(iter(self.layers.values())).packed.device)
         for name, layer in self.layers.items():
             self._ballots[name] = Ballot(
-                options,
+                self.options,
                 number_of(name),
-                compiled=compiled,
+                weights=total,
                 step=int(self.taken),
                 group=self.process_group,
             )
