@@ -293,3 +293,15 @@ def test_grad_scaler_is_refused_in_words():
         scaler.scale(model(torch.ones(2)).sum()).backward()
         with pytest.raises(RuntimeError, match="GradScaler cannot be used with released gradients"):
             scaler.step(optimizer)
+
+
+@pytest.mark.parametrize("bad", [0, 1, 2])
+def test_a_step_is_skipped_once_whichever_gradient_is_not_finite(bad: int):
+    params = make_params(shapes=[(3,)] * 3)
+    optimizer = Case("sgd").make(params, nonfinite="skip")
+    with steepest.release_gradients(holder(params), optimizer):
+        sum(
+            param.sum() * (math.nan if index == bad else 1.0) for index, param in enumerate(params)
+        ).backward()
+        optimizer.step()
+    assert optimizer.skipped_steps == 1
