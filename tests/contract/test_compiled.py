@@ -373,6 +373,28 @@ def test_a_graph_that_does_not_compile_is_given_up_once(monkeypatch: pytest.Monk
     assert identical(params, train(Case("lion").make(twins), twins, 3))
 
 
+def test_a_compiler_without_the_processors_instructions_is_asked_what_it_has(monkeypatch: pytest.MonkeyPatch):
+    """Trying takes seconds, so it is done where the first attempt fails; and torch forgets that one."""
+    tried = []
+    make_code = torch._inductor.compile
+
+    def compile(graph: Any, examples: Any, options: dict[str, Any]) -> Any:
+        tried.append(dict(options))
+        if "cpp.vec_isa_ok" in options:
+            raise RuntimeError("unrecognized command-line option -mavx512f")
+        assert torch._inductor.cpu_vec_isa.valid_vec_isa_list.cache_info().currsize == 0
+        return make_code(graph, examples, options)
+
+    monkeypatch.setattr(torch._inductor, "compile", compile)
+    monkeypatch.setattr(compiled, "_compiled", functools.lru_cache(compiled._compiled.__wrapped__))
+    params, twins = _plain(), _plain()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(Case("lion").make(params, compile=True), params, 2)
+    assert [sorted(each) for each in tried] == [["cpp.vec_isa_ok", "size_asserts"], ["size_asserts"]]
+    assert identical(params, train(Case("lion").make(twins), twins, 2))
+
+
 def test_torchs_settings_may_change_under_it():
     """Each has a graph of its own: compiled anew within a step, it could meet a limit half way."""
     params, twins = _plain(), _plain()
