@@ -196,7 +196,12 @@ def test_an_interrupt_while_the_command_is_imported_is_one_line(
 def test_a_real_interrupt_leaves_whole_records(tmp_path: Path) -> None:
     race = [sys.executable, "-m", "steepest.lab", "race", "--task", "digits", "--out", str(tmp_path)]
     process = subprocess.Popen(
-        [*race, "--steps", "200", "--trials", "50"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*race, "--steps", "200", "--trials", "50"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Where the tests run in a shell's background, Ctrl-C is not for them.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     for line in process.stdout:
