@@ -312,7 +312,7 @@ def bench_command(
         typer.Option(
             "--full",
             help="Leave nothing out: first steps of all rules and not of three, the largest model timed and "
-            "not planned, peers that repeat others. A quarter of an hour on two cores instead of some eight "
+            "not planned, peers that repeat others. A quarter of an hour on two cores instead of some ten "
             "minutes. What --optimizers names is measured in full.",
         ),
     ] = False,

@@ -206,7 +206,8 @@ class Muon(OrthogonalizedOptimizer, rule=MuonRule()):
             of matrices.
         views: parameter names -> blocks (:mod:`steepest.views`) of fused parameters: their update equals
             that of separate matrices.
-        bucket_bytes: bound on the working memory of matrices that are computed together, in bytes.
+        bucket_bytes: bound on the working memory of matrices that are computed together, in bytes; 2²⁸ by
+            default.
         **options: these, and the common ones (:class:`~steepest.CommonOptions`).
 
     Raises:

@@ -181,7 +181,8 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
         view: how more than two dimensions are seen: ``"flatten"`` as [out, rest], ``"batch"`` as a batch
             of matrices.
         views: parameter names -> blocks (:mod:`steepest.views`) of fused parameters.
-        bucket_bytes: bound on the working memory of matrices that are computed together.
+        bucket_bytes: bound on the working memory of matrices that are computed together, in bytes; 2²⁸ by
+            default.
         **options: the common options (:class:`~steepest.CommonOptions`); any other keyword becomes an
             option of every group, overridable per group, saved with it, and passed to
             :meth:`orthogonalize`.

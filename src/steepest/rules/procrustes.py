@@ -102,7 +102,8 @@ class Procrustes(PSGD, rule=ProcrustesRule()):
             all tensors of a group, ^(−1/4) of their largest mean g²; noise without ε; μ ≥ 0.3 whatever μ₀.
         views: parameter names -> blocks (:mod:`steepest.views`) of fused parameters, each preconditioned
             by itself.
-        bucket_bytes: bound on the working memory of matrices that are computed together, in bytes.
+        bucket_bytes: bound on the working memory of matrices that are computed together, in bytes; 2²⁸ by
+            default.
         **options: these, and the common ones (:class:`~steepest.CommonOptions`).
 
     Raises:
