@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["differentiated", "product"]
+__all__ = ["differentiated", "is_plain", "product"]
 
 # Shorter ones cost more to hand over than they save: measured on a CPU (2 threads), where 128 rows are even.
 _ONEDNN_FROM = 1 << 22
@@ -54,7 +54,7 @@ def _goes_to_onednn(x: Tensor, y: Tensor, added: Tensor | None) -> bool:
     if x.shape[-2] * x.shape[-1] * y.shape[-1] < _ONEDNN_FROM or not torch.backends.mkldnn.enabled:
         return False
     # It has no derivative, and says nothing to a tracer or a subclass.
-    if torch.compiler.is_compiling() or any(type(each).__torch_dispatch__ is not _PLAIN for each in operands):
+    if torch.compiler.is_compiling() or not is_plain(*operands):
         return False
     return not differentiated(*operands) and _onednn_linear() is not None
 
@@ -74,6 +74,15 @@ def differentiated(*tensors: Tensor | None) -> bool:
         return True
     tangents = (forward_ad.unpack_dual(each).tangent for each in there)  # type: ignore[no-untyped-call]
     return any(tangent is not None for tangent in tangents)
+
+
+def is_plain(*tensors: Tensor | None) -> bool:
+    """Whether these are tensors and no subclass that computes by itself: sharded, fake, quantized.
+
+    >>> is_plain(torch.ones(1), None), is_plain(torch.nn.Parameter(torch.ones(1)))
+    (True, True)
+    """
+    return all(each is None or type(each).__torch_dispatch__ is _PLAIN for each in tensors)
 
 
 _PLAIN = Tensor.__torch_dispatch__

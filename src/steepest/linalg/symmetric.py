@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
 from steepest.linalg.operand import require_matrices, require_shape
-from steepest.linalg.product import differentiated, product
+from steepest.linalg.product import differentiated, is_plain, product
 
-__all__ = ["gram", "mirrored_product", "symmetric_product"]
+__all__ = [
+    "SymmetricKernel",
+    "gram",
+    "mirrored_product",
+    "preferred_symmetric_kernel",
+    "symmetric_product",
+]
+
+SymmetricKernel: TypeAlias = Literal["default", "triton"]
+
+# Process-wide, as torch.backends' preferences are.
+_preferred: SymmetricKernel = "default"
 
 # Measured on a CPU (2 threads, AVX-512), as shares of the whole product's time. float32: 0.77 for 768 rows
 # and columns, 0.68 for 2304 columns, 0.56 for 2304 rows. bfloat16: 0.86, 0.72, 0.64; no gain below 512 rows.
@@ -19,12 +31,48 @@ _NARROWEST = {torch.float32: 192, torch.float64: 192, torch.bfloat16: 256}
 _MOST_PANELS = 6
 
 
+def preferred_symmetric_kernel(kernel: SymmetricKernel | None = None) -> SymmetricKernel:
+    """What computes symmetric products on CUDA, for the whole process; with an argument, it is set first.
+
+    ``"default"`` is cuBLAS's plain product. ``"triton"`` computes the tiles on and below the diagonal, about
+    half of the flops, and copies the others: of float16, bfloat16 and float32 matrices of more than 128
+    rows, on devices of compute capability 8.0 or more. All else goes on as by default: the CPU, float64,
+    small matrices, ``torch.compile``, whatever is differentiated. Sums are float32's, in an order that
+    depends on the shapes alone; float32 is multiplied in TF32 if torch is told to do so
+    (``torch.set_float32_matmul_precision``).
+
+    It is not the default, since half of the flops are not half of the time, and it has not been measured
+    which is faster where. ``steepest bench --sections symmetric --device cuda`` measures it. Nothing chooses by
+    the clock: the two round differently, and runs could not be repeated.
+
+    Raises:
+        ValueError: another kernel.
+        ModuleNotFoundError: ``"triton"`` where Triton is not installed; the choice stays as it was.
+
+    >>> preferred_symmetric_kernel()
+    'default'
+    """
+    global _preferred
+    if kernel is not None:
+        if kernel not in get_args(SymmetricKernel):
+            known = " or ".join(map(repr, get_args(SymmetricKernel)))
+            raise ValueError(f"preferred_symmetric_kernel needs {known}, got {kernel!r}")
+        if kernel == "triton":
+            from steepest.linalg import triton_symmetric
+
+            if not triton_symmetric.AVAILABLE:
+                raise ModuleNotFoundError("symmetric products in Triton need it: pip install triton")
+        _preferred = kernel
+    return _preferred
+
+
 def gram(x: Tensor) -> Tensor:
     r"""The Gram matrix :math:`X X^\top` of X [..., m, n], in X's dtype.
 
     Where it pays (on a CPU, from 384 rows in float32 and float64 and from 512 in bfloat16) only the lower
-    blocks are computed and the upper ones copied, which makes the result exactly symmetric. Elsewhere, and
-    where a derivative may be asked for, it is the plain product.
+    blocks are computed and the upper ones copied, which makes the result exactly symmetric; so it is on CUDA
+    where :func:`preferred_symmetric_kernel` says so. Elsewhere, and where a derivative may be asked for, it
+    is the plain product.
 
     Raises:
         TypeError: ``x`` is no floating point tensor.
@@ -67,7 +115,8 @@ def symmetric_product(x: Tensor, y: Tensor, *, added: Tensor | None = None, alph
     if added is not None:
         require_shape("symmetric_product", "added", added, (*batch, n, n))
     whole = mirrored_product(x, y, added=added, alpha=alpha, exactly=True)
-    return whole if _panels(x, y, added) > 1 else (whole + whole.mT) / 2
+    halved = _goes_to_triton(x, y, added) or _panels(x, y, added) > 1
+    return whole if halved else (whole + whole.mT) / 2
 
 
 def mirrored_product(
@@ -89,6 +138,10 @@ def mirrored_product(
     tensor([[3., 3.],
             [3., 3.]])
     """
+    if _goes_to_triton(x, y, added):
+        from steepest.linalg.triton_symmetric import mirrored
+
+        return mirrored(x, y, added=added, alpha=alpha, beta=beta)
     if (panels := _panels(x, y, added)) == 1:
         return product(x, y, added=added, alpha=alpha, beta=beta)
     rows, inner = x.shape[-2:]
@@ -117,6 +170,15 @@ def mirrored_product(
                 corner = lower[: end - first]
                 whole[first:end, first:end] = (corner + corner.mT).mul_(0.5)
     return out
+
+
+def _goes_to_triton(x: Tensor, y: Tensor, added: Tensor | None) -> bool:
+    # Importing Triton takes a second: not before somebody wants it.
+    if _preferred != "triton" or torch.compiler.is_compiling() or not is_plain(x, y, added):
+        return False
+    from steepest.linalg.triton_symmetric import serves
+
+    return serves(x, y, added) and not differentiated(x, y, added)
 
 
 def _panels(x: Tensor, *others: Tensor | None) -> int:

@@ -1,0 +1,188 @@
+"""Symmetric products in Triton, for CUDA: the lower tiles are computed, and stored on both sides."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # it comes with torch's CUDA builds for Linux, and with no other
+    triton = None
+
+__all__ = ["AVAILABLE", "INTERPRETED", "Tiles", "mirrored", "serves", "tiles_of"]
+
+_SERVED = (torch.bfloat16, torch.float16, torch.float32)
+_OLDEST = (8, 0)
+
+AVAILABLE = triton is not None
+"""Whether Triton is installed."""
+
+# Triton asks for it too when it sees a kernel, thus when this file is imported.
+INTERPRETED = AVAILABLE and os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
+"""Whether kernels run in Triton's interpreter, which takes tensors on the CPU.
+
+It would multiply bfloat16's bits as integers, so there operands are made float32 first: their products are
+exact in it either way.
+"""
+
+
+class Tiles(NamedTuple):
+    """How a product is cut: ``size`` rows and columns a program, ``deep`` of the inner dimension at a time."""
+
+    size: int
+    deep: int
+    warps: int
+    stages: int
+
+
+# Fixed, and not tuned on the machine: another cut sums in another order, and a run could not be repeated.
+# Operands in shared memory take 2·size·deep·itemsize a stage, thus 32 KiB in both of the first: three
+# stages are 96 KiB. A block may have 99 KiB on compute capability 8.6, 8.9 and 12, 163 on 8.0, 227 on 9 and
+# 10; older devices (64 or 96 KiB) have no bfloat16 products and are not served. 8 warps hold a tile's sums
+# in 64 registers a thread, of 255 that there are. Without tensor cores operands go through registers too,
+# so the tile is small. Triton 3.7's assembler spills none of them for any of these.
+_HALF = Tiles(size=128, deep=64, warps=8, stages=3)
+_TF32 = Tiles(size=128, deep=32, warps=8, stages=3)
+_FLOAT32 = Tiles(size=64, deep=16, warps=4, stages=2)
+
+
+def tiles_of(dtype: torch.dtype) -> tuple[Tiles, str]:
+    """The tiles for operands of a dtype, and the precision of float32's products: torch's own for cuBLAS.
+
+    >>> tiles_of(torch.bfloat16)[0].size
+    128
+    """
+    if dtype != torch.float32:
+        return _HALF, "ieee"
+    return (_TF32, "tf32") if torch.backends.cuda.matmul.fp32_precision == "tf32" else (_FLOAT32, "ieee")
+
+
+def serves(x: Tensor, y: Tensor, added: Tensor | None) -> bool:
+    """Whether these operands can be multiplied here, and are large enough to have tiles to spare.
+
+    Shapes must fit without broadcasting: the kernel trusts them.
+    """
+    operands = [each for each in (x, y, added) if each is not None]
+    if x.dtype not in _SERVED or any((each.dtype, each.device) != (x.dtype, x.device) for each in operands):
+        return False
+    *batch, rows, inner = x.shape
+    if rows <= tiles_of(x.dtype)[0].size or y.shape != (*batch, inner, rows):
+        return False
+    return (added is None or added.shape == (*batch, rows, rows)) and _runs_on(x.device)
+
+
+def _runs_on(device: torch.device) -> bool:
+    if device.type == "cpu":
+        return INTERPRETED
+    if device.type != "cuda" or torch.version.cuda is None or not AVAILABLE:
+        return False
+    return torch.cuda.get_device_capability(device) >= _OLDEST
+
+
+if AVAILABLE:
+
+    @triton.jit
+    def lower_tiles(  # type: ignore[no-untyped-def]
+        x, y, added, out, rows, inner, tiles,
+        x_batch, x_row, x_inner, y_batch, y_inner, y_column, added_batch, added_row, added_column,
+        alpha, beta,
+        ADDS: tl.constexpr, WIDENS: tl.constexpr, PRECISION: tl.constexpr,
+        SIZE: tl.constexpr, DEEP: tl.constexpr,
+    ):  # fmt: skip
+        """One tile on or below the diagonal of β added + α X Y, and its mirror image.
+
+        A program a tile, and those of one matrix in a row; each element is summed by one program in one
+        order, so equal operands give equal bits.
+        """
+        program = tl.program_id(0)
+        # Offsets in 64 bits: a stack may have more than 2³¹ elements.
+        batch = (program // tiles).to(tl.int64)
+        tile = program % tiles
+        # tile = i(i + 1)/2 + j with j ≤ i. The root may be off by one in the last place.
+        i = ((tl.sqrt(8.0 * tile.to(tl.float32) + 1.0) - 1.0) / 2.0).to(tl.int32)
+        i = tl.where(i * (i + 1) // 2 > tile, i - 1, i)
+        i = tl.where((i + 1) * (i + 2) // 2 <= tile, i + 1, i)
+        j = tile - i * (i + 1) // 2
+
+        row = (i * SIZE + tl.arange(0, SIZE)).to(tl.int64)
+        column = (j * SIZE + tl.arange(0, SIZE)).to(tl.int64)
+        depth = tl.arange(0, DEEP).to(tl.int64)
+        left = x + batch * x_batch + row[:, None] * x_row + depth[None, :] * x_inner
+        right = y + batch * y_batch + depth[:, None] * y_inner + column[None, :] * y_column
+        row_there = (row < rows)[:, None]
+        column_there = (column < rows)[None, :]
+        x_step = tl.cast(x_inner, tl.int64) * DEEP
+        y_step = tl.cast(y_inner, tl.int64) * DEEP
+
+        # Not tl.zeros: it is a kernel itself, interpreted only where Triton was imported to be.
+        sums = tl.full((SIZE, SIZE), 0.0, dtype=tl.float32)
+        for first in range(0, inner, DEEP):
+            one = tl.load(left, mask=row_there & (depth < inner - first)[None, :], other=0.0)
+            two = tl.load(right, mask=(depth < inner - first)[:, None] & column_there, other=0.0)
+            if WIDENS:
+                one, two = one.to(tl.float32), two.to(tl.float32)
+            sums = tl.dot(one, two, sums, input_precision=PRECISION)
+            left += x_step
+            right += y_step
+        sums = alpha * sums
+
+        # What lies above the diagonal is the mirror image of what lies below, within a tile too: so the
+        # result is exactly symmetric, and no element is written twice.
+        below = row_there & column_there & (row[:, None] >= column[None, :])
+        above = row_there & column_there & (row[:, None] > column[None, :])
+        if ADDS:
+            from_ = added + batch * added_batch + row[:, None] * added_row + column[None, :] * added_column
+            sums += beta * tl.load(from_, mask=below, other=0.0).to(tl.float32)
+        result = sums.to(out.dtype.element_ty)
+        into = out + batch * rows * rows
+        tl.store(into + row[:, None] * rows + column[None, :], result, mask=below)
+        tl.store(into + column[:, None] * rows + row[None, :], tl.trans(result), mask=tl.trans(above))
+
+
+def mirrored(
+    x: Tensor,
+    y: Tensor,
+    *,
+    added: Tensor | None = None,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    tiles: Tiles | None = None,
+) -> Tensor:
+    """β ``added`` + α X Y of [..., n, k] and [..., k, n], exactly symmetric, summed in float32.
+
+    Args:
+        x: float32, bfloat16 or float16, of any strides.
+        y: its dtype and batch dimensions.
+        added: [..., n, n]; only what is on and below the diagonal is read. None is zero.
+        alpha: α.
+        beta: β; 0 does not look at ``added``.
+        tiles: how it is cut; None is :func:`tiles_of` the dtype.
+    """
+    *batch, rows, inner = x.shape
+    out = torch.empty(*batch, rows, rows, dtype=x.dtype, device=x.device)
+    if out.numel() == 0:
+        return out
+    known, precision = tiles_of(x.dtype)
+    cut = known if tiles is None else tiles
+    # A stack is a view unless its batch dimensions have no common stride.
+    stack = x.shape[:-2].numel()
+    x, y = x.reshape(stack, rows, inner), y.reshape(stack, inner, rows)
+    adds = added is not None and beta != 0
+    third = (added if added is not None and adds else out).reshape(stack, rows, rows)
+    across = triton.cdiv(rows, cut.size)
+    count = across * (across + 1) // 2
+    kernel: Any = lower_tiles
+    # Triton launches on the current device, which need not be the operands'.
+    with torch.cuda.device_of(x):
+        kernel[(count * stack,)](
+            x, y, third, out, rows, inner, count,
+            *x.stride(), *y.stride(), *third.stride(), alpha, beta,
+            ADDS=adds, WIDENS=INTERPRETED, PRECISION=precision, SIZE=cut.size, DEEP=cut.deep,
+            num_warps=cut.warps, num_stages=cut.stages,
+        )  # fmt: skip
+    return out
