@@ -15,6 +15,7 @@ from steepest.groups import check_own_views, check_params, check_views, filled
 from steepest.hyper import near_miss, plain
 from steepest.registry import find_rule, register
 from steepest.rule import Rule
+from steepest.step.capture import check_capture
 from steepest.step.collect import Batch, collect
 from steepest.step.compiled import (
     Plan,
@@ -25,6 +26,7 @@ from steepest.step.compiled import (
     warn_no_compiler,
     warn_not_compiled,
 )
+from steepest.step.counting import add_step, count_steps
 from steepest.step.element import run_eager, store
 from steepest.step.finite import both, check_gradients
 from steepest.step.matrix import (
@@ -95,7 +97,7 @@ class Optimizer(torch.optim.Optimizer):
         known = found.defaults()
         for name in hyper:
             if name not in known:
-                flags = ("capturable", "differentiable", "foreach", "fused")
+                flags = ("differentiable", "foreach", "fused")
                 hint = " (compile= says how to run)" if name in flags else near_miss(name, known)
                 raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument {name!r}{hint}")
         defaults = {"rule": rule, **known, **hyper, **(extra or {})}
@@ -147,6 +149,7 @@ class Optimizer(torch.optim.Optimizer):
 
         Raises:
             FloatingPointError: a gradient that is not finite, with ``nonfinite="raise"``.
+            RuntimeError: a CUDA graph is being captured whose replay would not be this step.
             ValueError: an option in a param group has become one that the rule does not take, or a
                 matrix a vector. In either case parameters and state are as they were.
         """
@@ -156,6 +159,7 @@ class Optimizer(torch.optim.Optimizer):
                 loss = closure()
         self._watch.check(type(self).__name__, self.param_groups)
         batches = collect(self.param_groups, lambda param: self.state.get(param, {}))
+        check_capture(batches, self._not_in_a_graph())
         taken: bool | Tensor = True
         if batches or self._has_more():
             taken = self._take(batches, self._check(batches))
@@ -179,7 +183,7 @@ class Optimizer(torch.optim.Optimizer):
         mask = finite if isinstance(finite, Tensor) else None
         self._make_state(batches)
         for batch in batches:
-            _count_steps(batch)
+            count_steps(batch)
         measure(batches, self._states_by_rule)
         relate(batches)
         # Functions of a subclass may raise: they are all called before anything is written.
@@ -208,7 +212,7 @@ class Optimizer(torch.optim.Optimizer):
                 if member.measured is not None:
                     for name, value in member.measured.items():
                         member.state[name].fill_(value)
-            _count(batch, mask)
+            add_step(batch, mask)
         return finite
 
     @property
@@ -220,6 +224,10 @@ class Optimizer(torch.optim.Optimizer):
     def _has_more(self) -> bool:
         """Whether a subclass has something to step without any parameter's gradient."""
         return False
+
+    def _not_in_a_graph(self) -> str | None:
+        """What a subclass steps that no CUDA graph can hold, in words; None if there is nothing."""
+        return None
 
     def _check(self, batches: list[Batch]) -> bool | Tensor:
         """Whether this step may be taken, see :func:`check_gradients`; nothing has changed yet."""
@@ -266,7 +274,12 @@ class Optimizer(torch.optim.Optimizer):
 
     def _count_skipped(self, count: int | Tensor) -> None:
         for group in self.param_groups:
-            group["skipped_steps"] = group["skipped_steps"] + count
+            before = group["skipped_steps"]
+            if group["capturable"] and isinstance(before, Tensor) and isinstance(count, Tensor):
+                # In the same memory, to which a graph that was captured adds in every replay.
+                before += count.to(before.device)
+            else:
+                group["skipped_steps"] = before + count
 
     def _make_state(self, batches: list[Batch]) -> None:
         """Give every member its state; allocated for all of them before any is kept."""
@@ -364,44 +377,6 @@ class Optimizer(torch.optim.Optimizer):
             group.setdefault("base_lr", float(group.get("initial_lr", group["lr"])))
             if not made:
                 self._watch.remember_shapes(group)
-
-
-def _count_steps(batch: Batch) -> None:
-    """Set every member's step, the number of the one being taken, and the scalars that follow from it."""
-    hyper = {name: batch.group[name] for name in batch.rule.hyper}
-    on_device = batch.group["nonfinite"] == "skip" and batch.device.type != "cpu"
-    # Rules of other scopes add each member's own.
-    alike = batch.rule.scope == "element"
-    by_step: dict[float, dict[str, Any]] = {}
-    for member in batch.members:
-        count = member.state.get("step")
-        if on_device and count is not None:
-            # Whether the last step was taken is known on the device alone.
-            member.state["step"] = member.state["step"].to(batch.device)
-            member.step = member.state["step"].to(torch.float64) + 1
-            member.scalars = dict(batch.rule.scalars(member.step, **hyper))
-            continue
-        step = 1.0
-        if count is not None:
-            member.step = step = float(count) + 1
-        if step not in by_step:
-            by_step[step] = dict(batch.rule.scalars(step, **hyper))
-        member.scalars = by_step[step] if alike else dict(by_step[step])
-
-
-def _count(batch: Batch, finite: Tensor | None) -> None:
-    """Add the step that was taken to the members' counts, unless the device finds that it was skipped."""
-    counted = [member for member in batch.members if "step" in member.state]
-    counts = [member.state["step"] for member in counted]
-    if finite is not None:
-        for count in counts:
-            count += finite.to(count.device)
-    elif counts and len({member.step for member in counted}) == 1 and batch.device.type == "cpu":
-        # A third of the time that adding takes.
-        taken = torch.as_tensor(counted[0].step, dtype=counts[0].dtype, device="cpu")
-        torch._foreach_copy_(counts, [taken] * len(counts))
-    elif counts:
-        torch._foreach_add_(counts, 1)
 
 
 def _run(batch: Batch, finite: Tensor | None, plan: Plan | None) -> None:

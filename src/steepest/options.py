@@ -45,6 +45,9 @@ class CommonOptions(TypedDict, total=False):
       compiler. What is compiled depends on the rule, its options and the dtypes, not on the model: the
       first step of a rule takes about ten seconds on a new machine, two or three from torch's cache.
       Matrix rules run eagerly in any case, since their time is in matmuls.
+    - ``capturable``: keep step counts on the parameters' device, and make every number of a step there, so
+      that the step can be captured in a CUDA graph and replayed (docs/cuda_graphs.md). Elsewhere it is
+      slower.
     - ``seed``: key of the noise of stochastic rounding and stochastic rules. The noise is a function of
       (seed, step, element): it resumes exactly, and the global generator is never touched.
     """
@@ -56,6 +59,7 @@ class CommonOptions(TypedDict, total=False):
     nonfinite: Nonfinite
     maximize: bool
     compile: bool | None
+    capturable: bool
     seed: int
 
 
@@ -67,5 +71,6 @@ COMMON_OPTIONS: dict[str, Hyper] = {
     "nonfinite": choice("ignore", "ignore", "skip", "raise"),
     "maximize": flag(False),
     "compile": choice(None, None, True, False),
+    "capturable": flag(False),
     "seed": integer(0, low=0, high=2**64 - 1),
 }

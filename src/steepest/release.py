@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from steepest.optimizer import Optimizer
 from steepest.registry import find_rule
 from steepest.rule import Group
+from steepest.step.capture import capturing
 from steepest.step.collect import Batch, Place, describe, member_at
 from steepest.step.finite import both, check_gradients
 
@@ -217,6 +218,11 @@ class ReleasedGradients:
         if self._place(param) is None:
             return  # taken out of the optimizer: its gradient is somebody else's
         _refuse_several_processes()
+        if capturing():
+            raise RuntimeError(
+                "released gradients cannot be captured in a CUDA graph: which parameters were stepped is "
+                "counted on the host. remove() the release, or leave backward out of the graph"
+            )
         self._refuse_second(param)
         if not self._accumulating:
             self._step(param)

@@ -103,6 +103,10 @@ class Rule(ABC):
         """The option by which a tensor's step depends on the others of its group; None where none does."""
         return None
 
+    def waits(self, group: Group) -> str | None:
+        """The option by which a step waits for the device, so that no graph can hold it; mostly none."""
+        return None
+
     def decays_itself(self, group: Group) -> bool:
         """Whether ``update`` applies the weight decay, so that the step must not."""
         return False

@@ -32,7 +32,7 @@ def test_numpys_numbers_and_list_likes_become_pythons():
     torch.load(file, weights_only=True)
 
 
-@pytest.mark.parametrize("flag", ["fused", "foreach", "capturable"])
+@pytest.mark.parametrize("flag", ["fused", "foreach", "differentiable"])
 def test_torchs_flags_are_pointed_to_compile(flag):
     with pytest.raises(TypeError, match=f"'{flag}'.*compile"):
         steepest.AdamW([weight()], **{flag: True})

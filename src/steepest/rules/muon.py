@@ -140,6 +140,10 @@ class MuonRule(OrthogonalizedRule):
         except ValueError as error:
             raise ValueError(f"{owner}: {error}") from None
 
+    def waits(self, group: Mapping[str, Any]) -> str | None:
+        """Singular values."""
+        return "method='svd'" if group["method"] == "svd" else None
+
     def update(  # type: ignore[override]
         self,
         grad: Tensor,

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steepest.random import Key
 from steepest.registry import find_rule
 from steepest.rule import Group, MatrixRule, Rule, Scalar
 
@@ -45,7 +46,8 @@ class Member:
 
     ``scalars`` are the step's numbers for the rule's update, ``measured`` the per-tensor state after it.
     ``param`` and ``grad`` are real views; a step, which tracks no gradients, need not detach them. The
-    place's ordinal, with the step count and the element's index, keys the parameter's noise.
+    place's ordinal, with the step count and the element's index, keys the parameter's noise; ``key`` is
+    what comes of the two where the step count is a device's, else None.
     """
 
     group: Group
@@ -55,6 +57,7 @@ class Member:
     grad: Tensor
     state: MutableMapping[str, Any]
     step: Scalar = 0
+    key: Key | None = None
     scalars: dict[str, Scalar] = field(default_factory=dict)
     measured: Mapping[str, Scalar] | None = None
 
@@ -115,9 +118,20 @@ class Batch:
         return self.group["rounding"] == "stochastic" and self.members[0].param.dtype in LOW_PRECISION
 
     @property
+    def noisy(self) -> bool:
+        """Whether the step draws noise."""
+        return not self.rule.takes.isdisjoint({"noise", "key"}) or self.rounds_stochastically
+
+    @property
     def counts_steps(self) -> bool:
         """Whether the parameters' state needs a step count."""
         return self.rule.counts_steps or self.rounds_stochastically
+
+    @property
+    def counts_on_device(self) -> bool:
+        """Whether only the device knows how many steps were taken: it may skip one, or repeat a graph."""
+        skips = self.group["nonfinite"] == "skip" and self.device.type != "cpu"
+        return skips or bool(self.group["capturable"])
 
 
 def real_view(tensor: Tensor) -> Tensor:

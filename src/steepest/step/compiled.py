@@ -188,14 +188,15 @@ def _calls(
     if spare := count * spec.rows - len(served):
         last = served[-1][0]
         served = served + [(last, row, row[0].numel()) for row in _filling(spec)[:spare]]
-    numbers = _pack([shared], torch.float64, batch.device)[0]
+    pack = functools.partial(_pack, device=batch.device, there=batch.counts_on_device)
+    numbers = pack([shared], torch.float64)[0]
     owns = all_keys = [torch.empty(spec.rows, 0, device="cpu")] * count
     if spec.own:
         own = [[member.scalars[name] for name in spec.own] for member, _, _ in served]
-        owns = list(_pack(own, torch.float64, batch.device).view(count, spec.rows, -1).unbind())
+        owns = list(pack(own, torch.float64).view(count, spec.rows, -1).unbind())
     if spec.recipe.noisy:
         keys = [list(member_key(batch, member)) for member, _, _ in served]
-        all_keys = list(_pack(keys, torch.int64, batch.device).view(count, spec.rows, 2).unbind())
+        all_keys = list(pack(keys, torch.int64).view(count, spec.rows, 2).unbind())
     sizes = [size for _, _, size in served]
     tensors = [tensor for _, row, _ in served for tensor in row]
     width = spec.rows * len(spec.dtypes)
@@ -266,12 +267,19 @@ def _listed(shared: dict[str, Any]) -> list[Any]:
     return [n for value in shared.values() for n in (value if isinstance(value, (tuple, list)) else (value,))]
 
 
-def _pack(rows: list[list[Any]], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Numbers, or 0-dim tensors of a device, as one tensor there."""
-    if any(isinstance(value, Tensor) for row in rows for value in row):
-        stacked = [torch.stack([torch.as_tensor(v, dtype=dtype, device=device) for v in row]) for row in rows]
-        return torch.stack(stacked)
-    return torch.tensor(rows, dtype=dtype, device="cpu").to(device, non_blocking=True)
+def _pack(rows: list[list[Any]], dtype: torch.dtype, device: torch.device, there: bool) -> Tensor:
+    """Numbers, or 0-dim tensors of a device, as one tensor on it; ``there``: without a copy from the host."""
+    given = [value for row in rows for value in row]
+    if not there and not any(isinstance(value, Tensor) for value in given):
+        return torch.tensor(rows, dtype=dtype, device="cpu").to(device, non_blocking=True)
+    # Most numbers are the same for all rows.
+    made = {
+        value: torch.full((), value, dtype=dtype, device=device)
+        for value in given
+        if not isinstance(value, Tensor)
+    }
+    numbers = [value.to(dtype) if isinstance(value, Tensor) else made[value] for value in given]
+    return torch.stack(numbers).view(len(rows), -1)
 
 
 def _rows(spec: GraphSpec, sizes: Sequence[int]) -> list[Row]:

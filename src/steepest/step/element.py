@@ -73,7 +73,7 @@ class Recipe:
             group["weight_decay_method"] if decays else None,
             group["maximize"],
             "stochastic" if batch.rounds_stochastically else "nearest",
-            not rule.takes.isdisjoint({"noise", "key"}) or batch.rounds_stochastically,
+            batch.noisy,
             compute,
         )
 
@@ -83,7 +83,7 @@ def shared_scalars(batch: Batch) -> dict[str, Any]:
     group, rule = batch.group, batch.rule
     lr: Scalar = group["lr"]
     if isinstance(lr, Tensor):
-        on_host = "cpu" in (lr.device.type, batch.device.type)
+        on_host = "cpu" in (lr.device.type, batch.device.type) and not group["capturable"]
         # Apple's GPUs have no float64.
         wide = torch.float32 if batch.device.type == "mps" else torch.float64
         lr = float(lr) if on_host else lr.detach().reshape(()).to(batch.device, wide)
@@ -100,8 +100,9 @@ def _taken(rule: Rule, *, traced: bool) -> tuple[str, ...]:
 
 def member_key(batch: Batch, member: Member) -> Key:
     """The key of a parameter's noise in this step."""
-    step = member.step.to(torch.int64) if isinstance(member.step, Tensor) else int(member.step)
-    return derive_key(batch.group["seed"], member.place.ordinal, step)
+    if member.key is not None:
+        return member.key
+    return derive_key(batch.group["seed"], member.place.ordinal, int(member.step))
 
 
 def advance(

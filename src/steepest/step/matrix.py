@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steepest.rule import Group, MatrixRule, Rule, Scalar
+from steepest.rule import Group, MatrixRule, Rule
 from steepest.step.collect import Batch, Member
 from steepest.step.element import Recipe, advance, member_key, shared_scalars, store
 from steepest.views import View, cut
@@ -152,8 +152,18 @@ def run_matrix(batch: Batch, finite: Tensor | None) -> None:
     # The rule says in which dtype it multiplies; a step within autocast must not change it.
     with torch.autocast(batch.device.type, enabled=False):
         for bucket in _buckets(batch, recipe, together=True):
-            for old, new in _step_bucket(batch, recipe, bucket, shared | bucket[0].member.scalars):
+            for old, new in _step_bucket(batch, recipe, bucket, shared | _scalars(bucket)):
                 store(old, new, finite)
+
+
+def _scalars(bucket: list[Part]) -> dict[str, Any]:
+    """A bucket's own numbers: where they are a device's, one for each of its matrices."""
+    scalars: dict[str, Any] = dict(bucket[0].member.scalars)
+    if len(bucket) > 1 and isinstance(bucket[0].member.step, Tensor):
+        for name, value in scalars.items():
+            if isinstance(value, Tensor):
+                scalars[name] = torch.stack([torch.as_tensor(p.member.scalars[name]) for p in bucket])
+    return scalars
 
 
 def computed(batch: Batch, provide: Provide) -> list[Write]:
@@ -172,12 +182,14 @@ def computed(batch: Batch, provide: Provide) -> list[Write]:
 
 
 def _buckets(batch: Batch, recipe: Recipe, *, together: bool) -> Iterator[list[Part]]:
-    """Parts of equal shape and step count, at most ``bucket_bytes`` of working memory at once."""
+    """Parts of equal shape and step count, at most ``bucket_bytes`` of working memory at once.
+
+    Where only a device knows the counts, parts of all counts: each has its own numbers there.
+    """
     assert isinstance(batch.rule, MatrixRule)
     by_kind: dict[tuple[Any, ...], list[Part]] = {}
     for member in batch.members:
-        # A step count that only the device knows cannot be compared here.
-        when: Scalar | int = id(member) if isinstance(member.step, Tensor) else member.step
+        when = None if isinstance(member.step, Tensor) else member.step
         for part in parts(batch, member):
             if math.prod(part.shape) > 0:
                 apart = () if together else (id(part),)

@@ -93,6 +93,9 @@ class TernaryOptimizer(Optimizer):
     def _has_more(self) -> bool:
         return self.flip.has_votes
 
+    def _not_in_a_graph(self) -> str | None:
+        return "a step of ternary weights"
+
     def _check(self, batches: list[Batch]) -> bool | Tensor:
         self._hand_on()
         # The trainer must know whether it may flip, so the device's answer is read here; and all workers

@@ -98,6 +98,10 @@ class PSGDRule(MatrixRule):
 
     # -- the step
 
+    def waits(self, group: Group) -> str | None:
+        """A spectral norm by singular values."""
+        return "norm='exact'" if group["norm"] == "exact" else None
+
     def relates(self, group: Group) -> str | None:
         """The original's Q starts from the largest gradient."""
         return "literal=True" if group["literal"] else None
@@ -262,7 +266,7 @@ class PSGDRule(MatrixRule):
             length = factor * factor * length + c
             bound = torch.maximum(0.95 * side.bound + 0.05 * length, length)
             # Not step_size / bound: a float over a tensor and a tensor over a tensor round differently.
-            pace = bound.reciprocal() * step_size
+            pace = bound.reciprocal() * _as(bound, step_size)
             s = over(pace * factor * factor, t) * t.to(scale.dtype)
             if side.dense:
                 s.diagonal(dim1=-2, dim2=-1).sub_((pace * c).unsqueeze(-1))
@@ -298,6 +302,11 @@ def initial_scale(
     else:
         start = torch.hypot(rms, noise) ** (-0.25 if factors == 2 else -0.5)
     return torch.where(usable, start, 0.0)
+
+
+def _as(like: Tensor, number: Scalar) -> Scalar:
+    """A number, or one for each matrix, in the dtype of what it multiplies."""
+    return number.to(like.dtype) if isinstance(number, Tensor) else number
 
 
 def _gain(scale: Tensor, sides: list[Side]) -> Tensor:

@@ -70,9 +70,9 @@ def second_moment(a: Tensor, side: Side) -> Tensor:
 
 
 def chosen(fit: Tensor, new: Side, old: Side) -> Side:
-    """One of two sides by a condition that only the device knows."""
+    """One of two sides by a condition that only the device knows, one for the stack or for each member."""
     q, p, bound = (
-        torch.where(fit.to(one.device), one, other)
+        torch.where(fit.to(one.device).view(-1, *[1] * (one.dim() - 1)), one, other)
         for one, other in ((new.q, old.q), (new.p, old.p), (new.bound, old.bound))
     )
     return Side(new.name, q, p, bound)

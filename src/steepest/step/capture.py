@@ -1,0 +1,65 @@
+"""A step within a CUDA graph: what a replay cannot repeat is refused while it is captured."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from steepest.rule import MatrixRule, TensorRule
+from steepest.step.collect import Batch, Member
+from steepest.step.matrix import lacks_factors
+
+__all__ = ["capturing", "check_capture"]
+
+
+def capturing() -> bool:
+    """Whether what is launched now goes into a CUDA graph."""
+    # A build without CUDA raises at the second question.
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()  # type: ignore[no-untyped-call]
+
+
+def check_capture(batches: list[Batch], more: str | None = None) -> None:
+    """Raise ``RuntimeError`` if a CUDA graph is being captured that would not repeat this step.
+
+    Args:
+        batches: what the step is about to be taken with; nothing has changed yet.
+        more: what an optimizer steps besides, in words, which no graph can hold.
+    """
+    if not capturing():
+        return
+    if more is not None:
+        raise RuntimeError(f"{more} cannot be captured in a CUDA graph. Nothing was changed")
+    for batch in batches:
+        if why := _hindrance(batch):
+            raise RuntimeError(f"this step cannot be captured in a CUDA graph: {why}. Nothing was changed")
+
+
+def _hindrance(batch: Batch) -> str | None:
+    """Why a replay would not be a step of this batch; None if it would."""
+    group = batch.group
+    if not group["capturable"]:
+        return f"the group of {batch.members[0].name} was made without capturable=True"
+    if batch.device.type != "cuda":
+        return f"{batch.members[0].name} is on {batch.device}, whose part of the step a graph does not hold"
+    if group["nonfinite"] == "raise":
+        return "nonfinite='raise' waits for the device; 'skip' does not"
+    if why := batch.rule.waits(group):
+        return f"{why} waits for the device"
+    if isinstance(group["lr"], Tensor) and group["lr"].device.type == "cpu":
+        return "its lr is a tensor on the CPU; make it one on the parameters' device"
+    for member in batch.members:
+        if not _is_warm(batch, member):
+            return f"{member.name} has not been stepped yet; take a few steps before"
+    return None
+
+
+def _is_warm(batch: Batch, member: Member) -> bool:
+    """Whether a parameter has all of its state, where and as the graph will find it."""
+    count = member.state.get("step")
+    if not batch.state_names.issubset(member.state) or (batch.counts_steps and count is None):
+        return False
+    if isinstance(count, Tensor) and count.device != batch.device:
+        return False
+    if isinstance(batch.rule, MatrixRule) and lacks_factors(batch, member):
+        return False
+    return not (isinstance(batch.rule, TensorRule) and batch.rule.reads_back(member.state, batch.group))

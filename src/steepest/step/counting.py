@@ -1,0 +1,81 @@
+"""Step counts, and the numbers that follow from them: on the host, or where only the device knows them."""
+
+from __future__ import annotations
+
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steepest.random import derive_key
+from steepest.step.collect import Batch, Member
+
+__all__ = ["add_step", "count_steps"]
+
+
+def count_steps(batch: Batch) -> None:
+    """Set every member's step, the number of the one being taken, and the scalars that follow from it."""
+    hyper = {name: batch.group[name] for name in batch.rule.hyper}
+    members = batch.members
+    if batch.counts_on_device:
+        counted = [member for member in members if "step" in member.state]
+        if counted:
+            _count_on_device(batch, counted, hyper)
+        members = [member for member in members if "step" not in member.state]
+    # Rules of other scopes add each member's own.
+    alike = batch.rule.scope == "element"
+    by_step: dict[float, dict[str, Any]] = {}
+    for member in members:
+        count = member.state.get("step")
+        step = 1.0
+        if count is not None:
+            member.step = step = float(count) + 1
+        if step not in by_step:
+            by_step[step] = dict(batch.rule.scalars(step, **hyper))
+        member.scalars = by_step[step] if alike else dict(by_step[step])
+
+
+def _count_on_device(batch: Batch, members: list[Member], hyper: dict[str, Any]) -> None:
+    """The same by a few operations for all members, each of which sees its own element of the results."""
+    device = batch.device
+    for member in members:
+        member.state["step"] = member.state["step"].to(device)
+    # Apple's GPUs have no float64.
+    wide = torch.float32 if device.type == "mps" else torch.float64
+    steps = torch.stack([member.state["step"] for member in members]).to(wide) + 1
+    each: dict[str, Any] = {}
+    for name, value in batch.rule.scalars(steps, **hyper).items():
+        each[name] = value.unbind() if isinstance(value, Tensor) else [value] * len(members)
+    keys: Any = None
+    if batch.noisy:
+        first, second = derive_key(batch.group["seed"], _ordinals(members, device), steps.to(torch.int64))
+        keys = list(zip(first.unbind(), second.unbind(), strict=True))  # type: ignore[union-attr]
+    for at, (member, step) in enumerate(zip(members, steps.unbind(), strict=True)):
+        member.step = step
+        member.scalars = {name: values[at] for name, values in each.items()}
+        member.key = None if keys is None else keys[at]
+
+
+def _ordinals(members: list[Member], device: torch.device) -> Tensor:
+    """The members' ordinals on a device, without a copy from the host, which a CUDA graph cannot hold."""
+    runs = groupby(enumerate(member.place.ordinal for member in members), lambda pair: pair[1] - pair[0])
+    spans = [[ordinal for _, ordinal in run] for _, run in runs]
+    return torch.cat([torch.arange(span[0], span[-1] + 1, device=device) for span in spans])
+
+
+def add_step(batch: Batch, finite: Tensor | None) -> None:
+    """Add the step that was taken to the members' counts, unless the device finds that it was skipped."""
+    counted = [member for member in batch.members if "step" in member.state]
+    counts = [member.state["step"] for member in counted]
+    if not counts:
+        return
+    if finite is not None:
+        # A list: for one tensor torch may read its number on the host.
+        torch._foreach_add_(counts, [finite.to(counts[0].device, counts[0].dtype)] * len(counts))
+    elif batch.device.type == "cpu" and not batch.counts_on_device and len({m.step for m in counted}) == 1:
+        # A third of the time that adding takes.
+        taken = torch.as_tensor(counted[0].step, dtype=counts[0].dtype, device="cpu")
+        torch._foreach_copy_(counts, [taken] * len(counts))
+    else:
+        torch._foreach_add_(counts, 1)

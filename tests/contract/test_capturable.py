@@ -1,0 +1,286 @@
+"""``capturable=True``: the same steps with nothing that a CUDA graph would hold fast or could not hold.
+
+The graph is played on the CPU: a step's operations are recorded and done again.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+import steepest
+from steepest import optimizer as optimizer_module
+from steepest.step import capture, compiled
+from steepest.step.collect import Batch
+from steepest.step.finite import all_finite
+
+from .cases import CASES, RULES, Case, able, by_id, with_dtypes
+from .recording import Recorded, record_compiled
+from .training import gradient, identical, make_params, set_gradients, snapshot, steps, values
+
+# By then every variant has measured what it measures.
+WARM = 5
+RATES = [0.03, 0.0625, 0.01, 0.2]
+DAMPED = Case("sgd", {"momentum": 0.9, "dampening": 0.1})
+needs_compiler = pytest.mark.skipif(
+    not compiled.compiler_available("cpu"), reason="torch.compile needs a C++ compiler"
+)
+
+
+def at_home(case: Case, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """State of single numbers, which lives on the host."""
+    return [state[name] for state in optimizer.state.values() for name in case.rule.tensor_state]
+
+
+def refill(params: list[Parameter], step: int) -> None:
+    """Give the gradients, in the memory that they have, this step's values."""
+    for index, param in enumerate(params):
+        param.grad.copy_(gradient(param, index, step))
+
+
+def check_replays(case: Case, dtype: torch.dtype, recorders: list[Recorded] | None = None, **options: Any):
+    params, twins = case.params(dtype), case.params(dtype)
+    lr = torch.tensor(0.05)
+    options = {"weight_decay": 0.125, "rounding": "stochastic", **options}
+    optimizer = case.make(params, **{"lr": lr, "capturable": True, **options})
+    twin = case.make(twins, **{"lr": float(lr), **options})
+    for some, some_params in ((optimizer, params), (twin, twins)):
+        steps(some, some_params, range(WARM))
+    refill(params, WARM)
+    graph = Recorded(at_home(case, optimizer))
+    if recorders is not None:
+        recorders.append(graph)
+    with graph:
+        optimizer.step()
+    if recorders is not None:
+        recorders.clear()
+    steps(twin, twins, [WARM])
+    for step, rate in enumerate(RATES, WARM + 1):
+        lr.fill_(rate)
+        refill(params, step)
+        graph.replay()
+        for group in twin.param_groups:
+            group["lr"] = float(lr)
+        steps(twin, twins, [step])
+        assert identical(values(params), values(twins)), f"replay {step - WARM}"
+    assert identical(optimizer.state_dict()["state"], twin.state_dict()["state"])
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    with_dtypes([*CASES, DAMPED], [torch.float32, torch.bfloat16, torch.complex64]),
+    ids=str,
+)
+def test_the_steps_are_the_ordinary_ones(case: Case, dtype: torch.dtype):
+    params, twins = case.params(dtype), case.params(dtype)
+    options = {"weight_decay": 0.125, "rounding": "stochastic", "compile": False}
+    optimizer, twin = case.make(params, capturable=True, **options), case.make(twins, **options)
+    for some, some_params in ((optimizer, params), (twin, twins)):
+        steps(some, some_params, range(6))
+    assert identical(params, twins)
+    assert identical(optimizer.state_dict()["state"], twin.state_dict()["state"])
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype"), with_dtypes([*CASES, DAMPED], [torch.float32, torch.bfloat16]), ids=str
+)
+def test_a_replay_is_the_next_step(case: Case, dtype: torch.dtype):
+    check_replays(case, dtype, compile=False)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("case", "dtype"), with_dtypes(able(RULES, "compile"), [torch.float32, torch.bfloat16]), ids=str
+)
+def test_a_replay_of_compiled_code_is_the_next_step(
+    case: Case, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+):
+    check_replays(case, dtype, record_compiled(monkeypatch), compile=True)
+
+
+def test_the_recorder_would_see_numbers_that_stay():
+    """Without the option a replay repeats the step count, or the recording fails."""
+    with pytest.raises(AssertionError, match="the host"):
+        check_replays(Case("adamw"), torch.float32, compile=False, capturable=False)
+
+
+@pytest.mark.parametrize("case", CASES, ids=by_id)
+def test_replays_skip_gradients_that_are_not_finite_and_count(case: Case, monkeypatch: pytest.MonkeyPatch):
+    def on_device(batches: list[Batch]) -> bool | Tensor:
+        return all_finite([member.grad for batch in batches for member in batch.members])
+
+    monkeypatch.setattr(optimizer_module, "check_gradients", on_device)
+    params, twins = case.params(), case.params()
+    optimizer = case.make(params, nonfinite="skip", capturable=True, compile=False)
+    twin = case.make(twins, compile=False)
+    for some, some_params in ((optimizer, params), (twin, twins)):
+        steps(some, some_params, range(WARM))
+    refill(params, WARM)
+    with Recorded(at_home(case, optimizer)) as graph:
+        optimizer.step()
+    steps(twin, twins, [WARM])
+    for step in range(WARM + 1, WARM + 5):
+        refill(params, 90)
+        params[step % len(params)].grad.view(-1)[0] = torch.nan
+        before = values(params)
+        graph.replay()
+        assert identical(values(params), before)
+        refill(params, step)
+        graph.replay()
+        steps(twin, twins, [step])
+    assert identical(params, twins)
+    assert identical(optimizer.state_dict()["state"], twin.state_dict()["state"])
+    assert optimizer.skipped_steps == 4
+
+
+def test_the_option_is_a_group_s_and_survives_a_checkpoint():
+    params = make_params()
+    optimizer = steepest.AdamW([{"params": params[:2], "capturable": True}, {"params": params[2:]}])
+    steps(optimizer, params, range(3))
+    again = steepest.AdamW([{"params": params[:2]}, {"params": params[2:]}])
+    again.load_state_dict(optimizer.state_dict())
+    assert [group["capturable"] for group in again.param_groups] == [True, False]
+    with pytest.raises(ValueError, match="capturable"):
+        steepest.AdamW(params, capturable=1)
+
+
+@pytest.fixture
+def in_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if a CUDA graph were being captured, and parameters were there."""
+    monkeypatch.setattr(capture, "capturing", lambda: True)
+    monkeypatch.setattr(Batch, "device", torch.device("cuda", 0))
+
+
+@pytest.mark.usefixtures("in_a_graph")
+@pytest.mark.parametrize(
+    ("case", "option"),
+    [(Case("muon", {"method": "svd"}), "method='svd'"), (Case("quad", {"norm": "exact"}), "norm='exact'")],
+    ids=str,
+)
+def test_an_option_that_waits_for_the_device_is_refused(case: Case, option: str):
+    params = case.params()
+    optimizer = case.make(params, capturable=True)
+    set_gradients(params, 0)
+    with pytest.raises(RuntimeError, match=f"{option} waits for the device"):
+        optimizer.step()
+
+
+@pytest.mark.usefixtures("in_a_graph")
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        ({}, "parameter 'weight' was made without capturable=True"),
+        ({"capturable": True, "nonfinite": "raise"}, "waits for the device"),
+        ({"capturable": True, "lr": torch.tensor(0.1)}, "lr is a tensor on the CPU"),
+        ({"capturable": True}, "parameter 'weight' has not been stepped yet"),
+    ],
+    ids=str,
+)
+def test_what_a_graph_would_not_repeat_is_refused(options: dict[str, Any], why: str):
+    weight = Parameter(torch.ones(3))
+    optimizer = steepest.AdamW([("weight", weight)], **options)
+    set_gradients([weight], 0)
+    before = snapshot(optimizer, [weight])
+    with pytest.raises(RuntimeError, match=f"{why}.*Nothing was changed"):
+        optimizer.step()
+    assert identical(snapshot(optimizer, [weight]), before)
+
+
+@pytest.mark.usefixtures("in_a_graph")
+@pytest.mark.parametrize(
+    ("case", "steps_before"),
+    [(Case("adamw"), 2), (Case("sgd_sai", {"warmup_batches": 3}), 2), (Case("quad"), 2)],
+    ids=str,
+)
+def test_state_that_is_not_ready_is_refused(case: Case, steps_before: int, monkeypatch: pytest.MonkeyPatch):
+    """Counts on the host, a scale still measured, factors that are missing."""
+    params = case.params()
+    optimizer = case.make(params, capturable=True)
+    with monkeypatch.context() as outside:
+        outside.setattr(capture, "capturing", lambda: False)
+        outside.setattr(Batch, "device", torch.device("cpu"))
+        steps(optimizer, params, range(steps_before))
+    set_gradients(params, steps_before)
+    before = snapshot(optimizer, params)
+    with pytest.raises(RuntimeError, match="has not been stepped yet"):
+        optimizer.step()
+    assert identical(snapshot(optimizer, params), before)
+
+
+@pytest.mark.usefixtures("in_a_graph")
+def test_ternary_weights_and_released_gradients_are_refused(monkeypatch: pytest.MonkeyPatch):
+    model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 2))
+    steepest.ternary.ternarize(model, include=["0"])
+    optimizer = steepest.build(model, "lion", capturable=True)
+    model(torch.ones(1, 8)).sum().backward()
+    with pytest.raises(RuntimeError, match="a step of ternary weights cannot be captured"):
+        optimizer.step()
+    monkeypatch.setattr("steepest.release.capturing", lambda: True)
+    plain = torch.nn.Linear(3, 1)
+    start = values(plain.parameters())
+    with (
+        steepest.release_gradients(plain, steepest.Lion(plain.parameters(), capturable=True)),
+        pytest.raises(RuntimeError, match="released gradients cannot be captured"),
+    ):
+        plain(torch.ones(3)).backward()
+    assert identical(values(plain.parameters()), start)
+
+
+GRAPHS = [case for case in CASES if case.make(case.params()).param_groups[0].get("method") != "svd"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("case", GRAPHS, ids=by_id)
+def test_a_cuda_graph_s_replay_is_the_next_step(case: Case, compile: bool):
+    params, twins = case.params(device="cuda"), case.params(device="cuda")
+    lr = torch.tensor(0.05, device="cuda")
+    options = case.can(compile=compile) | {"weight_decay": 0.125}
+    optimizer = case.make(params, lr=lr, capturable=True, nonfinite="skip", **options)
+    twin = case.make(twins, lr=float(lr), **options)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        steps(optimizer, params, range(WARM))
+    torch.cuda.current_stream().wait_stream(side)
+    steps(twin, twins, range(WARM))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        optimizer.step()
+    for step, rate in enumerate(RATES, WARM):
+        refill(params, 90)
+        params[0].grad.view(-1)[0] = torch.nan
+        graph.replay()
+        lr.fill_(rate)
+        refill(params, step)
+        graph.replay()
+        for group in twin.param_groups:
+            group["lr"] = float(lr)
+        steps(twin, twins, [step])
+        torch.testing.assert_close(values(params), values(twins), rtol=1e-5, atol=1e-6)
+    assert optimizer.skipped_steps == len(RATES)
+
+
+@pytest.mark.gpu
+def test_a_step_that_was_not_made_for_it_is_refused_in_a_real_graph():
+    params = make_params(device="cuda")
+    optimizer = steepest.AdamW(params, compile=False)
+    steps(optimizer, params, range(2))
+    graph = torch.cuda.CUDAGraph()
+    with pytest.raises(RuntimeError, match="capturable=True"), torch.cuda.graph(graph):
+        optimizer.step()
+
+
+@pytest.mark.gpu
+def test_the_page_s_python_runs():
+    page = Path(__file__).parents[2] / "docs" / "cuda_graphs.md"
+    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(compile(block, page.name, "exec"), names)
+    assert all(int(state["step"]) > 10 for state in names["optimizer"].state.values())
