@@ -77,7 +77,9 @@ def test_any_layout_gives_the_same_bits(kernel):
             for added in (x @ x.mT, (x @ x.mT).mT.contiguous().mT):
                 assert torch.equal(kernel.mirrored(left, right, added=added, tiles=tiles), expected)
     same = x[:1].expand(3, -1, -1)
-    assert torch.equal(kernel.mirrored(same, same.mT, tiles=tiles)[2], kernel.mirrored(x, x.mT, tiles=tiles)[0])
+    assert torch.equal(
+        kernel.mirrored(same, same.mT, tiles=tiles)[2], kernel.mirrored(x, x.mT, tiles=tiles)[0]
+    )
 
 
 @needs_triton

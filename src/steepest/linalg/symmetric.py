@@ -42,8 +42,8 @@ def preferred_symmetric_kernel(kernel: SymmetricKernel | None = None) -> Symmetr
     (``torch.set_float32_matmul_precision``).
 
     It is not the default, since half of the flops are not half of the time, and it has not been measured
-    which is faster where. ``steepest bench --sections symmetric --device cuda`` measures it. Nothing chooses by
-    the clock: the two round differently, and runs could not be repeated.
+    which is faster where: ``steepest bench --sections symmetric --device cuda`` tells. Nothing chooses by
+    the clock, since the two round differently, and runs could not be repeated.
 
     Raises:
         ValueError: another kernel.

@@ -32,7 +32,7 @@ exact in it either way.
 
 
 class Tiles(NamedTuple):
-    """How a product is cut: ``size`` rows and columns a program, ``deep`` of the inner dimension at a time."""
+    """How a product is cut: ``size`` rows and columns a program, ``deep`` inner ones at a time."""
 
     size: int
     deep: int
@@ -86,7 +86,7 @@ def _runs_on(device: torch.device) -> bool:
 
 if AVAILABLE:
 
-    @triton.jit
+    @triton.jit  # type: ignore[untyped-decorator]
     def lower_tiles(  # type: ignore[no-untyped-def]
         x, y, added, out, rows, inner, tiles,
         x_batch, x_row, x_inner, y_batch, y_inner, y_column, added_batch, added_row, added_column,
@@ -178,7 +178,7 @@ def mirrored(
     count = across * (across + 1) // 2
     kernel: Any = lower_tiles
     # Triton launches on the current device, which need not be the operands'.
-    with torch.cuda.device_of(x):
+    with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
         kernel[(count * stack,)](
             x, y, third, out, rows, inner, count,
             *x.stride(), *y.stride(), *third.stride(), alpha, beta,
