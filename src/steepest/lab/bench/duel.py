@@ -6,7 +6,7 @@ import contextlib
 import io
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import median
 
 import torch
@@ -14,17 +14,22 @@ from torch.optim import Optimizer
 
 from ..clock import now
 from ..footprint import state_bytes
-from .entry import Entry, Scope
+from .entry import GRAPH, Entry, Scope
 from .families import Family
-from .limits import AXPY, axpy, axpy_bytes, least_bytes
+from .limits import AXPY, COPY, axpy, axpy_bytes, copy, copy_bytes, least_bytes
 from .material import Material
-from .observe import Observed, capture, observe
+from .observe import Observed, capture, captured, observe
 from .products import Product, flops_of
 from .results import Row
 from .room import need, packed, planned_state_bytes
 from .section import Setting
 from .shapes import ShapeList, Tensor
 from .turns import Times, Turn, reason, take_turns
+
+# Some measure in their first step and move only in the second.
+_FIRST_STEPS = 2
+# And by then they have measured all, so that a graph may repeat what they do.
+_STEPS_TO_CAPTURE = 5
 
 
 class NoStep(Exception):
@@ -37,10 +42,11 @@ class EagerOnly(Exception):
 
 @dataclass(frozen=True)
 class Contestant:
-    """An optimizer that has taken its first steps."""
+    """An optimizer that has taken its first steps; `act` is one more, as its entry says."""
 
     entry: Entry
     optimizer: Optimizer
+    act: Callable[[], object]
     observed: Observed
     scope: Scope
 
@@ -128,8 +134,10 @@ def _measured(
         for product in dict.fromkeys(p for one in contestants for p in one.products)
     }
     turns = [Turn(AXPY, lambda: axpy(material))]
+    if family.scope == "element":
+        turns.append(Turn(COPY, lambda: copy(material)))
     turns += [Turn(str(product), act) for product, act in rehearsals.items()]
-    turns += [Turn(one.entry.key, one.optimizer.step, material.lend_gradients) for one in contestants]
+    turns += [Turn(one.entry.key, one.act, material.lend_gradients) for one in contestants]
     if contestants:
         total = setting.rounds + 2
         times = take_turns(turns, setting.rounds, lambda: now(device), lambda done: tick(done / total))
@@ -137,7 +145,8 @@ def _measured(
     for one in contestants:
         if device.type == "cuda":
             row = next(row for row in rows if row["key"] == one.entry.key)
-            row["graph"] = capture(one.optimizer.step, device)
+            # Of ours another row is the graph.
+            row["graph"] = "" if one.entry.ours else capture(one.optimizer.step, device)
     return rows
 
 
@@ -154,7 +163,7 @@ def _prepared(entry: Entry, family: Family, material: Material, device: torch.de
     """Make it, take its first steps, and see that they are steps.
 
     Raises:
-        NoStep: two steps of it moved nothing, or made parameters infinite.
+        NoStep: its first steps, or a replay, moved nothing, or made parameters infinite.
         EagerOnly: it was told to compile and did not.
         Exception: whatever the optimizer raises.
     """
@@ -165,39 +174,54 @@ def _prepared(entry: Entry, family: Family, material: Material, device: torch.de
             # Known beforehand, and its steps are slow.
             raise EagerOnly(f"{entry.rule} runs eagerly even with compile=True")
         before = material.sample()
-        # Some measure in their first step and move only in the second.
-        for _ in range(2):
+        for _ in range(_STEPS_TO_CAPTURE if entry.how == GRAPH else _FIRST_STEPS):
             material.lend_gradients()
             optimizer.step()
         after = material.sample()
         if torch.equal(before, after):
-            raise NoStep("two steps moved nothing")
+            raise NoStep("its first steps moved nothing")
         if not bool(after.isfinite().all()):
-            raise NoStep("two steps made parameters infinite or NaN")
+            raise NoStep("its first steps made parameters infinite or NaN")
         material.lend_gradients()
         observed = observe(optimizer.step, device, products=family.scope == "matrix")
         if entry.ours and entry.how == "compiled" and not observed.compiled:
             told = [str(w.message) for w in said if "compil" in str(w.message)]
             raise EagerOnly(told[0] if told else f"{entry.rule} runs eagerly even with compile=True")
-    return Contestant(entry, optimizer, observed, family.scope)
+        act: Callable[[], object] = optimizer.step
+        if entry.how == GRAPH:
+            act = captured(optimizer.step, device)
+            before = material.sample()
+            replayed = observe(act, device)
+            if torch.equal(before, material.sample()):
+                raise NoStep("a replay moved nothing")
+            # What a graph allocates is in a pool of its own, and none of it when it is replayed.
+            observed = replace(
+                observed, temporary_bytes=None, launches=replayed.launches, device_ms=replayed.device_ms
+            )
+    return Contestant(entry, optimizer, act, observed, family.scope)
 
 
 def _axpy_row(times: Times, material: Material) -> Row:
     spent = times.median_ms(AXPY)
     moved = axpy_bytes(material)
+    said = f"{moved / spent / 1e6:.1f} GB/s"
+    if COPY in times.seconds:
+        said += f"; copy {copy_bytes(material) / times.median_ms(COPY) / 1e6:.1f}"
     return {
         "key": AXPY,
         "label": "axpy",
         "source": "p + a·g",
         "how": "foreach",
         "status": "ok",
-        "reason": f"{moved / spent / 1e6:.1f} GB/s",
+        "reason": said,
         "step_ms": spent,
         "quartiles_ms": times.quartiles_ms(AXPY),
         "rounds": len(times.seconds[AXPY]),
         "least_bytes": moved,
         "limit_ms": spent,
         "of_limit": 1.0,
+        "of_copy": _of_copy(times, AXPY, moved, material),
+        "copy_ms": times.median_ms(COPY) if COPY in times.seconds else None,
         "state_bytes": 0,
     }
 
@@ -235,13 +259,20 @@ def _rows(contestants: Sequence[Contestant], times: Times, material: Material, s
                 "product_flops_per_second": flops / median(limits) if by_products else None,
                 "limit_ms": 1e3 * median(limits) if limited else None,
                 "of_limit": median(shares) if limited else None,
+                "of_copy": _of_copy(times, key, least, material),
                 "temporary_bytes": one.observed.temporary_bytes,
                 "state_bytes": held,
                 "launches": one.observed.launches,
+                "device_ms": one.observed.device_ms,
                 "products": {str(p): count for p, count in one.products.items()} or None,
             }
         )
     return rows
+
+
+def _of_copy(times: Times, key: str, nbytes: int, material: Material) -> float | None:
+    """At what share of copy's rate so many bytes were moved; None where copy took no turns."""
+    return times.ratio(COPY, key) * nbytes / copy_bytes(material) if COPY in times.seconds else None
 
 
 def _limits(times: Times, products: Mapping[Product, int], axpys: float) -> tuple[list[float], bool]:

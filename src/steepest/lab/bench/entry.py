@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -13,6 +14,10 @@ Params = list[tuple[str, nn.Parameter]]
 Scope = Literal["element", "matrix"]
 
 OURS = "steepest"
+GRAPH = "graph"
+"""How an entry is run that is captured in a CUDA graph and replayed."""
+
+How = Literal["eager", "compiled", "graph"]
 
 # Enough to see that a step moves something, little enough that fifty of them do no harm.
 LR = 1e-3
@@ -27,7 +32,7 @@ class Entry:
         rule: Ours that it is, or is compared with: both must move the same bytes at least.
         label: What the table calls it.
         source: The package that it is from.
-        how: "eager", "compiled", or the peer's own way ("fused", "foreach", "default").
+        how: "eager", "compiled", "graph", or the peer's own way ("fused", "foreach", "default").
         make: Makes it. May raise anything: a peer's failure is a row of the table.
         copies: A peer's state in copies of the parameters, about, to plan its memory by.
     """
@@ -50,12 +55,16 @@ class Entry:
         return f"{self.source}:{self.label}:{self.how}"
 
 
-def ours(rule: str, how: Literal["eager", "compiled"], label: str | None = None, **hyper: Any) -> Entry:
-    """One of steepest's, by name, told to compile or not to."""
+def ours(rule: str, how: How, label: str | None = None, **hyper: Any) -> Entry:
+    """One of steepest's, by name, told to compile or not to; compiled too where it is to be captured."""
     import steepest
 
     def make(params: Params) -> Optimizer:
         options = {"lr": LR, "weight_decay": WEIGHT_DECAY, **hyper}
-        return steepest.create(rule, params, compile=how == "compiled", **options)
+        device = params[0][1].device
+        # On the meta device nothing is stepped, and a learning rate has no value.
+        if how == GRAPH and device.type != "meta":
+            options |= {"capturable": True, "lr": torch.tensor(LR, device=device)}
+        return steepest.create(rule, params, compile=how != "eager", **options)
 
     return Entry(rule, label or rule, OURS, how, make)

@@ -11,7 +11,7 @@ import torch
 import steepest
 
 from ..errors import LabError
-from .entry import Entry, Scope, ours
+from .entry import GRAPH, Entry, Scope, ours
 from .peers import PEERS, REPEATED
 from .shapes import ShapeList, Tensor
 
@@ -45,27 +45,35 @@ class Family:
         return attention if self.where == "attention" and attention else hidden
 
 
-def _both(rule: str, label: str | None = None, **hyper: Any) -> tuple[Entry, Entry]:
-    return ours(rule, "compiled", label, **hyper), ours(rule, "eager", label, **hyper)
+def _ways(rule: str, label: str | None = None, **hyper: Any) -> tuple[Entry, ...]:
+    return tuple(ours(rule, how, label, **hyper) for how in ("compiled", "eager", "graph"))
 
 
-def _named() -> list[Family]:
-    square: dict[str, Any] = {"max_skew_dense": float("inf")}
+def _psgd(bfloat16: bool, **given: Any) -> tuple[Entry, ...]:
+    entries = _ways("procrustes", **given) + _ways("quad", **given)
+    if bfloat16:
+        given |= {"dtype": torch.bfloat16}
+        entries += _ways("procrustes", "procrustes bfloat16", **given)
+        entries += _ways("quad", "quad bfloat16", **given)
+    return entries
+
+
+def _named(bfloat16: bool) -> list[Family]:
     return [
-        Family("signgsd", "element", "all", _both("signgsd")),
-        Family("signum", "element", "all", _both("signum")),
-        Family("lion", "element", "all", _both("lion")),
-        Family("sgd", "element", "all", _both("sgd", "sgd momentum", momentum=0.9)),
-        Family("sgd_sai", "element", "all", _both("sgd_sai")),
-        Family("adamw", "element", "all", _both("adamw")),
+        Family("signgsd", "element", "all", _ways("signgsd")),
+        Family("signum", "element", "all", _ways("signum")),
+        Family("lion", "element", "all", _ways("lion")),
+        Family("sgd", "element", "all", _ways("sgd", "sgd momentum", momentum=0.9)),
+        Family("sgd_sai", "element", "all", _ways("sgd_sai")),
+        Family("adamw", "element", "all", _ways("adamw")),
         Family(
             "simba",
             "element",
             "all",
             (
-                *_both("simba", "simba int16"),
-                *_both("simba", "simba int8", counter_dtype=torch.int8, window_size=100),
-                *_both("simba_leaky", "simba leaky"),
+                *_ways("simba", "simba int16"),
+                *_ways("simba", "simba int8", counter_dtype=torch.int8, window_size=100),
+                *_ways("simba_leaky", "simba leaky"),
             ),
         ),
         Family(
@@ -73,24 +81,23 @@ def _named() -> list[Family]:
             "matrix",
             "hidden",
             # The peers iterate in bfloat16 whatever the device, so ours that does too is compared with them.
-            (*_both("muon", "muon bfloat16", ns_dtype=torch.bfloat16, **_MUON), *_both("muon", **_MUON)),
+            (
+                *_ways("muon", "muon bfloat16", ns_dtype=torch.bfloat16, **_MUON),
+                *_ways("muon", **_MUON),
+                *_ways("muon", "muon float32", ns_dtype=torch.float32, **_MUON),
+            ),
         ),
         Family(
             "muon kin",
             "matrix",
             "hidden",
             (
-                *(entry for rule in ("normuon", "polargrad", "scion") for entry in _both(rule)),
-                *_both("hyperball", weight_decay=0.0),
+                *(entry for rule in ("normuon", "polargrad", "scion") for entry in _ways(rule)),
+                *_ways("hyperball", weight_decay=0.0),
             ),
         ),
-        Family("psgd dense/diagonal", "matrix", "hidden", (*_both("procrustes"), *_both("quad"))),
-        Family(
-            "psgd dense/dense",
-            "matrix",
-            "attention",
-            (*_both("procrustes", **square), *_both("quad", **square)),
-        ),
+        Family("psgd dense/diagonal", "matrix", "hidden", _psgd(bfloat16)),
+        Family("psgd dense/dense", "matrix", "attention", _psgd(bfloat16, max_skew_dense=float("inf"))),
     ]
 
 
@@ -105,6 +112,7 @@ def families(
     compiled: bool = True,
     peers: bool = True,
     full: bool = True,
+    device: torch.device | str = "cpu",
 ) -> list[Family]:
     """The families in which these optimizers are; all of them unless some are named.
 
@@ -113,7 +121,8 @@ def families(
         eager: Measure ours eagerly.
         compiled: Measure ours compiled.
         peers: Measure the other packages' beside them.
-        full: Also the `REPEATED` ones of these.
+        full: Also the `REPEATED` ones of these, and PSGD in bfloat16 on a CPU that has to emulate it.
+        device: Where. On CUDA ours are captured in a graph and replayed besides.
 
     Raises:
         LabError: an unknown name.
@@ -125,10 +134,13 @@ def families(
     wanted = set(optimizers or known) - _NOT_MEASURED
     if not wanted:
         raise LabError("orthogonalized is a base to subclass and does nothing by itself: name another")
-    named = _named()
+    device = torch.device(device)
+    named = _named(full or device.type != "cpu" or _multiplies_bfloat16())
     new = sorted(wanted - {entry.rule for family in named for entry in family.entries})
-    named += [Family(rule, *_place(rule), _both(rule)) for rule in new]
+    named += [Family(rule, *_place(rule), _ways(rule)) for rule in new]
     hows = _hows(eager, compiled)
+    if device.type == "cuda":
+        hows.add(GRAPH)
     chosen = []
     for family in named:
         own = tuple(e for e in family.entries if e.rule in wanted and e.how in hows)
@@ -147,6 +159,12 @@ def _hows(eager: bool, compiled: bool) -> set[str]:
     if not (eager or compiled):
         raise LabError("neither eager nor compiled: there is nothing to measure")
     return {how for how, wanted in (("eager", eager), ("compiled", compiled)) if wanted}
+
+
+def _multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for it."""
+    has = torch.cpu.get_capabilities()
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
 def _place(rule: str) -> tuple[Scope, Where]:

@@ -82,6 +82,8 @@ def main(asked: dict[str, Any]) -> dict[str, float]:
     """
     torch.set_num_threads(asked["threads"])
     device = torch.device(asked["device"])
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     (entry,) = [e for family in families() for e in family.entries if e.key == asked["key"]][:1]
     tensors = shape_list(asked["model"]).tensors
     material = Material.of(tensors, device, getattr(torch, asked["dtype"]))

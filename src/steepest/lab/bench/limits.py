@@ -7,6 +7,7 @@ import torch
 from .material import Material
 
 AXPY = "axpy"
+COPY = "copy"
 
 
 def least_bytes(parameter_bytes: int, gradient_bytes: int, state_bytes: int) -> int:
@@ -28,3 +29,13 @@ def axpy(material: Material) -> None:
     """p ← p + a·g over all tensors: sign descent's traffic with hardly any arithmetic."""
     params = [param.detach() for _, param in material.params]
     torch._foreach_add_(params, material.grads, alpha=1e-9)
+
+
+def copy_bytes(material: Material) -> int:
+    """What p ← g moves: it reads one and writes the other."""
+    return 2 * material.nbytes
+
+
+def copy(material: Material) -> None:
+    """p ← g over all tensors; no step minds what its parameters are."""
+    torch._foreach_copy_([param.detach() for _, param in material.params], material.grads)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,20 +25,26 @@ MEMORY_IS_KNOWN_BY = {
 _COMPILED = ("Torch-Compiled Region", "## Call CompiledFxGraph")
 
 
+_DEVICE_WORK = ("kernel", "gpu_memcpy", "gpu_memset")
+
+
 @dataclass(frozen=True)
 class Observed:
     """What one step did.
 
     Args:
-        temporary_bytes: The most that was allocated during it and not there before.
+        temporary_bytes: The most that was allocated during it and not there before; None if that is not
+            what a step takes.
         compiled: Whether code from torch.compile ran in it.
         launches: Kernels launched on the device; None on the CPU.
+        device_ms: Milliseconds of the device's own work, copies and fills included; None on the CPU.
         products: The matrix products that it computed, with how often, if they were looked for.
     """
 
-    temporary_bytes: int
+    temporary_bytes: int | None
     compiled: bool
     launches: int | None
+    device_ms: float | None = None
     products: dict[Product, int] = field(default_factory=dict)
 
 
@@ -74,12 +80,27 @@ def observe(act: Callable[[], object], device: torch.device, *, products: bool =
     highest = torch.cuda.max_memory_allocated(device) - before if on_cuda else None
     events = _trace(recorded)
     names = [str(event.get("name", "")) for event in events]
+    launches, device_ms = device_work(events) if on_cuda else (None, None)
     return Observed(
         peak(_allocations(events)) if highest is None else highest,
         any(name.startswith(_COMPILED) for name in names),
-        sum(event.get("cat") == "kernel" for event in events) if on_cuda else None,
+        launches,
+        device_ms,
         products_in(events) if products else {},
     )
+
+
+def device_work(events: Iterable[Mapping[str, Any]]) -> tuple[int, float]:
+    """(kernels launched, milliseconds of kernels, copies and fills) among a profiler's trace events.
+
+    Example:
+        >>> kernel, fill = {"cat": "kernel", "dur": 1500.0}, {"cat": "gpu_memset", "dur": 500.0}
+        >>> device_work([kernel, fill, {"cat": "cpu_op", "dur": 9.0}, {}])
+        (1, 2.0)
+    """
+    work = [event for event in events if event.get("cat") in _DEVICE_WORK]
+    kernels = sum(event["cat"] == "kernel" for event in work)
+    return kernels, sum(float(event["dur"]) for event in work) / 1e3
 
 
 def _cuda_memory(device: torch.device) -> int:
@@ -119,18 +140,28 @@ def peak(changes: Iterable[int]) -> int:
     return highest
 
 
+def captured(step: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """A function that replays the step as a CUDA graph. The step is taken once before, and not by capturing.
+
+    Raises:
+        Exception: whatever stands against it.
+    """
+    # As torch.cuda.graph wants it: what is made or tuned at a first launch is not part of the graph.
+    side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream(device).wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
 def capture(step: Callable[[], object], device: torch.device) -> str:
     """ "yes" if a CUDA graph of the step can be captured and replayed, else why not."""
     try:
-        side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        side.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(side):
-            step()
-        torch.cuda.current_stream(device).wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            step()
-        graph.replay()
+        captured(step, device)()
         torch.cuda.synchronize(device)
     except Exception as error:
         return " ".join(f"no: {type(error).__name__}: {error}".split())[:160]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib import metadata
 from pathlib import Path
 
@@ -27,6 +28,7 @@ _SHARE_OF_MEMORY = 0.6
 _BLOCKS_ON_CPU = 1
 _PACKAGES = (
     "torch",
+    "triton",
     "lion-pytorch",
     "sgd-sai",
     "pytorch_optimizer",
@@ -57,7 +59,8 @@ def bench(
 
     Args:
         models: Names of `SHAPE_LISTS`.
-        optimizers: Names of `steepest.list_optimizers()`; all by default. The section `ternary` has none.
+        optimizers: Names of `steepest.list_optimizers()`; all by default. The sections `machine`,
+            `symmetric` and `ternary` have none.
         sections: Names of `SECTIONS`; all by default.
         device: A CPU or CUDA device.
         dtype: Of parameters and gradients: one of `DTYPES`.
@@ -93,7 +96,7 @@ def bench(
     full = full or optimizers is not None
     setting = Setting(
         models=[shape_list(name) for name in models],
-        families=families(optimizers, eager=eager, compiled=compiled, peers=peers, full=full),
+        families=families(optimizers, eager=eager, compiled=compiled, peers=peers, full=full, device=device),
         device=device,
         dtype=DTYPES[dtype],
         rounds=rounds,
@@ -106,10 +109,12 @@ def bench(
     record = Record(machine, {**setting.plain(), "sections": [section.name for section in chosen]})
     watcher.planned(sum(section.pieces(setting) for section in chosen))
     try:
-        for section in chosen:
-            for result in section.run(setting, watcher):
-                record.results.append(result)
-                _keep(record, out)
+        # Streams, graphs and other packages' kernels are of the current device.
+        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+            for section in chosen:
+                for result in section.run(setting, watcher):
+                    record.results.append(result)
+                    _keep(record, out)
     except KeyboardInterrupt:
         record.interrupted = True
         _keep(record, out)

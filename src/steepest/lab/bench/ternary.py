@@ -14,13 +14,12 @@ from steepest.ternary.flipping import flip_layer
 
 from ..seeding import seeded
 from .entry import LR
-from .limits import AXPY, axpy, axpy_bytes, least_bytes
+from .limits import AXPY, COPY, axpy, axpy_bytes, least_bytes
 from .material import Material
 from .shapes import Tensor as Shaped
 from .turns import Turn
 
 DENSE = "dense"
-COPY = "copy"
 
 
 class UnpackThenMatmul(nn.Module):

@@ -5,11 +5,14 @@ from __future__ import annotations
 from ..section import Section
 from .first import First
 from .machine import Machine
+from .offload import Offload
 from .steps import Steps
 from .sweep import Sweep
+from .symmetric import Symmetric
 from .ternary import Ternary
 
 SECTIONS: dict[str, Section] = {
-    section.name: section for section in (Machine(), Steps(), First(), Sweep(), Ternary())
+    section.name: section
+    for section in (Machine(), Symmetric(), Steps(), Offload(), First(), Sweep(), Ternary())
 }
 """A new section is a class with `name`, `pieces` and `run`, and a line here."""

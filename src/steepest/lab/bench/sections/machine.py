@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from ...clock import now
-from ..limits import axpy, axpy_bytes
+from ..limits import AXPY, COPY, axpy, axpy_bytes, copy, copy_bytes
 from ..material import Material
 from ..products import Product
 from ..results import Column, Result, Row
@@ -49,21 +49,16 @@ class Machine:
     def _of(self, shapes: ShapeList, setting: Setting, watcher: Watcher) -> Result:
         title = f"The machine at {shapes.title}'s shapes"
         nbytes = setting.dtype.itemsize * shapes.numel
-        if 3 * nbytes > setting.memory:
-            said = f"skipped: three copies need {3 * nbytes / 2**30:.1f} GiB, the limit is "
+        if 2 * nbytes > setting.memory:
+            said = f"skipped: parameters and gradients need {2 * nbytes / 2**30:.1f} GiB, the limit is "
             return Result(self.name, title, _COLUMNS, [], [f"{said}{setting.memory / 2**30:.1f} GiB"])
         device = setting.device
         material = Material.of(shapes.tensors, device, setting.dtype)
-        copies = [torch.empty_like(grad) for grad in material.grads]
-
-        def copy() -> None:
-            torch._foreach_copy_(copies, material.grads)
-
-        moved = {"axpy": axpy_bytes(material), "copy": 2 * material.nbytes}
+        moved = {AXPY: axpy_bytes(material), COPY: copy_bytes(material)}
         products = list(
             dict.fromkeys(p for dtype in (torch.float32, torch.bfloat16) for p in _products(shapes, dtype))
         )
-        turns = [Turn("axpy", lambda: axpy(material)), Turn("copy", copy)]
+        turns = [Turn(AXPY, lambda: axpy(material)), Turn(COPY, lambda: copy(material))]
         turns += [Turn(str(product), product.rehearse(device)) for product in products]
         total = setting.rounds + 2
         times = take_turns(

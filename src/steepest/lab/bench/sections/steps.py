@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from ..duel import duel
 from ..families import Family
 from ..observe import MEMORY_IS_KNOWN_BY
+from ..peers import REPEATED
 from ..results import Column, Result, Row
 from ..section import Setting
 from ..shapes import ShapeList
@@ -21,13 +22,19 @@ _ALWAYS = (
 )
 _BYTES = (Column("least_per_parameter", "least B/param", "ms", wide=True),)
 _FLOPS = (Column("gflop", "Gflop", "ms", wide=True),)
-_LAST = (
+_LIMIT = (
     Column("limit_ms", "limit, ms", "ms", wide=True),
     Column("of_limit", "of the limit", "percent"),
+)
+_LAST = (
     Column("temporary_bytes", "temporary", "bytes"),
     Column("state_per_parameter", "state B/param", "ratio"),
 )
-_ON_CUDA = (Column("launches", "kernels", "count"), Column("graph", "CUDA graph"))
+_ON_CUDA = (
+    Column("launches", "kernels", "count"),
+    Column("device_ms", "on the device, ms", "ms"),
+    Column("graph", "CUDA graph"),
+)
 _WHY = (Column("reason", ""),)
 
 
@@ -63,11 +70,12 @@ class Steps:
                 rows += duel(family, shapes, setting, watcher.ticked)
                 watcher.finished()
         except KeyboardInterrupt:
-            yield self._table(rows, shapes, families[0], setting)
+            yield self._table(rows, shapes, families, setting)
             raise
-        yield self._table(rows, shapes, families[0], setting)
+        yield self._table(rows, shapes, families, setting)
 
-    def _table(self, found: list[Row], shapes: ShapeList, first: Family, setting: Setting) -> Result:
+    def _table(self, found: list[Row], shapes: ShapeList, families: list[Family], setting: Setting) -> Result:
+        first, on_cuda = families[0], setting.device.type == "cuda"
         flops = [row.get("flops") for row in found]
         found = [{**row, "gflop": f / 1e9 if f else None} for row, f in zip(found, flops, strict=True)]
         rows = [row for row in found if row["status"] not in _ABSENT]
@@ -76,9 +84,24 @@ class Steps:
         count = sum(tensor.numel for tensor in tensors)
         kind = "Element rules" if first.scope == "element" else "Matrix rules"
         title = f"{kind}: {shapes.title}, {_which(first, shapes, setting)}, {count:,} parameters"
-        columns: tuple[Column, ...] = _ALWAYS + (_BYTES if first.scope == "element" else _FLOPS) + _LAST
-        columns += (_ON_CUDA if setting.device.type == "cuda" else ()) + _WHY
-        return Result(self.name, title, columns, rows, _notes(first, setting) + _absences(absent))
+        columns: tuple[Column, ...] = _ALWAYS
+        if first.scope == "element":
+            # Copy's bandwidth is what is asked of steps on CUDA; on a CPU axpy is the measure.
+            columns += (*_BYTES, *_LIMIT, Column("of_copy", "of copy", "percent", wide=not on_cuda))
+        else:
+            columns += _FLOPS + _LIMIT
+        columns += _LAST + (_ON_CUDA if on_cuda else ()) + _WHY
+        notes = _notes(first, setting) + _left_out(families, setting) + _absences(absent)
+        return Result(self.name, title, columns, rows, notes)
+
+
+def _left_out(families: list[Family], setting: Setting) -> list[str]:
+    """A line for the peers that are measured in full only."""
+    faced = {family.name for family in families if any(not entry.ours for entry in family.entries)}
+    names = sorted(label for name, label in REPEATED if name in faced)
+    if setting.full or not names:
+        return []
+    return [f"Left out without --full, since they compile for half a minute: {', '.join(names)}."]
 
 
 def _absences(rows: list[Row]) -> list[str]:
@@ -107,10 +130,19 @@ def _notes(family: Family, setting: Setting) -> list[str]:
         "Each family begins with its own axpy.",
         f"Temporary: {MEMORY_IS_KNOWN_BY.get(setting.device.type, 'not known on this device')}.",
     ]
+    if setting.device.type == "cuda":
+        notes.append(
+            "Kernels and the device's time are those of one profiled step: one that takes longer waits for "
+            "the host. graph: made with capturable=True and a learning rate on the device, compiled where "
+            "there is a compiled step, captured in a CUDA graph and replayed; what it allocates stays in the "
+            "graph's own memory. CUDA graph: whether a peer's step can be captured."
+        )
     if family.scope == "element":
         return [
             "Limit: the least bytes (parameters read and written, gradients read, state read and written) at "
-            "the rate of the family's axpy. A peer is held to the state that ours keeps.",
+            "the rate of the family's axpy. A peer is held to the state that ours keeps. Of copy: the "
+            "least bytes over the time, as a share of the rate of p ← g over the same tensors in the same "
+            "rounds.",
             *notes,
         ]
     return [

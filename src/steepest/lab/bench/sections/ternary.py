@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from ...clock import now
-from ..limits import AXPY
+from ..limits import AXPY, COPY
 from ..results import Column, Result, Row
 from ..section import Setting
-from ..ternary import COPY, DENSE, LayerSize, Pass, layers, passes, passes_need
+from ..ternary import DENSE, LayerSize, Pass, layers, passes, passes_need
 from ..turns import WARMUP_ROUNDS, Times, Turn, reason, take_turns
 from ..watch import Watcher
 
