@@ -31,14 +31,16 @@ def test_a_run_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert record == Record.load(out / "bench.json")
     assert record.settings["optimizers"] == ["lion", "muon"]
     assert [result.section for result in record.results] == [
-        *("machine", "steps", "steps", "sweep"),
-        *("ternary", "ternary"),
+        *("machine", "symmetric", "steps", "steps", "offload"),
+        *("sweep", "ternary", "ternary"),
     ]
-    machine, element, matrix, sizes, *_ = record.results
+    machine, _, element, matrix, _, sizes, *_ = record.results
     assert {row["unit"] for row in machine.rows} == {"GB/s", "Gflop/s"}
     assert all(row["rate"] > 0 for row in machine.rows)
     assert [row["label"] for row in element.rows] == ["axpy", "lion"]
-    assert [row["label"] for row in matrix.rows] == ["axpy", "muon bfloat16", "muon"]
+    assert [row["label"] for row in matrix.rows] == ["axpy", "muon bfloat16", "muon", "muon float32"]
+    assert all(row["of_copy"] > 0 for row in element.rows)
+    assert "; copy " in element.rows[0]["reason"]
     assert element.rows[1]["parameters"] == shape_list("tiny").numel
     assert "4 hidden matrices of 1 of 2 blocks" in matrix.title
     assert [row["model"] for row in sizes.rows] == ["tiny", "tiny"]
@@ -158,7 +160,7 @@ def test_the_watcher_is_told_of_as_many_pieces_as_were_planned() -> None:
 
     watcher = Counting()
     bench(["tiny"], ["lion", "muon"], rounds=1, compiled=False, peers=False, watcher=watcher)
-    assert watcher.planned_ == watcher.begun_ == watcher.finished_ == 7
+    assert watcher.planned_ == watcher.begun_ == watcher.finished_ == 8
     assert watcher.closed_ == 1
     assert 0 < min(watcher.shares) <= max(watcher.shares) <= 1
 
@@ -287,11 +289,21 @@ def test_the_python_api_refuses_what_it_cannot_do() -> None:
 
 
 @pytest.mark.gpu
-def test_on_cuda_launches_are_counted_and_a_graph_is_tried() -> None:
-    record = bench(["tiny"], ["lion"], sections=["steps"], device="cuda", rounds=1, peers=False)
-    rows = [row for row in record.results[0].rows if row["key"] != "axpy"]
-    assert {row["how"] for row in rows} == {"eager", "compiled"}
+def test_on_cuda_launches_are_counted_and_a_graph_is_replayed() -> None:
+    record = bench(["tiny"], ["lion", "muon"], sections=["steps"], device="cuda", rounds=1)
+    rows = [row for result in record.results for row in result.rows if row["key"] != "axpy"]
+    assert {row["how"] for row in rows if row["source"] == "steepest"} == {"eager", "compiled", "graph"}
     for row in rows:
+        assert row["status"] == "ok", row["reason"]
         assert row["launches"] > 0
-        assert row["graph"] == "yes" or row["graph"].startswith("no: ")
+        assert row["device_ms"] > 0
+        assert (row["graph"] == "") == (row["source"] == "steepest")
     json.dumps(rows)
+
+
+@pytest.mark.gpu
+def test_on_cuda_state_on_the_host_and_symmetric_products_are_measured() -> None:
+    record = bench(["tiny"], ["lion"], sections=["offload", "symmetric"], device="cuda", rounds=1)
+    rows = [row for result in record.results for row in result.rows]
+    assert rows
+    assert all(row["status"] == "ok" for row in rows), rows

@@ -9,6 +9,7 @@ from steepest.lab.bench import duel as module
 from steepest.lab.bench.duel import duel
 from steepest.lab.bench.entry import Entry, ours
 from steepest.lab.bench.families import Family, families
+from steepest.lab.bench.limits import copy, copy_bytes
 from steepest.lab.bench.material import Material
 from steepest.lab.bench.room import packed, planned_state_bytes
 from steepest.lab.bench.shapes import shape_list, tiny
@@ -160,6 +161,68 @@ def test_the_share_of_the_limit_is_axpys_time_for_the_least_bytes_over_the_steps
     assert rows["lion"]["of_limit"] == pytest.approx(20 / 12)
     assert rows["slow"]["of_limit"] == pytest.approx(2 / 12)
     assert rows["axpy"]["of_limit"] == 1.0
+
+
+def test_the_share_of_copy_is_the_least_bytes_in_copys_time_over_the_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rows = face(ours("lion", "eager"), Clock(monkeypatch).slow("lion"))
+    assert rows["lion"]["of_copy"] == pytest.approx(20 / 8)
+    assert rows["slow"]["of_copy"] == pytest.approx(2 / 8)
+    assert rows["axpy"]["of_copy"] == pytest.approx(12 / 8)
+
+
+def test_copying_writes_the_gradients_over_the_parameters() -> None:
+    material = Material.of(tiny().tensors, torch.device("cpu"), torch.float32)
+    copy(material)
+    assert all(torch.equal(p, g) for (_, p), g in zip(material.params, material.grads, strict=True))
+    assert copy_bytes(material) == 8 * tiny().numel
+
+
+@pytest.mark.parametrize(
+    ("rule", "scope"), [("adamw", "element"), ("sgd_sai", "element"), ("muon", "matrix")]
+)
+def test_a_graph_is_captured_when_all_is_measured_and_its_replay_is_timed(
+    rule: str, scope: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {"replays": 0}
+
+    def captured(step: Any, device: torch.device) -> Any:
+        group = step.__self__.param_groups[0]
+        seen.update(capturable=group["capturable"], lr=group["lr"], step=step)
+
+        def replay() -> None:
+            seen["replays"] += 1
+            step()
+
+        return replay
+
+    monkeypatch.setattr(module, "captured", captured)
+    row = face(ours(rule, "graph"), scope=scope, rounds=3)[rule]
+    assert (row["status"], row["how"], row["rounds"]) == ("ok", "graph", 3)
+    assert seen["capturable"] is True
+    assert isinstance(seen["lr"], torch.Tensor)
+    assert seen["lr"].item() == pytest.approx(1e-3)
+    # Once looked into, and in three rounds and two of warm-up at least.
+    assert seen["replays"] >= 1 + 5
+    assert row["temporary_bytes"] is None
+    assert (row["products"] is not None) == (scope == "matrix")
+
+
+def test_a_graph_that_cannot_be_captured_or_does_nothing_is_a_row_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "captured", lambda step, device: lambda: None)
+    row = face(ours("lion", "graph"))["lion"]
+    assert (row["status"], row["reason"]) == ("failed", "NoStep: a replay moved nothing")
+
+    def refuse(step: Any, device: torch.device) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(module, "captured", refuse)
+    rows = face(ours("lion", "eager"), ours("lion", "graph", "held"))
+    assert rows["lion"]["status"] == "ok"
+    assert rows["held"]["reason"] == "RuntimeError: operation not permitted when stream is capturing"
 
 
 def test_a_matrix_rule_is_held_against_its_own_products(monkeypatch: pytest.MonkeyPatch) -> None:

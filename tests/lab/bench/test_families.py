@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+import torch
 
 import steepest
 from steepest.lab import LabError
@@ -12,6 +15,26 @@ def test_every_optimizer_is_measured_eager_and_compiled() -> None:
     entries = [entry for family in families() for entry in family.entries if entry.ours]
     for name in set(steepest.list_optimizers()) - {"orthogonalized"}:
         assert {entry.how for entry in entries if entry.rule == name} == {"eager", "compiled"}, name
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_on_cuda_each_is_replayed_as_a_graph_too(compiled: bool) -> None:
+    entries = [e for f in families(device="cuda", compiled=compiled) for e in f.entries if e.ours]
+    labels = {how: [e.label for e in entries if e.how == how] for how in ("eager", "graph")}
+    assert labels["eager"] == labels["graph"]
+    assert not any(e.how == "graph" for f in families() for e in f.entries)
+
+
+def test_psgd_in_bfloat16_is_left_to_who_need_not_emulate_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def labels(**given: Any) -> set[str]:
+        return {e.label for f in families(["quad"], peers=False, **given) for e in f.entries}
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    assert labels(full=False) == {"quad"}
+    for given in ({"full": True}, {"full": False, "device": "cuda"}):
+        assert labels(**given) == {"quad", "quad bfloat16"}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert labels(full=False) == {"quad", "quad bfloat16"}
 
 
 def test_keys_tell_a_familys_entries_apart() -> None:

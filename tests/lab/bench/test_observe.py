@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from steepest.lab.bench.entry import ours
 from steepest.lab.bench.material import Material
-from steepest.lab.bench.observe import observe
+from steepest.lab.bench.observe import capture, captured, observe
 from steepest.lab.bench.products import Product, flops_of
 from steepest.lab.bench.shapes import tiny
 from steepest.linalg.product import _onednn_linear, product
@@ -62,6 +65,46 @@ def test_products_have_the_flops_that_torch_counts(rule: str) -> None:
 def test_a_rehearsal_computes_the_product_that_it_is_named_after(product: Product) -> None:
     assert observe(product.rehearse(CPU), CPU, products=True).products == {product: 1}
     assert product.flops == 2 * product.batch * 3 * 4 * 5
+
+
+def test_a_step_is_warmed_on_a_stream_of_its_own_before_it_is_captured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said: list[str] = []
+
+    class Stream:
+        def __init__(self, name: object = "side") -> None:
+            self.name = name
+
+        def wait_stream(self, other: Stream) -> None:
+            said.append(f"{self.name} waits")
+
+    class Graph:
+        def replay(self) -> None:
+            said.append("replay")
+
+    @contextmanager
+    def within(thing: object) -> Iterator[None]:
+        said.append(f"into {type(thing).__name__}")
+        yield
+        said.append("out")
+
+    cuda = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("main"))
+    monkeypatch.setattr(torch.cuda, "stream", within)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", within)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: said.append("synchronized"))
+    replay = captured(lambda: said.append("step"), cuda)
+    warmed = ["side waits", "into Stream", "step", "out", "main waits", "into Graph", "step", "out"]
+    assert said == warmed
+    replay()
+    assert said == [*warmed, "replay"]
+    said.clear()
+    assert capture(lambda: said.append("step"), cuda) == "yes"
+    assert said == [*warmed, "replay", "synchronized"]
+    assert capture(lambda: 1 // 0, cuda) == "no: ZeroDivisionError: integer division or modulo by zero"
 
 
 def test_an_eager_step_is_not_compiled_and_a_compiled_function_is() -> None:
