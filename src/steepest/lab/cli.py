@@ -262,7 +262,7 @@ def bench_command(
         str | None,
         typer.Option(
             metavar="NAME,NAME,…",
-            help="Which of ours; the section ternary is not about them. Default: all.",
+            help="Which of ours; machine, symmetric and ternary are not about them. Default: all.",
             show_default=False,
         ),
     ] = None,

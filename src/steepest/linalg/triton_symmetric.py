@@ -103,7 +103,7 @@ if AVAILABLE:
         # Offsets in 64 bits: a stack may have more than 2³¹ elements.
         batch = (program // tiles).to(tl.int64)
         tile = program % tiles
-        # tile = i(i + 1)/2 + j with j ≤ i. The root may be off by one in the last place.
+        # tile = i(i + 1)/2 + j with j ≤ i. A device's root is an approximation: i may be off by one.
         i = ((tl.sqrt(8.0 * tile.to(tl.float32) + 1.0) - 1.0) / 2.0).to(tl.int32)
         i = tl.where(i * (i + 1) // 2 > tile, i - 1, i)
         i = tl.where((i + 1) * (i + 2) // 2 <= tile, i + 1, i)
