@@ -119,6 +119,25 @@ def test_a_peer_that_takes_its_gradients_away_gets_them_again() -> None:
     assert len(steps) > 5
 
 
+def test_only_what_leaves_the_gradients_may_be_repeated_without_being_made_ready(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def take_away(params: list[torch.Tensor]) -> None:
+        params[-1].grad = None
+
+    made: dict[str, bool] = {}
+    prepared = module._prepared
+
+    def look(entry: Entry, *given: Any) -> Any:
+        one = prepared(entry, *given)
+        made[entry.label] = one.repeats
+        return one
+
+    monkeypatch.setattr(module, "_prepared", look)
+    face(ours("sgd", "eager"), peer("taker", take_away))
+    assert made == {"sgd": True, "taker": False}
+
+
 def test_what_runs_eagerly_is_not_called_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = Entry("lion", "lion", "steepest", "compiled", ours("lion", "eager").make)
     row = face(entry)["lion"]

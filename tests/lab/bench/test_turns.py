@@ -69,6 +69,27 @@ def test_getting_ready_is_not_timed() -> None:
     assert times.seconds["a"] == [1.0, 1.0]
 
 
+def test_a_queued_one_is_waited_for_once_a_turn() -> None:
+    clock = Clock()
+    read: list[float] = []
+
+    def waiting() -> float:
+        # Waiting for the device takes a second, whatever it has done.
+        clock.time += 1.0
+        read.append(clock.time)
+        return clock.time
+
+    ready: list[int] = []
+    turn = clock.turn("a", 2**-10)
+    take_turns([Turn("a", turn.act, lambda: ready.append(len(clock.acts)), queued=True)], 1, waiting)
+    assert len(read) == 2 * (WARMUP_ROUNDS + 1)
+    assert len(ready) == WARMUP_ROUNDS + 1
+    clock.acts.clear()
+    times = take_turns([Turn("a", turn.act, queued=True)], 1, clock)
+    assert times.seconds["a"] == [2**-10]
+    assert len(clock.acts) == 1 + 2 * 10
+
+
 def test_one_that_fails_is_out_and_the_others_go_on() -> None:
     clock = Clock()
     calls = []

@@ -42,11 +42,15 @@ class EagerOnly(Exception):
 
 @dataclass(frozen=True)
 class Contestant:
-    """An optimizer that has taken its first steps; `act` is one more, as its entry says."""
+    """An optimizer that has taken its first steps; `act` is one more, as its entry says.
+
+    Whether it `repeats`: its steps leave the gradients, so that the next may follow at once.
+    """
 
     entry: Entry
     optimizer: Optimizer
     act: Callable[[], object]
+    repeats: bool
     observed: Observed
     scope: Scope
 
@@ -133,11 +137,15 @@ def _measured(
         product: product.rehearse(device)
         for product in dict.fromkeys(p for one in contestants for p in one.products)
     }
-    turns = [Turn(AXPY, lambda: axpy(material))]
+    queued = device.type != "cpu"
+    turns = [Turn(AXPY, lambda: axpy(material), queued=queued)]
     if family.scope == "element":
-        turns.append(Turn(COPY, lambda: copy(material)))
-    turns += [Turn(str(product), act) for product, act in rehearsals.items()]
-    turns += [Turn(one.entry.key, one.act, material.lend_gradients) for one in contestants]
+        turns.append(Turn(COPY, lambda: copy(material), queued=queued))
+    turns += [Turn(str(product), act, queued=queued) for product, act in rehearsals.items()]
+    turns += [
+        Turn(one.entry.key, one.act, material.lend_gradients, queued=queued and one.repeats)
+        for one in contestants
+    ]
     if contestants:
         total = setting.rounds + 2
         times = take_turns(turns, setting.rounds, lambda: now(device), lambda done: tick(done / total))
@@ -198,7 +206,7 @@ def _prepared(entry: Entry, family: Family, material: Material, device: torch.de
             observed = replace(
                 observed, temporary_bytes=None, launches=replayed.launches, device_ms=replayed.device_ms
             )
-    return Contestant(entry, optimizer, act, observed, family.scope)
+    return Contestant(entry, optimizer, act, material.has_gradients(), observed, family.scope)
 
 
 def _axpy_row(times: Times, material: Material) -> Row:

@@ -53,6 +53,10 @@ class Material:
         for (_, param), grad in zip(self.params, self.grads, strict=True):
             param.grad = grad
 
+    def has_gradients(self) -> bool:
+        """Whether every parameter still has the gradient that it was lent."""
+        return all(param.grad is grad for (_, param), grad in zip(self.params, self.grads, strict=True))
+
     def sample(self) -> torch.Tensor:
         """The first numbers of the first parameter, copied: has a step moved anything?"""
         return self.params[0][1].detach().view(-1)[:4096].clone()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -58,8 +58,12 @@ class Machine:
         products = list(
             dict.fromkeys(p for dtype in (torch.float32, torch.bfloat16) for p in _products(shapes, dtype))
         )
-        turns = [Turn(AXPY, lambda: axpy(material)), Turn(COPY, lambda: copy(material))]
-        turns += [Turn(str(product), product.rehearse(device)) for product in products]
+        acts: dict[str, Callable[[], object]] = {
+            AXPY: lambda: axpy(material),
+            COPY: lambda: copy(material),
+        }
+        acts |= {str(product): product.rehearse(device) for product in products}
+        turns = [Turn(label, act, queued=device.type != "cpu") for label, act in acts.items()]
         total = setting.rounds + 2
         times = take_turns(
             turns, setting.rounds, lambda: now(device), lambda done: watcher.ticked(done / total)

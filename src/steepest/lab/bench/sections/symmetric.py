@@ -80,11 +80,12 @@ class Stack:
         x = (x + x.mT).to(self.dtype) if self.squared else x.to(self.dtype)
         given: dict[str, Any] = {"added": x, "alpha": 2.0, "beta": -3.0} if self.squared else {}
         other = x if self.squared else x.mT
-        label = f"{self.what} {self.dtype}"
-        return (
-            Turn(f"{label} whole", partial(product, x, other, **given)),
-            Turn(f"{label} symmetric", partial(mirrored_product, x, other, **given)),
+        acts = {"whole": product, "symmetric": mirrored_product}
+        whole, symmetric = (
+            Turn(name, partial(act, x, other, **given), queued=device.type != "cpu")
+            for name, act in acts.items()
         )
+        return whole, symmetric
 
 
 class Symmetric:
