@@ -138,6 +138,23 @@ def test_only_what_leaves_the_gradients_may_be_repeated_without_being_made_ready
     assert made == {"sgd": True, "taker": False}
 
 
+def test_what_is_tried_to_be_captured_is_a_step_with_gradients() -> None:
+    there: list[bool] = []
+
+    def take_away(params: list[torch.Tensor]) -> None:
+        there.append(all(param.grad is not None for param in params))
+        params[0].grad = None
+
+    material = Material.of(tiny().tensors, torch.device("cpu"), torch.float32)
+    entry = peer("taker", take_away)
+    family = Family("made up", "element", "all", (entry,))
+    one = module._prepared(entry, family, material, torch.device("cpu"))
+    step = module._whole(one, material)
+    step()
+    step()
+    assert all(there)
+
+
 def test_what_runs_eagerly_is_not_called_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     entry = Entry("lion", "lion", "steepest", "compiled", ours("lion", "eager").make)
     row = face(entry)["lion"]

@@ -154,8 +154,18 @@ def _measured(
         if device.type == "cuda":
             row = next(row for row in rows if row["key"] == one.entry.key)
             # Of ours another row is the graph.
-            row["graph"] = "" if one.entry.ours else capture(one.optimizer.step, device)
+            row["graph"] = "" if one.entry.ours else capture(_whole(one, material), device)
     return rows
+
+
+def _whole(one: Contestant, material: Material) -> Callable[[], object]:
+    """A step with its gradients: of one that takes them away, the next would do nothing, in a graph too."""
+
+    def step() -> None:
+        material.lend_gradients()
+        one.optimizer.step()
+
+    return step
 
 
 def _missing(entry: Entry, error: Exception) -> Row:
