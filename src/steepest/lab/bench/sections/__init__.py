@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from ..section import Section
 from .first import First
+from .host import Host
 from .machine import Machine
 from .steps import Steps
 from .sweep import Sweep
 from .ternary import Ternary
 
 SECTIONS: dict[str, Section] = {
-    section.name: section for section in (Machine(), Steps(), First(), Sweep(), Ternary())
+    section.name: section for section in (Machine(), Steps(), Host(), First(), Sweep(), Ternary())
 }
 """A new section is a class with `name`, `pieces` and `run`, and a line here."""
