@@ -70,7 +70,7 @@ def release_gradients(
 
     Parameters that are added to the optimizer, or thawed, later are stepped by ``step()`` the first time
     and within backward from then on. ``compile`` means the same for each parameter alone: by default only
-    those of 2²⁴ elements or more are stepped in compiled code.
+    those of 2²² elements or more are stepped in compiled code.
 
     State: the optimizer's, as ever; with ``clip_norm`` one number more for the whole optimizer.
 

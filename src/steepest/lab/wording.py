@@ -12,7 +12,7 @@ from .plan import Plan
 from .records import Record
 from .standings import REFERENCE, Row, reference, standings, untrained
 
-_LARGE = 1 << 24
+_LARGE = 1 << 22
 """Parameters from which steepest's elementwise rules compile themselves."""
 
 

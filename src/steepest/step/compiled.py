@@ -38,8 +38,9 @@ __all__ = [
     "warn_not_compiled",
 ]
 
-# Compiling takes seconds; below this many elements a step is so short that it would not earn them back.
-_PAYS_FROM = 1 << 24
+# Compiling takes 2 to 6 seconds. Of 2**22 elements a compiled step saves 6 ms (Lion) to 14 ms (AdamW) of the
+# eager one (2 threads, 16 tensors): they are earned back in some 150 to 1000 steps. Of 2**20 it saves 1 to 3.
+_PAYS_FROM = 1 << 22
 
 _ROWS = 4
 

@@ -31,10 +31,10 @@ def test_a_run_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert record == Record.load(out / "bench.json")
     assert record.settings["optimizers"] == ["lion", "muon"]
     assert [result.section for result in record.results] == [
-        *("machine", "symmetric", "steps", "steps", "offload"),
+        *("machine", "symmetric", "steps", "steps", "host", "offload"),
         *("sweep", "ternary", "ternary"),
     ]
-    machine, _, element, matrix, _, sizes, *_ = record.results
+    machine, _, element, matrix, host, _, sizes, *_ = record.results
     assert {row["unit"] for row in machine.rows} == {"GB/s", "Gflop/s"}
     assert all(row["rate"] > 0 for row in machine.rows)
     assert [row["label"] for row in element.rows] == ["axpy", "lion"]
@@ -43,6 +43,12 @@ def test_a_run_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "; copy " in element.rows[0]["reason"]
     assert element.rows[1]["parameters"] == shape_list("tiny").numel
     assert "4 hidden matrices of 1 of 2 blocks" in matrix.title
+    assert [(row["label"], row["tensors"]) for row in host.rows] == [
+        ("lion", len(shape_list("tiny").tensors))
+    ]
+    assert host.rows[0]["per_tensor_us"] == pytest.approx(
+        1e3 * host.rows[0]["cold_ms"] / host.rows[0]["tensors"]
+    )
     assert [row["model"] for row in sizes.rows] == ["tiny", "tiny"]
     assert "| lion | steepest | eager |" in (out / "RESULTS.md").read_text()
     assert "toy GPT-2: muon" in capsys.readouterr().out
@@ -160,7 +166,7 @@ def test_the_watcher_is_told_of_as_many_pieces_as_were_planned() -> None:
 
     watcher = Counting()
     bench(["tiny"], ["lion", "muon"], rounds=1, compiled=False, peers=False, watcher=watcher)
-    assert watcher.planned_ == watcher.begun_ == watcher.finished_ == 8
+    assert watcher.planned_ == watcher.begun_ == watcher.finished_ == 9
     assert watcher.closed_ == 1
     assert 0 < min(watcher.shares) <= max(watcher.shares) <= 1
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..section import Section
 from .first import First
+from .host import Host
 from .machine import Machine
 from .offload import Offload
 from .steps import Steps
@@ -13,6 +14,6 @@ from .ternary import Ternary
 
 SECTIONS: dict[str, Section] = {
     section.name: section
-    for section in (Machine(), Symmetric(), Steps(), Offload(), First(), Sweep(), Ternary())
+    for section in (Machine(), Symmetric(), Steps(), Host(), Offload(), First(), Sweep(), Ternary())
 }
 """A new section is a class with `name`, `pieces` and `run`, and a line here."""
