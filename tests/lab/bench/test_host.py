@@ -27,6 +27,11 @@ def test_everybody_steps_small_tensors_as_many_as_the_model_has():
     assert len(seen) > 2 + 2 * 2
 
 
+def test_a_graph_has_no_hosts_part():
+    (result,) = run(ours("lion", "eager"), ours("lion", "graph"))
+    assert [row["how"] for row in result.rows] == ["eager"]
+
+
 def test_who_fails_at_once_or_later_has_a_reason_and_the_others_go_on():
     count = iter(range(1000))
 
