@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +10,9 @@ import steepest
 from steepest.lab import LabError
 from steepest.lab.bench.families import families
 from steepest.lab.bench.peers import REPEATED
+from steepest.lab.bench.sections import steps
+
+from .made_up import setting
 
 
 def test_every_optimizer_is_measured_eager_and_compiled() -> None:
@@ -17,12 +21,23 @@ def test_every_optimizer_is_measured_eager_and_compiled() -> None:
         assert {entry.how for entry in entries if entry.rule == name} == {"eager", "compiled"}, name
 
 
-@pytest.mark.parametrize("compiled", [True, False])
-def test_on_cuda_each_is_replayed_as_a_graph_too(compiled: bool) -> None:
-    entries = [e for f in families(device="cuda", compiled=compiled) for e in f.entries if e.ours]
-    labels = {how: [e.label for e in entries if e.how == how] for how in ("eager", "graph")}
-    assert labels["eager"] == labels["graph"]
-    assert not any(e.how == "graph" for f in families() for e in f.entries)
+def test_on_cuda_each_is_replayed_as_a_graph_too() -> None:
+    entries = [e for f in families(device="cuda") for e in f.entries if e.ours]
+    labels = {how: [e.label for e in entries if e.how == how] for how in ("eager", "compiled", "graph")}
+    assert labels["eager"] == labels["compiled"] == labels["graph"]
+    for without in (families(), families(device="cuda", compiled=False)):
+        assert not any(e.how == "graph" for f in without for e in f.entries)
+
+
+def test_what_is_left_out_is_said_where_it_would_be() -> None:
+    def said(where: str, full: bool, peers: bool = True) -> list[str]:
+        chosen = [f for f in families(full=full, peers=peers) if f.where == where]
+        return steps._left_out(chosen, replace(setting(*chosen), full=full))
+
+    (note,) = said("attention", full=False)
+    assert note.endswith("heavyball's PSGDKron.")
+    assert said("attention", full=True) == said("hidden", full=False) == []
+    assert said("attention", full=False, peers=False) == []
 
 
 def test_psgd_in_bfloat16_is_left_to_who_need_not_emulate_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,10 +119,10 @@ def families(
     Args:
         optimizers: Names of `steepest.list_optimizers()`.
         eager: Measure ours eagerly.
-        compiled: Measure ours compiled.
+        compiled: Measure ours compiled, and on CUDA captured in a graph and replayed too.
         peers: Measure the other packages' beside them.
         full: Also the `REPEATED` ones of these, and PSGD in bfloat16 on a CPU that has to emulate it.
-        device: Where. On CUDA ours are captured in a graph and replayed besides.
+        device: Where they will be measured.
 
     Raises:
         LabError: an unknown name.
@@ -139,7 +139,7 @@ def families(
     new = sorted(wanted - {entry.rule for family in named for entry in family.entries})
     named += [Family(rule, *_place(rule), _ways(rule)) for rule in new]
     hows = _hows(eager, compiled)
-    if device.type == "cuda":
+    if device.type == "cuda" and compiled:
         hows.add(GRAPH)
     chosen = []
     for family in named:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from ..duel import duel
 from ..families import Family
 from ..observe import MEMORY_IS_KNOWN_BY
-from ..peers import REPEATED
+from ..peers import PEERS, REPEATED
 from ..results import Column, Result, Row
 from ..section import Setting
 from ..shapes import ShapeList
@@ -98,7 +98,8 @@ class Steps:
 def _left_out(families: list[Family], setting: Setting) -> list[str]:
     """A line for the peers that are measured in full only."""
     faced = {family.name for family in families if any(not entry.ours for entry in family.entries)}
-    names = sorted(label for name, label in REPEATED if name in faced)
+    left = (e for name in faced for e in PEERS.get(name, ()) if (name, e.label) in REPEATED)
+    names = sorted(f"{entry.source}'s {entry.label}" for entry in left)
     if setting.full or not names:
         return []
     return [f"Left out without --full, since they compile for half a minute: {', '.join(names)}."]
