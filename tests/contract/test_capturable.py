@@ -17,10 +17,10 @@ from torch.nn import Parameter
 import steepest
 from steepest import optimizer as optimizer_module
 from steepest.step import capture, compiled
-from steepest.step.collect import Batch
+from steepest.step.collect import Batch, collect
 from steepest.step.finite import all_finite
 
-from .cases import CASES, RULES, Case, able, by_id, with_dtypes
+from .cases import CASES, RULES, Case, able, by_id, related, with_dtypes
 from .recording import Recorded, record_compiled
 from .training import gradient, identical, make_params, set_gradients, snapshot, steps, values
 
@@ -87,6 +87,65 @@ def test_the_steps_are_the_ordinary_ones(case: Case, dtype: torch.dtype):
     assert identical(optimizer.state_dict()["state"], twin.state_dict()["state"])
 
 
+@pytest.mark.parametrize("case", [case for case in CASES if not related(case)], ids=by_id)
+def test_parameters_of_unlike_counts_and_places_take_their_own_steps(case: Case):
+    """Some have no gradient in some steps, and others stand before them."""
+    shapes = [case.shape(shape) for shape in ((4, 3), (4, 3), (2,), (4, 3), (5,), (2,))]
+    params, twins = (case.params(torch.bfloat16, shapes=shapes) for _ in range(2))
+    options = {"rounding": "stochastic", "compile": False, "bucket_bytes": 1}
+    known = case.rule.defaults()
+    options = {name: value for name, value in options.items() if name in known}
+    made = [
+        case.make([{"params": some[:1]}, {"params": some[1:]}], **options, **more)
+        for some, more in ((params, {"capturable": True}), (twins, {}))
+    ]
+    for optimizer, some in zip(made, (params, twins), strict=True):
+        for step in range(6):
+            set_gradients(some, step)
+            for index in ((), (2,), (0, 3), (1,), (0, 4), ())[step]:
+                some[index].grad = None
+            optimizer.step()
+    assert identical(params, twins)
+    assert identical(made[0].state_dict()["state"], made[1].state_dict()["state"])
+
+
+@pytest.mark.parametrize("name", ["quad", "procrustes"])
+def test_matrices_of_unlike_counts_are_stacked_with_numbers_of_their_own(name: str):
+    """Fitted in some steps and balanced in some, which are not the same for all."""
+    case = Case(name, {"update_probability": 0.5, "update_flat_steps": 1, "update_decay_steps": 0})
+    params, twins = (make_params(shapes=[(4, 3)] * 3) for _ in range(2))
+    optimizer, twin = case.make(params, capturable=True), case.make(twins)
+    for some, some_params in ((optimizer, params), (twin, twins)):
+        for step in range(6):
+            set_gradients(some_params, step)
+            if step in (1, 4):
+                some_params[step % 3].grad = None
+            if step == 3:
+                some.state[some_params[2]]["step"].fill_(98)
+            some.step()
+    torch.testing.assert_close(params, twins, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("device", "options", "there"),
+    [
+        ("cuda", {}, False),
+        ("cuda", {"nonfinite": "skip"}, True),
+        ("cpu", {"nonfinite": "skip"}, False),
+        ("cpu", {"capturable": True}, True),
+    ],
+)
+def test_counts_are_the_device_s_where_it_alone_knows_them(
+    device: str, options: dict[str, Any], there: bool, monkeypatch: pytest.MonkeyPatch
+):
+    params = make_params()
+    optimizer = steepest.AdamW(params, **options)
+    set_gradients(params, 0)
+    (batch,) = collect(optimizer.param_groups, lambda param: {})
+    monkeypatch.setattr(Batch, "device", torch.device(device))
+    assert batch.counts_on_device is there
+
+
 @pytest.mark.parametrize(
     ("case", "dtype"), with_dtypes([*CASES, DAMPED], [torch.float32, torch.bfloat16]), ids=str
 )
@@ -139,6 +198,26 @@ def test_replays_skip_gradients_that_are_not_finite_and_count(case: Case, monkey
     assert optimizer.skipped_steps == 4
 
 
+def test_a_count_that_a_checkpoint_brought_to_the_host_goes_to_the_device():
+    optimizer = steepest.SignGSD(make_params(), capturable=True)
+    optimizer.param_groups[0]["skipped_steps"] = torch.tensor(3)
+    optimizer._count_skipped(torch.ones((), dtype=torch.int64, device="meta"))
+    there = optimizer.param_groups[0]["skipped_steps"]
+    assert there.device.type == "meta"
+    optimizer._count_skipped(torch.ones((), dtype=torch.int64, device="meta"))
+    assert optimizer.param_groups[0]["skipped_steps"] is there
+
+
+def test_all_groups_count_in_the_same_memory():
+    params = make_params()
+    optimizer = steepest.SignGSD([{"params": params[:1]}, {"params": params[1:], "capturable": True}])
+    optimizer._count_skipped(torch.tensor(1))
+    counts = [group["skipped_steps"] for group in optimizer.param_groups]
+    optimizer._count_skipped(torch.tensor(1))
+    assert all(group["skipped_steps"] is count for group, count in zip(optimizer.param_groups, counts, strict=True))
+    assert optimizer.skipped_steps == 2
+
+
 def test_the_option_is_a_group_s_and_survives_a_checkpoint():
     params = make_params()
     optimizer = steepest.AdamW([{"params": params[:2], "capturable": True}, {"params": params[2:]}])
@@ -188,6 +267,20 @@ def test_what_a_graph_would_not_repeat_is_refused(options: dict[str, Any], why: 
     set_gradients([weight], 0)
     before = snapshot(optimizer, [weight])
     with pytest.raises(RuntimeError, match=f"{why}.*Nothing was changed"):
+        optimizer.step()
+    assert identical(snapshot(optimizer, [weight]), before)
+
+
+@pytest.mark.usefixtures("in_a_graph")
+@pytest.mark.parametrize("count", [0, torch.tensor(2)], ids=["none", "on the host"])
+def test_a_count_of_skipped_steps_that_replays_could_not_add_to_is_refused(count: Any):
+    """A rule without state may be captured at once, but for this."""
+    weight = Parameter(torch.ones(3))
+    optimizer = steepest.SignGSD([("weight", weight)], capturable=True, nonfinite="skip", compile=False)
+    optimizer.param_groups[0]["skipped_steps"] = count
+    set_gradients([weight], 0)
+    before = snapshot(optimizer, [weight])
+    with pytest.raises(RuntimeError, match="on the device yet; take a few steps before.*Nothing was changed"):
         optimizer.step()
     assert identical(snapshot(optimizer, [weight]), before)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from steepest.rule import MatrixRule, TensorRule
+from steepest.rule import Group, MatrixRule, TensorRule
 from steepest.step.collect import Batch, Member
 from steepest.step.matrix import lacks_factors
 
@@ -18,11 +20,12 @@ def capturing() -> bool:
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()  # type: ignore[no-untyped-call]
 
 
-def check_capture(batches: list[Batch], more: str | None = None) -> None:
+def check_capture(batches: list[Batch], groups: Sequence[Group], more: str | None = None) -> None:
     """Raise ``RuntimeError`` if a CUDA graph is being captured that would not repeat this step.
 
     Args:
         batches: what the step is about to be taken with; nothing has changed yet.
+        groups: all of the optimizer's param groups, each of which counts skipped steps.
         more: what an optimizer steps besides, in words, which no graph can hold.
     """
     if not capturing():
@@ -30,11 +33,11 @@ def check_capture(batches: list[Batch], more: str | None = None) -> None:
     if more is not None:
         raise RuntimeError(f"{more} cannot be captured in a CUDA graph. Nothing was changed")
     for batch in batches:
-        if why := _hindrance(batch):
+        if why := _hindrance(batch, groups):
             raise RuntimeError(f"this step cannot be captured in a CUDA graph: {why}. Nothing was changed")
 
 
-def _hindrance(batch: Batch) -> str | None:
+def _hindrance(batch: Batch, groups: Sequence[Group]) -> str | None:
     """Why a replay would not be a step of this batch; None if it would."""
     group = batch.group
     if not group["capturable"]:
@@ -50,7 +53,15 @@ def _hindrance(batch: Batch) -> str | None:
     for member in batch.members:
         if not _is_warm(batch, member):
             return f"{member.name} has not been stepped yet; take a few steps before"
+    if group["nonfinite"] == "skip" and not all(_counts_there(each, batch.device) for each in groups):
+        # Or every replay would begin to count anew, in the graph's own memory.
+        return "no step has been counted as skipped or not on the device yet; take a few steps before"
     return None
+
+
+def _counts_there(group: Group, device: torch.device) -> bool:
+    count = group["skipped_steps"]
+    return isinstance(count, Tensor) and count.device.type == device.type
 
 
 def _is_warm(batch: Batch, member: Member) -> bool:
