@@ -16,6 +16,7 @@ from torch.nn import Parameter
 
 import steepest
 from steepest import optimizer as optimizer_module
+from steepest.registry import find_rule
 from steepest.step import capture, compiled
 from steepest.step.collect import Batch, collect
 from steepest.step.finite import all_finite
@@ -107,6 +108,21 @@ def test_parameters_of_unlike_counts_and_places_take_their_own_steps(case: Case)
             optimizer.step()
     assert identical(params, twins)
     assert identical(made[0].state_dict()["state"], made[1].state_dict()["state"])
+
+
+def test_a_rule_s_number_may_be_a_tensor_that_does_not_follow_from_the_step(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    own = type(find_rule("adamw")).scalars
+
+    def scalars(rule: Any, step: Any, **hyper: Any) -> dict[str, Any]:
+        return own(rule, step, **hyper) | {"correction1": torch.tensor(2.0, dtype=torch.float64)}
+
+    monkeypatch.setattr(type(find_rule("adamw")), "scalars", scalars)
+    params, twins = make_params(), make_params()
+    steps(steepest.AdamW(params, capturable=True), params, range(3))
+    steps(steepest.AdamW(twins), twins, range(3))
+    assert identical(params, twins)
 
 
 @pytest.mark.parametrize("name", ["quad", "procrustes"])
@@ -214,7 +230,8 @@ def test_all_groups_count_in_the_same_memory():
     optimizer._count_skipped(torch.tensor(1))
     counts = [group["skipped_steps"] for group in optimizer.param_groups]
     optimizer._count_skipped(torch.tensor(1))
-    assert all(group["skipped_steps"] is count for group, count in zip(optimizer.param_groups, counts, strict=True))
+    now = [group["skipped_steps"] for group in optimizer.param_groups]
+    assert all(count is before for count, before in zip(now, counts, strict=True))
     assert optimizer.skipped_steps == 2
 
 
@@ -280,7 +297,9 @@ def test_a_count_of_skipped_steps_that_replays_could_not_add_to_is_refused(count
     optimizer.param_groups[0]["skipped_steps"] = count
     set_gradients([weight], 0)
     before = snapshot(optimizer, [weight])
-    with pytest.raises(RuntimeError, match="on the device yet; take a few steps before.*Nothing was changed"):
+    with pytest.raises(
+        RuntimeError, match=r"on the device yet; take a few steps before\. Nothing was changed"
+    ):
         optimizer.step()
     assert identical(snapshot(optimizer, [weight]), before)
 
@@ -323,6 +342,24 @@ def test_ternary_weights_and_released_gradients_are_refused(monkeypatch: pytest.
     ):
         plain(torch.ones(3)).backward()
     assert identical(values(plain.parameters()), start)
+
+
+def test_what_released_gradients_left_to_step_is_refused_too(monkeypatch: pytest.MonkeyPatch):
+    """Backward alone, within accumulate(), may be in a graph: it steps nothing."""
+    model = torch.nn.Linear(3, 1)
+    optimizer = steepest.Lion(model.parameters(), capturable=True)
+    with steepest.release_gradients(model, optimizer) as released:
+        monkeypatch.setattr("steepest.release.capturing", lambda: True)
+        with released.accumulate():
+            model(torch.ones(3)).backward()
+        start, grads = values(model.parameters()), [param.grad for param in model.parameters()]
+        with pytest.raises(RuntimeError, match="released gradients cannot be captured"):
+            optimizer.step()
+        assert identical(values(model.parameters()), start)
+        assert all(param.grad is grad for param, grad in zip(model.parameters(), grads, strict=True))
+        monkeypatch.setattr("steepest.release.capturing", lambda: False)
+        optimizer.step()
+    assert not identical(values(model.parameters()), start)
 
 
 GRAPHS = [case for case in CASES if case.make(case.params()).param_groups[0].get("method") != "svd"]
