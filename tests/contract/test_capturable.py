@@ -29,6 +29,8 @@ from .training import gradient, identical, make_params, set_gradients, snapshot,
 WARM = 5
 RATES = [0.03, 0.0625, 0.01, 0.2]
 DAMPED = Case("sgd", {"momentum": 0.9, "dampening": 0.1})
+# What waits for no device.
+GRAPHS = [case for case in CASES if case.make(case.params()).param_groups[0].get("method") != "svd"]
 needs_compiler = pytest.mark.skipif(
     not compiled.compiler_available("cpu"), reason="torch.compile needs a C++ compiler"
 )
@@ -93,7 +95,7 @@ def test_parameters_of_unlike_counts_and_places_take_their_own_steps(case: Case)
     """Some have no gradient in some steps, and others stand before them."""
     shapes = [case.shape(shape) for shape in ((4, 3), (4, 3), (2,), (4, 3), (5,), (2,))]
     params, twins = (case.params(torch.bfloat16, shapes=shapes) for _ in range(2))
-    options = {"rounding": "stochastic", "compile": False, "bucket_bytes": 1}
+    options = {"rounding": "stochastic", "compile": False, "bucket_bytes": 1, "seed": 7}
     known = case.rule.defaults()
     options = {name: value for name, value in options.items() if name in known}
     made = [
@@ -249,7 +251,7 @@ def test_the_option_is_a_group_s_and_survives_a_checkpoint():
 @pytest.fixture
 def in_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if a CUDA graph were being captured, and parameters were there."""
-    monkeypatch.setattr(capture, "capturing", lambda: True)
+    monkeypatch.setattr(capture, "capturing", lambda device=None: device in (None, torch.device("cuda", 0)))
     monkeypatch.setattr(Batch, "device", torch.device("cuda", 0))
 
 
@@ -271,7 +273,7 @@ def test_an_option_that_waits_for_the_device_is_refused(case: Case, option: str)
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({}, "parameter 'weight' was made without capturable=True"),
+        ({}, "parameter 'weight' does not have capturable=True"),
         ({"capturable": True, "nonfinite": "raise"}, "waits for the device"),
         ({"capturable": True, "lr": torch.tensor(0.1)}, "lr is a tensor on the CPU"),
         ({"capturable": True}, "parameter 'weight' has not been stepped yet"),
@@ -306,23 +308,100 @@ def test_a_count_of_skipped_steps_that_replays_could_not_add_to_is_refused(count
 
 @pytest.mark.usefixtures("in_a_graph")
 @pytest.mark.parametrize(
-    ("case", "steps_before"),
-    [(Case("adamw"), 2), (Case("sgd_sai", {"warmup_batches": 3}), 2), (Case("quad"), 2)],
+    ("case", "steps_before", "why"),
+    [
+        (Case("adamw"), 2, "has not been stepped yet"),
+        (Case("sgd_sai", {"warmup_batches": 3}), 2, "is still being measured"),
+        (Case("quad"), 2, "has not been stepped yet"),
+    ],
     ids=str,
 )
-def test_state_that_is_not_ready_is_refused(case: Case, steps_before: int, monkeypatch: pytest.MonkeyPatch):
-    """Counts on the host, a scale still measured, factors that are missing."""
+def test_state_that_is_not_ready_is_refused(
+    case: Case, steps_before: int, why: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Counts on the host, and a scale that is still measured."""
     params = case.params()
     optimizer = case.make(params, capturable=True)
     with monkeypatch.context() as outside:
-        outside.setattr(capture, "capturing", lambda: False)
+        outside.setattr(capture, "capturing", lambda device=None: False)
         outside.setattr(Batch, "device", torch.device("cpu"))
         steps(optimizer, params, range(steps_before))
     set_gradients(params, steps_before)
     before = snapshot(optimizer, params)
-    with pytest.raises(RuntimeError, match="has not been stepped yet"):
+    with pytest.raises(RuntimeError, match=why):
         optimizer.step()
     assert identical(snapshot(optimizer, params), before)
+
+
+class _GraphDevice:
+    """The CPU, taken for the GPU whose work is being captured."""
+
+    type = "cuda"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, torch.device) and other.type == "cpu"
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def check(optimizer: steepest.Optimizer) -> None:
+    capture.check_capture(
+        collect(optimizer.param_groups, lambda param: optimizer.state.get(param, {})), optimizer.param_groups
+    )
+
+
+@pytest.mark.parametrize("case", GRAPHS, ids=by_id)
+def test_what_has_been_stepped_may_be_captured_unless_state_is_missing(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+):
+    params = case.params(torch.bfloat16)
+    groups = [{"params": params[:1]}, {"params": params[1:]}]
+    optimizer = case.make(groups, capturable=True, rounding="stochastic")
+    steps(optimizer, params, range(WARM))
+    monkeypatch.setattr(capture, "capturing", lambda device=None: True)
+    monkeypatch.setattr(Batch, "device", _GraphDevice())
+    set_gradients(params, WARM)
+    check(optimizer)
+    state = optimizer.state[params[-1]]
+    for name in list(state):
+        value = state.pop(name)
+        with pytest.raises(RuntimeError, match=r"parameter 1 of group 1 .*has not been stepped yet"):
+            check(optimizer)
+        state[name] = value
+    check(optimizer)
+
+
+def test_a_device_whose_work_is_not_captured_is_refused(monkeypatch: pytest.MonkeyPatch):
+    """The host, and a second GPU: what is launched there would be done once."""
+    params = make_params()
+    optimizer = steepest.SignGSD(params, capturable=True)
+    set_gradients(params, 0)
+    first = torch.device("cuda", 0)
+    monkeypatch.setattr(capture, "capturing", lambda device=None: device in (None, first))
+    with pytest.raises(RuntimeError, match="is on cpu, whose part of the step a graph does not hold"):
+        check(optimizer)
+    monkeypatch.setattr(Batch, "device", torch.device("cuda", 1))
+    with pytest.raises(RuntimeError, match="is on cuda:1, whose current stream is not being captured"):
+        check(optimizer)
+    monkeypatch.setattr(Batch, "device", first)
+    check(optimizer)
+
+
+@needs_compiler
+def test_code_is_not_compiled_within_a_graph(monkeypatch: pytest.MonkeyPatch):
+    """It is tried when it is made, and that waits for the device; later it may be made."""
+    params = make_params()
+    optimizer = steepest.SignGSD(params, capturable=True, compile=True)
+    set_gradients(params, 0)
+    before = values(params)
+    compiled._compiled.cache_clear()
+    with monkeypatch.context() as graph:
+        graph.setattr(compiled, "capturing", lambda: True)
+        with pytest.raises(RuntimeError, match="its code is not compiled yet"):
+            optimizer.step()
+        assert identical(values(params), before)
+    optimizer.step()
+    assert compiled._compiled.cache_info().currsize == 1
 
 
 @pytest.mark.usefixtures("in_a_graph")
@@ -360,9 +439,6 @@ def test_what_released_gradients_left_to_step_is_refused_too(monkeypatch: pytest
         monkeypatch.setattr("steepest.release.capturing", lambda: False)
         optimizer.step()
     assert not identical(values(model.parameters()), start)
-
-
-GRAPHS = [case for case in CASES if case.make(case.params()).param_groups[0].get("method") != "svd"]
 
 
 @pytest.mark.gpu

@@ -47,8 +47,9 @@ def _count_on_device(batch: Batch, members: list[Member], hyper: dict[str, Any])
     each: dict[str, Any] = {}
     for name, value in batch.rule.scalars(steps, **hyper).items():
         # A number may be a tensor without following from the step.
-        alike = isinstance(value, Tensor)
-        each[name] = value.expand(steps.shape).unbind() if alike else [value] * len(members)
+        each[name] = (
+            value.expand(steps.shape).unbind() if isinstance(value, Tensor) else [value] * len(members)
+        )
     keys: Any = None
     if batch.noisy:
         first, second = derive_key(batch.group["seed"], _ordinals(members, device), steps.to(torch.int64))
