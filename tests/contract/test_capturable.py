@@ -5,6 +5,7 @@ The graph is played on the CPU: a step's operations are recorded and done again.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from steepest.step.collect import Batch, collect
 from steepest.step.finite import all_finite
 
 from .cases import CASES, RULES, Case, able, by_id, related, with_dtypes
-from .recording import Recorded, record_compiled
+from .recording import Apart, Recorded, record_compiled
 from .training import gradient, identical, make_params, set_gradients, snapshot, steps, values
 
 # By then every variant has measured what it measures.
@@ -128,6 +129,15 @@ def test_a_rule_s_number_may_be_a_tensor_that_does_not_follow_from_the_step(
 
 
 @pytest.mark.parametrize("name", ["quad", "procrustes"])
+def test_a_stack_s_numbers_round_as_one_number_does(name: str):
+    case = Case(name)
+    params, twins = (make_params(shapes=[(4, 3)] * 3) for _ in range(2))
+    steps(case.make(params, capturable=True), params, range(6))
+    steps(case.make(twins), twins, range(6))
+    assert identical(params, twins)
+
+
+@pytest.mark.parametrize("name", ["quad", "procrustes"])
 def test_matrices_of_unlike_counts_are_stacked_with_numbers_of_their_own(name: str):
     """Fitted in some steps and balanced in some, which are not the same for all."""
     case = Case(name, {"update_probability": 0.5, "update_flat_steps": 1, "update_decay_steps": 0})
@@ -179,6 +189,49 @@ def test_a_replay_of_compiled_code_is_the_next_step(
     case: Case, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ):
     check_replays(case, dtype, record_compiled(monkeypatch), compile=True)
+
+
+def on_meta(case: Case, monkeypatch: pytest.MonkeyPatch, **options: Any) -> steepest.Optimizer:
+    """An optimizer of parameters on a device that is not the host and of which no number can be read."""
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
+    params = case.params(torch.bfloat16, device="meta")
+    options = {"weight_decay": 0.125, "rounding": "stochastic", "nonfinite": "skip", **options}
+    if case.name == "hyperball":
+        options["radius"] = 2.0  # else it is read off the weights
+    optimizer = case.make(params, compile=False, **options)
+    for group in optimizer.param_groups:
+        group["lr"] = torch.empty((), device="meta")
+    for param in params:
+        param.grad = torch.empty_like(param)
+        optimizer.state[param].update(case.rule.init_state(param, optimizer.param_groups[0]))
+        for name in case.rule.tensor_state:
+            optimizer.state[param][name].fill_(WARM)
+    optimizer.step()
+    return optimizer
+
+
+@pytest.mark.parametrize("case", CASES, ids=by_id)
+def test_a_warm_step_hands_nothing_from_the_host_to_the_device(case: Case, monkeypatch: pytest.MonkeyPatch):
+    optimizer = on_meta(case, monkeypatch, capturable=True)
+    with Apart():
+        optimizer.step()
+
+
+def test_numbers_for_compiled_code_are_made_on_the_device():
+    with Apart():
+        there = torch.empty((), dtype=torch.float64, device="meta")
+        packed = compiled._pack([[0.5, there], [0.5, 2.0]], torch.float64, there.device, True)
+    assert packed.shape == (2, 2)
+    assert packed.device.type == "meta"
+    numbers = compiled._pack([[0.5, 3], [0.5, 2.0]], torch.float64, torch.device("cpu"), True)
+    assert identical(numbers, torch.tensor([[0.5, 3.0], [0.5, 2.0]], dtype=torch.float64))
+
+
+def test_a_learning_rate_of_the_host_s_would_be_seen(monkeypatch: pytest.MonkeyPatch):
+    optimizer = on_meta(Case("adamw"), monkeypatch, capturable=True)
+    optimizer.param_groups[0]["lr"] = torch.tensor(0.5)
+    with Apart(), pytest.raises(AssertionError, match=r"meet: aten\._to_copy"):
+        optimizer.step()
 
 
 def test_the_recorder_would_see_numbers_that_stay():
@@ -385,6 +438,16 @@ def test_a_device_whose_work_is_not_captured_is_refused(monkeypatch: pytest.Monk
         check(optimizer)
     monkeypatch.setattr(Batch, "device", first)
     check(optimizer)
+
+
+@pytest.mark.parametrize(("begun", "held"), [(True, True), (True, False), (False, True)])
+def test_whether_a_graph_is_captured_is_asked_of_torch(
+    begun: bool, held: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: begun)
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: held)
+    assert capture.capturing() is (begun and held)
 
 
 @needs_compiler
