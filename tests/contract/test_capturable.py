@@ -20,6 +20,7 @@ from steepest import optimizer as optimizer_module
 from steepest.registry import find_rule
 from steepest.step import capture, compiled
 from steepest.step.collect import Batch, collect
+from steepest.step.counting import add_step
 from steepest.step.finite import all_finite
 
 from .cases import CASES, RULES, Case, able, by_id, related, with_dtypes
@@ -287,6 +288,19 @@ def test_a_count_that_a_checkpoint_brought_to_the_host_goes_to_the_device():
     assert there.device.type == "meta"
     optimizer._count_skipped(torch.ones((), dtype=torch.int64, device="meta"))
     assert optimizer.param_groups[0]["skipped_steps"] is there
+
+
+def test_counts_that_an_option_left_on_several_devices_are_added_to():
+    """What was stepped while they were the device's has its count there; the others' are the host's."""
+    params = make_params()
+    optimizer = steepest.AdamW(params)
+    steps(optimizer, params, range(2))
+    (batch,) = collect(optimizer.param_groups, lambda param: optimizer.state[param])
+    first, *others = (optimizer.state[param] for param in params)
+    first["step"] = first["step"].to("meta")
+    add_step(batch, torch.tensor(True))
+    assert first["step"].device.type == "meta"
+    assert [float(state["step"]) for state in others] == [3.0, 3.0]
 
 
 def test_all_groups_count_in_the_same_memory():

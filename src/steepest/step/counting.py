@@ -74,8 +74,10 @@ def add_step(batch: Batch, finite: Tensor | None) -> None:
     if not counts:
         return
     if finite is not None:
+        # Where an option was switched off, some counts may still be the device's.
+        masks = {where: finite.to(where, counts[0].dtype) for where in {count.device for count in counts}}
         # A list: for one tensor torch may read its number on the host.
-        torch._foreach_add_(counts, [finite.to(counts[0].device, counts[0].dtype)] * len(counts))
+        torch._foreach_add_(counts, [masks[count.device] for count in counts])
     elif batch.device.type == "cpu" and not batch.counts_on_device and len({m.step for m in counted}) == 1:
         # A third of the time that adding takes.
         taken = torch.as_tensor(counted[0].step, dtype=counts[0].dtype, device="cpu")
