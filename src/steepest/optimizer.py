@@ -159,7 +159,7 @@ class Optimizer(torch.optim.Optimizer):
                 loss = closure()
         self._watch.check(type(self).__name__, self.param_groups)
         batches = collect(self.param_groups, lambda param: self.state.get(param, {}))
-        check_capture(batches, self._not_in_a_graph())
+        check_capture(batches, self.param_groups, self._not_in_a_graph())
         taken: bool | Tensor = True
         if batches or self._has_more():
             taken = self._take(batches, self._check(batches))
@@ -273,11 +273,13 @@ class Optimizer(torch.optim.Optimizer):
         return explain(self.param_groups, self.defaults["rule"])
 
     def _count_skipped(self, count: int | Tensor) -> None:
+        held = any(group["capturable"] for group in self.param_groups)
         for group in self.param_groups:
             before = group["skipped_steps"]
-            if group["capturable"] and isinstance(before, Tensor) and isinstance(count, Tensor):
-                # In the same memory, to which a graph that was captured adds in every replay.
-                before += count.to(before.device)
+            if held and isinstance(before, Tensor) and isinstance(count, Tensor):
+                # In the same memory, to which a graph that was captured adds in every replay. A checkpoint
+                # may have brought it to the host.
+                group["skipped_steps"] = before.to(count.device).add_(count)
             else:
                 group["skipped_steps"] = before + count
 

@@ -218,13 +218,9 @@ class ReleasedGradients:
         if self._place(param) is None:
             return  # taken out of the optimizer: its gradient is somebody else's
         _refuse_several_processes()
-        if capturing():
-            raise RuntimeError(
-                "released gradients cannot be captured in a CUDA graph: which parameters were stepped is "
-                "counted on the host. remove() the release, or leave backward out of the graph"
-            )
         self._refuse_second(param)
         if not self._accumulating:
+            _refuse_capture()
             self._step(param)
 
     def _step(self, param: Tensor) -> None:
@@ -303,6 +299,7 @@ class ReleasedGradients:
     def _before_step(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        _refuse_capture()
         if hasattr(optimizer, "grad_scale"):
             raise RuntimeError(
                 "GradScaler cannot be used with released gradients: parameters were stepped in backward "
@@ -411,6 +408,15 @@ def _refuse_wrapped(model: nn.Module) -> None:
                 f"{where} is a {type(module).__name__}: it averages gradients after the hooks that would "
                 "step with them; use an ordinary step"
             )
+
+
+def _refuse_capture() -> None:
+    if capturing():
+        raise RuntimeError(
+            "released gradients cannot be captured in a CUDA graph: which parameters were stepped is counted "
+            "on the host, and their gradients are freed. remove() the release, or leave the step out of the "
+            "graph"
+        )
 
 
 def _refuse_several_processes() -> None:

@@ -119,7 +119,12 @@ class Rule(ABC):
         """
 
     def scalars(self, step: Scalar, **hyper: Any) -> dict[str, Scalar]:
-        """What the equation needs of the step count (from 1), in float64: bias corrections and kin."""
+        """What the equation needs of the step count (from 1), in float64: bias corrections and kin.
+
+        ``step`` is a float, or where only a device knows the counts (``capturable``, ``nonfinite="skip"`` on
+        accelerators) a tensor [n] of as many parameters' counts: what follows from it must be computed
+        element by element, without ``if``, ``min`` and ``max``.
+        """
         return {}
 
     @abstractmethod
@@ -198,7 +203,8 @@ class MatrixRule(Rule):
     dimensions. Its ``hyper`` includes ``bucket_bytes``, which bounds a stack's working memory, and
     ``views``, which says that a parameter is several matrices (:mod:`steepest.views`).
     ``working_copies`` is how many times the bytes of a matrix and its factors, in the compute dtype, are
-    in use at once in a step.
+    in use at once in a step. Scalars that follow from a step count which only a device knows come as
+    tensors, 0-dim for one matrix and [batch] for a stack.
     """
 
     scope = "matrix"

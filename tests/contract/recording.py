@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from steepest.step import compiled
 
-__all__ = ["Recorded", "record_compiled"]
+__all__ = ["Apart", "Recorded", "record_compiled"]
 
 _aten = torch.ops.aten
 _READS = {_aten._local_scalar_dense.default, _aten.nonzero.default, _aten.is_nonzero.default}
@@ -55,6 +55,17 @@ class Recorded(TorchDispatchMode):
                 # What shares memory with an operand is there already.
                 if isinstance(old, Tensor) and old.data_ptr() != new.data_ptr():
                     old.copy_(new)
+
+
+class Apart(TorchDispatchMode):
+    """Refuses operations in which the host's and a device's tensors meet: copies, and the host's numbers."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        kinds = {leaf.device.type for leaf in tree_leaves((args, kwargs, made)) if isinstance(leaf, Tensor)}
+        if len(kinds) > 1 or (func in _FROM_HOST and kinds != {"cpu"}):
+            raise AssertionError(f"the host's tensors and a device's meet: {func}")
+        return made
 
 
 def record_compiled(monkeypatch: pytest.MonkeyPatch) -> list[Recorded]:

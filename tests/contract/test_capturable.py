@@ -5,6 +5,7 @@ The graph is played on the CPU: a step's operations are recorded and done again.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 from typing import Any
@@ -16,18 +17,22 @@ from torch.nn import Parameter
 
 import steepest
 from steepest import optimizer as optimizer_module
+from steepest.registry import find_rule
 from steepest.step import capture, compiled
-from steepest.step.collect import Batch
+from steepest.step.collect import Batch, collect
+from steepest.step.counting import add_step
 from steepest.step.finite import all_finite
 
-from .cases import CASES, RULES, Case, able, by_id, with_dtypes
-from .recording import Recorded, record_compiled
+from .cases import CASES, RULES, Case, able, by_id, related, with_dtypes
+from .recording import Apart, Recorded, record_compiled
 from .training import gradient, identical, make_params, set_gradients, snapshot, steps, values
 
 # By then every variant has measured what it measures.
 WARM = 5
 RATES = [0.03, 0.0625, 0.01, 0.2]
 DAMPED = Case("sgd", {"momentum": 0.9, "dampening": 0.1})
+# What waits for no device.
+GRAPHS = [case for case in CASES if case.make(case.params()).param_groups[0].get("method") != "svd"]
 needs_compiler = pytest.mark.skipif(
     not compiled.compiler_available("cpu"), reason="torch.compile needs a C++ compiler"
 )
@@ -87,6 +92,99 @@ def test_the_steps_are_the_ordinary_ones(case: Case, dtype: torch.dtype):
     assert identical(optimizer.state_dict()["state"], twin.state_dict()["state"])
 
 
+@pytest.mark.parametrize("case", [case for case in CASES if not related(case)], ids=by_id)
+def test_parameters_of_unlike_counts_and_places_take_their_own_steps(case: Case):
+    """Some have no gradient in some steps, and others stand before them."""
+    shapes = [case.shape(shape) for shape in ((4, 3), (4, 3), (2,), (4, 3), (5,), (2,))]
+    params, twins = (case.params(torch.bfloat16, shapes=shapes) for _ in range(2))
+    options = {"rounding": "stochastic", "compile": False, "bucket_bytes": 1, "seed": 7}
+    known = case.rule.defaults()
+    options = {name: value for name, value in options.items() if name in known}
+    made = [
+        case.make([{"params": some[:1]}, {"params": some[1:]}], **options, **more)
+        for some, more in ((params, {"capturable": True}), (twins, {}))
+    ]
+    for optimizer, some in zip(made, (params, twins), strict=True):
+        for step in range(6):
+            set_gradients(some, step)
+            for index in ((), (2,), (0, 3), (1,), (0, 4), ())[step]:
+                some[index].grad = None
+            optimizer.step()
+    assert identical(params, twins)
+    assert identical(made[0].state_dict()["state"], made[1].state_dict()["state"])
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon", "quad"])
+def test_a_learning_rate_of_one_element_is_a_number(name: str):
+    case = Case(name)
+    params, twins = case.params(), case.params()
+    lr = torch.tensor([0.05])
+    steps(case.make(params, lr=lr, capturable=True, compile=False), params, range(3))
+    steps(case.make(twins, lr=float(lr), compile=False), twins, range(3))
+    assert identical(params, twins)
+
+
+def test_a_rule_s_number_may_be_a_tensor_that_does_not_follow_from_the_step(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    own = type(find_rule("adamw")).scalars
+
+    def scalars(rule: Any, step: Any, **hyper: Any) -> dict[str, Any]:
+        return own(rule, step, **hyper) | {"correction1": torch.tensor(2.0, dtype=torch.float64)}
+
+    monkeypatch.setattr(type(find_rule("adamw")), "scalars", scalars)
+    params, twins = make_params(), make_params()
+    steps(steepest.AdamW(params, capturable=True), params, range(3))
+    steps(steepest.AdamW(twins), twins, range(3))
+    assert identical(params, twins)
+
+
+@pytest.mark.parametrize("name", ["quad", "procrustes"])
+def test_a_stack_s_numbers_round_as_one_number_does(name: str):
+    case = Case(name)
+    params, twins = (make_params(shapes=[(4, 3)] * 3) for _ in range(2))
+    steps(case.make(params, capturable=True), params, range(6))
+    steps(case.make(twins), twins, range(6))
+    assert identical(params, twins)
+
+
+@pytest.mark.parametrize("name", ["quad", "procrustes"])
+def test_matrices_of_unlike_counts_are_stacked_with_numbers_of_their_own(name: str):
+    """Fitted in some steps and balanced in some, which are not the same for all."""
+    case = Case(name, {"update_probability": 0.5, "update_flat_steps": 1, "update_decay_steps": 0})
+    params, twins = (make_params(shapes=[(4, 3)] * 3) for _ in range(2))
+    optimizer, twin = case.make(params, capturable=True), case.make(twins)
+    for some, some_params in ((optimizer, params), (twin, twins)):
+        for step in range(6):
+            set_gradients(some_params, step)
+            if step in (1, 4):
+                some_params[step % 3].grad = None
+            if step == 3:
+                some.state[some_params[2]]["step"].fill_(98)
+            some.step()
+    torch.testing.assert_close(params, twins, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("device", "options", "there"),
+    [
+        ("cuda", {}, False),
+        ("cuda", {"nonfinite": "skip"}, True),
+        ("cpu", {"nonfinite": "skip"}, False),
+        ("cpu", {"capturable": True}, True),
+    ],
+)
+def test_counts_are_the_device_s_where_it_alone_knows_them(
+    device: str, options: dict[str, Any], there: bool, monkeypatch: pytest.MonkeyPatch
+):
+    params = make_params()
+    optimizer = steepest.AdamW(params, **options)
+    set_gradients(params, 0)
+    (batch,) = collect(optimizer.param_groups, lambda param: {})
+    monkeypatch.setattr(Batch, "device", torch.device(device))
+    assert batch.counts_on_device is there
+
+
 @pytest.mark.parametrize(
     ("case", "dtype"), with_dtypes([*CASES, DAMPED], [torch.float32, torch.bfloat16]), ids=str
 )
@@ -102,6 +200,49 @@ def test_a_replay_of_compiled_code_is_the_next_step(
     case: Case, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ):
     check_replays(case, dtype, record_compiled(monkeypatch), compile=True)
+
+
+def on_meta(case: Case, monkeypatch: pytest.MonkeyPatch, **options: Any) -> steepest.Optimizer:
+    """An optimizer of parameters on a device that is not the host and of which no number can be read."""
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
+    params = case.params(torch.bfloat16, device="meta")
+    options = {"weight_decay": 0.125, "rounding": "stochastic", "nonfinite": "skip", **options}
+    if case.name == "hyperball":
+        options["radius"] = 2.0  # else it is read off the weights
+    optimizer = case.make(params, compile=False, **options)
+    for group in optimizer.param_groups:
+        group["lr"] = torch.empty((), device="meta")
+    for param in params:
+        param.grad = torch.empty_like(param)
+        optimizer.state[param].update(case.rule.init_state(param, optimizer.param_groups[0]))
+        for name in case.rule.tensor_state:
+            optimizer.state[param][name].fill_(WARM)
+    optimizer.step()
+    return optimizer
+
+
+@pytest.mark.parametrize("case", CASES, ids=by_id)
+def test_a_warm_step_hands_nothing_from_the_host_to_the_device(case: Case, monkeypatch: pytest.MonkeyPatch):
+    optimizer = on_meta(case, monkeypatch, capturable=True)
+    with Apart():
+        optimizer.step()
+
+
+def test_numbers_for_compiled_code_are_made_on_the_device():
+    with Apart():
+        there = torch.empty((), dtype=torch.float64, device="meta")
+        packed = compiled._pack([[0.5, there], [0.5, 2.0]], torch.float64, there.device, True)
+    assert packed.shape == (2, 2)
+    assert packed.device.type == "meta"
+    numbers = compiled._pack([[0.5, 3], [0.5, 2.0]], torch.float64, torch.device("cpu"), True)
+    assert identical(numbers, torch.tensor([[0.5, 3.0], [0.5, 2.0]], dtype=torch.float64))
+
+
+def test_a_learning_rate_of_the_host_s_would_be_seen(monkeypatch: pytest.MonkeyPatch):
+    optimizer = on_meta(Case("adamw"), monkeypatch, capturable=True)
+    optimizer.param_groups[0]["lr"] = torch.tensor(0.5)
+    with Apart(), pytest.raises(AssertionError, match=r"meet: aten\._to_copy"):
+        optimizer.step()
 
 
 def test_the_recorder_would_see_numbers_that_stay():
@@ -139,6 +280,40 @@ def test_replays_skip_gradients_that_are_not_finite_and_count(case: Case, monkey
     assert optimizer.skipped_steps == 4
 
 
+def test_a_count_that_a_checkpoint_brought_to_the_host_goes_to_the_device():
+    optimizer = steepest.SignGSD(make_params(), capturable=True)
+    optimizer.param_groups[0]["skipped_steps"] = torch.tensor(3)
+    optimizer._count_skipped(torch.ones((), dtype=torch.int64, device="meta"))
+    there = optimizer.param_groups[0]["skipped_steps"]
+    assert there.device.type == "meta"
+    optimizer._count_skipped(torch.ones((), dtype=torch.int64, device="meta"))
+    assert optimizer.param_groups[0]["skipped_steps"] is there
+
+
+def test_counts_that_an_option_left_on_several_devices_are_added_to():
+    """What was stepped while they were the device's has its count there; the others' are the host's."""
+    params = make_params()
+    optimizer = steepest.AdamW(params)
+    steps(optimizer, params, range(2))
+    (batch,) = collect(optimizer.param_groups, lambda param: optimizer.state[param])
+    first, *others = (optimizer.state[param] for param in params)
+    first["step"] = first["step"].to("meta")
+    add_step(batch, torch.tensor(True))
+    assert first["step"].device.type == "meta"
+    assert [float(state["step"]) for state in others] == [3.0, 3.0]
+
+
+def test_all_groups_count_in_the_same_memory():
+    params = make_params()
+    optimizer = steepest.SignGSD([{"params": params[:1]}, {"params": params[1:], "capturable": True}])
+    optimizer._count_skipped(torch.tensor(1))
+    counts = [group["skipped_steps"] for group in optimizer.param_groups]
+    optimizer._count_skipped(torch.tensor(1))
+    now = [group["skipped_steps"] for group in optimizer.param_groups]
+    assert all(count is before for count, before in zip(now, counts, strict=True))
+    assert optimizer.skipped_steps == 2
+
+
 def test_the_option_is_a_group_s_and_survives_a_checkpoint():
     params = make_params()
     optimizer = steepest.AdamW([{"params": params[:2], "capturable": True}, {"params": params[2:]}])
@@ -153,7 +328,7 @@ def test_the_option_is_a_group_s_and_survives_a_checkpoint():
 @pytest.fixture
 def in_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if a CUDA graph were being captured, and parameters were there."""
-    monkeypatch.setattr(capture, "capturing", lambda: True)
+    monkeypatch.setattr(capture, "capturing", lambda device=None: device in (None, torch.device("cuda", 0)))
     monkeypatch.setattr(Batch, "device", torch.device("cuda", 0))
 
 
@@ -175,7 +350,7 @@ def test_an_option_that_waits_for_the_device_is_refused(case: Case, option: str)
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        ({}, "parameter 'weight' was made without capturable=True"),
+        ({}, "parameter 'weight' does not have capturable=True"),
         ({"capturable": True, "nonfinite": "raise"}, "waits for the device"),
         ({"capturable": True, "lr": torch.tensor(0.1)}, "lr is a tensor on the CPU"),
         ({"capturable": True}, "parameter 'weight' has not been stepped yet"),
@@ -193,24 +368,127 @@ def test_what_a_graph_would_not_repeat_is_refused(options: dict[str, Any], why: 
 
 
 @pytest.mark.usefixtures("in_a_graph")
+@pytest.mark.parametrize("count", [0, torch.tensor(2)], ids=["none", "on the host"])
+def test_a_count_of_skipped_steps_that_replays_could_not_add_to_is_refused(count: Any):
+    """A rule without state may be captured at once, but for this."""
+    weight = Parameter(torch.ones(3))
+    optimizer = steepest.SignGSD([("weight", weight)], capturable=True, nonfinite="skip", compile=False)
+    optimizer.param_groups[0]["skipped_steps"] = count
+    set_gradients([weight], 0)
+    before = snapshot(optimizer, [weight])
+    with pytest.raises(
+        RuntimeError, match=r"on the device yet; take a few steps before\. Nothing was changed"
+    ):
+        optimizer.step()
+    assert identical(snapshot(optimizer, [weight]), before)
+
+
+@pytest.mark.usefixtures("in_a_graph")
 @pytest.mark.parametrize(
-    ("case", "steps_before"),
-    [(Case("adamw"), 2), (Case("sgd_sai", {"warmup_batches": 3}), 2), (Case("quad"), 2)],
+    ("case", "steps_before", "why"),
+    [
+        (Case("adamw"), 2, "has not been stepped yet"),
+        (Case("sgd_sai", {"warmup_batches": 3}), 2, "is still being measured"),
+        (Case("quad"), 2, "has not been stepped yet"),
+    ],
     ids=str,
 )
-def test_state_that_is_not_ready_is_refused(case: Case, steps_before: int, monkeypatch: pytest.MonkeyPatch):
-    """Counts on the host, a scale still measured, factors that are missing."""
+def test_state_that_is_not_ready_is_refused(
+    case: Case, steps_before: int, why: str, monkeypatch: pytest.MonkeyPatch
+):
+    """Counts on the host, and a scale that is still measured."""
     params = case.params()
     optimizer = case.make(params, capturable=True)
     with monkeypatch.context() as outside:
-        outside.setattr(capture, "capturing", lambda: False)
+        outside.setattr(capture, "capturing", lambda device=None: False)
         outside.setattr(Batch, "device", torch.device("cpu"))
         steps(optimizer, params, range(steps_before))
     set_gradients(params, steps_before)
     before = snapshot(optimizer, params)
-    with pytest.raises(RuntimeError, match="has not been stepped yet"):
+    with pytest.raises(RuntimeError, match=why):
         optimizer.step()
     assert identical(snapshot(optimizer, params), before)
+
+
+class _GraphDevice:
+    """The CPU, taken for the GPU whose work is being captured."""
+
+    type = "cuda"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, torch.device) and other.type == "cpu"
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def check(optimizer: steepest.Optimizer) -> None:
+    capture.check_capture(
+        collect(optimizer.param_groups, lambda param: optimizer.state.get(param, {})), optimizer.param_groups
+    )
+
+
+@pytest.mark.parametrize("case", GRAPHS, ids=by_id)
+def test_what_has_been_stepped_may_be_captured_unless_state_is_missing(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+):
+    params = case.params(torch.bfloat16)
+    groups = [{"params": params[:1]}, {"params": params[1:]}]
+    optimizer = case.make(groups, capturable=True, rounding="stochastic")
+    steps(optimizer, params, range(WARM))
+    monkeypatch.setattr(capture, "capturing", lambda device=None: True)
+    monkeypatch.setattr(Batch, "device", _GraphDevice())
+    set_gradients(params, WARM)
+    check(optimizer)
+    state = optimizer.state[params[-1]]
+    for name in list(state):
+        value = state.pop(name)
+        with pytest.raises(RuntimeError, match=r"parameter 1 of group 1 .*has not been stepped yet"):
+            check(optimizer)
+        state[name] = value
+    check(optimizer)
+
+
+def test_a_device_whose_work_is_not_captured_is_refused(monkeypatch: pytest.MonkeyPatch):
+    """The host, and a second GPU: what is launched there would be done once."""
+    params = make_params()
+    optimizer = steepest.SignGSD(params, capturable=True)
+    set_gradients(params, 0)
+    first = torch.device("cuda", 0)
+    monkeypatch.setattr(capture, "capturing", lambda device=None: device in (None, first))
+    with pytest.raises(RuntimeError, match="is on cpu, whose part of the step a graph does not hold"):
+        check(optimizer)
+    monkeypatch.setattr(Batch, "device", torch.device("cuda", 1))
+    with pytest.raises(RuntimeError, match="is on cuda:1, whose current stream is not being captured"):
+        check(optimizer)
+    monkeypatch.setattr(Batch, "device", first)
+    check(optimizer)
+
+
+@pytest.mark.parametrize(("begun", "held"), [(True, True), (True, False), (False, True)])
+def test_whether_a_graph_is_captured_is_asked_of_torch(
+    begun: bool, held: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: begun)
+    monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: held)
+    assert capture.capturing() is (begun and held)
+
+
+@needs_compiler
+def test_code_is_not_compiled_within_a_graph(monkeypatch: pytest.MonkeyPatch):
+    """It is tried when it is made, and that waits for the device; later it may be made."""
+    params = make_params()
+    optimizer = steepest.SignGSD(params, capturable=True, compile=True)
+    set_gradients(params, 0)
+    before = values(params)
+    compiled._compiled.cache_clear()
+    with monkeypatch.context() as graph:
+        graph.setattr(compiled, "capturing", lambda: True)
+        with pytest.raises(RuntimeError, match="its code is not compiled yet"):
+            optimizer.step()
+        assert identical(values(params), before)
+    optimizer.step()
+    assert compiled._compiled.cache_info().currsize == 1
 
 
 @pytest.mark.usefixtures("in_a_graph")
@@ -232,7 +510,22 @@ def test_ternary_weights_and_released_gradients_are_refused(monkeypatch: pytest.
     assert identical(values(plain.parameters()), start)
 
 
-GRAPHS = [case for case in CASES if case.make(case.params()).param_groups[0].get("method") != "svd"]
+def test_what_released_gradients_left_to_step_is_refused_too(monkeypatch: pytest.MonkeyPatch):
+    """Backward alone, within accumulate(), may be in a graph: it steps nothing."""
+    model = torch.nn.Linear(3, 1)
+    optimizer = steepest.Lion(model.parameters(), capturable=True)
+    with steepest.release_gradients(model, optimizer) as released:
+        monkeypatch.setattr("steepest.release.capturing", lambda: True)
+        with released.accumulate():
+            model(torch.ones(3)).backward()
+        start, grads = values(model.parameters()), [param.grad for param in model.parameters()]
+        with pytest.raises(RuntimeError, match="released gradients cannot be captured"):
+            optimizer.step()
+        assert identical(values(model.parameters()), start)
+        assert all(param.grad is grad for param, grad in zip(model.parameters(), grads, strict=True))
+        monkeypatch.setattr("steepest.release.capturing", lambda: False)
+        optimizer.step()
+    assert not identical(values(model.parameters()), start)
 
 
 @pytest.mark.gpu

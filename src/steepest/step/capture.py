@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from steepest.rule import MatrixRule, TensorRule
+from steepest.rule import Group, MatrixRule, TensorRule
 from steepest.step.collect import Batch, Member
 from steepest.step.matrix import lacks_factors
 
-__all__ = ["capturing", "check_capture"]
+__all__ = ["CapturedTooSoon", "capturing", "check_capture"]
 
 
-def capturing() -> bool:
-    """Whether what is launched now goes into a CUDA graph."""
+class CapturedTooSoon(RuntimeError):
+    """A graph is being captured, and something that a step makes once has not been made."""
+
+
+def capturing(device: torch.device | None = None) -> bool:
+    """Whether what is launched now, on the current CUDA device unless another is given, goes into a graph."""
     # A build without CUDA raises at the second question.
-    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()  # type: ignore[no-untyped-call]
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return False
+    with torch.cuda.device(device):
+        return torch.cuda.is_current_stream_capturing()
 
 
-def check_capture(batches: list[Batch], more: str | None = None) -> None:
+def check_capture(batches: list[Batch], groups: Sequence[Group], more: str | None = None) -> None:
     """Raise ``RuntimeError`` if a CUDA graph is being captured that would not repeat this step.
 
     Args:
         batches: what the step is about to be taken with; nothing has changed yet.
+        groups: all of the optimizer's param groups, each of which counts skipped steps.
         more: what an optimizer steps besides, in words, which no graph can hold.
     """
     if not capturing():
@@ -30,17 +40,21 @@ def check_capture(batches: list[Batch], more: str | None = None) -> None:
     if more is not None:
         raise RuntimeError(f"{more} cannot be captured in a CUDA graph. Nothing was changed")
     for batch in batches:
-        if why := _hindrance(batch):
+        if why := _hindrance(batch, groups):
             raise RuntimeError(f"this step cannot be captured in a CUDA graph: {why}. Nothing was changed")
 
 
-def _hindrance(batch: Batch) -> str | None:
+def _hindrance(batch: Batch, groups: Sequence[Group]) -> str | None:
     """Why a replay would not be a step of this batch; None if it would."""
     group = batch.group
     if not group["capturable"]:
-        return f"the group of {batch.members[0].name} was made without capturable=True"
+        # It may have been made with it: a checkpoint brings its own options.
+        return f"the group of {batch.members[0].name} does not have capturable=True"
     if batch.device.type != "cuda":
         return f"{batch.members[0].name} is on {batch.device}, whose part of the step a graph does not hold"
+    if not capturing(batch.device):
+        # Launched there, it would be done once and at once.
+        return f"{batch.members[0].name} is on {batch.device}, whose current stream is not being captured"
     if group["nonfinite"] == "raise":
         return "nonfinite='raise' waits for the device; 'skip' does not"
     if why := batch.rule.waits(group):
@@ -49,8 +63,21 @@ def _hindrance(batch: Batch) -> str | None:
         return "its lr is a tensor on the CPU; make it one on the parameters' device"
     for member in batch.members:
         if not _is_warm(batch, member):
-            return f"{member.name} has not been stepped yet; take a few steps before"
+            return (
+                f"{member.name} has not been stepped yet since it was made, loaded or given other options; "
+                "take a few steps before"
+            )
+        if isinstance(batch.rule, TensorRule) and batch.rule.reads_back(member.state, group):
+            return f"the gradient of {member.name} is still being measured; take more steps before"
+    if group["nonfinite"] == "skip" and not all(_counts_there(each, batch.device) for each in groups):
+        # Or every replay would begin to count anew, in the graph's own memory.
+        return "no step has been counted as skipped or not on the device yet; take a few steps before"
     return None
+
+
+def _counts_there(group: Group, device: torch.device) -> bool:
+    count = group["skipped_steps"]
+    return isinstance(count, Tensor) and count.device.type == device.type
 
 
 def _is_warm(batch: Batch, member: Member) -> bool:
@@ -60,6 +87,4 @@ def _is_warm(batch: Batch, member: Member) -> bool:
         return False
     if isinstance(count, Tensor) and count.device != batch.device:
         return False
-    if isinstance(batch.rule, MatrixRule) and lacks_factors(batch, member):
-        return False
-    return not (isinstance(batch.rule, TensorRule) and batch.rule.reads_back(member.state, batch.group))
+    return not (isinstance(batch.rule, MatrixRule) and lacks_factors(batch, member))

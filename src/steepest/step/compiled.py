@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steepest.step.capture import CapturedTooSoon, capturing
 from steepest.step.collect import Batch, Member
 from steepest.step.element import Recipe, advance, member_key, shared_scalars, store
 from steepest.step.flat import flat
@@ -249,7 +250,7 @@ def _ready(spec: GraphSpec) -> Code | None:
             return _compiled(spec)
         except NotCompiled:
             return None
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, CapturedTooSoon):
             raise
         except Exception as error:
             # No cache folder, a compiler that does not work, a Python that torch cannot trace. The graph
@@ -298,6 +299,11 @@ def _filling(spec: GraphSpec) -> list[Row]:
 @functools.lru_cache(maxsize=64)
 def _compiled(spec: GraphSpec) -> Code | None:
     """The graph, compiled and tried on tensors of its own."""
+    if capturing():
+        raise CapturedTooSoon(
+            "this step cannot be captured in a CUDA graph: its code is not compiled yet; take a few steps "
+            "with these options before. Nothing was changed"
+        )
     there = spec.device
     count = sum(max(count, 1) for _, count in spec.shared)
     numbers = torch.ones(count, dtype=torch.float64, device=there)

@@ -46,7 +46,10 @@ def _count_on_device(batch: Batch, members: list[Member], hyper: dict[str, Any])
     steps = torch.stack([member.state["step"] for member in members]).to(wide) + 1
     each: dict[str, Any] = {}
     for name, value in batch.rule.scalars(steps, **hyper).items():
-        each[name] = value.unbind() if isinstance(value, Tensor) else [value] * len(members)
+        # A number may be a tensor without following from the step.
+        each[name] = (
+            value.expand(steps.shape).unbind() if isinstance(value, Tensor) else [value] * len(members)
+        )
     keys: Any = None
     if batch.noisy:
         first, second = derive_key(batch.group["seed"], _ordinals(members, device), steps.to(torch.int64))
@@ -71,8 +74,10 @@ def add_step(batch: Batch, finite: Tensor | None) -> None:
     if not counts:
         return
     if finite is not None:
+        # Where an option was switched off, some counts may still be the device's.
+        masks = {where: finite.to(where, counts[0].dtype) for where in {count.device for count in counts}}
         # A list: for one tensor torch may read its number on the host.
-        torch._foreach_add_(counts, [finite.to(counts[0].device, counts[0].dtype)] * len(counts))
+        torch._foreach_add_(counts, [masks[count.device] for count in counts])
     elif batch.device.type == "cpu" and not batch.counts_on_device and len({m.step for m in counted}) == 1:
         # A third of the time that adding takes.
         taken = torch.as_tensor(counted[0].step, dtype=counts[0].dtype, device="cpu")
