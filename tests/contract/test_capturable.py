@@ -18,7 +18,7 @@ from torch.nn import Parameter
 import steepest
 from steepest import optimizer as optimizer_module
 from steepest.registry import find_rule
-from steepest.step import capture, compiled
+from steepest.step import capture, compiled, matrix
 from steepest.step.collect import Batch, collect
 from steepest.step.counting import add_step
 from steepest.step.finite import all_finite
@@ -243,6 +243,30 @@ def test_a_learning_rate_of_the_host_s_would_be_seen(monkeypatch: pytest.MonkeyP
     optimizer.param_groups[0]["lr"] = torch.tensor(0.5)
     with Apart(), pytest.raises(AssertionError, match=r"meet: aten\._to_copy"):
         optimizer.step()
+
+
+@pytest.mark.parametrize("name", ["quad", "procrustes"])
+def test_matrices_of_unlike_counts_are_one_stack(name: str, monkeypatch: pytest.MonkeyPatch):
+    """Counts that only a device knows cannot be compared, and each matrix has its own numbers."""
+    stacks: list[int] = []
+    advance = matrix.advance
+
+    def counted(recipe: Any, param: Tensor, *more: Any) -> Any:
+        stacks.append(len(param))
+        return advance(recipe, param, *more)
+
+    options = {"update_probability": 0.5, "update_flat_steps": 2, "update_decay_steps": 0}
+    params, twins = make_params(shapes=[(4, 3)] * 3), make_params(shapes=[(4, 3)] * 3)
+    case = Case(name, options)
+    optimizer, twin = case.make(params, capturable=True), case.make(twins)
+    for some, some_params in ((optimizer, params), (twin, twins)):
+        steps(some, some_params[:1], range(3))
+        if some is optimizer:
+            monkeypatch.setattr(matrix, "advance", counted)
+        steps(some, some_params, range(3, 6))
+        monkeypatch.setattr(matrix, "advance", advance)
+    assert stacks == [3] * 3
+    torch.testing.assert_close(values(params), values(twins), rtol=1e-5, atol=1e-6)
 
 
 def test_the_recorder_would_see_numbers_that_stay():
