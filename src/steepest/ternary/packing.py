@@ -111,11 +111,21 @@ def unpack(packed: Tensor, count: int, dtype: torch.dtype = torch.int8) -> Tenso
     [[1, 0, -1, 0, 1]]
     """
     _check_layout("unpack()", packed, count)
+    return _unpacked(packed, count).to(dtype).contiguous()
+
+
+def unpack_into(out: Tensor, packed: Tensor) -> Tensor:
+    """As :func:`unpack`, into ``out`` [..., count] of any dtype, which is returned."""
+    return out.copy_(_unpacked(packed, out.shape[-1]))
+
+
+def _unpacked(packed: Tensor, count: int) -> Tensor:
+    """int8 [..., count], perhaps with gaps between rows."""
     words = _as_words(packed.contiguous())
     # Up to the sign bit and back: the arithmetic shift spreads it, and drops what came along.
     values = (words.unsqueeze(-2) << _shifts(words)).view(torch.int8)
     values >>= 6
-    return values.flatten(-2)[..., :count].to(dtype).contiguous()
+    return values.flatten(-2)[..., :count]
 
 
 def _shifts(like: Tensor) -> Tensor:
