@@ -10,7 +10,7 @@ from torch import Tensor
 
 from steepest.ternary.compiled import run_compiled
 
-__all__ = ["all_finite", "in_pieces", "places", "row_blocks", "row_pieces"]
+__all__ = ["all_finite", "flat_pieces", "in_pieces", "places", "row_blocks", "row_pieces"]
 
 # Elements of a piece: temporaries of that size stay in a processor's second-level cache.
 _PIECE_ON_CPU = 1 << 18
@@ -65,6 +65,11 @@ def row_pieces(rows: int, columns: int, device: torch.device) -> list[slice]:
     return _slices(rows, max(1, limit // max(columns, 1)))
 
 
+def flat_pieces(count: int, device: torch.device) -> list[slice]:
+    """Cut so many elements into pieces for passes over memory."""
+    return _slices(count, _PIECE_ON_CPU if device.type == "cpu" else _PIECE_ELSEWHERE)
+
+
 def in_pieces(
     function: Callable[..., None],
     tensors: tuple[Tensor, ...],
@@ -85,8 +90,7 @@ def in_pieces(
     """
     flat = [tensor.view(-1) for tensor in tensors]
     device = flat[0].device
-    limit = _PIECE_ON_CPU if device.type == "cpu" else _PIECE_ELSEWHERE
-    for part in _slices(flat[0].numel(), limit):
+    for part in flat_pieces(flat[0].numel(), device):
         cut = tuple(tensor[part] for tensor in flat)
         # torch makes graphs of their own for a size of 1, and for the number 0.
         if compiled and part.stop - part.start > 1:
