@@ -27,7 +27,10 @@ def law(values, a, threshold, at_most):
 
 def check(values, a, threshold, at_most, compiled=False):
     packed, left = pack(values), a.clone()
-    flips = flip_first(packed, left, threshold=threshold, at_most=at_most, key=KEY, compiled=compiled)
+    reached = int((a.to(torch.int64).abs() >= threshold).sum())
+    flips = flip_first(
+        packed, left, threshold=threshold, reached=reached, at_most=at_most, key=KEY, compiled=compiled
+    )
     expected = law(values, a, threshold, at_most)
     assert torch.equal(unpack(packed, values.shape[1]), expected[0])
     assert torch.equal(packed, pack(expected[0]))
@@ -45,9 +48,12 @@ def drawn(rows, columns, levels, dtype):
     return values, a.to(dtype)
 
 
+@pytest.mark.parametrize("kept", [1, 16])
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int16])
 @pytest.mark.parametrize("levels", [1, 3, 100])
-def test_who_flips_is_who_comes_first_in_a_sort(dtype, levels):
+def test_who_flips_is_who_comes_first_in_a_sort(dtype, levels, kept, monkeypatch):
+    # Candidates are two thirds of all: with 1 they are kept, with 16 looked for every time.
+    monkeypatch.setattr(choice, "_KEPT", kept)
     values, a = drawn(40, 50, levels, dtype)
     candidates = int((a != 3).sum())
     for at_most in (0, 1, 7, 500, candidates - 1, candidates, a.numel()):
@@ -65,13 +71,11 @@ def test_rows_of_any_length_and_pieces_of_any(shape, dtype, monkeypatch):
             check(values, a, 1, at_most)
 
 
-def test_many_ties_are_cut_within_a_lot_too_whether_they_are_kept_or_not(monkeypatch):
+def test_many_ties_are_cut_within_a_lot_too(monkeypatch):
     values, a = drawn(40, 50, 1, torch.int8)
     for bits in (1, 3, 16):
         monkeypatch.setattr(choice, "_LOT_BITS", bits)
-        for kept in (1, 16):
-            monkeypatch.setattr(choice, "_KEPT", kept)
-            check(values, a, 4, 77)
+        check(values, a, 4, 77)
 
 
 @pytest.mark.skipif(not compiler_available("cpu"), reason="needs a C++ compiler")
@@ -80,15 +84,18 @@ def test_lots_compiled_are_the_same():
         check(*drawn(rows, 50, 1, torch.int8), 4, 17, compiled=True)
 
 
-def test_choosing_takes_a_piece_and_a_byte_a_weight():
-    a = torch.full((2048, 1024), 9, dtype=torch.int8)
-    packed = torch.zeros(2048, 256, dtype=torch.uint8)
+def test_choosing_among_all_takes_pieces_alone():
+    a = torch.full((8192, 1024), 9, dtype=torch.int8)
+    packed = torch.zeros(8192, 256, dtype=torch.uint8)
     with torch.profiler.profile(profile_memory=True) as found:
-        flip_first(packed, a, threshold=4, at_most=2000, key=KEY, compiled=False)
+        flip_first(
+            packed, a, threshold=4, reached=a.numel(), at_most=2000, key=KEY, compiled=False
+        )
     held = largest = 0
     for event in found.profiler.kineto_results.events():
         if event.name() == "[memory]":
             held += event.nbytes()
             largest = max(largest, held)
     # A piece is an eighth of the layer; all of it are ties here, of some ten int64 each.
+    assert pieces.flat_pieces(a.numel(), a.device, choice._PIECE)[0] == slice(0, a.numel() // 8)
     assert 0 < largest < 12 * a.numel()

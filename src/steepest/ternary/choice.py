@@ -21,13 +21,22 @@ __all__ = ["flip_first"]
 _TIES = 1
 # Ties are told apart by so many bits first.
 _LOT_BITS = 16
-# Of fewer ties than one in so many weights, places and lots are kept: a byte a weight.
+# The places of fewer than one in so many weights are kept: half a byte a weight.
 _KEPT = 16
+# A piece is looked through with few calls, so it may be large.
+_PIECE = 4
 _BYTES = 8
 
 
 def flip_first(
-    packed: Tensor, accumulator: Tensor, *, threshold: int, at_most: int, key: Key, compiled: bool
+    packed: Tensor,
+    accumulator: Tensor,
+    *,
+    threshold: int,
+    reached: int,
+    at_most: int,
+    key: Key,
+    compiled: bool,
 ) -> Tensor:
     """T ← T + sign(a) within {−1, 0, 1}, a ← 0 for those with |a| ≥ threshold who come first.
 
@@ -35,6 +44,7 @@ def flip_first(
         packed: T, uint8 [out, ⌈in/4⌉].
         accumulator: a, int8 or int16 [out, in], contiguous.
         threshold: τ.
+        reached: how many have |a| ≥ τ.
         at_most: this many at most.
         key: of the noise.
         compiled: that of the lots.
@@ -44,25 +54,24 @@ def flip_first(
     """
     # Sorting all would take tens of bytes for each: they are counted by size, and those of the one size that
     # fits in part are counted by lot.
-    sizes = torch.zeros(torch.iinfo(accumulator.dtype).max + 1, dtype=torch.int64, device=accumulator.device)
-    in_pieces(_count_sizes, (accumulator,), 0, (sizes,), compiled=False)
+    candidates = _Candidates(accumulator.view(-1), threshold, reached)
+    sizes = candidates.sizes()
     size, left = _cut(sizes[threshold:], at_most)
     size += threshold
+    candidates = candidates.narrowed(size, int(sizes[size:].sum()))
     flips = torch.zeros((), dtype=torch.int64, device=accumulator.device)
-    for places in _reaching(accumulator, size + 1):
+    for places in candidates.reaching(size + 1):
         flips += _flip(packed, accumulator, places)
     if left == 0:
         return flips
-    few = int(sizes[size]) * _KEPT <= accumulator.numel()
     # Those above are 0 by now.
-    ties: Iterable[tuple[Tensor, Tensor]] | None
-    ties = list(_drawn(accumulator, size, key, compiled)) if few else None
     counts = torch.zeros(1 << _LOT_BITS, dtype=torch.int64, device=accumulator.device)
-    for _, lots in ties or _drawn(accumulator, size, key, compiled):
-        counts += lots.bincount(minlength=len(counts))
+    for places in candidates.reaching(size):
+        counts += _lots(places, key, compiled).bincount(minlength=len(counts))
     lot, left = _cut(counts, left)
     rest = []
-    for places, lots in ties or _drawn(accumulator, size, key, compiled):
+    for places in candidates.reaching(size):
+        lots = _lots(places, key, compiled)
         flips += _flip(packed, accumulator, places[lots > lot])
         rest.append(places[lots == lot])
     if left > 0:
@@ -73,8 +82,32 @@ def flip_first(
     return flips
 
 
-def _count_sizes(tensors: tuple[Tensor, ...], first: int, counts: Tensor) -> None:
-    counts += tensors[0].abs().bincount(minlength=len(counts))
+class _Candidates:
+    """The places of those who reach a threshold: kept where they are few, else looked for every time."""
+
+    def __init__(self, counters: Tensor, threshold: int, reached: int) -> None:
+        self._counters = counters
+        few = reached * _KEPT <= self._counters.numel()
+        self._kept = torch.cat([*_reaching(self._counters, threshold)]) if few else None
+
+    def sizes(self) -> Tensor:
+        """How many there are of each |a|; below the threshold, any number."""
+        counters = self._counters if self._kept is None else self._counters[self._kept]
+        most = torch.iinfo(counters.dtype).max
+        counts = torch.zeros(most + 1, dtype=torch.int64, device=counters.device)
+        for part in flat_pieces(counters.numel(), counters.device):
+            counts += counters[part].abs().bincount(minlength=len(counts))
+        return counts
+
+    def narrowed(self, threshold: int, reached: int) -> _Candidates:
+        """As many, or those alone who reach a higher threshold."""
+        return _Candidates(self._counters, threshold, reached) if self._kept is None else self
+
+    def reaching(self, threshold: int) -> Iterable[Tensor]:
+        """The places with |a| ≥ this one, as it is now, in parts."""
+        if self._kept is None:
+            return _reaching(self._counters, threshold)
+        return [self._kept[self._counters[self._kept].abs() > threshold - 1]]
 
 
 def _cut(counts: Tensor, at_most: int) -> tuple[int, int]:
@@ -90,14 +123,13 @@ def _cut(counts: Tensor, at_most: int) -> tuple[int, int]:
     return len(counts) - 1 - whole, at_most - (int(above[whole - 1]) if whole > 0 else 0)
 
 
-def _reaching(accumulator: Tensor, threshold: int) -> Iterator[Tensor]:
+def _reaching(counters: Tensor, threshold: int) -> Iterator[Tensor]:
     """The places with |a| ≥ threshold ≥ 1, int64, a piece of the layer at a time."""
-    numbers, width = _BYTES // accumulator.itemsize, 8 * accumulator.itemsize
+    numbers, width = _BYTES // counters.itemsize, 8 * counters.itemsize
     high = splat(1 << (width - 1), width)
-    flat = accumulator.view(-1)
-    for part in flat_pieces(flat.numel(), flat.device):
+    for part in flat_pieces(counters.numel(), counters.device, _PIECE):
         # Below 0 where it is reached: comparing bytes takes ten times as long.
-        below = threshold - 1 - flat[part].abs()
+        below = threshold - 1 - counters[part].abs()
         if spare := -below.numel() % numbers:
             below = torch.nn.functional.pad(below, (0, spare))
         hits = (below.view(torch.int64) & high).nonzero().view(-1)
@@ -105,14 +137,10 @@ def _reaching(accumulator: Tensor, threshold: int) -> Iterator[Tensor]:
         yield hits[word] * numbers + lane + part.start
 
 
-def _drawn(
-    accumulator: Tensor, size: int, key: Key, compiled: bool
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The places with |a| ≥ size, and their lots."""
-    for places in _reaching(accumulator, size):
-        lots = torch.empty_like(places)
-        in_pieces(_draw, (places, lots), 0, key, compiled=compiled)
-        yield places, lots
+def _lots(places: Tensor, key: Key, compiled: bool) -> Tensor:
+    lots = torch.empty_like(places)
+    in_pieces(_draw, (places, lots), 0, key, compiled=compiled)
+    return lots
 
 
 def _draw(tensors: tuple[Tensor, ...], first: int, word: int, other: int) -> None:

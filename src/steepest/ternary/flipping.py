@@ -75,14 +75,20 @@ def flip_layer(
     out_of_reach = threshold > torch.iinfo(accumulator.dtype).max
     if at_most is None and not out_of_reach:
         return run("flip", packed, accumulator, pending)
-    reached = run("collect", packed, accumulator, pending)
+    count = run("collect", packed, accumulator, pending)
     if out_of_reach:
-        return torch.zeros_like(reached)
+        return torch.zeros_like(count)
     assert at_most is not None
-    if int(reached) <= at_most:
+    if (reached := int(count)) <= at_most:
         return run("flip", packed, accumulator, pending.zero_())
     return flip_first(
-        packed, accumulator, threshold=threshold, at_most=at_most, key=key, compiled=compiled
+        packed,
+        accumulator,
+        threshold=threshold,
+        reached=reached,
+        at_most=at_most,
+        key=key,
+        compiled=compiled,
     )
 
 

@@ -65,9 +65,9 @@ def row_pieces(rows: int, columns: int, device: torch.device) -> list[slice]:
     return _slices(rows, max(1, limit // max(columns, 1)))
 
 
-def flat_pieces(count: int, device: torch.device) -> list[slice]:
-    """Cut so many elements into pieces for passes over memory."""
-    return _slices(count, _PIECE_ON_CPU if device.type == "cpu" else _PIECE_ELSEWHERE)
+def flat_pieces(count: int, device: torch.device, times: int = 1) -> list[slice]:
+    """Cut so many elements into pieces for passes over memory; ``times`` as large on a CPU."""
+    return _slices(count, times * _PIECE_ON_CPU if device.type == "cpu" else _PIECE_ELSEWHERE)
 
 
 def in_pieces(
