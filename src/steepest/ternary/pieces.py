@@ -59,9 +59,9 @@ def row_blocks(
     return _slices(rows, max(1, limit // max(columns, 1)))
 
 
-def row_pieces(rows: int, columns: int, device: torch.device) -> list[slice]:
-    """Cut a matrix between rows into pieces for passes over memory."""
-    limit = _PIECE_ON_CPU if device.type == "cpu" else _PIECE_ELSEWHERE
+def row_pieces(rows: int, columns: int, device: torch.device, times: int = 1) -> list[slice]:
+    """Cut a matrix between rows into pieces for passes over memory; ``times`` as large on a CPU."""
+    limit = times * _PIECE_ON_CPU if device.type == "cpu" else _PIECE_ELSEWHERE
     return _slices(rows, max(1, limit // max(columns, 1)))
 
 

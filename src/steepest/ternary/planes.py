@@ -16,15 +16,13 @@ from torch import Tensor
 from steepest.ternary import words
 from steepest.ternary.compiled import run_compiled
 from steepest.ternary.pieces import row_pieces
+from steepest.ternary.trial import trial_planes, trial_words
 from steepest.ternary.words import BYTES, SHORTS, Lanes
 
 __all__ = ["run_pass"]
 
 _PLANES = 4
 _WORD_BYTES = 8
-
-# Sizes a graph is traced with: no two alike, and large, so that its loops are made for several threads.
-_TRACED_ROWS, _TRACED_WORDS = 264, 520
 
 Kind = Literal["flip", "collect"]
 
@@ -252,15 +250,7 @@ def _back(into: Tensor, padded: Tensor) -> None:
 
 
 def _trial(what: Pass, device: torch.device) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
-    """Zeros to trace a graph with."""
-
-    def planes(dtype: torch.dtype) -> list[Tensor]:
-        made = torch.zeros(_TRACED_ROWS, _PLANES, _TRACED_WORDS, dtype=dtype, device=device)
-        return list(made.unbind(1))
-
-    packed = torch.zeros(_TRACED_ROWS, _TRACED_WORDS, dtype=what.packed_dtype, device=device)
-    counters, votes = planes(torch.int64), planes(what.votes_dtype)
-    for tensor in (packed, *counters, *votes):
-        for dim in (0, 1):
-            torch._dynamo.mark_dynamic(tensor, dim)
-    return packed, counters, votes, torch.zeros((), dtype=torch.int64, device=device)
+    """Arguments to trace a graph with."""
+    slack = torch.zeros((), dtype=torch.int64, device=device)
+    counters, votes = (trial_planes(dtype, device) for dtype in (torch.int64, what.votes_dtype))
+    return trial_words(what.packed_dtype, device), counters, votes, slack
