@@ -88,9 +88,7 @@ def test_choosing_among_all_takes_pieces_alone():
     a = torch.full((8192, 1024), 9, dtype=torch.int8)
     packed = torch.zeros(8192, 256, dtype=torch.uint8)
     with torch.profiler.profile(profile_memory=True) as found:
-        flip_first(
-            packed, a, threshold=4, reached=a.numel(), at_most=2000, key=KEY, compiled=False
-        )
+        flip_first(packed, a, threshold=4, reached=a.numel(), at_most=2000, key=KEY, compiled=False)
     held = largest = 0
     for event in found.profiler.kineto_results.events():
         if event.name() == "[memory]":

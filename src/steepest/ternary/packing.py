@@ -110,9 +110,7 @@ def pack(values: Tensor, *, compile: bool = False) -> Tensor:
     return packed.view(*leading, width)
 
 
-def unpack(
-    packed: Tensor, count: int, dtype: torch.dtype = torch.int8, *, compile: bool = False
-) -> Tensor:
+def unpack(packed: Tensor, count: int, dtype: torch.dtype = torch.int8, *, compile: bool = False) -> Tensor:
     """Unpack uint8 [..., ⌈count/4⌉] into ternary numbers [..., count] of ``dtype``.
 
     Byte j of q holds the weights j, j + q, j + 2q and j + 3q, lowest bits first, each as two's complement.

@@ -16,8 +16,8 @@ __all__ = ["all_finite", "flat_pieces", "in_pieces", "places", "row_blocks", "ro
 _PIECE_ON_CPU = 1 << 18
 _PIECE_ELSEWHERE = 1 << 26
 # Elements of a block of dense weights or gradients. On a CPU it stays in the caches; where many rows of input
-# meet it, it has as many rows, up to the second number, since products of thin matrices are slow. What has to be
-# computed again if it is cut is not cut below the third.
+# meet it, it has as many rows, up to the second number, since products of thin matrices are slow. What has to
+# be computed again if it is cut is not cut below the third.
 _BLOCK_ON_CPU = 1 << 18
 _THICK_BLOCK_ON_CPU = 1 << 20
 _WHOLE_BLOCK_ON_CPU = 1 << 22
