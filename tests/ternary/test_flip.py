@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from steepest.random import derive_key
 from steepest.ternary import TernaryFlip, TernaryLinear
 from steepest.ternary.flipping import flip_layer
 from steepest.ternary.packing import pack, unpack
+from steepest.ternary.schedule import annealed
 from steepest.ternary.votes import magnitude_votes, sign_votes
 
 from . import reference
@@ -195,6 +197,17 @@ def test_the_annealed_threshold(step, threshold):
     trainer = TernaryFlip(layer, 8, schedule="annealed", total_steps=100)
     trainer.taken.fill_(step)
     assert trainer.threshold() == pytest.approx(threshold)
+
+
+def test_the_annealed_threshold_is_exact_where_it_is_whole():
+    for total in (1, 7, 100, 360):
+        for step in range(total):
+            for threshold in (1, 16, 24):
+                exact = Fraction(threshold * total, total - step)
+                found = annealed(threshold, step, total)
+                assert math.ceil(found) == math.ceil(exact)
+                assert found == pytest.approx(float(exact), rel=1e-14)
+    assert annealed(3, 96, 100, 0.5) == 15.0
 
 
 def test_the_annealed_thresholds_power():
