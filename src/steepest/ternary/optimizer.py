@@ -113,8 +113,8 @@ class TernaryOptimizer(Optimizer):
             if id(layer.scale) not in known:
                 raise RuntimeError(
                     f"the scales of ternary layer {name!r} are another tensor than this optimizer was made "
-                    "for, as after load_state_dict(assign=True); nothing was changed. Make the optimizer after "
-                    "that."
+                    "for, as after load_state_dict(assign=True); nothing was changed. Make the optimizer "
+                    "after that."
                 )
 
     def _hand_on(self) -> None:
