@@ -565,3 +565,22 @@ def test_a_transformer_from_float_to_trained():
         losses.append(loss.item())
     assert losses[-1] < 0.2 * losses[0]
     assert optimizer.flip.stats().flips == 0
+
+
+def test_parameters_that_took_the_place_of_its_own_are_refused_by_name():
+    model, optimizer = built()
+    train(model, optimizer, 2)
+    saved = optimizer.state_dict()
+    model.load_state_dict({name: each.clone() for name, each in model.state_dict().items()}, assign=True)
+    before, counts = snapshot(model), copy.deepcopy(optimizer.flip.accumulators)
+    loss_of(model, 2).backward()
+    for act in (optimizer.step, optimizer.state_dict, lambda: optimizer.load_state_dict(saved)):
+        with pytest.raises(RuntimeError, match=r"layer '0' are another tensor .*assign=True"):
+            act()
+    assert_same(snapshot(model), before)
+    assert_same(optimizer.flip.accumulators, counts)
+    # Made anew, it goes on from the checkpoint.
+    again = steepest.build(model, "lion", ternary=OPTIONS)
+    again.load_state_dict(saved)
+    train(model, again, 1, first=2)
+    assert again.flip.stats().step == 3

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from fractions import Fraction
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from steepest.random import derive_key
 from steepest.ternary import TernaryFlip, TernaryLinear
 from steepest.ternary.flipping import flip_layer
 from steepest.ternary.packing import pack, unpack
+from steepest.ternary.schedule import annealed
 from steepest.ternary.votes import magnitude_votes, sign_votes
 
 from . import reference
@@ -197,6 +199,17 @@ def test_the_annealed_threshold(step, threshold):
     assert trainer.threshold() == pytest.approx(threshold)
 
 
+def test_the_annealed_threshold_is_exact_where_it_is_whole():
+    for total in (1, 7, 100, 360):
+        for step in range(total):
+            for threshold in (1, 16, 24):
+                exact = Fraction(threshold * total, total - step)
+                found = annealed(threshold, step, total)
+                assert math.ceil(found) == math.ceil(exact)
+                assert found == pytest.approx(float(exact), rel=1e-14)
+    assert annealed(3, 96, 100, 0.5) == 15.0
+
+
 def test_the_annealed_thresholds_power():
     trainer = TernaryFlip(TernaryLinear(2, 2), 8, schedule="annealed", total_steps=100, power=0.3)
     trainer.taken.fill_(75)
@@ -263,54 +276,6 @@ def test_ties_are_broken_by_lot_and_the_lot_by_the_key():
     # Every place as often as any other: 40 of 400 times, with a standard deviation of 6.
     assert total.min() > 40 - 30
     assert total.max() < 40 + 30
-
-
-@pytest.mark.parametrize("dtype", [torch.int8, torch.int16])
-@pytest.mark.parametrize("levels", [1, 3, 100])
-def test_who_flips_is_who_comes_first_in_a_sort(dtype, levels):
-    # The law, by sorting: |a|, then the lot, then the place.
-    from steepest.random import bits32
-    from steepest.ternary import flipping
-
-    torch.manual_seed(levels)
-    limit = torch.iinfo(dtype).max
-    a = (limit - torch.randint(0, levels, (40, 50))) * (2 * torch.randint(0, 2, (40, 50)) - 1)
-    a[:, ::3] = 3
-    lots = bits32(KEY, torch.arange(a.numel()), flipping._TIES)
-    rank = sorted(range(a.numel()), key=lambda i: (-abs(a.view(-1)[i].item()), -lots[i].item()))
-    candidates = int((a.abs() >= 4).sum())
-    for at_most in (0, 1, 7, 500, candidates - 1, candidates, a.numel()):
-        chosen = flipping._choose(a.to(dtype), 4, at_most, KEY)
-        assert chosen.dtype == dtype
-        expected = torch.zeros(a.numel(), dtype=dtype)
-        expected[rank[: min(at_most, candidates)]] = -1
-        assert torch.equal(chosen.view(-1), expected)
-
-
-def test_many_ties_are_cut_within_a_lot_too(monkeypatch):
-    from steepest.ternary import flipping
-
-    a = torch.full((40, 50), 9, dtype=torch.int8)
-    whole = flipping._choose(a, 4, 77, KEY)
-    assert int(whole.sum()) == -77
-    for bits in (1, 3):
-        monkeypatch.setattr(flipping, "_LOT_BITS", bits)
-        assert torch.equal(flipping._choose(a, 4, 77, KEY), whole)
-
-
-def test_choosing_takes_a_few_bytes_a_weight():
-    from steepest.ternary import flipping
-
-    a = torch.full((2048, 1024), 9, dtype=torch.int8)
-    with torch.profiler.profile(profile_memory=True) as found:
-        flipping._choose(a, 4, 2000, KEY)
-    held = largest = 0
-    for event in found.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            largest = max(largest, held)
-    # One byte is the answer; the rest is that of a piece, an eighth of the layer.
-    assert 0 < largest < 12 * a.numel()
 
 
 def test_the_pull_toward_zero_has_its_probability_and_direction():

@@ -73,11 +73,20 @@ def test_blocks_of_rows_change_nothing(scale, votes, monkeypatch):
         return y, x.grad, layer.scale.grad, flip._ballots[""].pending
 
     whole = run()
-    monkeypatch.setattr(pieces, "_BLOCK_ON_CPU", 2 * 24)
+    for kind in ("", "_THICK", "_WHOLE"):
+        monkeypatch.setattr(pieces, f"{kind}_BLOCK_ON_CPU", 2 * 24)
     monkeypatch.setattr(pieces, "_PIECE_ON_CPU", 7)
-    assert len(pieces.row_blocks(11, 24, torch.device("cpu"))) == 6
+    assert len(pieces.row_blocks(11, 24, torch.device("cpu"), 6, whole=True)) == 6
     for one, other in zip(run(), whole, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
+def test_blocks_are_as_thick_as_their_inputs_and_whole_where_a_cut_costs_a_pass():
+    cpu = torch.device("cpu")
+    for inputs, rows in ((0, 256), (256, 256), (300, 300), (4000, 1024)):
+        assert pieces.row_blocks(4096, 1024, cpu, inputs)[0] == slice(0, rows)
+    assert pieces.row_blocks(4096, 1024, cpu, whole=True) == [slice(0, 4096)]
+    assert pieces.row_blocks(4097, 1024, cpu, whole=True)[0] == slice(0, 256)
 
 
 def test_the_gradient_passes_gradcheck():

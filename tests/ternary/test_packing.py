@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from steepest.ternary import from_base3, pack, to_base3, unpack
+from steepest.step.compiled import compiler_available, warn_no_compiler
+from steepest.ternary import compiled, from_base3, pack, to_base3, unpack
 from steepest.ternary.packing import check_packed, packed_width, zeros_in
 
 SIZES = [*range(1, 18), 31, 32, 33, 127, 257]
@@ -127,3 +130,53 @@ def test_every_wrong_pair_of_bits_is_found(size):
                 ValueError, match="it holds the code 10" if code == 0b10 else "it holds numbers beyond"
             ):
                 check_packed("it", bad, size)
+
+
+@pytest.mark.skipif(not compiler_available("cpu"), reason="needs a C++ compiler")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_compiled_packing_is_the_same_for_all_sizes_by_one_graph(threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        made = set()
+        for shape in [(3, 64), (700, 96), (2, 5, 1024), (9, 33), (1, 64), (5, 32), (4, 0), (0, 64), (64,)]:
+            values = ternary(*shape, seed=shape[-1])
+            shifted = torch.zeros(values.numel() + 3, dtype=torch.int8)[3:].view(shape).copy_(values)
+            packed = pack(values)
+            for given in (values, shifted, values.flip(0).flip(0)):
+                assert torch.equal(pack(given, compile=True), packed)
+            tight = torch.zeros(packed.numel() + 3, dtype=torch.uint8)[3:].view(packed.shape).copy_(packed)
+            for given in (packed, tight):
+                for dtype in (torch.int8, torch.bfloat16):
+                    found = unpack(given, shape[-1], dtype, compile=True)
+                    assert torch.equal(found, values.to(dtype))
+                    assert found.is_contiguous()
+            made |= {counters["stats"]["unique_graphs"]}
+    finally:
+        torch.set_num_threads(before)
+    assert len(made) == 1
+
+
+@pytest.mark.skipif(not compiler_available("cpu"), reason="needs a C++ compiler")
+def test_compiled_packing_may_be_traced_faked_and_switched_off():
+    values = ternary(4, 64)
+
+    @torch.compile(fullgraph=True)
+    def around(values):
+        return unpack(pack(values, compile=True), 64, compile=True) * 2
+
+    assert torch.equal(around(values), values * 2)
+    with FakeTensorMode():
+        faked = pack(torch.empty(4, 64, dtype=torch.int8), compile=True)
+        assert unpack(faked, 64, compile=True).shape == (4, 64)
+    with torch.compiler.set_stance("force_eager"):
+        assert torch.equal(unpack(pack(values, compile=True), 64, compile=True), values)
+
+
+def test_compiled_packing_without_a_compiler_is_eager_and_says_so(monkeypatch):
+    warn_no_compiler.cache_clear()
+    monkeypatch.setattr(compiled, "compiler_available", lambda kind: False)
+    values = ternary(4, 64)
+    with pytest.warns(RuntimeWarning, match="no compiler for 'cpu'"):
+        assert torch.equal(pack(values, compile=True), pack(values))
+    warn_no_compiler.cache_clear()

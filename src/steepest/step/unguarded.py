@@ -15,12 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Code", "NotCompiled", "compiled_code"]
+from steepest.step.backend import inductor
 
-# Sizes are whatever they are. Which vector instructions the processor has is known; torch.compile also tries
-# each of them on the C++ compiler, which takes longer than all the rest: 5 of 10 s.
-_OPTIONS = {"size_asserts": False}
-_UNTRIED = {**_OPTIONS, "cpp.vec_isa_ok": True}
+__all__ = ["Code", "NotCompiled", "compiled_code"]
 
 # (sizes of the rows, the rows one after the other, the other arguments)
 Code = Callable[[Sequence[int], Sequence[Tensor], Sequence[Tensor | None]], Any]
@@ -49,7 +46,7 @@ def compiled_code(
     calls: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
 
     def backend(graph: torch.fx.GraphModule, examples: list[Tensor]) -> Callable[..., Any]:
-        code = _inductor(graph, examples)
+        code = inductor(graph, examples)
 
         def watched(*given: Any) -> Any:
             calls.append((code, given))
@@ -85,22 +82,3 @@ def compiled_code(
     places = [at[x] if isinstance(x, int) else begins[x.data_ptr()] for x in given]
     pick = itemgetter(*places)
     return lambda sizes, rows, others: code(*pick((*sizes, *rows, *others)))
-
-
-def _inductor(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> Callable[..., Any]:
-    """torch.compile's own backend, with options."""
-    # Seconds, which only those who compile should wait.
-    from torch._inductor import compile, config
-
-    code: Callable[..., Any]
-    if config.cpp.vec_isa_ok is None:
-        try:
-            code = compile(graph, [*examples], options=_UNTRIED)
-            return code
-        except Exception:
-            # A compiler older than the processor. What is taken to be there must be forgotten.
-            from torch._inductor.cpu_vec_isa import valid_vec_isa_list
-
-            valid_vec_isa_list.cache_clear()
-    code = compile(graph, [*examples], options=_OPTIONS)
-    return code

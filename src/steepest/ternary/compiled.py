@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from steepest.step.backend import inductor
 from steepest.step.compiled import compiler_available, warn_no_compiler
 from steepest.step.surroundings import surroundings
 
@@ -89,5 +90,4 @@ def _compile(function: Callable[..., Result]) -> Callable[..., Result]:
         function.__defaults__,
         function.__closure__,
     )
-    # The guards have looked at sizes already.
-    return torch.compile(fresh, fullgraph=True, dynamic=True, options={"size_asserts": False})
+    return torch.compile(fresh, fullgraph=True, dynamic=True, backend=inductor)

@@ -7,18 +7,17 @@ import functools
 import torch
 from torch import Tensor
 
-from steepest.random import Key, bits32, uniform
+from steepest.random import Key, uniform
 from steepest.ternary.ballot import Outward
+from steepest.ternary.choice import flip_first
 from steepest.ternary.packing import unpack
 from steepest.ternary.pieces import in_pieces, places, row_pieces
 from steepest.ternary.planes import run_pass
 
 __all__ = ["flip_layer", "pull"]
 
-# Streams of the step's noise.
-_PULL, _TIES = 0, 1
-# Ties are told apart by so many bits first.
-_LOT_BITS = 16
+# The stream of the step's noise.
+_PULL = 0
 
 
 # Where and masked_fill on integers take ten times as long as arithmetic on a CPU: masks are multiplied.
@@ -65,7 +64,7 @@ def flip_layer(
         at_most: flip no more than this many: the largest |a| first, ties by lot. None: no bound. (Counting
             them waits for the device.)
         key: of the noise.
-        compiled: by graphs, but for a choice among too many and what comes of it.
+        compiled: by graphs, but for a choice among too many, of which the lots alone are.
     """
     if pending.dtype not in (torch.int8, torch.int16):
         limit = torch.iinfo(torch.int16).max
@@ -76,15 +75,20 @@ def flip_layer(
     out_of_reach = threshold > torch.iinfo(accumulator.dtype).max
     if at_most is None and not out_of_reach:
         return run("flip", packed, accumulator, pending)
-    reached = run("collect", packed, accumulator, pending)
+    count = run("collect", packed, accumulator, pending)
     if out_of_reach:
-        return torch.zeros_like(reached)
+        return torch.zeros_like(count)
     assert at_most is not None
-    if int(reached) <= at_most:
+    if (reached := int(count)) <= at_most:
         return run("flip", packed, accumulator, pending.zero_())
-    # Choosing takes so much longer that a graph for this would not be earned back.
-    return run_pass(
-        "settle", packed, accumulator, _choose(accumulator, threshold, at_most, key), compiled=False
+    return flip_first(
+        packed,
+        accumulator,
+        threshold=threshold,
+        reached=reached,
+        at_most=at_most,
+        key=key,
+        compiled=compiled,
     )
 
 
@@ -94,71 +98,3 @@ def _pull_all(packed: Tensor, pending: Tensor, chance: float, key: Key, compiled
     for part in row_pieces(rows, columns, packed.device):
         tensors = (pending[part], unpack(packed[part], columns))
         in_pieces(_pull_in, tensors, part.start * columns, (*key, chance), compiled=compiled)
-
-
-def _choose(accumulator: Tensor, threshold: int, at_most: int, key: Key) -> Tensor:
-    """Which of those with |a| ≥ threshold flip where only so many may: as :func:`reached`."""
-    # Sorting candidates would take tens of bytes for each: they are counted by size, and those of the
-    # one size that fits in part are counted by lot.
-    sizes = torch.zeros(torch.iinfo(accumulator.dtype).max + 1, dtype=torch.int64, device=accumulator.device)
-    in_pieces(_count_sizes, (accumulator,), 0, (sizes,), compiled=False)
-    size, left = _cut(sizes[threshold:], at_most)
-    size += threshold
-    chosen = torch.empty_like(accumulator)
-    in_pieces(_choose_above, (accumulator, chosen), 0, (size,), compiled=False)
-    if left == 0:
-        return chosen
-    lots = torch.zeros(1 << _LOT_BITS, dtype=torch.int64, device=accumulator.device)
-    in_pieces(_count_lots, (accumulator,), 0, (size, key, lots), compiled=False)
-    lot, left = _cut(lots, left)
-    rest: list[Tensor] = []
-    in_pieces(_choose_lots, (accumulator, chosen), 0, (size, key, lot, rest), compiled=False)
-    if left > 0:
-        # Few have the same lot: one number to sort by, the whole of the noise and then the place.
-        last = torch.cat(rest)
-        order = (bits32(key, last, _TIES) >> 1 << 32) | last
-        chosen.view(-1)[last[order.topk(left).indices]] = -1
-    return chosen
-
-
-def _cut(counts: Tensor, at_most: int) -> tuple[int, int]:
-    """(bin, number): all above the bin and so many of it are at most this many; waits for the device.
-
-    >>> _cut(torch.tensor([5, 3, 2, 0]), 4), _cut(torch.tensor([5, 3, 2, 0]), 10)
-    ((1, 2), (-1, 0))
-    """
-    above = counts.flip(0).cumsum(0)
-    whole = int((above <= at_most).sum())
-    if whole == len(counts):
-        return -1, 0
-    return len(counts) - 1 - whole, at_most - (int(above[whole - 1]) if whole > 0 else 0)
-
-
-def _count_sizes(tensors: tuple[Tensor, ...], first: int, counts: Tensor) -> None:
-    counts += tensors[0].abs().bincount(minlength=len(counts))
-
-
-def _choose_above(tensors: tuple[Tensor, ...], first: int, size: int) -> None:
-    accumulator, chosen = tensors
-    chosen.copy_(-(accumulator.abs() > size).view(torch.int8))
-
-
-def _tied(accumulator: Tensor, first: int, size: int, key: Key) -> tuple[Tensor, Tensor]:
-    """The places of a piece's elements with |a| = size, and their lots."""
-    places = (accumulator.abs() == size).nonzero().view(-1) + first
-    return places, bits32(key, places, _TIES) >> (32 - _LOT_BITS)
-
-
-def _count_lots(tensors: tuple[Tensor, ...], first: int, size: int, key: Key, counts: Tensor) -> None:
-    _, lots = _tied(tensors[0], first, size, key)
-    counts += lots.bincount(minlength=len(counts))
-
-
-def _choose_lots(
-    tensors: tuple[Tensor, ...], first: int, size: int, key: Key, lot: int, rest: list[Tensor]
-) -> None:
-    """Choose those of a higher lot; those of the same are appended."""
-    accumulator, chosen = tensors
-    places, lots = _tied(accumulator, first, size, key)
-    chosen[places[lots > lot] - first] = -1
-    rest.append(places[lots == lot])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from steepest.ternary.ballot import Ballot, find_ballot, inverse_rms, sum_of_squares
-from steepest.ternary.packing import unpack
+from steepest.ternary.packing import unpack_into
 from steepest.ternary.pieces import row_blocks
 
 __all__ = ["spread", "summed", "ternary_linear"]
@@ -58,11 +58,13 @@ def ternary_linear(
         flat = x.reshape(-1, columns)
         y = x.new_empty(flat.shape[0], packed.shape[0])
         scale = scale.to(x.dtype)
-        for rows in row_blocks(packed.shape[0], columns, x.device):
-            weight = unpack(packed[rows], columns, x.dtype)
+        blocks = row_blocks(packed.shape[0], columns, x.device, len(flat))
+        room = _room(blocks, columns, flat)
+        for rows in blocks:
+            weight = unpack_into(room[: rows.stop - rows.start], packed[rows])
             factor = spread(scale, rows, columns, group_size)
             if scale.dim() == 2:
-                torch.mm(flat, (weight * factor).t(), out=y[:, rows])
+                torch.mm(flat, weight.mul_(factor).t(), out=y[:, rows])
             else:
                 # One scale for a whole row: applied to the outputs, of which there are fewer.
                 torch.mm(flat, weight.t(), out=y[:, rows])
@@ -103,19 +105,23 @@ def _backward(
         wide = torch.promote_types(x.dtype, torch.float32)
         dx = x.new_empty(flat.shape if needs_x else 0)
         ds = torch.zeros(scale.shape if needs_scale else 0, dtype=wide, device=x.device)
-        blocks = row_blocks(packed.shape[0], columns, x.device)
-        inverse = None
         if ballot is not None:
             ballot.open((packed.shape[0], columns), x.device)
-            if ballot.kind == "magnitude" and len(blocks) > 1:
-                inverse = _inverse_rms(blocks, dy, flat, scale, columns, group_size, wide)
+        magnitudes = ballot is not None and ballot.kind == "magnitude"
+        blocks = row_blocks(packed.shape[0], columns, x.device, len(flat), whole=magnitudes)
+        weights = _room(blocks, columns, flat)
+        grads = _room(blocks if needs_scale or ballot is not None else [], columns, flat)
+        inverse = None
+        if magnitudes and len(blocks) > 1:
+            inverse = _inverse_rms(blocks, dy, flat, scale, columns, group_size, wide)
         for rows in blocks:
-            weight = unpack(packed[rows], columns, x.dtype)
+            count = rows.stop - rows.start
+            weight = unpack_into(weights[:count], packed[rows])
             factor = spread(scale.to(wide), rows, columns, group_size)
             if needs_x:
                 _add_dx(dx, dy[:, rows], weight, factor.to(x.dtype), first=rows.start == 0)
             if needs_scale or ballot is not None:
-                grad = (dy[:, rows].t() @ flat).to(wide)
+                grad = torch.mm(dy[:, rows].t(), flat, out=grads[:count]).to(wide)
                 if needs_scale:
                     part = summed(grad * weight, scale.dim(), group_size)
                     if scale.dim() == 0:
@@ -146,6 +152,11 @@ def _(
     if not (needs_x or needs_scale):
         return x.new_empty(0), _nothing()
     return x.new_empty(x.shape if needs_x else 0), scale.new_empty(scale.shape if needs_scale else 0)
+
+
+def _room(blocks: list[slice], columns: int, like: Tensor) -> Tensor:
+    """Memory for one block, which all of them use in turn: new memory takes longer than filling it."""
+    return like.new_empty(blocks[0].stop if blocks else 0, columns)
 
 
 def _nothing() -> Tensor:

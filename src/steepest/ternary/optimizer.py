@@ -97,6 +97,7 @@ class TernaryOptimizer(Optimizer):
         return "a step of ternary weights"
 
     def _check(self, batches: list[Batch]) -> bool | Tensor:
+        self._check_scales()
         self._hand_on()
         # The trainer must know whether it may flip, so the device's answer is read here; and all workers
         # must hear of what one of them finds.
@@ -107,6 +108,17 @@ class TernaryOptimizer(Optimizer):
                 self.flip.prepare(finite=False)
             raise
         return self.flip.prepare(finite)
+
+    def _check_scales(self) -> None:
+        """Raise ``RuntimeError`` if the model has got other parameters than are stepped here."""
+        known = {id(param) for group in self.param_groups for param in group["params"]}
+        for name, layer in self.flip.layers.items():
+            if id(layer.scale) not in known:
+                raise RuntimeError(
+                    f"the scales of ternary layer {name!r} are another tensor than this optimizer was made "
+                    "for, as after load_state_dict(assign=True); nothing was changed. Make the optimizer "
+                    "after that."
+                )
 
     def _hand_on(self) -> None:
         """What becomes of gradients that are not finite is the votes' option too, if it changes."""
@@ -174,6 +186,7 @@ class TernaryOptimizer(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """As every optimizer's, with the accumulators, which are there before the first step too."""
+        self._check_scales()
 
         def add(_: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
             # As an lr is: what changes later is not what was saved.
@@ -199,8 +212,10 @@ class TernaryOptimizer(Optimizer):
         Raises:
             ValueError: as :meth:`steepest.Optimizer.load_state_dict`; and a state dict without this model's
                 accumulators. The optimizer is as it was.
-            RuntimeError: a layer has gone to another trainer. The optimizer is as it was.
+            RuntimeError: a layer has gone to another trainer, or the model has got other parameters. The
+                optimizer is as it was.
         """
+        self._check_scales()
         found: dict[str, Any] = {}
 
         def look(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> None:

@@ -8,10 +8,14 @@ unpacking are a few passes over whole words.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from steepest.ternary.compiled import run_compiled, wants_compiling
 from steepest.ternary.pieces import row_pieces
+from steepest.ternary.trial import trial_planes, trial_words
 from steepest.ternary.words import splat
 
 __all__ = [
@@ -28,6 +32,9 @@ __all__ = [
 
 _TRITS = 5  # 3**5 = 243 fits a byte
 _PLANES = 4
+_WORD = 8
+# Packing takes few calls a piece, so it may be large.
+_PIECE = 4
 
 
 def packed_width(count: int) -> int:
@@ -66,11 +73,16 @@ def _check_layout(what: str, packed: Tensor, count: int) -> None:
         )
 
 
-def pack(values: Tensor) -> Tensor:
+def pack(values: Tensor, *, compile: bool = False) -> Tensor:
     """Pack int8 ternary numbers [..., n] into uint8 [..., ⌈n/4⌉].
 
     That the numbers are −1, 0 and 1 is not checked, which would take longer than packing: others give bytes
     that :func:`unpack` makes something else of.
+
+    Args:
+        values: the numbers.
+        compile: by a graph of torch.compile, one for all sizes, where n is a multiple of 32; warns if there
+            is no compiler. Making it takes seconds, which only those who pack thousands of times earn back.
 
     Raises:
         ValueError: another dtype, or no dimension.
@@ -86,23 +98,28 @@ def pack(values: Tensor) -> Tensor:
     width = packed_width(count)
     packed = torch.empty((leading.numel(), width), dtype=torch.uint8, device=values.device)
     rows = values.reshape(leading.numel(), count)
-    for part in row_pieces(len(rows), count, values.device):
+    if _compiles(compile, packed, rows):
+        _run(_join, packed, _aligned(rows))
+        return packed.view(*leading, width)
+    for part in row_pieces(len(rows), count, values.device, _PIECE):
         piece = rows[part]
         if count < _PLANES * width:
             piece = torch.nn.functional.pad(piece, (0, _PLANES * width - count))
         planes = _as_words(piece.contiguous().view(torch.uint8).view(len(piece), _PLANES, width))
-        bits = planes & (3 if planes.dtype == torch.uint8 else splat(3, 8))
-        bits <<= _shifts(planes).flip(0)
-        low, high = bits[:, :2], bits[:, 2:]
-        pairs = low | high
-        packed[part] = (pairs[:, 0] | pairs[:, 1]).view(torch.uint8)
+        _join(packed[part].view(planes.dtype), list(planes.unbind(1)))
     return packed.view(*leading, width)
 
 
-def unpack(packed: Tensor, count: int, dtype: torch.dtype = torch.int8) -> Tensor:
+def unpack(packed: Tensor, count: int, dtype: torch.dtype = torch.int8, *, compile: bool = False) -> Tensor:
     """Unpack uint8 [..., ⌈count/4⌉] into ternary numbers [..., count] of ``dtype``.
 
     Byte j of q holds the weights j, j + q, j + 2q and j + 3q, lowest bits first, each as two's complement.
+
+    Args:
+        packed: what :func:`pack` gives.
+        count: numbers of a row.
+        dtype: of the result.
+        compile: as :func:`pack`'s.
 
     Raises:
         ValueError: another dtype, or rows that are not as wide as ``count`` numbers are.
@@ -111,11 +128,65 @@ def unpack(packed: Tensor, count: int, dtype: torch.dtype = torch.int8) -> Tenso
     [[1, 0, -1, 0, 1]]
     """
     _check_layout("unpack()", packed, count)
+    if compile:
+        rows = packed.reshape(packed.shape[:-1].numel(), packed.shape[-1])
+        values = torch.empty((len(rows), count), dtype=torch.int8, device=packed.device)
+        if _compiles(compile, rows, values):
+            _run(_cut, _aligned(rows), values)
+            return values.view(*packed.shape[:-1], count).to(dtype)
+    return _unpacked(packed, count).to(dtype).contiguous()
+
+
+def _join(packed: Tensor, planes: list[Tensor]) -> None:
+    """Pack four planes of words, or of bytes."""
+    code = splat(3, 8) if packed.dtype == torch.int64 else 3
+    low = (planes[0] & code) | ((planes[1] & code) << 2)
+    high = (planes[2] & code) | ((planes[3] & code) << 2)
+    packed.copy_(low | (high << 4))
+
+
+def _cut(packed: Tensor, planes: list[Tensor]) -> None:
+    """Unpack words into four planes of words: compiled, since this many steps are slow eagerly."""
+    for place, plane in enumerate(planes):
+        code = packed >> (2 * place)
+        minus = (code >> 1) & splat(1, 8)
+        # The sign in all the higher bits of its byte.
+        plane.copy_((code & splat(3, 8)) | ((minus << 8) - (minus << 2)))
+
+
+def _compiles(option: bool, packed: Tensor, values: Tensor) -> bool:
+    """Whether these rows go through a graph: as words, where there is a compiler."""
+    (rows, width), (_, count) = packed.shape, values.shape
+    # torch makes graphs of their own for a size of 1; who traces this has a graph of his own.
+    whole = count == _PLANES * width and width % _WORD == 0 and min(rows, width // _WORD) > 1
+    known = type(packed) is type(values) is Tensor and not torch.compiler.is_compiling()
+    return option and whole and known and wants_compiling(True, values.numel(), values.device)
+
+
+def _run(function: Callable[[Tensor, list[Tensor]], None], packed: Tensor, values: Tensor) -> None:
+    """Run it compiled, over contiguous rows as words."""
+    device = packed.device
+    planes = values.view(torch.int64).view(len(values), _PLANES, -1).unbind(1)
+    run_compiled(
+        (function, device),
+        function,
+        (packed.view(torch.int64), list(planes)),
+        lambda: (trial_words(torch.int64, device), trial_planes(torch.int64, device)),
+    )
+
+
+def unpack_into(out: Tensor, packed: Tensor) -> Tensor:
+    """As :func:`unpack`, into ``out`` [..., count] of any dtype, which is returned."""
+    return out.copy_(_unpacked(packed, out.shape[-1]))
+
+
+def _unpacked(packed: Tensor, count: int) -> Tensor:
+    """int8 [..., count], perhaps with gaps between rows."""
     words = _as_words(packed.contiguous())
     # Up to the sign bit and back: the arithmetic shift spreads it, and drops what came along.
     values = (words.unsqueeze(-2) << _shifts(words)).view(torch.int8)
     values >>= 6
-    return values.flatten(-2)[..., :count].to(dtype).contiguous()
+    return values.flatten(-2)[..., :count]
 
 
 def _shifts(like: Tensor) -> Tensor:
@@ -123,10 +194,18 @@ def _shifts(like: Tensor) -> Tensor:
     return torch.arange(6, -1, -2, dtype=like.dtype, device=like.device)[:, None]
 
 
+def _aligned(rows: Tensor) -> Tensor:
+    """Contiguous, and beginning with a whole word of its memory."""
+    rows = rows.contiguous()
+    return rows if rows.storage_offset() % _WORD == 0 else rows.clone()
+
+
 def _as_words(rows: Tensor) -> Tensor:
     """Contiguous bytes as int64, with which everything is faster, where each row is whole words."""
-    whole = rows.numel() > 0 and rows.shape[-1] % 8 == 0 and rows.storage_offset() % 8 == 0
-    return rows.view(torch.int64) if whole else rows
+    # Who traces this does not get to know where memory begins, and makes vectors of bytes by himself.
+    if torch.compiler.is_compiling() or rows.numel() == 0 or rows.shape[-1] % _WORD != 0:
+        return rows
+    return rows.view(torch.int64) if rows.storage_offset() % _WORD == 0 else rows
 
 
 def zeros_in(packed: Tensor, count: int) -> Tensor:

@@ -10,13 +10,17 @@ from torch import Tensor
 
 from steepest.ternary.compiled import run_compiled
 
-__all__ = ["all_finite", "in_pieces", "places", "row_blocks", "row_pieces"]
+__all__ = ["all_finite", "flat_pieces", "in_pieces", "places", "row_blocks", "row_pieces"]
 
 # Elements of a piece: temporaries of that size stay in a processor's second-level cache.
 _PIECE_ON_CPU = 1 << 18
 _PIECE_ELSEWHERE = 1 << 26
-# Elements of a block of dense weights or gradients: large enough for matmuls, small beside a model.
-_BLOCK_ON_CPU = 1 << 22
+# Elements of a block of dense weights or gradients. On a CPU it stays in the caches; where many rows of input
+# meet it, it has as many rows, up to the second number, since products of thin matrices are slow. What has to
+# be computed again if it is cut is not cut below the third.
+_BLOCK_ON_CPU = 1 << 18
+_THICK_BLOCK_ON_CPU = 1 << 20
+_WHOLE_BLOCK_ON_CPU = 1 << 22
 _BLOCK_ELSEWHERE = 1 << 26
 
 
@@ -33,20 +37,37 @@ def all_finite(tensor: Tensor) -> bool:
     return bool(low.isfinite() & high.isfinite())
 
 
-def row_blocks(rows: int, columns: int, device: torch.device) -> list[slice]:
+def row_blocks(
+    rows: int, columns: int, device: torch.device, inputs: int = 0, whole: bool = False
+) -> list[slice]:
     """Cut a matrix between rows into blocks that are made dense one at a time.
 
-    >>> row_blocks(3000, 2048, torch.device("cpu"))
+    Args:
+        rows, columns: of the matrix.
+        device: where it is.
+        inputs: by how many rows of input the blocks are multiplied.
+        whole: whether a cut costs another pass.
+
+    >>> row_blocks(3000, 128, torch.device("cpu"))
     [slice(0, 2048, None), slice(2048, 3000, None)]
     """
-    limit = _BLOCK_ON_CPU if device.type == "cpu" else _BLOCK_ELSEWHERE
+    limit = _BLOCK_ELSEWHERE
+    if device.type == "cpu":
+        limit = min(max(_BLOCK_ON_CPU, inputs * columns), _THICK_BLOCK_ON_CPU)
+        if whole and rows * columns <= _WHOLE_BLOCK_ON_CPU:
+            limit = _WHOLE_BLOCK_ON_CPU
     return _slices(rows, max(1, limit // max(columns, 1)))
 
 
-def row_pieces(rows: int, columns: int, device: torch.device) -> list[slice]:
-    """Cut a matrix between rows into pieces for passes over memory."""
-    limit = _PIECE_ON_CPU if device.type == "cpu" else _PIECE_ELSEWHERE
+def row_pieces(rows: int, columns: int, device: torch.device, times: int = 1) -> list[slice]:
+    """Cut a matrix between rows into pieces for passes over memory; ``times`` as large on a CPU."""
+    limit = times * _PIECE_ON_CPU if device.type == "cpu" else _PIECE_ELSEWHERE
     return _slices(rows, max(1, limit // max(columns, 1)))
+
+
+def flat_pieces(count: int, device: torch.device, times: int = 1) -> list[slice]:
+    """Cut so many elements into pieces for passes over memory; ``times`` as large on a CPU."""
+    return _slices(count, times * _PIECE_ON_CPU if device.type == "cpu" else _PIECE_ELSEWHERE)
 
 
 def in_pieces(
@@ -69,8 +90,7 @@ def in_pieces(
     """
     flat = [tensor.view(-1) for tensor in tensors]
     device = flat[0].device
-    limit = _PIECE_ON_CPU if device.type == "cpu" else _PIECE_ELSEWHERE
-    for part in _slices(flat[0].numel(), limit):
+    for part in flat_pieces(flat[0].numel(), device):
         cut = tuple(tensor[part] for tensor in flat)
         # torch makes graphs of their own for a size of 1, and for the number 0.
         if compiled and part.stop - part.start > 1:

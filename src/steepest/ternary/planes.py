@@ -16,6 +16,7 @@ from torch import Tensor
 from steepest.ternary import words
 from steepest.ternary.compiled import run_compiled
 from steepest.ternary.pieces import row_pieces
+from steepest.ternary.trial import trial_planes, trial_words
 from steepest.ternary.words import BYTES, SHORTS, Lanes
 
 __all__ = ["run_pass"]
@@ -23,10 +24,7 @@ __all__ = ["run_pass"]
 _PLANES = 4
 _WORD_BYTES = 8
 
-# Sizes a graph is traced with: no two alike, and large, so that its loops are made for several threads.
-_TRACED_ROWS, _TRACED_WORDS = 264, 520
-
-Kind = Literal["flip", "collect", "settle"]
+Kind = Literal["flip", "collect"]
 
 
 @dataclass(frozen=True)
@@ -34,9 +32,9 @@ class Pass:
     """What one graph is made for.
 
     Attributes:
-        kind: ``"flip"``, ``"collect"`` or ``"settle"``, see the functions of :mod:`steepest.ternary.words`.
+        kind: ``"flip"`` or ``"collect"``, see the functions of :mod:`steepest.ternary.words`.
         lanes: of the counters.
-        spread: whether the other operand, votes or choices, is int8 where counters are int16.
+        spread: whether votes are int8 where counters are int16.
         cancel: at a bound, counters stop at 0.
     """
 
@@ -51,38 +49,36 @@ class Pass:
         return torch.int64 if self.lanes == BYTES else torch.int32
 
     @property
-    def other_dtype(self) -> torch.dtype:
-        """Of the other operand's words."""
+    def votes_dtype(self) -> torch.dtype:
+        """Of the votes' words."""
         return torch.int32 if self.spread else torch.int64
 
 
 class Sheet(NamedTuple):
-    """Some rows as words: packed [rows, words], counters and the other operand [rows, 4 planes, words]."""
+    """Some rows as words: packed [rows, words], counters and votes [rows, 4 planes, words]."""
 
     packed: Tensor
     counters: Tensor
-    others: Tensor
+    votes: Tensor
 
 
 def run_pass(
     kind: Kind,
     packed: Tensor,
     accumulator: Tensor,
-    other: Tensor,
+    votes: Tensor,
     *,
-    threshold: int = 1,
-    cancel: bool = False,
+    threshold: int,
+    cancel: bool,
     compiled: bool,
 ) -> Tensor:
     """Run a pass over a layer in place.
 
     Args:
-        kind: ``"flip"`` takes votes in and flips; ``"collect"`` takes them in; ``"settle"`` flips where
-            ``other`` is −1.
+        kind: ``"flip"`` takes votes in and flips; ``"collect"`` takes them in.
         packed: T, uint8 [out, ⌈in/4⌉].
         accumulator: a, int8 or int16 [out, in].
-        other: votes, int8 or int16, or choices of a's dtype, −1 or 0; [out, in]. What is left in it means
-            nothing.
+        votes: votes, int8 or int16 [out, in]. What is left in it means nothing.
         threshold: τ; for ``"flip"`` at most the largest number of a's dtype.
         cancel: see :class:`Pass`.
         compiled: by a graph.
@@ -91,23 +87,23 @@ def run_pass(
         The number of flips, or for ``"collect"`` of those with |a| ≥ τ; 0-dim int64.
     """
     rows, columns = accumulator.shape
-    lanes = BYTES if accumulator.dtype == other.dtype == torch.int8 else SHORTS
+    lanes = BYTES if accumulator.dtype == votes.dtype == torch.int8 else SHORTS
     # Eagerly a conversion is faster than what a graph does within its loop.
-    what = Pass(kind, lanes, compiled and lanes == SHORTS and other.dtype == torch.int8, cancel)
+    what = Pass(kind, lanes, compiled and lanes == SHORTS and votes.dtype == torch.int8, cancel)
     # A counter of int8 among int16's votes is one of int16 for the pass, and its bound that of int8.
     fits = accumulator.dtype == lanes.dtype
     limit = torch.iinfo(accumulator.dtype).max
     slack = torch.tensor(lanes.slack(min(threshold, lanes.limit + 1)), device=packed.device)
-    whole = fits and _is_whole(what, packed, accumulator, other)
+    whole = fits and _is_whole(what, packed, accumulator, votes)
     count = torch.zeros((), dtype=torch.int64, device=packed.device)
     # A graph makes nothing as large as the layer: it takes all rows at once.
     parts = [slice(0, rows)] if whole and compiled else row_pieces(rows, columns, packed.device)
     for part in parts:
-        mine = packed[part], accumulator[part], other[part].to(torch.int8 if what.spread else lanes.dtype)
+        mine = packed[part], accumulator[part], votes[part].to(torch.int8 if what.spread else lanes.dtype)
         sheet = _view(what, *mine) if whole else _padded(what, *mine)
         count += _run(what, sheet, slack, compiled)
         if kind != "collect":
-            sheet.packed.bitwise_xor_(sheet.others[:, 0].to(what.packed_dtype))
+            sheet.packed.bitwise_xor_(sheet.votes[:, 0].to(what.packed_dtype))
         if not whole:
             _back(mine[0], sheet.packed.view(torch.uint8))
             numbers = sheet.counters.view(lanes.dtype)
@@ -120,17 +116,17 @@ def run_pass(
 def _run(what: Pass, sheet: Sheet, slack: Tensor, compiled: bool) -> Tensor:
     """Run a pass over a sheet's counters, in place; the count.
 
-    What changes in ``packed`` is left in the first plane of ``others``.
+    What changes in ``packed`` is left in the first plane of ``votes``.
     """
     # torch makes graphs of their own for a size of 1.
     if not compiled or 1 in sheet.packed.shape:
         return _all_at_once(what, sheet, slack)
 
-    def sweep(packed: Tensor, counters: list[Tensor], others: list[Tensor], slack: Tensor) -> Tensor:
-        return _plane_by_plane(what, packed, counters, others, slack)
+    def sweep(packed: Tensor, counters: list[Tensor], votes: list[Tensor], slack: Tensor) -> Tensor:
+        return _plane_by_plane(what, packed, counters, votes, slack)
 
     device = sheet.packed.device
-    arguments = sheet.packed, list(sheet.counters.unbind(1)), list(sheet.others.unbind(1)), slack
+    arguments = sheet.packed, list(sheet.counters.unbind(1)), list(sheet.votes.unbind(1)), slack
     return run_compiled((what, device), sweep, arguments, lambda: _trial(what, device))
 
 
@@ -138,40 +134,37 @@ def _all_at_once(what: Pass, sheet: Sheet, slack: Tensor) -> Tensor:
     """As :func:`_plane_by_plane`: eagerly, few calls are best."""
     places = torch.arange(_PLANES, device=sheet.packed.device)[:, None]
     codes = _codes(what, sheet.packed)[:, None]
-    kept, found = _step(what, codes, sheet.counters, sheet.others, slack, places)
+    kept, found = _step(what, codes, sheet.counters, sheet.votes, slack, places)
     sheet.counters.copy_(kept)
     pairs = found[:, :2] | found[:, 2:]
-    return _leave(what, pairs[:, 0] | pairs[:, 1], sheet.others[:, 0])
+    return _leave(what, pairs[:, 0] | pairs[:, 1], sheet.votes[:, 0])
 
 
 def _plane_by_plane(
-    what: Pass, packed: Tensor, counters: list[Tensor], others: list[Tensor], slack: Tensor
+    what: Pass, packed: Tensor, counters: list[Tensor], votes: list[Tensor], slack: Tensor
 ) -> Tensor:
     """As :func:`_all_at_once`: compiled, one loop over the planes side by side reads everything once."""
     codes = _codes(what, packed)
     changes = torch.zeros_like(codes)
     new = []
-    for place, (a, other) in enumerate(zip(counters, others, strict=True)):
-        kept, found = _step(what, codes, a, other, slack, place)
+    for place, (a, vote) in enumerate(zip(counters, votes, strict=True)):
+        kept, found = _step(what, codes, a, vote, slack, place)
         new.append(kept)
         changes = changes | found
     for a, kept in zip(counters, new, strict=True):
         a.copy_(kept)
-    return _leave(what, changes, others[0])
+    return _leave(what, changes, votes[0])
 
 
 def _step(
-    what: Pass, codes: Tensor, a: Tensor, other: Tensor, slack: Tensor, place: int | Tensor
+    what: Pass, codes: Tensor, a: Tensor, vote: Tensor, slack: Tensor, place: int | Tensor
 ) -> tuple[Tensor, Tensor]:
     """(the counters of a plane, what changes in the codes or else was found, at the plane's place)."""
     lanes = what.lanes
     nonzero, minus = words.trits(lanes, codes, place)
-    v = _signed(_spread(other)) if what.spread else other
-    if what.kind == "settle":
-        kept, found = words.settled(lanes, a, v, nonzero, minus)
-    else:
-        rule = words.flipped if what.kind == "flip" else words.collected
-        kept, found = rule(lanes, a, v, nonzero, minus, slack, cancel=what.cancel)
+    v = _signed(_spread(vote)) if what.spread else vote
+    rule = words.flipped if what.kind == "flip" else words.collected
+    kept, found = rule(lanes, a, v, nonzero, minus, slack, cancel=what.cancel)
     return kept, found << (2 * place)
 
 
@@ -209,9 +202,9 @@ def _signed(lanes: Tensor) -> Tensor:
     return lanes | ((signs << 9) - (signs << 1))
 
 
-def _is_whole(what: Pass, packed: Tensor, accumulator: Tensor, other: Tensor) -> bool:
+def _is_whole(what: Pass, packed: Tensor, accumulator: Tensor, votes: Tensor) -> bool:
     """Whether a layer is words as it lies in memory."""
-    tensors = (packed, accumulator, other)
+    tensors = (packed, accumulator, votes)
     return (
         accumulator.shape[1] == _PLANES * packed.shape[1]
         and packed.shape[1] % what.packed_dtype.itemsize == 0
@@ -220,30 +213,30 @@ def _is_whole(what: Pass, packed: Tensor, accumulator: Tensor, other: Tensor) ->
     )
 
 
-def _view(what: Pass, packed: Tensor, accumulator: Tensor, other: Tensor) -> Sheet:
+def _view(what: Pass, packed: Tensor, accumulator: Tensor, votes: Tensor) -> Sheet:
     shape = (len(packed), _PLANES, packed.shape[1])
     return Sheet(
         packed.view(what.packed_dtype),
         accumulator.view(shape).view(torch.int64),
-        other.view(shape).view(what.other_dtype),
+        votes.view(shape).view(what.votes_dtype),
     )
 
 
-def _padded(what: Pass, packed: Tensor, accumulator: Tensor, other: Tensor) -> Sheet:
+def _padded(what: Pass, packed: Tensor, accumulator: Tensor, votes: Tensor) -> Sheet:
     """Copies whose rows are whole words; in what is added nothing votes and nothing counts."""
     rows, width = packed.shape
     wide = -(-width // what.packed_dtype.itemsize) * what.packed_dtype.itemsize
     made = packed.new_zeros(rows, wide)
     made[:, :width] = packed
     counters = accumulator.new_zeros((rows, _PLANES, wide), dtype=what.lanes.dtype)
-    others = other.new_zeros((rows, _PLANES, wide))
-    for tensor, copy in ((accumulator, counters), (other, others)):
+    cast = votes.new_zeros((rows, _PLANES, wide))
+    for tensor, copy in ((accumulator, counters), (votes, cast)):
         for place, piece in _quarters(tensor, width):
             copy[:, place, : piece.shape[1]] = piece
     return Sheet(
         made.view(what.packed_dtype),
         counters.view(torch.int64),
-        others.view(what.other_dtype),
+        cast.view(what.votes_dtype),
     )
 
 
@@ -257,15 +250,7 @@ def _back(into: Tensor, padded: Tensor) -> None:
 
 
 def _trial(what: Pass, device: torch.device) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
-    """Zeros to trace a graph with."""
-
-    def planes(dtype: torch.dtype) -> list[Tensor]:
-        made = torch.zeros(_TRACED_ROWS, _PLANES, _TRACED_WORDS, dtype=dtype, device=device)
-        return list(made.unbind(1))
-
-    packed = torch.zeros(_TRACED_ROWS, _TRACED_WORDS, dtype=what.packed_dtype, device=device)
-    counters, others = planes(torch.int64), planes(what.other_dtype)
-    for tensor in (packed, *counters, *others):
-        for dim in (0, 1):
-            torch._dynamo.mark_dynamic(tensor, dim)
-    return packed, counters, others, torch.zeros((), dtype=torch.int64, device=device)
+    """Arguments to trace a graph with."""
+    slack = torch.zeros((), dtype=torch.int64, device=device)
+    counters, votes = (trial_planes(dtype, device) for dtype in (torch.int64, what.votes_dtype))
+    return trial_words(what.packed_dtype, device), counters, votes, slack

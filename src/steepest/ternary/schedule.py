@@ -19,4 +19,9 @@ def annealed(threshold: float, step: int, total_steps: int, power: float = 1.0) 
     >>> [annealed(16, step, 100) for step in (0, 50, 75, 100)]
     [16.0, 32.0, 64.0, inf]
     """
-    return threshold / (1 - step / total_steps) ** power if step < total_steps else math.inf
+    if step >= total_steps:
+        return math.inf
+    value = threshold / (1 - step / total_steps) ** power
+    # 16/(1 − 0.9) is 160 and not a little more, for which 161 votes would be asked.
+    whole = round(value) if math.isfinite(value) else value
+    return float(whole) if math.isclose(value, whole, rel_tol=1e-12) else value

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["BYTES", "SHORTS", "Lanes", "collected", "flipped", "flips_in", "settled", "splat", "trits"]
+__all__ = ["BYTES", "SHORTS", "Lanes", "collected", "flipped", "flips_in", "splat", "trits"]
 
 _WORD = 64
 
@@ -165,12 +165,6 @@ def collected(
     if cancel:
         total = total & ~lanes.mask(_outward(nonzero, minus, total))
     return total, lanes.bit(_reached(lanes, total, slack), 0)
-
-
-def settled(lanes: Lanes, a: Tensor, chosen: Tensor, nonzero: Tensor, minus: Tensor) -> tuple[Tensor, Tensor]:
-    """As :func:`flipped`, for counters that are not 0 where ``chosen``, all bits of a lane, says so."""
-    outward = _outward(nonzero, minus, a)
-    return a & ~chosen, _moves(lanes, chosen & ~outward, nonzero, a)
 
 
 def flips_in(moves: Tensor) -> Tensor:

@@ -12,12 +12,25 @@ from steepest.lab.bench import Record, Result, bench, ternary
 from steepest.lab.bench.sections import SECTIONS
 from steepest.lab.bench.sections import ternary as section
 from steepest.lab.bench.shapes import shape_list
-from steepest.ternary import TernaryLinear, pack
+from steepest.step.compiled import compiler_available
+from steepest.ternary import TernaryLinear, flipping, pack
 
 from .made_up import setting
 
 LAYERS = ["dense", "unpack, then matmul", "weights that stay", "votes by sign", "votes by magnitude"]
-PASSES = ["axpy", "copy", "pack", "unpack", "flip", "flip step", "AdamW, fused"]
+PASSES = [
+    "axpy",
+    "copy",
+    "pack",
+    "pack, compiled",
+    "unpack",
+    "unpack, compiled",
+    "flip",
+    "flip, int16 counters",
+    "flip, at most 0.1 %",
+    "flip step",
+    "AdamW, fused",
+]
 CPU = torch.device("cpu")
 
 
@@ -68,7 +81,8 @@ def test_ratios_rates_and_shares_belong_together() -> None:
         per_second = row["gigabytes_per_second"]
         assert per_second == pytest.approx(row["bytes_per_weight"] / row["ns_per_weight"])
     # Float32: axpy reads two and writes one, AdamW seven; T is a quarter of a byte, votes and counters one.
-    assert [by_label[label]["bytes_per_weight"] for label in PASSES] == [12, 2, 1.25, 1.25, 3.5, 3.5, 28]
+    expected = [12, 2, 1.25, 1.25, 1.25, 1.25, 3.5, 5.5, 3.5, 3.5, 28]
+    assert [by_label[label]["bytes_per_weight"] for label in PASSES] == expected
 
 
 def test_the_layer_that_unpacks_in_the_graph_computes_what_ours_does() -> None:
@@ -125,10 +139,25 @@ def test_the_flip_step_flips(trainers: list[Any]) -> None:
     assert 0 < stats.flips == moved < stats.weights
 
 
+def test_the_limit_bites_in_every_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    turn = ternary.passes(64, CPU, torch.float32)["flip, at most 0.1 %"]().turn
+    chosen = []
+    first = flipping.flip_first
+    monkeypatch.setattr(flipping, "flip_first", lambda *a, **k: chosen.append(k) or first(*a, **k))
+    for _ in range(2):
+        turn.ready()
+        turn.act()
+    assert [each["at_most"] for each in chosen] == [4, 4]
+    assert all(4 < each["reached"] < 64 for each in chosen)
+
+
+@pytest.mark.skipif(not compiler_available("cpu"), reason="needs a C++ compiler")
 def test_packing_packs() -> None:
     made = {label: make() for label, make in ternary.passes(16, CPU, torch.float32).items()}
     values = made["unpack"].turn.act()
-    assert torch.equal(made["pack"].turn.act(), pack(values))
+    for how in ("", ", compiled"):
+        assert torch.equal(made[f"pack{how}"].turn.act(), pack(values))
+        assert torch.equal(made[f"unpack{how}"].turn.act(), values)
     assert set(values.unique().tolist()) == {-1, 0, 1}
     assert torch.equal(made["copy"].turn.act(), values)
 

@@ -19,6 +19,7 @@ from .material import Material
 from .shapes import Tensor as Shaped
 from .turns import Turn
 
+THRESHOLD = 24
 DENSE = "dense"
 
 
@@ -104,8 +105,8 @@ class Pass:
 
 def passes_need(width: int, dtype: torch.dtype) -> int:
     """Bytes that the passes below take together, about."""
-    # Parameters, gradients and AdamW's state; then numbers, votes and counters of a byte a weight.
-    return width**2 * (4 * dtype.itemsize + 8)
+    # Parameters, gradients and AdamW's state; then numbers, and votes and counters of four flips.
+    return width**2 * (4 * dtype.itemsize + 22)
 
 
 def passes(width: int, device: torch.device, dtype: torch.dtype) -> dict[str, Callable[[], Pass]]:
@@ -138,22 +139,33 @@ def passes(width: int, device: torch.device, dtype: torch.dtype) -> dict[str, Ca
         # The votes of one pass by sign are as many bytes as the weights.
         return Pass(Turn("flip step", flip.step, vote), least_bytes(kept, values.nbytes, 0))
 
-    def passing() -> Pass:
-        counters = torch.zeros_like(values)
+    def passing(label: str, dtype: torch.dtype, share: float = 1.0) -> Pass:
         # Any ternary numbers are votes by sign.
         cast, votes = values.flip(0), torch.empty_like(values)
         mine = packed.clone()
+        with seeded(0):
+            # Past the threshold by little are 0.75 %; of those a third point outward, and come to nothing.
+            begin, past = (
+                torch.randint(low, low + count, values.shape, dtype=dtype, device=device)
+                for low, count in ((2 - THRESHOLD, 2 * THRESHOLD - 3), (THRESHOLD + 1, 4))
+            )
+            begin = torch.where(torch.rand(values.shape, device=device) < 0.0075, past, begin)
+        counters = torch.zeros_like(begin)
         compiled = wants_compiling(None, width**2, device)
+        at_most = None if share == 1 else max(int(share * width**2), 1)
 
         def flip() -> None:
             flip_layer(
-                mine, counters, votes, threshold=24, outward="cancel", zero_pull=0.0, at_most=None,
-                key=(0, 0), compiled=compiled,
+                mine, counters, votes, threshold=THRESHOLD, outward="cancel", zero_pull=0.0,
+                at_most=at_most, key=(0, 0), compiled=compiled,
             )  # fmt: skip
 
-        # The pass leaves nothing that means anything in the votes.
-        turn = Turn("flip", flip, lambda: votes.copy_(cast))
-        return Pass(turn, least_bytes(mine.nbytes + counters.nbytes, votes.nbytes, 0))
+        def ready() -> None:
+            # The pass leaves nothing that means anything in the votes.
+            votes.copy_(cast)
+            counters.copy_(begin)
+
+        return Pass(Turn(label, flip, ready), least_bytes(mine.nbytes + counters.nbytes, votes.nbytes, 0))
 
     def stepping() -> Pass:
         adamw = torch.optim.AdamW([param for _, param in material.params], lr=LR, fused=True)
@@ -161,12 +173,22 @@ def passes(width: int, device: torch.device, dtype: torch.dtype) -> dict[str, Ca
         return Pass(Turn("AdamW, fused", adamw.step, material.lend_gradients), nbytes)
 
     moved = values.nbytes + packed.nbytes
+
+    def graph(label: str, run: Callable[[], Tensor]) -> Pass:
+        if not wants_compiling(None, 1 << 62, device):
+            raise RuntimeError(f"there is no compiler for {device.type!r} here")
+        return Pass(Turn(label, run), moved)
+
     return {
         AXPY: lambda: Pass(Turn(AXPY, lambda: axpy(material)), axpy_bytes(material)),
         COPY: copying,
         "pack": lambda: Pass(Turn("pack", lambda: pack(values)), moved),
+        "pack, compiled": lambda: graph("pack, compiled", lambda: pack(values, compile=True)),
         "unpack": lambda: Pass(Turn("unpack", lambda: unpack(packed, width)), moved),
-        "flip": passing,
+        "unpack, compiled": lambda: graph("unpack, compiled", lambda: unpack(packed, width, compile=True)),
+        "flip": lambda: passing("flip", torch.int8),
+        "flip, int16 counters": lambda: passing("flip, int16 counters", torch.int16),
+        "flip, at most 0.1 %": lambda: passing("flip, at most 0.1 %", torch.int8, 0.001),
         "flip step": flipping,
         "AdamW, fused": stepping,
     }

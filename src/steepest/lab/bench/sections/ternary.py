@@ -44,8 +44,10 @@ _LAYER_NOTE = (
 _PASS_NOTE = (
     "Medians of {rounds} rounds in which all of these take turns. GB/s: the least bytes over the time; the "
     "shares are of the rate of axpy, and of a copy of one byte a weight, in the same rounds. A flip reads "
-    "votes, reads and writes counters and packed weights; the flip step, a trainer's, gives back the memory "
-    "of the votes besides. What fits into a cache moves faster than memory does."
+    "votes, reads and writes counters and packed weights; where at most 0.1 % may flip, five times as many "
+    "have the votes. The flip step, a trainer's, gives back the memory of the votes besides. Unpacking makes "
+    "new memory, of which the system gives a page at a time. What fits into a cache moves faster than memory "
+    "does."
 )
 
 _Made = TypeVar("_Made")

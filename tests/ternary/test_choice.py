@@ -1,0 +1,99 @@
+"""Who flips where more have the votes than may: against a sort of all of them."""
+
+import pytest
+import torch
+
+from steepest.random import bits32
+from steepest.step.compiled import compiler_available
+from steepest.ternary import choice, pack, pieces, unpack
+from steepest.ternary.choice import flip_first
+
+KEY = (1, 2)
+
+
+def law(values, a, threshold, at_most):
+    """|a|, then the lot, then the place: (T, a, flips)."""
+    values, a = values.clone(), a.clone()
+    flat, counters = values.view(-1), a.view(-1)
+    lots = bits32(KEY, torch.arange(a.numel()), choice._TIES).tolist()
+    sizes = counters.to(torch.int64).abs().tolist()
+    ranked = sorted(range(a.numel()), key=lambda i: (-sizes[i], -lots[i]))
+    first = [i for i in ranked if sizes[i] >= threshold][:at_most]
+    before = values.clone()
+    flat[first] = (flat[first] + counters[first].sign().to(torch.int8)).clamp(-1, 1)
+    counters[first] = 0
+    return values, a, int((values != before).sum())
+
+
+def check(values, a, threshold, at_most, compiled=False):
+    packed, left = pack(values), a.clone()
+    reached = int((a.to(torch.int64).abs() >= threshold).sum())
+    flips = flip_first(
+        packed, left, threshold=threshold, reached=reached, at_most=at_most, key=KEY, compiled=compiled
+    )
+    expected = law(values, a, threshold, at_most)
+    assert torch.equal(unpack(packed, values.shape[1]), expected[0])
+    assert torch.equal(packed, pack(expected[0]))
+    assert torch.equal(left, expected[1])
+    assert int(flips) == expected[2]
+
+
+def drawn(rows, columns, levels, dtype):
+    generator = torch.Generator().manual_seed(levels)
+    limit = torch.iinfo(dtype).max
+    a = limit - torch.randint(0, levels, (rows, columns), generator=generator)
+    a *= 2 * torch.randint(0, 2, a.shape, generator=generator) - 1
+    a[:, ::3] = 3
+    values = torch.randint(-1, 2, a.shape, generator=generator, dtype=torch.int8)
+    return values, a.to(dtype)
+
+
+@pytest.mark.parametrize("kept", [1, 16])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16])
+@pytest.mark.parametrize("levels", [1, 3, 100])
+def test_who_flips_is_who_comes_first_in_a_sort(dtype, levels, kept, monkeypatch):
+    # Candidates are two thirds of all: with 1 they are kept, with 16 looked for every time.
+    monkeypatch.setattr(choice, "_KEPT", kept)
+    values, a = drawn(40, 50, levels, dtype)
+    candidates = int((a != 3).sum())
+    for at_most in (0, 1, 7, 500, candidates - 1, candidates, a.numel()):
+        check(values, a, 4, at_most)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 2), (7, 5), (1, 31), (9, 33), (2, 64)])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int16])
+def test_rows_of_any_length_and_pieces_of_any(shape, dtype, monkeypatch):
+    values, a = drawn(*shape, 2, dtype)
+    a[0, 0] = -torch.iinfo(dtype).max
+    for piece in (1 << 18, 7, 1):
+        monkeypatch.setattr(pieces, "_PIECE_ON_CPU", piece)
+        for at_most in (1, 3, max(a.numel() // 3, 1)):
+            check(values, a, 1, at_most)
+
+
+def test_many_ties_are_cut_within_a_lot_too(monkeypatch):
+    values, a = drawn(40, 50, 1, torch.int8)
+    for bits in (1, 3, 16):
+        monkeypatch.setattr(choice, "_LOT_BITS", bits)
+        check(values, a, 4, 77)
+
+
+@pytest.mark.skipif(not compiler_available("cpu"), reason="needs a C++ compiler")
+def test_lots_compiled_are_the_same():
+    for rows in (40, 3):
+        check(*drawn(rows, 50, 1, torch.int8), 4, 17, compiled=True)
+
+
+def test_choosing_among_all_takes_pieces_alone():
+    a = torch.full((8192, 1024), 9, dtype=torch.int8)
+    packed = torch.zeros(8192, 256, dtype=torch.uint8)
+    with torch.profiler.profile(profile_memory=True) as found:
+        flip_first(packed, a, threshold=4, reached=a.numel(), at_most=2000, key=KEY, compiled=False)
+    held = largest = 0
+    for event in found.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            largest = max(largest, held)
+    # A piece is an eighth of the layer; all of it are ties here, of some ten int64 each.
+    assert pieces.flat_pieces(a.numel(), a.device, choice._PIECE)[0] == slice(0, a.numel() // 8)
+    assert 0 < largest < 12 * a.numel()
