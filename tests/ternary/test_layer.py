@@ -83,10 +83,10 @@ def test_blocks_of_rows_change_nothing(scale, votes, monkeypatch):
 
 def test_blocks_are_as_thick_as_their_inputs_and_whole_where_a_cut_costs_a_pass():
     cpu = torch.device("cpu")
-    for inputs, rows in ((0, 256), (256, 256), (300, 300), (4000, 1024)):
+    for inputs, rows in ((0, 512), (512, 512), (600, 600), (4000, 1024)):
         assert pieces.row_blocks(4096, 1024, cpu, inputs)[0] == slice(0, rows)
     assert pieces.row_blocks(4096, 1024, cpu, whole=True) == [slice(0, 4096)]
-    assert pieces.row_blocks(4097, 1024, cpu, whole=True)[0] == slice(0, 256)
+    assert pieces.row_blocks(4097, 1024, cpu, whole=True)[0] == slice(0, 512)
 
 
 def test_the_gradient_passes_gradcheck():

@@ -18,7 +18,7 @@ _PIECE_ELSEWHERE = 1 << 26
 # Elements of a block of dense weights or gradients. On a CPU it stays in the caches; where many rows of input
 # meet it, it has as many rows, up to the second number, since products of thin matrices are slow. What has to
 # be computed again if it is cut is not cut below the third.
-_BLOCK_ON_CPU = 1 << 18
+_BLOCK_ON_CPU = 1 << 19
 _THICK_BLOCK_ON_CPU = 1 << 20
 _WHOLE_BLOCK_ON_CPU = 1 << 22
 _BLOCK_ELSEWHERE = 1 << 26
@@ -48,7 +48,7 @@ def row_blocks(
         inputs: by how many rows of input the blocks are multiplied.
         whole: whether a cut costs another pass.
 
-    >>> row_blocks(3000, 128, torch.device("cpu"))
+    >>> row_blocks(3000, 256, torch.device("cpu"))
     [slice(0, 2048, None), slice(2048, 3000, None)]
     """
     limit = _BLOCK_ELSEWHERE
