@@ -84,16 +84,28 @@ def test_lots_compiled_are_the_same():
         check(*drawn(rows, 50, 1, torch.int8), 4, 17, compiled=True)
 
 
-def test_choosing_among_all_takes_pieces_alone():
-    a = torch.full((8192, 1024), 9, dtype=torch.int8)
-    packed = torch.zeros(8192, 256, dtype=torch.uint8)
+def bytes_of_choosing(a):
+    packed, reached = torch.zeros(a.shape[0], a.shape[1] // 4, dtype=torch.uint8), int((a >= 4).sum())
     with torch.profiler.profile(profile_memory=True) as found:
-        flip_first(packed, a, threshold=4, reached=a.numel(), at_most=2000, key=KEY, compiled=False)
+        flip_first(packed, a, threshold=4, reached=reached, at_most=2000, key=KEY, compiled=False)
     held = largest = 0
     for event in found.profiler.kineto_results.events():
         if event.name() == "[memory]":
             held += event.nbytes()
             largest = max(largest, held)
+    return largest
+
+
+def test_choosing_among_all_takes_pieces_alone():
+    a = torch.full((8192, 1024), 9, dtype=torch.int8)
     # A piece is an eighth of the layer; all of it are ties here, of some ten int64 each.
     assert pieces.flat_pieces(a.numel(), a.device, choice._PIECE)[0] == slice(0, a.numel() // 8)
-    assert 0 < largest < 12 * a.numel()
+    assert 0 < bytes_of_choosing(a) < 12 * a.numel()
+
+
+def test_choosing_among_places_that_are_kept_takes_them_twice_at_most(monkeypatch):
+    a = torch.zeros(8192, 1024, dtype=torch.int8)
+    a.view(-1)[::16] = 9
+    monkeypatch.setattr(pieces, "_PIECE_ON_CPU", 1 << 15)
+    kept = a.numel() // 16 * 8
+    assert kept < bytes_of_choosing(a) < 2.4 * kept

@@ -210,6 +210,12 @@ def test_the_annealed_threshold_is_exact_where_it_is_whole():
     assert annealed(3, 96, 100, 0.5) == 15.0
 
 
+@pytest.mark.parametrize("power", [107.0, 200.0])
+def test_an_annealed_threshold_beyond_all_floats_is_infinite(power):
+    # 0.001 to that power is less than any normal float, or 0.
+    assert annealed(16, 999, 1000, power) == math.inf
+
+
 def test_the_annealed_thresholds_power():
     trainer = TernaryFlip(TernaryLinear(2, 2), 8, schedule="annealed", total_steps=100, power=0.3)
     trainer.taken.fill_(75)

@@ -139,7 +139,9 @@ def test_compiled_packing_is_the_same_for_all_sizes_by_one_graph(threads):
     torch.set_num_threads(threads)
     try:
         made = set()
-        for shape in [(3, 64), (700, 96), (2, 5, 1024), (9, 33), (1, 64), (5, 32), (4, 0), (0, 64), (64,)]:
+        # Of words, but too few; of no whole words; of whole words, but with a gap at the end.
+        others = [(1, 64), (5, 32), (4, 0), (0, 64), (64,), (9, 33), (5, 68), (5, 63)]
+        for shape in [(3, 64), (700, 96), (2, 5, 1024), *others]:
             values = ternary(*shape, seed=shape[-1])
             shifted = torch.zeros(values.numel() + 3, dtype=torch.int8)[3:].view(shape).copy_(values)
             packed = pack(values)
@@ -151,6 +153,7 @@ def test_compiled_packing_is_the_same_for_all_sizes_by_one_graph(threads):
                     found = unpack(given, shape[-1], dtype, compile=True)
                     assert torch.equal(found, values.to(dtype))
                     assert found.is_contiguous()
+                    assert found.dtype == dtype
             made |= {counters["stats"]["unique_graphs"]}
     finally:
         torch.set_num_threads(before)

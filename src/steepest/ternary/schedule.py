@@ -19,9 +19,11 @@ def annealed(threshold: float, step: int, total_steps: int, power: float = 1.0) 
     >>> [annealed(16, step, 100) for step in (0, 50, 75, 100)]
     [16.0, 32.0, 64.0, inf]
     """
-    if step >= total_steps:
-        return math.inf
-    value = threshold / (1 - step / total_steps) ** power
+    # By a high power what is left of the training is nothing in floats, before it is.
+    left = (1 - step / total_steps) ** power if step < total_steps else 0.0
+    value = threshold / left if left > 0 else math.inf
+    if math.isinf(value):
+        return value
     # 16/(1 − 0.9) is 160 and not a little more, for which 161 votes would be asked.
-    whole = round(value) if math.isfinite(value) else value
-    return float(whole) if math.isclose(value, whole, rel_tol=1e-12) else value
+    whole = float(round(value))
+    return whole if math.isclose(value, whole, rel_tol=1e-12) else value
