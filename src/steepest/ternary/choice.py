@@ -21,7 +21,8 @@ __all__ = ["flip_first"]
 _TIES = 1
 # Ties are told apart by so many bits first.
 _LOT_BITS = 16
-# The places of fewer than one in so many weights are kept: half a byte a weight.
+# The places of at most one in so many weights are kept: half a byte a weight, and as much again while they
+# are gathered.
 _KEPT = 16
 # A piece is looked through with few calls, so it may be large.
 _PIECE = 4
@@ -107,7 +108,8 @@ class _Candidates:
         """The places with |a| ≥ this one, as it is now, in parts."""
         if self._kept is None:
             return _reaching(self._counters, threshold)
-        return [self._kept[self._counters[self._kept].abs() > threshold - 1]]
+        parts = (self._kept[part] for part in flat_pieces(len(self._kept), self._kept.device))
+        return (places[self._counters[places].abs() > threshold - 1] for places in parts)
 
 
 def _cut(counts: Tensor, at_most: int) -> tuple[int, int]:
