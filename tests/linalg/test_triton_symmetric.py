@@ -58,6 +58,7 @@ def test_it_is_the_product_in_float64_and_exactly_symmetric(kernel, rows, inner,
     expected = 0.5 * (lower + lower.tril(-1).mT) - 2.0 * bare
     for found, right in (
         (kernel.mirrored(x, x.mT, tiles=tiles), bare),
+        (kernel.mirrored(x, x.mT, alpha=-2.0, tiles=tiles), -2.0 * bare),
         (kernel.mirrored(x, x.mT, added=added, alpha=-2.0, beta=0.5, tiles=tiles), expected),
         (kernel.mirrored(x, x.mT, added=added * torch.nan, beta=0.0, tiles=tiles), bare),
     ):
@@ -151,6 +152,25 @@ def test_what_it_does_not_serve_goes_on_as_ever(kernel):
     x.requires_grad_()
     backward = torch.autograd.grad(of(x).sum(), x)[0]
     assert far_from(backward, 2 * x.double().sum(-2, keepdim=True).expand(x.shape)) < 1e-5
+
+
+@needs_triton
+def test_compiled_code_has_the_plain_product(kernel, monkeypatch):
+    monkeypatch.setattr(kernel, "mirrored", lambda *a, **k: pytest.fail("a kernel in a graph"))
+    x = randn(150, 20)
+    found = torch.compile(lambda x: mirrored_product(x, x.mT), backend="eager")(x)
+    assert far_from(found, x.double() @ x.double().mT) < 1e-6
+
+
+@pytest.mark.parametrize(("capability", "served"), [((7, 5), False), ((8, 0), True), ((12, 0), True)])
+def test_devices_without_bfloat16_products_are_not_served(monkeypatch, capability, served):
+    module = importlib.import_module(NAME)
+    monkeypatch.setattr(module, "AVAILABLE", True)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert module._runs_on(torch.device("cuda", 1)) is served
+    monkeypatch.setattr(torch.version, "cuda", None)  # AMD's, whose devices are called cuda too
+    assert not module._runs_on(torch.device("cuda", 1))
 
 
 @needs_triton

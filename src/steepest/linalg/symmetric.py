@@ -36,10 +36,11 @@ def preferred_symmetric_kernel(kernel: SymmetricKernel | None = None) -> Symmetr
 
     ``"default"`` is cuBLAS's plain product. ``"triton"`` computes the tiles on and below the diagonal, about
     half of the flops, and copies the others: of float16, bfloat16 and float32 matrices of more than 128
-    rows, on devices of compute capability 8.0 or more. All else goes on as by default: the CPU, float64,
-    small matrices, ``torch.compile``, whatever is differentiated. Sums are float32's, in an order that
-    depends on the shapes alone; float32 is multiplied in TF32 if torch is told to do so
-    (``torch.set_float32_matmul_precision``).
+    rows (64 of float32 without TF32), on devices of compute capability 8.0 or more. All else goes on as by
+    default: the CPU, float64, small matrices, ``torch.compile``, whatever is differentiated. Sums are
+    float32's, in an order that depends on the shapes alone; float32 is multiplied in TF32 if torch is told
+    to do so (``torch.set_float32_matmul_precision``). Choose before a CUDA graph is captured, and before
+    the steps that prepare it.
 
     It is not the default, since half of the flops are not half of the time, and it has not been measured
     which is faster where: ``steepest bench --sections symmetric --device cuda`` tells. Nothing chooses by

@@ -45,5 +45,5 @@ def failing(label: str, error: Exception) -> Entry:
     return Entry("sgd", label, "a peer", "default", make)
 
 
-def setting(*families: Family, memory: int = 1 << 30, rounds: int = 2) -> Setting:
-    return Setting([tiny()], families, torch.device("cpu"), torch.float32, rounds, 1, memory)
+def setting(*families: Family, memory: int = 1 << 30, rounds: int = 2, device: str = "cpu") -> Setting:
+    return Setting([tiny()], families, torch.device(device), torch.float32, rounds, 1, memory)

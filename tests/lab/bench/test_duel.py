@@ -13,6 +13,7 @@ from steepest.lab.bench.limits import copy, copy_bytes
 from steepest.lab.bench.material import Material
 from steepest.lab.bench.room import packed, planned_state_bytes
 from steepest.lab.bench.shapes import shape_list, tiny
+from steepest.lab.clock import now
 
 from .made_up import failing, peer, setting
 
@@ -136,6 +137,32 @@ def test_only_what_leaves_the_gradients_may_be_repeated_without_being_made_ready
     monkeypatch.setattr(module, "_prepared", look)
     face(ours("sgd", "eager"), peer("taker", take_away))
     assert made == {"sgd": True, "taker": False}
+
+
+def test_on_cuda_turns_are_queued_and_only_peers_are_tried_to_be_captured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As if there were a device: its tensors, its clock and its profiler are the CPU's."""
+    cpu, of, look, take = torch.device("cpu"), Material.of, module.observe, module.take_turns
+    queued: dict[str, bool] = {}
+
+    def take_turns(turns: Any, *given: Any) -> Any:
+        queued.update(
+            {turn.label.split(":")[-2] if ":" in turn.label else turn.label: turn.queued for turn in turns}
+        )
+        return take(turns, *given)
+
+    def take_away(params: list[torch.Tensor]) -> None:
+        params[-1].grad = None
+
+    monkeypatch.setattr(module.Material, "of", lambda tensors, device, dtype: of(tensors, cpu, dtype))
+    monkeypatch.setattr(module, "observe", lambda act, device, **given: look(act, cpu, **given))
+    monkeypatch.setattr(module, "now", lambda device: now(cpu))
+    monkeypatch.setattr(module, "take_turns", take_turns)
+    monkeypatch.setattr(module, "capture", lambda step, device: f"tried on {device}")
+    rows = face(ours("sgd", "eager"), peer("taker", take_away), device="cuda")
+    assert queued == {"axpy": True, "copy": True, "sgd": True, "taker": False}
+    assert (rows["sgd"]["graph"], rows["taker"]["graph"]) == ("", "tried on cuda")
 
 
 def test_what_is_tried_to_be_captured_is_a_step_with_gradients() -> None:

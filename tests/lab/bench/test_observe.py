@@ -86,8 +86,10 @@ def test_a_step_is_warmed_on_a_stream_of_its_own_before_it_is_captured(
     @contextmanager
     def within(thing: object) -> Iterator[None]:
         said.append(f"into {type(thing).__name__}")
-        yield
-        said.append("out")
+        try:
+            yield
+        finally:
+            said.append("out")
 
     cuda = torch.device("cuda")
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream())
@@ -96,15 +98,21 @@ def test_a_step_is_warmed_on_a_stream_of_its_own_before_it_is_captured(
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
     monkeypatch.setattr(torch.cuda, "graph", within)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: said.append("synchronized"))
+    monkeypatch.setattr(torch.cuda, "get_sync_debug_mode", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", lambda mode: said.append(f"waits: {mode}"))
     replay = captured(lambda: said.append("step"), cuda)
-    warmed = ["side waits", "into Stream", "step", "out", "main waits", "into Graph", "step", "out"]
+    tried = ["into Stream", "side waits", "into Stream", "waits: error", "step", "waits: 0", "out"]
+    warmed = [*tried, "main waits", "into Graph", "step", "out", "out"]
     assert said == warmed
     replay()
     assert said == [*warmed, "replay"]
     said.clear()
     assert capture(lambda: said.append("step"), cuda) == "yes"
     assert said == [*warmed, "replay", "synchronized"]
+    said.clear()
     assert capture(lambda: 1 // 0, cuda) == "no: ZeroDivisionError: integer division or modulo by zero"
+    # What waits for the device is refused before a capture begins, and nothing else is afterwards.
+    assert said == [*tried[:4], "waits: 0", "out", "out"]
 
 
 def test_an_eager_step_is_not_compiled_and_a_compiled_function_is() -> None:
