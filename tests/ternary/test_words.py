@@ -140,9 +140,9 @@ def test_where_compiling_fails_the_step_is_taken_eagerly_and_said_once(monkeypat
 @pytest.mark.parametrize(
     ("option", "weights", "there", "wants"),
     [
-        (None, 1 << 24, True, True),
-        (None, (1 << 24) - 1, True, False),
-        (None, 1 << 24, False, False),
+        (None, 1 << 22, True, True),
+        (None, (1 << 22) - 1, True, False),
+        (None, 1 << 22, False, False),
         (False, 1 << 30, True, False),
         (True, 1, True, True),
     ],

@@ -174,7 +174,7 @@ def mirrored_product(
 
 
 def _goes_to_triton(x: Tensor, y: Tensor, added: Tensor | None) -> bool:
-    # Importing Triton takes a second: not before somebody wants it.
+    # Triton is imported when somebody wants it, and not before.
     if _preferred != "triton" or torch.compiler.is_compiling() or not is_plain(x, y, added):
         return False
     from steepest.linalg.triton_symmetric import serves

@@ -70,7 +70,7 @@ class TernaryFlip:
             step stay as they were, the votes are dropped, and :attr:`skipped_steps` counts. ``"raise"``:
             ``FloatingPointError`` with the layer's name; nothing changes. The last two wait for the device.
         compile: run flips, and the rounding of votes by magnitude, compiled: one graph for all layers. None:
-            from 2**24 weights on, where there is a compiler; True warns if there is none.
+            from 2**22 weights on, where there is a compiler; True warns if there is none.
         seed: of the noise, which is keyed by the layers' names besides: two trainers of one seed draw the
             same for layers of one name.
         process_group: the data-parallel workers, whose votes are summed before a takes them in, as int8

@@ -39,7 +39,7 @@ _PASS_COLUMNS = (
 _LAYER_NOTE = (
     "Medians of {rounds} rounds in which all layers of a size take turns; × dense is the time over that of "
     "nn.Linear of the same shape in the same round. Gradients and votes are dropped between turns, untimed. "
-    "Votes by magnitude are rounded eagerly, as by a trainer of fewer than 2²⁴ weights."
+    "Votes by magnitude are rounded eagerly, as by a trainer of fewer than 2²² weights."
 )
 _PASS_NOTE = (
     "Medians of {rounds} rounds in which all of these take turns. GB/s: the least bytes over the time; the "

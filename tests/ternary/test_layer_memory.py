@@ -1,0 +1,53 @@
+"""What a pass through a layer takes besides its tensors: a block of dense weights or two, never all of them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.profiler import profile
+
+from steepest.ternary import TernaryFlip, TernaryLinear
+
+WIDTH, ROWS = 2048, 4
+BLOCK = 4 << 19  # bytes: 2**19 float32
+
+
+def highest(act) -> int:
+    """The most bytes that are allocated while it runs and were not there before."""
+    with profile(profile_memory=True) as seen:
+        act()
+    held = most = 0
+    for event in seen.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    return most
+
+
+@pytest.mark.parametrize(
+    ("what", "blocks"),
+    [
+        # Weights, and what unpacking takes; with gradients, as many again; with votes, theirs of a byte.
+        ("weights that stay", 1.5),
+        ("scales alone", 3.3),
+        ("votes by sign", 3.3 + WIDTH**2 / BLOCK),
+    ],
+)
+def test_forward_and_backward_hold_blocks(what: str, blocks: float):
+    layer = TernaryLinear(WIDTH, WIDTH, bias=False)
+    layer.scale.requires_grad_(what != "weights that stay")
+    flip = TernaryFlip(layer, process_group=False, compile=False) if what == "votes by sign" else None
+    layer.trainable = flip is not None
+    x, dy = torch.randn(ROWS, WIDTH, requires_grad=True), torch.randn(ROWS, WIDTH)
+    layer(x).backward(dy)
+    if flip is not None:
+        flip.zero_grad()
+    x.grad = layer.scale.grad = None
+    y = None
+
+    def forward():
+        nonlocal y
+        y = layer(x)
+
+    assert BLOCK < highest(forward) < 1.5 * BLOCK
+    assert (blocks - 0.6) * BLOCK < highest(lambda: y.backward(dy)) < blocks * BLOCK
