@@ -1,4 +1,4 @@
-"""What a pass through a layer takes besides its tensors: a block of dense weights or two, never all of them."""
+"""What a pass through a layer takes besides its tensors: a block of dense weights or two, never all."""
 
 from __future__ import annotations
 

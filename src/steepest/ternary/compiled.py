@@ -16,8 +16,8 @@ from steepest.step.surroundings import surroundings
 
 __all__ = ["run_compiled", "wants_compiling"]
 
-# Compiling takes 4 to 10 seconds on a new machine, 1 to 2 from torch's cache. Of 2**22 weights a compiled step
-# saves 8 ms (votes by sign) to 20 ms (by magnitude), and earns them back in some 80 to 1200 steps.
+# Compiling takes 4 to 10 seconds on a new machine, 1 to 2 from torch's cache. Of 2**22 weights a step saves
+# 8 ms by it (votes by sign) to 20 ms (by magnitude): they are earned back in some 80 to 1200 steps.
 _PAYS_FROM = 1 << 22
 
 Result = TypeVar("Result")
