@@ -8,6 +8,8 @@ from steepest.step.compiled import compiler_available
 from steepest.ternary import choice, pack, pieces, unpack
 from steepest.ternary.choice import flip_first
 
+from .memory import highest
+
 KEY = (1, 2)
 
 
@@ -86,14 +88,9 @@ def test_lots_compiled_are_the_same():
 
 def bytes_of_choosing(a):
     packed, reached = torch.zeros(a.shape[0], a.shape[1] // 4, dtype=torch.uint8), int((a >= 4).sum())
-    with torch.profiler.profile(profile_memory=True) as found:
-        flip_first(packed, a, threshold=4, reached=reached, at_most=2000, key=KEY, compiled=False)
-    held = largest = 0
-    for event in found.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            largest = max(largest, held)
-    return largest
+    return highest(
+        lambda: flip_first(packed, a, threshold=4, reached=reached, at_most=2000, key=KEY, compiled=False)
+    )
 
 
 def test_choosing_among_all_takes_pieces_alone():

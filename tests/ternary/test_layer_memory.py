@@ -4,24 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.profiler import profile
 
 from steepest.ternary import TernaryFlip, TernaryLinear
 
+from .memory import highest
+
 WIDTH, ROWS = 2048, 4
 BLOCK = 4 << 19  # bytes: 2**19 float32
-
-
-def highest(act) -> int:
-    """The most bytes that are allocated while it runs and were not there before."""
-    with profile(profile_memory=True) as seen:
-        act()
-    held = most = 0
-    for event in seen.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            most = max(most, held)
-    return most
 
 
 @pytest.mark.parametrize(
