@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from steepest.lab import RaceResult, Task, race
 
-Batch = tuple[Tensor, Tensor]
+ParamBatch = tuple[Tensor, Tensor]
 
 
-def spirals(points: int, seed: int) -> Batch:
+def spirals(points: int, seed: int) -> ParamBatch:
     """Two interleaved spirals: points of shape (points, 2) and their labels, 0 or 1."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(2, (points,), generator=generator)
@@ -26,7 +26,7 @@ def spirals(points: int, seed: int) -> Batch:
     return position + 0.02 * torch.randn(points, 2, generator=generator), labels
 
 
-def batches(seed: int) -> Iterator[Batch]:
+def batches(seed: int) -> Iterator[ParamBatch]:
     """The training points in the seed's order, 64 at a time. The race asks again for the next pass."""
     positions, labels = spirals(1024, seed=1)
     order = torch.randperm(1024, generator=torch.Generator().manual_seed(seed))
@@ -34,7 +34,7 @@ def batches(seed: int) -> Iterator[Batch]:
         yield positions[chosen], labels[chosen]
 
 
-def loss(model: nn.Module, batch: Batch) -> Tensor:
+def loss(model: nn.Module, batch: ParamBatch) -> Tensor:
     positions, labels = batch
     return F.cross_entropy(model(positions), labels)
 

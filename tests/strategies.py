@@ -10,7 +10,7 @@ from torch import Tensor
 
 from steepest import create, list_optimizers
 from steepest.linalg import newton_schulz
-from steepest.registry import find_rule
+from steepest.rule import find_rule
 from steepest.rules.orthogonalized import OrthogonalizedRule
 
 RULES = list_optimizers()

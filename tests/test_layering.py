@@ -12,20 +12,19 @@ import steepest
 ROOT = Path(steepest.__file__).parent
 # Each may import those before it. A new part of the library finds its place here first.
 LAYERS = [
-    "hyper",
+    "hyperparameters",
     "random",
     "linalg",
-    "options",
     "views",
     "rule",
-    "registry",
-    "step",
-    "explanation",
-    "groups",
-    "checkpoint",
-    "watch",
+    "compile",
+    "engine",
+    "explain",
+    "param_groups",
+    "state_dict",
     "optimizer",
-    "release",
+    "registry",
+    "optimizer_in_backward",
     "rules",
     "routing",
     "ternary",
@@ -115,7 +114,7 @@ def test_the_lab_uses_the_public_names():
     for path in MODULES:
         if layer(".".join(dotted(path))) == "lab":
             inner = {layer(n) for n in imported(path) if n.split(".")[0] == "steepest"}
-            assert inner <= {"lab", "__init__", "compat", "hyper", "linalg", "ternary"}, path
+            assert inner <= {"lab", "__init__", "compat", "hyperparameters", "linalg", "ternary"}, path
 
 
 def test_rules_know_no_other_rule_but_their_base_and_linalg_stands_alone():
@@ -126,7 +125,7 @@ def test_rules_know_no_other_rule_but_their_base_and_linalg_stands_alone():
             assert known <= {name[2], BASES.get(name[2])}, path
         if name[1:2] == ["linalg"]:
             own = {layer(n) for n in names if n.split(".")[0] == "steepest"}
-            assert own <= {"linalg", "random", "hyper"}, path
+            assert own <= {"linalg", "random", "hyperparameters"}, path
 
 
 def test_the_library_depends_on_torch_alone():
@@ -153,10 +152,10 @@ def test_importing_the_library_loads_neither_the_lab_nor_what_it_needs():
 
 
 def test_the_parser_sees_relative_imports(tmp_path):
-    # An oracle for this file's own reading: in a place as deep as steepest/step/x.py.
-    path = ROOT / "step" / "x.py"
+    # An oracle for this file's own reading: in a place as deep as steepest/engine/x.py.
+    path = ROOT / "engine" / "x.py"
     source = (
-        "from . import element\nfrom ..lab import race\nimport os.path\nfrom steepest import rules, Lion\n"
+        "from . import chunks\nfrom ..lab import race\nimport os.path\nfrom steepest import rules, Lion\n"
         "if TYPE_CHECKING:\n    import numpy\nelse:\n    import math\n"
     )
 
@@ -165,7 +164,7 @@ def test_the_parser_sees_relative_imports(tmp_path):
             return source
 
     assert imported(Text(path)) == {
-        "steepest.step.element",
+        "steepest.engine.chunks",
         "steepest.lab",
         "os.path",
         "math",

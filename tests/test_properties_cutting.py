@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steepest.registry import find_rule
-from steepest.step import element
+from steepest.engine import chunks
+from steepest.rule import find_rule
 from strategies import RULES, STEPS, assert_same, bounded, cases, lines, parameters, run, same
 
 ELEMENT = tuple(name for name in RULES if find_rule(name).scope == "element")
@@ -61,7 +61,7 @@ def test_groups_do_not_matter(case, data):
 @given(cases(), st.integers(1, 40))
 def test_the_size_of_pieces_does_not_matter(case, limit):
     def stepped(size):
-        with mock.patch.object(element, "piece_length", return_value=size):
+        with mock.patch.object(chunks, "piece_length", return_value=size):
             params = parameters(
                 v.transpose(0, -1).contiguous().transpose(0, -1) if v.dim() > 2 else v for v in case.begins()
             )

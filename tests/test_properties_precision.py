@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 
 from steepest.random import stochastic_round
-from steepest.registry import find_rule
+from steepest.rule import find_rule
 from strategies import LOW, STEPS, bounded, cases, parameters, same
 
 

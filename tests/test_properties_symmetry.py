@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from steepest.registry import find_rule
+from steepest.rule import find_rule
 from strategies import (
     ANY_ORDER,
     METHODS,

@@ -8,7 +8,8 @@ import pytest
 
 import steepest
 from steepest import compat
-from steepest.registry import find_rule, optimizer_class
+from steepest.registry import optimizer_class
+from steepest.rule import find_rule
 
 CLASSES = {optimizer_class(name) for name in steepest.list_optimizers()} | {
     getattr(compat, name) for name in compat.__all__

@@ -5,7 +5,7 @@ import torch
 
 from reference.sign import cutoff
 from steepest import Simba
-from steepest.registry import find_rule
+from steepest.rule import find_rule
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch.nn import Parameter
 
 import steepest
 from steepest.lab.bench.observe import observe
-from steepest.registry import find_rule
+from steepest.rule import find_rule
 
 COUNT = 1 << 22
 ROOM = 1 << 20

@@ -1,10 +1,10 @@
 """steepest: memory-lean, post-Adam optimizers for PyTorch."""
 
 from steepest import ternary
+from steepest.hyperparameters import CommonOptions
 from steepest.optimizer import Optimizer
-from steepest.options import CommonOptions
+from steepest.optimizer_in_backward import ReleasedGradients, release_gradients
 from steepest.registry import create, list_optimizers
-from steepest.release import ReleasedGradients, release_gradients
 from steepest.routing import build
 from steepest.rules import (
     QUAD,

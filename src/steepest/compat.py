@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
-from steepest.options import CommonOptions
+from steepest.hyperparameters import CommonOptions
 from steepest.rules.sgd_sai import SGDSaI
 from steepest.rules.signgsd import SignGSD
 from steepest.rules.simba import Simba

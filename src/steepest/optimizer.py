@@ -9,15 +9,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from steepest.checkpoint import check_loadable, placed, restored
-from steepest.explanation import Explanation, explain
-from steepest.groups import check_own_views, check_params, check_views, filled
-from steepest.hyper import near_miss, plain
-from steepest.registry import find_rule, register
-from steepest.rule import Rule
-from steepest.step.capture import check_capture
-from steepest.step.collect import Batch, collect
-from steepest.step.compiled import (
+from steepest.engine.chunks import run_eager, store
+from steepest.engine.collect import ParamBatch, collect
+from steepest.engine.compiled import (
     Plan,
     compiler_available,
     pays,
@@ -26,10 +20,10 @@ from steepest.step.compiled import (
     warn_no_compiler,
     warn_not_compiled,
 )
-from steepest.step.counting import add_step, count_steps
-from steepest.step.element import run_eager, store
-from steepest.step.finite import both, check_gradients
-from steepest.step.matrix import (
+from steepest.engine.cpu_offload import on_host
+from steepest.engine.cuda_graphs import check_capture
+from steepest.engine.grad_check import both, check_gradients
+from steepest.engine.matrices import (
     Provide,
     computed,
     drop_stale_factors,
@@ -38,11 +32,19 @@ from steepest.step.matrix import (
     relate,
     run_matrix,
 )
-from steepest.step.offload import on_host
-from steepest.step.tensor import measure, reads_back
-from steepest.watch import Watch
+from steepest.engine.option_check import Watch
+from steepest.engine.reductions import measure, reads_back
+from steepest.engine.step_count import add_step, count_steps
+from steepest.explain import Explanation, explain
+from steepest.hyperparameters import near_miss, plain
+from steepest.param_groups import check_own_views, check_params, check_views, filled
+from steepest.rule import Rule, find_rule, register_rule
+from steepest.state_dict import check_loadable, placed, restored
 
-__all__ = ["Optimizer"]
+__all__ = ["OPTIMIZERS", "Optimizer"]
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {}
+"""The classes by their rules' names; a class statement with a rule adds one."""
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -87,8 +89,18 @@ class Optimizer(torch.optim.Optimizer):
         """``class Lion(Optimizer, rule=LionRule())`` makes rule and class known by the rule's name."""
         super().__init_subclass__(**kwargs)
         if rule is not None:
+            known = OPTIMIZERS.get(rule.name)
+            # The same class again is a module that was reloaded, not a clash.
+            if known is not None and (known.__module__, known.__qualname__) != (
+                cls.__module__,
+                cls.__qualname__,
+            ):
+                raise ValueError(
+                    f"the rule name {rule.name!r} is taken by {known.__module__}.{known.__qualname__}"
+                )
             cls.rule = rule
-            register(rule, cls)
+            register_rule(rule)
+            OPTIMIZERS[rule.name] = cls
 
     def __init__(
         self, params: ParamsT, *, rule: str, extra: Mapping[str, Any] | None = None, **hyper: Any
@@ -171,7 +183,7 @@ class Optimizer(torch.optim.Optimizer):
             self._count_skipped((~taken).to(torch.int64) if isinstance(taken, Tensor) else 1)
         return loss
 
-    def _take(self, batches: list[Batch], finite: bool | Tensor) -> bool | Tensor:
+    def _take(self, batches: list[ParamBatch], finite: bool | Tensor) -> bool | Tensor:
         """Step these parameters if their gradients are finite.
 
         Returns whether it was done: ``finite``, a tensor where only the device knows.
@@ -229,14 +241,14 @@ class Optimizer(torch.optim.Optimizer):
         """What a subclass steps that no CUDA graph can hold, in words; None if there is nothing."""
         return None
 
-    def _check(self, batches: list[Batch]) -> bool | Tensor:
+    def _check(self, batches: list[ParamBatch]) -> bool | Tensor:
         """Whether this step may be taken, see :func:`check_gradients`; nothing has changed yet."""
         return check_gradients(batches)
 
     def _step_rest(self) -> None:
         """Step what a subclass has besides parameters; it may not fail."""
 
-    def _provide(self, batch: Batch) -> Provide | None:
+    def _provide(self, batch: ParamBatch) -> Provide | None:
         """Functions of this object that the batch's rule calls, parameter by parameter; mostly none."""
         return None
 
@@ -283,7 +295,7 @@ class Optimizer(torch.optim.Optimizer):
             else:
                 group["skipped_steps"] = before + count
 
-    def _make_state(self, batches: list[Batch]) -> None:
+    def _make_state(self, batches: list[ParamBatch]) -> None:
         """Give every member its state; allocated for all of them before any is kept."""
         made = []
         for batch in batches:
@@ -381,7 +393,7 @@ class Optimizer(torch.optim.Optimizer):
                 self._watch.remember_shapes(group)
 
 
-def _run(batch: Batch, finite: Tensor | None, plan: Plan | None) -> None:
+def _run(batch: ParamBatch, finite: Tensor | None, plan: Plan | None) -> None:
     if batch.rule.scope == "matrix":
         run_matrix(batch, finite)
     else:
@@ -390,7 +402,7 @@ def _run(batch: Batch, finite: Tensor | None, plan: Plan | None) -> None:
             run_eager(batch, left, finite)
 
 
-def _compiles(batch: Batch) -> bool:
+def _compiles(batch: ParamBatch) -> bool:
     wish = batch.group["compile"]
     if batch.rule.scope == "matrix":
         if wish is True:

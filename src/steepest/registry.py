@@ -1,10 +1,11 @@
-"""Rules and optimizers by name. A class statement ``class Lion(Optimizer, rule=LionRule())`` adds both."""
+"""Optimizers by name. A class statement ``class Lion(Optimizer, rule=LionRule())`` adds one."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from steepest.hyper import near_miss
+from steepest.hyperparameters import near_miss
+from steepest.optimizer import OPTIMIZERS, Optimizer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -12,31 +13,9 @@ if TYPE_CHECKING:
     from torch import nn
     from torch.optim.optimizer import ParamsT
 
-    from steepest.optimizer import Optimizer
-    from steepest.rule import Rule
+__all__ = ["create", "list_optimizers", "optimizer_class"]
 
-__all__ = ["create", "find_rule", "list_optimizers", "optimizer_class"]
-
-_RULES: dict[str, Rule] = {}
-_OPTIMIZERS: dict[str, type[Optimizer]] = {}
 _MAKERS: dict[type[nn.Module], Callable[..., Optimizer]] = {}
-
-
-def register(rule: Rule, optimizer: type[Optimizer]) -> None:
-    """Make a rule and its constructor known by the rule's name.
-
-    Raises:
-        ValueError: the name belongs to another class already.
-    """
-    known = _OPTIMIZERS.get(rule.name)
-    # The same class again is a module that was reloaded, not a clash.
-    if known is not None and (known.__module__, known.__qualname__) != (
-        optimizer.__module__,
-        optimizer.__qualname__,
-    ):
-        raise ValueError(f"the rule name {rule.name!r} is taken by {known.__module__}.{known.__qualname__}")
-    _RULES[rule.name] = rule
-    _OPTIMIZERS[rule.name] = optimizer
 
 
 def register_maker(kind: type[nn.Module], make: Callable[..., Optimizer]) -> None:
@@ -60,30 +39,17 @@ def find_maker(model: nn.Module) -> tuple[Callable[..., Optimizer] | None, list[
     return next(iter(found.values()), None), list(found)
 
 
-def find_rule(name: str) -> Rule:
-    """The rule called ``name``.
-
-    Raises:
-        ValueError: no rule has that name; the message offers the closest one.
-    """
-    if name not in _RULES:
-        raise ValueError(
-            f"unknown rule {name!r}{near_miss(name, _RULES)}; known: {', '.join(sorted(_RULES))}"
-        )
-    return _RULES[name]
-
-
 def optimizer_class(name: str) -> type[Optimizer]:
-    """The class that constructs the optimizer called ``name``; ``ValueError`` as :func:`find_rule`.
+    """The class that constructs the optimizer called ``name``; errors as :func:`~steepest.rule.find_rule`.
 
     >>> optimizer_class("lion").__name__
     'Lion'
     """
-    if name not in _OPTIMIZERS:
+    if name not in OPTIMIZERS:
         raise ValueError(
-            f"unknown optimizer {name!r}{near_miss(name, _OPTIMIZERS)}; known: {', '.join(list_optimizers())}"
+            f"unknown optimizer {name!r}{near_miss(name, OPTIMIZERS)}; known: {', '.join(list_optimizers())}"
         )
-    return _OPTIMIZERS[name]
+    return OPTIMIZERS[name]
 
 
 def list_optimizers() -> list[str]:
@@ -92,7 +58,7 @@ def list_optimizers() -> list[str]:
     >>> "lion" in list_optimizers()
     True
     """
-    return sorted(_OPTIMIZERS)
+    return sorted(OPTIMIZERS)
 
 
 def create(name: str, params: ParamsT, **hyper: Any) -> Optimizer:

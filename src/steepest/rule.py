@@ -11,8 +11,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from steepest.hyper import Hyper, check_all
-from steepest.options import COMMON_OPTIONS
+from steepest.hyperparameters import COMMON_OPTIONS, Hyperparameter, check_all, near_miss
 from steepest.views import check_view
 
 __all__ = [
@@ -24,6 +23,8 @@ __all__ = [
     "Rule",
     "Scalar",
     "TensorRule",
+    "find_rule",
+    "register_rule",
     "weighted_sum",
     "zeros",
 ]
@@ -57,7 +58,7 @@ class Rule(ABC):
 
     name: ClassVar[str]
     scope: ClassVar[Literal["element", "tensor", "matrix"]]
-    hyper: ClassVar[Mapping[str, Hyper]]
+    hyper: ClassVar[Mapping[str, Hyperparameter]]
     weight_decay_method: ClassVar[str] = "decoupled"
     counts_steps: ClassVar[bool] = False
     tensor_state: ClassVar[frozenset[str]] = frozenset()
@@ -272,3 +273,24 @@ def weighted_sum(a: Scalar, x: Tensor, b: Scalar, y: Tensor) -> Tensor:
 def zeros(param: Tensor, dtype: torch.dtype | None) -> Tensor:
     """A state tensor laid out as the parameter: its shape, strides, device, and dtype unless given."""
     return torch.zeros_like(param, dtype=dtype or param.dtype, requires_grad=False)
+
+
+_RULES: dict[str, Rule] = {}
+
+
+def register_rule(rule: Rule) -> None:
+    """Make a rule known by its name; a later one of the same name replaces it."""
+    _RULES[rule.name] = rule
+
+
+def find_rule(name: str) -> Rule:
+    """The rule called ``name``.
+
+    Raises:
+        ValueError: no rule has that name; the message offers the closest one.
+    """
+    if name not in _RULES:
+        raise ValueError(
+            f"unknown rule {name!r}{near_miss(name, _RULES)}; known: {', '.join(sorted(_RULES))}"
+        )
+    return _RULES[name]

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from steepest.hyper import Hyper
+from steepest.hyperparameters import Hyperparameter
 
 __all__ = ["View", "check_view", "columns", "cut", "fused_parameters", "heads", "rows"]
 
@@ -68,9 +68,9 @@ def _is_size(value: Any) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
-def fused_parameters() -> Hyper:
+def fused_parameters() -> Hyperparameter:
     """The option ``views`` of rules that see matrices; what the views are is checked with the parameters."""
-    return Hyper(
+    return Hyperparameter(
         None, lambda value: value is None or isinstance(value, Mapping), "None or a dict of views by name"
     )
 

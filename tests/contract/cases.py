@@ -13,8 +13,7 @@ from torch.nn import Parameter
 
 import steepest
 from steepest.linalg import newton_schulz
-from steepest.registry import find_rule
-from steepest.rule import MatrixRule, Rule
+from steepest.rule import MatrixRule, Rule, find_rule
 
 from .training import SHAPES, make_params
 

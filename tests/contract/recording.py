@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from steepest.step import compiled
+from steepest.engine import compiled
 
 __all__ = ["Apart", "Recorded", "record_compiled"]
 

@@ -17,11 +17,11 @@ from torch.nn import Parameter
 
 import steepest
 from steepest import optimizer as optimizer_module
-from steepest.registry import find_rule
-from steepest.step import capture, compiled, matrix
-from steepest.step.collect import Batch, collect
-from steepest.step.counting import add_step
-from steepest.step.finite import all_finite
+from steepest.engine import compiled, cuda_graphs, matrices
+from steepest.engine.collect import ParamBatch, collect
+from steepest.engine.grad_check import all_finite
+from steepest.engine.step_count import add_step
+from steepest.rule import find_rule
 
 from .cases import CASES, RULES, Case, able, by_id, related, with_dtypes
 from .recording import Apart, Recorded, record_compiled
@@ -181,7 +181,7 @@ def test_counts_are_the_device_s_where_it_alone_knows_them(
     optimizer = steepest.AdamW(params, **options)
     set_gradients(params, 0)
     (batch,) = collect(optimizer.param_groups, lambda param: {})
-    monkeypatch.setattr(Batch, "device", torch.device(device))
+    monkeypatch.setattr(ParamBatch, "device", torch.device(device))
     assert batch.counts_on_device is there
 
 
@@ -249,7 +249,7 @@ def test_a_learning_rate_of_the_host_s_would_be_seen(monkeypatch: pytest.MonkeyP
 def test_matrices_of_unlike_counts_are_one_stack(name: str, monkeypatch: pytest.MonkeyPatch):
     """Counts that only a device knows cannot be compared, and each matrix has its own numbers."""
     stacks: list[int] = []
-    advance = matrix.advance
+    advance = matrices.advance
 
     def counted(recipe: Any, param: Tensor, *more: Any) -> Any:
         stacks.append(len(param))
@@ -262,9 +262,9 @@ def test_matrices_of_unlike_counts_are_one_stack(name: str, monkeypatch: pytest.
     for some, some_params in ((optimizer, params), (twin, twins)):
         steps(some, some_params[:1], range(3))
         if some is optimizer:
-            monkeypatch.setattr(matrix, "advance", counted)
+            monkeypatch.setattr(matrices, "advance", counted)
         steps(some, some_params, range(3, 6))
-        monkeypatch.setattr(matrix, "advance", advance)
+        monkeypatch.setattr(matrices, "advance", advance)
     assert stacks == [3] * 3
     torch.testing.assert_close(values(params), values(twins), rtol=1e-5, atol=1e-6)
 
@@ -277,7 +277,7 @@ def test_the_recorder_would_see_numbers_that_stay():
 
 @pytest.mark.parametrize("case", CASES, ids=by_id)
 def test_replays_skip_gradients_that_are_not_finite_and_count(case: Case, monkeypatch: pytest.MonkeyPatch):
-    def on_device(batches: list[Batch]) -> bool | Tensor:
+    def on_device(batches: list[ParamBatch]) -> bool | Tensor:
         return all_finite([member.grad for batch in batches for member in batch.members])
 
     monkeypatch.setattr(optimizer_module, "check_gradients", on_device)
@@ -352,8 +352,10 @@ def test_the_option_is_a_group_s_and_survives_a_checkpoint():
 @pytest.fixture
 def in_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if a CUDA graph were being captured, and parameters were there."""
-    monkeypatch.setattr(capture, "capturing", lambda device=None: device in (None, torch.device("cuda", 0)))
-    monkeypatch.setattr(Batch, "device", torch.device("cuda", 0))
+    monkeypatch.setattr(
+        cuda_graphs, "capturing", lambda device=None: device in (None, torch.device("cuda", 0))
+    )
+    monkeypatch.setattr(ParamBatch, "device", torch.device("cuda", 0))
 
 
 @pytest.mark.usefixtures("in_a_graph")
@@ -424,8 +426,8 @@ def test_state_that_is_not_ready_is_refused(
     params = case.params()
     optimizer = case.make(params, capturable=True)
     with monkeypatch.context() as outside:
-        outside.setattr(capture, "capturing", lambda device=None: False)
-        outside.setattr(Batch, "device", torch.device("cpu"))
+        outside.setattr(cuda_graphs, "capturing", lambda device=None: False)
+        outside.setattr(ParamBatch, "device", torch.device("cpu"))
         steps(optimizer, params, range(steps_before))
     set_gradients(params, steps_before)
     before = snapshot(optimizer, params)
@@ -446,7 +448,7 @@ class _GraphDevice:
 
 
 def check(optimizer: steepest.Optimizer) -> None:
-    capture.check_capture(
+    cuda_graphs.check_capture(
         collect(optimizer.param_groups, lambda param: optimizer.state.get(param, {})), optimizer.param_groups
     )
 
@@ -459,8 +461,8 @@ def test_what_has_been_stepped_may_be_captured_unless_state_is_missing(
     groups = [{"params": params[:1]}, {"params": params[1:]}]
     optimizer = case.make(groups, capturable=True, rounding="stochastic")
     steps(optimizer, params, range(WARM))
-    monkeypatch.setattr(capture, "capturing", lambda device=None: True)
-    monkeypatch.setattr(Batch, "device", _GraphDevice())
+    monkeypatch.setattr(cuda_graphs, "capturing", lambda device=None: True)
+    monkeypatch.setattr(ParamBatch, "device", _GraphDevice())
     set_gradients(params, WARM)
     check(optimizer)
     state = optimizer.state[params[-1]]
@@ -478,13 +480,13 @@ def test_a_device_whose_work_is_not_captured_is_refused(monkeypatch: pytest.Monk
     optimizer = steepest.SignGSD(params, capturable=True)
     set_gradients(params, 0)
     first = torch.device("cuda", 0)
-    monkeypatch.setattr(capture, "capturing", lambda device=None: device in (None, first))
+    monkeypatch.setattr(cuda_graphs, "capturing", lambda device=None: device in (None, first))
     with pytest.raises(RuntimeError, match="is on cpu, whose part of the step a graph does not hold"):
         check(optimizer)
-    monkeypatch.setattr(Batch, "device", torch.device("cuda", 1))
+    monkeypatch.setattr(ParamBatch, "device", torch.device("cuda", 1))
     with pytest.raises(RuntimeError, match="is on cuda:1, whose current stream is not being captured"):
         check(optimizer)
-    monkeypatch.setattr(Batch, "device", first)
+    monkeypatch.setattr(ParamBatch, "device", first)
     check(optimizer)
 
 
@@ -495,7 +497,7 @@ def test_whether_a_graph_is_captured_is_asked_of_torch(
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: begun)
     monkeypatch.setattr(torch.cuda, "device", contextlib.nullcontext)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: held)
-    assert capture.capturing() is (begun and held)
+    assert cuda_graphs.capturing() is (begun and held)
 
 
 @needs_compiler
@@ -523,7 +525,7 @@ def test_ternary_weights_and_released_gradients_are_refused(monkeypatch: pytest.
     model(torch.ones(1, 8)).sum().backward()
     with pytest.raises(RuntimeError, match="a step of ternary weights cannot be captured"):
         optimizer.step()
-    monkeypatch.setattr("steepest.release.capturing", lambda: True)
+    monkeypatch.setattr("steepest.optimizer_in_backward.capturing", lambda: True)
     plain = torch.nn.Linear(3, 1)
     start = values(plain.parameters())
     with (
@@ -539,7 +541,7 @@ def test_what_released_gradients_left_to_step_is_refused_too(monkeypatch: pytest
     model = torch.nn.Linear(3, 1)
     optimizer = steepest.Lion(model.parameters(), capturable=True)
     with steepest.release_gradients(model, optimizer) as released:
-        monkeypatch.setattr("steepest.release.capturing", lambda: True)
+        monkeypatch.setattr("steepest.optimizer_in_backward.capturing", lambda: True)
         with released.accumulate():
             model(torch.ones(3)).backward()
         start, grads = values(model.parameters()), [param.grad for param in model.parameters()]
@@ -547,7 +549,7 @@ def test_what_released_gradients_left_to_step_is_refused_too(monkeypatch: pytest
             optimizer.step()
         assert identical(values(model.parameters()), start)
         assert all(param.grad is grad for param, grad in zip(model.parameters(), grads, strict=True))
-        monkeypatch.setattr("steepest.release.capturing", lambda: False)
+        monkeypatch.setattr("steepest.optimizer_in_backward.capturing", lambda: False)
         optimizer.step()
     assert not identical(values(model.parameters()), start)
 

@@ -17,7 +17,7 @@ from torch.nn import Parameter
 from torch.utils._pytree import tree_map_only
 
 from steepest import optimizer as optimizer_module
-from steepest.step import compiled
+from steepest.engine import compiled
 
 from .cases import CASES, Case, able, by_id
 from .training import identical, make_params, set_gradients, steps, train

@@ -11,7 +11,7 @@ import torch
 from torch.nn import Linear, Parameter, Sequential
 
 import steepest
-from steepest.options import COMMON_OPTIONS
+from steepest.hyperparameters import COMMON_OPTIONS
 
 from .cases import LR, Case
 from .training import identical, make_params, train

@@ -17,8 +17,8 @@ from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from steepest import optimizer as optimizer_module
-from steepest.step import compiled
-from steepest.step.collect import Batch, Member
+from steepest.engine import compiled
+from steepest.engine.collect import ParamBatch, ParamUpdate
 
 from .cases import CASES, RULES, Case, able, by_id, with_dtypes
 from .training import identical, make_params, set_gradients, snapshot, values
@@ -45,13 +45,15 @@ class _NoSync(TorchDispatchMode):
 def on_device(monkeypatch: pytest.MonkeyPatch) -> None:
     check = optimizer_module.check_gradients
 
-    def check_on_device(batches: list[Batch]) -> bool | Tensor:
+    def check_on_device(batches: list[ParamBatch]) -> bool | Tensor:
         finite = check(batches)
         watched = any(batch.group["nonfinite"] == "skip" for batch in batches)
         return torch.tensor(finite) if watched else finite
 
     monkeypatch.setattr(optimizer_module, "check_gradients", check_on_device)
-    monkeypatch.setattr(Batch, "counts_on_device", property(lambda batch: batch.group["nonfinite"] == "skip"))
+    monkeypatch.setattr(
+        ParamBatch, "counts_on_device", property(lambda batch: batch.group["nonfinite"] == "skip")
+    )
 
 
 def _single(case: Case, optimizer: torch.optim.Optimizer) -> list[Tensor]:
@@ -187,7 +189,7 @@ def test_the_patches_reach_the_path(on_device: Iterator[None], monkeypatch: pyte
     masks, members = [], []
     run = optimizer_module.run_eager
 
-    def spy(batch: Batch, some: list[Member], finite: Tensor | None) -> None:
+    def spy(batch: ParamBatch, some: list[ParamUpdate], finite: Tensor | None) -> None:
         masks.append(finite)
         members.extend(dataclasses.replace(member) for member in some)
         run(batch, some, finite)

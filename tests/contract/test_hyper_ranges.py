@@ -10,7 +10,7 @@ import torch
 from torch.nn import Parameter
 
 import steepest
-from steepest.options import COMMON_OPTIONS
+from steepest.hyperparameters import COMMON_OPTIONS
 
 from .cases import RULES, Case, by_id
 from .training import identical, make_params, snapshot

@@ -11,7 +11,7 @@ from torch.nn import Parameter
 from torch.optim.lr_scheduler import OneCycleLR
 
 import steepest
-from steepest.step import compiled
+from steepest.engine import compiled
 
 from .cases import CANNOT, CASES, LR, RULES, Case, able, by_id
 from .training import gradient, identical, make_params, train

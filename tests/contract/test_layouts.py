@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from steepest.step import element, tensor
+from steepest.engine import chunks, reductions
 
 from .cases import CASES, RULES, Case, able, by_id
 from .training import gradient, identical, steps, train
@@ -134,7 +134,7 @@ def test_pieces_make_the_whole(case: Case, dtype: torch.dtype, layout: str, monk
         return train(case.make(params, **OPTIONS), params)
 
     whole = run()
-    monkeypatch.setattr(element, "piece_length", lambda *given, **options: 7)
+    monkeypatch.setattr(chunks, "piece_length", lambda *given, **options: 7)
     assert identical(run(), whole)
 
 
@@ -157,8 +157,8 @@ def test_stacks_make_the_loop(case: Case, dtype: torch.dtype):
 def test_sums_over_a_tensor_hardly_depend_on_its_pieces(monkeypatch: pytest.MonkeyPatch):
     grad = torch.randn(1000, generator=torch.Generator().manual_seed(0))
     wide = grad.double()
-    monkeypatch.setattr(tensor, "_PIECE_ON_CPU", 7)
-    count, total, square = tensor.moments(grad.view(10, 100).t())
+    monkeypatch.setattr(reductions, "_PIECE_ON_CPU", 7)
+    count, total, square = reductions.moments(grad.view(10, 100).t())
     assert count == 1000
     assert total.item() == pytest.approx(wide.sum().item(), rel=1e-12)
     assert square.item() == pytest.approx((wide * wide).sum().item(), rel=1e-12)
@@ -171,7 +171,7 @@ def test_tensors_are_cut_small_whatever_their_strides(ordered: bool, limit: int,
     """Or a wide transposed matrix would be stepped whole, with temporaries of its size."""
     transposed = torch.arange(300.0).view(2, 50, 3).transpose(0, 2)
     tensors = [transposed, transposed.clone() if alike else transposed.contiguous()]
-    cut = list(element.pieces(tensors, limit, ordered=ordered))
+    cut = list(chunks.pieces(tensors, limit, ordered=ordered))
     assert max(param.numel() for (param, _), _ in cut) <= limit
     assert all(param.equal(other) for (param, other), _ in cut)
     assert torch.cat([param.reshape(-1) for (param, _), _ in cut]).sort().values.equal(torch.arange(300.0))
@@ -183,9 +183,9 @@ def test_tensors_are_cut_small_whatever_their_strides(ordered: bool, limit: int,
 @pytest.mark.parametrize("limit", [1, 7, 50, 64])
 def test_sums_come_in_logical_order_whatever_the_strides(limit: int, monkeypatch: pytest.MonkeyPatch):
     grad = torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(0)).permute(1, 2, 0)
-    monkeypatch.setattr(tensor, "_PIECE_ON_CPU", limit)
-    assert tensor.moments(grad) == tensor.moments(grad.contiguous())
-    assert tensor.moments(grad[1:, ::2]) == tensor.moments(grad[1:, ::2].contiguous())
+    monkeypatch.setattr(reductions, "_PIECE_ON_CPU", limit)
+    assert reductions.moments(grad) == reductions.moments(grad.contiguous())
+    assert reductions.moments(grad[1:, ::2]) == reductions.moments(grad[1:, ::2].contiguous())
 
 
 @pytest.mark.parametrize("how", ["eager", "compiled"])

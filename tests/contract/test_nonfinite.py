@@ -162,7 +162,7 @@ def test_ignore_computes_with_it_and_looks_at_nothing(case: Case, monkeypatch: p
     def never(*_: Any) -> Any:
         raise AssertionError("nonfinite='ignore' must not read the gradients")
 
-    monkeypatch.setattr("steepest.step.finite.all_finite", never)
+    monkeypatch.setattr("steepest.engine.grad_check.all_finite", never)
     params, twins = case.params(), case.params()
     optimizer, twin = case.make(params), case.make(twins[:2])
     _bad_step(optimizer, params, torch.nan, at=2)

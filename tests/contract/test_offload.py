@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import steepest
-from steepest.step import collect, compiled, offload
+from steepest.engine import collect, compiled, cpu_offload
 
 from .cases import CASES, RULES, Case, by_id, with_dtypes
 from .released import holder, ordinary_run, released_run
@@ -66,7 +66,7 @@ class LateLanes:
 @pytest.fixture
 def far(monkeypatch: pytest.MonkeyPatch) -> list[LateLanes]:
     monkeypatch.setattr(collect, "away", lambda device: True)
-    monkeypatch.setattr(offload, "Lanes", LateLanes)
+    monkeypatch.setattr(cpu_offload, "Lanes", LateLanes)
     LateLanes.made = []
     return LateLanes.made
 
@@ -162,7 +162,7 @@ def test_the_copies_of_a_device_with_streams(monkeypatch: pytest.MonkeyPatch):
     params, twins = make_params(), make_params()
     train(Case("lion").make(twins), twins, 2)
     monkeypatch.setattr(collect, "away", lambda device: True)
-    monkeypatch.setattr(offload, "_STREAMED", ("cpu",))
+    monkeypatch.setattr(cpu_offload, "_STREAMED", ("cpu",))
     monkeypatch.setattr(torch, "get_device_module", lambda device: device_module)
     monkeypatch.setattr(torch, "empty_like", unpinned)
     train(Case("lion").make(params, state_device="cpu"), params, 2)

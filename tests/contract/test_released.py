@@ -17,8 +17,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import steepest
+from steepest.engine import compiled
 from steepest.lab.models.gpt import GPT, GPTConfig
-from steepest.step import compiled
 
 from .cases import CASES, RULES, Case, able, by_id, related, with_dtypes
 from .released import backward, holder, ordinary_run, released_run

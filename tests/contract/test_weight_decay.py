@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from steepest.step import tensor
+from steepest.engine import reductions
 
 from .cases import RULES, Case, able, by_id
 from .training import identical, set_gradients, steps, values
@@ -108,8 +108,8 @@ def test_cautious_decays_where_the_direction_is_zero(case: Case):
 def test_l2_adds_to_the_gradient_and_not_to_p_grad(case: Case, monkeypatch: pytest.MonkeyPatch):
     """The twin is given g + λp; what a rule measures over a whole tensor is measured on g alone."""
     raw: dict[int, Tensor] = {}
-    measured = tensor.moments
-    monkeypatch.setattr(tensor, "moments", lambda grad: measured(raw.get(grad.data_ptr(), grad)))
+    measured = reductions.moments
+    monkeypatch.setattr(reductions, "moments", lambda grad: measured(raw.get(grad.data_ptr(), grad)))
     params, twins = case.params(torch.float64), case.params(torch.float64)
     optimizer = case.make(params, weight_decay=LAMBDA, weight_decay_method="l2")
     twin = case.make(twins, weight_decay=0.0, weight_decay_method="l2")

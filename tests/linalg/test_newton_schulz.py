@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from steepest.engine.compiled import compiler_available
 from steepest.linalg import COEFFICIENTS, CoefficientSet, newton_schulz
-from steepest.step.compiled import compiler_available
 
 NAMES = list(COEFFICIENTS)
 SHAPES = [(5, 5), (4, 9), (9, 4), (3, 40), (1, 7), (7, 1), (1, 1)]

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from steepest.engine.compiled import compiler_available
 from steepest.linalg import procrustes_rotation
-from steepest.step.compiled import compiler_available
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:

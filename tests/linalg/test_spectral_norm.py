@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from steepest.engine.compiled import compiler_available
 from steepest.linalg import spectral_norm_bound
 from steepest.random import derive_key
-from steepest.step.compiled import compiler_available
 
 
 def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -12,7 +12,7 @@ import steepest
 from steepest.views import columns, rows
 
 MATRIX_RULES = [
-    name for name in steepest.list_optimizers() if steepest.registry.find_rule(name).scope == "matrix"
+    name for name in steepest.list_optimizers() if steepest.rule.find_rule(name).scope == "matrix"
 ]
 pytestmark = pytest.mark.filterwarnings("ignore:.*the momentum is used as it is")
 
@@ -131,7 +131,7 @@ def test_a_list_that_was_changed_in_place_is_looked_at_again():
 
 def test_options_are_looked_at_when_they_change_and_not_in_every_step(monkeypatch):
     looks = []
-    rule = type(steepest.registry.find_rule("muon"))
+    rule = type(steepest.rule.find_rule("muon"))
     check = rule.check
     monkeypatch.setattr(rule, "check", lambda *args: (looks.append(1), check(*args)))
     optimizer = steepest.Muon([weight := matrix(3, 3)])
@@ -218,7 +218,7 @@ def test_an_extra_option_with_a_name_that_groups_use_is_refused(name):
 # -- what momentum means
 
 
-FAMILY = [name for name in MATRIX_RULES if steepest.registry.find_rule(name).conventions]
+FAMILY = [name for name in MATRIX_RULES if steepest.rule.find_rule(name).conventions]
 
 
 def test_the_family_says_what_its_momentum_means():

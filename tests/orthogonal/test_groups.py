@@ -91,8 +91,8 @@ def test_a_subclass_may_register_a_rule_of_its_own():
         (moved,) = stepped(optimizer, weight)
         torch.testing.assert_close(moved, 2 * weight.grad)
     finally:
-        steepest.registry._RULES.pop("doubling_for_a_test")
-        steepest.registry._OPTIMIZERS.pop("doubling_for_a_test")
+        steepest.rule._RULES.pop("doubling_for_a_test")
+        steepest.optimizer.OPTIMIZERS.pop("doubling_for_a_test")
 
 
 @pytest.mark.parametrize("result", [None, 3.0])

@@ -14,7 +14,7 @@ from steepest.rules.orthogonalized import float32_matmul_precision
 
 BACKENDS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
 MATRIX_RULES = [
-    name for name in steepest.list_optimizers() if steepest.registry.find_rule(name).scope == "matrix"
+    name for name in steepest.list_optimizers() if steepest.rule.find_rule(name).scope == "matrix"
 ]
 
 

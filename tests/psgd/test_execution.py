@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import steepest
-from steepest.registry import find_rule
+from steepest.rule import find_rule
 from steepest.rules.psgd import fits_in
 from steepest.rules.psgd.sides import Side
 
@@ -224,7 +224,7 @@ def test_fitting_always_for_a_while(kind, views):
 @pytest.mark.parametrize("kind", KINDS)
 def test_step_counts_on_the_device(kind):
     """Where only the device knows whether a step is taken, conditions become selections: the same result."""
-    rule = steepest.registry.find_rule(kind)
+    rule = steepest.rule.find_rule(kind)
     group = {**rule.defaults(), "update_probability": 0.5, "update_flat_steps": 0, "noise_scale": 0.0}
     hyper = {name: group[name] for name in rule.hyper}
     unseen = ("lr", "weight_decay", "views", "bucket_bytes")

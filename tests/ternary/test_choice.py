@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from steepest.engine.compiled import compiler_available
 from steepest.random import bits32
-from steepest.step.compiled import compiler_available
-from steepest.ternary import choice, pack, pieces, unpack
-from steepest.ternary.choice import flip_first
+from steepest.ternary import chunks, pack, top_k, unpack
+from steepest.ternary.top_k import flip_first
 
 from .memory import highest
 
@@ -17,7 +17,7 @@ def law(values, a, threshold, at_most):
     """|a|, then the lot, then the place: (T, a, flips)."""
     values, a = values.clone(), a.clone()
     flat, counters = values.view(-1), a.view(-1)
-    lots = bits32(KEY, torch.arange(a.numel()), choice._TIES).tolist()
+    lots = bits32(KEY, torch.arange(a.numel()), top_k._TIES).tolist()
     sizes = counters.to(torch.int64).abs().tolist()
     ranked = sorted(range(a.numel()), key=lambda i: (-sizes[i], -lots[i]))
     first = [i for i in ranked if sizes[i] >= threshold][:at_most]
@@ -55,7 +55,7 @@ def drawn(rows, columns, levels, dtype):
 @pytest.mark.parametrize("levels", [1, 3, 100])
 def test_who_flips_is_who_comes_first_in_a_sort(dtype, levels, kept, monkeypatch):
     # Candidates are two thirds of all: with 1 they are kept, with 16 looked for every time.
-    monkeypatch.setattr(choice, "_KEPT", kept)
+    monkeypatch.setattr(top_k, "_KEPT", kept)
     values, a = drawn(40, 50, levels, dtype)
     candidates = int((a != 3).sum())
     for at_most in (0, 1, 7, 500, candidates - 1, candidates, a.numel()):
@@ -68,7 +68,7 @@ def test_rows_of_any_length_and_pieces_of_any(shape, dtype, monkeypatch):
     values, a = drawn(*shape, 2, dtype)
     a[0, 0] = -torch.iinfo(dtype).max
     for piece in (1 << 18, 7, 1):
-        monkeypatch.setattr(pieces, "_PIECE_ON_CPU", piece)
+        monkeypatch.setattr(chunks, "_PIECE_ON_CPU", piece)
         for at_most in (1, 3, max(a.numel() // 3, 1)):
             check(values, a, 1, at_most)
 
@@ -76,7 +76,7 @@ def test_rows_of_any_length_and_pieces_of_any(shape, dtype, monkeypatch):
 def test_many_ties_are_cut_within_a_lot_too(monkeypatch):
     values, a = drawn(40, 50, 1, torch.int8)
     for bits in (1, 3, 16):
-        monkeypatch.setattr(choice, "_LOT_BITS", bits)
+        monkeypatch.setattr(top_k, "_LOT_BITS", bits)
         check(values, a, 4, 77)
 
 
@@ -96,13 +96,13 @@ def bytes_of_choosing(a):
 def test_choosing_among_all_takes_pieces_alone():
     a = torch.full((8192, 1024), 9, dtype=torch.int8)
     # A piece is an eighth of the layer; all of it are ties here, of some ten int64 each.
-    assert pieces.flat_pieces(a.numel(), a.device, choice._PIECE)[0] == slice(0, a.numel() // 8)
+    assert chunks.flat_pieces(a.numel(), a.device, top_k._PIECE)[0] == slice(0, a.numel() // 8)
     assert 0 < bytes_of_choosing(a) < 12 * a.numel()
 
 
 def test_choosing_among_places_that_are_kept_takes_them_twice_at_most(monkeypatch):
     a = torch.zeros(8192, 1024, dtype=torch.int8)
     a.view(-1)[::16] = 9
-    monkeypatch.setattr(pieces, "_PIECE_ON_CPU", 1 << 15)
+    monkeypatch.setattr(chunks, "_PIECE_ON_CPU", 1 << 15)
     kept = a.numel() // 16 * 8
     assert kept < bytes_of_choosing(a) < 2.4 * kept

@@ -136,7 +136,7 @@ def test_votes_are_the_sign_of_the_gradient_whatever_the_scales():
     layer(x).square().sum().backward()
     # dT = dW∘s: a negative scale turns the vote.
     scales = layer.scale.data.repeat_interleave(4, 1)[:, :6]
-    assert torch.equal(trainer._ballots[""].pending, -(weight.grad * scales).sign().to(torch.int8))
+    assert torch.equal(trainer._vote_buffers[""].pending, -(weight.grad * scales).sign().to(torch.int8))
 
 
 @pytest.mark.parametrize("kind", ["sign", "magnitude"])
@@ -148,7 +148,7 @@ def test_scaling_the_loss_changes_no_vote(kind):
         layer = TernaryLinear(6, 4)
         trainer = TernaryFlip(layer, votes=kind)
         (factor * layer(torch.randn(9, 6)).square().sum()).backward()
-        found.append(trainer._ballots[""].pending)
+        found.append(trainer._vote_buffers[""].pending)
     assert found[0].any()
     assert all(torch.equal(found[0], each) for each in found[1:])
 
@@ -177,7 +177,7 @@ def test_votes_by_magnitude_are_relative_to_the_layers_rms():
     layer(x).square().sum().backward()
     grad = weight.grad * layer.scale.data[:, None]
     exact = -(grad / grad.square().mean().sqrt()).clamp(-7, 7)
-    votes = trainer._ballots[""].pending
+    votes = trainer._vote_buffers[""].pending
     assert votes.dtype == torch.int8
     assert bool(((votes - exact).abs() < 1 + 1e-4).all())
 

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from steepest.engine.compiled import compiler_available
 from steepest.random import derive_key
-from steepest.step.compiled import compiler_available
 from steepest.ternary import TernaryFlip, TernaryLinear, pack
 from steepest.ternary.flipping import flip_layer
 
@@ -16,7 +16,7 @@ compiled_only = pytest.mark.skipif(not compiler_available("cpu"), reason="needs 
 
 
 def votes(trainer):
-    return {name: ballot.pending for name, ballot in trainer._ballots.items()}
+    return {name: vote_buffer.pending for name, vote_buffer in trainer._vote_buffers.items()}
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
@@ -56,7 +56,7 @@ def test_a_compiled_model_votes_as_an_eager_one(kind, autocast):
                 optimizer.zero_grad()
         found.append((votes(trainer), snapshot(model), trainer))
     (one, weights, _), (other, others, trainer) = found
-    assert trainer._ballots["0"].casts == 1
+    assert trainer._vote_buffers["0"].casts == 1
     assert trainer.stats().step == 2
     for name in one:
         same = (one[name] == other[name]).float().mean()
@@ -74,20 +74,20 @@ def test_compiled_passes_may_come_in_any_order_and_be_switched_off():
     layer = TernaryLinear(4, 4, bias=False)
     model = torch.compile(nn.Sequential(layer, nn.ReLU(), layer), fullgraph=True)
     trainer = TernaryFlip(model)
-    ballot = trainer._ballots["0"]
+    vote_buffer = trainer._vote_buffers["0"]
     first, second = model(torch.randn(3, 4)).sum(), model(torch.randn(3, 4)).sum()
     second.backward()
     first.backward()
-    assert ballot.casts == 4
+    assert vote_buffer.casts == 4
     model.eval()
     model(torch.randn(3, 4)).sum().backward()
-    assert ballot.casts == 4
+    assert vote_buffer.casts == 4
     model.train()
     # An optimizer made later is found by the graph compiled before.
     later = TernaryFlip(model)
     model(torch.randn(3, 4)).sum().backward()
-    assert ballot.casts == 4
-    assert later._ballots["0"].casts == 2
+    assert vote_buffer.casts == 4
+    assert later._vote_buffers["0"].casts == 2
 
 
 @compiled_only
@@ -97,7 +97,7 @@ def test_a_compiled_graph_keeps_a_backward_of_which_votes_are_all_that_is_wanted
     layer.scale.requires_grad_(False)
     trainer = TernaryFlip(layer)
     torch.compile(layer, fullgraph=True)(torch.randn(3, 4)).sum().backward()
-    assert trainer._ballots[""].casts == 1
+    assert trainer._vote_buffers[""].casts == 1
 
 
 @compiled_only
@@ -111,7 +111,7 @@ def test_compiled_checkpointing_votes_once():
         return checkpoint(model, x, use_reentrant=False)
 
     run(torch.randn(4, 6, requires_grad=True)).sum().backward()
-    assert [ballot.casts for ballot in trainer._ballots.values()] == [1, 1]
+    assert [vote_buffer.casts for vote_buffer in trainer._vote_buffers.values()] == [1, 1]
 
 
 @compiled_only

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from steepest.ternary import TernaryFlip, TernaryLinear, pieces
+from steepest.ternary import TernaryFlip, TernaryLinear, chunks
 from steepest.ternary.linear_op import ternary_linear
 
 SCALES = ["row", "tensor", "group"]
@@ -70,13 +70,13 @@ def test_blocks_of_rows_change_nothing(scale, votes, monkeypatch):
         x = torch.randn(6, 24, dtype=torch.float64, requires_grad=True)
         y = layer(x)
         y.square().sum().backward()
-        return y, x.grad, layer.scale.grad, flip._ballots[""].pending
+        return y, x.grad, layer.scale.grad, flip._vote_buffers[""].pending
 
     whole = run()
     for kind in ("", "_THICK", "_WHOLE"):
-        monkeypatch.setattr(pieces, f"{kind}_BLOCK_ON_CPU", 2 * 24)
-    monkeypatch.setattr(pieces, "_PIECE_ON_CPU", 7)
-    assert len(pieces.row_blocks(11, 24, torch.device("cpu"), 6, whole=True)) == 6
+        monkeypatch.setattr(chunks, f"{kind}_BLOCK_ON_CPU", 2 * 24)
+    monkeypatch.setattr(chunks, "_PIECE_ON_CPU", 7)
+    assert len(chunks.row_blocks(11, 24, torch.device("cpu"), 6, whole=True)) == 6
     for one, other in zip(run(), whole, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
 
@@ -84,9 +84,9 @@ def test_blocks_of_rows_change_nothing(scale, votes, monkeypatch):
 def test_blocks_are_as_thick_as_their_inputs_and_whole_where_a_cut_costs_a_pass():
     cpu = torch.device("cpu")
     for inputs, rows in ((0, 512), (512, 512), (600, 600), (4000, 1024)):
-        assert pieces.row_blocks(4096, 1024, cpu, inputs)[0] == slice(0, rows)
-    assert pieces.row_blocks(4096, 1024, cpu, whole=True) == [slice(0, 4096)]
-    assert pieces.row_blocks(4097, 1024, cpu, whole=True)[0] == slice(0, 512)
+        assert chunks.row_blocks(4096, 1024, cpu, inputs)[0] == slice(0, rows)
+    assert chunks.row_blocks(4096, 1024, cpu, whole=True) == [slice(0, 4096)]
+    assert chunks.row_blocks(4097, 1024, cpu, whole=True)[0] == slice(0, 512)
 
 
 def test_the_gradient_passes_gradcheck():
@@ -174,11 +174,11 @@ def test_autocast_computes_in_its_dtype_and_gives_float32_gradients():
     flip.zero_grad()
     y.float().square().sum().backward()
     assert layer.scale.grad.dtype == x.grad.dtype == torch.float32
-    rounded = flip._ballots[""].pending.clone()
+    rounded = flip._vote_buffers[""].pending.clone()
     flip.zero_grad()
     exact.square().sum().backward()
     # bfloat16 can turn the sign of small gradients only.
-    assert (rounded == flip._ballots[""].pending).float().mean() > 0.97
+    assert (rounded == flip._vote_buffers[""].pending).float().mean() > 0.97
 
 
 def test_autocast_leaves_float64_alone():

@@ -5,7 +5,7 @@ import torch
 from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from steepest.step.compiled import compiler_available, warn_no_compiler
+from steepest.engine.compiled import compiler_available, warn_no_compiler
 from steepest.ternary import compiled, from_base3, pack, to_base3, unpack
 from steepest.ternary.packing import check_packed, packed_width, zeros_in
 

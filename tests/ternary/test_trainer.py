@@ -11,13 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from steepest.ternary import TernaryFlip, TernaryLinear, compiled, linear_op, pieces, planes
+from steepest.ternary import TernaryFlip, TernaryLinear, chunks, compiled, linear_op, planes
 
 from .models import assert_same, loss_of, small_model, snapshot
 
 
 def pending(trainer):
-    return [ballot.pending for ballot in trainer._ballots.values()]
+    return [vote_buffer.pending for vote_buffer in trainer._vote_buffers.values()]
 
 
 def train(model, optimizer, trainer, steps, first=0):
@@ -93,8 +93,8 @@ def test_passes_in_several_threads_vote_one_after_the_other(monkeypatch):
         for each in running:
             each.join()
         monkeypatch.undo()
-        assert trainer._ballots[""].casts == 2
-        found.append(trainer._ballots[""].pending)
+        assert trainer._vote_buffers[""].casts == 2
+        found.append(trainer._vote_buffers[""].pending)
     assert torch.equal(*found)
 
 
@@ -177,7 +177,7 @@ def test_a_layer_used_twice_votes_twice():
     layer = TernaryLinear(4, 4, bias=False)
     trainer = TernaryFlip(layer)
     layer(layer(torch.randn(5, 4))).sum().backward()
-    assert trainer._ballots[""].casts == 2
+    assert trainer._vote_buffers[""].casts == 2
 
 
 def test_the_last_trainer_owns_the_layers_and_the_first_says_so():
@@ -420,11 +420,11 @@ def test_noise_differs_between_passes_steps_and_layers():
     x = torch.randn(1, 200)
 
     def votes(index):
-        layer, ballot = model[index], list(trainer._ballots.values())[index]
-        before = 0 if ballot.pending is None else ballot.pending.clone()
+        layer, vote_buffer = model[index], list(trainer._vote_buffers.values())[index]
+        before = 0 if vote_buffer.pending is None else vote_buffer.pending.clone()
         layer.scale.data.fill_(1.0)
         layer(x).sum().backward()
-        return ballot.pending - before
+        return vote_buffer.pending - before
 
     draws = [votes(0), votes(0), votes(1)]
     trainer.step()
@@ -547,7 +547,7 @@ def test_whether_to_compile_may_be_changed_between_steps_too(monkeypatch):
         return function(*arguments)
 
     monkeypatch.setattr(compiled, "compiler_available", lambda kind: True)
-    for module in (pieces, planes):
+    for module in (chunks, planes):
         monkeypatch.setattr(module, "run_compiled", eagerly)
     layer = TernaryLinear(64, 8)
     trainer = TernaryFlip(layer, votes="magnitude")
@@ -566,13 +566,13 @@ def test_votes_of_a_layer_that_moves_go_with_it():
     model = small_model()
     trainer = TernaryFlip(model)
     loss_of(model, 0).backward()
-    ballot = trainer._ballots["0"]
+    vote_buffer = trainer._vote_buffers["0"]
     model[0].packed = model[0].packed.to("meta")
     assert trainer.prepare()
     assert trainer._votes("0").device.type == "meta"
-    ballot.open((13, 6), torch.device("meta"))
-    assert ballot.pending.device.type == "meta"
-    assert ballot.casts == 2
+    vote_buffer.open((13, 6), torch.device("meta"))
+    assert vote_buffer.pending.device.type == "meta"
+    assert vote_buffer.casts == 2
 
 
 def test_counters_that_lie_otherwise_in_memory_are_loaded():

@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from steepest.step.compiled import compiler_available
+from steepest.engine.compiled import compiler_available
 from steepest.ternary import TernaryFlip, TernaryLinear, compiled, pack, planes, unpack
 from steepest.ternary.planes import run_pass
 
@@ -153,14 +153,14 @@ def test_what_is_compiled(option, weights, there, wants, monkeypatch):
 
 
 def test_without_a_compiler_the_wish_for_one_is_answered(monkeypatch):
-    from steepest.step.compiled import warn_no_compiler
+    from steepest.engine.compiled import warn_no_compiler
 
     warn_no_compiler.cache_clear()
     monkeypatch.setattr(compiled, "compiler_available", lambda kind: False)
     with pytest.warns(RuntimeWarning, match="no compiler for 'cpu'"):
         trainer = TernaryFlip(TernaryLinear(8, 8), compile=True)
     warn_no_compiler.cache_clear()
-    assert not trainer._ballots[""].is_compiled(torch.device("cpu"))
+    assert not trainer._vote_buffers[""].is_compiled(torch.device("cpu"))
 
 
 def test_a_layers_pass_eager_makes_pieces_alone():

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from steepest.hyper import near_miss
+from steepest.hyperparameters import near_miss
 from steepest.linalg.operand import COMPUTING_DTYPES, require_matrices
 from steepest.linalg.product import product
 from steepest.linalg.symmetric import mirrored_product

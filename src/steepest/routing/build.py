@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steepest.explanation import ALIASES, DOUBTS, FALLBACK, LEFT_OUT, WHY
-from steepest.hyper import near_miss
+from steepest.explain import ALIASES, DOUBTS, FALLBACK, LEFT_OUT, WHY
+from steepest.hyperparameters import near_miss
 from steepest.optimizer import Optimizer
-from steepest.registry import find_maker, find_rule, optimizer_class
-from steepest.routing.doubts import find_doubts
-from steepest.routing.overrides import as_options, as_table, matching, require_matches
-from steepest.routing.refuse import refuse
+from steepest.registry import find_maker, optimizer_class
+from steepest.routing.ambiguities import find_doubts
+from steepest.routing.patterns import as_options, as_table, matching, require_matches
 from steepest.routing.roles import Role, find_roles
 from steepest.routing.tensors import Routed, find_tensors
+from steepest.routing.unsupported import refuse
+from steepest.rule import find_rule
 from steepest.rules.muon import Muon
 from steepest.rules.orthogonalized import OrthogonalizedOptimizer
 from steepest.views import View, rows

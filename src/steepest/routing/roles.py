@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
-from steepest.explanation import BY_NAME
-from steepest.routing.heads import find_heads, is_conv, is_linear, is_lora_path, is_map, is_ternary
+from steepest.explain import BY_NAME
+from steepest.routing.output_layers import find_heads, is_conv, is_linear, is_lora_path, is_map, is_ternary
 from steepest.routing.tensors import Owner, Routed, is_vector
 from steepest.views import View, rows
 

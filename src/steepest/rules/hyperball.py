@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
-from steepest.hyper import Hyper, learning_rate, optional, positive
+from steepest.hyperparameters import Hyperparameter, learning_rate, optional, positive
 from steepest.optimizer import Optimizer
 from steepest.rule import Group
 from steepest.rules.muon import MUON_HYPER, Muon, MuonOptions, MuonRule
@@ -26,7 +26,7 @@ class HyperballRule(MuonRule):
     hyper = {
         **MUON_HYPER,
         "lr": learning_rate(1e-2),
-        "weight_decay": Hyper(
+        "weight_decay": Hyperparameter(
             0.0,
             lambda value: not isinstance(value, bool) and value == 0,
             "0: the norm is held, nothing decays",

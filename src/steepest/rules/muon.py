@@ -11,10 +11,21 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
-from steepest.hyper import Hyper, at_least, choice, flag, fraction, integer, learning_rate, optional
+from steepest.engine.collect import ParamBatch
+from steepest.engine.matrices import Provide
+from steepest.hyperparameters import (
+    CommonOptions,
+    Hyperparameter,
+    at_least,
+    choice,
+    flag,
+    fraction,
+    integer,
+    learning_rate,
+    optional,
+)
 from steepest.linalg import newton_schulz
 from steepest.optimizer import Optimizer
-from steepest.options import CommonOptions
 from steepest.rule import Scalar
 from steepest.rules.orthogonalized import (
     MATRIX_OPTIONS,
@@ -24,8 +35,6 @@ from steepest.rules.orthogonalized import (
     float32_matmul_precision,
     momentum_step,
 )
-from steepest.step.collect import Batch
-from steepest.step.matrix import Provide
 from steepest.views import View
 
 __all__ = ["MUON_HYPER", "Muon", "MuonOptions", "MuonRule", "Scale", "scale_factor", "scaled_polar"]
@@ -67,13 +76,13 @@ def _is_coefficients(value: Any) -> bool:
     return len(value) > 0 and all(len(triple) == 3 for triple in value)
 
 
-MUON_HYPER: dict[str, Hyper] = {
+MUON_HYPER: dict[str, Hyperparameter] = {
     "lr": learning_rate(1e-3),
     "momentum": fraction(0.95),
     "weight_decay": at_least(0, 1e-2),
     "nesterov": flag(True),
     "ns_steps": optional(integer(5, low=1)),
-    "coefficients": Hyper("quintic", _is_coefficients, "a name or a list of triples"),
+    "coefficients": Hyperparameter("quintic", _is_coefficients, "a name or a list of triples"),
     "method": choice("newton_schulz", "newton_schulz", "svd"),
     "ns_dtype": optional(choice(None, torch.bfloat16, torch.float16, torch.float32, torch.float64)),
     "scale": choice("match_rms_adamw", "original", "match_rms_adamw", "spectral", "unit_rms_norm", "none"),
@@ -246,7 +255,7 @@ class Muon(OrthogonalizedOptimizer, rule=MuonRule()):
         """scale(out, in)·polar(grad), with the options in ``kwargs``; see the base class."""
         return scaled_polar(grad, **kwargs)
 
-    def _provide(self, batch: Batch) -> Provide | None:
+    def _provide(self, batch: ParamBatch) -> Provide | None:
         if type(self).orthogonalize is Muon.orthogonalize:
             return None
         return super()._provide(batch)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
-from steepest.hyper import fraction, positive
+from steepest.hyperparameters import fraction, positive
 from steepest.optimizer import Optimizer
 from steepest.rule import Group, Scalar
 from steepest.rules.muon import MUON_HYPER, Muon, MuonOptions, MuonRule

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from steepest.groups import RESERVED
-from steepest.hyper import Hyper, at_least, choice, flag, fraction, integer, learning_rate
+from steepest.engine.collect import ParamBatch, ParamUpdate
+from steepest.engine.matrices import Provide
+from steepest.hyperparameters import Hyperparameter, at_least, choice, flag, fraction, integer, learning_rate
 from steepest.optimizer import Optimizer
+from steepest.param_groups import RESERVED
 from steepest.rule import Group, MatrixRule, Scalar, zeros
-from steepest.step.collect import Batch, Member
-from steepest.step.matrix import Provide
 from steepest.views import View, fused_parameters
 
 __all__ = ["MATRIX_OPTIONS", "OrthogonalizedOptimizer", "OrthogonalizedRule", "float32_matmul_precision"]
@@ -29,7 +29,7 @@ _BACKENDS: Any = torch.backends
 MatmulPrecision = Literal["highest", "high", "medium"]
 
 # What all rules on this base take besides their own hyper-parameters.
-MATRIX_OPTIONS: dict[str, Hyper] = {
+MATRIX_OPTIONS: dict[str, Hyperparameter] = {
     "view": choice("flatten", "flatten", "batch"),
     "views": fused_parameters(),
     "bucket_bytes": integer(1 << 28, low=1),
@@ -285,13 +285,13 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
     def _overrides(self) -> bool:
         return type(self).orthogonalize is not OrthogonalizedOptimizer.orthogonalize
 
-    def _provide(self, batch: Batch) -> Provide | None:
+    def _provide(self, batch: ParamBatch) -> Provide | None:
         if batch.rule.name != self.rule.name:
             # A group of another rule has that rule's own matrix function.
             return None
         options = {name: value for name, value in batch.group.items() if name != "params"}
 
-        def provide(member: Member) -> Mapping[str, Any]:
+        def provide(member: ParamUpdate) -> Mapping[str, Any]:
             def orthogonalize(u: Tensor) -> Tensor:
                 # Without Nesterov u is the new average itself: what is done to it in place must not last.
                 result = self.orthogonalize(member.owner, u[0].clone(), **options)

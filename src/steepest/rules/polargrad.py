@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
-from steepest.hyper import choice
+from steepest.hyperparameters import choice
 from steepest.optimizer import Optimizer
 from steepest.rules.muon import MUON_HYPER, Muon, MuonOptions, MuonRule
 

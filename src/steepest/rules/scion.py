@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
-from steepest.hyper import at_least, choice, flag, fraction, learning_rate, positive
+from steepest.hyperparameters import at_least, choice, flag, fraction, learning_rate, positive
 from steepest.optimizer import Optimizer
 from steepest.rules.muon import MUON_HYPER, Muon, MuonOptions, MuonRule
 

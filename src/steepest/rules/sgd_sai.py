@@ -11,9 +11,17 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
-from steepest.hyper import at_least, choice, flag, fraction, integer, learning_rate, positive
+from steepest.hyperparameters import (
+    CommonOptions,
+    at_least,
+    choice,
+    flag,
+    fraction,
+    integer,
+    learning_rate,
+    positive,
+)
 from steepest.optimizer import Optimizer
-from steepest.options import CommonOptions
 from steepest.rule import Group, Moments, Scalar, TensorRule, weighted_sum, zeros
 
 __all__ = ["SGDSaI", "SGDSaIRule"]

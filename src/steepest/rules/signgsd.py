@@ -6,9 +6,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
-from steepest.hyper import at_least, flag, learning_rate
+from steepest.hyperparameters import CommonOptions, at_least, flag, learning_rate
 from steepest.optimizer import Optimizer
-from steepest.options import CommonOptions
 from steepest.rule import ElementRule, Group, Scalar
 
 __all__ = ["SignGSD", "SignGSDRule"]

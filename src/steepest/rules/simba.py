@@ -10,9 +10,17 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
-from steepest.hyper import Hyper, at_least, betas, choice, fraction, integer, learning_rate
+from steepest.hyperparameters import (
+    CommonOptions,
+    Hyperparameter,
+    at_least,
+    betas,
+    choice,
+    fraction,
+    integer,
+    learning_rate,
+)
 from steepest.optimizer import Optimizer
-from steepest.options import CommonOptions
 from steepest.rule import ElementRule, Group, Scalar, weighted_sum, zeros
 
 __all__ = ["Simba", "SimbaRule"]
@@ -31,7 +39,9 @@ class SimbaRule(ElementRule):
         "memory": choice("counts", "counts", "momentum"),
         "choice": choice("threshold", "threshold", "lion", "memory"),
         "betas": betas((0.9, 0.99)),
-        "leak": Hyper(None, lambda value: value is None, "None: a leaky group has 'rule': 'simba_leaky'"),
+        "leak": Hyperparameter(
+            None, lambda value: value is None, "None: a leaky group has 'rule': 'simba_leaky'"
+        ),
     }
 
     def check(self, owner: str, group: Group) -> None:

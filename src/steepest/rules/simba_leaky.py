@@ -9,9 +9,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
-from steepest.hyper import at_least, learning_rate, rate
+from steepest.hyperparameters import CommonOptions, at_least, learning_rate, rate
 from steepest.optimizer import Optimizer
-from steepest.options import CommonOptions
 from steepest.random import stochastic_floor
 from steepest.rule import Group, Moments, Noise, Scalar, TensorRule, zeros
 

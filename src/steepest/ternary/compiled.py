@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from steepest.step.backend import inductor
-from steepest.step.compiled import compiler_available, warn_no_compiler
-from steepest.step.surroundings import surroundings
+from steepest.compile.global_settings import surroundings
+from steepest.compile.inductor import inductor
+from steepest.engine.compiled import compiler_available, warn_no_compiler
 
 __all__ = ["run_compiled", "wants_compiling"]
 

@@ -8,10 +8,10 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from steepest.hyper import near_miss
+from steepest.hyperparameters import near_miss
 from steepest.routing import find_roles, find_tensors
+from steepest.ternary.chunks import all_finite
 from steepest.ternary.layer import Scale, TernaryLinear
-from steepest.ternary.pieces import all_finite
 
 __all__ = ["Ternarized", "densify", "ternarize"]
 

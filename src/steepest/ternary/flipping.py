@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from steepest.random import Key, uniform
-from steepest.ternary.ballot import Outward
-from steepest.ternary.choice import flip_first
+from steepest.ternary.chunks import in_pieces, places, row_pieces
 from steepest.ternary.packing import unpack
-from steepest.ternary.pieces import in_pieces, places, row_pieces
 from steepest.ternary.planes import run_pass
+from steepest.ternary.top_k import flip_first
+from steepest.ternary.vote_buffer import Outward
 
 __all__ = ["flip_layer", "pull"]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from steepest.ternary.ballot import Ballot
+from steepest.ternary.chunks import all_finite, row_blocks
 from steepest.ternary.linear_op import spread, summed, ternary_linear
 from steepest.ternary.packing import (
     check_packed,
@@ -21,7 +21,7 @@ from steepest.ternary.packing import (
     to_base3,
     unpack,
 )
-from steepest.ternary.pieces import all_finite, row_blocks
+from steepest.ternary.vote_buffer import VoteBuffer
 
 __all__ = ["Scale", "TernaryLinear"]
 
@@ -118,7 +118,7 @@ class TernaryLinear(nn.Module):
             self.register_parameter("bias", None)
         self.trainable = True
         # Not a buffer: it must follow the layer to no device, no copy and no checkpoint.
-        self._ballot: Tensor | None = None
+        self._vote_buffer: Tensor | None = None
         self.reset_parameters()
 
     @classmethod
@@ -208,8 +208,8 @@ class TernaryLinear(nn.Module):
         # As torch's own layers: autocast leaves float64 alone.
         if not x.is_meta and x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        ballot = self._ballot if self.training and self.trainable else None
-        y: Tensor = ternary_linear(x, self.packed, self.scale, self.in_features, self.group_size, ballot)
+        vote_buffer = self._vote_buffer if self.training and self.trainable else None
+        y: Tensor = ternary_linear(x, self.packed, self.scale, self.in_features, self.group_size, vote_buffer)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def unpack(self) -> Tensor:
@@ -276,13 +276,13 @@ class TernaryLinear(nn.Module):
         self.trainable = requires_grad
         return super().requires_grad_(requires_grad)
 
-    def attach(self, ballot: Ballot | None) -> None:
+    def attach(self, vote_buffer: VoteBuffer | None) -> None:
         """Let backward vote there; with None, nowhere. :class:`TernaryFlip` does this."""
-        self._ballot = None if ballot is None else ballot.handle
+        self._vote_buffer = None if vote_buffer is None else vote_buffer.handle
 
-    def votes_in(self, ballot: Ballot) -> bool:
+    def votes_in(self, vote_buffer: VoteBuffer) -> bool:
         """Whether backward votes there."""
-        return self._ballot is ballot.handle
+        return self._vote_buffer is vote_buffer.handle
 
     def get_extra_state(self) -> Tensor:
         """[in, out, weights that share a scale within a row], int64, for the state dict."""
@@ -328,4 +328,4 @@ class TernaryLinear(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy votes nowhere, until a trainer of its own attaches it."""
-        return {**self.__dict__, "_ballot": None}
+        return {**self.__dict__, "_vote_buffer": None}

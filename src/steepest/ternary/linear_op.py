@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steepest.ternary.ballot import Ballot, find_ballot, inverse_rms, sum_of_squares
+from steepest.ternary.chunks import row_blocks
 from steepest.ternary.packing import unpack_into
-from steepest.ternary.pieces import row_blocks
+from steepest.ternary.vote_buffer import VoteBuffer, find_vote_buffer, inverse_rms, sum_of_squares
 
 __all__ = ["spread", "summed", "ternary_linear"]
 
@@ -39,7 +39,7 @@ def summed(matrix: Tensor, dims: int, group_size: int) -> Tensor:
 
 @torch.library.custom_op("steepest::ternary_linear", mutates_args=())
 def ternary_linear(
-    x: Tensor, packed: Tensor, scale: Tensor, columns: int, group_size: int, ballot: Tensor | None
+    x: Tensor, packed: Tensor, scale: Tensor, columns: int, group_size: int, vote_buffer: Tensor | None
 ) -> Tensor:
     """x (s∘T)ᵀ.
 
@@ -49,7 +49,7 @@ def ternary_linear(
         scale: 0-dim, [out] or [out, groups].
         columns: how many weights a row has.
         group_size: how many of them share a scale, where there are groups.
-        ballot: the handle of the ballot to which backward casts its votes; None where T does not train.
+        vote_buffer: handle of the buffer to which backward adds its votes; None where T does not train.
 
     Returns:
         [..., out] of x's dtype.
@@ -74,14 +74,14 @@ def ternary_linear(
 
 @ternary_linear.register_fake
 def _(
-    x: Tensor, packed: Tensor, scale: Tensor, columns: int, group_size: int, ballot: Tensor | None
+    x: Tensor, packed: Tensor, scale: Tensor, columns: int, group_size: int, vote_buffer: Tensor | None
 ) -> Tensor:
     return x.new_empty(*x.shape[:-1], packed.shape[0])
 
 
 # Impure, although the votes it casts are none of its results: a graph must not drop it. (That it merges two
 # uses that are the same in all, gradients included, is what torch's search for common expressions does.)
-# (Declaring the ballot as mutated would forbid two forward passes before the first backward.)
+# (Declaring the vote_buffer as mutated would forbid two forward passes before the first backward.)
 @torch.library.custom_op(
     "steepest::ternary_linear_backward", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,)
 )
@@ -98,19 +98,19 @@ def _backward(
 ) -> tuple[Tensor, Tensor]:
     """(dx, ds); empty where they are not needed. Where neither is, the second is the handle's gradient, 0."""
     # Of no rows there is no vote, and no pull toward zero either.
-    ballot = find_ballot(handle) if x.numel() > 0 else None
-    alone = contextlib.nullcontext() if ballot is None else ballot.lock
+    vote_buffer = find_vote_buffer(handle) if x.numel() > 0 else None
+    alone = contextlib.nullcontext() if vote_buffer is None else vote_buffer.lock
     with torch.autocast(x.device.type, enabled=False), alone:
         flat, dy = x.reshape(-1, columns), dy.reshape(-1, packed.shape[0])
         wide = torch.promote_types(x.dtype, torch.float32)
         dx = x.new_empty(flat.shape if needs_x else 0)
         ds = torch.zeros(scale.shape if needs_scale else 0, dtype=wide, device=x.device)
-        if ballot is not None:
-            ballot.open((packed.shape[0], columns), x.device)
-        magnitudes = ballot is not None and ballot.kind == "magnitude"
+        if vote_buffer is not None:
+            vote_buffer.open((packed.shape[0], columns), x.device)
+        magnitudes = vote_buffer is not None and vote_buffer.kind == "magnitude"
         blocks = row_blocks(packed.shape[0], columns, x.device, len(flat), whole=magnitudes)
         weights = _room(blocks, columns, flat)
-        grads = _room(blocks if needs_scale or ballot is not None else [], columns, flat)
+        grads = _room(blocks if needs_scale or vote_buffer is not None else [], columns, flat)
         inverse = None
         if magnitudes and len(blocks) > 1:
             inverse = _inverse_rms(blocks, dy, flat, scale, columns, group_size, wide)
@@ -120,7 +120,7 @@ def _backward(
             factor = spread(scale.to(wide), rows, columns, group_size)
             if needs_x:
                 _add_dx(dx, dy[:, rows], weight, factor.to(x.dtype), first=rows.start == 0)
-            if needs_scale or ballot is not None:
+            if needs_scale or vote_buffer is not None:
                 grad = torch.mm(dy[:, rows].t(), flat, out=grads[:count]).to(wide)
                 if needs_scale:
                     part = summed(grad * weight, scale.dim(), group_size)
@@ -128,8 +128,8 @@ def _backward(
                         ds += part
                     else:
                         ds[rows] = part
-                if ballot is not None:
-                    _cast(ballot, rows.start, grad.mul_(factor), weight, inverse)
+                if vote_buffer is not None:
+                    _cast(vote_buffer, rows.start, grad.mul_(factor), weight, inverse)
         if needs_x and not blocks:
             dx.zero_()
         if not (needs_x or needs_scale):
@@ -192,14 +192,14 @@ def _inverse_rms(
     return inverse_rms(square, dy.shape[1] * columns)
 
 
-def _cast(ballot: Ballot, first: int, grad: Tensor, weight: Tensor, inverse: Tensor | None) -> None:
-    if ballot.kind == "magnitude" and inverse is None:
+def _cast(vote_buffer: VoteBuffer, first: int, grad: Tensor, weight: Tensor, inverse: Tensor | None) -> None:
+    if vote_buffer.kind == "magnitude" and inverse is None:
         inverse = inverse_rms(sum_of_squares(grad), grad.numel())
-    ballot.cast(first, grad, weight, inverse)
+    vote_buffer.cast(first, grad, weight, inverse)
 
 
 def _save(ctx: Any, inputs: tuple[object, ...], output: Tensor) -> None:
-    x, packed, scale, ctx.columns, ctx.group_size, ctx.ballot = inputs
+    x, packed, scale, ctx.columns, ctx.group_size, ctx.vote_buffer = inputs
     ctx.save_for_backward(x, packed, scale)
 
 
@@ -213,7 +213,7 @@ def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         scale,
         ctx.columns,
         ctx.group_size,
-        ctx.ballot,
+        ctx.vote_buffer,
         needs_x,
         needs_scale,
     )

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from steepest.explanation import Explanation, Row, explain
+from steepest.engine.collect import ParamBatch
+from steepest.explain import Explanation, Row, explain
 from steepest.optimizer import Optimizer
 from steepest.registry import register_maker
-from steepest.step.collect import Batch
 from steepest.ternary.layer import TernaryLinear
+from steepest.ternary.ranks import place
 from steepest.ternary.trainer import TernaryFlip
-from steepest.ternary.workers import place
 
 __all__ = ["RULE", "TernaryOptimizer"]
 
@@ -96,7 +96,7 @@ class TernaryOptimizer(Optimizer):
     def _not_in_a_graph(self) -> str | None:
         return "a step of ternary weights"
 
-    def _check(self, batches: list[Batch]) -> bool | Tensor:
+    def _check(self, batches: list[ParamBatch]) -> bool | Tensor:
         self._check_scales()
         self._hand_on()
         # The trainer must know whether it may flip, so the device's answer is read here; and all workers

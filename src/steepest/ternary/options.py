@@ -8,7 +8,16 @@ from typing import Any, TypeAlias
 
 import torch
 
-from steepest.hyper import Hyper, choice, fraction, integer, near_miss, optional, plain, positive
+from steepest.hyperparameters import (
+    Hyperparameter,
+    choice,
+    fraction,
+    integer,
+    near_miss,
+    optional,
+    plain,
+    positive,
+)
 from steepest.ternary.schedule import annealed
 
 __all__ = ["OPTIONS", "Schedule", "checked", "threshold_at"]
@@ -16,7 +25,7 @@ __all__ = ["OPTIONS", "Schedule", "checked", "threshold_at"]
 # "constant", "annealed", or τ as a function of the steps taken.
 Schedule: TypeAlias = str | Callable[[int], float]
 
-OPTIONS: dict[str, Hyper] = {
+OPTIONS: dict[str, Hyperparameter] = {
     "threshold": positive(24.0),
     "votes": choice("sign", "sign", "magnitude"),
     "accumulator": choice(torch.int8, torch.int8, torch.int16),

@@ -13,10 +13,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from steepest.ternary.chunks import row_pieces
 from steepest.ternary.compiled import run_compiled, wants_compiling
-from steepest.ternary.pieces import row_pieces
+from steepest.ternary.swar import splat
 from steepest.ternary.trial import trial_planes, trial_words
-from steepest.ternary.words import splat
 
 __all__ = [
     "check_packed",

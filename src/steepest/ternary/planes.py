@@ -13,11 +13,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from steepest.ternary import words
+from steepest.ternary import swar
+from steepest.ternary.chunks import row_pieces
 from steepest.ternary.compiled import run_compiled
-from steepest.ternary.pieces import row_pieces
+from steepest.ternary.swar import BYTES, SHORTS, Lanes
 from steepest.ternary.trial import trial_planes, trial_words
-from steepest.ternary.words import BYTES, SHORTS, Lanes
 
 __all__ = ["run_pass"]
 
@@ -32,7 +32,7 @@ class Pass:
     """What one graph is made for.
 
     Attributes:
-        kind: ``"flip"`` or ``"collect"``, see the functions of :mod:`steepest.ternary.words`.
+        kind: ``"flip"`` or ``"collect"``, see the functions of :mod:`steepest.ternary.swar`.
         lanes: of the counters.
         spread: whether votes are int8 where counters are int16.
         cancel: at a bound, counters stop at 0.
@@ -161,9 +161,9 @@ def _step(
 ) -> tuple[Tensor, Tensor]:
     """(the counters of a plane, what changes in the codes or else was found, at the plane's place)."""
     lanes = what.lanes
-    nonzero, minus = words.trits(lanes, codes, place)
+    nonzero, minus = swar.trits(lanes, codes, place)
     v = _signed(_spread(vote)) if what.spread else vote
-    rule = words.flipped if what.kind == "flip" else words.collected
+    rule = swar.flipped if what.kind == "flip" else swar.collected
     kept, found = rule(lanes, a, v, nonzero, minus, slack, cancel=what.cancel)
     return kept, found << (2 * place)
 
@@ -176,7 +176,7 @@ def _leave(what: Pass, changes: Tensor, room: Tensor) -> Tensor:
     if what.kind != "collect":
         room.copy_(changes if what.lanes == BYTES else _gathered(changes))
     # By rows first: so the compiler counts in the same loop.
-    return words.flips_in(changes).sum(1).sum()
+    return swar.flips_in(changes).sum(1).sum()
 
 
 def _codes(what: Pass, packed: Tensor) -> Tensor:
@@ -186,19 +186,19 @@ def _codes(what: Pass, packed: Tensor) -> Tensor:
 def _spread(bytes4: Tensor) -> Tensor:
     """The four bytes of an int32 in the lower halves of an int64's lanes of 16 bits."""
     wide = bytes4.to(torch.int64) & 0xFFFFFFFF
-    wide = (wide | (wide << 16)) & words.splat(0xFFFF, 32)
-    return (wide | (wide << 8)) & words.splat(0xFF, 16)
+    wide = (wide | (wide << 16)) & swar.splat(0xFFFF, 32)
+    return (wide | (wide << 8)) & swar.splat(0xFF, 16)
 
 
 def _gathered(lanes: Tensor) -> Tensor:
     """What :func:`_spread` has spread."""
-    lanes = (lanes | (lanes >> 8)) & words.splat(0xFFFF, 32)
+    lanes = (lanes | (lanes >> 8)) & swar.splat(0xFFFF, 32)
     return (lanes | (lanes >> 16)).to(torch.int32)
 
 
 def _signed(lanes: Tensor) -> Tensor:
     """int8's in lanes of 16 bits, made int16's."""
-    signs = lanes & words.splat(0x80, 16)
+    signs = lanes & swar.splat(0x80, 16)
     return lanes | ((signs << 9) - (signs << 1))
 
 

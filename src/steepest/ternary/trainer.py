@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from steepest.random import derive_key
-from steepest.ternary.ballot import Ballot, Outward, VoteKind, narrowest, number_of
 from steepest.ternary.compiled import wants_compiling
 from steepest.ternary.flipping import flip_layer
 from steepest.ternary.layer import TernaryLinear
 from steepest.ternary.options import OPTIONS, checked, threshold_at
 from steepest.ternary.packing import zeros_in
+from steepest.ternary.ranks import Group, place, summed_over
 from steepest.ternary.stats import FlipStats, LayerStats
+from steepest.ternary.vote_buffer import Outward, VoteBuffer, VoteKind, narrowest, number_of
 from steepest.ternary.votes import LARGEST_VOTE
-from steepest.ternary.workers import Group, place, summed_over
 
 __all__ = ["TernaryFlip", "ternary_layers"]
 
@@ -161,7 +161,7 @@ class TernaryFlip:
         self._largest: dict[str, int] = {}
         self._flips: dict[str, Tensor] = {}
         self._total_flips: dict[str, Tensor] = {}
-        self._ballots: dict[str, Ballot] = {}
+        self._vote_buffers: dict[str, VoteBuffer] = {}
         self._attach()
 
     # -- the step
@@ -195,17 +195,19 @@ class TernaryFlip:
         # Asked for once a step, before anything moves: a schedule of the user's own may count or raise.
         self._next_threshold = self._threshold()
         asks = self.options["nonfinite"]
-        ballots = self._ballots
-        bad = [n for n, b in ballots.items() if asks != "ignore" and b.finite is not None and not b.finite]
+        vote_buffers = self._vote_buffers
+        bad = [
+            n for n, b in vote_buffers.items() if asks != "ignore" and b.finite is not None and not b.finite
+        ]
         # Not how many have voted: of which kind the votes are, a worker without any need not know.
-        told = [[b.casts * LARGEST_VOTE[b.kind], name in bad] for name, b in ballots.items()]
+        told = [[b.casts * LARGEST_VOTE[b.kind], name in bad] for name, b in vote_buffers.items()]
         if place(self.process_group)[1] > 1:
             device = next(iter(self.layers.values())).packed.device
             table = torch.tensor([*told, [0, not finite]], dtype=torch.int64, device=device)
             *told, (_, unfit) = summed_over(self.process_group, table).tolist()
             finite = unfit == 0
-        self._largest = {name: largest for name, (largest, _) in zip(ballots, told, strict=True)}
-        bad = [name for name, (_, wrong) in zip(ballots, told, strict=True) if wrong]
+        self._largest = {name: largest for name, (largest, _) in zip(vote_buffers, told, strict=True)}
+        bad = [name for name, (_, wrong) in zip(vote_buffers, told, strict=True) if wrong]
         if bad and asks == "raise":
             more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
             raise FloatingPointError(
@@ -225,10 +227,10 @@ class TernaryFlip:
         step = int(self.taken)
         self._flips = {}
         for name, layer in self.layers.items():
-            ballot = self._ballots[name]
+            vote_buffer = self._vote_buffers[name]
             votes = self._votes(name)
             # Their memory is free for the next layer's, and a step that fails later counts them once.
-            ballot.clear()
+            vote_buffer.clear()
             if votes is None or not layer.trainable:
                 continue
             flips = flip_layer(
@@ -239,8 +241,8 @@ class TernaryFlip:
                 outward=self.options["outward"],
                 zero_pull=self.options["zero_pull"],
                 at_most=self._at_most(layer),
-                key=derive_key(self.options["seed"], ballot.name, step),
-                compiled=ballot.is_compiled(layer.packed.device),
+                key=derive_key(self.options["seed"], vote_buffer.name, step),
+                compiled=vote_buffer.is_compiled(layer.packed.device),
             )
             self._flips[name] = flips
             self._total_flips[name] = self._total_flips.get(name, 0) + flips
@@ -249,11 +251,11 @@ class TernaryFlip:
 
     def _votes(self, name: str) -> Tensor | None:
         """The sum of all workers' votes for a layer, with room for a pull toward zero; None without any."""
-        ballot, layer, largest = self._ballots[name], self.layers[name], self._largest[name]
+        vote_buffer, layer, largest = self._vote_buffers[name], self.layers[name], self._largest[name]
         if largest == 0:
             return None
         dtype = narrowest(largest + (self.options["zero_pull"] > 0))
-        mine = ballot.pending
+        mine = vote_buffer.pending
         if mine is None:
             shape = (layer.out_features, layer.in_features)
             mine = torch.zeros(shape, dtype=dtype, device=layer.packed.device)
@@ -263,7 +265,7 @@ class TernaryFlip:
     def check_owner(self) -> None:
         """Raise ``RuntimeError`` if a layer has gone to another trainer."""
         for name, layer in self.layers.items():
-            if not layer.votes_in(self._ballots[name]):
+            if not layer.votes_in(self._vote_buffers[name]):
                 raise RuntimeError(
                     f"the ternary layer {name!r} belongs to another TernaryFlip, made later for its model; "
                     "nothing was changed"
@@ -285,14 +287,14 @@ class TernaryFlip:
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop votes that no step has taken in. The argument is there for those who call all alike."""
-        for ballot in self._ballots.values():
-            ballot.clear()
-            ballot.step = int(self.taken)
+        for vote_buffer in self._vote_buffers.values():
+            vote_buffer.clear()
+            vote_buffer.step = int(self.taken)
 
     @property
     def has_votes(self) -> bool:
         """Whether any layer of any worker may have votes for the next step."""
-        return place(self.process_group)[1] > 1 or any(b.casts > 0 for b in self._ballots.values())
+        return place(self.process_group)[1] > 1 or any(b.casts > 0 for b in self._vote_buffers.values())
 
     @property
     def unused(self) -> bool:
@@ -460,34 +462,34 @@ class TernaryFlip:
         return self.accumulators[name]
 
     def _attach(self) -> None:
-        """Give every layer a new ballot, by the present options."""
+        """Give every layer a new vote_buffer, by the present options."""
         total = sum(layer.in_features * layer.out_features for layer in self.layers.values())
         # If there is no compiler, that is said now.
         wants_compiling(self.options["compile"], total, next(iter(self.layers.values())).packed.device)
         for name, layer in self.layers.items():
-            self._ballots[name] = Ballot(
+            self._vote_buffers[name] = VoteBuffer(
                 self.options,
                 number_of(name),
                 weights=total,
                 step=int(self.taken),
                 group=self.process_group,
             )
-            layer.attach(self._ballots[name])
+            layer.attach(self._vote_buffers[name])
 
     def __getstate__(self) -> dict[str, Any]:
         """Ballots are this object's own; the votes in them go along. Process groups cannot be copied."""
-        votes = {name: (b.pending, b.casts, b.finite) for name, b in self._ballots.items()}
+        votes = {name: (b.pending, b.casts, b.finite) for name, b in self._vote_buffers.items()}
         group = False if self.process_group is False else None
-        return {**self.__dict__, "_ballots": votes, "process_group": group}
+        return {**self.__dict__, "_vote_buffers": votes, "process_group": group}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        votes = state["_ballots"]
+        votes = state["_vote_buffers"]
         self.__dict__.update(state)
-        self._ballots = {}
+        self._vote_buffers = {}
         self._attach()
         for name, (pending, casts, finite) in votes.items():
-            ballot = self._ballots[name]
-            ballot.pending, ballot.casts, ballot.finite = pending, casts, finite
+            vote_buffer = self._vote_buffers[name]
+            vote_buffer.pending, vote_buffer.casts, vote_buffer.finite = pending, casts, finite
 
 
 def ternary_layers(model: nn.Module) -> dict[str, TernaryLinear]:

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from steepest.engine import compiled
 from steepest.lab.bench.entry import Entry, ours
 from steepest.lab.bench.recompiles import recompilations
-from steepest.step import compiled
 
 
 class Compiling(torch.optim.Optimizer):

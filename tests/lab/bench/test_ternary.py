@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
+from steepest.engine.compiled import compiler_available
 from steepest.lab import cli
 from steepest.lab.bench import Record, Result, bench, ternary
 from steepest.lab.bench.sections import SECTIONS
 from steepest.lab.bench.sections import ternary as section
 from steepest.lab.bench.shapes import shape_list
-from steepest.step.compiled import compiler_available
 from steepest.ternary import TernaryLinear, flipping, pack
 
 from .made_up import setting

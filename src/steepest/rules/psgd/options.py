@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 import torch
 
-from steepest.hyper import (
-    Hyper,
+from steepest.hyperparameters import (
+    CommonOptions,
+    Hyperparameter,
     at_least,
     choice,
     flag,
@@ -19,7 +20,6 @@ from steepest.hyper import (
     positive,
     rate,
 )
-from steepest.options import CommonOptions
 from steepest.views import View, fused_parameters
 
 __all__ = ["PSGD_HYPER", "PSGDOptions"]
@@ -32,17 +32,17 @@ def _is_size(value: Any) -> bool:
 # What products, norms and traces are there for on every device.
 _ALGEBRA = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
-PSGD_HYPER: dict[str, Hyper] = {
+PSGD_HYPER: dict[str, Hyperparameter] = {
     "lr": learning_rate(1e-3),
     "lr_style": choice("adam", "adam", None),
     "momentum": fraction(0.95),
     "weight_decay": at_least(0, 0.1),
-    "max_size_dense": Hyper(16384, _is_size, "a number ≥ 0, infinity included"),
-    "max_skew_dense": Hyper(1.0, _is_size, "a number ≥ 0, infinity included"),
+    "max_size_dense": Hyperparameter(16384, _is_size, "a number ≥ 0, infinity included"),
+    "max_skew_dense": Hyperparameter(1.0, _is_size, "a number ≥ 0, infinity included"),
     "preconditioner_lr": positive(0.7),
     "preconditioner_init_scale": optional(positive(1.0)),
     "noise_scale": at_least(0, 1e-9),
-    "dtype": Hyper(
+    "dtype": Hyperparameter(
         None,
         lambda value: value is None or value in _ALGEBRA,
         f"None, {', '.join(map(str, _ALGEBRA[:-1]))} or {_ALGEBRA[-1]}",

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steepest.step.collect import Batch, Member
+from steepest.engine.collect import ParamBatch, ParamUpdate
 
 __all__ = ["Lanes", "on_host"]
 
@@ -69,13 +69,13 @@ class Lanes:
             self._main.wait_stream(self._down)
 
 
-def on_host(batch: Batch) -> Iterator[Batch]:
+def on_host(batch: ParamBatch) -> Iterator[ParamBatch]:
     """A batch's parameters one by one, each as a batch in the host's memory whose state is the original's.
 
     What the caller does to a parameter before it asks for the next one is copied back.
     """
     lanes = Lanes(batch.members[0].param.device)
-    waiting: deque[tuple[Member, list[Tensor], Callable[[], None]]] = deque()
+    waiting: deque[tuple[ParamUpdate, list[Tensor], Callable[[], None]]] = deque()
     coming = iter(batch.members)
 
     def fetch_next() -> None:
@@ -95,7 +95,7 @@ def on_host(batch: Batch) -> Iterator[Batch]:
                 for name, value in member.scalars.items()
             }
             near = dataclasses.replace(member, param=param, grad=grad, scalars=scalars)
-            yield Batch(batch.rule, batch.group, [near])
+            yield ParamBatch(batch.rule, batch.group, [near])
             lanes.send(param, member.param)
     finally:
         lanes.finish()

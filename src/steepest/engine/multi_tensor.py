@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from steepest.step.flat import flat
+from steepest.engine.layout import flat
 
 __all__ = ["row_of", "run_together"]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-from steepest.hyper import near_miss
+from steepest.hyperparameters import near_miss
 from steepest.routing.tensors import Routed
 
 __all__ = ["as_options", "as_table", "matching", "require_matches"]

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steepest.engine.chunks import UpdateConfig, advance, member_key, shared_scalars, store
+from steepest.engine.collect import ParamBatch, ParamUpdate
 from steepest.rule import Group, MatrixRule, Rule
-from steepest.step.collect import Batch, Member
-from steepest.step.element import Recipe, advance, member_key, shared_scalars, store
 from steepest.views import View, cut
 
 __all__ = [
@@ -34,7 +34,7 @@ __all__ = [
 Write = tuple[Tensor, Tensor]
 
 # What an optimizer gives a rule's update besides numbers, for one parameter: functions by name.
-Provide = Callable[[Member], Mapping[str, Any]]
+Provide = Callable[[ParamUpdate], Mapping[str, Any]]
 
 # Indices and the words that are mixed of them, in int64, for an element that is rounded or drawn for.
 _NOISE_BYTES = 48
@@ -48,7 +48,7 @@ class Part:
     ``start`` is where it begins in the dimension that its ``view`` cuts.
     """
 
-    member: Member
+    member: ParamUpdate
     number: int | None
     shape: tuple[int, ...]
     param: Tensor
@@ -61,7 +61,7 @@ class Part:
         return factor if self.number is None else f"{factor}.{self.number}"
 
 
-def parts(batch: Batch, member: Member) -> list[Part]:
+def parts(batch: ParamBatch, member: ParamUpdate) -> list[Part]:
     """The logical matrices of a parameter."""
     assert isinstance(batch.rule, MatrixRule)
     view = _view(batch, member)
@@ -77,12 +77,12 @@ def parts(batch: Batch, member: Member) -> list[Part]:
     ]
 
 
-def _view(batch: Batch, member: Member) -> Any:
+def _view(batch: ParamBatch, member: ParamUpdate) -> Any:
     views = batch.group.get("views")
     return None if not views or member.label is None else views.get(member.label)
 
 
-def lacks_factors(batch: Batch, member: Member) -> bool:
+def lacks_factors(batch: ParamBatch, member: ParamUpdate) -> bool:
     """Whether a parameter has not all of the factors that its matrices have."""
     return any(
         part.state_name(name) not in member.state
@@ -91,7 +91,7 @@ def lacks_factors(batch: Batch, member: Member) -> bool:
     )
 
 
-def drop_stale_factors(batch: Batch, member: Member) -> None:
+def drop_stale_factors(batch: ParamBatch, member: ParamUpdate) -> None:
     """Remove from a parameter's state the factors that its options no longer keep up with the others."""
     assert isinstance(batch.rule, MatrixRule)
     stale = batch.rule.stale_factors(batch.group)
@@ -100,7 +100,7 @@ def drop_stale_factors(batch: Batch, member: Member) -> None:
             member.state.pop(part.state_name(name), None)
 
 
-def init_factors(batch: Batch, member: Member) -> dict[str, Tensor]:
+def init_factors(batch: ParamBatch, member: ParamUpdate) -> dict[str, Tensor]:
     """The factors of a parameter, as they are before its first step or follow from those it has."""
     assert isinstance(batch.rule, MatrixRule)
     made: dict[str, Tensor] = {}
@@ -131,7 +131,7 @@ def blank_factors(rule: Rule, param: Tensor, label: str | None, group: Group) ->
     return blanks
 
 
-def relate(batches: list[Batch]) -> None:
+def relate(batches: list[ParamBatch]) -> None:
     """Give the members what their rule needs of all of their group's gradients at once; mostly nothing."""
     grads: dict[int, list[Tensor]] = {}
     for batch in batches:
@@ -145,9 +145,9 @@ def relate(batches: list[Batch]) -> None:
                     member.scalars[name] = there
 
 
-def run_matrix(batch: Batch, finite: Tensor | None) -> None:
+def run_matrix(batch: ParamBatch, finite: Tensor | None) -> None:
     """Step every member of a batch, stack by stack."""
-    recipe = Recipe.of(batch, keep_decay=False)
+    recipe = UpdateConfig.of(batch, keep_decay=False)
     shared = shared_scalars(batch)
     # The rule says in which dtype it multiplies; a step within autocast must not change it.
     with torch.autocast(batch.device.type, enabled=False):
@@ -166,12 +166,12 @@ def _scalars(bucket: list[Part]) -> dict[str, Any]:
     return scalars
 
 
-def computed(batch: Batch, provide: Provide) -> list[Write]:
+def computed(batch: ParamBatch, provide: Provide) -> list[Write]:
     """What a step would write, one parameter at a time, with functions that are the optimizer's own.
 
     They are somebody's code and may raise: nothing is written before all of them have returned.
     """
-    recipe = Recipe.of(batch, keep_decay=False)
+    recipe = UpdateConfig.of(batch, keep_decay=False)
     shared = shared_scalars(batch)
     writes: list[Write] = []
     with torch.autocast(batch.device.type, enabled=False):
@@ -181,7 +181,7 @@ def computed(batch: Batch, provide: Provide) -> list[Write]:
     return writes
 
 
-def _buckets(batch: Batch, recipe: Recipe, *, together: bool) -> Iterator[list[Part]]:
+def _buckets(batch: ParamBatch, recipe: UpdateConfig, *, together: bool) -> Iterator[list[Part]]:
     """Parts of equal shape and step count, at most ``bucket_bytes`` of working memory at once.
 
     Where only a device knows the counts, parts of all counts: each has its own numbers there.
@@ -206,7 +206,7 @@ def _buckets(batch: Batch, recipe: Recipe, *, together: bool) -> Iterator[list[P
 
 
 def _step_bucket(
-    batch: Batch, recipe: Recipe, bucket: list[Part], given: Mapping[str, Any]
+    batch: ParamBatch, recipe: UpdateConfig, bucket: list[Part], given: Mapping[str, Any]
 ) -> Iterator[Write]:
     rule, shape = batch.rule, bucket[0].shape
     assert isinstance(rule, MatrixRule)
@@ -242,7 +242,7 @@ def _step_bucket(
             yield home, value[at].reshape(home.shape)
 
 
-def _keys(batch: Batch, recipe: Recipe, bucket: list[Part], dims: int) -> Any:
+def _keys(batch: ParamBatch, recipe: UpdateConfig, bucket: list[Part], dims: int) -> Any:
     if not recipe.noisy:
         return None
     keys = [member_key(batch, part.member) for part in bucket]

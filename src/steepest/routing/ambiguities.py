@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 from torch import nn
 
-from steepest.routing.heads import BY_POSITION, find_overlooked, find_trailing
+from steepest.routing.output_layers import BY_POSITION, find_overlooked, find_trailing
 from steepest.routing.roles import Role
 from steepest.routing.tensors import Routed
 

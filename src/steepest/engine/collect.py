@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from steepest.random import Key
-from steepest.registry import find_rule
-from steepest.rule import Group, MatrixRule, Rule, Scalar
+from steepest.rule import Group, MatrixRule, Rule, Scalar, find_rule
 
 __all__ = [
-    "Batch",
-    "Member",
+    "ParamBatch",
+    "ParamUpdate",
     "Place",
     "away",
     "collect",
@@ -41,7 +40,7 @@ class Place:
 
 
 @dataclass(slots=True)
-class Member:
+class ParamUpdate:
     """One parameter with its gradient in this step.
 
     ``scalars`` are the step's numbers for the rule's update, ``measured`` the per-tensor state after it.
@@ -73,12 +72,12 @@ class Member:
 
 
 @dataclass
-class Batch:
+class ParamBatch:
     """Parameters of one group that share device and dtypes, and so one compiled graph."""
 
     rule: Rule
     group: Group
-    members: list[Member]
+    members: list[ParamUpdate]
     _factor_sizes: dict[tuple[int, ...], dict[str, int]] = field(default_factory=dict)
 
     @property
@@ -168,7 +167,7 @@ def away(device: torch.device) -> bool:
     return device.type != "cpu"
 
 
-def member_at(group: Group, place: Place, state: MutableMapping[str, Any]) -> Member:
+def member_at(group: Group, place: Place, state: MutableMapping[str, Any]) -> ParamUpdate:
     """The parameter of a group at a place, which has a gradient, as a member of this step."""
     owner: Tensor = group["params"][place.index]
     grad = owner.grad
@@ -179,25 +178,25 @@ def member_at(group: Group, place: Place, state: MutableMapping[str, Any]) -> Me
     if grad.layout is not torch.strided:
         grad = grad.to_dense()
     if owner.is_complex():
-        return Member(group, place, owner, real_view(owner), real_view(grad), state)
-    return Member(group, place, owner, owner, grad, state)
+        return ParamUpdate(group, place, owner, real_view(owner), real_view(grad), state)
+    return ParamUpdate(group, place, owner, owner, grad, state)
 
 
 def collect(
     groups: Iterable[dict[str, Any]], state: Callable[[Tensor], MutableMapping[str, Any]]
-) -> list[Batch]:
+) -> list[ParamBatch]:
     """All parameters that have a gradient, batched by group, device and dtypes.
 
     Args:
         groups: an optimizer's param groups.
         state: gives a parameter's state without creating an entry for it.
     """
-    batches: list[Batch] = []
+    batches: list[ParamBatch] = []
     ordinal = 0
     seen: set[int] = set()
     for group_index, group in enumerate(groups):
         rule = find_rule(group["rule"])
-        by_kind: dict[tuple[torch.device, torch.dtype, torch.dtype], list[Member]] = {}
+        by_kind: dict[tuple[torch.device, torch.dtype, torch.dtype], list[ParamUpdate]] = {}
         first = ordinal
         ordinal += len(group["params"])
         for index, owner in enumerate(group["params"]):
@@ -210,5 +209,5 @@ def collect(
                 by_kind[kind].append(member)
             else:
                 by_kind[kind] = [member]
-        batches.extend(Batch(rule, group, members) for members in by_kind.values())
+        batches.extend(ParamBatch(rule, group, members) for members in by_kind.values())
     return batches

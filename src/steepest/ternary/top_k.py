@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from steepest.random import Key, bits32
-from steepest.ternary.pieces import flat_pieces, in_pieces
-from steepest.ternary.words import splat
+from steepest.ternary.chunks import flat_pieces, in_pieces
+from steepest.ternary.swar import splat
 
 __all__ = ["flip_first"]
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from steepest.engine.collect import ParamBatch, ParamUpdate
+from steepest.engine.matrices import lacks_factors
 from steepest.rule import Group, MatrixRule, TensorRule
-from steepest.step.collect import Batch, Member
-from steepest.step.matrix import lacks_factors
 
 __all__ = ["CapturedTooSoon", "capturing", "check_capture"]
 
@@ -27,7 +27,7 @@ def capturing(device: torch.device | None = None) -> bool:
         return torch.cuda.is_current_stream_capturing()
 
 
-def check_capture(batches: list[Batch], groups: Sequence[Group], more: str | None = None) -> None:
+def check_capture(batches: list[ParamBatch], groups: Sequence[Group], more: str | None = None) -> None:
     """Raise ``RuntimeError`` if a CUDA graph is being captured that would not repeat this step.
 
     Args:
@@ -44,7 +44,7 @@ def check_capture(batches: list[Batch], groups: Sequence[Group], more: str | Non
             raise RuntimeError(f"this step cannot be captured in a CUDA graph: {why}. Nothing was changed")
 
 
-def _hindrance(batch: Batch, groups: Sequence[Group]) -> str | None:
+def _hindrance(batch: ParamBatch, groups: Sequence[Group]) -> str | None:
     """Why a replay would not be a step of this batch; None if it would."""
     group = batch.group
     if not group["capturable"]:
@@ -80,7 +80,7 @@ def _counts_there(group: Group, device: torch.device) -> bool:
     return isinstance(count, Tensor) and count.device.type == device.type
 
 
-def _is_warm(batch: Batch, member: Member) -> bool:
+def _is_warm(batch: ParamBatch, member: ParamUpdate) -> bool:
     """Whether a parameter has all of its state, where and as the graph will find it."""
     count = member.state.get("step")
     if not batch.state_names.issubset(member.state) or (batch.counts_steps and count is None):

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steepest.engine.collect import ParamBatch, ParamUpdate
+from steepest.engine.layout import flat
+from steepest.engine.multi_tensor import row_of, run_together
+from steepest.engine.temporaries import peak_bytes
+from steepest.engine.update import cast, decay_strength, descend, hyper_of, narrowed
 from steepest.random import Key, Words, derive_key, element_words, stream_bits, stream_uniform
 from steepest.rule import Rule, Scalar
-from steepest.step.apply import cast, decay_strength, descend, hyper_of, narrowed
-from steepest.step.bundle import row_of, run_together
-from steepest.step.collect import Batch, Member
-from steepest.step.flat import flat
-from steepest.step.temporaries import peak_bytes
 
-__all__ = ["Recipe", "advance", "member_key", "run_eager", "shared_scalars", "store"]
+__all__ = ["UpdateConfig", "advance", "member_key", "run_eager", "shared_scalars", "store"]
 
 # What the temporaries of a piece may take together. On a CPU 1 MiB is 2**15 to 2**17 elements. Pieces of
 # 2**18 take several MiB: where malloc gives that back to the system and fetches it anew, a step takes two to
@@ -43,7 +43,7 @@ _ROUNDING_STREAM = 7  # apart from the streams that rules use
 
 
 @dataclass(frozen=True)
-class Recipe:
+class UpdateConfig:
     """All that is fixed about a batch: what a compiled graph is specialized on besides shapes.
 
     ``method`` is None where nothing decays. Results are computed in ``compute``: float32, or float64
@@ -59,7 +59,7 @@ class Recipe:
     compute: torch.dtype
 
     @classmethod
-    def of(cls, batch: Batch, *, keep_decay: bool) -> Recipe:
+    def of(cls, batch: ParamBatch, *, keep_decay: bool) -> UpdateConfig:
         """Read it off a batch; with ``keep_decay`` a decay of 0 stays in, since it may be scheduled."""
         group, rule = batch.group, batch.rule
         decays = (keep_decay or group["weight_decay"] != 0) and not rule.decays_itself(group)
@@ -78,7 +78,7 @@ class Recipe:
         )
 
 
-def shared_scalars(batch: Batch) -> dict[str, Any]:
+def shared_scalars(batch: ParamBatch) -> dict[str, Any]:
     """The numbers that all of a batch's members share: lr, decay, and the rule's float hyper-parameters."""
     group, rule = batch.group, batch.rule
     lr: Scalar = group["lr"]
@@ -98,7 +98,7 @@ def _taken(rule: Rule, *, traced: bool) -> tuple[str, ...]:
     return tuple(sorted(name for name in own if name in rule.takes and name != "lr"))
 
 
-def member_key(batch: Batch, member: Member) -> Key:
+def member_key(batch: ParamBatch, member: ParamUpdate) -> Key:
     """The key of a parameter's noise in this step."""
     if member.key is not None:
         return member.key
@@ -106,7 +106,7 @@ def member_key(batch: Batch, member: Member) -> Key:
 
 
 def advance(
-    recipe: Recipe,
+    recipe: UpdateConfig,
     param: Tensor,
     grad: Tensor,
     state: Mapping[str, Tensor],
@@ -162,14 +162,14 @@ def store(old: Tensor, new: Tensor, finite: Tensor | None) -> None:
     old.copy_(new if finite is None else torch.where(finite, new, old))
 
 
-def run_eager(batch: Batch, members: Sequence[Member], finite: Tensor | None) -> None:
+def run_eager(batch: ParamBatch, members: Sequence[ParamUpdate], finite: Tensor | None) -> None:
     """Step these members of a batch, piece by piece so that temporaries stay small, small ones together."""
-    recipe = Recipe.of(batch, keep_decay=False)
+    recipe = UpdateConfig.of(batch, keep_decay=False)
     shared = shared_scalars(batch)
     names = tuple(batch.element_state)
     small: dict[Any, list[list[Tensor]]] = {}
     ends: dict[int, int] = {}
-    late: list[tuple[Member, list[Tensor]]] = []
+    late: list[tuple[ParamUpdate, list[Tensor]]] = []
     for member in members:
         tensors = [member.param, member.grad, *[member.state[name] for name in names]]
         if _reaches_back(member.param, ends):
@@ -199,7 +199,7 @@ def _reaches_back(param: Tensor, ends: dict[int, int]) -> bool:
     return first < before
 
 
-def _kind(recipe: Recipe, member: Member, tensors: list[Tensor]) -> Any:
+def _kind(recipe: UpdateConfig, member: ParamUpdate, tensors: list[Tensor]) -> Any:
     """What members must share to be stepped as one tensor; None for one that must be alone.
 
     That is one with noise, whose key is its own, or with numbers that only a device knows.
@@ -210,10 +210,10 @@ def _kind(recipe: Recipe, member: Member, tensors: list[Tensor]) -> Any:
 
 
 def _step_alone(
-    batch: Batch,
-    recipe: Recipe,
+    batch: ParamBatch,
+    recipe: UpdateConfig,
     names: tuple[str, ...],
-    member: Member,
+    member: ParamUpdate,
     tensors: list[Tensor],
     shared: Mapping[str, Any],
     finite: Tensor | None,
@@ -226,7 +226,7 @@ def _step_alone(
 
 
 def _step_together(
-    recipe: Recipe,
+    recipe: UpdateConfig,
     names: tuple[str, ...],
     rows: list[list[Tensor]],
     scalars: Mapping[str, Any],
@@ -246,7 +246,7 @@ def _step_together(
 
 
 def _step_piece(
-    recipe: Recipe,
+    recipe: UpdateConfig,
     names: Sequence[str],
     piece: Sequence[Tensor],
     scalars: Mapping[str, Any],
@@ -264,7 +264,7 @@ def _step_piece(
 
 
 def piece_length(
-    recipe: Recipe,
+    recipe: UpdateConfig,
     names: tuple[str, ...],
     tensors: Sequence[Tensor],
     scalars: Mapping[str, Any],
@@ -288,7 +288,7 @@ def piece_length(
 
 @functools.lru_cache(maxsize=256)
 def _bytes_per_element(
-    recipe: Recipe,
+    recipe: UpdateConfig,
     names: tuple[str, ...],
     dtypes: tuple[torch.dtype, ...],
     device: torch.device,

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steepest.registry import find_rule
-from steepest.rule import Group, Rule
-from steepest.step.collect import describe, real_view
-from steepest.step.matrix import blank_factors
+from steepest.engine.collect import describe, real_view
+from steepest.engine.matrices import blank_factors
+from steepest.rule import Group, Rule, find_rule
 
 __all__ = ["check_loadable", "placed", "restored"]
 

@@ -14,12 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from steepest.engine.collect import ParamBatch, Place, describe, member_at
+from steepest.engine.cuda_graphs import capturing
+from steepest.engine.grad_check import both, check_gradients
 from steepest.optimizer import Optimizer
-from steepest.registry import find_rule
-from steepest.rule import Group
-from steepest.step.capture import capturing
-from steepest.step.collect import Batch, Place, describe, member_at
-from steepest.step.finite import both, check_gradients
+from steepest.rule import Group, find_rule
 
 __all__ = ["ReleasedGradients", "release_gradients"]
 
@@ -239,7 +238,7 @@ class ReleasedGradients:
             member.grad = member.grad.clamp(-self._clip_value, self._clip_value)
         elif self._clip_norm is not None:
             member.grad = self._clipped(member.grad)
-        batches = [Batch(find_rule(group["rule"]), group, [member])]
+        batches = [ParamBatch(find_rule(group["rule"]), group, [member])]
         self._taken.append(optimizer._take(batches, check_gradients(batches)))
         self._stepped.add(id(param))
         param.grad = None

@@ -12,10 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from steepest.registry import find_rule
-from steepest.rule import MatrixRule
-from steepest.step.collect import Batch, Member, Place, describe, real_view
-from steepest.step.matrix import init_factors
+from steepest.engine.collect import ParamBatch, ParamUpdate, Place, describe, real_view
+from steepest.engine.matrices import init_factors
+from steepest.rule import MatrixRule, find_rule
 from steepest.views import View
 
 __all__ = [
@@ -197,8 +196,8 @@ def _state_bytes(group: Mapping[str, Any], place: Place) -> int:
     """Bytes of the state that the first step makes, counted on the meta device."""
     rule = find_rule(group["rule"])
     blank = real_view(group["params"][place.index]).to("meta")
-    member = Member(group, place, blank, blank, blank, {})
-    batch = Batch(rule, group, [member])
+    member = ParamUpdate(group, place, blank, blank, blank, {})
+    batch = ParamBatch(rule, group, [member])
     state = rule.init_state(blank, group)
     if isinstance(rule, MatrixRule):
         state |= init_factors(batch, member)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from steepest.engine.collect import ParamBatch
 from steepest.rule import Moments, TensorRule
-from steepest.step.collect import Batch
 
 __all__ = ["measure", "moments", "reads_back"]
 
@@ -60,7 +60,7 @@ def _fill(target: Tensor, source: Tensor, first: int) -> None:
         done += count
 
 
-def reads_back(batches: list[Batch]) -> bool:
+def reads_back(batches: list[ParamBatch]) -> bool:
     """Whether some rule will read numbers on the host in this step."""
     return any(
         batch.rule.reads_back(member.state, batch.group)
@@ -70,7 +70,9 @@ def reads_back(batches: list[Batch]) -> bool:
     )
 
 
-def measure(batches: list[Batch], states: Callable[[], Mapping[str, list[Mapping[str, Tensor]]]]) -> None:
+def measure(
+    batches: list[ParamBatch], states: Callable[[], Mapping[str, list[Mapping[str, Tensor]]]]
+) -> None:
     """Let the tensor rules measure; scalars and new per-tensor state go into the members.
 
     The state itself is written when the step has been taken.

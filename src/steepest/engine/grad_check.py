@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from steepest.step.collect import Batch, Member
+from steepest.engine.collect import ParamBatch, ParamUpdate
 
 __all__ = ["all_finite", "both", "check_gradients"]
 
@@ -38,7 +38,7 @@ def both(one: bool | Tensor, other: bool | Tensor) -> bool | Tensor:
     return one if isinstance(one, Tensor) else other
 
 
-def check_gradients(batches: list[Batch]) -> bool | Tensor:
+def check_gradients(batches: list[ParamBatch]) -> bool | Tensor:
     """Whether this step may be taken; a tensor where only the device knows.
 
     Gradients of groups with ``nonfinite="ignore"`` are not looked at.
@@ -56,7 +56,7 @@ def check_gradients(batches: list[Batch]) -> bool | Tensor:
     return bool(finite) if finite.device.type == "cpu" else finite
 
 
-def _complaint(members: list[Member]) -> str:
+def _complaint(members: list[ParamUpdate]) -> str:
     bad = [member for member in members if not all_finite([member.grad])]
     more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
     wrong = int((~bad[0].grad.isfinite()).sum())

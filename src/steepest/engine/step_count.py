@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steepest.engine.collect import ParamBatch, ParamUpdate
 from steepest.random import derive_key
-from steepest.step.collect import Batch, Member
 
 __all__ = ["add_step", "count_steps"]
 
 
-def count_steps(batch: Batch) -> None:
+def count_steps(batch: ParamBatch) -> None:
     """Set every member's step, the number of the one being taken, and the scalars that follow from it."""
     hyper = {name: batch.group[name] for name in batch.rule.hyper}
     members = batch.members
@@ -36,7 +36,7 @@ def count_steps(batch: Batch) -> None:
         member.scalars = by_step[step] if alike else dict(by_step[step])
 
 
-def _count_on_device(batch: Batch, members: list[Member], hyper: dict[str, Any]) -> None:
+def _count_on_device(batch: ParamBatch, members: list[ParamUpdate], hyper: dict[str, Any]) -> None:
     """The same by a few operations for all members, each of which sees its own element of the results."""
     device = batch.device
     for member in members:
@@ -60,14 +60,14 @@ def _count_on_device(batch: Batch, members: list[Member], hyper: dict[str, Any])
         member.key = None if keys is None else keys[at]
 
 
-def _ordinals(members: list[Member], device: torch.device) -> Tensor:
+def _ordinals(members: list[ParamUpdate], device: torch.device) -> Tensor:
     """The members' ordinals on a device, without a copy from the host, which a CUDA graph cannot hold."""
     runs = groupby(enumerate(member.place.ordinal for member in members), lambda pair: pair[1] - pair[0])
     spans = [[ordinal for _, ordinal in run] for _, run in runs]
     return torch.cat([torch.arange(span[0], span[-1] + 1, device=device) for span in spans])
 
 
-def add_step(batch: Batch, finite: Tensor | None) -> None:
+def add_step(batch: ParamBatch, finite: Tensor | None) -> None:
     """Add the step that was taken to the members' counts, unless the device finds that it was skipped."""
     counted = [member for member in batch.members if "step" in member.state]
     counts = [member.state["step"] for member in counted]

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steepest.registry import find_rule
-from steepest.rule import Group, MatrixRule
-from steepest.step.collect import describe
+from steepest.engine.collect import describe
+from steepest.rule import Group, MatrixRule, find_rule
 
 __all__ = ["Watch"]
 

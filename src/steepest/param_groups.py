@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steepest.explanation import ALIASES, DOUBTS, FALLBACK, LEFT_OUT, WHY
-from steepest.hyper import near_miss
-from steepest.options import COMMON_OPTIONS
-from steepest.registry import find_rule
-from steepest.step.collect import refuse_shards
+from steepest.engine.collect import refuse_shards
+from steepest.explain import ALIASES, DOUBTS, FALLBACK, LEFT_OUT, WHY
+from steepest.hyperparameters import COMMON_OPTIONS, near_miss
+from steepest.rule import find_rule
 
 __all__ = ["RESERVED", "check_own_views", "check_params", "check_views", "filled"]
 

@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 
 from steepest.random import Key, derive_key
+from steepest.ternary.chunks import in_pieces, places
 from steepest.ternary.compiled import wants_compiling
 from steepest.ternary.options import checked
-from steepest.ternary.pieces import in_pieces, places
+from steepest.ternary.ranks import Group, place
 from steepest.ternary.votes import LARGEST_VOTE, magnitude_votes, sign_votes, without_outward
-from steepest.ternary.workers import Group, place
 
 __all__ = [
-    "Ballot",
     "Outward",
+    "VoteBuffer",
     "VoteKind",
-    "find_ballot",
+    "find_vote_buffer",
     "inverse_rms",
     "narrowest",
     "number_of",
@@ -35,8 +35,8 @@ VoteKind = Literal["sign", "magnitude"]
 Outward = Literal["drop", "cancel"]
 
 _numbers = itertools.count(1)
-# Backward finds a ballot by its number, through a compiled graph too. The trainer alone keeps it alive.
-_ballots: weakref.WeakValueDictionary[int, Ballot] = weakref.WeakValueDictionary()
+# Backward finds a vote_buffer by its number, through a compiled graph too. The trainer alone keeps it alive.
+_vote_buffers: weakref.WeakValueDictionary[int, VoteBuffer] = weakref.WeakValueDictionary()
 
 
 def narrowest(largest: int) -> torch.dtype:
@@ -58,7 +58,7 @@ def number_of(name: str) -> int:
 
 
 @dataclass(eq=False)
-class Ballot:
+class VoteBuffer:
     """The votes of one layer in one step.
 
     Attributes:
@@ -66,13 +66,13 @@ class Ballot:
         name: the layer's number for the noise's key, see :func:`number_of`.
         weights: of all the trainer's layers, see :func:`steepest.ternary.compiled.wants_compiling`.
         step: the steps taken so far, likewise.
-        group: the workers whose votes are summed, see :func:`steepest.ternary.workers.place`.
+        group: the workers whose votes are summed, see :func:`steepest.ternary.ranks.place`.
         pending: the sum of the votes, int8 [out, in], wider once it would not hold them; None before the
             first.
         casts: how many backward passes have voted.
         finite: 0-dim bool: whether all their gradients were; None before the first vote.
         kind, outward, seed: of the step's votes.
-        handle: a tensor with the ballot's number, which stands for it in graphs. It requires a gradient:
+        handle: a tensor with the vote_buffer's number, which stands for it in graphs. It requires a gradient:
             so backward comes by for T, if for nothing else.
         lock: held while a pass votes: torch allows backward passes in several threads at once.
     """
@@ -95,7 +95,7 @@ class Ballot:
         self._read_options()
         number = next(_numbers)
         self.handle = torch.tensor(float(number), dtype=torch.float64, device="cpu", requires_grad=True)
-        _ballots[number] = self
+        _vote_buffers[number] = self
 
     def _read_options(self) -> None:
         found = {name: self.options[name] for name in ("votes", "outward", "seed")}
@@ -207,6 +207,6 @@ def inverse_rms(square: Tensor, count: int) -> Tensor:
     return torch.where(usable, inverse, 0.0)
 
 
-def find_ballot(handle: Tensor | None) -> Ballot | None:
-    """The ballot behind a handle; None if there is none, or its trainer is gone."""
-    return None if handle is None else _ballots.get(int(handle.detach()))
+def find_vote_buffer(handle: Tensor | None) -> VoteBuffer | None:
+    """The vote_buffer behind a handle; None if there is none, or its trainer is gone."""
+    return None if handle is None else _vote_buffers.get(int(handle.detach()))

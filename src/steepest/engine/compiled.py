@@ -21,13 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steepest.step.capture import CapturedTooSoon, capturing
-from steepest.step.collect import Batch, Member
-from steepest.step.element import Recipe, advance, member_key, shared_scalars, store
-from steepest.step.flat import flat
-from steepest.step.lanes import halves, joined, needs_pairs, pairable, paired
-from steepest.step.surroundings import surroundings
-from steepest.step.unguarded import Code, NotCompiled, compiled_code
+from steepest.compile.global_settings import surroundings
+from steepest.compile.int16_pairs import halves, joined, needs_pairs, pairable, paired
+from steepest.compile.unguarded import Code, NotCompiled, compiled_code
+from steepest.engine.chunks import UpdateConfig, advance, member_key, shared_scalars, store
+from steepest.engine.collect import ParamBatch, ParamUpdate
+from steepest.engine.cuda_graphs import CapturedTooSoon, capturing
+from steepest.engine.layout import flat
 
 __all__ = [
     "Plan",
@@ -61,10 +61,10 @@ class GraphSpec:
 
     ``shared`` holds (name, how many numbers; 0 for a plain scalar), ``own`` the per-parameter scalars'
     names, ``dtypes`` those of parameter, gradient and state; ``pairs`` says that the rows hold two
-    elements in one (:mod:`steepest.step.lanes`), ``surroundings`` what torch's global settings are.
+    elements in one (:mod:`steepest.compile.int16_pairs`), ``surroundings`` what torch's global settings are.
     """
 
-    recipe: Recipe
+    recipe: UpdateConfig
     shared: tuple[tuple[str, int], ...]
     own: tuple[str, ...]
     state: tuple[str, ...]
@@ -108,7 +108,7 @@ def warn_not_compiled(rule: str) -> None:
     )
 
 
-def pays(batch: Batch) -> bool:
+def pays(batch: ParamBatch) -> bool:
     """Whether compiling this batch earns back its seconds."""
     return sum(member.param.numel() for member in batch.members) >= _PAYS_FROM
 
@@ -128,20 +128,20 @@ class Plan:
     """A batch's step before anything is written: its graphs' runs, and the members for the eager pass."""
 
     calls: list[Call]
-    left: list[Member]
+    left: list[ParamUpdate]
 
 
-def prepare(batch: Batch, guarded: bool) -> Plan:
+def prepare(batch: ParamBatch, guarded: bool) -> Plan:
     """Compile what a batch's step needs, and lay its tensors out.
 
     Left to the eager pass are members whose tensors do not lie in memory alike, and all of them where
     compiling fails. ``guarded`` says that the device will tell whether to step at all.
     """
-    recipe = Recipe.of(batch, keep_decay=True)
+    recipe = UpdateConfig.of(batch, keep_decay=True)
     shared = shared_scalars(batch)
     names = batch.element_state
     plan = Plan([], [])
-    by_dtypes: dict[tuple[torch.dtype, ...], list[tuple[Member, Row, int]]] = {}
+    by_dtypes: dict[tuple[torch.dtype, ...], list[tuple[ParamUpdate, Row, int]]] = {}
     # This runs for every parameter in every step: lists, not generators, take half the time.
     for member in batch.members:
         state = member.state
@@ -184,7 +184,11 @@ def prepare(batch: Batch, guarded: bool) -> Plan:
 
 
 def _calls(
-    batch: Batch, spec: GraphSpec, code: Code, served: list[tuple[Member, Row, int]], shared: list[Any]
+    batch: ParamBatch,
+    spec: GraphSpec,
+    code: Code,
+    served: list[tuple[ParamUpdate, Row, int]],
+    shared: list[Any],
 ) -> list[Call]:
     count = -(-len(served) // spec.rows)
     if spare := count * spec.rows - len(served):
@@ -213,7 +217,7 @@ def _calls(
     ]
 
 
-def run_compiled(plan: Plan, finite: Tensor | None) -> list[Member]:
+def run_compiled(plan: Plan, finite: Tensor | None) -> list[ParamUpdate]:
     """Step the members of a batch that its graphs take; the others are returned, for the eager pass."""
     for call in plan.calls:
         call.code(call.sizes, call.rows, (*call.numbers, finite))

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steepest.step.backend import inductor
+from steepest.compile.inductor import inductor
 
 __all__ = ["Code", "NotCompiled", "compiled_code"]
 

@@ -1,0 +1,1 @@
+"""torch.compile, once: everything that knows about Dynamo and Inductor."""

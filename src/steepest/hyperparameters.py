@@ -1,0 +1,264 @@
+"""Hyperparameter-parameters as data: a default, the values allowed, and the error for the others."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import numbers
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, TypedDict
+
+import torch
+
+__all__ = [
+    "COMMON_OPTIONS",
+    "CommonOptions",
+    "Hyperparameter",
+    "Nonfinite",
+    "Rounding",
+    "WeightDecayMethod",
+    "at_least",
+    "betas",
+    "choice",
+    "flag",
+    "floating_dtype",
+    "fraction",
+    "integer",
+    "learning_rate",
+    "near_miss",
+    "optional",
+    "plain",
+    "positive",
+    "rate",
+]
+
+
+@dataclass(frozen=True)
+class Hyperparameter:
+    """One hyper-parameter of a rule.
+
+    Args:
+        default: the value a param group gets when it names none.
+        accepts: whether a value is allowed.
+        allowed: the allowed values in words, for the error message.
+    """
+
+    default: Any
+    accepts: Callable[[Any], bool]
+    allowed: str
+
+    @property
+    def traced(self) -> bool:
+        """Whether it reaches compiled code as data, so that a schedule never recompiles."""
+        first = self.default[0] if isinstance(self.default, tuple) else self.default
+        return isinstance(first, float)
+
+    def check(self, owner: str, name: str, value: Any) -> None:
+        """Raise ``ValueError`` naming ``owner``, ``name`` and ``value`` unless the value is allowed."""
+        try:
+            fine = self.accepts(value)
+        except (TypeError, ValueError, RuntimeError):
+            fine = False
+        if not fine:
+            raise ValueError(f"{owner}: {name} must be {self.allowed}, got {value!r}")
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def plain(value: Any) -> Any:
+    """Numbers and sequences of other libraries as Python's own, which a checkpoint loads without trust.
+
+    >>> import collections
+    >>> plain(collections.UserList([0.9, 0.99]))
+    (0.9, 0.99)
+    """
+    if isinstance(value, (bool, int, float, str, bytes, dict, torch.Tensor, torch.dtype)) or value is None:
+        return value
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    if isinstance(value, Sequence) and not isinstance(value, (list, tuple)):
+        return tuple(plain(item) for item in value)
+    return value
+
+
+def learning_rate(default: float) -> Hyperparameter:
+    """A finite number ≥ 0, or a tensor of one element (whose value is not read here: that would sync)."""
+
+    def accepts(value: Any) -> bool:
+        if isinstance(value, torch.Tensor):
+            return value.numel() == 1 and (value.device.type != "cpu" or bool(0 <= value < math.inf))
+        return _number(value) and value >= 0
+
+    return Hyperparameter(default, accepts, "a finite number ≥ 0 or a 1-element tensor")
+
+
+def at_least(low: float, default: float) -> Hyperparameter:
+    """A finite number ≥ ``low``."""
+    return Hyperparameter(
+        default, lambda value: _number(value) and value >= low, f"a finite number ≥ {low:g}"
+    )
+
+
+def positive(default: float) -> Hyperparameter:
+    """A finite number > 0."""
+    return Hyperparameter(default, lambda value: _number(value) and value > 0, "a finite number > 0")
+
+
+def fraction(default: float, *, closed: bool = False) -> Hyperparameter:
+    """A number in [0, 1), or in [0, 1] when ``closed``."""
+    if closed:
+        return Hyperparameter(default, lambda value: _number(value) and 0 <= value <= 1, "a number in [0, 1]")
+    return Hyperparameter(default, lambda value: _number(value) and 0 <= value < 1, "a number in [0, 1)")
+
+
+def rate(default: float) -> Hyperparameter:
+    """A number in (0, 1]."""
+    return Hyperparameter(default, lambda value: _number(value) and 0 < value <= 1, "a number in (0, 1]")
+
+
+def betas(default: tuple[float, float]) -> Hyperparameter:
+    """Two numbers in [0, 1)."""
+
+    def accepts(value: Any) -> bool:
+        return (
+            isinstance(value, Sequence)
+            and not isinstance(value, str)
+            and len(value) == len(default)
+            and all(_number(beta) and 0 <= beta < 1 for beta in value)
+        )
+
+    return Hyperparameter(default, accepts, f"{len(default)} numbers in [0, 1)")
+
+
+def integer(default: int, low: int, high: int | None = None) -> Hyperparameter:
+    """An integer ≥ ``low`` (and ≤ ``high``)."""
+
+    def accepts(value: Any) -> bool:
+        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        return bool(whole and value >= low and (high is None or value <= high))
+
+    return Hyperparameter(
+        default, accepts, f"an integer ≥ {low}" + ("" if high is None else f" and ≤ {high}")
+    )
+
+
+def choice(default: Any, *values: Any) -> Hyperparameter:
+    """One of ``values``."""
+    words = ", ".join(map(repr, values))
+
+    def accepts(value: Any) -> bool:
+        # 1 == True, but a 1 is not what an option of True, False and None means.
+        return any(type(value) is type(known) and value == known for known in values)
+
+    return Hyperparameter(default, accepts, f"one of {words}")
+
+
+def flag(default: bool) -> Hyperparameter:
+    """A bool."""
+    return Hyperparameter(default, lambda value: isinstance(value, bool), "True or False")
+
+
+def floating_dtype() -> Hyperparameter:
+    """None or a floating point dtype with a sign and a zero."""
+
+    def accepts(value: Any) -> bool:
+        if value is None:
+            return True
+        # Among the narrow formats some hold exponents only, or two numbers a byte.
+        signed = value not in (torch.float8_e8m0fnu, torch.float4_e2m1fn_x2)
+        return isinstance(value, torch.dtype) and value.is_floating_point and signed
+
+    return Hyperparameter(None, accepts, "None or a signed torch floating point dtype")
+
+
+def optional(hyper: Hyperparameter) -> Hyperparameter:
+    """The same, or None, which becomes the default."""
+    return Hyperparameter(
+        None, lambda value: value is None or hyper.accepts(value), f"None or {hyper.allowed}"
+    )
+
+
+def near_miss(name: str, known: Iterable[str]) -> str:
+    """``" (did you mean 'lion'?)"`` when a known name is close to ``name``, else the empty string."""
+    close = difflib.get_close_matches(str(name).lower(), list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def check_all(owner: str, table: Mapping[str, Hyperparameter], values: Mapping[str, Any]) -> None:
+    """Check every value whose name stands in the table."""
+    for name, hyper in table.items():
+        if name in values:
+            hyper.check(owner, name, values[name])
+
+
+WeightDecayMethod: TypeAlias = Literal["decoupled", "independent", "l2", "palm", "sign", "cautious"]
+Rounding: TypeAlias = Literal["nearest", "stochastic"]
+Nonfinite: TypeAlias = Literal["ignore", "skip", "raise"]
+
+
+class CommonOptions(TypedDict, total=False):
+    """Keyword-only options of every optimizer here; each may also be set per param group.
+
+    - ``weight_decay_method``: how λ = ``weight_decay`` acts, η being the learning rate:
+
+      - ``"decoupled"``: p ← p − η·λ·p
+      - ``"independent"``: p ← p − λ·p·(η / η₀), η₀ the learning rate the group was made with
+      - ``"l2"``: g ← g + λ·p, into a copy, never into ``p.grad``; what a rule measures over whole
+        tensors (SGDSaI's scale, SimbaLeaky's rms) is that of the gradient alone
+      - ``"palm"``: p ← p − λ·η²·p
+      - ``"sign"``: p moves by η·λ toward 0 and stops there
+      - ``"cautious"``: decoupled, only where direction·p ≥ 0
+    - ``state_dtype``: dtype of momentum and kin; None means as the parameter. An average in bfloat16
+      stops growing where its increments fall below half a unit in the last place: at 0.8 of the mean
+      with β = 0.99, at a quarter with β = 0.999. Take float32 for slow averages such as AdamW's second.
+    - ``rounding``: how a result is rounded into a bfloat16 or float16 parameter: to ``"nearest"``, or
+      ``"stochastic"``, up or down with a probability that makes the expectation exact.
+    - ``state_device``: None keeps state with its parameter. ``"cpu"`` keeps it in the host's memory and
+      takes the step there, for parameters on an accelerator: an element or tensor rule computes on the
+      CPU, with copies of parameter and gradient that come and go while it computes. Matrix rules refuse
+      it: their products belong on the accelerator. A parameter on the CPU is stepped as ever.
+    - ``nonfinite``: what an infinite or NaN gradient does: ``"ignore"`` computes with it, ``"skip"``
+      leaves parameters, state and step counts as they were and counts in ``optimizer.skipped_steps``
+      (no host sync on an accelerator), ``"raise"`` raises ``FloatingPointError`` with the parameter's
+      name (this waits for the device).
+    - ``maximize``: ascend instead of descend.
+    - ``compile``: True and False are orders; None compiles where it pays: 2²² elements or more, and a
+      compiler. What is compiled depends on the rule, its options and the dtypes, not on the model: the
+      first step of a rule takes four to six seconds on a new machine, two from torch's cache.
+      Matrix rules run eagerly in any case, since their time is in matmuls.
+    - ``capturable``: keep step counts on the parameters' device, and make every number of a step there, so
+      that the step can be captured in a CUDA graph and replayed (docs/cuda_graphs.md). Elsewhere it is
+      slower.
+    - ``seed``: key of the noise of stochastic rounding and stochastic rules. The noise is a function of
+      (seed, step, element): it resumes exactly, and the global generator is never touched.
+    """
+
+    weight_decay_method: WeightDecayMethod
+    state_dtype: torch.dtype | None
+    state_device: Literal["cpu"] | None
+    rounding: Rounding
+    nonfinite: Nonfinite
+    maximize: bool
+    compile: bool | None
+    capturable: bool
+    seed: int
+
+
+COMMON_OPTIONS: dict[str, Hyperparameter] = {
+    "weight_decay_method": choice("decoupled", "decoupled", "independent", "l2", "palm", "sign", "cautious"),
+    "state_dtype": floating_dtype(),
+    "state_device": choice(None, None, "cpu"),
+    "rounding": choice("nearest", "nearest", "stochastic"),
+    "nonfinite": choice("ignore", "ignore", "skip", "raise"),
+    "maximize": flag(False),
+    "compile": choice(None, None, True, False),
+    "capturable": flag(False),
+    "seed": integer(0, low=0, high=2**64 - 1),
+}
