@@ -12,9 +12,10 @@ from typing import Any
 
 from torch import Tensor
 
-from steepest.engine.collect import ParamBatch, ParamUpdate, Place, describe, real_view
-from steepest.engine.matrices import init_factors
-from steepest.rule import MatrixRule, find_rule
+from steepest.engine.collect import describe
+from steepest.engine.layout import real_view
+from steepest.engine.state import blank_state
+from steepest.rule import find_rule
 from steepest.views import View
 
 __all__ = [
@@ -178,13 +179,13 @@ def _row(group: Mapping[str, Any], group_index: int, index: int) -> Row:
         why=why[index] if index < len(why) else _GIVEN,
         frozen=not param.requires_grad,
         parameters=param.numel(),
-        state_bytes=_state_bytes(group, Place(group_index, index, 0)) if param.requires_grad else 0,
+        state_bytes=_state_bytes(group, index, label) if param.requires_grad else 0,
     )
 
 
 def _view(group: Mapping[str, Any], label: str | None, param: Tensor) -> View | str | None:
     rule = find_rule(group["rule"])
-    if not isinstance(rule, MatrixRule):
+    if not rule.transforms:
         return None
     view: View | None = (group.get("views") or {}).get(label)
     if view is not None:
@@ -192,17 +193,10 @@ def _view(group: Mapping[str, Any], label: str | None, param: Tensor) -> View | 
     return group.get("view", "merge") if param.dim() > 2 else None
 
 
-def _state_bytes(group: Mapping[str, Any], place: Place) -> int:
-    """Bytes of the state that the first step makes, counted on the meta device."""
-    rule = find_rule(group["rule"])
-    blank = real_view(group["params"][place.index]).to("meta")
-    member = ParamUpdate(group, place, blank, blank, blank, {})
-    batch = ParamBatch(rule, group, [member])
-    state = rule.init_state(blank, group)
-    if isinstance(rule, MatrixRule):
-        state |= init_factors(batch, member)
-    counted = 4 if batch.counts_steps and "step" not in state else 0
-    return counted + sum(value.numel() * value.element_size() for value in state.values())
+def _state_bytes(group: Mapping[str, Any], index: int, label: str | None) -> int:
+    """Bytes of the state that the first step makes."""
+    state = blank_state(real_view(group["params"][index]), group, label)
+    return sum(value.numel() * value.element_size() for value in state.values())
 
 
 def _total(rule: str, rows: list[Row]) -> Total:

@@ -12,7 +12,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from steepest.engine.collect import ParamBatch
-from steepest.engine.matrices import Provide
+from steepest.engine.matrices import MatrixFunction
 from steepest.hyperparameters import (
     CommonOptions,
     Hyperparameter,
@@ -149,35 +149,29 @@ class MuonRule(OrthogonalizedRule):
         except ValueError as error:
             raise ValueError(f"{owner}: {error}") from None
 
-    def waits(self, group: Mapping[str, Any]) -> str | None:
+    def host_sync(self, group: Mapping[str, Any]) -> str | None:
         """Singular values."""
         return "method='svd'" if group["method"] == "svd" else None
 
     def update(  # type: ignore[override]
-        self,
-        grad: Tensor,
-        param: Tensor,
-        momentum_buffer: Tensor,
-        *,
-        momentum: Scalar,
-        nesterov: bool,
-        custom: Callable[[Tensor], Tensor] | None = None,
-        **options: Any,
+        self, grad: Tensor, param: Tensor, momentum_buffer: Tensor, *, momentum: Scalar, nesterov: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """``custom`` is a subclass's own orthogonalize, which then scales by itself."""
-        average, u = momentum_step(grad, momentum_buffer, momentum, nesterov)
-        if custom is None:
+        """The momentum step."""
+        return momentum_step(grad, momentum_buffer, momentum, nesterov)
+
+    def transform(  # type: ignore[override]
+        self, u: Tensor, *, orthogonalize: Callable[[Tensor], Tensor] | None, **options: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The scaled polar factor; a subclass's own function, which then scales by itself, may take its place."""
+        if orthogonalize is None:
             polar = scaled_polar(u, **options)
         else:
             with float32_matmul_precision(options["fp32_matmul_prec"]):
-                polar = custom(u)
-        direction, state = self.finish(polar, u, param, **options)
-        return direction, {"momentum_buffer": average, **state}
+                polar = orthogonalize(u)
+        return self.finish(polar, u, **options)
 
-    def finish(
-        self, polar: Tensor, u: Tensor, param: Tensor, **options: Any
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """(direction, new factors) from the scaled polar factor: what Muon's kin do with it."""
+    def finish(self, polar: Tensor, u: Tensor, **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """(direction, new entries) from the scaled polar factor: what Muon's kin do with it."""
         return polar, {}
 
 
@@ -255,7 +249,7 @@ class Muon(OrthogonalizedOptimizer, rule=MuonRule()):
         """scale(out, in)·polar(grad), with the options in ``kwargs``; see the base class."""
         return scaled_polar(grad, **kwargs)
 
-    def _provide(self, batch: ParamBatch) -> Provide | None:
+    def _matrix_function(self, batch: ParamBatch) -> MatrixFunction | None:
         if type(self).orthogonalize is Muon.orthogonalize:
             return None
-        return super()._provide(batch)
+        return super()._matrix_function(batch)

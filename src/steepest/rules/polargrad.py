@@ -24,9 +24,7 @@ class PolarGradRule(MuonRule):
         "scale": choice("none", "original", "match_rms_adamw", "spectral", "unit_rms_norm", "none"),
     }
 
-    def finish(
-        self, polar: Tensor, u: Tensor, param: Tensor, **options: Any
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def finish(self, polar: Tensor, u: Tensor, **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The dual norm of u, as the polar factor sees it, is the step's length."""
         return polar * (polar * u).sum(dim=(-2, -1), keepdim=True), {}
 

@@ -29,9 +29,7 @@ class ScionRule(MuonRule):
         "radius": positive(50.0),
     }
 
-    def finish(
-        self, polar: Tensor, u: Tensor, param: Tensor, **options: Any
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def finish(self, polar: Tensor, u: Tensor, **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The corner of the ball of radius ρ."""
         return options["radius"] * polar, {}
 

@@ -22,12 +22,13 @@ from steepest.hyperparameters import (
     positive,
 )
 from steepest.optimizer import Optimizer
-from steepest.rule import Group, Moments, Scalar, TensorRule, weighted_sum, zeros
+from steepest.arithmetic import average_in_place
+from steepest.rule import Group, Moments, Rule, Scalar, StateSpec
 
 __all__ = ["SGDSaI", "SGDSaIRule"]
 
 
-class SGDSaIRule(TensorRule):
+class SGDSaIRule(Rule):
     """m ← μ m + (1−μ) g, and m ← g first;   p ← p − η·G·m   with G = ‖g‖₂ / (std(g) + ε) of the first g."""
 
     name = "sgd_sai"
@@ -43,16 +44,10 @@ class SGDSaIRule(TensorRule):
         "max_scale": positive(10.0),
     }
 
-    tensor_state = frozenset({"gsnr", "measured"})
-
-    def init_state(self, param: Tensor, group: Group) -> dict[str, Tensor]:
+    def state_specs(self, group: Group) -> dict[str, StateSpec]:
         """The momentum, the scale G, and how many gradients it was measured on."""
-        state = {
-            name: torch.zeros((), dtype=torch.float32, device="cpu") for name in sorted(self.tensor_state)
-        }
-        if group["momentum"] != 0:
-            state["momentum_buffer"] = zeros(param, group["state_dtype"])
-        return state
+        specs = dict.fromkeys(("gsnr", "measured"), StateSpec("tensor", torch.float32))
+        return specs | ({"momentum_buffer": StateSpec()} if group["momentum"] != 0 else {})
 
     def reads_back(self, state: Mapping[str, Tensor], group: Group) -> bool:
         """Only while the scale is being measured."""
@@ -108,7 +103,7 @@ class SGDSaIRule(TensorRule):
         """(keep, take) is (0, 1) in the first step and (μ, 1−μ) ever after; gain is G."""
         if momentum_buffer is None:
             return gain * grad, {}
-        average = weighted_sum(keep, momentum_buffer, take, grad)
+        average = average_in_place(momentum_buffer, keep, grad, take)
         return gain * average, {"momentum_buffer": average}
 
 
