@@ -9,15 +9,13 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from steepest.compile.available import wants_compiling
 from steepest.engine.chunks import run_eager, store
 from steepest.engine.collect import ParamBatch, collect
 from steepest.engine.compiled import (
     Plan,
-    compiler_available,
-    pays,
     prepare,
     run_compiled,
-    warn_no_compiler,
     warn_not_compiled,
 )
 from steepest.engine.cpu_offload import on_host
@@ -147,7 +145,7 @@ class Optimizer(torch.optim.Optimizer):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch._disable_dynamo  # type: ignore[attr-defined]
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Take one step with the parameters that have a gradient.
@@ -408,9 +406,6 @@ def _compiles(batch: ParamBatch) -> bool:
         if wish is True:
             warn_not_compiled(batch.rule.name)
         return False
-    if wish is False:
-        return False
-    available = compiler_available(batch.device.type)
-    if wish is True and not available:
-        warn_no_compiler(batch.device.type)
-    return available and (wish is True or pays(batch))
+    # The number of elements decides only where the user did not.
+    elements = sum(member.param.numel() for member in batch.members) if wish is None else 0
+    return wants_compiling(wish, elements, batch.device)

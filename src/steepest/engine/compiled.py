@@ -9,10 +9,6 @@ and the dtypes alone, not on the model or on which of its parameters have a grad
 from __future__ import annotations
 
 import functools
-import importlib.util
-import os
-import shutil
-import threading
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,27 +17,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steepest.compile.global_settings import surroundings
+from steepest.compile.cache import CapturedTooSoon, compiled_once
 from steepest.compile.int16_pairs import halves, joined, needs_pairs, pairable, paired
-from steepest.compile.unguarded import Code, NotCompiled, compiled_code
+from steepest.compile.unguarded import Code, compiled_code
 from steepest.engine.chunks import UpdateConfig, advance, member_key, shared_scalars, store
 from steepest.engine.collect import ParamBatch, ParamUpdate
-from steepest.engine.cuda_graphs import CapturedTooSoon, capturing
+from steepest.engine.cuda_graphs import capturing
 from steepest.engine.layout import flat
 
 __all__ = [
     "Plan",
-    "compiler_available",
-    "pays",
     "prepare",
     "run_compiled",
-    "warn_no_compiler",
     "warn_not_compiled",
 ]
-
-# Compiling takes 2 to 6 seconds. Of 2**22 elements a compiled step saves 6 ms (Lion) to 14 ms (AdamW) of the
-# eager one (2 threads, 16 tensors): they are earned back in some 150 to 1000 steps. Of 2**20 it saves 1 to 3.
-_PAYS_FROM = 1 << 22
 
 _ROWS = 4
 
@@ -61,7 +50,7 @@ class GraphSpec:
 
     ``shared`` holds (name, how many numbers; 0 for a plain scalar), ``own`` the per-parameter scalars'
     names, ``dtypes`` those of parameter, gradient and state; ``pairs`` says that the rows hold two
-    elements in one (:mod:`steepest.compile.int16_pairs`), ``surroundings`` what torch's global settings are.
+    elements in one (:mod:`steepest.compile.int16_pairs`).
     """
 
     recipe: UpdateConfig
@@ -72,30 +61,11 @@ class GraphSpec:
     pairs: bool
     device: torch.device
     guarded: bool
-    surroundings: tuple[Any, ...]
 
     @property
     def rows(self) -> int:
         """How many rows a call takes: a row of pairs is code for two, and noise is much code."""
         return _ROWS // (1 + self.pairs) // (1 + self.recipe.noisy)
-
-
-@functools.cache
-def compiler_available(device_type: str) -> bool:
-    """Whether torch.compile can make code for this device here: a C++ compiler, or Triton."""
-    if device_type == "cpu":
-        return any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++", "cl") if name)
-    return device_type in ("cuda", "xpu") and importlib.util.find_spec("triton") is not None
-
-
-@functools.cache
-def warn_no_compiler(device_type: str) -> None:
-    """Say once that ``compile=True`` cannot be had."""
-    warnings.warn(
-        f"compile=True, but there is no compiler for {device_type!r} here; running eagerly",
-        RuntimeWarning,
-        stacklevel=4,
-    )
 
 
 @functools.cache
@@ -106,11 +76,6 @@ def warn_not_compiled(rule: str) -> None:
         RuntimeWarning,
         stacklevel=5,
     )
-
-
-def pays(batch: ParamBatch) -> bool:
-    """Whether compiling this batch earns back its seconds."""
-    return sum(member.param.numel() for member in batch.members) >= _PAYS_FROM
 
 
 @dataclass(slots=True)
@@ -173,7 +138,6 @@ def prepare(batch: ParamBatch, guarded: bool) -> Plan:
                 pairs,
                 batch.device,
                 guarded,
-                surroundings(),
             )
             code = _ready(spec)
             if code is None:
@@ -240,33 +204,9 @@ def _holds_elements(kind: type) -> bool:
     return getattr(kind, "__torch_dispatch__", None) is Tensor.__torch_dispatch__
 
 
-_broken: set[GraphSpec] = set()
-_compiling = threading.Lock()
-
-
 def _ready(spec: GraphSpec) -> Code | None:
-    """A graph's code; None, with one warning, where it cannot be had."""
-    if spec in _broken:
-        return None
-    # Threads that step optimizers of the same rule would each compile for seconds.
-    with _compiling:
-        try:
-            return _compiled(spec)
-        except NotCompiled:
-            return None
-        except (torch.OutOfMemoryError, CapturedTooSoon):
-            raise
-        except Exception as error:
-            # No cache folder, a compiler that does not work, a Python that torch cannot trace. The graph
-            # is given up for good: to fail takes seconds too.
-            _broken.add(spec)
-            why = (str(error).strip() or repr(error)).splitlines()[0]
-            warnings.warn(
-                f"steepest runs {spec.recipe.rule.name!r} without compilation: {why}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-            return None
+    """Return a graph's code; None, with one warning, where it cannot be compiled."""
+    return compiled_once(spec, functools.partial(_compiled, spec), f"runs {spec.recipe.rule.name!r}")
 
 
 def _listed(shared: dict[str, Any]) -> list[Any]:
@@ -300,9 +240,8 @@ def _filling(spec: GraphSpec) -> list[Row]:
     return _rows(spec, [4] * spec.rows)
 
 
-@functools.lru_cache(maxsize=64)
-def _compiled(spec: GraphSpec) -> Code | None:
-    """The graph, compiled and tried on tensors of its own."""
+def _compiled(spec: GraphSpec) -> Code:
+    """Compile a graph, and run it once on tensors of its own."""
     if capturing():
         raise CapturedTooSoon(
             "this step cannot be captured in a CUDA graph: its code is not compiled yet; take a few steps "

@@ -11,11 +11,7 @@ from steepest.engine.collect import ParamBatch, ParamUpdate
 from steepest.engine.matrices import lacks_factors
 from steepest.rule import Group, MatrixRule, TensorRule
 
-__all__ = ["CapturedTooSoon", "capturing", "check_capture"]
-
-
-class CapturedTooSoon(RuntimeError):
-    """A graph is being captured, and something that a step makes once has not been made."""
+__all__ = ["capturing", "check_capture"]
 
 
 def capturing(device: torch.device | None = None) -> bool:

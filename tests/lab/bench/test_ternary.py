@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from steepest.engine.compiled import compiler_available
+from steepest.compile.available import compiler_available
 from steepest.lab import cli
 from steepest.lab.bench import Record, Result, bench, ternary
 from steepest.lab.bench.sections import SECTIONS
