@@ -121,8 +121,8 @@ def test_a_turn_of_a_layer_votes_once_by_its_kind(kind: str, trainers: list[Any]
         turn.ready()
         assert not flip.has_votes
         turn.act()
-        (ballot,) = flip._ballots.values()
-        assert (ballot.kind, ballot.casts, bool(ballot.pending.any())) == (kind, 1, True)
+        (buffer,) = flip._vote_buffers.values()
+        assert (buffer.kind, buffer.casts, bool(buffer.pending.any())) == (kind, 1, True)
 
 
 def test_the_flip_step_flips(trainers: list[Any]) -> None:
