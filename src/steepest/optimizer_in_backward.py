@@ -219,7 +219,7 @@ class ReleasedGradients:
     # -- in backward
 
     # Compiled autograd would trace the hook, and with it every step, into the model's backward.
-    @torch._disable_dynamo  # type: ignore[untyped-decorator]
+    @torch._disable_dynamo  # type: ignore[attr-defined]
     @torch.no_grad()
     def _on_gradient(self, param: Tensor) -> None:
         if self._place(param) is None:
@@ -304,7 +304,7 @@ class ReleasedGradients:
 
     # -- in step()
 
-    @torch._disable_dynamo  # type: ignore[untyped-decorator]
+    @torch._disable_dynamo  # type: ignore[attr-defined]
     def _before_step(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
