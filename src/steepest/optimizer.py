@@ -9,18 +9,6 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from steepest.engine.chunks import run_eager, store
-from steepest.engine.collect import ParamBatch, collect
-from steepest.engine.compiled import (
-    Plan,
-    compiler_available,
-    pays,
-    prepare,
-    run_compiled,
-    warn_no_compiler,
-    warn_not_compiled,
-)
-from steepest.engine.cpu_offload import on_host
 from steepest.engine.collect import Collector, ParamBatch
 from steepest.engine.cuda_graphs import check_capture
 from steepest.engine.grad_check import both, check_gradients

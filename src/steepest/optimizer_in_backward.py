@@ -25,6 +25,7 @@ __all__ = ["ReleasedGradients", "release_gradients"]
 # As torch.nn.utils.clip_grad_norm_ has it: a norm of zero divides nothing.
 _CLIP_EPS = 1e-6
 
+
 class Place(NamedTuple):
     """Where a parameter stands: its group, its index there, and its ordinal among all parameters."""
 
@@ -240,9 +241,7 @@ class ReleasedGradients:
         group = optimizer.param_groups[place.group_index]
         if why := _unsupported(place.group_index, group):
             raise RuntimeError(why)
-        batch = optimizer._collector.one(
-            optimizer.param_groups, *place, optimizer.state.get(param, {})
-        )
+        batch = optimizer._collector.one(optimizer.param_groups, *place, optimizer.state.get(param, {}))
         (member,) = batch.members
         # Not in place: other gradients, of which backward still needs some, may lie in the same memory.
         if self._clip_value is not None:

@@ -211,9 +211,7 @@ class Rule(ABC):
         """The entries per element and per tensor, with the group's present options."""
         return {}
 
-    def matrix_specs(
-        self, shape: tuple[int, ...], dtype: torch.dtype, group: Group
-    ) -> dict[str, StateSpec]:
+    def matrix_specs(self, shape: tuple[int, ...], dtype: torch.dtype, group: Group) -> dict[str, StateSpec]:
         """The entries of one matrix of ``shape``, of a parameter of ``dtype``."""
         return {}
 
@@ -231,6 +229,10 @@ class Rule(ABC):
         element, without ``if``, ``min`` and ``max``.
         """
         return {}
+
+    def needs_measure(self, group: Group) -> bool:
+        """Whether the ``measure`` phase has anything to do with the group's present options."""
+        return True
 
     def reads_back(self, state: Mapping[str, Tensor], group: Group) -> bool:
         """Whether :meth:`measure` reads a device's numbers on the host in this step (a host sync).
@@ -298,7 +300,9 @@ class Rule(ABC):
 def _wanted(cls: type[Rule], function: Callable[..., Any]) -> frozenset[str]:
     wanted = inspect.signature(function).parameters
     kinds = inspect.Parameter
-    names = {name for name, each in wanted.items() if each.kind not in (kinds.VAR_KEYWORD, kinds.VAR_POSITIONAL)}
+    names = {
+        name for name, each in wanted.items() if each.kind not in (kinds.VAR_KEYWORD, kinds.VAR_POSITIONAL)
+    }
     if any(each.kind is kinds.VAR_KEYWORD for each in wanted.values()):
         names |= cls.hyper.keys() - {"lr", "weight_decay"}
     return frozenset(names - {"self", "grad", "param", "u"})

@@ -213,7 +213,12 @@ class Collector:
         return batches
 
     def one(
-        self, groups: Sequence[Group], group_index: int, index: int, ordinal: int, state: MutableMapping[str, Any]
+        self,
+        groups: Sequence[Group],
+        group_index: int,
+        index: int,
+        ordinal: int,
+        state: MutableMapping[str, Any],
     ) -> ParamBatch:
         """A single parameter, which has a gradient, as a batch."""
         group = groups[group_index]
@@ -227,7 +232,9 @@ class Collector:
         key = (param.dtype, dtype, param.device)
         config = checked.configs.get(key)
         if config is None:
-            config = checked.configs[key] = UpdateConfig(checked.rule, group, param.dtype, dtype, param.device)
+            config = checked.configs[key] = UpdateConfig(
+                checked.rule, group, param.dtype, dtype, param.device
+            )
         # A copied group is another dict with the same options.
         config.group = group
         return config
@@ -245,7 +252,9 @@ def _member(
     if grad.layout is not torch.strided:
         grad = grad.to_dense()
     if owner.is_complex():
-        return ParamUpdate(group, group_index, index, ordinal, owner, real_view(owner), real_view(grad), state)
+        return ParamUpdate(
+            group, group_index, index, ordinal, owner, real_view(owner), real_view(grad), state
+        )
     return ParamUpdate(group, group_index, index, ordinal, owner, owner, grad, state)
 
 

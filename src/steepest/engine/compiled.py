@@ -85,7 +85,12 @@ def prepare(
     for each in dtypes:
         passes: list[tuple[Pass, tuple[torch.dtype, ...], Iterable[str]]] = [("whole", each, own)]
         if rule.transforms:
-            entries = {name for kind in config.matrices.values() for name, spec in kind.specs.items() if not spec.shape}
+            entries = {
+                name
+                for kind in config.matrices.values()
+                for name, spec in kind.specs.items()
+                if not spec.shape
+            }
             inputs = (config.compute,) * config.inputs
             passes = [("before", (*each, *inputs), rule.takes & {*own, *entries})]
             if not rule.retracts:
@@ -130,7 +135,9 @@ def launches(
         pairs = needs_pairs(dtypes, config.device)
         if pairs:
             left += [row for row, columns in served if not pairable(columns)]
-            served = [(row, [paired(column) for column in columns]) for row, columns in served if pairable(columns)]
+            served = [
+                (row, [paired(column) for column in columns]) for row, columns in served if pairable(columns)
+            ]
         if served:
             own = tuple(sorted(served[0][0].scalars))
             spec = _spec(which, config, numbers, own, dtypes, pairs, guarded)

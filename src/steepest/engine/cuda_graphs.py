@@ -65,7 +65,7 @@ def _hindrance(batch: ParamBatch, groups: Sequence[Group]) -> str | None:
                 f"{member.name} has not been stepped yet since it was made, loaded or given other options; "
                 "take a few steps before"
             )
-        if rule.measures and rule.reads_back(member.state, group):
+        if config.measures and rule.reads_back(member.state, group):
             return f"the gradient of {member.name} is still being measured; take more steps before"
     if group["nonfinite"] == "skip" and not all(_counts_there(each, device) for each in groups):
         # Or every replay would begin to count anew, in the graph's own memory.

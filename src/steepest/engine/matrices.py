@@ -102,7 +102,9 @@ class _Run:
         """Write the state per element, and compute (directions, new entries) of a bucket, stacked."""
         config = self.config
         shape = (len(bucket), *bucket[0].kind.shape)
-        inputs = [torch.empty(shape, dtype=config.compute, device=config.device) for _ in range(config.inputs)]
+        inputs = [
+            torch.empty(shape, dtype=config.compute, device=config.device) for _ in range(config.inputs)
+        ]
         rows = []
         for at, block in enumerate(bucket):
             seen = block.columns[0].shape
@@ -209,5 +211,9 @@ def _places(bucket: list[MatrixBlock]) -> Tensor:
     shape, device = bucket[0].kind.shape, bucket[0].columns[0].device
     if all(block.extent is None for block in bucket):
         return torch.arange(math.prod(shape), device=device).view(1, *shape)
-    extents = [(block.extent or Extent.of(block.columns[0].shape), block.columns[0].shape) for block in bucket]
-    return torch.stack([extent.places(seen, device).to(torch.int64).reshape(shape) for extent, seen in extents])
+    extents = [
+        (block.extent or Extent.of(block.columns[0].shape), block.columns[0].shape) for block in bucket
+    ]
+    return torch.stack(
+        [extent.places(seen, device).to(torch.int64).reshape(shape) for extent, seen in extents]
+    )

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from steepest.compile.available import wants_compiling
@@ -41,7 +40,7 @@ def take_step(
     Returns:
         Whether the step was taken: ``finite``, a tensor where only the device knows.
     """
-    measuring = [batch for batch in batches if batch.config.rule.measures]
+    measuring = [batch for batch in batches if batch.config.measures]
     if isinstance(finite, Tensor) and (reads_back(measuring) or any(b.config.offloaded for b in batches)):
         finite = bool(finite)
     if finite is False:

@@ -65,12 +65,14 @@ def reads_back(batches: list[ParamBatch]) -> bool:
     return any(
         batch.config.rule.reads_back(member.state, batch.config.group)
         for batch in batches
-        if batch.config.rule.measures
+        if batch.config.measures
         for member in batch.members
     )
 
 
-def measure(batches: list[ParamBatch], states: Callable[[], Mapping[str, list[Mapping[str, Tensor]]]]) -> None:
+def measure(
+    batches: list[ParamBatch], states: Callable[[], Mapping[str, list[Mapping[str, Tensor]]]]
+) -> None:
     """Run the ``measure`` phase; scalars and new per-tensor state go into the members.
 
     The state itself is written when the step has been taken.

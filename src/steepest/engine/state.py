@@ -18,7 +18,9 @@ __all__ = ["blank_state", "lacks_state", "make_state"]
 _STEP = StateSpec("tensor", torch.float32)
 
 
-def _entries(config: UpdateConfig, param: Tensor, label: str | None) -> Iterator[tuple[str, StateSpec, Tensor]]:
+def _entries(
+    config: UpdateConfig, param: Tensor, label: str | None
+) -> Iterator[tuple[str, StateSpec, Tensor]]:
     """(name, spec, the parameter or the block of it that the entry belongs to) of every entry."""
     for name, spec in config.specs.items():
         yield name, spec, param
@@ -37,7 +39,9 @@ def blank_state(param: Tensor, group: Group, label: str | None) -> dict[str, Ten
     """
     blank = torch.empty_like(param, device="meta")
     config = UpdateConfig(find_rule(group["rule"]), group, blank.dtype, blank.dtype, blank.device)
-    return {name: spec.make(block, group["state_dtype"]) for name, spec, block in _entries(config, blank, label)}
+    return {
+        name: spec.make(block, group["state_dtype"]) for name, spec, block in _entries(config, blank, label)
+    }
 
 
 def lacks_state(config: UpdateConfig, member: ParamUpdate) -> bool:

@@ -74,6 +74,7 @@ class UpdateConfig:
         self.counts_on_device: bool = skips or bool(group["capturable"])
         decays = not rule.decays_itself(group)
         self.method: str | None = group["weight_decay_method"] if decays else None
+        self.measures: bool = rule.measures and rule.needs_measure(group)
         self.maximize: bool = group["maximize"]
         # A rule whose algebra or state is float64 must not get it rounded to float32 on the way.
         wide = torch.float64 in (group["state_dtype"], group.get("dtype"))
@@ -124,7 +125,10 @@ class UpdateConfig:
             wide = torch.float32 if self.device.type == "mps" else torch.float64
             lr = float(lr) if on_host else lr.detach().reshape(()).to(self.device, wide)
         weight_decay = group["weight_decay"]
-        shared = {"lr": lr, "decay": decay_strength(group["weight_decay_method"], lr, weight_decay, group["base_lr"])}
+        shared = {
+            "lr": lr,
+            "decay": decay_strength(group["weight_decay_method"], lr, weight_decay, group["base_lr"]),
+        }
         for name in self.traced:
             shared[name] = group[name]
         return shared
@@ -205,7 +209,11 @@ def pass_over(
 
 
 def _given(
-    config: UpdateConfig, entries: Sequence[Tensor], scalars: Mapping[str, Any], noise: PieceNoise, donate: bool
+    config: UpdateConfig,
+    entries: Sequence[Tensor],
+    scalars: Mapping[str, Any],
+    noise: PieceNoise,
+    donate: bool,
 ) -> dict[str, Any]:
     """What the rule's ``update`` asks for by name."""
     takes, wide = config.rule.takes, config.compute

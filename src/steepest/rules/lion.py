@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
+from steepest.arithmetic import average_in_place, weighted_sum
 from steepest.hyperparameters import CommonOptions, at_least, betas, learning_rate
 from steepest.optimizer import Optimizer
-from steepest.arithmetic import average_in_place, weighted_sum
 from steepest.rule import Group, Rule, StateSpec
 
 __all__ = ["Lion", "LionRule"]

@@ -39,7 +39,9 @@ class NorMuonRule(MuonRule):
         **options: Any,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The rows are evened out; the matrix keeps its Frobenius norm."""
-        second = beta2 * second_momentum.to(polar.dtype) + (1 - beta2) * (polar * polar).mean(dim=-1, keepdim=True)
+        second = beta2 * second_momentum.to(polar.dtype) + (1 - beta2) * (polar * polar).mean(
+            dim=-1, keepdim=True
+        )
         evened = polar / (second.sqrt() + eps)
         norms = [torch.linalg.matrix_norm(matrix, keepdim=True) for matrix in (polar, evened)]
         # A zero matrix stays zero: 0/0 is no ratio.

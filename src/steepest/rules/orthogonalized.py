@@ -108,7 +108,13 @@ class OrthogonalizedRule(Rule):
         return {"momentum_buffer": StateSpec()}
 
     def update(
-        self, grad: Tensor, param: Tensor, momentum_buffer: Tensor, *, momentum_beta: Scalar, use_nesterov: bool
+        self,
+        grad: Tensor,
+        param: Tensor,
+        momentum_buffer: Tensor,
+        *,
+        momentum_beta: Scalar,
+        use_nesterov: bool,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The momentum step."""
         return momentum_step(grad, momentum_buffer, momentum_beta, use_nesterov)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
+from steepest.arithmetic import average_in_place
 from steepest.hyperparameters import (
     CommonOptions,
     at_least,
@@ -22,7 +23,6 @@ from steepest.hyperparameters import (
     positive,
 )
 from steepest.optimizer import Optimizer
-from steepest.arithmetic import average_in_place
 from steepest.rule import Group, Moments, Rule, Scalar, StateSpec
 
 __all__ = ["SGDSaI", "SGDSaIRule"]

@@ -6,9 +6,9 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
+from steepest.arithmetic import average_in_place
 from steepest.hyperparameters import CommonOptions, at_least, fraction, learning_rate
 from steepest.optimizer import Optimizer
-from steepest.arithmetic import average_in_place
 from steepest.rule import Group, Rule, Scalar, StateSpec
 
 __all__ = ["Signum", "SignumRule"]

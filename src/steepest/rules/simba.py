@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
+from steepest.arithmetic import average_in_place
 from steepest.hyperparameters import (
     CommonOptions,
     Hyperparameter,
@@ -21,7 +22,6 @@ from steepest.hyperparameters import (
     learning_rate,
 )
 from steepest.optimizer import Optimizer
-from steepest.arithmetic import average_in_place
 from steepest.rule import Group, Rule, Scalar, StateSpec
 
 __all__ = ["Simba", "SimbaRule"]

@@ -91,12 +91,14 @@ class PSGDRule(Rule):
         """The original's Q starts from the largest gradient."""
         return "literal=True" if group["literal"] else None
 
+    def needs_measure(self, group: Group) -> bool:
+        """The original's start alone is made of a measured number."""
+        return bool(group["literal"])
+
     def measure(
         self, moments: Callable[[], Moments], state: Mapping[str, Tensor], group: Group
     ) -> tuple[dict[str, Scalar], dict[str, Scalar]]:
-        """The gradient's mean square, which the original's start is made of."""
-        if not group["literal"]:
-            return {}, {}
+        """The gradient's mean square."""
         count, _, square = moments()
         return {"largest_square": square / max(count, 1)}, {}
 
