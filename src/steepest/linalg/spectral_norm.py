@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from steepest.linalg.operand import require_choice, require_matrices
-from steepest.random import Key, derive_key, uniform
+from steepest.random import Key, derive_key, normal
 
 __all__ = ["spectral_norm_bound"]
 
@@ -90,8 +89,7 @@ def _or_one(divisor: Tensor) -> Tensor:
 
 
 def _gaussian(key: Key, n: int, device: torch.device) -> Tensor:
-    """Draw √(−2 ln u)·cos(2π u′) ~ N(0, 1) (Box and Muller), [4, n]; [..., 4, n] if each matrix has a key."""
+    """Draw the probes from N(0, 1): [4, n], or [..., 4, n] if each matrix has its own key."""
     first, second = (word[..., None, None] if isinstance(word, Tensor) else word for word in key)
-    index = torch.arange(_PROBES * n, device=device).view(_PROBES, n)
-    radius = (-2.0 * torch.log1p(-uniform((first, second), index, stream=0))).sqrt()
-    return radius * torch.cos(2.0 * math.pi * uniform((first, second), index, stream=1))
+    index = torch.arange(_PROBES * n, dtype=torch.int32, device=device).view(_PROBES, n)
+    return normal((first, second), index)
