@@ -1,9 +1,9 @@
-"""Counter-based noise: a pure function of (key, element index), the same bits on every device.
+"""Counter-based noise: a pure function of (key, element index), with the same bits on every device.
 
-No generator, no state: the same seed, step and element give the same bits eagerly, compiled, on a
-CPU, on a GPU and on a shard, and torch's global generator is never touched. All arithmetic is on
-non-negative int64 values below 2**32 times constants below 2**31, so that no product overflows and
-no right shift meets a sign bit: every backend must then agree.
+There is no generator and no state. The same seed, step and element give the same bits in eager and compiled
+code, on a CPU, on a GPU and on a shard; torch's global generator is never used. All arithmetic multiplies
+non-negative int64 values below 2**32 by constants below 2**31. No product overflows and no right shift moves
+a sign bit, so all backends must agree.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ Words = tuple[Tensor, int | Tensor]
 
 
 def _mix(x: Word) -> Word:
-    """A bijection of 32-bit words with low bias (constants: Wellons, "hash-prospector", 2018).
+    """Apply a bijection of 32-bit words with low bias (constants: Wellons, "hash-prospector", 2018).
 
-    A tensor is overwritten: every caller hands over one that it has just made.
+    Overwrites a tensor argument; callers must pass a fresh one.
     """
     x ^= x >> 16
     x *= 0x21F0AAAD
@@ -52,9 +52,9 @@ def _mix(x: Word) -> Word:
 
 
 def derive_key(seed: int, *words: int | Tensor) -> Key:
-    """Two 32-bit key words from a seed and any number of words, such as (tensor, step).
+    """Derive two 32-bit key words from a seed and any number of words, such as (tensor, step).
 
-    The words may be Python ints or int64 tensors (a step count that lives on a device).
+    The words may be Python ints or int64 tensors (such as a step count on a device).
 
     >>> derive_key(0, 1, 2) == derive_key(0, 1, 2), derive_key(0, 1, 2) == derive_key(0, 2, 1)
     (True, False)
@@ -62,22 +62,22 @@ def derive_key(seed: int, *words: int | Tensor) -> Key:
     first: Any = _mix(seed & _MASK)
     second: Any = _mix(((seed >> 32) ^ 0x5851F42D) & _MASK)
     for word in words:
-        # Each half of the key depends on all of the word: 64 bits tell steps apart, not 32.
+        # Mix the whole word into each half of the key, so that keys differ in 64 bits and not in 32.
         first = _mix((second + _mix((word ^ first) & _MASK)) & _MASK)
         second = _mix((first + _mix(((word >> 32) + second + _GOLDEN) & _MASK)) & _MASK)
     return first, second
 
 
 def bits32(key: Key, index: Tensor, stream: int = 0) -> Tensor:
-    """32 random bits for every element index.
+    """Draw 32 random bits for every element index.
 
     Args:
         key: two 32-bit words, see :func:`derive_key`.
-        index: element indices, any shape: int64, or int32 if all are below 2**31, which is quicker.
-        stream: tells apart several draws for the same element in the same step.
+        index: element indices of any shape: int64, or int32 if all are below 2**31, which is faster.
+        stream: distinguishes several draws for the same element in the same step.
 
     Returns:
-        int64 tensor of ``index``'s shape, values in [0, 2**32).
+        An int64 tensor of ``index``'s shape with values in [0, 2**32).
 
     >>> index = torch.arange(6)
     >>> torch.equal(bits32((1, 2), index)[2:], bits32((1, 2), index[2:]))
@@ -87,14 +87,14 @@ def bits32(key: Key, index: Tensor, stream: int = 0) -> Tensor:
 
 
 def element_words(key: Key, index: Tensor) -> Words:
-    """The part of :func:`bits32` that is the same for all streams."""
+    """Compute the part of :func:`bits32` that all streams share."""
     if index.dtype == torch.int32:
         return _mix(index.to(torch.int64) ^ key[0]), key[1]
     return _mix((index & _MASK) ^ key[0]), key[1] + (index >> 32) * 0x2545F491
 
 
 def stream_bits(words: Words, stream: int) -> Tensor:
-    """The rest of :func:`bits32`."""
+    """Compute :func:`bits32` of one stream from the result of :func:`element_words`."""
     word, other = words
     mixed = word + ((other + stream * _GOLDEN) & _MASK)
     mixed &= _MASK
@@ -102,29 +102,29 @@ def stream_bits(words: Words, stream: int) -> Tensor:
 
 
 def uniform(key: Key, index: Tensor, stream: int = 0) -> Tensor:
-    """Uniform float32 in [0, 1) for every element index: 24 random bits, exact in every backend."""
+    """Draw uniform float32 values in [0, 1), one per element index: 24 random bits, the same everywhere."""
     return stream_uniform(element_words(key, index), stream)
 
 
 def stream_uniform(words: Words, stream: int) -> Tensor:
-    """:func:`uniform` of what :func:`element_words` gave."""
+    """Compute :func:`uniform` of one stream from the result of :func:`element_words`."""
     bits = stream_bits(words, stream)
     bits >>= 8
     return _unit(bits)
 
 
 def _unit(bits24: Tensor) -> Tensor:
-    # From int64 to floating point a CPU converts one by one.
+    # CPUs convert int64 to floating point element by element, but vectorize int32.
     u = bits24.to(torch.int32).to(torch.float32)
     u *= 2.0**-24
     return u
 
 
 def normal(key: Key, index: Tensor, stream: int = 0) -> Tensor:
-    """Gaussian float32, mean 0 and variance 1, for every element index: √(−2 ln u)·cos(2π u′).
+    """Draw Gaussian float32 values, mean 0 and variance 1, one per element index: √(−2 ln u)·cos(2π u′).
 
-    Box and Muller's transform of one draw of 32 bits, 16 for each of u and u′: |z| < 4.9. The bits are
-    the same everywhere; logarithm and cosine may round differently on another device.
+    This is Box and Muller's transform of one 32-bit draw, with 16 bits each for u and u′, so |z| < 4.9. The
+    random bits are the same on all devices, but logarithm and cosine may round differently.
 
     >>> index = torch.arange(6)
     >>> torch.equal(normal((1, 2), index)[2:], normal((1, 2), index[2:]))
@@ -136,14 +136,14 @@ def normal(key: Key, index: Tensor, stream: int = 0) -> Tensor:
 
 
 def stochastic_floor(x: Tensor, u: Tensor) -> Tensor:
-    """⌊x⌋ or ⌊x⌋ + 1, with u uniform in [0, 1): an integer whose expectation is x; integers stay.
+    """Round x to ⌊x⌋ or ⌊x⌋ + 1 by u, uniform in [0, 1), with expectation x; integers do not change.
 
     >>> stochastic_floor(torch.tensor([2.0, 2.25, 2.25]), torch.tensor([0.99, 0.2, 0.3]))
     tensor([2., 3., 2.])
     """
-    # Not ⌊x + u⌋: that sum can round up to the next integer.
+    # ⌊x + u⌋ would be wrong: the sum can round up to the next integer.
     low = torch.floor(x)
-    # Arithmetic with 0 and 1: torch's where takes a CPU thirty times as long where nothing predicts it.
+    # Add a 0/1 tensor: torch.where takes 30 times as long on a CPU if the condition is unpredictable.
     up = x - low
     up.gt_(u)
     low += up
@@ -151,15 +151,15 @@ def stochastic_floor(x: Tensor, u: Tensor) -> Tensor:
 
 
 def stochastic_round(x: Tensor, dtype: torch.dtype, bits: Tensor) -> Tensor:
-    """Round float32 ``x`` to one of its two neighbours in ``dtype`` so that the expectation is x.
+    """Round float32 ``x`` to one of its two neighbors in ``dtype`` so that the expectation is x.
 
     Args:
         x: float32, any shape.
         dtype: ``torch.bfloat16`` or ``torch.float16``.
-        bits: int64 values in [0, 2**32), see :func:`bits32`, of x's shape.
+        bits: int64 values in [0, 2**32) of x's shape, see :func:`bits32`.
 
-    Values that ``dtype`` represents, zeros, infinities and NaN come back as they are; what lies
-    beyond its largest finite value is rounded to nearest.
+    Values that ``dtype`` represents exactly do not change, including zeros, infinities and NaN. Values
+    beyond its largest finite value are rounded to nearest.
 
     >>> x = torch.full((4,), 1.0 + 2.0**-8)
     >>> stochastic_round(x, torch.bfloat16, torch.tensor([0, 1 << 14, 1 << 15, 65535])).tolist()
@@ -171,8 +171,8 @@ def stochastic_round(x: Tensor, dtype: torch.dtype, bits: Tensor) -> Tensor:
     noise &= -(1 << dropped)
     rounded = noise.view(torch.float32)
     if dtype == torch.float16:
-        # Below 2**-14 float16 is subnormal: its grid is 2**-24 wide, whatever the exponent.
+        # Below 2**-14 float16 is subnormal, with a fixed spacing of 2**-24.
         tiny = torch.copysign(stochastic_floor(x.abs() * 2.0**24, _unit(bits >> 8)) * 2.0**-24, x)
         rounded = torch.where(x.abs() < 2.0**-14, tiny, rounded)
-    # Above the largest value there is no second neighbour, and adding to the bits of inf makes NaN.
+    # Values above the largest finite one have no second neighbor, and adding to the bits of inf gives NaN.
     return torch.where(x.abs() <= torch.finfo(dtype).max, rounded, x).to(dtype)

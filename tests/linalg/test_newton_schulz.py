@@ -454,7 +454,7 @@ class TestErrors:
         ("options", "message"),
         [
             ({"form": "gramm"}, "form must be one of 'auto', 'plain', 'gram', got 'gramm'"),
-            ({"method": "qr"}, "method must be one of 'newton_schulz', 'svd', got 'qr'"),
+            ({"method": "qr"}, "method must be 'newton_schulz' or 'svd', got 'qr'"),
             ({"dtype": torch.int32}, "dtype must be one of"),
             ({"eps": 0.0}, "eps must be > 0"),
             ({"eps": math.nan}, "eps must be > 0"),

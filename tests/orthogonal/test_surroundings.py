@@ -9,8 +9,8 @@ import torch
 
 import steepest
 from steepest import OrthogonalizedOptimizer
+from steepest.linalg import float32_matmul_precision
 from steepest.rules import muon
-from steepest.rules.orthogonalized import float32_matmul_precision
 
 BACKENDS = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)
 MATRIX_RULES = [

@@ -1,6 +1,7 @@
-"""Batched matrix functions [..., m, n], usable alone: what the matrix rules are made of."""
+"""Provide the batched matrix functions [..., m, n] that the matrix rules use; each also works alone."""
 
 from steepest.linalg.newton_schulz import COEFFICIENTS, CoefficientSet, newton_schulz
+from steepest.linalg.precision import MatmulPrecision, float32_matmul_precision
 from steepest.linalg.procrustes import procrustes_rotation
 from steepest.linalg.spectral_norm import spectral_norm_bound
 from steepest.linalg.symmetric import gram, preferred_symmetric_kernel, symmetric_product
@@ -8,6 +9,8 @@ from steepest.linalg.symmetric import gram, preferred_symmetric_kernel, symmetri
 __all__ = [
     "COEFFICIENTS",
     "CoefficientSet",
+    "MatmulPrecision",
+    "float32_matmul_precision",
     "gram",
     "newton_schulz",
     "preferred_symmetric_kernel",

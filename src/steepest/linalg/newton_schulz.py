@@ -1,4 +1,4 @@
-"""The polar factor U Vᵀ of U Σ Vᵀ by matrix products alone: odd polynomials that drive σ to 1."""
+"""Compute the polar factor U Vᵀ of U Σ Vᵀ with matrix products only: odd polynomials drive each σ to 1."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from steepest.hyperparameters import near_miss
-from steepest.linalg.operand import COMPUTING_DTYPES, require_matrices
+from steepest.linalg.operand import COMPUTING_DTYPES, require_choice, require_matrices
 from steepest.linalg.product import product
 from steepest.linalg.symmetric import mirrored_product
 
@@ -26,19 +26,20 @@ Method = Literal["newton_schulz", "svd"]
 
 @dataclass(frozen=True)
 class CoefficientSet:
-    """The polynomials p(σ) = aσ + bσ³ + cσ⁵ of one Newton–Schulz run, in order.
+    """Hold the polynomials p(σ) = aσ + bσ³ + cσ⁵ of one Newton–Schulz run, in order.
 
     Args:
         triples: (a, b, c) of each iteration; at least one, all finite.
-        beyond: what a run longer than the table does: "cycle" through it again, or "repeat" its last.
-        margin: the factor on the Frobenius norm in the normalization; above 1 it keeps rounding from
-            pushing σ out of the interval for which the polynomials were made.
-        band: the smallest and largest result of one whole run over σ/‖X‖_F ∈ [1e-3, 1].
-        source: where the numbers come from.
-        gram_in_bfloat16: whether the Gram form in bfloat16 has been found as accurate as the plain one.
+        beyond: how a run longer than the table continues: "cycle" starts the table again, "repeat" repeats
+            the last triple.
+        margin: a factor on the Frobenius norm in the normalization. A factor above 1 keeps rounding errors
+            from pushing σ out of the interval for which the polynomials were designed.
+        band: smallest and largest singular value after one full run, for σ/‖X‖_F ∈ [1e-3, 1].
+        source: the publication of the numbers.
+        gram_in_bfloat16: whether tests show the Gram form in bfloat16 to be as accurate as the plain form.
 
     Raises:
-        ValueError: no triples, or one that is not three finite numbers.
+        ValueError: there are no triples, or one of them is not three finite numbers.
 
     >>> newton = CoefficientSet(triples=((1.5, -0.5, 0.0),))  # the classical cubic
     >>> newton_schulz(torch.eye(2), newton, steps=10)
@@ -60,10 +61,10 @@ class CoefficientSet:
             )
 
     def schedule(self, steps: int | None = None) -> tuple[Triple, ...]:
-        """The triples of a run of ``steps`` iterations; None is the whole table.
+        """Return the triples for a run of ``steps`` iterations; None means the whole table once.
 
         Raises:
-            ValueError: ``steps`` is not an integer ≥ 1.
+            ValueError: ``steps`` is neither None nor an integer ≥ 1.
 
         >>> COEFFICIENTS["polar_express"].schedule(7)[-3:]
         ((2.3465, -1.7098, 0.4232), (2.3465, -1.7098, 0.4232), (2.3465, -1.7098, 0.4232))
@@ -87,7 +88,7 @@ def _is_triple(triple: object) -> bool:
 
 _JORDAN = (3.4445, -4.7750, 2.0315)
 
-#: The named coefficient sets: what ``newton_schulz(x, name)`` runs, how far it gets, and its source.
+#: The named coefficient sets for ``newton_schulz(x, name)``, each with its band and its source.
 COEFFICIENTS: Mapping[str, CoefficientSet] = MappingProxyType(
     {
         "jordan": CoefficientSet(
@@ -159,18 +160,18 @@ def newton_schulz(
     form: Form = "auto",
     method: Method = "newton_schulz",
 ) -> Tensor:
-    r"""The (approximate) polar factor :math:`U V^\top` of :math:`X = U \Sigma V^\top`.
+    r"""Compute the approximate polar factor :math:`U V^\top` of :math:`X = U \Sigma V^\top`.
 
     .. math::
         X \leftarrow \frac{X}{\|X\|_F + \epsilon}, \qquad
         \text{for each } (a, b, c): \quad R = X X^\top, \quad
         Z = bR + cR^2, \quad X \leftarrow aX + ZX
 
-    which maps every singular value by p(σ) = aσ + bσ³ + cσ⁵ and leaves U and V alone. Tall matrices
-    are transposed; X is divided by its largest \|entry\| first, so that ε swallows nothing and scales
-    from 1e-30 to 1e30 give the same result in float32. Zero comes out as zero, exactly.
+    Each iteration maps every singular value to p(σ) = aσ + bσ³ + cσ⁵ and keeps U and V. Tall matrices are
+    transposed first. X is divided by its largest \|entry\| first, so ε never dominates the norm, and inputs
+    scaled by 1e-30 to 1e30 give the same result in float32. A zero matrix stays exactly zero.
 
-    **Where σ ends** when σ/‖X‖_F was in [1e-3, 1] (smaller ones stay smaller):
+    **Singular values after a run**, for σ/‖X‖_F in [1e-3, 1] (smaller ones end lower):
 
     ============= ===== =========== ======================
     coefficients  steps result      more steps
@@ -182,49 +183,51 @@ def newton_schulz(
     deepseekv4    10    1.00        repeat the last triple
     ============= ===== =========== ======================
 
-    Run "quintic" for a multiple of 5 steps: its steep first triple sends a σ that has arrived at 1.15
-    back to 0.09. "cans" has no margin for rounding: in bfloat16 it reaches 1.5. A custom list cycles.
+    Run "quintic" for a multiple of 5 steps: its steep first triple maps a σ that has reached 1.15 back to
+    0.09. "cans" has no margin for rounding errors: in bfloat16 it reaches 1.5. A custom list cycles.
 
-    **Gram form.** For r×n matrices, r ≪ n, the same polynomials from r×r products, with X read at the
-    restarts only: R = XXᵀ, Q = I; each iteration Q ← Q(aI + Z), R ← (aI + Z) R (aI + Z); at the end
-    X ← QX. An error in R, unlike one in X, grows by a² per iteration, so R is formed anew from X after
-    two iterations, and after every three from there: 5 steps cost 2·(4r²n) + 28r³ flops against
-    5·(4r²n + 2r³) of the plain form. In bfloat16 it is formed anew after one iteration, and after every
-    two from there, which is as accurate as the plain form: 3·(4r²n) + 22r³ flops. The plain form is the
-    same loop restarted at each iteration. R and all r×r products are symmetric, and on a CPU they cost less
-    than these numbers say (:func:`~steepest.linalg.gram`).
+    **Gram form.** For r×n matrices with r ≪ n, the Gram form evaluates the same polynomials with r×r
+    products and reads X only at restarts: R = XXᵀ, Q = I; in each iteration Q ← Q(aI + Z),
+    R ← (aI + Z) R (aI + Z); at the end X ← QX. An error in R grows by a² per iteration (an error in X does
+    not), so R is recomputed from X after two iterations, and then after every three. 5 steps cost
+    2·(4r²n) + 28r³ flops, against 5·(4r²n + 2r³) for the plain form. In bfloat16, R is recomputed after one
+    iteration and then after every two, which is as accurate as the plain form and costs 3·(4r²n) + 22r³
+    flops. The plain form is the same loop with a restart at each iteration. R and all r×r products are
+    symmetric, so on a CPU they cost less than these counts (:func:`~steepest.linalg.gram`).
 
     Args:
-        x: [..., m, n], float16, bfloat16, float32 or float64; any batch dimensions, empty ones too.
+        x: [..., m, n], float16, bfloat16, float32 or float64; any batch dimensions, including empty ones.
         coefficients: a name in :data:`COEFFICIENTS`, a :class:`CoefficientSet`, or a list of (a, b, c).
-        steps: iterations ≥ 1. None runs the table once; fewer cut it; more go on as it says.
-        dtype: the dtype of the products, the result always being in ``x``'s. None: float64 for float64;
-            half precision where the hardware multiplies it faster: on a CUDA device that has bfloat16
-            natively (bfloat16 in the plain form; float16 in the Gram form, which then needs fewer
-            restarts, and for float16 input), and bfloat16 on a CPU with AVX-512 BF16 or AMX for matrices
-            of 128 rows and columns or more; float32 everywhere else. Normalization is in float32 at
-            least. In float32 on CUDA, torch's float32 matmul precision applies.
-        eps: > 0, relative to the largest \|entry\|. It keeps zero at zero and, by default, is nothing
-            beside any other norm.
-        form: "plain"; "gram"; or "auto", the one with fewer flops: gram where the longer side is more
-            than 1.5 times the shorter (the crossing for any number of steps ≥ 2, and for any restarts);
-            in bfloat16 for the named sets but "cans", which overshoots there, and more so by Gram.
-        method: "newton_schulz", or "svd" for the exact polar factor in float32 at least, for oracles
-            and for parity between devices (the iteration amplifies rounding in near-null directions).
-            Singular values below max(m, n)·(machine epsilon)·(the largest) count as zero and stay
-            zero. ``coefficients``, ``steps``, ``eps`` and ``form`` are checked but play no part.
+        steps: number of iterations ≥ 1. None runs the table once, a smaller number stops early, and a larger
+            one continues as the table's ``beyond`` says.
+        dtype: dtype of the products; the result always has ``x``'s dtype. None chooses: float64 for float64;
+            half precision where the hardware multiplies it faster, which is on CUDA devices with native
+            bfloat16 (bfloat16 in the plain form; float16 for float16 input and in the Gram form, which then
+            needs fewer restarts) and, in bfloat16, on CPUs with AVX-512 BF16 or AMX for matrices of at least
+            128 rows and columns; float32 everywhere else. X is always normalized in float32 or better. On
+            CUDA, float32 products follow torch's float32 matmul precision.
+        eps: > 0, relative to the largest \|entry\|. It keeps zero at zero; the default is negligible beside
+            any other norm.
+        form: "plain", "gram", or "auto" for the one with fewer flops: Gram if the longer side is more than
+            1.5 times the shorter (the break-even for any number of steps ≥ 2 and any restarts). In bfloat16,
+            "auto" chooses Gram only for the named sets other than "cans", which overshoots in bfloat16, and
+            more so in the Gram form.
+        method: "newton_schulz", or "svd" for the exact polar factor in float32 or better, as an oracle and
+            for parity between devices (the iteration amplifies rounding errors in near-null directions).
+            Singular values below max(m, n)·(machine epsilon)·(the largest) count as zero and stay zero.
+            ``coefficients``, ``steps``, ``eps`` and ``form`` are checked but have no effect.
 
     Returns:
-        ``x``'s shape and dtype. A matrix with an entry that is not finite comes out all NaN, whatever
-        the method; the other matrices of its batch are unaffected.
+        A tensor of ``x``'s shape and dtype. A matrix with an entry that is not finite becomes all NaN with
+        either method; the other matrices of its batch are unaffected.
 
     Raises:
-        TypeError: ``x`` is no tensor of those dtypes.
-        ValueError: fewer than two dimensions; an unknown name (the message offers the closest); bad
-            triples; ``steps`` < 1; ``eps`` ≤ 0; an unknown dtype, form or method.
+        TypeError: ``x`` is not a tensor of one of those dtypes.
+        ValueError: ``x`` has fewer than two dimensions; the name is unknown (the message suggests the
+            closest); a triple is invalid; ``steps`` < 1; ``eps`` ≤ 0; or dtype, form or method is unknown.
 
     Source: Bernstein and Newhouse, "Old Optimizer, New Norm: An Anthology", arXiv 2409.20325 (2024);
-    the coefficients' sources stand in :data:`COEFFICIENTS`. Gram form: Zhang, Amsel, Chen, Dao, "Gram
+    :data:`COEFFICIENTS` names the source of each set. Gram form: Zhang, Amsel, Chen, Dao, "Gram
     Newton-Schulz" (2026).
 
     >>> x = torch.tensor([[3.0, 0.0, 0.0], [0.0, -0.5, 0.0]])
@@ -238,9 +241,9 @@ def newton_schulz(
     polar_express, cans, deepseekv4
     """
     require_matrices("newton_schulz", x)
-    _require_choice("form", form, get_args(Form))
-    _require_choice("method", method, get_args(Method))
-    _require_choice("dtype", dtype, (None, *COMPUTING_DTYPES))
+    require_choice("newton_schulz", "form", form, get_args(Form))
+    require_choice("newton_schulz", "method", method, get_args(Method))
+    require_choice("newton_schulz", "dtype", dtype, (None, *COMPUTING_DTYPES))
     if not eps > 0:
         raise ValueError(f"newton_schulz: eps must be > 0, got {eps!r}")
     table = _coefficient_set(coefficients)
@@ -250,9 +253,11 @@ def newton_schulz(
 
     tall = x.shape[-2] > x.shape[-1]
     rows, columns = min(x.shape[-2:]), max(x.shape[-2:])
-    # Contiguous: strided operands cost half as much again in each of the products.
+    # Strided operands would make each product cost half as much again.
     wide = (x.mT if tall else x).reshape(-1, rows, columns).contiguous()
-    by_gram = form == "gram" or (form == "auto" and _gram_is_shorter(rows, columns))
+    # k iterations cost 4r²n + (8k − 6)r³ flops as one Gram run and k·(4r²n + 2r³) in the plain form, so the
+    # Gram form needs fewer for n > 1.5 r.
+    by_gram = form == "gram" or (form == "auto" and 2 * columns > 3 * rows)
     dtype = dtype or _computing_dtype(x.dtype, x.device.type, by_gram, rows)
     if form == "auto" and dtype == torch.bfloat16 and not table.gram_in_bfloat16:
         by_gram = False
@@ -267,14 +272,14 @@ def newton_schulz(
 
 
 def _normalized(x: Tensor, margin: float, eps: float, dtype: torch.dtype) -> Tensor:
-    """x / (margin·‖x‖_F + ε), divided by the largest |entry| first; all NaN if any entry is not finite.
+    """Return x / (margin·‖x‖_F + ε), after division by the largest |entry|; NaN if an entry is not finite.
 
-    In the finest of x's dtype, float32 and ``dtype``.
+    The result has the most precise of x's dtype, float32 and ``dtype``.
     """
     x = x.to(torch.promote_types(x.dtype, torch.promote_types(dtype, torch.float32)))
     largest = torch.maximum(x.amax((-2, -1), keepdim=True), -x.amin((-2, -1), keepdim=True))
     x = x / torch.where(largest == 0, 1.0, largest)
-    # Of the rows first: over two dimensions at once a CPU takes one thread.
+    # Reduce the rows first: torch reduces two dimensions at once on a single CPU thread.
     norm: Tensor = torch.linalg.vector_norm(
         torch.linalg.vector_norm(x, dim=-1, keepdim=True), dim=-2, keepdim=True
     )
@@ -282,10 +287,10 @@ def _normalized(x: Tensor, margin: float, eps: float, dtype: torch.dtype) -> Ten
 
 
 def _iterate(x: Tensor, run: tuple[Triple, ...]) -> Tensor:
-    """X ← pₖ(…p₁(X)) from the Gram matrix of X alone: a run of one is the plain form."""
+    """Return pₖ(…p₁(X)) from one Gram matrix of X; a run of one iteration is the plain form."""
     (a, b, c), *rest = run
     r = mirrored_product(x, x.mT)
-    # Polynomials of R commute: all of their products are symmetric.
+    # Polynomials of R commute, so all products below are symmetric.
     z = mirrored_product(r, r, added=r, alpha=c, beta=b)  # Z = bR + cR²
     if not rest:
         return product(z, x, added=x, beta=a)  # aX + ZX
@@ -301,10 +306,11 @@ def _iterate(x: Tensor, run: tuple[Triple, ...]) -> Tensor:
 
 
 def _runs(schedule: tuple[Triple, ...], by_gram: bool, dtype: torch.dtype) -> Iterator[tuple[Triple, ...]]:
-    """The schedule cut where R is formed anew from X.
+    """Split the schedule into runs; each run starts by computing R from X.
 
-    Plain: at each iteration. Gram: after 2, 5, 8, …; in bfloat16 after 1, 3, 5, …, since an error of its
-    8 bits bears to be magnified once only, and not by the first, steepest triple.
+    The plain form has runs of one iteration. The Gram form splits after 2, 5, 8, … iterations; in bfloat16
+    after 1, 3, 5, …, because its 8 bits tolerate only one amplification of a rounding error, and not the one
+    by the first triple, which is the steepest.
     """
     if not by_gram:
         starts = [*range(len(schedule))]
@@ -316,17 +322,12 @@ def _runs(schedule: tuple[Triple, ...], by_gram: bool, dtype: torch.dtype) -> It
         yield schedule[start:end]
 
 
-def _gram_is_shorter(r: int, n: int) -> bool:
-    """Fewer flops: a run of k costs 4r²n + (8k − 6)r³, against k·(4r²n + 2r³), thus for n > 1.5 r."""
-    return 2 * n > 3 * r
-
-
-# Below this many rows a CPU's products are too short for bfloat16 to save what its conversions cost.
+# With fewer rows, converting to bfloat16 costs a CPU more time than the faster products save.
 _BFLOAT16_FROM = 128
 
 
 def _computing_dtype(dtype: torch.dtype, device_type: str, by_gram: bool, rows: int) -> torch.dtype:
-    """What ``dtype=None`` means, see :func:`newton_schulz`."""
+    """Choose the dtype of the products for ``dtype=None``; see :func:`newton_schulz`."""
     if dtype == torch.float64:
         return dtype
     if device_type == "cpu":
@@ -338,13 +339,13 @@ def _computing_dtype(dtype: torch.dtype, device_type: str, by_gram: bool, rows: 
 
 @functools.cache
 def _cpu_multiplies_bfloat16() -> bool:
-    """Whether this CPU has instructions for it (AVX-512 BF16, AMX): elsewhere it is emulated, and slow."""
+    """Return whether this CPU has bfloat16 products (AVX-512 BF16, AMX); without them, emulation is slow."""
     has = torch.cpu.get_capabilities()
     return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
 def _exact(x: Tensor) -> Tensor:
-    """U Vᵀ over the numerical range of normalized matrices."""
+    """Compute U Vᵀ of normalized matrices, leaving out numerically zero singular values."""
     finite = x.isfinite().all(-1, keepdim=True).all(-2, keepdim=True)
     u, s, vt = torch.linalg.svd(torch.where(finite, x, 0.0), full_matrices=False)
     smallest = max(x.shape[-2:]) * torch.finfo(x.dtype).eps * s[..., :1]
@@ -362,9 +363,3 @@ def _coefficient_set(coefficients: str | CoefficientSet | Sequence[Triple]) -> C
             f"known: {', '.join(COEFFICIENTS)}"
         )
     return COEFFICIENTS[coefficients]
-
-
-def _require_choice(name: str, value: object, allowed: Sequence[object]) -> None:
-    if value not in allowed:
-        known = ", ".join(map(repr, allowed))
-        raise ValueError(f"newton_schulz: {name} must be one of {known}, got {value!r}")

@@ -1,26 +1,28 @@
-"""What every function of this package asks of its matrices, and the errors for the others."""
+"""Check the arguments of this package's functions."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["COMPUTING_DTYPES", "require_matrices", "require_shape"]
+__all__ = ["COMPUTING_DTYPES", "require_choice", "require_matrices", "require_shape"]
 
 COMPUTING_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def require_matrices(owner: str, x: Tensor, *, square: bool = False) -> None:
-    """Refuse what is not a batch of real floating point matrices.
+    """Raise unless ``x`` is a batch of real floating-point matrices.
 
     Args:
-        owner: the function that asks, for the message.
+        owner: name of the calling function, for the message.
         x: its operand.
-        square: whether the last two dimensions must be equal.
+        square: also require the last two dimensions to be equal.
 
     Raises:
-        TypeError: ``x`` is no tensor, or of a dtype outside :data:`COMPUTING_DTYPES`.
-        ValueError: ``x`` has fewer than two dimensions, or is not square where it must be.
+        TypeError: ``x`` is not a tensor, or its dtype is not in :data:`COMPUTING_DTYPES`.
+        ValueError: ``x`` has fewer than two dimensions, or is not square although ``square`` is set.
 
     >>> require_matrices("orthogonalize", torch.ones(3))
     Traceback (most recent call last):
@@ -38,16 +40,16 @@ def require_matrices(owner: str, x: Tensor, *, square: bool = False) -> None:
 
 
 def require_shape(owner: str, name: str, x: Tensor, shape: tuple[int, ...]) -> None:
-    """Refuse an operand that does not fit the others.
+    """Raise unless ``x`` is a tensor of the given shape.
 
     Args:
-        owner: the function that asks, for the message.
-        name: what it calls the operand.
-        x: the operand.
-        shape: the one shape that fits.
+        owner: name of the calling function, for the message.
+        name: name of its argument, for the message.
+        x: the argument.
+        shape: the required shape.
 
     Raises:
-        TypeError: ``x`` is no tensor.
+        TypeError: ``x`` is not a tensor.
         ValueError: ``x`` has another shape.
 
     >>> require_shape("symmetric_product", "y", torch.ones(3, 4), (4, 3))
@@ -59,3 +61,26 @@ def require_shape(owner: str, name: str, x: Tensor, shape: tuple[int, ...]) -> N
         raise TypeError(f"{owner} needs a tensor for {name}, got {type(x).__name__}")
     if x.shape != shape:
         raise ValueError(f"{owner} needs {name} of shape {tuple(shape)}, got {tuple(x.shape)}")
+
+
+def require_choice(owner: str, name: str, value: object, choices: Sequence[object]) -> None:
+    """Raise unless ``value`` is one of ``choices``.
+
+    Args:
+        owner: name of the calling function, for the message.
+        name: name of its argument, for the message.
+        value: the argument.
+        choices: the allowed values.
+
+    Raises:
+        ValueError: ``value`` is not among them.
+
+    >>> require_choice("spectral_norm_bound", "kind", "sym", ("spd", "skew"))
+    Traceback (most recent call last):
+        ...
+    ValueError: spectral_norm_bound: kind must be 'spd' or 'skew', got 'sym'
+    """
+    if value not in choices:
+        known = [repr(choice) for choice in choices]
+        allowed = " or ".join(known) if len(known) == 2 else f"one of {', '.join(known)}"
+        raise ValueError(f"{owner}: {name} must be {allowed}, got {value!r}")

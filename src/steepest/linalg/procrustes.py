@@ -1,4 +1,4 @@
-"""The orthogonal Procrustes problem, one rotation at a time: turn Q toward its symmetric polar part."""
+"""Solve the orthogonal Procrustes problem step by step: rotate Q toward its symmetric polar factor."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["procrustes_rotation"]
 def procrustes_rotation(
     q: Tensor, *, norm: Callable[[Tensor], Tensor] | None = None, key: Key | None = None
 ) -> Tensor:
-    r"""One step of :math:`\max_{U^\top U = I} \operatorname{tr}(U Q)`, whose solution makes U Q symmetric.
+    r"""Take one step of :math:`\max_{U^\top U = I} \operatorname{tr}(U Q)`; its solution makes U Q symmetric.
 
     .. math::
         R = \frac{Q^\top - Q}{\max|Q^\top - Q|}, \qquad
@@ -27,28 +27,28 @@ def procrustes_rotation(
             \text{ if } \operatorname{tr}(R^2 Q) < 0\Big),
         \qquad Q \leftarrow \big(I + aR + \tfrac12 a^2 R^2\big)\, Q
 
-    the rotation exp(aR) to second order, with the step that maximizes the trace to second order. Since
-    tr(RQ) = ‖Qᵀ − Q‖²/(2 max\|Qᵀ − Q\|), the trace grows at each step until Q is symmetric; and
-    QᵀQ, all that a preconditioner P = QᵀQ is made of, grows by ¼a⁴ Qᵀ R⁴ Q only: at most 6.1e-5 of
-    itself with the exact norm, 1.1e-4 with a bound that is 0.87 of it. Repeated, Q tends to (QᵀQ)^½
-    where det Q > 0 (no rotation reaches it where det Q < 0: then to the symmetric rotation of Q with
-    the largest trace). Cost: two n×n products, and the bound.
+    This is the rotation exp(aR) to second order, with the step a that maximizes the trace to second order.
+    Since tr(RQ) = ‖Qᵀ − Q‖²/(2 max\|Qᵀ − Q\|), the trace grows at each step until Q is symmetric.
+    A step adds only ¼a⁴ Qᵀ R⁴ Q to QᵀQ, the preconditioner P of PSGD: a relative change of at most 6.1e-5
+    with the exact norm, or 1.1e-4 with a bound at 0.87 of it. If det Q > 0, repeated steps converge to
+    (QᵀQ)^½. If det Q < 0, no rotation reaches it, and they converge to the symmetric rotation of Q with the
+    largest trace. Cost: two n×n products and the bound.
 
     Args:
         q: [..., n, n], float16, bfloat16, float32 or float64.
-        norm: ‖R‖₂ of R [..., n, n] as [...], or a lower bound of it; R comes in float32, or float64
-            if Q is. None is :func:`spectral_norm_bound`. For the exact norm pass
+        norm: a function from R [..., n, n] to ‖R‖₂ or a lower bound of it, [...]. It receives R in float32,
+            or in float64 if Q is float64. None means :func:`spectral_norm_bound`. For the exact norm, pass
             ``lambda r: torch.linalg.matrix_norm(r, ord=2)``.
-        key: two 32-bit words for the probes of that bound, see there.
+        key: two 32-bit words for the probes of :func:`spectral_norm_bound`.
 
     Returns:
-        Q rotated, in ``q``'s shape and dtype; the products run in that dtype, traces and a in float32
-        or better. A matrix that is symmetric already (so every zero matrix), whose asymmetry is below
-        the smallest normal number, or with an entry that is not finite comes back as it is.
+        The rotated Q, in ``q``'s shape and dtype. The products run in that dtype; the traces and a are
+        computed in float32 or better. A matrix comes back unchanged if it is already symmetric (every zero
+        matrix is), if its asymmetry is below the smallest normal number, or if an entry is not finite.
 
     Raises:
-        TypeError: an operand that is no floating point tensor.
-        ValueError: not square, or fewer than two dimensions.
+        TypeError: ``q`` is not a floating-point tensor.
+        ValueError: ``q`` is not square, or has fewer than two dimensions.
 
     Source: X.-L. Li, psgd_torch (2025), the update Q^½ E Q^(3/2) "with an online orthogonal
     Procrustes solver".
@@ -65,7 +65,7 @@ def procrustes_rotation(
     precise = torch.promote_types(q.dtype, torch.float32)
 
     r = q.mT - q
-    largest = r.amax((-2, -1), keepdim=True)  # of |R| too: R is skew
+    largest = r.amax((-2, -1), keepdim=True)  # also the largest |entry|, because R is skew
     r = r / torch.where(largest > 0, largest, 1.0)
     rq = product(r, q)
     rrq = product(r, rq)
@@ -80,5 +80,5 @@ def procrustes_rotation(
 
 
 def _trace(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """The trace, [..., 1, 1]."""
+    """Return the trace, [..., 1, 1]."""
     return x.diagonal(dim1=-2, dim2=-1).sum(-1, dtype=dtype)[..., None, None]

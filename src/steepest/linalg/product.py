@@ -1,4 +1,4 @@
-"""Matrix products by the fastest library at hand: the one place that knows which multiplies what."""
+"""Multiply matrices with the fastest library available: the only place that decides between libraries."""
 
 from __future__ import annotations
 
@@ -11,33 +11,36 @@ from torch.autograd import forward_ad
 
 __all__ = ["differentiated", "is_plain", "product"]
 
-# Shorter ones cost more to hand over than they save: measured on a CPU (2 threads), where 128 rows are even.
+# Below this many multiplications, calling oneDNN costs more than it saves. Measured on a CPU with 2 threads,
+# where the two libraries break even at 128 rows.
 _ONEDNN_FROM = 1 << 22
 
 
 def product(
     x: Tensor, y: Tensor, *, added: Tensor | None = None, alpha: float = 1.0, beta: float = 1.0
 ) -> Tensor:
-    r"""β ``added`` + α X Y, [..., m, n]: what torch.baddbmm is, for any batch dimensions.
+    r"""Compute β ``added`` + α X Y, [..., m, n]: torch.baddbmm for any number of batch dimensions.
 
-    float32 on a CPU with AVX-512 goes through oneDNN, as half precision does in torch anyway: torch's own
-    choice there, MKL, runs at half of the processor's speed where Intel did not make it. The sums are
-    float32's in both, in another order. ``torch.backends.mkldnn.enabled = False`` keeps MKL.
+    On a CPU with AVX-512, float32 products use oneDNN, as torch's half-precision products do anyway. torch
+    itself would use MKL there, which reaches half of the processor's speed unless Intel made the processor.
+    Both sum in float32, but in a different order. ``torch.backends.mkldnn.enabled = False`` selects MKL.
 
     Args:
         x: [..., m, k].
-        y: [..., k, n], the batch dimensions ``x``'s.
-        added: [..., m, n]; None is zero.
-        alpha, beta: the factors.
+        y: [..., k, n], with the batch dimensions of ``x``.
+        added: [..., m, n]; None means zero.
+        alpha, beta: the factors; with ``beta=0``, ``added`` is not read.
 
     >>> product(torch.eye(2), torch.ones(2, 2), added=torch.eye(2), alpha=0.5, beta=2.0)
     tensor([[2.5000, 0.5000],
             [0.5000, 2.5000]])
     """
+    if beta == 0:
+        added = None
     if _goes_to_onednn(x, y, added):
         return _by_onednn(x, y, added, alpha, beta)
-    if added is None or beta == 0:
-        # Of a batch, matmul would copy a transposed operand first.
+    if added is None:
+        # torch.matmul would first copy a transposed operand of a batched product; torch.bmm does not.
         bare = torch.bmm(x, y) if x.dim() == 3 else x @ y
         return bare if alpha == 1 else alpha * bare
     if x.dim() == 3:
@@ -53,20 +56,20 @@ def _goes_to_onednn(x: Tensor, y: Tensor, added: Tensor | None) -> bool:
         return False
     if x.shape[-2] * x.shape[-1] * y.shape[-1] < _ONEDNN_FROM or not torch.backends.mkldnn.enabled:
         return False
-    # It has no derivative, and says nothing to a tracer or a subclass.
+    # The oneDNN operation has no derivative, and neither tracers nor tensor subclasses support it.
     if torch.compiler.is_compiling() or not is_plain(*operands):
         return False
     return not differentiated(*operands) and _onednn_linear() is not None
 
 
 def differentiated(*tensors: Tensor | None) -> bool:
-    """Whether what is computed of these may need a derivative, backward or forward.
+    """Return whether autograd may differentiate a result of these tensors, in backward or forward mode.
 
     >>> x = torch.ones(1, requires_grad=True)
     >>> differentiated(x), differentiated(x.detach(), None)
     (True, False)
     """
-    # A tensor that torch.func has wrapped does not say what it is differentiated by.
+    # A tensor wrapped by torch.func does not reveal whether a transform differentiates it.
     if (transforming := getattr(torch._C, "_are_functorch_transforms_active", None)) and transforming():
         return True
     there = [each for each in tensors if each is not None]
@@ -77,7 +80,7 @@ def differentiated(*tensors: Tensor | None) -> bool:
 
 
 def is_plain(*tensors: Tensor | None) -> bool:
-    """Whether these are tensors and no subclass that computes by itself: sharded, fake, quantized.
+    """Return whether no tensor is of a subclass with its own dispatch: sharded, fake or quantized.
 
     >>> is_plain(torch.ones(1), None), is_plain(torch.nn.Parameter(torch.ones(1)))
     (True, True)
@@ -90,28 +93,25 @@ _PLAIN = Tensor.__torch_dispatch__
 
 @functools.cache
 def _onednn_linear() -> Any:
-    """X, W -> X Wᵀ, where this machine has it and it pays: the operation that torch.compile lowers to."""
+    """Return oneDNN's X, W -> X Wᵀ, which torch.compile lowers to; None where it is missing or slower."""
     built: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     capable = built and torch.cpu.get_capabilities().get("avx512_f")
     return getattr(torch.ops.mkldnn, "_linear_pointwise", None) if capable else None
 
 
 def _by_onednn(x: Tensor, y: Tensor, added: Tensor | None, alpha: float, beta: float) -> Tensor:
-    if x.dim() == 2:
-        return _scaled(_linear(x, y), added, alpha, beta)
-    if x.shape[:-2].numel() == 1:
-        # A stack of one is not worth a copy.
-        whole = _linear(x.reshape(x.shape[-2:]), y.reshape(y.shape[-2:])).view(*x.shape[:-1], y.shape[-1])
-    else:
-        whole = x.new_empty(*x.shape[:-1], y.shape[-1])
-        each = zip(whole.flatten(0, -3), x.flatten(0, -3), y.flatten(0, -3), strict=True)
-        for into, one, other in each:
-            into.copy_(_linear(one, other))
+    shape = (*x.shape[:-1], y.shape[-1])
+    lefts, rights = x.reshape(-1, *x.shape[-2:]), y.reshape(-1, *y.shape[-2:])
+    if len(lefts) == 1:  # no copy into a batch
+        return _scaled(_linear(lefts[0], rights[0]).view(shape), added, alpha, beta)
+    whole = x.new_empty(shape)
+    for into, left, right in zip(whole.flatten(0, -3), lefts, rights, strict=True):
+        into.copy_(_linear(left, right))
     return _scaled(whole, added, alpha, beta)
 
 
 def _linear(x: Tensor, y: Tensor) -> Tensor:
-    # A second operand with gaps between its rows would be multiplied element by element.
+    # oneDNN multiplies element by element if the second operand has gaps between its rows.
     if not (y.is_contiguous() or y.mT.is_contiguous()):
         y = y.contiguous()
     result: Tensor = _onednn_linear()(x, y.mT, None, "none", [], "")
@@ -119,8 +119,7 @@ def _linear(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _scaled(bare: Tensor, added: Tensor | None, alpha: float, beta: float) -> Tensor:
-    if beta == 0:
-        added = None
+    """Return β ``added`` + α ``bare`` in the buffer of ``bare``, in one pass where β or α is 1."""
     if added is not None and beta == 1:
         return torch.add(added, bare, alpha=alpha, out=bare)
     bare = bare if alpha == 1 else bare.mul_(alpha)

@@ -1,14 +1,13 @@
-"""Products that are known to be symmetric, at little more than half of the price."""
+"""Compute products whose result is symmetric for little more than half the cost."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
-from steepest.linalg.operand import require_matrices, require_shape
+from steepest.linalg.operand import require_choice, require_matrices, require_shape
 from steepest.linalg.product import differentiated, is_plain, product
 
 __all__ = [
@@ -21,63 +20,63 @@ __all__ = [
 
 SymmetricKernel: TypeAlias = Literal["default", "triton"]
 
-# Process-wide, as torch.backends' preferences are.
+# Process-wide, like the preferences in torch.backends.
 _preferred: SymmetricKernel = "default"
 
-# Measured on a CPU (2 threads, AVX-512), as shares of the whole product's time. float32: 0.77 for 768 rows
-# and columns, 0.68 for 2304 columns, 0.56 for 2304 rows. bfloat16: 0.86, 0.72, 0.64; no gain below 512 rows.
-# Narrower panels lose the processor's speed. Accelerators have not been measured.
+# Fewest rows per panel. Measured on a CPU (2 threads, AVX-512) as a share of the full product's time: in
+# float32 0.77 for 768 rows and columns, 0.68 for 2304 columns, 0.56 for 2304 rows; in bfloat16 0.86, 0.72
+# and 0.64, with no gain below 512 rows. Narrower panels do not reach the processor's full speed.
+# Accelerators have not been measured.
 _NARROWEST = {torch.float32: 192, torch.float64: 192, torch.bfloat16: 256}
 _MOST_PANELS = 6
 
 
 def preferred_symmetric_kernel(kernel: SymmetricKernel | None = None) -> SymmetricKernel:
-    """What computes symmetric products on CUDA, for the whole process; with an argument, it is set first.
+    """Return the kernel for symmetric products on CUDA, after setting it if one is passed.
 
-    ``"default"`` is cuBLAS's plain product. ``"triton"`` computes the tiles on and below the diagonal, about
-    half of the flops, and copies the others: of float16, bfloat16 and float32 matrices of more than 128
-    rows (64 of float32 without TF32), on devices of compute capability 8.0 or more. All else goes on as by
-    default: the CPU, float64, small matrices, ``torch.compile``, whatever is differentiated. Sums are
-    float32's, in an order that depends on the shapes alone; float32 is multiplied in TF32 if torch is told
-    to do so (``torch.set_float32_matmul_precision``). Choose before a CUDA graph is captured, and before
-    the steps that prepare it.
+    The setting applies to the whole process. ``"default"`` is cuBLAS's full product. ``"triton"`` computes
+    the tiles on and below the diagonal, about half of the flops, and copies the others. It serves float16,
+    bfloat16 and float32 matrices of more than 128 rows (64 rows for float32 without TF32) on devices of
+    compute capability 8.0 or higher. Everything else keeps the default: the CPU, float64, small matrices,
+    ``torch.compile``, and products that autograd differentiates. The kernel sums in float32, in an order
+    that depends only on the shapes, and multiplies float32 in TF32 if the user has allowed that
+    (``torch.set_float32_matmul_precision``). Choose before a CUDA graph is captured, and before its warm-up
+    steps.
 
-    It is not the default, since half of the flops are not half of the time, and it has not been measured
-    which is faster where: ``steepest bench --sections symmetric --device cuda`` tells. Nothing chooses by
-    the clock, since the two round differently, and runs could not be repeated.
+    Triton is not the default: half of the flops do not take half of the time, and nobody has measured yet
+    where it is faster; ``steepest bench --sections symmetric --device cuda`` does. There is no choice by
+    measured time either, because the two kernels round differently and runs would not be repeatable.
 
     Raises:
-        ValueError: another kernel.
-        ModuleNotFoundError: ``"triton"`` where Triton is not installed; the choice stays as it was.
+        ValueError: an unknown kernel.
+        ModuleNotFoundError: ``"triton"`` without Triton installed; the setting does not change.
 
     >>> preferred_symmetric_kernel()
     'default'
     """
     global _preferred
     if kernel is not None:
-        if kernel not in get_args(SymmetricKernel):
-            known = " or ".join(map(repr, get_args(SymmetricKernel)))
-            raise ValueError(f"preferred_symmetric_kernel needs {known}, got {kernel!r}")
+        require_choice("preferred_symmetric_kernel", "kernel", kernel, get_args(SymmetricKernel))
         if kernel == "triton":
             from steepest.linalg import triton_symmetric
 
             if not triton_symmetric.AVAILABLE:
-                raise ModuleNotFoundError("symmetric products in Triton need it: pip install triton")
+                raise ModuleNotFoundError("the symmetric kernel 'triton' needs Triton: pip install triton")
         _preferred = kernel
     return _preferred
 
 
 def gram(x: Tensor) -> Tensor:
-    r"""The Gram matrix :math:`X X^\top` of X [..., m, n], in X's dtype.
+    r"""Compute the Gram matrix :math:`X X^\top` of X [..., m, n], in X's dtype.
 
-    Where it pays (on a CPU, from 384 rows in float32 and float64 and from 512 in bfloat16) only the lower
-    blocks are computed and the upper ones copied, which makes the result exactly symmetric; so it is on CUDA
-    where :func:`preferred_symmetric_kernel` says so. Elsewhere, and where a derivative may be asked for, it
-    is the plain product.
+    Where that is faster (on a CPU, from 384 rows in float32 and float64 and from 512 in bfloat16), only the
+    lower blocks are computed and the upper ones are copied, so the result is exactly symmetric. The same
+    holds on CUDA if :func:`preferred_symmetric_kernel` selects Triton. In all other cases, and whenever
+    autograd may need a derivative, this is the plain product.
 
     Raises:
-        TypeError: ``x`` is no floating point tensor.
-        ValueError: fewer than two dimensions.
+        TypeError: ``x`` is not a floating-point tensor.
+        ValueError: ``x`` has fewer than two dimensions.
 
     >>> gram(torch.tensor([[1.0, 2.0], [0.0, 3.0]]))
     tensor([[5., 6.],
@@ -85,24 +84,25 @@ def gram(x: Tensor) -> Tensor:
     """
     require_matrices("gram", x)
     if _panels(x) > 1:
-        x = x.contiguous()  # once, and not each of its panels
+        x = x.contiguous()  # one copy here, instead of one per panel
     return mirrored_product(x, x.mT, exactly=True)
 
 
 def symmetric_product(x: Tensor, y: Tensor, *, added: Tensor | None = None, alpha: float = 1.0) -> Tensor:
-    r"""``added`` + α X Y for operands whose result is symmetric but for rounding; exactly symmetric.
+    r"""Compute ``added`` + α X Y, exactly symmetric, of operands whose result is symmetric up to rounding.
 
-    Computed by blocks where :func:`gram` is; elsewhere as the mean of the product and its transpose.
+    The blocks are computed as in :func:`gram`; without blocks, the result is the mean of the product and
+    its transpose.
 
     Args:
         x: [..., n, k].
         y: [..., k, n].
-        added: [..., n, n]; None is zero. Need not be symmetric by itself.
+        added: [..., n, n]; None means zero. It need not be symmetric itself.
         alpha: α.
 
     Raises:
-        TypeError: ``x`` is no floating point tensor, ``y`` or ``added`` no tensor.
-        ValueError: ``x`` has fewer than two dimensions, or ``y`` or ``added`` another shape than above;
+        TypeError: ``x`` is not a floating-point tensor, or ``y`` or ``added`` is not a tensor.
+        ValueError: ``x`` has fewer than two dimensions, or ``y`` or ``added`` has another shape than above;
             they are not broadcast.
 
     >>> q, s = torch.tensor([[2.0, 1.0], [1.0, 2.0]]), torch.eye(2)
@@ -115,9 +115,11 @@ def symmetric_product(x: Tensor, y: Tensor, *, added: Tensor | None = None, alph
     require_shape("symmetric_product", "y", y, (*batch, k, n))
     if added is not None:
         require_shape("symmetric_product", "added", added, (*batch, n, n))
-    whole = mirrored_product(x, y, added=added, alpha=alpha, exactly=True)
-    halved = _goes_to_triton(x, y, added) or _panels(x, y, added) > 1
-    return whole if halved else (whole + whole.mT) / 2
+    result = _mirrored(x, y, added, alpha, 1.0, exactly=True)
+    if result is None:
+        whole = product(x, y, added=added, alpha=alpha)
+        result = (whole + whole.mT) / 2
+    return result
 
 
 def mirrored_product(
@@ -129,52 +131,60 @@ def mirrored_product(
     beta: float = 1.0,
     exactly: bool = False,
 ) -> Tensor:
-    """β ``added`` + α X Y for operands whose result is symmetric but for rounding, at the least cost.
+    """Compute β ``added`` + α X Y of operands whose result is symmetric up to rounding, at the least cost.
 
-    Where that pays, the blocks below the diagonal are computed and those above it copied. The diagonal
-    ones, or where it does not pay the whole, stay as rounding leaves them; ``exactly`` makes diagonal
-    blocks symmetric. The operands' shapes are not checked.
+    Where that is faster, the blocks below the diagonal are computed and copied to above it. Blocks on the
+    diagonal keep their rounding errors unless ``exactly`` is set, and so does the plain product. Callers
+    must have checked the shapes.
 
     >>> mirrored_product(torch.eye(2), torch.ones(2, 2), alpha=3.0)
     tensor([[3., 3.],
             [3., 3.]])
     """
+    result = _mirrored(x, y, added, alpha, beta, exactly=exactly)
+    return product(x, y, added=added, alpha=alpha, beta=beta) if result is None else result
+
+
+def _mirrored(
+    x: Tensor, y: Tensor, added: Tensor | None, alpha: float, beta: float, *, exactly: bool
+) -> Tensor | None:
+    """Return :func:`mirrored_product` by tiles or panels, or None where the plain product is faster."""
     if _goes_to_triton(x, y, added):
         from steepest.linalg.triton_symmetric import mirrored
 
         return mirrored(x, y, added=added, alpha=alpha, beta=beta)
     if (panels := _panels(x, y, added)) == 1:
-        return product(x, y, added=added, alpha=alpha, beta=beta)
+        return None
     rows, inner = x.shape[-2:]
     out = x.new_empty(*x.shape[:-2], rows, rows)
-    count = out.shape[:-2].numel()
-    columns = [None] * count if added is None else [*added.reshape(count, rows, rows)]
+    count, size = out.shape[:-2].numel(), -(-rows // panels)
     each = zip(
         out.view(count, rows, rows),
         x.reshape(count, rows, inner),
         y.reshape(count, inner, rows),
-        columns,
+        [None] * count if added is None else added.reshape(count, rows, rows),
         strict=True,
     )
-    for whole, left, right, sum_ in each:
-        for first, end in _cuts(rows, panels):
+    for whole, left, right, addend in each:
+        for first in range(0, rows, size):
+            end = first + size
             lower = product(
                 left[first:],
                 right[:, first:end],
-                added=None if sum_ is None else sum_[first:, first:end],
+                added=None if addend is None else addend[first:, first:end],
                 alpha=alpha,
                 beta=beta,
             )
             whole[first:, first:end] = lower
-            whole[first:end, end:] = lower[end - first :].mT
+            whole[first:end, end:] = lower[size:].mT
             if exactly:
-                corner = lower[: end - first]
+                corner = lower[:size]
                 whole[first:end, first:end] = (corner + corner.mT).mul_(0.5)
     return out
 
 
 def _goes_to_triton(x: Tensor, y: Tensor, added: Tensor | None) -> bool:
-    # Triton is imported when somebody wants it, and not before.
+    # Import Triton only after the user has selected it.
     if _preferred != "triton" or torch.compiler.is_compiling() or not is_plain(x, y, added):
         return False
     from steepest.linalg.triton_symmetric import serves
@@ -183,17 +193,11 @@ def _goes_to_triton(x: Tensor, y: Tensor, added: Tensor | None) -> bool:
 
 
 def _panels(x: Tensor, *others: Tensor | None) -> int:
-    """Into how many panels a symmetric product [n, n] of X [n, k] is cut; 1 where it does not pay.
+    """Return the number of panels for a symmetric product [n, n] of X [n, k]; 1 means the plain product.
 
-    What is written panel by panel into one tensor loses derivatives: then it is 1 too.
+    Writing panels into a preallocated tensor loses derivatives, so autograd gets the plain product too.
     """
     if x.device.type != "cpu" or x.dtype not in _NARROWEST:
         return 1
     panels = max(1, min(_MOST_PANELS, x.shape[-2] // _NARROWEST[x.dtype]))
     return 1 if panels > 1 and differentiated(x, *others) else panels
-
-
-def _cuts(rows: int, panels: int) -> Iterator[tuple[int, int]]:
-    size = -(-rows // panels)
-    for first in range(0, rows, size):
-        yield first, min(first + size, rows)

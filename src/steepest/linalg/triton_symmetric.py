@@ -1,4 +1,4 @@
-"""Symmetric products in Triton, for CUDA: the lower tiles are computed, and stored on both sides."""
+"""Compute symmetric products with Triton on CUDA: compute the lower tiles and store each on both sides."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 try:
     import triton
     import triton.language as tl
-except ImportError:  # it comes with torch's CUDA builds for Linux, and with no other
+except ImportError:  # only torch's CUDA builds for Linux install Triton
     triton = None
 
 __all__ = ["AVAILABLE", "INTERPRETED", "Tiles", "mirrored", "serves", "tiles_of"]
@@ -22,17 +22,17 @@ _OLDEST = (8, 0)
 AVAILABLE = triton is not None
 """Whether Triton is installed."""
 
-# Triton asks for it too when it sees a kernel, thus when this file is imported.
+# Triton reads the same variable when it decorates a kernel, so when this file is imported.
 INTERPRETED = AVAILABLE and os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
-"""Whether kernels run in Triton's interpreter, which takes tensors on the CPU.
+"""Whether kernels run in Triton's interpreter, which accepts CPU tensors.
 
-It would multiply bfloat16's bits as integers, so there operands are made float32 first: their products are
-exact in it either way.
+The interpreter would multiply the bits of bfloat16 values as integers, so the kernel converts its operands to
+float32 there. That changes no product: float32 holds each of them exactly.
 """
 
 
 class Tiles(NamedTuple):
-    """How a product is cut: ``size`` rows and columns a program, ``deep`` inner ones at a time."""
+    """Tile sizes and launch options: ``size`` rows and columns per program, ``deep`` inner elements."""
 
     size: int
     deep: int
@@ -40,19 +40,19 @@ class Tiles(NamedTuple):
     stages: int
 
 
-# Fixed, and not tuned on the machine: another cut sums in another order, and a run could not be repeated.
-# Operands in shared memory take 2·size·deep·itemsize a stage, thus 32 KiB in both of the first: three
-# stages are 96 KiB. A block may have 99 KiB on compute capability 8.6, 8.9 and 12, 163 on 8.0, 227 on 9 and
-# 10; older devices (64 or 96 KiB) have no bfloat16 products and are not served. 8 warps hold a tile's sums
-# in 64 registers a thread, of 255 that there are. Without tensor cores operands go through registers too,
-# so the tile is small. Triton 3.7's assembler spills none of them for any of these.
+# The sizes are constants, not autotuned: other tiles sum in another order, so runs would not be repeatable.
+# Operands take 2·size·deep·itemsize of shared memory per stage: 32 KiB for _HALF and _TF32, so 96 KiB for
+# three stages. A block may use 99 KiB on compute capability 8.6, 8.9 and 12, 163 on 8.0, 227 on 9 and 10;
+# older devices (64 or 96 KiB) have no bfloat16 products and are not served. With 8 warps, a tile's sums take
+# 64 of the 255 registers per thread. Without tensor cores, operands pass through registers too, so that tile
+# is small. The assembler of Triton 3.7 spills no registers for any of the three.
 _HALF = Tiles(size=128, deep=64, warps=8, stages=3)
 _TF32 = Tiles(size=128, deep=32, warps=8, stages=3)
 _FLOAT32 = Tiles(size=64, deep=16, warps=4, stages=2)
 
 
 def tiles_of(dtype: torch.dtype) -> tuple[Tiles, str]:
-    """The tiles for operands of a dtype, and the precision of float32's products: torch's own for cuBLAS.
+    """Return the tiles for a dtype and the precision of float32 products, which follows torch's for cuBLAS.
 
     >>> tiles_of(torch.bfloat16)[0].size
     128
@@ -63,9 +63,9 @@ def tiles_of(dtype: torch.dtype) -> tuple[Tiles, str]:
 
 
 def serves(x: Tensor, y: Tensor, added: Tensor | None) -> bool:
-    """Whether these operands can be multiplied here, and are large enough to have tiles to spare.
+    """Return whether the kernel supports these operands, and whether they have more than one tile.
 
-    Shapes must fit without broadcasting: the kernel trusts them.
+    The shapes must match without broadcasting, because the kernel does not check them.
     """
     operands = [each for each in (x, y, added) if each is not None]
     if x.dtype not in _SERVED or any((each.dtype, each.device) != (x.dtype, x.device) for each in operands):
@@ -94,16 +94,16 @@ if AVAILABLE:
         ADDS: tl.constexpr, WIDENS: tl.constexpr, PRECISION: tl.constexpr,
         SIZE: tl.constexpr, DEEP: tl.constexpr,
     ):  # fmt: skip
-        """One tile on or below the diagonal of β added + α X Y, and its mirror image.
+        """Compute one tile of β added + α X Y on or below the diagonal, and store its mirror image too.
 
-        A program a tile, and those of one matrix in a row; each element is summed by one program in one
-        order, so equal operands give equal bits.
+        Each program computes one tile, and a matrix's tiles have consecutive program ids. One program sums
+        an element, always in the same order, so equal operands give equal bits.
         """
         program = tl.program_id(0)
-        # Offsets in 64 bits: a stack may have more than 2³¹ elements.
+        # Offsets need 64 bits: a batch may have more than 2³¹ elements.
         batch = (program // tiles).to(tl.int64)
         tile = program % tiles
-        # tile = i(i + 1)/2 + j with j ≤ i. A device's root is an approximation: i may be off by one.
+        # tile = i(i + 1)/2 + j with j ≤ i. The device approximates the square root, so i may be off by one.
         i = ((tl.sqrt(8.0 * tile.to(tl.float32) + 1.0) - 1.0) / 2.0).to(tl.int32)
         i = tl.where(i * (i + 1) // 2 > tile, i - 1, i)
         i = tl.where((i + 1) * (i + 2) // 2 <= tile, i + 1, i)
@@ -119,7 +119,7 @@ if AVAILABLE:
         x_step = tl.cast(x_inner, tl.int64) * DEEP
         y_step = tl.cast(y_inner, tl.int64) * DEEP
 
-        # Not tl.zeros: it is a kernel itself, interpreted only where Triton was imported to be.
+        # tl.zeros is itself a kernel, interpreted only if TRITON_INTERPRET was set when Triton was imported.
         sums = tl.full((SIZE, SIZE), 0.0, dtype=tl.float32)
         for first in range(0, inner, DEEP):
             one = tl.load(left, mask=row_there & (depth < inner - first)[None, :], other=0.0)
@@ -131,8 +131,8 @@ if AVAILABLE:
             right += y_step
         sums = alpha * sums
 
-        # What lies above the diagonal is the mirror image of what lies below, within a tile too: so the
-        # result is exactly symmetric, and no element is written twice.
+        # Elements above the diagonal are copies of those below, also inside diagonal tiles: the result is
+        # exactly symmetric, and no element is written twice.
         below = row_there & column_there & (row[:, None] >= column[None, :])
         above = row_there & column_there & (row[:, None] > column[None, :])
         if ADDS:
@@ -153,15 +153,15 @@ def mirrored(
     beta: float = 1.0,
     tiles: Tiles | None = None,
 ) -> Tensor:
-    """β ``added`` + α X Y of [..., n, k] and [..., k, n], exactly symmetric, summed in float32.
+    """Compute β ``added`` + α X Y of [..., n, k] and [..., k, n], exactly symmetric, summed in float32.
 
     Args:
-        x: float32, bfloat16 or float16, of any strides.
-        y: its dtype and batch dimensions.
-        added: [..., n, n]; only what is on and below the diagonal is read. None is zero.
+        x: float32, bfloat16 or float16, with any strides.
+        y: of the same dtype and batch dimensions.
+        added: [..., n, n]; only elements on and below the diagonal are read. None means zero.
         alpha: α.
-        beta: β; 0 does not look at ``added``.
-        tiles: how it is cut; None is :func:`tiles_of` the dtype.
+        beta: β; with 0, ``added`` is not read.
+        tiles: tile sizes; None means :func:`tiles_of` the dtype.
     """
     *batch, rows, inner = x.shape
     out = torch.empty(*batch, rows, rows, dtype=x.dtype, device=x.device)
@@ -169,7 +169,7 @@ def mirrored(
         return out
     known, precision = tiles_of(x.dtype)
     cut = known if tiles is None else tiles
-    # A stack is a view unless its batch dimensions have no common stride.
+    # These are views, unless the batch dimensions have no common stride.
     stack = x.shape[:-2].numel()
     x, y = x.reshape(stack, rows, inner), y.reshape(stack, inner, rows)
     adds = added is not None and beta != 0
@@ -177,7 +177,7 @@ def mirrored(
     across = triton.cdiv(rows, cut.size)
     count = across * (across + 1) // 2
     kernel: Any = lower_tiles
-    # Triton launches on the current device, which need not be the operands'.
+    # Triton launches on the current device, which may differ from the operands' device.
     with torch.cuda.device_of(x):  # type: ignore[no-untyped-call]
         kernel[(count * stack,)](
             x, y, third, out, rows, inner, count,

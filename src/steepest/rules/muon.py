@@ -24,15 +24,13 @@ from steepest.hyperparameters import (
     learning_rate,
     optional,
 )
-from steepest.linalg import newton_schulz
+from steepest.linalg import MatmulPrecision, float32_matmul_precision, newton_schulz
 from steepest.optimizer import Optimizer
 from steepest.rule import Scalar
 from steepest.rules.orthogonalized import (
     MATRIX_OPTIONS,
-    MatmulPrecision,
     OrthogonalizedOptimizer,
     OrthogonalizedRule,
-    float32_matmul_precision,
     momentum_step,
 )
 from steepest.views import View

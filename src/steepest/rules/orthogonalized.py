@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -16,17 +15,13 @@ from torch.optim.optimizer import ParamsT
 from steepest.engine.collect import ParamBatch, ParamUpdate
 from steepest.engine.matrices import MatrixFunction
 from steepest.hyperparameters import Hyperparameter, at_least, choice, flag, fraction, integer, learning_rate
+from steepest.linalg import MatmulPrecision, float32_matmul_precision
 from steepest.optimizer import Optimizer
 from steepest.param_groups import RESERVED
 from steepest.rule import Group, Rule, Scalar, StateSpec
 from steepest.views import View, fused_parameters
 
-__all__ = ["MATRIX_OPTIONS", "OrthogonalizedOptimizer", "OrthogonalizedRule", "float32_matmul_precision"]
-
-# torch gives these modules their attributes as they are imported, where no type checker sees them.
-_BACKENDS: Any = torch.backends
-
-MatmulPrecision = Literal["highest", "high", "medium"]
+__all__ = ["MATRIX_OPTIONS", "OrthogonalizedOptimizer", "OrthogonalizedRule"]
 
 # What all rules on this base take besides their own hyper-parameters.
 MATRIX_OPTIONS: dict[str, Hyperparameter] = {
@@ -35,51 +30,6 @@ MATRIX_OPTIONS: dict[str, Hyperparameter] = {
     "bucket_bytes": integer(1 << 28, low=1),
     "fp32_matmul_prec": choice("highest", "highest", "high", "medium"),
 }
-
-
-@contextlib.contextmanager
-def float32_matmul_precision(precision: str) -> Iterator[None]:
-    """Torch's float32 matmul precision inside the block; what it was before comes back on every way out.
-
-    However it was set: torch refuses to read it by the older functions where the newer, one for each
-    backend (``torch.backends.cuda.matmul.fp32_precision`` and kin), have set another. Both are put back,
-    and what a backend inherited it inherits again.
-
-    >>> before = torch.get_float32_matmul_precision()
-    >>> with float32_matmul_precision("medium"):
-    ...     torch.get_float32_matmul_precision()
-    'medium'
-    >>> torch.get_float32_matmul_precision() == before
-    True
-    """
-    products = (_BACKENDS.cuda.matmul, _BACKENDS.mkldnn.matmul)
-    own = _own_precisions(products)
-    # Where both are exact, the older functions say what they remember, instead of raising.
-    _set_precisions(products, ["ieee"] * len(products))
-    before = torch.get_float32_matmul_precision()
-    try:
-        torch.set_float32_matmul_precision(precision)
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-        _set_precisions(products, own)
-
-
-def _own_precisions(products: Sequence[Any]) -> list[str]:
-    """What was set for the backends' matmuls, ``"none"`` where that of all of torch reaches them."""
-    overall = _BACKENDS.fp32_precision
-    if overall == "none":
-        return [each.fp32_precision for each in products]
-    _BACKENDS.fp32_precision = "none"
-    try:
-        return [each.fp32_precision for each in products]
-    finally:
-        _BACKENDS.fp32_precision = overall
-
-
-def _set_precisions(products: Sequence[Any], precisions: Sequence[str]) -> None:
-    for each, precision in zip(products, precisions, strict=True):
-        each.fp32_precision = precision
 
 
 class OrthogonalizedRule(Rule):
