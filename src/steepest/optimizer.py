@@ -16,7 +16,7 @@ from steepest.engine.matrices import MatrixFunction
 from steepest.engine.pipeline import take_step
 from steepest.explain import Explanation, explain
 from steepest.hyperparameters import near_miss, plain
-from steepest.param_groups import check_own_views, check_params, check_views, filled
+from steepest.param_groups import check_own_views, check_params, check_views, drop_foreign_options, filled
 from steepest.rule import Rule, find_rule, register_rule
 from steepest.state_dict import check_loadable, placed, restored
 
@@ -101,6 +101,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group; see the constructor for what it may hold and which errors it raises."""
+        full: dict[str, Any] = {}
         if isinstance(param_group, dict) and "params" in param_group:
             params = param_group["params"]
             if not isinstance(params, (Tensor, set)):
@@ -116,6 +117,7 @@ class Optimizer(torch.optim.Optimizer):
                 check_own_views(own, full["rule"], param_group["params"])
             param_group.update(full)
         super().add_param_group(param_group)
+        drop_foreign_options(self.param_groups[-1], self.defaults["rule"], keep=full)
         self._collector.remember(self.param_groups)
 
     # -- the step
@@ -295,6 +297,8 @@ class Optimizer(torch.optim.Optimizer):
             fallback = {k: v for k, v in known.items() if k not in ("params", "param_names", "base_lr")}
             for name, value in filled({**fallback, **group}, self.defaults).items():
                 group.setdefault(name, value)
+            if known:
+                drop_foreign_options(group, self.defaults["rule"], keep=known)
             group.setdefault("base_lr", float(group.get("initial_lr", group["lr"])))
         if not made:
             self._collector.remember(self.param_groups)

@@ -52,7 +52,8 @@ class StateSpec:
     Attributes:
         per: what has one: every ``"element"`` of the parameter (the entry is laid out as the parameter), the
             whole ``"tensor"`` (a 0-dim number on the CPU), or every ``"matrix"`` that the rule sees.
-        dtype: None is the option ``state_dtype``, or else the parameter's dtype.
+        dtype: None is, per element, the option ``state_dtype`` or else the parameter's dtype; per tensor, the
+            parameter's dtype, or float32 if that is wider.
         shape: of a matrix's entry.
         fill: the initial value; ``"identity"`` starts a square matrix as I.
     """
@@ -64,9 +65,10 @@ class StateSpec:
 
     def make(self, param: Tensor, state_dtype: torch.dtype | None = None) -> Tensor:
         """The entry before a parameter's first step, for a parameter or a block of one (of any device)."""
-        dtype = self.dtype or state_dtype or param.dtype
         if self.per == "element":
+            dtype = self.dtype or state_dtype or param.dtype
             return torch.zeros_like(param, dtype=dtype, requires_grad=False)
+        dtype = self.dtype or torch.promote_types(param.dtype, torch.float32)
         if self.per == "tensor":
             where = "meta" if param.is_meta else "cpu"
             return torch.full((), float(self.fill), dtype=dtype, device=where)

@@ -44,7 +44,9 @@ def check_loadable(groups: Sequence[Group], loaded: Mapping[str, Any]) -> None:
             )
         if "rule" not in theirs:
             _check_foreign(index, ours, theirs)
-        elif (theirs.get("views") or {}) != (ours.get("views") or {}):
+        elif "views" in find_rule(ours["rule"]).hyper and (theirs.get("views") or {}) != (
+            ours.get("views") or {}
+        ):
             raise ValueError(
                 f"group {index} of the state dict was saved with views={theirs.get('views')!r}, "
                 f"this optimizer has {ours.get('views')!r}; nothing was loaded"

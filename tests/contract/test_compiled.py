@@ -93,7 +93,7 @@ def test_it_rounds_stochastically_as_eager_does(name: str, make: Callable[..., l
     _follows_eager(Case(name), lambda: make(torch.bfloat16), **options)
 
 
-@pytest.mark.parametrize("method", ["independent", "palm", "sign", "cautious", "l2"])
+@pytest.mark.parametrize("method", ["independent", "untied", "palm", "sign", "cautious", "l2"])
 def test_it_decays_as_eager_does(method: str):
     """The decay is the same code for every rule."""
     _follows_eager(Case("signgsd"), _plain, weight_decay_method=method)

@@ -1,4 +1,4 @@
-"""What all references share: p in plain numbers, weight decay by its six formulas, p ← p − η·direction."""
+"""What all references share: p in plain numbers, weight decay by its seven formulas, p ← p − η·direction."""
 
 import math
 from collections.abc import Sequence
@@ -55,6 +55,8 @@ class Reference:
             return p - lr * wd * p
         if self.method == "independent":
             return p - wd * p * (lr / self.initial_lr)
+        if self.method == "untied":
+            return p - wd * p if lr > 0 else p
         if self.method == "palm":
             return p - wd * lr**2 * p
         if self.method == "sign":

@@ -144,9 +144,10 @@ def _hashable(value: Any) -> Any:
 
 
 def decay_strength(method: str, lr: Scalar, weight_decay: float, base_lr: float) -> Scalar:
-    """The one number that a weight-decay method needs, in float64.
+    """Return the one number that a weight-decay method needs, in float64.
 
-    A factor for the methods that shrink p, an amount for ``"sign"``, λ itself for ``"l2"``.
+    It is the factor by which p shrinks, for ``"sign"`` how far p moves, and for ``"l2"`` λ itself. With a
+    learning rate of 0 nothing decays: torch.distributed.checkpoint takes such a step to create the state.
     """
     if method == "l2":
         return weight_decay
@@ -156,6 +157,8 @@ def decay_strength(method: str, lr: Scalar, weight_decay: float, base_lr: float)
         return 1 - weight_decay * lr**2
     if method == "independent":
         return 1 - weight_decay * (lr / base_lr if base_lr > 0 else 1.0 * (lr > 0))
+    if method == "untied":
+        return 1 - weight_decay * (1.0 * (lr > 0))
     return 1 - lr * weight_decay
 
 

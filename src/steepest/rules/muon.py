@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -230,6 +231,8 @@ class Muon(OrthogonalizedOptimizer, rule=MuonRule()):
     tensor([[0., 1.],
             [1., 0.]])
     """
+
+    _decay_names = MappingProxyType({})
 
     def __init__(
         self,

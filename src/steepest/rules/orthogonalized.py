@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -117,7 +117,8 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
         params: matrices: tensors, ``(name, tensor)`` pairs, or group dicts.
         lr: learning rate η ≥ 0, a float or a 1-element tensor.
         momentum_beta: β in [0, 1) of the average above.
-        weight_decay: λ ≥ 0, acting as ``weight_decay_method`` says, with the unscaled lr.
+        weight_decay: λ ≥ 0, acting as ``weight_decay_method`` says, with the unscaled lr. Here
+            ``weight_decay_method="independent"`` is the mixin's, p ← p − λp, and groups say ``"untied"``.
         use_nesterov: Nesterov's form of u.
         fp32_matmul_prec: torch's float32 matmul precision while orthogonalizing; restored afterwards, also
             after an error.
@@ -165,6 +166,9 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
     True
     """
 
+    # Names of weight-decay methods that mean something else here than in CommonOptions; {} in Muon and kin.
+    _decay_names: ClassVar[Mapping[str, str]] = MappingProxyType({"independent": "untied"})
+
     def __init__(
         self,
         params: ParamsT,
@@ -181,6 +185,7 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
         **options: Any,
     ) -> None:
         known = self.rule.defaults()
+        self._rename_decay(options)
         for name in RESERVED.intersection(options):
             raise TypeError(
                 f"{type(self).__name__}() got the option {name!r}, a name that param groups have a use for"
@@ -211,6 +216,8 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group; see :class:`~steepest.Optimizer`."""
+        if isinstance(param_group, dict) and param_group.get("rule", self.rule.name) == self.rule.name:
+            self._rename_decay(param_group)
         super().add_param_group(param_group)
         # torch copies all defaults into a group; a function there would keep a checkpoint from loading.
         self.param_groups[-1].pop("scaled_orthogonalize_fn", None)
@@ -226,6 +233,11 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
         """
         function = self.defaults.get("scaled_orthogonalize_fn")
         return grad if function is None else function(grad)
+
+    def _rename_decay(self, options: dict[str, Any]) -> None:
+        method = options.get("weight_decay_method")
+        if isinstance(method, str) and method in self._decay_names:
+            options["weight_decay_method"] = self._decay_names[method]
 
     def _overrides(self) -> bool:
         return type(self).orthogonalize is not OrthogonalizedOptimizer.orthogonalize
