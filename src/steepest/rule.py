@@ -112,6 +112,13 @@ class Rule(ABC):
         """Whether ``update`` applies the weight decay, so that the step must not."""
         return False
 
+    def moves_like_adamw(self, group: Group) -> bool:
+        """Whether an update has AdamW's rms, so that AdamW's learning rate and weight decay carry over.
+
+        ``group`` has all of the rule's options. :func:`steepest.build` asks the main rule and the fallback.
+        """
+        return False
+
     @abstractmethod
     def init_state(self, param: Tensor, group: Group) -> dict[str, Tensor]:
         """The state of a parameter that has not been stepped, on its device (the meta device too).

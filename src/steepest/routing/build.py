@@ -220,14 +220,8 @@ def _carry_over(main: Options, rest: Options) -> None:
 
 def _moves_like_adamw(options: Options) -> bool:
     """Whether an update has AdamW's rms, so that AdamW's learning rate is right for it."""
-    rule = options["rule"]
-    filled = {**find_rule(rule).defaults(), **options}
-    # By name: rules that inherit these options may normalize, or scale, what the options leave.
-    if rule in ("muon", "normuon"):
-        return bool(filled["scale"] == "match_rms_adamw" and filled["extra_scale"] == 1)
-    if rule in ("quad", "procrustes"):
-        return bool(filled["lr_style"] == "adam")
-    return bool(rule == "adamw")
+    rule = find_rule(options["rule"])
+    return rule.moves_like_adamw({**rule.defaults(), **options})
 
 
 def _options(

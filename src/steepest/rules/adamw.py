@@ -29,6 +29,10 @@ class AdamWRule(ElementRule):
     }
     counts_steps = True
 
+    def moves_like_adamw(self, group: Group) -> bool:
+        """It is AdamW, AMSGrad included."""
+        return True
+
     def init_state(self, param: Tensor, group: Group) -> dict[str, Tensor]:
         """Two averages, as large as the parameter; AMSGrad's maximum is a third."""
         names = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * group["amsgrad"]

@@ -47,6 +47,10 @@ class HyperballRule(MuonRule):
                     "another rule"
                 )
 
+    def moves_like_adamw(self, group: Group) -> bool:
+        """No: whatever the scale, an update has the weights' own norm, and lr is an angle."""
+        return False
+
     def init_factors(
         self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, group: Group
     ) -> dict[str, Tensor]:

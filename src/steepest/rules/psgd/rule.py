@@ -96,6 +96,10 @@ class PSGDRule(MatrixRule):
         """P, where it is made in every step."""
         return () if group["update_probability"] < 1 else ("P_left", "P_right")
 
+    def moves_like_adamw(self, group: Group) -> bool:
+        """With ``lr_style="adam"``, which divides the update by 5."""
+        return bool(group["lr_style"] == "adam")
+
     # -- the step
 
     def waits(self, group: Group) -> str | None:
