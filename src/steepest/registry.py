@@ -29,7 +29,7 @@ def register_maker(kind: type[nn.Module], make: Callable[..., Optimizer]) -> Non
 
     Args:
         kind: a class of modules with such weights.
-        make: called as ``make(model, groups, options, rule=..., extra=..., **hyper)``.
+        make: called as ``make(model, groups, options, rule=..., **hyper)``.
     """
     _MAKERS[kind] = make
 
