@@ -4,7 +4,9 @@
 | --- | --- |
 | ``ScaledOptum(params, lr=1e-2, weight_decay=0.0)`` | :class:`ScaledOptum`, on :class:`~steepest.SignGSD` |
 | ``SGD_sai(params, lr, momentum, eps, weight_decay)`` | :class:`SGD_sai`, on :class:`~steepest.SGDSaI` |
-| ``Simba(params, lr, window_size, threshold, weight_decay)`` | :class:`Simba`, the same class |
+| ``Simba(params, lr, window_size, threshold, weight_decay)`` | :class:`~steepest.Simba`, the same class |
+| ``QUAD`` and ``Procrustes`` of quad_torch | :class:`~steepest.QUAD`, :class:`~steepest.Procrustes` |
+| ``OrthogonalizedOptimizer`` to subclass | :class:`~steepest.OrthogonalizedOptimizer`, the same class |
 
 Trajectories are the originals' to rounding, apart from their faults: see each class.
 """
@@ -22,11 +24,14 @@ from typing_extensions import Unpack
 from steepest.engine.collect import real_view
 from steepest.engine.reductions import moments
 from steepest.hyperparameters import CommonOptions
+from steepest.rules.orthogonalized import OrthogonalizedOptimizer
+from steepest.rules.procrustes import Procrustes
+from steepest.rules.quad import QUAD
 from steepest.rules.sgd_sai import SGDSaI, gradient_scale, has_momentum
 from steepest.rules.signgsd import SignGSD
 from steepest.rules.simba import Simba
 
-__all__ = ["SGD_sai", "ScaledOptum", "Simba"]
+__all__ = ["QUAD", "OrthogonalizedOptimizer", "Procrustes", "SGD_sai", "ScaledOptum", "Simba"]
 
 
 class ScaledOptum(SignGSD):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, MutableMapping
-from typing import Any, ClassVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import torch
 from torch import Tensor
@@ -14,11 +14,20 @@ from steepest.engine.cuda_graphs import check_capture
 from steepest.engine.grad_check import both, check_gradients
 from steepest.engine.matrices import MatrixFunction
 from steepest.engine.pipeline import take_step
-from steepest.explain import Explanation, explain
 from steepest.hyperparameters import near_miss, plain
-from steepest.param_groups import check_own_views, check_params, check_views, drop_foreign_options, filled
+from steepest.param_groups import (
+    OLD_REASONS,
+    check_own_views,
+    check_params,
+    check_views,
+    drop_foreign_options,
+    filled,
+)
 from steepest.rule import Rule, find_rule, register_rule
 from steepest.state_dict import check_loadable, placed, restored
+
+if TYPE_CHECKING:
+    from steepest.explain import Explanation, Reasons
 
 __all__ = ["OPTIMIZERS", "Optimizer"]
 
@@ -63,6 +72,9 @@ class Optimizer(torch.optim.Optimizer):
     """
 
     rule: ClassVar[Rule]
+
+    reasons: Reasons | None = None
+    """Why every tensor is where it is, as :func:`steepest.build` wrote it down for :meth:`explain`."""
 
     def __init_subclass__(cls, rule: Rule | None = None, **kwargs: Any) -> None:
         """``class Lion(Optimizer, rule=LionRule())`` makes rule and class known by the rule's name."""
@@ -222,14 +234,17 @@ class Optimizer(torch.optim.Optimizer):
     def explain(self) -> Explanation:
         """What every tensor gets and why: rows and totals, and as a string a table.
 
-        The reasons are :func:`steepest.build`'s; an optimizer that was made by hand says "given". They
-        live in the param groups, so that copies and checkpoints keep them.
+        The reasons are :func:`steepest.build`'s; a tensor that was given by hand is said to be "set by
+        hand". Copies and pickles keep the reasons; a state dict has none, since the optimizer that loads it
+        has its own.
 
         >>> optimizer = Optimizer({"layer.weight": torch.nn.Parameter(torch.ones(4, 2))}.items(), rule="lion")
         >>> optimizer.explain().rows[0].rule, optimizer.explain().totals[0].state_bytes
         ('lion', 32)
         """
-        return explain(self.param_groups, self.defaults["rule"])
+        from steepest.explain import explain
+
+        return explain(self.param_groups, self.defaults["rule"], self.reasons)
 
     def _count_skipped(self, count: int | Tensor) -> None:
         held = any(group["capturable"] for group in self.param_groups)
@@ -286,6 +301,11 @@ class Optimizer(torch.optim.Optimizer):
             before.remove()
             after.remove()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles keep: torch's own, and the reasons."""
+        state: dict[str, Any] = super().__getstate__()
+        return state if self.reasons is None else {**state, "reasons": self.reasons}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Unpickle; options that did not exist when the pickle was made get their defaults."""
         current = self.__dict__.get("param_groups", ())
@@ -294,6 +314,9 @@ class Optimizer(torch.optim.Optimizer):
         self.defaults.setdefault("rule", type(self).rule.name if hasattr(type(self), "rule") else None)
         for index, group in enumerate(self.param_groups):
             known = current[index] if index < len(current) else {}
+            if made:
+                for name in OLD_REASONS.difference(known):
+                    group.pop(name, None)
             fallback = {k: v for k, v in known.items() if k not in ("params", "param_names", "base_lr")}
             for name, value in filled({**fallback, **group}, self.defaults).items():
                 group.setdefault(name, value)

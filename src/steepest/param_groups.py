@@ -9,17 +9,26 @@ import torch
 from torch import Tensor
 
 from steepest.engine.collect import refuse_shards
-from steepest.explain import ALIASES, DOUBTS, FALLBACK, LEFT_OUT, WHY
 from steepest.hyperparameters import COMMON_OPTIONS, near_miss
 from steepest.rule import find_rule
 
-__all__ = ["RESERVED", "check_own_views", "check_params", "check_views", "drop_foreign_options", "filled"]
+__all__ = [
+    "OLD_REASONS",
+    "RESERVED",
+    "check_own_views",
+    "check_params",
+    "check_views",
+    "drop_foreign_options",
+    "filled",
+]
 
 # Keys of a param group that belong to this library, to torch or to torch's schedulers.
 RESERVED = frozenset(
     {"params", "param_names", "rule", "base_lr", "initial_lr", "skipped_steps", "scaled_orthogonalize_fn"}
-    | {WHY, ALIASES, LEFT_OUT, DOUBTS, FALLBACK}
 )
+
+# Keys under which checkpoints of the first releases kept explain()'s prose: dropped where they are loaded.
+OLD_REASONS = frozenset({"why", "aliases", "left_out", "doubts", "fallback"})
 
 
 def filled(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

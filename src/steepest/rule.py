@@ -207,6 +207,13 @@ class Rule(ABC):
         """Whether ``update`` applies the weight decay, so that the engine must not."""
         return False
 
+    def moves_like_adamw(self, group: Group) -> bool:
+        """Whether an update has AdamW's rms, so that AdamW's learning rate and weight decay carry over.
+
+        ``group`` has all of the rule's options. :func:`steepest.build` asks the main rule and the fallback.
+        """
+        return False
+
     # -- state
 
     def state_specs(self, group: Group) -> dict[str, StateSpec]:

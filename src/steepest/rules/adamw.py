@@ -30,6 +30,10 @@ class AdamWRule(Rule):
     }
     counts_steps = True
 
+    def moves_like_adamw(self, group: Group) -> bool:
+        """It is AdamW, AMSGrad included."""
+        return True
+
     def state_specs(self, group: Group) -> dict[str, StateSpec]:
         """Two averages; AMSGrad's maximum is a third."""
         names = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * group["amsgrad"]

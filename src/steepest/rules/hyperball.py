@@ -47,6 +47,10 @@ class HyperballRule(MuonRule):
                     "another rule"
                 )
 
+    def moves_like_adamw(self, group: Group) -> bool:
+        """No: whatever the scale, an update has the weights' own norm, and lr is an angle."""
+        return False
+
     def matrix_specs(self, shape: tuple[int, ...], dtype: torch.dtype, group: Group) -> dict[str, StateSpec]:
         """The norm that is held; 0 until it is known."""
         wide = torch.promote_types(torch.float32, dtype)

@@ -152,6 +152,10 @@ class MuonRule(OrthogonalizedRule):
         """Singular values."""
         return "method='svd'" if group["method"] == "svd" else None
 
+    def moves_like_adamw(self, group: Mapping[str, Any]) -> bool:
+        """With the scale made for it and no other factor; kin that change the polar factor's size say no."""
+        return bool(group["scale"] == "match_rms_adamw" and group["extra_scale"] == 1)
+
     def update(  # type: ignore[override]
         self, grad: Tensor, param: Tensor, momentum_buffer: Tensor, *, momentum: Scalar, nesterov: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:

@@ -23,6 +23,10 @@ class NorMuonRule(MuonRule):
     name = "normuon"
     hyper = {**MUON_HYPER, "beta2": fraction(0.95), "eps": positive(1e-8)}
 
+    def moves_like_adamw(self, group: Group) -> bool:
+        """As Muon: evening out the rows keeps the Frobenius norm, and so the rms."""
+        return super().moves_like_adamw(group)
+
     def matrix_specs(self, shape: tuple[int, ...], dtype: torch.dtype, group: Group) -> dict[str, StateSpec]:
         """One second moment a row."""
         wide = torch.promote_types(torch.float32, dtype)

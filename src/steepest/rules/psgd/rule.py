@@ -81,6 +81,10 @@ class PSGDRule(Rule):
                 specs[f"P{name}"] = identity
         return specs
 
+    def moves_like_adamw(self, group: Group) -> bool:
+        """With ``lr_style="adam"``, which divides the update by 5."""
+        return bool(group["lr_style"] == "adam")
+
     # -- the step
 
     def host_sync(self, group: Group) -> str | None:
