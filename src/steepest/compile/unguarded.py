@@ -1,7 +1,9 @@
-"""Compiled code that is called without Dynamo's guards.
+"""Compiled code that is called directly, without Dynamo and its guards.
 
-Guards check every tensor in every call, at 5 µs a row: half a millisecond in a step over 150 tensors, during
-which memory is idle. Callers must have verified dtype, device and layout themselves.
+For a call over four small rows Dynamo takes 20 µs on top of the code's own 5: wrapper and frame evaluation
+take 13, the bytecode that unpacks the arguments 4, the guards 2 to 3. In a step over 150 tensors that is
+0.8 ms, in which memory is idle; ``torch.compiler.set_stance(skip_guard_eval_unsafe=True)`` skips the guards
+alone and saves a tenth of it. Callers must have verified dtype, device and layout themselves.
 """
 
 from __future__ import annotations
