@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
-from steepest.engine.collect import real_view
+from steepest.engine.layout import real_view
 from steepest.engine.reductions import moments
 from steepest.hyperparameters import CommonOptions
 from steepest.rules.orthogonalized import OrthogonalizedOptimizer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import torch
@@ -164,8 +164,9 @@ class Optimizer(torch.optim.Optimizer):
                 loss = closure()
         collector = self._collector
         collector.check(type(self).__name__, self.param_groups)
-        batches = collector.batches(self.param_groups, self._state_if_any)
-        check_capture(batches, self.param_groups, self._not_in_a_graph())
+        batches = collector.batches(self.param_groups, self.state)
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            check_capture(batches, self.param_groups, self._not_in_a_graph())
         taken: bool | Tensor = True
         if batches or self._has_more():
             taken = self._take(batches, self._check(batches))
@@ -178,18 +179,16 @@ class Optimizer(torch.optim.Optimizer):
             self._count_skipped((~taken).to(torch.int64) if isinstance(taken, Tensor) else 1)
         return loss
 
-    def _state_if_any(self, param: Tensor) -> MutableMapping[str, Any]:
-        return self.state.get(param, {})
-
     def _take(self, batches: list[ParamBatch], finite: bool | Tensor) -> bool | Tensor:
         """Step these parameters if their gradients are finite; whether it was done, see :func:`take_step`."""
-        state = self.state.__getitem__
-        return take_step(batches, finite, state, self._states_by_rule, self._matrix_function)
+        return take_step(batches, finite, self.state, self._states_by_rule, self._matrix_function)
 
     @property
     def _collector(self) -> Collector:
         # Not in what is pickled: a copy's parameters have the shapes that they have there.
-        collector: Collector = self.__dict__.setdefault("_collects", Collector())
+        collector: Collector | None = self.__dict__.get("_collects")
+        if collector is None:
+            collector = self.__dict__["_collects"] = Collector()
         return collector
 
     def _has_more(self) -> bool:
@@ -202,7 +201,10 @@ class Optimizer(torch.optim.Optimizer):
 
     def _check(self, batches: list[ParamBatch]) -> bool | Tensor:
         """Whether this step may be taken, see :func:`check_gradients`; nothing has changed yet."""
-        return check_gradients(batches)
+        for batch in batches:
+            if batch.config.group["nonfinite"] != "ignore":
+                return check_gradients(batches)
+        return True
 
     def _step_rest(self) -> None:
         """Step what a subclass has besides parameters; it may not fail."""

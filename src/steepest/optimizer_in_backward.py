@@ -7,8 +7,9 @@ import math
 import sys
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,8 @@ __all__ = ["ReleasedGradients", "release_gradients"]
 _CLIP_EPS = 1e-6
 
 
-class Place(NamedTuple):
+@dataclass(slots=True)
+class Place:
     """Where a parameter stands: its group, its index there, and its ordinal among all parameters."""
 
     group_index: int
@@ -241,7 +243,9 @@ class ReleasedGradients:
         group = optimizer.param_groups[place.group_index]
         if why := _unsupported(place.group_index, group):
             raise RuntimeError(why)
-        batch = optimizer._collector.one(optimizer.param_groups, *place, optimizer.state.get(param, {}))
+        batch = optimizer._collector.one(
+            optimizer.param_groups, place.group_index, place.index, place.ordinal, optimizer.state
+        )
         (member,) = batch.members
         # Not in place: other gradients, of which backward still needs some, may lie in the same memory.
         if self._clip_value is not None:

@@ -110,6 +110,7 @@ class Rule(ABC):
             at once in ``transform``.
         takes, transform_takes: the names that ``update`` and ``transform`` ask for, read off their signatures.
         measures, transforms, retracts: whether the rule has these phases.
+        has_scalars: whether :meth:`scalars` gives any numbers.
         needs_param: whether ``transform`` is given the parameters too, stacked, as ``param``.
     """
 
@@ -127,6 +128,7 @@ class Rule(ABC):
     transforms: ClassVar[bool] = False
     retracts: ClassVar[bool] = False
     needs_param: ClassVar[bool] = False
+    has_scalars: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Read off the methods which phases the rule has and what they want to be given."""
@@ -134,6 +136,7 @@ class Rule(ABC):
         cls.measures = cls.measure is not Rule.measure
         cls.transforms = cls.transform is not Rule.transform
         cls.retracts = cls.retract is not Rule.retract
+        cls.has_scalars = cls.scalars is not Rule.scalars
         cls.needs_param = "param" in inspect.signature(cls.transform).parameters
         if not inspect.isabstract(cls) and hasattr(cls, "hyper"):
             cls.takes = _wanted(cls, cls.update)

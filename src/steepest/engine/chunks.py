@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -51,34 +51,40 @@ def run_eager(
         numbers: those that all rows share.
         finite: where only the device knows whether the step is taken: 0-dim bool.
     """
-    run = partial(_run_piece, which, config, config.decays, finite)
-    small: dict[Any, list[list[Tensor]]] = {}
+    decays = config.decays
+    small: dict[Any, list[Row]] = {}
     for row in rows:
         columns = row.columns
-        count = columns[0].numel()
-        if 0 < count <= SMALL and not config.noisy and (kind := _kind(row)) is not None:
-            joinable = row.flat(ordered=False)
-            if joinable is not None:
-                small.setdefault(kind, []).append(joinable)
-                continue
+        if 0 < columns[0].numel() <= SMALL and not config.noisy:
+            # Rows with numbers that only a device knows run alone: tensors differ by identity.
+            dtypes = tuple([column.dtype for column in columns])
+            small.setdefault((tuple(row.scalars.items()), dtypes), []).append(row)
+            continue
         scalars = {**numbers, **row.scalars}
         for piece, extent in pieces(row, chunk_length(config, columns), ordered=config.noisy):
-            run(scalars, row.key, extent, piece)
-    for (own, _), together in small.items():
-        step = partial(run, {**numbers, **dict(own)}, None, None)
-        if len(together) == 1:
-            step(together[0])
+            _run_piece(which, config, decays, finite, scalars, row.key, extent, piece)
+    for (own, _), alike in small.items():
+        run = partial(_run_piece, which, config, decays, finite, {**numbers, **dict(own)}, None, None)
+        if len(alike) == 1:
+            run(alike[0].columns)
         else:
-            written = [at for at in range(len(together[0])) if at != 1 and (at > 0 or which != "before")]
-            run_together(together, chunk_length(config, together[0], joined=True), step, written)
+            _run_small(which, config, alike, run)
 
 
-def _kind(row: Row) -> Any:
-    """What rows share if one operation serves them all; None for numbers that only a device knows."""
-    own = tuple(row.scalars.items())
-    if any([isinstance(value, Tensor) for _, value in own]):
-        return None
-    return own, tuple([column.dtype for column in row.columns])
+def _run_small(
+    which: Pass, config: UpdateConfig, rows: list[Row], run: Callable[[list[Tensor]], None]
+) -> None:
+    """Run a pass over small rows of the same numbers, joined."""
+    joinable = []
+    for row in rows:
+        columns = row.flat(ordered=False)
+        if columns is None:
+            run(row.columns)
+        else:
+            joinable.append(columns)
+    if joinable:
+        written = [at for at in range(len(joinable[0])) if at != 1 and (at > 0 or which != "before")]
+        run_together(joinable, chunk_length(config, joinable[0], joined=True), run, written)
 
 
 def _run_piece(

@@ -6,7 +6,7 @@ import copy
 import math
 import numbers
 import sys
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from operator import is_, itemgetter
 from typing import Any
@@ -22,10 +22,9 @@ from steepest.rule import Group, Rule, Scalar, find_rule
 __all__ = ["Collector", "ParamBatch", "ParamUpdate", "describe", "refuse_shards"]
 
 _PLAIN = (Tensor, torch.nn.Parameter)
-_NO_SCALARS: Mapping[str, Scalar] = {}
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class ParamUpdate:
     """One parameter with its gradient in this step.
 
@@ -53,7 +52,7 @@ class ParamUpdate:
     columns: list[Tensor] = field(default_factory=list)
     step: Scalar = 0
     key: Key | None = None
-    scalars: Mapping[str, Scalar] = field(default_factory=lambda: _NO_SCALARS)
+    scalars: Mapping[str, Scalar] = field(default_factory=dict)
     measured: Mapping[str, Scalar] | None = None
 
     @property
@@ -67,7 +66,7 @@ class ParamUpdate:
         return self.group["param_names"][self.index] if "param_names" in self.group else None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class ParamBatch:
     """Parameters of one group that share dtypes and device, and so one configuration."""
 
@@ -185,13 +184,13 @@ class Collector:
         return checked
 
     def batches(
-        self, groups: Sequence[Group], state: Callable[[Tensor], MutableMapping[str, Any]]
+        self, groups: Sequence[Group], states: Mapping[Tensor, MutableMapping[str, Any]]
     ) -> list[ParamBatch]:
         """All parameters that have a gradient, batched by group, device and dtypes.
 
         Args:
             groups: the param groups, checked.
-            state: gives a parameter's state without creating an entry for it.
+            states: the parameters' states; none is made.
         """
         batches: list[ParamBatch] = []
         ordinal = 0
@@ -202,8 +201,8 @@ class Collector:
                 if owner.grad is None or id(owner) in seen:
                     continue
                 seen.add(id(owner))
-                member = _member(group, group_index, index - ordinal, index, state(owner))
-                config = self.config(group_index, group, member)
+                member = _member(group, group_index, index - ordinal, index, states)
+                config = self._config(group_index, group, member)
                 batch = by_config.get(id(config))
                 if batch is None:
                     batch = by_config[id(config)] = ParamBatch(config, [])
@@ -218,14 +217,14 @@ class Collector:
         group_index: int,
         index: int,
         ordinal: int,
-        state: MutableMapping[str, Any],
+        states: Mapping[Tensor, MutableMapping[str, Any]],
     ) -> ParamBatch:
         """A single parameter, which has a gradient, as a batch."""
         group = groups[group_index]
-        member = _member(group, group_index, index, ordinal, state)
-        return ParamBatch(self.config(group_index, group, member), [member])
+        member = _member(group, group_index, index, ordinal, states)
+        return ParamBatch(self._config(group_index, group, member), [member])
 
-    def config(self, group_index: int, group: Group, member: ParamUpdate) -> UpdateConfig:
+    def _config(self, group_index: int, group: Group, member: ParamUpdate) -> UpdateConfig:
         """The configuration of a parameter of a checked group."""
         checked = self._groups[group_index]
         param, dtype = member.param, member.grad.dtype
@@ -241,7 +240,11 @@ class Collector:
 
 
 def _member(
-    group: Group, group_index: int, index: int, ordinal: int, state: MutableMapping[str, Any]
+    group: Group,
+    group_index: int,
+    index: int,
+    ordinal: int,
+    states: Mapping[Tensor, MutableMapping[str, Any]],
 ) -> ParamUpdate:
     owner: Tensor = group["params"][index]
     grad = owner.grad
@@ -251,11 +254,10 @@ def _member(
         refuse_shards(describe(group, group_index, index), owner)
     if grad.layout is not torch.strided:
         grad = grad.to_dense()
+    param = owner
     if owner.is_complex():
-        return ParamUpdate(
-            group, group_index, index, ordinal, owner, real_view(owner), real_view(grad), state
-        )
-    return ParamUpdate(group, group_index, index, ordinal, owner, owner, grad, state)
+        param, grad = real_view(owner), real_view(grad)
+    return ParamUpdate(group, group_index, index, ordinal, owner, param, grad, states.get(owner, {}))
 
 
 def _label(group: Group, index: int) -> str | None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from steepest.compile.cache import CapturedTooSoon, compiled_once
 from steepest.compile.int16_pairs import halves, joined, needs_pairs, pairable, paired
 from steepest.compile.unguarded import Code, compiled_code
+from steepest.engine.chunks import run_eager
 from steepest.engine.cuda_graphs import capturing
 from steepest.engine.layout import Row
 from steepest.engine.update import Pass, PieceNoise, UpdateConfig, pass_over, store
@@ -179,10 +180,15 @@ def _launches(
     ]
 
 
-def run_compiled(made: Sequence[CompiledLaunch], finite: Tensor | None) -> None:
-    """Run graphs."""
+def run_compiled(
+    which: Pass, config: UpdateConfig, rows: Sequence[Row], numbers: Mapping[str, Any], finite: Tensor | None
+) -> None:
+    """Run a pass compiled, as :func:`~steepest.engine.chunks.run_eager` runs it, which takes what is left."""
+    made, left = launches(which, config, rows, numbers, finite is not None)
     for launch in made:
         launch.code(launch.sizes, launch.columns, (*launch.numbers, finite))
+    if left:
+        run_eager(which, config, left, numbers, finite)
 
 
 def laid_out(row: Row, ordered: bool) -> Columns | None:

@@ -16,16 +16,22 @@ import torch
 from torch import Tensor
 
 from steepest.engine.blocks import MatrixBlock, blocks_of
+from steepest.engine.chunks import run_eager
 from steepest.engine.collect import ParamBatch, ParamUpdate
-from steepest.engine.execute import execute
+from steepest.engine.compiled import run_compiled
 from steepest.engine.layout import Extent, Row
 from steepest.engine.step_count import add_step, noise_key
-from steepest.engine.update import PieceNoise, UpdateConfig, descended, narrowed, store
+from steepest.engine.update import Pass, PieceNoise, UpdateConfig, descended, narrowed, store
 
 __all__ = ["MatrixFunction", "step_matrices", "step_one_by_one"]
 
 # An optimizer's own matrix function: (parameter, what update returned for one matrix) -> direction.
 MatrixFunction = Callable[[ParamUpdate, Tensor], Tensor]
+
+PassRunner = Callable[
+    [Pass, UpdateConfig, Sequence[Row], Mapping[str, Any], "Tensor | None"],
+    None,
+]
 
 # Indices and the words that are mixed of them, in int64, for an element that is rounded or drawn for.
 _NOISE_BYTES = 48
@@ -33,7 +39,7 @@ _NOISE_BYTES = 48
 
 def step_matrices(batch: ParamBatch, finite: Tensor | None, compiled: bool) -> None:
     """Step every member of a batch, bucket by bucket."""
-    run = _Run(batch.config, batch.config.numbers(), finite, compiled)
+    run = _Run(batch.config, batch.config.numbers(), finite, run_compiled if compiled else run_eager)
     blocks = [block for member in batch.members for block in blocks_of(run.config, member)]
     for bucket in _buckets(run.config, blocks):
         run.finish(bucket, *run.directions(bucket, None))
@@ -47,7 +53,7 @@ def step_one_by_one(
     It is the user's code and may raise: every parameter has then either been stepped or is as it was, its state
     too. No more memory is held than one parameter needs.
     """
-    run = _Run(batch.config, batch.config.numbers(), finite, compiled)
+    run = _Run(batch.config, batch.config.numbers(), finite, run_compiled if compiled else run_eager)
     for member in batch.members:
         entries = member.columns[2:]
         before = [entry.clone() for entry in entries]
@@ -94,7 +100,7 @@ class _Run:
     config: UpdateConfig
     numbers: Mapping[str, Any]
     finite: Tensor | None
-    compiled: bool
+    run: PassRunner
 
     def directions(
         self, bucket: list[MatrixBlock], orthogonalize: Callable[[Tensor], Tensor] | None
@@ -111,7 +117,7 @@ class _Run:
             slots = [stack[at].view(seen) for stack in inputs]
             key = noise_key(config, block.member) if config.noisy else None
             rows.append(Row([*block.columns, *slots], _numbers_of(config, block), key, block.extent))
-        execute("before", config, rows, self.numbers, self.finite, self.compiled)
+        self.run("before", config, rows, self.numbers, self.finite)
         given = self._given(bucket)
         if "orthogonalize" in config.rule.transform_takes:
             given["orthogonalize"] = orthogonalize
@@ -150,7 +156,7 @@ class _Run:
                 param = block.columns[0]
                 key = noise_key(config, block.member) if config.noisy else None
                 rows.append(Row([param, direction[at].reshape(param.shape)], {}, key, block.extent))
-            execute("after", config, rows, self.numbers, self.finite, self.compiled)
+            self.run("after", config, rows, self.numbers, self.finite)
         for name, values in new.items():
             for block, value in zip(bucket, values.unbind(), strict=True):
                 home = block.member.state[name + block.suffix]

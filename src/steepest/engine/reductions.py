@@ -78,9 +78,10 @@ def measure(
     The state itself is written when the step has been taken.
 
     Args:
-        batches: those whose rules measure, their state made.
+        batches: the step's, their state made; those whose rules do not measure are left alone.
         states: gives, for each rule's name, the state of every parameter that it has ever stepped.
     """
+    batches = [batch for batch in batches if batch.config.measures]
     for batch in batches:
         rule, group = batch.config.rule, batch.config.group
         for member in batch.members:

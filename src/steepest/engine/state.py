@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping
 from typing import Any
 
 import torch
@@ -55,7 +55,7 @@ def lacks_state(config: UpdateConfig, member: ParamUpdate) -> bool:
     return any(name not in member.state for name, _, _ in _entries(config, member.param, member.label))
 
 
-def make_state(batches: Iterable[ParamBatch], state_of: Callable[[Tensor], MutableMapping[str, Any]]) -> None:
+def make_state(batches: Iterable[ParamBatch], states: MutableMapping[Tensor, Any]) -> None:
     """Give every member its state and its columns; everything is allocated before any of it is kept.
 
     Raises:
@@ -65,25 +65,27 @@ def make_state(batches: Iterable[ParamBatch], state_of: Callable[[Tensor], Mutab
     made = []
     for batch in batches:
         config = batch.config
-        names = config.element_state
+        names, transforms = config.element_state, config.rule.transforms
         for member in batch.members:
-            fresh = None
-            if lacks_state(config, member) or not member.state:
+            state = member.state
+            if not state or not config.names <= state.keys() or (transforms and lacks_state(config, member)):
                 fresh = _fresh(config, member)
                 made.append((member, fresh))
-            state = {**member.state, **fresh} if fresh else member.state
-            member.columns = [member.param, member.grad]
+                state = {**state, **fresh}
+            shape = member.param.shape
+            columns = [member.param, member.grad]
             for name in names:
                 entry = state[name]
-                if entry.shape != member.param.shape:
+                if entry.shape != shape:
                     raise ValueError(
-                        f"{member.name} has shape {tuple(member.param.shape)}, its {name} "
-                        f"{tuple(entry.shape)}: the parameter was given another shape after a step; "
-                        "make a new optimizer, or clear its state. Nothing was stepped"
+                        f"{member.name} has shape {tuple(shape)}, its {name} {tuple(entry.shape)}: the parameter "
+                        "was given another shape after a step; make a new optimizer, or clear its state. "
+                        "Nothing was stepped"
                     )
-                member.columns.append(entry)
+                columns.append(entry)
+            member.columns = columns
     for member, fresh in made:
-        state = state_of(member.owner)
+        state = states[member.owner]
         state.update(fresh)
         member.state = state
 

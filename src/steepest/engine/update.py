@@ -74,6 +74,8 @@ class UpdateConfig:
         self.counts_on_device: bool = skips or bool(group["capturable"])
         decays = not rule.decays_itself(group)
         self.method: str | None = group["weight_decay_method"] if decays else None
+        # Whether anything is counted, or follows from a count.
+        self.counted = self.counts or rule.has_scalars
         self.measures: bool = rule.measures and rule.needs_measure(group)
         self.maximize: bool = group["maximize"]
         # A rule whose algebra or state is float64 must not get it rounded to float32 on the way.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from steepest.engine.layout import real_view
 from steepest.engine.state import blank_state
-from steepest.rule import Group, find_rule
+from steepest.rule import Group, Rule, find_rule
 from steepest.views import View
 
 __all__ = ["BY_NAME", "Reasons", "Row", "Total", "make_rows", "make_totals", "state_bytes"]

@@ -44,7 +44,7 @@ class AdamWRule(Rule):
         beta1, beta2 = hyper["betas"]
         return {"correction1": 1 / (1 - beta1**step), "correction2": 1 / (1 - beta2**step)}
 
-    def update(  # type: ignore[override]
+    def update(
         self,
         grad: Tensor,
         param: Tensor,

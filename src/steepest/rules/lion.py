@@ -30,7 +30,7 @@ class LionRule(Rule):
         """One momentum."""
         return {"exp_avg": StateSpec()}
 
-    def update(  # type: ignore[override]
+    def update(
         self, grad: Tensor, param: Tensor, exp_avg: Tensor, *, betas: tuple[Any, Any]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The sign comes from the momentum before it takes this gradient in."""

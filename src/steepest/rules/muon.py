@@ -156,13 +156,13 @@ class MuonRule(OrthogonalizedRule):
         """With the scale made for it and no other factor; kin that change the polar factor's size say no."""
         return bool(group["scale"] == "match_rms_adamw" and group["extra_scale"] == 1)
 
-    def update(  # type: ignore[override]
+    def update(
         self, grad: Tensor, param: Tensor, momentum_buffer: Tensor, *, momentum: Scalar, nesterov: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The momentum step."""
         return momentum_step(grad, momentum_buffer, momentum, nesterov)
 
-    def transform(  # type: ignore[override]
+    def transform(
         self, u: Tensor, *, orthogonalize: Callable[[Tensor], Tensor] | None, **options: Any
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The scaled polar factor; a subclass's own function, which then scales by itself, may take its place."""

@@ -48,7 +48,7 @@ class SGDRule(Rule):
         first = 1.0 * (step == 1)
         return {"take": 1 - hyper["dampening"] * (1 - first)}
 
-    def update(  # type: ignore[override]
+    def update(
         self,
         grad: Tensor,
         param: Tensor,

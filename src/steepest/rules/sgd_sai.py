@@ -92,7 +92,7 @@ class SGDSaIRule(Rule):
             for own in scalars:
                 own["gain"] = own["gain"] / largest
 
-    def update(  # type: ignore[override]
+    def update(
         self,
         grad: Tensor,
         param: Tensor,

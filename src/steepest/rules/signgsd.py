@@ -37,7 +37,7 @@ class SignGSDRule(Rule):
         """With ``decay_overshoot`` the decay is part of the direction."""
         return bool(group["decay_overshoot"])
 
-    def update(  # type: ignore[override]
+    def update(
         self, grad: Tensor, param: Tensor, *, weight_decay: Scalar, decay_overshoot: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """sign(g), and with ``decay_overshoot`` sign(g) + λ·sign(p)."""

@@ -28,7 +28,7 @@ class SignumRule(Rule):
         """One momentum."""
         return {"momentum_buffer": StateSpec()}
 
-    def update(  # type: ignore[override]
+    def update(
         self, grad: Tensor, param: Tensor, momentum_buffer: Tensor, *, momentum: Scalar
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The momentum takes the gradient in first."""

@@ -68,7 +68,7 @@ class SimbaRule(Rule):
         """⌊wγ⌋ in exact arithmetic: ⌊100·0.29⌋ is 29, though the floating point product is below it."""
         return {"cutoff": float(math.floor(round(hyper["window_size"] * hyper["threshold"], 9)))}
 
-    def update(  # type: ignore[override]
+    def update(
         self,
         grad: Tensor,
         param: Tensor,

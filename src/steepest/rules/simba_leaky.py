@@ -43,7 +43,7 @@ class SimbaLeakyRule(Rule):
         usable = (rms > 0) & rms.isfinite()
         return {"inverse_rms": torch.where(usable, rms.reciprocal(), 0.0)}, {}
 
-    def update(  # type: ignore[override]
+    def update(
         self,
         grad: Tensor,
         param: Tensor,

@@ -115,7 +115,7 @@ class PSGDRule(Rule):
         for own, square in zip(scalars, squares, strict=True):
             own["largest_square"] = largest.to(square.device)
 
-    def scalars(  # type: ignore[override]
+    def scalars(
         self,
         step: Scalar,
         *,
@@ -139,7 +139,7 @@ class PSGDRule(Rule):
         """The momentum, and the gradient where that is whitened."""
         return 1 + (group["whiten"] == "gradient")
 
-    def update(  # type: ignore[override]
+    def update(
         self,
         grad: Tensor,
         param: Tensor,
@@ -158,7 +158,7 @@ class PSGDRule(Rule):
             average = grad
         return (average, grad) if whiten == "gradient" else average, {"momentum_buffer": average}
 
-    def transform(  # type: ignore[override]
+    def transform(
         self,
         u: Tensor,
         gradient: Tensor | None = None,
