@@ -61,7 +61,10 @@ def test_groups_do_not_matter(case, data):
 @given(cases(), st.integers(1, 40))
 def test_the_size_of_pieces_does_not_matter(case, limit):
     def stepped(size):
-        with mock.patch.object(chunks, "piece_length", return_value=size):
+        with (
+            mock.patch.object(chunks, "chunk_length", return_value=size),
+            mock.patch.object(chunks, "SMALL", min(size, chunks.SMALL) - 1),
+        ):
             params = parameters(
                 v.transpose(0, -1).contiguous().transpose(0, -1) if v.dim() > 2 else v for v in case.begins()
             )

@@ -162,9 +162,7 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        collector = self._collector
-        collector.check(type(self).__name__, self.param_groups)
-        batches = collector.batches(self.param_groups, self.state)
+        batches = self._collector.batches_of(type(self).__name__, self.param_groups, self.state)
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             check_capture(batches, self.param_groups, self._not_in_a_graph())
         taken: bool | Tensor = True

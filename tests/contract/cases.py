@@ -13,7 +13,7 @@ from torch.nn import Parameter
 
 import steepest
 from steepest.linalg import newton_schulz
-from steepest.rule import MatrixRule, Rule, find_rule
+from steepest.rule import Rule, find_rule
 
 from .training import SHAPES, make_params
 
@@ -168,11 +168,13 @@ class Case:
 
     def factors(self, optimizer: torch.optim.Optimizer, param: Parameter) -> set[str]:
         """The names of the parameter's state that has not its shape, nor is one number for any rule."""
-        rule = self.rule
-        if not isinstance(rule, MatrixRule):
-            return set()
-        blank = torch.empty(0, device="meta")
-        return set(optimizer.state[param]) - set(rule.init_state(blank, optimizer.param_groups[0])) - {"step"}
+        return set(optimizer.state[param]) - set(self.rule.state_specs(optimizer.param_groups[0])) - {"step"}
+
+    @property
+    def tensor_state(self) -> set[str]:
+        """The names of the state that is one number for a whole parameter, but for the step count."""
+        specs = self.rule.state_specs({**self.rule.defaults(), **self.options})
+        return {name for name, spec in specs.items() if spec.per == "tensor"}
 
 
 def deterministic(case: Case) -> bool:

@@ -16,8 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 
 from steepest.engine import compiled
+from steepest.engine.update import UpdateConfig
 
-__all__ = ["Apart", "Recorded", "record_compiled"]
+__all__ = ["Apart", "Recorded", "configure", "record_compiled"]
 
 _aten = torch.ops.aten
 _READS = {_aten._local_scalar_dense.default, _aten.nonzero.default, _aten.is_nonzero.default}
@@ -68,14 +69,26 @@ class Apart(TorchDispatchMode):
         return made
 
 
+def configure(monkeypatch: pytest.MonkeyPatch, **values: Any) -> None:
+    """Let updates be configured as on another machine: with these attributes, given as a function of the group."""
+    original = UpdateConfig.__post_init__
+
+    def configured(self: UpdateConfig) -> None:
+        original(self)
+        for name, value in values.items():
+            setattr(self, name, value(self.group))
+
+    monkeypatch.setattr(UpdateConfig, "__post_init__", configured)
+
+
 def record_compiled(monkeypatch: pytest.MonkeyPatch) -> list[Recorded]:
     """Let compiled code be recorded, which goes past torch's dispatch: by the last of the list, if any."""
     recorders: list[Recorded] = []
-    ready = compiled._ready
+    find_code = compiled._code
 
-    def watched(spec: Any) -> Any:
+    def watched(spec: Any, config: Any) -> Any:
         with _disable_current_modes():
-            code = ready(spec)
+            code = find_code(spec, config)
         assert code is not None
 
         def compute(*given: Any) -> None:
@@ -89,5 +102,5 @@ def record_compiled(monkeypatch: pytest.MonkeyPatch) -> list[Recorded]:
 
         return run
 
-    monkeypatch.setattr(compiled, "_ready", watched)
+    monkeypatch.setattr(compiled, "_code", watched)
     return recorders

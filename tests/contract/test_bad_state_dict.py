@@ -74,7 +74,7 @@ def test_another_shape(case: Case, shapes: Any):
     if [case.shape(shape) for shape in shapes] == [case.shape(shape) for shape in SHAPES]:
         return  # a vector and a scalar may be the same column
     saved = _saved(case, shapes)
-    single = case.rule.tensor_state | {"step"}
+    single = case.tensor_state | {"step"}
     if any(name not in single for state in saved["state"].values() for name in state):
         _refused(case, saved, "shape")
 

@@ -20,13 +20,14 @@ from steepest import optimizer as optimizer_module
 from steepest.compile import cache
 from steepest.compile.available import compiler_available
 from steepest.engine import compiled, cuda_graphs, matrices
-from steepest.engine.collect import ParamBatch, collect
+from steepest.engine.collect import Collector, ParamBatch
 from steepest.engine.grad_check import all_finite
 from steepest.engine.step_count import add_step
+from steepest.engine.update import UpdateConfig
 from steepest.rule import find_rule
 
 from .cases import CASES, RULES, Case, able, by_id, related, with_dtypes
-from .recording import Apart, Recorded, record_compiled
+from .recording import Apart, Recorded, configure, record_compiled
 from .training import gradient, identical, make_params, set_gradients, snapshot, steps, values
 
 # By then every variant has measured what it measures.
@@ -42,7 +43,7 @@ needs_compiler = pytest.mark.skipif(
 
 def at_home(case: Case, optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """State of single numbers, which lives on the host."""
-    return [state[name] for state in optimizer.state.values() for name in case.rule.tensor_state]
+    return [state[name] for state in optimizer.state.values() for name in case.tensor_state]
 
 
 def refill(params: list[Parameter], step: int) -> None:
@@ -182,9 +183,9 @@ def test_counts_are_the_device_s_where_it_alone_knows_them(
     params = make_params()
     optimizer = steepest.AdamW(params, **options)
     set_gradients(params, 0)
-    (batch,) = collect(optimizer.param_groups, lambda param: {})
-    monkeypatch.setattr(ParamBatch, "device", torch.device(device))
-    assert batch.counts_on_device is there
+    group, weight = optimizer.param_groups[0], torch.float32
+    config = UpdateConfig(find_rule("adamw"), group, weight, weight, torch.device(device))
+    assert config.counts_on_device is there
 
 
 @pytest.mark.parametrize(
@@ -216,8 +217,10 @@ def on_meta(case: Case, monkeypatch: pytest.MonkeyPatch, **options: Any) -> stee
         group["lr"] = torch.empty((), device="meta")
     for param in params:
         param.grad = torch.empty_like(param)
-        optimizer.state[param].update(case.rule.init_state(param, optimizer.param_groups[0]))
-        for name in case.rule.tensor_state:
+        group = optimizer.param_groups[0]
+        specs = case.rule.state_specs(group)
+        optimizer.state[param].update({name: spec.make(param) for name, spec in specs.items()})
+        for name in case.tensor_state:
             optimizer.state[param][name].fill_(WARM)
     optimizer.step()
     return optimizer
@@ -321,7 +324,7 @@ def test_counts_that_an_option_left_on_several_devices_are_added_to():
     params = make_params()
     optimizer = steepest.AdamW(params)
     steps(optimizer, params, range(2))
-    (batch,) = collect(optimizer.param_groups, lambda param: optimizer.state[param])
+    (batch,) = Collector().batches_of("a test", optimizer.param_groups, optimizer.state)
     first, *others = (optimizer.state[param] for param in params)
     first["step"] = first["step"].to("meta")
     add_step(batch, torch.tensor(True))
@@ -357,7 +360,8 @@ def in_a_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         cuda_graphs, "capturing", lambda device=None: device in (None, torch.device("cuda", 0))
     )
-    monkeypatch.setattr(ParamBatch, "device", torch.device("cuda", 0))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    configure(monkeypatch, device=lambda group: torch.device("cuda", 0))
 
 
 @pytest.mark.usefixtures("in_a_graph")
@@ -429,8 +433,9 @@ def test_state_that_is_not_ready_is_refused(
     optimizer = case.make(params, capturable=True)
     with monkeypatch.context() as outside:
         outside.setattr(cuda_graphs, "capturing", lambda device=None: False)
-        outside.setattr(ParamBatch, "device", torch.device("cpu"))
+        configure(outside, device=lambda group: torch.device("cpu"))
         steps(optimizer, params, range(steps_before))
+    del optimizer.__dict__["_collects"]
     set_gradients(params, steps_before)
     before = snapshot(optimizer, params)
     with pytest.raises(RuntimeError, match=why):
@@ -450,9 +455,8 @@ class _GraphDevice:
 
 
 def check(optimizer: steepest.Optimizer) -> None:
-    cuda_graphs.check_capture(
-        collect(optimizer.param_groups, lambda param: optimizer.state.get(param, {})), optimizer.param_groups
-    )
+    batches = Collector().batches_of("a test", optimizer.param_groups, optimizer.state)
+    cuda_graphs.check_capture(batches, optimizer.param_groups)
 
 
 @pytest.mark.parametrize("case", GRAPHS, ids=by_id)
@@ -464,7 +468,7 @@ def test_what_has_been_stepped_may_be_captured_unless_state_is_missing(
     optimizer = case.make(groups, capturable=True, rounding="stochastic")
     steps(optimizer, params, range(WARM))
     monkeypatch.setattr(cuda_graphs, "capturing", lambda device=None: True)
-    monkeypatch.setattr(ParamBatch, "device", _GraphDevice())
+    configure(monkeypatch, device=lambda group: _GraphDevice())
     set_gradients(params, WARM)
     check(optimizer)
     state = optimizer.state[params[-1]]
@@ -485,10 +489,10 @@ def test_a_device_whose_work_is_not_captured_is_refused(monkeypatch: pytest.Monk
     monkeypatch.setattr(cuda_graphs, "capturing", lambda device=None: device in (None, first))
     with pytest.raises(RuntimeError, match="is on cpu, whose part of the step a graph does not hold"):
         check(optimizer)
-    monkeypatch.setattr(ParamBatch, "device", torch.device("cuda", 1))
+    configure(monkeypatch, device=lambda group: torch.device("cuda", 1))
     with pytest.raises(RuntimeError, match="is on cuda:1, whose current stream is not being captured"):
         check(optimizer)
-    monkeypatch.setattr(ParamBatch, "device", first)
+    configure(monkeypatch, device=lambda group: first)
     check(optimizer)
 
 

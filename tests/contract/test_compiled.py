@@ -15,7 +15,6 @@ from torch._dynamo.utils import counters
 from torch.nn import Parameter
 from torch.utils._pytree import tree_map_only
 
-from steepest import optimizer as optimizer_module
 from steepest.compile import available, cache
 from steepest.compile.available import compiler_available
 from steepest.engine import compiled
@@ -110,13 +109,13 @@ def test_it_takes_roots_as_eager_does():
 def test_it_really_compiles(monkeypatch: pytest.MonkeyPatch):
     """Or everything above would compare eager with eager."""
     ran = []
-    run = optimizer_module.run_compiled
-    monkeypatch.setattr(optimizer_module, "run_compiled", lambda *a: ran.append(run(*a)) or ran[-1])
+    run = compiled.launches
+    monkeypatch.setattr(compiled, "launches", lambda *a: ran.append(run(*a)) or ran[-1])
     monkeypatch.setattr(cache, "_made", {})
     before = _graphs()
     params = _plain()
     train(Case("lion").make(params, compile=True), params, 2)
-    assert ran == [[], []], "some were left to be stepped eagerly"
+    assert [left for _, left in ran] == [[], []], "some were left to be stepped eagerly"
     assert _graphs() == before + 1
 
 
@@ -133,11 +132,11 @@ def test_what_a_graph_cannot_take_is_stepped_eagerly(
 ):
     """With int16 counters, which go in pairs, an odd number of elements; a lone element is none the less."""
     ran = []
-    run = optimizer_module.run_compiled
-    monkeypatch.setattr(optimizer_module, "run_compiled", lambda *a: ran.append(run(*a)) or ran[-1])
+    run = compiled.launches
+    monkeypatch.setattr(compiled, "launches", lambda *a: ran.append(run(*a)) or ran[-1])
     params, twins = make_params(shapes=shapes), make_params(shapes=shapes)
     train(Case(name).make(params, compile=True), params, 3)
-    assert [[tuple(member.param.shape) for member in each] for each in ran] == [left] * 3
+    assert [[tuple(row.columns[0].shape) for row in some] for _, some in ran] == [left] * 3
     assert identical(params, train(Case(name).make(twins), twins, 3))
 
 
@@ -147,15 +146,15 @@ def test_transposed_parameters_are_compiled_unless_places_matter(
 ):
     """Noise goes by the logical place, and a flat view has the order of memory."""
     ran = []
-    run = optimizer_module.run_compiled
-    monkeypatch.setattr(optimizer_module, "run_compiled", lambda *a: ran.append(run(*a)) or ran[-1])
+    run = compiled.launches
+    monkeypatch.setattr(compiled, "launches", lambda *a: ran.append(run(*a)) or ran[-1])
     params, twins = ([Parameter(torch.ones(6, 5, dtype=torch.bfloat16).t())] for _ in range(2))
     for some, compile in ((params, True), (twins, False)):
         optimizer = Case("lion").make(some, compile=compile, rounding=rounding, lr=0.001)
         for step in range(2):
             some[0].grad = torch.linspace(-1, 1, 30, dtype=torch.bfloat16).add(step).view(6, 5).t()
             optimizer.step()
-    assert [len(each) for each in ran] == [left] * 2
+    assert [len(some) for _, some in ran] == [left] * 2
     assert identical(params, twins)
 
 
@@ -232,8 +231,8 @@ def test_the_gradient_and_the_generator_are_left_alone():
 
 def _counting(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     calls: list[Any] = []
-    run = optimizer_module.run_compiled
-    monkeypatch.setattr(optimizer_module, "run_compiled", lambda *a: calls.append(a) or run(*a))
+    run = compiled.launches
+    monkeypatch.setattr(compiled, "launches", lambda *a: calls.append(a) or run(*a))
     return calls
 
 
@@ -417,14 +416,14 @@ def test_what_fails_in_compiling_a_later_group_has_moved_nothing(monkeypatch: py
     first, second = _plain(), make_params(torch.bfloat16, shapes=[(4, 3)])
     optimizer = Case("lion").make([{"params": first}, {"params": second}], compile=True)
 
-    ready = compiled._ready
+    code = compiled._code
 
-    def interrupted(spec: Any) -> Callable[..., None]:
+    def interrupted(spec: Any, config: Any) -> Callable[..., None]:
         if torch.bfloat16 in spec.dtypes:
             raise KeyboardInterrupt
-        return ready(spec)
+        return code(spec, config)
 
-    monkeypatch.setattr(compiled, "_ready", interrupted)
+    monkeypatch.setattr(compiled, "_code", interrupted)
     before = [param.detach().clone() for param in (*first, *second)]
     for group in optimizer.param_groups:
         set_gradients(group["params"], 0)

@@ -18,9 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from steepest import optimizer as optimizer_module
 from steepest.compile.available import compiler_available
-from steepest.engine.collect import ParamBatch, ParamUpdate
+from steepest.engine import pipeline
+from steepest.engine.collect import Collector, ParamBatch
 
 from .cases import CASES, RULES, Case, able, by_id, with_dtypes
+from .recording import configure
 from .training import identical, make_params, set_gradients, snapshot, values
 
 GOOD, BAD = True, False
@@ -47,17 +49,15 @@ def on_device(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def check_on_device(batches: list[ParamBatch]) -> bool | Tensor:
         finite = check(batches)
-        watched = any(batch.group["nonfinite"] == "skip" for batch in batches)
+        watched = any(batch.config.group["nonfinite"] == "skip" for batch in batches)
         return torch.tensor(finite) if watched else finite
 
     monkeypatch.setattr(optimizer_module, "check_gradients", check_on_device)
-    monkeypatch.setattr(
-        ParamBatch, "counts_on_device", property(lambda batch: batch.group["nonfinite"] == "skip")
-    )
+    configure(monkeypatch, counts_on_device=lambda group: group["nonfinite"] == "skip")
 
 
 def _single(case: Case, optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    names = case.rule.tensor_state
+    names = case.tensor_state
     return [state[name] for state in optimizer.state.values() for name in names if name in state]
 
 
@@ -92,7 +92,9 @@ def _step(case: Case, optimizer: Any, *, quiet: bool) -> None:
         optimizer.step()
         return
     # The check is the CPU's here and reads its own answer, so it is made beforehand.
-    finite = optimizer_module.check_gradients(optimizer_module.collect(optimizer.param_groups, lambda _: {}))
+    finite = optimizer_module.check_gradients(
+        Collector().batches_of("a test", optimizer.param_groups, optimizer.state)
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(optimizer_module, "check_gradients", lambda _: finite)
         with _NoSync(_single(case, optimizer)):
@@ -187,14 +189,14 @@ def test_a_group_that_ignores_is_stepped_with_the_others_or_not_at_all():
 def test_the_patches_reach_the_path(on_device: Iterator[None], monkeypatch: pytest.MonkeyPatch):
     """Or everything above would compare the host's path with itself."""
     masks, members = [], []
-    run = optimizer_module.run_eager
+    run = pipeline._run
 
-    def spy(batch: ParamBatch, some: list[ParamUpdate], finite: Tensor | None) -> None:
+    def spy(batch: ParamBatch, finite: Tensor | None, compiled: bool) -> None:
         masks.append(finite)
-        members.extend(dataclasses.replace(member) for member in some)
-        run(batch, some, finite)
+        members.extend(dataclasses.replace(member) for member in batch.members)
+        run(batch, finite, compiled)
 
-    monkeypatch.setattr(optimizer_module, "run_eager", spy)
+    monkeypatch.setattr(pipeline, "_run", spy)
     params = make_params()
     optimizer = Case("adamw").make(params, nonfinite="skip", compile=False)
     for step in range(3):

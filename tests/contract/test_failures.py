@@ -19,7 +19,7 @@ def _cannot(self: Any, *_: Any, **__: Any) -> Any:
 
 def _has_state(case: Case) -> bool:
     params = case.params()[:1]
-    return bool(case.rule.init_state(params[0], case.make(params).param_groups[0]))
+    return bool(case.rule.state_specs(case.make(params).param_groups[0]))
 
 
 @pytest.mark.parametrize("trained", [False, True], ids=["first step", "later step"])
@@ -31,14 +31,14 @@ def test_no_memory_for_the_last_parameter_s_state(case: Case, trained: bool, mon
     if trained:
         steps(optimizer, params[:1], range(2))
     before = snapshot(optimizer, params)
-    original = type(case.rule).init_state
+    original = StateSpec.make
 
-    def init_state(self: Any, param: Tensor, group: Any) -> Any:
-        if param.device.type != "meta" and param.shape == params[2].shape:
+    def make(self: StateSpec, param: Tensor, state_dtype: Any = None) -> Any:
+        if param.shape == params[2].shape:
             raise torch.OutOfMemoryError("no memory")
-        return original(self, param, group)
+        return original(self, param, state_dtype)
 
-    monkeypatch.setattr(type(case.rule), "init_state", init_state)
+    monkeypatch.setattr(StateSpec, "make", make)
     set_gradients(params, 0)
     with pytest.raises(torch.OutOfMemoryError):
         optimizer.step()

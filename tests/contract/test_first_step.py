@@ -97,5 +97,5 @@ def test_what_is_measured_once_is_measured_on_the_first_real_gradient(rule: Case
     steps(optimizer, params, [0])
     steps(twin, twins, [0])
     for param, other in zip(params, twins, strict=True):
-        for name in rule.rule.tensor_state:
+        for name in rule.tensor_state:
             assert identical(optimizer.state[param][name], twin.state[other][name]), name

@@ -71,7 +71,7 @@ def test_a_checkpoint_moves_to_the_device_and_back(case: Case):
     there.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     for param in far:
         for name, value in there.state[param].items():
-            single = name in case.rule.tensor_state | {"step"}
+            single = name in case.tensor_state | {"step"}
             assert value.device.type == ("cpu" if single else "cuda"), name
     train(there, far, 1)
     back = case.make(case.params())

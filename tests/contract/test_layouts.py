@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from steepest.engine import chunks, reductions
+from steepest.engine.layout import Row, pieces
 
 from .cases import CASES, RULES, Case, able, by_id
 from .training import gradient, identical, steps, train
@@ -134,7 +135,8 @@ def test_pieces_make_the_whole(case: Case, dtype: torch.dtype, layout: str, monk
         return train(case.make(params, **OPTIONS), params)
 
     whole = run()
-    monkeypatch.setattr(chunks, "piece_length", lambda *given, **options: 7)
+    monkeypatch.setattr(chunks, "SMALL", 6)
+    monkeypatch.setattr(chunks, "chunk_length", lambda *given, **options: 7)
     assert identical(run(), whole)
 
 
@@ -171,12 +173,12 @@ def test_tensors_are_cut_small_whatever_their_strides(ordered: bool, limit: int,
     """Or a wide transposed matrix would be stepped whole, with temporaries of its size."""
     transposed = torch.arange(300.0).view(2, 50, 3).transpose(0, 2)
     tensors = [transposed, transposed.clone() if alike else transposed.contiguous()]
-    cut = list(chunks.pieces(tensors, limit, ordered=ordered))
+    cut = list(pieces(Row(tensors, {}), limit, ordered=ordered))
     assert max(param.numel() for (param, _), _ in cut) <= limit
     assert all(param.equal(other) for (param, other), _ in cut)
     assert torch.cat([param.reshape(-1) for (param, _), _ in cut]).sort().values.equal(torch.arange(300.0))
     if ordered:
-        places = torch.cat([index().reshape(-1) for _, index in cut])
+        places = torch.cat([extent.places(param.shape).reshape(-1) for (param, _), extent in cut])
         assert torch.cat([param.reshape(-1) for (param, _), _ in cut]).equal(transposed.flatten()[places])
 
 

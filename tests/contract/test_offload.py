@@ -92,8 +92,8 @@ def test_the_steps_are_the_cpu_s(case: Case, dtype: torch.dtype, far: list[LateL
 def test_compiled_all_share_one_graph(far: list[LateLanes], monkeypatch: pytest.MonkeyPatch):
     params, twins = (make_params(shapes=[(4, 3), (7,), (3, 4)]) for _ in range(2))
     graphs = set()
-    run = compiled._ready
-    monkeypatch.setattr(compiled, "_ready", lambda spec: graphs.add(spec) or run(spec))
+    run = compiled._code
+    monkeypatch.setattr(compiled, "_code", lambda spec, config: graphs.add(spec) or run(spec, config))
     train(Case("adamw").make(params, compile=True, state_device="cpu"), params)
     assert len(graphs) == 1
     train(Case("adamw").make(twins, compile=False), twins)

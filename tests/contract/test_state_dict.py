@@ -223,7 +223,7 @@ def test_state_tensors_lie_where_they_should(case: Case, device: torch.device):
     optimizer.load_state_dict(saved)
     for param in params:
         for name, value in optimizer.state[param].items():
-            single = name in case.rule.tensor_state | {"step"}
+            single = name in case.tensor_state | {"step"}
             assert value.device.type == ("cpu" if single else device.type), name
             if name not in case.factors(optimizer, param):
                 assert value.shape == (() if single else param.shape), name
@@ -255,7 +255,7 @@ def test_plain_numbers_for_per_tensor_state(case: Case, kind: type):
     steps(twin, twins, range(5))
     saved = copy.deepcopy(optimizer.state_dict())
     for state in saved["state"].values():
-        for name in case.rule.tensor_state | {"step"}:
+        for name in case.tensor_state | {"step"}:
             if name in state and float(state[name]) == kind(state[name]):
                 state[name] = kind(state[name])
     again = case.make(params)

@@ -232,13 +232,13 @@ def test_step_counts_on_the_device(kind):
     for step in (1, 2, 100):
         results = []
         for count in (step, torch.tensor(float(step), dtype=torch.float64)):
-            factors = rule.init_factors((6, 6), torch.float32, g.device, group)
-            state = {name: torch.stack([value, value]) for name, value in factors.items()}
+            specs = rule.matrix_specs((6, 6), torch.float32, group)
+            state = {name: torch.stack([spec.make(g[0])] * 2) for name, spec in specs.items()}
             given = {**hyper, **rule.scalars(count, **hyper)}
             given = {name: value for name, value in given.items() if name not in unseen}
             results.append(
-                rule.update(
-                    g, g, torch.zeros_like(g), **state, **given,
+                rule.transform(
+                    g.clone(), **state, **given,
                     key=(torch.zeros(2, 1, 1).long(), torch.ones(2, 1, 1).long()),
                     index=lambda: torch.arange(36).view(1, 6, 6), grad_dtype=g.dtype,
                 )

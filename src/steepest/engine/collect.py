@@ -183,15 +183,20 @@ class Collector:
         checked.accept(group)
         return checked
 
-    def batches(
-        self, groups: Sequence[Group], states: Mapping[Tensor, MutableMapping[str, Any]]
+    def batches_of(
+        self, who: str, groups: Sequence[Group], states: Mapping[Tensor, MutableMapping[str, Any]]
     ) -> list[ParamBatch]:
-        """All parameters that have a gradient, batched by group, device and dtypes.
+        """Check the groups, and batch all parameters that have a gradient by group, device and dtypes.
 
         Args:
-            groups: the param groups, checked.
+            who: the optimizer, for messages.
+            groups: its param groups.
             states: the parameters' states; none is made.
+
+        Raises:
+            ValueError: see :meth:`check`.
         """
+        self.check(who, groups)
         batches: list[ParamBatch] = []
         ordinal = 0
         seen: set[int] = set()
