@@ -12,12 +12,12 @@ import steepest
 ROOT = Path(steepest.__file__).parent
 # Each may import those before it. A new part of the library finds its place here first.
 LAYERS = [
+    "compile",
     "hyperparameters",
     "random",
     "linalg",
     "views",
     "rule",
-    "compile",
     "engine",
     "explain",
     "param_groups",
@@ -51,27 +51,11 @@ def dotted(path: Path) -> list[str]:
     return parts[:-1] if parts[-1] == "__init__" else parts
 
 
-def is_type_checking(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
-
-
-def nodes(tree: ast.AST):
-    """All nodes that run: what stands under ``if TYPE_CHECKING`` is left out."""
-    for child in ast.iter_child_nodes(tree):
-        if is_type_checking(child):
-            for other in child.orelse:
-                yield other
-                yield from nodes(other)
-            continue
-        yield child
-        yield from nodes(child)
-
-
 def imported(path: Path) -> set[str]:
-    """Full names of the modules that a file imports, wherever in it; relative ones resolved."""
+    """Full names of the modules that a file imports, for type checking too; relative ones resolved."""
     package = dotted(path) if path.name == "__init__.py" else dotted(path)[:-1]
     found = set()
-    for node in nodes(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -111,13 +95,13 @@ def test_imports_point_one_way(path):
 
 
 def test_the_lab_uses_the_public_names():
+    public = {"lab", "__init__", "compat", "compile", "hyperparameters", "linalg", "ternary"}
     for path in MODULES:
         if layer(".".join(dotted(path))) == "lab":
-            inner = {layer(n) for n in imported(path) if n.split(".")[0] == "steepest"}
-            assert inner <= {"lab", "__init__", "compat", "hyperparameters", "linalg", "ternary"}, path
+            assert {layer(n) for n in imported(path) if n.split(".")[0] == "steepest"} <= public, path
 
 
-def test_rules_know_no_other_rule_but_their_base_and_linalg_stands_alone():
+def test_rules_know_no_other_rule_but_their_base_and_linalg_and_compile_stand_alone():
     for path in MODULES:
         name, names = dotted(path), imported(path)
         if name[1:2] == ["rules"] and len(name) >= 3:
@@ -126,6 +110,8 @@ def test_rules_know_no_other_rule_but_their_base_and_linalg_stands_alone():
         if name[1:2] == ["linalg"]:
             own = {layer(n) for n in names if n.split(".")[0] == "steepest"}
             assert own <= {"linalg", "random", "hyperparameters"}, path
+        if name[1:2] == ["compile"]:
+            assert {layer(n) for n in names if n.split(".")[0] == "steepest"} <= {"compile"}, path
 
 
 def test_the_library_depends_on_torch_alone():
@@ -151,7 +137,18 @@ def test_importing_the_library_loads_neither_the_lab_nor_what_it_needs():
     assert lab == "False"
 
 
-def test_the_parser_sees_relative_imports(tmp_path):
+def test_importing_the_library_loads_no_dynamo():
+    # It takes more than a second, which only those who compile or step should pay.
+    script = (
+        "import sys, torch\n"
+        "import steepest, steepest.compat\n"
+        "print(*[name for name in ('torch._dynamo', 'torch._inductor', 'sympy') if name in sys.modules])"
+    )
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert out.split() == []
+
+
+def test_the_parser_sees_relative_and_type_checking_imports():
     # An oracle for this file's own reading: in a place as deep as steepest/engine/x.py.
     path = ROOT / "engine" / "x.py"
     source = (
@@ -168,6 +165,7 @@ def test_the_parser_sees_relative_imports(tmp_path):
         "steepest.lab",
         "os.path",
         "math",
+        "numpy",
         "steepest.rules",
         "steepest",
     }

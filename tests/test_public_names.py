@@ -5,6 +5,7 @@ import inspect
 from pathlib import Path
 
 import pytest
+import torch
 
 import steepest
 from steepest import compat
@@ -53,6 +54,60 @@ def test_docstrings_say_what_a_reader_needs(name):
         assert section in doc, section
     for parameter in inspect.signature(cls).parameters:
         assert f"{parameter}:" in doc, parameter
+
+
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("Lion", "lion"),
+        ("sgdsai", "sgd_sai"),
+        ("SGD_sai", "sgd_sai"),
+        ("simba-leaky", "simba_leaky"),
+    ],
+)
+def test_names_are_found_without_case_dashes_and_underscores(name, rule):
+    optimizer = steepest.create(name, [torch.nn.Parameter(torch.ones(2))], lr=0.5)
+    assert type(optimizer) is optimizer_class(rule)
+    assert (optimizer.param_groups[0]["rule"], optimizer.param_groups[0]["lr"]) == (rule, 0.5)
+
+
+def test_no_two_names_differ_in_case_dashes_and_underscores_alone():
+    bare = [name.replace("_", "").replace("-", "").casefold() for name in steepest.list_optimizers()]
+    assert len(set(bare)) == len(bare)
+
+
+@pytest.mark.parametrize("name", compat.__all__)
+def test_create_finds_the_originals_or_says_where_they_are(name):
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    try:
+        made = optimizer_class(name)
+    except ValueError as error:
+        assert f"steepest.compat.{name}" in str(error)  # noqa: PT017
+        with pytest.raises(ValueError, match=f"unknown optimizer '{name}'"):
+            steepest.create(name, [weight])
+    else:
+        assert issubclass(getattr(compat, name), made)
+
+
+def test_what_create_says_of_scaled_optum_is_true():
+    weights = [torch.nn.Parameter(torch.tensor([1.0, 0.25])) for _ in range(2)]
+    original = compat.ScaledOptum([weights[0]], lr=0.5, weight_decay=1.0)
+    ours = steepest.create("signgsd", [weights[1]], lr=0.5, weight_decay=1.0, decay_overshoot=True)
+    for weight, optimizer in zip(weights, (original, ours), strict=True):
+        weight.grad = torch.tensor([1.0, 0.0])
+        optimizer.step()
+    assert torch.equal(*weights)
+
+
+@pytest.mark.parametrize("name", [3, "", "loin", "unheard-of"])
+def test_other_names_are_refused(name):
+    with pytest.raises(ValueError, match=r"unknown optimizer .*; known: adamw, hyperball"):
+        steepest.create(name, [torch.nn.Parameter(torch.ones(2))])
+
+
+def test_the_originals_that_are_classes_of_ours_are_the_same_classes():
+    for name in ("QUAD", "Procrustes", "Simba", "OrthogonalizedOptimizer"):
+        assert getattr(compat, name) is getattr(steepest, name)
 
 
 def readme() -> str:

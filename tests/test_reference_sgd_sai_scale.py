@@ -40,18 +40,28 @@ def test_ablations(scale, shape):
     gradient = torch.randn(shape, generator=torch.Generator().manual_seed(1)) + 0.5
     count = gradient.numel()
     wide = gradient.double()
-    snr = float(wide.norm() / (wide.std() + 1e-8)) if count > 1 else 10.0
+    snr = float(wide.norm() / (wide.std() + 1e-8)) if count > 1 else 1.0
     expected = {"gsnr": snr, "sqrt_numel": math.sqrt(count), "none": 1.0}[scale]
     assert measured_scale(gradient, scale=scale) == pytest.approx(expected, rel=2e-7)
 
 
-@pytest.mark.parametrize("gradient", [torch.tensor(3.0), torch.tensor([-3.0]), torch.full((5, 4), 0.1)])
+@pytest.mark.parametrize("gradient", [torch.tensor([3.0, 3.0]), torch.full((5, 4), 0.1)])
 def test_a_gradient_without_spread_is_capped(gradient):
     # ‖g‖/ε would be 1e8 and more.
     root = math.sqrt(gradient.numel())
     assert measured_scale(gradient) == pytest.approx(10 * root, rel=1e-6)
     assert measured_scale(gradient, max_scale=3.0) == pytest.approx(3 * root, rel=1e-6)
     assert measured_scale(gradient, eps=0.0) == pytest.approx(10 * root, rel=1e-6)
+
+
+@pytest.mark.parametrize("gradient", [torch.tensor(3.0), torch.tensor([-3.0]), torch.full((1, 1), 1e-3)])
+def test_one_element_has_no_spread_and_the_scale_1(gradient):
+    """√d, as √numel and none have it: there is nothing in which its sign could be told from its noise."""
+    for options in ({}, {"eps": 0.0}, {"max_scale": 3.0}, {"relative_eps": True}):
+        assert measured_scale(gradient, **options) == 1
+    assert measured_scale(gradient, max_scale=0.25) == 0.25
+    # ε swallows a gradient below it, as it does in tensors of any size.
+    assert measured_scale(gradient * 0 + 1e-9) == pytest.approx(0.1, rel=1e-6)
 
 
 def test_the_cap_leaves_ordinary_gradients_alone():

@@ -4,26 +4,34 @@
 | --- | --- |
 | ``ScaledOptum(params, lr=1e-2, weight_decay=0.0)`` | :class:`ScaledOptum`, on :class:`~steepest.SignGSD` |
 | ``SGD_sai(params, lr, momentum, eps, weight_decay)`` | :class:`SGD_sai`, on :class:`~steepest.SGDSaI` |
-| ``Simba(params, lr, window_size, threshold, weight_decay)`` | :class:`Simba`, the same class |
+| ``Simba(params, lr, window_size, threshold, weight_decay)`` | :class:`~steepest.Simba`, the same class |
+| ``QUAD`` and ``Procrustes`` of quad_torch | :class:`~steepest.QUAD`, :class:`~steepest.Procrustes` |
+| ``OrthogonalizedOptimizer`` to subclass | :class:`~steepest.OrthogonalizedOptimizer`, the same class |
 
 Trajectories are the originals' to rounding, apart from their faults: see each class.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
+from steepest.engine.layout import real_view
+from steepest.engine.reductions import moments
 from steepest.hyperparameters import CommonOptions
-from steepest.rules.sgd_sai import SGDSaI
+from steepest.rules.orthogonalized import OrthogonalizedOptimizer
+from steepest.rules.procrustes import Procrustes
+from steepest.rules.quad import QUAD
+from steepest.rules.sgd_sai import SGDSaI, gradient_scale, has_momentum
 from steepest.rules.signgsd import SignGSD
 from steepest.rules.simba import Simba
 
-__all__ = ["SGD_sai", "ScaledOptum", "Simba"]
+__all__ = ["QUAD", "OrthogonalizedOptimizer", "Procrustes", "SGD_sai", "ScaledOptum", "Simba"]
 
 
 class ScaledOptum(SignGSD):
@@ -70,8 +78,12 @@ class SGD_sai(SGDSaI):
 
     Its trajectory is the original's where the original is sound. Different on purpose: the scale
     survives a checkpoint, a zero or non-finite first gradient does not freeze a tensor, a constant
-    gradient's scale is capped at 10·√d, a gradient that comes later is measured then, ``momentum=0``
-    works, a closure is called once, nothing is printed.
+    gradient's scale is capped at 10·√d and a single element's at 1, a gradient that comes later is measured
+    then, ``momentum=0`` works, a closure is called once, nothing is printed.
+
+    ``step()`` measures what has not been measured. As in the original, ``warmup_step()`` measures ahead of
+    it, ``has_warmup = True`` after loading a checkpoint is allowed (and not needed), and
+    ``has_warmup = False`` has the next step measure every scale anew.
 
     Shapes, dtypes, state and errors are those of :class:`~steepest.SGDSaI`.
 
@@ -104,16 +116,63 @@ class SGD_sai(SGDSaI):
 
     @property
     def has_warmup(self) -> bool:
-        """Whether any scale has been measured."""
-        return any(float(state["measured"]) > 0 for state in self.state.values() if "measured" in state)
+        """Whether scales have been measured, or are said to be.
 
-    def warmup_step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Call the closure, if any, and return its loss; the scales are measured in the first ``step()``.
-
-        The original's own use, ``warmup_step()`` and then ``step()`` on the same gradients, measures the
-        same numbers either way.
+        Setting it to False has the next ``step()`` measure every scale anew, while momentum goes on; until a
+        gradient can be measured, the old scale holds. Setting it to True keeps the scales that there are; a
+        tensor without one is measured on its first gradient.
         """
-        if closure is None:
-            return None
-        with torch.enable_grad():
-            return closure()
+        if self.__dict__.get("_said_to_be_warm", False):
+            return True
+        return any(float(state["measured"]) != 0 for state in self.state.values() if "measured" in state)
+
+    @has_warmup.setter
+    def has_warmup(self, value: bool) -> None:
+        # Only the getter reads this; no step depends on it.
+        self._said_to_be_warm = bool(value)
+        for state in self.state.values():
+            gsnr, measured = float(state.get("gsnr", 0.0)), float(state.get("measured", 0.0))
+            if value and gsnr > 0 and measured == 0:
+                state["measured"].fill_(1.0)
+            elif not value and measured != 0:
+                if not has_momentum(gsnr, measured):
+                    state["gsnr"].zero_()
+                state["measured"].zero_()
+
+    @torch.no_grad()
+    def warmup_step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Measure the scale of every tensor that has a gradient, on that gradient; step nothing.
+
+        A zero or non-finite gradient measures nothing: such a tensor is measured in a later step.
+
+        Args:
+            closure: evaluates the model and its gradients first; called once, with gradients enabled.
+
+        Returns:
+            What the closure returned.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            if group["rule"] == self.rule.name:
+                for param in group["params"]:
+                    if param.grad is not None:
+                        self._measure(param, param.grad, group)
+        self._said_to_be_warm = True
+        return loss
+
+    def _measure(self, param: Tensor, grad: Tensor, group: Mapping[str, Any]) -> None:
+        dense = grad if grad.layout is torch.strided else grad.to_dense()
+        count, total, square = moments(real_view(dense))
+        scale = gradient_scale(count, float(total), float(square), group)
+        if scale is None:
+            return
+        state = self.state[param]
+        gsnr, measured = float(state.get("gsnr", 0.0)), float(state.get("measured", 0.0))
+        # The rest of the state is made in the first step.
+        precise = torch.promote_types(real_view(param).dtype, torch.float32)
+        state["gsnr"] = torch.tensor(scale, dtype=precise, device="cpu")
+        ahead = not has_momentum(gsnr, measured)
+        state["measured"] = torch.tensor(-1.0 if ahead else 1.0, dtype=torch.float32, device="cpu")

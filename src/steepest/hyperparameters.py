@@ -198,7 +198,7 @@ def check_all(owner: str, table: Mapping[str, Hyperparameter], values: Mapping[s
             hyper.check(owner, name, values[name])
 
 
-WeightDecayMethod: TypeAlias = Literal["decoupled", "independent", "l2", "palm", "sign", "cautious"]
+WeightDecayMethod: TypeAlias = Literal["decoupled", "independent", "untied", "l2", "palm", "sign", "cautious"]
 Rounding: TypeAlias = Literal["nearest", "stochastic"]
 Nonfinite: TypeAlias = Literal["ignore", "skip", "raise"]
 
@@ -209,7 +209,11 @@ class CommonOptions(TypedDict, total=False):
     - ``weight_decay_method``: how λ = ``weight_decay`` acts, η being the learning rate:
 
       - ``"decoupled"``: p ← p − η·λ·p
-      - ``"independent"``: p ← p − λ·p·(η / η₀), η₀ the learning rate the group was made with
+      - ``"independent"``: p ← p − λ·p·(η / η₀), η₀ the learning rate the group was made with: λ does not
+        depend on the learning rate, but follows its schedule (Loshchilov and Hutter, 2019)
+      - ``"untied"``: p ← p − λ·p wherever η > 0, whatever the schedule. Emerging-Optimizers'
+        WeightDecayMixin calls this "independent", and so does OrthogonalizedOptimizer, whose names are
+        the mixin's; its subclasses here (Muon and kin) take the names of this list
       - ``"l2"``: g ← g + λ·p, into a copy, never into ``p.grad``; what a rule measures over whole
         tensors (SGDSaI's scale, SimbaLeaky's rms) is that of the gradient alone
       - ``"palm"``: p ← p − λ·η²·p
@@ -252,7 +256,9 @@ class CommonOptions(TypedDict, total=False):
 
 
 COMMON_OPTIONS: dict[str, Hyperparameter] = {
-    "weight_decay_method": choice("decoupled", "decoupled", "independent", "l2", "palm", "sign", "cautious"),
+    "weight_decay_method": choice(
+        "decoupled", "decoupled", "independent", "untied", "l2", "palm", "sign", "cautious"
+    ),
     "state_dtype": floating_dtype(),
     "state_device": choice(None, None, "cpu"),
     "rounding": choice("nearest", "nearest", "stochastic"),

@@ -3,43 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from steepest.engine.chunks import run_eager, store
-from steepest.engine.collect import ParamBatch, collect
-from steepest.engine.compiled import (
-    Plan,
-    compiler_available,
-    pays,
-    prepare,
-    run_compiled,
-    warn_no_compiler,
-    warn_not_compiled,
-)
-from steepest.engine.cpu_offload import on_host
+from steepest.engine.collect import Collector, ParamBatch
 from steepest.engine.cuda_graphs import check_capture
 from steepest.engine.grad_check import both, check_gradients
-from steepest.engine.matrices import (
-    Provide,
-    computed,
-    drop_stale_factors,
-    init_factors,
-    lacks_factors,
-    relate,
-    run_matrix,
-)
-from steepest.engine.option_check import Watch
-from steepest.engine.reductions import measure, reads_back
-from steepest.engine.step_count import add_step, count_steps
-from steepest.explain import Explanation, explain
+from steepest.engine.matrices import MatrixFunction
+from steepest.engine.pipeline import take_step
 from steepest.hyperparameters import near_miss, plain
-from steepest.param_groups import check_own_views, check_params, check_views, filled
+from steepest.param_groups import (
+    OLD_REASONS,
+    check_own_views,
+    check_params,
+    check_views,
+    drop_foreign_options,
+    filled,
+)
 from steepest.rule import Rule, find_rule, register_rule
 from steepest.state_dict import check_loadable, placed, restored
+
+if TYPE_CHECKING:
+    from steepest.explain import Explanation, Reasons
 
 __all__ = ["OPTIMIZERS", "Optimizer"]
 
@@ -85,6 +73,9 @@ class Optimizer(torch.optim.Optimizer):
 
     rule: ClassVar[Rule]
 
+    reasons: Reasons | None = None
+    """Why every tensor is where it is, as :func:`steepest.build` wrote it down for :meth:`explain`."""
+
     def __init_subclass__(cls, rule: Rule | None = None, **kwargs: Any) -> None:
         """``class Lion(Optimizer, rule=LionRule())`` makes rule and class known by the rule's name."""
         super().__init_subclass__(**kwargs)
@@ -122,6 +113,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group; see the constructor for what it may hold and which errors it raises."""
+        full: dict[str, Any] = {}
         if isinstance(param_group, dict) and "params" in param_group:
             params = param_group["params"]
             if not isinstance(params, (Tensor, set)):
@@ -137,7 +129,8 @@ class Optimizer(torch.optim.Optimizer):
                 check_own_views(own, full["rule"], param_group["params"])
             param_group.update(full)
         super().add_param_group(param_group)
-        self._watch.remember_shapes(self.param_groups[-1])
+        drop_foreign_options(self.param_groups[-1], self.defaults["rule"], keep=full)
+        self._collector.remember(self.param_groups)
 
     # -- the step
 
@@ -147,7 +140,7 @@ class Optimizer(torch.optim.Optimizer):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch._disable_dynamo  # type: ignore[attr-defined]
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Take one step with the parameters that have a gradient.
@@ -169,69 +162,34 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._watch.check(type(self).__name__, self.param_groups)
-        batches = collect(self.param_groups, lambda param: self.state.get(param, {}))
-        check_capture(batches, self.param_groups, self._not_in_a_graph())
+        collector = self._collector
+        collector.check(type(self).__name__, self.param_groups)
+        batches = collector.batches(self.param_groups, self.state)
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            check_capture(batches, self.param_groups, self._not_in_a_graph())
         taken: bool | Tensor = True
         if batches or self._has_more():
             taken = self._take(batches, self._check(batches))
             if taken is not False:
                 self._step_rest()
         # Of released gradients, which are stepped before: they and the rest are one step to count.
-        taken = both(self.__dict__.pop("_taken_in_backward", True), taken)
+        if "_taken_in_backward" in self.__dict__:
+            taken = both(self.__dict__.pop("_taken_in_backward"), taken)
         if taken is not True:
             self._count_skipped((~taken).to(torch.int64) if isinstance(taken, Tensor) else 1)
         return loss
 
     def _take(self, batches: list[ParamBatch], finite: bool | Tensor) -> bool | Tensor:
-        """Step these parameters if their gradients are finite.
-
-        Returns whether it was done: ``finite``, a tensor where only the device knows.
-        """
-        if isinstance(finite, Tensor) and (reads_back(batches) or any(b.offloaded for b in batches)):
-            finite = bool(finite)
-        if finite is False:
-            return False
-        mask = finite if isinstance(finite, Tensor) else None
-        self._make_state(batches)
-        for batch in batches:
-            count_steps(batch)
-        measure(batches, self._states_by_rule)
-        relate(batches)
-        # Functions of a subclass may raise: they are all called before anything is written.
-        writes = {
-            id(batch): computed(batch, provide)
-            for batch in batches
-            if (provide := self._provide(batch)) is not None
-        }
-        # Compiling takes seconds in which much can go wrong: it too is done before anything is written.
-        compiles = [_compiles(batch) for batch in batches]
-        plans = [
-            prepare(batch, mask is not None) if wish and not batch.offloaded else None
-            for batch, wish in zip(batches, compiles, strict=True)
-        ]
-        for batch, wish, plan in zip(batches, compiles, plans, strict=True):
-            on_device = None if mask is None else mask.to(batch.device)
-            if id(batch) in writes:
-                for old, new in writes[id(batch)]:
-                    store(old, new, on_device)
-            elif batch.offloaded:
-                for near in on_host(batch):
-                    _run(near, None, prepare(near, False) if wish else None)
-            else:
-                _run(batch, on_device, plan)
-            for member in batch.members:
-                if member.measured is not None:
-                    for name, value in member.measured.items():
-                        member.state[name].fill_(value)
-            add_step(batch, mask)
-        return finite
+        """Step these parameters if their gradients are finite; whether it was done, see :func:`take_step`."""
+        return take_step(batches, finite, self.state, self._states_by_rule, self._matrix_function)
 
     @property
-    def _watch(self) -> Watch:
+    def _collector(self) -> Collector:
         # Not in what is pickled: a copy's parameters have the shapes that they have there.
-        watch: Watch = self.__dict__.setdefault("_watching", Watch())
-        return watch
+        collector: Collector | None = self.__dict__.get("_collects")
+        if collector is None:
+            collector = self.__dict__["_collects"] = Collector()
+        return collector
 
     def _has_more(self) -> bool:
         """Whether a subclass has something to step without any parameter's gradient."""
@@ -243,13 +201,16 @@ class Optimizer(torch.optim.Optimizer):
 
     def _check(self, batches: list[ParamBatch]) -> bool | Tensor:
         """Whether this step may be taken, see :func:`check_gradients`; nothing has changed yet."""
-        return check_gradients(batches)
+        for batch in batches:
+            if batch.config.group["nonfinite"] != "ignore":
+                return check_gradients(batches)
+        return True
 
     def _step_rest(self) -> None:
         """Step what a subclass has besides parameters; it may not fail."""
 
-    def _provide(self, batch: ParamBatch) -> Provide | None:
-        """Functions of this object that the batch's rule calls, parameter by parameter; mostly none."""
+    def _matrix_function(self, batch: ParamBatch) -> MatrixFunction | None:
+        """This object's own function of one matrix, which the batch's rule calls; mostly none."""
         return None
 
     @property
@@ -275,14 +236,17 @@ class Optimizer(torch.optim.Optimizer):
     def explain(self) -> Explanation:
         """What every tensor gets and why: rows and totals, and as a string a table.
 
-        The reasons are :func:`steepest.build`'s; an optimizer that was made by hand says "given". They
-        live in the param groups, so that copies and checkpoints keep them.
+        The reasons are :func:`steepest.build`'s; a tensor that was given by hand is said to be "set by
+        hand". Copies and pickles keep the reasons; a state dict has none, since the optimizer that loads it
+        has its own.
 
         >>> optimizer = Optimizer({"layer.weight": torch.nn.Parameter(torch.ones(4, 2))}.items(), rule="lion")
         >>> optimizer.explain().rows[0].rule, optimizer.explain().totals[0].state_bytes
         ('lion', 32)
         """
-        return explain(self.param_groups, self.defaults["rule"])
+        from steepest.explain import explain
+
+        return explain(self.param_groups, self.defaults["rule"], self.reasons)
 
     def _count_skipped(self, count: int | Tensor) -> None:
         held = any(group["capturable"] for group in self.param_groups)
@@ -294,43 +258,6 @@ class Optimizer(torch.optim.Optimizer):
                 group["skipped_steps"] = before.to(count.device).add_(count)
             else:
                 group["skipped_steps"] = before + count
-
-    def _make_state(self, batches: list[ParamBatch]) -> None:
-        """Give every member its state; allocated for all of them before any is kept."""
-        made = []
-        for batch in batches:
-            names = batch.state_names
-            shaped = batch.element_state
-            counts = batch.counts_steps
-            matrix = batch.rule.scope == "matrix"
-            for member in batch.members:
-                state = member.state
-                for name in shaped:
-                    kept = state.get(name)
-                    if kept is not None and kept.shape != member.param.shape:
-                        raise ValueError(
-                            f"{member.name} has shape {tuple(member.param.shape)}, its {name} "
-                            f"{tuple(kept.shape)}: the parameter was given another shape after a step; "
-                            "make a new optimizer, or clear its state. Nothing was stepped"
-                        )
-                fresh: dict[str, Tensor] = {}
-                if not names.issubset(state):
-                    # Its values are not looked at, and memory that is not written is not taken.
-                    blank = torch.empty_like(member.param, device="cpu") if batch.offloaded else member.param
-                    fresh = batch.rule.init_state(blank, batch.group)
-                if matrix:
-                    drop_stale_factors(batch, member)
-                    if lacks_factors(batch, member):
-                        fresh |= init_factors(batch, member)
-                if counts and "step" not in state:
-                    fresh["step"] = torch.zeros((), dtype=torch.float32, device="cpu")
-                if fresh or not state:
-                    made.append((member, fresh))
-        for member, fresh in made:
-            state = self.state[member.owner]
-            for name, value in fresh.items():
-                state.setdefault(name, value)
-            member.state = state
 
     def _states_by_rule(self) -> dict[str, list[Mapping[str, Tensor]]]:
         states: dict[str, list[Mapping[str, Tensor]]] = {}
@@ -361,11 +288,10 @@ class Optimizer(torch.optim.Optimizer):
 
         def restore(_: torch.optim.Optimizer) -> None:
             for ours, theirs in zip(self.param_groups, accepted["param_groups"], strict=True):
-                rule = find_rule(ours["rule"])
                 for saved, param in zip(theirs["params"], ours["params"], strict=True):
                     if saved in accepted["state"]:
                         where = torch.device(ours["state_device"] or param.device)
-                        self.state[param] = restored(rule, where, accepted["state"][saved])
+                        self.state[param] = restored(ours, where, accepted["state"][saved])
 
         # The user's own pre-hooks may replace the dict, so it is looked at after them; their post-hooks
         # must find the dtypes mended.
@@ -377,40 +303,27 @@ class Optimizer(torch.optim.Optimizer):
             before.remove()
             after.remove()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles keep: torch's own, and the reasons."""
+        state: dict[str, Any] = super().__getstate__()
+        return state if self.reasons is None else {**state, "reasons": self.reasons}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Unpickle; options that did not exist when the pickle was made get their defaults."""
         current = self.__dict__.get("param_groups", ())
-        made = "_watching" in self.__dict__
+        made = "_collects" in self.__dict__
         super().__setstate__(state)
         self.defaults.setdefault("rule", type(self).rule.name if hasattr(type(self), "rule") else None)
         for index, group in enumerate(self.param_groups):
             known = current[index] if index < len(current) else {}
+            if made:
+                for name in OLD_REASONS.difference(known):
+                    group.pop(name, None)
             fallback = {k: v for k, v in known.items() if k not in ("params", "param_names", "base_lr")}
             for name, value in filled({**fallback, **group}, self.defaults).items():
                 group.setdefault(name, value)
+            if known:
+                drop_foreign_options(group, self.defaults["rule"], keep=known)
             group.setdefault("base_lr", float(group.get("initial_lr", group["lr"])))
-            if not made:
-                self._watch.remember_shapes(group)
-
-
-def _run(batch: ParamBatch, finite: Tensor | None, plan: Plan | None) -> None:
-    if batch.rule.scope == "matrix":
-        run_matrix(batch, finite)
-    else:
-        left = batch.members if plan is None else run_compiled(plan, finite)
-        if left:
-            run_eager(batch, left, finite)
-
-
-def _compiles(batch: ParamBatch) -> bool:
-    wish = batch.group["compile"]
-    if batch.rule.scope == "matrix":
-        if wish is True:
-            warn_not_compiled(batch.rule.name)
-        return False
-    if wish is False:
-        return False
-    available = compiler_available(batch.device.type)
-    if wish is True and not available:
-        warn_no_compiler(batch.device.type)
-    return available and (wish is True or pays(batch))
+        if not made:
+            self._collector.remember(self.param_groups)

@@ -7,6 +7,7 @@ import math
 import sys
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from steepest.engine.collect import ParamBatch, Place, describe, member_at
+from steepest.engine.collect import describe
 from steepest.engine.cuda_graphs import capturing
 from steepest.engine.grad_check import both, check_gradients
 from steepest.optimizer import Optimizer
@@ -24,6 +25,16 @@ __all__ = ["ReleasedGradients", "release_gradients"]
 
 # As torch.nn.utils.clip_grad_norm_ has it: a norm of zero divides nothing.
 _CLIP_EPS = 1e-6
+
+
+@dataclass(slots=True)
+class Place:
+    """Where a parameter stands: its group, its index there, and its ordinal among all parameters."""
+
+    group_index: int
+    index: int
+    ordinal: int
+
 
 _live: weakref.WeakSet[ReleasedGradients] = weakref.WeakSet()
 
@@ -211,7 +222,7 @@ class ReleasedGradients:
     # -- in backward
 
     # Compiled autograd would trace the hook, and with it every step, into the model's backward.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch._disable_dynamo  # type: ignore[attr-defined]
     @torch.no_grad()
     def _on_gradient(self, param: Tensor) -> None:
         if self._place(param) is None:
@@ -228,18 +239,20 @@ class ReleasedGradients:
         assert place is not None
         optimizer = self._optimizer
         if not self._stepped:
-            optimizer._watch.check(type(optimizer).__name__, optimizer.param_groups)
+            optimizer._collector.check(type(optimizer).__name__, optimizer.param_groups)
         group = optimizer.param_groups[place.group_index]
         if why := _unsupported(place.group_index, group):
             raise RuntimeError(why)
-        member = member_at(group, place, optimizer.state.get(param, {}))
+        batch = optimizer._collector.one(
+            optimizer.param_groups, place.group_index, place.index, place.ordinal, optimizer.state
+        )
+        (member,) = batch.members
         # Not in place: other gradients, of which backward still needs some, may lie in the same memory.
         if self._clip_value is not None:
             member.grad = member.grad.clamp(-self._clip_value, self._clip_value)
         elif self._clip_norm is not None:
             member.grad = self._clipped(member.grad)
-        batches = [ParamBatch(find_rule(group["rule"]), group, [member])]
-        self._taken.append(optimizer._take(batches, check_gradients(batches)))
+        self._taken.append(optimizer._take([batch], check_gradients([batch])))
         self._stepped.add(id(param))
         param.grad = None
 
@@ -294,7 +307,7 @@ class ReleasedGradients:
 
     # -- in step()
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch._disable_dynamo  # type: ignore[attr-defined]
     def _before_step(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:

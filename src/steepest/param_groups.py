@@ -1,36 +1,49 @@
-"""Param groups: what they leave out, and what they may not hold."""
+"""Param groups: fill in the options they leave out, and refuse what they may not hold."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from steepest.engine.collect import refuse_shards
-from steepest.explain import ALIASES, DOUBTS, FALLBACK, LEFT_OUT, WHY
 from steepest.hyperparameters import COMMON_OPTIONS, near_miss
 from steepest.rule import find_rule
 
-__all__ = ["RESERVED", "check_own_views", "check_params", "check_views", "filled"]
+__all__ = [
+    "OLD_REASONS",
+    "RESERVED",
+    "check_own_views",
+    "check_params",
+    "check_views",
+    "drop_foreign_options",
+    "filled",
+]
 
-# What a param group keeps for the library, for torch and for its schedulers.
+# Keys of a param group that belong to this library, to torch or to torch's schedulers.
 RESERVED = frozenset(
     {"params", "param_names", "rule", "base_lr", "initial_lr", "skipped_steps", "scaled_orthogonalize_fn"}
-    | {WHY, ALIASES, LEFT_OUT, DOUBTS, FALLBACK}
 )
+
+# Keys under which checkpoints of the first releases kept explain()'s prose: dropped where they are loaded.
+OLD_REASONS = frozenset({"why", "aliases", "left_out", "doubts", "fallback"})
 
 
 def filled(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """The group with every option it leaves out: its rule's own defaults where it names another rule."""
+    """Return the group with every option filled in.
+
+    A group of the optimizer's own rule takes the optimizer's options, a group of another rule that rule's
+    defaults and the optimizer's common options.
+    """
     rule = group.get("rule", defaults["rule"])
     found = find_rule(rule)
     full = found.defaults()
     if rule == defaults["rule"]:
         full.update({name: defaults[name] for name in full if name in defaults})
     else:
-        # How to decay belongs to a rule; the rest of the common options to the whole optimizer.
+        # The decay method is a default of the rule, every other common option one of the whole optimizer.
         shared = [name for name in COMMON_OPTIONS if name != "weight_decay_method"]
         full.update({name: defaults[name] for name in shared if name in defaults})
     full.update(found.conventions)
@@ -40,8 +53,21 @@ def filled(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, A
     return full
 
 
+def drop_foreign_options(group: dict[str, Any], main_rule: str, keep: Container[str]) -> None:
+    """Remove the hyper-parameters of the optimizer's main rule from a group of another rule.
+
+    torch copies all of an optimizer's defaults into every group, where they would have no effect and yet
+    show up in checkpoints. Keys in ``keep`` stay, and so does ``betas``: OneCycleLR and CyclicLR read it in
+    every group if the optimizer's defaults have it.
+    """
+    known = find_rule(group["rule"]).hyper
+    for name in find_rule(main_rule).hyper:
+        if name not in known and name not in keep and name != "betas":
+            group.pop(name, None)
+
+
 def check_own_views(views: Mapping[str, Any], rule: str, params: Any) -> None:
-    """Refuse a group's view of a parameter that is not in it, or that its rule would not look at."""
+    """Refuse views of parameters that are not in the group, or in a group whose rule ignores views."""
     if not isinstance(views, Mapping):
         return
     if "views" not in find_rule(rule).hyper:
@@ -55,7 +81,7 @@ def check_own_views(views: Mapping[str, Any], rule: str, params: Any) -> None:
 
 
 def check_views(views: Mapping[str, Any], groups: list[dict[str, Any]]) -> None:
-    """Refuse the constructor's view of a parameter that no group applies it to."""
+    """Refuse views in the constructor that no group applies."""
     for name in views:
         holder = next((group for group in groups if name in group.get("param_names", ())), None)
         if holder is None:
@@ -67,7 +93,7 @@ def check_views(views: Mapping[str, Any], groups: list[dict[str, Any]]) -> None:
         if name not in (holder["views"] or {}):
             raise ValueError(
                 f"views: parameter {name!r} is in a group with views of its own, or of another rule: "
-                "give that group's dict the view"
+                "put the view into that group's dict"
             )
 
 
@@ -77,7 +103,7 @@ def _no_parameter(name: str, names: list[str]) -> ValueError:
 
 
 def check_params(params: list[Any], group_index: int, group: Mapping[str, Any]) -> None:
-    """Refuse what no rule can serve; what is no tensor at all is left to torch's own error."""
+    """Refuse parameters that the rule, or any rule, cannot serve; torch itself refuses non-tensors."""
     named = [entry if isinstance(entry, tuple) else (None, entry) for entry in params]
     for index, (name, param) in enumerate(named):
         if not isinstance(param, Tensor):

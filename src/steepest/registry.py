@@ -15,6 +15,12 @@ if TYPE_CHECKING:
 
 __all__ = ["create", "list_optimizers", "optimizer_class"]
 
+# Where to find the originals' classes that have another name here.
+_ORIGINALS = {
+    "scaledoptum": "the original is steepest.compat.ScaledOptum; its rule is 'signgsd' with "
+    "decay_overshoot=True",
+}
+
 _MAKERS: dict[type[nn.Module], Callable[..., Optimizer]] = {}
 
 
@@ -23,7 +29,7 @@ def register_maker(kind: type[nn.Module], make: Callable[..., Optimizer]) -> Non
 
     Args:
         kind: a class of modules with such weights.
-        make: called as ``make(model, groups, options, rule=..., extra=..., **hyper)``.
+        make: called as ``make(model, groups, options, rule=..., **hyper)``.
     """
     _MAKERS[kind] = make
 
@@ -40,16 +46,32 @@ def find_maker(model: nn.Module) -> tuple[Callable[..., Optimizer] | None, list[
 
 
 def optimizer_class(name: str) -> type[Optimizer]:
-    """The class that constructs the optimizer called ``name``; errors as :func:`~steepest.rule.find_rule`.
+    """The class of the optimizer called ``name``, or of that name; case, dashes and underscores are alike.
 
-    >>> optimizer_class("lion").__name__
-    'Lion'
+    Raises:
+        ValueError: no optimizer has that name; the message offers the closest one, or says where the
+            original of that name is.
+
+    >>> optimizer_class("lion").__name__, optimizer_class("SGD-SaI").__name__
+    ('Lion', 'SGDSaI')
     """
-    if name not in OPTIMIZERS:
-        raise ValueError(
-            f"unknown optimizer {name!r}{near_miss(name, OPTIMIZERS)}; known: {', '.join(list_optimizers())}"
-        )
-    return OPTIMIZERS[name]
+    if name in OPTIMIZERS:
+        return OPTIMIZERS[name]
+    wanted = _bare(name)
+    by_class = {_bare(made.__name__): made for made in OPTIMIZERS.values()}
+    alike = by_class | {_bare(known): made for known, made in OPTIMIZERS.items()}
+    if wanted in alike:
+        return alike[wanted]
+    if wanted in _ORIGINALS:
+        raise ValueError(f"unknown optimizer {name!r}: {_ORIGINALS[wanted]}")
+    raise ValueError(
+        f"unknown optimizer {name!r}{near_miss(name, OPTIMIZERS)}; known: {', '.join(list_optimizers())}"
+    )
+
+
+def _bare(name: str) -> str:
+    """The name as it is compared: without case, dashes and underscores."""
+    return str(name).replace("-", "").replace("_", "").casefold()
 
 
 def list_optimizers() -> list[str]:
@@ -65,12 +87,13 @@ def create(name: str, params: ParamsT, **hyper: Any) -> Optimizer:
     """Make an optimizer by name: ``create("lion", model.parameters(), lr=3e-4)``.
 
     Args:
-        name: one of :func:`list_optimizers`.
+        name: one of :func:`list_optimizers`; case, dashes and underscores do not matter.
         params: tensors, ``(name, tensor)`` pairs or group dicts, as for every torch optimizer.
         **hyper: the optimizer's own hyper-parameters and the common options.
 
     Raises:
-        ValueError: an unknown name (the message offers the closest one), or a value out of range.
+        ValueError: an unknown name (the message offers the closest one, or says where the original of
+            that name is), or a value out of range.
         TypeError: a keyword that the optimizer does not take.
 
     >>> import torch

@@ -1,82 +1,156 @@
-"""What an optimizer is: a rule, a pure function of tensors that knows no loop, device or learning rate."""
+"""What an optimizer is: a rule, a pure function of tensors that knows no loop, device or learning rate.
+
+A rule says which phases it has, by overriding their methods:
+
+- ``measure``: scalars of a logical tensor, from sums over its gradient;
+- ``update``: elementwise, on any piece of a tensor; every rule has it;
+- ``transform``: on whole matrices, stacked;
+- ``retract``: brings stepped matrices back onto the set that the rule keeps them on.
+
+The engine asks which phases there are, and never which rule it runs.
+"""
 
 from __future__ import annotations
 
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from steepest.arithmetic import Scalar
 from steepest.hyperparameters import COMMON_OPTIONS, Hyperparameter, check_all, near_miss
 from steepest.views import check_view
 
 __all__ = [
-    "ElementRule",
     "Group",
-    "MatrixRule",
     "Moments",
     "Noise",
     "Rule",
     "Scalar",
-    "TensorRule",
+    "StateSpec",
     "find_rule",
     "register_rule",
-    "weighted_sum",
-    "zeros",
 ]
 
 Group = Mapping[str, Any]
-Scalar = float | Tensor
 Noise = Callable[[int], Tensor]
 
-
-# What DeepSpeed ZeRO 3 and FSDP1 mark their parameters with.
+# DeepSpeed ZeRO 3 and FSDP1 mark flattened or partitioned parameters with these attributes.
 _FLAT = ("ds_id", "ds_tensor", "_is_flat_param", "_fsdp_flattened")
 
 
-class Rule(ABC):
-    """An optimizer's equation, with the least part of a parameter that it must see at once (its scope).
+@dataclass(frozen=True)
+class StateSpec:
+    """One state entry as data: bytes can be counted, and formats chosen, without running the rule.
 
-    A subclass sets ``name``, ``hyper``, and writes ``init_state`` and ``update``.
+    Attributes:
+        per: what has one: every ``"element"`` of the parameter (the entry is laid out as the parameter), the
+            whole ``"tensor"`` (a 0-dim number on the CPU), or every ``"matrix"`` that the rule sees.
+        dtype: None is, per element, the option ``state_dtype`` or else the parameter's dtype; per tensor, the
+            parameter's dtype, or float32 if that is wider.
+        shape: of a matrix's entry.
+        fill: the initial value; ``"identity"`` starts a square matrix as I.
+    """
+
+    per: Literal["element", "tensor", "matrix"] = "element"
+    dtype: torch.dtype | None = None
+    shape: tuple[int, ...] = ()
+    fill: float | Literal["identity"] = 0.0
+
+    def make(self, param: Tensor, state_dtype: torch.dtype | None = None) -> Tensor:
+        """The entry before a parameter's first step, for a parameter or a block of one (of any device)."""
+        if self.per == "element":
+            dtype = self.dtype or state_dtype or param.dtype
+            return torch.zeros_like(param, dtype=dtype, requires_grad=False)
+        dtype = self.dtype or torch.promote_types(param.dtype, torch.float32)
+        if self.per == "tensor":
+            where = "meta" if param.is_meta else "cpu"
+            return torch.full((), float(self.fill), dtype=dtype, device=where)
+        if self.fill == "identity":
+            return torch.eye(self.shape[0], dtype=dtype, device=param.device)
+        return torch.full(self.shape, float(self.fill), dtype=dtype, device=param.device)
+
+    @property
+    def numel(self) -> int:
+        """Elements of a tensor's or a matrix's entry."""
+        return math.prod(self.shape)
+
+
+class Moments(NamedTuple):
+    """Sums over all elements of a logical tensor; the sums of its shards add up to them."""
+
+    numel: int
+    total: Tensor
+    square: Tensor
+
+
+class Rule(ABC):
+    """An optimizer's equation.
+
+    A subclass sets ``name`` and ``hyper``, and writes ``state_specs`` and ``update``; ``measure``,
+    ``transform`` and ``retract`` if it has these phases.
 
     Attributes:
         name: the name in the registry and in every param group that the rule serves.
-        scope: ``"element"``, ``"tensor"`` or ``"matrix"``: how the rule may be cut, batched and sharded.
-        hyper: the rule's hyper-parameters, ``lr`` and ``weight_decay`` among them.
+        hyper: the rule's hyperparameters, ``lr`` and ``weight_decay`` among them.
         weight_decay_method: the default of the common option.
-        counts_steps: whether the equation needs the number of steps a parameter has taken.
-        tensor_state: the state entries that are one number for a whole tensor: 0-dim, on the CPU.
-        conventions: what the numbers of the state mean where libraries differ, by name. Every group says
-            it, so that a checkpoint does, and a group that says otherwise is refused.
+        counts_steps: whether the equation needs the number of steps that a parameter has taken.
+        conventions: what the numbers of the state mean where libraries differ, by name. Every group, and so
+            every checkpoint, says it; a group that says otherwise is refused.
         hidden_only: whether the rule is meant for the matrices of hidden layers alone, so that
-            :func:`steepest.build` gives everything else to another.
+            :func:`steepest.build` gives everything else to another rule.
+        vectors: whether a rule with ``transform`` takes parameters of fewer than two dimensions.
+        working_copies: how many times the bytes of a matrix and its entries, in the compute dtype, are in use
+            at once in ``transform``.
+        takes, transform_takes: the names that ``update`` and ``transform`` ask for, read off their signatures.
+        measures, transforms, retracts: whether the rule has these phases.
+        has_scalars: whether :meth:`scalars` gives any numbers.
+        needs_param: whether ``transform`` is given the parameters too, stacked, as ``param``.
     """
 
     name: ClassVar[str]
-    scope: ClassVar[Literal["element", "tensor", "matrix"]]
     hyper: ClassVar[Mapping[str, Hyperparameter]]
     weight_decay_method: ClassVar[str] = "decoupled"
     counts_steps: ClassVar[bool] = False
-    tensor_state: ClassVar[frozenset[str]] = frozenset()
     conventions: ClassVar[Mapping[str, str]] = MappingProxyType({})
     hidden_only: ClassVar[bool] = False
+    vectors: ClassVar[bool] = True
+    working_copies: ClassVar[int] = 12
     takes: ClassVar[frozenset[str]] = frozenset()
+    transform_takes: ClassVar[frozenset[str]] = frozenset()
+    measures: ClassVar[bool] = False
+    transforms: ClassVar[bool] = False
+    retracts: ClassVar[bool] = False
+    needs_param: ClassVar[bool] = False
+    has_scalars: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Read off ``update``'s signature what it wants to be given: state, hyper-parameters, noise."""
+        """Read off the methods which phases the rule has and what they want to be given."""
         super().__init_subclass__(**kwargs)
-        if not inspect.isabstract(cls):
-            wanted = inspect.signature(cls.update).parameters
-            cls.takes = frozenset(wanted) - {"self", "grad", "param"}
-            if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in wanted.values()):
-                cls.takes |= frozenset(cls.hyper) - {"lr", "weight_decay"}
+        cls.measures = cls.measure is not Rule.measure
+        cls.transforms = cls.transform is not Rule.transform
+        cls.retracts = cls.retract is not Rule.retract
+        cls.has_scalars = cls.scalars is not Rule.scalars
+        cls.needs_param = "param" in inspect.signature(cls.transform).parameters
+        if not inspect.isabstract(cls) and hasattr(cls, "hyper"):
+            cls.takes = _wanted(cls, cls.update)
+            cls.transform_takes = _wanted(cls, cls.transform) if cls.transforms else frozenset()
+
+    @property
+    def scope(self) -> Literal["element", "tensor", "matrix"]:
+        """The least part of a parameter that the rule must see at once; it follows from the phases."""
+        return "matrix" if self.transforms else "tensor" if self.measures else "element"
+
+    # -- options
 
     def defaults(self) -> dict[str, Any]:
-        """Default of every hyper-parameter and common option of a group that this rule serves."""
+        """Default of every hyperparameter and common option of a group that this rule serves."""
         common = {name: hyper.default for name, hyper in COMMON_OPTIONS.items()}
         common["weight_decay_method"] = self.weight_decay_method
         return {name: hyper.default for name, hyper in self.hyper.items()} | common
@@ -95,134 +169,17 @@ class Rule(ABC):
         for name, ours in self.conventions.items():
             if group.get(name, ours) != ours:
                 raise ValueError(f"{owner}: {name} of {self.name!r} is {ours!r}, got {group[name]!r}")
-
-    def check_param(self, who: str, name: str | None, param: Tensor, group: Group) -> None:
-        """Raise ``ValueError``, beginning with ``who``, for a parameter that the rule cannot serve."""
-        return
-
-    def relates(self, group: Group) -> str | None:
-        """The option by which a tensor's step depends on the others of its group; None where none does."""
-        return None
-
-    def waits(self, group: Group) -> str | None:
-        """The option by which a step waits for the device, so that no graph can hold it; mostly none."""
-        return None
-
-    def decays_itself(self, group: Group) -> bool:
-        """Whether ``update`` applies the weight decay, so that the step must not."""
-        return False
-
-    @abstractmethod
-    def init_state(self, param: Tensor, group: Group) -> dict[str, Tensor]:
-        """The state of a parameter that has not been stepped, on its device (the meta device too).
-
-        Entries have the parameter's shape, those named in ``tensor_state`` none.
-        """
-
-    def scalars(self, step: Scalar, **hyper: Any) -> dict[str, Scalar]:
-        """What the equation needs of the step count (from 1), in float64: bias corrections and kin.
-
-        ``step`` is a float, or where only a device knows the counts (``capturable``, ``nonfinite="skip"`` on
-        accelerators) a tensor [n] of as many parameters' counts: what follows from it must be computed
-        element by element, without ``if``, ``min`` and ``max``.
-        """
-        return {}
-
-    @abstractmethod
-    def update(self, grad: Tensor, param: Tensor, **given: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """(direction, new state): what is subtracted, times lr, and what each state entry becomes.
-
-        A subclass names in its signature what it takes: entries of its state (cast to the compute
-        dtype), hyper-parameters (all of them but lr and weight decay, if it ends in ``**options``),
-        entries of :meth:`scalars`, and ``noise``, a function from a stream number to uniform [0, 1)
-        noise of grad's shape; or ``key``, the noise's two key words, and with it ``index``, a function
-        that gives the elements' places, and ``grad_dtype``, the gradient's own. Scalars are floats, or
-        0-dim tensors when compiled. Nothing that is given may be changed in place; what ``update`` has
-        made itself may, and is better, since it takes less memory to step with.
-        Only elementwise torch operations, without fused multiply-add ones
-        (lerp, addcmul, add with alpha): those round differently at the end of a vector than within it,
-        and a shard's bits would differ from the whole's.
-        """
-
-    def retract(self, param: Tensor, before: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-        """Bring a stepped parameter back onto the set that the rule keeps it on: here, everything.
-
-        ``before`` is the parameter before the step, ``state`` the new one that ``update`` returned.
-        """
-        return param
-
-
-class ElementRule(Rule):
-    """A rule whose every element stands alone: any piece of a tensor can be stepped by itself."""
-
-    scope = "element"
-
-
-class Moments(NamedTuple):
-    """Sums over all elements of a logical tensor; the sums of its shards add up to them."""
-
-    numel: int
-    total: Tensor
-    square: Tensor
-
-
-class TensorRule(Rule):
-    """An element rule that also needs scalars of the whole logical tensor's gradient."""
-
-    scope = "tensor"
-
-    def reads_back(self, state: Mapping[str, Tensor], group: Group) -> bool:
-        """Whether :meth:`measure` will read a device's numbers on the host in this step (a sync).
-
-        ``state`` is empty before a parameter's first step.
-        """
-        return False
-
-    @abstractmethod
-    def measure(
-        self, moments: Callable[[], Moments], state: Mapping[str, Tensor], group: Group
-    ) -> tuple[dict[str, Scalar], dict[str, Scalar]]:
-        """(scalars for ``update``, new values of per-tensor state) for one tensor in this step.
-
-        ``moments`` reads the whole gradient once: call it only when it is needed.
-        """
-
-    def relate(
-        self, scalars: Sequence[dict[str, Scalar]], states: Sequence[Mapping[str, Any]], group: Group
-    ) -> None:
-        """Adjust the scalars of a group's tensors to one another, in place.
-
-        ``states`` holds the state of every tensor in the optimizer that this rule has stepped so far.
-        """
-
-
-class MatrixRule(Rule):
-    """A rule that must see whole matrices.
-
-    Parameters are viewed as matrices, equal shapes are stacked, and ``update`` gets a stack: grad and
-    param of shape [batch, ..., m, n], state likewise. Norms and products are over the last two
-    dimensions. Its ``hyper`` includes ``bucket_bytes``, which bounds a stack's working memory, and
-    ``views``, which says that a parameter is several matrices (:mod:`steepest.views`).
-    ``working_copies`` is how many times the bytes of a matrix and its factors, in the compute dtype, are
-    in use at once in a step. Scalars that follow from a step count which only a device knows come as
-    tensors, 0-dim for one matrix and [batch] for a stack.
-    """
-
-    scope = "matrix"
-    working_copies: ClassVar[int] = 12
-
-    def check(self, owner: str, group: Group) -> None:
-        """Matrix products are the accelerator's work, and its state must be there."""
-        super().check(owner, group)
-        if group.get("state_device") is not None:
+        if self.transforms and group.get("state_device") is not None:
             raise ValueError(
-                f"{owner}: state_device must be None for {self.name!r}, got {group['state_device']!r}: only "
-                "element and tensor rules are stepped on the host. Set it in the groups that have one "
-                '(build: fallback={"rule": "adamw", "state_device": "cpu"})'
+                f"{owner}: state_device must be None for {self.name!r}, got {group['state_device']!r}: matrix "
+                "products run on the accelerator, and their state must be there. Set state_device in groups "
+                'of element rules (build: fallback={"rule": "adamw", "state_device": "cpu"})'
             )
 
     def check_param(self, who: str, name: str | None, param: Tensor, group: Group) -> None:
-        """Complex matrices are not matrices of pairs, and a fused parameter's blocks must fill it."""
+        """Raise ``ValueError``, beginning with ``who``, for a parameter that the rule cannot serve."""
+        if not self.transforms:
+            return
         if param.is_complex():
             raise ValueError(
                 f"{who} is complex: {self.name!r} takes real parameters; element rules take both"
@@ -232,47 +189,135 @@ class MatrixRule(Rule):
                 f"{who} is flattened or partitioned (DeepSpeed ZeRO, FSDP1): {self.name!r} needs whole "
                 "tensors; element rules take any"
             )
+        if not self.vectors and param.dim() < 2:
+            raise ValueError(
+                f"{who} has shape {tuple(param.shape)}: {self.name!r} takes matrices. "
+                "Give it to an element rule, in a group of its own: {'params': [...], 'rule': 'adamw'}"
+            )
         view = (group["views"] or {}).get(name)
         if view is not None:
             check_view(who, view, param.shape)
 
-    @abstractmethod
+    def relates(self, group: Group) -> str | None:
+        """The option by which a tensor's step depends on the others of its group; None where none does."""
+        return None
+
+    def host_sync(self, group: Group) -> str | None:
+        """The option that makes the host wait for the device, so that no CUDA graph can hold the step."""
+        return None
+
+    def decays_itself(self, group: Group) -> bool:
+        """Whether ``update`` applies the weight decay, so that the engine must not."""
+        return False
+
+    def moves_like_adamw(self, group: Group) -> bool:
+        """Whether an update has AdamW's rms, so that AdamW's learning rate and weight decay carry over.
+
+        ``group`` has all of the rule's options. :func:`steepest.build` asks the main rule and the fallback.
+        """
+        return False
+
+    # -- state
+
+    def state_specs(self, group: Group) -> dict[str, StateSpec]:
+        """The entries per element and per tensor, with the group's present options."""
+        return {}
+
+    def matrix_specs(self, shape: tuple[int, ...], dtype: torch.dtype, group: Group) -> dict[str, StateSpec]:
+        """The entries of one matrix of ``shape``, of a parameter of ``dtype``."""
+        return {}
+
     def matrix_shape(self, shape: torch.Size, group: Group) -> tuple[int, ...]:
-        """The shape [..., m, n] as which a parameter, or a part of a fused one, is seen."""
+        """The shape [..., m, n] as which ``transform`` sees a parameter, or a block of a fused one."""
+        return tuple(shape)
 
-    def init_factors(
-        self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, group: Group
-    ) -> dict[str, Tensor]:
-        """State that belongs to one matrix of ``shape`` and has not the parameter's shape."""
+    # -- the step
+
+    def scalars(self, step: Scalar, **hyper: Any) -> dict[str, Scalar]:
+        """What the equation needs of the step count (from 1), in float64: bias corrections and kin.
+
+        ``step`` is a float, or where only a device knows the counts (``capturable``, ``nonfinite="skip"`` on
+        accelerators) a tensor [n] of as many parameters' counts: then everything must be computed element by
+        element, without ``if``, ``min`` and ``max``.
+        """
         return {}
 
-    def derive_factors(self, kept: Mapping[str, Tensor], group: Group) -> dict[str, Tensor]:
-        """Factors that follow from the ``kept`` ones, where an option begins to ask for more of them."""
-        return {}
+    def needs_measure(self, group: Group) -> bool:
+        """Whether the ``measure`` phase has anything to do with the group's present options."""
+        return True
 
-    def stale_factors(self, group: Group) -> tuple[str, ...]:
-        """Names of factors that the group's present options let fall behind: dropped, to be derived anew."""
-        return ()
+    def reads_back(self, state: Mapping[str, Tensor], group: Group) -> bool:
+        """Whether :meth:`measure` reads a device's numbers on the host in this step (a host sync).
 
-    def relate(self, grads: Sequence[Tensor], group: Group) -> dict[str, Scalar]:
-        """Scalars for ``update`` that depend on all gradients of a group, each a real view."""
-        return {}
+        ``state`` is empty before a parameter's first step.
+        """
+        return False
+
+    def measure(
+        self, moments: Callable[[], Moments], state: Mapping[str, Tensor], group: Group
+    ) -> tuple[dict[str, Scalar], dict[str, Scalar]]:
+        """(scalars for ``update`` and ``transform``, new per-tensor state) of one tensor in this step.
+
+        ``moments`` reads the whole gradient once: call it only where it is needed.
+        """
+        raise NotImplementedError
+
+    def relate(
+        self, scalars: Sequence[dict[str, Scalar]], states: Sequence[Mapping[str, Any]], group: Group
+    ) -> None:
+        """Adjust the measured scalars of a group's tensors to one another, in place; see :meth:`relates`.
+
+        ``states`` holds the state of every tensor in the optimizer that this rule has stepped so far.
+        """
+
+    @abstractmethod
+    def update(self, grad: Tensor, param: Tensor, *args: Any, **given: Any) -> tuple[Any, dict[str, Tensor]]:
+        """(u, new state): the direction that the engine multiplies by lr and subtracts, and the new entries.
+
+        With a ``transform`` phase u is what that phase is given instead: a tensor, or as many as
+        :meth:`transform_inputs` says.
+
+        A subclass names in its signature what it takes: state entries (cast to the compute dtype; of a
+        ``transform`` rule also entries of a matrix that hold one number), hyperparameters (all of them but lr
+        and weight decay, if it ends in ``**options``), entries of :meth:`scalars` and :meth:`measure`, and
+        ``noise``, a function from a stream number to uniform [0, 1) noise of grad's shape. Scalars are floats,
+        or 0-dim tensors when compiled. Entries per element are donated: ``update`` may overwrite them, and
+        returning an overwritten one saves a copy. It must change neither ``grad`` nor ``param``. Only
+        elementwise torch operations, and none that fuse a product and a sum (:mod:`steepest.arithmetic`).
+        """
+
+    def transform_inputs(self, group: Group) -> int:
+        """How many tensors ``update`` hands to ``transform``."""
+        return 1
+
+    def transform(self, u: Tensor, *args: Any, **given: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """(direction, new matrix entries) of stacked matrices u [batch, ..., m, n].
+
+        Named arguments as for ``update``: entries of the matrix, stacked; ``key`` and ``index`` for noise (two
+        words [batch, 1, ...], and a function that gives the elements' places in their parameters);
+        ``param``, the parameters, stacked; ``grad_dtype``; ``orthogonalize``, the optimizer's own matrix function or None. Scalars that follow
+        from a step count which only a device knows come as tensors, 0-dim for one matrix, [batch] for a stack.
+        u is donated.
+        """
+        raise NotImplementedError
+
+    def retract(self, param: Tensor, before: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        """Bring stepped matrices back onto the set that the rule keeps them on.
+
+        ``before`` are the matrices before the step, ``state`` the new entries that ``transform`` returned.
+        """
+        raise NotImplementedError
 
 
-def weighted_sum(a: Scalar, x: Tensor, b: Scalar, y: Tensor) -> Tensor:
-    """a·x + b·y, rounded as the formula is, with one tensor fewer in memory.
-
-    >>> weighted_sum(0.5, torch.tensor([2.0]), 0.25, torch.tensor([4.0]))
-    tensor([2.])
-    """
-    total = a * x
-    total += b * y
-    return total
-
-
-def zeros(param: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """A state tensor laid out as the parameter: its shape, strides, device, and dtype unless given."""
-    return torch.zeros_like(param, dtype=dtype or param.dtype, requires_grad=False)
+def _wanted(cls: type[Rule], function: Callable[..., Any]) -> frozenset[str]:
+    wanted = inspect.signature(function).parameters
+    kinds = inspect.Parameter
+    names = {
+        name for name, each in wanted.items() if each.kind not in (kinds.VAR_KEYWORD, kinds.VAR_POSITIONAL)
+    }
+    if any(each.kind is kinds.VAR_KEYWORD for each in wanted.values()):
+        names |= cls.hyper.keys() - {"lr", "weight_decay"}
+    return frozenset(names - {"self", "grad", "param", "u"})
 
 
 _RULES: dict[str, Rule] = {}
@@ -284,13 +329,14 @@ def register_rule(rule: Rule) -> None:
 
 
 def find_rule(name: str) -> Rule:
-    """The rule called ``name``.
+    """Return the rule called ``name``.
 
     Raises:
         ValueError: no rule has that name; the message offers the closest one.
     """
-    if name not in _RULES:
+    rule = _RULES.get(name)
+    if rule is None:
         raise ValueError(
             f"unknown rule {name!r}{near_miss(name, _RULES)}; known: {', '.join(sorted(_RULES))}"
         )
-    return _RULES[name]
+    return rule

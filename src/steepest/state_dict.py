@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steepest.engine.collect import describe, real_view
-from steepest.engine.matrices import blank_factors
-from steepest.rule import Group, Rule, find_rule
+from steepest.engine.collect import describe
+from steepest.engine.layout import real_view
+from steepest.engine.state import blank_state
+from steepest.rule import Group, find_rule
 
 __all__ = ["check_loadable", "placed", "restored"]
 
@@ -43,7 +44,9 @@ def check_loadable(groups: Sequence[Group], loaded: Mapping[str, Any]) -> None:
             )
         if "rule" not in theirs:
             _check_foreign(index, ours, theirs)
-        elif (theirs.get("views") or {}) != (ours.get("views") or {}):
+        elif "views" in find_rule(ours["rule"]).hyper and (theirs.get("views") or {}) != (
+            ours.get("views") or {}
+        ):
             raise ValueError(
                 f"group {index} of the state dict was saved with views={theirs.get('views')!r}, "
                 f"this optimizer has {ours.get('views')!r}; nothing was loaded"
@@ -56,7 +59,7 @@ def check_loadable(groups: Sequence[Group], loaded: Mapping[str, Any]) -> None:
         for at, (saved, param) in enumerate(zip(theirs["params"], ours["params"], strict=False)):
             label = ours["param_names"][at] if "param_names" in ours else None
             saved_state = loaded["state"].get(saved, {})
-            _check_state(describe(ours, index, at), saved_state, _blank_state(param, merged, label))
+            _check_state(describe(ours, index, at), saved_state, blank_state(real_view(param), merged, label))
 
 
 def _check_foreign(index: int, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
@@ -126,13 +129,14 @@ def placed(groups: Sequence[Group], loaded: Mapping[str, Any]) -> dict[str, Any]
     return {**loaded, "state": others, "param_groups": kept + list(loaded["param_groups"][len(kept) :])}
 
 
-def restored(rule: Rule, where: torch.device, saved: Mapping[str, Any]) -> dict[str, Any]:
+def restored(group: Group, where: torch.device, saved: Mapping[str, Any]) -> dict[str, Any]:
     """A parameter's state as it was saved, on the device where it is kept.
 
     torch has cast floating state to the parameter's dtype: integer counters to floats, float32 averages
     of a bfloat16 parameter to bfloat16.
     """
-    per_tensor = rule.tensor_state | {"step"}
+    rule = find_rule(group["rule"])
+    per_tensor = {"step", *(name for name, spec in rule.state_specs(group).items() if spec.per == "tensor")}
     state: dict[str, Any] = {}
     for name, value in saved.items():
         if isinstance(value, (int, float)) and name in per_tensor:
@@ -146,10 +150,3 @@ def restored(rule: Rule, where: torch.device, saved: Mapping[str, Any]) -> dict[
         # torch.optim.SGD's checkpoints have none; the first step is past.
         state["step"] = torch.ones((), dtype=torch.float32, device="cpu")
     return state
-
-
-def _blank_state(param: Tensor, group: Group, label: str | None) -> dict[str, Tensor]:
-    """What a parameter's state would be, on the meta device."""
-    rule, blank = find_rule(group["rule"]), torch.empty_like(real_view(param), device="meta")
-    factors = blank_factors(rule, blank, label, group)
-    return {**rule.init_state(blank, group), **factors, "step": torch.empty((), device="meta")}

@@ -89,7 +89,7 @@ def check_view(who: str, view: Any, shape: torch.Size) -> None:
         )
 
 
-def cut(tensor: torch.Tensor, view: View | None) -> list[torch.Tensor]:
+def cut(tensor: torch.Tensor, view: View | None, batch: bool = False) -> list[torch.Tensor]:
     """The blocks, as views of the tensor's memory; the tensor itself without a view."""
     if view is None:
         return [tensor]

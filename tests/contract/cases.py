@@ -82,6 +82,7 @@ CANNOT: dict[str, dict[str, str]] = {
     "orthogonalized": {
         **_POLAR,
         "cycled momentum": "the original calls it momentum_beta, a name that torch's schedulers do not know",
+        "independent decay": "it takes the mixin's names with the mixin's meanings: untied from lr",
         "unknown keywords": "they become options of its groups, for subclasses to read",
     },
     **dict.fromkeys(("muon", "normuon", "polargrad", "scion"), _POLAR),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import gc
 import warnings
 from collections.abc import Callable
@@ -17,14 +16,14 @@ from torch.nn import Parameter
 from torch.utils._pytree import tree_map_only
 
 from steepest import optimizer as optimizer_module
+from steepest.compile import available, cache
+from steepest.compile.available import compiler_available
 from steepest.engine import compiled
 
 from .cases import CASES, Case, able, by_id
 from .training import identical, make_params, set_gradients, steps, train
 
-pytestmark = pytest.mark.skipif(
-    not compiled.compiler_available("cpu"), reason="torch.compile needs a C++ compiler"
-)
+pytestmark = pytest.mark.skipif(not compiler_available("cpu"), reason="torch.compile needs a C++ compiler")
 
 
 def _plain(dtype: torch.dtype = torch.float32) -> list[Parameter]:
@@ -72,14 +71,14 @@ def _follows_eager(case: Case, make: Callable[[], list[Parameter]], **options: A
             set_gradients(some_params, step)
         if step == 0:
             optimizer.step()
-            graphs, specs = _graphs(), compiled._compiled.cache_info().misses
+            graphs, specs = _graphs(), len(cache._made)
         else:
             with torch._dynamo.config.patch(error_on_recompile=True):
                 optimizer.step()
         twin.step()
         assert identical(params, twins), f"step {step}"
     assert identical(optimizer.state_dict()["state"], twin.state_dict()["state"])
-    assert (_graphs(), compiled._compiled.cache_info().misses) == (graphs, specs), "recompiled"
+    assert (_graphs(), len(cache._made)) == (graphs, specs), "recompiled"
 
 
 @pytest.mark.parametrize("case", able(CASES, "compile"), ids=by_id)
@@ -94,7 +93,7 @@ def test_it_rounds_stochastically_as_eager_does(name: str, make: Callable[..., l
     _follows_eager(Case(name), lambda: make(torch.bfloat16), **options)
 
 
-@pytest.mark.parametrize("method", ["independent", "palm", "sign", "cautious", "l2"])
+@pytest.mark.parametrize("method", ["independent", "untied", "palm", "sign", "cautious", "l2"])
 def test_it_decays_as_eager_does(method: str):
     """The decay is the same code for every rule."""
     _follows_eager(Case("signgsd"), _plain, weight_decay_method=method)
@@ -113,7 +112,7 @@ def test_it_really_compiles(monkeypatch: pytest.MonkeyPatch):
     ran = []
     run = optimizer_module.run_compiled
     monkeypatch.setattr(optimizer_module, "run_compiled", lambda *a: ran.append(run(*a)) or ran[-1])
-    monkeypatch.setattr(compiled, "_compiled", functools.lru_cache(compiled._compiled.__wrapped__))
+    monkeypatch.setattr(cache, "_made", {})
     before = _graphs()
     params = _plain()
     train(Case("lion").make(params, compile=True), params, 2)
@@ -179,12 +178,12 @@ def test_any_model_runs_in_the_same_graph():
 
 def test_equal_batches_share_one_graph():
     train(Case("lion").make(params := _plain(), compile=True), params, 1)
-    before = _graphs(), compiled._compiled.cache_info().misses
+    before = _graphs(), len(cache._made)
     optimizer = Case("lion").make([{"params": _plain()}, {"params": _plain(), "lr": 0.5}], compile=True)
     for group in optimizer.param_groups:
         set_gradients(group["params"], 0)
     optimizer.step()
-    assert (_graphs(), compiled._compiled.cache_info().misses) == before
+    assert (_graphs(), len(cache._made)) == before
 
 
 @pytest.mark.parametrize("lr", [torch.tensor(0.03), torch.tensor([0.03])], ids=["0-dim", "1-element"])
@@ -245,7 +244,7 @@ def test_none_compiles_where_it_pays(
     wish: bool | None, from_elements: int, times: int, monkeypatch: pytest.MonkeyPatch
 ):
     calls = _counting(monkeypatch)
-    monkeypatch.setattr(compiled, "_PAYS_FROM", from_elements)
+    monkeypatch.setattr(available, "PAYS_FROM", from_elements)
     params = _plain()
     train(Case("lion").make(params, compile=wish), params, 2)
     assert len(calls) == times
@@ -256,16 +255,16 @@ def test_without_a_compiler_it_runs_eagerly_and_says_so_once(
     wish: bool | None, warns: int, monkeypatch: pytest.MonkeyPatch
 ):
     calls = _counting(monkeypatch)
-    monkeypatch.setattr(optimizer_module, "compiler_available", lambda device: False)
-    monkeypatch.setattr(compiled, "_PAYS_FROM", 1)
-    compiled.warn_no_compiler.cache_clear()
+    monkeypatch.setattr(available, "compiler_available", lambda device: False)
+    monkeypatch.setattr(available, "PAYS_FROM", 1)
+    available.warn_no_compiler.cache_clear()
     params, twins = _plain(), _plain()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(2):
             params = _plain()
             train(Case("lion").make(params, compile=wish), params, 3)
-    compiled.warn_no_compiler.cache_clear()
+    available.warn_no_compiler.cache_clear()
     said = [str(warning.message) for warning in caught if warning.category is RuntimeWarning]
     assert len(said) == warns
     assert all("no compiler for 'cpu'" in words for words in said)
@@ -360,8 +359,8 @@ def test_a_graph_that_does_not_compile_is_given_up_once(monkeypatch: pytest.Monk
         raise torch._dynamo.exc.TorchDynamoException("no such header")
 
     monkeypatch.setattr(compiled, "compiled_code", broken)
-    monkeypatch.setattr(compiled, "_compiled", functools.lru_cache(compiled._compiled.__wrapped__))
-    monkeypatch.setattr(compiled, "_broken", set())
+    monkeypatch.setattr(cache, "_made", {})
+    monkeypatch.setattr(cache, "_broken", set())
     params, twins = _plain(), _plain()
     optimizer = Case("lion").make(params, compile=True)
     with warnings.catch_warnings(record=True) as caught:
@@ -386,7 +385,7 @@ def test_a_compiler_without_the_processors_instructions_is_asked_what_it_has(mon
         return make_code(graph, examples, options)
 
     monkeypatch.setattr(torch._inductor, "compile", compile)
-    monkeypatch.setattr(compiled, "_compiled", functools.lru_cache(compiled._compiled.__wrapped__))
+    monkeypatch.setattr(cache, "_made", {})
     params, twins = _plain(), _plain()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -418,14 +417,14 @@ def test_what_fails_in_compiling_a_later_group_has_moved_nothing(monkeypatch: py
     first, second = _plain(), make_params(torch.bfloat16, shapes=[(4, 3)])
     optimizer = Case("lion").make([{"params": first}, {"params": second}], compile=True)
 
-    compile_spec = compiled._compiled
+    ready = compiled._ready
 
     def interrupted(spec: Any) -> Callable[..., None]:
         if torch.bfloat16 in spec.dtypes:
             raise KeyboardInterrupt
-        return compile_spec(spec)
+        return ready(spec)
 
-    monkeypatch.setattr(compiled, "_compiled", interrupted)
+    monkeypatch.setattr(compiled, "_ready", interrupted)
     before = [param.detach().clone() for param in (*first, *second)]
     for group in optimizer.param_groups:
         set_gradients(group["params"], 0)

@@ -17,7 +17,7 @@ from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from steepest import optimizer as optimizer_module
-from steepest.engine import compiled
+from steepest.compile.available import compiler_available
 from steepest.engine.collect import ParamBatch, ParamUpdate
 
 from .cases import CASES, RULES, Case, able, by_id, with_dtypes
@@ -118,7 +118,7 @@ def test_eagerly_it_equals_the_host_s_decision(case: Case, dtype: torch.dtype):
     _equal_runs(case, lambda: case.params(dtype), rounding="stochastic")
 
 
-@pytest.mark.skipif(not compiled.compiler_available("cpu"), reason="torch.compile needs a C++ compiler")
+@pytest.mark.skipif(not compiler_available("cpu"), reason="torch.compile needs a C++ compiler")
 @pytest.mark.parametrize("case", able(RULES, "compile"), ids=by_id)
 @pytest.mark.usefixtures("on_device")
 def test_compiled_it_equals_the_host_s_decision(case: Case):

@@ -97,6 +97,11 @@ def _no_cycled_momentum(case: Case) -> bool:
     return error is not None
 
 
+def _no_independent_decay(case: Case) -> bool:
+    optimizer = case.make(case.params(), weight_decay_method="independent")
+    return bool(optimizer.param_groups[0]["weight_decay_method"] != "independent")
+
+
 def _no_unknown_keywords(case: Case) -> bool:
     try:
         optimizer = case.make(case.params(), weight_decai=0.1)
@@ -142,6 +147,7 @@ PROBES: dict[str, Callable[[Case], bool]] = {
     "weight_decay": _no_weight_decay,
     "compile": _no_compile,
     "cycled momentum": _no_cycled_momentum,
+    "independent decay": _no_independent_decay,
     "unknown keywords": _no_unknown_keywords,
     "wide products": _no_wide_products,
     "infinite weights": _no_infinite_weights,

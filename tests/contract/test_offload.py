@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 import steepest
+from steepest.compile.available import compiler_available
 from steepest.engine import collect, compiled, cpu_offload
 
 from .cases import CASES, RULES, Case, by_id, with_dtypes
@@ -87,12 +88,12 @@ def test_the_steps_are_the_cpu_s(case: Case, dtype: torch.dtype, far: list[LateL
     assert identical(optimizer.state_dict()["state"], twin.state_dict()["state"])
 
 
-@pytest.mark.skipif(not compiled.compiler_available("cpu"), reason="torch.compile needs a C++ compiler")
+@pytest.mark.skipif(not compiler_available("cpu"), reason="torch.compile needs a C++ compiler")
 def test_compiled_all_share_one_graph(far: list[LateLanes], monkeypatch: pytest.MonkeyPatch):
     params, twins = (make_params(shapes=[(4, 3), (7,), (3, 4)]) for _ in range(2))
     graphs = set()
-    run = compiled._compiled
-    monkeypatch.setattr(compiled, "_compiled", lambda spec: graphs.add(spec) or run(spec))
+    run = compiled._ready
+    monkeypatch.setattr(compiled, "_ready", lambda spec: graphs.add(spec) or run(spec))
     train(Case("adamw").make(params, compile=True, state_device="cpu"), params)
     assert len(graphs) == 1
     train(Case("adamw").make(twins, compile=False), twins)
@@ -101,9 +102,9 @@ def test_compiled_all_share_one_graph(far: list[LateLanes], monkeypatch: pytest.
 
 def test_a_group_compiles_as_a_whole_or_not(far: list[LateLanes], monkeypatch: pytest.MonkeyPatch):
     asked = []
-    monkeypatch.setattr("steepest.optimizer.pays", lambda batch: asked.append(len(batch.members)) or False)
+    monkeypatch.setattr("steepest.optimizer.wants_compiling", lambda *given: asked.append(given) or False)
     train(Case("adamw").make(params := make_params(), state_device="cpu"), params, 1)
-    assert asked == ([3] if compiled.compiler_available("cpu") else [])
+    assert asked == [(None, sum(param.numel() for param in params), torch.device("cpu"))]
 
 
 def test_layouts_and_gradients_of_another_dtype(far: list[LateLanes]):

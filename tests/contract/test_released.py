@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import steepest
-from steepest.engine import compiled
+from steepest.compile.available import compiler_available
 from steepest.lab.models.gpt import GPT, GPTConfig
 
 from .cases import CASES, RULES, Case, able, by_id, related, with_dtypes
@@ -60,7 +60,7 @@ def test_every_weight_decay_acts_as_ever(weight_decay_method: str):
     assert identical(params, twins)
 
 
-@pytest.mark.skipif(not compiled.compiler_available("cpu"), reason="torch.compile needs a C++ compiler")
+@pytest.mark.skipif(not compiler_available("cpu"), reason="torch.compile needs a C++ compiler")
 def test_compiled_it_takes_the_same_steps():
     params, twins = (make_params(shapes=[(4, 3), (4, 3)]) for _ in range(2))
     released_run(Case("adamw").make(params, compile=True), params, range(3))

@@ -46,3 +46,75 @@ def test_a_group_s_rule_has_its_own_defaults_and_the_optimizer_s_common_options(
     assert {name: group[name] for name in common} == common
     assert group["weight_decay_method"] == case.rule.weight_decay_method
     assert optimizer.param_groups[1]["lr"] == 7.0
+
+
+def _muon_and_adamw() -> steepest.Optimizer:
+    matrix, bias = torch.nn.Parameter(torch.ones(4, 3)), torch.nn.Parameter(torch.ones(3))
+    return steepest.Optimizer(
+        [{"params": [matrix]}, {"params": [bias], "rule": "adamw", "name": "biases"}],
+        rule="muon",
+        extra={"qkv": [2, 2]},
+        ns_steps=3,
+    )
+
+
+def _take_steps(optimizer: steepest.Optimizer, count: int) -> None:
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    for step in range(count):
+        set_gradients(params, step)
+        optimizer.step()
+
+
+def test_a_group_of_another_rule_lacks_the_main_rule_s_options():
+    optimizer = _muon_and_adamw()
+    _take_steps(optimizer, 2)
+    muon, adamw = steepest.rule.find_rule("muon"), steepest.rule.find_rule("adamw")
+    foreign = muon.hyper.keys() - adamw.hyper.keys()
+    assert {"ns_steps", "momentum", "views"} <= foreign
+    again = _muon_and_adamw()
+    again.load_state_dict(optimizer.state_dict())
+    for groups in (optimizer.param_groups, optimizer.state_dict()["param_groups"], again.param_groups):
+        assert groups[0]["ns_steps"] == 3
+        assert not foreign & groups[1].keys()
+        assert (groups[1]["name"], groups[1]["qkv"]) == ("biases", [2, 2])
+
+
+def test_an_added_group_keeps_the_keys_that_its_own_dict_has():
+    optimizer = _muon_and_adamw()
+    param = torch.nn.Parameter(torch.ones(3))
+    optimizer.add_param_group({"params": [param], "rule": "adamw", "ns_steps": 7})
+    assert optimizer.param_groups[2]["ns_steps"] == 7
+    assert "nesterov" not in optimizer.param_groups[2]
+    again = _muon_and_adamw()
+    again.add_param_group({"params": [torch.nn.Parameter(torch.ones(3))], "rule": "adamw", "ns_steps": 2})
+    again.load_state_dict(optimizer.state_dict())
+    assert again.param_groups[2]["ns_steps"] == 7
+
+
+def test_a_checkpoint_whose_groups_have_the_main_rule_s_options_loads():
+    """Such checkpoints exist: torch copies all defaults into every group."""
+    optimizer, again = _muon_and_adamw(), _muon_and_adamw()
+    _take_steps(optimizer, 2)
+    saved = optimizer.state_dict()
+    views = {"weight": ("rows", (2, 2))}
+    copied = {name: value for name, value in optimizer.defaults.items() if name not in ("rule", "qkv")}
+    saved["param_groups"][1] = {**copied, "views": views, **saved["param_groups"][1]}
+    again.load_state_dict(saved)
+    assert again.param_groups[1].keys() == optimizer.param_groups[1].keys()
+    _take_steps(again, 2)
+
+
+@pytest.mark.parametrize("main", ["adamw", "muon"])
+def test_a_schedule_that_cycles_momentum_serves_groups_of_all_rules(main: str):
+    """OneCycleLR reads betas in every group if the optimizer's defaults have them, and writes momentum."""
+    matrix, other = (torch.nn.Parameter(torch.ones(4, 3)) for _ in range(2))
+    second = "muon" if main == "adamw" else "adamw"
+    optimizer = steepest.Optimizer([{"params": [matrix]}, {"params": [other], "rule": second}], rule=main)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=5)
+    for step in range(2):
+        set_gradients([matrix, other], step)
+        optimizer.step()
+        schedule.step()
+    name = "betas" if main == "adamw" else "momentum"
+    first = optimizer.param_groups[0][name]
+    assert (first[0] if main == "adamw" else first) != optimizer.defaults[name]

@@ -35,7 +35,7 @@ def test_two_elements_are_a_value_error(rule: Case):
         rule.make(rule.params()).add_param_group({"params": rule.params(), "lr": lr})
 
 
-@pytest.mark.parametrize("method", ["decoupled", "independent", "palm", "sign", "l2"])
+@pytest.mark.parametrize("method", ["decoupled", "independent", "untied", "palm", "sign", "l2"])
 def test_a_tensor_lr_changed_in_place_is_seen(rule: Case, method: str):
     options = {"weight_decay": 0.125, "weight_decay_method": method}
     params, twins = rule.params(), rule.params()

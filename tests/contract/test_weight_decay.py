@@ -16,9 +16,12 @@ from .cases import RULES, Case, able, by_id
 from .training import identical, set_gradients, steps, values
 
 every_rule = pytest.mark.parametrize("case", able(RULES, "weight_decay"), ids=by_id)
+with_independent = pytest.mark.parametrize(
+    "case", able(RULES, "weight_decay", "independent decay"), ids=by_id
+)
 
 LAMBDA, LR = 0.3, 0.07
-METHODS = ["decoupled", "independent", "palm", "sign", "cautious", "l2"]
+METHODS = ["decoupled", "independent", "untied", "palm", "sign", "cautious", "l2"]
 ON_THE_PARAMETER = [method for method in METHODS if method not in ("l2", "cautious")]
 
 
@@ -27,6 +30,8 @@ def _formula(method: str, p: Tensor, lr: float, decay: float, initial_lr: float)
         return p - lr * decay * p
     if method == "independent":
         return p - decay * p * (lr / initial_lr if initial_lr > 0 else float(lr > 0))
+    if method == "untied":
+        return p - decay * p * float(lr > 0)
     if method == "palm":
         return p - decay * lr**2 * p
     assert method == "sign"
@@ -140,7 +145,7 @@ def test_l2_of_a_maximized_objective_still_shrinks_the_weights(case: Case):
     assert identical(params, twins)
 
 
-@every_rule
+@with_independent
 def test_independent_follows_the_schedule_and_not_the_learning_rate(case: Case):
     params = case.params(torch.float64)
     optimizer = case.make(params, lr=LR, weight_decay=LAMBDA, weight_decay_method="independent")
@@ -153,7 +158,7 @@ def test_independent_follows_the_schedule_and_not_the_learning_rate(case: Case):
         _close(values(params), [p - LAMBDA * factor * p for p in before])
 
 
-@every_rule
+@with_independent
 def test_independent_remembers_the_initial_rate_through_a_checkpoint_and_a_copy(case: Case):
     params, twins = case.params(torch.float64), case.params(torch.float64)
     options = {"lr": LR, "weight_decay": LAMBDA, "weight_decay_method": "independent"}
@@ -168,7 +173,7 @@ def test_independent_remembers_the_initial_rate_through_a_checkpoint_and_a_copy(
     assert identical(params, twins)
 
 
-@every_rule
+@with_independent
 def test_independent_with_a_group_s_own_rate_and_one_added_later(case: Case):
     params = case.params(torch.float64)
     groups = [{"params": params[:1], "lr": 1.0}, {"params": params[1:2]}]
@@ -183,7 +188,7 @@ def test_independent_with_a_group_s_own_rate_and_one_added_later(case: Case):
     _close(values(params), [p - LAMBDA / 2 * p for p in before])
 
 
-@every_rule
+@with_independent
 def test_independent_with_an_initial_rate_of_zero(case: Case):
     """A warmup from 0: nothing to divide by; nothing decays at 0, λ·p does above."""
     params = case.params(torch.float64)

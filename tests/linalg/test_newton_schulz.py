@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from steepest.engine.compiled import compiler_available
+from steepest.compile.available import compiler_available
 from steepest.linalg import COEFFICIENTS, CoefficientSet, newton_schulz
 
 NAMES = list(COEFFICIENTS)

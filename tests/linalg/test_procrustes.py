@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from steepest.engine.compiled import compiler_available
+from steepest.compile.available import compiler_available
 from steepest.linalg import procrustes_rotation
 
 

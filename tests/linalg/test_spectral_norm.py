@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from steepest.engine.compiled import compiler_available
+from steepest.compile.available import compiler_available
 from steepest.linalg import spectral_norm_bound
 from steepest.random import derive_key
 

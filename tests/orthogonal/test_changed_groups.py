@@ -207,9 +207,7 @@ def test_views_in_a_group_of_an_element_rule_are_refused():
 # -- names
 
 
-@pytest.mark.parametrize(
-    "name", ["rule", "why", "skipped_steps", "base_lr", "initial_lr", "param_names", "aliases", "fallback"]
-)
+@pytest.mark.parametrize("name", ["rule", "skipped_steps", "base_lr", "initial_lr", "param_names"])
 def test_extra_option_with_a_reserved_name_is_refused(name):
     with pytest.raises(TypeError, match=f"option '{name}'"):
         steepest.OrthogonalizedOptimizer([matrix(3, 3)], scaled_orthogonalize_fn=abs, **{name: "lion"})

@@ -1,4 +1,4 @@
-"""The base of the references: p as plain numbers, six weight-decay formulas, and p ← p − η·direction."""
+"""The base of the references: p as plain numbers, seven weight-decay formulas, and p ← p − η·direction."""
 
 import math
 from collections.abc import Sequence
@@ -55,6 +55,8 @@ class Reference:
             return p - lr * wd * p
         if self.method == "independent":
             return p - wd * p * (lr / self.initial_lr)
+        if self.method == "untied":
+            return p - wd * p if lr > 0 else p
         if self.method == "palm":
             return p - wd * lr**2 * p
         if self.method == "sign":

@@ -2,23 +2,17 @@
 
 import math
 import statistics
-import struct
 
 from reference.descent import Reference
 
 
-def in_float32(x: float) -> float:
-    """Round to float32, the dtype of G in the state."""
-    return struct.unpack("f", struct.pack("f", x))[0]
-
-
 def signal_to_noise(g: list[float], *, eps=1e-8, relative_eps=False, max_scale=10.0) -> float:
-    """Return G = ‖g‖₂ / (std(g) + ε), at most max_scale·√d; std is unbiased, and 0 where undefined."""
+    """Return G = ‖g‖₂ / (std(g) + ε), at most max_scale·√d, with std unbiased; one element gives at most 1."""
     norm = math.sqrt(math.fsum(x * x for x in g))
     spread = statistics.stdev(g) if len(g) > 1 else 0.0
     if relative_eps:
         eps *= norm / math.sqrt(len(g))
-    cap = max_scale * math.sqrt(len(g))
+    cap = max_scale * math.sqrt(len(g)) if len(g) > 1 else min(max_scale, 1.0)
     return min(norm / (spread + eps), cap) if spread + eps > 0 else cap
 
 
@@ -59,7 +53,7 @@ class SGDSaI(Reference):
 
     @property
     def gsnr(self) -> float:
-        return in_float32(statistics.fmean(self.measured)) if self.measured else 1.0
+        return statistics.fmean(self.measured) if self.measured else 1.0
 
     def direction(self, i, g, p):
         self.m[i] = g if self.first else self.mu * self.m[i] + (1 - self.mu) * g

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
 
 import steepest
+from steepest.rule import find_rule
 
 LAYERS = {
     "square": lambda: nn.Linear(96, 96, bias=False),
@@ -35,9 +38,30 @@ def updates(rule: str, layer: nn.Module, steps: int, **options: object) -> list[
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_muon(kind: str):
-    for size in updates("muon", LAYERS[kind](), 6):
+@pytest.mark.parametrize("rule", ["muon", "normuon"])
+def test_muon(kind: str, rule: str):
+    for size in updates(rule, LAYERS[kind](), 6):
         assert 0.18 <= size <= 0.22
+
+
+@pytest.mark.parametrize("rule", steepest.list_optimizers())
+def test_a_rule_that_says_it_moves_like_adamw_does_and_no_other(rule: str):
+    """With AdamW's scale, where a rule has one; measured on a square matrix with momentum."""
+    found = find_rule(rule)
+    options = {"scale": "match_rms_adamw"} if "ns_steps" in found.hyper else {}
+    claims = found.moves_like_adamw({**found.defaults(), **options})
+    group = {**found.defaults(), **options, "lr": RATE, "weight_decay": 0.0}
+    weight = nn.Parameter(torch.randn(96, 96, generator=torch.Generator().manual_seed(1)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # the base class without a function of its own
+        optimizer = steepest.create(rule, [weight], **{k: group[k] for k in ("lr", "weight_decay", *options)})
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(60):
+        before = weight.detach().clone()
+        weight.grad = 1000 * torch.randn(96, 96, generator=generator)
+        optimizer.step()
+    size = float((weight.detach() - before).square().mean().sqrt()) / RATE
+    assert (0.15 <= size <= 0.25) is claims
 
 
 @pytest.mark.parametrize("kind", LAYERS)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from steepest.engine.compiled import compiler_available
+from steepest.compile.available import compiler_available
 from steepest.random import bits32
 from steepest.ternary import chunks, pack, top_k, unpack
 from steepest.ternary.top_k import flip_first

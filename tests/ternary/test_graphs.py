@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from steepest.engine.compiled import compiler_available
+from steepest.compile.available import compiler_available
 from steepest.random import derive_key
 from steepest.ternary import TernaryFlip, TernaryLinear, pack
 from steepest.ternary.flipping import flip_layer

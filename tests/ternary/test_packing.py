@@ -5,8 +5,9 @@ import torch
 from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from steepest.engine.compiled import compiler_available, warn_no_compiler
-from steepest.ternary import compiled, from_base3, pack, to_base3, unpack
+from steepest.compile import available
+from steepest.compile.available import compiler_available, warn_no_compiler
+from steepest.ternary import from_base3, pack, to_base3, unpack
 from steepest.ternary.packing import check_packed, packed_width, zeros_in
 
 SIZES = [*range(1, 18), 31, 32, 33, 127, 257]
@@ -178,7 +179,7 @@ def test_compiled_packing_may_be_traced_faked_and_switched_off():
 
 def test_compiled_packing_without_a_compiler_is_eager_and_says_so(monkeypatch):
     warn_no_compiler.cache_clear()
-    monkeypatch.setattr(compiled, "compiler_available", lambda kind: False)
+    monkeypatch.setattr(available, "compiler_available", lambda kind: False)
     values = ternary(4, 64)
     with pytest.warns(RuntimeWarning, match="no compiler for 'cpu'"):
         assert torch.equal(pack(values, compile=True), pack(values))

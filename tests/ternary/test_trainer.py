@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from steepest.ternary import TernaryFlip, TernaryLinear, chunks, compiled, linear_op, planes
+from steepest.compile import available
+from steepest.ternary import TernaryFlip, TernaryLinear, chunks, linear_op, planes
 
 from .models import assert_same, loss_of, small_model, snapshot
 
@@ -542,13 +543,13 @@ def test_options_changed_between_steps_are_those_of_the_next():
 def test_whether_to_compile_may_be_changed_between_steps_too(monkeypatch):
     asked = []
 
-    def eagerly(key, function, arguments, trial=None):
+    def eagerly(key, function, arguments, doing, trial=None):
         asked.append(function.__name__)
         return function(*arguments)
 
-    monkeypatch.setattr(compiled, "compiler_available", lambda kind: True)
+    monkeypatch.setattr(available, "compiler_available", lambda kind: True)
     for module in (chunks, planes):
-        monkeypatch.setattr(module, "run_compiled", eagerly)
+        monkeypatch.setattr(module, "run_dynamic", eagerly)
     layer = TernaryLinear(64, 8)
     trainer = TernaryFlip(layer, votes="magnitude")
     found = []

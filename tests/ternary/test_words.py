@@ -5,8 +5,9 @@ import warnings
 import pytest
 import torch
 
-from steepest.engine.compiled import compiler_available
-from steepest.ternary import TernaryFlip, TernaryLinear, compiled, pack, planes, unpack
+from steepest.compile import available, cache
+from steepest.compile.available import compiler_available, wants_compiling, warn_no_compiler
+from steepest.ternary import TernaryFlip, TernaryLinear, pack, planes, unpack
 from steepest.ternary.planes import run_pass
 
 EDGES = [0, 1, 2, 5, 63, 64, 126, 127]
@@ -124,13 +125,13 @@ def test_where_compiling_fails_the_step_is_taken_eagerly_and_said_once(monkeypat
     def broken(*_, **__):
         raise RuntimeError("no room for caches\nand more")
 
-    monkeypatch.setattr(compiled, "_graphs", {})
-    monkeypatch.setattr(compiled, "_broken", set())
-    monkeypatch.setattr(compiled.torch, "compile", broken)
+    monkeypatch.setattr(cache, "_made", {})
+    monkeypatch.setattr(cache, "_broken", set())
+    monkeypatch.setattr(torch, "compile", broken)
     torch.manual_seed(0)
     values = torch.randint(-1, 2, (9, 64), dtype=torch.int8)
     a, v = (torch.randint(-9, 10, (9, 64), dtype=torch.int8) for _ in range(2))
-    with pytest.warns(RuntimeWarning, match="without compilation: no room for caches$"):
+    with pytest.warns(RuntimeWarning, match="^steepest moves ternary weights .*: no room for caches$"):
         check("flip", values, a, v, 4, cancel=True, compiled=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -148,15 +149,13 @@ def test_where_compiling_fails_the_step_is_taken_eagerly_and_said_once(monkeypat
     ],
 )
 def test_what_is_compiled(option, weights, there, wants, monkeypatch):
-    monkeypatch.setattr(compiled, "compiler_available", lambda kind: there)
-    assert compiled.wants_compiling(option, weights, torch.device("cpu")) == wants
+    monkeypatch.setattr(available, "compiler_available", lambda kind: there)
+    assert wants_compiling(option, weights, torch.device("cpu")) == wants
 
 
 def test_without_a_compiler_the_wish_for_one_is_answered(monkeypatch):
-    from steepest.engine.compiled import warn_no_compiler
-
     warn_no_compiler.cache_clear()
-    monkeypatch.setattr(compiled, "compiler_available", lambda kind: False)
+    monkeypatch.setattr(available, "compiler_available", lambda kind: False)
     with pytest.warns(RuntimeWarning, match="no compiler for 'cpu'"):
         trainer = TernaryFlip(TernaryLinear(8, 8), compile=True)
     warn_no_compiler.cache_clear()

@@ -1,4 +1,4 @@
-"""What torch's global settings are: torch.compile makes another graph where they differ."""
+"""torch's global settings that Dynamo guards on."""
 
 from __future__ import annotations
 
@@ -6,11 +6,15 @@ from typing import Any
 
 import torch
 
-__all__ = ["surroundings"]
+__all__ = ["global_settings"]
 
 
-def surroundings() -> tuple[Any, ...]:
-    """What else torch compiles for: with it in a graph's key, none is compiled anew on a user's tensors."""
+def global_settings() -> tuple[Any, ...]:
+    """Return the settings that torch.compile specializes code on, besides the code's arguments.
+
+    They belong in the key of all cached code: otherwise Dynamo would recompile it when one of them changes,
+    in the middle of a step and on the user's tensors.
+    """
     return (
         torch.get_num_threads(),
         torch.get_default_dtype(),

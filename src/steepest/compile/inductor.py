@@ -1,4 +1,4 @@
-"""torch.compile's own backend, with the options that all of this library's code is made by."""
+"""The backend for torch.compile: Inductor with this library's options."""
 
 from __future__ import annotations
 
@@ -10,24 +10,26 @@ from torch import Tensor
 
 __all__ = ["inductor"]
 
-# Sizes are whatever they are. Which vector instructions the processor has is known; torch.compile also tries
-# each of them on the C++ compiler, which takes longer than all the rest: 5 of 10 s.
+# The code must accept tensors of any size, so Inductor must not assert sizes.
 _OPTIONS = {"size_asserts": False}
-_UNTRIED = {**_OPTIONS, "cpp.vec_isa_ok": True}
+# Inductor knows the processor's vector instructions, but test-compiles each of them as well, which takes
+# 5 of the 10 seconds of a first compilation. Assume that the C++ compiler supports them.
+_TRUST_VECTORS = {**_OPTIONS, "cpp.vec_isa_ok": True}
 
 
 def inductor(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> Callable[..., Any]:
-    """A graph's code."""
-    # Seconds, which only those who compile should wait.
+    """Compile a graph with Inductor."""
+    # Importing Inductor takes seconds, which only users who compile should pay for.
     from torch._inductor import compile, config
 
     code: Callable[..., Any]
     if config.cpp.vec_isa_ok is None:
         try:
-            code = compile(graph, [*examples], options=_UNTRIED)
+            code = compile(graph, [*examples], options=_TRUST_VECTORS)
             return code
         except Exception:
-            # A compiler older than the processor. What is taken to be there must be forgotten.
+            # The C++ compiler may be older than the processor. Inductor has cached the instructions that it
+            # was told to assume; clear them, so that the second attempt tests each one.
             from torch._inductor.cpu_vec_isa import valid_vec_isa_list
 
             valid_vec_isa_list.cache_clear()

@@ -1,7 +1,8 @@
-"""Two elements in one integer of twice the width.
+"""Pairs of int16 (or float32) elements, viewed as one integer of twice the width.
 
-torch.compile's C++ has no vectors of 16-bit integers: a loop that meets one runs element by element, ten
-times slower than memory. As pairs, int16 and float32 tensors become int32 and int64 ones, which it has.
+Inductor's C++ has no vectors of 16-bit integers: a loop over an int16 tensor runs element by element, ten
+times slower than memory. It does have vectors of int32 and int64, so a row that contains int16 state is
+viewed in pairs: int16 as int32, float32 as int64.
 """
 
 from __future__ import annotations
@@ -17,14 +18,14 @@ _WIDER = {torch.int16: torch.int32, torch.float32: torch.int64}
 
 
 def needs_pairs(dtypes: Iterable[torch.dtype], device: torch.device) -> bool:
-    """Whether compiled code for tensors of these dtypes is slow unless they are paired."""
+    """Check whether compiled code for tensors of these dtypes is slow unless it reads them in pairs."""
     return device.type == "cpu" and torch.int16 in dtypes
 
 
 def pairable(tensors: Iterable[Tensor]) -> bool:
-    """Whether gapless tensors can be read in pairs: those of an odd size have an element too many.
+    """Check whether contiguous tensors can be viewed in pairs.
 
-    A slice that begins within a pair is not aligned for it.
+    They need an even number of elements, and an even storage offset, or the view would not be aligned.
     """
     return all(
         tensor.dtype in _WIDER and not tensor.numel() % 2 and not tensor.storage_offset() % 2
@@ -33,7 +34,7 @@ def pairable(tensors: Iterable[Tensor]) -> bool:
 
 
 def paired(tensor: Tensor) -> Tensor:
-    """A view of a flat tensor [2n] that is :func:`pairable` as integers [n].
+    """View a flat :func:`pairable` tensor [2n] as integers [n].
 
     >>> paired(torch.tensor([1, 2, 3, -1], dtype=torch.int16)).tolist()
     [131073, -65533]
@@ -42,7 +43,7 @@ def paired(tensor: Tensor) -> Tensor:
 
 
 def halves(pairs: Tensor) -> tuple[Tensor, Tensor]:
-    """The elements of even and of odd place, [n] each: int32 with int16's values, or float32.
+    """Split pairs into the elements at even and at odd indices, [n] each: int16 values as int32, or float32.
 
     >>> even, odd = halves(paired(torch.tensor([1, 2, 3, -1], dtype=torch.int16)))
     >>> even.tolist(), odd.tolist()
@@ -54,7 +55,7 @@ def halves(pairs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def joined(even: Tensor, odd: Tensor) -> Tensor:
-    """What :func:`halves` took apart.
+    """Join even and odd elements into pairs again, undoing :func:`halves`.
 
     >>> pairs = paired(torch.tensor([0.5, -2.0]))
     >>> torch.equal(joined(*halves(pairs)), pairs)

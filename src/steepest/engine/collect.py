@@ -2,141 +2,76 @@
 
 from __future__ import annotations
 
-import functools
+import copy
+import math
+import numbers
 import sys
-from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from operator import is_, itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from steepest.engine.layout import real_view
+from steepest.engine.update import UpdateConfig
 from steepest.random import Key
-from steepest.rule import Group, MatrixRule, Rule, Scalar, find_rule
+from steepest.rule import Group, Rule, Scalar, find_rule
 
-__all__ = [
-    "ParamBatch",
-    "ParamUpdate",
-    "Place",
-    "away",
-    "collect",
-    "describe",
-    "member_at",
-    "real_view",
-    "refuse_shards",
-]
+__all__ = ["Collector", "ParamBatch", "ParamUpdate", "describe", "refuse_shards"]
 
 _PLAIN = (Tensor, torch.nn.Parameter)
-LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 
-@dataclass(slots=True)
-class Place:
-    """Where a parameter stands: its group, its index there, and its ordinal among all parameters."""
-
-    group_index: int
-    index: int
-    ordinal: int
-
-
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class ParamUpdate:
     """One parameter with its gradient in this step.
 
-    ``scalars`` are the step's numbers for the rule's update, ``measured`` the per-tensor state after it.
-    ``param`` and ``grad`` are real views; a step, which tracks no gradients, need not detach them. The
-    place's ordinal, with the step count and the element's index, keys the parameter's noise; ``key`` is
-    what comes of the two where the step count is a device's, else None.
+    Attributes:
+        group, group_index, index: where the parameter stands.
+        ordinal: its number among all parameters; with the step count and the element's place it keys noise.
+        owner: the parameter as the user has it.
+        param, grad: real views. A step tracks no gradients, so they need not be detached.
+        state: the parameter's.
+        columns: (param, grad, state entries per element…), once the state is made.
+        step: the number of the step being taken.
+        key: of the noise, where the step count is a device's; else None.
+        scalars: the step's numbers for the rule.
+        measured: the per-tensor state after the step.
     """
 
     group: Group
-    place: Place
+    group_index: int
+    index: int
+    ordinal: int
     owner: Tensor
     param: Tensor
     grad: Tensor
     state: MutableMapping[str, Any]
+    columns: list[Tensor] = field(default_factory=list)
     step: Scalar = 0
     key: Key | None = None
-    scalars: dict[str, Scalar] = field(default_factory=dict)
+    scalars: Mapping[str, Scalar] = field(default_factory=dict)
     measured: Mapping[str, Scalar] | None = None
 
     @property
     def name(self) -> str:
         """What describes it for people."""
-        return describe(self.group, self.place.group_index, self.place.index)
+        return describe(self.group, self.group_index, self.index)
 
     @property
     def label(self) -> str | None:
         """The name that the user gave."""
-        return self.group["param_names"][self.place.index] if "param_names" in self.group else None
+        return self.group["param_names"][self.index] if "param_names" in self.group else None
 
 
-@dataclass
+@dataclass(slots=True, eq=False)
 class ParamBatch:
-    """Parameters of one group that share device and dtypes, and so one compiled graph."""
+    """Parameters of one group that share dtypes and device, and so one configuration."""
 
-    rule: Rule
-    group: Group
+    config: UpdateConfig
     members: list[ParamUpdate]
-    _factor_sizes: dict[tuple[int, ...], dict[str, int]] = field(default_factory=dict)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the step is taken: with the parameters, or on the host with what is offloaded."""
-        return torch.device("cpu") if self.offloaded else self.members[0].param.device
-
-    @property
-    def offloaded(self) -> bool:
-        """Whether the step is taken on the host with parameters that live elsewhere."""
-        return self.group["state_device"] == "cpu" and away(self.members[0].param.device)
-
-    @functools.cached_property
-    def state_names(self) -> frozenset[str]:
-        """The state that the rule keeps for a parameter with the group's present options."""
-        # Not on the meta device, which takes ten times as long to make a tensor as the step's own checks.
-        blank = torch.empty(0, device="cpu", dtype=self.members[0].param.dtype)
-        return frozenset(self.rule.init_state(blank, self.group))
-
-    def factor_sizes(self, shape: tuple[int, ...]) -> dict[str, int]:
-        """How many elements each factor of a matrix of this shape has, for a matrix rule."""
-        if shape not in self._factor_sizes:
-            assert isinstance(self.rule, MatrixRule)
-            dtype = self.members[0].param.dtype
-            blanks = self.rule.init_factors(shape, dtype, torch.device("meta"), self.group)
-            self._factor_sizes[shape] = {name: blank.numel() for name, blank in blanks.items()}
-        return self._factor_sizes[shape]
-
-    @property
-    def element_state(self) -> list[str]:
-        """The state entries of the parameter's shape, in a fixed order."""
-        return sorted(self.state_names - self.rule.tensor_state)
-
-    @property
-    def rounds_stochastically(self) -> bool:
-        """Whether parameters are rounded with noise."""
-        return self.group["rounding"] == "stochastic" and self.members[0].param.dtype in LOW_PRECISION
-
-    @property
-    def noisy(self) -> bool:
-        """Whether the step draws noise."""
-        return not self.rule.takes.isdisjoint({"noise", "key"}) or self.rounds_stochastically
-
-    @property
-    def counts_steps(self) -> bool:
-        """Whether the parameters' state needs a step count."""
-        return self.rule.counts_steps or self.rounds_stochastically
-
-    @property
-    def counts_on_device(self) -> bool:
-        """Whether only the device knows how many steps were taken: it may skip one, or repeat a graph."""
-        skips = self.group["nonfinite"] == "skip" and self.device.type != "cpu"
-        return skips or bool(self.group["capturable"])
-
-
-def real_view(tensor: Tensor) -> Tensor:
-    """The tensor without its graph, complex numbers as pairs of reals: shape [...] becomes [..., 2]."""
-    tensor = tensor.detach()
-    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def is_shard(param: Tensor) -> bool:
@@ -162,52 +97,208 @@ def describe(group: Group, group_index: int, index: int) -> str:
     return f"parameter {index} of group {group_index} (shape {shape})"
 
 
-def away(device: torch.device) -> bool:
-    """Whether a tensor there must be copied for the host to compute with it."""
-    return device.type != "cpu"
+class _CheckedGroup:
+    """A group as it was when it was last checked: a step looks at changes alone."""
+
+    def __init__(self, rule: Rule, group: Group) -> None:
+        names = [name for name in rule.defaults() if name != "lr"]
+        self.rule = rule
+        self.read = itemgetter("rule", "base_lr", *names)
+        # A list or dict that is changed in place must differ from the copy.
+        self.values: tuple[Any, ...] | None = None
+        self.views = copy.copy((group.get("view"), group.get("views")))
+        self.params: list[Tensor] = []
+        self.vectors: set[torch.Size] = set()
+        self.matrices = False
+        self.configs: dict[Any, UpdateConfig] = {}
+
+    def accept(self, group: Group) -> None:
+        """Take the present options for checked."""
+        self.values = tuple([copy.copy(v) if isinstance(v, (list, dict)) else v for v in self.read(group)])
+
+    def same_options(self, group: Group) -> bool:
+        try:
+            return bool(self.read(group) == self.values)
+        except (KeyError, RuntimeError, ValueError):
+            return False
+
+    def remember(self, params: Sequence[Tensor]) -> None:
+        self.params = list(params)
+        self.vectors |= {param.shape for param in params if param.dim() < 2}
+        self.matrices |= any(param.dim() > 1 for param in params)
 
 
-def member_at(group: Group, place: Place, state: MutableMapping[str, Any]) -> ParamUpdate:
-    """The parameter of a group at a place, which has a gradient, as a member of this step."""
-    owner: Tensor = group["params"][place.index]
+class Collector:
+    """Turns an optimizer's param groups into batches, and checks what others have changed in them.
+
+    It is no state of the optimizer: without it the next step checks everything.
+    """
+
+    def __init__(self) -> None:
+        self._groups: list[_CheckedGroup] = []
+
+    def remember(self, groups: Sequence[Group]) -> None:
+        """Note the parameters of new groups, whose options the next step checks."""
+        for index in range(len(self._groups), len(groups)):
+            checked = _CheckedGroup(find_rule(groups[index]["rule"]), groups[index])
+            checked.remember(groups[index]["params"])
+            self._groups.append(checked)
+
+    def check(self, who: str, groups: Sequence[Group]) -> None:
+        """Raise ``ValueError`` for what a step could not be finished with; before it begins.
+
+        Args:
+            who: the optimizer, for the message.
+            groups: its param groups.
+        """
+        del self._groups[len(groups) :]
+        for index, group in enumerate(groups):
+            known = self._groups[index] if index < len(self._groups) else None
+            lr = group["lr"]
+            if not (type(lr) is float and math.isfinite(lr)):
+                _check_lr(f"{who}, group {index}", lr)
+            if known is None or not known.same_options(group):
+                known = self._look_again(f"{who}, group {index}", groups, index, known)
+            params = group["params"]
+            if len(params) != len(known.params) or not all(map(is_, params, known.params)):
+                _check_replaced(known, group, index)
+                known.remember(params)
+
+    def _look_again(
+        self, who: str, groups: Sequence[Group], index: int, known: _CheckedGroup | None
+    ) -> _CheckedGroup:
+        group = groups[index]
+        rule = find_rule(group["rule"])
+        rule.check(who, {**group, "lr": rule.hyper["lr"].default})
+        checked = _CheckedGroup(rule, group)
+        if known is None:
+            checked.remember(group["params"])
+            self._groups.append(checked)
+        else:
+            if checked.views != known.views and not _flattened(known, group):
+                for at, param in enumerate(group["params"]):
+                    rule.check_param(describe(group, index, at), _label(group, at), param, group)
+            checked.params, checked.vectors, checked.matrices = known.params, known.vectors, known.matrices
+            self._groups[index] = checked
+        checked.accept(group)
+        return checked
+
+    def batches(
+        self, groups: Sequence[Group], states: Mapping[Tensor, MutableMapping[str, Any]]
+    ) -> list[ParamBatch]:
+        """All parameters that have a gradient, batched by group, device and dtypes.
+
+        Args:
+            groups: the param groups, checked.
+            states: the parameters' states; none is made.
+        """
+        batches: list[ParamBatch] = []
+        ordinal = 0
+        seen: set[int] = set()
+        for group_index, group in enumerate(groups):
+            by_config: dict[int, ParamBatch] = {}
+            for index, owner in enumerate(group["params"], ordinal):
+                if owner.grad is None or id(owner) in seen:
+                    continue
+                seen.add(id(owner))
+                member = _member(group, group_index, index - ordinal, index, states)
+                config = self._config(group_index, group, member)
+                batch = by_config.get(id(config))
+                if batch is None:
+                    batch = by_config[id(config)] = ParamBatch(config, [])
+                    batches.append(batch)
+                batch.members.append(member)
+            ordinal += len(group["params"])
+        return batches
+
+    def one(
+        self,
+        groups: Sequence[Group],
+        group_index: int,
+        index: int,
+        ordinal: int,
+        states: Mapping[Tensor, MutableMapping[str, Any]],
+    ) -> ParamBatch:
+        """A single parameter, which has a gradient, as a batch."""
+        group = groups[group_index]
+        member = _member(group, group_index, index, ordinal, states)
+        return ParamBatch(self._config(group_index, group, member), [member])
+
+    def _config(self, group_index: int, group: Group, member: ParamUpdate) -> UpdateConfig:
+        """The configuration of a parameter of a checked group."""
+        checked = self._groups[group_index]
+        param, dtype = member.param, member.grad.dtype
+        key = (param.dtype, dtype, param.device)
+        config = checked.configs.get(key)
+        if config is None:
+            config = checked.configs[key] = UpdateConfig(
+                checked.rule, group, param.dtype, dtype, param.device
+            )
+        # A copied group is another dict with the same options.
+        config.group = group
+        return config
+
+
+def _member(
+    group: Group,
+    group_index: int,
+    index: int,
+    ordinal: int,
+    states: Mapping[Tensor, MutableMapping[str, Any]],
+) -> ParamUpdate:
+    owner: Tensor = group["params"][index]
     grad = owner.grad
     assert grad is not None
     # Frameworks put other tensors into the groups after construction.
-    if is_shard(owner):
-        refuse_shards(describe(group, place.group_index, place.index), owner)
+    if type(owner) not in _PLAIN:
+        refuse_shards(describe(group, group_index, index), owner)
     if grad.layout is not torch.strided:
         grad = grad.to_dense()
+    param = owner
     if owner.is_complex():
-        return ParamUpdate(group, place, owner, real_view(owner), real_view(grad), state)
-    return ParamUpdate(group, place, owner, owner, grad, state)
+        param, grad = real_view(owner), real_view(grad)
+    return ParamUpdate(group, group_index, index, ordinal, owner, param, grad, states.get(owner, {}))
 
 
-def collect(
-    groups: Iterable[dict[str, Any]], state: Callable[[Tensor], MutableMapping[str, Any]]
-) -> list[ParamBatch]:
-    """All parameters that have a gradient, batched by group, device and dtypes.
+def _label(group: Group, index: int) -> str | None:
+    return group["param_names"][index] if "param_names" in group else None
 
-    Args:
-        groups: an optimizer's param groups.
-        state: gives a parameter's state without creating an entry for it.
+
+def _check_lr(who: str, lr: Any) -> None:
+    # A schedule may end below 0 by a rounding, with which a step can be taken. Reading a tensor's value would
+    # wait for its device.
+    if isinstance(lr, Tensor):
+        good = lr.numel() == 1 and not lr.is_complex()
+    else:
+        good = isinstance(lr, numbers.Real) and not isinstance(lr, bool) and math.isfinite(lr)
+    if not good:
+        raise ValueError(f"{who}: lr must be a finite number or a 1-element tensor, got {lr!r}")
+
+
+def _check_replaced(known: _CheckedGroup, group: Group, group_index: int) -> None:
+    """Refuse parameters that were put into a group in place of others and that its rule cannot serve."""
+    if _flattened(known, group):
+        raise ValueError(
+            f"{describe(group, group_index, 0)} is a vector of shape {tuple(group['params'][0].shape)}, which "
+            "was not there when the group was made: something has flattened the parameters (DeepSpeed ZeRO, "
+            f"FSDP1), and {known.rule.name!r} needs whole tensors; nothing was stepped"
+        )
+    for at, param in _new(known, group):
+        refuse_shards(describe(group, group_index, at), param)
+        known.rule.check_param(describe(group, group_index, at), _label(group, at), param, group)
+
+
+def _new(known: _CheckedGroup, group: Group) -> Iterator[tuple[int, Tensor]]:
+    ids = {id(param) for param in known.params}
+    return ((at, param) for at, param in enumerate(group["params"]) if id(param) not in ids)
+
+
+def _flattened(known: _CheckedGroup, group: Group) -> bool:
+    """Whether the matrices of a rule that needs them have become flat vectors.
+
+    Whoever replaces parameters puts matrices in their place; a flat vector of them all leaves none.
     """
-    batches: list[ParamBatch] = []
-    ordinal = 0
-    seen: set[int] = set()
-    for group_index, group in enumerate(groups):
-        rule = find_rule(group["rule"])
-        by_kind: dict[tuple[torch.device, torch.dtype, torch.dtype], list[ParamUpdate]] = {}
-        first = ordinal
-        ordinal += len(group["params"])
-        for index, owner in enumerate(group["params"]):
-            if owner.grad is None or id(owner) in seen:
-                continue
-            seen.add(id(owner))
-            member = member_at(group, Place(group_index, index, first + index), state(owner))
-            kind = (member.param.device, member.param.dtype, member.grad.dtype)
-            if kind in by_kind:
-                by_kind[kind].append(member)
-            else:
-                by_kind[kind] = [member]
-        batches.extend(ParamBatch(rule, group, members) for members in by_kind.values())
-    return batches
+    params = group["params"]
+    if not (known.rule.transforms and known.matrices and params):
+        return False
+    return all(param.dim() < 2 and param.shape not in known.vectors for param in params)

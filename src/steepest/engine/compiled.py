@@ -1,238 +1,205 @@
-"""One compiled graph for tensors of any size: each is read once and written once.
+"""Compiled passes: one graph for tensors of any size, in which each is read once and written once.
 
-A graph takes a few rows (a parameter, its gradient, its state), each flat and of a size of its own, and a
-batch is run through it call by call. So what is compiled, and for how long, depends on the rule
-and the dtypes alone, not on the model or on which of its parameters have a gradient; and one call, about
-1.5 µs a row, is small beside the pass over memory.
+A graph takes a few rows, each flat and of a size of its own, and a batch runs through it launch by launch. So
+what is compiled, and for how long, depends on the rule and the dtypes alone, not on the model or on which of its
+parameters have a gradient.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib.util
-import os
-import shutil
-import threading
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from steepest.compile.global_settings import surroundings
+from steepest.compile.cache import CapturedTooSoon, compiled_once
 from steepest.compile.int16_pairs import halves, joined, needs_pairs, pairable, paired
-from steepest.compile.unguarded import Code, NotCompiled, compiled_code
-from steepest.engine.chunks import UpdateConfig, advance, member_key, shared_scalars, store
-from steepest.engine.collect import ParamBatch, ParamUpdate
-from steepest.engine.cuda_graphs import CapturedTooSoon, capturing
-from steepest.engine.layout import flat
+from steepest.compile.unguarded import Code, compiled_code
+from steepest.engine.chunks import run_eager
+from steepest.engine.cuda_graphs import capturing
+from steepest.engine.layout import Row
+from steepest.engine.update import Pass, PieceNoise, UpdateConfig, pass_over, store
 
-__all__ = [
-    "Plan",
-    "compiler_available",
-    "pays",
-    "prepare",
-    "run_compiled",
-    "warn_no_compiler",
-    "warn_not_compiled",
-]
-
-# Compiling takes 2 to 6 seconds. Of 2**22 elements a compiled step saves 6 ms (Lion) to 14 ms (AdamW) of the
-# eager one (2 threads, 16 tensors): they are earned back in some 150 to 1000 steps. Of 2**20 it saves 1 to 3.
-_PAYS_FROM = 1 << 22
+__all__ = ["CompiledLaunch", "launches", "prepare", "run_compiled"]
 
 _ROWS = 4
 
-# Sizes that a graph is first traced with: each its own, so that no two are taken for one, and large, so
-# that the loops over them are made for several threads.
+# Sizes that a graph is first traced with: each its own, so that Dynamo takes no two for one, and large, so that
+# Inductor makes the loops over them parallel.
 _TRACED_SIZES = tuple((1 << 17) + 66 * row for row in range(1, _ROWS + 1))
 
 # Code for an accelerator counts elements in 32 bits.
 _MOST_ELSEWHERE = (1 << 31) - 1
 
-Row = Sequence[Tensor]
+Columns = Sequence[Tensor]
 
 
-@dataclass(frozen=True)
-class GraphSpec:
-    """What one graph is made for: batches with equal specs share it.
+class GraphSpec(NamedTuple):
+    """What one graph is compiled for; batches with equal specs share it.
 
-    ``shared`` holds (name, how many numbers; 0 for a plain scalar), ``own`` the per-parameter scalars'
-    names, ``dtypes`` those of parameter, gradient and state; ``pairs`` says that the rows hold two
-    elements in one (:mod:`steepest.compile.int16_pairs`), ``surroundings`` what torch's global settings are.
+    ``config`` is the part of the update's configuration that code depends on. ``shared`` holds (name, how many
+    numbers; 0 for a plain scalar), ``own`` the names of a row's own scalars, ``dtypes`` those of its columns;
+    ``pairs`` says that columns hold two elements in one (:mod:`steepest.compile.int16_pairs`).
     """
 
-    recipe: UpdateConfig
+    which: Pass
+    config: tuple[Any, ...]
     shared: tuple[tuple[str, int], ...]
     own: tuple[str, ...]
-    state: tuple[str, ...]
     dtypes: tuple[torch.dtype, ...]
     pairs: bool
-    device: torch.device
     guarded: bool
-    surroundings: tuple[Any, ...]
+    noisy: bool
 
     @property
     def rows(self) -> int:
-        """How many rows a call takes: a row of pairs is code for two, and noise is much code."""
-        return _ROWS // (1 + self.pairs) // (1 + self.recipe.noisy)
-
-
-@functools.cache
-def compiler_available(device_type: str) -> bool:
-    """Whether torch.compile can make code for this device here: a C++ compiler, or Triton."""
-    if device_type == "cpu":
-        return any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++", "cl") if name)
-    return device_type in ("cuda", "xpu") and importlib.util.find_spec("triton") is not None
-
-
-@functools.cache
-def warn_no_compiler(device_type: str) -> None:
-    """Say once that ``compile=True`` cannot be had."""
-    warnings.warn(
-        f"compile=True, but there is no compiler for {device_type!r} here; running eagerly",
-        RuntimeWarning,
-        stacklevel=4,
-    )
-
-
-@functools.cache
-def warn_not_compiled(rule: str) -> None:
-    """Say once that ``compile=True`` has no effect on a matrix rule."""
-    warnings.warn(
-        f"compile=True has no effect on {rule!r}: matrix rules run eagerly, their time is in matmuls",
-        RuntimeWarning,
-        stacklevel=5,
-    )
-
-
-def pays(batch: ParamBatch) -> bool:
-    """Whether compiling this batch earns back its seconds."""
-    return sum(member.param.numel() for member in batch.members) >= _PAYS_FROM
+        """How many rows a launch takes: a row of pairs is code for two, and noise is much code."""
+        return _ROWS // (1 + self.pairs) // (1 + self.noisy)
 
 
 @dataclass(slots=True)
-class Call:
-    """One run of a graph: its rows' sizes, the rows one after the other, and the numbers."""
+class CompiledLaunch:
+    """One run of a graph: its rows' sizes, the columns one after the other, and the numbers."""
 
     code: Code
     sizes: list[int]
-    rows: list[Tensor]
+    columns: list[Tensor]
     numbers: tuple[Tensor, Tensor, Tensor]
 
 
-@dataclass(slots=True)
-class Plan:
-    """A batch's step before anything is written: its graphs' runs, and the members for the eager pass."""
+def prepare(
+    config: UpdateConfig, dtypes: Iterable[tuple[torch.dtype, ...]], own: Iterable[str], guarded: bool
+) -> None:
+    """Compile a batch's passes ahead, since compiling may fail and nothing is written yet.
 
-    calls: list[Call]
-    left: list[ParamUpdate]
-
-
-def prepare(batch: ParamBatch, guarded: bool) -> Plan:
-    """Compile what a batch's step needs, and lay its tensors out.
-
-    Left to the eager pass are members whose tensors do not lie in memory alike, and all of them where
-    compiling fails. ``guarded`` says that the device will tell whether to step at all.
+    Args:
+        config: the batch's.
+        dtypes: those of (parameter, gradient, state entries per element…).
+        own: the names of the members' own scalars.
+        guarded: whether the device tells if the step is taken.
     """
-    recipe = UpdateConfig.of(batch, keep_decay=True)
-    shared = shared_scalars(batch)
-    names = batch.element_state
-    plan = Plan([], [])
-    by_dtypes: dict[tuple[torch.dtype, ...], list[tuple[ParamUpdate, Row, int]]] = {}
+    shared = config.numbers()
+    rule = config.rule
+    for each in dtypes:
+        passes: list[tuple[Pass, tuple[torch.dtype, ...], Iterable[str]]] = [("whole", each, own)]
+        if rule.transforms:
+            entries = {
+                name
+                for kind in config.matrices.values()
+                for name, spec in kind.specs.items()
+                if not spec.shape
+            }
+            inputs = (config.compute,) * config.inputs
+            passes = [("before", (*each, *inputs), rule.takes & {*own, *entries})]
+            if not rule.retracts:
+                passes.append(("after", (each[0], config.compute), ()))
+        for which, columns, names in passes:
+            pairs = needs_pairs(columns, config.device)
+            _code(_spec(which, config, shared, tuple(sorted(names)), columns, pairs, guarded), config)
+
+
+def _spec(
+    which: Pass,
+    config: UpdateConfig,
+    shared: Mapping[str, Any],
+    own: tuple[str, ...],
+    dtypes: tuple[torch.dtype, ...],
+    pairs: bool,
+    guarded: bool,
+) -> GraphSpec:
+    sizes = tuple([(n, len(v) if isinstance(v, (tuple, list)) else 0) for n, v in shared.items()])
+    return GraphSpec(which, config.key, sizes, own, dtypes, pairs, guarded, config.noisy)
+
+
+def launches(
+    which: Pass, config: UpdateConfig, rows: Sequence[Row], numbers: Mapping[str, Any], guarded: bool
+) -> tuple[list[CompiledLaunch], list[Row]]:
+    """Lay rows out for their graphs: (launches, the rows that are left to the eager pass).
+
+    Left are rows whose columns do not lie in memory alike, and all where compiling fails. ``guarded`` says that
+    the device will tell whether to step at all.
+    """
+    made: list[CompiledLaunch] = []
+    left: list[Row] = []
+    by_dtypes: dict[tuple[torch.dtype, ...], list[tuple[Row, Columns]]] = {}
     # This runs for every parameter in every step: lists, not generators, take half the time.
-    for member in batch.members:
-        state = member.state
-        tensors = [member.param, member.grad, *[state[name] for name in names]]
-        dtypes = tuple([tensor.dtype for tensor in tensors])
-        served = by_dtypes.get(dtypes)
-        if served is None:
-            served = by_dtypes[dtypes] = []
-        row = laid_out(tensors, recipe.noisy)
-        if row is None:
-            plan.left.append(member)
-        elif (size := row[0].numel()) > 0:
-            served.append((member, row, size))
+    for row in rows:
+        columns = laid_out(row, config.noisy)
+        if columns is None:
+            left.append(row)
+        elif columns[0].numel() > 0:
+            by_dtypes.setdefault(tuple([column.dtype for column in columns]), []).append((row, columns))
     for dtypes, served in by_dtypes.items():
-        if pairs := needs_pairs(dtypes, batch.device):
-            plan.left += [member for member, row, _ in served if not pairable(row)]
+        pairs = needs_pairs(dtypes, config.device)
+        if pairs:
+            left += [row for row, columns in served if not pairable(columns)]
             served = [
-                (member, [paired(tensor) for tensor in row], size // 2)
-                for member, row, size in served
-                if pairable(row)
+                (row, [paired(column) for column in columns]) for row, columns in served if pairable(columns)
             ]
         if served:
-            spec = GraphSpec(
-                recipe,
-                tuple((name, len(v) if isinstance(v, (tuple, list)) else 0) for name, v in shared.items()),
-                tuple(sorted(served[0][0].scalars)),
-                tuple(names),
-                dtypes,
-                pairs,
-                batch.device,
-                guarded,
-                surroundings(),
-            )
-            code = _ready(spec)
+            own = tuple(sorted(served[0][0].scalars))
+            spec = _spec(which, config, numbers, own, dtypes, pairs, guarded)
+            code = _code(spec, config)
             if code is None:
-                plan.left += [member for member, _, _ in served]
+                left += [row for row, _ in served]
             else:
-                plan.calls += _calls(batch, spec, code, served, _listed(shared))
-    return plan
+                made += _launches(spec, config, code, served, _listed(numbers))
+    return made, left
 
 
-def _calls(
-    batch: ParamBatch,
-    spec: GraphSpec,
-    code: Code,
-    served: list[tuple[ParamUpdate, Row, int]],
-    shared: list[Any],
-) -> list[Call]:
+def _launches(
+    spec: GraphSpec, config: UpdateConfig, code: Code, served: list[tuple[Row, Columns]], shared: list[Any]
+) -> list[CompiledLaunch]:
     count = -(-len(served) // spec.rows)
     if spare := count * spec.rows - len(served):
         last = served[-1][0]
-        served = served + [(last, row, row[0].numel()) for row in _filling(spec)[:spare]]
-    pack = functools.partial(_pack, device=batch.device, there=batch.counts_on_device)
+        served = served + [(last, columns) for columns in _filling(spec, config.device)[:spare]]
+    pack = functools.partial(_pack, device=config.device, there=config.counts_on_device)
     numbers = pack([shared], torch.float64)[0]
-    owns = all_keys = [torch.empty(spec.rows, 0, device="cpu")] * count
+    owns = keys = [torch.empty(spec.rows, 0, device="cpu")] * count
     if spec.own:
-        own = [[member.scalars[name] for name in spec.own] for member, _, _ in served]
+        own = [[row.scalars[name] for name in spec.own] for row, _ in served]
         owns = list(pack(own, torch.float64).view(count, spec.rows, -1).unbind())
-    if spec.recipe.noisy:
-        keys = [list(member_key(batch, member)) for member, _, _ in served]
-        all_keys = list(pack(keys, torch.int64).view(count, spec.rows, 2).unbind())
-    sizes = [size for _, _, size in served]
-    tensors = [tensor for _, row, _ in served for tensor in row]
+    if spec.noisy:
+        words = [[*(row.key or (0, 0)), row.extent.start if row.extent else 0] for row, _ in served]
+        keys = list(pack(words, torch.int64).view(count, spec.rows, 3).unbind())
+    sizes = [columns[0].numel() for _, columns in served]
+    tensors = [column for _, columns in served for column in columns]
     width = spec.rows * len(spec.dtypes)
     return [
-        Call(
+        CompiledLaunch(
             code,
             sizes[at * spec.rows : (at + 1) * spec.rows],
             tensors[at * width : (at + 1) * width],
-            (numbers, owns[at], all_keys[at]),
+            (numbers, owns[at], keys[at]),
         )
         for at in range(count)
     ]
 
 
-def run_compiled(plan: Plan, finite: Tensor | None) -> list[ParamUpdate]:
-    """Step the members of a batch that its graphs take; the others are returned, for the eager pass."""
-    for call in plan.calls:
-        call.code(call.sizes, call.rows, (*call.numbers, finite))
-    return plan.left
+def run_compiled(
+    which: Pass, config: UpdateConfig, rows: Sequence[Row], numbers: Mapping[str, Any], finite: Tensor | None
+) -> None:
+    """Run a pass compiled, as :func:`~steepest.engine.chunks.run_eager` runs it, which takes what is left."""
+    made, left = launches(which, config, rows, numbers, finite is not None)
+    for launch in made:
+        launch.code(launch.sizes, launch.columns, (*launch.numbers, finite))
+    if left:
+        run_eager(which, config, left, numbers, finite)
 
 
-def laid_out(tensors: list[Tensor], ordered: bool) -> Row | None:
-    """Flat views of tensors as a graph takes them; None where it cannot."""
-    param = tensors[0]
+def laid_out(row: Row, ordered: bool) -> Columns | None:
+    """Flat views of a row's columns as a graph takes them; None where it cannot."""
+    columns = row.columns
     # Code reads what lies in memory: a wrapper's elements lie elsewhere, those of z.conj().imag are negated.
-    if not all(map(_holds_elements, set(map(type, tensors)))) or any(map(Tensor.is_neg, tensors)):
+    if not all(map(_holds_elements, set(map(type, columns)))) or any(map(Tensor.is_neg, columns)):
         return None
-    if not param.is_cpu and param.numel() > _MOST_ELSEWHERE:
+    if not columns[0].is_cpu and columns[0].numel() > _MOST_ELSEWHERE:
         return None
-    return flat(tensors, ordered=ordered)
+    return row.flat(ordered=ordered)
 
 
 @functools.cache
@@ -240,43 +207,36 @@ def _holds_elements(kind: type) -> bool:
     return getattr(kind, "__torch_dispatch__", None) is Tensor.__torch_dispatch__
 
 
-_broken: set[GraphSpec] = set()
-_compiling = threading.Lock()
-
-
-def _ready(spec: GraphSpec) -> Code | None:
+def _code(spec: GraphSpec, config: UpdateConfig) -> Code | None:
     """A graph's code; None, with one warning, where it cannot be had."""
-    if spec in _broken:
-        return None
-    # Threads that step optimizers of the same rule would each compile for seconds.
-    with _compiling:
-        try:
-            return _compiled(spec)
-        except NotCompiled:
-            return None
-        except (torch.OutOfMemoryError, CapturedTooSoon):
-            raise
-        except Exception as error:
-            # No cache folder, a compiler that does not work, a Python that torch cannot trace. The graph
-            # is given up for good: to fail takes seconds too.
-            _broken.add(spec)
-            why = (str(error).strip() or repr(error)).splitlines()[0]
-            warnings.warn(
-                f"steepest runs {spec.recipe.rule.name!r} without compilation: {why}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-            return None
+    return compiled_once(spec, functools.partial(_compile, spec, config), f"runs {config.rule.name!r}")
 
 
-def _listed(shared: dict[str, Any]) -> list[Any]:
+def _compile(spec: GraphSpec, config: UpdateConfig) -> Code:
+    """The graph, compiled and tried on tensors of its own."""
+    if capturing():
+        raise CapturedTooSoon(
+            "this step cannot be captured in a CUDA graph: its code is not compiled yet; take a few steps "
+            "with these options before. Nothing was changed"
+        )
+    there = config.device
+    count = sum(max(count, 1) for _, count in spec.shared)
+    numbers = torch.ones(count, dtype=torch.float64, device=there)
+    own = torch.ones(spec.rows, len(spec.own), dtype=torch.float64, device=there)
+    keys = torch.ones(spec.rows, 3 * spec.noisy, dtype=torch.int64, device=there)
+    finite = torch.ones((), dtype=torch.bool, device=there) if spec.guarded else None
+    rows = _zeros(spec, there, _TRACED_SIZES[: spec.rows])
+    return compiled_code(_graph(spec, config), rows, (numbers, own, keys, finite))
+
+
+def _listed(shared: Mapping[str, Any]) -> list[Any]:
     return [n for value in shared.values() for n in (value if isinstance(value, (tuple, list)) else (value,))]
 
 
 def _pack(rows: list[list[Any]], dtype: torch.dtype, device: torch.device, there: bool) -> Tensor:
     """Numbers, or 0-dim tensors of a device, as one tensor on it; ``there``: without a copy from the host."""
     given = [value for row in rows for value in row]
-    if not there and not any(isinstance(value, Tensor) for value in given):
+    if not there and not any([isinstance(value, Tensor) for value in given]):
         return torch.tensor(rows, dtype=dtype, device="cpu").to(device, non_blocking=True)
     # Most numbers are the same for all rows.
     made = {
@@ -284,42 +244,27 @@ def _pack(rows: list[list[Any]], dtype: torch.dtype, device: torch.device, there
         for value in given
         if not isinstance(value, Tensor)
     }
-    numbers = [value.to(dtype) if isinstance(value, Tensor) else made[value] for value in given]
+    numbers = [value.to(device, dtype) if isinstance(value, Tensor) else made[value] for value in given]
     return torch.stack(numbers).view(len(rows), -1)
 
 
-def _rows(spec: GraphSpec, sizes: Sequence[int]) -> list[Row]:
+def _zeros(spec: GraphSpec, device: torch.device, sizes: Sequence[int]) -> list[Columns]:
     """Rows of zeros as the graph is traced with, of that many elements each."""
-    rows = [[torch.zeros(size, dtype=dtype, device=spec.device) for dtype in spec.dtypes] for size in sizes]
-    return [[paired(tensor) for tensor in row] for row in rows] if spec.pairs else list(rows)
+    rows = [[torch.zeros(size, dtype=dtype, device=device) for dtype in spec.dtypes] for size in sizes]
+    return [[paired(column) for column in row] for row in rows] if spec.pairs else list(rows)
 
 
 @functools.lru_cache(maxsize=64)
-def _filling(spec: GraphSpec) -> list[Row]:
-    """Rows that nobody reads, where a batch is no multiple of a call's."""
-    return _rows(spec, [4] * spec.rows)
+def _filling(spec: GraphSpec, device: torch.device) -> list[Columns]:
+    """Rows that nobody reads, where a batch is no multiple of a launch's."""
+    return _zeros(spec, device, [4] * spec.rows)
 
 
-@functools.lru_cache(maxsize=64)
-def _compiled(spec: GraphSpec) -> Code | None:
-    """The graph, compiled and tried on tensors of its own."""
-    if capturing():
-        raise CapturedTooSoon(
-            "this step cannot be captured in a CUDA graph: its code is not compiled yet; take a few steps "
-            "with these options before. Nothing was changed"
-        )
-    there = spec.device
-    count = sum(max(count, 1) for _, count in spec.shared)
-    numbers = torch.ones(count, dtype=torch.float64, device=there)
-    own = torch.ones(spec.rows, len(spec.own), dtype=torch.float64, device=there)
-    keys = torch.ones(spec.rows, 2 * spec.recipe.noisy, dtype=torch.int64, device=there)
-    finite = torch.ones((), dtype=torch.bool, device=there) if spec.guarded else None
-    rows = _rows(spec, _TRACED_SIZES[: spec.rows])
-    return compiled_code(_graph(spec), rows, (numbers, own, keys, finite))
+def _graph(spec: GraphSpec, config: UpdateConfig) -> Callable[..., None]:
+    config = config.without_group()
+    kept = 2 + len(config.element_state)
 
-
-def _graph(spec: GraphSpec) -> Callable[..., None]:
-    def graph(rows: list[Row], numbers: Tensor, own: Tensor, keys: Tensor, finite: Tensor | None) -> None:
+    def graph(rows: list[Columns], numbers: Tensor, own: Tensor, keys: Tensor, finite: Tensor | None) -> None:
         shared: dict[str, Any] = {}
         at = 0
         for name, count in spec.shared:
@@ -327,36 +272,31 @@ def _graph(spec: GraphSpec) -> Callable[..., None]:
             at += max(count, 1)
         for i, row in enumerate(rows):
             scalars = shared | {name: own[i, j] for j, name in enumerate(spec.own)}
-            key = (keys[i, 0], keys[i, 1]) if spec.recipe.noisy else None
             parts = list(zip(*map(halves, row), strict=True)) if spec.pairs else [tuple(row)]
+            key = keys[i] if spec.noisy else None
             stepped = [
-                _step_part(spec, part, scalars, key, first, len(parts)) for first, part in enumerate(parts)
+                _step_part(spec, config, part, scalars, key, first, len(parts))
+                for first, part in enumerate(parts)
             ]
-            for old, *new in zip(row, *stepped, strict=True):
+            for column, (old, *new) in enumerate(zip(row, *stepped, strict=True)):
                 if new[0] is not None:
-                    store(old, joined(*new) if spec.pairs else new[0], finite)
+                    store(old, joined(*new) if spec.pairs else new[0], finite if column < kept else None)
 
     return graph
 
 
 def _step_part(
     spec: GraphSpec,
+    config: UpdateConfig,
     part: Sequence[Tensor],
     scalars: Mapping[str, Any],
-    key: Any,
+    key: Tensor | None,
     first: int,
     stride: int,
 ) -> list[Tensor | None]:
     """What becomes of the elements ``first``, ``first + stride``, … of a row; None: as it is."""
-    param, grad, *entries = part
-    places = functools.partial(torch.arange, device=param.device)
-    stepped, new = advance(
-        spec.recipe,
-        param,
-        grad,
-        dict(zip(spec.state, entries, strict=True)),
-        scalars,
-        key,
-        lambda: places(param.numel()) * stride + first,
-    )
-    return [stepped, None, *(new.get(name) for name in spec.state)]
+    noise = PieceNoise(None, None)
+    if key is not None:
+        place = functools.partial(torch.arange, device=part[0].device)
+        noise = PieceNoise((key[0], key[1]), lambda: place(part[0].numel()) * stride + first + key[2])
+    return pass_over(spec.which, config, part, scalars, noise, decays=True, donate=False)

@@ -94,8 +94,9 @@ def on_host(batch: ParamBatch) -> Iterator[ParamBatch]:
                 name: value.cpu() if isinstance(value, Tensor) else value
                 for name, value in member.scalars.items()
             }
-            near = dataclasses.replace(member, param=param, grad=grad, scalars=scalars)
-            yield ParamBatch(batch.rule, batch.group, [near])
+            columns = [param, grad, *member.columns[2:]]
+            near = dataclasses.replace(member, param=param, grad=grad, columns=columns, scalars=scalars)
+            yield ParamBatch(batch.config, [near])
             lanes.send(param, member.param)
     finally:
         lanes.finish()

@@ -8,14 +8,11 @@ import torch
 from torch import Tensor
 
 from steepest.engine.collect import ParamBatch, ParamUpdate
-from steepest.engine.matrices import lacks_factors
-from steepest.rule import Group, MatrixRule, TensorRule
+from steepest.engine.state import lacks_state
+from steepest.engine.update import UpdateConfig
+from steepest.rule import Group
 
-__all__ = ["CapturedTooSoon", "capturing", "check_capture"]
-
-
-class CapturedTooSoon(RuntimeError):
-    """A graph is being captured, and something that a step makes once has not been made."""
+__all__ = ["capturing", "check_capture"]
 
 
 def capturing(device: torch.device | None = None) -> bool:
@@ -46,30 +43,31 @@ def check_capture(batches: list[ParamBatch], groups: Sequence[Group], more: str 
 
 def _hindrance(batch: ParamBatch, groups: Sequence[Group]) -> str | None:
     """Why a replay would not be a step of this batch; None if it would."""
-    group = batch.group
+    config = batch.config
+    group, rule, device = config.group, config.rule, config.device
     if not group["capturable"]:
         # It may have been made with it: a checkpoint brings its own options.
         return f"the group of {batch.members[0].name} does not have capturable=True"
-    if batch.device.type != "cuda":
-        return f"{batch.members[0].name} is on {batch.device}, whose part of the step a graph does not hold"
-    if not capturing(batch.device):
+    if device.type != "cuda":
+        return f"{batch.members[0].name} is on {device}, whose part of the step a graph does not hold"
+    if not capturing(device):
         # Launched there, it would be done once and at once.
-        return f"{batch.members[0].name} is on {batch.device}, whose current stream is not being captured"
+        return f"{batch.members[0].name} is on {device}, whose current stream is not being captured"
     if group["nonfinite"] == "raise":
         return "nonfinite='raise' waits for the device; 'skip' does not"
-    if why := batch.rule.waits(group):
+    if why := rule.host_sync(group):
         return f"{why} waits for the device"
     if isinstance(group["lr"], Tensor) and group["lr"].device.type == "cpu":
         return "its lr is a tensor on the CPU; make it one on the parameters' device"
     for member in batch.members:
-        if not _is_warm(batch, member):
+        if not _is_warm(config, member):
             return (
                 f"{member.name} has not been stepped yet since it was made, loaded or given other options; "
                 "take a few steps before"
             )
-        if isinstance(batch.rule, TensorRule) and batch.rule.reads_back(member.state, group):
+        if config.measures and rule.reads_back(member.state, group):
             return f"the gradient of {member.name} is still being measured; take more steps before"
-    if group["nonfinite"] == "skip" and not all(_counts_there(each, batch.device) for each in groups):
+    if group["nonfinite"] == "skip" and not all(_counts_there(each, device) for each in groups):
         # Or every replay would begin to count anew, in the graph's own memory.
         return "no step has been counted as skipped or not on the device yet; take a few steps before"
     return None
@@ -80,11 +78,9 @@ def _counts_there(group: Group, device: torch.device) -> bool:
     return isinstance(count, Tensor) and count.device.type == device.type
 
 
-def _is_warm(batch: ParamBatch, member: ParamUpdate) -> bool:
+def _is_warm(config: UpdateConfig, member: ParamUpdate) -> bool:
     """Whether a parameter has all of its state, where and as the graph will find it."""
     count = member.state.get("step")
-    if not batch.state_names.issubset(member.state) or (batch.counts_steps and count is None):
+    if isinstance(count, Tensor) and count.device != config.device:
         return False
-    if isinstance(count, Tensor) and count.device != batch.device:
-        return False
-    return not (isinstance(batch.rule, MatrixRule) and lacks_factors(batch, member))
+    return not lacks_state(config, member)

@@ -46,10 +46,16 @@ def check_gradients(batches: list[ParamBatch]) -> bool | Tensor:
     Raises:
         FloatingPointError: a group with ``nonfinite="raise"`` has a gradient that is not finite.
     """
+    watched: list[Tensor] = []
     for batch in batches:
-        if batch.group["nonfinite"] == "raise" and not all_finite([m.grad for m in batch.members]):
+        wanted = batch.config.group["nonfinite"]
+        if wanted == "ignore":
+            continue
+        grads = [member.grad for member in batch.members]
+        if wanted == "skip":
+            watched += grads
+        elif not all_finite(grads):
             raise FloatingPointError(_complaint(batch.members))
-    watched = [m.grad for b in batches if b.group["nonfinite"] == "skip" for m in b.members]
     if not watched:
         return True
     finite = all_finite(watched)

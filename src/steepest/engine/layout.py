@@ -1,12 +1,89 @@
-"""Tensors of one shape as one dimension."""
+"""Where elements lie: in memory, for passes over it, and in the logical tensor, for noise."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
-__all__ = ["flat"]
+from steepest.random import Key
+
+__all__ = ["Extent", "Row", "flat", "flattened", "pieces", "real_view"]
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """The places of a tensor's elements in the logical tensor that it is a part of.
+
+    Element (i₀, i₁, …) has the place ``start`` + Σ iₖ·``strides``ₖ, counted in row-major order.
+
+    >>> Extent(2, (4, 1)).places((2, 3)).tolist()  # the last columns but one of a [2, 4]... from column 2 on
+    [[2, 3, 4], [6, 7, 8]]
+    """
+
+    start: int
+    strides: tuple[int, ...]
+
+    @classmethod
+    def of(cls, shape: Sequence[int]) -> Extent:
+        """A whole tensor's."""
+        strides = [1] * len(shape)
+        for dim in range(len(shape) - 2, -1, -1):
+            strides[dim] = strides[dim + 1] * shape[dim + 1]
+        return cls(0, tuple(strides))
+
+    def is_gapless(self, shape: Sequence[int]) -> bool:
+        """Whether the places of a tensor of this shape are consecutive, in row-major order."""
+        expected = 1
+        for size, stride in zip(reversed(shape), reversed(self.strides), strict=True):
+            if size != 1:
+                if stride != expected:
+                    return False
+                expected *= size
+        return True
+
+    def places(self, shape: Sequence[int], device: torch.device | None = None) -> Tensor:
+        """Every element's place: int32 where that holds them all, which is quicker, else int64."""
+        last = self.start + sum((size - 1) * stride for size, stride in zip(shape, self.strides, strict=True))
+        dtype = torch.int32 if last < 1 << 31 else torch.int64
+        if self.is_gapless(shape):
+            return torch.arange(self.start, last + 1, dtype=dtype, device=device).view(*shape)
+        places = torch.full((), self.start, dtype=dtype, device=device)
+        for size, stride in zip(shape, self.strides, strict=True):
+            places = places.unsqueeze(-1) + torch.arange(size, dtype=dtype, device=device) * stride
+        return places
+
+
+@dataclass(slots=True)
+class Row:
+    """Tensors of one shape that a pass goes over together, element by element.
+
+    Attributes:
+        columns: as :func:`~steepest.engine.update.pass_over` takes them.
+        scalars: the numbers that are this row's own.
+        key: of its noise.
+        extent: of its elements; None is a whole tensor's.
+    """
+
+    columns: list[Tensor]
+    scalars: Mapping[str, Any]
+    key: Key | None = None
+    extent: Extent | None = None
+
+    def flat(self, *, ordered: bool) -> list[Tensor] | None:
+        """The columns as :func:`flat`; ``ordered`` also where a gap would make the places irregular: None."""
+        if ordered and self.extent is not None and not self.extent.is_gapless(self.columns[0].shape):
+            return None
+        return flat(self.columns, ordered=ordered)
+
+
+def real_view(tensor: Tensor) -> Tensor:
+    """The tensor without its graph, complex numbers as pairs of reals: shape [...] becomes [..., 2]."""
+    tensor = tensor.detach()
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def flat(tensors: Sequence[Tensor], *, ordered: bool) -> list[Tensor] | None:
@@ -14,7 +91,6 @@ def flat(tensors: Sequence[Tensor], *, ordered: bool) -> list[Tensor] | None:
 
     Elements come in the order of memory; with ``ordered`` that must be the logical one.
 
-    >>> import torch
     >>> matrix = torch.arange(6).view(2, 3)
     >>> flat([matrix.t(), matrix.t()], ordered=False)[0].tolist()
     [0, 1, 2, 3, 4, 5]
@@ -29,4 +105,50 @@ def flat(tensors: Sequence[Tensor], *, ordered: bool) -> list[Tensor] | None:
         tensors = [tensor.permute(outward) for tensor in tensors]
         if not all(map(Tensor.is_contiguous, tensors)):
             return None
+    return flattened(tensors)
+
+
+def flattened(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """One-dimensional views of contiguous tensors."""
     return [tensor if tensor.dim() == 1 else tensor.view(-1) for tensor in tensors]
+
+
+def pieces(row: Row, limit: int, *, ordered: bool) -> Iterator[tuple[list[Tensor], Extent]]:
+    """Cut a row into views of at most ``limit`` elements, each with its extent.
+
+    Columns that lie in memory alike are cut anywhere, others along their dimensions. Extents count in the
+    logical order, whatever the strides, unless the caller does not ask for them: ``ordered`` False.
+    """
+    columns, shape = row.columns, row.columns[0].shape
+    if columns[0].numel() == 0:
+        return
+    joined = row.flat(ordered=ordered)
+    if joined is not None:
+        yield from _cut(joined, limit, Extent(row.extent.start if row.extent else 0, (1,)))
+    else:
+        yield from _cut(columns, limit, row.extent or Extent.of(shape))
+
+
+# Pieces begin at a multiple of this, so that vectors in memory are aligned.
+_GRAIN = 256
+
+
+def _cut(columns: Sequence[Tensor], limit: int, extent: Extent) -> Iterator[tuple[list[Tensor], Extent]]:
+    shape, numel = columns[0].shape, columns[0].numel()
+    if numel <= limit:
+        yield list(columns), extent
+        return
+    start, stride = extent.start, extent.strides[0]
+    row = numel // shape[0]
+    if row > limit:
+        for at, part in enumerate(zip(*(column.unbind() for column in columns), strict=True)):
+            yield from _cut(part, limit, Extent(start + at * stride, extent.strides[1:]))
+        return
+    # Of equal length: a short last piece would cost as many calls as the others.
+    count = -(-shape[0] // (limit // row))
+    rows = -(-shape[0] // count)
+    if row == 1 and limit >= _GRAIN:
+        rows = -(-rows // _GRAIN) * _GRAIN
+    for first in range(0, shape[0], rows):
+        part = [column[first : first + rows] for column in columns]
+        yield part, Extent(start + first * stride, extent.strides)

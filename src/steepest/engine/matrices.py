@@ -1,277 +1,225 @@
-"""The matrix pass: parameters as matrices, equal shapes stacked, one batched computation per bucket."""
+"""The ``transform`` phase: matrices of equal shapes stacked, one batched computation a bucket.
+
+A bucket goes through three passes: ``before`` writes the state and fills the stack, ``transform`` turns the stack
+into directions, ``after`` applies them. Only what ``transform`` is given is stacked.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from steepest.engine.chunks import UpdateConfig, advance, member_key, shared_scalars, store
+from steepest.engine.blocks import MatrixBlock, blocks_of
+from steepest.engine.chunks import run_eager
 from steepest.engine.collect import ParamBatch, ParamUpdate
-from steepest.rule import Group, MatrixRule, Rule
-from steepest.views import View, cut
+from steepest.engine.compiled import run_compiled
+from steepest.engine.layout import Extent, Row
+from steepest.engine.step_count import add_step, noise_key
+from steepest.engine.update import Pass, PieceNoise, UpdateConfig, descended, narrowed, store
 
-__all__ = [
-    "Part",
-    "Provide",
-    "Write",
-    "blank_factors",
-    "computed",
-    "drop_stale_factors",
-    "init_factors",
-    "lacks_factors",
-    "parts",
-    "relate",
-    "run_matrix",
+__all__ = ["MatrixFunction", "step_matrices", "step_one_by_one"]
+
+# An optimizer's own matrix function: (parameter, what update returned for one matrix) -> direction.
+MatrixFunction = Callable[[ParamUpdate, Tensor], Tensor]
+
+PassRunner = Callable[
+    [Pass, UpdateConfig, Sequence[Row], Mapping[str, Any], "Tensor | None"],
+    None,
 ]
-
-# A tensor and what is written over it.
-Write = tuple[Tensor, Tensor]
-
-# What an optimizer gives a rule's update besides numbers, for one parameter: functions by name.
-Provide = Callable[[ParamUpdate], Mapping[str, Any]]
 
 # Indices and the words that are mixed of them, in int64, for an element that is rounded or drawn for.
 _NOISE_BYTES = 48
 
 
-@dataclass
-class Part:
-    """One logical matrix: a parameter, or a block of a fused one.
+def step_matrices(batch: ParamBatch, finite: Tensor | None, compiled: bool) -> None:
+    """Step every member of a batch, bucket by bucket."""
+    run = _Run(batch.config, batch.config.numbers(), finite, run_compiled if compiled else run_eager)
+    blocks = [block for member in batch.members for block in blocks_of(run.config, member)]
+    for bucket in _buckets(run.config, blocks):
+        run.finish(bucket, *run.directions(bucket, None))
 
-    ``shape`` is what the rule sees, [..., m, n]; ``number`` counts a parameter's parts, None if it has one;
-    ``start`` is where it begins in the dimension that its ``view`` cuts.
+
+def step_one_by_one(
+    batch: ParamBatch, finite: Tensor | None, compiled: bool, function: MatrixFunction
+) -> None:
+    """Step one parameter at a time with the optimizer's own matrix function.
+
+    It is the user's code and may raise: every parameter has then either been stepped or is as it was, its state
+    too. No more memory is held than one parameter needs.
     """
-
-    member: ParamUpdate
-    number: int | None
-    shape: tuple[int, ...]
-    param: Tensor
-    grad: Tensor
-    view: View | None = None
-    start: int = 0
-
-    def state_name(self, factor: str) -> str:
-        """The name in the parameter's state of a factor that belongs to this matrix."""
-        return factor if self.number is None else f"{factor}.{self.number}"
-
-
-def parts(batch: ParamBatch, member: ParamUpdate) -> list[Part]:
-    """The logical matrices of a parameter."""
-    assert isinstance(batch.rule, MatrixRule)
-    view = _view(batch, member)
-    if view is None:
-        seen = batch.rule.matrix_shape(member.param.shape, batch.group)
-        return [Part(member, None, seen, member.param, member.grad)]
-    blocks = zip(
-        cut(member.param, view), cut(member.grad, view), accumulate(view[1], initial=0), strict=False
-    )
-    return [
-        Part(member, number, batch.rule.matrix_shape(param.shape, batch.group), param, grad, view, start)
-        for number, (param, grad, start) in enumerate(blocks)
-    ]
+    run = _Run(batch.config, batch.config.numbers(), finite, run_compiled if compiled else run_eager)
+    for member in batch.members:
+        entries = member.columns[2:]
+        before = [entry.clone() for entry in entries]
+        try:
+            done = [
+                ([block], *run.directions([block], partial(function, member)))
+                for block in blocks_of(run.config, member)
+                if math.prod(block.kind.shape) > 0
+            ]
+        except BaseException:
+            torch._foreach_copy_(entries, before)
+            raise
+        for each in done:
+            run.finish(*each)
+        add_step(ParamBatch(run.config, [member]), finite)
 
 
-def _view(batch: ParamBatch, member: ParamUpdate) -> Any:
-    views = batch.group.get("views")
-    return None if not views or member.label is None else views.get(member.label)
+def _buckets(config: UpdateConfig, blocks: Sequence[MatrixBlock]) -> Iterator[list[MatrixBlock]]:
+    """Blocks of equal shape and step count, at most ``bucket_bytes`` of working memory at once.
+
+    Where only a device knows the counts, blocks of all counts: each has its own numbers there.
+    """
+    by_kind: dict[tuple[Any, ...], list[MatrixBlock]] = {}
+    for block in blocks:
+        step = block.member.step
+        when = None if isinstance(step, Tensor) else step
+        by_kind.setdefault((block.kind.shape, when), []).append(block)
+    for (shape, _), alike in by_kind.items():
+        if math.prod(shape) == 0:
+            continue
+        numel = math.prod(shape) + sum(spec.numel for spec in alike[0].kind.specs.values())
+        # The iteration may be asked for in a wider dtype than the rest.
+        widest = max(config.compute.itemsize, (config.group.get("ns_dtype") or config.compute).itemsize)
+        each = widest * config.rule.working_copies + _NOISE_BYTES * config.draws
+        count = max(1, config.group["bucket_bytes"] // (numel * each))
+        for first in range(0, len(alike), count):
+            yield alike[first : first + count]
 
 
-def lacks_factors(batch: ParamBatch, member: ParamUpdate) -> bool:
-    """Whether a parameter has not all of the factors that its matrices have."""
-    return any(
-        part.state_name(name) not in member.state
-        for part in parts(batch, member)
-        for name in batch.factor_sizes(part.shape)
-    )
+@dataclass(slots=True)
+class _Run:
+    """One batch's step: its configuration, numbers, the device's answer whether to step, and how to run passes."""
+
+    config: UpdateConfig
+    numbers: Mapping[str, Any]
+    finite: Tensor | None
+    run: PassRunner
+
+    def directions(
+        self, bucket: list[MatrixBlock], orthogonalize: Callable[[Tensor], Tensor] | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Write the state per element, and compute (directions, new entries) of a bucket, stacked."""
+        config = self.config
+        shape = (len(bucket), *bucket[0].kind.shape)
+        inputs = [
+            torch.empty(shape, dtype=config.compute, device=config.device) for _ in range(config.inputs)
+        ]
+        rows = []
+        for at, block in enumerate(bucket):
+            seen = block.columns[0].shape
+            slots = [stack[at].view(seen) for stack in inputs]
+            key = noise_key(config, block.member) if config.noisy else None
+            rows.append(Row([*block.columns, *slots], _numbers_of(config, block), key, block.extent))
+        self.run("before", config, rows, self.numbers, self.finite)
+        given = self._given(bucket)
+        if "orthogonalize" in config.rule.transform_takes:
+            given["orthogonalize"] = orthogonalize
+        # The rule says in which dtype it multiplies; a step within autocast must not change it.
+        with torch.autocast(config.device.type, enabled=False):
+            return config.rule.transform(*inputs, **given)
+
+    def _given(self, bucket: list[MatrixBlock]) -> dict[str, Any]:
+        """What the rule's ``transform`` asks for by name."""
+        config = self.config
+        takes = config.rule.transform_takes
+        given = dict(config.transform_options)
+        for numbers in (self.numbers, _own_scalars(bucket)):
+            for name, number in numbers.items():
+                if name in takes:
+                    given[name] = number
+        for name in bucket[0].kind.specs:
+            entries = [block.member.state[name + block.suffix] for block in bucket]
+            given[name] = torch.stack(entries) if len(entries) > 1 else entries[0].unsqueeze(0)
+        if config.rule.needs_param:
+            given["param"] = _stacked_params(config, bucket)
+        if "grad_dtype" in takes:
+            given["grad_dtype"] = config.grad_dtype
+        if "key" in takes:
+            given["key"], given["index"] = _keys(config, bucket), partial(_places, bucket)
+        return given
+
+    def finish(self, bucket: list[MatrixBlock], direction: Tensor, new: Mapping[str, Tensor]) -> None:
+        """Apply a bucket's directions, and write its new entries."""
+        config = self.config
+        if config.rule.retracts:
+            self._retract(bucket, direction, new)
+        else:
+            rows = []
+            for at, block in enumerate(bucket):
+                param = block.columns[0]
+                key = noise_key(config, block.member) if config.noisy else None
+                rows.append(Row([param, direction[at].reshape(param.shape)], {}, key, block.extent))
+            self.run("after", config, rows, self.numbers, self.finite)
+        for name, values in new.items():
+            for block, value in zip(bucket, values.unbind(), strict=True):
+                home = block.member.state[name + block.suffix]
+                store(home, value.view(home.shape), self.finite)
+
+    def _retract(self, bucket: list[MatrixBlock], direction: Tensor, new: Mapping[str, Tensor]) -> None:
+        """Step whole matrices, stacked, and bring them back onto the rule's set."""
+        config = self.config
+        before = _stacked_params(config, bucket)
+        method = config.method if config.decays else None
+        after = config.rule.retract(descended(before, direction, self.numbers, method), before, new)
+        noise = PieceNoise(_keys(config, bucket) if config.noisy else None, partial(_places, bucket))
+        written = narrowed(config, after, config.dtype, noise)
+        for block, value in zip(bucket, written.unbind(), strict=True):
+            param = block.columns[0]
+            store(param, value.reshape(param.shape), self.finite)
 
 
-def drop_stale_factors(batch: ParamBatch, member: ParamUpdate) -> None:
-    """Remove from a parameter's state the factors that its options no longer keep up with the others."""
-    assert isinstance(batch.rule, MatrixRule)
-    stale = batch.rule.stale_factors(batch.group)
-    for part in parts(batch, member) if stale else ():
-        for name in stale:
-            member.state.pop(part.state_name(name), None)
+def _stacked_params(config: UpdateConfig, bucket: list[MatrixBlock]) -> Tensor:
+    shape = bucket[0].kind.shape
+    return torch.stack([block.columns[0].reshape(shape) for block in bucket]).to(config.compute).contiguous()
 
 
-def init_factors(batch: ParamBatch, member: ParamUpdate) -> dict[str, Tensor]:
-    """The factors of a parameter, as they are before its first step or follow from those it has."""
-    assert isinstance(batch.rule, MatrixRule)
-    made: dict[str, Tensor] = {}
-    for part in parts(batch, member):
-        factors = batch.rule.init_factors(part.shape, part.param.dtype, part.param.device, batch.group)
-        kept = {
-            name: member.state[part.state_name(name)]
-            for name in factors
-            if part.state_name(name) in member.state
-        }
-        if kept:
-            factors |= batch.rule.derive_factors(kept, batch.group)
-        made.update({part.state_name(name): value for name, value in factors.items()})
-    return made
+def _numbers_of(config: UpdateConfig, block: MatrixBlock) -> Mapping[str, Any]:
+    """A row's own scalars: its parameter's, and the matrix's entries of one number that ``update`` reads."""
+    scalars = block.member.scalars
+    for name, spec in block.kind.specs.items():
+        if name in config.rule.takes and not spec.shape:
+            value = block.member.state[name + block.suffix]
+            # On the CPU a number costs less than a tensor, and changes no bit.
+            known = value.device.type == "cpu" and not config.counts_on_device
+            scalars = {**scalars, name: float(value) if known else value}
+    return {name: value for name, value in scalars.items() if name in config.rule.takes}
 
 
-def blank_factors(rule: Rule, param: Tensor, label: str | None, group: Group) -> dict[str, Tensor]:
-    """A parameter's factors as its state names them, on the meta device; none for the other scopes."""
-    if not isinstance(rule, MatrixRule):
-        return {}
-    view = (group.get("views") or {}).get(label)
-    blanks: dict[str, Tensor] = {}
-    for number, block in enumerate(cut(param, view)):
-        seen = rule.matrix_shape(block.shape, group)
-        blank = rule.init_factors(seen, block.dtype, torch.device("meta"), group)
-        suffix = "" if view is None else f".{number}"
-        blanks.update({name + suffix: factor for name, factor in blank.items()})
-    return blanks
-
-
-def relate(batches: list[ParamBatch]) -> None:
-    """Give the members what their rule needs of all of their group's gradients at once; mostly nothing."""
-    grads: dict[int, list[Tensor]] = {}
-    for batch in batches:
-        grads.setdefault(id(batch.group), []).extend(member.grad for member in batch.members)
-    for batch in batches:
-        if isinstance(batch.rule, MatrixRule):
-            related = batch.rule.relate(grads[id(batch.group)], batch.group)
-            for name, value in related.items():
-                there = value.to(batch.device) if isinstance(value, Tensor) else value
-                for member in batch.members:
-                    member.scalars[name] = there
-
-
-def run_matrix(batch: ParamBatch, finite: Tensor | None) -> None:
-    """Step every member of a batch, stack by stack."""
-    recipe = UpdateConfig.of(batch, keep_decay=False)
-    shared = shared_scalars(batch)
-    # The rule says in which dtype it multiplies; a step within autocast must not change it.
-    with torch.autocast(batch.device.type, enabled=False):
-        for bucket in _buckets(batch, recipe, together=True):
-            for old, new in _step_bucket(batch, recipe, bucket, shared | _scalars(bucket)):
-                store(old, new, finite)
-
-
-def _scalars(bucket: list[Part]) -> dict[str, Any]:
+def _own_scalars(bucket: list[MatrixBlock]) -> Mapping[str, Any]:
     """A bucket's own numbers: where they are a device's, one for each of its matrices."""
-    scalars: dict[str, Any] = dict(bucket[0].member.scalars)
-    if len(bucket) > 1 and isinstance(bucket[0].member.step, Tensor):
-        for name, value in scalars.items():
-            if isinstance(value, Tensor):
-                scalars[name] = torch.stack([torch.as_tensor(p.member.scalars[name]) for p in bucket])
+    first = bucket[0].member
+    if len(bucket) == 1 or not isinstance(first.step, Tensor):
+        return first.scalars
+    scalars: dict[str, Any] = dict(first.scalars)
+    for name, value in scalars.items():
+        if isinstance(value, Tensor):
+            scalars[name] = torch.stack([torch.as_tensor(b.member.scalars[name]) for b in bucket])
     return scalars
 
 
-def computed(batch: ParamBatch, provide: Provide) -> list[Write]:
-    """What a step would write, one parameter at a time, with functions that are the optimizer's own.
-
-    They are somebody's code and may raise: nothing is written before all of them have returned.
-    """
-    recipe = UpdateConfig.of(batch, keep_decay=False)
-    shared = shared_scalars(batch)
-    writes: list[Write] = []
-    with torch.autocast(batch.device.type, enabled=False):
-        for bucket in _buckets(batch, recipe, together=False):
-            member = bucket[0].member
-            writes += _step_bucket(batch, recipe, bucket, {**shared, **member.scalars, **provide(member)})
-    return writes
+def _keys(config: UpdateConfig, bucket: list[MatrixBlock]) -> Any:
+    """The key of each matrix's noise: two words [batch, 1, ...]."""
+    keys = [noise_key(config, block.member) for block in bucket]
+    ones = [1] * len(bucket[0].kind.shape)
+    columns = [torch.stack([torch.as_tensor(key[i], device=config.device) for key in keys]) for i in range(2)]
+    return tuple(column.view(-1, *ones) for column in columns)
 
 
-def _buckets(batch: ParamBatch, recipe: UpdateConfig, *, together: bool) -> Iterator[list[Part]]:
-    """Parts of equal shape and step count, at most ``bucket_bytes`` of working memory at once.
-
-    Where only a device knows the counts, parts of all counts: each has its own numbers there.
-    """
-    assert isinstance(batch.rule, MatrixRule)
-    by_kind: dict[tuple[Any, ...], list[Part]] = {}
-    for member in batch.members:
-        when = None if isinstance(member.step, Tensor) else member.step
-        for part in parts(batch, member):
-            if math.prod(part.shape) > 0:
-                apart = () if together else (id(part),)
-                by_kind.setdefault((part.shape, when, *apart), []).append(part)
-    for (shape, *_), bucket in by_kind.items():
-        numel = math.prod(shape) + sum(batch.factor_sizes(shape).values())
-        # The iteration may be asked for in a wider dtype than the rest.
-        widest = max(recipe.compute.itemsize, (batch.group.get("ns_dtype") or recipe.compute).itemsize)
-        each = widest * batch.rule.working_copies + (_NOISE_BYTES if recipe.noisy else 0)
-        need = numel * each
-        count = max(1, batch.group["bucket_bytes"] // need)
-        for first in range(0, len(bucket), count):
-            yield bucket[first : first + count]
-
-
-def _step_bucket(
-    batch: ParamBatch, recipe: UpdateConfig, bucket: list[Part], given: Mapping[str, Any]
-) -> Iterator[Write]:
-    rule, shape = batch.rule, bucket[0].shape
-    assert isinstance(rule, MatrixRule)
-    factors = sorted(batch.factor_sizes(shape))
-    homes: dict[str, list[Tensor]] = {
-        name: [_block(part, part.member.state[name]) for part in bucket] for name in batch.element_state
-    }
-    homes |= {name: [part.member.state[part.state_name(name)] for part in bucket] for name in factors}
-
-    def stack(tensors: list[Tensor], shape: tuple[int, ...]) -> Tensor:
-        # Stacking keeps channels_last strides, on which a product rounds differently. A rule changes
-        # nothing in place that it is given, so one matrix need not be copied.
-        shaped = [tensor.reshape(shape) for tensor in tensors]
-        return (torch.stack(shaped) if len(shaped) > 1 else shaped[0].unsqueeze(0)).contiguous()
-
-    stacked = {
-        name: stack(tensors, shape if name in batch.element_state else tuple(tensors[0].shape))
-        for name, tensors in homes.items()
-    }
-    stepped, new = advance(
-        recipe,
-        stack([part.param for part in bucket], shape),
-        stack([part.grad for part in bucket], shape),
-        stacked,
-        given,
-        _keys(batch, recipe, bucket, len(shape)),
-        lambda: _indices(bucket, shape),
-    )
-    for at, part in enumerate(bucket):
-        yield part.param, stepped[at].reshape(part.param.shape)
-        for name, value in new.items():
-            home = homes[name][at]
-            yield home, value[at].reshape(home.shape)
-
-
-def _keys(batch: ParamBatch, recipe: UpdateConfig, bucket: list[Part], dims: int) -> Any:
-    if not recipe.noisy:
-        return None
-    keys = [member_key(batch, part.member) for part in bucket]
-    device = bucket[0].param.device
-    columns = [torch.stack([torch.as_tensor(k[i], device=device) for k in keys]) for i in range(2)]
-    return tuple(column.view(-1, *([1] * dims)) for column in columns)
-
-
-def _block(part: Part, whole: Tensor) -> Tensor:
-    """What belongs to the part of a tensor of its parameter's shape."""
-    if part.view is None:
-        return whole
-    dim = 0 if part.view[0] == "rows" else 1
-    return whole.narrow(dim, part.start, part.param.shape[dim])
-
-
-def _indices(bucket: list[Part], shape: tuple[int, ...]) -> Tensor:
+def _places(bucket: list[MatrixBlock]) -> Tensor:
     """Every element's place in its whole parameter, so that noise does not depend on how it is cut."""
-    device = bucket[0].param.device
-    if all(part.view is None for part in bucket):
+    shape, device = bucket[0].kind.shape, bucket[0].columns[0].device
+    if all(block.extent is None for block in bucket):
         return torch.arange(math.prod(shape), device=device).view(1, *shape)
-    places = []
-    for part in bucket:
-        block = torch.arange(part.param.numel(), device=device)
-        if part.view is not None:
-            whole, dim = part.member.param.shape, 0 if part.view[0] == "rows" else 1
-            width, inner = part.param.shape[dim], math.prod(whole[dim + 1 :])
-            # An element of the block is (outer, at, inner); in the whole parameter `at` begins at `start`.
-            outer, rest = block // (width * inner), block % (width * inner)
-            block = outer * (whole[dim] * inner) + part.start * inner + rest
-        places.append(block.reshape(shape))
-    return torch.stack(places)
+    extents = [
+        (block.extent or Extent.of(block.columns[0].shape), block.columns[0].shape) for block in bucket
+    ]
+    return torch.stack(
+        [extent.places(seen, device).to(torch.int64).reshape(shape) for extent, seen in extents]
+    )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from steepest.engine.collect import ParamBatch
-from steepest.rule import Moments, TensorRule
+from steepest.rule import Group, Moments
 
 __all__ = ["measure", "moments", "reads_back"]
 
@@ -63,9 +63,9 @@ def _fill(target: Tensor, source: Tensor, first: int) -> None:
 def reads_back(batches: list[ParamBatch]) -> bool:
     """Whether some rule will read numbers on the host in this step."""
     return any(
-        batch.rule.reads_back(member.state, batch.group)
+        batch.config.rule.reads_back(member.state, batch.config.group)
         for batch in batches
-        if isinstance(batch.rule, TensorRule)
+        if batch.config.measures
         for member in batch.members
     )
 
@@ -73,24 +73,37 @@ def reads_back(batches: list[ParamBatch]) -> bool:
 def measure(
     batches: list[ParamBatch], states: Callable[[], Mapping[str, list[Mapping[str, Tensor]]]]
 ) -> None:
-    """Let the tensor rules measure; scalars and new per-tensor state go into the members.
+    """Run the ``measure`` phase; scalars and new per-tensor state go into the members.
 
     The state itself is written when the step has been taken.
 
     Args:
-        batches: the batches of this step, their state made.
+        batches: the step's, their state made; those whose rules do not measure are left alone.
         states: gives, for each rule's name, the state of every parameter that it has ever stepped.
     """
-    tensor_batches = [(b, b.rule) for b in batches if isinstance(b.rule, TensorRule)]
-    for batch, rule in tensor_batches:
+    batches = [batch for batch in batches if batch.config.measures]
+    for batch in batches:
+        rule, group = batch.config.rule, batch.config.group
         for member in batch.members:
             scalars, member.measured = rule.measure(
-                functools.partial(moments, member.grad), member.state, batch.group
+                functools.partial(moments, member.grad), member.state, group
             )
-            member.scalars.update(scalars)
-    if not any(rule.relates(batch.group) for batch, rule in tensor_batches):
-        return
-    fresh = {id(m.state): m.measured or {} for b, _ in tensor_batches for m in b.members}
-    for batch, rule in tensor_batches:
+            member.scalars = {**member.scalars, **scalars}
+    related = [batch for batch in batches if batch.config.rule.relates(batch.config.group)]
+    fresh = {id(m.state): m.measured or {} for b in batches for m in b.members} if related else {}
+    for group, together in _by_group(related):
+        rule = together[0].config.rule
         known = [{**state, **fresh.get(id(state), {})} for state in states()[rule.name]]
-        rule.relate([member.scalars for member in batch.members], known, batch.group)
+        members = [member for batch in together for member in batch.members]
+        own = [dict(member.scalars) for member in members]
+        rule.relate(own, known, group)
+        for member, scalars in zip(members, own, strict=True):
+            member.scalars = scalars
+
+
+def _by_group(batches: list[ParamBatch]) -> Iterator[tuple[Group, list[ParamBatch]]]:
+    """The batches of each param group together: a group of mixed dtypes has several."""
+    found: dict[int, list[ParamBatch]] = {}
+    for batch in batches:
+        found.setdefault(id(batch.config.group), []).append(batch)
+    return ((together[0].config.group, together) for together in found.values())

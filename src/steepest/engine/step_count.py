@@ -9,22 +9,22 @@ import torch
 from torch import Tensor
 
 from steepest.engine.collect import ParamBatch, ParamUpdate
-from steepest.random import derive_key
+from steepest.engine.update import UpdateConfig
+from steepest.random import Key, derive_key
 
-__all__ = ["add_step", "count_steps"]
+__all__ = ["add_step", "count_steps", "noise_key"]
 
 
 def count_steps(batch: ParamBatch) -> None:
     """Set every member's step, the number of the one being taken, and the scalars that follow from it."""
-    hyper = {name: batch.group[name] for name in batch.rule.hyper}
+    config = batch.config
     members = batch.members
-    if batch.counts_on_device:
+    if config.counts_on_device:
         counted = [member for member in members if "step" in member.state]
         if counted:
-            _count_on_device(batch, counted, hyper)
+            _count_on_device(config, counted)
         members = [member for member in members if "step" not in member.state]
-    # Rules of other scopes add each member's own.
-    alike = batch.rule.scope == "element"
+    # Rules that measure, and a matrix's numbers, add each member's own.
     by_step: dict[float, dict[str, Any]] = {}
     for member in members:
         count = member.state.get("step")
@@ -32,27 +32,28 @@ def count_steps(batch: ParamBatch) -> None:
         if count is not None:
             member.step = step = float(count) + 1
         if step not in by_step:
-            by_step[step] = dict(batch.rule.scalars(step, **hyper))
-        member.scalars = by_step[step] if alike else dict(by_step[step])
+            by_step[step] = config.rule.scalars(step, **config.hyper)
+        member.scalars = by_step[step]
 
 
-def _count_on_device(batch: ParamBatch, members: list[ParamUpdate], hyper: dict[str, Any]) -> None:
+def _count_on_device(config: UpdateConfig, members: list[ParamUpdate]) -> None:
     """The same by a few operations for all members, each of which sees its own element of the results."""
-    device = batch.device
+    device = config.device
     for member in members:
         member.state["step"] = member.state["step"].to(device)
     # Apple's GPUs have no float64.
     wide = torch.float32 if device.type == "mps" else torch.float64
     steps = torch.stack([member.state["step"] for member in members]).to(wide) + 1
     each: dict[str, Any] = {}
-    for name, value in batch.rule.scalars(steps, **hyper).items():
+    for name, value in config.rule.scalars(steps, **config.hyper).items():
         # A number may be a tensor without following from the step.
         each[name] = (
             value.expand(steps.shape).unbind() if isinstance(value, Tensor) else [value] * len(members)
         )
     keys: Any = None
-    if batch.noisy:
-        first, second = derive_key(batch.group["seed"], _ordinals(members, device), steps.to(torch.int64))
+    if config.draws:
+        seed = config.group["seed"]
+        first, second = derive_key(seed, _ordinals(members, device), steps.to(torch.int64))
         keys = list(zip(first.unbind(), second.unbind(), strict=True))  # type: ignore[union-attr]
     for at, (member, step) in enumerate(zip(members, steps.unbind(), strict=True)):
         member.step = step
@@ -62,9 +63,16 @@ def _count_on_device(batch: ParamBatch, members: list[ParamUpdate], hyper: dict[
 
 def _ordinals(members: list[ParamUpdate], device: torch.device) -> Tensor:
     """The members' ordinals on a device, without a copy from the host, which a CUDA graph cannot hold."""
-    runs = groupby(enumerate(member.place.ordinal for member in members), lambda pair: pair[1] - pair[0])
+    runs = groupby(enumerate(member.ordinal for member in members), lambda pair: pair[1] - pair[0])
     spans = [[ordinal for _, ordinal in run] for _, run in runs]
     return torch.cat([torch.arange(span[0], span[-1] + 1, device=device) for span in spans])
+
+
+def noise_key(config: UpdateConfig, member: ParamUpdate) -> Key:
+    """The key of a parameter's noise in this step."""
+    if member.key is not None:
+        return member.key
+    return derive_key(config.group["seed"], member.ordinal, int(member.step))
 
 
 def add_step(batch: ParamBatch, finite: Tensor | None) -> None:
@@ -73,12 +81,13 @@ def add_step(batch: ParamBatch, finite: Tensor | None) -> None:
     counts = [member.state["step"] for member in counted]
     if not counts:
         return
+    on_host = batch.config.device.type == "cpu" and not batch.config.counts_on_device
     if finite is not None:
         # Where an option was switched off, some counts may still be the device's.
         masks = {where: finite.to(where, counts[0].dtype) for where in {count.device for count in counts}}
         # A list: for one tensor torch may read its number on the host.
         torch._foreach_add_(counts, [masks[count.device] for count in counts])
-    elif batch.device.type == "cpu" and not batch.counts_on_device and len({m.step for m in counted}) == 1:
+    elif on_host and len({member.step for member in counted}) == 1:
         # A third of the time that adding takes.
         taken = torch.as_tensor(counted[0].step, dtype=counts[0].dtype, device="cpu")
         torch._foreach_copy_(counts, [taken] * len(counts))

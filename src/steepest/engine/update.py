@@ -1,23 +1,155 @@
-"""What every rule shares around its direction: weight decay, the learning rate, rounding."""
+"""The element passes: what one piece of memory goes through, written once for eager and compiled runs.
+
+A rule without ``transform`` has one pass over parameter, gradient and state (``whole``). A rule with it has two:
+``before`` writes the state and what ``transform`` is given, ``after`` applies the direction.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from steepest.random import stochastic_round
-from steepest.rule import Scalar
+from steepest.random import Key, Words, element_words, stochastic_round, stream_bits, stream_uniform
+from steepest.rule import Group, Rule, Scalar, StateSpec
 
-__all__ = ["cast", "decay_strength", "decayed", "descend", "narrowed"]
+__all__ = [
+    "LOW_PRECISION",
+    "MatrixKind",
+    "Pass",
+    "PieceNoise",
+    "UpdateConfig",
+    "decay_strength",
+    "descended",
+    "narrowed",
+    "pass_over",
+    "store",
+]
+
+LOW_PRECISION = (torch.bfloat16, torch.float16)
+_ROUNDING_STREAM = 7  # apart from the streams that rules use
+
+Pass = Literal["whole", "before", "after"]
+
+
+class MatrixKind(NamedTuple):
+    """The shape [..., m, n] of a matrix as ``transform`` sees it, and the state entries that it has."""
+
+    shape: tuple[int, ...]
+    specs: dict[str, StateSpec]
+
+
+@dataclass(eq=False)
+class UpdateConfig:
+    """What follows from a group's options and a parameter's dtypes and device; made when they change.
+
+    Attributes:
+        rule, group: the rule and the param group.
+        dtype, grad_dtype: of the parameters and their gradients (complex ones as pairs of reals).
+        home: the parameters' device.
+    """
+
+    rule: Rule
+    group: Group
+    dtype: torch.dtype
+    grad_dtype: torch.dtype
+    home: torch.device
+
+    def __post_init__(self) -> None:
+        group, rule = self.group, self.rule
+        # A step is offloaded where it is taken on the host with parameters that live elsewhere.
+        self.offloaded: bool = group["state_device"] == "cpu" and self.home.type != "cpu"
+        self.device = torch.device("cpu") if self.offloaded else self.home
+        self.rounds: bool = group["rounding"] == "stochastic" and self.dtype in LOW_PRECISION
+        self.noisy: bool = self.rounds or not rule.takes.isdisjoint({"noise"})
+        self.draws = self.noisy or "key" in rule.transform_takes
+        self.counts: bool = rule.counts_steps or self.rounds
+        # Only the device knows how many steps were taken where it may skip one, or repeat a graph.
+        skips = group["nonfinite"] == "skip" and self.device.type != "cpu"
+        self.counts_on_device: bool = skips or bool(group["capturable"])
+        decays = not rule.decays_itself(group)
+        self.method: str | None = group["weight_decay_method"] if decays else None
+        # Whether anything is counted, or follows from a count.
+        self.counted = self.counts or rule.has_scalars
+        self.measures: bool = rule.measures and rule.needs_measure(group)
+        self.maximize: bool = group["maximize"]
+        # A rule whose algebra or state is float64 must not get it rounded to float32 on the way.
+        wide = torch.float64 in (group["state_dtype"], group.get("dtype"))
+        self.compute = torch.float64 if wide else torch.promote_types(torch.float32, self.dtype)
+        specs = rule.state_specs(group)
+        self.specs = specs
+        self.element_state = tuple(sorted(name for name, spec in specs.items() if spec.per == "element"))
+        self.names = frozenset(specs) | ({"step"} if self.counts else set())
+        taken = rule.takes | rule.transform_takes
+        own = sorted(name for name in rule.hyper if name in taken and name != "lr")
+        self.fixed = {name: group[name] for name in own if not rule.hyper[name].traced}
+        self.update_options = {name: value for name, value in self.fixed.items() if name in rule.takes}
+        self.transform_options = {n: value for n, value in self.fixed.items() if n in rule.transform_takes}
+        self.traced = tuple(name for name in own if rule.hyper[name].traced)
+        self.hyper = {name: group[name] for name in rule.hyper if name != "lr"}
+        self.inputs = rule.transform_inputs(group) if rule.transforms else 0
+        self.matrices: dict[torch.Size, MatrixKind] = {}
+
+    def matrix(self, shape: torch.Size) -> MatrixKind:
+        """How ``transform`` sees a parameter, or a block of one, of this shape."""
+        kind = self.matrices.get(shape)
+        if kind is None:
+            seen = self.rule.matrix_shape(shape, self.group)
+            specs = self.rule.matrix_specs(seen, self.dtype, self.group)
+            kind = self.matrices[shape] = MatrixKind(seen, specs)
+        return kind
+
+    @cached_property
+    def key(self) -> tuple[Any, ...]:
+        """What compiled code is specialized on besides shapes and the group's numbers."""
+        fixed = tuple((name, _hashable(value)) for name, value in self.fixed.items())
+        state = self.element_state
+        return (self.rule, fixed, state, self.method, self.maximize, self.rounds, self.compute, self.device)
+
+    def without_group(self) -> UpdateConfig:
+        """A copy for code that outlives the optimizer: the group would keep its parameters alive."""
+        other = copy.copy(self)
+        other.group = {}
+        return other
+
+    def numbers(self) -> dict[str, Any]:
+        """The numbers that all parameters share: lr, decay, and the rule's float hyperparameters."""
+        group = self.group
+        lr: Scalar = group["lr"]
+        if isinstance(lr, Tensor):
+            on_host = "cpu" in (lr.device.type, self.device.type) and not group["capturable"]
+            # Apple's GPUs have no float64.
+            wide = torch.float32 if self.device.type == "mps" else torch.float64
+            lr = float(lr) if on_host else lr.detach().reshape(()).to(self.device, wide)
+        weight_decay = group["weight_decay"]
+        shared = {
+            "lr": lr,
+            "decay": decay_strength(group["weight_decay_method"], lr, weight_decay, group["base_lr"]),
+        }
+        for name in self.traced:
+            shared[name] = group[name]
+        return shared
+
+    @property
+    def decays(self) -> bool:
+        """Whether the group's present weight decay changes anything."""
+        return self.method is not None and self.group["weight_decay"] != 0
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(_hashable(item) for item in value) if isinstance(value, (list, tuple)) else value
 
 
 def decay_strength(method: str, lr: Scalar, weight_decay: float, base_lr: float) -> Scalar:
-    """The one number that a weight-decay method needs, in float64.
+    """Return the one number that a weight-decay method needs, in float64.
 
-    A factor for the methods that shrink p, an amount for ``"sign"``, λ itself for ``"l2"``.
+    It is the factor by which p shrinks, for ``"sign"`` how far p moves, and for ``"l2"`` λ itself. With a
+    learning rate of 0 nothing decays: torch.distributed.checkpoint takes such a step to create the state.
     """
     if method == "l2":
         return weight_decay
@@ -27,66 +159,121 @@ def decay_strength(method: str, lr: Scalar, weight_decay: float, base_lr: float)
         return 1 - weight_decay * lr**2
     if method == "independent":
         return 1 - weight_decay * (lr / base_lr if base_lr > 0 else 1.0 * (lr > 0))
+    if method == "untied":
+        return 1 - weight_decay * (1.0 * (lr > 0))
     return 1 - lr * weight_decay
 
 
-def decayed(param: Tensor, strength: Scalar, method: str) -> Tensor:
-    """p after weight decay, for every method that acts on p alone."""
-    if method == "sign":
-        return param - torch.clamp(param, -strength, strength)  # type: ignore[arg-type]
-    return param * strength
-
-
-def descend(
-    param: Tensor,
-    grad: Tensor,
-    direct: Callable[[Tensor, Tensor], tuple[Tensor, dict[str, Tensor]]],
-    retract: Callable[[Tensor, Tensor, dict[str, Tensor]], Tensor],
+def pass_over(
+    which: Pass,
+    config: UpdateConfig,
+    columns: Sequence[Tensor],
+    scalars: Mapping[str, Any],
+    noise: PieceNoise,
     *,
-    lr: Scalar,
-    decay: Scalar,
-    method: str | None,
-    maximize: bool,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """One step of one piece of a parameter, in the compute dtype: (new p, new state).
+    decays: bool,
+    donate: bool,
+) -> list[Tensor | None]:
+    """One pass over one piece: what becomes of each column, in the dtype it has; None where it stays.
 
     Args:
-        param, grad: of one shape and dtype.
-        direct: the rule: (grad, param) -> (direction of param's shape and dtype, new state).
-        retract: where the rule brings the result back to.
-        lr, decay: the learning rate, and what :func:`decay_strength` gives.
-        method: the weight-decay method; None where nothing decays.
-        maximize: turn the gradient round first.
+        which: ``"whole"`` and ``"before"`` are given (parameter, gradient, state entries…), ``"before"`` also
+            the buffers of what ``transform`` is given; ``"after"`` is given (parameter, direction).
+        config: the parameter's.
+        columns: of one shape.
+        scalars: shared and per-parameter numbers by name, floats or 0-dim tensors.
+        noise: the piece's.
+        decays: whether the weight decay is applied.
+        donate: whether state entries may be overwritten; the caller keeps no other use of them.
     """
-    before = param
-    if maximize:
+    method = config.method if decays else None
+    param, other = columns[0], columns[1]
+    # torch's .to() takes half a microsecond even where there is nothing to convert.
+    p = param if param.dtype == config.compute else param.to(config.compute)
+    if which == "after":
+        return [narrowed(config, descended(p, other, scalars, method), param.dtype, noise), None]
+    grad = other if other.dtype == config.compute else other.to(config.compute)
+    if config.maximize:
         grad = -grad
     if method == "l2":
-        shrink = decay * param
-        grad = shrink.add_(grad)
-    elif method is not None and method != "cautious":
-        param = decayed(param, decay, method)
-    direction, state = direct(grad, param)
+        grad = (scalars["decay"] * p).add_(grad)
+    elif which == "whole" and method is not None and method != "cautious":
+        p = _decayed(p, scalars["decay"], method)
+        method = None
+    entries = columns[2 : 2 + len(config.element_state)]
+    u, new = config.rule.update(grad, p, **_given(config, entries, scalars, noise, donate))
+    written: list[Tensor | None] = [None, None]
+    if which == "whole":
+        written[0] = narrowed(config, descended(p, u, scalars, method), param.dtype, noise)
+    for name, entry in zip(config.element_state, entries, strict=True):
+        value = new.get(name)
+        written.append(value if value is None or value.dtype == entry.dtype else value.to(entry.dtype))
+    if which == "before":
+        written += u if isinstance(u, tuple) else (u,)
+    return written
+
+
+def _given(
+    config: UpdateConfig,
+    entries: Sequence[Tensor],
+    scalars: Mapping[str, Any],
+    noise: PieceNoise,
+    donate: bool,
+) -> dict[str, Any]:
+    """What the rule's ``update`` asks for by name."""
+    takes, wide = config.rule.takes, config.compute
+    given = dict(config.update_options)
+    for name, number in scalars.items():
+        if name in takes:
+            given[name] = number
+    for name, entry in zip(config.element_state, entries, strict=True):
+        given[name] = entry.to(wide) if entry.dtype != wide else entry if donate else entry.clone()
+    if "noise" in takes:
+        given["noise"] = lambda stream: stream_uniform(noise.words(), stream).to(wide)
+    return given
+
+
+def descended(p: Tensor, direction: Tensor, scalars: Mapping[str, Any], method: str | None) -> Tensor:
+    """p after weight decay and a step along a direction that is known already."""
     if method == "cautious":
-        param = torch.where(direction * param >= 0, param * decay, param)
-    # p − η·d to the bit, with one tensor fewer: large ones come from the system anew, page by page.
-    stepped = direction * -lr
-    stepped += param
-    return retract(stepped, before, state), state
+        p = torch.where(direction * p >= 0, p * scalars["decay"], p)
+    elif method is not None and method != "l2":
+        p = _decayed(p, scalars["decay"], method)
+    # Bitwise equal to p − lr·d, but reuses the product's buffer; a fresh large tensor costs page faults.
+    stepped = direction * -scalars["lr"]
+    stepped += p
+    return stepped
 
 
-def narrowed(value: Tensor, dtype: torch.dtype, rounding: str, bits: Callable[[], Tensor]) -> Tensor:
-    """``value`` in ``dtype``, to nearest or stochastically; ``bits`` are drawn only if they are used."""
-    if rounding == "stochastic" and dtype in (torch.bfloat16, torch.float16):
-        return stochastic_round(value.to(torch.float32), dtype, bits())
-    return cast(value, dtype)
+def _decayed(p: Tensor, strength: Scalar, method: str) -> Tensor:
+    """p after weight decay, for every method that acts on p alone."""
+    if method == "sign":
+        return p - torch.clamp(p, -strength, strength)  # type: ignore[arg-type]
+    return p * strength
 
 
-def cast(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """``value.to(dtype)``, which takes half a microsecond even if there is nothing to do."""
+class PieceNoise:
+    """A piece's noise: what all streams share is half of the work, and made when it is first asked for."""
+
+    def __init__(self, key: Key | None, index: Callable[[], Tensor] | None) -> None:
+        self.key, self.index = key, index
+        self.mixed: Words | None = None
+
+    def words(self) -> Words:
+        if self.mixed is None:
+            assert self.key is not None
+            assert self.index is not None
+            self.mixed = element_words(self.key, self.index())
+        return self.mixed
+
+
+def narrowed(config: UpdateConfig, value: Tensor, dtype: torch.dtype, noise: PieceNoise) -> Tensor:
+    """``value`` in the parameter's dtype, rounded as the group says."""
+    if config.rounds:
+        return stochastic_round(value.to(torch.float32), dtype, stream_bits(noise.words(), _ROUNDING_STREAM))
     return value if value.dtype == dtype else value.to(dtype)
 
 
-def hyper_of(takes: frozenset[str], values: Mapping[str, Any]) -> dict[str, Any]:
-    """The values that a rule's ``update`` names in its signature."""
-    return {name: value for name, value in values.items() if name in takes}
+def store(old: Tensor, new: Tensor, finite: Tensor | None) -> None:
+    """Write ``new`` over ``old``, unless the device finds that the step must be skipped."""
+    old.copy_(new if finite is None else torch.where(finite, new, old))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from steepest.explain import ALIASES, DOUBTS, FALLBACK, LEFT_OUT, WHY
+from steepest.explain import Reasons
 from steepest.hyperparameters import near_miss
 from steepest.optimizer import Optimizer
 from steepest.registry import find_maker, optimizer_class
@@ -121,39 +121,43 @@ def build(
         raise ValueError(f"{type(model).__name__} has no parameter to train: none requires a gradient")
     undecayed = _undecayed(model)
     groups: list[Options] = []
+    why: dict[str, str] = {}
     left_out: list[str] = []
     roles = find_roles(model, found)
     for tensor, role in zip(found, roles, strict=True):
         if not tensor.param.requires_grad and not _could_train(tensor.param):
             left_out.append(f"{tensor.name} ({str(tensor.param.dtype).removeprefix('torch.')})")
             continue
-        options, why = _options(tensor, role, main, rest, said)
+        options, why[tensor.name] = _options(tensor, role, main, rest, said)
         exempt = _is_exempt(tensor, undecayed) or (role.vector and not decay_vectors)
         kept = any("weight_decay" in said[glob] for glob in matching(said, tensor))
         if exempt and not kept and "weight_decay" in find_rule(options["rule"]).hyper:
             options["weight_decay"] = 0.0
-        _add(groups, tensor, role, options, why, views)
+        if not _add(groups, tensor, role, options, views):
+            why[tensor.name] += "; its view is not used"
     order = [main["rule"], rest["rule"]]
-    groups = [{**group.pop(_OPTIONS), **group, LEFT_OUT: [], DOUBTS: []} for group in groups]
+    groups = [{**group.pop(_OPTIONS), **group} for group in groups]
     groups.sort(key=lambda group: order.index(group["rule"]) if group["rule"] in order else 2)
-    groups[0][LEFT_OUT] = left_out
+    doubts: list[str] = []
     if find_rule(main["rule"]).hidden_only:
         settled = [any("rule" in said[glob] for glob in matching(said, tensor)) for tensor in found]
-        groups[0][DOUBTS] = find_doubts(model, found, roles, settled, main["rule"], rest["rule"])
-    (maker, others), extra = find_maker(model), {FALLBACK: rest["rule"]}
+        doubts = find_doubts(model, found, roles, settled, main["rule"], rest["rule"])
+    maker, others = find_maker(model)
     if maker is None:
         if ternary is not None and ternary is not False:
             raise ValueError(
                 f"ternary={ternary!r}, but {type(model).__name__} has no ternary layers; "
                 "steepest.ternary.ternarize(model) makes some"
             )
-        optimizer = Optimizer(groups, extra=extra, **main)
+        optimizer = Optimizer(groups, **main)
     elif ternary is False:
-        groups[0][LEFT_OUT] += [f"{name}.packed (ternary=False)" for name in others]
-        optimizer = Optimizer(groups, extra=extra, **main)
+        left_out += [f"{name}.packed (ternary=False)" for name in others]
+        optimizer = Optimizer(groups, **main)
     else:
         votes = ternary if isinstance(ternary, Mapping) else {}
-        optimizer = maker(model, groups, votes, extra=extra, **main)
+        optimizer = maker(model, groups, votes, **main)
+    aliases = {tensor.name: tensor.names[1:] for tensor in found if len(tensor.names) > 1}
+    optimizer.reasons = Reasons(why, aliases, tuple(left_out), tuple(doubts), rest["rule"])
     for warning in optimizer.explain().warnings:
         if warning.startswith("nothing goes to"):
             warnings.warn(warning, UserWarning, stacklevel=2)
@@ -220,14 +224,8 @@ def _carry_over(main: Options, rest: Options) -> None:
 
 def _moves_like_adamw(options: Options) -> bool:
     """Whether an update has AdamW's rms, so that AdamW's learning rate is right for it."""
-    rule = options["rule"]
-    filled = {**find_rule(rule).defaults(), **options}
-    # By name: rules that inherit these options may normalize, or scale, what the options leave.
-    if rule in ("muon", "normuon"):
-        return bool(filled["scale"] == "match_rms_adamw" and filled["extra_scale"] == 1)
-    if rule in ("quad", "procrustes"):
-        return bool(filled["lr_style"] == "adam")
-    return bool(rule == "adamw")
+    rule = find_rule(options["rule"])
+    return rule.moves_like_adamw({**rule.defaults(), **options})
 
 
 def _options(
@@ -283,28 +281,29 @@ def _add(
     tensor: Routed,
     role: Role,
     options: Options,
-    why: str,
     views: Mapping[str, View | None],
-) -> None:
-    """Put a tensor into the group that has exactly its options, which is made if there is none."""
+) -> bool:
+    """Put a tensor into the group that has exactly its options, which is made if there is none.
+
+    Returns whether the tensor's view, if it is given one, is used.
+    """
     known = find_rule(options["rule"]).hyper
     if role.batch and "view" in known:
         options.setdefault("view", "batch")
     group = next((group for group in groups if _same(group[_OPTIONS], options)), None)
     if group is None:
-        group = {"params": [], _OPTIONS: options, WHY: [], ALIASES: []}
+        group = {"params": [], _OPTIONS: options}
         groups.append(group)
     view = role.view
     if role.batch and "view" not in known:
         view = rows(*[1] * tensor.param.shape[0])
     globs = matching(views, tensor)
-    if "views" not in known:
-        why += "; its view is not used" if globs else ""
-    elif globs or view is not None:
-        group.setdefault("views", {})[tensor.name] = views[globs[-1]] if globs else view
     group["params"].append((tensor.name, tensor.param))
-    group[WHY].append(why)
-    group[ALIASES].append(list(tensor.names[1:]))
+    if "views" not in known:
+        return not globs
+    if globs or view is not None:
+        group.setdefault("views", {})[tensor.name] = views[globs[-1]] if globs else view
+    return True
 
 
 def _same(one: Options, other: Options) -> bool:

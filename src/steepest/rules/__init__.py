@@ -1,6 +1,6 @@
 """The rules: one optimizer a file, each its equation and its constructor side by side."""
 
-from steepest.rule import ElementRule, MatrixRule, Moments, Rule, TensorRule
+from steepest.rule import Moments, Rule, StateSpec
 from steepest.rules.adamw import AdamW, AdamWRule
 from steepest.rules.hyperball import Hyperball, HyperballRule
 from steepest.rules.lion import Lion, LionRule
@@ -23,12 +23,10 @@ __all__ = [
     "SGD",
     "AdamW",
     "AdamWRule",
-    "ElementRule",
     "Hyperball",
     "HyperballRule",
     "Lion",
     "LionRule",
-    "MatrixRule",
     "Moments",
     "Muon",
     "MuonOptions",
@@ -56,5 +54,5 @@ __all__ = [
     "SimbaLeaky",
     "SimbaLeakyRule",
     "SimbaRule",
-    "TensorRule",
+    "StateSpec",
 ]

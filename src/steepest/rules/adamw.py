@@ -9,14 +9,15 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
+from steepest.arithmetic import average_in_place, exact_sqrt
 from steepest.hyperparameters import CommonOptions, at_least, betas, flag, learning_rate
 from steepest.optimizer import Optimizer
-from steepest.rule import ElementRule, Group, Scalar, weighted_sum, zeros
+from steepest.rule import Group, Rule, Scalar, StateSpec
 
 __all__ = ["AdamW", "AdamWRule"]
 
 
-class AdamWRule(ElementRule):
+class AdamWRule(Rule):
     """m ← β₁m + (1−β₁)g,  v ← β₂v + (1−β₂)g²,  p ← p − η·(m/(1−β₁ᵗ)) / (√(v/(1−β₂ᵗ)) + ε)."""
 
     name = "adamw"
@@ -29,17 +30,21 @@ class AdamWRule(ElementRule):
     }
     counts_steps = True
 
-    def init_state(self, param: Tensor, group: Group) -> dict[str, Tensor]:
-        """Two averages, as large as the parameter; AMSGrad's maximum is a third."""
+    def moves_like_adamw(self, group: Group) -> bool:
+        """It is AdamW, AMSGrad included."""
+        return True
+
+    def state_specs(self, group: Group) -> dict[str, StateSpec]:
+        """Two averages; AMSGrad's maximum is a third."""
         names = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * group["amsgrad"]
-        return {name: zeros(param, group["state_dtype"]) for name in names}
+        return dict.fromkeys(names, StateSpec())
 
     def scalars(self, step: Scalar, **hyper: Any) -> dict[str, Scalar]:
         """The bias corrections 1/(1 − βᵗ)."""
         beta1, beta2 = hyper["betas"]
         return {"correction1": 1 / (1 - beta1**step), "correction2": 1 / (1 - beta2**step)}
 
-    def update(  # type: ignore[override]
+    def update(
         self,
         grad: Tensor,
         param: Tensor,
@@ -54,28 +59,17 @@ class AdamWRule(ElementRule):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Kingma and Ba's update; AMSGrad divides by the largest second moment so far."""
         beta1, beta2 = betas
-        exp_avg = weighted_sum(beta1, exp_avg, 1 - beta1, grad)
-        exp_avg_sq = weighted_sum(beta2, exp_avg_sq, 1 - beta2, grad * grad)
+        exp_avg = average_in_place(exp_avg, beta1, grad)
+        exp_avg_sq = average_in_place(exp_avg_sq, beta2, grad * grad)
         state = {"exp_avg": exp_avg, "exp_avg_sq": exp_avg_sq}
         second = exp_avg_sq
         if max_exp_avg_sq is not None:
             second = state["max_exp_avg_sq"] = torch.maximum(max_exp_avg_sq, exp_avg_sq)
-        denominator = _sqrt(second * correction2)
+        denominator = exact_sqrt(second * correction2)
         denominator += eps
         direction = exp_avg * correction1
         direction /= denominator
         return direction, state
-
-
-def _sqrt(x: Tensor) -> Tensor:
-    """√x, in place, as x·(1/√x), at least 1e-19 in float32, so that eps = 0 divides no zero by zero.
-
-    torch's sqrt on a CPU is a unit off in the last place where compiled code is exact; 1/√x is computed
-    alike by both, and eager, compiled and sharded runs must give the same bits.
-    """
-    x.clamp_(min=torch.finfo(x.dtype).tiny)
-    x *= x.rsqrt()
-    return x
 
 
 class AdamW(Optimizer, rule=AdamWRule()):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 
 from steepest.hyperparameters import Hyperparameter, learning_rate, optional, positive
 from steepest.optimizer import Optimizer
-from steepest.rule import Group
+from steepest.rule import Group, StateSpec
 from steepest.rules.muon import MUON_HYPER, Muon, MuonOptions, MuonRule
 from steepest.views import cut
 
@@ -47,19 +47,24 @@ class HyperballRule(MuonRule):
                     "another rule"
                 )
 
-    def init_factors(
-        self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, group: Group
-    ) -> dict[str, Tensor]:
+    def moves_like_adamw(self, group: Group) -> bool:
+        """No: whatever the scale, an update has the weights' own norm, and lr is an angle."""
+        return False
+
+    def matrix_specs(self, shape: tuple[int, ...], dtype: torch.dtype, group: Group) -> dict[str, StateSpec]:
         """The norm that is held; 0 until it is known."""
         wide = torch.promote_types(torch.float32, dtype)
-        start = group["radius"] or 0.0
-        return {"norm": torch.full((*shape[:-2], 1, 1), start, dtype=wide, device=device)}
+        return {"norm": StateSpec("matrix", wide, (*shape[:-2], 1, 1), fill=group["radius"] or 0.0)}
 
-    def finish(
-        self, polar: Tensor, u: Tensor, param: Tensor, **options: Any
+    def transform(
+        self, u: Tensor, *, param: Tensor, orthogonalize: Callable[[Tensor], Tensor] | None, **options: Any
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Muon's, with the parameter for its norm."""
+        return super().transform(u, orthogonalize=orthogonalize, param=param, **options)
+
+    def finish(self, polar: Tensor, u: Tensor, **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The direction has the length R."""
-        held = options["norm"]
+        param, held = options["param"], options["norm"].to(u.dtype)
         radius = torch.where(held > 0, held, torch.linalg.matrix_norm(param, keepdim=True))
         return radius * _normalized(polar), {"norm": radius}
 

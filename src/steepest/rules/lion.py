@@ -8,14 +8,15 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
+from steepest.arithmetic import average_in_place, weighted_sum
 from steepest.hyperparameters import CommonOptions, at_least, betas, learning_rate
 from steepest.optimizer import Optimizer
-from steepest.rule import ElementRule, Group, weighted_sum, zeros
+from steepest.rule import Group, Rule, StateSpec
 
 __all__ = ["Lion", "LionRule"]
 
 
-class LionRule(ElementRule):
+class LionRule(Rule):
     """c = β₁ m + (1−β₁) g,   p ← p − η·sign(c),   m ← β₂ m + (1−β₂) g       (Chen et al. 2023)."""
 
     name = "lion"
@@ -25,17 +26,17 @@ class LionRule(ElementRule):
         "weight_decay": at_least(0, 0.0),
     }
 
-    def init_state(self, param: Tensor, group: Group) -> dict[str, Tensor]:
-        """One momentum, as large as the parameter."""
-        return {"exp_avg": zeros(param, group["state_dtype"])}
+    def state_specs(self, group: Group) -> dict[str, StateSpec]:
+        """One momentum."""
+        return {"exp_avg": StateSpec()}
 
-    def update(  # type: ignore[override]
+    def update(
         self, grad: Tensor, param: Tensor, exp_avg: Tensor, *, betas: tuple[Any, Any]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The sign comes from the momentum before it takes this gradient in."""
         beta1, beta2 = betas
         direction = weighted_sum(beta1, exp_avg, 1 - beta1, grad).sign_()
-        return direction, {"exp_avg": weighted_sum(beta2, exp_avg, 1 - beta2, grad)}
+        return direction, {"exp_avg": average_in_place(exp_avg, beta2, grad)}
 
 
 class Lion(Optimizer, rule=LionRule()):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -12,7 +13,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from steepest.engine.collect import ParamBatch
-from steepest.engine.matrices import Provide
+from steepest.engine.matrices import MatrixFunction
 from steepest.hyperparameters import (
     CommonOptions,
     Hyperparameter,
@@ -147,35 +148,33 @@ class MuonRule(OrthogonalizedRule):
         except ValueError as error:
             raise ValueError(f"{owner}: {error}") from None
 
-    def waits(self, group: Mapping[str, Any]) -> str | None:
+    def host_sync(self, group: Mapping[str, Any]) -> str | None:
         """Singular values."""
         return "method='svd'" if group["method"] == "svd" else None
 
-    def update(  # type: ignore[override]
-        self,
-        grad: Tensor,
-        param: Tensor,
-        momentum_buffer: Tensor,
-        *,
-        momentum: Scalar,
-        nesterov: bool,
-        custom: Callable[[Tensor], Tensor] | None = None,
-        **options: Any,
+    def moves_like_adamw(self, group: Mapping[str, Any]) -> bool:
+        """With the scale made for it and no other factor; kin that change the polar factor's size say no."""
+        return bool(group["scale"] == "match_rms_adamw" and group["extra_scale"] == 1)
+
+    def update(
+        self, grad: Tensor, param: Tensor, momentum_buffer: Tensor, *, momentum: Scalar, nesterov: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """``custom`` is a subclass's own orthogonalize, which then scales by itself."""
-        average, u = momentum_step(grad, momentum_buffer, momentum, nesterov)
-        if custom is None:
+        """The momentum step."""
+        return momentum_step(grad, momentum_buffer, momentum, nesterov)
+
+    def transform(
+        self, u: Tensor, *, orthogonalize: Callable[[Tensor], Tensor] | None, **options: Any
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The scaled polar factor; a subclass's own function, which then scales by itself, may take its place."""
+        if orthogonalize is None:
             polar = scaled_polar(u, **options)
         else:
             with float32_matmul_precision(options["fp32_matmul_prec"]):
-                polar = custom(u)
-        direction, state = self.finish(polar, u, param, **options)
-        return direction, {"momentum_buffer": average, **state}
+                polar = orthogonalize(u)
+        return self.finish(polar, u, **options)
 
-    def finish(
-        self, polar: Tensor, u: Tensor, param: Tensor, **options: Any
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """(direction, new factors) from the scaled polar factor: what Muon's kin do with it."""
+    def finish(self, polar: Tensor, u: Tensor, **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """(direction, new entries) from the scaled polar factor: what Muon's kin do with it."""
         return polar, {}
 
 
@@ -237,6 +236,8 @@ class Muon(OrthogonalizedOptimizer, rule=MuonRule()):
             [1., 0.]])
     """
 
+    _decay_names = MappingProxyType({})
+
     def __init__(
         self,
         params: ParamsT,
@@ -253,7 +254,7 @@ class Muon(OrthogonalizedOptimizer, rule=MuonRule()):
         """scale(out, in)·polar(grad), with the options in ``kwargs``; see the base class."""
         return scaled_polar(grad, **kwargs)
 
-    def _provide(self, batch: ParamBatch) -> Provide | None:
+    def _matrix_function(self, batch: ParamBatch) -> MatrixFunction | None:
         if type(self).orthogonalize is Muon.orthogonalize:
             return None
-        return super()._provide(batch)
+        return super()._matrix_function(batch)

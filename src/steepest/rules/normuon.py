@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 
 from steepest.hyperparameters import fraction, positive
 from steepest.optimizer import Optimizer
-from steepest.rule import Group, Scalar
+from steepest.rule import Group, Scalar, StateSpec
 from steepest.rules.muon import MUON_HYPER, Muon, MuonOptions, MuonRule
 
 __all__ = ["NorMuon", "NorMuonRule"]
@@ -23,18 +23,19 @@ class NorMuonRule(MuonRule):
     name = "normuon"
     hyper = {**MUON_HYPER, "beta2": fraction(0.95), "eps": positive(1e-8)}
 
-    def init_factors(
-        self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, group: Group
-    ) -> dict[str, Tensor]:
+    def moves_like_adamw(self, group: Group) -> bool:
+        """As Muon: evening out the rows keeps the Frobenius norm, and so the rms."""
+        return super().moves_like_adamw(group)
+
+    def matrix_specs(self, shape: tuple[int, ...], dtype: torch.dtype, group: Group) -> dict[str, StateSpec]:
         """One second moment a row."""
         wide = torch.promote_types(torch.float32, dtype)
-        return {"second_momentum": torch.zeros(*shape[:-1], 1, dtype=wide, device=device)}
+        return {"second_momentum": StateSpec("matrix", wide, (*shape[:-1], 1))}
 
-    def finish(  # type: ignore[override]
+    def finish(
         self,
         polar: Tensor,
         u: Tensor,
-        param: Tensor,
         *,
         second_momentum: Tensor,
         beta2: Scalar,
@@ -42,7 +43,9 @@ class NorMuonRule(MuonRule):
         **options: Any,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The rows are evened out; the matrix keeps its Frobenius norm."""
-        second = beta2 * second_momentum + (1 - beta2) * (polar * polar).mean(dim=-1, keepdim=True)
+        second = beta2 * second_momentum.to(polar.dtype) + (1 - beta2) * (polar * polar).mean(
+            dim=-1, keepdim=True
+        )
         evened = polar / (second.sqrt() + eps)
         norms = [torch.linalg.matrix_norm(matrix, keepdim=True) for matrix in (polar, evened)]
         # A zero matrix stays zero: 0/0 is no ratio.

@@ -6,19 +6,19 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from steepest.engine.collect import ParamBatch, ParamUpdate
-from steepest.engine.matrices import Provide
+from steepest.engine.matrices import MatrixFunction
 from steepest.hyperparameters import Hyperparameter, at_least, choice, flag, fraction, integer, learning_rate
 from steepest.linalg import MatmulPrecision, float32_matmul_precision
 from steepest.optimizer import Optimizer
 from steepest.param_groups import RESERVED
-from steepest.rule import Group, MatrixRule, Scalar, zeros
+from steepest.rule import Group, Rule, Scalar, StateSpec
 from steepest.views import View, fused_parameters
 
 __all__ = ["MATRIX_OPTIONS", "OrthogonalizedOptimizer", "OrthogonalizedRule"]
@@ -32,12 +32,13 @@ MATRIX_OPTIONS: dict[str, Hyperparameter] = {
 }
 
 
-class OrthogonalizedRule(MatrixRule):
+class OrthogonalizedRule(Rule):
     """m ← m + (1−β)(g − m);  u = g + β(m − g) with Nesterov, else m;  p ← p − η·orthogonalize(u)."""
 
     name = "orthogonalized"
     conventions = MappingProxyType({"momentum_convention": "ema"})
     hidden_only = True
+    vectors = False
     hyper = {
         "lr": learning_rate(1e-3),
         "momentum_beta": fraction(0.95),
@@ -48,30 +49,15 @@ class OrthogonalizedRule(MatrixRule):
 
     def matrix_shape(self, shape: torch.Size, group: Group) -> tuple[int, ...]:
         """[out, rest], or leading dimensions as a batch of matrices."""
-        if len(shape) < 2:
-            # check_param has refused vectors; this one was put into the group afterwards.
-            raise ValueError(
-                f"a parameter of {self.name!r} has become a vector of shape {tuple(shape)}: something has "
-                "flattened the parameters (DeepSpeed ZeRO, FSDP1); nothing was stepped"
-            )
         if len(shape) == 2 or group["view"] == "batch":
             return tuple(shape)
         return shape[0], math.prod(shape[1:])
 
-    def check_param(self, who: str, name: str | None, param: Tensor, group: Group) -> None:
-        """Vectors have no polar factor."""
-        super().check_param(who, name, param, group)
-        if param.dim() < 2:
-            raise ValueError(
-                f"{who} has shape {tuple(param.shape)}: {self.name!r} takes matrices. "
-                "Give it to an element rule, in a group of its own: {'params': [...], 'rule': 'adamw'}"
-            )
+    def state_specs(self, group: Group) -> dict[str, StateSpec]:
+        """One momentum."""
+        return {"momentum_buffer": StateSpec()}
 
-    def init_state(self, param: Tensor, group: Group) -> dict[str, Tensor]:
-        """One momentum, as large as the parameter."""
-        return {"momentum_buffer": zeros(param, group["state_dtype"])}
-
-    def update(  # type: ignore[override]
+    def update(
         self,
         grad: Tensor,
         param: Tensor,
@@ -79,27 +65,36 @@ class OrthogonalizedRule(MatrixRule):
         *,
         momentum_beta: Scalar,
         use_nesterov: bool,
-        fp32_matmul_prec: str,
-        custom: Callable[[Tensor], Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """``custom`` is the optimizer's orthogonalize; it runs under the chosen float32 matmul precision."""
-        average, u = momentum_step(grad, momentum_buffer, momentum_beta, use_nesterov)
-        state = {"momentum_buffer": average}
-        if custom is None:
+        """The momentum step."""
+        return momentum_step(grad, momentum_buffer, momentum_beta, use_nesterov)
+
+    def transform(
+        self,
+        u: Tensor,
+        *,
+        fp32_matmul_prec: str,
+        orthogonalize: Callable[[Tensor], Tensor] | None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The optimizer's own function, under the chosen float32 matmul precision."""
+        if orthogonalize is None:
             warnings.warn(
                 f"rule {self.name!r} orthogonalizes in its own class only; the momentum is used as it is",
                 UserWarning,
                 stacklevel=2,
             )
-            return u, state
+            return u, {}
         with float32_matmul_precision(fp32_matmul_prec):
-            return custom(u), state
+            return orthogonalize(u), {}
 
 
-def momentum_step(grad: Tensor, average: Tensor, beta: Scalar, nesterov: bool) -> tuple[Tensor, Tensor]:
-    """(new average, what is orthogonalized): m ← m + (1−β)(g − m); u = g + β(m − g) with Nesterov, else m."""
-    average = (grad - average).mul_(1 - beta).add_(average)
-    return average, ((average - grad).mul_(beta).add_(grad) if nesterov else average)
+def momentum_step(
+    grad: Tensor, average: Tensor, beta: Scalar, nesterov: bool
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """m ← m + (1−β)(g − m), in place; u = g + β(m − g) with Nesterov, else m."""
+    average += (grad - average).mul_(1 - beta)
+    u = (average - grad).mul_(beta).add_(grad) if nesterov else average
+    return u, {"momentum_buffer": average}
 
 
 class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
@@ -122,7 +117,8 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
         params: matrices: tensors, ``(name, tensor)`` pairs, or group dicts.
         lr: learning rate η ≥ 0, a float or a 1-element tensor.
         momentum_beta: β in [0, 1) of the average above.
-        weight_decay: λ ≥ 0, acting as ``weight_decay_method`` says, with the unscaled lr.
+        weight_decay: λ ≥ 0, acting as ``weight_decay_method`` says, with the unscaled lr. Here
+            ``weight_decay_method="independent"`` is the mixin's, p ← p − λp, and groups say ``"untied"``.
         use_nesterov: Nesterov's form of u.
         fp32_matmul_prec: torch's float32 matmul precision while orthogonalizing; restored afterwards, also
             after an error.
@@ -170,6 +166,9 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
     True
     """
 
+    # Names of weight-decay methods that mean something else here than in CommonOptions; {} in Muon and kin.
+    _decay_names: ClassVar[Mapping[str, str]] = MappingProxyType({"independent": "untied"})
+
     def __init__(
         self,
         params: ParamsT,
@@ -186,6 +185,7 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
         **options: Any,
     ) -> None:
         known = self.rule.defaults()
+        self._rename_decay(options)
         for name in RESERVED.intersection(options):
             raise TypeError(
                 f"{type(self).__name__}() got the option {name!r}, a name that param groups have a use for"
@@ -216,6 +216,8 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group; see :class:`~steepest.Optimizer`."""
+        if isinstance(param_group, dict) and param_group.get("rule", self.rule.name) == self.rule.name:
+            self._rename_decay(param_group)
         super().add_param_group(param_group)
         # torch copies all defaults into a group; a function there would keep a checkpoint from loading.
         self.param_groups[-1].pop("scaled_orthogonalize_fn", None)
@@ -232,31 +234,32 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
         function = self.defaults.get("scaled_orthogonalize_fn")
         return grad if function is None else function(grad)
 
+    def _rename_decay(self, options: dict[str, Any]) -> None:
+        method = options.get("weight_decay_method")
+        if isinstance(method, str) and method in self._decay_names:
+            options["weight_decay_method"] = self._decay_names[method]
+
     def _overrides(self) -> bool:
         return type(self).orthogonalize is not OrthogonalizedOptimizer.orthogonalize
 
-    def _provide(self, batch: ParamBatch) -> Provide | None:
-        if batch.rule.name != self.rule.name:
+    def _matrix_function(self, batch: ParamBatch) -> MatrixFunction | None:
+        config = batch.config
+        if config.rule.name != self.rule.name:
             # A group of another rule has that rule's own matrix function.
             return None
-        options = {name: value for name, value in batch.group.items() if name != "params"}
+        options = {name: value for name, value in config.group.items() if name != "params"}
 
-        def provide(member: ParamUpdate) -> Mapping[str, Any]:
-            def orthogonalize(u: Tensor) -> Tensor:
-                # Without Nesterov u is the new average itself: what is done to it in place must not last.
-                result = self.orthogonalize(member.owner, u[0].clone(), **options)
-                if not isinstance(result, Tensor):
-                    raise TypeError(
-                        f"{type(self).__name__}.orthogonalize returned a {type(result).__name__} "
-                        f"for {member.name}"
-                    )
-                if result.shape != u.shape[1:]:
-                    raise ValueError(
-                        f"{type(self).__name__}.orthogonalize returned shape {tuple(result.shape)} "
-                        f"for {member.name}, whose matrix is {tuple(u.shape[1:])}"
-                    )
-                return result.unsqueeze(0)
+        def orthogonalize(member: ParamUpdate, u: Tensor) -> Tensor:
+            result = self.orthogonalize(member.owner, u[0], **options)
+            if not isinstance(result, Tensor):
+                raise TypeError(
+                    f"{type(self).__name__}.orthogonalize returned a {type(result).__name__} for {member.name}"
+                )
+            if result.shape != u.shape[1:]:
+                raise ValueError(
+                    f"{type(self).__name__}.orthogonalize returned shape {tuple(result.shape)} "
+                    f"for {member.name}, whose matrix is {tuple(u.shape[1:])}"
+                )
+            return result.unsqueeze(0)
 
-            return {"custom": orthogonalize}
-
-        return provide
+        return orthogonalize

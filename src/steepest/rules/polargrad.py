@@ -10,6 +10,7 @@ from typing_extensions import Unpack
 
 from steepest.hyperparameters import choice
 from steepest.optimizer import Optimizer
+from steepest.rule import Group
 from steepest.rules.muon import MUON_HYPER, Muon, MuonOptions, MuonRule
 
 __all__ = ["PolarGrad", "PolarGradRule"]
@@ -24,9 +25,11 @@ class PolarGradRule(MuonRule):
         "scale": choice("none", "original", "match_rms_adamw", "spectral", "unit_rms_norm", "none"),
     }
 
-    def finish(
-        self, polar: Tensor, u: Tensor, param: Tensor, **options: Any
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def moves_like_adamw(self, group: Group) -> bool:
+        """No: whatever the scale, an update is as large as the gradient's nuclear norm."""
+        return False
+
+    def finish(self, polar: Tensor, u: Tensor, **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The dual norm of u, as the polar factor sees it, is the step's length."""
         return polar * (polar * u).sum(dim=(-2, -1), keepdim=True), {}
 

@@ -10,6 +10,7 @@ from typing_extensions import Unpack
 
 from steepest.hyperparameters import at_least, choice, flag, fraction, learning_rate, positive
 from steepest.optimizer import Optimizer
+from steepest.rule import Group
 from steepest.rules.muon import MUON_HYPER, Muon, MuonOptions, MuonRule
 
 __all__ = ["Scion", "ScionRule"]
@@ -29,9 +30,11 @@ class ScionRule(MuonRule):
         "radius": positive(50.0),
     }
 
-    def finish(
-        self, polar: Tensor, u: Tensor, param: Tensor, **options: Any
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def moves_like_adamw(self, group: Group) -> bool:
+        """No: whatever the scale, the radius multiplies it."""
+        return False
+
+    def finish(self, polar: Tensor, u: Tensor, **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The corner of the ball of radius ρ."""
         return options["radius"] * polar, {}
 

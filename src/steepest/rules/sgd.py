@@ -8,14 +8,15 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
+from steepest.arithmetic import average_in_place
 from steepest.hyperparameters import CommonOptions, at_least, flag, fraction, learning_rate
 from steepest.optimizer import Optimizer
-from steepest.rule import ElementRule, Group, Scalar, weighted_sum, zeros
+from steepest.rule import Group, Rule, Scalar, StateSpec
 
 __all__ = ["SGD", "SGDRule"]
 
 
-class SGDRule(ElementRule):
+class SGDRule(Rule):
     """m ← μ m + (1−τ) g, and m ← g in the first step;   p ← p − η·m, or p − η·(g + μ m) with Nesterov."""
 
     name = "sgd"
@@ -38,16 +39,16 @@ class SGDRule(ElementRule):
                 f"got momentum={group['momentum']!r}, dampening={group['dampening']!r}"
             )
 
-    def init_state(self, param: Tensor, group: Group) -> dict[str, Tensor]:
+    def state_specs(self, group: Group) -> dict[str, StateSpec]:
         """A momentum buffer, unless momentum is 0."""
-        return {"momentum_buffer": zeros(param, group["state_dtype"])} if group["momentum"] != 0 else {}
+        return {"momentum_buffer": StateSpec()} if group["momentum"] != 0 else {}
 
     def scalars(self, step: Scalar, **hyper: Any) -> dict[str, Scalar]:
         """The first gradient is taken whole."""
         first = 1.0 * (step == 1)
         return {"take": 1 - hyper["dampening"] * (1 - first)}
 
-    def update(  # type: ignore[override]
+    def update(
         self,
         grad: Tensor,
         param: Tensor,
@@ -60,7 +61,7 @@ class SGDRule(ElementRule):
         """Without a momentum buffer, the gradient itself."""
         if momentum_buffer is None:
             return grad, {}
-        buffer = weighted_sum(momentum, momentum_buffer, take, grad)
+        buffer = average_in_place(momentum_buffer, momentum, grad, take)
         return (grad + momentum * buffer if nesterov else buffer), {"momentum_buffer": buffer}
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
+from steepest.arithmetic import average_in_place
 from steepest.hyperparameters import (
     CommonOptions,
     at_least,
@@ -22,12 +23,12 @@ from steepest.hyperparameters import (
     positive,
 )
 from steepest.optimizer import Optimizer
-from steepest.rule import Group, Moments, Scalar, TensorRule, weighted_sum, zeros
+from steepest.rule import Group, Moments, Rule, Scalar, StateSpec
 
 __all__ = ["SGDSaI", "SGDSaIRule"]
 
 
-class SGDSaIRule(TensorRule):
+class SGDSaIRule(Rule):
     """m ← μ m + (1−μ) g, and m ← g first;   p ← p − η·G·m   with G = ‖g‖₂ / (std(g) + ε) of the first g."""
 
     name = "sgd_sai"
@@ -43,39 +44,35 @@ class SGDSaIRule(TensorRule):
         "max_scale": positive(10.0),
     }
 
-    tensor_state = frozenset({"gsnr", "measured"})
-
-    def init_state(self, param: Tensor, group: Group) -> dict[str, Tensor]:
+    def state_specs(self, group: Group) -> dict[str, StateSpec]:
         """The momentum, the scale G, and how many gradients it was measured on."""
-        state = {
-            name: torch.zeros((), dtype=torch.float32, device="cpu") for name in sorted(self.tensor_state)
-        }
-        if group["momentum"] != 0:
-            state["momentum_buffer"] = zeros(param, group["state_dtype"])
-        return state
+        specs = {"gsnr": StateSpec("tensor"), "measured": StateSpec("tensor", torch.float32)}
+        return specs | ({"momentum_buffer": StateSpec()} if group["momentum"] != 0 else {})
 
     def reads_back(self, state: Mapping[str, Tensor], group: Group) -> bool:
-        """Only while the scale is being measured."""
+        """Only while the scale is being measured, or the momentum has not begun."""
         return bool(float(state.get("measured", 0.0)) < group["warmup_batches"])
 
     def measure(
         self, moments: Callable[[], Moments], state: Mapping[str, Tensor], group: Group
     ) -> tuple[dict[str, Scalar], dict[str, Scalar]]:
-        """G from the first gradient that is neither zero nor non-finite; until then G = 1 and m = g."""
+        """G from the first gradient that is neither zero nor non-finite; until then G = 1 and m = g.
+
+        A negative ``measured`` counts gradients that were measured ahead of the first step: the momentum has
+        not begun. A G whose ``measured`` is 0 is measured anew, while the momentum goes on.
+        """
         gsnr, measured = float(state["gsnr"]), float(state["measured"])
-        first = measured == 0
+        first = not has_momentum(gsnr, measured)
+        measured = abs(measured)
         if measured < group["warmup_batches"]:
             count, total, square = moments()
             fresh = gradient_scale(count, float(total), float(square), group)
             if fresh is not None:
-                # float32 as the state holds it, so that a resumed run multiplies by the same number.
-                gsnr = float(
-                    torch.tensor(
-                        (gsnr * measured + fresh) / (measured + 1), dtype=torch.float32, device="cpu"
-                    )
-                )
+                # Rounded as the state holds it, so that a resumed run multiplies by the same number.
+                mean = (gsnr * measured + fresh) / (measured + 1)
+                gsnr = float(torch.tensor(mean, dtype=state["gsnr"].dtype, device="cpu"))
                 measured += 1
-        gain = gsnr if measured > 0 else 1.0
+        gain = gsnr if measured > 0 or gsnr > 0 else 1.0
         mu = group["momentum"]
         return (
             {"keep": 0.0 if first else mu, "take": 1.0 if first else 1 - mu, "gain": gain},
@@ -95,7 +92,7 @@ class SGDSaIRule(TensorRule):
             for own in scalars:
                 own["gain"] = own["gain"] / largest
 
-    def update(  # type: ignore[override]
+    def update(
         self,
         grad: Tensor,
         param: Tensor,
@@ -108,14 +105,20 @@ class SGDSaIRule(TensorRule):
         """(keep, take) is (0, 1) in the first step and (μ, 1−μ) ever after; gain is G."""
         if momentum_buffer is None:
             return gain * grad, {}
-        average = weighted_sum(keep, momentum_buffer, take, grad)
+        average = average_in_place(momentum_buffer, keep, grad, take)
         return gain * average, {"momentum_buffer": average}
 
 
-def gradient_scale(count: int, total: float, square: float, group: Mapping[str, Any]) -> float | None:
-    """G of a gradient with ``count`` elements, sum ``total`` and sum of squares ``square``.
+def has_momentum(gsnr: float, measured: float) -> bool:
+    """Whether the momentum has taken in a gradient, by what a tensor's state holds."""
+    return measured > 0 or (measured == 0 and gsnr > 0)
 
-    None where it cannot be measured: a zero or non-finite gradient.
+
+def gradient_scale(count: int, total: float, square: float, group: Mapping[str, Any]) -> float | None:
+    """Return G of a gradient with ``count`` elements, sum ``total`` and sum of squares ``square``.
+
+    G is None where it cannot be measured: for a zero or non-finite gradient. One element has no spread, so
+    its G is at most √1.
     """
     if not (math.isfinite(square) and square > 0):
         return None
@@ -127,6 +130,8 @@ def gradient_scale(count: int, total: float, square: float, group: Mapping[str, 
     eps = group["eps"] * (math.sqrt(square / count) if group["relative_eps"] else 1.0)
     spread = math.sqrt(variance) + eps
     cap = float(group["max_scale"]) * math.sqrt(count)
+    if count == 1:
+        cap = min(cap, 1.0)
     return min(math.sqrt(square) / spread, cap) if spread > 0 else cap
 
 
@@ -143,7 +148,8 @@ class SGDSaI(Optimizer, rule=SGDSaIRule()):
     has G ≈ √d unless its gradient has a mean.
 
     State: ``momentum_buffer``, of the parameter's shape in ``state_dtype`` (4 bytes per float32
-    parameter; none with momentum 0), and two float32 scalars per tensor, ``gsnr`` and ``measured``.
+    parameter; none with momentum 0), and two float32 scalars per tensor, ``gsnr`` (float64 for float64
+    parameters) and ``measured``.
 
     Args:
         params: tensors, ``(name, tensor)`` pairs, or group dicts.
@@ -156,7 +162,8 @@ class SGDSaI(Optimizer, rule=SGDSaIRule()):
         scale: G is the ``"gsnr"`` above, ``"sqrt_numel"`` √d, or ``"none"`` 1: the ablations.
         warmup_batches: G is averaged over this many gradients.
         relative_eps: so that ε does not swallow gradients near 1e-9.
-        max_scale: G is at most ``max_scale``·√d: a constant gradient has no spread.
+        max_scale: G is at most ``max_scale``·√d, since a constant gradient has no spread; for a single
+            element, whose gradient has none ever, at most 1.
         **common: see :class:`~steepest.CommonOptions`.
 
     Raises:

@@ -8,12 +8,12 @@ from typing_extensions import Unpack
 
 from steepest.hyperparameters import CommonOptions, at_least, flag, learning_rate
 from steepest.optimizer import Optimizer
-from steepest.rule import ElementRule, Group, Scalar
+from steepest.rule import Group, Rule, Scalar
 
 __all__ = ["SignGSD", "SignGSDRule"]
 
 
-class SignGSDRule(ElementRule):
+class SignGSDRule(Rule):
     """p ← p − η·sign(g), after moving p by ηλ toward zero, where it stops."""
 
     name = "signgsd"
@@ -37,11 +37,7 @@ class SignGSDRule(ElementRule):
         """With ``decay_overshoot`` the decay is part of the direction."""
         return bool(group["decay_overshoot"])
 
-    def init_state(self, param: Tensor, group: Group) -> dict[str, Tensor]:
-        """None at all."""
-        return {}
-
-    def update(  # type: ignore[override]
+    def update(
         self, grad: Tensor, param: Tensor, *, weight_decay: Scalar, decay_overshoot: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """sign(g), and with ``decay_overshoot`` sign(g) + λ·sign(p)."""

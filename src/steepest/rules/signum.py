@@ -6,14 +6,15 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
+from steepest.arithmetic import average_in_place
 from steepest.hyperparameters import CommonOptions, at_least, fraction, learning_rate
 from steepest.optimizer import Optimizer
-from steepest.rule import ElementRule, Group, Scalar, weighted_sum, zeros
+from steepest.rule import Group, Rule, Scalar, StateSpec
 
 __all__ = ["Signum", "SignumRule"]
 
 
-class SignumRule(ElementRule):
+class SignumRule(Rule):
     """m ← β m + (1−β) g,   p ← p − η·sign(m)       (Bernstein et al. 2018)."""
 
     name = "signum"
@@ -23,15 +24,15 @@ class SignumRule(ElementRule):
         "weight_decay": at_least(0, 0.0),
     }
 
-    def init_state(self, param: Tensor, group: Group) -> dict[str, Tensor]:
-        """One momentum, as large as the parameter."""
-        return {"momentum_buffer": zeros(param, group["state_dtype"])}
+    def state_specs(self, group: Group) -> dict[str, StateSpec]:
+        """One momentum."""
+        return {"momentum_buffer": StateSpec()}
 
-    def update(  # type: ignore[override]
+    def update(
         self, grad: Tensor, param: Tensor, momentum_buffer: Tensor, *, momentum: Scalar
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The momentum takes the gradient in first."""
-        average = weighted_sum(momentum, momentum_buffer, 1 - momentum, grad)
+        average = average_in_place(momentum_buffer, momentum, grad)
         return average.sign(), {"momentum_buffer": average}
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
+from steepest.arithmetic import average_in_place
 from steepest.hyperparameters import (
     CommonOptions,
     Hyperparameter,
@@ -21,12 +22,12 @@ from steepest.hyperparameters import (
     learning_rate,
 )
 from steepest.optimizer import Optimizer
-from steepest.rule import ElementRule, Group, Scalar, weighted_sum, zeros
+from steepest.rule import Group, Rule, Scalar, StateSpec
 
 __all__ = ["Simba", "SimbaRule"]
 
 
-class SimbaRule(ElementRule):
+class SimbaRule(Rule):
     """d = sign(s) where |s| > ⌊wγ⌋, else sign(g);   p ← p − η·d;   s ← clamp(s + sign(g), −w, w)."""
 
     name = "simba"
@@ -54,20 +55,20 @@ class SimbaRule(ElementRule):
                 f"got {group['window_size']!r}"
             )
 
-    def init_state(self, param: Tensor, group: Group) -> dict[str, Tensor]:
+    def state_specs(self, group: Group) -> dict[str, StateSpec]:
         """Counters, a momentum, or both, as the ablation asks."""
-        state = {}
+        specs = {}
         if group["memory"] == "counts" or group["choice"] == "threshold":
-            state["counts"] = zeros(param, group["counter_dtype"])
+            specs["counts"] = StateSpec(dtype=group["counter_dtype"])
         if group["memory"] == "momentum" or group["choice"] == "lion":
-            state["exp_avg"] = zeros(param, group["state_dtype"])
-        return state
+            specs["exp_avg"] = StateSpec()
+        return specs
 
     def scalars(self, step: Scalar, **hyper: Any) -> dict[str, Scalar]:
         """⌊wγ⌋ in exact arithmetic: ⌊100·0.29⌋ is 29, though the floating point product is below it."""
         return {"cutoff": float(math.floor(round(hyper["window_size"] * hyper["threshold"], 9)))}
 
-    def update(  # type: ignore[override]
+    def update(
         self,
         grad: Tensor,
         param: Tensor,
@@ -106,7 +107,7 @@ class SimbaRule(ElementRule):
             local += counts
             state["counts"] = local.clamp_(-window_size, window_size)
         if exp_avg is not None:
-            state["exp_avg"] = weighted_sum(beta2, exp_avg, 1 - beta2, grad)
+            state["exp_avg"] = average_in_place(exp_avg, beta2, grad)
         return direction, state
 
 

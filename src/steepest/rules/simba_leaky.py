@@ -12,14 +12,14 @@ from typing_extensions import Unpack
 from steepest.hyperparameters import CommonOptions, at_least, learning_rate, rate
 from steepest.optimizer import Optimizer
 from steepest.random import stochastic_floor
-from steepest.rule import Group, Moments, Noise, Scalar, TensorRule, zeros
+from steepest.rule import Group, Moments, Noise, Rule, Scalar, StateSpec
 
 __all__ = ["SimbaLeaky", "SimbaLeakyRule"]
 
 _LIMIT = torch.iinfo(torch.int16).max
 
 
-class SimbaLeakyRule(TensorRule):
+class SimbaLeakyRule(Rule):
     """s ← s − round_s(s·leak) + round_s(8·clip(g/rms(g), −7, 7));   p ← p − η·sign(s)."""
 
     name = "simba_leaky"
@@ -30,9 +30,9 @@ class SimbaLeakyRule(TensorRule):
     }
     counts_steps = True
 
-    def init_state(self, param: Tensor, group: Group) -> dict[str, Tensor]:
-        """Counters as large as the parameter."""
-        return {"counts": zeros(param, torch.int16)}
+    def state_specs(self, group: Group) -> dict[str, StateSpec]:
+        """Counters."""
+        return {"counts": StateSpec(dtype=torch.int16)}
 
     def measure(
         self, moments: Callable[[], Moments], state: Mapping[str, Tensor], group: Group
@@ -43,7 +43,7 @@ class SimbaLeakyRule(TensorRule):
         usable = (rms > 0) & rms.isfinite()
         return {"inverse_rms": torch.where(usable, rms.reciprocal(), 0.0)}, {}
 
-    def update(  # type: ignore[override]
+    def update(
         self,
         grad: Tensor,
         param: Tensor,

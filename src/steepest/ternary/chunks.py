@@ -8,9 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steepest.ternary.compiled import run_compiled
+from steepest.compile.dynamic import run_dynamic
 
-__all__ = ["all_finite", "flat_pieces", "in_pieces", "places", "row_blocks", "row_pieces"]
+__all__ = ["MOVES_WEIGHTS", "all_finite", "flat_pieces", "in_pieces", "places", "row_blocks", "row_pieces"]
+
+MOVES_WEIGHTS = "moves ternary weights"
+"""What a pass does, for the warning that it is not compiled."""
 
 # Elements of a piece: temporaries of that size stay in a processor's second-level cache.
 _PIECE_ON_CPU = 1 << 18
@@ -95,9 +98,8 @@ def in_pieces(
         # torch makes graphs of their own for a size of 1, and for the number 0.
         if compiled and part.stop - part.start > 1:
             at = torch.tensor(start + part.start, device=device)
-            run_compiled(
-                (function, device, *(tensor.dtype for tensor in cut)), function, (cut, at, *arguments)
-            )
+            key = (function, device, *(tensor.dtype for tensor in cut))
+            run_dynamic(key, function, (cut, at, *arguments), MOVES_WEIGHTS)
         else:
             function(cut, start + part.start, *arguments)
 

@@ -158,7 +158,7 @@ class TernaryOptimizer(Optimizer):
 
     def explain(self) -> Explanation:
         """What every tensor gets and why, the ternary weights included, with rule ``"ternary_flip"``."""
-        return explain(self.param_groups, self.defaults["rule"], self._rows())
+        return explain(self.param_groups, self.defaults["rule"], self.reasons, self._rows())
 
     def _rows(self) -> list[Row]:
         options = self.flip.options
@@ -266,14 +266,13 @@ def make(
     groups: Sequence[dict[str, Any]],
     options: Mapping[str, Any],
     *,
-    extra: Mapping[str, Any],
     rule: str,
     **hyper: Any,
 ) -> TernaryOptimizer:
     """What :func:`steepest.build` calls for a model with ternary layers."""
     given: dict[str, Any] = {name: hyper[name] for name in ("nonfinite", "seed", "compile") if name in hyper}
     flip = TernaryFlip(model, **(given | dict(options)))
-    return TernaryOptimizer(list(groups), flip=flip, rule=rule, extra=extra, **hyper)
+    return TernaryOptimizer(list(groups), flip=flip, rule=rule, **hyper)
 
 
 register_maker(TernaryLinear, make)

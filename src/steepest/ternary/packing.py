@@ -13,10 +13,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from steepest.ternary.chunks import row_pieces
-from steepest.ternary.compiled import run_compiled, wants_compiling
+from steepest.compile.available import wants_compiling
+from steepest.compile.dynamic import run_dynamic, trial_matrix, trial_planes
+from steepest.ternary.chunks import MOVES_WEIGHTS, row_pieces
 from steepest.ternary.swar import splat
-from steepest.ternary.trial import trial_planes, trial_words
 
 __all__ = [
     "check_packed",
@@ -167,11 +167,12 @@ def _run(function: Callable[[Tensor, list[Tensor]], None], packed: Tensor, value
     """Run it compiled, over contiguous rows as words."""
     device = packed.device
     planes = values.view(torch.int64).view(len(values), _PLANES, -1).unbind(1)
-    run_compiled(
+    run_dynamic(
         (function, device),
         function,
         (packed.view(torch.int64), list(planes)),
-        lambda: (trial_words(torch.int64, device), trial_planes(torch.int64, device)),
+        MOVES_WEIGHTS,
+        lambda: (trial_matrix(torch.int64, device), trial_planes(_PLANES, torch.int64, device)),
     )
 
 

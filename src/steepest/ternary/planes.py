@@ -13,11 +13,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from steepest.compile.dynamic import run_dynamic, trial_matrix, trial_planes
 from steepest.ternary import swar
-from steepest.ternary.chunks import row_pieces
-from steepest.ternary.compiled import run_compiled
+from steepest.ternary.chunks import MOVES_WEIGHTS, row_pieces
 from steepest.ternary.swar import BYTES, SHORTS, Lanes
-from steepest.ternary.trial import trial_planes, trial_words
 
 __all__ = ["run_pass"]
 
@@ -127,7 +126,7 @@ def _run(what: Pass, sheet: Sheet, slack: Tensor, compiled: bool) -> Tensor:
 
     device = sheet.packed.device
     arguments = sheet.packed, list(sheet.counters.unbind(1)), list(sheet.votes.unbind(1)), slack
-    return run_compiled((what, device), sweep, arguments, lambda: _trial(what, device))
+    return run_dynamic((what, device), sweep, arguments, MOVES_WEIGHTS, lambda: _trial(what, device))
 
 
 def _all_at_once(what: Pass, sheet: Sheet, slack: Tensor) -> Tensor:
@@ -250,7 +249,7 @@ def _back(into: Tensor, padded: Tensor) -> None:
 
 
 def _trial(what: Pass, device: torch.device) -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
-    """Arguments to trace a graph with."""
+    """Make arguments to compile a pass with."""
     slack = torch.zeros((), dtype=torch.int64, device=device)
-    counters, votes = (trial_planes(dtype, device) for dtype in (torch.int64, what.votes_dtype))
-    return trial_words(what.packed_dtype, device), counters, votes, slack
+    counters, votes = (trial_planes(_PLANES, dtype, device) for dtype in (torch.int64, what.votes_dtype))
+    return trial_matrix(what.packed_dtype, device), counters, votes, slack

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from steepest.compile.available import wants_compiling
 from steepest.random import derive_key
-from steepest.ternary.compiled import wants_compiling
 from steepest.ternary.flipping import flip_layer
 from steepest.ternary.layer import TernaryLinear
 from steepest.ternary.options import OPTIONS, checked, threshold_at
@@ -166,7 +166,7 @@ class TernaryFlip:
 
     # -- the step
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch._disable_dynamo  # type: ignore[attr-defined]
     def step(self) -> None:
         """Take the votes in and flip; layers without votes stay as they are.
 

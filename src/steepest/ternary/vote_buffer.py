@@ -13,9 +13,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from steepest.compile.available import wants_compiling
 from steepest.random import Key, derive_key
 from steepest.ternary.chunks import in_pieces, places
-from steepest.ternary.compiled import wants_compiling
 from steepest.ternary.options import checked
 from steepest.ternary.ranks import Group, place
 from steepest.ternary.votes import LARGEST_VOTE, magnitude_votes, sign_votes, without_outward
@@ -64,7 +64,7 @@ class VoteBuffer:
     Attributes:
         options: the trainer's, which may change between steps: those of a step are read at its first vote.
         name: the layer's number for the noise's key, see :func:`number_of`.
-        weights: of all the trainer's layers, see :func:`steepest.ternary.compiled.wants_compiling`.
+        weights: of all the trainer's layers, see :func:`steepest.compile.available.wants_compiling`.
         step: the steps taken so far, likewise.
         group: the workers whose votes are summed, see :func:`steepest.ternary.ranks.place`.
         pending: the sum of the votes, int8 [out, in], wider once it would not hold them; None before the

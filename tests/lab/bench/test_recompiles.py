@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from steepest.compile import available, cache
 from steepest.engine import compiled
 from steepest.lab.bench.entry import Entry, ours
 from steepest.lab.bench.recompiles import recompilations
@@ -64,9 +65,9 @@ def test_a_compilation_that_fails_says_why_though_others_did_not(monkeypatch: py
 
     monkeypatch.setitem(counters["stats"], "unique_graphs", 7)
     monkeypatch.setattr(compiled, "compiled_code", broken)
-    monkeypatch.setattr("steepest.optimizer.compiler_available", lambda device_type: True)
+    monkeypatch.setattr(available, "compiler_available", lambda device_type: True)
     # What is known to be broken, or to work, is not tried again; and the others must not know of this.
-    monkeypatch.setattr(compiled, "_broken", set(), raising=False)
-    compiled._compiled.cache_clear()
+    monkeypatch.setattr(cache, "_made", {})
+    monkeypatch.setattr(cache, "_broken", set())
     with pytest.raises(RuntimeWarning, match="without compilation: no disk"):
         recompilations(ours("signgsd", "compiled"), torch.device("cpu"), 2)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from steepest.engine.compiled import compiler_available
+from steepest.compile.available import compiler_available
 from steepest.lab import cli
 from steepest.lab.bench import Record, Result, bench, ternary
 from steepest.lab.bench.sections import SECTIONS
@@ -121,8 +121,8 @@ def test_a_turn_of_a_layer_votes_once_by_its_kind(kind: str, trainers: list[Any]
         turn.ready()
         assert not flip.has_votes
         turn.act()
-        (ballot,) = flip._ballots.values()
-        assert (ballot.kind, ballot.casts, bool(ballot.pending.any())) == (kind, 1, True)
+        (buffer,) = flip._vote_buffers.values()
+        assert (buffer.kind, buffer.casts, bool(buffer.pending.any())) == (kind, 1, True)
 
 
 def test_the_flip_step_flips(trainers: list[Any]) -> None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from steepest.compile.available import wants_compiling
 from steepest.ternary import TernaryFlip, TernaryLinear, pack, unpack
-from steepest.ternary.compiled import wants_compiling
 from steepest.ternary.flipping import flip_layer
 
 from ..seeding import seeded

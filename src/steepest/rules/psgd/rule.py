@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steepest.arithmetic import rms_clip_factor
 from steepest.linalg import spectral_norm_bound
 from steepest.random import Key
-from steepest.rule import Group, MatrixRule, Scalar, zeros
+from steepest.rule import Group, Moments, Rule, Scalar, StateSpec
 from steepest.rules.psgd.damping import damping_noise
 from steepest.rules.psgd.options import PSGD_HYPER
 from steepest.rules.psgd.schedule import fits_in, step_size
@@ -26,7 +27,7 @@ _BALANCE_EVERY = 100
 _LARGEST = 1e15  # of |A|: its square, summed, must be a float32
 
 
-class PSGDRule(MatrixRule):
+class PSGDRule(Rule):
     """A = P_l (m + noise) P_r, Q fitted so that A is white;   p ← p − η·clip(P_l m P_r).
 
     What QUAD and Procrustes share; they differ in how Q moves and in what P is made of it. In the state
@@ -58,47 +59,35 @@ class PSGDRule(MatrixRule):
         """A vector, or the most square matrix."""
         return merged_shape(shape)
 
-    def init_state(self, param: Tensor, group: Group) -> dict[str, Tensor]:
-        """One momentum, as large as the parameter."""
-        return {"momentum_buffer": zeros(param, group["state_dtype"])}
+    def state_specs(self, group: Group) -> dict[str, StateSpec]:
+        """One momentum, in ``dtype`` if that is set."""
+        return {"momentum_buffer": StateSpec(dtype=group["state_dtype"] or group["dtype"])}
 
-    def init_factors(
-        self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, group: Group
-    ) -> dict[str, Tensor]:
-        """For each side Q/s = I and L = 0; s, 0 until it is measured; and P, if it is not made each step.
+    def matrix_specs(self, shape: tuple[int, ...], dtype: torch.dtype, group: Group) -> dict[str, StateSpec]:
+        """For each side Q/s = I and L = 0; s, 0 until it is measured; and P, if it is not made in each step.
 
-        Only dense factors are as large as the algebra's dtype matters for.
+        Only dense factors are so large that the algebra's dtype matters for them.
         """
         stored = group["dtype"] or dtype
         precise = torch.promote_types(stored, torch.float32)
-        factors = {"scale": torch.zeros((), dtype=precise, device=device)}
+        number = StateSpec("matrix", precise)
+        specs = {"scale": number}
         for name, size in sides_of(shape, group["max_size_dense"], group["max_skew_dense"]).items():
             dense = len(size) == 2
-            factors[f"Q{name}"] = (
-                torch.eye(size[0], dtype=stored, device=device)
-                if dense
-                else torch.ones(size, dtype=precise, device=device)
-            )
-            factors[f"L{name}"] = torch.zeros((), dtype=precise, device=device)
+            identity = StateSpec("matrix", stored, size, "identity")
+            specs[f"Q{name}"] = identity if dense else StateSpec("matrix", precise, size, 1.0)
+            specs[f"L{name}"] = number
             if dense and group["update_probability"] < 1:
-                factors[f"P{name}"] = torch.eye(size[0], dtype=stored, device=device)
-        return factors
+                specs[f"P{name}"] = identity
+        return specs
 
-    def derive_factors(self, kept: Mapping[str, Tensor], group: Group) -> dict[str, Tensor]:
-        """P, where it begins to be kept after the first step."""
-        return {
-            f"P{name.removeprefix('Q')}": self.metric(q.unsqueeze(0), literal=group["literal"])[0]
-            for name, q in kept.items()
-            if name.startswith("Q") and q.dim() == 2 and group["update_probability"] < 1
-        }
-
-    def stale_factors(self, group: Group) -> tuple[str, ...]:
-        """P, where it is made in every step."""
-        return () if group["update_probability"] < 1 else ("P_left", "P_right")
+    def moves_like_adamw(self, group: Group) -> bool:
+        """With ``lr_style="adam"``, which divides the update by 5."""
+        return bool(group["lr_style"] == "adam")
 
     # -- the step
 
-    def waits(self, group: Group) -> str | None:
+    def host_sync(self, group: Group) -> str | None:
         """A spectral norm by singular values."""
         return "norm='exact'" if group["norm"] == "exact" else None
 
@@ -106,19 +95,27 @@ class PSGDRule(MatrixRule):
         """The original's Q starts from the largest gradient."""
         return "literal=True" if group["literal"] else None
 
-    def relate(self, grads: Sequence[Tensor], group: Group) -> dict[str, Scalar]:
-        """The largest mean square of the group's gradients, from which the original's Q starts."""
-        if not group["literal"]:
-            return {}
-        norms = [(torch.linalg.vector_norm(g, dtype=torch.float64), g.numel()) for g in grads]
-        squares = [norm.square() / numel for norm, numel in norms if numel > 0]
-        return (
-            {"largest_square": torch.stack([s.to(squares[0].device) for s in squares]).amax()}
-            if squares
-            else {}
-        )
+    def needs_measure(self, group: Group) -> bool:
+        """The original's start alone is made of a measured number."""
+        return bool(group["literal"])
 
-    def scalars(  # type: ignore[override]
+    def measure(
+        self, moments: Callable[[], Moments], state: Mapping[str, Tensor], group: Group
+    ) -> tuple[dict[str, Scalar], dict[str, Scalar]]:
+        """The gradient's mean square."""
+        count, _, square = moments()
+        return {"largest_square": square / max(count, 1)}, {}
+
+    def relate(
+        self, scalars: Sequence[dict[str, Scalar]], states: Sequence[Mapping[str, Any]], group: Group
+    ) -> None:
+        """The largest mean square of the group's gradients takes the place of each tensor's own."""
+        squares = [torch.as_tensor(own["largest_square"]) for own in scalars]
+        largest = torch.stack([square.to(squares[0].device) for square in squares]).amax()
+        for own, square in zip(scalars, squares, strict=True):
+            own["largest_square"] = largest.to(square.device)
+
+    def scalars(
         self,
         step: Scalar,
         *,
@@ -138,14 +135,35 @@ class PSGDRule(MatrixRule):
             "balance": step % _BALANCE_EVERY == 0,
         }
 
-    def update(  # type: ignore[override]
+    def transform_inputs(self, group: Group) -> int:
+        """The momentum, and the gradient where that is whitened."""
+        return 1 + (group["whiten"] == "gradient")
+
+    def update(
         self,
         grad: Tensor,
         param: Tensor,
         momentum_buffer: Tensor,
-        scale: Tensor,
+        scale: Scalar,
         *,
         momentum: Scalar,
+        whiten: str,
+    ) -> tuple[Tensor | tuple[Tensor, Tensor], dict[str, Tensor]]:
+        """The average, which is the gradient itself until the scale has been measured."""
+        average = momentum_buffer
+        average += (grad - momentum_buffer).mul_(1 - momentum)
+        if isinstance(scale, Tensor):
+            average = torch.where(scale == 0, grad, average)
+        elif scale == 0:
+            average = grad
+        return (average, grad) if whiten == "gradient" else average, {"momentum_buffer": average}
+
+    def transform(
+        self,
+        u: Tensor,
+        gradient: Tensor | None = None,
+        *,
+        scale: Tensor,
         step_size: Scalar,
         fit: bool | Tensor,
         balance: bool | Tensor,
@@ -155,54 +173,44 @@ class PSGDRule(MatrixRule):
         largest_square: Tensor | None = None,
         **given: Any,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """``given`` holds the factors, by their names in the state, and the other hyper-parameters."""
+        """``given`` holds the factors, by their names in the state, and the other hyperparameters."""
         dtype = given["dtype"] or grad_dtype
-        sides = self._sides(given, dtype)
+        scale = scale.to(u.dtype)
+        sides = self._sides(given, dtype, u.dtype)
         first = scale == 0
-        average = (grad - momentum_buffer).mul_(1 - momentum).add_(momentum_buffer)
-        # Where it needs no wait for a device, the question saves five passes in all steps but the first.
+        # Where it needs no wait for a device, the question saves a pass in all steps but the first.
         on_host = scale.device.type == "cpu" and not isinstance(balance, Tensor)
         if not on_host or bool(first.any()):
-            start = initial_scale(grad, len(sides), largest_square, given)
-            scale = torch.where(first, start, scale)
-            average = torch.where(over(first, grad), grad, average)
+            # Before the scale is measured the momentum is the gradient.
+            scale = torch.where(first, initial_scale(u, len(sides), largest_square, given), scale)
         if balance is not False and len(sides) == 2:
             sides, scale = self._balanced(sides, scale, balance)
         if fit is not False:
-            target = grad if given["whiten"] == "gradient" else average
+            target = u if gradient is None else gradient
             fitted = self._fitted(sides, target, scale, step_size, dtype, key, index, given)
             if isinstance(fit, Tensor):
                 fitted = [chosen(fit, new, old) for new, old in zip(fitted, sides, strict=True)]
             sides = fitted
-        white, size = whitened(average, sides, dtype)
-        white = white.to(grad.dtype)
-        rms = root_mean_square(white)
+        white, size = whitened(u, sides, dtype)
+        white = white.to(u.dtype)
         # min(f, 1.1/rms(W)) is f·1.1/max(rms(fW), 1.1), without the overflow.
-        # A product beyond the largest number times a zero would be NaN.
-        factor = torch.minimum(over(_gain(scale, sides), grad) * size, _CLIP / rms)
-        u = white * factor.clamp(max=torch.finfo(factor.dtype).max)
-        state = {"momentum_buffer": average, "scale": scale}
+        factor = rms_clip_factor(over(_gain(scale, sides), u) * size, root_mean_square(white), _CLIP)
+        direction = white * factor
+        state = {"scale": scale}
         for side in sides:
             state |= {f"Q{side.name}": side.q, f"L{side.name}": side.bound}
             if f"P{side.name}" in given:
                 state[f"P{side.name}"] = side.p
-        return u.div_(5) if given["lr_style"] == "adam" else u, state
+        return direction.div_(5) if given["lr_style"] == "adam" else direction, state
 
-    def _sides(self, given: Mapping[str, Any], dtype: torch.dtype) -> list[Side]:
+    def _sides(self, given: Mapping[str, Any], dtype: torch.dtype, wide: torch.dtype) -> list[Side]:
         sides = []
         for name in ("", "_left", "_right"):
             if f"Q{name}" in given:
                 q, p = given[f"Q{name}"], given.get(f"P{name}")
-                if q.dim() == 3:
-                    q = q.to(dtype)
-                sides.append(
-                    Side(
-                        name,
-                        q,
-                        self._metric(q, given) if p is None else p.to(dtype),
-                        given[f"L{name}"],
-                    )
-                )
+                q = q.to(dtype if q.dim() == 3 else wide)
+                p = self._metric(q, given) if p is None else p.to(dtype)
+                sides.append(Side(name, q, p, given[f"L{name}"].to(wide)))
         return sides
 
     def _metric(self, q: Tensor, given: Mapping[str, Any]) -> Tensor:

@@ -1,0 +1,64 @@
+"""Arithmetic that rounds alike however it runs: eagerly, compiled, in chunks or on shards.
+
+Fused operations (``lerp``, ``addcmul``, ``add`` with ``alpha``) round differently at the end of a vector than
+within it, and torch's square root on a CPU is a unit off in the last place where compiled code is exact. Rules
+use these functions instead.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["Scalar", "average_in_place", "exact_sqrt", "rms_clip_factor", "weighted_sum"]
+
+Scalar = float | Tensor
+
+
+def weighted_sum(a: Scalar, x: Tensor, b: Scalar, y: Tensor) -> Tensor:
+    """Return a·x + b·y, rounded as the formula is, with one temporary fewer.
+
+    >>> weighted_sum(0.5, torch.tensor([2.0]), 0.25, torch.tensor([4.0]))
+    tensor([2.])
+    """
+    total = a * x
+    total += b * y
+    return total
+
+
+def average_in_place(average: Tensor, beta: Scalar, value: Tensor, take: Scalar | None = None) -> Tensor:
+    """Overwrite ``average`` with β·average + take·value; ``take`` is 1 − β unless given.
+
+    The bits equal :func:`weighted_sum`'s.
+
+    >>> average_in_place(torch.tensor([4.0]), 0.75, torch.tensor([8.0]))
+    tensor([5.])
+    """
+    average *= beta
+    average += (1 - beta if take is None else take) * value
+    return average
+
+
+def exact_sqrt(x: Tensor) -> Tensor:
+    """Overwrite x ≥ 0 with √x, computed as x·(1/√x); at least 1e-19 in float32.
+
+    Eager and compiled code compute 1/√x alike. The lower bound lets eps = 0 divide no zero by zero.
+
+    >>> exact_sqrt(torch.tensor([4.0, 0.25]))
+    tensor([2.0000, 0.5000])
+    """
+    x.clamp_(min=torch.finfo(x.dtype).tiny)
+    x *= x.rsqrt()
+    return x
+
+
+def rms_clip_factor(factor: Tensor, rms: Tensor, limit: float) -> Tensor:
+    """Return min(factor, limit/rms): scaled by it, values of root mean square ``rms`` have one ≤ ``limit``.
+
+    Nothing overflows: an rms of 0 leaves ``factor`` as it is, and an infinite factor becomes the largest number,
+    since infinity times a zero would be NaN.
+
+    >>> rms_clip_factor(torch.tensor(2.0), torch.tensor(1.0), 1.5), rms_clip_factor(torch.tensor(2.0), torch.tensor(0.0), 1.5)
+    (tensor(1.5000), tensor(2.))
+    """
+    return torch.minimum(factor, limit / rms).clamp(max=torch.finfo(factor.dtype).max)

@@ -1,0 +1,112 @@
+"""The way of one step: state, counts, measure, then each batch's passes. Nothing is written before all is ready."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, MutableMapping
+from typing import Any
+
+from torch import Tensor
+
+from steepest.compile.available import PAYS_FROM, wants_compiling
+from steepest.engine.chunks import run_eager
+from steepest.engine.collect import ParamBatch
+from steepest.engine.compiled import prepare, run_compiled
+from steepest.engine.cpu_offload import on_host
+from steepest.engine.layout import Row
+from steepest.engine.matrices import MatrixFunction, step_matrices, step_one_by_one
+from steepest.engine.reductions import measure, reads_back
+from steepest.engine.state import make_state
+from steepest.engine.step_count import add_step, count_steps, noise_key
+
+__all__ = ["take_step"]
+
+
+def take_step(
+    batches: list[ParamBatch],
+    finite: bool | Tensor,
+    states: MutableMapping[Tensor, Any],
+    states_by_rule: Callable[[], Mapping[str, list[Mapping[str, Tensor]]]],
+    matrix_function: Callable[[ParamBatch], MatrixFunction | None],
+) -> bool | Tensor:
+    """Step parameters if their gradients are finite.
+
+    Args:
+        batches: what is stepped.
+        finite: whether the gradients are; a tensor where only the device knows.
+        states: the parameters' states, which makes an entry where there is none.
+        states_by_rule: gives, for each rule's name, the state of every parameter that it has ever stepped.
+        matrix_function: gives the optimizer's own matrix function for a batch, if it has one.
+
+    Returns:
+        Whether the step was taken: ``finite``, a tensor where only the device knows.
+    """
+    if isinstance(finite, Tensor) and (reads_back(batches) or any(b.config.offloaded for b in batches)):
+        finite = bool(finite)
+    if finite is False:
+        return False
+    mask = finite if isinstance(finite, Tensor) else None
+    make_state(batches, states)
+    measuring = False
+    for batch in batches:
+        if batch.config.counted:
+            count_steps(batch)
+        measuring |= batch.config.measures
+    if measuring:
+        measure(batches, states_by_rule)
+    # Compiling takes seconds in which much can go wrong: it is done before anything is written.
+    compiled = [_compiles(batch, mask is not None) for batch in batches]
+    left = list(zip(batches, compiled, strict=True))
+    for batch, wish in tuple(left):
+        # User code may raise, so it comes first: least has been stepped then.
+        if batch.config.rule.transforms and (function := matrix_function(batch)) is not None:
+            step_one_by_one(batch, _on(mask, batch), wish, function)
+            left.remove((batch, wish))
+    for batch, wish in left:
+        _run(batch, _on(mask, batch), wish)
+    return finite
+
+
+def _on(mask: Tensor | None, batch: ParamBatch) -> Tensor | None:
+    return None if mask is None else mask.to(batch.config.device)
+
+
+def _compiles(batch: ParamBatch, guarded: bool) -> bool:
+    """Whether a batch's passes run compiled; its code is then made."""
+    config = batch.config
+    option = config.group["compile"]
+    if option is None and sum([member.param.numel() for member in batch.members]) < PAYS_FROM:
+        return False
+    if not wants_compiling(option, PAYS_FROM, config.device):
+        return False
+    if not config.offloaded:
+        dtypes = {tuple([column.dtype for column in member.columns]) for member in batch.members}
+        prepare(config, dtypes, batch.members[0].scalars, guarded)
+    return True
+
+
+def _run(batch: ParamBatch, finite: Tensor | None, compiled: bool) -> None:
+    config = batch.config
+    if config.rule.transforms:
+        step_matrices(batch, finite, compiled)
+    elif config.offloaded:
+        for near in on_host(batch):
+            _step_elements(near, None, compiled)
+    else:
+        _step_elements(batch, finite, compiled)
+    if config.measures:
+        for member in batch.members:
+            for name, value in (member.measured or {}).items():
+                member.state[name].fill_(value)
+    if config.counted:
+        add_step(batch, finite)
+
+
+def _step_elements(batch: ParamBatch, finite: Tensor | None, compiled: bool) -> None:
+    config = batch.config
+    noisy = config.noisy
+    rows = [
+        Row(member.columns, member.scalars, noise_key(config, member) if noisy else None)
+        for member in batch.members
+    ]
+    run = run_compiled if compiled else run_eager
+    run("whole", config, rows, config.numbers(), finite)

@@ -1,0 +1,108 @@
+"""The state of parameters: what a rule's specs ask for, made before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, MutableMapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steepest.engine.blocks import cut_blocks, view_of
+from steepest.engine.collect import ParamBatch, ParamUpdate
+from steepest.engine.update import UpdateConfig
+from steepest.rule import Group, StateSpec, find_rule
+
+__all__ = ["blank_state", "lacks_state", "make_state"]
+
+_STEP = StateSpec("tensor", torch.float32)
+
+
+def _entries(
+    config: UpdateConfig, param: Tensor, label: str | None
+) -> Iterator[tuple[str, StateSpec, Tensor]]:
+    """(name, spec, the parameter or the block of it that the entry belongs to) of every entry."""
+    for name, spec in config.specs.items():
+        yield name, spec, param
+    if config.rule.transforms:
+        for suffix, block in cut_blocks(config, param, view_of(config, label)):
+            for name, spec in config.matrix(block.shape).specs.items():
+                yield name + suffix, spec, block
+    if config.counts:
+        yield "step", _STEP, param
+
+
+def blank_state(param: Tensor, group: Group, label: str | None) -> dict[str, Tensor]:
+    """The state that a parameter's first step makes, on the meta device; ``step`` where the rule counts.
+
+    ``param`` is a real view; it may be on the meta device itself.
+    """
+    blank = torch.empty_like(param, device="meta")
+    config = UpdateConfig(find_rule(group["rule"]), group, blank.dtype, blank.dtype, blank.device)
+    return {
+        name: spec.make(block, group["state_dtype"]) for name, spec, block in _entries(config, blank, label)
+    }
+
+
+def lacks_state(config: UpdateConfig, member: ParamUpdate) -> bool:
+    """Whether a parameter lacks entries that the present options ask for."""
+    if not config.rule.transforms:
+        return not config.names <= member.state.keys()
+    view = view_of(config, member.label) if config.group["views"] else None
+    if view is None:
+        own = config.matrix(member.param.shape).specs
+        return not (config.names <= member.state.keys() and own.keys() <= member.state.keys())
+    return any(name not in member.state for name, _, _ in _entries(config, member.param, member.label))
+
+
+def make_state(batches: Iterable[ParamBatch], states: MutableMapping[Tensor, Any]) -> None:
+    """Give every member its state and its columns; everything is allocated before any of it is kept.
+
+    Raises:
+        ValueError: a parameter has another shape than its state; an option that matrices' entries depend on was
+            changed after a step. Nothing was changed.
+    """
+    made = []
+    for batch in batches:
+        config = batch.config
+        names, transforms = config.element_state, config.rule.transforms
+        for member in batch.members:
+            state = member.state
+            if not state or not config.names <= state.keys() or (transforms and lacks_state(config, member)):
+                fresh = _fresh(config, member)
+                made.append((member, fresh))
+                state = {**state, **fresh}
+            shape = member.param.shape
+            columns = [member.param, member.grad]
+            for name in names:
+                entry = state[name]
+                if entry.shape != shape:
+                    raise ValueError(
+                        f"{member.name} has shape {tuple(shape)}, its {name} {tuple(entry.shape)}: the parameter "
+                        "was given another shape after a step; make a new optimizer, or clear its state. "
+                        "Nothing was stepped"
+                    )
+                columns.append(entry)
+            member.columns = columns
+    for member, fresh in made:
+        state = states[member.owner]
+        state.update(fresh)
+        member.state = state
+
+
+def _fresh(config: UpdateConfig, member: ParamUpdate) -> dict[str, Tensor]:
+    """The entries that a parameter lacks."""
+    # On the host where the step is taken there: its values are not looked at.
+    like = torch.empty_like(member.param, device="cpu") if config.offloaded else member.param
+    state_dtype = config.group["state_dtype"]
+    fresh: dict[str, Tensor] = {}
+    for name, spec, block in _entries(config, like, member.label):
+        if name in member.state:
+            continue
+        if spec.per == "matrix" and not config.specs.keys().isdisjoint(member.state):
+            raise ValueError(
+                f"{member.name} has been stepped and has no {name!r}, which the present options ask for: an "
+                "option of its group was changed that cannot change after the first step. Nothing was stepped"
+            )
+        fresh[name] = spec.make(block, state_dtype)
+    return fresh

@@ -1,0 +1,6 @@
+"""What every tensor of an optimizer gets, and why: rows and totals, what looks wrong in them, and a table."""
+
+from steepest.explain.explanation import Explanation, explain
+from steepest.explain.rows import BY_NAME, Reasons, Row, Total
+
+__all__ = ["BY_NAME", "Explanation", "Reasons", "Row", "Total", "explain"]

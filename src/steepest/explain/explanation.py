@@ -1,0 +1,66 @@
+"""Explain an optimizer's param groups: the rows, their totals, and what is noted and warned of."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from steepest.explain.rows import Reasons, Row, Total, make_rows, make_totals
+from steepest.explain.table import as_text
+from steepest.explain.warnings import find_notes, find_warnings
+
+__all__ = ["Explanation", "explain"]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What every tensor gets: plain data, and as a string a table that fits the terminal.
+
+    In the table, tensors whose names differ only in numbers share one line, with ``*`` for the number:
+    that is a pattern as ``steepest.build(..., overrides=..., views=...)`` take them.
+
+    Attributes:
+        rows: every tensor, in the order of the param groups.
+        totals: per rule.
+        notes: what is not in the rows and is as it should be: tied, frozen and left-out tensors.
+        warnings: what is probably not meant.
+    """
+
+    rows: tuple[Row, ...]
+    totals: tuple[Total, ...]
+    notes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return self.table(shutil.get_terminal_size((110, 24)).columns)
+
+    def table(self, width: int = 110) -> str:
+        """The table with lines of at most ``width`` characters, or 80 if that is more."""
+        return as_text(self.rows, self.totals, self.notes, self.warnings, max(width, 80))
+
+
+def explain(
+    groups: Sequence[Mapping[str, Any]],
+    main: str,
+    reasons: Reasons | None = None,
+    others: Sequence[Row] = (),
+) -> Explanation:
+    """Explain an optimizer's param groups.
+
+    Args:
+        groups: the param groups, with the rule's options filled in.
+        main: the name of the rule of the groups that name none.
+        reasons: what :func:`steepest.build` decided; None if the groups were made by hand.
+        others: what trains and is no parameter.
+    """
+    reasons = reasons or Reasons()
+    own = make_rows(groups, reasons)
+    rows = (*own, *others)
+    return Explanation(
+        rows,
+        make_totals(rows),
+        tuple(find_notes(own, main, reasons)),
+        tuple(find_warnings(groups, own, main, reasons)),
+    )

@@ -1,0 +1,152 @@
+"""One row a tensor: what it gets, by reading the param groups, and why, as build() wrote it down."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from steepest.engine.layout import real_view
+from steepest.engine.state import blank_state
+from steepest.rule import Group, Rule, find_rule
+from steepest.views import View
+
+__all__ = ["BY_NAME", "Reasons", "Row", "Total", "make_rows", "make_totals", "state_bytes"]
+
+# The end of a reason that rests on a name alone: explain() warns of it.
+BY_NAME = "by its name alone"
+
+_BY_HAND = "set by hand"
+
+
+@dataclass(frozen=True)
+class Reasons:
+    """Why :func:`steepest.build` gave every tensor what it got; kept on the optimizer, in no checkpoint.
+
+    Attributes:
+        why: parameter name -> ``"kind: reason"``.
+        aliases: parameter name -> its other names, where it is tied or shared.
+        left_out: the frozen tensors that can never train and are in no group, each with its dtype.
+        ambiguities: what build() had to guess about the model's outputs, as warnings.
+        fallback: the name of the rule for what the main rule does not take.
+    """
+
+    why: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
+    ambiguities: tuple[str, ...] = ()
+    fallback: str | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One tensor.
+
+    Attributes:
+        name: the parameter's name, or its place if it has none.
+        aliases: its other names, where it is tied or shared.
+        shape: its shape.
+        rule: the rule's name.
+        lr: the group's learning rate now; NaN for what has none.
+        weight_decay: the group's weight decay now; 0 for a rule without.
+        view: how a rule that sees matrices sees it: blocks, ``"batch"``, ``"flatten"``, ``"merge"`` (the
+            most square matrix, PSGD's), or None.
+        why: the kind of tensor and the reason, as ``"kind: reason"``; ``"set by hand"`` for a tensor that
+            :func:`steepest.build` did not route.
+        frozen: whether it requires no gradient.
+        parameters: number of elements.
+        state_bytes: of its state once it has been stepped; 0 while it is frozen.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    shape: tuple[int, ...]
+    rule: str
+    lr: float
+    weight_decay: float
+    view: View | str | None
+    why: str
+    frozen: bool
+    parameters: int
+    state_bytes: int
+
+    @property
+    def kind(self) -> str:
+        """The part of ``why`` before the colon."""
+        return self.why.partition(":")[0]
+
+
+@dataclass(frozen=True)
+class Total:
+    """The sums of a rule: tensors, their elements, bytes of state; frozen ones counted apart."""
+
+    rule: str
+    tensors: int
+    parameters: int
+    state_bytes: int
+    frozen: int
+
+
+def make_rows(groups: Sequence[Mapping[str, Any]], reasons: Reasons) -> list[Row]:
+    """The rows of all parameters, in the order of the groups."""
+    # Taken out as they are used: a group that is added later may repeat a name.
+    why, aliases = dict(reasons.why), dict(reasons.aliases)
+    rows = []
+    for group_index, group in enumerate(groups):
+        labels = group.get("param_names", [None] * len(group["params"]))
+        for index, (label, param) in enumerate(zip(labels, group["params"], strict=True)):
+            rule = find_rule(group["rule"])
+            rows.append(
+                Row(
+                    name=f"parameter {index} of group {group_index}" if label is None else label,
+                    aliases=tuple(aliases.pop(label, ())),
+                    shape=tuple(param.shape),
+                    rule=rule.name,
+                    lr=float(group["lr"]),
+                    weight_decay=float(group.get("weight_decay", 0.0)),
+                    view=_view(rule, param, label, group),
+                    why=why.pop(label, _BY_HAND),
+                    frozen=not param.requires_grad,
+                    parameters=param.numel(),
+                    state_bytes=state_bytes(param, label, group) if param.requires_grad else 0,
+                )
+            )
+    return rows
+
+
+def make_totals(rows: Iterable[Row]) -> tuple[Total, ...]:
+    """The sums of every rule, in the order in which the rules appear."""
+    by_rule: dict[str, list[Row]] = {}
+    for row in rows:
+        by_rule.setdefault(row.rule, []).append(row)
+    return tuple(
+        Total(
+            rule,
+            len(own),
+            sum(row.parameters for row in own),
+            sum(row.state_bytes for row in own),
+            sum(row.frozen for row in own),
+        )
+        for rule, own in by_rule.items()
+    )
+
+
+def _view(rule: Rule, param: Tensor, label: str | None, group: Group) -> View | str | None:
+    """How the rule sees the parameter; None for a matrix as it is, and for a rule that sees no matrices."""
+    if "views" not in rule.hyper:
+        return None
+    view: View | None = (group.get("views") or {}).get(label)
+    if view is not None:
+        return view
+    return group.get("view", "merge") if param.dim() > 2 else None
+
+
+def state_bytes(param: Tensor, label: str | None, group: Group) -> int:
+    """Bytes of the state that a parameter's first step makes.
+
+    ``label`` is the parameter's name, by which the group's ``views`` know it.
+    """
+    state = blank_state(real_view(param), group, label)
+    return sum(value.numel() * value.element_size() for value in state.values())

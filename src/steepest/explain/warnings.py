@@ -1,0 +1,105 @@
+"""What explain() notes and warns of: what is in no row, and what is probably not meant."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from steepest.explain.rows import BY_NAME, Reasons, Row
+from steepest.explain.table import starred
+from steepest.rule import find_rule
+
+__all__ = ["find_notes", "find_warnings"]
+
+_QKV = re.compile(r"qkv|query_key_value|c_attn|in_proj", re.IGNORECASE)
+_GATE_UP = re.compile(r"gate_up|gate_and_up|w1_?w?3|w1_?w?2$", re.IGNORECASE)
+
+
+def find_notes(rows: Sequence[Row], main: str, reasons: Reasons) -> list[str]:
+    """What is as it should be: tied, frozen and left-out tensors, a fallback without use, undecayed ones."""
+    notes = [
+        f"{row.name} is also {', '.join(row.aliases)}: stepped once, under its first name"
+        for row in rows
+        if row.aliases
+    ]
+    frozen = [row for row in rows if row.frozen]
+    if frozen:
+        notes.append(
+            f"{len(frozen)} frozen tensors ({sum(row.parameters for row in frozen):,} parameters) are not "
+            "stepped and have no state; one that is thawed trains on with the rule shown"
+        )
+    if reasons.left_out:
+        shown = ", ".join(reasons.left_out[:3]) + (", ..." if len(reasons.left_out) > 3 else "")
+        notes.append(
+            f"{len(reasons.left_out)} frozen tensors are left out, since they can never train: {shown}"
+        )
+    if reasons.fallback not in (None, main) and not find_rule(main).hidden_only:
+        notes.append(f"the fallback {reasons.fallback!r} is not used: {main!r} takes every tensor")
+    if any(row.weight_decay == 0 and row.kind in ("norm", "bias", "gain") for row in rows) and any(
+        row.weight_decay > 0 for row in rows
+    ):
+        notes.append("norms, biases and gains are not decayed; decay_vectors=True decays them")
+    return notes
+
+
+def find_warnings(
+    groups: Sequence[Mapping[str, Any]], rows: Sequence[Row], main: str, reasons: Reasons
+) -> list[str]:
+    """What is probably not meant, tensors whose names differ only in numbers named once."""
+    warnings = []
+    training = [row for row in rows if not row.frozen]
+    if training and find_rule(main).hidden_only and not any(row.rule == main for row in training):
+        warnings.append(
+            f"nothing goes to {main!r}: no trainable tensor is a matrix of a hidden layer. "
+            "overrides={...: " + repr(main) + "} gives it some"
+        )
+    warnings += reasons.ambiguities
+    told = {name for group in groups for name in (group.get("views") or {})}
+    by_name = {starred(row.name): text for row in training if (text := _doubt(row, main, told))}
+    return warnings + list(by_name.values())
+
+
+def _doubt(row: Row, main: str, told: set[str]) -> str | None:
+    """What to say of a tensor that may be something else than it is taken for; None if it is clear."""
+    name = starred(row.name)
+    doubt = None
+    guessed = row.why.endswith(BY_NAME) and row.kind != "override"
+    if (row.kind == "unknown" or guessed) and find_rule(main).hidden_only:
+        taken = (
+            f"is taken for a {row.kind}, {BY_NAME}" if guessed else "belongs to a module that is not known"
+        )
+        asks, answer = "it is the matrix of a hidden layer", repr(main)
+        if len(row.shape) > 2:
+            asks = "its leading dimension counts matrices"
+            answer = f"{{'rule': {main!r}, 'view': 'batch'}}"
+        settled = f"overrides={{{name!r}: {answer}}}"
+        doubt = f"{name} {row.shape} {taken}, and goes to {row.rule!r}. If {asks}: {settled}"
+    if not find_rule(row.rule).hidden_only:
+        return doubt
+    if sum(size > 1 for size in row.shape) <= 1:
+        return f"{name} {row.shape} is a vector in a matrix's shape, and {row.rule!r} takes matrices"
+    if len(row.shape) == 2 and row.view is None and row.name not in told:
+        fused = _looks_fused(name, row.shape)
+        return doubt if fused is None else f"{name} {row.shape} {fused}"
+    return doubt
+
+
+def _looks_fused(name: str, shape: tuple[int, ...]) -> str | None:
+    """What to say of a matrix that may be several."""
+    out, into = shape
+    asks = "may be query, key and value in one. If it is: views={" + repr(name) + ": "
+    whole = "}; if it is one matrix, None there says so"
+    called = _QKV.search(name) is not None
+    if out == 3 * into:
+        return f"{asks}rows({into}, {into}, {into}){whole}"
+    if called and into == 3 * out:
+        return f"{asks}columns({out}, {out}, {out}){whole}"
+    if called:
+        return f"{asks}rows(...)" + whole
+    if _GATE_UP.search(name) and out % 2 == 0:
+        return (
+            "may be two projections in one. If it is: views={"
+            + f"{name!r}: rows({out // 2}, {out // 2}){whole}"
+        )
+    return None
