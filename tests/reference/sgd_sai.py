@@ -7,7 +7,7 @@ from reference.descent import Reference
 
 
 def signal_to_noise(g: list[float], *, eps=1e-8, relative_eps=False, max_scale=10.0) -> float:
-    """Return G = ‖g‖₂ / (std(g) + ε), at most max_scale·√d, with std unbiased; one element gives at most 1."""
+    """Return G = ‖g‖₂ / (std(g) + ε), at most max_scale·√d, std unbiased; one element gives at most 1."""
     norm = math.sqrt(math.fsum(x * x for x in g))
     spread = statistics.stdev(g) if len(g) > 1 else 0.0
     if relative_eps:
