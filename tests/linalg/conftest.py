@@ -1,4 +1,4 @@
-"""One thread: the matrices are tiny, and threads waiting for one another would cost more than they do."""
+"""Run these tests on one thread: synchronizing threads costs more than such small matrices gain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""newton_schulz against the SVD, the scalar polynomials, and itself in another form, order or scale."""
+"""Test newton_schulz against the SVD, the scalar polynomials, and itself in other forms and scales."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Ten
 
 
 def orthogonal(*shape: int, seed: int = 0) -> Tensor:
-    """Orthonormal columns, [..., m, n] with m ≥ n."""
+    """Draw a matrix with orthonormal columns, [..., m, n] with m ≥ n."""
     return torch.linalg.qr(randn(*shape, seed=seed))[0]
 
 
 def with_singular_values(s: Tensor, m: int, n: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """X = U diag(s) Vᵀ, U and V, in float64."""
+    """Return X = U diag(s) Vᵀ, U and V, in float64."""
     batch, k = s.shape[:-1], s.shape[-1]
     u = orthogonal(*batch, m, k, seed=seed)
     v = orthogonal(*batch, n, k, seed=seed + 1)
@@ -46,12 +46,12 @@ def scalars(sigma: Tensor, triples: tuple[tuple[float, float, float], ...]) -> T
 
 
 def error(x: Tensor, y: Tensor) -> float:
-    """Relative, in the Frobenius norm."""
+    """Return the relative error in the Frobenius norm."""
     return float((x.double() - y.double()).norm() / y.double().norm())
 
 
 class TestCoefficients:
-    def test_the_table_is_the_specs(self):
+    def test_table_matches_the_spec(self):
         jordan = (3.4445, -4.7750, 2.0315)
         assert {name: table.triples for name, table in COEFFICIENTS.items()} == {
             "jordan": (jordan,) * 5,
@@ -83,14 +83,14 @@ class TestCoefficients:
         }
         assert all(table.source for table in COEFFICIENTS.values())
 
-    def test_the_table_is_frozen(self):
+    def test_table_is_frozen(self):
         with pytest.raises(TypeError):
             COEFFICIENTS["jordan"] = COEFFICIENTS["cans"]  # type: ignore[index]
         with pytest.raises(AttributeError):
             COEFFICIENTS["jordan"].margin = 2.0  # type: ignore[misc]
 
     @pytest.mark.parametrize("name", NAMES)
-    def test_shorter_runs_are_cut(self, name):
+    def test_shorter_runs_stop_early(self, name):
         triples = COEFFICIENTS[name].triples
         assert COEFFICIENTS[name].schedule(3) == triples[:3]
         assert COEFFICIENTS[name].schedule() == COEFFICIENTS[name].schedule(len(triples)) == triples
@@ -113,7 +113,7 @@ class TestCoefficients:
 
     @pytest.mark.parametrize("name", NAMES)
     @pytest.mark.parametrize("steps", [1, 4, 7, 13])
-    def test_the_run_is_its_schedule(self, name, steps):
+    def test_run_follows_its_schedule(self, name, steps):
         table = COEFFICIENTS[name]
         x = randn(4, 5)
         written_out = CoefficientSet(table.schedule(steps), margin=table.margin)
@@ -126,7 +126,7 @@ class TestSingularValues:
     @pytest.mark.parametrize("form", ["plain", "gram"])
     @pytest.mark.parametrize(("m", "n"), SHAPES)
     @pytest.mark.parametrize("name", NAMES)
-    def test_each_is_mapped_by_the_polynomials_and_the_vectors_stay(self, name, m, n, form):
+    def test_polynomials_map_values_and_keep_vectors(self, name, m, n, form):
         s = torch.logspace(-2, 0, min(m, n), dtype=torch.float64) if min(m, n) > 1 else torch.ones(1).double()
         x, u, v = with_singular_values(s, m, n)
         table = COEFFICIENTS[name]
@@ -136,13 +136,13 @@ class TestSingularValues:
     @pytest.mark.parametrize("form", ["plain", "gram"])
     @pytest.mark.parametrize(("dtype", "slack"), [(torch.float64, 0.0), (torch.float32, 1e-3)])
     @pytest.mark.parametrize("name", NAMES)
-    def test_the_band_of_the_table(self, name, dtype, slack, form):
-        """σ = (cos θ, sin θ): every value of σ/‖X‖_F in [1e-3, 1] is met. The band is met and is tight."""
+    def test_band_of_the_table(self, name, dtype, slack, form):
+        """σ = (cos θ, sin θ) covers every σ/‖X‖_F in [1e-3, 1]; the results just fill the band."""
         small = torch.logspace(-3, math.log10(0.5**0.5), 2000, dtype=torch.float64)
         x, _, _ = with_singular_values(torch.stack([(1 - small**2).sqrt(), small], -1), 2, 4)
         result = torch.linalg.svdvals(newton_schulz(x.float(), name, dtype=dtype, form=form).double())
         low, high = COEFFICIENTS[name].band
-        rounding = 0.0055 + slack  # the table has two digits
+        rounding = 0.0055 + slack  # the table gives two decimals
         assert low - rounding <= result.min() <= low + rounding
         assert high - rounding <= result.max() <= high + rounding
 
@@ -156,8 +156,8 @@ class TestSingularValues:
         ],
     )
     @pytest.mark.parametrize("name", ["jordan", "quintic", "polar_express", "deepseekv4"])
-    def test_the_band_in_half_precision(self, name, dtype, form, slack):
-        """Of random matrices, whose σ/‖X‖_F are not small: a few bits must do for them all."""
+    def test_band_in_half_precision(self, name, dtype, form, slack):
+        """Random matrices have no small σ/‖X‖_F, so a few bits must suffice for all of them."""
         result = torch.linalg.svdvals(newton_schulz(randn(8, 32, 64).float(), name, dtype=dtype, form=form))
         low, high = COEFFICIENTS[name].band
         assert low - slack <= result.min()
@@ -170,7 +170,7 @@ class TestSingularValues:
         assert (newton_schulz(x, "deepseekv4", steps=13) - u @ v.mT).abs().max() < 1e-12
 
     def test_jordan_on_scalars(self):
-        """A 1×1 matrix is its sign times p(p(p(p(p(1))))); p(1) = 3.4445 − 4.7750 + 2.0315."""
+        """A 1×1 matrix becomes its sign times p(p(p(p(p(1))))), with p(1) = 3.4445 − 4.7750 + 2.0315."""
         sigma = 1.0
         for steps, known in [(1, 0.7010), (2, None), (3, None), (4, None), (5, None)]:
             sigma = 3.4445 * sigma - 4.7750 * sigma**3 + 2.0315 * sigma**5
@@ -182,7 +182,7 @@ class TestSingularValues:
 
     @pytest.mark.parametrize("name", NAMES)
     @pytest.mark.parametrize(("m", "n"), [(6, 6), (4, 11), (11, 4)])
-    def test_orthogonal_matrices_are_fixed_up_to_scale(self, name, m, n):
+    def test_orthogonal_matrices_only_change_scale(self, name, m, n):
         q = orthogonal(max(m, n), min(m, n))
         q = q if m >= n else q.mT
         table = COEFFICIENTS[name]
@@ -202,7 +202,7 @@ class TestSingularValues:
         assert error(result, u * mapped @ v.mT) < 1e-4
 
     @pytest.mark.parametrize(("m", "n"), SHAPES)
-    def test_svd_method_is_the_exact_polar_factor(self, m, n):
+    def test_svd_method_returns_the_exact_polar_factor(self, m, n):
         s = torch.logspace(-6, 0, min(m, n), dtype=torch.float64) if min(m, n) > 1 else torch.ones(1).double()
         x, u, v = with_singular_values(s, m, n)
         assert error(newton_schulz(1e20 * x, method="svd"), u @ v.mT) < 1e-9
@@ -211,7 +211,7 @@ class TestSingularValues:
         assert torch.allclose(small @ small.mT, torch.eye(min(m, n)), atol=1e-5)
         assert result.dtype == torch.float32
 
-    def test_svd_method_leaves_null_directions_at_zero(self):
+    def test_svd_method_keeps_null_directions_zero(self):
         s = torch.tensor([3.0, 2.0, 1.0, 0.0, 0.0]).double()
         x, u, v = with_singular_values(s, 5, 8)
         expected = u[:, :3] @ v[:, :3].mT
@@ -220,7 +220,7 @@ class TestSingularValues:
         batch = torch.stack([x, torch.zeros_like(x)])
         assert torch.equal(newton_schulz(batch, method="svd")[1], torch.zeros(5, 8).double())
 
-    def test_svd_method_computes_in_float32_at_least(self):
+    def test_svd_method_computes_in_float32_or_better(self):
         x = randn(4, 6, dtype=torch.bfloat16)
         exact = newton_schulz(x.float(), method="svd")
         assert torch.equal(newton_schulz(x, method="svd", dtype=torch.bfloat16), exact.bfloat16())
@@ -288,8 +288,8 @@ class TestSymmetries:
 class TestBatches:
     @pytest.mark.parametrize("form", ["plain", "gram"])
     @pytest.mark.parametrize(("m", "n"), [*SHAPES, (24, 70)])
-    def test_batched_is_looped(self, m, n, form):
-        """Not always bitwise: the library behind batched products may sum in another order."""
+    def test_batched_equals_looped(self, m, n, form):
+        """The results need not be bitwise equal: batched products may sum in another order."""
         x = randn(3, 2, m, n, dtype=torch.float32) * torch.tensor([1e-20, 1.0, 1e20])[:, None, None, None]
         batched = newton_schulz(x, form=form)
         looped = torch.stack([torch.stack([newton_schulz(each, form=form) for each in row]) for row in x])
@@ -298,7 +298,7 @@ class TestBatches:
         looped = torch.stack([newton_schulz(row, form=form) for row in x.double()])
         assert torch.allclose(double, looped, atol=1e-13)
 
-    def test_svd_batched_is_looped(self):
+    def test_svd_batched_equals_looped(self):
         x = randn(2, 3, 4, 6)
         looped = torch.stack([torch.stack([newton_schulz(each, method="svd") for each in row]) for row in x])
         assert torch.allclose(newton_schulz(x, method="svd"), looped, atol=1e-13)
@@ -311,7 +311,7 @@ class TestBatches:
     @pytest.mark.parametrize("method", ["newton_schulz", "svd"])
     @pytest.mark.parametrize("form", ["plain", "gram"])
     @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-    def test_nonfinite_matrices_are_nan_and_alone(self, bad, form, method):
+    def test_nonfinite_matrices_become_nan_without_affecting_others(self, bad, form, method):
         x = randn(3, 4, 9, dtype=torch.float32)
         clean = newton_schulz(x, form=form, method=method)
         x[1, 2, 3] = bad
@@ -319,7 +319,7 @@ class TestBatches:
         assert result[1].isnan().all()
         assert torch.allclose(result[[0, 2]], clean[[0, 2]], atol=1e-6)
 
-    def test_the_operand_is_left_alone(self):
+    def test_operand_is_not_modified(self):
         x = randn(3, 4, 6, dtype=torch.float32)
         before = x.clone()
         newton_schulz(x)
@@ -339,8 +339,8 @@ class TestGram:
     @pytest.mark.parametrize("spectrum", ["random", "spread"])
     @pytest.mark.parametrize("steps", [1, 2, 3, 5, 6, 10])
     @pytest.mark.parametrize("name", NAMES)
-    def test_gram_is_plain(self, name, steps, spectrum, dtype, tolerance):
-        """Against the plain form in float64. Not quintic beyond its table: there p is steep at its zero."""
+    def test_gram_form_equals_plain_form(self, name, steps, spectrum, dtype, tolerance):
+        """Compare with the plain form in float64. Beyond its table, quintic would amplify rounding errors."""
         steps = 5 if name == "quintic" and steps > 5 else steps
         if spectrum == "random":
             x = randn(2, 16, 48)
@@ -351,8 +351,8 @@ class TestGram:
         assert error(gram, plain) < tolerance
 
     @pytest.mark.parametrize("name", ["jordan", "quintic", "polar_express"])
-    def test_gram_is_plain_in_bfloat16(self, name):
-        """Within bfloat16's few bits, and only of these sets (see the docstring)."""
+    def test_gram_form_equals_plain_form_in_bfloat16(self, name):
+        """The forms agree within bfloat16's precision for these sets (see newton_schulz's docstring)."""
         x = randn(2, 16, 48)
         plain = newton_schulz(x, name, form="plain")
         assert error(newton_schulz(x, name, form="plain", dtype=torch.bfloat16), plain) < 0.05
@@ -360,7 +360,7 @@ class TestGram:
 
     @pytest.mark.parametrize(("r", "n"), [(8, 8), (8, 12), (8, 13), (8, 64), (16, 24)])
     @pytest.mark.parametrize("steps", [2, 3, 5, 8, 10])
-    def test_auto_takes_the_fewer_flops(self, r, n, steps):
+    def test_auto_needs_the_fewest_flops(self, r, n, steps):
         def flops(form):
             with FlopCounterMode(display=False) as counter:
                 newton_schulz(randn(r, n), "jordan", steps, form=form)
@@ -373,8 +373,8 @@ class TestGram:
 
     @pytest.mark.parametrize("spectrum", ["random", "spread"])
     @pytest.mark.parametrize("name", [n for n in NAMES if COEFFICIENTS[n].gram_in_bfloat16])
-    def test_gram_is_as_good_as_plain_in_bfloat16(self, name, spectrum):
-        """No overshoot that the plain form has not too: what more than two iterations on one R would do."""
+    def test_gram_form_is_as_accurate_as_plain_form_in_bfloat16(self, name, spectrum):
+        """The Gram form does not overshoot more; with over two iterations per R it would."""
         x = randn(2, 64, 192)
         if spectrum == "spread":
             x = with_singular_values(torch.logspace(-2.5, 0, 64).double().expand(2, 64), 64, 192)[0]
@@ -383,7 +383,7 @@ class TestGram:
         assert error(gram, exact) < 1.5 * error(plain, exact) + 0.02
         assert torch.linalg.svdvals(gram).max() < torch.linalg.svdvals(plain).max() + 0.15
 
-    def test_auto_is_gram_in_bfloat16_for_the_sets_that_bear_it(self):
+    def test_auto_uses_gram_in_bfloat16_for_the_named_sets_but_cans(self):
         x = randn(4, 64, dtype=torch.float32)
         custom = COEFFICIENTS["jordan"].triples
         for coefficients, form in (("quintic", "gram"), ("cans", "plain"), (custom, "plain")):
@@ -395,7 +395,7 @@ class TestGram:
 
 class TestDtypes:
     @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-    def test_the_result_has_the_operands_dtype(self, dtype):
+    def test_result_has_the_operands_dtype(self, dtype):
         x = randn(4, 6, dtype=dtype)
         for computing in (None, torch.float64, torch.float32, torch.bfloat16, torch.float16):
             assert newton_schulz(x, dtype=computing).dtype == dtype
@@ -405,14 +405,14 @@ class TestDtypes:
         x = randn(4, 6, dtype=dtype)
         assert torch.equal(newton_schulz(x), newton_schulz(x.float()).to(dtype))
 
-    def test_the_computing_dtype_is_used(self):
+    def test_computing_dtype_is_used(self):
         x = randn(8, 9, dtype=torch.float32)
         in_double = newton_schulz(x, dtype=torch.float64)
         assert torch.equal(in_double, newton_schulz(x.double()).float())
         assert error(newton_schulz(x), in_double) < 1e-5
         assert 1e-3 < error(newton_schulz(x, dtype=torch.bfloat16), in_double) < 0.05
 
-    def test_none_means_half_precision_where_that_pays(self, monkeypatch):
+    def test_none_means_half_precision_where_it_is_faster(self, monkeypatch):
         module = importlib.import_module("steepest.linalg.newton_schulz")
         choose = functools.partial(module._computing_dtype, rows=128)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
@@ -432,21 +432,21 @@ class TestDtypes:
 
 
 class TestErrors:
-    def test_an_unknown_name_offers_the_closest(self):
+    def test_unknown_name_suggests_the_closest(self):
         with pytest.raises(
             ValueError, match=r"'polarexpress' \(did you mean 'polar_express'\?\); known: jor"
         ):
             newton_schulz(torch.ones(2, 2), "polarexpress")
 
     @pytest.mark.parametrize("steps", [0, -1, 2.0, True, "5"])
-    def test_steps(self, steps):
+    def test_invalid_steps(self, steps):
         with pytest.raises(ValueError, match="steps must be None or an integer ≥ 1"):
             newton_schulz(torch.ones(2, 2), steps=steps)
 
     @pytest.mark.parametrize(
         "triples", [[], [(1.0, 2.0)], [(1.0, 2.0, math.nan)], [(1.0, 2.0, "3")], [1.0, 2.0, 3.0]]
     )
-    def test_triples(self, triples):
+    def test_invalid_triples(self, triples):
         with pytest.raises(ValueError, match=r"triples \(a, b, c\) of finite numbers"):
             newton_schulz(torch.ones(2, 2), triples)
 
@@ -462,17 +462,17 @@ class TestErrors:
             ({"method": "svd", "coefficients": "jordn"}, "unknown coefficients"),
         ],
     )
-    def test_options(self, options, message):
+    def test_invalid_options(self, options, message):
         with pytest.raises(ValueError, match=message):
             newton_schulz(torch.ones(2, 2), **options)
 
     @pytest.mark.parametrize("x", [torch.tensor(1.0), torch.ones(3)])
-    def test_dimensions(self, x):
+    def test_too_few_dimensions(self, x):
         with pytest.raises(ValueError, match=r"needs matrices \[..., m, n\]"):
             newton_schulz(x)
 
     @pytest.mark.parametrize("x", [torch.ones(2, 2, dtype=torch.int64), torch.ones(2, 2) * 1j, [[1.0]]])
-    def test_kinds(self, x):
+    def test_unsupported_types(self, x):
         with pytest.raises(TypeError, match="newton_schulz needs"):
             newton_schulz(x)
 

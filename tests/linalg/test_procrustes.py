@@ -1,4 +1,4 @@
-"""procrustes_rotation: turns Q, and only turns it, until it is symmetric."""
+"""Test procrustes_rotation: it rotates Q until Q is symmetric, and changes nothing else."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def exact(r: Tensor) -> Tensor:
 
 
 def turned(n: int, batch: int = 4, angle: float = 1.0, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Q = U S with U a rotation and S symmetric positive definite, eigenvalues in [0.5, 2]; and S."""
+    """Return Q = U S and S: U a rotation, S symmetric positive definite with eigenvalues in [0.5, 2]."""
     a = randn(batch, n, n, seed=seed)
     u = torch.linalg.matrix_exp(angle * (a - a.mT) / (2 * n) ** 0.5)
     v = torch.linalg.qr(randn(batch, n, n, seed=seed + 1))[0]
@@ -33,8 +33,8 @@ def trace(q: Tensor) -> Tensor:
     return q.diagonal(dim1=-2, dim2=-1).sum(-1)
 
 
-def step_by_the_book(q: Tensor) -> Tensor:
-    """The equations on one matrix, with Python numbers and branches."""
+def reference_step(q: Tensor) -> Tensor:
+    """Apply the equations to one matrix, with Python numbers and branches."""
     r = q.mT - q
     largest = r.abs().max().item()
     if largest <= torch.finfo(q.dtype).smallest_normal:
@@ -52,7 +52,7 @@ def test_follows_the_equations(n):
     for seed in range(5):
         q = randn(n, n, seed=seed)
         for _ in range(30):
-            expected = step_by_the_book(q)
+            expected = reference_step(q)
             q = procrustes_rotation(q, norm=exact)
             assert torch.allclose(q, expected, rtol=1e-11, atol=1e-12)
 
@@ -60,7 +60,7 @@ def test_follows_the_equations(n):
 @pytest.mark.parametrize("norm", [None, exact])
 @pytest.mark.parametrize("n", [2, 5, 12])
 def test_converges_to_the_symmetric_polar_part(n, norm):
-    """(QᵀQ)^½ = V S Vᵀ of the SVD U S Vᵀ; up to the growth of QᵀQ, a⁴/4 at each step."""
+    """The limit is (QᵀQ)^½ = V S Vᵀ of the SVD U S Vᵀ, up to the growth of QᵀQ by a⁴/4 per step."""
     q, _ = turned(n, angle=0.2)
     _, s, vt = torch.linalg.svd(q)
     solution = vt.mT * s[..., None, :] @ vt
@@ -72,7 +72,7 @@ def test_converges_to_the_symmetric_polar_part(n, norm):
 
 
 @pytest.mark.parametrize("n", [2, 3, 8])
-def test_far_away_too(n):
+def test_converges_from_far_away(n):
     q, _ = turned(n, angle=1.0)
     for _ in range(600):
         q = procrustes_rotation(q, norm=exact)
@@ -80,8 +80,8 @@ def test_far_away_too(n):
     assert torch.linalg.eigvalsh(q).min() > 0
 
 
-def test_a_reflection_ends_at_the_largest_trace_a_rotation_reaches():
-    """With det Q < 0: the symmetric matrix of Q's singular values, the smallest one negative."""
+def test_reflection_converges_to_the_largest_trace_of_a_rotation():
+    """With det Q < 0, the limit is symmetric with Q's singular values, the smallest one negated."""
     q, s = turned(5, angle=0.2)
     values, v = torch.linalg.eigh(s)
     values[:, 0] = -values[:, 0]
@@ -94,7 +94,7 @@ def test_a_reflection_ends_at_the_largest_trace_a_rotation_reaches():
 
 
 @pytest.mark.parametrize("n", [2, 5, 12])
-def test_the_square_is_kept_to_the_fourth_order(n):
+def test_square_changes_only_at_fourth_order(n):
     """(I + aR + ½a²R²)ᵀ(I + aR + ½a²R²) = I + ¼a⁴R⁴, and ‖aR‖ ≤ 1/8 with the exact norm."""
     q, _ = turned(n)
     for _ in range(20):
@@ -106,8 +106,8 @@ def test_the_square_is_kept_to_the_fourth_order(n):
         q = rotated
 
 
-def test_the_growth_is_that_order():
-    """Twice the smallness of the step, a sixteenth of the growth: by a norm given twice too large."""
+def test_growth_is_of_fourth_order():
+    """Doubling the norm halves the step, so QᵀQ grows by a sixteenth."""
     q, _ = turned(6)
     growth = []
     for factor in (1, 2, 4):
@@ -119,7 +119,7 @@ def test_the_growth_is_that_order():
 
 @pytest.mark.parametrize("norm", [None, exact])
 @pytest.mark.parametrize("seed", range(5))
-def test_the_trace_grows(seed, norm):
+def test_trace_grows(seed, norm):
     q = randn(3, 9, 9, seed=seed)
     for _ in range(50):
         rotated = procrustes_rotation(q, norm=norm)
@@ -131,7 +131,7 @@ def test_the_trace_grows(seed, norm):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_symmetric_matrices_are_fixed(dtype):
+def test_symmetric_matrices_do_not_change(dtype):
     q = randn(4, 6, 6)
     q = (q + q.mT).to(dtype)
     q[1] = 0
@@ -141,7 +141,7 @@ def test_symmetric_matrices_are_fixed(dtype):
     assert torch.equal(procrustes_rotation(q[..., :1, :1]), q[..., :1, :1])
 
 
-def test_zero_and_symmetric_beside_others():
+def test_zero_matrix_in_a_batch():
     q, _ = turned(5, batch=3)
     q[1] = 0
     result = procrustes_rotation(q)
@@ -165,7 +165,7 @@ def test_scale(scale):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_nonfinite_comes_back_and_alone(bad):
+def test_nonfinite_matrix_does_not_change_or_affect_others(bad):
     q, _ = turned(5, batch=3)
     clean = procrustes_rotation(q)
     q[1, 2, 3] = bad
@@ -175,7 +175,7 @@ def test_nonfinite_comes_back_and_alone(bad):
 
 
 @pytest.mark.parametrize("norm", [None, exact])
-def test_batched_is_looped(norm):
+def test_batched_equals_looped(norm):
     q = randn(6, 7, 7).view(2, 3, 7, 7)
     looped = torch.stack([torch.stack([procrustes_rotation(m, norm=norm) for m in row]) for row in q])
     assert torch.allclose(procrustes_rotation(q, norm=norm), looped, rtol=1e-12, atol=1e-13)
@@ -189,7 +189,7 @@ def test_half_precision(dtype, tolerance):
     assert (result.double() - procrustes_rotation(q.double(), norm=exact)).abs().max() < tolerance
 
 
-def test_the_operand_and_the_global_generator_are_left_alone():
+def test_operand_and_global_generator_do_not_change():
     q, _ = turned(5)
     before, state = q.clone(), torch.get_rng_state()
     first = procrustes_rotation(q, key=(1, 2))
@@ -204,12 +204,12 @@ def test_empty(shape):
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 3), (4, 3, 2)])
-def test_shapes_refused(shape):
+def test_invalid_shapes(shape):
     with pytest.raises(ValueError, match="procrustes_rotation needs"):
         procrustes_rotation(torch.ones(shape))
 
 
-def test_kinds_refused():
+def test_unsupported_dtype():
     with pytest.raises(TypeError, match="procrustes_rotation needs"):
         procrustes_rotation(torch.ones(2, 2, dtype=torch.int32))
 

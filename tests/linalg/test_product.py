@@ -1,4 +1,4 @@
-"""The product that oneDNN computes on a CPU with AVX-512, against float64, and where it is left alone."""
+"""Test products by oneDNN on a CPU with AVX-512 against float64, and the cases that must not use oneDNN."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from steepest.linalg import product as MODULE
 from steepest.linalg.product import product
 from steepest.linalg.symmetric import mirrored_product
 
-# Of the largest |entry|: what a float32 sum of 200 to 400 terms leaves.
+# Rounding error of a float32 sum of 200 to 400 terms, relative to the largest |entry|.
 CLOSE = 5e-6
 
 
@@ -21,14 +21,14 @@ def far_from(found, expected):
 
 
 def layouts(x):
-    """The same matrix as it is, transposed in memory, and with gaps between its rows and columns."""
+    """Return the same matrix contiguous, transposed in memory, and with gaps between rows and columns."""
     gappy = torch.empty(*x.shape[:-2], 2 * x.shape[-2], 2 * x.shape[-1], dtype=x.dtype)[..., ::2, ::2]
     return x, x.mT.contiguous().mT, gappy.copy_(x), torch.cat([x, x], -1)[..., : x.shape[-1]]
 
 
 @pytest.mark.parametrize("batch", [(), (1,), (3,), (2, 1, 2)], ids=str)
 @pytest.mark.parametrize("shape", [(3, 4, 5), (257, 190, 201), (1, 5000, 1001)], ids=str)
-def test_it_is_the_product_in_float64(shape, batch):
+def test_product_matches_float64(shape, batch):
     m, k, n = shape
     x, y, added = randn(*batch, m, k), randn(*batch, k, n, seed=1), randn(*batch, m, n, seed=2)
     bare = x.double() @ y.double()
@@ -39,7 +39,7 @@ def test_it_is_the_product_in_float64(shape, batch):
     assert torch.equal(added, randn(*batch, m, n, seed=2))
 
 
-def test_any_layout_gives_the_same():
+def test_layout_does_not_change_the_result():
     x, y, added = randn(2, 257, 190), randn(2, 190, 201, seed=1), randn(2, 257, 201, seed=2)
     expected = added.double() + x.double() @ y.double()
     for left in layouts(x):
@@ -49,12 +49,12 @@ def test_any_layout_gives_the_same():
     assert far_from(product(expanded, y), expanded.double() @ y.double()) < CLOSE
 
 
-def test_a_stack_is_its_matrices():
+def test_batched_equals_looped():
     x, y = randn(3, 257, 190), randn(3, 190, 201, seed=1)
     assert torch.equal(product(x, y), torch.stack([product(a, b) for a, b in zip(x, y, strict=True)]))
 
 
-def test_what_has_no_derivative_there_goes_elsewhere():
+def test_autograd_and_meta_tensors_do_not_use_onednn():
     x, y = randn(257, 190).requires_grad_(), randn(190, 201, seed=1)
     product(x, y).sum().backward()
     assert far_from(x.grad, y.double().sum(1).expand(257, 190)) < CLOSE
@@ -62,7 +62,7 @@ def test_what_has_no_derivative_there_goes_elsewhere():
     assert product(meta, meta.mT).shape == (257, 257)
 
 
-def test_onednn_is_used_where_it_is_fast_and_can_be_switched_off():
+def test_onednn_is_used_where_it_is_faster_and_can_be_disabled():
     x, small = randn(257, 190), randn(20, 20)
     here = MODULE._onednn_linear() is not None
     assert MODULE._goes_to_onednn(x, x.mT, None) is here
@@ -78,8 +78,8 @@ def test_onednn_is_used_where_it_is_fast_and_can_be_switched_off():
 )
 @pytest.mark.parametrize("batch", [(), (2,), (1, 2)], ids=str)
 @pytest.mark.parametrize("rows", [40, 511, 512, 770])
-def test_mirrored_products_are_the_products(rows, batch, dtype, close):
-    """Of polynomials of one symmetric matrix, which commute, in and out of layout."""
+def test_mirrored_products_match_float64(rows, batch, dtype, close):
+    """Use polynomials of one symmetric matrix, which commute, contiguous and strided."""
     x = randn(*batch, rows, 30, dtype=dtype) / 30
     r = (x @ x.mT).to(dtype)
     expected = 0.5 * r.double() - 2.0 * (r.double() @ r.double())
@@ -94,8 +94,8 @@ def test_mirrored_products_are_the_products(rows, batch, dtype, close):
 
 
 @pytest.mark.parametrize("function", [product, mirrored_product])
-def test_derivatives_are_whole_whoever_asks(function):
-    """Backward, forward, and through transforms, whose tensors do not say that they are differentiated."""
+def test_derivatives_are_complete_for_every_autograd_interface(function):
+    """Check backward mode, forward mode, and torch.func, whose wrapped tensors do not show requires_grad."""
     x = randn(3, 512, 190)
 
     def of(each):
@@ -114,8 +114,8 @@ def test_derivatives_are_whole_whoever_asks(function):
         assert far_from(grads, backward) < CLOSE
 
 
-def test_what_is_added_no_times_is_not_looked_at():
-    """As torch.baddbmm has it."""
+def test_added_is_not_read_with_beta_zero():
+    """torch.baddbmm behaves the same."""
     x, nothing = randn(257, 190), torch.full((257, 257), float("nan"))
     assert torch.equal(product(x, x.mT, added=nothing, beta=0.0), product(x, x.mT))
     small = x[:3]

@@ -1,4 +1,4 @@
-"""spectral_norm_bound: below the truth, near it, and a function of the matrix and the key alone."""
+"""Test spectral_norm_bound: a close lower bound that depends only on the matrix and the key."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ MAKE = {"spd": wishart, "skew": skew}
 @pytest.mark.parametrize("kind", ["spd", "skew"])
 @pytest.mark.parametrize(("dtype", "rounding"), [(torch.float64, 1e-13), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("n", [1, 2, 3, 8, 33, 128])
-def test_never_above_the_norm_and_near_it(n, dtype, rounding, kind):
+def test_bound_is_below_the_norm_and_close_to_it(n, dtype, rounding, kind):
     t = MAKE[kind](32, n, dtype=dtype)
     if kind == "skew" and n == 1:
         assert torch.equal(spectral_norm_bound(t, kind="skew"), torch.zeros(32, dtype=dtype))
@@ -85,8 +85,8 @@ def test_rank_one_is_exact(seed):
     assert torch.allclose(spectral_norm_bound(t, kind="skew"), exact(t), rtol=1e-12)
 
 
-def test_probes_find_what_the_largest_row_is_orthogonal_to():
-    """The largest row, (3, 0, …), is an eigenvector of 3; the block beside it has norm 7.92."""
+def test_probes_find_a_block_orthogonal_to_the_largest_row():
+    """The largest row, (3, 0, …), is an eigenvector with eigenvalue 3; the other block has norm 7.92."""
     t = torch.zeros(9, 9)
     t[0, 0] = 3.0
     t[1:, 1:] = 0.99  # rows of norm 2.8, eigenvalue 7.92
@@ -97,13 +97,13 @@ def test_probes_find_what_the_largest_row_is_orthogonal_to():
 
 @pytest.mark.parametrize("kind", ["spd", "skew"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_zero_is_zero(dtype, kind):
+def test_zero_matrices_have_bound_zero(dtype, kind):
     t = torch.zeros(3, 4, 4, dtype=dtype)
     result = spectral_norm_bound(t, kind=kind)
     assert torch.equal(result, torch.zeros(3, dtype=torch.promote_types(dtype, torch.float32)))
 
 
-def test_zero_beside_others():
+def test_zero_matrix_in_a_batch():
     t = wishart(3, 5)
     t[1] = 0
     result = spectral_norm_bound(t)
@@ -130,7 +130,7 @@ def test_scale(kind):
 
 @pytest.mark.parametrize("kind", ["spd", "skew"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_nonfinite_is_nan_and_alone(bad, kind):
+def test_nonfinite_matrix_gives_nan_without_affecting_others(bad, kind):
     for i, j in [(0, 0), (2, 3), (5, 1)]:
         t = MAKE[kind](3, 6)
         clean = spectral_norm_bound(t, kind=kind)
@@ -146,7 +146,7 @@ def test_half_precision_is_computed_in_float32():
 
 
 @pytest.mark.parametrize("kind", ["spd", "skew"])
-def test_batched_is_looped(kind):
+def test_batched_equals_looped(kind):
     t = MAKE[kind](6, 17).view(2, 3, 17, 17)
     looped = torch.stack(
         [torch.stack([spectral_norm_bound(each, kind=kind, key=(5, 6)) for each in row]) for row in t]
@@ -154,7 +154,7 @@ def test_batched_is_looped(kind):
     assert torch.allclose(spectral_norm_bound(t, kind=kind, key=(5, 6)), looped, rtol=1e-13)
 
 
-def test_one_key_a_matrix():
+def test_one_key_per_matrix():
     t = wishart(3, 40)
     keys = [derive_key(7, tensor) for tensor in range(3)]
     first, second = (torch.tensor(words) for words in zip(*keys, strict=True))
@@ -165,7 +165,7 @@ def test_one_key_a_matrix():
     assert torch.equal(spectral_norm_bound(t, key=scalar_words), spectral_norm_bound(t, key=keys[0]))
 
 
-def test_the_key_decides_and_the_global_generator_is_untouched():
+def test_key_determines_the_probes_and_global_generator_is_unused():
     t = wishart(2, 64)
     torch.manual_seed(0)
     state = torch.get_rng_state()
@@ -178,7 +178,7 @@ def test_the_key_decides_and_the_global_generator_is_untouched():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_the_probes_are_gaussian():
+def test_probes_are_gaussian():
     gaussian = importlib.import_module("steepest.linalg.spectral_norm")._gaussian
     z = gaussian(derive_key(3), 100_000, torch.device("cpu"))
     assert z.shape == (4, 100_000)
@@ -190,12 +190,12 @@ def test_the_probes_are_gaussian():
 
 
 @pytest.mark.parametrize("shape", [(3,), (), (2, 3), (4, 2, 3)])
-def test_shapes_refused(shape):
+def test_invalid_shapes(shape):
     with pytest.raises(ValueError, match="spectral_norm_bound needs"):
         spectral_norm_bound(torch.ones(shape))
 
 
-def test_kinds_refused():
+def test_unsupported_dtype_and_kind():
     with pytest.raises(TypeError, match=r"float16, bfloat16, float32 or float64, got torch\.int64"):
         spectral_norm_bound(torch.ones(2, 2, dtype=torch.int64))
     with pytest.raises(ValueError, match="kind must be 'spd' or 'skew', got 'sym'"):

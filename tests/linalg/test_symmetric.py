@@ -1,4 +1,4 @@
-"""Products by blocks against the plain ones, on both sides of the size from which they are cut."""
+"""Test symmetric products by blocks against plain ones, below and above the size at which blocks start."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def randn(*shape, dtype=torch.float64):
 
 @pytest.mark.parametrize("batch", [(), (3,), (2, 2)], ids=str)
 @pytest.mark.parametrize("rows", SIZES)
-def test_gram_is_the_plain_product(rows, batch):
+def test_gram_equals_the_plain_product(rows, batch):
     x = randn(*batch, rows, 7)
     for operand in (x, randn(*batch, 7, rows).mT, x.contiguous().expand(x.shape)):
         assert torch.allclose(gram(operand), operand @ operand.mT, rtol=1e-13, atol=1e-13)
@@ -26,7 +26,7 @@ def test_gram_is_the_plain_product(rows, batch):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows", [512, 600, 769])
-def test_large_ones_are_exactly_symmetric(rows, dtype):
+def test_large_results_are_exactly_symmetric(rows, dtype):
     x = randn(2, rows, 300, dtype=dtype)
     assert torch.equal(gram(x), gram(x).mT)
 
@@ -35,7 +35,7 @@ def test_large_ones_are_exactly_symmetric(rows, dtype):
 @pytest.mark.parametrize("dims", [2, 3, 4])
 @pytest.mark.parametrize("rows", SIZES)
 def test_symmetric_product(rows, dims, alpha):
-    """Of (I + αS) Q (I + αS), whose first product is not symmetric while the second is."""
+    """In (I + αS) Q (I + αS), the first product is not symmetric but the second is."""
     batch = (2,) * (dims - 2)
     q, s = (x + x.mT for x in (randn(*batch, rows, rows), randn(*batch, rows, rows) / rows))
     first = q + alpha * (s @ q)
@@ -54,7 +54,7 @@ def test_half_precision_keeps_its_dtype(dtype):
     assert torch.allclose(gram(x).float(), x.float() @ x.float().mT, atol=0.5)
 
 
-def test_not_a_number_and_zero():
+def test_nan_and_zero():
     x = randn(2, 400, 10)
     x[0, 3, 3] = float("nan")
     assert gram(x)[0].isnan().any()
@@ -64,7 +64,7 @@ def test_not_a_number_and_zero():
     assert torch.equal(gram(torch.zeros(400, 0)), torch.zeros(400, 400))
 
 
-def test_operands_are_refused_by_name():
+def test_invalid_operands_name_the_function():
     with pytest.raises(ValueError, match="gram needs matrices"):
         gram(torch.ones(3))
     with pytest.raises(TypeError, match="symmetric_product needs"):
@@ -86,7 +86,7 @@ def test_operands_are_refused_by_name():
         ("n,20", "20,n", "2,n,n", "added"),
     ],
 )
-def test_shapes_that_do_not_fit_are_refused(left, right, sum_, said, rows):
+def test_mismatched_shapes_are_refused(left, right, sum_, said, rows):
     def shaped(text):
         return torch.ones([eval(dim, {"n": rows}) for dim in text.split(",")])
 

@@ -1,4 +1,4 @@
-"""The orthogonalized family in float64, one matrix at a time, from the papers' equations."""
+"""Reference steps of the orthogonalized family in float64, one matrix at a time, from the papers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OrthogonalizedOptimizer, the base that people subclass."""
+"""Test OrthogonalizedOptimizer, the base class for users' own matrix optimizers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def give_gradients(params, seed):
 
 
 class Doubling(OrthogonalizedOptimizer):
-    """Sees what it is called with."""
+    """Record the arguments of each call."""
 
     def orthogonalize(self, p, grad, **kwargs):
         p.calls = [*getattr(p, "calls", []), (grad.clone(), kwargs)]
@@ -39,7 +39,7 @@ def identity(u):
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
-def test_with_the_identity_it_is_sgd_with_averaged_momentum(nesterov):
+def test_identity_gives_sgd_with_averaged_momentum(nesterov):
     (ours,), (theirs,) = weights((4, 3)), weights((4, 3))
     optimizer = OrthogonalizedOptimizer(
         [ours], lr=0.1, momentum_beta=0.9, use_nesterov=nesterov, scaled_orthogonalize_fn=identity
@@ -50,7 +50,7 @@ def test_with_the_identity_it_is_sgd_with_averaged_momentum(nesterov):
     for step in range(20):
         give_gradients([ours], step)
         if step == 0:
-            # torch takes the first gradient whole; the average starts at 0.
+            # torch starts from the first gradient itself, our average from 0.
             sgd.state[theirs]["momentum_buffer"] = torch.zeros_like(theirs)
         theirs.grad = ours.grad.clone() * (0.1 if nesterov else 1.0)
         # Nesterov: u = g + β(m − g) = (1−β)g + βm, which is torch's form on (1−β)g.
@@ -59,7 +59,7 @@ def test_with_the_identity_it_is_sgd_with_averaged_momentum(nesterov):
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
 
-def test_orthogonalize_sees_the_parameter_the_matrix_and_the_groups_options():
+def test_orthogonalize_receives_parameter_matrix_and_group_options():
     first, conv = weights((4, 3), (4, 2, 3, 3))
     optimizer = Doubling(
         [{"params": [first], "flavour": "sour"}, {"params": [conv]}],
@@ -92,7 +92,7 @@ def test_view_batch_keeps_the_leading_dimensions():
 
 
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
-def test_the_matmul_precision_holds_inside_and_comes_back_even_after_an_error(precision):
+def test_matmul_precision_is_set_inside_and_restored_after_an_error(precision):
     before = torch.get_float32_matmul_precision()
     seen = []
 
@@ -113,7 +113,7 @@ def test_the_matmul_precision_holds_inside_and_comes_back_even_after_an_error(pr
     assert not optimizer.state[weight]["momentum_buffer"].any()
 
 
-def test_a_vector_is_refused_at_construction_by_name():
+def test_vectors_are_refused_at_construction_by_name():
     matrix, vector = weights((3, 3), (3,))
     for make in (
         lambda params: OrthogonalizedOptimizer(params, scaled_orthogonalize_fn=identity),
@@ -127,7 +127,7 @@ def test_a_vector_is_refused_at_construction_by_name():
         assert len(optimizer.param_groups) == 1
 
 
-def test_without_a_function_it_warns_and_is_the_identity():
+def test_missing_function_warns_and_uses_the_identity():
     (weight,) = weights((3, 3))
     with pytest.warns(UserWarning, match="scaled_orthogonalize_fn"):
         optimizer = OrthogonalizedOptimizer([weight], lr=1.0, momentum_beta=0.0)
@@ -137,7 +137,7 @@ def test_without_a_function_it_warns_and_is_the_identity():
     torch.testing.assert_close(weight, start - weight.grad)
 
 
-def test_a_result_of_another_shape_is_an_error_that_names_the_parameter():
+def test_result_of_another_shape_raises_and_names_the_parameter():
     class Wrong(OrthogonalizedOptimizer):
         def orthogonalize(self, p, grad, **kwargs):
             return grad.T
@@ -151,7 +151,7 @@ def test_a_result_of_another_shape_is_an_error_that_names_the_parameter():
     assert torch.equal(weight, start)
 
 
-def test_the_function_survives_deepcopy_and_pickle_and_stays_out_of_checkpoints():
+def test_function_survives_deepcopy_and_pickle_and_is_not_in_the_state_dict():
     (weight,) = weights((3, 3))
     optimizer = OrthogonalizedOptimizer(
         [weight], lr=1.0, momentum_beta=0.0, scaled_orthogonalize_fn=torch.sign
@@ -169,7 +169,7 @@ def test_the_function_survives_deepcopy_and_pickle_and_stays_out_of_checkpoints(
 
 
 class SplitQKV(OrthogonalizedOptimizer):
-    """The documented example: a fused QKV projection's parts, orthogonalized apart."""
+    """Orthogonalize the parts of a fused QKV projection separately, as in the documented example."""
 
     def orthogonalize(self, p, grad, **options):
         blocks = grad.split(options["qkv"]) if getattr(p, "is_qkv", False) else [grad]
@@ -192,7 +192,7 @@ def test_split_qkv_equals_three_matrices():
 
 
 @pytest.mark.parametrize("name", ["muon", "normuon", "polargrad", "scion"])
-def test_a_view_equals_separate_matrices(name):
+def test_view_equals_separate_matrices(name):
     (fused,) = weights((8, 4))
     parts = [torch.nn.Parameter(block.clone()) for block in fused.detach().split([4, 2, 2])]
     together = steepest.create(name, [("qkv", fused)], lr=0.1, views={"qkv": rows(4, 2, 2)})
@@ -214,7 +214,7 @@ def test_views_that_do_not_fill_the_parameter_are_refused_by_name():
         steepest.Muon([("qkv", fused)], views={"qkv": "thirds"})
 
 
-def test_a_view_of_a_parameter_that_is_not_there_is_refused():
+def test_view_of_a_missing_parameter_is_refused():
     (fused,) = weights((8, 4))
     with pytest.raises(ValueError, match=r"no parameter 'qvk' to which they apply \(did you mean 'qkv'"):
         steepest.Muon([("qkv", fused)], views={"qvk": rows(4, 2, 2)})
@@ -222,7 +222,7 @@ def test_a_view_of_a_parameter_that_is_not_there_is_refused():
         steepest.Muon([fused], views={"qkv": rows(4, 2, 2)})
 
 
-def test_an_error_for_one_parameter_leaves_all_of_them_as_they_were():
+def test_error_for_one_parameter_changes_none():
     class Picky(OrthogonalizedOptimizer):
         def orthogonalize(self, p, grad, **kwargs):
             if kwargs["picky"]:

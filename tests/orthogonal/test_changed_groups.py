@@ -1,4 +1,4 @@
-"""What others do to param groups between their making and a step, and what a step then refuses whole."""
+"""Test param groups that change between construction and a step; invalid groups raise before any step."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def matrix(*shape, seed=0):
 
 
 def flatten(optimizer, group=0):
-    """What ZeRO does: one vector of all parameters, under the names of the first of them."""
+    """Flatten all parameters into one vector under the first one's name, as ZeRO does."""
     params = optimizer.param_groups[group]["params"]
     flat = torch.nn.Parameter(torch.cat([param.detach().flatten() for param in params]))
     flat.grad = torch.ones_like(flat)
@@ -33,7 +33,7 @@ def flatten(optimizer, group=0):
 @pytest.mark.parametrize("copied", [lambda o: o, copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
 @pytest.mark.parametrize("views", [None, {"w": rows(2, 2)}, {"w": columns(3, 1)}], ids=str)
 @pytest.mark.parametrize("name", MATRIX_RULES)
-def test_a_flattened_parameter_is_refused_with_the_reason(name, views, copied):
+def test_flattened_parameter_is_refused_with_the_reason(name, views, copied):
     vector = torch.nn.Parameter(torch.ones(3))
     groups = [{"params": [("v", vector)], "rule": "lion"}, {"params": [("w", matrix(4, 4))]}]
     optimizer = copied(steepest.create(name, groups, lr=0.1, views=views))
@@ -47,14 +47,14 @@ def test_a_flattened_parameter_is_refused_with_the_reason(name, views, copied):
     assert not optimizer.state
 
 
-def test_a_vector_among_matrices_is_flattened_with_them():
+def test_vector_flattened_together_with_matrices_is_refused():
     optimizer = steepest.QUAD([("b", matrix(3)), ("w", matrix(4, 4))])
     flatten(optimizer)
     with pytest.raises(ValueError, match=r"'b' is a vector of shape \(19,\)"):
         optimizer.step()
 
 
-def test_a_group_that_came_later_is_remembered_too():
+def test_flattened_parameter_in_a_later_group_is_refused():
     optimizer = steepest.QUAD([("w", matrix(4, 4))])
     optimizer.add_param_group({"params": [("late", matrix(4, 2))]})
     flatten(optimizer, 1)
@@ -62,7 +62,7 @@ def test_a_group_that_came_later_is_remembered_too():
         optimizer.step()
 
 
-def test_element_rules_step_what_is_flattened():
+def test_element_rules_step_flattened_parameters():
     optimizer = steepest.Lion([("w", matrix(4, 4))], lr=0.1)
     flat = flatten(optimizer)
     before = flat.detach().clone()
@@ -91,7 +91,7 @@ def test_parameters_that_are_marked_as_flat_are_refused_at_construction(name, ma
     ],
 )
 @pytest.mark.parametrize("when", [0, 2])
-def test_an_option_that_became_wrong_is_refused_before_any_group_moves(option, value, words, when):
+def test_invalid_new_option_is_refused_before_any_group_moves(option, value, words, when):
     a, b = matrix(3, 3), matrix(3, 3, seed=1)
     optimizer = steepest.Muon([{"params": [("a", a)]}, {"params": [("b", b)]}])
     a.grad, b.grad = torch.ones(3, 3), torch.ones(3, 3)
@@ -108,7 +108,7 @@ def test_an_option_that_became_wrong_is_refused_before_any_group_moves(option, v
     optimizer.step()
 
 
-def test_views_that_came_later_must_fit_too():
+def test_later_views_must_match_the_shape():
     a, b = matrix(3, 3), matrix(3, 3, seed=1)
     optimizer = steepest.Muon([{"params": [("a", a)]}, {"params": [("b", b)]}])
     a.grad, b.grad = torch.ones(3, 3), torch.ones(3, 3)
@@ -120,7 +120,7 @@ def test_views_that_came_later_must_fit_too():
     assert torch.equal(a, before)
 
 
-def test_a_list_that_was_changed_in_place_is_looked_at_again():
+def test_list_changed_in_place_is_checked_again():
     optimizer = steepest.Muon([weight := matrix(3, 3)], coefficients=[(1.5, -0.5, 0.0)])
     weight.grad = torch.ones(3, 3)
     optimizer.step()
@@ -129,7 +129,7 @@ def test_a_list_that_was_changed_in_place_is_looked_at_again():
         optimizer.step()
 
 
-def test_options_are_looked_at_when_they_change_and_not_in_every_step(monkeypatch):
+def test_options_are_checked_when_they_change_and_not_in_every_step(monkeypatch):
     looks = []
     rule = type(steepest.rule.find_rule("muon"))
     check = rule.check
@@ -147,7 +147,7 @@ def test_options_are_looked_at_when_they_change_and_not_in_every_step(monkeypatc
     assert len(looks) == 1
 
 
-def test_a_learning_rate_that_a_schedule_leaves_below_zero_is_stepped_with():
+def test_slightly_negative_lr_from_a_schedule_is_accepted():
     optimizer = steepest.Muon([weight := matrix(3, 3)])
     weight.grad = torch.ones(3, 3)
     optimizer.param_groups[0]["lr"] = -1e-20
@@ -162,7 +162,7 @@ def two():
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_a_groups_own_views_name_its_own_parameters(turned):
+def test_group_views_must_name_parameters_of_the_group(turned):
     a, b = two()
     groups = [{"params": [("a", a)], "views": {"b": rows(2, 2)}}, {"params": [("b", b)]}]
     with pytest.raises(ValueError, match="there is no parameter 'b' to which they apply"):
@@ -174,7 +174,7 @@ def test_a_groups_own_views_name_its_own_parameters(turned):
 
 
 @pytest.mark.parametrize("turned", [False, True])
-def test_the_constructors_views_reach_every_group_of_its_rule(turned):
+def test_constructor_views_apply_to_every_group_of_the_rule(turned):
     a, b = two()
     groups = [{"params": [("a", a)]}, {"params": [("b", b)], "lr": 0.5}]
     optimizer = steepest.Muon(groups[::-1] if turned else groups, views={"b": rows(2, 2)})
@@ -190,7 +190,7 @@ def test_the_constructors_views_reach_every_group_of_its_rule(turned):
         ({"views": {}}, "'b' is in a group with views of its own, or of another rule"),
     ],
 )
-def test_the_constructors_view_of_a_parameter_that_it_does_not_reach_is_refused(theirs, words, turned):
+def test_constructor_view_of_a_parameter_in_another_rules_group_is_refused(theirs, words, turned):
     a, b = two()
     groups = [{"params": [("a", a)]}, {"params": [("b", b)], **theirs}]
     with pytest.raises(ValueError, match=words):
@@ -208,18 +208,18 @@ def test_views_in_a_group_of_an_element_rule_are_refused():
 
 
 @pytest.mark.parametrize("name", ["rule", "skipped_steps", "base_lr", "initial_lr", "param_names"])
-def test_an_extra_option_with_a_name_that_groups_use_is_refused(name):
+def test_extra_option_with_a_reserved_name_is_refused(name):
     with pytest.raises(TypeError, match=f"option '{name}'"):
         steepest.OrthogonalizedOptimizer([matrix(3, 3)], scaled_orthogonalize_fn=abs, **{name: "lion"})
 
 
-# -- what momentum means
+# -- momentum conventions
 
 
 FAMILY = [name for name in MATRIX_RULES if steepest.rule.find_rule(name).conventions]
 
 
-def test_the_family_says_what_its_momentum_means():
+def test_family_declares_its_momentum_convention():
     assert set(FAMILY) == {"orthogonalized", "muon", "normuon", "polargrad", "scion", "hyperball"}
 
 
@@ -231,7 +231,7 @@ def trained(name):
 
 
 @pytest.mark.parametrize("name", FAMILY)
-def test_a_checkpoint_states_its_convention(name):
+def test_state_dict_states_its_convention(name):
     optimizer = trained(name)
     saved = optimizer.state_dict()
     assert saved["param_groups"][0]["momentum_convention"] == "ema"
@@ -241,7 +241,7 @@ def test_a_checkpoint_states_its_convention(name):
     with pytest.raises(ValueError, match=r"momentum_convention .* is 'ema', got 'sum'"):
         optimizer.load_state_dict(other)
     assert str(optimizer.state_dict()) == str(before)
-    # Before the entry existed it was an average too.
+    # State dicts from before this entry existed hold an average too.
     older = copy.deepcopy(saved)
     del older["param_groups"][0]["momentum_convention"]
     optimizer.load_state_dict(older)
@@ -254,7 +254,7 @@ def test_a_checkpoint_states_its_convention(name):
 @pytest.mark.parametrize(
     "make", [lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9), lambda p: torch.optim.Muon(p)]
 )
-def test_a_checkpoint_that_does_not_say_is_refused(make):
+def test_state_dict_without_a_convention_is_refused(make):
     theirs = make([weight := matrix(3, 3)])
     weight.grad = torch.ones(3, 3)
     theirs.step()

@@ -1,4 +1,4 @@
-"""Muon and its kin against float64 references that use the exact polar factor."""
+"""Test Muon and related rules against float64 references with the exact polar factor."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_muon(shape, scale, nesterov):
         ("hyperball", {"radius": 2.5}),
     ],
 )
-def test_kin(shape, name, hyper):
+def test_rules_related_to_muon(shape, name, hyper):
     start, gradients = problem(shape, seed=1)
     plain = {} if name in ("scion", "hyperball") else {"weight_decay": 0.0}
     ours = trained(name, start, gradients, lr=0.03, **hyper, **plain)
@@ -58,7 +58,7 @@ def test_kin(shape, name, hyper):
 
 
 def test_scion_stays_in_its_ball():
-    """A convex combination of points of a ball lies in it."""
+    """Each step is a convex combination of points in the ball."""
     start, gradients = problem((4, 4), steps=60)
     start = start / np.linalg.norm(start, 2)
     for count in range(1, 60, 7):
@@ -66,7 +66,7 @@ def test_scion_stays_in_its_ball():
         assert np.linalg.norm(weight, 2) <= 1 + 1e-12
 
 
-def test_hyperball_holds_the_norm_of_every_matrix_of_a_batch():
+def test_hyperball_keeps_the_norm_of_every_matrix_of_a_batch():
     draw = torch.Generator().manual_seed(0)
     experts = torch.nn.Parameter(torch.randn(3, 4, 5, generator=draw, dtype=torch.float64))
     before = torch.linalg.matrix_norm(experts.detach())
@@ -85,7 +85,7 @@ def test_hyperball_refuses_a_zero_matrix_by_name():
         steepest.create("hyperball", [torch.nn.Parameter(torch.ones(3, 3))], weight_decay=0.1)
 
 
-def test_normuon_moves_every_row_alike_and_muon_does_not():
+def test_normuon_moves_every_row_equally_and_muon_does_not():
     start, gradients = problem((12, 3), steps=1)
     moved = trained("normuon", np.zeros_like(start), gradients, lr=1.0, weight_decay=0.0)
     rows = np.linalg.norm(moved, axis=1)

@@ -1,4 +1,4 @@
-"""What a param group may say to the orthogonalized rules, and what it may not."""
+"""Test valid and invalid options of param groups for the orthogonalized rules."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def stepped(optimizer, *params):
     return [b - p.detach() for b, p in zip(before, params, strict=True)]
 
 
-def test_coefficients_run_their_whole_table_unless_told_otherwise():
+def test_coefficients_run_their_whole_table_by_default():
     weight = matrix(6, 4)
     (moved,) = stepped(
         steepest.Muon([weight], lr=1.0, weight_decay=0.0, coefficients="deepseekv4", scale="none"), weight
@@ -36,7 +36,7 @@ def test_coefficients_run_their_whole_table_unless_told_otherwise():
     torch.testing.assert_close(torch.linalg.svdvals(moved), torch.ones(4), rtol=0, atol=2e-3)
 
 
-def test_scions_radius_is_a_groups_own():
+def test_scions_radius_is_per_group():
     first, second = matrix(4, 4), matrix(4, 4)
     optimizer = steepest.Scion(
         [{"params": [first]}, {"params": [second], "radius": 1.0}], lr=1.0, radius=50.0, weight_decay=0.0
@@ -45,7 +45,7 @@ def test_scions_radius_is_a_groups_own():
     torch.testing.assert_close(large, 50 * small)
 
 
-def test_views_of_groups_are_looked_at_too():
+def test_invalid_group_views_are_refused():
     for bad in ({"b": rows(2, 2)}, {"a": rows(2, 1)}, {"a": ("rows", (6, -2))}, {"a": ("rows", "22")}):
         with pytest.raises(ValueError, match=r"'a'|'b'"):
             steepest.Muon([{"params": [("a", matrix(4, 4))], "views": bad}])
@@ -55,7 +55,7 @@ def test_views_of_groups_are_looked_at_too():
         assert len(optimizer.param_groups) == 1
 
 
-def test_the_base_rule_outside_its_class_is_the_identity_and_says_so():
+def test_base_rule_outside_its_class_warns_and_uses_the_identity():
     weight = matrix(4, 4)
     optimizer = steepest.Optimizer([weight], rule="orthogonalized", lr=1.0, momentum_beta=0.0)
     with pytest.warns(UserWarning, match="its own class"):
@@ -63,7 +63,7 @@ def test_the_base_rule_outside_its_class_is_the_identity_and_says_so():
     torch.testing.assert_close(moved, weight.grad)
 
 
-def test_a_group_of_another_rule_keeps_that_rules_matrix_function():
+def test_group_of_another_rule_uses_that_rules_matrix_function():
     ours, theirs, alone = matrix(4, 4), matrix(4, 4), matrix(4, 4)
     both = OrthogonalizedOptimizer(
         [{"params": [ours]}, {"params": [theirs], "rule": "muon"}],
@@ -79,7 +79,7 @@ class DoublingRule(steepest.rules.OrthogonalizedRule):
     name = "doubling_for_a_test"
 
 
-def test_a_subclass_may_register_a_rule_of_its_own():
+def test_subclass_may_register_its_own_rule():
     class Doubling(OrthogonalizedOptimizer, rule=DoublingRule()):
         def orthogonalize(self, p, grad, **options):
             return 2 * grad
@@ -96,7 +96,7 @@ def test_a_subclass_may_register_a_rule_of_its_own():
 
 
 @pytest.mark.parametrize("result", [None, 3.0])
-def test_a_result_that_is_no_tensor_is_an_error_that_names_the_parameter(result):
+def test_result_that_is_no_tensor_raises_and_names_the_parameter(result):
     class Wrong(OrthogonalizedOptimizer):
         def orthogonalize(self, p, grad, **options):
             return result
@@ -117,7 +117,7 @@ def test_hyperball_refuses_a_zero_block_and_a_zero_expert():
         steepest.Hyperball([("w", experts)], view="batch")
 
 
-def test_a_checkpoint_of_other_views_is_refused():
+def test_state_dict_with_other_views_is_refused():
     def make(views):
         return steepest.NorMuon([("w", matrix(4, 4))], views=views)
 
@@ -130,7 +130,7 @@ def test_a_checkpoint_of_other_views_is_refused():
 
 
 class Peak(TorchDispatchMode):
-    """Bytes of storages that operations made and that are still alive, at most; ``own`` do not count."""
+    """Record the peak bytes of live storages created by operations, not counting ``own``."""
 
     def __init__(self, own):
         super().__init__()
@@ -160,8 +160,8 @@ class Peak(TorchDispatchMode):
         ("quad", torch.float32, {"max_skew_dense": 0.0}),
     ],
 )
-def test_a_steps_working_memory_is_bounded_by_bucket_bytes(name, dtype, options):
-    """Measured, of 64 matrices whose stack would be several times larger, and of a parameter cut in 64."""
+def test_bucket_bytes_bounds_the_working_memory_of_a_step(name, dtype, options):
+    """Measure 64 matrices whose batch would be several times larger, and one parameter of 64 blocks."""
     bound = 4 << 20
     for params in (
         [(f"w{i}", torch.nn.Parameter(torch.randn(64, 64).to(dtype))) for i in range(64)],
@@ -178,8 +178,8 @@ def test_a_steps_working_memory_is_bounded_by_bucket_bytes(name, dtype, options)
         assert seen.peak <= bound
 
 
-def test_a_list_of_one_triple_is_repeated():
-    """Five iterations, as the named set of the same triple; a longer list is run once."""
+def test_list_of_one_triple_is_repeated():
+    """One triple runs five times, like the named set of the same triple; a longer list runs once."""
     jordan = (3.4445, -4.7750, 2.0315)
     moved = [
         stepped(steepest.Muon([weight], coefficients=coefficients), weight)[0]
@@ -194,7 +194,7 @@ def test_a_list_of_one_triple_is_repeated():
     assert not torch.equal(once, moved[0])
 
 
-def test_other_libraries_integers_and_mappings_become_pythons_own():
+def test_numpy_integers_and_other_mappings_become_python_types():
     weight = matrix(6, 4)
     optimizer = steepest.Muon(
         [("w", weight)], ns_steps=np.int64(7), views=MappingProxyType({"w": rows(np.int64(2), 4)})
@@ -224,13 +224,13 @@ def test_other_libraries_integers_and_mappings_become_pythons_own():
         (lambda: heads(2, 0), "got 2 and 0"),
     ],
 )
-def test_a_views_sizes_are_integers_from_one(make, words):
+def test_view_sizes_must_be_positive_integers(make, words):
     with pytest.raises(ValueError, match=words):
         make()
 
 
 @pytest.mark.parametrize("name", ["muon", "normuon", "polargrad", "scion"])
-def test_the_fourth_argument_is_the_weight_decay(name):
+def test_fourth_argument_is_the_weight_decay(name):
     optimizer = steepest.registry.optimizer_class(name)([matrix(2, 2)], 0.1, 0.8, 0.25)
     group = optimizer.param_groups[0]
     assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.1, 0.8, 0.25)

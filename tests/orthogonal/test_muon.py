@@ -1,4 +1,4 @@
-"""Muon as it runs: stacked by shape, in bounded memory, against torch's own."""
+"""Test Muon's execution: batched by shape, in bounded memory, and compared with torch's Muon."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def train(params, optimizers, steps=4):
 
 
 @pytest.mark.parametrize("name", KIN)
-def test_together_is_alone(name):
+def test_parameters_together_equal_parameters_alone(name):
     together, alone = named(), named()
     train(together, [steepest.create(name, together.items(), views=VIEWS)])
     train(
@@ -45,7 +45,7 @@ def test_together_is_alone(name):
 
 
 @pytest.mark.parametrize("name", KIN)
-def test_the_buckets_size_changes_nothing(name):
+def test_bucket_size_does_not_change_results(name):
     large, small = named(), named()
     train(large, [steepest.create(name, large.items())])
     train(small, [steepest.create(name, small.items(), bucket_bytes=1)])
@@ -55,8 +55,8 @@ def test_the_buckets_size_changes_nothing(name):
 
 @pytest.mark.parametrize("shape", [(8, 8), (16, 4), (4, 16)])
 @pytest.mark.parametrize("nesterov", [True, False])
-def test_against_torchs_muon(shape, nesterov):
-    """Its coefficients and its dtype; its momentum is the same average."""
+def test_matches_torchs_muon(shape, nesterov):
+    """Use torch's coefficients and dtype; both define momentum as the same average."""
     draw = torch.Generator().manual_seed(0)
     start = torch.randn(shape, generator=draw)
     ours, theirs = (torch.nn.Parameter(start.clone()) for _ in range(2))
@@ -68,12 +68,12 @@ def test_against_torchs_muon(shape, nesterov):
         theirs.grad = ours.grad.clone()
         mine.step()
         peer.step()
-    # Both iterate in bfloat16, whose rounding the iteration amplifies: 1e-2 of what was moved.
+    # Both iterate in bfloat16, and the iteration amplifies rounding errors: 1e-2 of the change of p.
     moved = (theirs - start).norm()
     assert (ours - theirs).norm() < 0.02 * moved
 
 
-def test_a_subclass_that_overrides_gets_each_parameter():
+def test_overridden_orthogonalize_receives_each_parameter():
     class PerHead(steepest.Muon):
         def orthogonalize(self, p, grad, **options):
             if p.shape == (12, 4):
@@ -89,8 +89,8 @@ def test_a_subclass_that_overrides_gets_each_parameter():
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (64, 16), (16, 64), (256, 8), (16, 4, 3, 3)])
-def test_the_default_scale_gives_adamws_rms(shape):
-    """0.2 within 10 %: a learning rate carries over from AdamW."""
+def test_default_scale_gives_adamws_rms(shape):
+    """The rms is 0.2 within 10 %, so a learning rate carries over from AdamW."""
     draw = torch.Generator().manual_seed(0)
     weight = torch.nn.Parameter(torch.zeros(shape))
     optimizer = steepest.Muon([weight], lr=1.0, weight_decay=0.0)
@@ -127,7 +127,7 @@ def test_muon_and_an_element_rule_in_one_object():
 
 
 class Products(TorchDispatchMode):
-    """How many matrix products there are, batched or not, and the dtypes in which they are."""
+    """Count matrix products, batched or not, and record their dtypes."""
 
     def __init__(self):
         super().__init__()
@@ -151,8 +151,8 @@ def products(name, params, **options):
 
 
 @pytest.mark.parametrize("name", [*KIN, "quad", "procrustes"])
-def test_alike_matrices_are_computed_together(name):
-    """Eight are as many products as one, whether they are parameters or parts of one."""
+def test_matrices_of_equal_shape_are_computed_together(name):
+    """Eight matrices need as many products as one, as parameters or as blocks of one parameter."""
     one = products(name, [("w", torch.nn.Parameter(torch.ones(6, 4)))]).count
     many = [(str(i), torch.nn.Parameter(torch.ones(6, 4))) for i in range(8)]
     fused = [("w", torch.nn.Parameter(torch.ones(48, 4)))]
@@ -164,14 +164,14 @@ def test_alike_matrices_are_computed_together(name):
 
 @pytest.mark.parametrize("name", KIN)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-def test_the_products_have_the_dtype_asked_for(name, dtype):
+def test_products_have_the_requested_dtype(name, dtype):
     assert products(name, [("w", torch.nn.Parameter(torch.ones(6, 4)))], ns_dtype=dtype).dtypes == {dtype}
 
 
 @pytest.mark.parametrize("view", [columns(2, 3), rows(1, 2), columns(1, 1, 3)], ids=str)
 @pytest.mark.parametrize("shape", [(3, 5), (3, 5, 2)])
-def test_how_a_parameter_is_cut_does_not_change_how_it_is_rounded(view, shape):
-    """The noise goes by an element's place in the whole: with the identity, cutting changes no bit."""
+def test_views_do_not_change_stochastic_rounding(view, shape):
+    """Noise depends on an element's index in the parameter, so with the identity, views change no bit."""
     trained = []
     for views in (None, {"w": view}):
         whole = torch.nn.Parameter(torch.ones(shape, dtype=torch.bfloat16))

@@ -1,4 +1,4 @@
-"""A step inside other people's settings: float32 precisions of either of torch's interfaces, autocast."""
+"""Test steps under the caller's settings: float32 precision by either of torch's interfaces, autocast."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def precisions():
 
 @pytest.fixture(autouse=True)
 def _settings():
-    """Every test starts from a fresh process's settings, and leaves them."""
+    """Reset the settings to those of a fresh process before and after every test."""
 
     def fresh():
         torch.backends.fp32_precision = "none"
@@ -73,7 +73,7 @@ def mixed():
 @pytest.mark.parametrize("setting", [lambda: None, legacy, for_cuda, for_all, for_both, mixed])
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
 @pytest.mark.parametrize("fails", [False, True])
-def test_the_precision_holds_inside_and_all_settings_come_back(setting, precision, fails):
+def test_precision_is_set_inside_and_all_settings_are_restored(setting, precision, fails):
     setting()
     before = precisions()
     with contextlib.suppress(ArithmeticError), float32_matmul_precision(precision):
@@ -84,20 +84,20 @@ def test_the_precision_holds_inside_and_all_settings_come_back(setting, precisio
     expected = {"highest": ["ieee", "ieee"], "high": ["tf32", "tf32"], "medium": ["tf32", "bf16"]}
     assert inside == expected[precision]
     assert precisions() == before
-    # What was inherited still is, what was a backend's own still is.
+    # Inherited precisions are still inherited, and a backend's own precision is still its own.
     own = {"for_all": ["none", "none"], "for_both": ["tf32", "bf16"]}.get(setting.__name__, before[1:])
     torch.backends.fp32_precision = "none"
     assert precisions()[1:] == own
     for each in BACKENDS:
         each.fp32_precision = "ieee"
-    # The older functions remember what they were told.
+    # The older functions return the precision that they last set.
     told = {"legacy": "high", "mixed": "medium"}.get(setting.__name__, "highest")
     assert torch.get_float32_matmul_precision() == told
 
 
 @pytest.mark.parametrize("setting", [legacy, for_cuda, for_all, for_both, mixed])
-def test_a_step_is_taken_under_either_interface(setting):
-    """The polar factor's precision is the optimizer's, whatever is set around it."""
+def test_step_works_under_either_interface(setting):
+    """The optimizer determines the precision of the polar factor; the caller's settings do not."""
     expected = stepped(steepest.Muon([weight := matrix(6, 4)]), weight)
     setting()
     before = precisions()
@@ -107,7 +107,7 @@ def test_a_step_is_taken_under_either_interface(setting):
 
 
 class Recording(steepest.Muon):
-    """Overrides, so that it takes the path of functions of one's own."""
+    """Override orthogonalize, so that the step takes the path for users' functions."""
 
     def orthogonalize(self, p, grad, **options):
         p.precision = torch.get_float32_matmul_precision()
@@ -115,7 +115,7 @@ class Recording(steepest.Muon):
 
 
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
-def test_muons_products_have_the_precision_asked_for(precision, monkeypatch):
+def test_muons_products_have_the_requested_precision(precision, monkeypatch):
     seen = []
 
     def spy(x, *args, **kwargs):
@@ -144,7 +144,7 @@ def test_autocast_around_a_step_changes_nothing(name):
     assert torch.equal(plain, within)
 
 
-def test_autocast_around_a_step_does_not_reach_a_function_of_ones_own():
+def test_autocast_around_a_step_does_not_affect_users_functions():
     class Product(OrthogonalizedOptimizer):
         def orthogonalize(self, p, grad, **options):
             return grad @ grad.mT @ grad
@@ -158,7 +158,7 @@ def test_autocast_around_a_step_does_not_reach_a_function_of_ones_own():
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
-def test_what_a_function_does_to_its_argument_does_not_last(nesterov):
+def test_in_place_changes_by_users_functions_do_not_persist(nesterov):
     class Clearing(OrthogonalizedOptimizer):
         def orthogonalize(self, p, grad, **options):
             return grad.mul_(0)

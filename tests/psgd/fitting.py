@@ -1,4 +1,4 @@
-"""How the tests look at PSGD: optimizers without noise and with exact norms, their factors and updates."""
+"""Helpers for the PSGD tests: run optimizers without noise and with exact norms; read factors and updates."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import steepest
 
 KINDS = {"quad": steepest.QUAD, "procrustes": steepest.Procrustes}
 
-# What makes a run exact: nothing random, nothing bounded, nothing remembered, the update itself in p.
+# Options for an exact run: no noise, exact norms, no momentum, and the whole update applied to p.
 EXACT = {
     "lr": 1.0,
     "lr_style": None,
@@ -31,26 +31,26 @@ def gaussian(*shape: int, seed: int) -> Tensor:
 
 
 def orthogonal(n: int, draw: torch.Generator) -> Tensor:
-    """Uniformly distributed among the orthogonal matrices."""
+    """Draw an orthogonal matrix from the uniform distribution."""
     q, r = torch.linalg.qr(torch.randn(n, n, generator=draw, dtype=torch.float64))
     return q * r.diagonal().sign()
 
 
 def spd(n: int, condition: float, seed: int) -> Tensor:
-    """Symmetric positive definite, eigenvalues evenly spread in the logarithm."""
+    """Draw a symmetric positive definite matrix with log-spaced eigenvalues."""
     turn = orthogonal(n, generator(seed))
     values = torch.logspace(0, 1, n, base=condition, dtype=torch.float64)
     return turn @ torch.diag(values) @ turn.T
 
 
 def factors(optimizer: steepest.Optimizer, param: Tensor) -> list[Tensor]:
-    """Q of each side, the scale put back."""
+    """Return Q of each side, multiplied by the scale."""
     state = optimizer.state[param]
     return [state["scale"] * state[name] for name in ("Q", "Q_left", "Q_right") if name in state]
 
 
 def preconditioners(optimizer: steepest.Optimizer, param: Tensor) -> list[Tensor]:
-    """P of each side as a whole matrix."""
+    """Return P of each side as a full matrix."""
     whole = [q if q.dim() == 2 else torch.diag(q) for q in factors(optimizer, param)]
     return [q.T @ q for q in whole]
 
@@ -61,7 +61,7 @@ def run(
     look: Callable[[steepest.Optimizer, Tensor], None] | None = None,
     **options,
 ) -> tuple[steepest.Optimizer, Tensor, list[Tensor]]:
-    """Step one parameter from zero: (optimizer, parameter, its change in every step)."""
+    """Step one parameter from zero; return (optimizer, parameter, its change in every step)."""
     param = optimizer = None
     updates = []
     for gradient in gradients:
@@ -78,10 +78,10 @@ def run(
 
 
 def relative(one: Tensor, other: Tensor) -> float:
-    """The largest difference over the largest magnitude."""
+    """Return the largest difference divided by the largest magnitude."""
     return float((one - other).abs().max() / other.abs().max())
 
 
 def up_to_scalar(one: Tensor, other: Tensor) -> float:
-    """How far ``one`` is from a multiple of ``other``."""
+    """Return the relative distance of ``one`` from a multiple of ``other``."""
     return relative(one * (other.norm() / one.norm()), other)

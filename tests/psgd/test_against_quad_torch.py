@@ -1,4 +1,4 @@
-"""Step by step beside the original itself, where its repository is at hand (CONTRIBUTING says how)."""
+"""Compare each step with the original quad_torch, if a checkout is available (see CONTRIBUTING)."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ OPTIONS = [
 
 @pytest.fixture(scope="module")
 def original():
-    """quad_torch, uncompiled, its norm exact and its noise off: what ours is asked for too.
+    """Import quad_torch uncompiled, with exact norms and no noise, as our optimizers run here.
 
-    Its release 0.4.5 on the package index fails on every matrix, so only a checkout will do.
+    This needs a checkout: release 0.4.5 on the package index fails on every matrix.
     """
     folder = os.environ.get("QUAD_TORCH")
     if not folder:
         pytest.skip("QUAD_TORCH does not name a checkout of the quad_torch repository")
     patch = pytest.MonkeyPatch()
     loaded = {name for name in sys.modules if name.split(".")[0] == "quad_torch"}
-    assert not loaded, "quad_torch is imported already, compiled"
+    assert not loaded, "quad_torch was imported earlier, compiled"
     patch.syspath_prepend(folder)
     patch.setattr(torch, "compile", lambda *args, **options: lambda function: function)
     package = importlib.import_module("quad_torch")
@@ -44,10 +44,10 @@ def original():
     patch.setattr(
         inner,
         "_norm_lower_bound",
-        # It divides by max|R| first, which is zero for a symmetric Q.
+        # The original first divides by max|R|, which is zero for a symmetric Q.
         lambda a, k=4, iters=5, skh=False: torch.linalg.matrix_norm(torch.nan_to_num(a), ord=2),
     )
-    # Its L and Q are made in the default dtype.
+    # quad_torch creates L and Q in the default dtype.
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     yield package
@@ -59,7 +59,7 @@ def original():
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize("name", ["QUAD", "Procrustes"])
 def test_step_by_step(original, name, options):
-    """Nine shapes in one group, gradients of two orders of magnitude, a burst, two balancings."""
+    """Use nine shapes in one group, gradients over two orders of magnitude, a burst, and two balancings."""
     draw = torch.Generator().manual_seed(0)
 
     def gaussian(shape):

@@ -1,4 +1,4 @@
-"""The damping noise: normal entries, and the second moments that it is there for."""
+"""Test the damping noise: normal entries, and the second moments that damping needs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .fitting import KINDS
 
 
 def draws(count, m, n):
-    """Many stacks' worth of noise, one key each."""
+    """Draw noise for ``count`` matrices, one key each."""
     first = torch.arange(count).view(-1, 1, 1)
     index = torch.arange(m * n).view(1, m, n)
     return damping_noise((first, 7 * first + 1), lambda: index, torch.Size((count, m, n))).double()
@@ -32,7 +32,7 @@ def test_second_moments():
     assert (right.mean(0) / m - torch.eye(n)).abs().max() < 0.05
 
 
-def test_a_vector_has_draws_of_its_own():
+def test_vector_noise_has_independent_draws():
     index = torch.arange(100).view(1, 100)
     noise = damping_noise((torch.zeros(1, 1).long(), torch.ones(1, 1).long()), lambda: index, index.shape)
     assert noise.unique().numel() > 95
@@ -41,7 +41,7 @@ def test_a_vector_has_draws_of_its_own():
 @pytest.mark.parametrize("view", [rows(4, 4), columns(4, 4)], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_blocks_of_one_parameter_have_different_noise(kind, view):
-    """Equal blocks of equal gradients part by their noise alone."""
+    """Equal blocks with equal gradients differ only by their noise."""
     shape = (8, 4) if view[0] == "rows" else (4, 8)
     param = torch.nn.Parameter(torch.zeros(shape))
     optimizer = KINDS[kind]([("w", param)], views={"w": view}, noise_scale=0.1)
@@ -56,8 +56,8 @@ def test_blocks_of_one_parameter_have_different_noise(kind, view):
 
 @pytest.mark.parametrize("literal", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_so_much_noise_is_added_where_q_is_fitted_and_none_to_the_update(kind, literal, monkeypatch):
-    """noise_scale, and ε rms(m) more unless it is the original's: seen in what the factors are applied to."""
+def test_noise_is_added_to_the_fit_and_not_to_the_update(kind, literal, monkeypatch):
+    """The amount is noise_scale, plus ε rms(m) without literal; spies record the input of the factors."""
     applied, drawn = [], []
 
     def spy_whitened(x, *args):
@@ -83,7 +83,7 @@ def test_so_much_noise_is_added_where_q_is_fitted_and_none_to_the_update(kind, l
 
 @pytest.mark.parametrize("value", [torch.inf, torch.nan])
 @pytest.mark.parametrize("kind", KINDS)
-def test_q_learns_nothing_from_what_is_not_finite(kind, value):
+def test_nonfinite_gradients_do_not_change_q(kind, value):
     weight = torch.nn.Parameter(torch.zeros(6, 5))
     optimizer = KINDS[kind]([weight])
     weight.grad = torch.ones(6, 5)

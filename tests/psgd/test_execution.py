@@ -1,4 +1,4 @@
-"""How it is run must not show: stacks, layouts, views, checkpoints, replicas, the global generator."""
+"""Test that batching, layouts, views, state dicts, replicas and torch's generator do not change results."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def same_state(one, other):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_stacked_equals_looped(kind):
-    """bucket_bytes = 1 takes every matrix alone; products of a stack round as those of its members."""
+def test_batched_equals_looped(kind):
+    """With bucket_bytes=1 every matrix is computed alone; batched products round like single ones."""
     both = [make(kind, dtype=torch.float64, bucket_bytes=size) for size in (1 << 28, 1)]
     for params, optimizer in both:
         train(params, optimizer, range(20))
@@ -53,7 +53,7 @@ def test_stacked_equals_looped(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_order_of_strides_does_not_matter(kind):
+def test_stride_order_does_not_matter(kind):
     plain, strided = (torch.nn.Parameter(torch.ones(4, 3, 2, 2)) for _ in range(2))
     strided = torch.nn.Parameter(strided.detach().to(memory_format=torch.channels_last))
     runs = []
@@ -111,7 +111,7 @@ def test_resume_is_exact(kind, dtype, options):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_algebra_narrower_than_the_parameter_resumes(kind):
+def test_resume_with_factors_narrower_than_the_parameter(kind):
     params, optimizer = make(kind, dtype=torch.float32)
     other, low = make(kind, dtype=torch.float32)
     for each in (optimizer, low):
@@ -137,7 +137,7 @@ def test_state_of_another_shape_is_refused(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_replicas_agree_and_the_global_generator_rests(kind):
+def test_replicas_agree_and_global_generator_is_unused(kind):
     runs = []
     for seed in (1, 2):
         torch.manual_seed(seed)
@@ -156,7 +156,7 @@ def test_replicas_agree_and_the_global_generator_rests(kind):
 
 
 def test_schedule():
-    """All of the first steps, then exp(−τ/1000) down to 0.03, where every 33rd step or so is one."""
+    """Fit in each of the first steps, then at a rate of exp(−τ/1000) down to 0.03, every 33rd step or so."""
     fits = [fits_in(t, 0.03, 1000, 1000) for t in range(1, 20001)]
     assert all(fits[:1000])
     expected = 1000 * (1 - math.exp(-1))
@@ -173,7 +173,7 @@ def test_schedule():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_factors_rest_between_fits(kind):
+def test_factors_do_not_change_between_fits(kind):
     options = {"update_probability": 0.25, "update_flat_steps": 4, "update_decay_steps": 0}
     params, optimizer = make(kind, [(6, 6)], **options)
     moved = []
@@ -185,8 +185,8 @@ def test_factors_rest_between_fits(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_fitting_less_often_from_a_later_step_on(kind):
-    """P is made of the Q that there is when it begins to be kept."""
+def test_fitting_less_often_after_some_steps(kind):
+    """The first stored P is computed from the current Q."""
     params, optimizer = make(kind, [(6, 6), (4, 10)], dtype=torch.float64, noise_scale=0.0)
     train(params, optimizer, range(10))
     optimizer.param_groups[0].update(update_probability=0.01, update_flat_steps=10, update_decay_steps=0)
@@ -200,8 +200,8 @@ def test_fitting_less_often_from_a_later_step_on(kind):
 
 @pytest.mark.parametrize("views", [None, {"0": steepest.views.rows(6, 6)}], ids=["whole", "fused"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_fitting_always_for_a_while(kind, views):
-    """P is not kept while every step makes it, and what is kept afterwards is of the present Q."""
+def test_fitting_in_every_step_for_a_while(kind, views):
+    """P is not stored while every step computes it; the P stored afterwards is that of the current Q."""
     param = torch.nn.Parameter(torch.ones(12, 6, dtype=torch.float64))
     schedule = {"update_flat_steps": 0, "update_decay_steps": 0, "noise_scale": 0.0, "views": views}
     options = schedule | {"max_skew_dense": math.inf, "update_probability": 0.01}
@@ -223,7 +223,7 @@ def test_fitting_always_for_a_while(kind, views):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_step_counts_on_the_device(kind):
-    """Where only the device knows whether a step is taken, conditions become selections: the same result."""
+    """With step counts on the device, conditions become selections with the same results."""
     rule = steepest.rule.find_rule(kind)
     group = {**rule.defaults(), "update_probability": 0.5, "update_flat_steps": 0, "noise_scale": 0.0}
     hyper = {name: group[name] for name in rule.hyper}
@@ -284,7 +284,7 @@ def test_a_float64_factor_of_a_float32_parameter_keeps_its_bits(name):
         before = {k: v.clone() for k, v in optimizer.state[weight].items() if k.startswith("Q")}
         weight.grad = torch.randn(6, 6, generator=draw)
         optimizer.step()
-    after = optimizer.state[weight]  # the fifth step does not fit
+    after = optimizer.state[weight]  # no fit in the fifth step
     for key, value in before.items():
         assert value.dtype == torch.float64
         assert torch.equal(after[key], value)
@@ -292,8 +292,8 @@ def test_a_float64_factor_of_a_float32_parameter_keeps_its_bits(name):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_factors_are_balanced_where_the_device_says_so(kind):
-    """Largest magnitudes 1 and the same P, where the condition is a number or a device's; else as before."""
+def test_balancing_by_a_condition_on_the_host_or_device(kind):
+    """A true condition gives largest magnitudes of 1 and the same P; a false one changes nothing."""
     rule, draw = find_rule(kind), torch.Generator().manual_seed(0)
     left, right = 8 * torch.rand(2, 3, 3, generator=draw), torch.rand(2, 4, generator=draw) / 16
     scale = torch.tensor([1.0, 3.0])

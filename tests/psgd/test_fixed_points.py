@@ -1,4 +1,4 @@
-"""Where the factors settle: exactly, where every gradient agrees; in the mean, where they are random."""
+"""Test the fixed points of the factors: exact for consistent gradients, in the mean for random ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CASES = [("quad", 0.1), ("quad", 0.05), ("procrustes", 0.2), ("procrustes", 0.1)
 @pytest.mark.parametrize("norm", ["exact", "bound"])
 @pytest.mark.parametrize(("kind", "step_size"), CASES)
 def test_matrix(kind, step_size, norm):
-    """G = H₁ V H₂, V = √n·orthogonal, gives P_i = H_i⁻¹ up to one scalar, and P_l ⊗ P_r exactly."""
+    """For G = H₁ V H₂ with V = √n·orthogonal, P_i is H_i⁻¹ up to one scalar, and P_l ⊗ P_r is exact."""
     n, draw = 6, generator(0)
     h1, h2 = spd(n, 10, 1), spd(n, 10, 2)
     gradients = (h1 @ (n**0.5 * orthogonal(n, draw)) @ h2 for _ in range(500))
@@ -29,7 +29,7 @@ def test_matrix(kind, step_size, norm):
 
 @pytest.mark.parametrize(("kind", "step_size"), CASES)
 def test_vector(kind, step_size):
-    """G = h·(±1) gives q² h = 1."""
+    """For G = h·(±1), q² h converges to 1."""
     h, draw = torch.logspace(-3, 2, 8, dtype=torch.float64), generator(0)
     gradients = (h * (torch.rand(8, generator=draw) - 0.5).sign().double() for _ in range(1500))
     optimizer, param, _ = run(kind, gradients, preconditioner_lr=step_size)
@@ -38,7 +38,7 @@ def test_vector(kind, step_size):
 
 
 def ensemble(kind, covariance, shape, *, replicas=32, steps=600, keep=300):
-    """Means of A Aᵀ/n, Aᵀ A/m and P_l ⊗ P_r of norm 1, over replicas and every other late step."""
+    """Return the means of A Aᵀ/n, Aᵀ A/m and normalized P_l ⊗ P_r over replicas and every other late step."""
     m, n = shape
     params = [torch.nn.Parameter(torch.zeros(m, n, dtype=torch.float64)) for _ in range(replicas)]
     optimizer = KINDS[kind](
@@ -70,7 +70,7 @@ def ensemble(kind, covariance, shape, *, replicas=32, steps=600, keep=300):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gaussian_with_kronecker_covariance(kind):
-    """P → E[g gᵀ]^(−1/2)."""
+    """P converges to E[g gᵀ]^(−1/2)."""
     h1, h2 = spd(3, 5, 1), spd(4, 5, 2)
     covariance = torch.kron(h1 @ h1, h2 @ h2)
     (left, right), product = ensemble(kind, covariance, (3, 4))
@@ -82,9 +82,10 @@ def test_gaussian_with_kronecker_covariance(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gaussian_with_any_covariance(kind):
-    """No Kronecker product whitens it, but E[A Aᵀ] = nI and E[Aᵀ A] = mI where the factors settle.
+    """No Kronecker product whitens these gradients, but at the fixed point E[A Aᵀ] = nI and E[Aᵀ A] = mI.
 
-    A few percent more, since a large T raises L with it and so weighs less; and 2 % are the sample's.
+    The results are a few percent larger, because a large T also raises L and so weighs less. The sample
+    accounts for 2 %.
     """
     (left, right), _ = ensemble(kind, spd(12, 20, 3), (3, 4))
     assert (left - torch.eye(3)).abs().max() < 0.08
@@ -92,13 +93,13 @@ def test_gaussian_with_any_covariance(kind):
 
 
 def test_normal_is_gaussian():
-    """Moments, tails and the distribution function of a million draws."""
+    """Check moments, tails and the distribution function of a million draws."""
     z = normal((11, 12), torch.arange(1 << 20)).double()
     moments = [float(z.pow(k).mean()) for k in (1, 2, 3, 4)]
     assert moments == pytest.approx([0, 1, 0, 3], abs=0.02)
     below = torch.special.ndtr(z.sort().values)
     ranks = (torch.arange(len(z)) + 0.5) / len(z)
-    assert (below - ranks).abs().max() * len(z) ** 0.5 < 1.63  # Kolmogorov's 1 % point
+    assert (below - ranks).abs().max() * len(z) ** 0.5 < 1.63  # 1 % critical value of the Kolmogorov test
     assert 4 < z.abs().max() < 4.9
     other = normal((11, 12), torch.arange(1 << 20), stream=1).double()
     assert abs(float((z * other).mean())) < 0.005

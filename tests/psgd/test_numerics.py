@@ -1,4 +1,4 @@
-"""What could poison the factors: low precision, dead rows, bursts, NaN, zeros, gradients that come late."""
+"""Test what could corrupt the factors: low precision, dead rows, bursts, NaN, zeros, late gradients."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def rms(x):
 @pytest.mark.parametrize("dtype", LOW, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_dead_rows(kind, dtype, how, size):
-    """Rows and elements without any gradient, in the parameter's low precision or in the algebra's alone."""
+    """Some rows and elements never get a gradient, with low-precision parameters or low-precision algebra."""
     stored = dtype if how == "parameter" else torch.float32
     params = [torch.nn.Parameter(torch.zeros(s, dtype=stored)) for s in ((12, 12), (8, 24), (6,))]
     options = {} if how == "parameter" else {"dtype": dtype}
@@ -47,7 +47,7 @@ def test_dead_rows(kind, dtype, how, size):
 @pytest.mark.parametrize("dtype", [torch.float32, *LOW], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_recovery_from_a_spike(kind, dtype):
-    """A gradient 1e6 times as large: bounded at once by the clip, and white again later."""
+    """The clip bounds the update of a gradient 1e6 times as large, and later updates are white again."""
     param = torch.nn.Parameter(torch.zeros(10, 10))
     optimizer = KINDS[kind]([param], lr=1.0, lr_style=None, weight_decay=0.0, momentum=0.5, dtype=dtype)
     draw = generator(0)
@@ -88,8 +88,8 @@ def test_skipped_gradients_leave_no_trace(kind, bad):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_ignored_nan_is_not_measured(kind):
-    """The scale waits for a gradient that has one."""
+def test_scale_is_not_measured_from_nan(kind):
+    """The scale stays unset until a gradient is finite."""
     param = torch.nn.Parameter(torch.ones(4, 4))
     optimizer = KINDS[kind]([param])
     param.grad = torch.full((4, 4), float("nan"))
@@ -101,7 +101,7 @@ def test_ignored_nan_is_not_measured(kind):
 @pytest.mark.parametrize("options", [{}, {"preconditioner_init_scale": 3.0}, {"literal": True}], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_zero_gradients_first(kind, options, shape):
-    """Nothing moves, nothing is measured, and what follows is as if it were the first step."""
+    """Zero gradients move nothing and set no scale; the next step behaves like the first."""
     runs = []
     for zeros in (0, 3):
         param = torch.nn.Parameter(torch.ones(shape, dtype=torch.float64))
@@ -117,14 +117,14 @@ def test_zero_gradients_first(kind, options, shape):
             optimizer.step()
         assert float(optimizer.state[param]["scale"]) > 0
         runs.append(param.detach())
-    # η_p follows the step count, which is three ahead: 0.7·1.5e-4 of what Q moves.
+    # η_p depends on the step count, which is three ahead: this changes the moves of Q by 0.7·1.5e-4.
     assert (runs[0] - runs[1]).abs().max() < 1e-6
     assert (runs[0] - 1).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_that_stop(kind):
-    """A layer that dies: its momentum fades through all of float32 without a NaN, and it comes back."""
+    """In a dead layer, momentum decays through the range of float32 without NaN, and the layer recovers."""
     for noise_scale in (0.0, 1e-9):
         param = torch.nn.Parameter(torch.zeros(6, 6))
         optimizer = KINDS[kind]([param], lr=1e-3, momentum=0.5, noise_scale=noise_scale)
@@ -141,7 +141,7 @@ def test_gradients_that_stop(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_late_gradients(kind):
-    """A parameter whose gradient comes later measures its own scale then, whatever the others do."""
+    """A parameter with a late first gradient measures its own scale then, independent of the others."""
     early, late, never = (torch.nn.Parameter(torch.zeros(6, 6)) for _ in range(3))
     optimizer = KINDS[kind](
         [{"params": [early, late]}, {"params": [never]}], lr=1.0, lr_style=None, weight_decay=0.0
@@ -164,7 +164,7 @@ def test_late_gradients(kind):
 @pytest.mark.parametrize("size", [1e-30, 1e-25, 1e-20, 1e-15, 1e15, 1e20, 1e25, 1e30])
 @pytest.mark.parametrize("kind", KINDS)
 def test_extreme_sizes(kind, size, shape, noise_scale):
-    """Gradients whose squares float32 cannot hold are white from the first step on, and Q is fitted."""
+    """Updates are white from the first step, and Q is fitted, even if squared gradients overflow float32."""
     if noise_scale > size:
         noise_scale = 1e-9 * size
     param = torch.nn.Parameter(torch.zeros(shape))
@@ -189,8 +189,8 @@ def test_extreme_sizes(kind, size, shape, noise_scale):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(5, 5), (3, 40), (12,)], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_burst_whose_square_is_no_number(kind, shape, dtype, size):
-    """One finite gradient among usual ones, or the first: clipped, and nothing is poisoned."""
+def test_burst_whose_square_overflows(kind, shape, dtype, size):
+    """A huge finite gradient, first or later, is clipped and leaves all state finite."""
     for at in (20, 0):
         param = torch.nn.Parameter(torch.zeros(shape, dtype=dtype))
         optimizer = KINDS[kind]([param], lr=1.0, lr_style=None, weight_decay=0.0, nonfinite="skip")
@@ -209,7 +209,7 @@ def test_a_burst_whose_square_is_no_number(kind, shape, dtype, size):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_from_one_end_of_the_range_to_the_other(kind):
-    """The measured scale is wrong by 1e60 for good, which no float32 holds: clipped or below."""
+    """The measured scale stays wrong by 1e60, beyond float32; updates stay at or below the clip."""
     for first, then in ((1e-30, 1e30), (1e30, 1e-30)):
         param = torch.nn.Parameter(torch.zeros(6, 6))
         optimizer = KINDS[kind]([param], lr=1.0, lr_style=None, weight_decay=0.0, noise_scale=0.0)
@@ -227,8 +227,8 @@ def test_from_one_end_of_the_range_to_the_other(kind):
     ("first", "then"), [(1e5, 1.0), (1e6, 1.0), (1e8, 1.0), (1.0, 1e-9), (1e3, 1e-9), (1e4, 1e-6)]
 )
 @pytest.mark.parametrize("shape", [(12, 12), (8, 24)])
-def test_float16_algebra_survives_gradients_that_fall(kind, first, then, shape):
-    """By 1e5 after one step, by 1e12 after twenty: nothing may stop being a number."""
+def test_float16_algebra_survives_falling_gradients(kind, first, then, shape):
+    """Gradients fall by 1e5 after one step or by 1e12 after twenty; all state must stay finite."""
     draw = torch.Generator().manual_seed(0)
     weight = torch.nn.Parameter(torch.zeros(shape))
     optimizer = KINDS[kind]([weight], lr_style=None, dtype=torch.float16, momentum=0.5)

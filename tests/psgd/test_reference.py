@@ -1,4 +1,4 @@
-"""Step by step beside the same equations in numpy: parameters, factors and bounds, in float64."""
+"""Compare parameters, factors and bounds after each step with the same equations in numpy, in float64."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from steepest.rules.psgd import fits_in, merged_shape, sides_of
 
 from .fitting import KINDS, factors, gaussian, relative
 
-STEPS = 110  # beyond the first balancing
+STEPS = 110  # past the first balancing, in step 100
 
-# The burst is whitened by factors of before it, so the rounding of 1e-16 a step is magnified once.
+# Factors from before the burst whiten it, so the rounding error of 1e-16 per step is amplified once.
 TOLERANCE = 1e-10
 
 SHAPES = [(6, 6), (4, 9), (9, 4), (3, 40), (5,), (), (1, 7), (2, 3, 4), (4, 3, 3, 3)]
 
 
 def gradients(shape, steps=STEPS):
-    """Entries of two orders of magnitude; a burst in step 30; a zero in step 60."""
+    """Yield gradients over two orders of magnitude, with a burst in step 30 and zero in step 60."""
     size = torch.logspace(-3, -1, max(1, torch.Size(shape).numel()), dtype=torch.float64).reshape(shape)
     for t in range(1, steps + 1):
         yield {30: 10.0, 60: 0.0}.get(t, 1.0) * size * gaussian(*shape, seed=t)
 
 
 def follow(kind, shape, *, steps=STEPS, reference=None, **options):
-    """The largest relative difference of parameter, factors and bounds over all steps."""
+    """Return the largest relative difference of parameter, factors and bounds over all steps."""
     begin = gaussian(*shape, seed=1000)
     param = torch.nn.Parameter(begin.clone())
     optimizer = KINDS[kind]([param], lr=0.01, noise_scale=0.0, norm="exact", **options)
@@ -48,13 +48,13 @@ def follow(kind, shape, *, steps=STEPS, reference=None, **options):
 
 
 def bounds(optimizer, param):
-    """L of each side."""
+    """Return L of each side."""
     state = optimizer.state[param]
     return [state[name] for name in ("L", "L_left", "L_right") if name in state]
 
 
 def one_sided(q):
-    """The same product of factors, with all of its size on the left."""
+    """Move the scale of both factors to the left one; their product does not change."""
     largest = q[1].abs().max()
     return [q[0] * largest, q[1] / largest]
 
@@ -94,15 +94,15 @@ def test_every_option(kind, options):
     ids=str,
 )
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_originals_way_in_one_group(kind, options):
-    """All shapes in one optimizer, which start from the group's largest gradient, over two balancings."""
+def test_literal_in_one_group(kind, options):
+    """All shapes start from the group's largest gradient and step through two balancings."""
     begin = [gaussian(*shape, seed=1000 + i) for i, shape in enumerate(SHAPES)]
     params = [torch.nn.Parameter(p.clone()) for p in begin]
     optimizer = KINDS[kind](params, lr=0.01, noise_scale=0.0, norm="exact", literal=True, **options)
     expected = [PSGD(kind, p.numpy(), lr=0.01, literal=True, **options) for p in begin]
     worst = [0.0, 0.0]
     for step, drawn in enumerate(zip(*(gradients(shape, 210) for shape in SHAPES), strict=True)):
-        # The first is the largest; that of step 60 has another direction and a tenth of the size.
+        # The first gradient is the largest; the one in step 60 has another direction and a tenth of the size.
         drawn = [2.0**-i * (g if step != 59 else 0.1 * begin[i]) for i, g in enumerate(drawn)]
         largest = max(float(g.square().mean()) for g in drawn)
         for param, reference, g in zip(params, expected, drawn, strict=True):
@@ -113,20 +113,20 @@ def test_the_originals_way_in_one_group(kind, options):
             worst[0] = max(worst[0], relative(param.detach(), torch.as_tensor(reference.p)))
             for bound, known in zip(bounds(optimizer, param), reference.bounds, strict=True):
                 worst[1] = max(worst[1], relative(bound, torch.as_tensor(known)))
-    # Bounds are of the fourth degree in Q, and the clip does not hide their rounding.
+    # Bounds are of fourth degree in Q, and no clip hides their rounding errors.
     assert worst[0] < TOLERANCE
     assert worst[1] < 100 * TOLERANCE
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_fitting_now_and_then(kind):
-    """Between fits the kept P is that of the last one."""
+def test_fitting_occasionally(kind):
+    """Between fits, steps use the P stored at the last fit."""
     schedule = {"update_probability": 0.1, "update_flat_steps": 10, "update_decay_steps": 20}
     fits = {"fits": lambda t: fits_in(t, 0.1, 10, 20)}
     assert follow(kind, (5, 6), max_skew_dense=float("inf"), reference=fits, **schedule) < TOLERANCE
 
 
-def test_defaults_are_the_originals():
+def test_defaults_match_the_original():
     for cls in KINDS.values():
         group = cls([torch.nn.Parameter(torch.zeros(2, 2))]).param_groups[0]
         original = {
@@ -193,7 +193,7 @@ def test_which_sides_are_dense(shape, size, skew, dense):
 
 
 def test_first_update_is_white_at_any_gradient_scale():
-    """s measured for each tensor by itself; the original's update is on its clip or far below it."""
+    """Each tensor measures its own s; the original's update is at its clip or far below it."""
     for size in (1e-12, 1e-6, 1e-3, 1.0, 1e3):
         rms = {}
         for literal in (False, True):
@@ -213,14 +213,14 @@ def test_first_update_is_white_at_any_gradient_scale():
             assert rms[True][0] < 0.01
 
 
-# The rms of the update over 0.2, on independent Gaussian gradients: docs/psgd.md has the table and the why.
+# The update's rms divided by 0.2, on independent Gaussian gradients. docs/psgd.md explains the numbers.
 MATCHES_ADAMW = [
     ({}, (32, 96), 0.9, 1.1),
     ({}, (8, 3, 3, 3), 0.9, 1.1),
     ({"preconditioner_lr": 0.1}, (48, 48), 0.9, 1.1),
     ({"preconditioner_lr": 0.1}, (32, 96), 0.9, 1.1),
     ({"preconditioner_lr": 0.1}, (64,), 0.9, 1.1),
-    # Square matrices and vectors miss it at μ₀ = 0.7: Q is fitted to the very sample that it whitens.
+    # Square matrices and vectors stay below at μ₀ = 0.7, because Q is fitted to the sample that it whitens.
     ({}, (48, 48), 0.82, 0.88),
     ({"norm": "exact"}, (48, 48), 0.82, 0.88),
     ({}, (64,), 0.82, 0.95),
@@ -230,7 +230,7 @@ MATCHES_ADAMW = [
 @pytest.mark.parametrize(("options", "shape", "low", "high"), MATCHES_ADAMW, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_update_has_the_rms_of_adamw(kind, options, shape, low, high):
-    """lr_style="adam" promises 0.2, so that AdamW's learning rate carries over."""
+    """lr_style="adam" promises rms 0.2, so AdamW's learning rate carries over."""
     param = torch.nn.Parameter(torch.zeros(shape))
     optimizer = KINDS[kind]([param], lr=1.0, weight_decay=0.0, **options)
     draw = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""What must not matter: the gradient's unit, its coordinates, its orientation, how the factors share."""
+"""Test invariances: the gradient's scale, coordinates and orientation, and the balance of the factors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def gradients(*shape, steps=STEPS, size=1.0):
 @pytest.mark.parametrize("norm", ["exact", "bound"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_scale(kind, norm, shape):
-    """g → 16 g with Q₀ → Q₀/16^¼: the same bits."""
+    """g → 16 g with Q₀ → Q₀/16^¼ gives the same bits."""
     plain = gradients(*shape)
     scaled = [16 * g for g in plain]
     _, _, one = run(kind, plain, preconditioner_init_scale=0.75, norm=norm)
@@ -31,7 +31,7 @@ def test_scale(kind, norm, shape):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_scale_of_a_vector(kind):
-    """One factor: Q₀ → Q₀/16^½."""
+    """With one factor, Q₀ → Q₀/16^½."""
     plain = gradients(7)
     _, _, one = run(kind, plain, preconditioner_init_scale=0.75)
     _, _, other = run(kind, [16 * g for g in plain], preconditioner_init_scale=0.1875)
@@ -41,7 +41,7 @@ def test_scale_of_a_vector(kind):
 @pytest.mark.parametrize("shape", [(6, 6), (4, 9)])
 @pytest.mark.parametrize("kind", KINDS)
 def test_orthogonal_change_of_coordinates(kind, shape):
-    """g → U g Vᵀ turns every update alike, from Q₀ ∝ I."""
+    """With Q₀ ∝ I, g → U g Vᵀ maps every update u to U u Vᵀ."""
     draw = generator(1)
     u, v = orthogonal(shape[0], draw), orthogonal(shape[1], draw)
     plain = [gaussian(*shape, seed=t) for t in range(40)]
@@ -59,8 +59,8 @@ def test_transpose(kind, shape):
     assert max(relative(a.T, b) for a, b in zip(one, other, strict=True)) < 1e-12
 
 
-def test_transpose_of_the_originals_procrustes_differs():
-    """P = QQ is not symmetric while Q is not: what the test above would find."""
+def test_transpose_changes_the_original_procrustes():
+    """P = QQ is not symmetric if Q is not, and the test above detects that."""
     plain = gradients(6, 6)
     _, _, one = run("procrustes", plain, literal=True)
     _, _, other = run("procrustes", [g.T.contiguous() for g in plain], literal=True)
@@ -78,10 +78,10 @@ def test_dense_equals_diagonal_on_diagonal_gradients(kind):
 @pytest.mark.parametrize("shape", [(6, 6), (4, 9)])
 @pytest.mark.parametrize("probability", [1.0, 0.5])
 @pytest.mark.parametrize("kind", KINDS)
-def test_balancing_leaves_the_preconditioner(kind, probability, shape):
-    """In step 100 both factors get the same largest magnitude; P_l ⊗ P_r and the updates are as without."""
+def test_balancing_does_not_change_the_preconditioner(kind, probability, shape):
+    """Step 100 gives both factors the same largest magnitude and does not change P_l ⊗ P_r."""
     trained, param, _ = run(kind, gradients(*shape, steps=90), momentum=0.9, update_probability=probability)
-    # From here Q stands as good as still; only the rotation turns it a little, which P does not show.
+    # From here on Q hardly changes; only the rotation turns it slightly, which does not change P.
     trained.param_groups[0].update(preconditioner_lr=1e-12, update_flat_steps=90)
     before = torch.kron(*preconditioners(trained, param))
     magnitudes = []
@@ -92,7 +92,7 @@ def test_balancing_leaves_the_preconditioner(kind, probability, shape):
     assert int(trained.state[param]["step"]) == 100
     assert abs(magnitudes[-2][0] / magnitudes[-2][1] - 1) > 0.01
     assert magnitudes[-1][0] == pytest.approx(magnitudes[-1][1], rel=1e-9 if kind == "quad" else 1e-3)
-    # Ten rotations to second order, each of which may add 1e-4 to QᵀQ.
+    # Each of the ten second-order rotations may change QᵀQ by 1e-4.
     tolerance = 1e-9 if kind == "quad" else 1e-3
     after = torch.kron(*preconditioners(trained, param))
     assert relative(after, before) < tolerance

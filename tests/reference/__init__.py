@@ -1,1 +1,1 @@
-"""The optimizers once more, in plain float64 numbers, one element at a time, from their equations alone."""
+"""Reference optimizers in plain float64, one element at a time, written only from their equations."""

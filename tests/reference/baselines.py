@@ -1,4 +1,4 @@
-"""SGD with momentum and AdamW, as torch documents them."""
+"""SGD with momentum and AdamW, as documented by torch."""
 
 import math
 
@@ -26,7 +26,7 @@ class SGD(Reference):
 
 
 class AdamW(Reference):
-    """Two averages, corrected for their start from zero; AMSGrad keeps the second's maximum."""
+    """Two bias-corrected averages; AMSGrad keeps the maximum of the second."""
 
     def __init__(self, start, *, betas=(0.9, 0.999), eps=1e-8, amsgrad=False, weight_decay=1e-2, **common):
         super().__init__(start, weight_decay=weight_decay, **common)

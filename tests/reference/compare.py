@@ -12,16 +12,16 @@ from steepest import create
 STEPS = 60
 SHAPE = (8, 6)
 
-# Relative to the largest magnitude that the element has had. In float64 the two differ by the order in
-# which a few products are rounded: a few 1e-16 a step. In float32 every step rounds an element's value
-# about three times (decay, scaled direction, difference): at most 180 half ulps (6e-8) in 60 steps.
+# Relative to the element's largest magnitude so far. In float64 the two differ by the order in which a few
+# products are rounded: a few 1e-16 per step. In float32 every step rounds an element about three times
+# (decay, scaled direction, difference): at most 180 half ulps (6e-8) in 60 steps.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 
 MakeReference = Callable[..., Reference]
 
 
 def halving(lr: float) -> Callable[[int], float]:
-    """A schedule: from lr down to lr/2, so that every formula with η in it is told from its neighbours."""
+    """Return a schedule from lr down to lr/2, so that formulas that differ in η give different results."""
     return lambda t: lr * (1 - t / (2 * STEPS))
 
 
@@ -59,12 +59,12 @@ def assert_follows(
 
 
 def reference_options(options: dict) -> dict:
-    """Without what has no meaning for plain numbers."""
+    """Drop the options that have no meaning for plain numbers."""
     return {name: value for name, value in options.items() if name not in ("counter_dtype", "seed")}
 
 
 class Closeness:
-    """Each element within ``tolerance`` times its largest magnitude so far; integers exactly."""
+    """Check each element to within ``tolerance`` times its largest magnitude so far, and integers exactly."""
 
     def __init__(self, tolerance: float):
         self.tolerance = tolerance

@@ -1,19 +1,19 @@
-"""What all references share: p in plain numbers, weight decay by its seven formulas, p ← p − η·direction."""
+"""The base of the references: p as plain numbers, seven weight-decay formulas, and p ← p − η·direction."""
 
 import math
 from collections.abc import Sequence
 
 
 def sign(x: float) -> float:
-    """−1, 0 or 1; sign(0) = 0."""
+    """Return −1, 0 or 1; sign(0) = 0."""
     return 0.0 if x == 0 else math.copysign(1.0, x)
 
 
 class Reference:
-    """An optimizer of one tensor's elements, as Python floats.
+    """Optimize one tensor's elements as Python floats.
 
-    A subclass gives ``direction(i, g, p)`` for element i, which also updates the state of that element,
-    and may look at the whole gradient first, in ``look``.
+    A subclass implements ``direction(i, g, p)`` for element i, which also updates that element's state. It
+    may inspect the whole gradient first, in ``look``.
     """
 
     default_method = "decoupled"
@@ -29,13 +29,13 @@ class Reference:
         self.t = 0
 
     def look(self, gradient: list[float], with_l2: list[float]) -> None:
-        """See the whole tensor: the gradient alone, and with λp added where the method is l2."""
+        """Inspect the whole tensor: the gradient alone, and with λp added if the method is l2."""
 
     def direction(self, i: int, g: float, p: float) -> float:
         raise NotImplementedError
 
     def state(self) -> dict[str, list[float] | float]:
-        """What the optimizer should hold in its state, by the entry's name."""
+        """Return the expected optimizer state by entry name."""
         return {}
 
     def step(self, gradient: Sequence[float]) -> None:

@@ -1,12 +1,15 @@
-"""Gradients that visit what goes wrong: zeros, reversals, many scales, bursts, still elements."""
+"""Gradients with difficult cases: zeros, reversals, many scales, bursts, and silent elements."""
 
 import torch
 from torch import Tensor
 
 
 def hard_gradients(shape: tuple[int, ...], steps: int, seed: int = 0) -> list[Tensor]:
-    """``steps`` gradients in float64: element scales from 1e-5 to 1e1, a tenth of them zero, a tenth the
-    last one reversed; some elements always zero, some of one sign, some silent at first."""
+    """Draw ``steps`` float64 gradients with element scales from 1e-5 to 1e1.
+
+    In each step a tenth of the elements are zero and a tenth reverse the previous gradient. Some elements are
+    always zero, some never change sign, and some start late.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def draw() -> Tensor:
@@ -32,7 +35,7 @@ def hard_gradients(shape: tuple[int, ...], steps: int, seed: int = 0) -> list[Te
 
 
 def start(shape: tuple[int, ...], seed: int = 0) -> Tensor:
-    """Parameters around 1, some of them zero and some near it."""
+    """Draw parameters of magnitude around 1, with some zeros and some near zero."""
     generator = torch.Generator().manual_seed(1000 + seed)
     p = torch.randn(shape, generator=generator, dtype=torch.float64)
     at = torch.rand(shape, generator=generator)

@@ -1,4 +1,4 @@
-"""Muon and its base in float64, from their equations."""
+"""Muon and its base class in float64, from their equations."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from reference.descent import Reference
 
 
 class Orthogonalized(Reference):
-    """m ← m + (1−β)(g − m), the direction a function of it as a matrix: here the identity."""
+    """m ← m + (1−β)(g − m); the direction is a matrix function of u, here the identity."""
 
     nesterov = False
 
@@ -37,7 +37,7 @@ class Orthogonalized(Reference):
 
 
 class Muon(Orthogonalized):
-    """The direction is 0.2·√max(m, n)·polar(u), exactly."""
+    """Use the exact direction 0.2·√max(m, n)·polar(u)."""
 
     nesterov = True
 

@@ -1,4 +1,4 @@
-"""The noise that Simba-leaky is given: that of steepest.random, by the key the library documents."""
+"""The noise for Simba-leaky, from steepest.random with the documented key."""
 
 import math
 
@@ -8,6 +8,6 @@ from steepest.random import derive_key, uniform
 
 
 def leaky_noise(shape, *, seed=0, ordinal=0):
-    """noise(t, stream) for the parameter at place ``ordinal`` of its optimizer."""
+    """Return noise(t, stream) for the parameter at index ``ordinal`` in its optimizer."""
     index = torch.arange(math.prod(shape))
     return lambda t, stream: uniform(derive_key(seed, ordinal, t), index, stream).tolist()

@@ -1,4 +1,4 @@
-"""PSGD: QUAD and Procrustes of one tensor in numpy, from their equations; exact norms, no noise."""
+"""QUAD and Procrustes for one tensor in numpy, from their equations, with exact norms and no noise."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def merged(shape):
-    """(n,), or (m, n) with the least max(m, n)/min(m, n) over contiguous splits, the first of equals."""
+    """Return (n,), or the first contiguous split (m, n) with the least max(m, n)/min(m, n)."""
     numel = math.prod(shape)
     if len(shape) < 2 or numel == max(shape):
         return (numel,)
@@ -19,7 +19,7 @@ def merged(shape):
 
 
 def rotate(q):
-    """One step toward the orthogonal Procrustes solution, which makes Q symmetric."""
+    """Take one step toward the orthogonal Procrustes solution, which makes Q symmetric."""
     r = q.T - q
     largest = np.abs(r).max()
     if largest <= np.finfo(np.float64).tiny:
@@ -36,7 +36,7 @@ def rotate(q):
 
 
 class PSGD:
-    """``quad`` or ``procrustes`` on one tensor, ``p`` and ``q`` (a list of one or two factors) as arrays."""
+    """Run ``quad`` or ``procrustes`` on one tensor; ``p`` and the one or two factors ``q`` are arrays."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class PSGD:
         self.t = 0
 
     def preconditioners(self):
-        """P of each side as a whole matrix."""
+        """Return P of each side as a full matrix."""
         made = []
         for q, dense in zip(self.q, self.dense, strict=True):
             whole = q if dense else np.diag(q)
@@ -81,12 +81,12 @@ class PSGD:
         return made
 
     def white(self, x):
-        """P_l X P_r."""
+        """Return P_l X P_r."""
         p = self.preconditioners()
         return p[0] @ x @ p[1] if len(p) == 2 else p[0] @ x
 
     def moved(self, side, t, c, eta):
-        """The factor of a side after its step."""
+        """Return the factor of one side after its step."""
         q = self.q[side]
         length = c + (np.linalg.norm(t, 2) if self.dense[side] else t.max())
         self.bounds[side] = max(0.95 * self.bounds[side] + 0.05 * length, length)
@@ -101,7 +101,7 @@ class PSGD:
         return (x + x.T) / 2
 
     def step(self, gradient, largest_square=None):
-        """``largest_square`` is the group's largest mean g², from which the original starts every tensor."""
+        """Take one step; ``largest_square`` is the group's largest mean g², for the original's first step."""
         self.t += 1
         g = np.array(gradient, dtype=np.float64).reshape(self.shape)
         if self.m is None:
@@ -121,7 +121,7 @@ class PSGD:
             mean = math.sqrt(largest[0] * largest[1])
             self.q = [q * (mean / top) for q, top in zip(self.q, largest, strict=True)]
         target = g if self.whiten == "gradient" else self.m
-        if self.fits(self.t) and target.any():  # nothing is learned from a zero matrix
+        if self.fits(self.t) and target.any():  # do not fit to a zero matrix
             a = self.white(target)
             new = []
             for side, size in enumerate(self.shape):

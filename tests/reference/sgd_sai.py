@@ -1,4 +1,4 @@
-"""SGD-SaI: momentum times a scale G that is measured on a tensor's first gradient(s)."""
+"""SGD-SaI: momentum times a scale G measured from a tensor's first gradients."""
 
 import math
 import statistics
@@ -7,7 +7,7 @@ from reference.descent import Reference
 
 
 def signal_to_noise(g: list[float], *, eps=1e-8, relative_eps=False, max_scale=10.0) -> float:
-    """G = ‖g‖₂ / (std(g) + ε), std unbiased and 0 where undefined, at most max_scale·√d; one element: 1."""
+    """Return G = ‖g‖₂ / (std(g) + ε), at most max_scale·√d, std unbiased; one element gives at most 1."""
     norm = math.sqrt(math.fsum(x * x for x in g))
     spread = statistics.stdev(g) if len(g) > 1 else 0.0
     if relative_eps:
@@ -17,7 +17,7 @@ def signal_to_noise(g: list[float], *, eps=1e-8, relative_eps=False, max_scale=1
 
 
 class SGDSaI(Reference):
-    """m ← g first, then m ← μm + (1−μ)g;  direction G·m.  A zero or non-finite g is not a first."""
+    """m ← g first, then m ← μm + (1−μ)g;  direction G·m.  A zero or non-finite g does not count as first."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class SGDSaI(Reference):
         self.how = {"eps": eps, "relative_eps": relative_eps, "max_scale": max_scale}
         self.m = [0.0] * len(self.p)
         self.measured: list[float] = []
-        self.divisor = 1.0  # the largest G of all tensors, where they are normalized by it
+        self.divisor = 1.0  # the largest G of all tensors, with normalize="max"
 
     def look(self, gradient, with_l2):
         usable = any(x != 0 for x in gradient) and all(math.isfinite(x) for x in gradient)

@@ -8,7 +8,7 @@ from reference.descent import Reference, sign
 
 
 class SignGSD(Reference):
-    """p ← p − η·sign(g), the decay by sign stopping at zero; or literally p ← p − η(sign g + λ sign p)."""
+    """p ← p − η·sign(g), with sign decay that stops at zero; with overshoot p ← p − η(sign g + λ sign p)."""
 
     default_method = "sign"
 
@@ -58,12 +58,12 @@ class Lion(Reference):
 
 
 def cutoff(window: int, threshold: float) -> int:
-    """⌊wγ⌋ with γ the decimal number that the user wrote."""
+    """Return ⌊wγ⌋, with γ as the decimal number that the user wrote."""
     return math.floor(window * Fraction(repr(threshold)))
 
 
 class Simba(Reference):
-    """The counters before this gradient decide; they take in its sign afterwards."""
+    """The counters from before this gradient decide the direction; then its sign updates them."""
 
     def __init__(
         self,
@@ -106,15 +106,15 @@ class Simba(Reference):
 
 
 def round_up_or_down(x: float, u: float) -> int:
-    """Up with the probability that makes the expectation x: where the uniform u is below x's fraction."""
+    """Round x so that its expectation is x: up if the uniform u is below x's fractional part."""
     return math.floor(x) + (1 if u < x - math.floor(x) else 0)
 
 
 class SimbaLeaky(Reference):
     """s ← s − round_s(s·leak) + round_s(8·clip(g/rms(g), −7, 7)); then sign(s).
 
-    ``noise(t, stream)`` gives the uniform numbers of step t for every element: stream 0 rounds what is
-    forgotten, stream 1 what is added. rms is of the gradient alone, also where l2 adds λp to it.
+    ``noise(t, stream)`` returns the uniform numbers of step t for every element: stream 0 rounds the leak,
+    stream 1 the addition. rms is the rms of the gradient alone, even if l2 adds λp.
     """
 
     def __init__(self, start, *, noise: Callable[[int, int], list[float]], leak=0.01, **common):
