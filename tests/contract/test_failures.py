@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from steepest.rule import StateSpec
+
 from .cases import CASES, Case, by_id
 from .training import identical, set_gradients, snapshot, steps, train
 
