@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import steepest
+from steepest.views import rows, transposed
 
 
 class Holder(nn.Module):
@@ -50,7 +51,11 @@ def kind_of(module: nn.Module) -> tuple[str, str, object]:
         (nn.Conv2d(8, 16, 3, groups=8), ("adamw", "depthwise", "flatten")),
         (nn.Conv2d(1, 8, 3), ("muon", "conv", "flatten")),
         (nn.Conv2d(8, 8, 3, groups=2), ("muon", "conv", ("rows", (4, 4)))),
-        (nn.ConvTranspose2d(8, 4, 3, groups=2), ("muon", "conv", ("rows", (4, 4)))),
+        (nn.ConvTranspose1d(8, 4, 3), ("muon", "conv", transposed())),
+        (nn.ConvTranspose2d(8, 4, 3, groups=2), ("muon", "conv", transposed(rows(4, 4)))),
+        (nn.ConvTranspose3d(8, 4, 3), ("muon", "conv", transposed())),
+        (nn.ConvTranspose2d(8, 8, 3, groups=8), ("adamw", "depthwise", "flatten")),
+        (nn.ConvTranspose2d(8, 4, 3, groups=4), ("adamw", "depthwise", "flatten")),
         (nn.Conv3d(2, 4, 3), ("muon", "conv", "flatten")),
         (nn.Conv2d(1, 1, (1, 5)), ("adamw", "vector", "flatten")),
         (nn.Linear(4, 1), ("adamw", "vector", None)),

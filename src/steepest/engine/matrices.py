@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -44,8 +43,8 @@ _NOISE_BYTES = 48
 class Part:
     """One logical matrix: a parameter, or a block of a fused one.
 
-    ``shape`` is what the rule sees, [..., m, n]; ``number`` counts a parameter's parts, None if it has one;
-    ``start`` is where it begins in the dimension that its ``view`` cuts.
+    ``shape`` is what the rule sees, [..., m, n]; ``number`` counts the blocks of the parameter's ``view``,
+    None if it is not cut.
     """
 
     member: ParamUpdate
@@ -54,7 +53,10 @@ class Part:
     param: Tensor
     grad: Tensor
     view: View | None = None
-    start: int = 0
+
+    def block(self, whole: Tensor) -> Tensor:
+        """What belongs to the part of a tensor of its parameter's shape: a view of that tensor's memory."""
+        return cut(whole, self.view, _counts_matrices(self.member.group))[self.number or 0]
 
     def state_name(self, factor: str) -> str:
         """The name in the parameter's state of a factor that belongs to this matrix."""
@@ -68,13 +70,22 @@ def parts(batch: ParamBatch, member: ParamUpdate) -> list[Part]:
     if view is None:
         seen = batch.rule.matrix_shape(member.param.shape, batch.group)
         return [Part(member, None, seen, member.param, member.grad)]
-    blocks = zip(
-        cut(member.param, view), cut(member.grad, view), accumulate(view[1], initial=0), strict=False
-    )
+    leading = _counts_matrices(batch.group)
+    blocks = zip(cut(member.param, view, leading), cut(member.grad, view, leading), strict=True)
     return [
-        Part(member, number, batch.rule.matrix_shape(param.shape, batch.group), param, grad, view, start)
-        for number, (param, grad, start) in enumerate(blocks)
+        Part(member, number, batch.rule.matrix_shape(param.shape, batch.group), param, grad, view)
+        for number, (param, grad) in zip(_numbers(view), blocks, strict=True)
     ]
+
+
+def _numbers(view: View) -> list[int | None]:
+    """The numbers of a view's blocks in the names of their factors."""
+    return list(range(len(view[1]))) or [None]
+
+
+def _counts_matrices(group: Group) -> bool:
+    """Whether leading dimensions count matrices."""
+    return group.get("view") == "batch"
 
 
 def _view(batch: ParamBatch, member: ParamUpdate) -> Any:
@@ -123,10 +134,11 @@ def blank_factors(rule: Rule, param: Tensor, label: str | None, group: Group) ->
         return {}
     view = (group.get("views") or {}).get(label)
     blanks: dict[str, Tensor] = {}
-    for number, block in enumerate(cut(param, view)):
-        seen = rule.matrix_shape(block.shape, group)
-        blank = rule.init_factors(seen, block.dtype, torch.device("meta"), group)
-        suffix = "" if view is None else f".{number}"
+    numbers = [None] if view is None else _numbers(view)
+    for number, each in zip(numbers, cut(param, view, _counts_matrices(group)), strict=True):
+        seen = rule.matrix_shape(each.shape, group)
+        blank = rule.init_factors(seen, each.dtype, torch.device("meta"), group)
+        suffix = "" if number is None else f".{number}"
         blanks.update({name + suffix: factor for name, factor in blank.items()})
     return blanks
 
@@ -212,7 +224,7 @@ def _step_bucket(
     assert isinstance(rule, MatrixRule)
     factors = sorted(batch.factor_sizes(shape))
     homes: dict[str, list[Tensor]] = {
-        name: [_block(part, part.member.state[name]) for part in bucket] for name in batch.element_state
+        name: [part.block(part.member.state[name]) for part in bucket] for name in batch.element_state
     }
     homes |= {name: [part.member.state[part.state_name(name)] for part in bucket] for name in factors}
 
@@ -251,27 +263,21 @@ def _keys(batch: ParamBatch, recipe: UpdateConfig, bucket: list[Part], dims: int
     return tuple(column.view(-1, *([1] * dims)) for column in columns)
 
 
-def _block(part: Part, whole: Tensor) -> Tensor:
-    """What belongs to the part of a tensor of its parameter's shape."""
-    if part.view is None:
-        return whole
-    dim = 0 if part.view[0] == "rows" else 1
-    return whole.narrow(dim, part.start, part.param.shape[dim])
-
-
 def _indices(bucket: list[Part], shape: tuple[int, ...]) -> Tensor:
     """Every element's place in its whole parameter, so that noise does not depend on how it is cut."""
     device = bucket[0].param.device
     if all(part.view is None for part in bucket):
         return torch.arange(math.prod(shape), device=device).view(1, *shape)
-    places = []
-    for part in bucket:
-        block = torch.arange(part.param.numel(), device=device)
-        if part.view is not None:
-            whole, dim = part.member.param.shape, 0 if part.view[0] == "rows" else 1
-            width, inner = part.param.shape[dim], math.prod(whole[dim + 1 :])
-            # An element of the block is (outer, at, inner); in the whole parameter `at` begins at `start`.
-            outer, rest = block // (width * inner), block % (width * inner)
-            block = outer * (whole[dim] * inner) + part.start * inner + rest
-        places.append(block.reshape(shape))
-    return torch.stack(places)
+    return torch.stack([_places(part).reshape(shape) for part in bucket])
+
+
+def _places(part: Part) -> Tensor:
+    """The places of a part's elements in its parameter, in the order in which the rule sees them."""
+    # Of a tensor that has its places in memory one after another, a block's strides say where it lies.
+    seen = part.block(torch.empty(part.member.param.shape, device="meta"))
+    device = part.param.device
+    places = torch.full((1,) * seen.dim(), int(seen.storage_offset()), device=device)
+    for dim, (size, stride) in enumerate(zip(seen.shape, seen.stride(), strict=True)):
+        along = torch.arange(size, device=device) * stride
+        places = places + along.view([-1 if at == dim else 1 for at in range(seen.dim())])
+    return places

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,7 @@ class Reasons:
         left_out: the frozen tensors that can never train and are in no group, each with its dtype.
         ambiguities: what build() had to guess about the model's outputs, as warnings.
         fallback: the name of the rule for what the main rule does not take.
+        known_views: names of the parameters whose view build() knew without being told.
     """
 
     why: Mapping[str, str] = field(default_factory=dict)
@@ -39,6 +40,7 @@ class Reasons:
     left_out: tuple[str, ...] = ()
     ambiguities: tuple[str, ...] = ()
     fallback: str | None = None
+    known_views: Collection[str] = ()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Sequence
 
 from steepest.explain.rows import Row, Total
-from steepest.views import View
+from steepest.views import View, is_transposed
 
 __all__ = ["as_text", "starred"]
 
@@ -70,10 +70,13 @@ def _reason(row: Row) -> str:
 def _words(view: View | str | None) -> str:
     if view is None or isinstance(view, str):
         return view or ""
-    kind, sizes = view
+    kind, sizes = view[:2]
+    words = [] if kind == "whole" else [kind]
     if len(sizes) > 1 and len(set(sizes)) == 1:
-        return f"{kind} {len(sizes)}×{sizes[0]}"
-    return f"{kind} {'+'.join(map(str, sizes))}"
+        words.append(f"{len(sizes)}×{sizes[0]}")
+    elif sizes:
+        words.append("+".join(map(str, sizes)))
+    return " ".join(words + ["transposed"] * is_transposed(view))
 
 
 def _columns(lines: list[tuple[str, ...]], width: int) -> list[str]:

@@ -55,7 +55,8 @@ def find_warnings(
             "overrides={...: " + repr(main) + "} gives it some"
         )
     warnings += reasons.ambiguities
-    told = {name for group in groups for name in (group.get("views") or {})}
+    # A view that the user gave settles what a matrix is; one that build() knew, how it is stored.
+    told = {name for group in groups for name in (group.get("views") or {})} - set(reasons.known_views)
     by_name = {starred(row.name): text for row in training if (text := _doubt(row, main, told))}
     return warnings + list(by_name.values())
 
@@ -79,27 +80,31 @@ def _doubt(row: Row, main: str, told: set[str]) -> str | None:
         return doubt
     if sum(size > 1 for size in row.shape) <= 1:
         return f"{name} {row.shape} is a vector in a matrix's shape, and {row.rule!r} takes matrices"
-    if len(row.shape) == 2 and row.view is None and row.name not in told:
-        fused = _looks_fused(name, row.shape)
+    whole = row.view is None or (not isinstance(row.view, str) and row.view[0] == "whole")
+    if len(row.shape) == 2 and whole and row.name not in told:
+        fused = _looks_fused(name, row.shape, stored_transposed=row.view is not None)
         return doubt if fused is None else f"{name} {row.shape} {fused}"
     return doubt
 
 
-def _looks_fused(name: str, shape: tuple[int, ...]) -> str | None:
-    """What to say of a matrix that may be several."""
-    out, into = shape
-    asks = "may be query, key and value in one. If it is: views={" + repr(name) + ": "
-    whole = "}; if it is one matrix, None there says so"
+def _looks_fused(name: str, shape: tuple[int, ...], *, stored_transposed: bool) -> str | None:
+    """What to say of a matrix that may be several, with the view that would say so."""
+    out, into = shape[::-1] if stored_transposed else shape
     called = _QKV.search(name) is not None
+    what, blocks = "query, key and value", "..."
     if out == 3 * into:
-        return f"{asks}rows({into}, {into}, {into}){whole}"
-    if called and into == 3 * out:
-        return f"{asks}columns({out}, {out}, {out}){whole}"
-    if called:
-        return f"{asks}rows(...)" + whole
-    if _GATE_UP.search(name) and out % 2 == 0:
-        return (
-            "may be two projections in one. If it is: views={"
-            + f"{name!r}: rows({out // 2}, {out // 2}){whole}"
-        )
-    return None
+        blocks = f"{into}, {into}, {into}"
+    elif called and into == 3 * out:
+        # No projection has three times as many inputs as outputs: it is stored [in, out].
+        blocks, stored_transposed = f"{out}, {out}, {out}", True
+    elif not called:
+        if not _GATE_UP.search(name) or out % 2 != 0:
+            return None
+        what, blocks = "two projections", f"{out // 2}, {out // 2}"
+    view, whole = f"rows({blocks})", "None"
+    if stored_transposed:
+        view, whole = f"transposed(columns({blocks}))", "transposed()"
+    return (
+        f"may be {what} in one. If it is: views={{{name!r}: {view}}}; "
+        f"if it is one matrix, {whole} there says so"
+    )

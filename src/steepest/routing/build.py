@@ -22,7 +22,7 @@ from steepest.routing.unsupported import refuse
 from steepest.rule import find_rule
 from steepest.rules.muon import Muon
 from steepest.rules.orthogonalized import OrthogonalizedOptimizer
-from steepest.views import View, rows
+from steepest.views import View, is_transposed, rows
 
 __all__ = ["build"]
 
@@ -58,7 +58,9 @@ def build(
     Matrices that are known to be fused are stepped apart: query, key and value of
     ``nn.MultiheadAttention``, the gates of torch's recurrent layers, the groups of a convolution. Those
     of other modules are taken whole, since nobody but their author knows the layout; ``explain()``
-    names those that look fused, and ``views`` tells.
+    names those that look fused, and ``views`` tells. Weights that are known to be stored [in, out], where
+    rules read [out, in], are seen transposed: torch's transposed convolutions, Hugging Face's Conv1D and
+    the experts of its gpt-oss, Llama 4 and others that say so.
 
     Shared tensors are stepped once, under the first of their names. Frozen parameters are included, as in
     torch's own optimizers: they are skipped as long as they have no gradient, cost no state, and train
@@ -80,7 +82,9 @@ def build(
             them, or not). Of several that match, the later wins, option by option. A rule that is
             neither the main one nor the fallback has its own defaults otherwise.
         views: glob of parameter names -> the matrices a parameter consists of
-            (:func:`steepest.views.rows` and kin); None takes it whole. Used by rules that see matrices.
+            (:func:`steepest.views.rows` and kin), or that it is stored [in, out]
+            (:func:`steepest.views.transposed`); None takes it whole, as it is stored. Used by rules that
+            see matrices.
         decay_vectors: decay norms, biases and gains too. What the model lists in ``no_weight_decay()``,
             or marks with ``_no_weight_decay``, is never decayed, unless an override says how much.
         ternary: options of :class:`steepest.ternary.TernaryFlip` for a model with ternary layers, whose
@@ -123,6 +127,7 @@ def build(
     groups: list[Options] = []
     why: dict[str, str] = {}
     left_out: list[str] = []
+    known_views: set[str] = set()
     roles = find_roles(model, found)
     for tensor, role in zip(found, roles, strict=True):
         if not tensor.param.requires_grad and not _could_train(tensor.param):
@@ -133,8 +138,15 @@ def build(
         kept = any("weight_decay" in said[glob] for glob in matching(said, tensor))
         if exempt and not kept and "weight_decay" in find_rule(options["rule"]).hyper:
             options["weight_decay"] = 0.0
-        if not _add(groups, tensor, role, options, views):
-            why[tensor.name] += "; its view is not used"
+        group = _group_for(groups, tensor, role, options)
+        if globs := matching(views, tensor):
+            if "views" in find_rule(options["rule"]).hyper:
+                group.setdefault("views", {})[tensor.name] = views[globs[-1]]
+            else:
+                why[tensor.name] += "; its view is not used"
+        elif (view := _known_view(tensor, role, options)) is not None:
+            group.setdefault("views", {})[tensor.name] = view
+            known_views.add(tensor.name)
     order = [main["rule"], rest["rule"]]
     groups = [{**group.pop(_OPTIONS), **group} for group in groups]
     groups.sort(key=lambda group: order.index(group["rule"]) if group["rule"] in order else 2)
@@ -157,7 +169,7 @@ def build(
         votes = ternary if isinstance(ternary, Mapping) else {}
         optimizer = maker(model, groups, votes, **main)
     aliases = {tensor.name: tensor.names[1:] for tensor in found if len(tensor.names) > 1}
-    optimizer.reasons = Reasons(why, aliases, tuple(left_out), tuple(doubts), rest["rule"])
+    optimizer.reasons = Reasons(why, aliases, tuple(left_out), tuple(doubts), rest["rule"], known_views)
     for warning in optimizer.explain().warnings:
         if warning.startswith("nothing goes to"):
             warnings.warn(warning, UserWarning, stacklevel=2)
@@ -276,34 +288,31 @@ def _could_train(param: Tensor) -> bool:
     return real and param.dtype.itemsize >= 2 and param.layout is torch.strided
 
 
-def _add(
-    groups: list[Options],
-    tensor: Routed,
-    role: Role,
-    options: Options,
-    views: Mapping[str, View | None],
-) -> bool:
-    """Put a tensor into the group that has exactly its options, which is made if there is none.
-
-    Returns whether the tensor's view, if it is given one, is used.
-    """
-    known = find_rule(options["rule"]).hyper
-    if role.batch and "view" in known:
+def _group_for(groups: list[Options], tensor: Routed, role: Role, options: Options) -> Options:
+    """Put a tensor into the group that has exactly its options, which is made if there is none."""
+    if role.batch and "view" in find_rule(options["rule"]).hyper:
         options.setdefault("view", "batch")
     group = next((group for group in groups if _same(group[_OPTIONS], options)), None)
     if group is None:
         group = {"params": [], _OPTIONS: options}
         groups.append(group)
-    view = role.view
-    if role.batch and "view" not in known:
-        view = rows(*[1] * tensor.param.shape[0])
-    globs = matching(views, tensor)
     group["params"].append((tensor.name, tensor.param))
+    return group
+
+
+def _known_view(tensor: Routed, role: Role, options: Options) -> View | None:
+    """The view that a tensor is known to need under its rule and options; None where it needs none."""
+    known = find_rule(options["rule"]).hyper
     if "views" not in known:
-        return not globs
-    if globs or view is not None:
-        group.setdefault("views", {})[tensor.name] = views[globs[-1]] if globs else view
-    return True
+        return None
+    if role.batch and "view" not in known:
+        # A rule that merges dimensions, and for which both sides of a matrix are alike.
+        return rows(*[1] * tensor.param.shape[0])
+    counts_matrices = options.get("view") == "batch"
+    if is_transposed(role.view) and tensor.param.dim() > 2 and counts_matrices != role.batch:
+        # The user sees the dimensions otherwise: which of them to swap is not known then.
+        return None
+    return role.view
 
 
 def _same(one: Options, other: Options) -> bool:

@@ -11,7 +11,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from steepest.explain import BY_NAME
 from steepest.routing.output_layers import find_heads, is_conv, is_linear, is_lora_path, is_map, is_ternary
 from steepest.routing.tensors import Owner, Routed, is_vector
-from steepest.views import View, rows
+from steepest.views import View, is_transposed, rows, transposed
 
 __all__ = ["Role", "find_roles"]
 
@@ -34,6 +34,17 @@ _TABLE = re.compile(
     r"^query(_?\d+)?$"
 )
 _EXPERT_COUNTS = ("num_experts", "n_experts", "num_local_experts", "n_routed_experts", "num_routed_experts")
+# Classes of Hugging Face whose experts are stored as [experts, in, out]; newer ones say it by is_transposed.
+_TRANSPOSED_EXPERTS = frozenset(
+    {
+        "AriaGroupedExpertsGemm",
+        "GptOssExperts",
+        "Llama4TextExperts",
+        "OpenAIPrivacyFilterExperts",
+        "Qwen3VLMoeTextExperts",
+    }
+)
+_TRANSPOSED_CONVS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _GATES = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1, nn.LSTMCell: 4, nn.GRUCell: 3, nn.RNNCell: 1}
 
 
@@ -44,7 +55,8 @@ class Role:
     Attributes:
         kind: one word; ``"linear"``, ``"head"``, ``"embedding"``, ``"norm"``, ...
         reason: why it is that, for people.
-        view: of a parameter that is known to be several matrices, which; else None.
+        view: of a parameter that is known to be several matrices, or to be stored transposed, how; else
+            None.
         batch: whether the leading dimensions count matrices.
     """
 
@@ -108,11 +120,12 @@ def _role(tensor: Routed, heads: dict[int, str]) -> Role:
         return Role("bias", layer) if _BIAS.search(owner.local) else Role("gain", f"a vector of {layer}")
     for each in tensor.owners:
         if id(each.module) in heads and each.local == "weight":
-            return Role("head", heads[id(each.module)])
+            return Role("head", heads[id(each.module)], _stored(param, each.module))
     if is_linear(owner.module) and owner.local == "weight":
         if is_vector(param):
             return Role("vector", f"{layer} with a single row or column")
-        return Role("linear", f"{layer}, hidden")
+        view = _stored(param, owner.module)
+        return Role("linear", f"{layer}, hidden" + (", stored [in, out]" if view else ""), view)
     if is_conv(owner.module) and owner.local == "weight":
         return _convolution(param, owner.module)
     if isinstance(owner.module, (nn.RNNBase, nn.RNNCellBase)):
@@ -160,12 +173,24 @@ def _convolution(param: Tensor, module: nn.Module) -> Role:
     layer, groups = _called(module), int(module.groups)  # type: ignore[arg-type]
     if is_vector(param):
         return Role("vector", f"{layer} with a single row or column")
-    if groups == 1:
-        return Role("conv", f"{layer}, a matrix [{'in' if 'Transpose' in layer else 'out'}, rest]")
-    block = param.shape[0] // groups
-    if block == 1 or groups == module.in_channels:
+    if groups > 1 and groups in (module.in_channels, module.out_channels):
         return Role("depthwise", f"{layer}, filters for each channel apart, and no matrix")
-    return Role("conv", f"{layer} in {groups} groups, a matrix each", rows(*[block] * groups))
+    view = _stored(param, module)
+    reason = f"{layer}, a matrix [out, rest]" if groups == 1 else f"{layer} in {groups} groups, a matrix each"
+    return Role("conv", reason + (", stored [in, out, ...]" if is_transposed(view) else ""), view)
+
+
+def _stored(param: Tensor, module: nn.Module) -> View | None:
+    """How the weight of a linear layer or convolution is stored; None for one matrix [out, rest].
+
+    Hugging Face's Conv1D is recognized without importing transformers.
+    """
+    if is_conv(module):
+        groups = int(module.groups)  # type: ignore[arg-type]
+        blocks = None if groups == 1 else rows(*[param.shape[0] // groups] * groups)
+        return transposed(blocks) if isinstance(module, _TRANSPOSED_CONVS) else blocks
+    conv1d = type(module).__name__ == "Conv1D" and getattr(module, "nf", None) == param.shape[-1]
+    return transposed() if conv1d else None
 
 
 def _recurrent(param: Tensor, owner: Owner) -> Role:
@@ -198,7 +223,10 @@ def _loose(param: Tensor, owner: Owner) -> Role:
     if getattr(param, "_no_weight_decay", False):
         return Role("gain", f"{layer}'s, marked _no_weight_decay")
     if param.dim() == 3 and _holds_experts(param, owner):
-        return Role("experts", f"{param.shape[0]} experts' matrices of {layer}", batch=True)
+        reason = f"{param.shape[0]} experts' matrices of {layer}"
+        if _experts_are_transposed(owner.module):
+            return Role("experts", f"{reason}, stored [in, out]", transposed(), batch=True)
+        return Role("experts", reason, batch=True)
     return Role("unknown", f"{param.dim()} dimensions, owned by {layer}, which is not known")
 
 
@@ -208,3 +236,9 @@ def _holds_experts(param: Tensor, owner: Owner) -> bool:
     if any(count is not None for count in counts):
         return param.shape[0] in counts
     return any(_EXPERTS.search(word) for word in (type(owner.module).__name__, owner.path, owner.local))
+
+
+def _experts_are_transposed(module: nn.Module) -> bool:
+    """Whether experts are stored as [experts, in, out]: the module says so, or its class is known for it."""
+    says = getattr(module, "is_transposed", None)
+    return says if isinstance(says, bool) else type(module).__name__ in _TRANSPOSED_EXPERTS
