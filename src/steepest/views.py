@@ -35,7 +35,7 @@ _TRANSPOSED = "transposed"
 
 
 def rows(*sizes: int) -> View:
-    """Blocks of rows (dimension 0) of these sizes: a fused QKV projection is ``rows(d, d, d)``.
+    """Cut rows (dimension 0) into blocks of these sizes: a fused QKV projection is ``rows(d, d, d)``.
 
     Raises:
         ValueError: no sizes, or one that is not an integer ≥ 1.
@@ -47,7 +47,7 @@ def rows(*sizes: int) -> View:
 
 
 def columns(*sizes: int) -> View:
-    """Blocks of columns, or of whatever dimension 1 is, of these sizes.
+    """Cut columns (dimension 1) into blocks of these sizes.
 
     Raises:
         ValueError: no sizes, or one that is not an integer ≥ 1.
@@ -59,7 +59,7 @@ def columns(*sizes: int) -> View:
 
 
 def heads(count: int, size: int) -> View:
-    """``count`` blocks of ``size`` rows each: every head by itself.
+    """Cut rows into ``count`` blocks of ``size`` rows each: one per attention head.
 
     Raises:
         ValueError: ``count`` or ``size`` is not an integer ≥ 1.
@@ -68,17 +68,17 @@ def heads(count: int, size: int) -> View:
     ('rows', (64, 64, 64))
     """
     if not (_is_size(count) and _is_size(size)):
-        raise ValueError(f"heads() takes how many and their size, integers ≥ 1, got {count!r} and {size!r}")
+        raise ValueError(f"heads() takes a count and a size, integers ≥ 1, got {count!r} and {size!r}")
     return rows(*([size] * int(count)))
 
 
 def transposed(view: View | None = None) -> View:
-    """The parameter, or each block of ``view``, with its two dimensions swapped: stored [in, out].
+    """See a parameter that is stored as [in, out], or each block of ``view``, as [out, in].
 
     Blocks are cut in the dimensions in which the parameter is stored: GPT-2's fused ``c_attn``, a Conv1D of
-    shape [d, 3d], is ``transposed(columns(d, d, d))``. Of more dimensions than two the first two are
-    swapped, which is right for ``nn.ConvTranspose2d``; in a group with ``view="batch"``, where leading
-    dimensions count matrices, the last two.
+    shape [d, 3d], is ``transposed(columns(d, d, d))``. Dimensions 0 and 1 are swapped, also if there are
+    more, as ``nn.ConvTranspose2d`` needs it; in a group with ``view="batch"``, where leading dimensions
+    count matrices, the last two are.
 
     Raises:
         ValueError: ``view`` is no view, or is transposed already.
@@ -101,7 +101,7 @@ def is_transposed(view: View | None) -> bool:
 
 
 def _is_view(view: Any) -> bool:
-    """Whether it is a view, by its form alone."""
+    """Whether the value has the form of a view; its sizes are not checked."""
     if not isinstance(view, (tuple, list)) or not 2 <= len(view) <= 3:
         return False
     return view[0] in _DIMENSIONS and (len(view) == 2 or view[2] == _TRANSPOSED)
@@ -110,7 +110,7 @@ def _is_view(view: Any) -> bool:
 def _sizes(sizes: tuple[int, ...]) -> tuple[int, ...]:
     if not sizes or not all(_is_size(size) for size in sizes):
         raise ValueError(f"a view needs block sizes, integers ≥ 1, got {sizes!r}")
-    # Other libraries' integers would keep a checkpoint from loading.
+    # A checkpoint with other libraries' integers would not load with weights_only=True.
     return tuple(int(size) for size in sizes)
 
 
@@ -119,7 +119,7 @@ def _is_size(value: Any) -> bool:
 
 
 def fused_parameters() -> Hyperparameter:
-    """The option ``views`` of rules that see matrices; what the views are is checked with the parameters."""
+    """Make the option ``views`` of rules that see matrices; each view is checked with its parameter."""
     return Hyperparameter(
         None, lambda value: value is None or isinstance(value, Mapping), "None or a dict of views by name"
     )
@@ -147,11 +147,11 @@ def check_view(who: str, view: Any, shape: torch.Size) -> None:
 
 
 def cut(tensor: torch.Tensor, view: View | None, batch: bool = False) -> list[torch.Tensor]:
-    """The blocks, as views of the tensor's memory; the tensor itself without a view.
+    """Cut a tensor into the blocks of a view, which share its memory; without a view it is the only block.
 
     Args:
-        tensor: the parameter, or what has its shape.
-        view: which blocks.
+        tensor: the parameter, or another tensor of its shape.
+        view: the view.
         batch: whether leading dimensions count matrices, as in a group with ``view="batch"``.
     """
     if view is None:
@@ -162,7 +162,7 @@ def cut(tensor: torch.Tensor, view: View | None, batch: bool = False) -> list[to
 
 
 def _turned(tensor: torch.Tensor, view: View, batch: bool) -> torch.Tensor:
-    """A block as the rules see it: [out, in, ...], or [..., out, in] in a batch."""
+    """Swap a block's dimensions if the view says so: [out, in, ...], or [..., out, in] in a batch."""
     if not is_transposed(view):
         return tensor
     return tensor.transpose(-2, -1) if batch else tensor.transpose(0, 1)

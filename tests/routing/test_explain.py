@@ -23,7 +23,7 @@ blocks.*.proj.weight (2)  8×8    muon   0.001  0.1              linear: Linear,
 blocks.*.up.weight (2)    32×8   muon   0.001  0.1              linear: Linear, hidden
 blocks.*.down.weight (2)  8×32   muon   0.001  0.1              linear: Linear, hidden
 wte.weight                20×8   adamw  0.001  0.1              embedding: Embedding, a row for each
-                                                                input, and the output head
+                                                                input, and the output layer
                                                                 lm_head.weight (tied)
 wpe.weight                6×8    adamw  0.001  0.1              embedding: Embedding, a row for each
                                                                 input
@@ -138,7 +138,7 @@ def test_a_fused_projection_that_is_stored_transposed_is_cut_by_columns(extra: d
     assert {row.name: (row.kind, row.view) for row in explanation.rows if len(row.shape) == 2} == {
         "c_attn.weight": ("linear", transposed() if extra else None),
         "c_fc.weight": ("linear", transposed()),
-        "lm_head.weight": ("head", None),
+        "lm_head.weight": ("output", None),
     }
     (warning,) = explanation.warnings
     suggestion = warning.partition("views=")[2].partition("; ")[0]
@@ -175,7 +175,7 @@ class Unknown(nn.Module):
 
 def test_warns_of_modules_that_it_does_not_know():
     warnings = steepest.build(Unknown(), "muon").explain().warnings[1:]
-    assert "mix (4, 5) belongs to a module that is not known, and goes to 'adamw'" in warnings[0]
+    assert "mix (4, 5) belongs to an unknown module, and goes to 'adamw'" in warnings[0]
     assert "overrides={'mix': 'muon'}" in warnings[0]
     assert "overrides={'mixes': {'rule': 'muon', 'view': 'batch'}}" in warnings[1]
     overrides = {"mix": "muon", "mixes": {"rule": "muon", "view": "batch"}}

@@ -163,7 +163,7 @@ def test_a_matrix_that_nobody_knows_is_decayed_and_warned_of(name: str):
     optimizer = steepest.build(model, "muon", weight_decay=0.25)
     row = next(row for row in optimizer.explain().rows if row.name.endswith(name))
     assert (row.rule, row.weight_decay) == ("adamw", 0.25)
-    assert any("belongs to a module that is not known" in line for line in warnings_of(Holder(name, 4, 4)))
+    assert any("belongs to an unknown module" in line for line in warnings_of(Holder(name, 4, 4)))
 
 
 def test_positions_are_no_guess_and_an_override_settles_one():
