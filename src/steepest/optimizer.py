@@ -74,7 +74,7 @@ class Optimizer(torch.optim.Optimizer):
     rule: ClassVar[Rule]
 
     reasons: Reasons | None = None
-    """Why every tensor is where it is, as :func:`steepest.build` wrote it down for :meth:`explain`."""
+    """Why each tensor has its rule; :func:`steepest.build` sets it for :meth:`explain`."""
 
     def __init_subclass__(cls, rule: Rule | None = None, **kwargs: Any) -> None:
         """``class Lion(Optimizer, rule=LionRule())`` makes rule and class known by the rule's name."""
@@ -232,11 +232,10 @@ class Optimizer(torch.optim.Optimizer):
         return sum(value.numel() * value.element_size() for value in entries if isinstance(value, Tensor))
 
     def explain(self) -> Explanation:
-        """What every tensor gets and why: rows and totals, and as a string a table.
+        """Explain what each tensor gets and why: rows and totals, and as a string a table.
 
-        The reasons are :func:`steepest.build`'s; a tensor that was given by hand is said to be "set by
-        hand". Copies and pickles keep the reasons; a state dict has none, since the optimizer that loads it
-        has its own.
+        The reasons are those of :func:`steepest.build`; for other tensors they are "set by hand". Copies
+        and pickles keep the reasons; state dicts do not, because the optimizer that loads one has its own.
 
         >>> optimizer = Optimizer({"layer.weight": torch.nn.Parameter(torch.ones(4, 2))}.items(), rule="lion")
         >>> optimizer.explain().rows[0].rule, optimizer.explain().totals[0].state_bytes
@@ -302,7 +301,7 @@ class Optimizer(torch.optim.Optimizer):
             after.remove()
 
     def __getstate__(self) -> dict[str, Any]:
-        """What copies and pickles keep: torch's own, and the reasons."""
+        """Return what copies and pickles keep: torch's part, and the reasons."""
         state: dict[str, Any] = super().__getstate__()
         return state if self.reasons is None else {**state, "reasons": self.reasons}
 

@@ -1,26 +1,41 @@
-"""Fused parameters: how to say that one parameter is several logical matrices.
+"""Views: how to say that one parameter is several matrices, or that it is stored transposed.
 
 A view is plain data, so that it lives in a param group and in a checkpoint:
-``views={"attn.qkv.weight": rows(d, d, d)}``, keyed by parameter name.
+``views={"attn.qkv.weight": rows(d, d, d)}``, keyed by parameter name. It is ``(kind, sizes)``, or
+``(kind, sizes, "transposed")`` for a weight that its layer stores as [in, out]; rules read [out, in].
 """
 
 from __future__ import annotations
 
 import numbers
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from steepest.hyperparameters import Hyperparameter
 
-__all__ = ["View", "check_view", "columns", "cut", "fused_parameters", "heads", "rows"]
+__all__ = [
+    "View",
+    "check_view",
+    "columns",
+    "cut",
+    "fused_parameters",
+    "heads",
+    "is_transposed",
+    "rows",
+    "transposed",
+]
 
-View = tuple[str, tuple[int, ...]]
+View: TypeAlias = tuple[str, tuple[int, ...]] | tuple[str, tuple[int, ...], str]
+
+# The dimension that a kind of view cuts; None cuts nothing.
+_DIMENSIONS = {"rows": 0, "columns": 1, "whole": None}
+_TRANSPOSED = "transposed"
 
 
 def rows(*sizes: int) -> View:
-    """Blocks of rows (dimension 0) of these sizes: a fused QKV projection is ``rows(d, d, d)``.
+    """Cut rows (dimension 0) into blocks of these sizes: a fused QKV projection is ``rows(d, d, d)``.
 
     Raises:
         ValueError: no sizes, or one that is not an integer ≥ 1.
@@ -32,7 +47,7 @@ def rows(*sizes: int) -> View:
 
 
 def columns(*sizes: int) -> View:
-    """Blocks of columns, or of whatever dimension 1 is, of these sizes.
+    """Cut columns (dimension 1) into blocks of these sizes.
 
     Raises:
         ValueError: no sizes, or one that is not an integer ≥ 1.
@@ -44,7 +59,7 @@ def columns(*sizes: int) -> View:
 
 
 def heads(count: int, size: int) -> View:
-    """``count`` blocks of ``size`` rows each: every head by itself.
+    """Cut rows into ``count`` blocks of ``size`` rows each: one per attention head.
 
     Raises:
         ValueError: ``count`` or ``size`` is not an integer ≥ 1.
@@ -53,14 +68,49 @@ def heads(count: int, size: int) -> View:
     ('rows', (64, 64, 64))
     """
     if not (_is_size(count) and _is_size(size)):
-        raise ValueError(f"heads() takes how many and their size, integers ≥ 1, got {count!r} and {size!r}")
+        raise ValueError(f"heads() takes a count and a size, integers ≥ 1, got {count!r} and {size!r}")
     return rows(*([size] * int(count)))
+
+
+def transposed(view: View | None = None) -> View:
+    """See a parameter that is stored as [in, out], or each block of ``view``, as [out, in].
+
+    Blocks are cut in the dimensions in which the parameter is stored: GPT-2's fused ``c_attn``, a Conv1D of
+    shape [d, 3d], is ``transposed(columns(d, d, d))``. Dimensions 0 and 1 are swapped, also if there are
+    more, as ``nn.ConvTranspose2d`` needs it; in a group with ``view="batch"``, where leading dimensions
+    count matrices, the last two are.
+
+    Raises:
+        ValueError: ``view`` is no view, or is transposed already.
+
+    >>> transposed()
+    ('whole', (), 'transposed')
+    >>> transposed(columns(4, 4, 4))
+    ('columns', (4, 4, 4), 'transposed')
+    """
+    if view is None:
+        return "whole", (), _TRANSPOSED
+    if not _is_view(view) or is_transposed(view):
+        raise ValueError(f"transposed() takes rows(...), columns(...), heads(...) or None, got {view!r}")
+    return view[0], view[1], _TRANSPOSED
+
+
+def is_transposed(view: View | None) -> bool:
+    """Whether the blocks are seen transposed."""
+    return view is not None and len(view) == 3
+
+
+def _is_view(view: Any) -> bool:
+    """Whether the value has the form of a view; its sizes are not checked."""
+    if not isinstance(view, (tuple, list)) or not 2 <= len(view) <= 3:
+        return False
+    return view[0] in _DIMENSIONS and (len(view) == 2 or view[2] == _TRANSPOSED)
 
 
 def _sizes(sizes: tuple[int, ...]) -> tuple[int, ...]:
     if not sizes or not all(_is_size(size) for size in sizes):
         raise ValueError(f"a view needs block sizes, integers ≥ 1, got {sizes!r}")
-    # Other libraries' integers would keep a checkpoint from loading.
+    # A checkpoint with other libraries' integers would not load with weights_only=True.
     return tuple(int(size) for size in sizes)
 
 
@@ -69,7 +119,7 @@ def _is_size(value: Any) -> bool:
 
 
 def fused_parameters() -> Hyperparameter:
-    """The option ``views`` of rules that see matrices; what the views are is checked with the parameters."""
+    """Make the option ``views`` of rules that see matrices; each view is checked with its parameter."""
     return Hyperparameter(
         None, lambda value: value is None or isinstance(value, Mapping), "None or a dict of views by name"
     )
@@ -77,21 +127,42 @@ def fused_parameters() -> Hyperparameter:
 
 def check_view(who: str, view: Any, shape: torch.Size) -> None:
     """Raise ``ValueError`` unless the blocks fill the parameter's dimension exactly."""
-    kind, sizes = view if isinstance(view, (tuple, list)) and len(view) == 2 else (None, ())
-    if kind not in ("rows", "columns"):
-        raise ValueError(f"{who}: a view is rows(...), columns(...) or heads(...), got {view!r}")
+    if not _is_view(view):
+        raise ValueError(
+            f"{who}: a view is rows(...), columns(...), heads(...) or transposed(...), got {view!r}"
+        )
+    kind, sizes = view[:2]
     if not isinstance(sizes, (tuple, list)) or any(type(size) is not int or size < 1 for size in sizes):
         raise ValueError(f"{who}: a view's block sizes are integers ≥ 1, got {sizes!r}")
-    dim = 0 if kind == "rows" else 1
-    if len(shape) <= dim or sum(sizes) != shape[dim]:
+    dim = _DIMENSIONS[kind]
+    if dim is None:
+        if len(sizes) > 0:
+            raise ValueError(f"{who}: a view of the whole parameter has no block sizes, got {sizes!r}")
+    elif len(shape) <= dim or sum(sizes) != shape[dim]:
         raise ValueError(
             f"{who} has shape {tuple(shape)}; {kind}{tuple(sizes)} covers {sum(sizes)} of dimension {dim}"
         )
+    if is_transposed(view) and len(shape) < 2:
+        raise ValueError(f"{who} has shape {tuple(shape)}: a vector cannot be seen transposed")
 
 
 def cut(tensor: torch.Tensor, view: View | None, batch: bool = False) -> list[torch.Tensor]:
-    """The blocks, as views of the tensor's memory; the tensor itself without a view."""
+    """Cut a tensor into the blocks of a view, which share its memory; without a view it is the only block.
+
+    Args:
+        tensor: the parameter, or another tensor of its shape.
+        view: the view.
+        batch: whether leading dimensions count matrices, as in a group with ``view="batch"``.
+    """
     if view is None:
         return [tensor]
-    kind, sizes = view
-    return list(torch.split(tensor, list(sizes), dim=0 if kind == "rows" else 1))
+    dim = _DIMENSIONS[view[0]]
+    blocks = [tensor] if dim is None else torch.split(tensor, list(view[1]), dim=dim)
+    return [_turned(each, view, batch) for each in blocks]
+
+
+def _turned(tensor: torch.Tensor, view: View, batch: bool) -> torch.Tensor:
+    """Swap a block's dimensions if the view says so: [out, in, ...], or [..., out, in] in a batch."""
+    if not is_transposed(view):
+        return tensor
+    return tensor.transpose(-2, -1) if batch else tensor.transpose(0, 1)

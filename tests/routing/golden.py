@@ -9,7 +9,7 @@ Entry = tuple[str, object, str]
 NORM: Entry = ("adamw", None, "norm")
 BIAS: Entry = ("adamw", None, "bias")
 GAIN: Entry = ("adamw", None, "gain")
-HEAD: Entry = ("adamw", None, "head")
+OUTPUT: Entry = ("adamw", None, "output")
 EMBEDDING: Entry = ("adamw", None, "embedding")
 LINEAR: Entry = ("muon", None, "linear")
 CONV: Entry = ("muon", "flatten", "conv")
@@ -60,7 +60,7 @@ GOLDEN: dict[str, dict[str, Entry]] = {
             },
         ),
         "norm.weight": NORM,
-        "lm_head.weight": HEAD,
+        "lm_head.weight": OUTPUT,
     },
     "resnet": {
         "conv1.weight": CONV,
@@ -79,7 +79,7 @@ GOLDEN: dict[str, dict[str, Entry]] = {
                 "downsample.weight": CONV,
             },
         ),
-        "fc.weight": HEAD,
+        "fc.weight": OUTPUT,
         "fc.bias": BIAS,
     },
     "vit": {
@@ -90,7 +90,7 @@ GOLDEN: dict[str, dict[str, Entry]] = {
         **_each(2, "blocks", {**BLOCK, "gamma": GAIN}),
         "norm.weight": NORM,
         "norm.bias": NORM,
-        "head.weight": HEAD,
+        "head.weight": OUTPUT,
         "head.bias": BIAS,
     },
     "sasrec": {
@@ -116,7 +116,7 @@ GOLDEN: dict[str, dict[str, Entry]] = {
         "layers.0.experts.up": ("muon", "batch", "experts"),
         "layers.0.experts.up_bias": BIAS,
         "layers.0.experts.down": ("muon", "batch", "experts"),
-        "output_projection.weight": HEAD,
+        "output_projection.weight": OUTPUT,
         "output_projection.bias": BIAS,
     },
     "lora": {
@@ -126,7 +126,7 @@ GOLDEN: dict[str, dict[str, Entry]] = {
         "wrapped.base.bias": BIAS,
         "dense.weight": LINEAR,
         "dense.bias": BIAS,
-        "classifier.weight": HEAD,
+        "classifier.weight": OUTPUT,
         "classifier.bias": BIAS,
     },
     "lstm": {
@@ -140,7 +140,7 @@ GOLDEN: dict[str, dict[str, Entry]] = {
         "gru.weight_hh_l0": ("muon", ("rows", (8, 8, 8)), "recurrent"),
         "gru.bias_ih_l0": BIAS,
         "gru.bias_hh_l0": BIAS,
-        "out.weight": HEAD,
+        "out.weight": OUTPUT,
         "out.bias": BIAS,
     },
     "weight_normed": {
@@ -154,7 +154,7 @@ GOLDEN: dict[str, dict[str, Entry]] = {
         "older.bias": BIAS,
         "older.weight_g": GAIN,
         "older.weight_v": LINEAR,
-        "last.weight": HEAD,
+        "last.weight": OUTPUT,
         "last.bias": BIAS,
     },
     "mlp": {
@@ -163,7 +163,7 @@ GOLDEN: dict[str, dict[str, Entry]] = {
         "1.weight": GAIN,
         "2.weight": LINEAR,
         "2.bias": BIAS,
-        "4.weight": HEAD,
+        "4.weight": OUTPUT,
         "4.bias": BIAS,
     },
 }

@@ -229,7 +229,7 @@ def test_a_view_must_fit():
         (TypeError, r"overrides must be a dict .*got \['a'\]", {"overrides": ["a"]}),
         (TypeError, r"views must be a dict .*got \['a'\]", {"views": ["a"]}),
         (TypeError, r"'momentun' \(did you mean 'momentum'\?\)", {"momentun": 0.9}),
-        (TypeError, "'betas': it is no option of 'muon'. An option of the fallback", {"betas": (0.9, 0.9)}),
+        (TypeError, "'betas': it is no option of 'muon'. Options of the fallback", {"betas": (0.9, 0.9)}),
         (TypeError, "fallback: 'beta' is no option of 'adamw'", {"fallback": {"rule": "adamw", "beta": 1}}),
         (TypeError, r"overrides\['wte.\*'\]: 'lrr' is no option", {"overrides": {"wte.*": {"lrr": 1}}}),
         (TypeError, "'views' is no option", {"overrides": {"wte.*": {"views": {}}}}),

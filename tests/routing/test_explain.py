@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import steepest
-from steepest.views import rows
+from steepest.views import columns, rows, transposed
 
 from .zoo import GPT, LoRA, MoE, ViT
 
@@ -23,7 +23,7 @@ blocks.*.proj.weight (2)  8×8    muon   0.001  0.1              linear: Linear,
 blocks.*.up.weight (2)    32×8   muon   0.001  0.1              linear: Linear, hidden
 blocks.*.down.weight (2)  8×32   muon   0.001  0.1              linear: Linear, hidden
 wte.weight                20×8   adamw  0.001  0.1              embedding: Embedding, a row for each
-                                                                input, and the output head
+                                                                input, and the output layer
                                                                 lm_head.weight (tied)
 wpe.weight                6×8    adamw  0.001  0.1              embedding: Embedding, a row for each
                                                                 input
@@ -119,24 +119,45 @@ def test_a_fused_suggestion_can_be_followed_as_it_is_written():
 
 
 class Conv1D(nn.Module):
-    """A linear layer stored [in, out], as GPT-2's in Hugging Face."""
+    """A linear layer stored [in, out], as GPT-2's in Hugging Face; theirs has ``nf``."""
 
-    def __init__(self, into: int, out: int) -> None:
+    def __init__(self, into: int, out: int, **extra: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(into, out))
         self.bias = nn.Parameter(torch.ones(out))
+        for name, value in extra.items():
+            setattr(self, name, value)
 
 
-def test_a_fused_projection_that_is_stored_transposed_is_cut_by_columns():
-    model = nn.ModuleDict({"c_attn": Conv1D(4, 12), "c_fc": Conv1D(4, 16), "lm_head": nn.Linear(4, 9)})
+@pytest.mark.parametrize("extra", [{"nf": 12}, {}], ids=["known", "of another library"])
+def test_a_fused_projection_that_is_stored_transposed_is_cut_by_columns(extra: dict[str, int]):
+    model = nn.ModuleDict(
+        {"c_attn": Conv1D(4, 12, **extra), "c_fc": Conv1D(4, 16, nf=16), "lm_head": nn.Linear(4, 9)}
+    )
     explanation = steepest.build(model, "muon").explain()
-    assert {row.name: row.kind for row in explanation.rows if len(row.shape) == 2} == {
-        "c_attn.weight": "linear",
-        "c_fc.weight": "linear",
-        "lm_head.weight": "head",
+    assert {row.name: (row.kind, row.view) for row in explanation.rows if len(row.shape) == 2} == {
+        "c_attn.weight": ("linear", transposed() if extra else None),
+        "c_fc.weight": ("linear", transposed()),
+        "lm_head.weight": ("output", None),
     }
-    assert len(explanation.warnings) == 1
-    assert "views={'c_attn.weight': columns(4, 4, 4)}" in explanation.warnings[0]
+    (warning,) = explanation.warnings
+    suggestion = warning.partition("views=")[2].partition("; ")[0]
+    assert suggestion == "{'c_attn.weight': transposed(columns(4, 4, 4))}"
+    assert warning.endswith("if it is one matrix, transposed() there says so")
+    given = eval(suggestion, {"transposed": transposed, "columns": columns})
+    for views in (given, {"c_attn.weight": transposed()}):
+        settled = steepest.build(model, "muon", views=views).explain()
+        assert not settled.warnings
+        assert {row.name: row.view for row in settled.rows}["c_attn.weight"] == views["c_attn.weight"]
+    assert "columns 3×4 transposed" in str(steepest.build(model, "muon", views=given).explain())
+
+
+def test_other_fused_projections_that_are_stored_transposed():
+    model = nn.ModuleDict({"gate_up": Conv1D(4, 10, nf=10), "c_attn": Conv1D(4, 8, nf=8)})
+    model["last"] = nn.Linear(4, 9)
+    gate_up, cross = steepest.build(model, "muon", overrides={"last.*": "adamw"}).explain().warnings
+    assert "views={'gate_up.weight': transposed(columns(5, 5))}" in gate_up
+    assert "views={'c_attn.weight': transposed(columns(...))}" in cross
 
 
 def test_warns_of_a_vector_that_is_given_to_a_rule_for_matrices():
@@ -154,7 +175,7 @@ class Unknown(nn.Module):
 
 def test_warns_of_modules_that_it_does_not_know():
     warnings = steepest.build(Unknown(), "muon").explain().warnings[1:]
-    assert "mix (4, 5) belongs to a module that is not known, and goes to 'adamw'" in warnings[0]
+    assert "mix (4, 5) belongs to an unknown module, and goes to 'adamw'" in warnings[0]
     assert "overrides={'mix': 'muon'}" in warnings[0]
     assert "overrides={'mixes': {'rule': 'muon', 'view': 'batch'}}" in warnings[1]
     overrides = {"mix": "muon", "mixes": {"rule": "muon", "view": "batch"}}

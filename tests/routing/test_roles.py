@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import steepest
+from steepest.views import rows, transposed
 
 
 class Holder(nn.Module):
@@ -50,7 +51,11 @@ def kind_of(module: nn.Module) -> tuple[str, str, object]:
         (nn.Conv2d(8, 16, 3, groups=8), ("adamw", "depthwise", "flatten")),
         (nn.Conv2d(1, 8, 3), ("muon", "conv", "flatten")),
         (nn.Conv2d(8, 8, 3, groups=2), ("muon", "conv", ("rows", (4, 4)))),
-        (nn.ConvTranspose2d(8, 4, 3, groups=2), ("muon", "conv", ("rows", (4, 4)))),
+        (nn.ConvTranspose1d(8, 4, 3), ("muon", "conv", transposed())),
+        (nn.ConvTranspose2d(8, 4, 3, groups=2), ("muon", "conv", transposed(rows(4, 4)))),
+        (nn.ConvTranspose3d(8, 4, 3), ("muon", "conv", transposed())),
+        (nn.ConvTranspose2d(8, 8, 3, groups=8), ("adamw", "depthwise", "flatten")),
+        (nn.ConvTranspose2d(8, 4, 3, groups=4), ("adamw", "depthwise", "flatten")),
         (nn.Conv3d(2, 4, 3), ("muon", "conv", "flatten")),
         (nn.Conv2d(1, 1, (1, 5)), ("adamw", "vector", "flatten")),
         (nn.Linear(4, 1), ("adamw", "vector", None)),
@@ -158,7 +163,7 @@ def test_a_matrix_that_nobody_knows_is_decayed_and_warned_of(name: str):
     optimizer = steepest.build(model, "muon", weight_decay=0.25)
     row = next(row for row in optimizer.explain().rows if row.name.endswith(name))
     assert (row.rule, row.weight_decay) == ("adamw", 0.25)
-    assert any("belongs to a module that is not known" in line for line in warnings_of(Holder(name, 4, 4)))
+    assert any("belongs to an unknown module" in line for line in warnings_of(Holder(name, 4, 4)))
 
 
 def test_positions_are_no_guess_and_an_override_settles_one():

@@ -111,7 +111,7 @@ def test_explain_lists_every_ternary_tensor_with_its_rule_and_why():
     assert (total.tensors, total.parameters, total.state_bytes) == (2, 169, 169)
     kinds = {row.name: row.kind for row in table.rows}
     assert kinds["0.scale"] == kinds["3.scale"] == "gain"
-    assert kinds["4.weight"] == "head"
+    assert kinds["4.weight"] == "output"
     assert {row.weight_decay for row in table.rows if row.kind == "gain"} == {0.0}
     text = str(table)
     assert "ternary_flip" in text

@@ -45,8 +45,10 @@ def cut_blocks(config: UpdateConfig, tensor: Tensor, view: Any) -> list[tuple[st
     """(suffix, block) of every matrix of a tensor of the parameter's shape."""
     if view is None:
         return [("", tensor)]
-    stacked = config.group.get("view") == "batch"
-    return [(f".{number}", block) for number, block in enumerate(cut(tensor, view, stacked))]
+    blocks = cut(tensor, view, config.group.get("view") == "batch")
+    if not view[1]:  # a whole one, transposed
+        return [("", blocks[0])]
+    return [(f".{number}", block) for number, block in enumerate(blocks)]
 
 
 def blocks_of(config: UpdateConfig, member: ParamUpdate) -> list[MatrixBlock]:

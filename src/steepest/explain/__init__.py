@@ -1,4 +1,4 @@
-"""What every tensor of an optimizer gets, and why: rows and totals, what looks wrong in them, and a table."""
+"""Explain what each tensor of an optimizer gets, and why: rows, totals, warnings, and a table."""
 
 from steepest.explain.explanation import Explanation, explain
 from steepest.explain.rows import BY_NAME, Reasons, Row, Total

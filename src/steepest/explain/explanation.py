@@ -1,4 +1,4 @@
-"""Explain an optimizer's param groups: the rows, their totals, and what is noted and warned of."""
+"""Explain an optimizer's param groups: rows, totals, notes and warnings in one object."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Explanation", "explain"]
 
 @dataclass(frozen=True)
 class Explanation:
-    """What every tensor gets: plain data, and as a string a table that fits the terminal.
+    """What each tensor gets, as plain data; ``str()`` makes a table that fits the terminal.
 
     In the table, tensors whose names differ only in numbers share one line, with ``*`` for the number:
     that is a pattern as ``steepest.build(..., overrides=..., views=...)`` take them.
@@ -24,8 +24,8 @@ class Explanation:
     Attributes:
         rows: every tensor, in the order of the param groups.
         totals: per rule.
-        notes: what is not in the rows and is as it should be: tied, frozen and left-out tensors.
-        warnings: what is probably not meant.
+        notes: facts that are as they should be: tied, frozen and left-out tensors.
+        warnings: likely mistakes.
     """
 
     rows: tuple[Row, ...]
@@ -37,7 +37,7 @@ class Explanation:
         return self.table(shutil.get_terminal_size((110, 24)).columns)
 
     def table(self, width: int = 110) -> str:
-        """The table with lines of at most ``width`` characters, or 80 if that is more."""
+        """Format the table with lines of at most ``width`` characters, but never fewer than 80."""
         return as_text(self.rows, self.totals, self.notes, self.warnings, max(width, 80))
 
 
@@ -52,8 +52,8 @@ def explain(
     Args:
         groups: the param groups, with the rule's options filled in.
         main: the name of the rule of the groups that name none.
-        reasons: what :func:`steepest.build` decided; None if the groups were made by hand.
-        others: what trains and is no parameter.
+        reasons: those of :func:`steepest.build`; None if the groups were made by hand.
+        others: rows of tensors that train and are not parameters.
     """
     reasons = reasons or Reasons()
     own = make_rows(groups, reasons)

@@ -1,8 +1,8 @@
-"""One row a tensor: what it gets, by reading the param groups, and why, as build() wrote it down."""
+"""Rows of the explanation: what each tensor gets, read from the param groups, and build()'s reasons."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from steepest.views import View
 
 __all__ = ["BY_NAME", "Reasons", "Row", "Total", "make_rows", "make_totals", "state_bytes"]
 
-# The end of a reason that rests on a name alone: explain() warns of it.
+# How a reason ends that rests on a name alone; explain() warns about those.
 BY_NAME = "by its name alone"
 
 _BY_HAND = "set by hand"
@@ -23,14 +23,15 @@ _BY_HAND = "set by hand"
 
 @dataclass(frozen=True)
 class Reasons:
-    """Why :func:`steepest.build` gave every tensor what it got; kept on the optimizer, in no checkpoint.
+    """Why :func:`steepest.build` routed each tensor as it did; kept on the optimizer, not in checkpoints.
 
     Attributes:
         why: parameter name -> ``"kind: reason"``.
-        aliases: parameter name -> its other names, where it is tied or shared.
-        left_out: the frozen tensors that can never train and are in no group, each with its dtype.
-        ambiguities: what build() had to guess about the model's outputs, as warnings.
-        fallback: the name of the rule for what the main rule does not take.
+        aliases: parameter name -> its other names, if it is tied or shared.
+        left_out: frozen tensors that can never train and are in no group, with their dtypes.
+        ambiguities: warnings about output layers that build() had to guess.
+        fallback: the name of the rule for the tensors that the main rule does not take.
+        known_views: names of the parameters whose view build() found by itself.
     """
 
     why: Mapping[str, str] = field(default_factory=dict)
@@ -38,6 +39,7 @@ class Reasons:
     left_out: tuple[str, ...] = ()
     ambiguities: tuple[str, ...] = ()
     fallback: str | None = None
+    known_views: Collection[str] = ()
 
 
 @dataclass(frozen=True)
@@ -45,19 +47,19 @@ class Row:
     """One tensor.
 
     Attributes:
-        name: the parameter's name, or its place if it has none.
-        aliases: its other names, where it is tied or shared.
+        name: the parameter's name, or its position if it has none.
+        aliases: its other names, if it is tied or shared.
         shape: its shape.
         rule: the rule's name.
-        lr: the group's learning rate now; NaN for what has none.
-        weight_decay: the group's weight decay now; 0 for a rule without.
-        view: how a rule that sees matrices sees it: blocks, ``"batch"``, ``"flatten"``, ``"merge"`` (the
+        lr: the group's current learning rate; NaN if it has none.
+        weight_decay: the group's current weight decay; 0 if the rule has none.
+        view: how a rule that sees matrices sees it: a view, ``"batch"``, ``"flatten"``, ``"merge"`` (the
             most square matrix, PSGD's), or None.
         why: the kind of tensor and the reason, as ``"kind: reason"``; ``"set by hand"`` for a tensor that
             :func:`steepest.build` did not route.
         frozen: whether it requires no gradient.
         parameters: number of elements.
-        state_bytes: of its state once it has been stepped; 0 while it is frozen.
+        state_bytes: bytes of its state once it has been stepped; 0 while it is frozen.
     """
 
     name: str
@@ -80,7 +82,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Total:
-    """The sums of a rule: tensors, their elements, bytes of state; frozen ones counted apart."""
+    """A rule's sums: tensors, elements, bytes of state, and how many of the tensors are frozen."""
 
     rule: str
     tensors: int
@@ -90,8 +92,8 @@ class Total:
 
 
 def make_rows(groups: Sequence[Mapping[str, Any]], reasons: Reasons) -> list[Row]:
-    """The rows of all parameters, in the order of the groups."""
-    # Taken out as they are used: a group that is added later may repeat a name.
+    """Make the rows of all parameters, in the order of the groups."""
+    # Each reason is used once: a group that was added later may repeat a name.
     why, aliases = dict(reasons.why), dict(reasons.aliases)
     rows = []
     for group_index, group in enumerate(groups):
@@ -117,7 +119,7 @@ def make_rows(groups: Sequence[Mapping[str, Any]], reasons: Reasons) -> list[Row
 
 
 def make_totals(rows: Iterable[Row]) -> tuple[Total, ...]:
-    """The sums of every rule, in the order in which the rules appear."""
+    """Sum up the rows of every rule, in the order in which the rules appear."""
     by_rule: dict[str, list[Row]] = {}
     for row in rows:
         by_rule.setdefault(row.rule, []).append(row)
@@ -134,7 +136,7 @@ def make_totals(rows: Iterable[Row]) -> tuple[Total, ...]:
 
 
 def _view(rule: Rule, param: Tensor, label: str | None, group: Group) -> View | str | None:
-    """How the rule sees the parameter; None for a matrix as it is, and for a rule that sees no matrices."""
+    """How the rule sees the parameter; None for a plain matrix, and for a rule that sees no matrices."""
     if "views" not in rule.hyper:
         return None
     view: View | None = (group.get("views") or {}).get(label)

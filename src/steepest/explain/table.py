@@ -1,4 +1,4 @@
-"""The explanation as text: a table that fits the terminal, totals, notes and warnings."""
+"""Format an explanation as text: a table that fits the terminal, totals, notes and warnings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Sequence
 
 from steepest.explain.rows import Row, Total
-from steepest.views import View
+from steepest.views import View, is_transposed
 
 __all__ = ["as_text", "starred"]
 
@@ -18,7 +18,7 @@ _NUMBER = re.compile(r"(?<![^.\s'])\d+(?=\.)|(?<=\.)\d+(?![^.\s'])")
 def as_text(
     rows: Sequence[Row], totals: Sequence[Total], notes: Sequence[str], warnings: Sequence[str], width: int
 ) -> str:
-    """The table with lines of at most ``width`` characters."""
+    """Format the table with lines of at most ``width`` characters."""
     head = ("tensor", "shape", "rule", "lr", "decay", "view", "why")
     lines = _columns([head, *_merged(rows)], width)
     lines.append("")
@@ -37,12 +37,12 @@ def as_text(
 
 
 def starred(text: str) -> str:
-    """The text with ``*`` for every number that is a whole part of a name."""
+    """Replace every number that is a whole part of a name by ``*``."""
     return _NUMBER.sub("*", text)
 
 
 def _merged(rows: Sequence[Row]) -> list[tuple[str, ...]]:
-    """The cells of every line of the table: rows that differ only in numbers in their names together."""
+    """The cells of every line; rows whose names differ only in numbers share one line."""
     together: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         cells = (
@@ -64,20 +64,25 @@ def _merged(rows: Sequence[Row]) -> list[tuple[str, ...]]:
 
 
 def _reason(row: Row) -> str:
+    """The reason, with a mark for frozen tensors."""
     return row.why + ("; frozen" if row.frozen else "")
 
 
 def _words(view: View | str | None) -> str:
+    """A view in words: ``"rows 3×8 transposed"``."""
     if view is None or isinstance(view, str):
         return view or ""
-    kind, sizes = view
+    kind, sizes = view[:2]
+    words = [] if kind == "whole" else [kind]
     if len(sizes) > 1 and len(set(sizes)) == 1:
-        return f"{kind} {len(sizes)}×{sizes[0]}"
-    return f"{kind} {'+'.join(map(str, sizes))}"
+        words.append(f"{len(sizes)}×{sizes[0]}")
+    elif sizes:
+        words.append("+".join(map(str, sizes)))
+    return " ".join(words + ["transposed"] * is_transposed(view))
 
 
 def _columns(lines: list[tuple[str, ...]], width: int) -> list[str]:
-    """Aligned columns; the first and the last are wrapped where they are too wide."""
+    """Align the columns; wrap the first and the last if they are too wide."""
     sizes = [max(len(line[at]) for line in lines) for at in range(6)]
     reason = min(max(len(line[6]) for line in lines), max(24, width // 4))
     sizes[0] = max(12, min(sizes[0], width - sum(sizes[1:]) - 2 * 6 - reason))
@@ -98,6 +103,7 @@ def _columns(lines: list[tuple[str, ...]], width: int) -> list[str]:
 
 
 def _bytes(count: int) -> str:
+    """A number of bytes with its unit."""
     for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if count >= size:
             return f"{count / size:.1f} {unit}"

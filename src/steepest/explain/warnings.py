@@ -1,4 +1,4 @@
-"""What explain() notes and warns of: what is in no row, and what is probably not meant."""
+"""Write the notes and warnings of explain(): facts that no row shows, and likely mistakes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _GATE_UP = re.compile(r"gate_up|gate_and_up|w1_?w?3|w1_?w?2$", re.IGNORECASE)
 
 
 def find_notes(rows: Sequence[Row], main: str, reasons: Reasons) -> list[str]:
-    """What is as it should be: tied, frozen and left-out tensors, a fallback without use, undecayed ones."""
+    """Note tied, frozen and left-out tensors, an unused fallback, and vectors that are not decayed."""
     notes = [
         f"{row.name} is also {', '.join(row.aliases)}: stepped once, under its first name"
         for row in rows
@@ -27,12 +27,12 @@ def find_notes(rows: Sequence[Row], main: str, reasons: Reasons) -> list[str]:
     if frozen:
         notes.append(
             f"{len(frozen)} frozen tensors ({sum(row.parameters for row in frozen):,} parameters) are not "
-            "stepped and have no state; one that is thawed trains on with the rule shown"
+            "stepped and have no state; if unfrozen, they train with the rule shown"
         )
     if reasons.left_out:
         shown = ", ".join(reasons.left_out[:3]) + (", ..." if len(reasons.left_out) > 3 else "")
         notes.append(
-            f"{len(reasons.left_out)} frozen tensors are left out, since they can never train: {shown}"
+            f"{len(reasons.left_out)} frozen tensors are left out because they can never train: {shown}"
         )
     if reasons.fallback not in (None, main) and not find_rule(main).hidden_only:
         notes.append(f"the fallback {reasons.fallback!r} is not used: {main!r} takes every tensor")
@@ -46,7 +46,7 @@ def find_notes(rows: Sequence[Row], main: str, reasons: Reasons) -> list[str]:
 def find_warnings(
     groups: Sequence[Mapping[str, Any]], rows: Sequence[Row], main: str, reasons: Reasons
 ) -> list[str]:
-    """What is probably not meant, tensors whose names differ only in numbers named once."""
+    """Warn of likely mistakes; tensors whose names differ only in numbers share one warning."""
     warnings = []
     training = [row for row in rows if not row.frozen]
     if training and find_rule(main).hidden_only and not any(row.rule == main for row in training):
@@ -55,51 +55,53 @@ def find_warnings(
             "overrides={...: " + repr(main) + "} gives it some"
         )
     warnings += reasons.ambiguities
-    told = {name for group in groups for name in (group.get("views") or {})}
-    by_name = {starred(row.name): text for row in training if (text := _doubt(row, main, told))}
+    # A view from the user says what the matrix is. A view that build() found only says how it is stored.
+    told = {name for group in groups for name in (group.get("views") or {})} - set(reasons.known_views)
+    by_name = {starred(row.name): text for row in training if (text := _ambiguity(row, main, told))}
     return warnings + list(by_name.values())
 
 
-def _doubt(row: Row, main: str, told: set[str]) -> str | None:
-    """What to say of a tensor that may be something else than it is taken for; None if it is clear."""
+def _ambiguity(row: Row, main: str, told: set[str]) -> str | None:
+    """The warning for a tensor that may not be what it is taken for; None if it is unambiguous."""
     name = starred(row.name)
-    doubt = None
+    if find_rule(row.rule).hidden_only:
+        if sum(size > 1 for size in row.shape) <= 1:
+            return f"{name} {row.shape} is a vector in a matrix's shape, and {row.rule!r} takes matrices"
+        whole = row.view is None or (not isinstance(row.view, str) and row.view[0] == "whole")
+        if len(row.shape) == 2 and whole and row.name not in told:
+            fused = _looks_fused(name, row.shape, stored_transposed=row.view is not None)
+            if fused is not None:
+                return f"{name} {row.shape} {fused}"
     guessed = row.why.endswith(BY_NAME) and row.kind != "override"
-    if (row.kind == "unknown" or guessed) and find_rule(main).hidden_only:
-        taken = (
-            f"is taken for a {row.kind}, {BY_NAME}" if guessed else "belongs to a module that is not known"
-        )
-        asks, answer = "it is the matrix of a hidden layer", repr(main)
-        if len(row.shape) > 2:
-            asks = "its leading dimension counts matrices"
-            answer = f"{{'rule': {main!r}, 'view': 'batch'}}"
-        settled = f"overrides={{{name!r}: {answer}}}"
-        doubt = f"{name} {row.shape} {taken}, and goes to {row.rule!r}. If {asks}: {settled}"
-    if not find_rule(row.rule).hidden_only:
-        return doubt
-    if sum(size > 1 for size in row.shape) <= 1:
-        return f"{name} {row.shape} is a vector in a matrix's shape, and {row.rule!r} takes matrices"
-    if len(row.shape) == 2 and row.view is None and row.name not in told:
-        fused = _looks_fused(name, row.shape)
-        return doubt if fused is None else f"{name} {row.shape} {fused}"
-    return doubt
+    if not (row.kind == "unknown" or guessed) or not find_rule(main).hidden_only:
+        return None
+    taken = f"is taken for a {row.kind}, {BY_NAME}" if guessed else "belongs to an unknown module"
+    condition, answer = "it is the matrix of a hidden layer", repr(main)
+    if len(row.shape) > 2:
+        condition = "its leading dimension counts matrices"
+        answer = f"{{'rule': {main!r}, 'view': 'batch'}}"
+    override = f"overrides={{{name!r}: {answer}}}"
+    return f"{name} {row.shape} {taken}, and goes to {row.rule!r}. If {condition}: {override}"
 
 
-def _looks_fused(name: str, shape: tuple[int, ...]) -> str | None:
-    """What to say of a matrix that may be several."""
-    out, into = shape
-    asks = "may be query, key and value in one. If it is: views={" + repr(name) + ": "
-    whole = "}; if it is one matrix, None there says so"
+def _looks_fused(name: str, shape: tuple[int, ...], *, stored_transposed: bool) -> str | None:
+    """The warning for a matrix that may be several, with the view to give; None if it does not look fused."""
+    out, into = shape[::-1] if stored_transposed else shape
     called = _QKV.search(name) is not None
+    what, blocks = "query, key and value", "..."
     if out == 3 * into:
-        return f"{asks}rows({into}, {into}, {into}){whole}"
-    if called and into == 3 * out:
-        return f"{asks}columns({out}, {out}, {out}){whole}"
-    if called:
-        return f"{asks}rows(...)" + whole
-    if _GATE_UP.search(name) and out % 2 == 0:
-        return (
-            "may be two projections in one. If it is: views={"
-            + f"{name!r}: rows({out // 2}, {out // 2}){whole}"
-        )
-    return None
+        blocks = f"{into}, {into}, {into}"
+    elif called and into == 3 * out:
+        # A QKV projection has more outputs than inputs, so this one is stored as [in, out].
+        blocks, stored_transposed = f"{out}, {out}, {out}", True
+    elif not called:
+        if not _GATE_UP.search(name) or out % 2 != 0:
+            return None
+        what, blocks = "two projections", f"{out // 2}, {out // 2}"
+    view, whole = f"rows({blocks})", "None"
+    if stored_transposed:
+        view, whole = f"transposed(columns({blocks}))", "transposed()"
+    return (
+        f"may be {what} in one. If it is: views={{{name!r}: {view}}}; "
+        f"if it is one matrix, {whole} there says so"
+    )

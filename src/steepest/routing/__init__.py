@@ -1,4 +1,4 @@
-"""Which tensor gets which rule, decided by the module that owns it and by its role there."""
+"""Route a model's tensors: decide which rule each of them gets, from its role in the module that owns it."""
 
 from steepest.routing.build import build
 from steepest.routing.roles import Role, find_roles

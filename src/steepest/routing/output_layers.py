@@ -1,21 +1,22 @@
-"""Which layers are a model's outputs: the linear maps onto its vocabulary, classes or targets.
+"""Find a model's output layers: the linear maps onto its vocabulary, classes or targets.
 
-In this order, and the first that finds any layer decides, except that the first three add up:
+The rules below are tried in this order. What the first three find adds up; the fourth is used only if they
+find nothing.
 
-1. The model says so: ``get_output_embeddings()`` (Hugging Face), ``get_classifier()`` (timm).
-2. A name that is an output's wherever it stands (``lm_head``, ``classifier``, ``to_logits``, ...): the
-   last linear map of the module so named.
-3. A name that is often an output's (``head``, ``policy_head``, ``cls_preds``, ``fc``, ``out``, ...), if
-   no hidden layer is registered after it and no other output takes as many inputs as it has outputs.
-4. No name: the last linear map in registration order, if the model has another layer.
+1. The model declares them: ``get_output_embeddings()`` (Hugging Face), ``get_classifier()`` (timm).
+2. A module has a name that always means an output (``lm_head``, ``classifier``, ``to_logits``, ...): its last
+   linear map is an output layer.
+3. A module has a name that often means an output (``head``, ``policy_head``, ``cls_preds``, ``fc``, ``out``,
+   ...). It counts if no hidden layer is registered after it and if no other output layer takes as many inputs
+   as it has outputs.
+4. Without such a name, the last linear map in registration order is taken, if the model has another layer.
 
-A layer within a repeated block (an element of a ``ModuleList``, or one of several modules of one class
-side by side) is never an output, and rule 4 takes none of torch's attention and transformer layers. An
-embedding that is tied to a linear map is the output, which roles.py sees from the tensor, and rule 4 is
-left out then.
+A layer inside a repeated block (an element of a ``ModuleList``, or one of several sibling modules of one
+class) is never an output, and rule 4 skips the layers inside torch's attention and transformer modules. An
+embedding that is tied to a linear map is also the output; roles.py sees that from the shared tensor, and
+rule 4 is then skipped.
 
-What rule 4 finds is a guess, and a name that does not count may be an output for all that: doubts.py
-has the warnings.
+Rule 4 is a guess, and rule 3 may reject a real output: ambiguities.py writes warnings for both.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from torch import nn
 
 __all__ = [
     "BY_POSITION",
-    "find_heads",
+    "find_output_layers",
     "find_overlooked",
     "find_trailing",
     "is_conv",
@@ -75,9 +76,9 @@ _LIKELY = frozenset(
         "critic",
     ]
 )
-# Likely ones too, and outputs even where they seem to feed another.
+# Likely names as well; these are outputs even if they seem to feed another output layer.
 _HEAD = re.compile(r"((^|_)heads?\d*|_preds?)$")
-# What conditions the layers of an output module, and is not its output: DiT's final layer has one.
+# Layers that condition an output module and are not its output: DiT's final layer has one.
 _CONDITION = re.compile(r"modulation|ada_?(ln|norm)", re.IGNORECASE)
 BY_POSITION = "the last linear map; nothing follows it"
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
@@ -97,12 +98,12 @@ _LORA = frozenset(
 
 
 def is_conv(module: nn.Module) -> bool:
-    """Whether it is one of torch's convolutions."""
+    """Whether the module is one of torch's convolutions."""
     return isinstance(module, _CONVS)
 
 
 def is_linear(module: nn.Module) -> bool:
-    """A linear layer: torch's or a subclass, or a class called so (``ColumnParallelLinear``, ``Conv1D``)."""
+    """Whether the module is linear: ``nn.Linear``, a subclass, or named so (``ColumnParallelLinear``)."""
     if isinstance(module, nn.Linear):
         return True
     if is_ternary(module):
@@ -113,61 +114,61 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def is_ternary(module: nn.Module) -> bool:
-    """A ``TernaryLinear`` or a subclass, told by a mark, since that module imports this package."""
+    """Whether the module is a ``TernaryLinear``, told by a class attribute: that module imports this one."""
     return getattr(type(module), "_steepest_ternary", False) is True
 
 
 def is_map(module: nn.Module) -> bool:
-    """A layer that can be a model's output: linear or convolution."""
+    """Whether the module can be an output layer: linear or a convolution."""
     return is_linear(module) or is_conv(module)
 
 
 def is_lora_path(name: str) -> bool:
-    """Whether a part of the name is what LoRA's libraries call their factors."""
+    """Whether part of the name is one that LoRA libraries give to their factors."""
     return any(part.lower() in _LORA for part in name.split("."))
 
 
-def find_heads(model: nn.Module, *, tied: bool) -> dict[int, str]:
-    """``id`` of every output layer -> why it is one.
+def find_output_layers(model: nn.Module, *, tied: bool) -> dict[int, str]:
+    """Map the ``id`` of every output layer to the reason why it is one.
 
     Args:
         model: the model.
-        tied: whether an embedding is known to be an output; then position alone makes none.
+        tied: whether an embedding is known to be an output; then none is guessed from its position.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-    >>> find_heads(model, tied=False) == {id(model[2]): BY_POSITION}
+    >>> find_output_layers(model, tied=False) == {id(model[2]): BY_POSITION}
     True
     """
     modules, maps = _maps(model)
-    heads: dict[int, str] = {}
-    for path, method, head in _declared(modules):
-        heads.setdefault(id(head), f"{method}() of {path or type(model).__name__} returns it")
+    outputs: dict[int, str] = {}
+    for path, method, layer in _declared(modules):
+        outputs.setdefault(id(layer), f"{method}() of {path or type(model).__name__} returns it")
     certain = _named(modules, maps, _is_certain_name)
     likely = _trailing(modules, maps, _named(modules, maps, _is_output_name))
     for path, part in {**certain, **likely}.items():
-        heads.setdefault(id(modules[path]), f"the last linear map of {part!r}, outside repeated blocks")
+        outputs.setdefault(id(modules[path]), f"the last linear map of {part!r}, outside repeated blocks")
     others = sum(
         is_map(m) or isinstance(m, (nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.RNNCellBase))
         for m in modules.values()
     )
-    if not heads and not tied and maps and others > 1 and _nothing_after(modules, maps[-1]):
-        heads[id(modules[maps[-1]])] = BY_POSITION
-    return heads
+    if not outputs and not tied and maps and others > 1 and _nothing_after(modules, maps[-1]):
+        outputs[id(modules[maps[-1]])] = BY_POSITION
+    return outputs
 
 
-def find_overlooked(model: nn.Module, heads: Collection[int]) -> list[nn.Module]:
-    """Layers that are called as outputs are and are none of ``heads``.
+def find_overlooked(model: nn.Module, outputs: Collection[int]) -> list[nn.Module]:
+    """Find layers that are named like outputs but are not among ``outputs`` (ids of layers).
 
-    Those of an output module that is no ``Sequential`` are among them if the one that was taken has no
-    output's name of its own: the order of registration need not be that of use.
+    If an output module is not a ``Sequential`` and the layer taken from it has no output's name itself, the
+    module's other layers count too: the order of registration need not be the order of use.
     """
     modules, maps = _maps(model)
     found: dict[str, None] = {}
-    kept = [path for path in maps if id(modules[path]) in heads]
+    kept = [path for path in maps if id(modules[path]) in outputs]
     fed = {_widths(modules[path])[0] for path in kept}
     for path, part in _named(modules, maps, _is_output_name, siblings=True).items():
         module = modules[path]
-        if id(module) in heads:
+        if id(module) in outputs:
             root = _until(path, part)
             inner = [other for other in maps if other.startswith(f"{root}.")]
             inner = [other for other in inner if other != path and not _CONDITION.search(other)]
@@ -184,7 +185,7 @@ def find_overlooked(model: nn.Module, heads: Collection[int]) -> list[nn.Module]
 
 
 def find_trailing(model: nn.Module) -> list[nn.Module]:
-    """The last linear map, and its counterparts where it is in one of several modules of one class."""
+    """Find the last linear map, and its counterparts if its module has siblings of the same class."""
     modules, maps = _maps(model)
     if not maps:
         return []
@@ -203,7 +204,7 @@ def find_trailing(model: nn.Module) -> list[nn.Module]:
 
 
 def _maps(model: nn.Module) -> tuple[dict[str, nn.Module], list[str]]:
-    """All modules, and the paths of those that can be an output."""
+    """All modules by path, and the paths of those that can be output layers."""
     modules = dict(model.named_modules())
     return modules, [path for path, module in modules.items() if is_map(module) and not is_lora_path(path)]
 
@@ -218,7 +219,7 @@ def _is_output_name(name: str) -> bool:
 
 
 def _declared(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, str, nn.Module]]:
-    """(path, method, layer) of every output that a module of the model declares."""
+    """Yield (path, method, layer) for every output layer that a module of the model declares."""
     for path, module in modules.items():
         for method in ("get_output_embeddings", "get_classifier"):
             declare = getattr(module, method, None)
@@ -241,9 +242,10 @@ def _named(
     *,
     siblings: bool = False,
 ) -> dict[str, str]:
-    """Path of a linear map -> the part of its path that is an output's name.
+    """Map the path of a linear map to the part of its path that is an output's name.
 
-    With ``siblings`` also those in one of several modules of one class that are attributes of a module.
+    With ``siblings``, maps inside one of several sibling modules of one class are included if these are
+    attributes of their parent rather than elements of a container.
     """
     found: dict[str, str] = {}
     for root, module in modules.items():
@@ -261,7 +263,7 @@ def _named(
 
 
 def _trailing(modules: Mapping[str, nn.Module], maps: list[str], named: dict[str, str]) -> dict[str, str]:
-    """Those after which nothing comes but outputs and what is inside of them, and that feed none of them."""
+    """Keep the maps that are followed by output modules only and that feed none of those."""
     kept: dict[str, str] = {}
     for path in reversed(maps):
         if path in named:
@@ -276,12 +278,13 @@ def _trailing(modules: Mapping[str, nn.Module], maps: list[str], named: dict[str
 
 
 def _until(path: str, part: str) -> str:
+    """The path up to and including the given part."""
     parts = path.split(".")
     return ".".join(parts[: parts.index(part) + 1])
 
 
 def _widths(module: nn.Module) -> tuple[int, int]:
-    """(inputs, outputs) of a linear map."""
+    """(number of inputs, number of outputs) of a linear map."""
     if isinstance(module, nn.Linear) or is_ternary(module):
         return module.in_features, module.out_features  # type: ignore[return-value]
     if isinstance(module, _CONVS):
@@ -291,7 +294,7 @@ def _widths(module: nn.Module) -> tuple[int, int]:
 
 
 def _nothing_after(modules: Mapping[str, nn.Module], path: str) -> bool:
-    """Whether the map is no part of a repeated block and no recurrent layer is registered after it."""
+    """Whether the map is outside repeated blocks and no recurrent layer is registered after it."""
     after = list(modules)[list(modules).index(path) + 1 :]
     recurrent = any(isinstance(modules[each], (nn.RNNBase, nn.RNNCellBase)) for each in after)
     attention = isinstance(modules[path.rpartition(".")[0]], _LAYERS)
@@ -299,9 +302,10 @@ def _nothing_after(modules: Mapping[str, nn.Module], path: str) -> bool:
 
 
 def _in_block(modules: Mapping[str, nn.Module], path: str, root: str = "", *, siblings: bool = False) -> bool:
-    """Whether the layer is inside of a module, below ``root``, that stands in a row of its kind.
+    """Whether the layer is inside a repeated block below ``root``.
 
-    With ``siblings`` only the elements of a container do.
+    Repeated means an element of a ``ModuleList`` or one of several siblings of one class; with ``siblings``,
+    only siblings inside a container count.
     """
     parts = path.split(".") if path else []
     first = len(root.split(".")) if root else 0

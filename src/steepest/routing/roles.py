@@ -1,50 +1,71 @@
-"""What a parameter is in its model, decided by the module that owns it; by its name where nothing else is."""
+"""Find the role of each parameter, from the module that owns it; only unknown modules are judged by name."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from steepest.explain import BY_NAME
-from steepest.routing.output_layers import find_heads, is_conv, is_linear, is_lora_path, is_map, is_ternary
+from steepest.routing.output_layers import (
+    find_output_layers,
+    is_conv,
+    is_linear,
+    is_lora_path,
+    is_map,
+    is_ternary,
+)
 from steepest.routing.tensors import Owner, Routed, is_vector
-from steepest.views import View, rows
+from steepest.views import View, is_transposed, rows, transposed
 
 __all__ = ["Role", "find_roles"]
 
-# The kinds that are matrices of hidden layers; a rule for such matrices takes these and no others.
+# Matrices of hidden layers: a rule that is for such matrices takes these kinds and no others.
 _HIDDEN = frozenset({"linear", "conv", "attention", "recurrent", "experts"})
-# The kinds that are one vector, or gains: weight decay would pull them away from where they belong.
+# Vectors and gains, which are not decayed by default: zero is not where they belong.
 _VECTORS = frozenset({"norm", "bias", "gain"})
 
 _NORM = re.compile(r"norm(\d+d)?$", re.IGNORECASE)
-# A capital begins a word: ExpertsMLP holds experts, expertise does not.
+# A capital letter starts a new word: ExpertsMLP holds experts, Expertise does not.
 _EXPERTS = re.compile(r"(?i:experts?)($|[^a-z])|(?i:moe)")
 _BIAS = re.compile(r"(^|_)b(ias(es)?)?(_|$)")
-# Of two dimensions a `b` is more often the second of a pair of matrices.
+# For two dimensions or more: there `b` is more often the second of a pair of matrices.
 _BIAS_TABLE = re.compile(r"(^|_)bias(es)?(_|$)")
-# A position is one wherever it stands in the name; of the other words the last says what the thing is
-# (embed_proj projects), and `w_query` makes queries where `query` is one.
+# A word for positions counts anywhere in a name. The other words count only at the end, where they say what
+# the parameter is: embed_proj is a projection. `query` counts only alone, since w_query computes queries.
 _POSITIONS = re.compile(r"(^|_)(pos|positions?|positional)(_|$)")
 _TABLE = re.compile(
     r"(^|_)(embeds?|embeddings?|emb|tokens?|table|queries|latents?|codebook|prototypes?|memory)(_?\d+)?$|"
     r"^query(_?\d+)?$"
 )
 _EXPERT_COUNTS = ("num_experts", "n_experts", "num_local_experts", "n_routed_experts", "num_routed_experts")
+# Hugging Face's classes that store experts as [experts, in, out]. Newer releases also set `is_transposed` on
+# the modules; that attribute takes precedence, because the layout of a class has changed between releases.
+_TRANSPOSED_EXPERTS = frozenset(
+    {
+        "AriaGroupedExpertsGemm",
+        "GptOssExperts",
+        "Llama4TextExperts",
+        "OpenAIPrivacyFilterExperts",
+        "Qwen3VLMoeTextExperts",
+    }
+)
+_TRANSPOSED_CONVS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _GATES = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1, nn.LSTMCell: 4, nn.GRUCell: 3, nn.RNNCell: 1}
 
 
 @dataclass(frozen=True)
 class Role:
-    """What a parameter is.
+    """What a parameter is in its model.
 
     Attributes:
-        kind: one word; ``"linear"``, ``"head"``, ``"embedding"``, ``"norm"``, ...
-        reason: why it is that, for people.
-        view: of a parameter that is known to be several matrices, which; else None.
+        kind: one word: ``"linear"``, ``"output"``, ``"embedding"``, ``"norm"``, ...
+        reason: the reason, in words.
+        view: the view of a parameter that is known to be several matrices or to be stored transposed; None
+            for other parameters.
         batch: whether the leading dimensions count matrices.
     """
 
@@ -55,49 +76,50 @@ class Role:
 
     @property
     def hidden(self) -> bool:
-        """Whether it is a matrix of a hidden layer, or several."""
+        """Whether the parameter is one or several matrices of a hidden layer."""
         return self.kind in _HIDDEN
 
     @property
     def vector(self) -> bool:
-        """Whether it is a norm's, a bias or a gain: what is not decayed by default."""
+        """Whether the parameter is a norm's, a bias or a gain, which are not decayed by default."""
         return self.kind in _VECTORS
 
     @property
     def why(self) -> str:
-        """Kind and reason, as they stand in ``explain()``."""
+        """Kind and reason, as ``explain()`` shows them."""
         return f"{self.kind}: {self.reason}"
 
 
 def find_roles(model: nn.Module, tensors: list[Routed]) -> list[Role]:
-    """The role of every tensor of ``model``.
+    """Find the role of each of these tensors of ``model``.
 
     >>> from steepest.routing import find_tensors
     >>> model = nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 9))
     >>> [role.kind for role in find_roles(model, find_tensors(model))]
-    ['embedding', 'linear', 'bias', 'norm', 'norm', 'head', 'bias']
+    ['embedding', 'linear', 'bias', 'norm', 'norm', 'output', 'bias']
     """
     tied = any(_embedding(t) is not None and any(is_linear(o.module) for o in t.owners) for t in tensors)
-    heads = find_heads(model, tied=tied)
-    return [_role(tensor, heads) for tensor in tensors]
+    outputs = find_output_layers(model, tied=tied)
+    return [_role(tensor, outputs) for tensor in tensors]
 
 
-def _role(tensor: Routed, heads: dict[int, str]) -> Role:
+def _role(tensor: Routed, outputs: Mapping[int, str]) -> Role:
+    """The role of one tensor, given the output layers and the reason for each."""
     param, owner = tensor.param, tensor.owners[0]
     layer = _called(owner.module)
     if param.is_complex():
-        return Role("complex", "complex numbers are stepped element by element")
+        return Role("complex", "complex parameters are stepped element by element")
     embedding = _embedding(tensor)
     if embedding is not None:
-        outputs = [o.name for o in tensor.owners if is_linear(o.module)]
-        also = f", and the output head {', '.join(outputs)} (tied)" if outputs else ""
+        tied = [o.name for o in tensor.owners if is_linear(o.module)]
+        also = f", and the output layer {', '.join(tied)} (tied)" if tied else ""
         return Role("embedding", f"{_called(embedding.module)}, a row for each input{also}")
     if owner.kind == "magnitude":
         return Role("gain", f"the magnitudes of {layer}'s weight norm")
     if owner.kind == "factor":
-        return Role("factor", f"{layer}'s {owner.local} is computed from it by a parametrization")
+        return Role("factor", f"a parametrization computes {layer}'s {owner.local} from it")
     if is_lora_path(owner.name) and not is_vector(param):
-        return Role("lora", "a factor of a low-rank product; only the product is a matrix of the layer")
+        return Role("lora", "a factor of a low-rank product; the layer's matrix is the product")
     if isinstance(owner.module, nn.MultiheadAttention):
         return _attention(param, owner)
     if _is_norm(owner.module):
@@ -107,12 +129,13 @@ def _role(tensor: Routed, heads: dict[int, str]) -> Role:
     if param.dim() <= 1:
         return Role("bias", layer) if _BIAS.search(owner.local) else Role("gain", f"a vector of {layer}")
     for each in tensor.owners:
-        if id(each.module) in heads and each.local == "weight":
-            return Role("head", heads[id(each.module)])
+        if id(each.module) in outputs and each.local == "weight":
+            return Role("output", outputs[id(each.module)], _stored(param, each.module))
     if is_linear(owner.module) and owner.local == "weight":
         if is_vector(param):
             return Role("vector", f"{layer} with a single row or column")
-        return Role("linear", f"{layer}, hidden")
+        view = _stored(param, owner.module)
+        return Role("linear", f"{layer}, hidden" + (", stored [in, out]" if view else ""), view)
     if is_conv(owner.module) and owner.local == "weight":
         return _convolution(param, owner.module)
     if isinstance(owner.module, (nn.RNNBase, nn.RNNCellBase)):
@@ -123,13 +146,13 @@ def _role(tensor: Routed, heads: dict[int, str]) -> Role:
 
 
 def _called(module: nn.Module) -> str:
-    """The module's class, as its author knows it."""
+    """The name of the module's class, without what a parametrization made of it."""
     name = type_before_parametrizations(module).__name__
     return "Linear" if name == "NonDynamicallyQuantizableLinear" else name
 
 
 def _embedding(tensor: Routed) -> Owner | None:
-    """The first owner that looks rows up in it."""
+    """The first owner that looks up rows of the tensor; None if there is none."""
     for owner in tensor.owners:
         kind = type(owner.module).__name__
         alike = kind.endswith("Embedding") and not is_map(owner.module)
@@ -140,13 +163,14 @@ def _embedding(tensor: Routed) -> Owner | None:
 
 
 def _is_norm(module: nn.Module) -> bool:
+    """Whether the module is a normalization: one of torch's, or another that is named so and is no map."""
     torchs = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
     called = _NORM.search(type(module).__name__) is not None
     return isinstance(module, torchs) or (called and not is_map(module))
 
 
 def _attention(param: Tensor, owner: Owner) -> Role:
-    """``nn.MultiheadAttention``'s own parameters; its output projection is a module of its own."""
+    """The role of a parameter of ``nn.MultiheadAttention`` itself; its output projection is a submodule."""
     if "bias" in owner.local:
         return Role("bias", "MultiheadAttention")
     if owner.local == "in_proj_weight":
@@ -156,20 +180,34 @@ def _attention(param: Tensor, owner: Owner) -> Role:
 
 
 def _convolution(param: Tensor, module: nn.Module) -> Role:
-    """A convolution is a linear map of patches; one in groups is a block of it per group."""
+    """The role of a convolution's weight: a matrix that maps patches, or one such matrix per group."""
     layer, groups = _called(module), int(module.groups)  # type: ignore[arg-type]
     if is_vector(param):
         return Role("vector", f"{layer} with a single row or column")
-    if groups == 1:
-        return Role("conv", f"{layer}, a matrix [{'in' if 'Transpose' in layer else 'out'}, rest]")
-    block = param.shape[0] // groups
-    if block == 1 or groups == module.in_channels:
-        return Role("depthwise", f"{layer}, filters for each channel apart, and no matrix")
-    return Role("conv", f"{layer} in {groups} groups, a matrix each", rows(*[block] * groups))
+    if groups > 1 and groups in (module.in_channels, module.out_channels):
+        return Role("depthwise", f"{layer}, separate filters for each channel, which form no matrix")
+    view = _stored(param, module)
+    reason = (
+        f"{layer}, a matrix [out, rest]" if groups == 1 else f"{layer}, a matrix for each of {groups} groups"
+    )
+    return Role("conv", reason + (", stored [in, out, ...]" if is_transposed(view) else ""), view)
+
+
+def _stored(param: Tensor, module: nn.Module) -> View | None:
+    """How the weight of a linear layer or convolution is stored; None for one matrix [out, rest].
+
+    Hugging Face's Conv1D is recognized without importing transformers.
+    """
+    if is_conv(module):
+        groups = int(module.groups)  # type: ignore[arg-type]
+        blocks = None if groups == 1 else rows(*[param.shape[0] // groups] * groups)
+        return transposed(blocks) if isinstance(module, _TRANSPOSED_CONVS) else blocks
+    conv1d = type(module).__name__ == "Conv1D" and getattr(module, "nf", None) == param.shape[-1]
+    return transposed() if conv1d else None
 
 
 def _recurrent(param: Tensor, owner: Owner) -> Role:
-    """torch's recurrent layers: the gates stand below one another in every weight but the projection."""
+    """The role of a recurrent layer's parameter: all weights but the projection stack the gates' rows."""
     layer = _called(owner.module)
     if "bias" in owner.local:
         return Role("bias", layer)
@@ -182,7 +220,7 @@ def _recurrent(param: Tensor, owner: Owner) -> Role:
 
 
 def _loose(param: Tensor, owner: Owner) -> Role:
-    """A parameter of two or more dimensions of a module that is none of torch's layers."""
+    """The role of a parameter with two or more dimensions whose module is none of torch's layers."""
     layer, local = _called(owner.module), owner.local.lower()
     positions = _POSITIONS.search(local) is not None
     if positions or _TABLE.search(local):
@@ -198,13 +236,22 @@ def _loose(param: Tensor, owner: Owner) -> Role:
     if getattr(param, "_no_weight_decay", False):
         return Role("gain", f"{layer}'s, marked _no_weight_decay")
     if param.dim() == 3 and _holds_experts(param, owner):
-        return Role("experts", f"{param.shape[0]} experts' matrices of {layer}", batch=True)
-    return Role("unknown", f"{param.dim()} dimensions, owned by {layer}, which is not known")
+        reason = f"{param.shape[0]} experts' matrices of {layer}"
+        if _experts_are_transposed(owner.module):
+            return Role("experts", f"{reason}, stored [in, out]", transposed(), batch=True)
+        return Role("experts", reason, batch=True)
+    return Role("unknown", f"{param.dim()} dimensions, owned by {layer}, an unknown module")
 
 
 def _holds_experts(param: Tensor, owner: Owner) -> bool:
-    """Whether the first dimension counts experts: the module says so, or it is called so."""
+    """Whether the first dimension counts experts, by the module's attributes or else by its name."""
     counts = [getattr(owner.module, name, None) for name in _EXPERT_COUNTS]
     if any(count is not None for count in counts):
         return param.shape[0] in counts
     return any(_EXPERTS.search(word) for word in (type(owner.module).__name__, owner.path, owner.local))
+
+
+def _experts_are_transposed(module: nn.Module) -> bool:
+    """Whether experts are stored as [experts, in, out], by the module's attribute or else by its class."""
+    says = getattr(module, "is_transposed", None)
+    return says if isinstance(says, bool) else type(module).__name__ in _TRANSPOSED_EXPERTS

@@ -1,4 +1,4 @@
-"""A model's parameters, each once, with every module that owns it."""
+"""List a model's parameters, each once, with every module that owns it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ __all__ = ["Owner", "Routed", "find_tensors", "is_vector"]
 
 @dataclass(frozen=True)
 class Owner:
-    """One place where a parameter lives.
+    """A module that uses a parameter.
 
     Attributes:
-        name: the parameter's name there.
-        path: the module's.
-        module: the module that computes with it: of a parametrized weight the layer, not the list of
-            parametrizations; of an ``nn.ParameterList``, the module that has the list.
-        local: the attribute it is, becomes or is in, there: ``"weight"`` for the direction of a weight norm.
-        kind: ``"whole"``, ``"magnitude"`` (the lengths of a weight norm), or ``"factor"`` (whatever else
-            a parametrization computes the attribute from).
+        name: the parameter's name under this module.
+        path: the module's path in the model.
+        module: the module that computes with the parameter. For a parametrized weight it is the layer, not
+            the list of parametrizations; for an ``nn.ParameterList``, the module that has the list.
+        local: the module's attribute that is the parameter, contains it, or is computed from it:
+            ``"weight"`` for the direction of a weight norm.
+        kind: ``"whole"``, ``"magnitude"`` (the lengths of a weight norm), or ``"factor"`` (anything else
+            that a parametrization computes the attribute from).
     """
 
     name: str
@@ -34,29 +35,29 @@ class Owner:
 
 @dataclass(frozen=True)
 class Routed:
-    """A parameter and its owners, in registration order; the first gives it its name."""
+    """A parameter and its owners, in registration order; the first owner gives it its name."""
 
     param: Tensor
     owners: tuple[Owner, ...]
 
     @property
     def name(self) -> str:
-        """The name that ``model.named_parameters()`` has for it."""
+        """The parameter's name in ``model.named_parameters()``."""
         return self.owners[0].name
 
     @property
     def names(self) -> tuple[str, ...]:
-        """All names: more than one where tensors are tied or modules shared."""
+        """All names: more than one if the tensor is tied or its module shared."""
         return tuple(owner.name for owner in self.owners)
 
 
 def is_vector(param: Tensor) -> bool:
-    """Whether at most one dimension is larger than 1: a vector, whatever shape it is stored in."""
+    """Whether at most one dimension is larger than 1: a vector in any shape."""
     return sum(size > 1 for size in param.shape) <= 1
 
 
 def find_tensors(model: nn.Module) -> list[Routed]:
-    """All parameters of ``model`` in the order of ``model.named_parameters()``, shared ones once.
+    """List the parameters of ``model`` in the order of ``model.named_parameters()``, shared ones once.
 
     >>> model = nn.ModuleDict({"embed": nn.Embedding(5, 3), "head": nn.Linear(3, 5, bias=False)})
     >>> model["head"].weight = model["embed"].weight
@@ -75,6 +76,7 @@ def find_tensors(model: nn.Module) -> list[Routed]:
 
 
 def _owner(modules: Mapping[str, nn.Module], path: str, module: nn.Module, local: str) -> Owner:
+    """The owner of the parameter ``local`` that is registered in the module at ``path``."""
     name = f"{path}.{local}" if path else local
     parts = path.split(".")
     if "parametrizations" in parts[:-1]:
@@ -86,8 +88,8 @@ def _owner(modules: Mapping[str, nn.Module], path: str, module: nn.Module, local
     if isinstance(module, (nn.ParameterList, nn.ParameterDict)) and path:
         parent, _, attribute = path.rpartition(".")
         return Owner(name, parent, modules[parent], attribute)
-    # The older forms of torch.nn.utils: weight_norm's weight_g and weight_v; spectral_norm's and
-    # prune's weight_orig.
+    # The older functions of torch.nn.utils: weight_norm makes weight_g and weight_v, spectral_norm and prune
+    # make weight_orig.
     stem, _, suffix = local.rpartition("_")
     siblings = module._parameters
     if suffix in ("g", "v") and f"{stem}_g" in siblings and f"{stem}_v" in siblings:
@@ -98,7 +100,7 @@ def _owner(modules: Mapping[str, nn.Module], path: str, module: nn.Module, local
 
 
 def _kind(parametrizations: nn.Module, local: str) -> Literal["whole", "magnitude", "factor"]:
-    """What an original of a parametrization is: only torch's own two are known to keep the matrix."""
+    """The kind of a parametrization's original: only torch's own two are known to keep the matrix."""
     names = {type(each).__name__ for each in parametrizations.children()}
     if names == {"_WeightNorm"}:
         return "magnitude" if local == "original0" else "whole"

@@ -1,4 +1,4 @@
-"""Models whose parameters are not what they will be when they are trained, or are no tensors of their own."""
+"""Refuse models whose parameters are unmaterialized, flattened or partitioned."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch.nn.parameter import is_lazy
 
 from steepest.routing.tensors import Routed
 
-__all__ = ["refuse"]
+__all__ = ["refuse_unsupported"]
 
 
-def refuse(model: nn.Module, tensors: list[Routed]) -> None:
-    """Raise ``ValueError``, with the parameter's name and the reason, where routing would be a guess.
+def refuse_unsupported(model: nn.Module, tensors: list[Routed]) -> None:
+    """Raise ``ValueError``, with the parameter's name and the reason, if routing would be a guess.
 
-    What no optimizer here takes (DTensors, integers, sparse storage) is refused by the optimizer itself.
+    The optimizer itself refuses what none of its rules take: DTensors, integers, sparse storage.
     """
     fsdp = sys.modules.get("torch.distributed.fsdp")
     wrapped = () if fsdp is None else (fsdp.FullyShardedDataParallel,)
@@ -25,20 +25,20 @@ def refuse(model: nn.Module, tensors: list[Routed]) -> None:
             raise ValueError(f"{who} has no shape yet: run the model once, then build the optimizer")
         if tensor.param.is_meta:
             raise ValueError(
-                f"{who} is on the meta device: materialize the model first. Materializing makes new "
-                "parameters, of which the optimizer would know nothing"
+                f"{who} is on the meta device: materialize the model first. That makes new parameters, and "
+                "the optimizer would keep the old ones"
             )
         if hasattr(tensor.param, "ds_id") or hasattr(tensor.param, "ds_tensor"):
             raise ValueError(
-                f"{who} is partitioned by DeepSpeed ZeRO: what is here is a flat shard of no shape. "
-                "build() needs whole tensors; ZeRO 3 can be had with an element rule only, by "
-                "steepest.create(...)"
+                f"{who} is partitioned by DeepSpeed ZeRO: this rank has a flat shard without the tensor's "
+                "shape. build() needs whole tensors; ZeRO 3 works with element rules only: "
+                "steepest.create('lion', model.parameters())"
             )
         if getattr(tensor.param, "_is_flat_param", False):
             raise ValueError(
-                f"{who} is a FlatParameter: FSDP1 has flattened the tensors of a module into one vector, "
-                "in which matrices, norms and embeddings cannot be told apart. An element rule can step "
-                "it: steepest.create('lion', model.parameters())"
+                f"{who} is a FlatParameter: FSDP1 has flattened a module's tensors into one vector, and "
+                "matrices, norms and embeddings cannot be told apart in it. An element rule can step it: "
+                "steepest.create('lion', model.parameters())"
             )
     for path, module in model.named_modules():
         if isinstance(module, wrapped):

@@ -39,7 +39,8 @@ class HyperballRule(MuonRule):
         super().check_param(who, name, param, group)
         if group["radius"] is not None or param.is_meta or param.numel() == 0:
             return
-        for block in cut(param.detach(), (group["views"] or {}).get(name)):
+        view = (group["views"] or {}).get(name)
+        for block in cut(param.detach(), view, group["view"] == "batch"):
             matrices = block.reshape(self.matrix_shape(block.shape, group))
             if not matrices.any(dim=-1).any(dim=-1).all():
                 raise ValueError(

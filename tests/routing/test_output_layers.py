@@ -1,4 +1,4 @@
-"""Which layers are outputs, and which only look so."""
+"""Which layers are outputs, and which only look like outputs."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def named(**modules: nn.Module) -> nn.Sequential:
     return nn.Sequential(OrderedDict(modules))
 
 
-def heads(model: nn.Module) -> set[str]:
+def outputs(model: nn.Module) -> set[str]:
     rows = steepest.build(model, "adamw").explain().rows
-    return {row.name.removesuffix(".weight") for row in rows if row.kind == "head"}
+    return {row.name.removesuffix(".weight") for row in rows if row.kind == "output"}
 
 
 def linear(*sizes: int) -> nn.Linear:
@@ -27,7 +27,7 @@ def linear(*sizes: int) -> nn.Linear:
 
 
 class Declaring(nn.Module):
-    """Hugging Face's way to say which layer it is."""
+    """A model that declares its output layer as Hugging Face's models do."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class FinalLayer(nn.Module):
 
 
 class DiT(nn.Module):
-    """Its final layer is conditioned by a linear map that is registered after the output."""
+    """A model whose final layer has a conditioning linear map registered after the output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class DiT(nn.Module):
 
 
 class Mixed(nn.Module):
-    """A head of two linear maps, neither of which has an output's name."""
+    """An output module of two linear maps without output names."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,48 +120,48 @@ class Mixed(nn.Module):
         (named(actor=mlp(4, 6, 2), critic=mlp(4, 6, 1)), {"actor.1", "critic.1"}),
         (DiT(), {"final_layer.linear"}),
         (nn.TransformerEncoderLayer(8, 2, 16), set()),
-        # the model's own word
+        # declared by the model
         (Declaring(), {"exit"}),
         (Undeclared(), {"last"}),
         # wrappers
         (nn.DataParallel(named(a=linear(4, 8), b=linear(8, 3))), {"module.b"}),
     ],
 )  # fmt: skip
-def test_the_output(model: nn.Module, expected: set[str]):
-    assert heads(model) == expected
+def test_which_layers_are_outputs(model: nn.Module, expected: set[str]):
+    assert outputs(model) == expected
 
 
-def test_an_output_of_one_number_is_a_head_too():
+def test_a_linear_layer_with_one_output_is_an_output_layer_too():
     rows = steepest.build(named(a=linear(4, 8), b=linear(8, 1)), "muon").explain().rows
     assert {row.name: (row.rule, row.kind) for row in rows if row.name.endswith("weight")} == {
         "a.weight": ("muon", "linear"),
-        "b.weight": ("adamw", "head"),
+        "b.weight": ("adamw", "output"),
     }
 
 
-def test_a_tied_head_is_the_only_output():
+def test_a_tied_output_layer_is_the_only_output():
     model = named(tok=nn.Embedding(9, 4), out=linear(4, 9), last=linear(4, 4))
     model.out.weight = model.tok.weight
-    assert heads(model) == set()
+    assert outputs(model) == set()
 
 
-def test_an_override_has_the_last_word():
+def test_an_override_decides():
     model = named(a=linear(4, 8), b=linear(8, 3))
     optimizer = steepest.build(model, "muon", overrides={"b.weight": "muon"})
     assert {row.rule for row in optimizer.explain().rows if len(row.shape) == 2} == {"muon"}
 
 
-# -- doubts
+# -- ambiguities
 
 
-def doubts(model: nn.Module, **options: object) -> tuple[str, ...]:
+def ambiguities(model: nn.Module, **options: object) -> tuple[str, ...]:
     return steepest.build(model, "muon", **options).explain().warnings
 
 
 @pytest.mark.parametrize(
     ("model", "said", "suggested"),
     [
-        # guessed from position
+        # guessed from its position
         (named(a=linear(4, 8), b=linear(8, 3)), "b.weight is taken for", {"b.weight": "muon"}),
         (
             named(policy=mlp(4, 6, 3), value=mlp(4, 6, 2)),
@@ -185,34 +185,34 @@ def doubts(model: nn.Module, **options: object) -> tuple[str, ...]:
             "no output layer was found",
             {"twins.q1.last.weight": "adamw", "twins.q2.last.weight": "adamw"},
         ),
-        # a name that did not count
+        # a name that did not decide
         (
             nn.ModuleDict({"output": linear(6, 3), "body": linear(4, 6), "lm_head": linear(6, 9)}),
-            "output.weight has an output's name",
+            "output.weight has the name of an output",
             {"output.weight": "adamw"},
         ),
         (
             nn.ModuleDict({"class_embed": linear(6, 3), "proj": linear(4, 5), "out": linear(5, 9)}),
-            "class_embed.weight has an output's name",
+            "class_embed.weight has the name of an output",
             {"class_embed.weight": "adamw"},
         ),
         (
             named(body=linear(4, 8), head=Mixed()),
-            "head.one.weight has an output's name, or is in a module that has",
+            "head.one.weight has the name of an output, or is in a module that has one",
             {"head.one.weight": "adamw"},
         ),
     ],
 )  # fmt: skip
-def test_doubts_are_told_with_the_override_that_settles_them(
+def test_ambiguities_are_reported_with_the_override_that_settles_them(
     model: nn.Module, said: str, suggested: dict[str, str]
 ):
-    warnings = doubts(model)
+    warnings = ambiguities(model)
     assert len(warnings) == 1
     assert said in warnings[0]
     line = "overrides={" + ", ".join(f"{name!r}: {rule!r}" for name, rule in suggested.items()) + "}"
     assert line in warnings[0]
-    assert not doubts(model, overrides=suggested)
-    assert not doubts(model, overrides=dict.fromkeys(suggested, "muon"))
+    assert not ambiguities(model, overrides=suggested)
+    assert not ambiguities(model, overrides=dict.fromkeys(suggested, "muon"))
     assert not steepest.build(model, "adamw").explain().warnings
 
 
@@ -222,9 +222,9 @@ class Twin(nn.Module):
         self.q1, self.q2 = QNet("head"), QNet("head")
 
 
-def test_outputs_of_twins_are_told_by_their_names():
-    assert heads(Twin()) == set()
-    assert "overrides={'q1.head.weight': 'adamw', 'q2.head.weight': 'adamw'}" in doubts(Twin())[0]
+def test_outputs_of_twin_modules_are_named_in_the_warning():
+    assert outputs(Twin()) == set()
+    assert "overrides={'q1.head.weight': 'adamw', 'q2.head.weight': 'adamw'}" in ambiguities(Twin())[0]
 
 
 class Pair(nn.Module):
@@ -233,24 +233,25 @@ class Pair(nn.Module):
         self.q1, self.q2, self.idle = mlp(4, 8, 2), mlp(4, 8, 2), nn.Sequential(nn.ReLU())
 
 
-def test_what_else_may_be_an_output_is_told_with_a_guess():
-    warning = doubts(Pair())[0]
+def test_a_guess_comes_with_the_other_layers_that_may_be_outputs():
+    warning = ambiguities(Pair())[0]
     assert "q2.1.weight is taken for the output" in warning
     assert "overrides={'q2.1.weight': 'muon'}" in warning
     assert "overrides={'q1.1.weight': 'adamw'}" in warning
 
 
-def test_an_output_registered_before_the_body_is_told_besides_the_guess():
-    warnings = doubts(named(output=linear(6, 3), body=linear(4, 6), more=linear(6, 6)))
-    assert ["taken for the output" in warnings[0], "output.weight has an" in warnings[1]] == [True, True]
+def test_an_output_registered_before_the_body_is_reported_besides_the_guess():
+    guess, other = ambiguities(named(output=linear(6, 3), body=linear(4, 6), more=linear(6, 6)))
+    assert "is taken for the output" in guess
+    assert "output.weight has the name of an output" in other
 
 
 @pytest.mark.parametrize("model", [GPT, Llama, MoE, ViT, ResNet, LSTM])
-def test_nothing_is_doubted_where_the_output_is_found(model: type[nn.Module]):
-    assert not [text for text in doubts(model()) if "output" in text]
+def test_nothing_is_ambiguous_if_the_output_is_found(model: type[nn.Module]):
+    assert not [text for text in ambiguities(model()) if "output" in text]
 
 
-def test_doubts_go_through_a_checkpoint_and_copies():
+def test_ambiguities_survive_copies_and_a_loaded_state_dict():
     optimizer = steepest.build(Twin(), "muon")
     again = steepest.build(Twin(), "muon")
     again.load_state_dict(optimizer.state_dict())

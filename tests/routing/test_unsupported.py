@@ -1,4 +1,4 @@
-"""Models that cannot be routed: sharded, flattened, without shape or memory, and what cannot be trained."""
+"""Models that cannot be routed (sharded, flattened, uninitialized), and tensors that cannot train."""
 
 from __future__ import annotations
 
@@ -72,17 +72,19 @@ def test_a_dtype_without_arithmetic():
         steepest.build(model, "muon")
 
 
-def test_a_frozen_packed_weight_is_left_out_and_told():
+def test_a_frozen_packed_weight_is_left_out_and_noted():
     model = MLP()
     model[2].weight = nn.Parameter(torch.zeros(8, 8, dtype=torch.uint8), requires_grad=False)
     explanation = steepest.build(model, "muon").explain()
     assert "2.weight" not in {row.name for row in explanation.rows}
-    assert any("left out, since they can never train: 2.weight (uint8)" in note for note in explanation.notes)
+    assert any(
+        "left out because they can never train: 2.weight (uint8)" in note for note in explanation.notes
+    )
 
 
 @pytest.mark.parametrize("rule", ["muon", "quad"])
 def test_parameters_that_are_flattened_afterwards_are_refused_by_the_step(rule: str):
-    """What DeepSpeed's ZeRO 1 and 2 do to the groups of an optimizer they are given."""
+    """DeepSpeed's ZeRO 1 and 2 replace a group's parameters by one flat vector."""
     model = MLP()
     optimizer = steepest.build(model, rule)
     flats = []

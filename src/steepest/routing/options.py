@@ -1,0 +1,110 @@
+"""The options of the param groups: the main rule's, the fallback's, and each tensor's after its overrides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+from torch import Tensor
+
+from steepest.hyperparameters import near_miss
+from steepest.registry import optimizer_class
+from steepest.routing.patterns import as_options, matching
+from steepest.routing.roles import Role
+from steepest.routing.tensors import Routed
+from steepest.rule import find_rule
+from steepest.rules.muon import Muon
+from steepest.rules.orthogonalized import OrthogonalizedOptimizer
+
+__all__ = ["Options", "fallback_options", "main_options", "tensor_options"]
+
+Options: TypeAlias = dict[str, Any]
+
+
+def main_options(rule: str, lr: float | Tensor | None, hyper: Mapping[str, Any]) -> Options:
+    """Check the main rule's options and return them; they become the optimizer's defaults."""
+    found = find_rule(rule)
+    known = {name for name in found.defaults() if name != "views"}
+    for name in hyper:
+        if name not in known:
+            raise TypeError(
+                f"build() got an unexpected keyword argument {name!r}{near_miss(name, known)}: it is no "
+                f"option of {rule!r}. Options of the fallback go into its dict: "
+                "fallback={'rule': 'adamw', ...}"
+            )
+    _refuse_methods(rule)
+    options = {"rule": rule, **hyper} | ({} if lr is None else {"lr": lr})
+    found.check("build()", {**found.defaults(), **options})
+    return options
+
+
+def fallback_options(fallback: str | Mapping[str, Any], lr: float | Tensor | None, main: Options) -> Options:
+    """Check the options for the tensors that the main rule does not take, and return them."""
+    options = as_options("fallback", fallback)
+    if "rule" not in options:
+        raise ValueError(f"fallback names no rule: {dict(options)!r}")
+    found = find_rule(options["rule"])
+    if found.hidden_only:
+        raise ValueError(
+            f"fallback={found.name!r} is for the matrices of hidden layers; the other tensors need a rule "
+            "that takes every tensor, such as 'adamw' or 'lion'"
+        )
+    _check_names("fallback", options)
+    options |= {} if lr is None else {"lr": lr}
+    _carry_over(main, options)
+    found.check("build(), fallback", {**found.defaults(), **options})
+    return options
+
+
+def tensor_options(
+    tensor: Routed, role: Role, main: Options, fallback: Options, overrides: Mapping[str, Options]
+) -> tuple[Options, str]:
+    """Return one tensor's group options, and the reason for them as ``explain()`` shows it."""
+    takes = role.hidden or not find_rule(main["rule"]).hidden_only
+    options, why = dict(main if takes else fallback), role.why
+    patterns = matching(overrides, tensor)
+    wanted = {name: value for pattern in patterns for name, value in overrides[pattern].items()}
+    rule = wanted.get("rule", options["rule"])
+    if rule != options["rule"]:
+        options = next((dict(known) for known in (main, fallback) if known["rule"] == rule), {"rule": rule})
+        if options == {"rule": rule}:
+            options |= wanted
+            _carry_over(main, options)
+    if patterns:
+        named = ", ".join(map(repr, patterns))
+        why = f"override: {named}, otherwise {role.why}"
+        _check_names(f"overrides[{named}]", {**wanted, "rule": rule})
+    return options | wanted, why
+
+
+def _carry_over(main: Options, other: Options) -> None:
+    """Give another rule the main learning rate and weight decay if they mean the same to both rules."""
+    if _moves_like_adamw(main) and _moves_like_adamw(other):
+        for name in ("lr", "weight_decay", "weight_decay_method"):
+            if name in main and name in find_rule(other["rule"]).defaults():
+                other.setdefault(name, main[name])
+
+
+def _moves_like_adamw(options: Options) -> bool:
+    """Whether the rule's updates have AdamW's rms under these options."""
+    rule = find_rule(options["rule"])
+    return rule.moves_like_adamw({**rule.defaults(), **options})
+
+
+def _check_names(what: str, options: Options) -> None:
+    """Raise ``TypeError`` for an option that the rule does not know; ``views`` has an argument of its own."""
+    _refuse_methods(options["rule"])
+    known = {"rule", *find_rule(options["rule"]).defaults()} - {"views"}
+    for name in options:
+        if name not in known:
+            raise TypeError(f"{what}: {name!r} is no option of {options['rule']!r}{near_miss(name, known)}")
+
+
+def _refuse_methods(rule: str) -> None:
+    """Refuse a rule that calls a method of its own optimizer class: build() makes an optimizer of another."""
+    made = optimizer_class(rule)
+    if issubclass(made, OrthogonalizedOptimizer) and made.orthogonalize is not Muon.orthogonalize:
+        raise ValueError(
+            f"{rule!r} needs {made.__name__}.orthogonalize, a method of that class: make the class yourself, "
+            "with param groups such as {'params': [...], 'rule': 'adamw'} for the other tensors"
+        )
