@@ -15,6 +15,7 @@ LAYERS = [
     "compile",
     "hyperparameters",
     "random",
+    "arithmetic",
     "linalg",
     "views",
     "rule",

@@ -179,7 +179,7 @@ class Case:
 
 def deterministic(case: Case) -> bool:
     """Whether the rule draws no noise of its own, so that a parameter's place does not matter."""
-    return case.rule.takes.isdisjoint({"noise", "key"})
+    return (case.rule.takes | case.rule.transform_takes).isdisjoint({"noise", "key"})
 
 
 def related(case: Case) -> bool:

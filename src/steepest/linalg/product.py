@@ -37,7 +37,9 @@ def product(
     """
     if beta == 0:
         added = None
-    if _goes_to_onednn(x, y, added):
+    # Small products are many, and asking more of them would take as long as they do.
+    large = x.shape[-2] * x.shape[-1] * y.shape[-1] >= _ONEDNN_FROM
+    if large and x.is_cpu and _goes_to_onednn(x, y, added):
         return _by_onednn(x, y, added, alpha, beta)
     if added is None:
         # torch.matmul would first copy a transposed operand of a batched product; torch.bmm does not.
@@ -54,7 +56,7 @@ def _goes_to_onednn(x: Tensor, y: Tensor, added: Tensor | None) -> bool:
     operands = [each for each in (x, y, added) if each is not None]
     if any(each.dtype != torch.float32 or each.device.type != "cpu" for each in operands):
         return False
-    if x.shape[-2] * x.shape[-1] * y.shape[-1] < _ONEDNN_FROM or not torch.backends.mkldnn.enabled:
+    if not torch.backends.mkldnn.enabled:
         return False
     # The oneDNN operation has no derivative, and neither tracers nor tensor subclasses support it.
     if torch.compiler.is_compiling() or not is_plain(*operands):

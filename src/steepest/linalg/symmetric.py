@@ -29,6 +29,8 @@ _preferred: SymmetricKernel = "default"
 # Accelerators have not been measured.
 _NARROWEST = {torch.float32: 192, torch.float64: 192, torch.bfloat16: 256}
 _MOST_PANELS = 6
+# Below two of the narrowest panels there is one, for any dtype.
+_FEWEST_ROWS = 2 * min(_NARROWEST.values())
 
 
 def preferred_symmetric_kernel(kernel: SymmetricKernel | None = None) -> SymmetricKernel:
@@ -141,7 +143,8 @@ def mirrored_product(
     tensor([[3., 3.],
             [3., 3.]])
     """
-    result = _mirrored(x, y, added, alpha, beta, exactly=exactly)
+    small = _preferred == "default" and x.is_cpu and x.shape[-2] < _FEWEST_ROWS
+    result = None if small else _mirrored(x, y, added, alpha, beta, exactly=exactly)
     return product(x, y, added=added, alpha=alpha, beta=beta) if result is None else result
 
 
