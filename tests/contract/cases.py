@@ -68,7 +68,6 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
 _NO_MOMENTUM = {"cycled momentum": "it has no momentum"}
 _MATRIX = {
     "complex": "the pairs of a complex matrix are not a matrix of pairs; element rules take both",
-    "compile": "its time is in matmuls, which compiling does not shorten: it runs eagerly and says so",
 }
 _FITTED = _MATRIX | {
     "wide products": "its products are in the gradient's dtype, as the original's, unless dtype= says more"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 
 import pytest
@@ -11,7 +10,6 @@ from torch.nn import Parameter
 from torch.optim.lr_scheduler import OneCycleLR
 
 import steepest
-from steepest.engine import compiled
 
 from .cases import CANNOT, CASES, LR, RULES, Case, able, by_id
 from .training import gradient, identical, make_params, train
@@ -70,26 +68,6 @@ def _no_weight_decay(case: Case) -> bool:
     return error is not None
 
 
-def _no_compile(case: Case) -> bool:
-    """It steps as with ``compile=False``, and warns once."""
-    if case.rule.scope != "matrix":
-        return False
-    compiled.warn_not_compiled.cache_clear()
-    ours, twins = [], case.params()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        for _ in range(2):
-            params = case.params()
-            ours += train(steepest.Optimizer(params, rule=case.name, lr=LR, compile=True), params)
-    assert [str(w.message) for w in caught if w.category is RuntimeWarning] == [
-        f"compile=True has no effect on {case.name!r}: matrix rules run eagerly, their time is in matmuls"
-    ]
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", RuntimeWarning)
-        assert identical(ours, train(case.make(twins, compile=None), twins) * 2)
-    return True
-
-
 def _no_cycled_momentum(case: Case) -> bool:
     optimizer = case.make(case.params())
     error = _error_of(lambda: OneCycleLR(optimizer, max_lr=0.1, total_steps=4, cycle_momentum=True))
@@ -145,7 +123,6 @@ PROBES: dict[str, Callable[[Case], bool]] = {
     "vectors": _no_vectors,
     "zeros": _no_zeros,
     "weight_decay": _no_weight_decay,
-    "compile": _no_compile,
     "cycled momentum": _no_cycled_momentum,
     "independent decay": _no_independent_decay,
     "unknown keywords": _no_unknown_keywords,

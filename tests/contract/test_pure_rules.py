@@ -1,4 +1,4 @@
-"""A rule changes nothing in place that it is given: a step that is skipped later has written nothing."""
+"""``update`` changes neither gradient nor parameter; state entries alone are donated, and only where that is safe."""
 
 from __future__ import annotations
 
@@ -8,20 +8,24 @@ import pytest
 import torch
 from torch import Tensor
 
+from steepest import optimizer
+from steepest.engine import chunks
 from steepest.rule import Rule
 
 from .cases import CASES, Case, by_id
 from .training import train
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case.rule.scope != "matrix"], ids=by_id)
+@pytest.mark.parametrize("case", CASES, ids=by_id)
 def test_update_leaves_what_it_is_given_as_it_was(case: Case, monkeypatch: pytest.MonkeyPatch):
     calls: list[str] = []
+    entries = case.rule.state_specs({**case.rule.defaults(), **case.options})
     original = type(case.rule).update
 
     def watched(self: Rule, grad: Tensor, param: Tensor, **given: Any) -> Any:
         tensors = {"grad": grad, "param": param}
-        tensors |= {name: value for name, value in given.items() if isinstance(value, Tensor)}
+        others = {name: value for name, value in given.items() if isinstance(value, Tensor)}
+        tensors |= {name: value for name, value in others.items() if name not in entries}
         before = {name: (value.clone(), value._version) for name, value in tensors.items()}
         result = original(self, grad, param, **given)
         for name, value in tensors.items():
@@ -34,3 +38,21 @@ def test_update_leaves_what_it_is_given_as_it_was(case: Case, monkeypatch: pytes
     params = case.params(torch.float32)
     train(case.make(params, compile=False, weight_decay=0.1), params)
     assert calls
+
+
+@pytest.mark.parametrize("case", CASES, ids=by_id)
+def test_a_step_that_only_the_device_skips_donates_nothing(case: Case, monkeypatch: pytest.MonkeyPatch):
+    """What it would have overwritten must still be there when the device says no."""
+    donated: list[bool] = []
+    original = chunks.pass_over
+
+    def watched(*args: Any, donate: bool, **options: Any) -> Any:
+        donated.append(donate)
+        return original(*args, donate=donate, **options)
+
+    monkeypatch.setattr(chunks, "pass_over", watched)
+    monkeypatch.setattr(optimizer, "check_gradients", lambda batches: torch.tensor(True))
+    params = case.params(torch.float32)
+    train(case.make(params, compile=False, nonfinite="skip"), params)
+    assert donated
+    assert not any(donated)

@@ -66,7 +66,9 @@ def run_eager(
     for (own, _), alike in small.items():
         run = partial(_run_piece, which, config, decays, finite, {**numbers, **dict(own)}, None, None)
         if len(alike) == 1:
-            run(alike[0].columns)
+            columns = alike[0].columns
+            # A tensor without dimensions would take the dtype of the numbers that it meets.
+            run(columns if columns[0].dim() else [column.view(1) for column in columns])
         else:
             _run_small(which, config, alike, run)
 
