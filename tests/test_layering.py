@@ -22,6 +22,7 @@ LAYERS = [
     "engine",
     "explain",
     "param_groups",
+    "migrations",
     "state_dict",
     "optimizer",
     "registry",

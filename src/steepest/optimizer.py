@@ -24,7 +24,7 @@ from steepest.param_groups import (
     filled,
 )
 from steepest.rule import Rule, find_rule, register_rule
-from steepest.state_dict import check_loadable, placed, restored
+from steepest.state_dict import loadable, placed, restored
 
 if TYPE_CHECKING:
     from steepest.explain import Explanation, Reasons
@@ -72,6 +72,8 @@ class Optimizer(torch.optim.Optimizer):
     """
 
     rule: ClassVar[Rule]
+    extra_state: ClassVar[frozenset[str]] = frozenset()
+    """Names of state that a subclass keeps besides its rules'. State dicts with other names are refused."""
 
     reasons: Reasons | None = None
     """Why each tensor has its rule; :func:`steepest.build` sets it for :meth:`explain`."""
@@ -268,27 +270,28 @@ class Optimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` gave; every state tensor keeps the dtype it was saved with.
 
-        Tensors are copied: nothing is shared with ``state_dict`` afterwards. Checkpoints of the torch
-        optimizers with the same state (``torch.optim.AdamW``, ``torch.optim.SGD``) load too; what they
-        do not say is kept as it is here.
+        Tensors are copied: nothing is shared with ``state_dict`` afterwards. Checkpoints of other optimizers
+        load where their state means the same: those of ``torch.optim.AdamW``, ``SGD`` and ``Muon``,
+        ``lion_pytorch``, ``sgd_sai``, quad_torch, Emerging-Optimizers, and the original Simba. Options that
+        they do not have stay as they are here.
 
         Raises:
-            ValueError: another number of groups or parameters, another rule, or state of another shape
-                than the parameter's. The optimizer is as it was.
+            ValueError: another number of groups or parameters, another rule, state of another shape than
+                the parameter's, or state that this rule does not know; a checkpoint of another optimizer
+                that cannot go on here, by its name. The optimizer is as it was.
         """
         accepted: dict[str, Any] = {}
 
         def check(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> dict[str, Any] | None:
-            check_loadable(self.param_groups, loaded)
-            accepted.update(loaded)
-            return placed(self.param_groups, loaded)
+            here = loadable(self.param_groups, loaded, self.extra_state)
+            accepted.update(here)
+            return placed(self.param_groups, here) or here
 
         def restore(_: torch.optim.Optimizer) -> None:
             for ours, theirs in zip(self.param_groups, accepted["param_groups"], strict=True):
                 for saved, param in zip(theirs["params"], ours["params"], strict=True):
                     if saved in accepted["state"]:
-                        where = torch.device(ours["state_device"] or param.device)
-                        self.state[param] = restored(ours, where, accepted["state"][saved])
+                        self.state[param] = restored(param, ours, accepted["state"][saved])
 
         # The user's own pre-hooks may replace the dict, so it is looked at after them; their post-hooks
         # must find the dtypes mended.

@@ -105,6 +105,8 @@ class Rule(ABC):
             every checkpoint, says it; a group that says otherwise is refused.
         hidden_only: whether the rule is meant for the matrices of hidden layers alone, so that
             :func:`steepest.build` gives everything else to another rule.
+        optional_state: names of state that only some options ask for and that no method's signature names: a
+            checkpoint may hold them after such an option was switched off.
         vectors: whether a rule with ``transform`` takes parameters of fewer than two dimensions.
         working_copies: how many times the bytes of a matrix and its entries, in the compute dtype, are in use
             at once in ``transform``.
@@ -120,6 +122,7 @@ class Rule(ABC):
     counts_steps: ClassVar[bool] = False
     conventions: ClassVar[Mapping[str, str]] = MappingProxyType({})
     hidden_only: ClassVar[bool] = False
+    optional_state: ClassVar[frozenset[str]] = frozenset()
     vectors: ClassVar[bool] = True
     working_copies: ClassVar[int] = 12
     takes: ClassVar[frozenset[str]] = frozenset()

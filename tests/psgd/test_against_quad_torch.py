@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
+import io
 import os
 import sys
 
@@ -83,3 +85,35 @@ def test_step_by_step(original, name, options):
             worst = max(worst, float((one - other).detach().abs().max() / other.detach().abs().max()))
     print(f"{name} {options}: {worst:.1e}")
     assert worst < TOLERANCE
+
+
+@pytest.mark.peer
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@pytest.mark.parametrize("name", ["QUAD", "Procrustes"])
+def test_its_checkpoint_goes_on_here(original, name, options):
+    draw = torch.Generator().manual_seed(0)
+
+    def gaussian(shape):
+        return torch.randn(shape, generator=draw, dtype=torch.float64)
+
+    theirs = [torch.nn.Parameter(gaussian(shape)) for shape in SHAPES]
+    original_optimizer = getattr(original, name)(theirs, lr=0.01, noise_scale=0.0, **options)
+    ours: list[torch.nn.Parameter] = []
+    steps = [original_optimizer.step]
+    for t in range(120):
+        if t == 30:
+            file = io.BytesIO()
+            torch.save(original_optimizer.state_dict(), file)
+            file.seek(0)
+            ours = copy.deepcopy(theirs)
+            optimizer = KINDS[name.lower()](ours, norm="exact", literal=True)
+            optimizer.load_state_dict(torch.load(file, weights_only=True))
+            steps.append(optimizer.step)
+        for index, one in enumerate(theirs):
+            one.grad = gaussian(one.shape) * 10.0 ** (index % 3 - 2)
+            if ours:
+                ours[index].grad = one.grad.clone()
+        for step in steps:
+            step()
+        for one, other in zip(theirs, ours, strict=False):
+            assert float((one - other).detach().abs().max() / one.detach().abs().max()) < TOLERANCE

@@ -58,6 +58,7 @@ class TernaryOptimizer(Optimizer):
     """
 
     flip: TernaryFlip
+    extra_state = frozenset({_VOTES, _STEP})
 
     def __init__(
         self,

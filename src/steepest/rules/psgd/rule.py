@@ -37,6 +37,7 @@ class PSGDRule(Rule):
 
     hyper = PSGD_HYPER
     counts_steps = True
+    optional_state = frozenset({"P_left", "P_right"})
     working_copies = 16
 
     @abstractmethod
