@@ -71,7 +71,7 @@ def main(folder: str = "runs/spirals") -> RaceResult:
     )
     for row in result.rows:
         print(
-            f"{row.optimizer:>10}: {row.metric:.3f} ± {row.spread:.3f} at lr {row.lr:g}, "
+            f"{row.optimizer:>10}: {row.metric:.3f} ± {row.std:.3f} at lr {row.lr:g}, "
             f"{row.state_bytes_per_parameter:.1f} state bytes per parameter"
         )
     print(f"report: {result.report}")
