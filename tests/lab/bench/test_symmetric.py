@@ -36,8 +36,8 @@ def test_hidden_matrices_are_stacked_in_bounded_memory() -> None:
 @pytest.mark.parametrize("squared", [False, True])
 def test_both_timers_compute_the_same_product(squared: bool) -> None:
     stack = Stack(2, 40, 40 if squared else 70, torch.float32, squared)
-    whole, symmetric = stack.timers(CPU)
-    found: Any = whole.run()
+    full, symmetric = stack.timers(CPU)
+    found: Any = full.run()
     assert found.shape == (2, 40, 40)
     assert torch.allclose(found, symmetric.run(), rtol=1e-5, atol=1e-5)
     assert stack.flops == 2 * 2 * 40 * 40 * stack.inner

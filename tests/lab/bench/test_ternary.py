@@ -121,8 +121,8 @@ def test_a_layers_timer_votes_once_per_run(kind: str, trainers: list[Any]) -> No
         timer.setup()
         assert not flip.has_votes
         timer.run()
-        (ballot,) = flip._ballots.values()
-        assert (ballot.kind, ballot.casts, bool(ballot.pending.any())) == (kind, 1, True)
+        (buffer,) = flip._vote_buffers.values()
+        assert (buffer.kind, buffer.casts, bool(buffer.pending.any())) == (kind, 1, True)
 
 
 def test_the_flip_step_flips(trainers: list[Any]) -> None:

@@ -1,4 +1,4 @@
-"""Products with a symmetric result: the whole product against computing little more than half of it."""
+"""Products with a symmetric result: the full product against computing little more than half of it."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ from ..shapes import ModelShapes
 _COLUMNS = (
     Column("what", "product"),
     Column("dtype", "dtype"),
-    Column("plain_ms", "whole, ms", "ms"),
+    Column("plain_ms", "full, ms", "ms"),
     Column("plain_rate", "Gflop/s", "rate"),
     Column("ms", "symmetric, ms", "ms"),
-    Column("times_faster", "whole over symmetric", "ratio"),
+    Column("times_faster", "speedup", "ratio"),
     Column("reason", ""),
 )
 _NOTE = (
     "Medians of {rounds} interleaved rounds, on the model's hidden matrices stacked as Muon stacks them. "
-    "Whole: an ordinary matrix product. Symmetric: {how}. A ratio above 1 means that the symmetric product "
-    "is faster; half of the flops would give 2. Gflop/s are those of the whole product."
+    "Full: an ordinary matrix product. Symmetric: {how}. The speedup is full over symmetric time; half of "
+    "the flops would give 2. Gflop/s are those of the full product."
 )
 # Muon's default bucket_bytes divided by its float32 working copies, which bounds the matrices per stack.
 _STACK_BYTES = (1 << 28) // 12
 
 _BY_PANELS = (
     "panels below the diagonal are computed and copied to the other side; matrices too small for this use "
-    "the whole product"
+    "the full product"
 )
 _BY_TRITON = (
     "a Triton kernel computes the tiles on and below the diagonal; matrices up to 128 rows, or 64 in float32 "
-    "without TF32, use the whole product. Enable it with "
+    "without TF32, use the full product. Enable it with "
     "steepest.linalg.preferred_symmetric_kernel('triton'); it is off by default"
 )
 _NO_TRITON = "Triton is not installed, so both are the same product"
@@ -64,7 +64,7 @@ class Stack:
 
     @property
     def flops(self) -> int:
-        """Flops of the whole product."""
+        """Flops of the full product."""
         return 2 * self.count * self.rows**2 * self.inner
 
     @property
@@ -75,18 +75,18 @@ class Stack:
         return f"{formula}, {many}[{self.rows}×{self.inner}]"
 
     def timers(self, device: torch.device) -> tuple[Timer, Timer]:
-        """Return timers for the whole and the symmetric product of the same matrices."""
+        """Return timers for the full and the symmetric product of the same matrices."""
         with seeded(0):
             x = torch.randn(self.count, self.rows, self.inner, device=device).div_(self.inner**0.5)
         x = (x + x.mT).to(self.dtype) if self.squared else x.to(self.dtype)
         options: dict[str, Any] = {"added": x, "alpha": 2.0, "beta": -3.0} if self.squared else {}
         other = x if self.squared else x.mT
-        functions = {"whole": product, "symmetric": mirrored_product}
-        whole, symmetric = (
+        functions = {"full": product, "symmetric": mirrored_product}
+        full, symmetric = (
             Timer(name, partial(function, x, other, **options), queued=device.type != "cpu")
             for name, function in functions.items()
         )
-        return whole, symmetric
+        return full, symmetric
 
 
 class Symmetric:
@@ -131,17 +131,17 @@ def _row(stack: Stack, config: BenchConfig) -> Row:
     times = time_interleaved(timers, config.rounds, lambda: now(config.device))
     if times.failed:
         return row | {"status": "failed", "reason": next(iter(times.failed.values()))}
-    whole, symmetric = (timer.label for timer in timers)
-    milliseconds = times.median_ms(whole)
+    full, symmetric = (timer.label for timer in timers)
+    milliseconds = times.median_ms(full)
     return row | {
         "status": "ok",
-        "rounds": len(times.seconds[whole]),
+        "rounds": len(times.seconds[full]),
         "plain_ms": milliseconds,
         "plain_rate": stack.flops / milliseconds / 1e6,
-        "plain_quartiles_ms": times.quartiles_ms(whole),
+        "plain_quartiles_ms": times.quartiles_ms(full),
         "ms": times.median_ms(symmetric),
         "quartiles_ms": times.quartiles_ms(symmetric),
-        "times_faster": times.ratio(whole, symmetric),
+        "times_faster": times.ratio(full, symmetric),
     }
 
 
