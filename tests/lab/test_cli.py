@@ -136,9 +136,7 @@ def test_an_unknown_command_suggests_a_similar_one(capsys: pytest.CaptureFixture
     assert "race" in capsys.readouterr().err
 
 
-def test_another_plan_in_the_directory_is_rejected(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_another_plan_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["race", "--task", "digits", *QUICK, "--out", str(tmp_path)]
     assert run_main(*arguments) == 0
     capsys.readouterr()

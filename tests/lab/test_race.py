@@ -46,9 +46,7 @@ class StopAfter(Callback):
             raise KeyboardInterrupt
 
 
-def test_an_interrupted_race_has_the_same_results_as_an_uninterrupted_one(
-    plane: Task[Tensor], tmp_path: Path
-) -> None:
+def test_a_resumed_race_equals_an_uninterrupted_one(plane: Task[Tensor], tmp_path: Path) -> None:
     whole = race(plane, ENTRIES, steps=12, out=tmp_path / "whole", **SMALL)
     for trials in (0, 1, 4, 3):
         with pytest.raises(KeyboardInterrupt):
@@ -160,7 +158,7 @@ def test_requests_of_wrong_types_are_rejected_with_a_message(
         (float("nan"), r"config\['x'\] is nan"),
     ],
 )
-def test_a_config_with_non_json_values_is_rejected(
+def test_non_json_values_in_config_are_rejected(
     plane: Task[Tensor], tmp_path: Path, value: object, words: str
 ) -> None:
     with pytest.raises(LabError, match=words):

@@ -30,9 +30,7 @@ def parabola(optimum: float, diverges_above: float = math.inf) -> Metric:
     default=st.sampled_from([1e-4, 1e-3, 1e-2, 0.3]),
     margin=st.floats(0.3, 3.0),
 )
-def test_the_search_finds_the_optimum_of_a_parabola_to_a_quarter_decade(
-    decades: float, default: float, margin: float
-) -> None:
+def test_finds_an_optimum_to_a_quarter_decade(decades: float, default: float, margin: float) -> None:
     optimum = default * 10**decades
     tried = run_search(parabola(optimum, diverges_above=optimum * 10**margin), default, trials=8)
     best = search.best_lr(tried)

@@ -49,9 +49,7 @@ def test_targets_are_the_next_bytes() -> None:
 
 
 @pytest.mark.parametrize(("length", "eval_bytes"), [(101, 100), (101, 40), (1000, 64), (9, 8), (9, 1)])
-def test_evaluation_windows_do_not_overlap_and_cover_the_text_from_end_to_end(
-    length: int, eval_bytes: int
-) -> None:
+def test_evaluation_windows_are_disjoint_and_span_the_text(length: int, eval_bytes: int) -> None:
     _, targets = evenly_spaced(torch.arange(length), 8, eval_bytes)
     places = targets.flatten().tolist()
     assert len(set(places)) == len(places)

@@ -3,9 +3,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from steepest.lab import trial_scheduler
 from steepest.lab.plan import Plan
 from steepest.lab.records import Record
+from steepest.lab.trial_scheduler import MIN_SEARCH_ROUNDS, elapsed, progress
 
 from .conftest import make_plan, make_record
 
@@ -13,7 +13,7 @@ from .conftest import make_plan, make_record
 def run(plan: Plan, seconds: float = 1.0, diverging: tuple[str, ...] = ()) -> list[Record]:
     """Run a race to its end; the metric is a parabola in log lr with its optimum at 1e-2."""
     records: list[Record] = []
-    while (trial := trial_scheduler.progress(plan, records).next) is not None:
+    while (trial := progress(plan, records).next) is not None:
         score = math.nan if trial.optimizer in diverging else abs(math.log10(trial.lr) + 2)
         records.append(
             make_record(
@@ -55,7 +55,7 @@ def test_the_highest_metric_wins_if_higher_is_better() -> None:
 def test_remaining_trials_count_down_to_zero() -> None:
     plan = make_plan(("a", "b", "c"), trials=4, seeds=3)
     records = run(plan)
-    remaining = [trial_scheduler.progress(plan, records[:done]).remaining for done in range(len(records) + 1)]
+    remaining = [progress(plan, records[:done]).remaining for done in range(len(records) + 1)]
     assert remaining == list(range(plan.max_trials, -1, -1))
 
 
@@ -64,11 +64,7 @@ def test_the_next_trial_does_not_depend_on_the_order_of_records() -> None:
     records = run(plan)
     for done in range(len(records)):
         part = records[:done]
-        assert (
-            trial_scheduler.progress(plan, part).next
-            == trial_scheduler.progress(plan, part[::-1]).next
-            == records[done].trial
-        )
+        assert progress(plan, part).next == progress(plan, part[::-1]).next == records[done].trial
 
 
 def test_a_diverged_optimizer_gets_all_search_trials_but_no_more_seeds() -> None:
@@ -82,7 +78,7 @@ def test_when_time_runs_out_rounds_are_dropped_for_all_optimizers() -> None:
     for seconds in (0.5, 1.0, 1.5, 2.0, 4.0, 50.0):
         records = run(plan, seconds=seconds)
         rounds = search_trials(records)
-        assert rounds["a"] == rounds["b"] >= trial_scheduler.MIN_SEARCH_ROUNDS
+        assert rounds["a"] == rounds["b"] >= MIN_SEARCH_ROUNDS
         seeds = Counter(r.seed for r in records if r.phase == "seeds")
         assert set(seeds.values()) == {2}
         assert 1 in seeds
@@ -94,7 +90,7 @@ def test_when_time_runs_out_rounds_are_dropped_for_all_optimizers() -> None:
 def test_optional_rounds_end_within_the_limit_at_constant_speed() -> None:
     for limit in (8.0, 9.0, 11.0, 14.0):
         plan = make_plan(trials=9, seeds=9, limit=limit)
-        assert trial_scheduler.elapsed(plan, run(plan)) <= limit
+        assert elapsed(plan, run(plan)) <= limit
 
 
 def test_without_a_limit_nothing_is_dropped() -> None:

@@ -195,9 +195,7 @@ def test_the_default_is_one_block_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> N
     assert runner.ROUNDS >= 9
 
 
-def test_the_sweep_has_every_model_and_plans_those_that_exceed_the_memory(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_sweep_plans_models_that_exceed_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in set(MODELS) - {"tiny"}:
         monkeypatch.setitem(MODELS, name, lambda name=name: replace(model_shapes("tiny"), name=name))
     copy = 4 * model_shapes("tiny").numel
@@ -216,9 +214,7 @@ def test_the_sweep_has_every_model_and_plans_those_that_exceed_the_memory(
     assert set(sweep.NAMES) <= set(steepest.list_optimizers())
 
 
-def test_slow_measurements_need_full_or_named_optimizers_and_notes_say_so(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_slow_measurements_need_full_or_named_optimizers(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in set(MODELS) - {"tiny"}:
         monkeypatch.setitem(MODELS, name, lambda name=name: replace(model_shapes("tiny"), name=name))
     largest = list(MODELS)[-1]
@@ -253,9 +249,7 @@ def test_a_failing_first_step_reports_the_error(monkeypatch: pytest.MonkeyPatch)
         first_step_seconds(ours("signgsd", "eager"), "none", torch.device("cpu"), torch.float32)
 
 
-def test_a_first_step_without_compilation_is_not_reported_as_compiled(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_uncompiled_first_step_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
     with pytest.raises(RuntimeError, match=r"process failed: RuntimeError: .* made no graph"):
         first_step_seconds(ours("signgsd", "compiled"), "tiny", torch.device("cpu"), torch.float32)

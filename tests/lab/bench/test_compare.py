@@ -66,10 +66,7 @@ def test_a_failing_peer_has_a_row_and_the_others_are_measured() -> None:
         failing("absent", ModuleNotFoundError("No module named 'nobody'", name="nobody")),
         peer("sound"),
     )
-    assert (rows["broken"]["status"], rows["broken"]["reason"]) == (
-        "failed",
-        "RuntimeError: broken badly",
-    )
+    assert (rows["broken"]["status"], rows["broken"]["reason"]) == ("failed", "RuntimeError: broken badly")
     assert (rows["absent"]["status"], rows["absent"]["reason"]) == (
         "not installed",
         "nobody is not installed",
@@ -119,9 +116,7 @@ def test_gradients_that_a_peer_removes_are_restored() -> None:
     assert len(steps) > 5
 
 
-def test_only_a_step_that_keeps_the_gradients_is_repeatable(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_only_a_step_that_keeps_the_gradients_is_repeatable(monkeypatch: pytest.MonkeyPatch) -> None:
     def remove_grads(params: list[torch.Tensor]) -> None:
         params[-1].grad = None
 
@@ -138,21 +133,14 @@ def test_only_a_step_that_keeps_the_gradients_is_repeatable(
     assert repeatable == {"sgd": True, "remover": False}
 
 
-def test_on_cuda_timers_are_queued_and_only_peers_are_captured(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_on_cuda_timers_are_queued_and_only_peers_are_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Simulate a device: its tensors, clock and profiler are the CPU's."""
     cpu, create = torch.device("cpu"), SharedParams.create
     profile, time = module.profile_step, module.time_interleaved
     queued: dict[str, bool] = {}
 
     def time_interleaved(timers: Any, *arguments: Any) -> Any:
-        queued.update(
-            {
-                timer.label.split(":")[-2] if ":" in timer.label else timer.label: timer.queued
-                for timer in timers
-            }
-        )
+        queued.update({timer.label: timer.queued for timer in timers})
         return time(timers, *arguments)
 
     def remove_grads(params: list[torch.Tensor]) -> None:
@@ -166,7 +154,7 @@ def test_on_cuda_timers_are_queued_and_only_peers_are_captured(
     monkeypatch.setattr(module, "time_interleaved", time_interleaved)
     monkeypatch.setattr(module, "try_capture", lambda step, device: f"tried on {device}")
     rows = rows_by_label(ours("sgd", "eager"), peer("remover", remove_grads), device="cuda")
-    assert queued == {"axpy": True, "copy": True, "sgd": True, "remover": False}
+    assert list(queued.values()) == [True, True, True, False]
     assert (rows["sgd"]["graph"], rows["remover"]["graph"]) == ("", "tried on cuda")
 
 
@@ -222,9 +210,7 @@ def test_a_peer_is_compared_with_steepests_case_of_the_same_rule(monkeypatch: py
     assert rows["b"]["times_ours"] == 1.0
 
 
-def test_of_limit_is_axpys_time_for_the_least_bytes_divided_by_the_steps_time(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_of_limit_is_axpys_time_for_the_least_bytes_over_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = rows_by_label(ours("lion", "eager"), Clock(monkeypatch).slow("lion"))
     assert rows["lion"]["step_ms"] == rows["axpy"]["step_ms"] == 1000.0
     assert rows["lion"]["limit_ms"] == rows["slow"]["limit_ms"] == pytest.approx(1000 * 20 / 12)
@@ -233,9 +219,7 @@ def test_of_limit_is_axpys_time_for_the_least_bytes_divided_by_the_steps_time(
     assert rows["axpy"]["of_limit"] == 1.0
 
 
-def test_of_copy_is_copys_time_for_the_least_bytes_divided_by_the_steps_time(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_of_copy_is_copys_time_for_the_least_bytes_over_the_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = rows_by_label(ours("lion", "eager"), Clock(monkeypatch).slow("lion"))
     assert rows["lion"]["of_copy"] == pytest.approx(20 / 8)
     assert rows["slow"]["of_copy"] == pytest.approx(2 / 8)
@@ -279,9 +263,7 @@ def test_a_graph_is_captured_and_its_replay_is_timed(
     assert (row["products"] is not None) == (scope == "matrix")
 
 
-def test_a_failed_capture_or_replay_has_a_row_with_the_reason(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_failed_capture_or_replay_has_a_row_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "capture_graph", lambda step, device: lambda: None)
     row = rows_by_label(ours("lion", "graph"))["lion"]
     assert (row["status"], row["reason"]) == ("failed", "InvalidStep: a replay did not change the parameters")

@@ -67,9 +67,7 @@ def test_a_products_runner_computes_this_product(product: Product) -> None:
     assert product.flops == 2 * product.batch * 3 * 4 * 5
 
 
-def test_a_step_is_warmed_up_on_a_side_stream_before_capture(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_step_is_warmed_up_on_a_side_stream_before_capture(monkeypatch: pytest.MonkeyPatch) -> None:
     events: list[str] = []
 
     class Stream:

@@ -49,9 +49,7 @@ def test_a_step_specialized_to_one_learning_rate_recompiles() -> None:
     assert len(set(made[0].betas)) > 10
 
 
-def test_an_uncompiled_step_is_an_error(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_uncompiled_step_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(counters["stats"], "unique_graphs", 0)
     eager = Case("signgsd", "signgsd", "steepest", "compiled", ours("signgsd", "eager").make)
     with pytest.raises(RuntimeError, match="made no graph"):

@@ -43,9 +43,7 @@ def test_both_timers_compute_the_same_product(squared: bool) -> None:
     assert stack.flops == 2 * 2 * 40 * 40 * stack.inner
 
 
-def test_on_cuda_the_triton_kernel_is_preferred_during_the_measurement(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_on_cuda_the_triton_kernel_is_preferred_while_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[Any] = []
     monkeypatch.setattr(
         module, "preferred_symmetric_kernel", lambda kernel=None: calls.append(kernel) or "default"
