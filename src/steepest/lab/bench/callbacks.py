@@ -13,9 +13,6 @@ if TYPE_CHECKING:
 class Callback:
     """Base class that ignores every event."""
 
-    def message(self, text: str) -> None:
-        """Handle a message for the user, at any time."""
-
     def on_start(self, work_units: int) -> None:
         """Handle the start of the run, with the number of work units of all sections."""
 
@@ -39,10 +36,6 @@ class TextLog(Callback):
         self._stream = sys.stdout if stream is None else stream
         self._total = self._started = 0
 
-    def message(self, text: str) -> None:
-        """Write the message."""
-        print(text, file=self._stream, flush=True)
-
     def on_start(self, work_units: int) -> None:
         """Store the number of work units."""
         self._total = work_units
@@ -50,7 +43,7 @@ class TextLog(Callback):
     def on_unit_start(self, description: str) -> None:
         """Write the description."""
         self._started += 1
-        self.message(f"[{self._started}/{self._total}] {description}")
+        print(f"[{self._started}/{self._total}] {description}", file=self._stream, flush=True)
 
 
 class ProgressBar(Callback):
@@ -69,10 +62,6 @@ class ProgressBar(Callback):
             console=console,
             transient=True,
         )
-
-    def message(self, text: str) -> None:
-        """Print the message above the bar."""
-        self._progress.console.print(text, highlight=False, soft_wrap=True)
 
     def on_start(self, work_units: int) -> None:
         """Draw the bar."""

@@ -33,9 +33,9 @@ def first_step_seconds(case: Case, model: str, device: torch.device, dtype: torc
     Raises:
         RuntimeError: the process failed or did not compile the step; the message is its last line of output.
     """
-    with tempfile.TemporaryDirectory(prefix="steepest-bench-") as folder:
-        cold = _run_process(case, model, device, dtype, Path(folder))
-        warm = _run_process(case, model, device, dtype, Path(folder))
+    with tempfile.TemporaryDirectory(prefix="steepest-bench-") as directory:
+        cold = _run_process(case, model, device, dtype, Path(directory))
+        warm = _run_process(case, model, device, dtype, Path(directory))
     return {
         "cold_seconds": cold["first"],
         "warm_seconds": warm["first"],

@@ -109,8 +109,8 @@ def _cuda_memory(device: torch.device) -> int:
 
 
 def _trace(recorded: profile) -> list[dict[str, Any]]:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "trace.json"
         recorded.export_chrome_trace(str(path))
         events: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8", errors="replace"))[
             "traceEvents"

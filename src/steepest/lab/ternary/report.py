@@ -31,14 +31,8 @@ def table(results: Sequence[Result]) -> str:
         rows = result.race.rows
         scale = max(row.metric for row in rows if not math.isnan(row.metric))
         metric = result.race.plan.request.metric
-        head = [
-            "training of the hidden weights",
-            metric,
-            "B/weight",
-            "lr",
-            "flips a step: mean → last",
-            "zeros",
-        ]
+        flips = "flips per step: mean → last"
+        head = ["training of the hidden weights", metric, "B/weight", "lr", flips, "zeros"]
         lines = [f"| {' | '.join(head)} |", f"| {' | '.join(['---'] * len(head))} |"]
         for row in rows:
             stats = result.tuned_stats(row.optimizer)
