@@ -1,13 +1,13 @@
-"""Peak memory of a training step, ordinary and with gradients released.
+"""Measure the peak memory of a training step with and without releasing gradients in the backward pass.
 
-Each line is a process of its own, which trains a GPT for a few steps and reports two peaks:
+Each line comes from a separate process that trains a GPT for a few steps and reports two peaks:
 
-- ``resident``: how far the process's resident memory rose above what it was before the optimizer was
-  made (Linux: VmHWM), what the operating system had to find;
-- ``torch``: the most bytes that torch's allocator had out during a step, with the parameters: on a CPU
-  from the profiler's record of every allocation, on CUDA ``max_memory_allocated``.
+- ``resident``: the increase of the process's resident memory since before the optimizer was constructed
+  (Linux: VmHWM), which the operating system had to provide;
+- ``torch``: the peak of torch's allocator during a step, including the parameters: on a CPU from the
+  profiler's record of every allocation, on CUDA ``max_memory_allocated``.
 
-``--time`` measures instead how long a whole step takes, alternately in one process, as a ratio.
+``--time`` instead compares the times of a training step, interleaved in one process.
 
     python benchmarks/release_gradients.py [--device cuda] [--time]
 """
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import itertools
 import json
 import statistics
 import subprocess
@@ -35,18 +36,18 @@ import steepest
 from steepest.lab.models.gpt import GPT, GPTConfig
 
 RULES = ("adamw", "lion", "signgsd")
-WAYS = ("ordinary", "released", "on host", "released, on host")
+MODES = ("ordinary", "released", "on host", "released, on host")
 WARM_UP, STEPS = 2, 3
 
 
 def model_on(device: str, width: int, depth: int) -> GPT:
-    """The model that is trained."""
+    """Create the model."""
     torch.manual_seed(0)
     return GPT(GPTConfig(width=width, depth=depth, heads=8, context=64)).to(device)
 
 
 def train_step(model: GPT, optimizer: steepest.Optimizer, tokens: torch.Tensor) -> None:
-    """Forward, backward, step, as a training loop has them."""
+    """Run forward, backward and step as in a training loop."""
     logits = model(tokens[:, :-1]).flatten(0, 1)
     F.cross_entropy(logits, tokens[:, 1:].flatten()).backward()
     optimizer.step()
@@ -54,80 +55,76 @@ def train_step(model: GPT, optimizer: steepest.Optimizer, tokens: torch.Tensor) 
 
 
 def resident(field: str) -> int:
-    """``VmRSS`` or ``VmHWM`` of this process, in bytes."""
+    """Return ``VmRSS`` or ``VmHWM`` of this process in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024
 
 
-def highest(events: Any) -> int:
-    """The highest sum of the profiler's allocations and frees, in the order of time."""
+def peak_bytes(events: Any) -> int:
+    """Return the peak of the profiler's allocations minus frees, in order of time."""
     changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    total = peak = 0
-    for _, change in changes:
-        total += change
-        peak = max(peak, total)
-    return peak
+    return max(itertools.accumulate((change for _, change in changes), initial=0))
 
 
 @contextlib.contextmanager
-def counted(device: str, found: dict[str, int]) -> Iterator[None]:
-    """Put into ``found`` how many bytes beyond those that were there torch had out at most."""
+def record_peak(device: str, result: dict[str, int]) -> Iterator[None]:
+    """Set ``result["extra"]`` to the peak of torch's memory within this context minus that before it."""
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         yield
-        found["extra"] = torch.cuda.max_memory_allocated() - before
+        result["extra"] = torch.cuda.max_memory_allocated() - before
         return
     with torch.profiler.profile(
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as prof:
         yield
-    found["extra"] = highest(prof.profiler.kineto_results.events())
+    result["extra"] = peak_bytes(prof.profiler.kineto_results.events())
 
 
-def measure(rule: str, way: str, device: str, width: int, depth: int) -> dict[str, float]:
-    """Both peaks of one rule run one way, in bytes, with the parameters' and the state's."""
+def measure(rule: str, mode: str, device: str, width: int, depth: int) -> dict[str, float]:
+    """Return both peaks for one rule and mode, and the bytes of parameters and state."""
     model = model_on(device, width, depth)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     tokens = torch.randint(256, (1, 65), device=device)
-    model(tokens[:, :-1])  # the libraries' own buffers
+    model(tokens[:, :-1])  # allocates the libraries' own buffers
     before = resident("VmRSS")
-    place = "cpu" if "on host" in way else None
-    # Compiling has a peak of its own, once, which is not the training's.
-    optimizer = steepest.create(rule, model.parameters(), compile=False, state_device=place)
-    if "released" in way:
+    state_device = "cpu" if "on host" in mode else None
+    # The peak of a compilation would hide that of the training.
+    optimizer = steepest.create(rule, model.parameters(), compile=False, state_device=state_device)
+    if "released" in mode:
         steepest.release_gradients(model, optimizer)
     for _ in range(WARM_UP):
         train_step(model, optimizer, tokens)
     after = resident("VmHWM")
-    found: dict[str, int] = {}
-    with counted(device, found):
+    result: dict[str, int] = {}
+    with record_peak(device, result):
         for _ in range(STEPS):
             train_step(model, optimizer, tokens)
-    state = 0 if place and device != "cpu" else optimizer.state_bytes()
+    state = 0 if state_device and device != "cpu" else optimizer.state_bytes()
     return {
         "weights": weights,
         "state": state,
-        "torch": weights + state + found["extra"],
+        "torch": weights + state + result["extra"],
         "resident": after - before,
     }
 
 
 def ratios(rule: str, device: str, width: int, depth: int, rounds: int) -> tuple[float, float]:
-    """Median seconds of an ordinary step, and how many times that a released one takes."""
+    """Return the median seconds of an ordinary step, and the ratio with released gradients."""
     models = [model_on(device, width, depth)]
     models.append(copy.deepcopy(models[0]))
     optimizers = [steepest.create(rule, m.parameters(), compile=False) for m in models]
     steepest.release_gradients(models[1], optimizers[1])
     tokens = torch.randint(256, (1, 65), device=device)
     seconds: list[list[float]] = [[], []]
-    for turn in range(rounds + WARM_UP):
+    for number in range(rounds + WARM_UP):
         for index, (model, optimizer) in enumerate(zip(models, optimizers, strict=True)):
             start = time.perf_counter()
             train_step(model, optimizer, tokens)
             if device == "cuda":
                 torch.cuda.synchronize()
-            if turn >= WARM_UP:
+            if number >= WARM_UP:
                 seconds[index].append(time.perf_counter() - start)
     ordinary, released = map(statistics.median, seconds)
     return ordinary, released / ordinary
@@ -140,8 +137,8 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--depth", type=int, default=12)
     parser.add_argument("--time", action="store_true", help="measure time instead of memory")
-    parser.add_argument("--rounds", type=int, default=11, help="steps that are timed")
-    parser.add_argument("--one", nargs=2, metavar=("RULE", "WAY"), help=argparse.SUPPRESS)
+    parser.add_argument("--rounds", type=int, default=11, help="timed steps")
+    parser.add_argument("--one", nargs=2, metavar=("RULE", "MODE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     size = (options.device, options.width, options.depth)
     if options.one:
@@ -155,17 +152,17 @@ def main() -> None:
             table.add_row(rule, f"{1e3 * seconds:.0f}", f"{ratio:.2f}")
         console.print(table)
         return
-    columns = ("rule", "way", "parameters", "state there", "torch peak", "resident rise")
+    columns = ("rule", "mode", "parameters", "state on device", "torch peak", "resident increase")
     table = Table(*columns, title="MB (10⁶ bytes)")
-    # On a CPU there is nowhere else to keep state.
+    # On a CPU the state is on the host in all modes.
     for rule in RULES:
-        for way in WAYS if options.device == "cuda" else WAYS[:2]:
-            command = [sys.executable, __file__, "--one", rule, way, "--device", options.device]
+        for mode in MODES if options.device == "cuda" else MODES[:2]:
+            command = [sys.executable, __file__, "--one", rule, mode, "--device", options.device]
             command += ["--width", str(options.width), "--depth", str(options.depth)]
             line = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            found = json.loads(line.splitlines()[-1])
+            result = json.loads(line.splitlines()[-1])
             keys = ("weights", "state", "torch", "resident")
-            table.add_row(rule, way, *(f"{found[key] / 1e6:.0f}" for key in keys))
+            table.add_row(rule, mode, *(f"{result[key] / 1e6:.0f}" for key in keys))
     console.print(table)
 
 

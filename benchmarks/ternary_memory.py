@@ -1,17 +1,18 @@
-"""Peak memory of training 50 million weights: ternary by votes, and latent float32 by AdamW.
+"""Measure the peak memory of training 50 million weights: ternary by votes, and latent float32 by AdamW.
 
     python benchmarks/ternary_memory.py
 
-Each way runs in a process of its own: the process's largest resident size over what it had before the
-model (``getrusage``), and the largest sum of torch's own allocations (its profiler). Persistent bytes are
-those of the tensors that exist between steps, without gradients. "flipping" is votes by sign with a threshold
-of 2 and at most 0.1 % flips, so that the three steps flip weights. "compiled" ways compile their flips; what
-torch.compile itself takes is not counted, since it is there before the model.
+Each method runs in a separate process. It reports the increase of the process's peak resident size since
+before the model (``getrusage``), and the peak of torch's allocations (from its profiler). Persistent bytes
+are those of the tensors that exist between steps, without gradients. "flipping" uses votes by sign with a
+threshold of 2 and at most 0.1 % flips, so that the three steps flip weights. "compiled" methods compile
+their flips; torch.compile's own memory does not count, because it is allocated before the model.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 import steepest
 from steepest.ternary import TernaryLinear
 
-# votes, τ, at most this part flips in a step, compile
+# votes, threshold, maximum fraction of flips per step, compile
 VOTES = {
     "sign": ("sign", 16, 1.0, False),
     "magnitude": ("magnitude", 16, 1.0, False),
@@ -32,46 +33,46 @@ VOTES = {
     "sign compiled": ("sign", 16, 1.0, True),
     "flipping compiled": ("sign", 2, 1e-3, True),
 }
-WAYS = ("float32", "latent", *VOTES)
+METHODS = ("float32", "latent", *VOTES)
 
 
 class Latent(nn.Linear):
     """A latent float32 weight, rounded in every forward pass, with a straight-through gradient."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shapes: [..., in] to [..., out]."""
+        """Map [..., in] to [..., out]."""
         scale = self.weight.abs().mean()
         rounded = (self.weight / scale).round().clamp(-1, 1) * scale
         return nn.functional.linear(x, self.weight + (rounded - self.weight).detach(), self.bias)
 
 
-def made(way: str, width: int, depth: int) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """A perceptron of ``depth`` square layers, and its optimizer."""
-    kinds = {"float32": nn.Linear, "latent": Latent}
-    kind = kinds.get(way, TernaryLinear)
-    model = nn.Sequential(*[m for _ in range(depth) for m in (kind(width, width), nn.GELU())])
-    if way in kinds:
+def build(method: str, width: int, depth: int) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Build a perceptron of ``depth`` square layers and its optimizer."""
+    float_layers = {"float32": nn.Linear, "latent": Latent}
+    layer = float_layers.get(method, TernaryLinear)
+    model = nn.Sequential(*[m for _ in range(depth) for m in (layer(width, width), nn.GELU())])
+    if method in float_layers:
         return model, torch.optim.AdamW(model.parameters(), fused=True)
-    votes, threshold, most, compiled = VOTES[way]
-    how = {"votes": votes, "threshold": threshold, "max_flip_fraction": most}
-    return model, steepest.build(model, "adamw", ternary=how, compile=compiled)
+    votes, threshold, max_fraction, compiled = VOTES[method]
+    ternary = {"votes": votes, "threshold": threshold, "max_flip_fraction": max_fraction}
+    return model, steepest.build(model, "adamw", ternary=ternary, compile=compiled)
 
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor, steps: int) -> None:
-    """Some steps toward nothing in particular."""
+    """Take some steps with an arbitrary loss."""
     for _ in range(steps):
         model(x).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
 
 
-def resident(way: str, width: int, depth: int, batch: int, steps: int) -> dict[str, float]:
-    """Train; the growth of the process in MiB, and persistent bytes a weight."""
-    # What libraries allocate once is no part of the model: a small one goes first.
-    train(*made(way, 16, 1), torch.randn(4, 16), 2)
+def resident(method: str, width: int, depth: int, batch: int, steps: int) -> dict[str, float]:
+    """Train; return the increase of the process's peak in MiB, and persistent bytes per weight."""
+    # Train a small model first, so that the libraries' one-time allocations do not count.
+    train(*build(method, 16, 1), torch.randn(4, 16), 2)
     x = torch.randn(batch, width)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    model, optimizer = made(way, width, depth)
+    model, optimizer = build(method, width, depth)
     train(model, optimizer, x, steps)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     tensors = [*model.parameters(), *model.buffers()]
@@ -83,42 +84,43 @@ def resident(way: str, width: int, depth: int, batch: int, steps: int) -> dict[s
     }
 
 
-def allocated(way: str, width: int, depth: int, batch: int, steps: int) -> dict[str, float]:
-    """Train; the largest sum of torch's allocations in MiB (not the profiler's records)."""
+def allocated(method: str, width: int, depth: int, batch: int, steps: int) -> dict[str, float]:
+    """Train; return the peak of torch's allocations in MiB, without the profiler's own memory."""
     x = torch.randn(batch, width)
     with torch.profiler.profile(profile_memory=True) as profile:
-        train(*made(way, width, depth), x, steps)
-    held = largest = 0
-    for event in profile.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            largest = max(largest, held)
-    return {"peak_torch_mib": round(largest / 2**20, 1)}
+        train(*build(method, width, depth), x, steps)
+    events = profile.profiler.kineto_results.events()
+    changes = (event.nbytes() for event in events if event.name() == "[memory]")
+    return {"peak_torch_mib": round(max(itertools.accumulate(changes, initial=0)) / 2**20, 1)}
 
 
 def main() -> None:
-    """Measure every way, each in processes of its own."""
+    """Measure every method in separate processes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--width", type=int, default=2048)
     parser.add_argument("--depth", type=int, default=12)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--only", nargs=2, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    sizes = {name: getattr(given, name) for name in ("width", "depth", "batch", "steps")}
-    if given.only:
-        way, kind = given.only
+    options = parser.parse_args()
+    sizes = {name: getattr(options, name) for name in ("width", "depth", "batch", "steps")}
+    if options.only:
+        method, kind = options.only
         torch.set_num_threads(1)
-        print(json.dumps({"resident": resident, "allocated": allocated}[kind](way, **sizes)))
+        print(json.dumps({"resident": resident, "allocated": allocated}[kind](method, **sizes)))
         return
-    # glibc keeps large blocks that were freed unless it is told a fixed size from which to return them.
+    # With a fixed threshold glibc returns large freed blocks to the system instead of keeping them.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    for way in WAYS:
-        line: dict[str, object] = {"way": way, "weights": given.width**2 * given.depth}
+    for method in METHODS:
+        line: dict[str, object] = {"method": method, "weights": options.width**2 * options.depth}
         for kind in ("resident", "allocated"):
             command = [sys.executable, __file__, *(f"--{name}={size}" for name, size in sizes.items())]
             done = subprocess.run(
-                [*command, "--only", way, kind], check=True, env=environment, capture_output=True, text=True
+                [*command, "--only", method, kind],
+                check=True,
+                env=environment,
+                capture_output=True,
+                text=True,
             )
             line |= json.loads(done.stdout.splitlines()[-1])
         print(json.dumps(line), flush=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import steepest
-from steepest.lab.bench.observe import observe
+from steepest.lab.bench.profiling import profile_step
 from steepest.rule import find_rule
 
 COUNT = 1 << 22
@@ -36,7 +36,7 @@ def temporary_bytes(name: str, params: list[Tensor], **options: Any) -> int:
         param.grad = torch.full_like(param, 0.25)
     optimizer = steepest.create(name, params, compile=False, **options)
     optimizer.step()
-    return observe(optimizer.step, torch.device("cpu")).temporary_bytes
+    return profile_step(optimizer.step, torch.device("cpu")).temporary_bytes
 
 
 @pytest.mark.parametrize(("dtype", "rounding"), ROUNDED, ids=str)
@@ -71,4 +71,4 @@ def test_the_first_step_too():
     param = Parameter(torch.ones(COUNT))
     param.grad = torch.ones(COUNT)
     optimizer = steepest.SignGSD([param], compile=False, decay_overshoot=True, weight_decay=0.03125)
-    assert observe(optimizer.step, torch.device("cpu")).temporary_bytes <= ROOM
+    assert profile_step(optimizer.step, torch.device("cpu")).temporary_bytes <= ROOM

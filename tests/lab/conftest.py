@@ -13,7 +13,7 @@ from steepest.lab.records import Phase, Record
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """The models here are too small for more, and the command line sets the number for the process."""
+    """Use one thread: the models are tiny, and the command line sets the number for the whole process."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -22,7 +22,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def plane() -> Task[Tensor]:
-    """Fit a plane with noise in the data's order and in the training itself (dropout)."""
+    """A regression task with randomness in the data order and in training (dropout)."""
     x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
     y = x @ torch.tensor([1.0, -2.0, 3.0, 0.5])
 
@@ -52,7 +52,7 @@ def make_plan(
     lower_is_better: bool = True,
     default_lr: float = 1e-3,
 ) -> Plan:
-    """A plan that was never measured."""
+    """A plan without measurements."""
     return Plan(
         request=Request(
             task="made up",
@@ -102,7 +102,7 @@ def make_record(
     seed: int = 0,
     seconds: float = 1.0,
 ) -> Record:
-    """A record of a trial that never ran; a metric of NaN makes it a diverged one."""
+    """The record of a trial that never ran; a metric of NaN means that it diverged."""
     diverged = metric != metric
     return Record(
         phase=phase,

@@ -10,15 +10,15 @@ from steepest.lab.corpus import Corpus, from_path, standard_library
 
 @pytest.fixture
 def library(tmp_path: Path) -> Path:
-    """Forty files, each its own letter over and over, so that every byte betrays its file."""
+    """Forty files, each repeating a byte of its own, so that every byte identifies its file."""
     for index in range(40):
-        folder = tmp_path / f"part{index % 3}"
-        folder.mkdir(exist_ok=True)
-        (folder / f"{index:02d}.txt").write_bytes(bytes([128 + index]) * (100 + index))
+        directory = tmp_path / f"part{index % 3}"
+        directory.mkdir(exist_ok=True)
+        (directory / f"{index:02d}.txt").write_bytes(bytes([128 + index]) * (100 + index))
     return tmp_path
 
 
-def test_the_split_is_by_file_and_loses_nothing(library: Path) -> None:
+def test_the_split_is_by_file_and_complete(library: Path) -> None:
     corpus = from_path(library)
     train, held_out = set(corpus.train), set(corpus.held_out)
     assert train.isdisjoint(held_out)
@@ -28,17 +28,17 @@ def test_the_split_is_by_file_and_loses_nothing(library: Path) -> None:
     assert 0.1 <= len(corpus.held_out) / len(corpus.train + corpus.held_out) <= 0.2
 
 
-def test_the_split_does_not_follow_the_alphabet(library: Path) -> None:
+def test_the_split_does_not_follow_the_alphabetical_order(library: Path) -> None:
     held_out = sorted(set(from_path(library).held_out))
     assert held_out != list(range(128, 128 + len(held_out)))
     assert held_out != list(range(168 - len(held_out), 168))
 
 
-def test_the_same_files_elsewhere_split_the_same(
+def test_the_split_does_not_depend_on_the_location(
     library: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     elsewhere = tmp_path_factory.mktemp("elsewhere")
-    # Made in the opposite order: the file system's own order must not matter.
+    # Create the files in reverse order, because the file system's order must not matter.
     for path in sorted(library.rglob("*.txt"), reverse=True):
         target = elsewhere / path.relative_to(library)
         target.parent.mkdir(exist_ok=True)
@@ -48,11 +48,11 @@ def test_the_same_files_elsewhere_split_the_same(
     assert here.fingerprint == there.fingerprint
 
 
-def test_the_fingerprint_knows_where_the_split_is() -> None:
+def test_the_fingerprint_depends_on_the_split() -> None:
     assert Corpus("", b"abc", b"d", 1, 0).fingerprint != Corpus("", b"ab", b"cd", 1, 0).fingerprint
 
 
-def test_of_a_single_file_the_end_is_held_out(tmp_path: Path) -> None:
+def test_the_end_of_a_single_file_is_held_out(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(bytes(range(1, 201)))
     corpus = from_path(path)
@@ -60,7 +60,7 @@ def test_of_a_single_file_the_end_is_held_out(tmp_path: Path) -> None:
     assert len(corpus.held_out) == 20
 
 
-def test_a_file_that_is_most_of_the_text_stays_in_training(tmp_path: Path) -> None:
+def test_a_file_with_most_of_the_text_is_not_held_out(tmp_path: Path) -> None:
     (tmp_path / "big").write_bytes(b"b" * 10_000)
     for name in "stuvwxyz":
         (tmp_path / name).write_bytes(b"s" * 300)
@@ -70,7 +70,7 @@ def test_a_file_that_is_most_of_the_text_stays_in_training(tmp_path: Path) -> No
     assert corpus.held_out
 
 
-def test_hidden_and_binary_files_are_left_out(library: Path) -> None:
+def test_hidden_and_binary_files_are_skipped(library: Path) -> None:
     before = from_path(library)
     (library / ".git").mkdir()
     (library / ".git" / "config").write_text("secret")
@@ -79,13 +79,13 @@ def test_hidden_and_binary_files_are_left_out(library: Path) -> None:
     assert from_path(library) == before
 
 
-def test_reading_stops_at_the_cap(library: Path) -> None:
+def test_reading_stops_at_the_maximum(library: Path) -> None:
     corpus = from_path(library, max_bytes=1234)
     assert len(corpus.train) + len(corpus.held_out) == 1234
 
 
 @pytest.mark.parametrize("content", [None, b""])
-def test_nothing_to_read_is_one_clear_line(tmp_path: Path, content: bytes | None) -> None:
+def test_missing_text_is_an_error(tmp_path: Path, content: bytes | None) -> None:
     if content is not None:
         (tmp_path / "empty.txt").write_bytes(content)
     with pytest.raises(LabError, match="no text in"):
@@ -98,11 +98,11 @@ def test_nothing_to_read_is_one_clear_line(tmp_path: Path, content: bytes | None
     ("content", "words"),
     [
         ("naïve".encode("utf-16"), r"a\.txt is UTF-16, .*iconv -f UTF-16 -t UTF-8"),
-        (b"\x89PNG\0\0", r"a\.txt has zero bytes, as binary files have"),
+        (b"\x89PNG\0\0", r"a\.txt contains zero bytes, so it is a binary file"),
         (b"", r"a\.txt is empty"),
     ],
 )
-def test_a_file_that_is_not_text_is_told_why(tmp_path: Path, content: bytes, words: str) -> None:
+def test_the_error_explains_why_a_file_has_no_text(tmp_path: Path, content: bytes, words: str) -> None:
     (tmp_path / "a.txt").write_bytes(content)
     for path in (tmp_path, tmp_path / "a.txt"):
         with pytest.raises(LabError, match=words):
@@ -114,5 +114,5 @@ def test_the_standard_library_is_source_without_tests_and_packages() -> None:
     assert len(corpus.train) > 2_000_000
     assert b"import" in corpus.held_out
     text = corpus.train + corpus.held_out
-    for foreign in (b"class NewTensorBase", b"codec generated from"):
-        assert foreign not in text
+    for excluded in (b"class NewTensorBase", b"codec generated from"):
+        assert excluded not in text

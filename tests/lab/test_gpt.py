@@ -18,7 +18,7 @@ def small(positions: Positions = "rotary", *, tied: bool = False) -> GPT:
 
 
 @pytest.mark.parametrize("positions", ["rotary", "learned"])
-def test_the_future_cannot_be_seen(positions: Positions) -> None:
+def test_logits_do_not_depend_on_later_tokens(positions: Positions) -> None:
     model = small(positions)
     tokens = torch.randint(0, 256, (3, 12))
     with torch.no_grad():
@@ -31,9 +31,9 @@ def test_the_future_cannot_be_seen(positions: Positions) -> None:
 
 
 @pytest.mark.parametrize("positions", ["rotary", "learned"])
-def test_the_order_of_the_past_matters(positions: Positions) -> None:
+def test_logits_depend_on_the_order_of_earlier_tokens(positions: Positions) -> None:
     model = small(positions)
-    # At its initialization a model this small hardly attends to anything: give it weights that do.
+    # At initialization attention is almost uniform in such a small model, so use larger weights.
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5)
     tokens = torch.tensor([[1, 2, 3, 4]])
@@ -42,23 +42,23 @@ def test_the_order_of_the_past_matters(positions: Positions) -> None:
         assert not torch.allclose(model(tokens)[:, -1], model(swapped)[:, -1], atol=1e-3)
 
 
-def test_rotary_products_depend_on_the_distance_alone() -> None:
+def test_rotary_products_depend_only_on_the_distance() -> None:
     rotary = Rotary(head_width=8, context=64).double()
     query, key = torch.randn(2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    turned_query, turned_key = rotary(query.expand(64, 8)), rotary(key.expand(64, 8))
-    products = turned_query @ turned_key.T
+    rotated_query, rotated_key = rotary(query.expand(64, 8)), rotary(key.expand(64, 8))
+    products = rotated_query @ rotated_key.T
     for distance in (-20, -1, 0, 5, 40):
         diagonal = products.diagonal(distance)
         torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), rtol=0, atol=1e-5)
     assert products[0].std() > 0.1
 
 
-def test_rotary_keeps_lengths() -> None:
+def test_rotary_preserves_norms() -> None:
     x = torch.randn(2, 3, 64, 8)
     torch.testing.assert_close(Rotary(8, 64)(x).norm(dim=-1), x.norm(dim=-1))
 
 
-def test_the_attention_is_softmax_over_the_past() -> None:
+def test_attention_is_a_causal_softmax() -> None:
     block = small().blocks[0]
     attention = block.attention  # type: ignore[union-attr]
     x = torch.randn(1, 5, 16)
@@ -70,13 +70,13 @@ def test_the_attention_is_softmax_over_the_past() -> None:
     torch.testing.assert_close(attention(x), F.linear(mixed, attention.output.weight))  # type: ignore[operator, union-attr, arg-type]
 
 
-def test_an_untrained_model_knows_almost_nothing() -> None:
+def test_an_untrained_model_predicts_almost_uniformly() -> None:
     tokens = torch.randint(0, 256, (8, 12))
     loss = F.cross_entropy(small()(tokens).flatten(0, 1), tokens.flatten())
     assert abs(loss.item() - math.log(256)) < 0.1
 
 
-def test_a_tied_head_shares_the_embedding() -> None:
+def test_tied_output_weights_share_the_embedding() -> None:
     tied, free = small(tied=True), small()
     assert tied.head.weight is tied.embedding.weight
     saved = sum(p.numel() for p in free.parameters()) - sum(p.numel() for p in tied.parameters())
@@ -92,6 +92,6 @@ def test_a_tied_head_shares_the_embedding() -> None:
         ({"positions": "none"}, "'rotary' or 'learned'"),
     ],
 )
-def test_impossible_shapes_are_refused(change: dict[str, object], words: str) -> None:
+def test_invalid_configurations_are_rejected(change: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         GPTConfig(**{**SMALL, **change})  # type: ignore[arg-type]

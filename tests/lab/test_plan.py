@@ -11,22 +11,22 @@ from steepest.lab.plan import Plan
 from .conftest import make_plan
 
 
-def test_a_saved_plan_is_read_back_the_same(tmp_path: Path) -> None:
+def test_a_saved_plan_is_read_back_unchanged(tmp_path: Path) -> None:
     plan = make_plan(limit=60.0)
     plan.save(tmp_path / "plan.json")
     loaded = Plan.load(tmp_path / "plan.json")
     assert loaded is not None
-    loaded.check_same(plan.request, tmp_path)
+    loaded.require_same_request(plan.request, tmp_path)
     assert replace(loaded, times=plan.times) == plan
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
 
 
-def test_no_plan_is_none(tmp_path: Path) -> None:
+def test_a_missing_plan_is_none(tmp_path: Path) -> None:
     assert Plan.load(tmp_path / "plan.json") is None
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"request": 3}'])
-def test_an_unreadable_plan_is_refused(tmp_path: Path, text: str) -> None:
+def test_an_unreadable_plan_is_rejected(tmp_path: Path, text: str) -> None:
     (tmp_path / "plan.json").write_text(text)
     with pytest.raises(LabError, match=r"not a plan .* --fresh"):
         Plan.load(tmp_path / "plan.json")
@@ -44,15 +44,15 @@ def test_an_unreadable_plan_is_refused(tmp_path: Path, text: str) -> None:
         ({"optimizers": {"a": {"lr": 1e-3}}}, r"optimizers \(a, b there, a asked\)"),
     ],
 )
-def test_another_request_is_refused_by_what_differs(
+def test_another_request_is_rejected_with_the_differences(
     tmp_path: Path, change: dict[str, object], words: str
 ) -> None:
     plan = make_plan()
     with pytest.raises(LabError, match=words):
-        plan.check_same(replace(plan.request, **change), tmp_path)  # type: ignore[arg-type]
+        plan.require_same_request(replace(plan.request, **change), tmp_path)  # type: ignore[arg-type]
 
 
 def test_the_order_of_the_optimizers_is_part_of_the_request(tmp_path: Path) -> None:
-    # The rounds go through them in order, and the first is what an unraced AdamW is replaced by.
+    # The order determines the rounds, and the first optimizer is the baseline if AdamW is not in the race.
     with pytest.raises(LabError, match="optimizers"):
-        make_plan(("a", "b")).check_same(make_plan(("b", "a")).request, tmp_path)
+        make_plan(("a", "b")).require_same_request(make_plan(("b", "a")).request, tmp_path)

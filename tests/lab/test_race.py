@@ -11,20 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from steepest.lab import LabError, RaceResult, Task, race
-from steepest.lab.budget import LEAST_STEPS
+from steepest.lab.budget import MIN_STEPS
 from steepest.lab.plan import StepTimes
-from steepest.lab.progress import Silent
-from steepest.lab.records import Assignment, Record
+from steepest.lab.progress import Callback
+from steepest.lab.records import Record, TrialSpec
 
 ENTRIES: list[Any] = ["lion", ("torch sgd", partial(torch.optim.SGD, momentum=0.9))]
 SMALL: dict[str, Any] = {"trials": 3, "seeds": 3, "report": False}
 
 
-def outcome(records: list[Record]) -> list[tuple[Assignment, list[float], list[float]]]:
-    """All of the records that does not depend on the clock."""
+def outcome(records: list[Record]) -> list[tuple[TrialSpec, list[float], list[float]]]:
+    """The parts of the records that do not depend on the clock."""
     return [
         (
-            record.assignment,
+            record.trial,
             [value for *_, value in record.curve],
             [value for *_, value in record.validation],
         )
@@ -32,25 +32,25 @@ def outcome(records: list[Record]) -> list[tuple[Assignment, list[float], list[f
     ]
 
 
-class StopAfter(Silent):
-    """Interrupts in the middle of the trial after so many."""
+class StopAfter(Callback):
+    """Interrupts the race during the trial after the given number of trials."""
 
     def __init__(self, trials: int) -> None:
         self.left = trials
 
-    def finished(self, record: Record) -> None:
+    def on_trial_end(self, record: Record) -> None:
         self.left -= 1
 
-    def ticked(self, step: int, loss: float) -> None:
+    def on_step(self, step: int, loss: float) -> None:
         if self.left == 0 and step > 5:
             raise KeyboardInterrupt
 
 
-def test_an_interrupted_race_ends_as_if_it_had_never_been(plane: Task[Tensor], tmp_path: Path) -> None:
+def test_a_resumed_race_equals_an_uninterrupted_one(plane: Task[Tensor], tmp_path: Path) -> None:
     whole = race(plane, ENTRIES, steps=12, out=tmp_path / "whole", **SMALL)
     for trials in (0, 1, 4, 3):
         with pytest.raises(KeyboardInterrupt):
-            race(plane, ENTRIES, steps=12, out=tmp_path / "torn", watcher=StopAfter(trials), **SMALL)
+            race(plane, ENTRIES, steps=12, out=tmp_path / "torn", callback=StopAfter(trials), **SMALL)
         with (tmp_path / "torn" / "records.jsonl").open("a") as file:
             file.write('{"phase": "sea')
     resumed = race(plane, ENTRIES, steps=12, out=tmp_path / "torn", **SMALL)
@@ -58,17 +58,17 @@ def test_an_interrupted_race_ends_as_if_it_had_never_been(plane: Task[Tensor], t
     assert len(whole.records) == 2 * (3 + 2)
 
 
-def test_a_finished_race_trains_nothing_more(plane: Task[Tensor], tmp_path: Path) -> None:
+def test_a_finished_race_runs_no_more_trials(plane: Task[Tensor], tmp_path: Path) -> None:
     first = race(plane, ENTRIES, steps=12, out=tmp_path, **SMALL)
 
-    def untouchable(model: nn.Module, batch: Tensor) -> Tensor:
+    def fail(model: nn.Module, batch: Tensor) -> Tensor:
         raise AssertionError
 
-    again = race(replace(plane, loss=untouchable), ENTRIES, steps=12, out=tmp_path, **SMALL)
+    again = race(replace(plane, loss=fail), ENTRIES, steps=12, out=tmp_path, **SMALL)
     assert again.records == first.records
 
 
-def test_every_optimizer_learns_and_the_rows_are_in_order(plane: Task[Tensor], tmp_path: Path) -> None:
+def test_every_optimizer_learns_and_the_rows_are_sorted(plane: Task[Tensor], tmp_path: Path) -> None:
     result = race(plane, ENTRIES, steps=60, out=tmp_path, **SMALL)
     untrained = result.records[0].validation[0][2]
     assert all(row.metric < untrained for row in result.rows)
@@ -76,9 +76,9 @@ def test_every_optimizer_learns_and_the_rows_are_in_order(plane: Task[Tensor], t
     assert {row.optimizer for row in result.rows} == {"lion", "torch sgd"}
 
 
-def test_a_budget_is_turned_into_steps_and_kept(plane: Task[Tensor], tmp_path: Path) -> None:
+def test_a_budget_is_converted_into_steps_once(plane: Task[Tensor], tmp_path: Path) -> None:
     first = race(plane, ["signgsd"], budget=2, out=tmp_path, **SMALL)
-    assert first.plan.steps >= LEAST_STEPS
+    assert first.plan.steps >= MIN_STEPS
     assert first.plan.limit == pytest.approx(2.6)
     again = race(plane, ["signgsd"], budget="2s", out=tmp_path, **SMALL)
     assert again.plan.steps == first.plan.steps
@@ -86,26 +86,26 @@ def test_a_budget_is_turned_into_steps_and_kept(plane: Task[Tensor], tmp_path: P
     assert len(again.records) == len(first.records)
 
 
-def test_another_plan_in_the_same_folder_is_refused_and_fresh_begins_anew(
+def test_another_plan_in_the_same_directory_is_rejected_and_fresh_starts_over(
     plane: Task[Tensor], tmp_path: Path
 ) -> None:
     race(plane, ["signgsd"], steps=5, out=tmp_path, **SMALL)
-    with pytest.raises(LabError, match=r"steps \(5 there, 6 asked\); choose another folder or --fresh"):
+    with pytest.raises(LabError, match=r"steps \(5 there, 6 asked\); choose another directory or --fresh"):
         race(plane, ["signgsd"], steps=6, out=tmp_path, **SMALL)
     with pytest.raises(LabError, match="optimizers"):
         race(plane, ["lion"], steps=5, out=tmp_path, **SMALL)
     with pytest.raises(LabError, match="config"):
         race(replace(plane, config={"data": "other"}), ["signgsd"], steps=5, out=tmp_path, **SMALL)
-    (tmp_path / "mine.txt").write_text("not the race's")
+    (tmp_path / "mine.txt").write_text("not a file of the race")
     fresh = race(plane, ["signgsd"], steps=6, out=tmp_path, fresh=True, **SMALL)
     assert {record.steps for record in fresh.records} == {6}
     assert (tmp_path / "mine.txt").exists()
 
 
-def test_trials_without_their_plan_are_not_touched(plane: Task[Tensor], tmp_path: Path) -> None:
+def test_records_without_a_plan_are_rejected(plane: Task[Tensor], tmp_path: Path) -> None:
     race(plane, ["signgsd"], steps=5, out=tmp_path, **SMALL)
     (tmp_path / "plan.json").unlink()
-    with pytest.raises(LabError, match="without their plan"):
+    with pytest.raises(LabError, match="without a plan"):
         race(plane, ["signgsd"], steps=5, out=tmp_path, **SMALL)
 
 
@@ -120,7 +120,7 @@ def test_trials_without_their_plan_are_not_touched(plane: Task[Tensor], tmp_path
         ({"budget": 0.01}, "too small for 5 trials"),
     ],
 )
-def test_impossible_requests_are_refused(
+def test_impossible_requests_are_rejected(
     plane: Task[Tensor], tmp_path: Path, change: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(LabError, match=words):
@@ -140,7 +140,7 @@ def test_impossible_requests_are_refused(
         ({"steps": 5, "task": "text"}, r"must be a steepest\.lab\.Task, got a str"),
     ],
 )
-def test_what_is_no_request_at_all_is_refused_in_words(
+def test_requests_of_wrong_types_are_rejected_with_a_message(
     plane: Task[Tensor], tmp_path: Path, change: dict[str, Any], words: str
 ) -> None:
     request: dict[str, Any] = {"task": plane, "optimizers": "signgsd", "out": tmp_path, **SMALL, **change}
@@ -158,7 +158,7 @@ def test_what_is_no_request_at_all_is_refused_in_words(
         (float("nan"), r"config\['x'\] is nan"),
     ],
 )
-def test_a_config_json_does_not_know_is_refused(
+def test_non_json_values_in_config_are_rejected(
     plane: Task[Tensor], tmp_path: Path, value: object, words: str
 ) -> None:
     with pytest.raises(LabError, match=words):
@@ -166,39 +166,39 @@ def test_a_config_json_does_not_know_is_refused(
 
 
 @pytest.mark.parametrize("entry", ["signgsd", torch.optim.SGD])
-def test_a_single_entry_is_a_race_of_one(entry: Any, plane: Task[Tensor], tmp_path: Path) -> None:
+def test_a_single_optimizer_needs_no_list(entry: Any, plane: Task[Tensor], tmp_path: Path) -> None:
     (row,) = race(plane, entry, trials=1, seeds=1, steps=5, out=tmp_path, report=False).rows
     assert row.optimizer == getattr(entry, "__name__", entry)
 
 
-def test_another_number_of_threads_is_another_race(plane: Task[Tensor], tmp_path: Path) -> None:
+def test_another_number_of_threads_is_another_plan(plane: Task[Tensor], tmp_path: Path) -> None:
     race(plane, ["signgsd"], steps=5, out=tmp_path, **SMALL)
     torch.set_num_threads(2)
-    with pytest.raises(LabError, match=r"threads \(1 there, 2 asked\); choose another folder or --fresh"):
+    with pytest.raises(LabError, match=r"threads \(1 there, 2 asked\); choose another directory or --fresh"):
         race(plane, ["signgsd"], steps=5, out=tmp_path, **SMALL)
 
 
-@pytest.mark.parametrize("calm_first", [True, False])
-def test_the_plan_keeps_the_calmer_times(
-    calm_first: bool, plane: Task[Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("quiet_first", [True, False])
+def test_the_plan_keeps_the_less_noisy_times(
+    quiet_first: bool, plane: Task[Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calm = StepTimes(9, 10.0, {"signgsd": 1.0}, {"signgsd": (1.0, 1.0)}, 0.1)
-    busy = replace(calm, gradient_ms=30.0)
-    measured = iter([calm, busy] if calm_first else [busy, calm])
+    quiet = StepTimes(9, 10.0, {"signgsd": 1.0}, {"signgsd": (1.0, 1.0)}, 0.1)
+    noisy = replace(quiet, gradient_ms=30.0)
+    measured = iter([quiet, noisy] if quiet_first else [noisy, quiet])
     monkeypatch.setattr("steepest.lab.timing.measure", lambda *arguments: next(measured))
     result = race(plane, ["signgsd"], steps=5, out=tmp_path, **SMALL)
     assert next(measured, None) is None
-    assert result.plan.times == calm
+    assert result.plan.times == quiet
     assert '"gradient_ms": 10.0' in (tmp_path / "plan.json").read_text()
 
 
-def test_a_model_with_nothing_to_train_is_refused(plane: Task[Tensor], tmp_path: Path) -> None:
+def test_a_model_without_trainable_parameters_is_rejected(plane: Task[Tensor], tmp_path: Path) -> None:
     frozen = replace(plane, make=lambda seed: nn.Linear(4, 1).requires_grad_(False))
     with pytest.raises(LabError, match="no trainable parameters"):
         race(frozen, ["signgsd"], steps=5, out=tmp_path)
 
 
-def test_the_racers_generator_is_left_alone(plane: Task[Tensor], tmp_path: Path) -> None:
+def test_the_callers_generator_does_not_change(plane: Task[Tensor], tmp_path: Path) -> None:
     before = torch.get_rng_state()
     race(plane, ["simba"], steps=5, out=tmp_path, **SMALL)
     assert torch.equal(before, torch.get_rng_state())

@@ -7,7 +7,7 @@ from steepest.lab import schedule
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 100])
-def test_rises_to_the_peak_then_falls_to_the_floor(steps: int) -> None:
+def test_the_schedule_rises_to_the_peak_then_falls_to_the_floor(steps: int) -> None:
     factors = [schedule.factor(step, steps) for step in range(steps)]
     warmup = schedule.warmup_steps(steps)
     assert max(factors) == factors[warmup - 1] == 1.0
@@ -17,7 +17,7 @@ def test_rises_to_the_peak_then_falls_to_the_floor(steps: int) -> None:
     assert min(factors) > 0
 
 
-def test_the_scheduler_gives_every_group_its_own_peak() -> None:
+def test_every_param_group_keeps_its_own_peak() -> None:
     groups = [{"params": [torch.zeros(1, requires_grad=True)], "lr": lr} for lr in (1.0, 0.1)]
     optimizer = torch.optim.SGD(groups)
     scheduler = schedule.warmup_cosine(optimizer, 10)

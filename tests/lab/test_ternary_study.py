@@ -1,4 +1,4 @@
-"""The study of ternary training: its methods against their definitions, its watch, a run from end to end."""
+"""The study of ternary training: methods against their definitions, weight statistics, a complete run."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from steepest.lab.cli import run
 from steepest.lab.ternary import run_study, study
 from steepest.lab.ternary.bop import BopAdamW, BopLinear
 from steepest.lab.ternary.latent import LatentTernaryLinear, make_latent
-from steepest.lab.ternary.methods import LABELS, Thresholds, contestants
+from steepest.lab.ternary.methods import LABELS, Thresholds, method_specs
 from steepest.lab.ternary.models import PatchConv, PatchConvNet, normed_mlp
 from steepest.lab.ternary.report import table, write
-from steepest.lab.ternary.watching import Watch, read_watches, watch
+from steepest.lab.ternary.weight_stats import WeightStats, read_weight_stats, record_weight_stats
 from steepest.ternary import TernaryLinear
 
 
@@ -35,7 +35,7 @@ def test_the_latent_layer_rounds_by_the_mean_and_passes_the_gradient_through():
     torch.testing.assert_close(layer.weight.grad, pull.t() @ x)
 
 
-def test_latent_layers_stand_where_ternary_ones_would():
+def test_latent_layers_replace_the_same_layers_as_ternary_ones():
     model, other = normed_mlp(16), normed_mlp(16)
     weights = [model[1].weight, model[4].weight]
     made = make_latent(model)
@@ -58,13 +58,13 @@ def test_bop_flips_where_the_average_passes_the_threshold():
         seen.append(layer.weight.detach().clone().tolist())
     average = unit * (1 - 0.5**3)
     torch.testing.assert_close(bop.averages[0][1], average)
-    # Against the gradient, by one a step and not beyond −1 and 1.
+    # Weights move against the gradient, by one per step, within −1 and 1.
     assert seen == [[[0, 1], [-1, 0]], [[-1, 1], [-1, 0]], [[-1, 1], [-1, 0]]]
     bop.zero_grad()
     assert layer.weight.grad is None
 
 
-def test_patches_are_the_convolution():
+def test_a_linear_layer_of_patches_equals_a_convolution():
     torch.manual_seed(0)
     conv = PatchConv(3, 5)
     images = torch.randn(2, 3, 8, 8)
@@ -84,34 +84,34 @@ def test_patches_are_the_convolution():
     ],
 )
 @pytest.mark.parametrize("make", [lambda: normed_mlp(16), lambda: PatchConvNet(8)])
-def test_bytes_flips_and_zeros_are_seen_of_every_method(method, expected, make, tmp_path):
+def test_bytes_flips_and_zeros_are_recorded_for_every_method(method, expected, make, tmp_path):
     torch.manual_seed(3)
     model, file = make(), tmp_path / "flips.jsonl"
     thresholds = Thresholds(sign={"threshold": 1}, magnitude={"threshold": 1}, gamma=1.0, bop=0.1)
-    chosen = next(c for c in contestants(thresholds, 4, file) if c.label == method)
-    optimizer = chosen.build(model, 0.01)
+    spec = next(spec for spec in method_specs(thresholds, 4, file) if spec.label == method)
+    optimizer = spec.build(model, 0.01)
     for _ in range(4):
         optimizer.zero_grad()
         model(torch.randn(8, 1, 8, 8)).square().mean().backward()
         optimizer.step()
-    (seen,) = read_watches(file)
-    assert (seen.method, seen.lr, seen.seed, seen.steps) == (method, 0.01, 3, [1, 2, 3, 4])
-    # Rows of 9 patches take 3 bytes.
-    assert seen.bytes_per_weight == pytest.approx(expected, rel=0.06)
+    (stats,) = read_weight_stats(file)
+    assert (stats.method, stats.lr, stats.seed, stats.steps) == (method, 0.01, 3, [1, 2, 3, 4])
+    # A row of 9 packed weights takes 3 bytes.
+    assert stats.bytes_per_weight == pytest.approx(expected, rel=0.06)
     if method == "adamw":
-        assert all(math.isnan(value) for value in seen.flips + seen.zeros)
+        assert all(math.isnan(value) for value in stats.flips + stats.zeros)
     else:
-        assert (max(seen.flips) > 0) == (method != "frozen")
-        assert all(0 < value < 1 for value in seen.zeros)
+        assert (max(stats.flips) > 0) == (method != "frozen")
+        assert all(0 < value < 1 for value in stats.zeros)
 
 
-def test_what_is_seen_is_what_moved(tmp_path):
+def test_recorded_flips_and_zeros_match_the_trainers_statistics(tmp_path):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
     steepest.ternary.ternarize(model)
     optimizer = steepest.build(model, "adamw", ternary={"threshold": 1})
     file = tmp_path / "flips.jsonl"
-    watch(optimizer, model, Watch("votes_sign", 0.1, 0), 3, file)
+    record_weight_stats(optimizer, model, WeightStats("votes_sign", 0.1, 0), 3, file)
     expected = []
     for x in torch.randn(3, 4, 8):
         model(x).square().sum().backward()
@@ -119,23 +119,25 @@ def test_what_is_seen_is_what_moved(tmp_path):
         optimizer.zero_grad()
         stats = optimizer.flip.stats()
         expected.append((stats.flips / stats.weights, stats.zeros))
-    (seen,) = read_watches(file)
-    assert list(zip(seen.flips, seen.zeros, strict=True)) == [pytest.approx(pair) for pair in expected]
+    (recorded,) = read_weight_stats(file)
+    assert list(zip(recorded.flips, recorded.zeros, strict=True)) == [
+        pytest.approx(pair) for pair in expected
+    ]
 
 
 @pytest.fixture
 def short(monkeypatch):
-    """The perceptron alone, for a few steps."""
+    """Only the perceptron's study."""
     monkeypatch.setattr(study, "STUDIES", {"mlp": study.STUDIES["mlp"]})
 
 
-def test_a_study_runs_reports_and_goes_on(tmp_path, short):
+def test_a_study_runs_reports_and_resumes(tmp_path, short):
     pytest.importorskip("sklearn")
     options = {"steps": 5, "trials": 2, "seeds": 2}
     (result,) = run_study(tmp_path, **options)
     assert {row.optimizer for row in result.race.rows} == set(LABELS)
     for method in LABELS:
-        assert len(result.of(method)) == 2
+        assert len(result.tuned_stats(method)) == 2
     lines = (tmp_path / "mlp" / "records.jsonl").read_text()
     (again,) = run_study(tmp_path, **options)
     assert (tmp_path / "mlp" / "records.jsonl").read_text() == lines
@@ -150,12 +152,12 @@ def test_a_study_runs_reports_and_goes_on(tmp_path, short):
     assert all(json.loads(line)["steps"][-1] == 3 for line in (tmp_path / "mlp" / "flips.jsonl").open())
 
 
-def test_the_command_line_runs_it(tmp_path, short, capsys):
+def test_the_command_line_runs_the_study(tmp_path, short, capsys):
     pytest.importorskip("sklearn")
     out = tmp_path / "out"
     arguments = ["race", "--task", "ternary", "--steps", "3", "--trials", "1", "--seeds", "1"]
     assert run([*arguments, "--out", str(out)]) == 0
-    assert "random ternary weights that stay" in capsys.readouterr().out
+    assert "frozen random ternary weights" in capsys.readouterr().out
     assert (out / "ternary.md").exists()
 
 
@@ -171,11 +173,11 @@ def test_the_command_line_runs_it(tmp_path, short, capsys):
         *([f"--{name}", "2"] for name in ("width", "depth", "heads", "context")),
     ],
 )
-def test_what_the_study_fixes_is_no_option(option, capsys):
+def test_options_that_the_study_fixes_are_rejected(option, capsys):
     assert run(["race", "--task", "ternary", *option]) == 2
-    assert f"{option[0]} does not go with --task ternary" in capsys.readouterr().err
+    assert f"{option[0]} cannot be combined with --task ternary" in capsys.readouterr().err
 
 
-def test_an_unknown_study_is_named():
+def test_an_unknown_study_is_rejected_by_name():
     with pytest.raises(LabError, match="no study 'cifar'"):
         run_study("unused", ["cifar"])

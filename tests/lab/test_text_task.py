@@ -24,7 +24,7 @@ class Uniform(nn.Module):
 
 
 class Oracle(nn.Module):
-    """Knows that the next byte is one more, and gives it the probability 1/4."""
+    """Predicts the current byte plus one with probability 1/4."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         probabilities = torch.full((*tokens.shape, 256), 0.75 / 255)
@@ -48,18 +48,18 @@ def test_targets_are_the_next_bytes() -> None:
     assert targets.tolist() == [list(range(1, 9)), list(range(42, 50))]
 
 
-@pytest.mark.parametrize(("length", "judged"), [(101, 100), (101, 40), (1000, 64), (9, 8), (9, 1)])
-def test_judged_windows_do_not_overlap_and_reach_from_end_to_end(length: int, judged: int) -> None:
-    _, targets = evenly_spaced(torch.arange(length), 8, judged)
+@pytest.mark.parametrize(("length", "eval_bytes"), [(101, 100), (101, 40), (1000, 64), (9, 8), (9, 1)])
+def test_evaluation_windows_are_disjoint_and_span_the_text(length: int, eval_bytes: int) -> None:
+    _, targets = evenly_spaced(torch.arange(length), 8, eval_bytes)
     places = targets.flatten().tolist()
     assert len(set(places)) == len(places)
-    assert len(places) <= max(judged, 8)
+    assert len(places) <= max(eval_bytes, 8)
     if len(targets) > 1:
         assert min(places) == 1
         assert max(places) == length - 1
 
 
-def test_same_seed_same_weights_and_data_another_seed_others() -> None:
+def test_the_seed_determines_the_data() -> None:
     task = text_task(corpus(), SMALL, batch=4)
 
     def seen(seed: int) -> list[Tensor]:
@@ -69,7 +69,7 @@ def test_same_seed_same_weights_and_data_another_seed_others() -> None:
     assert not torch.equal(seen(1)[0], seen(2)[0])
 
 
-def test_training_sees_every_byte_but_no_held_out_one() -> None:
+def test_training_uses_every_training_byte_and_no_held_out_byte() -> None:
     task = text_task(corpus(), SMALL, batch=64)
     seen: set[int] = set()
     for inputs, targets in islice(task.batches(0), 40):
@@ -77,7 +77,7 @@ def test_training_sees_every_byte_but_no_held_out_one() -> None:
     assert seen == set(range(200))
 
 
-def test_the_config_tells_corpora_and_shapes_apart() -> None:
+def test_different_corpora_and_models_have_different_configs() -> None:
     configs = [
         text_task(corpus(), SMALL).config,
         text_task(corpus(held_out=bytes(56)), SMALL).config,
@@ -88,6 +88,8 @@ def test_the_config_tells_corpora_and_shapes_apart() -> None:
 
 
 @pytest.mark.parametrize("short", [corpus(train=bytes(89)), corpus(held_out=bytes(8))])
-def test_too_short_a_text_is_refused_with_what_is_needed(short: Corpus) -> None:
-    with pytest.raises(LabError, match=r"too short: \d+ bytes in made up, about 101 are needed"):
+def test_a_text_that_is_too_short_is_rejected_with_the_required_length(short: Corpus) -> None:
+    with pytest.raises(
+        LabError, match=r"too short: \d+ bytes in made up, but a context of 8 needs about 101"
+    ):
         text_task(short, SMALL)

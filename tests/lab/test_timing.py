@@ -7,52 +7,54 @@ import torch
 from torch import Tensor, nn
 
 from steepest.lab import Task, timing
-from steepest.lab.contestant import enlist
+from steepest.lab.optimizer_spec import resolve_optimizers
 from steepest.lab.plan import StepTimes
 
 
-class Tape:
-    """Optimizers that write down whose turn it is."""
+class StepLog:
+    """Creates optimizers that log the order of their steps."""
 
     def __init__(self) -> None:
-        self.turns: list[str] = []
+        self.labels: list[str] = []
 
     def entry(self, label: str) -> tuple[str, type[torch.optim.SGD]]:
-        tape = self
+        log = self
 
         class Recorded(torch.optim.SGD):
             def step(self, closure: object = None) -> None:  # type: ignore[override]
-                tape.turns.append(label)
+                log.labels.append(label)
 
         return label, Recorded
 
 
-def test_optimizers_take_turns_and_none_is_always_first(plane: Task[Tensor]) -> None:
-    tape = Tape()
-    contestants = enlist([tape.entry("a"), tape.entry("b"), tape.entry("c")], plane.make(0))
-    times = timing.measure(plane, contestants, seconds=0.0)
-    assert times.rounds == timing.LEAST_ROUNDS
-    rounds = [tape.turns[at : at + 3] for at in range(0, len(tape.turns), 3)]
-    assert len(rounds) == timing.LEAST_ROUNDS + timing.WARMUP_ROUNDS
+def test_optimizers_take_turns_in_a_rotating_order(plane: Task[Tensor]) -> None:
+    log = StepLog()
+    specs = resolve_optimizers([log.entry("a"), log.entry("b"), log.entry("c")], plane.make(0))
+    times = timing.measure(plane, specs, seconds=0.0)
+    assert times.rounds == timing.MIN_ROUNDS
+    rounds = [log.labels[at : at + 3] for at in range(0, len(log.labels), 3)]
+    assert len(rounds) == timing.MIN_ROUNDS + timing.WARMUP_ROUNDS
     assert all(sorted(one) == ["a", "b", "c"] for one in rounds)
     assert [one[0] for one in rounds[:4]] == ["a", "b", "c", "a"]
 
 
-def test_rounds_go_on_for_as_long_as_they_may(plane: Task[Tensor]) -> None:
-    times = timing.measure(plane, enlist("signgsd", plane.make(0)), seconds=60.0)
-    assert times.rounds == timing.MOST_ROUNDS
+def test_rounds_continue_until_the_time_or_the_maximum_is_reached(plane: Task[Tensor]) -> None:
+    times = timing.measure(plane, resolve_optimizers("signgsd", plane.make(0)), seconds=60.0)
+    assert times.rounds == timing.MAX_ROUNDS
 
 
-def test_the_shared_weights_hardly_move(plane: Task[Tensor]) -> None:
+def test_the_shared_weights_hardly_change(plane: Task[Tensor]) -> None:
     model = plane.make(0)
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    timing.measure(replace(plane, make=lambda seed: model), enlist(["adamw", "signgsd"], model), seconds=0.0)
+    timing.measure(
+        replace(plane, make=lambda seed: model), resolve_optimizers(["adamw", "signgsd"], model), seconds=0.0
+    )
     for parameter, was in zip(model.parameters(), before, strict=True):
         torch.testing.assert_close(parameter.detach(), was, rtol=0, atol=1e-3)
         assert not torch.equal(parameter, was)
 
 
-def test_times_are_plausible_and_leave_no_trace(plane: Task[Tensor]) -> None:
+def test_times_are_plausible_and_timing_has_no_side_effects(plane: Task[Tensor]) -> None:
     model = plane.make(0)
     built: list[nn.Module] = []
 
@@ -63,7 +65,7 @@ def test_times_are_plausible_and_leave_no_trace(plane: Task[Tensor]) -> None:
     before = torch.get_rng_state()
     times = timing.measure(
         Task("t", make, plane.batches, plane.loss, plane.evaluate),
-        enlist(["adamw", "lion"], model),
+        resolve_optimizers(["adamw", "lion"], model),
         seconds=0.05,
     )
     assert torch.equal(before, torch.get_rng_state())
@@ -76,8 +78,8 @@ def test_times_are_plausible_and_leave_no_trace(plane: Task[Tensor]) -> None:
     assert 1e3 * times.step_seconds > times.gradient_ms
 
 
-def test_the_calmer_measurement_is_the_one_with_the_faster_gradient() -> None:
-    calm = StepTimes(9, 10.0, {"a": 1.0, "b": 3.0}, {}, 0.1)
-    busy = StepTimes(9, 30.0, {"a": 9.0, "b": 3.0}, {}, 0.3)
-    assert calm.calmer(busy) is busy.calmer(calm) is calm
-    assert calm.step_seconds == pytest.approx(0.012)
+def test_the_measurement_with_the_faster_gradient_is_less_noisy() -> None:
+    quiet = StepTimes(9, 10.0, {"a": 1.0, "b": 3.0}, {}, 0.1)
+    noisy = StepTimes(9, 30.0, {"a": 9.0, "b": 3.0}, {}, 0.3)
+    assert quiet.less_noisy(noisy) is noisy.less_noisy(quiet) is quiet
+    assert quiet.step_seconds == pytest.approx(0.012)

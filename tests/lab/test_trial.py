@@ -10,27 +10,27 @@ import torch
 from torch import Tensor, nn
 
 from steepest.lab import LabError, Task
-from steepest.lab.contestant import Contestant, enlist
 from steepest.lab.corpus import Corpus
 from steepest.lab.models import GPTConfig
-from steepest.lab.records import Assignment, Record
-from steepest.lab.seeding import endless
+from steepest.lab.optimizer_spec import OptimizerSpec, resolve_optimizers
+from steepest.lab.records import Record, TrialSpec
+from steepest.lab.seeding import infinite_batches
 from steepest.lab.tasks import digits_task, text_task
 from steepest.lab.trial import run_trial
 
 from .conftest import MACHINE
 
 
-def contestant(task: Task[Tensor], entry: object = "adamw") -> Contestant:
-    return enlist([entry], task.make(0))[0]  # type: ignore[list-item]
+def make_spec(task: Task[Tensor], entry: object = "adamw") -> OptimizerSpec:
+    return resolve_optimizers([entry], task.make(0))[0]  # type: ignore[list-item]
 
 
 def trial(
     task: Task[Tensor], entry: object = "adamw", *, lr: float = 1e-2, seed: int = 0, steps: int = 20
 ) -> Record:
-    chosen = contestant(task, entry)
-    assignment = Assignment("search", 0, chosen.label, lr, seed)
-    return run_trial(task, chosen, assignment, steps=steps, evaluations=4, machine=MACHINE)
+    spec = make_spec(task, entry)
+    trial = TrialSpec("search", 0, spec.label, lr, seed)
+    return run_trial(task, spec, trial, steps=steps, evaluations=4, machine=MACHINE)
 
 
 def losses(record: Record) -> list[float]:
@@ -53,44 +53,44 @@ def test_the_same_seed_repeats_bit_for_bit_and_another_does_not(name: str, plane
     assert losses(first) != losses(other)
 
 
-def test_the_callers_generator_neither_matters_nor_moves(plane: Task[Tensor]) -> None:
-    chosen = contestant(plane)
-    assignment = Assignment("search", 0, chosen.label, 1e-2, 0)
+def test_the_callers_generator_has_no_effect_and_does_not_change(plane: Task[Tensor]) -> None:
+    spec = make_spec(plane)
+    trial = TrialSpec("search", 0, spec.label, 1e-2, 0)
     records = []
     for foreign_seed in (1, 2):
         torch.manual_seed(foreign_seed)
         before = torch.get_rng_state()
-        records.append(run_trial(plane, chosen, assignment, steps=20, evaluations=2, machine=MACHINE))
+        records.append(run_trial(plane, spec, trial, steps=20, evaluations=2, machine=MACHINE))
         assert torch.equal(before, torch.get_rng_state())
     assert losses(records[0]) == losses(records[1])
 
 
-def test_all_optimizers_meet_the_same_weights_data_and_dropout(plane: Task[Tensor]) -> None:
-    met: dict[str, list[Tensor]] = {}
+def test_all_optimizers_get_the_same_weights_data_and_dropout(plane: Task[Tensor]) -> None:
+    seen: dict[str, list[Tensor]] = {}
 
-    def watched(label: str) -> Task[Tensor]:
-        met[label] = []
+    def recording_task(label: str) -> Task[Tensor]:
+        seen[label] = []
 
         def loss(model: nn.Module, batch: Tensor) -> Tensor:
-            met[label] += [batch, model[1](torch.ones(8))]  # type: ignore[operator, index]
-            if len(met[label]) == 2:
-                met[label] += [parameter.detach().clone() for parameter in model.parameters()]
+            seen[label] += [batch, model[1](torch.ones(8))]  # type: ignore[operator, index]
+            if len(seen[label]) == 2:
+                seen[label] += [parameter.detach().clone() for parameter in model.parameters()]
             return plane.loss(model, batch)
 
         return replace(plane, loss=loss)
 
-    records = [trial(watched(name), name, seed=3) for name in ("adamw", "signgsd", "simba")]
+    records = [trial(recording_task(name), name, seed=3) for name in ("adamw", "signgsd", "simba")]
     for label in ("signgsd", "simba"):
-        assert len(met[label]) == len(met["adamw"]) == 40 + 4
-        for ours, theirs in zip(met["adamw"], met[label], strict=True):
+        assert len(seen[label]) == len(seen["adamw"]) == 40 + 4
+        for ours, theirs in zip(seen["adamw"], seen[label], strict=True):
             assert torch.equal(ours, theirs)
     assert len({record.curve[0][2] for record in records}) == 1
     assert len({record.curve[-1][2] for record in records}) == 3
 
 
-def test_the_curve_is_that_of_a_plain_training_loop(plane: Task[Tensor]) -> None:
-    plain = replace(plane, make=lambda seed: nn.Linear(4, 1))
-    record = trial(plain, ("sgd", torch.optim.SGD), lr=0.1, steps=10)
+def test_the_curve_equals_that_of_a_handwritten_training_loop(plane: Task[Tensor]) -> None:
+    linear = replace(plane, make=lambda seed: nn.Linear(4, 1))
+    record = trial(linear, ("sgd", torch.optim.SGD), lr=0.1, steps=10)
     torch.manual_seed(0)
     model = nn.Linear(4, 1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -110,7 +110,7 @@ def test_the_curve_is_that_of_a_plain_training_loop(plane: Task[Tensor]) -> None
     assert record.metric == pytest.approx(plane.evaluate(model), rel=1e-6)
 
 
-def test_the_record_says_what_was_done(plane: Task[Tensor]) -> None:
+def test_the_record_describes_the_trial(plane: Task[Tensor]) -> None:
     record = trial(plane, "lion", steps=100)
     assert [step for step, _, _ in record.validation] == [0, 6, 25, 56, 100]
     assert record.metric == record.validation[-1][2]
@@ -122,7 +122,7 @@ def test_the_record_says_what_was_done(plane: Task[Tensor]) -> None:
     assert [seconds for _, seconds, _ in record.curve] == sorted(seconds for _, seconds, _ in record.curve)
 
 
-def test_a_point_of_the_curve_is_the_mean_of_its_stretch(plane: Task[Tensor]) -> None:
+def test_a_point_of_the_curve_is_the_mean_since_the_previous_point(plane: Task[Tensor]) -> None:
     seen: list[float] = []
 
     def loss(model: nn.Module, batch: Tensor) -> Tensor:
@@ -136,7 +136,7 @@ def test_a_point_of_the_curve_is_the_mean_of_its_stretch(plane: Task[Tensor]) ->
     assert losses(record)[-1] == pytest.approx(seen[-1])
 
 
-def test_evaluation_leaves_training_as_it_would_have_been(plane: Task[Tensor]) -> None:
+def test_evaluation_does_not_affect_training(plane: Task[Tensor]) -> None:
     def noisy(model: nn.Module) -> float:
         assert not model.training
         assert not torch.is_grad_enabled()
@@ -145,44 +145,44 @@ def test_evaluation_leaves_training_as_it_would_have_been(plane: Task[Tensor]) -
     assert losses(trial(replace(plane, evaluate=noisy))) == losses(trial(plane))
 
 
-def test_a_loss_that_leaves_the_numbers_ends_the_trial(plane: Task[Tensor]) -> None:
+def test_a_non_finite_loss_ends_the_trial(plane: Task[Tensor]) -> None:
     record = trial(plane, ("sgd", torch.optim.SGD), lr=1e6, steps=400)
     assert record.status == "diverged"
     assert math.isnan(record.metric)
     assert record.steps < 400
 
 
-def test_a_metric_that_leaves_the_numbers_is_divergence_too(plane: Task[Tensor]) -> None:
+def test_a_non_finite_metric_ends_the_trial(plane: Task[Tensor]) -> None:
     values: Iterator[float] = iter([1.0, 1.0, math.inf])
     record = trial(replace(plane, evaluate=lambda model: next(values)))
     assert (record.status, record.steps) == ("diverged", 5)
 
 
-def test_passes_over_finite_data_go_on_in_a_new_order(plane: Task[Tensor]) -> None:
-    batches = endless(plane, 0)
+def test_every_epoch_has_a_new_order(plane: Task[Tensor]) -> None:
+    batches = infinite_batches(plane, 0)
     first, second = ([next(batches) for _ in range(4)] for _ in range(2))
     assert sorted(torch.cat(first).tolist()) == sorted(torch.cat(second).tolist()) == list(range(64))
     assert torch.cat(first).tolist() != torch.cat(second).tolist()
 
 
-def test_the_order_of_the_data_is_the_seeds(plane: Task[Tensor]) -> None:
+def test_the_first_epoch_uses_the_trials_seed(plane: Task[Tensor]) -> None:
     for seed in (0, 5, 6):
-        batches = endless(plane, seed)
+        batches = infinite_batches(plane, seed)
         for expected in plane.batches(seed):
             assert torch.equal(next(batches), expected)
 
 
-def test_an_iterator_returned_twice_is_called_so(plane: Task[Tensor]) -> None:
+def test_an_iterator_returned_twice_is_an_error(plane: Task[Tensor]) -> None:
     once = iter([torch.arange(16)] * 5)
-    with pytest.raises(LabError, match=r"batches\(seed\) returned an iterator with nothing .* new one"):
+    with pytest.raises(LabError, match=r"batches\(seed\) returned an exhausted iterator; .* new iterator"):
         trial(replace(plane, batches=lambda seed: once))
 
 
-def test_no_data_is_an_error_not_an_endless_loop(plane: Task[Tensor]) -> None:
+def test_no_data_is_an_error_and_not_an_infinite_loop(plane: Task[Tensor]) -> None:
     with pytest.raises(LabError, match="no batches"):
         trial(replace(plane, batches=lambda seed: []))
 
 
-def test_a_factory_of_ones_own_trains(plane: Task[Tensor]) -> None:
+def test_a_users_factory_trains(plane: Task[Tensor]) -> None:
     record = trial(plane, ("mine", partial(torch.optim.SGD, momentum=0.9)), lr=0.01, steps=60)
     assert record.metric < record.validation[0][2] / 2

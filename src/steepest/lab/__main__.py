@@ -8,26 +8,26 @@ from importlib.util import find_spec
 
 _BAD_REQUEST = 2
 _INTERRUPTED = 130
-_EXTRA = ("typer", "rich", "matplotlib", "jinja2", "sklearn")
+_EXTRA_PACKAGES = ("typer", "rich", "matplotlib", "jinja2", "sklearn")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its status: 0, 2 for a bad request, 130 when interrupted.
 
     Args:
-        arguments: What follows the program's name; by default the process's own.
+        arguments: The command-line arguments without the program's name; by default `sys.argv[1:]`.
     """
     try:
         status = _run(sys.argv[1:] if arguments is None else list(arguments))
     except KeyboardInterrupt:
-        # Torch alone takes a second to import: an interrupt may well come before there is a race.
-        print("interrupted before the race began", file=sys.stderr)
+        # Importing torch takes a second, so the user may press Ctrl-C before the race starts.
+        print("interrupted before the race started", file=sys.stderr)
         status = _INTERRUPTED
     raise SystemExit(status)
 
 
 def _run(arguments: list[str]) -> int:
-    missing = [name for name in _EXTRA if find_spec(name) is None]
+    missing = [name for name in _EXTRA_PACKAGES if find_spec(name) is None]
     if missing:
         print(
             f'steepest: the lab needs {", ".join(missing)}: pip install "steepest[lab]"',

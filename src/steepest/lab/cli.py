@@ -1,4 +1,4 @@
-"""The command line: one function per command, thin over the Python API."""
+"""The command line: one function per command, a thin layer over the Python API."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ import steepest
 
 from . import corpus
 from .bench import bench
-from .bench.material import threads as bench_threads
-from .bench.picture import DPI, picture
-from .bench.running import DEFAULT_MODELS, DTYPES, PICTURE, REPORT, ROUNDS
+from .bench.callbacks import ProgressBar
+from .bench.callbacks import TextLog as BenchTextLog
+from .bench.params import num_threads
+from .bench.plot import DPI, plot
+from .bench.runner import DEFAULT_MODELS, DTYPES, PLOT, REPORT, ROUNDS
 from .bench.sections import SECTIONS
-from .bench.shapes import SHAPE_LISTS
+from .bench.shapes import MODELS
 from .bench.terminal import table as bench_table
-from .bench.watch import Live as BenchLive
-from .bench.watch import Plain as BenchPlain
 from .errors import LabError
 from .models.gpt import GPTConfig
-from .progress import Watcher
-from .progress.live import Live
-from .progress.plain import Plain
+from .progress import Callback
+from .progress.live_table import LiveTable
+from .progress.text_log import TextLog
 from .racing import DEFAULT_BUDGET, DEFAULT_OPTIMIZERS, race
 from .table import table
 from .task import Task
@@ -53,7 +53,7 @@ app = typer.Typer(
 
 
 class TaskName(str, Enum):
-    """The races that come with the lab."""
+    """The values of `race --task`."""
 
     text = "text"
     digits = "digits"
@@ -61,41 +61,40 @@ class TaskName(str, Enum):
 
 
 class DigitModel(str, Enum):
-    """The models of the digits race."""
+    """The models of the digits task."""
 
     mlp = "mlp"
     convnet = "convnet"
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run the command line; return its exit status.
+    """Run the command line and return its exit status.
 
-    A bad request gets one line on standard error and status 2.
+    A bad request prints one line on standard error and returns 2.
     """
     try:
         status = app(args=list(arguments), prog_name="steepest", standalone_mode=False)
     except LabError as error:
-        return _complain(str(error))
+        return _report_error(str(error))
     except (KeyboardInterrupt, typer.Abort):
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
-        # Typer's own complaints about the command line carry their wording in this method; it draws
-        # a box around them where one line will do.
-        wording = getattr(error, "format_message", None)
-        if wording is None:
+        # Typer's usage errors have this method. Typer would print them in a box; one line is enough.
+        format_message = getattr(error, "format_message", None)
+        if format_message is None:
             raise
-        return _complain(wording()) if wording() else BAD_REQUEST
+        return _report_error(format_message()) if format_message() else BAD_REQUEST
     return status if isinstance(status, int) else 0
 
 
-def _complain(text: str) -> int:
+def _report_error(text: str) -> int:
     print(f"steepest: error: {' '.join(text.split())}", file=sys.stderr)
     return BAD_REQUEST
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         print(f"steepest {steepest.__version__}, torch {torch.__version__}")
         raise typer.Exit
 
@@ -111,17 +110,18 @@ def _steepest(
 
 @app.command("race")
 def race_command(
-    given: typer.Context,
-    task: Annotated[TaskName, typer.Option(help="What to train on.")] = TaskName.text,
+    typer_context: typer.Context,
+    task: Annotated[TaskName, typer.Option(help="The task to train on.")] = TaskName.text,
     optimizers: Annotated[
-        str, typer.Option(metavar="NAME,NAME,…", help="Who races; names as in steepest.list_optimizers().")
+        str,
+        typer.Option(metavar="NAME,NAME,…", help="Optimizers, named as in steepest.list_optimizers()."),
     ] = ",".join(DEFAULT_OPTIMIZERS),
     budget: Annotated[
         str | None,
         typer.Option(
             metavar="TIME",
-            help="Time for the whole race: 90s, 5m, 1h or seconds. A measurement at the start turns it into "
-            f"steps per trial. Default: {DEFAULT_BUDGET / 60:.0f}m, unless --steps is given.",
+            help="Time for the whole race: 90s, 5m, 1h or seconds. A measurement at the start converts it "
+            f"into steps per trial. Default: {DEFAULT_BUDGET / 60:.0f}m, unless --steps is given.",
             show_default=False,
         ),
     ] = None,
@@ -131,72 +131,74 @@ def race_command(
     trials: Annotated[
         int | None,
         typer.Option(
-            help="Learning rates each optimizer tries, its default first. Default: 5 (ternary: 3).",
+            help="Learning rates per optimizer, its default first. Default: 5 (ternary: 3).",
             show_default=False,
         ),
     ] = None,
     seeds: Annotated[
         int | None,
         typer.Option(
-            help="Seeds for the best learning rate of each. Default: 3 (ternary: 5 on digits).",
+            help="Seeds at each optimizer's best learning rate. Default: 3 (ternary: 5 on digits).",
             show_default=False,
         ),
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for plan, records and report. Default: runs/race-TASK.", show_default=False
+            help="Directory for plan, records and report. Default: runs/race-TASK.", show_default=False
         ),
     ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Delete what an earlier race left there.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete the files of an earlier race.")] = False,
     text: Annotated[
         Path | None,
         typer.Option(
-            help="A file or folder to train on. Default: the Python standard library's source.",
+            help="File or directory to train on. Default: the source of Python's standard library.",
             show_default=False,
         ),
     ] = None,
     model: Annotated[
-        DigitModel | None, typer.Option(help="The digits' model. Default: mlp.", show_default=False)
+        DigitModel | None,
+        typer.Option(help="Model of the digits task. Default: mlp.", show_default=False),
     ] = None,
     width: Annotated[int, typer.Option(help="GPT: features per position.")] = GPTConfig.width,
-    depth: Annotated[int, typer.Option(help="GPT: blocks.")] = GPTConfig.depth,
-    heads: Annotated[int, typer.Option(help="GPT: attention heads.")] = GPTConfig.heads,
-    context: Annotated[int, typer.Option(help="GPT: bytes it sees.")] = GPTConfig.context,
+    depth: Annotated[int, typer.Option(help="GPT: number of blocks.")] = GPTConfig.depth,
+    heads: Annotated[int, typer.Option(help="GPT: number of attention heads.")] = GPTConfig.heads,
+    context: Annotated[int, typer.Option(help="GPT: context length in bytes.")] = GPTConfig.context,
     batch: Annotated[
         int | None,
         typer.Option(help="Windows (default 8) or images (default 64) per step.", show_default=False),
     ] = None,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="Where to train.")] = "auto",
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="Training device.")] = "auto",
     threads: Annotated[
         int,
         typer.Option(
-            help="CPU threads. The default models gain little from more, and on a busy machine threads that "
-            "wait for each other stall; give more for bigger models."
+            help="CPU threads. More threads hardly speed up the default models, and slow them down on a "
+            "busy machine; use more for larger models."
         ),
     ] = 1,
 ) -> int:
-    """Race optimizers against each other, and write a report.
+    """Race optimizers against each other and write a report.
 
     Every optimizer gets the same initial weights, the same data in the same order, the same schedule
     (warm-up, then cosine) and the same number of trials to find its learning rate, starting at its own
-    default. The best learning rate of each is then trained with more seeds.
+    default. More trials with other seeds then follow at each optimizer's best learning rate.
 
-    Interrupted with Ctrl-C, it goes on where it stopped when it is run again with the same --out.
-    --task ternary is a study of its own: float32, latent floats with a straight-through gradient, votes,
-    Bop, and random ternary weights that stay, on digits and on text (a quarter of an hour or so). Of the
-    options it takes --steps, --trials, --seeds, --out, --fresh and --threads.
+    To resume after Ctrl-C, run the command again with the same --out.
 
-    The folder then holds report.html (one page, everything embedded), its pictures as PNG,
-    records.jsonl (a line per trial) and plan.json.
+    --task ternary runs a separate study: float32, latent floats with a straight-through gradient, votes,
+    Bop, and frozen random ternary weights, on digits and on text (about a quarter of an hour). It accepts
+    only --steps, --trials, --seeds, --out, --fresh and --threads.
+
+    The output directory contains report.html (a self-contained page), its plots as PNG, records.jsonl
+    (a line per trial) and plan.json.
     """
-    folder = Path("runs") / f"race-{task.value}" if out is None else out
+    directory = Path("runs") / f"race-{task.value}" if out is None else out
     if threads < 1:
         raise LabError(f"threads must be at least 1, got {threads}")
     if task is TaskName.ternary:
-        _refuse_given(given)
-        return _study(folder, steps, trials, seeds, fresh, threads)
-    # Typer would take an interrupt for itself, so it is met here, at whatever moment it comes.
+        _reject_unsupported(typer_context)
+        return _study(directory, steps, trials, seeds, fresh, threads)
+    # Catch an interrupt here, whenever it comes, because Typer would handle it differently.
     try:
         torch.set_num_threads(threads)
         console = _console()
@@ -208,32 +210,36 @@ def race_command(
             seeds=3 if seeds is None else seeds,
             steps=steps,
             budget=budget,
-            out=folder,
+            out=directory,
             fresh=fresh,
-            watcher=_watcher(console),
+            callback=_callback(console),
         )
         console.print(table(result.plan, result.records, console.width))
         console.print(f"report: {result.report}", highlight=False, soft_wrap=True)
     except KeyboardInterrupt:
-        print(f"interrupted: the same command goes on from what {folder} holds", file=sys.stderr)
-        return INTERRUPTED
+        return _interrupted(directory)
     return 0
 
 
-def _refuse_given(given: typer.Context) -> None:
-    """Raise ``LabError`` if the command line has an option that the ternary study does not take."""
-    taken = {"task", "steps", "trials", "seeds", "out", "fresh", "threads"}
-    for name in given.params:
-        # Told by its source: an option that is given its default would be ignored as well.
-        source = given.get_parameter_source(name)
-        if name not in taken and source is not None and source.name != "DEFAULT":
-            raise LabError(f"--{name} does not go with --task ternary, whose three races are fixed")
+def _interrupted(directory: Path) -> int:
+    print(f"interrupted: run the same command again to resume in {directory}", file=sys.stderr)
+    return INTERRUPTED
+
+
+def _reject_unsupported(context: typer.Context) -> None:
+    """Raise ``LabError`` if the command line has an option that the ternary study does not support."""
+    supported = {"task", "steps", "trials", "seeds", "out", "fresh", "threads"}
+    for name in context.params:
+        # Check the source and not the value: an explicit default would be ignored, too.
+        source = context.get_parameter_source(name)
+        if name not in supported and source is not None and source.name != "DEFAULT":
+            raise LabError(f"--{name} cannot be combined with --task ternary, whose three races are fixed")
 
 
 def _study(
-    folder: Path, steps: int | None, trials: int | None, seeds: int | None, fresh: bool, threads: int
+    directory: Path, steps: int | None, trials: int | None, seeds: int | None, fresh: bool, threads: int
 ) -> int:
-    """The study of ternary training."""
+    """Run the study of ternary training."""
     from .ternary import run_study
     from .ternary.report import table as markdown
     from .ternary.report import write
@@ -242,27 +248,29 @@ def _study(
         torch.set_num_threads(threads)
         console = _console()
         results = run_study(
-            folder, steps=steps, trials=trials, seeds=seeds, fresh=fresh, watcher=_watcher(console)
+            directory, steps=steps, trials=trials, seeds=seeds, fresh=fresh, callback=_callback(console)
         )
-        page = write(folder, results)
+        page = write(directory, results)
         console.print(markdown(results), markup=False, highlight=False)
         console.print(f"report: {page}", highlight=False, soft_wrap=True)
     except KeyboardInterrupt:
-        print(f"interrupted: the same command goes on from what {folder} holds", file=sys.stderr)
-        return INTERRUPTED
+        return _interrupted(directory)
     return 0
 
 
 @app.command("bench")
 def bench_command(
     model: Annotated[
-        str, typer.Option(metavar="NAME,NAME,…", help=f"Whose shapes: {', '.join(SHAPE_LISTS)}.")
+        str,
+        typer.Option(
+            metavar="NAME,NAME,…", help=f"Models whose parameter shapes are used: {', '.join(MODELS)}."
+        ),
     ] = ",".join(DEFAULT_MODELS),
     optimizers: Annotated[
         str | None,
         typer.Option(
             metavar="NAME,NAME,…",
-            help="Which of ours; machine, symmetric and ternary are not about them. Default: all.",
+            help="Optimizers to measure; machine, symmetric and ternary ignore this. Default: all.",
             show_default=False,
         ),
     ] = None,
@@ -270,72 +278,74 @@ def bench_command(
         str | None,
         typer.Option(
             metavar="NAME,NAME,…",
-            help=f"What to measure: {', '.join(SECTIONS)}. Default: all.",
+            help=f"Sections to run: {', '.join(SECTIONS)}. Default: all.",
             show_default=False,
         ),
     ] = None,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="Where to step.")] = "auto",
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="Device.")] = "auto",
     dtype: Annotated[
-        str, typer.Option(metavar="|".join(DTYPES), help="Of parameters and gradients.")
+        str, typer.Option(metavar="|".join(DTYPES), help="Dtype of parameters and gradients.")
     ] = "float32",
-    rounds: Annotated[int, typer.Option(help="Rounds of every measurement; 9 or more for results.")] = ROUNDS,
+    rounds: Annotated[
+        int, typer.Option(help="Rounds per measurement; use at least 9 for publishable results.")
+    ] = ROUNDS,
     blocks: Annotated[
         int | None,
         typer.Option(
-            help="Matrix rules step the hidden matrices of so many of the model's blocks; 0: of all. "
+            help="Number of the model's blocks whose hidden matrices the matrix rules update; 0: all. "
             "Default: 1 on a CPU, all elsewhere.",
             show_default=False,
         ),
     ] = None,
-    peers: Annotated[bool, typer.Option(help="Other packages' optimizers too, as installed.")] = True,
-    compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="Ours compiled.")] = True,
-    eager: Annotated[bool, typer.Option("--eager/--no-eager", help="Ours eager.")] = True,
+    peers: Annotated[bool, typer.Option(help="Also measure other installed packages' optimizers.")] = True,
+    compiled: Annotated[
+        bool, typer.Option("--compile/--no-compile", help="Measure steepest's optimizers compiled.")
+    ] = True,
+    eager: Annotated[
+        bool, typer.Option("--eager/--no-eager", help="Measure steepest's optimizers in eager mode.")
+    ] = True,
     memory: Annotated[
         float | None,
         typer.Option(
             metavar="GIB",
-            help="Memory that one measurement may take. Default: 0.6 of what is free.",
+            help="Memory limit of one measurement. Default: 0.6 of the free memory.",
             show_default=False,
         ),
     ] = None,
     threads: Annotated[
         int | None, typer.Option(help="CPU threads. Default: torch's.", show_default=False)
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder for the record, the tables and the picture.")] = Path(
-        "runs/bench"
-    ),
+    out: Annotated[Path, typer.Option(help="Directory for results, tables and plot.")] = Path("runs/bench"),
     json: Annotated[
-        Path | None, typer.Option("--json", help="Write the record here too.", show_default=False)
+        Path | None, typer.Option("--json", help="Also write the results to this file.", show_default=False)
     ] = None,
     full: Annotated[
         bool,
         typer.Option(
             "--full",
-            help="Leave nothing out: first steps of all rules and not of three, the largest model timed and "
-            "not planned, peers that repeat others. A quarter of an hour on two cores instead of some ten "
-            "minutes. What --optimizers names is measured in full.",
+            help="Run all measurements: the first steps of all rules instead of three, the steps of the "
+            "largest model, redundant peers. On two cores this takes fifteen minutes instead of ten. "
+            "Optimizers named by --optimizers are always measured in full.",
         ),
     ] = False,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="A toy model and three rounds: does it run at all?")
-    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Smoke test: a toy model and three rounds.")] = False,
 ) -> int:
-    """Measure what the optimizers' steps cost, and what limits them.
+    """Measure the cost of the optimizers' steps and compare it with the hardware limits.
 
-    Step time beside bandwidth (axpy) and matrix products measured in the same rounds, beside the same
-    optimizers of other packages; temporary memory; state; the first compiled step, cold and warm. Ternary
-    layers beside dense ones, and packing and flipping at what bandwidth.
-    Speeds are ratios within one run: a machine's own speed changes from minute to minute.
+    Measures step times, interleaved with memory bandwidth (axpy), matrix products and the same
+    optimizers of other packages; temporary memory; optimizer state; the first compiled step with a cold
+    and a warm cache; ternary layers against dense ones; and the bandwidth of packing and flipping.
+    Compare only ratios from one run, because a machine's speed changes from minute to minute.
 
-    The folder then holds RESULTS.md, bench.json and bench.png. Interrupted with Ctrl-C, they hold
-    what had been measured by then.
+    The output directory contains RESULTS.md, bench.json and bench.png. Ctrl-C keeps all results
+    measured so far.
     """
     if threads is not None and threads < 1:
         raise LabError(f"threads must be at least 1, got {threads}")
     console = _console()
     wide = Console(width=max(console.width, _BENCH_WIDTH)) if not console.is_terminal else console
     try:
-        with bench_threads(threads):
+        with num_threads(threads):
             record = bench(
                 ["tiny"] if quick else _names(model),
                 None if optimizers is None else _names(optimizers),
@@ -350,21 +360,21 @@ def bench_command(
                 memory=memory,
                 full=full,
                 out=out,
-                watcher=BenchLive(console) if console.is_terminal else BenchPlain(),
+                callback=ProgressBar(console) if console.is_terminal else BenchTextLog(),
             )
     except KeyboardInterrupt:
-        print("interrupted before anything was measured", file=sys.stderr)
+        print("interrupted before the first measurement", file=sys.stderr)
         return INTERRUPTED
     for result in record.results:
         wide.print(bench_table(result, wide.width))
     if json is not None:
         record.save(json)
-    drawn = picture(record)
-    if drawn is not None:
-        drawn.savefig(out / PICTURE, dpi=DPI)
+    figure = plot(record)
+    if figure is not None:
+        figure.savefig(out / PLOT, dpi=DPI)
     console.print(f"results: {out / REPORT}", highlight=False, soft_wrap=True)
     if record.interrupted:
-        print(f"interrupted: {out} holds what had been measured", file=sys.stderr)
+        print(f"interrupted: {out} contains the results so far", file=sys.stderr)
         return INTERRUPTED
     return 0
 
@@ -374,13 +384,13 @@ def _names(text: str) -> list[str]:
 
 
 def _console() -> Console:
-    # A pipe or a log has no width; rich would take it for a narrow terminal and break the table's lines.
+    # A pipe has no width; rich would assume a narrow terminal and wrap the table's lines.
     console = Console()
     return console if console.is_terminal else Console(width=_LOG_WIDTH)
 
 
-def _watcher(console: Console) -> Watcher:
-    return Live(console) if console.is_terminal else Plain()
+def _callback(console: Console) -> Callback:
+    return LiveTable(console) if console.is_terminal else TextLog()
 
 
 def _task(
@@ -396,10 +406,10 @@ def _task(
         raise LabError(f"batch must be at least 1, got {batch}")
     if name is TaskName.digits:
         if text is not None:
-            raise LabError("--text goes with --task text, not with --task digits")
+            raise LabError("--text requires --task text")
         return digits_task((model or DigitModel.mlp).value, batch=batch or 64, device=chosen)
     if model is not None:
-        raise LabError("--model goes with --task digits; the text race trains a GPT (--width, --depth, …)")
+        raise LabError("--model requires --task digits; the text task trains a GPT (--width, --depth, …)")
     try:
         config = GPTConfig(*shape)
     except ValueError as error:
@@ -411,7 +421,7 @@ def _task(
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    # Not mps: the lab takes its means in double precision, which that device does not have.
+    # mps is not supported, because the lab computes means in float64, which mps does not have.
     if not _DEVICE.fullmatch(name):
         raise LabError(f"no device {name!r}: give auto, cpu, cuda or cuda:N")
     try:

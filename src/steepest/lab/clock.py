@@ -1,4 +1,4 @@
-"""Time, read when the device has finished what it was given."""
+"""Timestamps that wait for the device, and formatted durations."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from torch import nn
 
 
 def now(device: torch.device) -> float:
-    """Seconds on a monotonic clock, after all work queued on `device` is done."""
+    """Synchronize with `device`, then read a monotonic clock in seconds."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
     return time.perf_counter()
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model's first parameter lives; the CPU if it has none."""
+    """Return the device of the model's first parameter; the CPU if the model has none."""
     for parameter in model.parameters():
         return parameter.device
     return torch.device("cpu")
 
 
-def span(seconds: float) -> str:
-    """A length of time as a person would write it.
+def format_duration(seconds: float) -> str:
+    """Format a duration for people.
 
     Example:
-        >>> span(42.4), span(65), span(3725)
+        >>> format_duration(42.4), format_duration(65), format_duration(3725)
         ('42 s', '1 min 05 s', '1 h 02 min')
     """
     whole = round(seconds)

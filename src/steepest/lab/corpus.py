@@ -1,4 +1,4 @@
-"""Text as bytes, read the same way every time and split by file."""
+"""Text corpora: bytes read in a reproducible order and split by file into training and held-out data."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 
 from .errors import LabError
 
-# Not the language a reader would write: tests repeat themselves, codec tables and pydoc's topics
-# are data, and the rest are other people's packages.
+# These are not typical source code: tests are repetitive, codec tables and pydoc's topics are data, and
+# the rest is third-party packages.
 _STDLIB_SKIP = frozenset(
     {
         "__pycache__",
@@ -34,7 +34,7 @@ _HELD_OUT = 0.1
 
 @dataclass(frozen=True)
 class Corpus:
-    """Bytes to train on and bytes to judge by, which share no file (or, of a single file, no byte)."""
+    """Training and held-out bytes, which share no file; bytes of a single file do not overlap."""
 
     source: str
     train: bytes
@@ -44,7 +44,7 @@ class Corpus:
 
     @property
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits that change when the text does."""
+        """Twelve hexadecimal digits of a hash of the text and its split."""
         digest = hashlib.sha256(self.train)
         digest.update(b"\0held out\0")
         digest.update(self.held_out)
@@ -52,10 +52,10 @@ class Corpus:
 
 
 def standard_library(max_bytes: int = 16_000_000) -> Corpus:
-    """The source of the running Python's standard library.
+    """Read the source of the running Python's standard library.
 
     Args:
-        max_bytes: Stop reading here. Files are taken in sorted order.
+        max_bytes: Maximum number of bytes to read. Files are read in sorted order.
     """
     root = Path(sysconfig.get_paths()["stdlib"])
     version = sysconfig.get_python_version()
@@ -64,62 +64,62 @@ def standard_library(max_bytes: int = 16_000_000) -> Corpus:
 
 
 def from_path(path: Path, max_bytes: int = 256_000_000) -> Corpus:
-    """A file, or every text file under a folder (hidden and binary files are left out).
+    """Read a file, or every text file under a directory (without hidden and binary files).
 
     Args:
-        path: The file or folder.
-        max_bytes: Stop reading here. Files are taken in sorted order.
+        path: The file or directory.
+        max_bytes: Maximum number of bytes to read. Files are read in sorted order.
 
     Raises:
-        LabError: nothing is there, it cannot be read, or it holds no text.
+        LabError: the path does not exist, cannot be read, or has no text.
     """
     if path.is_file():
         return _corpus(str(path), path.parent, [path], max_bytes)
     if path.is_dir():
         return _corpus(str(path), path, list(_walk(path, frozenset())), max_bytes)
-    raise LabError(f"no such file or folder: {path}")
+    raise LabError(f"no such file or directory: {path}")
 
 
 def _why_no_text(paths: list[Path]) -> str:
-    """What can be said of files that gave no text, the first of them in particular."""
+    """Explain why files have no text, by the example of the first one."""
     if not paths:
-        return ": there is no file that is not hidden"
+        return ": all files are hidden, or there are none"
     with paths[0].open("rb") as file:
-        begins = file.read(8192)
-    if not begins:
+        start = file.read(8192)
+    if not start:
         return f": {paths[0].name} is empty"
-    if begins[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+    if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         return (
-            f": {paths[0].name} is UTF-16, whose zero bytes make it binary here; convert it first "
+            f": {paths[0].name} is UTF-16, whose zero bytes make it look binary; convert it to UTF-8 first "
             f"(iconv -f UTF-16 -t UTF-8)"
         )
-    return f": {paths[0].name} has zero bytes, as binary files have; text in UTF-8 has none"
+    return f": {paths[0].name} contains zero bytes, so it is a binary file"
 
 
 def _walk(root: Path, skip: frozenset[str]) -> Iterator[Path]:
-    for folder, folders, files in os.walk(root):
-        # In place: os.walk descends into what is left of this list, in its order.
-        folders[:] = sorted(name for name in folders if name not in skip and not name.startswith("."))
+    for directory, subdirectories, files in os.walk(root):
+        # Modified in place, because os.walk descends into the directories of this list in its order.
+        subdirectories[:] = sorted(n for n in subdirectories if n not in skip and not n.startswith("."))
         for name in sorted(files):
-            path = Path(folder) / name
+            path = Path(directory) / name
             if not name.startswith(".") and path.is_file():
                 yield path
 
 
 def _read(paths: list[Path], root: Path, max_bytes: int) -> dict[str, bytes]:
     texts: dict[str, bytes] = {}
-    room = max_bytes
+    remaining = max_bytes
     for path in paths:
-        if room <= 0:
+        if remaining <= 0:
             break
         try:
             with path.open("rb") as file:
-                text = file.read(room)
+                text = file.read(remaining)
         except OSError as error:
             raise LabError(f"cannot read {path}: {error.strerror or error}") from error
         if text and b"\0" not in text[:8192]:
             texts[path.relative_to(root).as_posix()] = text
-            room -= len(text)
+            remaining -= len(text)
     return texts
 
 
@@ -127,33 +127,33 @@ def _corpus(source: str, root: Path, paths: list[Path], max_bytes: int) -> Corpu
     texts = _read(paths, root, max_bytes)
     if not texts:
         raise LabError(f"no text in {source}{_why_no_text(paths)}")
-    held_out = _choose_held_out({name: len(text) for name, text in texts.items()})
-    if held_out:
-        train = b"".join(text for name, text in texts.items() if name not in held_out)
-        judge = b"".join(text for name, text in texts.items() if name in held_out)
+    names = _choose_held_out({name: len(text) for name, text in texts.items()})
+    if names:
+        train = b"".join(text for name, text in texts.items() if name not in names)
+        held_out = b"".join(text for name, text in texts.items() if name in names)
     else:
-        # Too few files to spare one: the end of each is held out instead.
+        # There are too few files to hold one out: hold out the end of each file instead.
         cuts = {name: round(len(text) * (1 - _HELD_OUT)) for name, text in texts.items()}
         train = b"".join(text[: cuts[name]] for name, text in texts.items())
-        judge = b"".join(text[cuts[name] :] for name, text in texts.items())
-    return Corpus(source, train, judge, len(texts), len(held_out))
+        held_out = b"".join(text[cuts[name] :] for name, text in texts.items())
+    return Corpus(source, train, held_out, len(texts), len(names))
 
 
 def _choose_held_out(sizes: dict[str, int]) -> set[str]:
-    """Names of files that make up about a tenth of the bytes, chosen by the hash of their names.
+    """Choose files with about a tenth of the bytes by the hashes of their names.
 
-    A name's hash knows neither the alphabet nor the machine, so the choice is fixed and impartial.
+    Hashes make the choice reproducible on every machine and independent of the alphabetical order.
     """
     total = sum(sizes.values())
     chosen: set[str] = set()
-    taken = 0
+    chosen_bytes = 0
     for name in sorted(sizes, key=_hash):
-        if taken >= _HELD_OUT * total:
+        if chosen_bytes >= _HELD_OUT * total:
             break
-        # A file so big that it would take more than twice its due stays in training.
-        if taken + sizes[name] <= 2 * _HELD_OUT * total:
+        # Skip a file that would make the held-out data larger than two tenths.
+        if chosen_bytes + sizes[name] <= 2 * _HELD_OUT * total:
             chosen.add(name)
-            taken += sizes[name]
+            chosen_bytes += sizes[name]
     return chosen
 
 

@@ -1,5 +1,5 @@
-"""What the lab raises when it is asked for something it cannot do."""
+"""The exception for requests that the lab cannot serve."""
 
 
 class LabError(ValueError):
-    """A request the lab cannot serve. The message is one line, meant for the person who asked."""
+    """An invalid request. The message is one line, written for the user."""

@@ -1,4 +1,4 @@
-"""What a result was measured on."""
+"""A description of the machine, stored with every result."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import steepest
 
 
 def describe(device: torch.device) -> dict[str, str | int]:
-    """CPU model, cores, threads, versions and the device, as plain values."""
+    """Return CPU model, cores, threads, device and versions as plain JSON values."""
     return {
         "cpu": _cpu_model(),
         "cores": os.cpu_count() or 0,
@@ -27,7 +27,7 @@ def describe(device: torch.device) -> dict[str, str | int]:
 
 
 def _cpu_model() -> str:
-    # platform.processor() is empty or only an architecture on Linux.
+    # On Linux platform.processor() is empty or names only the architecture.
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):

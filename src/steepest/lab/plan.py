@@ -1,4 +1,4 @@
-"""What a race is going to do, fixed before its first trial and kept beside its records."""
+"""The plan of a race, fixed before its first trial and saved next to its records."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .errors import LabError
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Median times per step, all optimizers taking turns on the same model."""
+    """Median times per step, measured while all optimizers take turns on the same model."""
 
     rounds: int
     gradient_ms: float
@@ -23,23 +23,23 @@ class StepTimes:
     optimizer_ms: dict[str, float]
     """Milliseconds of `optimizer.step()`, by label."""
     optimizer_ms_quartiles: dict[str, tuple[float, float]]
-    """The quartiles of the same: how much the machine swung."""
+    """First and third quartiles of the same times, which show the machine's noise."""
     evaluation_seconds: float
     """Seconds of one evaluation of the metric."""
 
     @property
     def step_seconds(self) -> float:
-        """Seconds of a whole step, mean over the optimizers."""
+        """Seconds of a training step, averaged over the optimizers."""
         return (self.gradient_ms + fmean(self.optimizer_ms.values())) / 1e3
 
-    def calmer(self, other: StepTimes) -> StepTimes:
-        """Whichever was measured on the less disturbed machine: the gradient's work was the same."""
+    def less_noisy(self, other: StepTimes) -> StepTimes:
+        """Return the measurement with the faster gradient, which is the same work in both."""
         return self if self.gradient_ms <= other.gradient_ms else other
 
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for. A folder holds the trials of one request only."""
+    """The user's request. A directory holds the trials of one request only."""
 
     task: str
     metric: str
@@ -49,9 +49,9 @@ class Request:
     parameters: int
     device: str
     threads: int | None
-    """Torch's CPU threads, which change rounding as well as times; None when the model is elsewhere."""
+    """Torch's CPU threads, which affect rounding as well as times; None if the model is not on the CPU."""
     optimizers: dict[str, dict[str, Any]]
-    """Label to hyper-parameters, the default lr among them, in the order of the race."""
+    """Hyper-parameters by label, including the default lr, in the order of the race."""
     trials: int
     seeds: int
     evaluations: int
@@ -59,49 +59,49 @@ class Request:
     budget: float | None
 
     def differences(self, other: Request) -> list[str]:
-        """What differs, each as "name (here, there)"."""
+        """List the differences, each as "name (old there, new asked)"."""
         return _differences("", asdict(self), asdict(other))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A request and what was settled at its start."""
+    """A request and the decisions made before its first trial."""
 
     request: Request
     steps: int
     """Steps of every trial."""
     schedule: str
     limit: float | None
-    """Seconds after which no optional round begins; None without a budget."""
+    """Seconds by which every optional round must end; None without a budget."""
     setup_seconds: float
     """Seconds spent before the first trial."""
     times: StepTimes
-    """Measured before the first trial and after the last; the calmer of the two."""
+    """The less noisy of two measurements, before the first trial and after the last."""
     machine: dict[str, Any]
 
     @property
     def labels(self) -> list[str]:
-        """The optimizers, in the order of the race."""
+        """The optimizers' labels in the order of the race."""
         return list(self.request.optimizers)
 
     @property
-    def most_trials(self) -> int:
-        """Trials of the whole race if no round is dropped."""
+    def max_trials(self) -> int:
+        """Number of trials if no round is dropped."""
         return len(self.labels) * (self.request.trials + self.request.seeds - 1)
 
     def score(self, metric: float) -> float:
-        """The metric turned so that lower is better."""
+        """Return the metric with its sign chosen so that lower is better."""
         return metric if self.request.lower_is_better else -metric
 
     def save(self, path: Path) -> None:
-        """Write the plan as JSON, whole or not at all."""
+        """Write the plan as JSON atomically."""
         draft = path.with_suffix(".draft")
         draft.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
         draft.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> Plan | None:
-        """Read a saved plan; None if there is none.
+        """Read a saved plan; return None if there is no file.
 
         Raises:
             LabError: the file is not a plan of this version.
@@ -117,22 +117,22 @@ class Plan:
             return cls(**data)
         except (ValueError, TypeError) as error:
             raise LabError(
-                f"{path} is not a plan this version can read; choose another folder or --fresh"
+                f"{path} is not a plan that this version can read; choose another directory or --fresh"
             ) from error
 
-    def check_same(self, request: Request, folder: Path) -> None:
-        """Refuse to go on under another request.
+    def require_same_request(self, request: Request, directory: Path) -> None:
+        """Check that a resumed race has the saved plan's request.
 
         Raises:
-            LabError: naming what differs.
+            LabError: the requests differ; the message lists the differences.
         """
-        # A round trip through JSON, because the saved one has been through it (tuples are lists).
+        # The saved request went through JSON, which turns tuples into lists, so the new one must too.
         asked = Request(**json.loads(json.dumps(asdict(request))))
         differing = self.request.differences(asked)
         if differing:
             raise LabError(
-                f"{folder} holds a race of another plan: {'; '.join(differing)}; "
-                "choose another folder or --fresh"
+                f"{directory} holds a race with another plan: {'; '.join(differing)}; "
+                "choose another directory or --fresh"
             )
 
 
@@ -149,24 +149,24 @@ def _differences(prefix: str, here: dict[str, Any], there: dict[str, Any]) -> li
     return found
 
 
-def require_plain(name: str, value: Any) -> None:
-    """Refuse what JSON would not give back: it could not be compared with a saved plan.
+def require_json(name: str, value: Any) -> None:
+    """Check that a value survives a round trip through JSON, so that it can be compared with a saved plan.
 
     Raises:
-        LabError: naming the first such value.
+        LabError: a value does not; the message names the first one.
     """
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
         for key, item in value.items():
-            require_plain(f"{name}[{key!r}]", item)
+            require_json(f"{name}[{key!r}]", item)
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
-            require_plain(f"{name}[{index}]", item)
+            require_json(f"{name}[{index}]", item)
     elif isinstance(value, float) and not math.isfinite(value):
-        raise LabError(f"{name} is {value}, which equals nothing: a resumed race could not compare it")
+        raise LabError(f"{name} is {value}: a resumed race could not compare it with the saved plan")
     elif not (value is None or isinstance(value, bool | int | float | str)):
         raise LabError(
             f"the task's {name} is a {type(value).__name__}: give plain JSON values "
-            "(numbers, text, lists, dicts with text as keys), such as a size or a fingerprint"
+            "(numbers, strings, lists, dicts with string keys), such as a size or a fingerprint"
         )
 
 

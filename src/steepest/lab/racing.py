@@ -1,4 +1,4 @@
-"""The race: plan it, run the trials that are not on record yet, report."""
+"""The race: plan it, run the missing trials, and write the report."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from typing import Any
 import torch
 
 from . import budget as budgets
-from . import course, machine, schedule, timing
+from . import machine, schedule, timing, trial_scheduler
 from .clock import device_of
-from .contestant import Contestant, Entry, enlist, trainable
 from .errors import LabError
-from .folder import Folder
-from .plan import Plan, Request, StepTimes, require_plain
-from .progress import Silent, Watcher
+from .optimizer_spec import OptimizerLike, OptimizerSpec, resolve_optimizers, trainable
+from .plan import Plan, Request, StepTimes, require_json
+from .progress import Callback
+from .ranking import Row, rank
 from .records import Record
+from .run_dir import RunDir
 from .seeding import seeded
-from .standings import Row, standings
 from .task import Task
 from .trial import run_trial
 
@@ -41,26 +41,26 @@ DEFAULT_BUDGET = 300.0
 EVALUATIONS = 8
 
 _MEASUREMENTS = 3
-_TIMING_SHARE = 0.02
-_MOST_TIMING_SECONDS = 5.0
+_TIMING_FRACTION = 0.02
+_MAX_TIMING_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class RaceResult:
-    """What a race leaves behind."""
+    """The result of a race."""
 
     rows: list[Row]
     """A row per optimizer, best first."""
     plan: Plan
     records: list[Record]
-    folder: Path
+    directory: Path
     report: Path | None
-    """The HTML page; None if no report was asked for."""
+    """The HTML page; None if no report was requested."""
 
 
 def race(
     task: Task[Any],
-    optimizers: Entry | Iterable[Entry] = DEFAULT_OPTIMIZERS,
+    optimizers: OptimizerLike | Iterable[OptimizerLike] = DEFAULT_OPTIMIZERS,
     *,
     trials: int = 5,
     seeds: int = 3,
@@ -70,36 +70,36 @@ def race(
     fresh: bool = False,
     evaluations: int = EVALUATIONS,
     report: bool = True,
-    watcher: Watcher | None = None,
+    callback: Callback | None = None,
 ) -> RaceResult:
-    """Race optimizers on a task: an equal learning-rate search for each, then more seeds for its best.
+    """Race optimizers on a task: the same learning-rate search for each, then more seeds at its best lr.
 
-    Every finished trial is on the disk at once. Called again with the same arguments, an interrupted
-    race goes on where it stopped and ends as if it had never been interrupted.
+    Every finished trial is saved at once. Call `race` again with the same arguments to resume an
+    interrupted race; its results are the same as without the interruption.
 
     Args:
-        task: What to train; see `Task`.
+        task: The training problem.
         optimizers: Names of steepest's optimizers, optimizer classes, or (label, factory) pairs; a
-            single name or class is a race of one. A factory (a class is one) is called with the
-            parameters, and with `lr=` for each trial; called without, its optimizer's
-            `defaults["lr"]` is where the search starts.
-        trials: Learning rates each optimizer tries, its default among them.
-        seeds: Seeds each optimizer's best learning rate is trained with, the search's among them.
+            single name or class is a race of one. `race` calls a factory (or class) with the
+            parameters, and with `lr=` for each trial. Without `lr=`, the optimizer's `defaults["lr"]`
+            is the start of the search.
+        trials: Number of learning rates per optimizer, including its default.
+        seeds: Number of seeds at each optimizer's best learning rate, including the search's.
         steps: Steps of every trial.
-        budget: Time for the whole race instead: "5m", "90s", "1h" or seconds. It is divided into
-            steps by a measurement at the start. Without `steps` or `budget`, five minutes.
-        out: The folder for plan, records and report.
-        fresh: Begin anew, deleting what an earlier race left in the folder.
-        evaluations: How often a trial takes the metric, besides at its start: more densely the
-            earlier, as the curve is steeper there.
-        report: Whether to write pictures and the HTML page (needs the `lab` extra).
-        watcher: Told of everything as it happens; see `steepest.lab.progress`. By default silent.
+        budget: Time for the whole race, instead of `steps`: "5m", "90s", "1h" or seconds. A measurement
+            at the start converts it into steps. Without `steps` or `budget`, five minutes.
+        out: The directory for plan, records and report.
+        fresh: Start over and delete the files of an earlier race in the directory.
+        evaluations: Number of evaluations per trial besides the one at its start; they are denser
+            early on, where the curve is steep.
+        report: Whether to write plots and the HTML page (needs the `lab` extra).
+        callback: Receives progress events; see `steepest.lab.progress`. By default nothing is shown.
 
     Returns:
-        The standings, and where everything lies.
+        The ranking and the paths of the files.
 
     Raises:
-        LabError: the request cannot be served, or the folder holds a race of another plan.
+        LabError: the request is invalid, or the directory holds a race with another plan.
 
     Example:
         >>> import tempfile, torch
@@ -117,8 +117,8 @@ def race(
         >>> [(row.optimizer, row.trials, row.seeds) for row in result.rows]
         [('SGD', 4, 2)]
     """
-    began = time.perf_counter()
-    watcher = Silent() if watcher is None else watcher
+    start = time.perf_counter()
+    callback = Callback() if callback is None else callback
     if not isinstance(task, Task):
         raise LabError(f"the task must be a steepest.lab.Task, got a {type(task).__name__}")
     if steps is not None and budget is not None:
@@ -126,14 +126,15 @@ def race(
     trials, seeds = _count("trials", trials), _count("seeds", seeds)
     evaluations = _count("evaluations", evaluations)
     steps = None if steps is None else _count("steps", steps)
-    require_plain("config", task.config)
-    wanted = None if steps is not None else budgets.seconds(DEFAULT_BUDGET if budget is None else budget)
+    require_json("config", task.config)
+    budget = DEFAULT_BUDGET if budget is None else budget
+    budget_seconds = None if steps is not None else budgets.parse_seconds(budget)
 
     with seeded(0):
         model = task.make(0)
     if not trainable(model):
         raise LabError(f"the model of task {task.name!r} has no trainable parameters")
-    contestants = enlist(optimizers, model)
+    specs = resolve_optimizers(optimizers, model)
     request = Request(
         task=task.name,
         metric=task.metric,
@@ -143,38 +144,38 @@ def race(
         parameters=sum(parameter.numel() for parameter in trainable(model)),
         device=device_of(model).type,
         threads=torch.get_num_threads() if device_of(model).type == "cpu" else None,
-        optimizers={c.label: {"lr": c.default_lr, **c.hyper} for c in contestants},
+        optimizers={spec.label: {"lr": spec.default_lr, **spec.hyper} for spec in specs},
         trials=trials,
         seeds=seeds,
         evaluations=evaluations,
         steps=steps,
-        budget=wanted,
+        budget=budget_seconds,
     )
-    here = machine.describe(device_of(model))
+    this_machine = machine.describe(device_of(model))
     del model
 
-    folder = Folder(Path(out))
-    folder.open(fresh=fresh)
-    plan = Plan.load(folder.plan)
+    run_dir = RunDir(Path(out))
+    run_dir.open(fresh=fresh)
+    plan = Plan.load(run_dir.plan)
     if plan is None:
-        watcher.note(f"measuring {len(contestants)} optimizers' steps to plan the race")
-        plan = make_plan(task, contestants, request, here, began)
-        plan.save(folder.plan)
+        callback.message(f"timing the steps of {len(specs)} optimizers to plan the race")
+        plan = make_plan(task, specs, request, this_machine, start)
+        plan.save(run_dir.plan)
     else:
-        plan.check_same(request, folder.path)
-    records = folder.records.read()
-    if run(task, contestants, plan, records, folder, here, watcher):
-        watcher.note("measuring the steps once more")
-        again = timing.measure(task, contestants, _timing_seconds(request))
-        plan = replace(plan, times=plan.times.calmer(again))
-        plan.save(folder.plan)
+        plan.require_same_request(request, run_dir.path)
+    records = run_dir.records.read()
+    if run(task, specs, plan, records, run_dir, this_machine, callback):
+        callback.message("timing the steps again")
+        again = timing.measure(task, specs, _timing_seconds(request))
+        plan = replace(plan, times=plan.times.less_noisy(again))
+        plan.save(run_dir.plan)
 
     page = None
     if report:
         from .report import write
 
-        page = write(folder, plan, records)
-    return RaceResult(standings(plan, records), plan, records, folder.path, page)
+        page = write(run_dir, plan, records)
+    return RaceResult(rank(plan, records), plan, records, run_dir.path, page)
 
 
 def _count(name: str, value: Any) -> int:
@@ -189,30 +190,30 @@ def _count(name: str, value: Any) -> int:
 
 def make_plan(
     task: Task[Any],
-    contestants: Sequence[Contestant],
+    specs: Sequence[OptimizerSpec],
     request: Request,
-    here: dict[str, Any],
-    began: float,
+    this_machine: dict[str, Any],
+    start: float,
 ) -> Plan:
-    """Measure step times, and settle how many steps each trial takes.
+    """Measure step times and decide how many steps each trial takes.
 
     Args:
-        task: What will be trained.
-        contestants: Who will race.
-        request: What was asked for.
-        here: The machine.
-        began: When the race began, on `time.perf_counter`'s clock.
+        task: The training problem.
+        specs: The optimizers.
+        request: The user's request.
+        this_machine: The description of the machine.
+        start: The time at which the race started, read from `time.perf_counter`.
 
     Raises:
         LabError: the budget is too small.
     """
     for attempt in range(_MEASUREMENTS):
-        times = timing.measure(task, contestants, _timing_seconds(request))
+        times = timing.measure(task, specs, _timing_seconds(request))
         try:
-            steps = _settle_steps(request, times, time.perf_counter() - began)
+            steps = _steps_per_trial(request, times, time.perf_counter() - start)
             break
         except LabError:
-            # Perhaps the machine was busy with something else: a budget is not refused on one look.
+            # The machine may have been busy: measure again before refusing the budget.
             if attempt == _MEASUREMENTS - 1:
                 raise
     return Plan(
@@ -220,18 +221,18 @@ def make_plan(
         steps=steps,
         schedule=schedule.describe(steps),
         limit=None if request.budget is None else budgets.OVERRUN * request.budget,
-        setup_seconds=time.perf_counter() - began,
+        setup_seconds=time.perf_counter() - start,
         times=times,
-        machine=here,
+        machine=this_machine,
     )
 
 
 def _timing_seconds(request: Request) -> float:
-    share = math.inf if request.budget is None else _TIMING_SHARE * request.budget
-    return min(_MOST_TIMING_SECONDS, share)
+    affordable = math.inf if request.budget is None else _TIMING_FRACTION * request.budget
+    return min(_MAX_TIMING_SECONDS, affordable)
 
 
-def _settle_steps(request: Request, times: StepTimes, spent: float) -> int:
+def _steps_per_trial(request: Request, times: StepTimes, spent: float) -> int:
     if request.steps is not None:
         return request.steps
     assert request.budget is not None
@@ -246,39 +247,39 @@ def _settle_steps(request: Request, times: StepTimes, spent: float) -> int:
 
 def run(
     task: Task[Any],
-    contestants: Sequence[Contestant],
+    specs: Sequence[OptimizerSpec],
     plan: Plan,
     records: list[Record],
-    folder: Folder,
-    here: dict[str, Any],
-    watcher: Watcher,
+    run_dir: RunDir,
+    this_machine: dict[str, Any],
+    callback: Callback,
 ) -> bool:
-    """Run all trials that are not in `records` yet, appending each to it and to the folder.
+    """Run all trials that are not in `records` yet; append each record to the list and to the run directory.
 
     Returns:
-        Whether there were any.
+        Whether any trial was run.
     """
     known = len(records)
-    by_label = {contestant.label: contestant for contestant in contestants}
-    watcher.planned(plan, records)
+    by_label = {spec.label: spec for spec in specs}
+    callback.on_start(plan, records)
     try:
         while True:
-            progress = course.survey(plan, records)
+            progress = trial_scheduler.progress(plan, records)
             if progress.next is None:
                 break
-            watcher.begun(progress.next, progress)
+            callback.on_trial_start(progress.next, progress)
             record = run_trial(
                 task,
                 by_label[progress.next.optimizer],
                 progress.next,
                 steps=plan.steps,
                 evaluations=plan.request.evaluations,
-                machine=here,
-                tick=watcher.ticked,
+                machine=this_machine,
+                on_step=callback.on_step,
             )
-            folder.records.append(record)
+            run_dir.records.append(record)
             records.append(record)
-            watcher.finished(record)
+            callback.on_trial_end(record)
     finally:
-        watcher.closed()
+        callback.on_end()
     return len(records) > known

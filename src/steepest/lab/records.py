@@ -1,4 +1,4 @@
-"""A line of JSON for every finished trial, appended at once, so that an interrupted race can go on."""
+"""Trial records: a line of JSON for every finished trial, so that an interrupted race can resume."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from .errors import LabError
 Status = Literal["ok", "diverged"]
 Phase = Literal["search", "seeds"]
 Point = tuple[int, float, float]
-"""Step, seconds of training so far, value."""
+"""Step, training seconds so far, value."""
 
 
 @dataclass(frozen=True)
-class Assignment:
-    """Which trial to run: the identity of a record."""
+class TrialSpec:
+    """The parameters that identify a trial and its record."""
 
     phase: Phase
-    """"search": trying a learning rate; "seeds": repeating the best with another seed."""
+    """"search" tries a learning rate; "seeds" repeats the best one with another seed."""
     round: int
-    """In the search, how many trials the optimizer had before; among the seeds, the seed."""
+    """In the search, the number of the optimizer's earlier trials; among the seeds, the seed."""
     optimizer: str
     lr: float
     seed: int
@@ -33,7 +33,7 @@ class Assignment:
 
 @dataclass(frozen=True)
 class Record:
-    """All that is known of one finished trial."""
+    """The result of one finished trial."""
 
     phase: Phase
     round: int
@@ -42,50 +42,50 @@ class Record:
     seed: int
     status: Status
     metric: float
-    """The task's metric at the end; NaN if the trial diverged (null in the file)."""
+    """The task's final metric; NaN if the trial diverged (null in the file)."""
     steps: int
     """Steps taken; fewer than planned only if the trial diverged."""
     curve: list[Point]
-    """Training loss, each point the mean since the one before."""
+    """The training loss; each point is the mean since the previous one."""
     validation: list[Point]
-    """The task's metric during training, from the untrained model on."""
+    """The task's metric during training, starting with the untrained model."""
     parameters: int
     state_bytes: int
     state_bytes_per_parameter: float
     optimizer_ms: float
     """Median milliseconds of `optimizer.step()` in this trial."""
     step_ms: float
-    """Median milliseconds of a whole step in this trial."""
+    """Median milliseconds of a training step in this trial."""
     seconds: float
-    """The whole trial: building, training and evaluating."""
+    """Seconds of the whole trial: building, training and evaluating."""
     schedule: str
     hyper: dict[str, Any]
     machine: dict[str, Any]
 
     @property
-    def assignment(self) -> Assignment:
-        """Which trial this is the record of."""
-        return Assignment(self.phase, self.round, self.optimizer, self.lr, self.seed)
+    def trial(self) -> TrialSpec:
+        """The trial that produced this record."""
+        return TrialSpec(self.phase, self.round, self.optimizer, self.lr, self.seed)
 
     @property
     def finite(self) -> bool:
-        """Whether the trial ended with a metric that can be compared."""
+        """Whether the trial ended with a finite metric."""
         return self.status == "ok" and math.isfinite(self.metric)
 
     def to_json(self) -> str:
-        """One line of strict JSON (NaN and infinities become null)."""
+        """Serialize the record as one line of strict JSON (NaN and infinities become null)."""
         return json.dumps(_without_nonfinite(asdict(self)), allow_nan=False)
 
     @classmethod
     def from_json(cls, line: str) -> Record:
-        """The inverse of `to_json`.
+        """Parse a line that `to_json` wrote.
 
         Raises:
             ValueError: the line is not the JSON of a record.
         """
         data = json.loads(line)
         if not isinstance(data, dict) or set(data) != {field.name for field in fields(cls)}:
-            raise ValueError("not a trial's record")
+            raise ValueError("not a trial record")
         for name in ("curve", "validation"):
             data[name] = [(step, seconds, _nan_if_none(value)) for step, seconds, value in data[name]]
         for name in ("metric", "optimizer_ms", "step_ms"):
@@ -94,19 +94,19 @@ class Record:
 
 
 class RecordFile:
-    """The records of one race, on disk.
+    """The records of one race on disk.
 
-    A last line torn by a crash is dropped, and overwritten by the next record.
+    If a crash left the last line incomplete, `read` ignores it and `append` overwrites it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def read(self) -> list[Record]:
-        """All complete records, in the order they were written; none if there is no file.
+        """Return all complete records in the order of writing; none if there is no file.
 
         Raises:
-            LabError: a line other than a torn last one is not a record.
+            LabError: a line that ends in a newline is not a record.
         """
         records = []
         lines = self._whole_lines()
@@ -115,12 +115,12 @@ class RecordFile:
                 records.append(Record.from_json(line.decode()))
             except ValueError as error:
                 raise LabError(
-                    f"line {number} of {self.path} is not a trial's record; choose another folder or --fresh"
+                    f"line {number} of {self.path} is not a trial record; choose another directory or --fresh"
                 ) from error
         return records
 
     def append(self, record: Record) -> None:
-        """Write a record and make sure it is on the disk."""
+        """Append a record and flush it to the disk."""
         whole = sum(len(line) + 1 for line in self._whole_lines())
         with self.path.open("ab") as file:
             file.truncate(whole)
@@ -129,7 +129,7 @@ class RecordFile:
             os.fsync(file.fileno())
 
     def _whole_lines(self) -> list[bytes]:
-        """The lines that end in a newline: a record is written with its newline last."""
+        """Return the lines that end in a newline, which is written last."""
         if not self.path.exists():
             return []
         return self.path.read_bytes().split(b"\n")[:-1]

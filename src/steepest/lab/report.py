@@ -1,4 +1,4 @@
-"""The report: pictures as PNG, and one HTML page with everything embedded."""
+"""The report: plots as PNG files, and a self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 import steepest
 
-from . import wording
-from .folder import Folder
+from . import formatting
 from .plan import Plan
-from .plots import PICTURES, Picture
+from .plots import PLOTS, Plot
+from .ranking import BASELINE, baseline, rank, untrained_metric
 from .records import Record
-from .standings import REFERENCE, reference, standings, untrained
-from .theme import DARK, LIGHT, mark
+from .run_dir import RunDir
+from .theme import DARK, LIGHT, series_style
 
 
 @dataclass(frozen=True)
-class Embedded:
-    """A picture as the page shows it: data URIs for light and dark ground."""
+class EmbeddedPlot:
+    """A plot in the page: data URIs for light and dark backgrounds."""
 
     title: str
     caption: str
@@ -31,29 +31,29 @@ class Embedded:
     dark: str
 
 
-def write(folder: Folder, plan: Plan, records: Sequence[Record]) -> Path:
-    """Draw the pictures and write the page; return the page's path.
+def write(run_dir: RunDir, plan: Plan, records: Sequence[Record]) -> Path:
+    """Draw the plots, write the page and return its path.
 
     Args:
-        folder: Where to. Pictures are written as NAME.png and NAME-dark.png.
+        run_dir: The output directory. Each plot is also saved as NAME.png and NAME-dark.png.
         plan: The race's plan.
-        records: Its records, which may be those of an unfinished race, or all diverged.
+        records: The race's records. The race may be unfinished, and all trials may have diverged.
     """
-    pictures = [_embed(picture, folder.path, plan, records) for picture in PICTURES]
-    folder.page.write_text(_page(plan, records, pictures), encoding="utf-8")
-    return folder.page
+    plots = [_embed(plot, run_dir.path, plan, records) for plot in PLOTS]
+    run_dir.report.write_text(_page(plan, records, plots), encoding="utf-8")
+    return run_dir.report
 
 
-def _embed(picture: Picture, folder: Path, plan: Plan, records: Sequence[Record]) -> Embedded:
+def _embed(plot: Plot, directory: Path, plan: Plan, records: Sequence[Record]) -> EmbeddedPlot:
     uris = {}
     for theme, suffix in ((LIGHT, ""), (DARK, "-dark")):
-        path = folder / f"{picture.name}{suffix}.png"
-        picture.draw(plan, records, theme).savefig(path)
+        path = directory / f"{plot.name}{suffix}.png"
+        plot.draw(plan, records, theme).savefig(path)
         uris[theme.mode] = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-    return Embedded(picture.title, picture.caption, uris["light"], uris["dark"])
+    return EmbeddedPlot(plot.title, plot.caption, uris["light"], uris["dark"])
 
 
-def _page(plan: Plan, records: Sequence[Record], pictures: Sequence[Embedded]) -> str:
+def _page(plan: Plan, records: Sequence[Record], plots: Sequence[EmbeddedPlot]) -> str:
     environment = Environment(
         loader=PackageLoader("steepest.lab"),
         autoescape=True,
@@ -61,21 +61,21 @@ def _page(plan: Plan, records: Sequence[Record], pictures: Sequence[Embedded]) -
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    marks = {label: index for index, label in enumerate(plan.labels)}
+    indices = {label: index for index, label in enumerate(plan.labels)}
     return environment.get_template("report.html.j2").render(
         plan=plan,
         request=plan.request,
-        rows=standings(plan, records),
-        reference=reference(plan),
-        catching_up=REFERENCE in plan.labels,
-        like=wording.scale(plan, records),
-        untrained=untrained(records),
-        conditions=wording.conditions(plan, records),
-        machines=wording.machines(records),
-        pictures=pictures,
-        wording=wording,
-        light={label: mark(LIGHT, index).color for label, index in marks.items()},
-        dark={label: mark(DARK, index).color for label, index in marks.items()},
+        rows=rank(plan, records),
+        baseline=baseline(plan),
+        has_target=BASELINE in plan.labels,
+        scale=formatting.metric_scale(plan, records),
+        untrained=untrained_metric(records),
+        conditions=formatting.conditions(plan, records),
+        machines=formatting.machines(records),
+        plots=plots,
+        formatting=formatting,
+        light={label: series_style(LIGHT, index).color for label, index in indices.items()},
+        dark={label: series_style(DARK, index).color for label, index in indices.items()},
         hyper={label: json.dumps(values) for label, values in plan.request.optimizers.items()},
         version=steepest.__version__,
     )

@@ -1,4 +1,4 @@
-"""The learning-rate schedule every contestant gets."""
+"""The learning-rate schedule, the same for every optimizer."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ FLOOR = 0.1
 
 
 def warmup_cosine(optimizer: Optimizer, steps: int) -> LambdaLR:
-    """Linear warm-up over the first tenth of `steps`, then a cosine down to a tenth of the peak.
+    """Return a scheduler: linear warm-up over a tenth of `steps`, then cosine decay to a tenth of the peak.
 
-    Call `step()` on the returned scheduler after every step of the optimizer.
+    Call its `step()` after every optimizer step.
 
     Example:
         >>> import torch
@@ -27,7 +27,7 @@ def warmup_cosine(optimizer: Optimizer, steps: int) -> LambdaLR:
 
 
 def factor(step: int, steps: int) -> float:
-    """What multiplies the peak lr at `step` (0 is the first) of `steps`."""
+    """Return the fraction of the peak lr at `step` (counted from 0) of `steps`."""
     warmup = warmup_steps(steps)
     if step < warmup:
         return (step + 1) / warmup
@@ -36,12 +36,12 @@ def factor(step: int, steps: int) -> float:
 
 
 def warmup_steps(steps: int) -> int:
-    """The steps the warm-up takes, at least one."""
+    """Return the number of warm-up steps, at least one."""
     return max(1, round(WARMUP * steps))
 
 
 def describe(steps: int) -> str:
-    """The schedule in words.
+    """Describe the schedule in one phrase.
 
     Example:
         >>> describe(200)

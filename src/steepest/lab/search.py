@@ -1,9 +1,9 @@
-"""The learning-rate search: where to try next, a pure function of what has been tried.
+"""The learning-rate search: which lr to try next, as a pure function of the lrs tried so far.
 
-The search starts at the rule's default and climbs in steps of a decade until the best lr has a worse
-one on either side; the trials that are left halve the gaps around it. A best lr at an edge is followed
-outwards for as long as there are trials. Steps as wide as a decade see over the noise of a single
-trial, and a default may be two decades off.
+The search starts at the rule's default and moves in steps of a decade until the best lr has a worse
+one on either side; the remaining trials halve the gaps around it. While the best lr is at the edge of the
+tried range, the search moves outwards. Steps of a decade make differences larger than the noise of a
+single trial, and a default may be two decades off.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from collections.abc import Sequence
 from typing import Literal
 
 STEP = 10.0
-"""The factor between neighbouring learning rates while the search climbs."""
+"""The factor between neighbouring learning rates in the first phase of the search."""
 
-Tried = tuple[float, float]
+LrScore = tuple[float, float]
 """A learning rate and its score: lower is better, infinite if the trial diverged."""
 
 Edge = Literal["lowest", "highest"]
 
 
-def next_lr(default: float, tried: Sequence[Tried]) -> float:
-    """The learning rate to try after `tried`.
+def next_lr(default: float, tried: Sequence[LrScore]) -> float:
+    """Return the learning rate to try after `tried`.
 
     Args:
-        default: Where the search starts.
-        tried: What has been tried, in any order.
+        default: The first learning rate.
+        tried: The learning rates tried so far with their scores, in any order.
 
     Example:
         >>> next_lr(1e-3, [])
@@ -43,13 +43,13 @@ def next_lr(default: float, tried: Sequence[Tried]) -> float:
     ordered = sorted(tried)
     if all(math.isinf(score) for _, score in ordered):
         return _rounded(ordered[0][0] / STEP, ordered)
-    at = _best_index(ordered)
-    lr = ordered[at][0]
-    if at == len(ordered) - 1:
+    best = _best_index(ordered)
+    lr = ordered[best][0]
+    if best == len(ordered) - 1:
         return _rounded(lr * STEP, ordered)
-    if at == 0:
+    if best == 0:
         return _rounded(lr / STEP, ordered)
-    (below, score_below), (above, score_above) = ordered[at - 1], ordered[at + 1]
+    (below, score_below), (above, score_above) = ordered[best - 1], ordered[best + 1]
     gap_below, gap_above = math.log(lr / below), math.log(above / lr)
     if math.isclose(gap_below, gap_above, rel_tol=0.1):
         upwards = score_above < score_below
@@ -58,19 +58,19 @@ def next_lr(default: float, tried: Sequence[Tried]) -> float:
     return _rounded(math.sqrt(lr * (above if upwards else below)), ordered)
 
 
-def best_lr(tried: Sequence[Tried]) -> float | None:
-    """The learning rate with the lowest score (the smaller of equals); None if all diverged."""
+def best_lr(tried: Sequence[LrScore]) -> float | None:
+    """Return the learning rate with the lowest score (the smaller one on a tie); None if all diverged."""
     ordered = sorted(tried)
     if not ordered or all(math.isinf(score) for _, score in ordered):
         return None
     return ordered[_best_index(ordered)][0]
 
 
-def edge(tried: Sequence[Tried]) -> Edge | None:
-    """Whether the best is the lowest or highest lr tried, so that a better one may lie beyond.
+def edge(tried: Sequence[LrScore]) -> Edge | None:
+    """Return whether the best lr is the lowest or highest tried, so that a better one may lie beyond it.
 
-    Of a single lr nothing can be said but that it has no neighbours: that counts as "highest", the
-    side the search would try first. A diverged neighbour is one: it shows that the best is inside.
+    A single lr counts as "highest", the side that the search would try first. A diverged trial counts
+    as a worse neighbour.
     """
     best = best_lr(tried)
     if best is None:
@@ -82,12 +82,12 @@ def edge(tried: Sequence[Tried]) -> Edge | None:
     return None
 
 
-def _best_index(ordered: Sequence[Tried]) -> int:
-    return min(range(len(ordered)), key=lambda at: ordered[at][1])
+def _best_index(ordered: Sequence[LrScore]) -> int:
+    return min(range(len(ordered)), key=lambda index: ordered[index][1])
 
 
-def _rounded(lr: float, tried: Sequence[Tried]) -> float:
-    """`lr` to as few digits, two at least, as keep it apart from all that were tried."""
+def _rounded(lr: float, tried: Sequence[LrScore]) -> float:
+    """Round `lr` to the fewest digits, at least two, that differ from every lr tried."""
     for digits in range(2, 17):
         rounded = float(f"{lr:.{digits - 1}e}")
         if all(rounded != other for other, _ in tried):

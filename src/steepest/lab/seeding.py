@@ -1,4 +1,4 @@
-"""Randomness that begins at a seed and leaves the caller's generators as they were."""
+"""Seeded randomness that leaves the caller's random generators unchanged."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from .errors import LabError
 from .task import Batch, Task
 
-_PASS_STRIDE = 1_000_003
+_EPOCH_STRIDE = 1_000_003
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Run a block under torch's global generators seeded with `seed`; restore them afterwards.
+    """Seed torch's global generators within a block and restore them afterwards.
 
     Example:
         >>> before = torch.get_rng_state()
@@ -31,27 +31,28 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def endless(task: Task[Batch], seed: int) -> Iterator[Batch]:
-    """The task's batches for `seed`, pass after pass, each pass in an order of its own.
+def infinite_batches(task: Task[Batch], seed: int) -> Iterator[Batch]:
+    """Yield the task's batches for `seed`, epoch after epoch, each epoch in a different order.
 
     Raises:
-        LabError: a pass has no batch, as when `task.batches` returns one iterator over and over.
+        LabError: an epoch has no batch, for example because `task.batches` always returns the same
+            iterator.
     """
-    number = 0
+    epoch = 0
     while True:
-        # The first pass keeps the trial's seed, so that a task with endless batches sees it as given;
-        # the stride keeps a later pass from repeating another seed's first.
-        batches: Iterable[Batch] = task.batches(seed + number * _PASS_STRIDE)
+        # The first epoch uses the trial's seed itself. The stride keeps later epochs from repeating
+        # the first epoch of another seed.
+        batches: Iterable[Batch] = task.batches(seed + epoch * _EPOCH_STRIDE)
         empty = True
         for batch in batches:
             empty = False
             yield batch
         if empty:
             if isinstance(batches, Iterator):
-                # Another trial may have used it up, so this is said of a first pass too.
+                # An earlier trial may have exhausted it, so even the first epoch may be affected.
                 raise LabError(
-                    f"task {task.name!r}: batches(seed) returned an iterator with nothing (left) in it; "
-                    "it must return a new one at every call"
+                    f"task {task.name!r}: batches(seed) returned an exhausted iterator; "
+                    "it must return a new iterator on every call"
                 )
             raise LabError(f"task {task.name!r} has no batches for seed {seed}")
-        number += 1
+        epoch += 1

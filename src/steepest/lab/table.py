@@ -1,4 +1,4 @@
-"""The standings as a table on the terminal."""
+"""The ranking as a table on the terminal."""
 
 from __future__ import annotations
 
@@ -7,33 +7,33 @@ from textwrap import fill
 
 from rich.table import Table
 
-from . import wording
+from . import formatting
 from .plan import Plan
+from .ranking import BASELINE, Row, baseline, rank, untrained_metric
 from .records import Record
-from .standings import REFERENCE, Row, reference, standings, untrained
 
 WIDE = 100
-"""Columns of a terminal from which on nothing is left out."""
+"""Minimum terminal width for the full table."""
 
 
 def table(plan: Plan, records: Sequence[Record], width: int = WIDE) -> Table:
-    """A rich table of the standings, with the untrained model's metric in its caption.
+    """Build a rich table of the ranking; its caption shows the untrained model's metric.
 
     Args:
         plan: The race's plan.
-        records: Its records.
-        width: Columns of the terminal. Below `WIDE` the less important ones of the table's are left out.
+        records: The race's records.
+        width: Width of the terminal. Below `WIDE` the table omits its less important columns.
     """
     metric = plan.request.metric
     better = "lower" if plan.request.lower_is_better else "higher"
-    rows = standings(plan, records)
-    like = wording.scale(plan, records)
+    rows = rank(plan, records)
+    scale = formatting.metric_scale(plan, records)
     wide = width >= WIDE
-    caption = [f"untrained: {wording.figure(untrained(records), like)}"]
+    caption = [f"untrained: {formatting.metric(untrained_metric(records), scale)}"]
     if any(row.edge is not None and row.trials > 1 for row in rows):
-        caption.append(wording.EDGES)
+        caption.append(formatting.EDGE_LEGEND)
     if not wide:
-        caption.append(f"more in the report, or in a terminal {WIDE} columns wide")
+        caption.append(f"more columns in the report, or in a terminal at least {WIDE} wide")
     drawn = Table(
         title=f"{plan.request.task}: {metric}, {better} is better",
         caption="\n".join(caption),
@@ -41,13 +41,17 @@ def table(plan: Plan, records: Sequence[Record], width: int = WIDE) -> Table:
         caption_justify="left",
     )
     columns: list[tuple[str, Callable[[Row], str], bool]] = [
-        (fill(metric, 14), lambda row: wording.result(row, like), True),
-        ("tuned lr", wording.tuned_short, True),
-        ("untuned,\nseed 0", lambda row: wording.default(row, like), wide),
-        (f"steps to\n{REFERENCE}'s", lambda row: wording.catch_up(row, plan.steps), REFERENCE in plan.labels),
+        (fill(metric, 14), lambda row: formatting.final_metric(row, scale), True),
+        ("tuned lr", formatting.tuned_lr_short, True),
+        ("untuned,\nseed 0", lambda row: formatting.default_metric(row, scale), wide),
+        (
+            f"steps to\n{BASELINE}'s",
+            lambda row: formatting.steps_to_target(row, plan.steps),
+            BASELINE in plan.labels,
+        ),
         ("state\nB/param", lambda row: f"{row.state_bytes_per_parameter:.2f}", True),
         ("step\nms", lambda row: f"{row.optimizer_ms:.2f}", True),
-        (f"×\n{reference(plan)}", lambda row: f"{row.step_ratio:.2f}", wide),
+        (f"×\n{baseline(plan)}", lambda row: f"{row.step_ratio:.2f}", wide),
     ]
     shown = [(header, cell) for header, cell, fits in columns if fits]
     drawn.add_column("optimizer", style="bold", no_wrap=True)

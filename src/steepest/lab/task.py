@@ -1,4 +1,4 @@
-"""What an optimizer is raced on: a model, its data, its loss and the figure that decides."""
+"""The training problem on which optimizers are compared: model, data, loss and metric."""
 
 from __future__ import annotations
 
@@ -13,25 +13,26 @@ Batch = TypeVar("Batch")
 
 @dataclass(frozen=True)
 class Task(Generic[Batch]):
-    """A training problem, complete: whoever holds a `Task` can train and judge an optimizer on it.
+    """A complete training problem: everything needed to train a model and evaluate it.
 
-    The callables take the seed of the trial. They are called with torch's global generators seeded
-    by it and put back afterwards, so a `make` that only constructs a module is reproducible as it is.
+    The callables receive the trial's seed. Before each call the lab seeds torch's global generators
+    with it, and afterwards restores them, so a `make` that only builds a module is reproducible.
 
     Args:
-        name: What the report calls the task.
-        make: `make(seed)` returns the model with fresh weights, on the device it is to train on.
-        batches: `batches(seed)` returns an iterable of batches in the seed's order. It may be
-            endless; one that ends is asked for again, with another seed, for the next pass.
+        name: The task's name in the report.
+        make: `make(seed)` returns a freshly initialized model on its training device.
+        batches: `batches(seed)` returns an iterable of batches in an order given by the seed. It may
+            be infinite; when it ends, the lab calls `batches` again with another seed (next epoch).
         loss: `loss(model, batch)` returns the scalar tensor to minimize.
-        evaluate: `evaluate(model)` returns the figure of merit on held-out data. It is called in
-            evaluation mode, without gradients. Learning rates are chosen by it, so a smooth figure (a
-            loss) makes a better search than one that stands still for long (an accuracy).
-        metric: The name of that figure.
-        unit: Its unit, which may be empty.
-        lower_is_better: Whether a smaller figure wins.
-        config: What else makes a result comparable with another (sizes, data, a fingerprint): plain
-            JSON values, written into the plan. A folder begun under another config is refused.
+        evaluate: `evaluate(model)` returns the metric on held-out data. The lab calls it in
+            evaluation mode, without gradients, and chooses learning rates by it: a smooth metric (a
+            loss) guides the search better than one that is constant for many steps (an accuracy).
+        metric: The metric's name.
+        unit: The metric's unit, which may be empty.
+        lower_is_better: Whether a smaller metric is better.
+        config: Everything else that must match for results to be comparable (sizes, data, a
+            fingerprint), as plain JSON values. The plan stores it, and a run with another config
+            cannot resume in the same directory.
 
     Example:
         >>> import torch
@@ -59,5 +60,5 @@ class Task(Generic[Batch]):
     config: Mapping[str, Any] = field(default_factory=dict)
 
     def score(self, metric: float) -> float:
-        """The metric turned so that lower is better, whichever way the task counts."""
+        """Return the metric with its sign chosen so that lower is always better."""
         return metric if self.lower_is_better else -metric

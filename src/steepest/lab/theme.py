@@ -1,70 +1,86 @@
-"""Colours and marks of the pictures, on light and on dark ground."""
+"""Colours, markers and line styles of the plots, for light and dark backgrounds."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Mode = Literal["light", "dark"]
 
 
 @dataclass(frozen=True)
 class Theme:
-    """The colours of one ground."""
+    """The colours for one background."""
 
     mode: Mode
-    ground: str
-    ink: str
-    faint: str
+    background: str
+    text: str
+    muted: str
     grid: str
-    series: tuple[str, ...]
+    palette: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Mark:
-    """How one optimizer is drawn in every picture: colour is never the only difference."""
+class SeriesStyle:
+    """The style of one optimizer in every plot; two styles never differ in colour alone."""
 
     color: str
     marker: str
     dashes: str
 
 
-# First Okabe and Ito's colours, told apart with any common colour vision and lightened where the ground is
-# dark; the others were searched for as far from them and each other, for the same eyes (see the tests).
+# The first colours are Okabe and Ito's, which are distinguishable with all common kinds of colour vision,
+# lightened for the dark background. A search found the others: as distinct as possible (see the tests).
 LIGHT = Theme(
     "light",
-    ground="#ffffff",
-    ink="#1f2328",
-    faint="#59636e",
+    background="#ffffff",
+    text="#1f2328",
+    muted="#59636e",
     grid="#e4e8ec",
-    series=(
+    palette=(
         *("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9"),
         *("#7b4106", "#6d2ce3", "#21112d", "#7fb653"),
     ),
 )
 DARK = Theme(
     "dark",
-    ground="#0d1117",
-    ink="#e6edf3",
-    faint="#9198a1",
+    background="#0d1117",
+    text="#e6edf3",
+    muted="#9198a1",
     grid="#262c36",
-    series=(
+    palette=(
         *("#4a9fe0", "#f08a4b", "#2fc49a", "#e29bc6", "#f2b632", "#8fd3f7"),
         *("#f2e19d", "#a04be6", "#7a8f2a", "#e6edf3"),
     ),
 )
 
 _MARKERS = "osD^vPX<>*p"
-# Neighbours in the race go together; every second handful is dashed, so that colour is never alone.
-_HANDFUL = 5
+# The line style changes after every five optimizers, so that colour is never the only difference.
+_SERIES_PER_DASH = 5
 _DASHES = ("-", "--", "-.", ":")
 
 
-def mark(theme: Theme, index: int) -> Mark:
-    """The mark of the optimizer that is `index`-th in the race; all differ in something."""
-    colors = len(theme.series)
-    return Mark(
-        theme.series[index % colors],
+def series_style(theme: Theme, index: int) -> SeriesStyle:
+    """Return the style of the `index`-th optimizer in the race, different from all others."""
+    colors = len(theme.palette)
+    return SeriesStyle(
+        theme.palette[index % colors],
         _MARKERS[index % len(_MARKERS)],
-        _DASHES[index // _HANDFUL % len(_DASHES)],
+        _DASHES[index // _SERIES_PER_DASH % len(_DASHES)],
     )
+
+
+def style_axes(axes: Axes, theme: Theme, xlabel: str, ylabel: str = "") -> None:
+    """Label the axes and apply the theme's colours, with a grid and only the left and bottom spines."""
+    axes.set_facecolor(theme.background)
+    axes.set_xlabel(xlabel, color=theme.text)
+    axes.set_ylabel(ylabel, color=theme.text)
+    axes.tick_params(which="both", colors=theme.muted, length=3)
+    axes.grid(color=theme.grid, lw=0.8)
+    axes.set_axisbelow(True)
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(theme.muted)

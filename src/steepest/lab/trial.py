@@ -1,4 +1,4 @@
-"""One trial: a fresh model, one optimizer at one learning rate, trained for the plan's steps."""
+"""One trial: train a fresh model with one optimizer at one learning rate."""
 
 from __future__ import annotations
 
@@ -13,55 +13,55 @@ from torch import Tensor, nn
 
 from . import schedule
 from .clock import device_of, now
-from .contestant import Contestant, trainable
-from .footprint import state_bytes
-from .records import Assignment, Point, Record
-from .seeding import endless, seeded
+from .optimizer_spec import OptimizerSpec, trainable
+from .records import Point, Record, TrialSpec
+from .seeding import infinite_batches, seeded
+from .state_memory import state_bytes
 from .task import Batch, Task
 
-POINTS = 40
-"""Points of a training curve, at most."""
+MAX_CURVE_POINTS = 40
+"""Maximum number of points of a training curve."""
 
-Tick = Callable[[int, float], None]
-"""Told the step and the mean training loss since the last time."""
+OnStep = Callable[[int, float], None]
+"""Receives the step and the mean training loss since the previous call."""
 
 
 def run_trial(
     task: Task[Batch],
-    contestant: Contestant,
-    assignment: Assignment,
+    spec: OptimizerSpec,
+    trial: TrialSpec,
     *,
     steps: int,
     evaluations: int,
     machine: dict[str, Any],
-    tick: Tick = lambda step, loss: None,
+    on_step: OnStep = lambda step, loss: None,
 ) -> Record:
-    """Train and judge.
+    """Run a trial and return its record.
 
-    The model's weights, the order of the data and whatever training draws from torch's global
-    generators depend on the seed alone: every optimizer meets the same. The caller's generators are
-    left as they were. A loss or metric that is not finite ends the trial as diverged.
+    Initial weights, data order and all random numbers that training draws from torch's global
+    generators depend on the seed alone, so they are the same for every optimizer. The caller's
+    generators stay unchanged. A loss or metric that is not finite ends the trial as diverged.
 
     Args:
-        task: What to train.
-        contestant: With what.
-        assignment: At which learning rate and seed.
-        steps: For how many steps.
-        evaluations: How often to take the metric, besides at the start; see `judged_steps`.
-        machine: What the record says it was measured on.
-        tick: Called at most `POINTS` times.
+        task: The training problem.
+        spec: The optimizer.
+        trial: The trial's learning rate and seed.
+        steps: Number of steps.
+        evaluations: Number of evaluations besides the one at the start; see `evaluation_steps`.
+        machine: The description of the machine, stored in the record.
+        on_step: Called at most `MAX_CURVE_POINTS` times.
     """
-    began = time.perf_counter()
-    with seeded(assignment.seed):
-        model = task.make(assignment.seed)
+    trial_start = time.perf_counter()
+    with seeded(trial.seed):
+        model = task.make(trial.seed)
         device = device_of(model)
-        optimizer = contestant.build(model, assignment.lr)
+        optimizer = spec.build(model, trial.lr)
         scheduler = schedule.warmup_cosine(optimizer, steps)
-        batches = endless(task, assignment.seed)
-        every = math.ceil(steps / POINTS)
-        judged = judged_steps(steps, evaluations)
+        batches = infinite_batches(task, trial.seed)
+        every = math.ceil(steps / MAX_CURVE_POINTS)
+        evaluated = evaluation_steps(steps, evaluations)
         curve: list[Point] = []
-        validation: list[Point] = [(0, 0.0, judge(task, model))]
+        validation: list[Point] = [(0, 0.0, evaluate(task, model))]
         losses: list[Tensor] = []
         optimizer_times: list[float] = []
         step_times: list[float] = []
@@ -72,7 +72,7 @@ def run_trial(
         model.train()
         while step < steps and not diverged:
             step += 1
-            # Reading the clock waits for the device, so only the steps that report anyway are timed.
+            # `now` synchronizes with the device, so only the steps that report the loss are timed.
             reporting = step % every == 0 or step == steps
             start = now(device) if reporting else 0.0
             optimizer.zero_grad(set_to_none=True)
@@ -90,51 +90,51 @@ def run_trial(
                 losses.clear()
                 diverged = not math.isfinite(mean)
                 curve.append((step, trained + now(device) - since, mean))
-                tick(step, mean)
-            if step in judged and not diverged:
+                on_step(step, mean)
+            if step in evaluated and not diverged:
                 trained += now(device) - since
-                metric = judge(task, model)
+                metric = evaluate(task, model)
                 model.train()
                 diverged = not math.isfinite(metric)
                 validation.append((step, trained, metric))
                 since = now(device)
-        count = sum(parameter.numel() for parameter in trainable(model))
-        held = state_bytes(optimizer)
+        parameters = sum(parameter.numel() for parameter in trainable(model))
+        state = state_bytes(optimizer)
         return Record(
-            phase=assignment.phase,
-            round=assignment.round,
-            optimizer=assignment.optimizer,
-            lr=assignment.lr,
-            seed=assignment.seed,
+            phase=trial.phase,
+            round=trial.round,
+            optimizer=trial.optimizer,
+            lr=trial.lr,
+            seed=trial.seed,
             status="diverged" if diverged else "ok",
             metric=math.nan if diverged else validation[-1][2],
             steps=step,
             curve=curve,
             validation=validation,
-            parameters=count,
-            state_bytes=held,
-            state_bytes_per_parameter=held / count,
+            parameters=parameters,
+            state_bytes=state,
+            state_bytes_per_parameter=state / parameters,
             optimizer_ms=1e3 * median(optimizer_times),
             step_ms=1e3 * median(step_times),
-            seconds=time.perf_counter() - began,
+            seconds=time.perf_counter() - trial_start,
             schedule=schedule.describe(steps),
-            hyper=dict(contestant.hyper),
+            hyper=dict(spec.hyper),
             machine=machine,
         )
 
 
-def judged_steps(steps: int, evaluations: int) -> set[int]:
-    """After which steps the metric is taken: at squares, densely where the curve is steep.
+def evaluation_steps(steps: int, evaluations: int) -> set[int]:
+    """Return the steps after which the metric is evaluated, denser early on, where curves are steep.
 
     Example:
-        >>> sorted(judged_steps(160, 8))
+        >>> sorted(evaluation_steps(160, 8))
         [2, 10, 22, 40, 62, 90, 122, 160]
     """
-    return {max(1, round(steps * (mark / evaluations) ** 2)) for mark in range(1, evaluations + 1)}
+    return {max(1, round(steps * (number / evaluations) ** 2)) for number in range(1, evaluations + 1)}
 
 
-def judge(task: Task[Any], model: nn.Module) -> float:
-    """The task's metric, in evaluation mode, without gradients, and without moving any generator."""
+def evaluate(task: Task[Any], model: nn.Module) -> float:
+    """Return the task's metric, in evaluation mode, without gradients or effects on random generators."""
     model.eval()
     with torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         return float(task.evaluate(model))

@@ -13,12 +13,12 @@ import torch
 
 import steepest
 from steepest.lab import LabError, cli
-from steepest.lab.bench import Column, Record, Result, Section, Setting, bench, running
-from steepest.lab.bench.entry import ours
+from steepest.lab.bench import BenchConfig, Column, Record, Result, Section, bench, runner
+from steepest.lab.bench.callbacks import Callback, TextLog
+from steepest.lab.bench.case import ours
 from steepest.lab.bench.first_step import first_step_seconds
 from steepest.lab.bench.sections import SECTIONS, first, sweep
-from steepest.lab.bench.shapes import SHAPE_LISTS, shape_list
-from steepest.lab.bench.watch import Plain, Silent, Watcher
+from steepest.lab.bench.shapes import MODELS, model_shapes
 
 QUICK = ["--quick", "--no-compile", "--no-peers", "--optimizers", "lion,muon"]
 
@@ -41,10 +41,10 @@ def test_a_run_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert [row["label"] for row in matrix.rows] == ["axpy", "muon bfloat16", "muon", "muon float32"]
     assert all(row["of_copy"] > 0 for row in element.rows)
     assert "; copy " in element.rows[0]["reason"]
-    assert element.rows[1]["parameters"] == shape_list("tiny").numel
+    assert element.rows[1]["parameters"] == model_shapes("tiny").numel
     assert "4 hidden matrices of 1 of 2 blocks" in matrix.title
     assert [(row["label"], row["tensors"]) for row in host.rows] == [
-        ("lion", len(shape_list("tiny").tensors))
+        ("lion", len(model_shapes("tiny").tensors))
     ]
     assert host.rows[0]["per_tensor_us"] == pytest.approx(
         1e3 * host.rows[0]["cold_ms"] / host.rows[0]["tensors"]
@@ -55,7 +55,7 @@ def test_a_run_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--model", "gpt5"], "no model 'gpt5'"),
         (["--model", ","], "no model"),
@@ -70,39 +70,39 @@ def test_a_run_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
         (["--no-compile", "--no-eager"], "neither eager nor compiled"),
     ],
 )
-def test_a_bad_request_gets_one_line_and_leaves_nothing(
-    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_bad_request_prints_one_line_and_writes_nothing(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.run(["bench", *arguments, "--out", str(tmp_path / "out")]) == cli.BAD_REQUEST
     error = capsys.readouterr().err
-    assert said in error
+    assert message in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
 class Weather:
-    """A section of somebody else's."""
+    """A user-defined section."""
 
     name = "weather"
 
-    def pieces(self, setting: Setting) -> int:
+    def work_units(self, config: BenchConfig) -> int:
         return 1
 
-    def run(self, setting: Setting, watcher: Watcher) -> Iterator[Result]:
-        watcher.begun("looking out")
-        watcher.finished()
+    def run(self, config: BenchConfig, callback: Callback) -> Iterator[Result]:
+        callback.on_unit_start("looking out")
+        callback.on_unit_end()
         yield Result("weather", "The weather", (Column("sky", "sky"),), [{"sky": "blue"}])
 
 
-class Nap(Weather):
-    name = "nap"
+class Interrupting(Weather):
+    name = "interrupting"
 
-    def run(self, setting: Setting, watcher: Watcher) -> Iterator[Result]:
+    def run(self, config: BenchConfig, callback: Callback) -> Iterator[Result]:
         raise KeyboardInterrupt
         yield
 
 
-def test_a_section_of_another_kind_fits_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_user_defined_section_can_be_added(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     added: Section = Weather()
     monkeypatch.setitem(SECTIONS, "weather", added)
     record = bench(["tiny"], ["lion"], sections=["weather"], rounds=1, out=tmp_path)
@@ -110,14 +110,14 @@ def test_a_section_of_another_kind_fits_in(monkeypatch: pytest.MonkeyPatch, tmp_
     assert "| blue |" in (tmp_path / "RESULTS.md").read_text()
 
 
-def test_an_interrupt_keeps_what_was_found(
+def test_an_interrupt_keeps_the_results_so_far(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for section in (Weather(), Nap()):
+    for section in (Weather(), Interrupting()):
         monkeypatch.setitem(SECTIONS, section.name, section)
-    status = cli.run(["bench", "--quick", "--sections", "weather,nap", "--out", str(tmp_path)])
+    status = cli.run(["bench", "--quick", "--sections", "weather,interrupting", "--out", str(tmp_path)])
     assert status == cli.INTERRUPTED
-    assert "holds what had been measured" in capsys.readouterr().err
+    assert "contains the results so far" in capsys.readouterr().err
     record = Record.load(tmp_path / "bench.json")
     assert record.interrupted
     assert [result.section for result in record.results] == ["weather"]
@@ -134,7 +134,7 @@ def test_an_interrupted_table_keeps_its_rows(section: str, monkeypatch: pytest.M
         return {"cold_seconds": 1.0} if section == "first" else [{"key": "k", "status": "ok"}]
 
     module = importlib.import_module(f"steepest.lab.bench.sections.{section}")
-    monkeypatch.setattr(module, "first_step_seconds" if section == "first" else "duel", once)
+    monkeypatch.setattr(module, "first_step_seconds" if section == "first" else "compare", once)
     monkeypatch.setattr(module, "recompilations", lambda *arguments: 0, raising=False)
     model = "gpt2-124m" if section == "sweep" else "tiny"
     record = bench([model], ["lion", "adamw"], sections=[section], rounds=1)
@@ -142,65 +142,63 @@ def test_an_interrupted_table_keeps_its_rows(section: str, monkeypatch: pytest.M
     assert [len(result.rows) for result in record.results] == [1]
 
 
-def test_the_watcher_is_told_of_as_many_pieces_as_were_planned() -> None:
-    class Counting(Silent):
-        planned_, begun_, finished_, closed_ = 0, 0, 0, 0
+def test_the_callback_receives_as_many_work_units_as_announced() -> None:
+    class Counting(Callback):
+        planned, begun, finished, closed = 0, 0, 0, 0
 
         def __init__(self) -> None:
-            self.shares: list[float] = []
+            self.fractions: list[float] = []
 
-        def planned(self, pieces: int) -> None:
-            self.planned_ = pieces
+        def on_start(self, work_units: int) -> None:
+            self.planned = work_units
 
-        def begun(self, what: str) -> None:
-            self.begun_ += 1
+        def on_unit_start(self, description: str) -> None:
+            self.begun += 1
 
-        def ticked(self, share: float) -> None:
-            self.shares.append(share)
+        def on_progress(self, fraction: float) -> None:
+            self.fractions.append(fraction)
 
-        def finished(self) -> None:
-            self.finished_ += 1
+        def on_unit_end(self) -> None:
+            self.finished += 1
 
-        def closed(self) -> None:
-            self.closed_ += 1
+        def on_end(self) -> None:
+            self.closed += 1
 
-    watcher = Counting()
-    bench(["tiny"], ["lion", "muon"], rounds=1, compiled=False, peers=False, watcher=watcher)
-    assert watcher.planned_ == watcher.begun_ == watcher.finished_ == 9
-    assert watcher.closed_ == 1
-    assert 0 < min(watcher.shares) <= max(watcher.shares) <= 1
+    callback = Counting()
+    bench(["tiny"], ["lion", "muon"], rounds=1, compiled=False, peers=False, callback=callback)
+    assert callback.planned == callback.begun == callback.finished == 9
+    assert callback.closed == 1
+    assert 0 < min(callback.fractions) <= max(callback.fractions) <= 1
 
 
-def test_plain_lines_count_the_pieces(capsys: pytest.CaptureFixture[str]) -> None:
-    watcher = Plain()
-    watcher.planned(2)
-    watcher.begun("one")
-    watcher.begun("two")
+def test_the_text_log_counts_work_units(capsys: pytest.CaptureFixture[str]) -> None:
+    callback = TextLog()
+    callback.on_start(2)
+    callback.on_unit_start("one")
+    callback.on_unit_start("two")
     assert capsys.readouterr().out == "[1/2] one\n[2/2] two\n"
 
 
-def test_blocks_are_one_on_a_cpu_and_all_if_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Setting] = []
+def test_the_default_is_one_block_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[BenchConfig] = []
 
-    class Look(Weather):
-        def run(self, setting: Setting, watcher: Watcher) -> Iterator[Result]:
-            seen.append(setting)
+    class Recording(Weather):
+        def run(self, config: BenchConfig, callback: Callback) -> Iterator[Result]:
+            seen.append(config)
             yield from ()
 
-    monkeypatch.setitem(SECTIONS, "weather", Look())
+    monkeypatch.setitem(SECTIONS, "weather", Recording())
     for blocks in (None, 0, 2):
         bench(["tiny"], ["lion"], sections=["weather"], blocks=blocks)
-    assert [setting.blocks for setting in seen] == [1, None, 2]
+    assert [config.blocks for config in seen] == [1, None, 2]
     assert seen[0].rounds >= 9
-    assert running.ROUNDS >= 9
+    assert runner.ROUNDS >= 9
 
 
-def test_the_sweep_has_every_model_and_plans_what_memory_does_not_hold(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    for name in set(SHAPE_LISTS) - {"tiny"}:
-        monkeypatch.setitem(SHAPE_LISTS, name, lambda name=name: replace(shape_list("tiny"), name=name))
-    copy = 4 * shape_list("tiny").numel
+def test_the_sweep_plans_models_that_exceed_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in set(MODELS) - {"tiny"}:
+        monkeypatch.setitem(MODELS, name, lambda name=name: replace(model_shapes("tiny"), name=name))
+    copy = 4 * model_shapes("tiny").numel
     record = bench(
         ["gpt2-124m"],
         ["signgsd", "adamw", "muon"],
@@ -211,17 +209,17 @@ def test_the_sweep_has_every_model_and_plans_what_memory_does_not_hold(
         memory=3.5 * copy / 2**30,
     )
     rows = [row for row in record.results[0].rows if row["key"] != "axpy"]
-    assert len(rows) == 2 * (len(SHAPE_LISTS) - 1)
+    assert len(rows) == 2 * (len(MODELS) - 1)
     assert {(row["label"], row["status"]) for row in rows} == {("signgsd", "ok"), ("adamw", "planned")}
     assert set(sweep.NAMES) <= set(steepest.list_optimizers())
 
 
-def test_what_takes_long_is_left_out_and_said_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in set(SHAPE_LISTS) - {"tiny"}:
-        monkeypatch.setitem(SHAPE_LISTS, name, lambda name=name: replace(shape_list("tiny"), name=name))
-    largest = list(SHAPE_LISTS)[-1]
-    monkeypatch.setattr(first, "first_step_seconds", lambda *given: {"cold_seconds": 1.0})
-    monkeypatch.setattr(first, "recompilations", lambda *given: 0)
+def test_slow_measurements_need_full_or_named_optimizers(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in set(MODELS) - {"tiny"}:
+        monkeypatch.setitem(MODELS, name, lambda name=name: replace(model_shapes("tiny"), name=name))
+    largest = list(MODELS)[-1]
+    monkeypatch.setattr(first, "first_step_seconds", lambda *arguments: {"cold_seconds": 1.0})
+    monkeypatch.setattr(first, "recompilations", lambda *arguments: 0)
 
     def measured(**options: Any) -> tuple[set[str], dict[str, str], str]:
         record = bench(["gpt2-124m"], sections=["first", "sweep"], rounds=1, peers=False, **options)
@@ -231,33 +229,33 @@ def test_what_takes_long_is_left_out_and_said_unless_asked_for(monkeypatch: pyte
 
     labels, reasons, notes = measured()
     assert labels == set(first.FEW)
-    assert {model for model, why in reasons.items() if why == "not timed without --full"} == {largest}
+    assert {model for model, reason in reasons.items() if reason == "not timed without --full"} == {largest}
     assert notes.count("--full") == 2
     labels, reasons, _ = measured(full=True)
     assert labels > set(first.FEW)
     assert not any(reasons.values())
-    # What is asked for by name is measured.
+    # Named optimizers are always measured.
     assert measured(optimizers=["signgsd"])[0] == {"signgsd"}
 
 
-def test_the_first_step_is_timed_in_processes_of_its_own() -> None:
+def test_the_first_step_is_timed_in_new_processes() -> None:
     found = first_step_seconds(ours("signgsd", "eager"), "tiny", torch.device("cpu"), torch.float32)
     assert set(found) == {"cold_seconds", "warm_seconds", "second_ms"}
     assert all(value > 0 for value in found.values())
 
 
-def test_a_first_step_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_first_step_reports_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RuntimeError, match="no model 'none'"):
         first_step_seconds(ours("signgsd", "eager"), "none", torch.device("cpu"), torch.float32)
 
 
-def test_a_first_step_without_compilation_is_not_timed_as_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_uncompiled_first_step_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
     with pytest.raises(RuntimeError, match=r"process failed: RuntimeError: .* made no graph"):
         first_step_seconds(ours("signgsd", "compiled"), "tiny", torch.device("cpu"), torch.float32)
 
 
-def test_a_first_step_whose_compiler_does_not_work_says_so_in_its_row(
+def test_a_broken_compiler_is_reported_in_the_row_of_the_first_step(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     compiler = tmp_path / "g++"
@@ -270,10 +268,8 @@ def test_a_first_step_whose_compiler_does_not_work_says_so_in_its_row(
     assert not {"cold_seconds", "warm_seconds", "recompilations"} & row.keys()
 
 
-def test_the_first_steps_cache_is_empty_at_first_and_then_full(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    # A stand-in for Python that looks into the cache, leaves something there, and says how much there was.
+def test_the_first_steps_cache_is_cold_then_warm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # A fake Python interpreter that reports the number of files in the cache and then adds one.
     script = tmp_path / "python"
     script.write_text(
         f"#!{sys.executable}\nimport json, os, pathlib\n"
@@ -287,7 +283,7 @@ def test_the_first_steps_cache_is_empty_at_first_and_then_full(
     assert found == {"cold_seconds": 0, "warm_seconds": 1, "second_ms": 500.0}
 
 
-def test_the_python_api_refuses_what_it_cannot_do() -> None:
+def test_the_python_api_rejects_invalid_requests() -> None:
     with pytest.raises(LabError, match="name at least one"):
         bench([])
     with pytest.raises(LabError, match="no dtype"):
@@ -295,7 +291,7 @@ def test_the_python_api_refuses_what_it_cannot_do() -> None:
 
 
 @pytest.mark.gpu
-def test_on_cuda_launches_are_counted_and_a_graph_is_replayed() -> None:
+def test_on_cuda_launches_are_counted_and_graphs_are_replayed() -> None:
     record = bench(["tiny"], ["lion", "muon"], sections=["steps"], device="cuda", rounds=1)
     rows = [row for result in record.results for row in result.rows if row["key"] != "axpy"]
     assert {row["how"] for row in rows if row["source"] == "steepest"} == {"eager", "compiled", "graph"}
@@ -308,7 +304,7 @@ def test_on_cuda_launches_are_counted_and_a_graph_is_replayed() -> None:
 
 
 @pytest.mark.gpu
-def test_on_cuda_state_on_the_host_and_symmetric_products_are_measured() -> None:
+def test_on_cuda_offload_and_symmetric_products_are_measured() -> None:
     record = bench(["tiny"], ["lion"], sections=["offload", "symmetric"], device="cuda", rounds=1)
     rows = [row for result in record.results for row in result.rows]
     assert rows

@@ -8,12 +8,12 @@ from torch._dynamo.utils import counters
 
 from steepest.compile import available, cache
 from steepest.engine import compiled
-from steepest.lab.bench.entry import Entry, ours
+from steepest.lab.bench.case import Case, ours
 from steepest.lab.bench.recompiles import recompilations
 
 
 class Compiling(torch.optim.Optimizer):
-    """SGD through torch.compile, which sees the learning rate as a number or as a tensor."""
+    """SGD compiled with the learning rate as a number or as a tensor."""
 
     def __init__(self, params: Any, as_number: bool) -> None:
         super().__init__([p for _, p in params], {"lr": 1e-3, "weight_decay": 0.0, "betas": (0.9, 0.99)})
@@ -34,33 +34,31 @@ class Compiling(torch.optim.Optimizer):
         param.copy_(self.move(param, param.grad, lr))
 
 
-def entry(made: list[Compiling], as_number: bool) -> Entry:
+def case(made: list[Compiling], as_number: bool) -> Case:
     def make(params: Any) -> torch.optim.Optimizer:
         made.append(Compiling(params, as_number))
         return made[-1]
 
-    return Entry("sgd", "s", "steepest", "compiled", make)
+    return Case("sgd", "s", "steepest", "compiled", make)
 
 
-def test_a_step_made_for_one_learning_rate_recompiles_and_one_made_for_all_does_not() -> None:
+def test_a_step_specialized_to_one_learning_rate_recompiles() -> None:
     made: list[Compiling] = []
-    assert recompilations(entry(made, as_number=False), torch.device("cpu"), 12) == 0
-    assert recompilations(entry(made, as_number=True), torch.device("cpu"), 5) >= 1
-    # Momentum changes in every step too, or the count would say nothing of it.
+    assert recompilations(case(made, as_number=False), torch.device("cpu"), 12) == 0
+    assert recompilations(case(made, as_number=True), torch.device("cpu"), 5) >= 1
+    # Momentum must change in every step too, otherwise the count would not cover it.
     assert len(set(made[0].betas)) > 10
 
 
-def test_steps_that_were_not_compiled_are_not_counted_as_free_of_recompilations(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_an_uncompiled_step_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(counters["stats"], "unique_graphs", 0)
-    eager = Entry("signgsd", "signgsd", "steepest", "compiled", ours("signgsd", "eager").make)
+    eager = Case("signgsd", "signgsd", "steepest", "compiled", ours("signgsd", "eager").make)
     with pytest.raises(RuntimeError, match="made no graph"):
         recompilations(eager, torch.device("cpu"), 2)
 
 
-def test_a_compilation_that_fails_says_why_though_others_did_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*given: object) -> Any:
+def test_a_failed_compilation_is_reported_even_after_successful_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object) -> Any:
         raise RuntimeError("no disk")
 
     monkeypatch.setitem(counters["stats"], "unique_graphs", 7)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from steepest.lab.bench.results import Column, Record, Result, markdown
-from steepest.lab.bench.running import report
+from steepest.lab.bench.runner import report
 from steepest.lab.bench.terminal import table
 
 from ..conftest import MACHINE
@@ -25,13 +25,13 @@ ROWS = [
 ]
 
 
-def record(**given: object) -> Record:
+def record(**options: object) -> Record:
     machine = {**MACHINE, "packages": {"torch": "2"}}
     settings = {"dtype": "float32", "rounds": 9}
-    return Record(machine, settings, [Result("steps", "Steps", COLUMNS, ROWS, ["a note"])], **given)  # type: ignore[arg-type]
+    return Record(machine, settings, [Result("steps", "Steps", COLUMNS, ROWS, ["a note"])], **options)  # type: ignore[arg-type]
 
 
-def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
+def test_a_record_survives_a_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "new" / "bench.json"
     record().save(path)
     assert Record.load(path) == record()
@@ -41,7 +41,7 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert read["results"][0]["rows"][1]["more"] == [1]
 
 
-def test_a_record_of_another_version_is_not_misread(tmp_path: Path) -> None:
+def test_a_record_of_another_version_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "bench.json"
     path.write_text('{"schema": 99}')
     with pytest.raises(ValueError, match="99"):
@@ -61,24 +61,24 @@ def test_the_markdown_has_a_cell_for_every_column_of_every_row() -> None:
     assert lines[-1] == "- a note"
 
 
-def test_the_report_says_on_what_and_with_what_it_was_measured() -> None:
+def test_the_report_names_machine_and_settings() -> None:
     text = report(record())
     assert text.startswith("# an abacus, 1 of 1 cores, cpu\n")
     assert "float32, 9 rounds" in text
     assert "torch 2" in text
-    assert "Interrupted" not in text
-    assert "Interrupted" in report(record(interrupted=True))
+    assert "interrupted" not in text
+    assert "interrupted" in report(record(interrupted=True))
 
 
 def test_the_terminal_shows_the_same_cells() -> None:
-    drawn = table(record().results[0])
-    cells = [list(column.cells) for column in drawn.columns]
+    shown = table(record().results[0])
+    cells = [list(column.cells) for column in shown.columns]
     assert cells[0] == ["axpy", "lion", "broken"]
     assert cells[2] == ["100 %", "93 %", ""]
 
 
-def test_a_narrow_terminal_is_shown_less_and_told_so() -> None:
-    drawn = table(record().results[0], width=80)
-    assert [column.header for column in drawn.columns] == ["optimizer", "step, ms", "state", ""]
-    assert "RESULTS.md" in str(drawn.caption)
+def test_a_narrow_terminal_omits_columns_with_a_note() -> None:
+    shown = table(record().results[0], width=80)
+    assert [column.header for column in shown.columns] == ["optimizer", "step, ms", "state", ""]
+    assert "RESULTS.md" in str(shown.caption)
     assert "RESULTS.md" not in str(table(record().results[0], width=150).caption)

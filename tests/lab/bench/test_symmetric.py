@@ -8,13 +8,13 @@ import torch
 from steepest.lab.bench import bench
 from steepest.lab.bench.sections import symmetric as module
 from steepest.lab.bench.sections.symmetric import Stack, stacks
-from steepest.lab.bench.shapes import shape_list
+from steepest.lab.bench.shapes import model_shapes
 from steepest.linalg import preferred_symmetric_kernel
 
 CPU = torch.device("cpu")
 
 
-def test_both_ways_are_timed_for_every_shape_and_dtype() -> None:
+def test_both_products_are_timed_for_every_shape_and_dtype() -> None:
     (result,) = bench(["tiny"], ["lion"], sections=["symmetric"], rounds=2).results
     products = {"X Xᵀ, [32×96]", "X Xᵀ, [32×32]", "X Xᵀ, [32×128]", "βR + αR², [32×32]"}
     expected = sorted((what, dtype) for what in products for dtype in ("bfloat16", "float32"))
@@ -24,39 +24,39 @@ def test_both_ways_are_timed_for_every_shape_and_dtype() -> None:
 
 
 def test_hidden_matrices_are_stacked_in_bounded_memory() -> None:
-    found = stacks(shape_list("gpt2-124m"), None)
+    found = stacks(model_shapes("gpt2-124m"), None)
     grams = {(s.count, s.rows, s.inner) for s in found if not s.squared and s.dtype == torch.float32}
-    # 3.5, 9.5 and 2.4 times as many float32 numbers are a twelfth of 256 MiB.
+    # 3.5, 9.5 and 2.4 float32 matrices of these shapes take a twelfth of 256 MiB.
     assert grams == {(3, 768, 2304), (9, 768, 768), (2, 768, 3072)}
     assert {s.inner for s in found if s.squared} == {768}
     assert len(found) == len(set(found)) == 2 * 6
-    assert {s.count for s in stacks(shape_list("gpt2-124m"), 1)} == {1}
+    assert {s.count for s in stacks(model_shapes("gpt2-124m"), 1)} == {1}
 
 
 @pytest.mark.parametrize("squared", [False, True])
-def test_both_turns_compute_the_same(squared: bool) -> None:
+def test_both_timers_compute_the_same_product(squared: bool) -> None:
     stack = Stack(2, 40, 40 if squared else 70, torch.float32, squared)
-    whole, symmetric = stack.turns(CPU)
-    found: Any = whole.act()
+    full, symmetric = stack.timers(CPU)
+    found: Any = full.run()
     assert found.shape == (2, 40, 40)
-    assert torch.allclose(found, symmetric.act(), rtol=1e-5, atol=1e-5)
+    assert torch.allclose(found, symmetric.run(), rtol=1e-5, atol=1e-5)
     assert stack.flops == 2 * 2 * 40 * 40 * stack.inner
 
 
-def test_on_cuda_triton_is_preferred_while_it_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[Any] = []
+def test_on_cuda_the_triton_kernel_is_preferred_while_measuring(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
     monkeypatch.setattr(
-        module, "preferred_symmetric_kernel", lambda kernel=None: said.append(kernel) or "default"
+        module, "preferred_symmetric_kernel", lambda kernel=None: calls.append(kernel) or "default"
     )
 
     def interrupted() -> None:
-        with module._by_tiles(torch.device("cuda")) as how:
-            assert "in Triton" in how
+        with module._symmetric_kernel(torch.device("cuda")) as how:
+            assert "Triton kernel" in how
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert said == [None, "triton", "default"]
+    assert calls == [None, "triton", "default"]
 
     def missing(kernel: Any = None) -> str:
         if kernel == "triton":
@@ -64,15 +64,15 @@ def test_on_cuda_triton_is_preferred_while_it_is_measured(monkeypatch: pytest.Mo
         return "default"
 
     monkeypatch.setattr(module, "preferred_symmetric_kernel", missing)
-    with module._by_tiles(torch.device("cuda")) as how:
+    with module._symmetric_kernel(torch.device("cuda")) as how:
         assert "not installed" in how
     assert preferred_symmetric_kernel() == "default"
 
 
-def test_a_product_that_fails_is_a_row_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*operands: object, **factors: object) -> Any:
+def test_a_failing_product_has_a_row_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*operands: object, **factors: object) -> Any:
         raise RuntimeError("out of shared memory")
 
-    monkeypatch.setattr(module, "mirrored_product", refuse)
+    monkeypatch.setattr(module, "mirrored_product", fail)
     (result,) = bench(["tiny"], ["lion"], sections=["symmetric"], rounds=1).results
     assert {row["reason"] for row in result.rows} == {"RuntimeError: out of shared memory"}

@@ -1,11 +1,11 @@
-"""The benchmark: what an optimizer's step costs, and what limits it. On the command line, `steepest bench`.
+"""The benchmark of optimizer steps and their hardware limits. On the command line, `steepest bench`.
 
-`bench` takes step times, memory and first-step latencies on the shapes of real models, interleaved with
-the machine's own limits and with other packages' optimizers.
+`bench` measures step times, memory and first-step latencies on the parameter shapes of real models,
+interleaved with the machine's limits and with other packages' optimizers.
 """
 
 from .results import Column, Record, Result
-from .running import bench, report
-from .section import Section, Setting
+from .runner import bench, report
+from .section import BenchConfig, Section
 
-__all__ = ["Column", "Record", "Result", "Section", "Setting", "bench", "report"]
+__all__ = ["BenchConfig", "Column", "Record", "Result", "Section", "bench", "report"]

@@ -1,6 +1,6 @@
-"""How long the first step of a new process takes, with a compiler's cache of its own, empty or full.
+"""Time the first step in a new process, with a private compiler cache that is empty or warm.
 
-Run as a module it is that process: it prints its times as one line of JSON.
+Run as a module, this file is that process: it prints its times as one line of JSON.
 """
 
 from __future__ import annotations
@@ -16,27 +16,26 @@ from typing import Any
 import torch
 
 from ..clock import now
-from .entry import Entry
-from .families import families
-from .graphs import really_compiled
-from .material import Material
-from .shapes import shape_list
-from .turns import reason
+from .case import Case
+from .compile_check import require_compiled
+from .groups import select_groups
+from .interleaved import error_line
+from .params import SharedParams
+from .shapes import model_shapes
 
-_PATIENCE = 900
-"""Seconds after which a process is given up."""
+_TIMEOUT = 900
+"""Seconds after which the process is killed."""
 
 
-def first_step_seconds(entry: Entry, model: str, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Seconds of the first step with an empty cache and with the one that it left; ms of the second.
+def first_step_seconds(case: Case, model: str, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Time the first step with an empty cache, then with the cache that this left, and the second step.
 
     Raises:
-        RuntimeError: the process failed, or did not compile what is to be compiled; with the last that it
-            wrote.
+        RuntimeError: the process failed or did not compile the step; the message is its last line of output.
     """
-    with tempfile.TemporaryDirectory(prefix="steepest-bench-") as folder:
-        cold = _in_a_process(entry, model, device, dtype, Path(folder))
-        warm = _in_a_process(entry, model, device, dtype, Path(folder))
+    with tempfile.TemporaryDirectory(prefix="steepest-bench-") as directory:
+        cold = _run_process(case, model, device, dtype, Path(directory))
+        warm = _run_process(case, model, device, dtype, Path(directory))
     return {
         "cold_seconds": cold["first"],
         "warm_seconds": warm["first"],
@@ -44,18 +43,18 @@ def first_step_seconds(entry: Entry, model: str, device: torch.device, dtype: to
     }
 
 
-def _in_a_process(
-    entry: Entry, model: str, device: torch.device, dtype: torch.dtype, cache: Path
+def _run_process(
+    case: Case, model: str, device: torch.device, dtype: torch.dtype, cache: Path
 ) -> dict[str, float]:
-    asked = {
-        "key": entry.key,
+    request = {
+        "key": case.key,
         "model": model,
         "device": str(device),
         "dtype": str(dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
     }
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", __name__, json.dumps(asked)],
+        [sys.executable, "-W", "ignore", "-m", __name__, json.dumps(request)],
         env={
             **os.environ,
             "TORCHINDUCTOR_CACHE_DIR": str(cache),
@@ -63,43 +62,43 @@ def _in_a_process(
         },
         capture_output=True,
         text=True,
-        timeout=_PATIENCE,
+        timeout=_TIMEOUT,
         check=False,
     )
     lines = done.stdout.strip().splitlines()
     if done.returncode != 0 or not lines:
-        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
-        raise RuntimeError(f"the first step's process failed: {said[-1]}")
+        errors = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise RuntimeError(f"the first step's process failed: {errors[-1]}")
     times: dict[str, float] = json.loads(lines[-1])
     return times
 
 
-def main(asked: dict[str, Any]) -> dict[str, float]:
-    """Take two steps and time them.
+def main(request: dict[str, Any]) -> dict[str, float]:
+    """Time two steps.
 
     Raises:
-        RuntimeError, RuntimeWarning: the steps were not compiled, see :func:`really_compiled`.
+        RuntimeError, RuntimeWarning: the steps were not compiled, see :func:`require_compiled`.
     """
-    torch.set_num_threads(asked["threads"])
-    device = torch.device(asked["device"])
+    torch.set_num_threads(request["threads"])
+    device = torch.device(request["device"])
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    (entry,) = [e for family in families() for e in family.entries if e.key == asked["key"]][:1]
-    tensors = shape_list(asked["model"]).tensors
-    material = Material.of(tensors, device, getattr(torch, asked["dtype"]))
-    optimizer = entry.make(material.params)
-    spent = []
-    with really_compiled(entry):
+    case = next(case for group in select_groups() for case in group.cases if case.key == request["key"])
+    tensors = model_shapes(request["model"]).tensors
+    shared = SharedParams.create(tensors, device, getattr(torch, request["dtype"]))
+    optimizer = case.make(shared.params)
+    seconds = []
+    with require_compiled(case):
         for _ in range(2):
-            material.lend_gradients()
+            shared.set_grads()
             start = now(device)
             optimizer.step()
-            spent.append(now(device) - start)
-    return {"first": spent[0], "second": spent[1]}
+            seconds.append(now(device) - start)
+    return {"first": seconds[0], "second": seconds[1]}
 
 
 if __name__ == "__main__":
     try:
         print(json.dumps(main(json.loads(sys.argv[1]))))
     except Exception as error:
-        sys.exit(reason(error))
+        sys.exit(error_line(error))

@@ -1,4 +1,4 @@
-"""The matrix products of a step: which they are, and how long the machine needs for them alone."""
+"""Matrix products (matmuls): find those of a step in a profile, and run each one alone."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Which two arguments are multiplied.
-_PRODUCTS = {"aten::mm": (0, 1), "aten::bmm": (0, 1), "aten::addmm": (1, 2), "aten::baddbmm": (1, 2)}
-# X Wᵀ of X and W, on a CPU: our own float32 products.
+# The positions of the two factors among the arguments.
+_FACTORS = {"aten::mm": (0, 1), "aten::bmm": (0, 1), "aten::addmm": (1, 2), "aten::baddbmm": (1, 2)}
+# X Wᵀ of X and W on a CPU, which steepest uses for float32 products.
 _BY_ONEDNN = "mkldnn::_linear_pointwise"
 _DTYPES = {
     "float": torch.float32,
@@ -24,10 +24,10 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class Product:
-    """[batch, rows, inner] times [batch, inner, columns]; `turned` says which operand is a transpose.
+    """[batch, rows, inner] times [batch, inner, columns].
 
-    A transposed operand is read in another order than a plain one, so it takes another time; and so it does
-    in another library: `onednn` says that oneDNN multiplies float32, where torch would take its own choice.
+    The time also depends on which operands are `transposed` views, because memory is read in another
+    order, and on the library: with `onednn`, oneDNN computes a float32 product instead of torch's default.
     """
 
     batch: int
@@ -35,18 +35,18 @@ class Product:
     inner: int
     columns: int
     dtype: torch.dtype
-    turned: tuple[bool, bool] = (False, False)
+    transposed: tuple[bool, bool] = (False, False)
     onednn: bool = False
 
     @property
     def flops(self) -> int:
-        """A multiplication and an addition for every triple of indices."""
+        """Number of multiplications and additions."""
         return 2 * self.batch * self.rows * self.inner * self.columns
 
-    def rehearse(self, device: torch.device) -> Callable[[], Tensor]:
-        """A function that computes such a product, of numbers of its own."""
-        one = _operand(self.batch, self.rows, self.inner, self.turned[0], self.dtype, device)
-        two = _operand(self.batch, self.inner, self.columns, self.turned[1], self.dtype, device)
+    def runner(self, device: torch.device) -> Callable[[], Tensor]:
+        """Return a function that computes such a product of random matrices."""
+        one = _operand(self.batch, self.rows, self.inner, self.transposed[0], self.dtype, device)
+        two = _operand(self.batch, self.inner, self.columns, self.transposed[1], self.dtype, device)
         if self.onednn:
             linear = torch.ops.mkldnn._linear_pointwise
             return lambda: linear(one[0], two[0].mT, None, "none", [], "")
@@ -57,7 +57,7 @@ class Product:
 
     def __str__(self) -> str:
         batch = f"{self.batch}×" if self.batch > 1 else ""
-        marks = ["ᵀ" if turned else "" for turned in self.turned]
+        marks = ["ᵀ" if transposed else "" for transposed in self.transposed]
         return (
             f"{batch}[{self.rows}×{self.inner}]{marks[0]}·[{self.inner}×{self.columns}]{marks[1]} "
             f"{str(self.dtype).removeprefix('torch.')}{' by oneDNN' * self.onednn}"
@@ -65,18 +65,18 @@ class Product:
 
 
 def _operand(
-    batch: int, rows: int, columns: int, turned: bool, dtype: torch.dtype, device: torch.device
+    batch: int, rows: int, columns: int, transposed: bool, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    shape = (batch, columns, rows) if turned else (batch, rows, columns)
-    made = torch.randn(shape, device=device).to(dtype)
-    return made.mT if turned else made
+    shape = (batch, columns, rows) if transposed else (batch, rows, columns)
+    values = torch.randn(shape, device=device).to(dtype)
+    return values.mT if transposed else values
 
 
-def products_in(events: Iterable[Mapping[str, Any]]) -> dict[Product, int]:
-    """The products among a profiler's trace events, with how often each is computed.
+def count_products(events: Iterable[Mapping[str, Any]]) -> dict[Product, int]:
+    """Count the products among a profiler's trace events.
 
-    They are seen wherever torch's own operations compute them, in compiled code too. Solvers,
-    decompositions, and products that a compiler makes kernels of are not.
+    This finds all products that torch's operations compute, also in compiled code, but not solvers,
+    decompositions, and products inside compiler-generated kernels.
 
     Example:
         >>> event = {
@@ -87,7 +87,7 @@ def products_in(events: Iterable[Mapping[str, Any]]) -> dict[Product, int]:
         ...         "Input type": ["float", "float"],
         ...     },
         ... }
-        >>> {str(product): count for product, count in products_in([event, event]).items()}
+        >>> {str(product): count for product, count in count_products([event, event]).items()}
         {'[2×3]·[3×4]ᵀ float32': 2}
     """
     counted: Counter[Product] = Counter()
@@ -95,32 +95,32 @@ def products_in(events: Iterable[Mapping[str, Any]]) -> dict[Product, int]:
         name = str(event.get("name"))
         if name == _BY_ONEDNN:
             counted[_by_onednn(event["args"])] += 1
-        places = _PRODUCTS.get(name)
-        if places is None:
+        factors = _FACTORS.get(name)
+        if factors is None:
             continue
         args = event["args"]
-        one, two = (args["Input Dims"][place] for place in places)
-        strides = [args["Input Strides"][place] for place in places]
-        dtype = _DTYPES.get(args["Input type"][places[0]])
+        one, two = (args["Input Dims"][index] for index in factors)
+        strides = [args["Input Strides"][index] for index in factors]
+        dtype = _DTYPES.get(args["Input type"][factors[0]])
         if dtype is not None:
             batch = one[0] if len(one) == 3 else 1
-            turned = (_is_turned(strides[0]), _is_turned(strides[1]))
-            counted[Product(batch, one[-2], one[-1], two[-1], dtype, turned)] += 1
+            transposed = (_is_transposed(strides[0]), _is_transposed(strides[1]))
+            counted[Product(batch, one[-2], one[-1], two[-1], dtype, transposed)] += 1
     return dict(counted)
 
 
 def _by_onednn(args: Mapping[str, Any]) -> Product:
     (rows, inner), (columns, _) = args["Input Dims"][:2]
     one, two = args["Input Strides"][:2]
-    # What it is given is the second operand's transpose.
-    turned = (_is_turned(one), two[-1] == 1)
-    return Product(1, rows, inner, columns, _DTYPES[args["Input type"][0]], turned, onednn=True)
+    # The operation receives the transpose of the second factor.
+    transposed = (_is_transposed(one), two[-1] == 1)
+    return Product(1, rows, inner, columns, _DTYPES[args["Input type"][0]], transposed, onednn=True)
 
 
-def _is_turned(strides: Sequence[int]) -> bool:
+def _is_transposed(strides: Sequence[int]) -> bool:
     return strides[-1] != 1 and strides[-2] == 1
 
 
-def flops_of(products: Mapping[Product, int]) -> int:
-    """Of all of them."""
+def total_flops(products: Mapping[Product, int]) -> int:
+    """Return the flops of all products together."""
     return sum(count * product.flops for product, count in products.items())

@@ -1,4 +1,4 @@
-"""Does a schedule recompile? Graphs are counted while everything that may change does."""
+"""Count recompilations while a schedule changes every hyper-parameter that may change."""
 
 from __future__ import annotations
 
@@ -7,42 +7,42 @@ import math
 import torch
 from torch.optim import Optimizer
 
-from .entry import LR, WEIGHT_DECAY, Entry
-from .graphs import graphs_made, really_compiled
-from .material import Material
+from .case import LR, WEIGHT_DECAY, Case
+from .compile_check import compiled_graph_count, require_compiled
+from .params import SharedParams
 from .shapes import tiny
 
 STEPS = 50
 _WARMUP = 10
 
 
-def recompilations(entry: Entry, device: torch.device, steps: int = STEPS) -> int:
-    """Graphs made after the first of `steps` steps of a schedule of lr, weight decay and momentum.
+def recompilations(case: Case, device: torch.device, steps: int = STEPS) -> int:
+    """Return the graphs compiled after the first step while lr, weight decay and momentum follow a schedule.
 
     Raises:
-        RuntimeError, RuntimeWarning: the steps were not compiled, see :func:`really_compiled`.
+        RuntimeError, RuntimeWarning: the steps were not compiled, see :func:`require_compiled`.
     """
-    material = Material.of(tiny().tensors, device, torch.float32)
-    optimizer = entry.make(material.params)
+    shared = SharedParams.create(tiny().tensors, device, torch.float32)
+    optimizer = case.make(shared.params)
     after_first = 0
-    with really_compiled(entry):
+    with require_compiled(case):
         for number in range(steps):
             _schedule(optimizer, number, steps)
-            material.lend_gradients()
+            shared.set_grads()
             optimizer.step()
             if number == 0:
-                after_first = graphs_made()
-    return graphs_made() - after_first
+                after_first = compiled_graph_count()
+    return compiled_graph_count() - after_first
 
 
 def _schedule(optimizer: Optimizer, number: int, steps: int) -> None:
-    """Linear warm-up, then half a cosine; momentum moves the other way, as in OneCycleLR."""
-    up = min(1.0, (number + 1) / _WARMUP)
-    share = up * 0.5 * (1 + math.cos(math.pi * max(0, number - _WARMUP) / steps))
+    """Apply a linear warm-up and a cosine decay; momentum changes inversely, as in OneCycleLR."""
+    warmup = min(1.0, (number + 1) / _WARMUP)
+    factor = warmup * 0.5 * (1 + math.cos(math.pi * max(0, number - _WARMUP) / steps))
     for group in optimizer.param_groups:
-        group["lr"] = LR * share
-        group["weight_decay"] = WEIGHT_DECAY * share
+        group["lr"] = LR * factor
+        group["weight_decay"] = WEIGHT_DECAY * factor
         if group.get("momentum"):
-            group["momentum"] = 0.95 - 0.1 * share
+            group["momentum"] = 0.95 - 0.1 * factor
         if "betas" in group:
-            group["betas"] = (0.95 - 0.1 * share, group["betas"][1])
+            group["betas"] = (0.95 - 0.1 * factor, group["betas"][1])

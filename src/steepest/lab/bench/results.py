@@ -1,4 +1,4 @@
-"""What a benchmark finds: rows of plain values under named columns, kept as JSON."""
+"""Benchmark results: rows of plain values under named columns, saved as JSON."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Column:
-    """A key of the rows that the table shows, under a header, in a kind's way of writing numbers.
+    """A column of a table: the key in the rows, the header, and the number format (`kind`).
 
-    A `wide` one is left out on a narrow terminal.
+    A narrow terminal omits `wide` columns.
     """
 
     key: str
@@ -29,9 +29,9 @@ class Column:
 
 @dataclass(frozen=True)
 class Result:
-    """One table: what one section found, about one model if it is about one.
+    """One table of one section.
 
-    Rows may hold more than the columns show; values are plain JSON.
+    Rows may contain more keys than there are columns; all values are plain JSON.
     """
 
     section: str
@@ -43,7 +43,7 @@ class Result:
 
 @dataclass
 class Record:
-    """A whole run: where, how, and what came of it."""
+    """A whole run: machine, settings and results."""
 
     machine: Mapping[str, Any]
     settings: Mapping[str, Any]
@@ -51,7 +51,7 @@ class Record:
     interrupted: bool = False
 
     def save(self, path: Path) -> None:
-        """Write it as JSON; an older file is replaced whole."""
+        """Write the record as JSON, replacing an older file atomically."""
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(path.name + ".part")
         part.write_text(json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1) + "\n", encoding="utf-8")
@@ -59,10 +59,10 @@ class Record:
 
     @classmethod
     def load(cls, path: Path) -> Record:
-        """Read what `save` wrote.
+        """Read a record that `save` wrote.
 
         Raises:
-            ValueError: it was written by another version.
+            ValueError: another version wrote it.
         """
         read = json.loads(path.read_text(encoding="utf-8"))
         schema = read.pop("schema", None)
@@ -75,24 +75,26 @@ class Record:
         return cls(**read, results=results)
 
 
-def shown(value: Any, kind: Kind) -> str:
-    """A value as the tables write it; what is not known is left blank.
+def format_value(value: Any, kind: Kind) -> str:
+    """Format a value for a table; None is blank.
 
     Example:
-        >>> shown(0.034567, "ms"), shown(183.2, "ms"), shown(0.913, "percent"), shown(None, "ratio")
-        ('0.0346', '183', '91 %', '')
-        >>> shown(1536, "bytes"), shown(3 << 20, "bytes"), shown(0, "bytes"), shown(21500, "count")
-        ('1.5 KiB', '3.0 MiB', '0 B', '21,500')
+        >>> [format_value(value, "ms") for value in (0.034567, 183.2, None)]
+        ['0.0346', '183', '']
+        >>> [format_value(value, "bytes") for value in (1536, 3 << 20, 0)]
+        ['1.5 KiB', '3.0 MiB', '0 B']
+        >>> format_value(0.913, "percent"), format_value(21500, "count")
+        ('91 %', '21,500')
     """
     return "" if value is None else _WRITE[kind](value)
 
 
 def _figures(value: float) -> str:
-    """Three significant figures without an exponent."""
+    """Format with three significant figures and no exponent."""
     if value == 0:
         return "0"
-    size = abs(value)
-    decimals = next((d for d, least in enumerate((100, 10, 1, 0.1, 0.01)) if size >= least), 5)
+    magnitude = abs(value)
+    decimals = next((d for d, bound in enumerate((100, 10, 1, 0.1, 0.01)) if magnitude >= bound), 5)
     return f"{value:.{decimals}f}"
 
 
@@ -116,11 +118,11 @@ _WRITE: dict[Kind, Callable[[Any], str]] = {
 
 
 def markdown(result: Result) -> str:
-    """The result as a Markdown table, with its notes below."""
+    """Format the result as a Markdown table with its notes below."""
     headers = [column.header for column in result.columns]
     rules = ["---" if column.kind == "text" else "---:" for column in result.columns]
     lines = [f"## {result.title}", "", _line(headers), _line(rules)]
-    lines += [_line([shown(row.get(c.key), c.kind) for c in result.columns]) for row in result.rows]
+    lines += [_line([format_value(row.get(c.key), c.kind) for c in result.columns]) for row in result.rows]
     if result.notes:
         lines += ["", *(f"- {note}" for note in result.notes)]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""A section of the benchmark: one kind of measurement, with its own tables."""
+"""The interface of a section: one kind of measurement with its own tables."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from typing import Any, Protocol
 
 import torch
 
-from .families import Family
+from .callbacks import Callback
+from .groups import Group
 from .results import Result
-from .shapes import TOYS, ShapeList
-from .watch import Watcher
+from .shapes import TOY_MODELS, ModelShapes
 
 
 @dataclass(frozen=True)
-class Setting:
-    """What all sections are asked for.
+class BenchConfig:
+    """The settings of a run, the same for all sections.
 
     Args:
-        models: The models whose shapes are stepped.
-        families: Who takes turns with whom.
-        device: Where.
-        dtype: Of parameters and gradients.
-        rounds: Of every measurement.
-        blocks: Matrix rules step the hidden matrices of so many of a model's blocks; None: of all.
-        memory: Bytes that a group of contestants may take.
-        full: Measure what takes long and says little new too; a section says what it leaves out.
+        models: The models whose parameter shapes are used.
+        groups: The benchmark groups.
+        device: The device.
+        dtype: Dtype of parameters and gradients.
+        rounds: Rounds per measurement.
+        blocks: Number of a model's blocks whose hidden matrices the matrix rules update; None for all.
+        memory: Bytes that the cases of a group may take together.
+        full: Include slow measurements with little new information; otherwise a note lists the omissions.
     """
 
-    models: Sequence[ShapeList]
-    families: Sequence[Family]
+    models: Sequence[ModelShapes]
+    groups: Sequence[Group]
     device: torch.device
     dtype: torch.dtype
     rounds: int
@@ -40,14 +40,14 @@ class Setting:
 
     @property
     def toy(self) -> bool:
-        """Whether only toys are asked for: then sizes that a section chooses itself are toys too."""
-        return all(model.name in TOYS for model in self.models)
+        """Whether all models are toys; sections then use toy sizes everywhere."""
+        return all(model.name in TOY_MODELS for model in self.models)
 
-    def plain(self) -> dict[str, Any]:
-        """The setting as JSON."""
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as plain JSON values."""
         return {
             "models": [model.name for model in self.models],
-            "optimizers": sorted({e.rule for f in self.families for e in f.entries if e.ours}),
+            "optimizers": sorted({e.rule for f in self.groups for e in f.cases if e.ours}),
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
             "rounds": self.rounds,
@@ -58,12 +58,12 @@ class Setting:
 
 
 class Section(Protocol):
-    """One kind of measurement. A new one is a class like this, listed in `sections.SECTIONS`."""
+    """One kind of measurement. To add one, implement this interface and list it in `sections.SECTIONS`."""
 
     name: str
 
-    def pieces(self, setting: Setting) -> int:
-        """How many pieces of work `run` will tell the watcher of."""
+    def work_units(self, config: BenchConfig) -> int:
+        """Return the number of work units that `run` reports to the callback."""
 
-    def run(self, setting: Setting, watcher: Watcher) -> Iterator[Result]:
-        """Measure, and give each table as soon as it stands: an interrupted run keeps what it has."""
+    def run(self, config: BenchConfig, callback: Callback) -> Iterator[Result]:
+        """Measure and yield each table as soon as it is complete, so that an interrupted run keeps it."""

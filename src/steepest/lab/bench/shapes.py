@@ -1,7 +1,7 @@
-"""The tensors of real models, name by name, written down from their public architectures.
+"""Parameter names and shapes of real models, from their published architectures.
 
-Nothing is downloaded and no module is built: a benchmark of optimizers needs names and shapes alone.
-Linear layers are `nn.Linear`'s, [out, in], GPT-2's too, whose published checkpoints keep [in, out].
+A benchmark of optimizers needs only names and shapes, so nothing is downloaded and no module is built.
+Linear layers have `nn.Linear`'s layout [out, in], even GPT-2's, whose published checkpoints use [in, out].
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Tensor:
-    """One parameter. `block` counts the repeated blocks from 0 if it is the matrix of a hidden layer."""
+class ParamShape:
+    """Name and shape of a parameter; for a hidden layer's matrix, also the index of its block."""
 
     name: str
     shape: Shape
@@ -25,142 +25,142 @@ class Tensor:
 
     @property
     def numel(self) -> int:
-        """How many elements it has."""
+        """Number of elements."""
         return math.prod(self.shape)
 
 
 @dataclass(frozen=True)
-class ShapeList:
-    """A model's parameters, tied ones once."""
+class ModelShapes:
+    """The parameter shapes of a model; tied parameters appear once."""
 
     name: str
     title: str
-    tensors: tuple[Tensor, ...]
+    tensors: tuple[ParamShape, ...]
 
     @property
     def numel(self) -> int:
-        """How many parameters the model has.
+        """Number of parameters.
 
         Example:
-            >>> shape_list("gpt2-124m").numel
+            >>> model_shapes("gpt2-124m").numel
             124439808
         """
         return sum(tensor.numel for tensor in self.tensors)
 
     @property
     def blocks(self) -> int:
-        """How many repeated blocks there are."""
+        """Number of repeated blocks."""
         return 1 + max((t.block for t in self.tensors if t.block is not None), default=-1)
 
-    def hidden(self, blocks: int | None = None) -> tuple[Tensor, ...]:
-        """The matrices of hidden layers, of the first `blocks` blocks only if that is given."""
+    def hidden(self, blocks: int | None = None) -> tuple[ParamShape, ...]:
+        """Return the matrices of hidden layers of the first `blocks` blocks, by default of all."""
         return tuple(t for t in self.tensors if t.block is not None and (blocks is None or t.block < blocks))
 
 
-def _gpt2(name: str, title: str, width: int, depth: int, vocabulary: int, context: int) -> ShapeList:
-    def tensors() -> Iterator[Tensor]:
-        yield Tensor("wte.weight", (vocabulary, width))
-        yield Tensor("wpe.weight", (context, width))
+def _gpt2(name: str, title: str, width: int, depth: int, vocabulary: int, context: int) -> ModelShapes:
+    def tensors() -> Iterator[ParamShape]:
+        yield ParamShape("wte.weight", (vocabulary, width))
+        yield ParamShape("wpe.weight", (context, width))
         for block in range(depth):
-            at = f"h.{block}"
+            prefix = f"h.{block}"
             for linear, out, into in (
                 ("attn.c_attn", 3 * width, width),
                 ("attn.c_proj", width, width),
                 ("mlp.c_fc", 4 * width, width),
                 ("mlp.c_proj", width, 4 * width),
             ):
-                yield Tensor(f"{at}.{linear}.weight", (out, into), block)
-                yield Tensor(f"{at}.{linear}.bias", (out,))
+                yield ParamShape(f"{prefix}.{linear}.weight", (out, into), block)
+                yield ParamShape(f"{prefix}.{linear}.bias", (out,))
             for norm in ("ln_1", "ln_2"):
-                yield Tensor(f"{at}.{norm}.weight", (width,))
-                yield Tensor(f"{at}.{norm}.bias", (width,))
-        yield Tensor("ln_f.weight", (width,))
-        yield Tensor("ln_f.bias", (width,))
+                yield ParamShape(f"{prefix}.{norm}.weight", (width,))
+                yield ParamShape(f"{prefix}.{norm}.bias", (width,))
+        yield ParamShape("ln_f.weight", (width,))
+        yield ParamShape("ln_f.bias", (width,))
 
-    return ShapeList(name, title, tuple(tensors()))
+    return ModelShapes(name, title, tuple(tensors()))
 
 
-def tiny() -> ShapeList:
-    """A GPT-2 of toy size, for smoke tests."""
+def tiny() -> ModelShapes:
+    """A tiny GPT-2 for smoke tests."""
     return _gpt2("tiny", "toy GPT-2", 32, 2, 128, 32)
 
 
-def gpt2_124m() -> ShapeList:
-    """GPT-2 small (Radford et al. 2019): 148 tensors, head tied to the embedding."""
+def gpt2_124m() -> ModelShapes:
+    """GPT-2 small (Radford et al. 2019): 148 tensors, output layer tied to the embedding."""
     return _gpt2("gpt2-124m", "GPT-2 124M", 768, 12, 50257, 1024)
 
 
-def gpt2_350m() -> ShapeList:
+def gpt2_350m() -> ModelShapes:
     """GPT-2 medium."""
     return _gpt2("gpt2-350m", "GPT-2 350M", 1024, 24, 50257, 1024)
 
 
-def resnet18() -> ShapeList:
-    """ResNet-18 for ImageNet (He et al. 2015), torchvision's names."""
+def resnet18() -> ModelShapes:
+    """ResNet-18 for ImageNet (He et al. 2015) with torchvision's names."""
 
-    def norm(name: str, width: int) -> Iterator[Tensor]:
-        yield Tensor(f"{name}.weight", (width,))
-        yield Tensor(f"{name}.bias", (width,))
+    def norm(name: str, width: int) -> Iterator[ParamShape]:
+        yield ParamShape(f"{name}.weight", (width,))
+        yield ParamShape(f"{name}.bias", (width,))
 
-    def tensors() -> Iterator[Tensor]:
-        yield Tensor("conv1.weight", (64, 3, 7, 7))
+    def tensors() -> Iterator[ParamShape]:
+        yield ParamShape("conv1.weight", (64, 3, 7, 7))
         yield from norm("bn1", 64)
         width = 64
         for stage, out in enumerate((64, 128, 256, 512)):
             for half in range(2):
-                at, block = f"layer{stage + 1}.{half}", 2 * stage + half
-                yield Tensor(f"{at}.conv1.weight", (out, width, 3, 3), block)
-                yield from norm(f"{at}.bn1", out)
-                yield Tensor(f"{at}.conv2.weight", (out, out, 3, 3), block)
-                yield from norm(f"{at}.bn2", out)
+                prefix, block = f"layer{stage + 1}.{half}", 2 * stage + half
+                yield ParamShape(f"{prefix}.conv1.weight", (out, width, 3, 3), block)
+                yield from norm(f"{prefix}.bn1", out)
+                yield ParamShape(f"{prefix}.conv2.weight", (out, out, 3, 3), block)
+                yield from norm(f"{prefix}.bn2", out)
                 if width != out:
-                    yield Tensor(f"{at}.downsample.0.weight", (out, width, 1, 1), block)
-                    yield from norm(f"{at}.downsample.1", out)
+                    yield ParamShape(f"{prefix}.downsample.0.weight", (out, width, 1, 1), block)
+                    yield from norm(f"{prefix}.downsample.1", out)
                 width = out
-        yield Tensor("fc.weight", (1000, 512))
-        yield Tensor("fc.bias", (1000,))
+        yield ParamShape("fc.weight", (1000, 512))
+        yield ParamShape("fc.bias", (1000,))
 
-    return ShapeList("resnet18", "ResNet-18", tuple(tensors()))
+    return ModelShapes("resnet18", "ResNet-18", tuple(tensors()))
 
 
-def vit_s16() -> ShapeList:
-    """ViT-S/16 at 224 pixels with 1000 classes (Touvron et al. 2021), timm's names."""
+def vit_s16() -> ModelShapes:
+    """ViT-S/16 at 224 pixels with 1000 classes (Touvron et al. 2021) and timm's names."""
     width = 384
 
-    def tensors() -> Iterator[Tensor]:
-        yield Tensor("cls_token", (1, 1, width))
-        yield Tensor("pos_embed", (1, 1 + 14 * 14, width))
-        yield Tensor("patch_embed.proj.weight", (width, 3, 16, 16))
-        yield Tensor("patch_embed.proj.bias", (width,))
+    def tensors() -> Iterator[ParamShape]:
+        yield ParamShape("cls_token", (1, 1, width))
+        yield ParamShape("pos_embed", (1, 1 + 14 * 14, width))
+        yield ParamShape("patch_embed.proj.weight", (width, 3, 16, 16))
+        yield ParamShape("patch_embed.proj.bias", (width,))
         for block in range(12):
-            at = f"blocks.{block}"
+            prefix = f"blocks.{block}"
             for norm in ("norm1", "norm2"):
-                yield Tensor(f"{at}.{norm}.weight", (width,))
-                yield Tensor(f"{at}.{norm}.bias", (width,))
+                yield ParamShape(f"{prefix}.{norm}.weight", (width,))
+                yield ParamShape(f"{prefix}.{norm}.bias", (width,))
             for linear, out, into in (
                 ("attn.qkv", 3 * width, width),
                 ("attn.proj", width, width),
                 ("mlp.fc1", 4 * width, width),
                 ("mlp.fc2", width, 4 * width),
             ):
-                yield Tensor(f"{at}.{linear}.weight", (out, into), block)
-                yield Tensor(f"{at}.{linear}.bias", (out,))
-        yield Tensor("norm.weight", (width,))
-        yield Tensor("norm.bias", (width,))
-        yield Tensor("head.weight", (1000, width))
-        yield Tensor("head.bias", (1000,))
+                yield ParamShape(f"{prefix}.{linear}.weight", (out, into), block)
+                yield ParamShape(f"{prefix}.{linear}.bias", (out,))
+        yield ParamShape("norm.weight", (width,))
+        yield ParamShape("norm.bias", (width,))
+        yield ParamShape("head.weight", (1000, width))
+        yield ParamShape("head.bias", (1000,))
 
-    return ShapeList("vit-s16", "ViT-S/16", tuple(tensors()))
+    return ModelShapes("vit-s16", "ViT-S/16", tuple(tensors()))
 
 
-def llama_1b() -> ShapeList:
-    """TinyLlama 1.1B (Zhang et al. 2024): grouped queries, a gated MLP, no biases, head not tied."""
+def llama_1b() -> ModelShapes:
+    """TinyLlama 1.1B (Zhang et al. 2024): grouped-query attention, gated MLP, no biases, untied embedding."""
     width, inner, keys, vocabulary = 2048, 5632, 256, 32000
 
-    def tensors() -> Iterator[Tensor]:
-        yield Tensor("embed_tokens.weight", (vocabulary, width))
+    def tensors() -> Iterator[ParamShape]:
+        yield ParamShape("embed_tokens.weight", (vocabulary, width))
         for block in range(22):
-            at = f"layers.{block}"
+            prefix = f"layers.{block}"
             for linear, out, into in (
                 ("self_attn.q_proj", width, width),
                 ("self_attn.k_proj", keys, width),
@@ -170,16 +170,16 @@ def llama_1b() -> ShapeList:
                 ("mlp.up_proj", inner, width),
                 ("mlp.down_proj", width, inner),
             ):
-                yield Tensor(f"{at}.{linear}.weight", (out, into), block)
-            yield Tensor(f"{at}.input_layernorm.weight", (width,))
-            yield Tensor(f"{at}.post_attention_layernorm.weight", (width,))
-        yield Tensor("norm.weight", (width,))
-        yield Tensor("lm_head.weight", (vocabulary, width))
+                yield ParamShape(f"{prefix}.{linear}.weight", (out, into), block)
+            yield ParamShape(f"{prefix}.input_layernorm.weight", (width,))
+            yield ParamShape(f"{prefix}.post_attention_layernorm.weight", (width,))
+        yield ParamShape("norm.weight", (width,))
+        yield ParamShape("lm_head.weight", (vocabulary, width))
 
-    return ShapeList("llama-1b", "Llama-style 1.1B", tuple(tensors()))
+    return ModelShapes("llama-1b", "Llama-style 1.1B", tuple(tensors()))
 
 
-SHAPE_LISTS: dict[str, Callable[[], ShapeList]] = {
+MODELS: dict[str, Callable[[], ModelShapes]] = {
     "tiny": tiny,
     "resnet18": resnet18,
     "vit-s16": vit_s16,
@@ -187,18 +187,18 @@ SHAPE_LISTS: dict[str, Callable[[], ShapeList]] = {
     "gpt2-350m": gpt2_350m,
     "llama-1b": llama_1b,
 }
-"""By name, from small to large."""
+"""Models by name, from small to large."""
 
-TOYS = frozenset({"tiny"})
-"""Those that show whether it runs at all, and measure nothing."""
+TOY_MODELS = frozenset({"tiny"})
+"""Models for smoke tests, too small for meaningful measurements."""
 
 
-def shape_list(name: str) -> ShapeList:
-    """The shape list called `name`.
+def model_shapes(name: str) -> ModelShapes:
+    """Return the shapes of the model `name`.
 
     Raises:
-        LabError: there is none of that name.
+        LabError: the name is unknown.
     """
-    if name not in SHAPE_LISTS:
-        raise LabError(f"no model {name!r} to benchmark; there are {', '.join(SHAPE_LISTS)}")
-    return SHAPE_LISTS[name]()
+    if name not in MODELS:
+        raise LabError(f"no model {name!r} to benchmark; there are {', '.join(MODELS)}")
+    return MODELS[name]()

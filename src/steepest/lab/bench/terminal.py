@@ -1,26 +1,26 @@
-"""The results as tables on a terminal."""
+"""Results as tables on a terminal."""
 
 from __future__ import annotations
 
 from rich.table import Table
 
-from .results import Result, shown
+from .results import Result, format_value
 
 WIDE = 150
-"""Columns of a terminal from which on nothing is left out."""
+"""Minimum terminal width for the full table."""
 
 
 def table(result: Result, width: int = WIDE) -> Table:
-    """A rich table of the columns, the notes in its caption.
+    """Build a rich table with the notes as its caption.
 
     Args:
-        result: What to show.
-        width: Columns of the terminal. Below `WIDE` the less important ones of the table's are left out.
+        result: The result.
+        width: Width of the terminal. Below `WIDE` the table omits its less important columns.
     """
     columns = [column for column in result.columns if width >= WIDE or not column.wide]
     notes = list(result.notes)
     if len(columns) < len(result.columns):
-        notes.append(f"More in RESULTS.md, or in a terminal {WIDE} columns wide.")
+        notes.append(f"More columns in RESULTS.md, or in a terminal at least {WIDE} wide.")
     drawn = Table(
         title=result.title,
         caption="\n".join(notes),
@@ -34,8 +34,8 @@ def table(result: Result, width: int = WIDE) -> Table:
             style="bold" if number == 0 else None,
         )
     for row in result.rows:
-        # A new family begins with its axpy.
+        # Every group starts with its axpy row.
         if row.get("key") == "axpy" and drawn.row_count:
             drawn.add_section()
-        drawn.add_row(*(shown(row.get(column.key), column.kind) for column in columns))
+        drawn.add_row(*(format_value(row.get(column.key), column.kind) for column in columns))
     return drawn

@@ -1,4 +1,4 @@
-"""The lab's own models, small enough to read in one sitting."""
+"""The lab's models: a small GPT and two classifiers of digits."""
 
 from .digits import DigitConvNet, digit_mlp
 from .gpt import GPT, GPTConfig

@@ -1,4 +1,4 @@
-"""Two classifiers of 8×8 digits."""
+"""Two small classifiers of 8×8 digits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ CLASSES = 10
 
 
 def digit_mlp(width: int = 64) -> nn.Module:
-    """A perceptron with one hidden layer of `width` units, for images of shape (batch, 1, 8, 8).
+    """Build a perceptron with one hidden layer of `width` units for images of shape (batch, 1, 8, 8).
 
     Example:
         >>> import torch
@@ -20,7 +20,7 @@ def digit_mlp(width: int = 64) -> nn.Module:
 
 
 class DigitConvNet(nn.Module):
-    """Two 3×3 convolutions, each followed by 2×2 max pooling, and a linear head.
+    """Two 3×3 convolutions, each followed by 2×2 max pooling, and a linear output layer.
 
     Example:
         >>> import torch
@@ -35,7 +35,7 @@ class DigitConvNet(nn.Module):
         self.head = nn.Linear(2 * channels * 4, CLASSES)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of shape (batch, 10) for images of shape (batch, 1, 8, 8)."""
+        """Return logits of shape (batch, 10) for images of shape (batch, 1, 8, 8)."""
         x = F.max_pool2d(F.relu(self.first(images)), 2)
         x = F.max_pool2d(F.relu(self.second(x)), 2)
         return self.head(x.flatten(1))  # type: ignore[no-any-return]

@@ -1,4 +1,4 @@
-"""A pre-norm GPT over bytes."""
+"""A byte-level GPT with pre-norm blocks."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ Positions = Literal["rotary", "learned"]
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The shape of a `GPT`.
+    """The hyper-parameters of a `GPT`.
 
     Args:
         width: Features per position; a multiple of `heads`.
-        depth: Blocks.
-        heads: Attention heads. With rotary positions each must have an even width.
-        context: The most positions the model is given.
-        positions: "rotary" turns queries and keys by their position; "learned" adds a vector to
-            each position.
-        tied: Whether the output head shares the embedding's weights.
+        depth: Number of blocks.
+        heads: Number of attention heads. With rotary positions each must have an even width.
+        context: Maximum number of positions.
+        positions: "rotary" rotates queries and keys by their position; "learned" adds a learned vector
+            to each position.
+        tied: Whether the output layer shares the embedding's weights.
 
     Raises:
-        ValueError: a size is not positive, or `width` does not divide as above.
+        ValueError: a size is not positive, or `width` is not divisible as described above.
     """
 
     width: int = 96
@@ -52,9 +52,9 @@ class GPTConfig:
 
 
 class Rotary(nn.Module):
-    """Turns each pair of features by an angle proportional to the position (Su et al. 2021).
+    """Rotates each pair of features by an angle proportional to the position (Su et al. 2021).
 
-    The dot product of a turned query and a turned key then depends on their distance alone.
+    The dot product of a rotated query and key depends only on the distance between their positions.
     """
 
     cos: Tensor
@@ -68,7 +68,7 @@ class Rotary(nn.Module):
         self.register_buffer("sin", angle.sin(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Turn `x` of shape (..., positions, head_width)."""
+        """Rotate `x` of shape (..., positions, head_width)."""
         length = x.shape[-2]
         cos, sin = self.cos[:length], self.sin[:length]
         first, second = x.chunk(2, dim=-1)
@@ -88,7 +88,7 @@ class Attention(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Mix `x` of shape (batch, positions, width) over the positions so far."""
+        """Attend from each position of `x`, shape (batch, positions, width), to itself and earlier ones."""
         batch, length, width = x.shape
         query, key, value = (
             self.inputs(x).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
@@ -100,7 +100,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then a two-layer perceptron, each added to what it read through a norm."""
+    """Attention and a two-layer perceptron, each with a norm before it and a residual connection."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -111,13 +111,13 @@ class Block(nn.Module):
         self.down = nn.Linear(4 * config.width, config.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shapes: (batch, positions, width) in and out."""
+        """Map (batch, positions, width) to the same shape."""
         x = x + self.attention(self.attention_norm(x))
         return x + self.down(F.gelu(self.up(self.mlp_norm(x))))  # type: ignore[no-any-return]
 
 
 class GPT(nn.Module):
-    """Predicts each next byte from those before it.
+    """Predicts each byte from the bytes before it.
 
     Example:
         >>> model = GPT(GPTConfig(width=16, depth=1, heads=2, context=8))
@@ -143,14 +143,14 @@ class GPT(nn.Module):
         for parameter in self.parameters():
             if parameter.ndim > 1:
                 nn.init.normal_(parameter, std=0.02)
-        # What enters the residual stream is scaled so that its variance does not grow with depth.
+        # Layers that write to the residual stream start smaller, so its variance does not grow with depth.
         for block in self.blocks:
             assert isinstance(block, Block)
-            for writer in (block.attention.output, block.down):
-                nn.init.normal_(writer.weight, std=0.02 / math.sqrt(2 * self.config.depth))
+            for layer in (block.attention.output, block.down):
+                nn.init.normal_(layer.weight, std=0.02 / math.sqrt(2 * self.config.depth))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits of the next byte.
+        """Return the logits of the next byte.
 
         Args:
             tokens: Byte values, integers of shape (batch, positions), positions ≤ `context`.

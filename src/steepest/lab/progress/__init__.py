@@ -1,5 +1,5 @@
-"""Watching a race: silently, in plain lines, or live on a terminal."""
+"""Progress display: callbacks that log lines or update a live table."""
 
-from .watcher import Silent, Watcher
+from .callback import Callback
 
-__all__ = ["Silent", "Watcher"]
+__all__ = ["Callback"]

@@ -1,4 +1,4 @@
-"""The races that come with the lab, one a file."""
+"""The lab's built-in tasks, one per file."""
 
 from .digits import digits_task
 from .text import text_task

@@ -1,4 +1,4 @@
-"""Digits: scikit-learn's 1,797 real handwritten digits, 8×8 pixels; judged by test accuracy."""
+"""The digits task: classify scikit-learn's 1,797 handwritten digits (8×8 pixels); percent accuracy."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from ..task import Task
 Model = Literal["mlp", "convnet"]
 Labelled = tuple[Tensor, Tensor]
 
-_TEST_SHARE = 0.2
-# A fixed split: every seed of every race is judged on the same test digits.
+_TEST_FRACTION = 0.2
+# The split is fixed: every trial is evaluated on the same test digits.
 _SPLIT_SEED = 0
 
 
 def digits_task(
     model: Model = "mlp", *, batch: int = 64, device: str | torch.device = "cpu"
 ) -> Task[Labelled]:
-    """Handwritten digits with a perceptron or a small convolutional network.
+    """Create a task that trains a perceptron or a small convolutional network on handwritten digits.
 
     Args:
         model: "mlp" (4,810 parameters) or "convnet" (6,090).
-        batch: Images per step. A pass leaves its incomplete last batch out.
-        device: Where to train.
+        batch: Images per step. Each epoch drops an incomplete last batch.
+        device: The training device.
 
     Returns:
-        The task; its metric is accuracy in percent on a stratified fifth of the data.
+        The task; its metric is the accuracy in percent on a stratified fifth of the data.
 
     Raises:
-        ValueError: no such model.
+        ValueError: the model's name is unknown.
     """
     if model not in ("mlp", "convnet"):
         raise ValueError(f"model must be 'mlp' or 'convnet', got {model!r}")
@@ -75,7 +75,7 @@ def digits_task(
 
 
 def load(device: str | torch.device = "cpu") -> tuple[Labelled, Labelled]:
-    """The digits as (train, test), each (images, labels).
+    """Load the digits as (train, test), each (images, labels).
 
     Images are float32 of shape (count, 1, 8, 8), scaled to [0, 1]; labels are int64 of shape (count,).
     """
@@ -84,7 +84,7 @@ def load(device: str | torch.device = "cpu") -> tuple[Labelled, Labelled]:
 
     data = load_digits()
     split = train_test_split(
-        data.images, data.target, test_size=_TEST_SHARE, stratify=data.target, random_state=_SPLIT_SEED
+        data.images, data.target, test_size=_TEST_FRACTION, stratify=data.target, random_state=_SPLIT_SEED
     )
     train_x, test_x, train_y, test_y = (torch.from_numpy(part).to(device) for part in split)
     return _labelled(train_x, train_y), _labelled(test_x, test_y)

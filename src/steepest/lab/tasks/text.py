@@ -1,4 +1,4 @@
-"""Text: a byte-level GPT learns to predict the next byte of files; judged in bits per byte."""
+"""The text task: train a byte-level GPT on files; the metric is validation bits per byte."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..task import Task
 
 Windows = tuple[Tensor, Tensor]
 
-_LEAST_WINDOWS = 10
+_MIN_WINDOWS = 10
 
 
 def text_task(
@@ -25,20 +25,20 @@ def text_task(
     model: GPTConfig | None = None,
     *,
     batch: int = 8,
-    judged_bytes: int = 8_192,
+    eval_bytes: int = 8_192,
     device: str | torch.device = "cpu",
 ) -> Task[Windows]:
-    """A byte-level GPT on text.
+    """Create a task that trains a byte-level GPT on text.
 
     Args:
-        corpus: The text; by default the Python standard library's own source.
-        model: The GPT's shape; by default 0.27 million parameters.
-        batch: Windows of `model.context` bytes per step.
-        judged_bytes: How many held-out bytes the metric is taken over, in windows spread evenly.
-        device: Where to train.
+        corpus: The text; by default the source of Python's standard library.
+        model: The GPT's hyper-parameters; by default it has 0.27 million parameters.
+        batch: Number of windows of `model.context` bytes per step.
+        eval_bytes: Number of held-out bytes for the metric, in evenly spaced windows.
+        device: The training device.
 
     Returns:
-        The task; its metric is validation bits per byte (8 is knowing nothing).
+        The task; its metric is validation bits per byte (8 for a uniform prediction).
 
     Raises:
         LabError: the text is too short for the model's context.
@@ -46,15 +46,15 @@ def text_task(
     corpus = standard_library() if corpus is None else corpus
     config = GPTConfig() if model is None else model
     context = config.context
-    least = _LEAST_WINDOWS * (context + 1)
-    if len(corpus.train) < least or len(corpus.held_out) <= context:
-        have = len(corpus.train) + len(corpus.held_out)
+    minimum = _MIN_WINDOWS * (context + 1)
+    if len(corpus.train) < minimum or len(corpus.held_out) <= context:
+        total = len(corpus.train) + len(corpus.held_out)
         raise LabError(
-            f"the text is too short: {have} bytes in {corpus.source}, "
-            f"about {math.ceil(least / 0.9 + 1)} are needed for a context of {context}"
+            f"the text is too short: {total} bytes in {corpus.source}, but a context of {context} needs "
+            f"about {math.ceil(minimum / 0.9 + 1)}"
         )
     train = as_tensor(corpus.train, device)
-    held_out = evenly_spaced(as_tensor(corpus.held_out, device), context, judged_bytes)
+    held_out = evenly_spaced(as_tensor(corpus.held_out, device), context, eval_bytes)
 
     def make(seed: int) -> nn.Module:
         return GPT(config).to(device)
@@ -92,13 +92,13 @@ def text_task(
 
 
 def bits_per_byte(model: nn.Module, inputs: Tensor, targets: Tensor, chunk: int = 64) -> float:
-    """Mean over all positions of -log₂ of the probability the model gave to the byte that came.
+    """Return the mean over all positions of -log₂ of the probability that the model gives to the next byte.
 
     Args:
         model: Maps byte values (windows, positions) to logits (windows, positions, 256).
         inputs: Byte values of shape (windows, positions).
-        targets: What followed each, of the same shape.
-        chunk: Windows per call of the model.
+        targets: The byte after each input, in the same shape.
+        chunk: Number of windows per call of the model.
     """
     nats = 0.0
     for x, y in zip(torch.split(inputs, chunk), torch.split(targets, chunk), strict=True):
@@ -107,20 +107,20 @@ def bits_per_byte(model: nn.Module, inputs: Tensor, targets: Tensor, chunk: int 
 
 
 def as_tensor(text: bytes, device: str | torch.device) -> Tensor:
-    """The bytes as a uint8 tensor."""
+    """Convert bytes to a uint8 tensor."""
     return torch.frombuffer(bytearray(text), dtype=torch.uint8).to(device)
 
 
 def windows(text: Tensor, starts: Tensor, context: int) -> Windows:
-    """Inputs and targets of shape (len(starts), context): the bytes from each start, and the next ones."""
+    """Return inputs and targets of shape (len(starts), context); a target is the byte after its input."""
     index = (starts.unsqueeze(1) + torch.arange(context + 1)).to(text.device)
-    taken = text[index].long()
-    return taken[:, :-1], taken[:, 1:]
+    selected = text[index].long()
+    return selected[:, :-1], selected[:, 1:]
 
 
-def evenly_spaced(text: Tensor, context: int, judged_bytes: int) -> Windows:
-    """Non-overlapping windows that cover about `judged_bytes` targets, spread over the whole text."""
-    fitting = (len(text) - 1) // context
-    count = max(1, min(fitting, judged_bytes // context))
+def evenly_spaced(text: Tensor, context: int, eval_bytes: int) -> Windows:
+    """Return non-overlapping windows with about `eval_bytes` targets in total, spread over the whole text."""
+    available = (len(text) - 1) // context
+    count = max(1, min(available, eval_bytes // context))
     starts = torch.linspace(0, len(text) - 1 - context, count, dtype=torch.float64).floor().long()
     return windows(text, starts, context)

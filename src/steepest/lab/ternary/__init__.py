@@ -1,4 +1,4 @@
-"""The study of ternary training: what do votes reach beside latent floats, and what does training add?"""
+"""A study of ternary training: votes, latent floats, Bop, and frozen random ternary weights compared."""
 
 from .study import STUDIES, Study, run_study
 

@@ -1,4 +1,4 @@
-"""Bop, for ternary weights: flip where an average of the gradient passes a threshold."""
+"""Bop for ternary weights: flip a weight when a moving average of its gradient passes a threshold."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import steepest
 
 
 class BopLinear(nn.Module):
-    """A ternary weight with scales per row, whose gradient is kept, as Bop needs it.
+    """A linear layer with ternary weights, a scale per row, and the weight gradient that Bop needs.
 
-    The weight is held as floats here: what is compared is where it moves to. Its bytes are reported as
-    what an implementation needs: 2 bits and the average.
+    The weights are stored as floats, because the study compares results and not this implementation's
+    memory. It reports the bytes that an implementation needs: 2 bits and the moving average per weight.
     """
 
     def __init__(self, layer: steepest.ternary.TernaryLinear) -> None:
@@ -25,30 +25,30 @@ class BopLinear(nn.Module):
         self.scale, self.bias = layer.scale, layer.bias
 
     def ternary(self) -> Tensor:
-        """The weight without its scales."""
+        """Return the ternary weight without its scales."""
         return self.weight.detach()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shapes: (..., in) to (..., out)."""
+        """Map (..., in) to (..., out)."""
         return F.linear(x, self.scale[:, None] * self.weight, self.bias)
 
 
 class BopAdamW(torch.optim.AdamW):
-    """AdamW for the float parameters; for the weights of `BopLinear` Bop (Helwegen et al. 2019).
+    """AdamW for the float parameters, and Bop (Helwegen et al. 2019) for the weights of `BopLinear` layers.
 
-    m ← (1 − γ)·m + γ·g/rms(g);  where |m| ≥ τ_t:  T ← clamp(T − sign(m), −1, 1)
+    m ← (1 − γ)·m + γ·g/rms(g);  where |m| ≥ τ_t:  W ← clamp(W − sign(m), −1, 1)
 
-    In the original weights are binary and g is not divided by its rms, so that τ depends on the loss's
-    scale. τ_t = τ/(1 − t/T)^power as for votes.
+    In the paper the weights are binary and g is not divided by its rms, so τ depends on the scale of the
+    loss. The threshold is annealed as for votes: τ_t = τ/(1 − t/T)^power.
 
     Args:
-        params: the float parameters, for AdamW.
-        layers: whose weights flip.
-        lr: AdamW's.
-        gamma: γ.
+        params: The float parameters.
+        layers: The layers whose weights Bop flips.
+        lr: AdamW's learning rate.
+        gamma: γ, the rate of the moving average.
         threshold: τ.
-        total_steps: T.
-        power: of the annealing.
+        total_steps: T, the number of steps.
+        power: The power of the annealing.
     """
 
     def __init__(
@@ -64,14 +64,14 @@ class BopAdamW(torch.optim.AdamW):
     ) -> None:
         super().__init__(params, lr=lr, weight_decay=0.0)
         self.gamma, self.threshold, self.total_steps, self.power = gamma, threshold, total_steps, power
-        self.taken = 0
+        self.steps = 0
         self.averages = [(layer.weight, torch.zeros_like(layer.weight)) for layer in layers]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
-        """AdamW's step, then the flips."""
+        """Take AdamW's step, then flip weights."""
         result = super().step(closure)
-        threshold = steepest.ternary.annealed(self.threshold, self.taken, self.total_steps, self.power)
+        threshold = steepest.ternary.annealed(self.threshold, self.steps, self.total_steps, self.power)
         for weight, average in self.averages:
             if weight.grad is None:
                 continue
@@ -79,11 +79,11 @@ class BopAdamW(torch.optim.AdamW):
             average.mul_(1 - self.gamma).add_(weight.grad / rms, alpha=self.gamma)
             flips = (average.abs() >= threshold) * average.sign()
             weight.sub_(flips).clamp_(-1, 1)
-        self.taken += 1
+        self.steps += 1
         return result
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """As AdamW's; the ternary weights' gradients too."""
+        """Clear the gradients of AdamW's parameters and of the ternary weights."""
         super().zero_grad(set_to_none)
         for weight, _ in self.averages:
             weight.grad = None

@@ -1,4 +1,4 @@
-"""Ternary weights the usual way: latent floats, rounded in every pass, a straight-through gradient."""
+"""Ternary weights from latent floats: rounded in every forward pass, with a straight-through gradient."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import steepest
 
 
 class LatentTernaryLinear(nn.Linear):
-    """A latent float weight W, used as s·clamp(round(W/s), −1, 1) with s = mean|W|.
+    """A linear layer that rounds its latent float weight W to s·clamp(round(W/s), −1, 1) with s = mean|W|.
 
-    The gradient goes through the rounding as if it were not there (BitNet b1.58, Ma et al. 2024, whose
-    activations are rounded too; here only the weights are).
+    The backward pass ignores the rounding (BitNet b1.58, Ma et al. 2024, which also rounds the
+    activations).
 
     Example:
         >>> layer = LatentTernaryLinear(8, 4)
@@ -24,11 +24,11 @@ class LatentTernaryLinear(nn.Linear):
     """
 
     def ternary(self) -> Tensor:
-        """The rounded weight without its scale."""
+        """Return the rounded weight without its scale."""
         return (self.weight / self._scale()).round().clamp(-1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Shapes: (..., in) to (..., out)."""
+        """Map (..., in) to (..., out)."""
         rounded = self.ternary() * self._scale()
         return F.linear(x, self.weight + (rounded - self.weight).detach(), self.bias)
 
@@ -37,14 +37,14 @@ class LatentTernaryLinear(nn.Linear):
 
 
 def make_latent(model: nn.Module) -> list[LatentTernaryLinear]:
-    """Give the layers that `steepest.ternary.ternarize` would take latent weights instead, in place."""
+    """Replace the layers that `steepest.ternary.ternarize` would replace by latent ternary ones, in place."""
     names = list(steepest.ternary.ternarize(copy.deepcopy(model)).replaced)
-    made = []
+    layers = []
     for name in names:
         linear = model.get_submodule(name)
         assert isinstance(linear, nn.Linear)
         layer = LatentTernaryLinear(linear.in_features, linear.out_features, linear.bias is not None)
         layer.weight, layer.bias = linear.weight, linear.bias
         model.set_submodule(name, layer)
-        made.append(layer)
-    return made
+        layers.append(layer)
+    return layers

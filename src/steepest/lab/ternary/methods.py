@@ -1,4 +1,4 @@
-"""The ways to train that are compared, each as a contestant of a race."""
+"""The training methods that the study compares, as optimizers of a race."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch.optim import Optimizer
 
 import steepest
 
-from ..contestant import Contestant
+from ..optimizer_spec import OptimizerSpec
 from .bop import BopAdamW, BopLinear
 from .latent import make_latent
-from .watching import Watch, watch
+from .weight_stats import WeightStats, record_weight_stats
 
 DEFAULT_LR = 3e-3
-"""Where the search of AdamW's learning rate starts; all methods train scales, norms and heads by AdamW."""
+"""The first lr of the search; in all methods AdamW trains scales, norms and output layers with it."""
 
 LABELS = {
     "adamw": "float32, AdamW",
@@ -27,13 +27,13 @@ LABELS = {
     "votes_sign": "votes by sign",
     "votes_magnitude": "votes by magnitude",
     "bop": "Bop",
-    "frozen": "random ternary weights that stay",
+    "frozen": "frozen random ternary weights",
 }
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What is fixed beforehand: options of the votes by sign and by magnitude; Bop's γ, τ, annealing."""
+    """Settings that are not tuned: options of votes by sign and by magnitude; Bop's γ, τ and power."""
 
     sign: dict[str, Any]
     magnitude: dict[str, Any]
@@ -42,8 +42,8 @@ class Thresholds:
     power: float = 0.3
 
 
-def contestants(thresholds: Thresholds, steps: int, file: Path) -> list[Contestant]:
-    """Every method, for trials of so many steps; what is seen of their weights goes to ``file``."""
+def method_specs(thresholds: Thresholds, steps: int, file: Path) -> list[OptimizerSpec]:
+    """Return every method for trials of `steps` steps; statistics of the weights are appended to `file`."""
 
     def adamw(model: nn.Module, lr: float) -> Optimizer:
         return steepest.build(model, "adamw", lr=lr, weight_decay=0.0)
@@ -59,9 +59,9 @@ def contestants(thresholds: Thresholds, steps: int, file: Path) -> list[Contesta
     def votes(kind: str, options: dict[str, Any]) -> Callable[[nn.Module, float], Optimizer]:
         def make(model: nn.Module, lr: float) -> Optimizer:
             steepest.ternary.ternarize(model)
-            chosen = {"votes": kind, "total_steps": steps, **options}
+            ternary = {"votes": kind, "total_steps": steps, **options}
             return steepest.build(
-                model, "adamw", lr=lr, weight_decay=0.0, seed=torch.initial_seed(), ternary=chosen
+                model, "adamw", lr=lr, weight_decay=0.0, seed=torch.initial_seed(), ternary=ternary
             )
 
         return make
@@ -73,9 +73,9 @@ def contestants(thresholds: Thresholds, steps: int, file: Path) -> list[Contesta
             assert isinstance(layer, steepest.ternary.TernaryLinear)
             layers.append(BopLinear(layer))
             model.set_submodule(name, layers[-1])
-        flipping = {id(layer.weight) for layer in layers}
+        ternary = {id(layer.weight) for layer in layers}
         return BopAdamW(
-            [p for p in model.parameters() if id(p) not in flipping],
+            [p for p in model.parameters() if id(p) not in ternary],
             layers,
             lr=lr,
             gamma=thresholds.gamma,
@@ -84,7 +84,7 @@ def contestants(thresholds: Thresholds, steps: int, file: Path) -> list[Contesta
             power=thresholds.power,
         )
 
-    makers: dict[str, tuple[Callable[[nn.Module, float], Optimizer], dict[str, Any]]] = {
+    builders: dict[str, tuple[Callable[[nn.Module, float], Optimizer], dict[str, Any]]] = {
         "adamw": (adamw, {}),
         "ste": (ste, {}),
         "votes_sign": (votes("sign", thresholds.sign), thresholds.sign),
@@ -93,19 +93,19 @@ def contestants(thresholds: Thresholds, steps: int, file: Path) -> list[Contesta
         "frozen": (frozen, {}),
     }
     return [
-        Contestant(label, _watched(label, make, steps, file), DEFAULT_LR, hyper, own_model=True)
-        for label, (make, hyper) in makers.items()
+        OptimizerSpec(label, _with_stats(label, build, steps, file), DEFAULT_LR, hyper, changes_model=True)
+        for label, (build, hyper) in builders.items()
     ]
 
 
-def _watched(
-    label: str, make: Callable[[nn.Module, float], Optimizer], steps: int, file: Path
+def _with_stats(
+    label: str, build: Callable[[nn.Module, float], Optimizer], steps: int, file: Path
 ) -> Callable[[nn.Module, float | None], Optimizer]:
-    def made(model: nn.Module, lr: float | None) -> Optimizer:
-        rate = DEFAULT_LR if lr is None else lr
-        optimizer = make(model, rate)
-        # A trial is begun under its seed.
-        watch(optimizer, model, Watch(label, rate, torch.initial_seed()), steps, file)
+    def build_with_stats(model: nn.Module, lr: float | None) -> Optimizer:
+        lr = DEFAULT_LR if lr is None else lr
+        optimizer = build(model, lr)
+        # `run_trial` has seeded torch's generator with the trial's seed.
+        record_weight_stats(optimizer, model, WeightStats(label, lr, torch.initial_seed()), steps, file)
         return optimizer
 
-    return made
+    return build_with_stats

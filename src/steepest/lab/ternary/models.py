@@ -1,4 +1,4 @@
-"""Models whose hidden layers are linear layers, so that they can be ternary."""
+"""Models with only linear hidden layers, which can all be replaced by ternary layers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..models.digits import CLASSES
 
 
 def normed_mlp(width: int = 256) -> nn.Module:
-    """64-256-256-10 with layer norms, for digits of shape (batch, 1, 8, 8).
+    """Build a 64-256-256-10 perceptron with layer norms for digits of shape (batch, 1, 8, 8).
 
     Example:
         >>> import torch
@@ -25,21 +25,21 @@ def normed_mlp(width: int = 256) -> nn.Module:
 
 
 class PatchConv(nn.Module):
-    """A 3×3 convolution as a linear layer of patches."""
+    """A 3×3 convolution computed by a linear layer over patches."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
         self.linear = nn.Linear(9 * channels_in, channels_out, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Shapes: (batch, in, height, width) to (batch, out, height, width)."""
+        """Map (batch, in, height, width) to (batch, out, height, width)."""
         patches = F.unfold(images, 3, padding=1).transpose(1, 2)
         mapped: Tensor = self.linear(patches)
         return mapped.transpose(1, 2).reshape(len(images), -1, *images.shape[2:])
 
 
 class PatchConvNet(nn.Module):
-    """Two such convolutions, each with batch norm and 2×2 max pooling, and a linear head.
+    """Two patch convolutions, each with batch norm and 2×2 max pooling, and a linear output layer.
 
     Example:
         >>> import torch
@@ -54,7 +54,7 @@ class PatchConvNet(nn.Module):
         self.head = nn.Linear(2 * channels * 4, CLASSES)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits of shape (batch, 10) for images of shape (batch, 1, 8, 8)."""
+        """Return logits of shape (batch, 10) for images of shape (batch, 1, 8, 8)."""
         x = F.max_pool2d(F.relu(self.norms[0](self.first(images))), 2)
         x = F.max_pool2d(F.relu(self.norms[1](self.second(x))), 2)
         return self.head(x.flatten(1))  # type: ignore[no-any-return]

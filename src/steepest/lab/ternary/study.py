@@ -1,4 +1,4 @@
-"""Three races of all methods: a perceptron and a convolutional net on digits, and a GPT on text."""
+"""The study: races of all methods with a perceptron and a convolutional net on digits, and a GPT on text."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import Any
 from torch import nn
 
 from ..errors import LabError
-from ..progress import Watcher
+from ..progress import Callback
 from ..racing import RaceResult, race
-from ..standings import winners
+from ..ranking import tuned_trials
 from ..task import Task
 from ..tasks import digits_task, text_task
-from .methods import Thresholds, contestants
+from .methods import Thresholds, method_specs
 from .models import PatchConvNet, normed_mlp
-from .watching import Watch, read_watches
+from .weight_stats import WeightStats, read_weight_stats
 
 TRIALS = 3
-"""Learning rates that every method tries."""
+"""Number of learning rates per method."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """One race: the task, and what of its plan is fixed."""
+    """A task and the fixed settings of its race."""
 
     task: Callable[[], Task[Any]]
     steps: int
@@ -36,20 +36,20 @@ class Study:
 
 @dataclass(frozen=True)
 class Result:
-    """A race and what was seen of its weights."""
+    """A race and the statistics of its weights."""
 
     name: str
     race: RaceResult
-    watches: list[Watch]
+    weight_stats: list[WeightStats]
 
-    def of(self, method: str) -> list[Watch]:
-        """What was seen of a method at its tuned learning rate, a trial per seed."""
-        tuned = {(r.lr, r.seed) for r in winners(self.race.plan, self.race.records, method)}
-        return [w for w in self.watches if w.method == method and (w.lr, w.seed) in tuned]
+    def tuned_stats(self, method: str) -> list[WeightStats]:
+        """Return a method's weight statistics at its tuned learning rate, one per seed."""
+        tuned = {(r.lr, r.seed) for r in tuned_trials(self.race.plan, self.race.records, method)}
+        return [w for w in self.weight_stats if w.method == method and (w.lr, w.seed) in tuned]
 
     def bytes_per_weight(self, method: str) -> float:
-        """Persistent bytes of a hidden weight and what trains it, measured."""
-        return fmean(w.bytes_per_weight for w in self.of(method))
+        """Return the measured persistent bytes per hidden weight, including optimizer state."""
+        return fmean(w.bytes_per_weight for w in self.tuned_stats(method))
 
 
 def _digits(name: str, make: Callable[[], nn.Module]) -> Task[Any]:
@@ -58,7 +58,7 @@ def _digits(name: str, make: Callable[[], nn.Module]) -> Task[Any]:
 
 
 _SCHEDULE = {"schedule": "annealed", "power": 0.3, "max_flip_fraction": 0.001}
-# One setting for all three races, so that none is tuned to its own test data.
+# All three races share these settings, so that none is tuned to its own test data.
 _THRESHOLDS = Thresholds(sign={"threshold": 24, **_SCHEDULE}, magnitude={"threshold": 32, **_SCHEDULE})
 
 STUDIES = {
@@ -76,41 +76,41 @@ def run_study(
     trials: int | None = None,
     seeds: int | None = None,
     fresh: bool = False,
-    watcher: Watcher | None = None,
+    callback: Callback | None = None,
 ) -> list[Result]:
-    """Run the races that are not on record yet.
+    """Run the studies, or resume them.
 
     Args:
-        out: The folder; every race gets one in it, with plan, records and what was seen of the weights.
-        names: Which, of `STUDIES`; by default all.
-        steps: Of every trial; by default the study's own.
-        trials: Learning rates each method tries; by default `TRIALS`.
-        seeds: Seeds of each method's best learning rate; by default the study's own.
-        fresh: Begin anew.
-        watcher: Told of everything as it happens.
+        out: The directory. Every race has a subdirectory with its plan, records and weight statistics.
+        names: Names from `STUDIES`; by default all.
+        steps: Steps of every trial; by default as in `STUDIES`.
+        trials: Number of learning rates per method; by default `TRIALS`.
+        seeds: Number of seeds at each method's best learning rate; by default as in `STUDIES`.
+        fresh: Start over and delete earlier results.
+        callback: Receives progress events.
 
     Raises:
-        LabError: no such study, or a folder with another plan.
+        LabError: a name is unknown, or a directory holds a race with another plan.
     """
     results = []
     for name in STUDIES if names is None else names:
         if name not in STUDIES:
             raise LabError(f"no study {name!r}: there are {', '.join(STUDIES)}")
         study = STUDIES[name]
-        folder, taken = out / name, study.steps if steps is None else steps
-        seen = folder / "flips.jsonl"
+        directory, trial_steps = out / name, study.steps if steps is None else steps
+        stats_file = directory / "flips.jsonl"
         if fresh:
-            seen.unlink(missing_ok=True)
+            stats_file.unlink(missing_ok=True)
         result = race(
             study.task(),
-            contestants(study.thresholds, taken, seen),
+            method_specs(study.thresholds, trial_steps, stats_file),
             trials=TRIALS if trials is None else trials,
             seeds=study.seeds if seeds is None else seeds,
-            steps=taken,
-            out=folder,
+            steps=trial_steps,
+            out=directory,
             fresh=fresh,
             report=False,
-            watcher=watcher,
+            callback=callback,
         )
-        results.append(Result(name, result, read_watches(seen)))
+        results.append(Result(name, result, read_weight_stats(stats_file)))
     return results

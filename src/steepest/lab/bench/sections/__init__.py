@@ -1,4 +1,4 @@
-"""The benchmark's sections, by name, in the order in which they run."""
+"""The benchmark's sections by name, in the order of execution."""
 
 from __future__ import annotations
 
@@ -16,4 +16,4 @@ SECTIONS: dict[str, Section] = {
     section.name: section
     for section in (Machine(), Symmetric(), Steps(), Host(), Offload(), First(), Sweep(), Ternary())
 }
-"""A new section is a class with `name`, `pieces` and `run`, and a line here."""
+"""To add a section, write a class with `name`, `work_units` and `run`, and list it here."""

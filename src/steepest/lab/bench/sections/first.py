@@ -1,16 +1,16 @@
-"""The first compiled step: seconds with an empty cache and with a full one; and what recompiles later."""
+"""The first compiled step: its time with a cold and a warm cache, and later recompilations."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..entry import Entry
+from ..callbacks import Callback
+from ..case import Case
 from ..first_step import first_step_seconds
+from ..interleaved import error_line
 from ..recompiles import STEPS, recompilations
 from ..results import Column, Result, Row
-from ..section import Setting
-from ..turns import reason
-from ..watch import Watcher
+from ..section import BenchConfig
 
 _COLUMNS = (
     Column("label", "optimizer"),
@@ -21,60 +21,60 @@ _COLUMNS = (
     Column("reason", ""),
 )
 FEW = ("lion", "adamw", "simba int16")
-"""Labels: a small graph, a large one, and the one that has taken longest. Each is three processes' work."""
+"""Labels measured by default: a small graph, a large one, and a slow one. Each needs several processes."""
 
 _NOTES = [
-    "First steps: each in a process of its own that has imported torch and made the tensors before the clock "
-    "starts. Cold: TORCHINDUCTOR_CACHE_DIR is a new, empty folder. Warm: the same folder, another process.",
-    f"Recompilations: graphs that torch.compile makes in {STEPS} steps of a warm-up and cosine schedule in "
-    "which learning rate, weight decay and momentum all change, those of the first step not counted; on "
-    "tensors of toy size, since sizes have no part in it.",
-    "A step that was not compiled, since that failed, has a reason instead of its number.",
+    "First steps: each runs in a new process, which imports torch and creates the tensors before the clock "
+    "starts. Cold: TORCHINDUCTOR_CACHE_DIR is an empty directory. Warm: the same directory, another process.",
+    f"Recompilations: graphs compiled in {STEPS} steps of a warm-up and cosine schedule of learning rate, "
+    "weight decay and momentum, without those of the first step. The tensors are small, because sizes do "
+    "not matter here.",
+    "If compilation fails, the last column shows the error.",
 ]
 
 
 class First:
-    """A table for the first model: of every compiled element rule in full, otherwise of `FEW` of them."""
+    """A table for the first model: all compiled element rules with --full, otherwise those in `FEW`."""
 
     name = "first"
 
-    def pieces(self, setting: Setting) -> int:
-        """One an optimizer."""
-        return len(_compiled(setting))
+    def work_units(self, config: BenchConfig) -> int:
+        """Return the number of optimizers."""
+        return len(_compiled(config))
 
-    def run(self, setting: Setting, watcher: Watcher) -> Iterator[Result]:
-        """One table."""
-        entries = _compiled(setting)
-        if not entries:
+    def run(self, config: BenchConfig, callback: Callback) -> Iterator[Result]:
+        """Yield one table."""
+        cases = _compiled(config)
+        if not cases:
             return
-        left_out = ["--full measures the first steps of all compiled element rules."] * (not setting.full)
-        notes = _NOTES + left_out
-        shapes = setting.models[0]
+        omitted = ["--full measures the first steps of all compiled element rules."] * (not config.full)
+        notes = _NOTES + omitted
+        shapes = config.models[0]
         rows: list[Row] = []
         title = f"The first step: {shapes.title}"
         try:
-            for entry in entries:
-                watcher.begun(f"first step: {entry.label}")
-                row: Row = {"key": entry.key, "label": entry.label, "model": shapes.name, "reason": ""}
+            for case in cases:
+                callback.on_unit_start(f"first step: {case.label}")
+                row: Row = {"key": case.key, "label": case.label, "model": shapes.name, "reason": ""}
                 try:
-                    row |= first_step_seconds(entry, shapes.name, setting.device, setting.dtype)
-                    watcher.ticked(0.8)
-                    row["recompilations"] = recompilations(entry, setting.device)
+                    row |= first_step_seconds(case, shapes.name, config.device, config.dtype)
+                    callback.on_progress(0.8)
+                    row["recompilations"] = recompilations(case, config.device)
                 except Exception as error:
-                    row["reason"] = reason(error)
+                    row["reason"] = error_line(error)
                 rows.append(row)
-                watcher.finished()
+                callback.on_unit_end()
         except KeyboardInterrupt:
             yield Result(self.name, title, _COLUMNS, rows, notes)
             raise
         yield Result(self.name, title, _COLUMNS, rows, notes)
 
 
-def _compiled(setting: Setting) -> list[Entry]:
+def _compiled(config: BenchConfig) -> list[Case]:
     return [
-        entry
-        for family in setting.families
-        if family.scope == "element"
-        for entry in family.entries
-        if entry.ours and entry.how == "compiled" and (setting.full or entry.label in FEW)
+        case
+        for group in config.groups
+        if group.scope == "element"
+        for case in group.cases
+        if case.ours and case.how == "compiled" and (config.full or case.label in FEW)
     ]

@@ -1,4 +1,4 @@
-"""What a step costs before it moves anything: as many tensors as a model has, of next to no size."""
+"""Host overhead: the time of a step over a model's number of tensors when the tensors are tiny."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from collections.abc import Callable, Iterator
 import torch
 
 from ...clock import now
-from ..entry import GRAPH, Entry
-from ..graphs import really_compiled
-from ..material import Material
+from ..callbacks import Callback
+from ..case import GRAPH, Case
+from ..compile_check import require_compiled
+from ..interleaved import Timer, error_line, time_interleaved
+from ..params import SharedParams
 from ..results import Column, Result, Row
-from ..section import Setting
-from ..shapes import ShapeList, Tensor
-from ..turns import Turn, reason, take_turns
-from ..watch import Watcher
+from ..section import BenchConfig
+from ..shapes import ModelShapes, ParamShape
 
 NUMEL = 64
-"""Elements of each tensor: what a few cache lines hold."""
+"""Elements of each tensor, which fit into a few cache lines."""
 
-# More than the last-level cache of any processor in use, but a small part of a model.
-_SWEPT_BYTES, _SWEPT_BYTES_OF_TOYS = 1 << 29, 1 << 20
-_AFTER = " after memory"
+# Larger than any processor's last-level cache, but a small part of a model.
+_FLUSH_BYTES, _TOY_FLUSH_BYTES = 1 << 29, 1 << 20
+_COLD = " after memory"
 
 _COLUMNS = (
     Column("label", "optimizer"),
@@ -36,73 +36,72 @@ _COLUMNS = (
     Column("reason", ""),
 )
 _NOTE = (
-    "A step over as many tensors as the model has, of {numel} elements each: nearly all of it is what the "
-    "host does. Warm: one step after the other. After memory: before each step, untimed, {swept} are read "
-    "and written, as a training step does, and the host's own data is no longer in the caches. Medians of "
-    "{rounds} rounds in which all take turns."
+    "A step over as many tensors as the model has, of {numel} elements each, so that nearly all of its time "
+    "is host overhead. Warm: consecutive steps. After memory: before each step {flushed} are read and "
+    "written, untimed, which evicts the host's own data from the caches as a training step does. Medians of "
+    "{rounds} interleaved rounds."
 )
 
 
 class Host:
-    """A table for the first model, of its element families."""
+    """A table for the first model with the cases of all element groups."""
 
     name = "host"
 
-    def pieces(self, setting: Setting) -> int:
-        """One."""
-        return int(bool(_entries(setting)))
+    def work_units(self, config: BenchConfig) -> int:
+        """Return 1 if there is anything to measure."""
+        return int(bool(_cases(config)))
 
-    def run(self, setting: Setting, watcher: Watcher) -> Iterator[Result]:
-        """One table."""
-        entries = _entries(setting)
-        if not entries:
+    def run(self, config: BenchConfig, callback: Callback) -> Iterator[Result]:
+        """Yield one table."""
+        cases = _cases(config)
+        if not cases:
             return
-        shapes = setting.models[0]
-        watcher.begun(f"the host, at {shapes.title}'s number of tensors")
-        swept = _SWEPT_BYTES_OF_TOYS if setting.toy else _SWEPT_BYTES
-        rows = _rows(entries, shapes, swept, setting, watcher)
-        note = _NOTE.format(numel=NUMEL, swept=f"{swept >> 20} MiB", rounds=setting.rounds)
-        watcher.finished()
-        yield Result(
-            self.name, f"The host: {shapes.title}, {len(shapes.tensors)} tensors", _COLUMNS, rows, [note]
-        )
+        shapes = config.models[0]
+        callback.on_unit_start(f"host overhead with {shapes.title}'s number of tensors")
+        flushed = _TOY_FLUSH_BYTES if config.toy else _FLUSH_BYTES
+        rows = _rows(cases, shapes, flushed, config, callback)
+        note = _NOTE.format(numel=NUMEL, flushed=f"{flushed >> 20} MiB", rounds=config.rounds)
+        callback.on_unit_end()
+        title = f"Host overhead: {shapes.title}, {len(shapes.tensors)} tensors"
+        yield Result(self.name, title, _COLUMNS, rows, [note])
 
 
-def _entries(setting: Setting) -> list[Entry]:
-    """Everyone once, in the order of the families; a graph has no host's part."""
-    found = {e.key: e for family in setting.families if family.scope == "element" for e in family.entries}
-    return [entry for entry in found.values() if entry.how != GRAPH]
+def _cases(config: BenchConfig) -> list[Case]:
+    """Return each case once, in the order of the groups, without graphs, which have no host overhead."""
+    cases = {case.key: case for group in config.groups if group.scope == "element" for case in group.cases}
+    return [case for case in cases.values() if case.how != GRAPH]
 
 
 def _rows(
-    entries: list[Entry], shapes: ShapeList, swept: int, setting: Setting, watcher: Watcher
+    cases: list[Case], shapes: ModelShapes, flushed: int, config: BenchConfig, callback: Callback
 ) -> list[Row]:
-    device = setting.device
-    material = Material.of([Tensor(t.name, (NUMEL,)) for t in shapes.tensors], device, setting.dtype)
-    memory = torch.zeros(swept // 4, device=device)
+    device = config.device
+    tensors = [ParamShape(t.name, (NUMEL,)) for t in shapes.tensors]
+    shared = SharedParams.create(tensors, device, config.dtype)
+    memory = torch.zeros(flushed // 4, device=device)
 
-    def after_memory() -> None:
+    def flush_caches() -> None:
         memory.add_(1.0)
-        material.lend_gradients()
+        shared.set_grads()
 
-    turns: list[Turn] = []
+    timers: list[Timer] = []
     rows: list[Row] = []
-    for entry in entries:
-        row: Row = {"key": entry.key, "label": entry.label, "source": entry.source, "how": entry.how}
+    for case in cases:
+        row: Row = {"key": case.key, "label": case.label, "source": case.source, "how": case.how}
         rows.append({**row, "tensors": len(shapes.tensors), "reason": ""})
         try:
-            step = _prepared(entry, material)
+            step = _warmed_up_step(case, shared)
         except Exception as error:
-            rows[-1]["reason"] = reason(error)
+            rows[-1]["reason"] = error_line(error)
             continue
-        turns += [
-            Turn(entry.key, step, material.lend_gradients),
-            Turn(entry.key + _AFTER, step, after_memory),
+        timers += [
+            Timer(case.key, step, shared.set_grads),
+            Timer(case.key + _COLD, step, flush_caches),
         ]
-    total = setting.rounds + 2
-    times = take_turns(turns, setting.rounds, lambda: now(device), lambda done: watcher.ticked(done / total))
+    times = time_interleaved(timers, config.rounds, lambda: now(device), callback.on_progress)
     for row in rows:
-        warm, cold = row["key"], row["key"] + _AFTER
+        warm, cold = row["key"], row["key"] + _COLD
         if warm in times.seconds and cold in times.seconds:
             row |= {"warm_ms": times.median_ms(warm), "cold_ms": times.median_ms(cold)}
             row["per_tensor_us"] = 1e3 * row["cold_ms"] / row["tensors"]
@@ -111,13 +110,13 @@ def _rows(
     return rows
 
 
-def _prepared(entry: Entry, material: Material) -> Callable[[], object]:
-    """Its step, taken twice: state is made and code compiled."""
+def _warmed_up_step(case: Case, shared: SharedParams) -> Callable[[], object]:
+    """Return the case's step after two calls, which create the state and compile."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
-        optimizer = entry.make(material.params)
-        with really_compiled(entry):
+        optimizer = case.make(shared.params)
+        with require_compiled(case):
             for _ in range(2):
-                material.lend_gradients()
+                shared.set_grads()
                 optimizer.step()
     return optimizer.step

@@ -1,4 +1,4 @@
-"""The machine: how fast it moves the model's tensors, and how fast it multiplies at the model's shapes."""
+"""The machine's memory bandwidth over the model's tensors and flops of products with the model's shapes."""
 
 from __future__ import annotations
 
@@ -7,83 +7,80 @@ from collections.abc import Callable, Iterator
 import torch
 
 from ...clock import now
-from ..limits import AXPY, COPY, axpy, axpy_bytes, copy, copy_bytes
-from ..material import Material
+from ..bandwidth import AXPY, COPY, axpy, axpy_bytes, copy, copy_bytes
+from ..callbacks import Callback
+from ..interleaved import Timer, time_interleaved
+from ..params import SharedParams
 from ..products import Product
 from ..results import Column, Result, Row
-from ..section import Setting
-from ..shapes import ShapeList
-from ..turns import Turn, take_turns
-from ..watch import Watcher
+from ..section import BenchConfig
+from ..shapes import ModelShapes
 
 _COLUMNS = (
-    Column("what", "what"),
+    Column("what", "operation"),
     Column("ms", "ms", "ms"),
     Column("rate", "rate", "rate"),
     Column("unit", ""),
 )
 _NOTE = (
-    "Medians of {rounds} rounds in which all of these take turns. axpy is p + a·g over all of the model's "
-    "tensors: 12 bytes a float32 parameter, and what the steps below are held against; copy moves 8. "
-    "Whether a write first reads what it replaces is the hardware's affair and not counted."
+    "Medians of {rounds} interleaved rounds. axpy is p + a·g over all of the model's tensors, which moves 12 "
+    "bytes per float32 parameter; the steps below are compared with it. copy moves 8 bytes. Reads that the "
+    "hardware does before a write are not counted."
 )
 
 
 class Machine:
-    """Bandwidth over the model's tensors; multiplication in float32 and bfloat16."""
+    """Memory bandwidth over the model's tensors, and matrix products in float32 and bfloat16."""
 
     name = "machine"
 
-    def pieces(self, setting: Setting) -> int:
-        """One a model."""
-        return len(setting.models)
+    def work_units(self, config: BenchConfig) -> int:
+        """Return the number of models."""
+        return len(config.models)
 
-    def run(self, setting: Setting, watcher: Watcher) -> Iterator[Result]:
-        """A table a model."""
-        for shapes in setting.models:
-            watcher.begun(f"the machine, at {shapes.title}'s shapes")
-            result = self._of(shapes, setting, watcher)
-            watcher.finished()
+    def run(self, config: BenchConfig, callback: Callback) -> Iterator[Result]:
+        """Yield a table per model."""
+        for shapes in config.models:
+            callback.on_unit_start(f"the machine with {shapes.title}'s shapes")
+            result = self._measure(shapes, config, callback)
+            callback.on_unit_end()
             yield result
 
-    def _of(self, shapes: ShapeList, setting: Setting, watcher: Watcher) -> Result:
-        title = f"The machine at {shapes.title}'s shapes"
-        nbytes = setting.dtype.itemsize * shapes.numel
-        if 2 * nbytes > setting.memory:
-            said = f"skipped: parameters and gradients need {2 * nbytes / 2**30:.1f} GiB, the limit is "
-            return Result(self.name, title, _COLUMNS, [], [f"{said}{setting.memory / 2**30:.1f} GiB"])
-        device = setting.device
-        material = Material.of(shapes.tensors, device, setting.dtype)
-        moved = {AXPY: axpy_bytes(material), COPY: copy_bytes(material)}
+    def _measure(self, shapes: ModelShapes, config: BenchConfig, callback: Callback) -> Result:
+        title = f"The machine with {shapes.title}'s shapes"
+        nbytes = config.dtype.itemsize * shapes.numel
+        if 2 * nbytes > config.memory:
+            note = f"skipped: parameters and gradients need {2 * nbytes / 2**30:.1f} GiB, the limit is "
+            return Result(self.name, title, _COLUMNS, [], [f"{note}{config.memory / 2**30:.1f} GiB"])
+        device = config.device
+        shared = SharedParams.create(shapes.tensors, device, config.dtype)
+        moved = {AXPY: axpy_bytes(shared), COPY: copy_bytes(shared)}
         products = list(
             dict.fromkeys(p for dtype in (torch.float32, torch.bfloat16) for p in _products(shapes, dtype))
         )
-        acts: dict[str, Callable[[], object]] = {
-            AXPY: lambda: axpy(material),
-            COPY: lambda: copy(material),
+        functions: dict[str, Callable[[], object]] = {
+            AXPY: lambda: axpy(shared),
+            COPY: lambda: copy(shared),
         }
-        acts |= {str(product): product.rehearse(device) for product in products}
-        turns = [Turn(label, act, queued=device.type != "cpu") for label, act in acts.items()]
-        total = setting.rounds + 2
-        times = take_turns(
-            turns, setting.rounds, lambda: now(device), lambda done: watcher.ticked(done / total)
-        )
+        functions |= {str(product): product.runner(device) for product in products}
+        timers = [Timer(label, run, queued=device.type != "cpu") for label, run in functions.items()]
+        times = time_interleaved(timers, config.rounds, lambda: now(device), callback.on_progress)
         rows: list[Row] = []
         for label in times.seconds:
-            spent = times.median_ms(label)
-            row: Row = {"what": label, "ms": spent, "quartiles_ms": times.quartiles_ms(label)}
+            milliseconds = times.median_ms(label)
+            row: Row = {"what": label, "ms": milliseconds, "quartiles_ms": times.quartiles_ms(label)}
             if label in moved:
-                row |= {"rate": moved[label] / spent / 1e6, "unit": "GB/s", "bytes": moved[label]}
+                row |= {"rate": moved[label] / milliseconds / 1e6, "unit": "GB/s", "bytes": moved[label]}
             else:
                 flops = next(p.flops for p in products if str(p) == label)
-                row |= {"rate": flops / spent / 1e6, "unit": "Gflop/s", "flops": flops}
+                row |= {"rate": flops / milliseconds / 1e6, "unit": "Gflop/s", "flops": flops}
             rows.append(row)
-        failed = [f"{label}: {why}" for label, why in times.failed.items()]
-        return Result(self.name, title, _COLUMNS, rows, [_NOTE.format(rounds=setting.rounds), *failed])
+        failed = [f"{label}: {error}" for label, error in times.failed.items()]
+        return Result(self.name, title, _COLUMNS, rows, [_NOTE.format(rounds=config.rounds), *failed])
 
 
-def _products(shapes: ShapeList, dtype: torch.dtype) -> list[Product]:
-    """For every shape of a hidden matrix m ≤ n: [m×n]·[n×m], and the [m×m]·[m×n] of the same flops."""
+def _products(shapes: ModelShapes, dtype: torch.dtype) -> list[Product]:
+    """Return [m×n]·[n×m] and [m×m]·[m×n], which have the same flops, for every hidden matrix with m ≤ n."""
     products = []
     for tensor in shapes.hidden(1):
         rows, columns = tensor.shape[0], tensor.numel // tensor.shape[0]

@@ -1,17 +1,17 @@
-"""Every optimizer's step beside its peers', held against what the step cannot do without."""
+"""Step times of all optimizers, compared with their peers and with the hardware limits."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..duel import duel
-from ..families import Family
-from ..observe import MEMORY_IS_KNOWN_BY
-from ..peers import PEERS, REPEATED
+from ..callbacks import Callback
+from ..compare import compare
+from ..groups import Group
+from ..peers import PEERS, REDUNDANT
+from ..profiling import MEMORY_SOURCE
 from ..results import Column, Result, Row
-from ..section import Setting
-from ..shapes import ShapeList
-from ..watch import Watcher
+from ..section import BenchConfig
+from ..shapes import ModelShapes
 
 _ALWAYS = (
     Column("label", "optimizer"),
@@ -35,121 +35,121 @@ _ON_CUDA = (
     Column("device_ms", "on the device, ms", "ms"),
     Column("graph", "CUDA graph"),
 )
-_WHY = (Column("reason", ""),)
+_REASON = (Column("reason", ""),)
 
-
-# Said in a note rather than in a row of blanks.
+# A note mentions these instead of rows without numbers.
 _ABSENT = ("not installed", "eager only")
 
 
 class Steps:
-    """A table a model for the element rules, and one for the matrix rules."""
+    """Tables per model: one for the element rules, and one per subset of matrices for the matrix rules."""
 
     name = "steps"
 
-    def pieces(self, setting: Setting) -> int:
-        """One a family and model."""
-        return len(setting.models) * len(setting.families)
+    def work_units(self, config: BenchConfig) -> int:
+        """Return the number of pairs of a group and a model."""
+        return len(config.models) * len(config.groups)
 
-    def run(self, setting: Setting, watcher: Watcher) -> Iterator[Result]:
-        """The tables, each when it stands."""
-        for shapes in setting.models:
+    def run(self, config: BenchConfig, callback: Callback) -> Iterator[Result]:
+        """Yield each table as soon as it is complete."""
+        for shapes in config.models:
             for scope in ("element", "matrix"):
-                for where in ("all", "hidden", "attention"):
-                    chosen = [f for f in setting.families if f.scope == scope and f.where == where]
-                    if chosen:
-                        yield from self._tables(shapes, chosen, setting, watcher)
+                for subset in ("all", "hidden", "attention"):
+                    groups = [g for g in config.groups if g.scope == scope and g.subset == subset]
+                    if groups:
+                        yield from self._measure(shapes, groups, config, callback)
 
-    def _tables(
-        self, shapes: ShapeList, families: list[Family], setting: Setting, watcher: Watcher
+    def _measure(
+        self, shapes: ModelShapes, groups: list[Group], config: BenchConfig, callback: Callback
     ) -> Iterator[Result]:
         rows: list[Row] = []
         try:
-            for family in families:
-                watcher.begun(f"{shapes.title}: {family.name}")
-                rows += duel(family, shapes, setting, watcher.ticked)
-                watcher.finished()
+            for group in groups:
+                callback.on_unit_start(f"{shapes.title}: {group.name}")
+                rows += compare(group, shapes, config, callback.on_progress)
+                callback.on_unit_end()
         except KeyboardInterrupt:
-            yield self._table(rows, shapes, families, setting)
+            yield self._table(rows, shapes, groups, config)
             raise
-        yield self._table(rows, shapes, families, setting)
+        yield self._table(rows, shapes, groups, config)
 
-    def _table(self, found: list[Row], shapes: ShapeList, families: list[Family], setting: Setting) -> Result:
-        first, on_cuda = families[0], setting.device.type == "cuda"
-        flops = [row.get("flops") for row in found]
-        found = [{**row, "gflop": f / 1e9 if f else None} for row, f in zip(found, flops, strict=True)]
-        rows = [row for row in found if row["status"] not in _ABSENT]
-        absent = [row for row in found if row["status"] in _ABSENT]
-        tensors = first.tensors(shapes, setting.blocks)
+    def _table(
+        self, measured: list[Row], shapes: ModelShapes, groups: list[Group], config: BenchConfig
+    ) -> Result:
+        first, on_cuda = groups[0], config.device.type == "cuda"
+        flops = [row.get("flops") for row in measured]
+        measured = [{**row, "gflop": f / 1e9 if f else None} for row, f in zip(measured, flops, strict=True)]
+        rows = [row for row in measured if row["status"] not in _ABSENT]
+        absent = [row for row in measured if row["status"] in _ABSENT]
+        tensors = first.tensors(shapes, config.blocks)
         count = sum(tensor.numel for tensor in tensors)
         kind = "Element rules" if first.scope == "element" else "Matrix rules"
-        title = f"{kind}: {shapes.title}, {_which(first, shapes, setting)}, {count:,} parameters"
+        title = f"{kind}: {shapes.title}, {_which(first, shapes, config)}, {count:,} parameters"
         columns: tuple[Column, ...] = _ALWAYS
         if first.scope == "element":
-            # Copy's bandwidth is what is asked of steps on CUDA; on a CPU axpy is the measure.
+            # On CUDA the reference is copy's bandwidth, on a CPU axpy's.
             columns += (*_BYTES, *_LIMIT, Column("of_copy", "of copy", "percent", wide=not on_cuda))
         else:
             columns += _FLOPS + _LIMIT
-        columns += _LAST + (_ON_CUDA if on_cuda else ()) + _WHY
-        notes = _notes(first, setting) + _left_out(families, setting) + _absences(absent)
+        columns += _LAST + (_ON_CUDA if on_cuda else ()) + _REASON
+        notes = _notes(first, config) + _omitted_notes(groups, config) + _absent_notes(absent)
         return Result(self.name, title, columns, rows, notes)
 
 
-def _left_out(families: list[Family], setting: Setting) -> list[str]:
-    """A line for the peers that are measured in full only."""
-    faced = {family.name for family in families if any(not entry.ours for entry in family.entries)}
-    left = (e for name in faced for e in PEERS.get(name, ()) if (name, e.label) in REPEATED)
-    names = sorted(f"{entry.source}'s {entry.label}" for entry in left)
-    if setting.full or not names:
+def _omitted_notes(groups: list[Group], config: BenchConfig) -> list[str]:
+    """Return a note about the peers that only --full measures."""
+    with_peers = {group.name for group in groups if any(not case.ours for case in group.cases)}
+    omitted = (e for name in with_peers for e in PEERS.get(name, ()) if (name, e.label) in REDUNDANT)
+    names = sorted(f"{case.source}'s {case.label}" for case in omitted)
+    if config.full or not names:
         return []
-    return [f"Left out without --full, since they compile for half a minute: {', '.join(names)}."]
+    return [f"Measured only with --full, because they compile for half a minute: {', '.join(names)}."]
 
 
-def _absences(rows: list[Row]) -> list[str]:
-    """A line for what is not installed and one for what has no compiled step."""
+def _absent_notes(rows: list[Row]) -> list[str]:
+    """Return notes about packages that are not installed and optimizers without a compiled step."""
     missing = ", ".join(dict.fromkeys(row["source"] for row in rows if row["status"] == "not installed"))
     eager = ", ".join(dict.fromkeys(row["label"] for row in rows if row["status"] == "eager only"))
     return [f"Not installed: {missing}."] * bool(missing) + [
-        f"Told to compile, these run eagerly all the same and are shown so: {eager}."
+        f"With compile=True these still run eagerly, so only their eager steps are shown: {eager}."
     ] * bool(eager)
 
 
-def _which(family: Family, shapes: ShapeList, setting: Setting) -> str:
-    tensors = family.tensors(shapes, setting.blocks)
-    if family.where == "all":
+def _which(group: Group, shapes: ModelShapes, config: BenchConfig) -> str:
+    tensors = group.tensors(shapes, config.blocks)
+    if group.subset == "all":
         return f"all {len(tensors)} tensors"
     of = f"of all {shapes.blocks} blocks"
-    if setting.blocks is not None and setting.blocks < shapes.blocks:
-        of = f"of {setting.blocks} of {shapes.blocks} blocks"
-    return f"{len(tensors)} {'attention' if family.where == 'attention' else 'hidden'} matrices {of}"
+    if config.blocks is not None and config.blocks < shapes.blocks:
+        of = f"of {config.blocks} of {shapes.blocks} blocks"
+    return f"{len(tensors)} {'attention' if group.subset == 'attention' else 'hidden'} matrices {of}"
 
 
-def _notes(family: Family, setting: Setting) -> list[str]:
+def _notes(group: Group, config: BenchConfig) -> list[str]:
     notes = [
-        f"Medians of {setting.rounds} rounds in which the contestants of a family and axpy over the same "
-        "tensors take turns, on shared parameters and gradients; ratios are medians of each round's own. "
-        "Each family begins with its own axpy.",
-        f"Temporary: {MEMORY_IS_KNOWN_BY.get(setting.device.type, 'not known on this device')}.",
+        f"Medians of {config.rounds} interleaved rounds of all cases of a group and axpy over the same "
+        "tensors, on shared parameters and gradients; ratios are medians of the ratios in each round. Each "
+        "group starts with its own axpy row.",
+        f"Temporary: {MEMORY_SOURCE.get(config.device.type, 'unknown on this device')}.",
     ]
-    if setting.device.type == "cuda":
+    if config.device.type == "cuda":
         notes.append(
-            "Kernels and the device's time are those of one profiled step: one that takes longer waits for "
-            "the host. graph: made with capturable=True and a learning rate on the device, compiled where "
-            "there is a compiled step, captured in a CUDA graph and replayed; what it allocates stays in the "
-            "graph's own memory. CUDA graph: whether a peer's step can be captured."
+            "Kernels and device time are those of one profiled step; a step that takes longer waits for the "
+            "host. graph: constructed with capturable=True and a learning rate on the device, compiled if "
+            "possible, captured in a CUDA graph and replayed; its memory stays in the graph's private pool. "
+            "CUDA graph: whether a peer's step can be captured."
         )
-    if family.scope == "element":
+    if group.scope == "element":
         return [
-            "Limit: the least bytes (parameters read and written, gradients read, state read and written) at "
-            "the rate of the family's axpy. A peer is held to the state that ours keeps. Of copy: the "
-            "least bytes over the time, as a share of the rate of p ← g over the same tensors in the same "
-            "rounds.",
+            "Limit: the least bytes (read parameters, gradients and state, write parameters and state) at "
+            "the rate of the group's axpy. A peer's least bytes are computed with our state. Of copy: the "
+            "rate of moving the least bytes as a percentage of the rate of p ← g over the same tensors in "
+            "the same rounds.",
             *notes,
         ]
     return [
-        "Limit: the matrix products that the step itself computes, each shape timed alone in the same "
-        "rounds and counted as often as the step computes it; fewer products are a lower limit, so compare "
-        "steps by their time. Products inside a compiler's kernels are not seen: there the bytes are the "
-        "limit.",
+        "Limit: the time of the step's own matrix products, each shape timed alone in the same rounds and "
+        "multiplied by its count. Fewer products mean a lower limit, so compare steps by their time. "
+        "Products inside compiler-generated kernels are not found; there the bytes are the limit.",
         *notes,
     ]

@@ -1,20 +1,20 @@
-"""A few optimizers over all model sizes, for the picture."""
+"""A sweep over model sizes with a few optimizers, for the plot."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..duel import duel
-from ..entry import Entry
-from ..families import Family
+from ..callbacks import Callback
+from ..case import Case
+from ..compare import compare
+from ..groups import Group
 from ..results import Column, Result, Row
-from ..section import Setting
-from ..shapes import SHAPE_LISTS, TOYS
-from ..watch import Watcher
+from ..section import BenchConfig
+from ..shapes import MODELS, TOY_MODELS
 
 NAMES = ("signgsd", "lion", "adamw")
 _PEER = ("adamw", "fused")
-_LARGEST = list(SHAPE_LISTS)[-1]
+_LARGEST = list(MODELS)[-1]
 
 _COLUMNS = (
     Column("model", "model"),
@@ -28,54 +28,54 @@ _COLUMNS = (
     Column("reason", ""),
 )
 _NOTE = (
-    "All tensors of each model. What does not fit into the memory limit is planned: its state is counted on "
-    "the meta device, and its step is not timed; neither is that of the largest model without --full."
+    "All tensors of each model. Models that exceed the memory limit are planned: their state is counted on "
+    "the meta device, and their steps are not timed. The largest model's steps are timed only with --full."
 )
 
 
 class Sweep:
-    """Step time and state against model size, of the largest model only the state unless in full."""
+    """Step time and state over model size; the largest model's steps are timed only with --full."""
 
     name = "sweep"
 
-    def pieces(self, setting: Setting) -> int:
-        """One a model."""
-        return len(_models(setting)) if _entries(setting) else 0
+    def work_units(self, config: BenchConfig) -> int:
+        """Return the number of models."""
+        return len(_models(config)) if _cases(config) else 0
 
-    def run(self, setting: Setting, watcher: Watcher) -> Iterator[Result]:
-        """One table."""
-        entries = _entries(setting)
-        if not entries:
+    def run(self, config: BenchConfig, callback: Callback) -> Iterator[Result]:
+        """Yield one table."""
+        cases = _cases(config)
+        if not cases:
             return
         rows: list[Row] = []
         try:
-            for name in _models(setting):
-                shapes = SHAPE_LISTS[name]()
-                watcher.begun(f"sizes: {shapes.title}")
-                family = Family("sweep", "element", "all", entries)
-                why = "not timed without --full" if name == _LARGEST and not setting.full else ""
-                rows += duel(family, shapes, setting, watcher.ticked, untimed=why)
-                watcher.finished()
+            for name in _models(config):
+                shapes = MODELS[name]()
+                callback.on_unit_start(f"sizes: {shapes.title}")
+                group = Group("sweep", "element", "all", cases)
+                reason = "not timed without --full" if name == _LARGEST and not config.full else ""
+                rows += compare(group, shapes, config, callback.on_progress, untimed=reason)
+                callback.on_unit_end()
         except KeyboardInterrupt:
             yield Result(self.name, "Model sizes", _COLUMNS, rows, [_NOTE])
             raise
         yield Result(self.name, "Model sizes", _COLUMNS, rows, [_NOTE])
 
 
-def _models(setting: Setting) -> list[str]:
-    """All sizes, unless it is a toy that is asked for."""
-    if setting.toy:
-        return [shapes.name for shapes in setting.models]
-    return [name for name in SHAPE_LISTS if name not in TOYS]
+def _models(config: BenchConfig) -> list[str]:
+    """Return the names of all models; of the selected ones if they are toys."""
+    if config.toy:
+        return [shapes.name for shapes in config.models]
+    return [name for name in MODELS if name not in TOY_MODELS]
 
 
-def _entries(setting: Setting) -> tuple[Entry, ...]:
-    """Ours once each, compiled if compiled ones are measured, and torch's fused AdamW."""
-    found: dict[str, Entry] = {}
-    for family in setting.families:
-        for entry in family.entries:
-            if entry.ours and entry.rule in NAMES:
-                found.setdefault(entry.rule, entry)
-            elif (entry.rule, entry.how) == _PEER:
-                found[entry.key] = entry
-    return tuple(found.values())
+def _cases(config: BenchConfig) -> tuple[Case, ...]:
+    """Return steepest's optimizers, each once, compiled if selected, and torch's fused AdamW."""
+    cases: dict[str, Case] = {}
+    for group in config.groups:
+        for case in group.cases:
+            if case.ours and case.rule in NAMES:
+                cases.setdefault(case.rule, case)
+            elif (case.rule, case.how) == _PEER:
+                cases[case.key] = case
+    return tuple(cases.values())

@@ -1,4 +1,4 @@
-"""Ternary layers beside dense ones; packing, unpacking and flipping beside axpy and a copy."""
+"""Ternary layers compared with dense ones; packing, unpacking and flipping compared with axpy and a copy."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from ...clock import now
-from ..limits import AXPY, COPY
+from ..bandwidth import AXPY, COPY
+from ..callbacks import Callback
+from ..interleaved import Measurements, Timer, error_line, time_interleaved
 from ..results import Column, Result, Row
-from ..section import Setting
-from ..ternary import DENSE, LayerSize, Pass, layers, passes, passes_need
-from ..turns import WARMUP_ROUNDS, Times, Turn, reason, take_turns
-from ..watch import Watcher
+from ..section import BenchConfig
+from ..ternary import DENSE, LayerSize, Pass, estimated_pass_bytes, layers, passes
 
 SIZES = (LayerSize(1024, 64), LayerSize(1024, 256), LayerSize(1024, 1024), LayerSize(2048, 256))
 WIDTH = 4096
@@ -27,7 +27,7 @@ _LAYER_COLUMNS = (
     Column("reason", ""),
 )
 _PASS_COLUMNS = (
-    Column("label", "what"),
+    Column("label", "operation"),
     Column("ms", "ms", "ms"),
     Column("ns_per_weight", "ns/weight", "rate"),
     Column("bytes_per_weight", "least B/weight", "rate"),
@@ -37,77 +37,77 @@ _PASS_COLUMNS = (
     Column("reason", ""),
 )
 _LAYER_NOTE = (
-    "Medians of {rounds} rounds in which all layers of a size take turns; × dense is the time over that of "
-    "nn.Linear of the same shape in the same round. Gradients and votes are dropped between turns, untimed. "
-    "Votes by magnitude are rounded eagerly, as by a trainer of fewer than 2²² weights."
+    "Medians of {rounds} interleaved rounds of all layers of a size; × dense is the time divided by that of "
+    "nn.Linear of the same shape in the same round. Gradients and votes are cleared before each run, "
+    "untimed. Votes by magnitude are rounded in eager mode, as by a trainer of fewer than 2²² weights."
 )
 _PASS_NOTE = (
-    "Medians of {rounds} rounds in which all of these take turns. GB/s: the least bytes over the time; the "
-    "shares are of the rate of axpy, and of a copy of one byte a weight, in the same rounds. A flip reads "
-    "votes, reads and writes counters and packed weights; where at most 0.1 % may flip, five times as many "
-    "have the votes. The flip step, a trainer's, gives back the memory of the votes besides. Unpacking makes "
-    "new memory, of which the system gives a page at a time. What fits into a cache moves faster than memory "
-    "does."
+    "Medians of {rounds} interleaved rounds. GB/s: the least bytes divided by the time; the percentages are "
+    "relative to the rates of axpy and of a copy of one byte per weight in the same rounds. A flip reads "
+    "votes, and reads and writes counters and packed weights. With at most 0.1 % flips, five times as many "
+    "weights have enough votes. The flip step, of a trainer, also frees the memory of the votes. Unpacking "
+    "allocates memory, which the system provides page by page. Data that fits into a cache moves faster than "
+    "memory allows."
 )
 
 _Made = TypeVar("_Made")
 
 
 class Ternary:
-    """Two tables: layers of several sizes, and passes over the weights of a large one.
+    """Two tables: layers of several sizes, and passes over the weights of a large layer.
 
-    Neither optimizers nor the models' shapes have a part in it; but where only toys are asked for, the
-    sizes are toys too.
+    The section ignores optimizers and the models' shapes, but if all models are toys, so are its sizes.
     """
 
     name = "ternary"
 
-    def pieces(self, setting: Setting) -> int:
-        """One a size of layer, and one for the passes."""
-        return len(_sizes(setting)) + 1
+    def work_units(self, config: BenchConfig) -> int:
+        """Return the number of layer sizes plus one for the passes."""
+        return len(_sizes(config)) + 1
 
-    def run(self, setting: Setting, watcher: Watcher) -> Iterator[Result]:
-        """Both tables."""
+    def run(self, config: BenchConfig, callback: Callback) -> Iterator[Result]:
+        """Yield both tables."""
         rows: list[Row] = []
-        notes = [_LAYER_NOTE.format(rounds=setting.rounds)]
-        title = "Ternary layers beside nn.Linear"
+        notes = [_LAYER_NOTE.format(rounds=config.rounds)]
+        title = "Ternary layers compared with nn.Linear"
         try:
-            for size in _sizes(setting):
-                watcher.begun(f"ternary layers: {size.width} × {size.width}, {size.rows} rows")
-                short = _short(size.need(setting.dtype), setting)
-                if short:
-                    notes.append(f"{size.width} × {size.width}, {size.rows} rows: {short}")
+            for size in _sizes(config):
+                callback.on_unit_start(f"ternary layers: {size.width} × {size.width}, {size.rows} rows")
+                skipped = _memory_shortage(size.estimated_bytes(config.dtype), config)
+                if skipped:
+                    notes.append(f"{size.width} × {size.width}, {size.rows} rows: {skipped}")
                 else:
-                    rows += _layer_rows(size, setting, watcher)
-                watcher.finished()
+                    rows += _layer_rows(size, config, callback)
+                callback.on_unit_end()
         except KeyboardInterrupt:
             yield Result(self.name, title, _LAYER_COLUMNS, rows, notes)
             raise
         yield Result(self.name, title, _LAYER_COLUMNS, rows, notes)
 
-        width = TOY_WIDTH if setting.toy else WIDTH
-        watcher.begun(f"ternary weights: packing and flipping {width} × {width}")
-        short = _short(passes_need(width, setting.dtype), setting)
-        rows = [] if short else _pass_rows(width, setting, watcher)
-        watcher.finished()
-        notes = [short] if short else [_PASS_NOTE.format(rounds=setting.rounds)]
+        width = TOY_WIDTH if config.toy else WIDTH
+        callback.on_unit_start(f"ternary weights: packing and flipping {width} × {width}")
+        skipped = _memory_shortage(estimated_pass_bytes(width, config.dtype), config)
+        rows = [] if skipped else _pass_rows(width, config, callback)
+        callback.on_unit_end()
+        notes = [skipped] if skipped else [_PASS_NOTE.format(rounds=config.rounds)]
         yield Result(self.name, f"Passes over {width} × {width} ternary weights", _PASS_COLUMNS, rows, notes)
 
 
-def _sizes(setting: Setting) -> tuple[LayerSize, ...]:
-    return TOY_SIZES if setting.toy else SIZES
+def _sizes(config: BenchConfig) -> tuple[LayerSize, ...]:
+    return TOY_SIZES if config.toy else SIZES
 
 
-def _short(need: int, setting: Setting) -> str:
-    if need <= setting.memory:
+def _memory_shortage(need: int, config: BenchConfig) -> str:
+    """Return a note if a measurement exceeds the memory limit, otherwise an empty string."""
+    if need <= config.memory:
         return ""
-    return f"skipped: needs {need / 2**30:.1f} GiB, the limit is {setting.memory / 2**30:.1f} GiB"
+    return f"skipped: needs {need / 2**30:.1f} GiB, the limit is {config.memory / 2**30:.1f} GiB"
 
 
-def _layer_rows(size: LayerSize, setting: Setting, watcher: Watcher) -> list[Row]:
-    makers = layers(size, setting.device, setting.dtype)
-    turns, failed = _made(makers)
-    times = _timed(list(turns.values()), setting, watcher)
+def _layer_rows(size: LayerSize, config: BenchConfig, callback: Callback) -> list[Row]:
+    makers = layers(size, config.device, config.dtype)
+    timers, failed = _make_all(makers)
+    times = _time(list(timers.values()), config, callback)
     failed |= times.failed
     rows: list[Row] = []
     for label in makers:
@@ -116,7 +116,7 @@ def _layer_rows(size: LayerSize, setting: Setting, watcher: Watcher) -> list[Row
             "width": size.width,
             "rows": size.rows,
             "label": label,
-            **_outcome(label, times, failed),
+            **_timing_columns(label, times, failed),
         }
         if label in times.seconds:
             row["times_dense"] = _ratio(times, label, DENSE)
@@ -124,15 +124,15 @@ def _layer_rows(size: LayerSize, setting: Setting, watcher: Watcher) -> list[Row
     return rows
 
 
-def _pass_rows(width: int, setting: Setting, watcher: Watcher) -> list[Row]:
-    makers = passes(width, setting.device, setting.dtype)
-    made, failed = _made(makers)
-    times = _timed([each.turn for each in made.values()], setting, watcher)
+def _pass_rows(width: int, config: BenchConfig, callback: Callback) -> list[Row]:
+    makers = passes(width, config.device, config.dtype)
+    made, failed = _make_all(makers)
+    times = _time([each.timer for each in made.values()], config, callback)
     failed |= times.failed
     weights = width * width
     rows: list[Row] = []
     for label in makers:
-        row: Row = {"key": label, "label": label, "weights": weights, **_outcome(label, times, failed)}
+        row: Row = {"key": label, "label": label, "weights": weights, **_timing_columns(label, times, failed)}
         if label in times.seconds:
             nbytes = made[label].nbytes
             row |= {
@@ -140,36 +140,30 @@ def _pass_rows(width: int, setting: Setting, watcher: Watcher) -> list[Row]:
                 "least_bytes": nbytes,
                 "bytes_per_weight": nbytes / weights,
                 "gigabytes_per_second": nbytes / row["ms"] / 1e6,
-                "of_axpy": _share(times, made, label, AXPY),
-                "of_copy": _share(times, made, label, COPY),
+                "of_axpy": _relative_rate(times, made, label, AXPY),
+                "of_copy": _relative_rate(times, made, label, COPY),
             }
         rows.append(row)
     return rows
 
 
-def _made(makers: Mapping[str, Callable[[], _Made]]) -> tuple[dict[str, _Made], dict[str, str]]:
-    """(what could be made, reasons why the rest could not)."""
+def _make_all(makers: Mapping[str, Callable[[], _Made]]) -> tuple[dict[str, _Made], dict[str, str]]:
+    """Call all makers; return their results and the errors of those that failed."""
     made: dict[str, _Made] = {}
     failed: dict[str, str] = {}
     for label, make in makers.items():
         try:
             made[label] = make()
         except Exception as error:
-            failed[label] = reason(error)
+            failed[label] = error_line(error)
     return made, failed
 
 
-def _timed(turns: list[Turn], setting: Setting, watcher: Watcher) -> Times:
-    total = setting.rounds + WARMUP_ROUNDS
-    return take_turns(
-        turns,
-        setting.rounds,
-        lambda: now(setting.device),
-        lambda done: watcher.ticked(done / total),
-    )
+def _time(timers: list[Timer], config: BenchConfig, callback: Callback) -> Measurements:
+    return time_interleaved(timers, config.rounds, lambda: now(config.device), callback.on_progress)
 
 
-def _outcome(label: str, times: Times, failed: Mapping[str, str]) -> dict[str, Any]:
+def _timing_columns(label: str, times: Measurements, failed: Mapping[str, str]) -> dict[str, Any]:
     if label not in times.seconds:
         return {"status": "failed", "reason": failed[label]}
     return {
@@ -181,11 +175,11 @@ def _outcome(label: str, times: Times, failed: Mapping[str, str]) -> dict[str, A
     }
 
 
-def _ratio(times: Times, label: str, other: str) -> float | None:
+def _ratio(times: Measurements, label: str, other: str) -> float | None:
     return times.ratio(label, other) if {label, other} <= times.seconds.keys() else None
 
 
-def _share(times: Times, made: Mapping[str, Pass], label: str, other: str) -> float | None:
-    """This one's rate over the other's."""
-    faster = _ratio(times, other, label)
-    return None if faster is None else faster * made[label].nbytes / made[other].nbytes
+def _relative_rate(times: Measurements, made: Mapping[str, Pass], label: str, other: str) -> float | None:
+    """Return the rate of one pass divided by that of another."""
+    speedup = _ratio(times, other, label)
+    return None if speedup is None else speedup * made[label].nbytes / made[other].nbytes
