@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 import steepest
 from steepest.compile.available import compiler_available
-from steepest.engine import collect, compiled, cpu_offload
+from steepest.engine import compiled, cpu_offload
 
 from .cases import CASES, RULES, Case, by_id, with_dtypes
+from .recording import configure
 from .released import holder, ordinary_run, released_run
 from .training import identical, make_params, set_gradients, snapshot, steps, train, values
 
@@ -66,7 +67,7 @@ class LateLanes:
 
 @pytest.fixture
 def far(monkeypatch: pytest.MonkeyPatch) -> list[LateLanes]:
-    monkeypatch.setattr(collect, "away", lambda device: True)
+    configure(monkeypatch, offloaded=lambda group: group["state_device"] == "cpu")
     monkeypatch.setattr(cpu_offload, "Lanes", LateLanes)
     LateLanes.made = []
     return LateLanes.made
@@ -102,7 +103,9 @@ def test_compiled_all_share_one_graph(far: list[LateLanes], monkeypatch: pytest.
 
 def test_a_group_compiles_as_a_whole_or_not(far: list[LateLanes], monkeypatch: pytest.MonkeyPatch):
     asked = []
-    monkeypatch.setattr("steepest.optimizer.wants_compiling", lambda *given: asked.append(given) or False)
+    monkeypatch.setattr(
+        "steepest.engine.pipeline.wants_compiling", lambda *given: asked.append(given) or False
+    )
     train(Case("adamw").make(params := make_params(), state_device="cpu"), params, 1)
     assert asked == [(None, sum(param.numel() for param in params), torch.device("cpu"))]
 
@@ -162,7 +165,7 @@ def test_the_copies_of_a_device_with_streams(monkeypatch: pytest.MonkeyPatch):
 
     params, twins = make_params(), make_params()
     train(Case("lion").make(twins), twins, 2)
-    monkeypatch.setattr(collect, "away", lambda device: True)
+    configure(monkeypatch, offloaded=lambda group: group["state_device"] == "cpu")
     monkeypatch.setattr(cpu_offload, "_STREAMED", ("cpu",))
     monkeypatch.setattr(torch, "get_device_module", lambda device: device_module)
     monkeypatch.setattr(torch, "empty_like", unpinned)

@@ -6,7 +6,7 @@ import copy
 import math
 import numbers
 import sys
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from operator import is_, itemgetter
 from typing import Any
@@ -108,8 +108,6 @@ class _CheckedGroup:
         self.values: tuple[Any, ...] | None = None
         self.views = copy.copy((group.get("view"), group.get("views")))
         self.params: list[Tensor] = []
-        self.vectors: set[torch.Size] = set()
-        self.matrices = False
         self.configs: dict[Any, UpdateConfig] = {}
 
     def accept(self, group: Group) -> None:
@@ -122,11 +120,6 @@ class _CheckedGroup:
         except (KeyError, RuntimeError, ValueError):
             return False
 
-    def remember(self, params: Sequence[Tensor]) -> None:
-        self.params = list(params)
-        self.vectors |= {param.shape for param in params if param.dim() < 2}
-        self.matrices |= any(param.dim() > 1 for param in params)
-
 
 class Collector:
     """Turns an optimizer's param groups into batches, and checks what others have changed in them.
@@ -136,13 +129,21 @@ class Collector:
 
     def __init__(self) -> None:
         self._groups: list[_CheckedGroup] = []
+        # Shapes of vectors that were given as such, and whether matrices were, in any group.
+        self._vectors: set[torch.Size] = set()
+        self._matrices = False
 
     def remember(self, groups: Sequence[Group]) -> None:
         """Note the parameters of new groups, whose options the next step checks."""
         for index in range(len(self._groups), len(groups)):
             checked = _CheckedGroup(find_rule(groups[index]["rule"]), groups[index])
-            checked.remember(groups[index]["params"])
             self._groups.append(checked)
+            self._remember(checked, groups[index]["params"])
+
+    def _remember(self, checked: _CheckedGroup, params: Sequence[Tensor]) -> None:
+        checked.params = list(params)
+        self._vectors |= {param.shape for param in params if param.dim() < 2}
+        self._matrices |= any(param.dim() > 1 for param in params)
 
     def check(self, who: str, groups: Sequence[Group]) -> None:
         """Raise ``ValueError`` for what a step could not be finished with; before it begins.
@@ -161,8 +162,8 @@ class Collector:
                 known = self._look_again(f"{who}, group {index}", groups, index, known)
             params = group["params"]
             if len(params) != len(known.params) or not all(map(is_, params, known.params)):
-                _check_replaced(known, group, index)
-                known.remember(params)
+                self._check_replaced(known, group, index)
+                self._remember(known, params)
 
     def _look_again(
         self, who: str, groups: Sequence[Group], index: int, known: _CheckedGroup | None
@@ -172,16 +173,41 @@ class Collector:
         rule.check(who, {**group, "lr": rule.hyper["lr"].default})
         checked = _CheckedGroup(rule, group)
         if known is None:
-            checked.remember(group["params"])
             self._groups.append(checked)
+            self._remember(checked, group["params"])
         else:
-            if checked.views != known.views and not _flattened(known, group):
+            if checked.views != known.views and not self._flattened(known, group):
                 for at, param in enumerate(group["params"]):
                     rule.check_param(describe(group, index, at), _label(group, at), param, group)
-            checked.params, checked.vectors, checked.matrices = known.params, known.vectors, known.matrices
+            checked.params = known.params
             self._groups[index] = checked
         checked.accept(group)
         return checked
+
+    def _check_replaced(self, known: _CheckedGroup, group: Group, group_index: int) -> None:
+        """Refuse parameters that were put into a group in place of others and that its rule cannot serve."""
+        if self._flattened(known, group):
+            raise ValueError(
+                f"{describe(group, group_index, 0)} is a vector of shape {tuple(group['params'][0].shape)}, "
+                "which was not there when the group was made: something has flattened the parameters "
+                f"(DeepSpeed ZeRO, FSDP1), and {known.rule.name!r} needs whole tensors; nothing was stepped"
+            )
+        ids = {id(param) for param in known.params}
+        for at, param in enumerate(group["params"]):
+            if id(param) not in ids:
+                who = describe(group, group_index, at)
+                refuse_shards(who, param)
+                known.rule.check_param(who, _label(group, at), param, group)
+
+    def _flattened(self, known: _CheckedGroup, group: Group) -> bool:
+        """Whether the matrices of a rule that needs them have become flat vectors.
+
+        Whoever replaces parameters puts matrices in their place; a flat vector of them all leaves none.
+        """
+        params = group["params"]
+        if not (known.rule.transforms and self._matrices and params):
+            return False
+        return all(param.dim() < 2 and param.shape not in self._vectors for param in params)
 
     def batches_of(
         self, who: str, groups: Sequence[Group], states: Mapping[Tensor, MutableMapping[str, Any]]
@@ -278,32 +304,3 @@ def _check_lr(who: str, lr: Any) -> None:
         good = isinstance(lr, numbers.Real) and not isinstance(lr, bool) and math.isfinite(lr)
     if not good:
         raise ValueError(f"{who}: lr must be a finite number or a 1-element tensor, got {lr!r}")
-
-
-def _check_replaced(known: _CheckedGroup, group: Group, group_index: int) -> None:
-    """Refuse parameters that were put into a group in place of others and that its rule cannot serve."""
-    if _flattened(known, group):
-        raise ValueError(
-            f"{describe(group, group_index, 0)} is a vector of shape {tuple(group['params'][0].shape)}, which "
-            "was not there when the group was made: something has flattened the parameters (DeepSpeed ZeRO, "
-            f"FSDP1), and {known.rule.name!r} needs whole tensors; nothing was stepped"
-        )
-    for at, param in _new(known, group):
-        refuse_shards(describe(group, group_index, at), param)
-        known.rule.check_param(describe(group, group_index, at), _label(group, at), param, group)
-
-
-def _new(known: _CheckedGroup, group: Group) -> Iterator[tuple[int, Tensor]]:
-    ids = {id(param) for param in known.params}
-    return ((at, param) for at, param in enumerate(group["params"]) if id(param) not in ids)
-
-
-def _flattened(known: _CheckedGroup, group: Group) -> bool:
-    """Whether the matrices of a rule that needs them have become flat vectors.
-
-    Whoever replaces parameters puts matrices in their place; a flat vector of them all leaves none.
-    """
-    params = group["params"]
-    if not (known.rule.transforms and known.matrices and params):
-        return False
-    return all(param.dim() < 2 and param.shape not in known.vectors for param in params)
