@@ -46,9 +46,15 @@ def far_from(found, expected):
 
 
 @needs_triton
-@pytest.mark.parametrize("dtype", CLOSE, ids=str)
-@pytest.mark.parametrize("batch", [(), (3,), (2, 2)], ids=str)
-@pytest.mark.parametrize(("rows", "inner"), [(1, 1), (16, 32), (33, 7), (70, 40)])
+@pytest.mark.parametrize(
+    ("rows", "inner", "batch", "dtype"),
+    [
+        *((*size, (), dtype) for size in [(1, 1), (16, 32), (33, 7), (70, 40)] for dtype in CLOSE),
+        # A stack is one launch of the same program, whatever its dtype.
+        *((*size, batch, torch.bfloat16) for size in [(1, 1), (33, 7)] for batch in [(3,), (2, 2)]),
+    ],
+    ids=str,
+)
 def test_it_is_the_product_in_float64_and_exactly_symmetric(kernel, rows, inner, batch, dtype):
     """One tile and several, whole ones and ragged ones, with an addend that is not symmetric above."""
     tiles = kernel.Tiles(16, 16, 4, 2)
