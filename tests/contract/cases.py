@@ -215,11 +215,10 @@ def kind(case: Case) -> frozenset[str]:
         steps(optimizer, params, range(2))
         found = {"no vectors"} & {f"no {what}" for what in case.cannot}
         found |= set() if deterministic(case) else {"noise"}
-        for param, state in optimizer.state.items():
-            factors = case.factors(optimizer, param)
-            for name, value in state.items():
-                sort = "factor" if name in factors else str(value.dtype)
-                found.add(name if name == "step" else "number" if name in case.rule.tensor_state else sort)
+        # The first parameter is a matrix, so that one number for all of it shows.
+        for name, value in optimizer.state[params[0]].items():
+            alike = "number" if value.dim() == 0 else "factor"
+            found.add(name if name == "step" else str(value.dtype) if value.shape == params[0].shape else alike)
         _KINDS[str(case)] = frozenset(found)
     return _KINDS[str(case)]
 
