@@ -217,8 +217,12 @@ def kind(case: Case) -> frozenset[str]:
         found |= set() if deterministic(case) else {"noise"}
         # The first parameter is a matrix, so that one number for all of it shows.
         for name, value in optimizer.state[params[0]].items():
-            alike = "number" if value.dim() == 0 else "factor"
-            found.add(name if name == "step" else str(value.dtype) if value.shape == params[0].shape else alike)
+            if name == "step":
+                found.add(name)
+            elif value.shape == params[0].shape:
+                found.add(str(value.dtype))
+            else:
+                found.add("number" if value.dim() == 0 else "factor")
         _KINDS[str(case)] = frozenset(found)
     return _KINDS[str(case)]
 
