@@ -18,9 +18,13 @@ race: $(READY)
 bench: $(PEERS)
 	$(BIN)/steepest bench --out runs/bench
 
-# One thread: the tests' tensors are tiny, and on a shared machine threads that wait for each other stall.
+# A process for every core, each with one thread: the tests' tensors are tiny, and threads that wait for each
+# other stall. Neighbouring tests stay in one process (worksteal), so that they share compiled code and
+# fixtures. TESTS picks files or a directory, JOBS=0 runs all in one process, which a debugger needs.
+TESTS ?=
+JOBS  ?= auto
 test: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=worksteal $(TESTS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

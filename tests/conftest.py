@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -12,6 +14,15 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Every device of this machine, one after the other."""
     return torch.device(request.param)
+
+
+@pytest.fixture
+def known_processor() -> Iterator[None]:
+    """torch.compile believes what the processor says of its vectors: to try them takes ten seconds of CPU."""
+    from torch._inductor import config
+
+    with config.patch({"cpp.vec_isa_ok": True}):
+        yield
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

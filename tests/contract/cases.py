@@ -1,10 +1,16 @@
-"""The table: every registered rule with its defaults, variants worth running, and what cannot apply."""
+"""The table: every registered rule with its defaults, variants worth running, and what cannot apply.
+
+Promises of the engine are not checked for every rule times every dtype times every option. Cases that are
+alike (:func:`kind`, :func:`reach`) go the same way through the engine: :func:`spread` crosses one of them
+with everything and gives every other one combination, each another.
+"""
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +21,7 @@ import steepest
 from steepest.linalg import newton_schulz
 from steepest.rule import Rule, find_rule
 
-from .training import SHAPES, make_params
+from .training import SHAPES, make_params, steps
 
 __all__ = [
     "CANNOT",
@@ -26,7 +32,11 @@ __all__ = [
     "able",
     "by_id",
     "deterministic",
+    "kind",
+    "one_of_each",
+    "reach",
     "related",
+    "spread",
     "with_dtypes",
 ]
 
@@ -196,13 +206,68 @@ def able(cases: Iterable[Case], *what: str) -> list[Case]:
     return [case for case in cases if not case.cannot.keys() & set(what)]
 
 
+_KINDS: dict[str, frozenset[str]] = {}
+
+
+def kind(case: Case) -> frozenset[str]:
+    """What the engine has to keep and to bring for a case: its state's sorts and dtypes, noise, matrices."""
+    if str(case) not in _KINDS:
+        params = case.params()
+        optimizer = case.make(params)
+        steps(optimizer, params, range(2))
+        found = {"no vectors"} & {f"no {what}" for what in case.cannot}
+        found |= set() if deterministic(case) else {"noise"}
+        # The first parameter is a matrix, so that one number for all of it shows.
+        for name, value in optimizer.state[params[0]].items():
+            if name == "step":
+                found.add(name)
+            elif value.shape == params[0].shape:
+                found.add(str(value.dtype))
+            else:
+                found.add("number" if value.dim() == 0 else "factor")
+        _KINDS[str(case)] = frozenset(found)
+    return _KINDS[str(case)]
+
+
+def reach(case: Case) -> frozenset[str]:
+    """How much of a parameter the rule has to see at once, and whether it draws noise; whatever its state."""
+    return kind(case) & {"number", "factor", "no vectors", "noise"}
+
+
+def one_of_each(cases: Iterable[Case], alike: Callable[[Case], Hashable] = kind) -> list[Case]:
+    """The first of all cases that are alike: they go the same way through the engine."""
+    first: dict[Hashable, Case] = {}
+    for case in cases:
+        first.setdefault(alike(case), case)
+    return list(first.values())
+
+
+def spread(
+    cases: Iterable[Case], *axes: Iterable[Any], alike: Callable[[Case], Hashable] = kind
+) -> list[tuple[Any, ...]]:
+    """Combinations of cases and values: all for the first of the cases that are alike, one for the others.
+
+    A complex dtype goes only to cases that can take it.
+    """
+    cases, combinations = list(cases), list(itertools.product(*axes))
+    crossed, made = one_of_each(cases, alike), []
+    for at, case in enumerate(cases):
+        fit = [each for each in combinations if "complex" not in case.cannot or not any(map(_complex, each))]
+        made += [(case, *each) for each in (fit if case in crossed else [fit[at % len(fit)]])]
+    return made
+
+
+def _complex(value: Any) -> bool:
+    return isinstance(value, torch.dtype) and value.is_complex
+
+
 def with_dtypes(cases: Iterable[Case], dtypes: Sequence[torch.dtype]) -> list[tuple[Case, torch.dtype]]:
     """Every case with every dtype; complex ones where they apply."""
     return [
         (case, dtype)
         for case in cases
         for dtype in dtypes
-        if not (dtype.is_complex and "complex" in case.cannot)
+        if not (_complex(dtype) and "complex" in case.cannot)
     ]
 
 

@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 import steepest
 
-from .cases import CASES, LR, RULES, Case
+from .cases import CASES, LR, RULES, Case, spread
 from .training import snapshot, steps
 
 BEFORE, AFTER = range(3), range(3, 6)
@@ -74,7 +74,7 @@ def result(net: Net, optimizer: steepest.Optimizer) -> dict[str, Any]:
     return snapshot(optimizer, net.parameters())
 
 
-JOBS = [Job(case, kind) for case in CASES for kind in KINDS] + [Job(None, kind) for kind in KINDS]
+JOBS = [Job(*each) for each in spread(CASES, KINDS)] + [Job(None, kind) for kind in KINDS]
 
 
 def _save_files(folder: Path, trained: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ from steepest.engine.step_count import add_step
 from steepest.engine.update import UpdateConfig
 from steepest.rule import find_rule
 
-from .cases import CASES, RULES, Case, able, by_id, related, with_dtypes
+from .cases import CASES, RULES, Case, able, by_id, related, spread
 from .recording import Apart, Recorded, configure, record_compiled
 from .training import gradient, identical, make_params, set_gradients, snapshot, steps, values
 
@@ -82,7 +82,7 @@ def check_replays(case: Case, dtype: torch.dtype, recorders: list[Recorded] | No
 
 @pytest.mark.parametrize(
     ("case", "dtype"),
-    with_dtypes([*CASES, DAMPED], [torch.float32, torch.bfloat16, torch.complex64]),
+    spread([*CASES, DAMPED], [torch.float32, torch.bfloat16, torch.complex64]),
     ids=str,
 )
 def test_the_steps_are_the_ordinary_ones(case: Case, dtype: torch.dtype):
@@ -189,20 +189,24 @@ def test_counts_are_the_device_s_where_it_alone_knows_them(
 
 
 @pytest.mark.parametrize(
-    ("case", "dtype"), with_dtypes([*CASES, DAMPED], [torch.float32, torch.bfloat16]), ids=str
+    ("case", "dtype"), spread([*CASES, DAMPED], [torch.float32, torch.bfloat16]), ids=str
 )
 def test_a_replay_is_the_next_step(case: Case, dtype: torch.dtype):
     check_replays(case, dtype, compile=False)
 
 
 @needs_compiler
-@pytest.mark.parametrize(
-    ("case", "dtype"), with_dtypes(able(RULES, "compile"), [torch.float32, torch.bfloat16]), ids=str
-)
-def test_a_replay_of_compiled_code_is_the_next_step(
-    case: Case, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-):
-    check_replays(case, dtype, record_compiled(monkeypatch), compile=True)
+@pytest.mark.parametrize("case", able(RULES, "compile"), ids=by_id)
+def test_a_replay_of_compiled_code_is_the_next_step(case: Case, monkeypatch: pytest.MonkeyPatch):
+    check_replays(case, torch.float32, record_compiled(monkeypatch), compile=True)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["lion", "simba_leaky"])
+def test_a_replay_of_compiled_code_draws_the_next_step_s_noise(name: str, monkeypatch: pytest.MonkeyPatch):
+    """For rounding, and for a rule beside it. The graphs are those of test_compiled.py."""
+    recorders = record_compiled(monkeypatch)
+    check_replays(Case(name), torch.bfloat16, recorders, state_dtype=torch.float32, compile=True)
 
 
 def on_meta(case: Case, monkeypatch: pytest.MonkeyPatch, **options: Any) -> steepest.Optimizer:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch.optim.lr_scheduler import OneCycleLR
 
-from .cases import Case
+from .cases import CASES, Case, by_id, one_of_each, reach
 from .training import identical, set_gradients
 
 
@@ -16,6 +17,7 @@ def _cyclic(optimizer: torch.optim.Optimizer) -> OneCycleLR:
     return OneCycleLR(optimizer, max_lr=0.1, total_steps=12, cycle_momentum=cycles)
 
 
+@pytest.mark.parametrize("case", one_of_each(CASES), ids=by_id)
 def test_a_compiled_step_equals_the_step_and_recompiles_at_most_once(case: Case):
     torch._dynamo.reset()
     params, twins = case.params(), case.params()
@@ -62,6 +64,7 @@ def test_a_compiled_step_takes_a_closure_and_fires_hooks_once(rule: Case):
     assert identical(params, twins)
 
 
+@pytest.mark.parametrize("case", one_of_each(CASES, reach), ids=by_id)
 def test_a_compiled_training_step(case: Case):
     torch._dynamo.reset()
     params, twins = case.params(), case.params()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from .cases import CASES, Case, able, by_id, related
+from .cases import CASES, Case, able, by_id, related, spread
 from .training import gradient, identical, steps, train
 
 every_case = pytest.mark.parametrize("case", able(CASES, "complex"), ids=by_id)
@@ -19,9 +19,11 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=["decay", "maximize"])
-@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=str)
-@every_case
+@pytest.mark.parametrize(
+    ("case", "dtype", "options"),
+    spread(able(CASES, "complex"), [torch.complex64, torch.complex128], OPTIONS),
+    ids=str,
+)
 def test_a_complex_parameter_is_its_real_view(case: Case, dtype: torch.dtype, options: dict[str, Any]):
     params = case.params(dtype)
     twins = [Parameter(torch.view_as_real(p.detach()).clone()) for p in params]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import steepest
 
-from .cases import CASES, RULES, Case, by_id
+from .cases import CASES, RULES, Case, by_id, reach, spread
 from .training import identical, snapshot, steps
 
 # Not the default of any option: whatever is kept on the optimizer alone is lost on the way.
@@ -53,8 +53,7 @@ COPIERS = {
 }
 
 
-@pytest.mark.parametrize("copier", COPIERS)
-@pytest.mark.parametrize("case", CASES, ids=by_id)
+@pytest.mark.parametrize(("case", "copier"), spread(CASES, COPIERS), ids=str)
 def test_a_copy_steps_on_as_the_original_does(case: Case, copier: str):
     params = case.params(torch.bfloat16)
     optimizer = case.make(params, **UNUSUAL)
@@ -68,8 +67,7 @@ def test_a_copy_steps_on_as_the_original_does(case: Case, copier: str):
     assert identical(snapshot(other, _params(other)), snapshot(optimizer, params))
 
 
-@pytest.mark.parametrize("copier", COPIERS)
-@pytest.mark.parametrize("rule", RULES, ids=by_id)
+@pytest.mark.parametrize(("rule", "copier"), spread(RULES, COPIERS, alike=reach), ids=str)
 def test_a_copy_made_before_the_first_step(rule: Case, copier: str):
     params = rule.params()
     optimizer = rule.make(params, **UNUSUAL)

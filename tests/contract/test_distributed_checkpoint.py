@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from .cases import CASES, Case, by_id
+from .cases import CASES, Case, by_id, spread
 from .resume_jobs import Net
 from .training import gradient, identical, snapshot, steps
 
@@ -26,8 +26,7 @@ def _net(case: Case) -> Net:
     return Net(torch.float32, [case])
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("case", CASES, ids=by_id)
+@pytest.mark.parametrize(("case", "way"), spread(CASES, WAYS), ids=str)
 def test_asking_a_trained_optimizer_changes_nothing(case: Case, way: str):
     net = _net(case)
     optimizer = case.make(net.parameters())
@@ -56,8 +55,7 @@ def _go_on(net: Net, optimizer: Any, which: range) -> None:
         optimizer.step()
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("case", CASES, ids=by_id)
+@pytest.mark.parametrize(("case", "way"), spread(CASES, WAYS), ids=str)
 def test_a_parameter_whose_gradient_has_not_come_yet(case: Case, way: str):
     options = StateDictOptions(**WAYS[way])
     net, twin = _net(case), _net(case)
@@ -72,8 +70,7 @@ def test_a_parameter_whose_gradient_has_not_come_yet(case: Case, way: str):
     assert identical(list(net.parameters()), list(twin.parameters()))
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("case", CASES, ids=by_id)
+@pytest.mark.parametrize(("case", "way"), spread(CASES, WAYS), ids=str)
 def test_a_frozen_parameter(case: Case, way: str):
     options = StateDictOptions(**WAYS[way])
     net, twin = _net(case), _net(case)

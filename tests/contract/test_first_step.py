@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from .cases import CASES, Case, by_id, with_dtypes
+from .cases import CASES, Case, by_id, reach, spread
 from .training import identical, steps, train, values
 
 # The equation counts every step a parameter takes, this one too (as torch's optimizers do): bias
@@ -34,16 +34,17 @@ def _first_step(optimizer: torch.optim.Optimizer, params: list[torch.Tensor], lr
 METHODS = ["decoupled", "independent", "l2", "palm", "sign", "cautious"]
 
 
-@pytest.mark.parametrize("lr", [0.0, torch.tensor(0.0)], ids=["float", "tensor"])
-@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
-    ("case", "dtype"),
-    with_dtypes(
+    ("case", "dtype", "method"),
+    spread(
         [c for c in CASES if "decay_overshoot" not in c.options],
         [torch.float32, torch.bfloat16, torch.complex64],
+        METHODS,
+        alike=reach,
     ),
     ids=str,
 )
+@pytest.mark.parametrize("lr", [0.0, torch.tensor(0.0)], ids=["float", "tensor"])
 def test_no_parameter_changes(case: Case, method: str, dtype: torch.dtype, lr: Any):
     params = case.params(dtype)
     options = {"weight_decay": 0.5, "weight_decay_method": method, "rounding": "stochastic"}

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.amp import GradScaler
 from torch.nn.utils import clip_grad_norm_
 
-from .cases import CASES, Case, by_id
+from .cases import CASES, Case, reach, spread
 from .training import gradient, identical, snapshot
 
 SCALE = 1024.0
@@ -22,8 +22,11 @@ def _scaler(device: torch.device, scale: float = SCALE) -> GradScaler:
     return scaler
 
 
-@pytest.mark.parametrize("options", [{}, {"nonfinite": "skip"}, {"nonfinite": "raise"}], ids=str)
-@pytest.mark.parametrize("case", CASES, ids=by_id)
+@pytest.mark.parametrize(
+    ("case", "options"),
+    spread(CASES, [{}, {"nonfinite": "skip"}, {"nonfinite": "raise"}], alike=reach),
+    ids=str,
+)
 def test_scaled_unscaled_clipped_training_is_training(
     case: Case, options: dict[str, Any], device: torch.device
 ):
@@ -60,8 +63,7 @@ def test_without_unscale_the_scaler_unscales_once(case: Case, device: torch.devi
     assert identical(params, twins)
 
 
-@pytest.mark.parametrize("bad", [torch.inf, torch.nan], ids=str)
-@pytest.mark.parametrize("case", CASES, ids=by_id)
+@pytest.mark.parametrize(("case", "bad"), spread(CASES, [torch.inf, torch.nan], alike=reach), ids=str)
 def test_an_overflow_skips_the_step_and_halves_the_scale(case: Case, bad: float, device: torch.device):
     params = case.params(device=device)
     optimizer, scaler = case.make(params), _scaler(device)

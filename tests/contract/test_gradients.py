@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from .cases import CASES, Case, by_id, deterministic, related, with_dtypes
+from .cases import CASES, Case, by_id, deterministic, reach, related, spread
 from .training import identical, set_gradients, snapshot, steps, values
 
 OPTIONS = [
@@ -16,12 +16,12 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize(
-    ("case", "dtype"),
-    with_dtypes(
+    ("case", "dtype", "options"),
+    spread(
         [c for c in CASES if "decay_overshoot" not in c.options],
         [torch.float32, torch.bfloat16, torch.complex64],
+        OPTIONS,
     ),
     ids=str,
 )
@@ -103,8 +103,15 @@ def test_a_frozen_parameter_rests_and_goes_on_where_it_stopped(case: Case):
     assert identical(optimizer.state[params[0]], twin.state[twins[0]])
 
 
-@pytest.mark.parametrize("method", ["decoupled", "sign", "cautious", "palm", "independent", "l2"])
-@pytest.mark.parametrize("case", [c for c in CASES if "decay_overshoot" not in c.options], ids=by_id)
+@pytest.mark.parametrize(
+    ("case", "method"),
+    spread(
+        [c for c in CASES if "decay_overshoot" not in c.options],
+        ["decoupled", "sign", "cautious", "palm", "independent", "l2"],
+        alike=reach,
+    ),
+    ids=str,
+)
 def test_zero_gradients_move_nothing_without_weight_decay(case: Case, method: str):
     params = case.params()
     options = {**case.options, "weight_decay": 0.0, "weight_decay_method": method}

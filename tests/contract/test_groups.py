@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from .cases import CASES, RULES, Case, by_id, deterministic, related
+from .cases import CASES, RULES, Case, by_id, deterministic, reach, related, spread
 from .training import identical, set_gradients, snapshot, steps, train, values
 
 # What a tensor does must not depend on its group's neighbours; "max" relates all tensors by design.
@@ -124,8 +124,7 @@ ERRORS = {
 }
 
 
-@pytest.mark.parametrize("error", ERRORS)
-@pytest.mark.parametrize("rule", RULES, ids=by_id)
+@pytest.mark.parametrize(("rule", "error"), spread(RULES, ERRORS, alike=reach), ids=str)
 def test_add_param_group_checks_what_the_constructor_checks(rule: Case, error: str):
     kind, words, bad_group = ERRORS[error]
     params = rule.params()

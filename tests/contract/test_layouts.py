@@ -14,7 +14,7 @@ from torch.nn import Parameter
 from steepest.engine import chunks, reductions
 from steepest.engine.layout import Row, pieces
 
-from .cases import CASES, RULES, Case, able, by_id
+from .cases import CASES, RULES, Case, able, by_id, reach, spread
 from .training import gradient, identical, steps, train
 
 
@@ -47,10 +47,17 @@ LAYOUTS: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Tensor]]] = {
 OPTIONS: dict[str, Any] = {"weight_decay": 0.125, "rounding": "stochastic", "nonfinite": "skip"}
 
 
-@pytest.mark.parametrize("which", ["parameter", "gradient", "both"])
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("case", CASES, ids=by_id)
+@pytest.mark.parametrize(
+    ("case", "dtype", "layout", "which"),
+    spread(
+        CASES,
+        [torch.float32, torch.bfloat16],
+        LAYOUTS,
+        ["parameter", "gradient", "both"],
+        alike=reach,
+    ),
+    ids=str,
+)
 def test_strides_do_not_matter(case: Case, dtype: torch.dtype, layout: str, which: str):
     shape, lay_out = LAYOUTS[layout]
     (twin,) = case.params(dtype, shapes=[shape])
@@ -105,8 +112,9 @@ def test_a_matrix_steps_as_the_vector_of_its_elements(case: Case):
     assert identical(a[0].view(12), b[0])
 
 
-@pytest.mark.parametrize("nonfinite", ["ignore", "skip", "raise"])
-@pytest.mark.parametrize("case", CASES, ids=by_id)
+@pytest.mark.parametrize(
+    ("case", "nonfinite"), spread(CASES, ["ignore", "skip", "raise"], alike=reach), ids=str
+)
 def test_an_empty_parameter_is_stepped_and_harms_nobody(case: Case, nonfinite: str):
     options = {**OPTIONS, "nonfinite": nonfinite}
     shapes = [(4, 3), (0,), (3, 0, 2)]
@@ -123,9 +131,11 @@ def test_only_empty_parameters(case: Case):
     train(case.make(params, **OPTIONS), params)
 
 
-@pytest.mark.parametrize("layout", ["contiguous", "transposed", "channels_last"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("case", RULES, ids=by_id)
+@pytest.mark.parametrize(
+    ("case", "dtype", "layout"),
+    spread(RULES, [torch.float32, torch.bfloat16], ["contiguous", "transposed", "channels_last"]),
+    ids=str,
+)
 def test_pieces_make_the_whole(case: Case, dtype: torch.dtype, layout: str, monkeypatch: pytest.MonkeyPatch):
     """Large tensors are stepped piece by piece; here the pieces are of seven elements."""
     shape, lay_out = LAYOUTS.get(layout, ((5, 3, 2, 2), lambda t: t))

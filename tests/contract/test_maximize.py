@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from .cases import CASES, Case, with_dtypes
+from .cases import CASES, Case, reach, spread
 from .training import identical, set_gradients
 
 OPTIONS: list[dict[str, Any]] = [
@@ -18,12 +18,13 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
 @pytest.mark.parametrize(
-    ("case", "dtype"),
-    with_dtypes(
+    ("case", "dtype", "options"),
+    spread(
         [c for c in CASES if "decay_overshoot" not in c.options],
         [torch.float32, torch.bfloat16, torch.complex64],
+        OPTIONS,
+        alike=reach,
     ),
     ids=str,
 )

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from .cases import CASES, RULES, Case, by_id, related, with_dtypes
+from .cases import CASES, RULES, Case, by_id, reach, related, spread
 from .training import identical, set_gradients, snapshot, steps, train, values
 
 BAD = [torch.nan, torch.inf, -torch.inf]
@@ -29,9 +29,7 @@ def _but_for_the_count(tree: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
-@pytest.mark.parametrize("value", BAD, ids=str)
-@pytest.mark.parametrize("at", [0, 1, 2])
-@pytest.mark.parametrize("case", CASES, ids=by_id)
+@pytest.mark.parametrize(("case", "at", "value"), spread(CASES, [0, 1, 2], BAD, alike=reach), ids=str)
 def test_skip_changes_nothing_but_the_count(case: Case, at: int, value: float):
     params = case.params(torch.bfloat16)
     optimizer = case.make(params, nonfinite="skip", weight_decay=0.125, rounding="stochastic")
@@ -43,10 +41,9 @@ def test_skip_changes_nothing_but_the_count(case: Case, at: int, value: float):
         steps(optimizer, params, [taken])
 
 
-@pytest.mark.parametrize("value", BAD, ids=str)
 @pytest.mark.parametrize(
-    ("case", "dtype"),
-    with_dtypes(CASES, [torch.float32, torch.float64, torch.float16, torch.complex64]),
+    ("case", "dtype", "value"),
+    spread(CASES, [torch.float32, torch.float64, torch.float16, torch.complex64], BAD, alike=reach),
     ids=str,
 )
 def test_after_a_skipped_step_training_is_as_if_it_had_not_been(case: Case, value: float, dtype: torch.dtype):
@@ -93,8 +90,7 @@ def test_a_step_that_is_taken_is_not_counted(rule: Case):
     assert optimizer.skipped_steps == 0
 
 
-@pytest.mark.parametrize("value", BAD, ids=str)
-@pytest.mark.parametrize("case", CASES, ids=by_id)
+@pytest.mark.parametrize(("case", "value"), spread(CASES, BAD, alike=reach), ids=str)
 def test_raise_names_the_parameter_and_changes_nothing(case: Case, value: float):
     params = case.params()
     named = case.make(zip("abc", params, strict=True), nonfinite="raise", weight_decay=0.125)

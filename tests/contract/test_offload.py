@@ -22,7 +22,7 @@ import steepest
 from steepest.compile.available import compiler_available
 from steepest.engine import compiled, cpu_offload
 
-from .cases import CASES, RULES, Case, by_id, with_dtypes
+from .cases import CASES, RULES, Case, by_id, spread, with_dtypes
 from .recording import configure
 from .released import holder, ordinary_run, released_run
 from .training import identical, make_params, set_gradients, snapshot, steps, train, values
@@ -74,7 +74,7 @@ def far(monkeypatch: pytest.MonkeyPatch) -> list[LateLanes]:
 
 
 @pytest.mark.parametrize(
-    ("case", "dtype"), with_dtypes(STEPPED_ON_HOST, [torch.float32, torch.bfloat16, torch.complex64]), ids=str
+    ("case", "dtype"), spread(STEPPED_ON_HOST, [torch.float32, torch.bfloat16, torch.complex64]), ids=str
 )
 def test_the_steps_are_the_cpu_s(case: Case, dtype: torch.dtype, far: list[LateLanes]):
     params, twins = case.params(dtype), case.params(dtype)
@@ -250,11 +250,13 @@ def test_one_optimizer_may_keep_some_groups_on_the_host(far: list[LateLanes]):
 # -- checkpoints
 
 
-@pytest.mark.parametrize("case", STEPPED_ON_HOST, ids=by_id)
-@pytest.mark.parametrize(("saved_by", "loaded_by"), [(None, "cpu"), ("cpu", None), ("cpu", "cpu")])
+@pytest.mark.parametrize(
+    ("case", "devices"), spread(STEPPED_ON_HOST, [(None, "cpu"), ("cpu", None), ("cpu", "cpu")]), ids=str
+)
 def test_checkpoints_interchange_and_where_state_lives_is_the_run_s_business(
-    case: Case, saved_by: str | None, loaded_by: str | None, far: list[LateLanes]
+    case: Case, devices: tuple[str | None, str | None], far: list[LateLanes]
 ):
+    saved_by, loaded_by = devices
     params, twins = case.params(torch.bfloat16), case.params(torch.bfloat16)
     optimizer, twin = (
         case.make(params, state_device=saved_by, state_dtype=torch.float32),

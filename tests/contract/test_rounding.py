@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from .cases import CASES, RULES, Case, able, by_id
+from .cases import CASES, RULES, Case, able, by_id, reach, spread
 from .training import identical, set_gradients, steps, train
 
 # λ·lr moves 1.0 by a quarter (bfloat16) or a half (float16) of what rounding to nearest could see.
@@ -30,8 +30,7 @@ def _decay_once(case: Case, param: Parameter, *, steps: int = 1, **options: Any)
     return param.detach().double()
 
 
-@pytest.mark.parametrize("dtype", STEP, ids=str)
-@pytest.mark.parametrize("case", able(RULES, "weight_decay"), ids=by_id)
+@pytest.mark.parametrize(("case", "dtype"), spread(able(RULES, "weight_decay"), STEP), ids=str)
 def test_a_decay_too_small_for_nearest_rounding_moves_the_weights(case: Case, dtype: torch.dtype):
     def ones() -> Parameter:
         return case.ones(SIZE, dtype=dtype)
@@ -65,8 +64,7 @@ def test_it_is_unbiased_over_seeds_and_steps(case: Case):
     assert after.std() > 0
 
 
-@pytest.mark.parametrize("dtype", STEP, ids=str)
-@pytest.mark.parametrize("case", CASES, ids=by_id)
+@pytest.mark.parametrize(("case", "dtype"), spread(CASES, STEP), ids=str)
 def test_every_result_is_a_neighbour_of_the_float32_result(case: Case, dtype: torch.dtype):
     params = case.params(dtype, shapes=[(64, 4)])
     wide = [Parameter(param.detach().float()) for param in params]
@@ -88,8 +86,7 @@ def test_every_result_is_a_neighbour_of_the_float32_result(case: Case, dtype: to
     assert (rounded[inexact] == nearest[inexact]).any()
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("case", CASES, ids=by_id)
+@pytest.mark.parametrize(("case", "dtype"), spread(CASES, STEP), ids=str)
 def test_two_replicas_round_alike_whatever_the_global_seed(case: Case, dtype: torch.dtype):
     def replica(global_seed: int) -> list[Tensor]:
         torch.manual_seed(global_seed)
@@ -120,8 +117,7 @@ def test_equal_tensors_of_one_optimizer_round_otherwise(case: Case):
     assert not torch.equal(*(param.detach() for param in params))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("case", CASES, ids=by_id)
+@pytest.mark.parametrize(("case", "dtype"), spread(CASES, [torch.float32, torch.float64]), ids=str)
 def test_wide_parameters_are_not_rounded(case: Case, dtype: torch.dtype):
     params, twins = case.params(dtype), case.params(dtype)
     optimizer, twin = case.make(params, rounding="stochastic"), case.make(twins)
@@ -141,8 +137,15 @@ def test_switched_on_between_steps(case: Case):
     assert identical(again.state_dict(), optimizer.state_dict())
 
 
-@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan, 3.3895313892515355e38])
-@pytest.mark.parametrize("rule", able(RULES, "infinite weights"), ids=by_id)
+@pytest.mark.parametrize(
+    ("rule", "value"),
+    spread(
+        able(RULES, "infinite weights"),
+        [torch.inf, -torch.inf, torch.nan, 3.3895313892515355e38],
+        alike=reach,
+    ),
+    ids=str,
+)
 def test_infinities_and_the_largest_values_stay_what_they_are(rule: Case, value: float):
     param = Parameter(torch.full(rule.shape((16,)), value, dtype=torch.bfloat16))
     _decay_once(rule, param, rounding="stochastic", weight_decay=0.0)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Embedding, Parameter
 
-from .cases import CASES, Case, by_id
+from .cases import CASES, Case, reach, spread
 from .training import gradient, identical, snapshot, train
 
 MAKE_SPARSE: dict[str, Callable[[Tensor], Tensor]] = {
@@ -25,9 +25,11 @@ def _some_rows(t: Tensor, step: int) -> Tensor:
     return kept
 
 
-@pytest.mark.parametrize("kind", MAKE_SPARSE)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("case", CASES, ids=by_id)
+@pytest.mark.parametrize(
+    ("case", "dtype", "kind"),
+    spread(CASES, [torch.float32, torch.bfloat16], MAKE_SPARSE, alike=reach),
+    ids=str,
+)
 def test_sparse_gradients_equal_dense_ones(case: Case, dtype: torch.dtype, kind: str):
     options = {"weight_decay": 0.125, "nonfinite": "skip"}
     (param,), (twin,) = case.params(dtype, shapes=[(4, 3)]), case.params(dtype, shapes=[(4, 3)])

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from .cases import Case
+from .cases import CASES, RULES, Case, reach, spread
 from .training import identical, steps, train
 
 
-@pytest.mark.parametrize("shape", [(), (1,), (1, 1)], ids=str)
+@pytest.mark.parametrize(("case", "shape"), spread(CASES, [(), (1,), (1, 1)], alike=reach), ids=str)
 def test_a_tensor_lr_is_the_number_it_holds(case: Case, shape: tuple[int, ...], device: torch.device):
     expected = train(case.make(params := case.params(device=device), lr=0.03125), params)
     params = case.params(device=device)
@@ -17,7 +17,11 @@ def test_a_tensor_lr_is_the_number_it_holds(case: Case, shape: tuple[int, ...], 
     assert identical(train(optimizer, params), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.int64], ids=str)
+@pytest.mark.parametrize(
+    ("rule", "dtype"),
+    spread(RULES, [torch.float64, torch.float16, torch.bfloat16, torch.int64], alike=reach),
+    ids=str,
+)
 def test_a_tensor_lr_of_any_dtype(rule: Case, dtype: torch.dtype):
     number = 1 if dtype == torch.int64 else 0.03125
     expected = train(rule.make(params := rule.params(), lr=number), params)
@@ -35,7 +39,11 @@ def test_two_elements_are_a_value_error(rule: Case):
         rule.make(rule.params()).add_param_group({"params": rule.params(), "lr": lr})
 
 
-@pytest.mark.parametrize("method", ["decoupled", "independent", "untied", "palm", "sign", "l2"])
+@pytest.mark.parametrize(
+    ("rule", "method"),
+    spread(RULES, ["decoupled", "independent", "untied", "palm", "sign", "l2"], alike=reach),
+    ids=str,
+)
 def test_a_tensor_lr_changed_in_place_is_seen(rule: Case, method: str):
     options = {"weight_decay": 0.125, "weight_decay_method": method}
     params, twins = rule.params(), rule.params()

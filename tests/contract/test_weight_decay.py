@@ -12,10 +12,11 @@ from torch.nn import Parameter
 
 from steepest.engine import reductions
 
-from .cases import RULES, Case, able, by_id
+from .cases import RULES, Case, able, by_id, reach, spread
 from .training import identical, set_gradients, steps, values
 
-every_rule = pytest.mark.parametrize("case", able(RULES, "weight_decay"), ids=by_id)
+DECAYING = able(RULES, "weight_decay")
+every_rule = pytest.mark.parametrize("case", DECAYING, ids=by_id)
 with_independent = pytest.mark.parametrize(
     "case", able(RULES, "weight_decay", "independent decay"), ids=by_id
 )
@@ -52,10 +53,11 @@ def _close(ours: Any, theirs: Any) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("lr", [LR, 0.0, 5.0])
-@pytest.mark.parametrize("decay", [LAMBDA, 0.0])
-@pytest.mark.parametrize("method", ON_THE_PARAMETER)
-@every_rule
+@pytest.mark.parametrize(
+    ("case", "method", "decay", "lr"),
+    spread(DECAYING, ON_THE_PARAMETER, [LAMBDA, 0.0], [LR, 0.0, 5.0], alike=reach),
+    ids=str,
+)
 def test_alone_on_a_zero_gradient(case: Case, method: str, decay: float, lr: float):
     params = case.params(torch.float64)
     before = values(params)
@@ -66,8 +68,7 @@ def test_alone_on_a_zero_gradient(case: Case, method: str, decay: float, lr: flo
     _close(values(params), [_formula(method, p, lr, decay, lr) for p in before])
 
 
-@pytest.mark.parametrize("method", ON_THE_PARAMETER)
-@every_rule
+@pytest.mark.parametrize(("case", "method"), spread(DECAYING, ON_THE_PARAMETER, alike=reach), ids=str)
 def test_before_the_update(case: Case, method: str):
     """p' = decayed(p) − lr·direction, the direction being that of the step without decay."""
     params = case.params(torch.float64)
@@ -202,8 +203,11 @@ def test_independent_with_an_initial_rate_of_zero(case: Case):
         _close(values(params), [p * factor for p in before])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-@every_rule
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    spread(DECAYING, [torch.float32, torch.bfloat16, torch.float64], alike=reach),
+    ids=str,
+)
 def test_sign_stops_at_zero_and_stays_there(case: Case, dtype: torch.dtype):
     start = torch.tensor([0.25, -0.25, 0.01, -0.01, 0.0, 1.0], dtype=dtype).view(case.shape((6,)))
     param = Parameter(start.clone())
@@ -215,8 +219,7 @@ def test_sign_stops_at_zero_and_stays_there(case: Case, dtype: torch.dtype):
         assert torch.equal(param.detach(), expected)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@every_rule
+@pytest.mark.parametrize(("case", "method"), spread(DECAYING, METHODS, alike=reach), ids=str)
 def test_a_scheduled_weight_decay_is_seen(case: Case, method: str):
     """From 0 on to something and back: no step may remember an earlier λ."""
     params, twins = case.params(), case.params()

@@ -1,4 +1,4 @@
-"""Test the Triton kernel in its interpreter against float64, and compile it for GPUs, present or not."""
+"""The Triton kernel in its interpreter, against float64, and compiled for devices that need not be there."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from steepest.linalg import gram, newton_schulz, preferred_symmetric_kernel, sym
 from steepest.linalg.symmetric import mirrored_product
 
 needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="Triton exists only for Linux"
+    importlib.util.find_spec("triton") is None, reason="Triton is there for Linux alone"
 )
 NAME = "steepest.linalg.triton_symmetric"
-# Relative to the largest |entry|. The interpreter truncates float32 to bfloat16, where a device rounds.
+# Of the largest |entry|. The interpreter cuts a float32 off to make it bfloat16, where a device rounds.
 CLOSE = {torch.float32: 1e-6, torch.float16: 2**-11, torch.bfloat16: 2**-7}
-# Shared memory per block on the smallest supported device.
+# What a block may have of shared memory on the least of the devices that are served.
 SMALLEST_SHARED = 99 * 1024
 
 
 @pytest.fixture
 def kernel(monkeypatch):
-    """Re-import the kernel's module so that Triton interprets the kernel, and select the kernel."""
+    """The kernel's file, imported anew so that its kernel is interpreted, and preferred."""
     before = importlib.import_module(NAME)
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setitem(sys.modules, NAME, before)
@@ -46,11 +46,17 @@ def far_from(found, expected):
 
 
 @needs_triton
-@pytest.mark.parametrize("dtype", CLOSE, ids=str)
-@pytest.mark.parametrize("batch", [(), (3,), (2, 2)], ids=str)
-@pytest.mark.parametrize(("rows", "inner"), [(1, 1), (16, 32), (33, 7), (70, 40)])
-def test_kernel_matches_float64_and_is_exactly_symmetric(kernel, rows, inner, batch, dtype):
-    """Cover one tile and several, full and partial tiles, and an addend that is not symmetric."""
+@pytest.mark.parametrize(
+    ("rows", "inner", "batch", "dtype"),
+    [
+        *((*size, (), dtype) for size in [(1, 1), (16, 32), (33, 7), (70, 40)] for dtype in CLOSE),
+        # A stack is one launch of the same program, whatever its dtype.
+        *((*size, batch, torch.bfloat16) for size in [(1, 1), (33, 7)] for batch in [(3,), (2, 2)]),
+    ],
+    ids=str,
+)
+def test_it_is_the_product_in_float64_and_exactly_symmetric(kernel, rows, inner, batch, dtype):
+    """One tile and several, whole ones and ragged ones, with an addend that is not symmetric above."""
     tiles = kernel.Tiles(16, 16, 4, 2)
     x, added = randn(*batch, rows, inner, dtype=dtype), randn(*batch, rows, rows, dtype=dtype, seed=1)
     bare = x.double() @ x.double().mT
@@ -68,7 +74,7 @@ def test_kernel_matches_float64_and_is_exactly_symmetric(kernel, rows, inner, ba
 
 
 @needs_triton
-def test_layout_does_not_change_bits(kernel):
+def test_any_layout_gives_the_same_bits(kernel):
     tiles = kernel.Tiles(16, 16, 4, 2)
     x = randn(2, 40, 24)
     gappy = torch.empty(2, 80, 48)[:, ::2, ::2].copy_(x)
@@ -84,8 +90,8 @@ def test_layout_does_not_change_bits(kernel):
 
 
 @needs_triton
-def test_program_ids_cover_every_tile(kernel):
-    """Entry (i, j) is i·j, for 5 × 5 tiles and more, so a missing or misplaced tile would differ."""
+def test_each_tile_is_found_by_its_number(kernel):
+    """Of 5 × 5 tiles and more, each computed once: a sum over one column counts what is written."""
     for across in (5, 23):
         x = torch.arange(16.0 * across)[:, None]
         found = kernel.mirrored(x, x.mT, tiles=kernel.Tiles(16, 16, 4, 2))
@@ -93,7 +99,7 @@ def test_program_ids_cover_every_tile(kernel):
 
 
 @needs_triton
-def test_empty_operands_and_nan(kernel):
+def test_nothing_to_sum_and_nothing_to_write(kernel):
     assert kernel.mirrored(torch.zeros(0, 4), torch.zeros(4, 0)).shape == (0, 0)
     assert torch.equal(kernel.mirrored(torch.zeros(5, 0), torch.zeros(0, 5)), torch.zeros(5, 5))
     x = randn(2, 40, 10)
@@ -106,7 +112,7 @@ def test_empty_operands_and_nan(kernel):
 @needs_triton
 @pytest.mark.parametrize("rows", [100, 150], ids=["too small", "served"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_public_functions_use_the_kernel(kernel, monkeypatch, rows, dtype):
+def test_the_public_products_go_through_it(kernel, monkeypatch, rows, dtype):
     calls = []
     through = kernel.mirrored
     monkeypatch.setattr(kernel, "mirrored", lambda *a, **k: calls.append(1) or through(*a, **k))
@@ -120,7 +126,7 @@ def test_public_functions_use_the_kernel(kernel, monkeypatch, rows, dtype):
 
 
 @needs_triton
-def test_newton_schulz_with_the_kernel_matches_plain_products(kernel):
+def test_a_newton_schulz_iteration_through_it_is_the_one_without(kernel):
     x = randn(2, 130, 200)
     found = newton_schulz(x, "jordan", form="gram", dtype=torch.float32)
     preferred_symmetric_kernel("default")
@@ -128,7 +134,7 @@ def test_newton_schulz_with_the_kernel_matches_plain_products(kernel):
 
 
 @needs_triton
-def test_unsupported_operands_use_plain_products(kernel):
+def test_what_it_does_not_serve_goes_on_as_ever(kernel):
     x = randn(2, 200, 30)
     assert kernel.serves(x, x.mT, None)
     added = torch.zeros(2, 200, 200)
@@ -155,26 +161,26 @@ def test_unsupported_operands_use_plain_products(kernel):
 
 
 @needs_triton
-def test_compiled_code_uses_plain_products(kernel, monkeypatch):
-    monkeypatch.setattr(kernel, "mirrored", lambda *a, **k: pytest.fail("the kernel ran in compiled code"))
+def test_compiled_code_has_the_plain_product(kernel, monkeypatch):
+    monkeypatch.setattr(kernel, "mirrored", lambda *a, **k: pytest.fail("a kernel in a graph"))
     x = randn(150, 20)
     found = torch.compile(lambda x: mirrored_product(x, x.mT), backend="eager")(x)
     assert far_from(found, x.double() @ x.double().mT) < 1e-6
 
 
 @pytest.mark.parametrize(("capability", "served"), [((7, 5), False), ((8, 0), True), ((12, 0), True)])
-def test_devices_without_bfloat16_products_are_unsupported(monkeypatch, capability, served):
+def test_devices_without_bfloat16_products_are_not_served(monkeypatch, capability, served):
     module = importlib.import_module(NAME)
     monkeypatch.setattr(module, "AVAILABLE", True)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert module._runs_on(torch.device("cuda", 1)) is served
-    monkeypatch.setattr(torch.version, "cuda", None)  # an AMD build, which also calls its devices cuda
+    monkeypatch.setattr(torch.version, "cuda", None)  # AMD's, whose devices are called cuda too
     assert not module._runs_on(torch.device("cuda", 1))
 
 
 @needs_triton
-def test_float32_follows_torchs_matmul_precision():
+def test_float32_is_multiplied_as_torch_is_told_to():
     module = importlib.import_module(NAME)
     before = torch.get_float32_matmul_precision()
     try:
@@ -186,7 +192,7 @@ def test_float32_follows_torchs_matmul_precision():
         torch.set_float32_matmul_precision(before)
 
 
-def test_invalid_choice_is_refused_and_changes_nothing(monkeypatch):
+def test_the_choice_is_refused_by_name_and_stays(monkeypatch):
     with pytest.raises(ValueError, match="'default' or 'triton', got 'cublas'"):
         preferred_symmetric_kernel("cublas")
     monkeypatch.setattr(importlib.import_module(NAME), "AVAILABLE", False)
@@ -196,7 +202,7 @@ def test_invalid_choice_is_refused_and_changes_nothing(monkeypatch):
 
 
 def compiled(module, capability, dtype, precision, tiles, *, adds):
-    """Compile the kernel for operands laid out like X and Xᵀ, for a GPU that need not be present."""
+    """The kernel for operands laid out as X and Xᵀ are, made for a device that need not be there."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
 
@@ -226,7 +232,9 @@ def compiled(module, capability, dtype, precision, tiles, *, adds):
     ("capability", "dtype", "adds"),
     [(80, "bf16", True), (86, "fp32", True), (90, "bf16", False), (90, "tf32", True), (120, "fp16", True)],
 )
-def test_kernel_compiles_and_fits_in_shared_memory(capability, dtype, adds, tmp_path, monkeypatch):
+def test_it_compiles_for_devices_and_fits_into_their_shared_memory(
+    capability, dtype, adds, tmp_path, monkeypatch
+):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     module = importlib.import_module(NAME)
     tiles = {"tf32": module._TF32, "fp32": module._FLOAT32}.get(dtype, module._HALF)
@@ -241,7 +249,7 @@ def test_kernel_compiles_and_fits_in_shared_memory(capability, dtype, adds, tmp_
 @needs_triton
 @pytest.mark.parametrize("dtype", CLOSE, ids=str)
 @pytest.mark.parametrize(("rows", "inner"), [(129, 5), (768, 2304), (1000, 333)])
-def test_on_a_gpu(rows, inner, dtype):
+def test_on_a_device(rows, inner, dtype):
     x = randn(2, rows, inner, dtype=dtype).cuda() / inner**0.5
     preferred_symmetric_kernel("triton")
     try:

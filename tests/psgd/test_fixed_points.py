@@ -12,8 +12,11 @@ from .fitting import KINDS, generator, orthogonal, preconditioners, run, spd, up
 CASES = [("quad", 0.1), ("quad", 0.05), ("procrustes", 0.2), ("procrustes", 0.1)]
 
 
-@pytest.mark.parametrize("norm", ["exact", "bound"])
-@pytest.mark.parametrize(("kind", "step_size"), CASES)
+# Slower steps settle in the same place; the bound is looked at with the usual ones.
+@pytest.mark.parametrize(
+    ("kind", "step_size", "norm"),
+    [(*case, "exact") for case in CASES] + [("quad", 0.1, "bound"), ("procrustes", 0.2, "bound")],
+)
 def test_matrix(kind, step_size, norm):
     """For G = H₁ V H₂ with V = √n·orthogonal, P_i is H_i⁻¹ up to one scalar, and P_l ⊗ P_r is exact."""
     n, draw = 6, generator(0)

@@ -1,24 +1,12 @@
-"""One worker of several whose parameters' gradients nobody averages: only the votes meet."""
-
-import os
-import sys
+"""What one worker of several does where nobody averages the parameters' gradients: only the votes meet."""
 
 import torch
-import torch.distributed as dist
 
 import steepest
 
 from .models import loss_of, small_model, snapshot
 
 FAULTS = ("none", "retry", "skip", "raise", "changed")
-
-
-def main(rank, world, out):
-    dist.init_process_group("gloo", init_method=f"file://{out}/store", rank=rank, world_size=world)
-    torch.save({fault: train(rank, world, fault) for fault in FAULTS}, f"{out}/{rank}.pt")
-    dist.barrier()
-    # Not through the destructors: gloo's threads can wait for each other there.
-    os._exit(0)
 
 
 def train(rank, world, fault):
@@ -69,9 +57,3 @@ def failing(batches, finite):
 def unchanged(model, before):
     """Raise if anything has moved."""
     assert all(torch.equal(value, before[name]) for name, value in snapshot(model).items())
-
-
-if __name__ == "__main__":
-    rank, world, out = sys.argv[1:]
-    torch.set_num_threads(1)
-    main(int(rank), int(world), out)

@@ -1,4 +1,4 @@
-"""One worker of several: trains under DistributedDataParallel and saves what it has."""
+"""One worker of several: does every job, under DistributedDataParallel and without, and saves what it has."""
 
 import os
 import sys
@@ -9,11 +9,28 @@ from torch.nn.parallel import DistributedDataParallel
 
 import steepest
 
+from . import apart_job
 from .models import loss_of, small_model
 
+# By name: the kind of votes, how many passes a step, whether the second worker's second step is bad.
+JOBS = {
+    "sign": ("sign", 1, False),
+    "magnitude": ("magnitude", 1, False),
+    "several passes, one bad": ("sign", 2, True),
+}
 
-def main(rank, world, out, kind, rounds, bad):
+
+def main(rank, world, out):
     dist.init_process_group("gloo", init_method=f"file://{out}/store", rank=rank, world_size=world)
+    done = {name: train(rank, world, *job) for name, job in JOBS.items()}
+    done["apart"] = {fault: apart_job.train(rank, world, fault) for fault in apart_job.FAULTS}
+    torch.save(done, f"{out}/{rank}.pt")
+    dist.barrier()
+    # Not through the destructors: gloo's threads and DDP's reducer can wait for each other there.
+    os._exit(0)
+
+
+def train(rank, world, kind, rounds, bad):
     model = small_model()
     wrapped = DistributedDataParallel(model)
     options = {"threshold": 3, "votes": kind, "zero_pull": 0.02}
@@ -29,13 +46,10 @@ def main(rank, world, out, kind, rounds, bad):
                 loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, f"{out}/{rank}.pt")
-    dist.barrier()
-    # Not through the destructors: gloo's threads and DDP's reducer can wait for each other there.
-    os._exit(0)
+    return {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
 
 
 if __name__ == "__main__":
-    rank, world, out, kind, rounds, bad = sys.argv[1:]
+    rank, world, out = sys.argv[1:]
     torch.set_num_threads(1)
-    main(int(rank), int(world), out, kind, int(rounds), bad == "True")
+    main(int(rank), int(world), out)

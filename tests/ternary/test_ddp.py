@@ -16,25 +16,26 @@ from .models import assert_same, loss_of, small_model, snapshot
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="needs torch.distributed")
 
 
-def run_workers(folder, kind, rounds, bad=False, world=2):
-    return run_jobs("ddp_job", folder, (kind, rounds, bad), world)
+WORLD = 2
 
 
-def run_jobs(job, folder, arguments, world=2):
-    root = Path(__file__).parents[2]
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory):
+    """What each worker has after every job: the processes do all of them, since to start takes seconds."""
+    folder, root = tmp_path_factory.mktemp("ddp"), Path(__file__).parents[2]
     jobs = [
         subprocess.Popen(
-            [sys.executable, "-m", f"tests.ternary.{job}", *map(str, (rank, world, folder, *arguments))],
+            [sys.executable, "-m", "tests.ternary.ddp_job", *map(str, (rank, WORLD, folder))],
             cwd=root,
             env={**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *sys.path])},
         )
-        for rank in range(world)
+        for rank in range(WORLD)
     ]
-    assert [job.wait(timeout=120) for job in jobs] == [0] * world
-    return [torch.load(f"{folder}/{rank}.pt", weights_only=True) for rank in range(world)]
+    assert [job.wait(timeout=240) for job in jobs] == [0] * WORLD
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 
-def one_process(kind, rounds, bad=False, world=2):
+def one_process(kind, rounds, bad=False, world=WORLD):
     model = small_model()
     options = {"threshold": 3, "votes": kind, "zero_pull": 0.02}
     optimizer = steepest.build(model, "sgd", lr=0.01, nonfinite="skip", ternary=options)
@@ -52,28 +53,28 @@ def one_process(kind, rounds, bad=False, world=2):
 
 
 @pytest.mark.parametrize("kind", ["sign", "magnitude"])
-def test_two_workers_equal_one(kind, tmp_path):
+def test_two_workers_equal_one(kind, workers):
     weights, optimizer = one_process(kind, rounds=1)
-    for saved in run_workers(tmp_path, kind, rounds=1):
+    for saved in (done[kind] for done in workers):
         assert_same(saved["model"], weights)
         for index, state in optimizer.state_dict()["state"].items():
             assert_same(state, saved["optimizer"]["state"][index])
     assert optimizer.flip.stats().total_flips > 0
 
 
-def test_with_several_passes_each_and_a_step_that_only_one_must_skip(tmp_path):
+def test_with_several_passes_each_and_a_step_that_only_one_must_skip(workers):
     weights, optimizer = one_process("sign", rounds=2, bad=True)
     assert optimizer.skipped_steps == 1
-    for saved in run_workers(tmp_path, "sign", rounds=2, bad=True):
+    for saved in (done["several passes, one bad"] for done in workers):
         for name in weights:
             if name.endswith("packed"):
                 assert torch.equal(saved["model"][name], weights[name])
         assert saved["optimizer"]["param_groups"][0]["skipped_steps"] == 1
 
 
-def test_workers_skip_together_and_a_step_tried_again_counts_votes_once(tmp_path):
+def test_workers_skip_together_and_a_step_tried_again_counts_votes_once(workers):
     found = {}
-    first, second = run_jobs("apart_job", tmp_path, ())
+    first, second = (done["apart"] for done in workers)
     for fault, (one, counted) in first.items():
         other, others = second[fault]
         # Parameters do not move, and replicas of T stay alike.
