@@ -1,8 +1,8 @@
 """Arithmetic that rounds alike however it runs: eagerly, compiled, in chunks or on shards.
 
-Fused operations (``lerp``, ``addcmul``, ``add`` with ``alpha``) round differently at the end of a vector than
-within it, and torch's square root on a CPU is a unit off in the last place where compiled code is exact. Rules
-use these functions instead.
+Fused operations (``lerp``, ``addcmul``, ``add`` with ``alpha``) round differently at the end of a vector
+than within it, and torch's square root on a CPU is a unit off in the last place where compiled code is exact.
+Rules use these functions instead.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ def exact_sqrt(x: Tensor) -> Tensor:
 def rms_clip_factor(factor: Tensor, rms: Tensor, limit: float) -> Tensor:
     """Return min(factor, limit/rms): scaled by it, values of root mean square ``rms`` have one ≤ ``limit``.
 
-    Nothing overflows: an rms of 0 leaves ``factor`` as it is, and an infinite factor becomes the largest number,
-    since infinity times a zero would be NaN.
+    Nothing overflows: an rms of 0 leaves ``factor`` as it is, and an infinite factor becomes the largest
+    number, since infinity times a zero would be NaN.
 
-    >>> rms_clip_factor(torch.tensor(2.0), torch.tensor(1.0), 1.5), rms_clip_factor(torch.tensor(2.0), torch.tensor(0.0), 1.5)
-    (tensor(1.5000), tensor(2.))
+    >>> rms_clip_factor(torch.tensor([2.0, 2.0]), torch.tensor([1.0, 0.0]), 1.5)
+    tensor([1.5000, 2.0000])
     """
     return torch.minimum(factor, limit / rms).clamp(max=torch.finfo(factor.dtype).max)

@@ -17,6 +17,7 @@ from steepest.engine.pipeline import take_step
 from steepest.hyperparameters import near_miss, plain
 from steepest.param_groups import (
     OLD_REASONS,
+    check_overlaps,
     check_own_views,
     check_params,
     check_views,
@@ -126,7 +127,9 @@ class Optimizer(torch.optim.Optimizer):
             find_rule(full["rule"]).check(f"{type(self).__name__}, group {group_index}", full)
             full |= {name: plain(full[name]) for name in find_rule(full["rule"]).defaults()}
             full.setdefault("base_lr", float(full["lr"]))
-            check_params([params] if isinstance(params, Tensor) else list(params), group_index, full)
+            given = [params] if isinstance(params, Tensor) else list(params)
+            check_params(given, group_index, full)
+            check_overlaps(given, (param for group in self.param_groups for param in group["params"]))
             if (own := param_group.get("views")) and own is not self.defaults.get("views"):
                 check_own_views(own, full["rule"], param_group["params"])
             param_group.update(full)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
+from itertools import pairwise
+from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from steepest.engine.collect import refuse_shards
+from steepest.engine.collect import PLAIN, refuse_shards
 from steepest.hyperparameters import COMMON_OPTIONS, near_miss
 from steepest.rule import find_rule
 
 __all__ = [
     "OLD_REASONS",
     "RESERVED",
+    "check_overlaps",
     "check_own_views",
     "check_params",
     "check_views",
@@ -124,3 +127,40 @@ def check_params(params: list[Any], group_index: int, group: Mapping[str, Any]) 
                 f"{who} is a conjugate view, which cannot be stepped in place: resolve_conj() it"
             )
         find_rule(group["rule"]).check_param(who, name, param, group)
+
+
+def check_overlaps(params: Sequence[Any], others: Iterable[Tensor]) -> None:
+    """Refuse parameters that share memory: a step over both at once would lose the update of one.
+
+    Args:
+        params: the new ones, tensors or ``(name, tensor)`` pairs.
+        others: those of the groups that are there.
+    """
+    spans: dict[int, list[tuple[int, int, Any, Tensor]]] = {}
+    entries = [
+        *((None, each) for each in others),
+        *(e if isinstance(e, tuple) else (None, e) for e in params),
+    ]
+    for name, param in {id(param): (name, param) for name, param in entries}.values():
+        # Only a tensor without gaps covers all that lies between its ends.
+        if type(param) not in PLAIN or param.is_meta or param.numel() == 0 or not _is_dense(param):
+            continue
+        first = param.data_ptr()
+        spans.setdefault(param.get_device(), []).append((first, first + param.nbytes, name, param))
+    for together in spans.values():
+        together.sort(key=itemgetter(0))
+        for (_, end, one, a), (first, _, other, b) in pairwise(together):
+            if first < end:
+                who = [
+                    repr(name) if name is not None else f"of shape {tuple(p.shape)}"
+                    for name, p in ((one, a), (other, b))
+                ]
+                raise ValueError(
+                    f"parameters {who[0]} and {who[1]} share memory: give the optimizer one of them"
+                )
+
+
+def _is_dense(param: Tensor) -> bool:
+    """Whether the elements fill the memory from the first to the last."""
+    last = sum((size - 1) * stride for size, stride in zip(param.shape, param.stride(), strict=True))
+    return last + 1 == param.numel()

@@ -70,8 +70,7 @@ class StateSpec:
             return torch.zeros_like(param, dtype=dtype, requires_grad=False)
         dtype = self.dtype or torch.promote_types(param.dtype, torch.float32)
         if self.per == "tensor":
-            where = "meta" if param.is_meta else "cpu"
-            return torch.full((), float(self.fill), dtype=dtype, device=where)
+            return torch.full((), float(self.fill), dtype=dtype, device="cpu")
         if self.fill == "identity":
             return torch.eye(self.shape[0], dtype=dtype, device=param.device)
         return torch.full(self.shape, float(self.fill), dtype=dtype, device=param.device)
@@ -110,7 +109,7 @@ class Rule(ABC):
         vectors: whether a rule with ``transform`` takes parameters of fewer than two dimensions.
         working_copies: how many times the bytes of a matrix and its entries, in the compute dtype, are in use
             at once in ``transform``.
-        takes, transform_takes: the names that ``update`` and ``transform`` ask for, read off their signatures.
+        takes, transform_takes: the names that ``update`` and ``transform`` ask for in their signatures.
         measures, transforms, retracts: whether the rule has these phases.
         has_scalars: whether :meth:`scalars` gives any numbers.
         needs_param: whether ``transform`` is given the parameters too, stacked, as ``param``.
@@ -174,9 +173,9 @@ class Rule(ABC):
                 raise ValueError(f"{owner}: {name} of {self.name!r} is {ours!r}, got {group[name]!r}")
         if self.transforms and group.get("state_device") is not None:
             raise ValueError(
-                f"{owner}: state_device must be None for {self.name!r}, got {group['state_device']!r}: matrix "
-                "products run on the accelerator, and their state must be there. Set state_device in groups "
-                'of element rules (build: fallback={"rule": "adamw", "state_device": "cpu"})'
+                f"{owner}: state_device must be None for {self.name!r}, got {group['state_device']!r}: "
+                "matrix products run on the accelerator, and their state must be there. Set state_device in "
+                'groups of element rules (build: fallback={"rule": "adamw", "state_device": "cpu"})'
             )
 
     def check_param(self, who: str, name: str | None, param: Tensor, group: Group) -> None:
@@ -272,6 +271,7 @@ class Rule(ABC):
 
         ``states`` holds the state of every tensor in the optimizer that this rule has stepped so far.
         """
+        raise NotImplementedError
 
     @abstractmethod
     def update(self, grad: Tensor, param: Tensor, *args: Any, **given: Any) -> tuple[Any, dict[str, Tensor]]:
@@ -283,10 +283,11 @@ class Rule(ABC):
         A subclass names in its signature what it takes: state entries (cast to the compute dtype; of a
         ``transform`` rule also entries of a matrix that hold one number), hyperparameters (all of them but lr
         and weight decay, if it ends in ``**options``), entries of :meth:`scalars` and :meth:`measure`, and
-        ``noise``, a function from a stream number to uniform [0, 1) noise of grad's shape. Scalars are floats,
-        or 0-dim tensors when compiled. Entries per element are donated: ``update`` may overwrite them, and
-        returning an overwritten one saves a copy. It must change neither ``grad`` nor ``param``. Only
-        elementwise torch operations, and none that fuse a product and a sum (:mod:`steepest.arithmetic`).
+        ``noise``, a function from a stream number to uniform [0, 1) noise of grad's shape. Scalars are
+        floats, or 0-dim tensors when compiled. Entries per element are donated: ``update`` may overwrite
+        them, and returning an overwritten one saves a copy. It must change neither ``grad`` nor ``param``.
+        Only elementwise torch operations, and none that fuse a product and a sum
+        (:mod:`steepest.arithmetic`).
         """
 
     def transform_inputs(self, group: Group) -> int:
@@ -296,11 +297,11 @@ class Rule(ABC):
     def transform(self, u: Tensor, *args: Any, **given: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """(direction, new matrix entries) of stacked matrices u [batch, ..., m, n].
 
-        Named arguments as for ``update``: entries of the matrix, stacked; ``key`` and ``index`` for noise (two
-        words [batch, 1, ...], and a function that gives the elements' places in their parameters);
-        ``param``, the parameters, stacked; ``grad_dtype``; ``orthogonalize``, the optimizer's own matrix function or None. Scalars that follow
-        from a step count which only a device knows come as tensors, 0-dim for one matrix, [batch] for a stack.
-        u is donated.
+        Named arguments as for ``update``: entries of the matrix, stacked, in the dtype they are kept in;
+        ``key`` and ``index`` for noise (two words [batch, 1, ...], and a function that gives the elements'
+        places in their parameters); ``param``, the parameters, stacked; ``grad_dtype``; ``orthogonalize``,
+        the optimizer's own matrix function or None. Scalars that follow from a step count which only a device
+        knows come as tensors, 0-dim for one matrix, [batch] for a stack. u is donated.
         """
         raise NotImplementedError
 

@@ -70,7 +70,7 @@ class Apart(TorchDispatchMode):
 
 
 def configure(monkeypatch: pytest.MonkeyPatch, **values: Any) -> None:
-    """Let updates be configured as on another machine: with these attributes, given as a function of the group."""
+    """Configure updates as on another machine: each attribute is given as a function of the group."""
     original = UpdateConfig.__post_init__
 
     def configured(self: UpdateConfig) -> None:

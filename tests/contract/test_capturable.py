@@ -19,7 +19,7 @@ import steepest
 from steepest import optimizer as optimizer_module
 from steepest.compile import cache
 from steepest.compile.available import compiler_available
-from steepest.engine import compiled, cuda_graphs, matrices
+from steepest.engine import compiled, cuda_graphs
 from steepest.engine.collect import Collector, ParamBatch
 from steepest.engine.grad_check import all_finite
 from steepest.engine.step_count import add_step
@@ -258,11 +258,12 @@ def test_a_learning_rate_of_the_host_s_would_be_seen(monkeypatch: pytest.MonkeyP
 def test_matrices_of_unlike_counts_are_one_stack(name: str, monkeypatch: pytest.MonkeyPatch):
     """Counts that only a device knows cannot be compared, and each matrix has its own numbers."""
     stacks: list[int] = []
-    advance = matrices.advance
+    rule = type(find_rule(name))
+    transform = rule.transform
 
-    def counted(recipe: Any, param: Tensor, *more: Any) -> Any:
-        stacks.append(len(param))
-        return advance(recipe, param, *more)
+    def counted(self: Any, u: Tensor, **more: Any) -> Any:
+        stacks.append(len(u))
+        return transform(self, u, **more)
 
     options = {"update_probability": 0.5, "update_flat_steps": 2, "update_decay_steps": 0}
     params, twins = make_params(shapes=[(4, 3)] * 3), make_params(shapes=[(4, 3)] * 3)
@@ -271,9 +272,9 @@ def test_matrices_of_unlike_counts_are_one_stack(name: str, monkeypatch: pytest.
     for some, some_params in ((optimizer, params), (twin, twins)):
         steps(some, some_params[:1], range(3))
         if some is optimizer:
-            monkeypatch.setattr(matrices, "advance", counted)
+            monkeypatch.setattr(rule, "transform", counted)
         steps(some, some_params, range(3, 6))
-        monkeypatch.setattr(matrices, "advance", advance)
+        monkeypatch.setattr(rule, "transform", transform)
     assert stacks == [3] * 3
     torch.testing.assert_close(values(params), values(twins), rtol=1e-5, atol=1e-6)
 

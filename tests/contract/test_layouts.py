@@ -200,32 +200,44 @@ def test_sums_come_in_logical_order_whatever_the_strides(limit: int, monkeypatch
     assert reductions.moments(grad[1:, ::2]) == reductions.moments(grad[1:, ::2].contiguous())
 
 
-@pytest.mark.parametrize("how", ["eager", "compiled"])
 @pytest.mark.parametrize(
-    ("shapes", "begins"),
+    ("shapes", "begins", "overlap"),
     [
-        ([(10,), (10,)], [0, 0]),
-        ([(10,), (4, 5)], [0, 0]),
-        ([(10,), (10,)], [0, 5]),
-        ([(10,), (10,), (10,)], [0, 5, 12]),
-        ([(10,), (9000,)], [0, 5]),
-        ([(9000,), (10,)], [0, 5]),
+        ([(10,), (10,)], [0, 0], True),
+        ([(10,), (4, 5)], [0, 0], True),
+        ([(10,), (9000,)], [0, 5], True),
+        ([(9000,), (10,)], [0, 5], True),
+        ([(10,), (10,), (10,)], [20, 0, 12], True),
+        ([(10,), (4, 5)], [0, 10], False),
+        ([(4, 5), (10,), (0,)], [10, 0, 3], False),
     ],
     ids=str,
 )
-def test_parameters_in_the_same_memory_are_stepped_one_after_the_other(
-    shapes: list[tuple[int, ...]], begins: list[int], how: str
+def test_parameters_in_the_same_memory_are_refused(
+    shapes: list[tuple[int, ...]], begins: list[int], overlap: bool
 ):
-    def stepped(together: bool) -> torch.Tensor:
-        memory = torch.linspace(1, 2, 9010)
-        params = [
-            Parameter(memory[begin : begin + math.prod(shape)].view(shape))
-            for shape, begin in zip(shapes, begins, strict=True)
-        ]
-        for number, param in enumerate(params):
-            param.grad = torch.full_like(param, 1.0 + number)
-        for own in [params] if together else [[param] for param in params]:
-            Case("sgd").make(own, compile=together and how == "compiled", weight_decay=0.5).step()
-        return memory
+    memory = torch.linspace(1, 2, 9010)
+    params = [
+        (f"p{number}", Parameter(memory[begin : begin + math.prod(shape)].view(shape)))
+        for number, (shape, begin) in enumerate(zip(shapes, begins, strict=True))
+    ]
+    first, *others = params
+    optimizer = Case("sgd").make([first])
+    if not overlap:
+        Case("sgd").make(params)
+        optimizer.add_param_group({"params": others})
+        return
+    with pytest.raises(ValueError, match="share memory: give the optimizer one of them"):
+        Case("sgd").make(params)
+    with pytest.raises(ValueError, match="share memory"):
+        optimizer.add_param_group({"params": others})
+    assert len(optimizer.param_groups) == 1
 
-    assert stepped(True).equal(stepped(False))
+
+def test_interleaved_and_repeated_parameters_share_no_memory():
+    """Columns of one matrix have gaps; the same tensor twice in a group is torch's own warning."""
+    memory = torch.ones(4, 6)
+    left, right = Parameter(memory[:, :3]), Parameter(memory[:, 3:])
+    train(Case("sgd").make([left, right]), [left, right], 1)
+    with pytest.warns(UserWarning, match="duplicate parameters"):
+        Case("sgd").make([left, left])

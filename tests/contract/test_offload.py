@@ -106,8 +106,10 @@ def test_a_group_compiles_as_a_whole_or_not(far: list[LateLanes], monkeypatch: p
     monkeypatch.setattr(
         "steepest.engine.pipeline.wants_compiling", lambda *given: asked.append(given) or False
     )
+    monkeypatch.setattr("steepest.engine.pipeline.PAYS_FROM", 18)
     train(Case("adamw").make(params := make_params(), state_device="cpu"), params, 1)
-    assert asked == [(None, sum(param.numel() for param in params), torch.device("cpu"))]
+    assert sum(param.numel() for param in params) == 18
+    assert asked == [(None, 18, torch.device("cpu"))]
 
 
 def test_layouts_and_gradients_of_another_dtype(far: list[LateLanes]):
@@ -209,7 +211,7 @@ def test_an_error_on_the_way_leaves_no_copy_behind(far: list[LateLanes], monkeyp
         if len(calls) == 2:
             raise torch.OutOfMemoryError("no room")
 
-    monkeypatch.setattr("steepest.optimizer.run_eager", fails)
+    monkeypatch.setattr("steepest.engine.pipeline.run_eager", fails)
     params = make_params()
     set_gradients(params, 0)
     with pytest.raises(torch.OutOfMemoryError):

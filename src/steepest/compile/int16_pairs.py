@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-__all__ = ["halves", "joined", "needs_pairs", "pairable", "paired"]
+__all__ = ["halves", "have_pairs", "joined", "needs_pairs", "pairable", "paired"]
 
 _WIDER = {torch.int16: torch.int32, torch.float32: torch.int64}
 
@@ -20,6 +20,11 @@ _WIDER = {torch.int16: torch.int32, torch.float32: torch.int64}
 def needs_pairs(dtypes: Iterable[torch.dtype], device: torch.device) -> bool:
     """Check whether compiled code for tensors of these dtypes is slow unless it reads them in pairs."""
     return device.type == "cpu" and torch.int16 in dtypes
+
+
+def have_pairs(dtypes: Iterable[torch.dtype]) -> bool:
+    """Check whether tensors of these dtypes can be viewed in pairs at all."""
+    return all(dtype in _WIDER for dtype in dtypes)
 
 
 def pairable(tensors: Iterable[Tensor]) -> bool:

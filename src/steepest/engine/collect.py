@@ -19,9 +19,9 @@ from steepest.engine.update import UpdateConfig
 from steepest.random import Key
 from steepest.rule import Group, Rule, Scalar, find_rule
 
-__all__ = ["Collector", "ParamBatch", "ParamUpdate", "describe", "refuse_shards"]
+__all__ = ["PLAIN", "Collector", "ParamBatch", "ParamUpdate", "describe", "refuse_shards"]
 
-_PLAIN = (Tensor, torch.nn.Parameter)
+PLAIN = (Tensor, torch.nn.Parameter)
 
 
 @dataclass(slots=True, eq=False)
@@ -77,7 +77,7 @@ class ParamBatch:
 def is_shard(param: Tensor) -> bool:
     """Whether it is a DTensor."""
     # Importing torch.distributed.tensor takes a second; a DTensor can exist only where it is imported.
-    if type(param) in _PLAIN:
+    if type(param) in PLAIN:
         return False
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(param, module.DTensor)
@@ -281,7 +281,7 @@ def _member(
     grad = owner.grad
     assert grad is not None
     # Frameworks put other tensors into the groups after construction.
-    if type(owner) not in _PLAIN:
+    if type(owner) not in PLAIN:
         refuse_shards(describe(group, group_index, index), owner)
     if grad.layout is not torch.strided:
         grad = grad.to_dense()

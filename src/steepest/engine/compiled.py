@@ -1,8 +1,8 @@
 """Compiled passes: one graph for tensors of any size, in which each is read once and written once.
 
-A graph takes a few rows, each flat and of a size of its own, and a batch runs through it launch by launch. So
-what is compiled, and for how long, depends on the rule and the dtypes alone, not on the model or on which of its
-parameters have a gradient.
+A graph takes a few rows, each flat and of a size of its own, and a batch runs through it launch by launch.
+So what is compiled, and for how long, depends on the rule and the dtypes alone, not on the model or on which
+of its parameters have a gradient.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from steepest.compile.cache import CapturedTooSoon, compiled_once
-from steepest.compile.int16_pairs import halves, joined, needs_pairs, pairable, paired
+from steepest.compile.int16_pairs import halves, have_pairs, joined, needs_pairs, pairable, paired
 from steepest.compile.unguarded import Code, compiled_code
 from steepest.engine.chunks import run_eager
 from steepest.engine.cuda_graphs import capturing
@@ -27,8 +27,8 @@ __all__ = ["CompiledLaunch", "launches", "prepare", "run_compiled"]
 
 _ROWS = 4
 
-# Sizes that a graph is first traced with: each its own, so that Dynamo takes no two for one, and large, so that
-# Inductor makes the loops over them parallel.
+# Sizes that a graph is first traced with: each its own, so that Dynamo takes no two for one, and large, so
+# that Inductor makes the loops over them parallel.
 _TRACED_SIZES = tuple((1 << 17) + 66 * row for row in range(1, _ROWS + 1))
 
 # Code for an accelerator counts elements in 32 bits.
@@ -40,9 +40,9 @@ Columns = Sequence[Tensor]
 class GraphSpec(NamedTuple):
     """What one graph is compiled for; batches with equal specs share it.
 
-    ``config`` is the part of the update's configuration that code depends on. ``shared`` holds (name, how many
-    numbers; 0 for a plain scalar), ``own`` the names of a row's own scalars, ``dtypes`` those of its columns;
-    ``pairs`` says that columns hold two elements in one (:mod:`steepest.compile.int16_pairs`).
+    ``config`` is the part of the update's configuration that code depends on. ``shared`` holds (name, how
+    many numbers; 0 for a plain scalar), ``own`` the names of a row's own scalars, ``dtypes`` those of its
+    columns; ``pairs`` says that columns hold two elements in one (:mod:`steepest.compile.int16_pairs`).
     """
 
     which: Pass
@@ -98,6 +98,8 @@ def prepare(
                 passes.append(("after", (each[0], config.compute), ()))
         for which, columns, names in passes:
             pairs = needs_pairs(columns, config.device)
+            if pairs and not have_pairs(columns):
+                continue
             _code(_spec(which, config, shared, tuple(sorted(names)), columns, pairs, guarded), config)
 
 
@@ -119,8 +121,8 @@ def launches(
 ) -> tuple[list[CompiledLaunch], list[Row]]:
     """Lay rows out for their graphs: (launches, the rows that are left to the eager pass).
 
-    Left are rows whose columns do not lie in memory alike, and all where compiling fails. ``guarded`` says that
-    the device will tell whether to step at all.
+    Left are rows whose columns do not lie in memory alike, and all where compiling fails. ``guarded`` says
+    that the device will tell whether to step at all.
     """
     made: list[CompiledLaunch] = []
     left: list[Row] = []
@@ -236,7 +238,7 @@ def _listed(shared: Mapping[str, Any]) -> list[Any]:
 def _pack(rows: list[list[Any]], dtype: torch.dtype, device: torch.device, there: bool) -> Tensor:
     """Numbers, or 0-dim tensors of a device, as one tensor on it; ``there``: without a copy from the host."""
     given = [value for row in rows for value in row]
-    if not there and not any([isinstance(value, Tensor) for value in given]):
+    if not there and not any(isinstance(value, Tensor) for value in given):
         return torch.tensor(rows, dtype=dtype, device="cpu").to(device, non_blocking=True)
     # Most numbers are the same for all rows.
     made = {

@@ -150,5 +150,5 @@ def _cut(columns: Sequence[Tensor], limit: int, extent: Extent) -> Iterator[tupl
     if row == 1 and limit >= _GRAIN:
         rows = -(-rows // _GRAIN) * _GRAIN
     for first in range(0, shape[0], rows):
-        part = [column[first : first + rows] for column in columns]
-        yield part, Extent(start + first * stride, extent.strides)
+        cut = [column[first : first + rows] for column in columns]
+        yield cut, Extent(start + first * stride, extent.strides)

@@ -1,7 +1,7 @@
 """The ``transform`` phase: matrices of equal shapes stacked, one batched computation a bucket.
 
-A bucket goes through three passes: ``before`` writes the state and fills the stack, ``transform`` turns the stack
-into directions, ``after`` applies them. Only what ``transform`` is given is stacked.
+A bucket goes through three passes: ``before`` writes the state and fills the stack, ``transform`` turns the
+stack into directions, ``after`` applies them. Only what ``transform`` is given is stacked.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ def step_one_by_one(
 ) -> None:
     """Step one parameter at a time with the optimizer's own matrix function.
 
-    It is the user's code and may raise: every parameter has then either been stepped or is as it was, its state
-    too. No more memory is held than one parameter needs.
+    It is the user's code and may raise: every parameter has then either been stepped or is as it was, its
+    state too. No more memory is held than one parameter needs.
     """
     run = _Run(batch.config, batch.config.numbers(), finite, run_compiled if compiled else run_eager)
     for member in batch.members:
@@ -95,7 +95,7 @@ def _buckets(config: UpdateConfig, blocks: Sequence[MatrixBlock]) -> Iterator[li
 
 @dataclass(slots=True)
 class _Run:
-    """One batch's step: its configuration, numbers, the device's answer whether to step, and how to run passes."""
+    """One batch's step: configuration, numbers, the device's answer whether to step, how to run passes."""
 
     config: UpdateConfig
     numbers: Mapping[str, Any]

@@ -1,7 +1,7 @@
 """Small tensors end to end, so that one operation serves many of them.
 
-Calling an operation costs a CPU a microsecond or two and an accelerator's host five: as long as some thousands
-of elements take to compute, and most tensors of a model are smaller than that.
+Calling an operation costs a CPU a microsecond or two and an accelerator's host five: as long as some
+thousands of elements take to compute, and most tensors of a model are smaller than that.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The way of one step: state, counts, measure, then each batch's passes. Nothing is written before all is ready."""
+"""The way of one step: state, counts, measure, then each batch's passes; all is ready before any is run."""
 
 from __future__ import annotations
 

@@ -59,8 +59,8 @@ def make_state(batches: Iterable[ParamBatch], states: MutableMapping[Tensor, Any
     """Give every member its state and its columns; everything is allocated before any of it is kept.
 
     Raises:
-        ValueError: a parameter has another shape than its state; an option that matrices' entries depend on was
-            changed after a step. Nothing was changed.
+        ValueError: a parameter has another shape than its state; an option that matrices' entries depend on
+            was changed after a step. Nothing was changed.
     """
     made = []
     for batch in batches:
@@ -78,9 +78,9 @@ def make_state(batches: Iterable[ParamBatch], states: MutableMapping[Tensor, Any
                 entry = state[name]
                 if entry.shape != shape:
                     raise ValueError(
-                        f"{member.name} has shape {tuple(shape)}, its {name} {tuple(entry.shape)}: the parameter "
-                        "was given another shape after a step; make a new optimizer, or clear its state. "
-                        "Nothing was stepped"
+                        f"{member.name} has shape {tuple(shape)}, its {name} {tuple(entry.shape)}: the "
+                        "parameter was given another shape after a step; make a new optimizer, or clear its "
+                        "state. Nothing was stepped"
                     )
                 columns.append(entry)
             member.columns = columns
@@ -96,10 +96,12 @@ def _fresh(config: UpdateConfig, member: ParamUpdate) -> dict[str, Tensor]:
     like = torch.empty_like(member.param, device="cpu") if config.offloaded else member.param
     state_dtype = config.group["state_dtype"]
     fresh: dict[str, Tensor] = {}
-    for name, spec, block in _entries(config, like, member.label):
+    entries = list(_entries(config, like, member.label))
+    of_matrices = [name for name, spec, _ in entries if spec.per == "matrix"]
+    for name, spec, block in entries:
         if name in member.state:
             continue
-        if spec.per == "matrix" and not config.specs.keys().isdisjoint(member.state):
+        if spec.per == "matrix" and any(known in member.state for known in of_matrices):
             raise ValueError(
                 f"{member.name} has been stepped and has no {name!r}, which the present options ask for: an "
                 "option of its group was changed that cannot change after the first step. Nothing was stepped"

@@ -1,7 +1,7 @@
 """The element passes: what one piece of memory goes through, written once for eager and compiled runs.
 
-A rule without ``transform`` has one pass over parameter, gradient and state (``whole``). A rule with it has two:
-``before`` writes the state and what ``transform`` is given, ``after`` applies the direction.
+A rule without ``transform`` has one pass over parameter, gradient and state (``whole``). A rule with it has
+two: ``before`` writes the state and what ``transform`` is given, ``after`` applies the direction.
 """
 
 from __future__ import annotations
@@ -240,7 +240,7 @@ def descended(p: Tensor, direction: Tensor, scalars: Mapping[str, Any], method: 
     elif method is not None and method != "l2":
         p = _decayed(p, scalars["decay"], method)
     # Bitwise equal to p − lr·d, but reuses the product's buffer; a fresh large tensor costs page faults.
-    stepped = direction * -scalars["lr"]
+    stepped: Tensor = direction * -scalars["lr"]
     stepped += p
     return stepped
 
@@ -260,6 +260,7 @@ class PieceNoise:
         self.mixed: Words | None = None
 
     def words(self) -> Words:
+        """What every stream's bits are made of."""
         if self.mixed is None:
             assert self.key is not None
             assert self.index is not None

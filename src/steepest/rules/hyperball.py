@@ -57,7 +57,7 @@ class HyperballRule(MuonRule):
         wide = torch.promote_types(torch.float32, dtype)
         return {"norm": StateSpec("matrix", wide, (*shape[:-2], 1, 1), fill=group["radius"] or 0.0)}
 
-    def transform(
+    def transform(  # type: ignore[override]
         self, u: Tensor, *, param: Tensor, orthogonalize: Callable[[Tensor], Tensor] | None, **options: Any
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Muon's, with the parameter for its norm."""

@@ -156,7 +156,7 @@ class MuonRule(OrthogonalizedRule):
         """With the scale made for it and no other factor; kin that change the polar factor's size say no."""
         return bool(group["scale"] == "match_rms_adamw" and group["extra_scale"] == 1)
 
-    def update(
+    def update(  # type: ignore[override]
         self, grad: Tensor, param: Tensor, momentum_buffer: Tensor, *, momentum: Scalar, nesterov: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The momentum step."""
@@ -165,7 +165,7 @@ class MuonRule(OrthogonalizedRule):
     def transform(
         self, u: Tensor, *, orthogonalize: Callable[[Tensor], Tensor] | None, **options: Any
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scaled polar factor; a subclass's own function, which then scales by itself, may take its place."""
+        """The scaled polar factor, or what a subclass's own function returns, which scales by itself."""
         if orthogonalize is None:
             polar = scaled_polar(u, **options)
         else:

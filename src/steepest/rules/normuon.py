@@ -32,7 +32,7 @@ class NorMuonRule(MuonRule):
         wide = torch.promote_types(torch.float32, dtype)
         return {"second_momentum": StateSpec("matrix", wide, (*shape[:-1], 1))}
 
-    def finish(
+    def finish(  # type: ignore[override]
         self,
         polar: Tensor,
         u: Tensor,

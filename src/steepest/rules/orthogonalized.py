@@ -253,7 +253,8 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
             result = self.orthogonalize(member.owner, u[0], **options)
             if not isinstance(result, Tensor):
                 raise TypeError(
-                    f"{type(self).__name__}.orthogonalize returned a {type(result).__name__} for {member.name}"
+                    f"{type(self).__name__}.orthogonalize returned a {type(result).__name__} "
+                    f"for {member.name}"
                 )
             if result.shape != u.shape[1:]:
                 raise ValueError(

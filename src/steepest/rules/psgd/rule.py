@@ -116,7 +116,7 @@ class PSGDRule(Rule):
         for own, square in zip(scalars, squares, strict=True):
             own["largest_square"] = largest.to(square.device)
 
-    def scalars(
+    def scalars(  # type: ignore[override]
         self,
         step: Scalar,
         *,
@@ -138,7 +138,7 @@ class PSGDRule(Rule):
 
     def transform_inputs(self, group: Group) -> int:
         """The momentum, and the gradient where that is whitened."""
-        return 1 + (group["whiten"] == "gradient")
+        return 2 if group["whiten"] == "gradient" else 1
 
     def update(
         self,
