@@ -18,14 +18,14 @@ BLOCK = 4 << 19  # bytes: 2**19 float32
     ("what", "blocks"),
     [
         # Weights and temporaries of unpacking; as many again for gradients; a byte each for votes.
-        ("weights that stay", 1.5),
+        ("frozen weights", 1.5),
         ("scales alone", 3.3),
         ("votes by sign", 3.3 + WIDTH**2 / BLOCK),
     ],
 )
 def test_forward_and_backward_hold_blocks(what: str, blocks: float, kind: type[TernaryLinear]):
     layer = kind(WIDTH, WIDTH, bias=False)
-    layer.scale.requires_grad_(what != "weights that stay")
+    layer.scale.requires_grad_(what != "frozen weights")
     flip = TernaryFlip(layer, process_group=False, compile=False) if what == "votes by sign" else None
     layer.trainable = flip is not None
     x, dy = torch.randn(ROWS, WIDTH, requires_grad=True), torch.randn(ROWS, WIDTH)
