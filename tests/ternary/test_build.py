@@ -33,7 +33,7 @@ RULES = ["sgd", "adamw", "signgsd", "lion", "simba", "sgd_sai", "muon", "procrus
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.filterwarnings("ignore:nothing goes to")
-def test_it_does_what_the_two_do_beside_each_other(rule):
+def test_it_equals_an_optimizer_and_a_trainer_side_by_side(rule):
     model, optimizer = built(rule)
     train(model, optimizer, 5)
 
@@ -370,7 +370,7 @@ def test_nonfinite_of_a_group_changed_later_is_the_votes_too():
         optimizer.zero_grad()
 
 
-def test_the_votes_own_nonfinite_stays_what_it_was_made_with():
+def test_the_votes_own_nonfinite_stays_as_set():
     model = small_model()
     optimizer = steepest.build(model, "sgd", lr=0.1, nonfinite="skip", ternary={"nonfinite": "ignore"})
     train(model, optimizer, 2)
@@ -381,7 +381,7 @@ def test_the_votes_own_nonfinite_stays_what_it_was_made_with():
     assert again.flip.options["nonfinite"] == "ignore"
 
 
-def test_state_dicts_that_lack_something_say_what_and_nothing_is_loaded():
+def test_incomplete_state_dicts_are_refused_by_name_and_nothing_is_loaded():
     model, optimizer = built()
     train(model, optimizer, 3)
     good = optimizer.state_dict()
@@ -586,7 +586,7 @@ def test_a_transformer_from_float_to_trained():
     assert optimizer.flip.stats().flips == 0
 
 
-def test_parameters_that_took_the_place_of_its_own_are_refused_by_name():
+def test_replaced_parameters_are_refused_by_name():
     model, optimizer = built()
     train(model, optimizer, 2)
     saved = optimizer.state_dict()

@@ -94,7 +94,7 @@ def test_compiled_passes_may_come_in_any_order_and_be_switched_off():
 
 
 @compiled_only
-def test_a_compiled_graph_keeps_a_backward_of_which_votes_are_all_that_is_wanted():
+def test_a_compiled_graph_keeps_a_backward_that_only_votes():
     torch._dynamo.reset()
     layer = TernaryLinear(4, 4)
     layer.scale.requires_grad_(False)

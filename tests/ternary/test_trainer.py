@@ -471,7 +471,7 @@ def test_the_pull_toward_zero_differs_between_steps_and_layers():
             assert abs((one == other).float().mean().item() - 0.5) < 0.02
 
 
-def test_layers_noise_is_that_of_their_names_whoever_trains_them():
+def test_noise_depends_on_a_layers_name_not_on_its_trainer():
     # Two trainers of one seed, and one for both: each layer draws what it draws there.
     def pulls(*parts):
         model = nn.ModuleDict({name: TernaryLinear(200, 50, bias=False) for name in ("a", "b")})
@@ -504,7 +504,7 @@ def test_layers_noise_is_that_of_their_names_whoever_trains_them():
     ],
 )
 @pytest.mark.parametrize("when", ["before backward", "before step"])
-def test_options_changed_to_what_they_cannot_be_are_refused_before_anything_changes(change, says, when):
+def test_invalid_option_changes_are_refused_before_anything_changes(change, says, when):
     model = small_model()
     trainer = TernaryFlip(model, 2)
     train(model, torch.optim.SGD(model.parameters()), trainer, 3)
@@ -547,7 +547,7 @@ def test_options_changed_between_steps_are_those_of_the_next():
     assert_same(*found)
 
 
-def test_whether_to_compile_may_be_changed_between_steps_too(monkeypatch):
+def test_compile_may_be_changed_between_steps(monkeypatch):
     asked = []
 
     def eagerly(key, function, arguments, doing, trial=None):
@@ -583,7 +583,7 @@ def test_votes_of_a_layer_that_moves_go_with_it():
     assert vote_buffer.passes == 2
 
 
-def test_counters_that_lie_otherwise_in_memory_are_loaded():
+def test_transposed_counters_are_loaded():
     found = []
     for turned in (False, True):
         model = small_model()
@@ -601,7 +601,7 @@ def test_counters_that_lie_otherwise_in_memory_are_loaded():
 
 
 @pytest.mark.parametrize("lost", ["step", "options", "accumulators"])
-def test_a_state_dict_that_lacks_something_says_what(lost):
+def test_incomplete_state_dicts_are_refused_by_name(lost):
     model = small_model()
     trainer = TernaryFlip(model, 4)
     good = trainer.state_dict()
@@ -644,7 +644,7 @@ def test_binary_layers_are_never_zero_and_a_pull_there_is_refused():
     assert_same(snapshot(model), before)
 
 
-def test_a_trainer_whose_layers_have_gone_takes_none_back_by_loading():
+def test_loading_does_not_take_layers_back_from_a_later_trainer():
     model = small_model()
     first = TernaryFlip(model, 4)
     saved = first.state_dict()
@@ -677,7 +677,7 @@ def test_a_step_that_failed_can_be_tried_again(monkeypatch):
     assert_same(*found)
 
 
-def test_a_layer_that_had_its_step_has_it_once_if_a_later_layer_fails(monkeypatch):
+def test_a_retried_step_does_not_repeat_layers_that_were_stepped(monkeypatch):
     found = []
     for fails in (False, True):
         model = small_model()
