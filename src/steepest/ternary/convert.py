@@ -84,7 +84,7 @@ def ternarize(
     >>> model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
     >>> print(ternarize(model))
     0  32×64, ternary
-    2  kept: head: the last linear map; nothing follows it
+    2  kept: output: the last linear map; nothing follows it
     2,048 weights are ternary
     """
     if bits not in (1, 2):
