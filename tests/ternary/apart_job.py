@@ -1,4 +1,4 @@
-"""What one worker of several does where nobody averages the parameters' gradients: only the votes meet."""
+"""The training of one rank of several whose gradients are not averaged: only the votes are summed."""
 
 import torch
 
@@ -11,7 +11,7 @@ FAULTS = ("none", "retry", "skip", "raise", "changed")
 
 def train(rank, world, fault):
     model = small_model()
-    # Without a rate, what is not averaged does not matter.
+    # With lr = 0, gradients that are not averaged do not matter.
     nonfinite = "raise" if fault == "raise" else "skip"
     optimizer = steepest.build(
         model, "sgd", lr=0.0, nonfinite=nonfinite, ternary={"threshold": 2, "zero_pull": 0.1}
@@ -19,7 +19,7 @@ def train(rank, world, fault):
     seen = {"raised": False}
     for step in range(4):
         if step == 2 and fault == "changed":
-            # More votes by magnitude than a byte holds, of which the second worker has none itself.
+            # More votes by magnitude than a byte holds, none of them from the second rank.
             optimizer.flip.options["votes"] = "magnitude"
             for at in range(20 if rank == 0 else 0):
                 loss_of(model, 100 + at).backward()
@@ -50,7 +50,7 @@ def train(rank, world, fault):
 
 
 def failing(batches, finite):
-    """What goes wrong in every process, after the workers have met."""
+    """A failure in every process, after the ranks have synchronized."""
     raise OSError
 
 

@@ -1,4 +1,4 @@
-"""One worker of several: does every job, under DistributedDataParallel and without, and saves what it has."""
+"""One rank of several: does every job, under DistributedDataParallel and without, and saves the results."""
 
 import os
 import sys
@@ -12,7 +12,7 @@ import steepest
 from . import apart_job
 from .models import loss_of, small_model
 
-# By name: the kind of votes, how many passes a step, whether the second worker's second step is bad.
+# By name: the kind of votes, passes a step, whether the second rank's second step is not finite.
 JOBS = {
     "sign": ("sign", 1, False),
     "magnitude": ("magnitude", 1, False),

@@ -1,4 +1,4 @@
-"""How much memory something takes, as torch's profiler sees it."""
+"""Measure peak memory with torch's profiler."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["highest"]
 
 
 def highest(act: Callable[[], object]) -> int:
-    """The most bytes that are allocated while it runs and were not there before."""
+    """Return the largest number of bytes that ``act`` holds allocated while it runs."""
     with profile(profile_memory=True) as seen:
         act()
     held = most = 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from steepest.ternary import TernaryLinear
+from steepest.ternary import BinaryLinear, TernaryLinear
 
 
 def small_model(seed=0):
@@ -14,6 +14,13 @@ def small_model(seed=0):
         TernaryLinear(6, 13), nn.LayerNorm(13), nn.GELU(), TernaryLinear(13, 7, scale="group", group_size=5),
         nn.Linear(7, 2),
     )  # fmt: skip
+
+
+def mixed_model(seed=0):
+    """The same with a binary layer in place of the second ternary one."""
+    model = small_model(seed)
+    model[3] = BinaryLinear(13, 7, scale="group", group_size=5)
+    return model
 
 
 def batch(index, rows=8):

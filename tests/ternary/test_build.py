@@ -11,7 +11,7 @@ from torch import nn
 import steepest
 from steepest.ternary import TernaryFlip, TernaryLinear, TernaryOptimizer, ternarize
 
-from .models import assert_same, loss_of, small_model, snapshot
+from .models import assert_same, loss_of, mixed_model, small_model, snapshot
 
 OPTIONS = {"threshold": 2, "votes": "magnitude", "schedule": "annealed", "total_steps": 40}
 
@@ -33,7 +33,7 @@ RULES = ["sgd", "adamw", "signgsd", "lion", "simba", "sgd_sai", "muon", "procrus
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.filterwarnings("ignore:nothing goes to")
-def test_it_does_what_the_two_do_beside_each_other(rule):
+def test_it_equals_an_optimizer_and_a_trainer_side_by_side(rule):
     model, optimizer = built(rule)
     train(model, optimizer, 5)
 
@@ -118,7 +118,26 @@ def test_explain_lists_every_ternary_tensor_with_its_rule_and_why():
     assert "nan" not in text
 
 
-def test_what_stays_by_request_is_told():
+def test_binary_layers_are_built_explained_and_resumed():
+    model = mixed_model()
+    optimizer = steepest.build(model, "lion", ternary=OPTIONS)
+    train(model, optimizer, 4)
+    rows = {row.name: row for row in optimizer.explain().rows}
+    assert "BinaryLinear, 1 bit a weight; moved by magnitude votes" in rows["3.packed"].why
+    assert rows["3.scale"].kind == "gain"
+    saved = copy.deepcopy([model.state_dict(), optimizer.state_dict()])
+    train(model, optimizer, 4, first=4)
+    other = mixed_model(seed=5)
+    resumed = steepest.build(other, "lion", ternary=OPTIONS)
+    other.load_state_dict(saved[0])
+    resumed.load_state_dict(saved[1])
+    train(other, resumed, 4, first=4)
+    assert optimizer.flip.stats().layers[1].flips > 0
+    assert_same(snapshot(other), snapshot(model))
+    assert_same(resumed.flip.accumulators, optimizer.flip.accumulators)
+
+
+def test_left_out_layers_are_explained():
     table = steepest.build(small_model(), "lion", ternary=False).explain()
     assert any("0.packed (ternary=False), 3.packed (ternary=False)" in note for note in table.notes)
 
@@ -351,7 +370,7 @@ def test_nonfinite_of_a_group_changed_later_is_the_votes_too():
         optimizer.zero_grad()
 
 
-def test_the_votes_own_nonfinite_stays_what_it_was_made_with():
+def test_the_votes_own_nonfinite_stays_as_set():
     model = small_model()
     optimizer = steepest.build(model, "sgd", lr=0.1, nonfinite="skip", ternary={"nonfinite": "ignore"})
     train(model, optimizer, 2)
@@ -362,7 +381,7 @@ def test_the_votes_own_nonfinite_stays_what_it_was_made_with():
     assert again.flip.options["nonfinite"] == "ignore"
 
 
-def test_state_dicts_that_lack_something_say_what_and_nothing_is_loaded():
+def test_incomplete_state_dicts_are_refused_by_name_and_nothing_is_loaded():
     model, optimizer = built()
     train(model, optimizer, 3)
     good = optimizer.state_dict()
@@ -380,7 +399,7 @@ def test_state_dicts_that_lack_something_say_what_and_nothing_is_loaded():
     for bad, says in (
         ({"state": good["state"]}, "no 'param_groups'"),
         ({"param_groups": good["param_groups"]}, "no 'state'"),
-        (state(votes="lost"), "layer '0' in the state dict is no tensor but a str"),
+        (state(votes="lost"), "layer '0' in the state dict is a str, not a tensor"),
         (state(flip_step=-1), "step must be an integer ≥ 0, got -1"),
         (with_options(None), "are a NoneType"),
         (with_options({k: v for k, v in options.items() if k != "power"}), "have no 'power'"),
@@ -567,7 +586,7 @@ def test_a_transformer_from_float_to_trained():
     assert optimizer.flip.stats().flips == 0
 
 
-def test_parameters_that_took_the_place_of_its_own_are_refused_by_name():
+def test_replaced_parameters_are_refused_by_name():
     model, optimizer = built()
     train(model, optimizer, 2)
     saved = optimizer.state_dict()

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from steepest.ternary import TernaryLinear, densify, ternarize
+from steepest.ternary import BinaryLinear, TernaryLinear, densify, ternarize
 
 
 class Tied(nn.Module):
@@ -90,7 +90,7 @@ def test_layers_that_cannot_be_replaced_say_why(layer, name, why):
     model = nn.Sequential(layer(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     assert why in ternarize(model).kept[name]
     model = nn.Sequential(layer(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
-    with pytest.raises(ValueError, match=f"{name}.*cannot be ternary: .*nothing was changed"):
+    with pytest.raises(ValueError, match=f"{name}.*cannot be replaced: .*nothing was changed"):
         ternarize(model, include=[name, "1"])
     assert type(model[1]) is nn.Linear
 
@@ -106,11 +106,24 @@ def test_globs_that_match_nothing_and_models_with_nothing_are_refused():
         ternarize(nn.Linear(2, 2))
 
 
+def test_binary_layers_on_request():
+    model = Tied()
+    linear = model.up
+    done = ternarize(model, bits=1)
+    assert type(model.up) is type(model.down) is BinaryLinear
+    assert torch.equal(model.up.unpack(), torch.where(linear.weight < 0, -1, 1))
+    assert str(done).splitlines()[0].split() == ["up", "8×4,", "binary"]
+    assert "64 weights are binary" in str(done)
+    with pytest.raises(ValueError, match=r"bits must be 1 \(binary\) or 2 \(ternary\), got 3"):
+        ternarize(Tied(), bits=3)
+
+
+@pytest.mark.parametrize("bits", [1, 2])
 @pytest.mark.parametrize("scale", ["row", "tensor", "group"])
-def test_there_and_back(scale):
+def test_there_and_back(scale, bits):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(12, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
-    ternarize(model, scale=scale, group_size=5)
+    ternarize(model, scale=scale, group_size=5, bits=bits)
     assert not model[0].training
     x = torch.randn(5, 12)
     before = model(x)
@@ -119,10 +132,11 @@ def test_there_and_back(scale):
     torch.testing.assert_close(model(x), before)
 
 
-def test_dtype_device_and_freezing_are_the_linear_layers():
+@pytest.mark.parametrize("kind", [TernaryLinear, BinaryLinear])
+def test_dtype_device_and_freezing_are_the_linear_layers(kind):
     linear = nn.Linear(6, 4, dtype=torch.bfloat16)
     linear.weight.requires_grad_(False)
-    layer = TernaryLinear.from_linear(linear)
+    layer = kind.from_linear(linear)
     assert layer.scale.dtype == layer.bias.dtype == torch.bfloat16
     assert not layer.scale.requires_grad
     assert not layer.trainable

@@ -1,4 +1,4 @@
-"""Two workers equal one that does both's passes, bit for bit."""
+"""Two ranks equal one process that does the passes of both, bit for bit."""
 
 import os
 import subprocess
@@ -20,8 +20,8 @@ WORLD = 2
 
 
 @pytest.fixture(scope="module")
-def workers(tmp_path_factory):
-    """What each worker has after every job: the processes do all of them, since to start takes seconds."""
+def ranks(tmp_path_factory):
+    """Each rank's results of every job; the same processes do all jobs, since starting takes seconds."""
     folder, root = tmp_path_factory.mktemp("ddp"), Path(__file__).parents[2]
     jobs = [
         subprocess.Popen(
@@ -40,7 +40,7 @@ def one_process(kind, rounds, bad=False, world=WORLD):
     options = {"threshold": 3, "votes": kind, "zero_pull": 0.02}
     optimizer = steepest.build(model, "sgd", lr=0.01, nonfinite="skip", ternary=options)
     for step in range(4):
-        # DDP adds up a worker's passes, then takes the workers' mean.
+        # DDP sums a rank's passes, then averages over ranks.
         for rank in range(world):
             for micro in range(rounds):
                 loss = loss_of(model, (step * rounds + micro) * world + rank) / rounds / world
@@ -53,28 +53,28 @@ def one_process(kind, rounds, bad=False, world=WORLD):
 
 
 @pytest.mark.parametrize("kind", ["sign", "magnitude"])
-def test_two_workers_equal_one(kind, workers):
+def test_two_ranks_equal_one_process(kind, ranks):
     weights, optimizer = one_process(kind, rounds=1)
-    for saved in (done[kind] for done in workers):
+    for saved in (done[kind] for done in ranks):
         assert_same(saved["model"], weights)
         for index, state in optimizer.state_dict()["state"].items():
             assert_same(state, saved["optimizer"]["state"][index])
     assert optimizer.flip.stats().total_flips > 0
 
 
-def test_with_several_passes_each_and_a_step_that_only_one_must_skip(workers):
+def test_with_several_passes_each_and_a_step_that_only_one_must_skip(ranks):
     weights, optimizer = one_process("sign", rounds=2, bad=True)
     assert optimizer.skipped_steps == 1
-    for saved in (done["several passes, one bad"] for done in workers):
+    for saved in (done["several passes, one bad"] for done in ranks):
         for name in weights:
             if name.endswith("packed"):
                 assert torch.equal(saved["model"][name], weights[name])
         assert saved["optimizer"]["param_groups"][0]["skipped_steps"] == 1
 
 
-def test_workers_skip_together_and_a_step_tried_again_counts_votes_once(workers):
+def test_ranks_skip_together_and_a_retried_step_counts_votes_once(ranks):
     found = {}
-    first, second = (done["apart"] for done in workers)
+    first, second = (done["apart"] for done in ranks)
     for fault, (one, counted) in first.items():
         other, others = second[fault]
         # Parameters do not move, and replicas of T stay alike.
@@ -86,16 +86,16 @@ def test_workers_skip_together_and_a_step_tried_again_counts_votes_once(workers)
     assert counted["raised"]
     assert others["raised"]
     assert_same(again, one)
-    # The second worker alone has a gradient that is not finite.
+    # Only the second rank has a gradient that is not finite.
     skipped, counted, others = found["skip"]
     assert counted == others
     assert counted["skipped"] == 1
     assert int(skipped["taken"]) == 3
-    # Where it raises, the first worker cannot raise its error for it, and passes the step over.
+    # With nonfinite='raise', the second rank raises and the first skips the step.
     raised, counted, others = found["raise"]
     assert (counted["raised"], others["raised"]) == (False, True)
     assert (counted["skipped"], others["skipped"]) == (1, 0)
     assert_same(raised, skipped)
-    # Both know of which width the votes are, though but one has seen of which kind.
+    # Both know the width of the votes' sum, though only one has seen their kind.
     _, counted, others = found["changed"]
     assert counted["flips"] == others["flips"] > 0

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from steepest.random import derive_key
-from steepest.ternary import TernaryFlip, TernaryLinear
+from steepest.ternary import BinaryLinear, TernaryFlip, TernaryLinear
 from steepest.ternary.flipping import flip_layer
 from steepest.ternary.packing import pack, unpack
 from steepest.ternary.schedule import annealed
@@ -20,12 +20,12 @@ from . import reference
 KEY = (1, 2)
 
 
-def flip(values, a, votes, **options):
+def flip(values, a, votes, bits=2, **options):
     """One step of a layer given as int8 matrices: (T, a, flips)."""
-    packed, a, votes = pack(values), a.clone(), votes.clone()
+    packed, a, votes = pack(values, bits=bits), a.clone(), votes.clone()
     given = {"threshold": 4, "outward": "cancel", "zero_pull": 0.0, "at_most": None, "key": KEY, **options}
-    flips = flip_layer(packed, a, votes, **given)
-    return unpack(packed, values.shape[1]), a, int(flips)
+    flips = flip_layer(packed, a, votes, bits=bits, **given)
+    return unpack(packed, values.shape[1], bits=bits), a, int(flips)
 
 
 @pytest.mark.parametrize("outward", ["drop", "cancel"])
@@ -33,11 +33,12 @@ def flip(values, a, votes, **options):
     ("accumulator", "threshold", "passes"),
     [(torch.int8, 5, 1), (torch.int8, 5, 3), (torch.int8, 120, 3), (torch.int16, 200, 3)],
 )
-def test_training_follows_the_reference(outward, accumulator, threshold, passes):
+@pytest.mark.parametrize("kind", [TernaryLinear, BinaryLinear])
+def test_training_follows_the_reference(kind, outward, accumulator, threshold, passes):
     # The layer is the identity in front of a gradient of the test's own choosing: dT = dyᵀ x.
     torch.manual_seed(0)
     columns, rows = 7, 5
-    layer = TernaryLinear(columns, rows, bias=False, scale="row", dtype=torch.float64)
+    layer = kind(columns, rows, bias=False, scale="row", dtype=torch.float64)
     layer.scale.data.fill_(1.0)
     trainer = TernaryFlip(layer, threshold, accumulator=accumulator, outward=outward)
     weights = layer.unpack().flatten().tolist()
@@ -54,7 +55,8 @@ def test_training_follows_the_reference(outward, accumulator, threshold, passes)
                 votes[at].append(-int(math.copysign(1, each)))
         before = list(weights)
         limit = torch.iinfo(accumulator).max
-        reference.step(weights, accumulators, votes, threshold=threshold, limit=limit, outward=outward)
+        options = {"threshold": threshold, "limit": limit, "outward": outward, "bits": layer.bits}
+        reference.step(weights, accumulators, votes, **options)
         trainer.step()
         assert layer.unpack().flatten().tolist() == weights
         assert trainer.accumulators[""].flatten().tolist() == accumulators
@@ -94,6 +96,25 @@ def test_a_weight_passes_through_zero():
         values, a, _ = flip(values, a, votes)
         seen.append(values.tolist())
     assert seen == [[[0, 0]], [[1, -1]]]
+
+
+def test_a_binary_weight_changes_its_sign_at_once():
+    values, a = torch.tensor([[-1, 1, 1]], dtype=torch.int8), torch.zeros(1, 3, dtype=torch.int8)
+    votes = torch.tensor([[4, -4, -3]], dtype=torch.int8)
+    assert [each.tolist() for each in flip(values, a, votes, bits=1)[:2]] == [[[1, -1, 1]], [[0, 0, -3]]]
+
+
+@pytest.mark.parametrize("votes", ["sign", "magnitude"])
+@pytest.mark.parametrize("outward", ["drop", "cancel"])
+def test_votes_for_the_sign_that_a_binary_weight_has_do_not_accumulate(outward, votes):
+    layer = BinaryLinear(2, 1, bias=False)
+    layer.set_ternary(torch.tensor([[1, -1]]))
+    layer.scale.data.fill_(1.0)
+    trainer = TernaryFlip(layer, 50, votes, outward=outward)
+    for _ in range(30):
+        layer(torch.tensor([[-1.0, 1.0]])).sum().backward()
+        trainer.step()
+    assert trainer.accumulators[""].tolist() == [[0, 0]]
 
 
 @pytest.mark.parametrize("outward", ["drop", "cancel"])
@@ -183,7 +204,7 @@ def test_votes_by_magnitude_are_relative_to_the_layers_rms():
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_what_is_not_finite_has_no_vote(bad):
+def test_gradients_that_are_not_finite_do_not_vote(bad):
     grad = torch.tensor([bad, 1.0, -1.0])
     assert sign_votes(grad).tolist() == [0, -1, 1]
     assert magnitude_votes(grad, torch.tensor(1.0), KEY, torch.arange(3)).tolist() == [0, -1, 1]
@@ -252,20 +273,22 @@ def test_when_the_threshold_is_out_of_reach_nothing_flips_and_votes_are_still_co
     assert layer.unpack().tolist() == [[1]]
 
 
+@pytest.mark.parametrize("bits", [1, 2])
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("at_most", [0, 1, 7, 40])
-def test_at_most_so_many_flip_and_those_with_the_most_votes(seed, at_most):
+def test_at_most_so_many_flip_and_those_with_the_most_votes(seed, at_most, bits):
     torch.manual_seed(seed)
     values = torch.randint(-1, 2, (9, 11), dtype=torch.int8)
+    values = values if bits == 2 else 2 * (values > 0).to(torch.int8) - 1
     zero = torch.zeros(9, 11, dtype=torch.int8)
     votes = torch.randint(-9, 10, (9, 11), dtype=torch.int8)
-    free, a, count = flip(values, zero, votes)
-    found, left, flips = flip(values, zero, votes, at_most=at_most, key=derive_key(seed, 0))
+    free, a, count = flip(values, zero, votes, bits)
+    found, left, flips = flip(values, zero, votes, bits, at_most=at_most, key=derive_key(seed, 0))
     assert flips == min(at_most, count)
     chosen = found != values
     assert torch.equal(found[chosen], free[chosen])
     assert not left[chosen].any()
-    # Whoever was passed over has no more votes than any that flipped, and keeps them.
+    # Weights passed over have no more votes than any that flipped, and keep them.
     passed = (free != values) & ~chosen
     assert torch.equal(left[passed], votes[passed])
     if chosen.any() and passed.any():
@@ -273,7 +296,7 @@ def test_at_most_so_many_flip_and_those_with_the_most_votes(seed, at_most):
     assert torch.equal(left[~chosen & ~passed], a[~chosen & ~passed])
 
 
-def test_ties_are_broken_by_lot_and_the_lot_by_the_key():
+def test_ties_are_broken_at_random_by_the_key():
     zero, votes = torch.zeros(10, 10, dtype=torch.int8), torch.full((10, 10), 5, dtype=torch.int8)
     picks = [flip(zero, zero, votes, at_most=10, key=derive_key(0, step))[0] for step in (0, 0, 1)]
     assert torch.equal(picks[0], picks[1])
@@ -297,15 +320,15 @@ def test_the_pull_toward_zero_has_its_probability_and_direction():
 
 
 @pytest.mark.parametrize("columns", [1, 3, 5, 1000])
-def test_pieces_change_nothing(columns, monkeypatch):
-    from steepest.ternary import pieces
+def test_chunks_change_nothing(columns, monkeypatch):
+    from steepest.ternary import chunks
 
     torch.manual_seed(0)
     values = torch.randint(-1, 2, (17, columns), dtype=torch.int8)
     a, votes = (torch.randint(-9, 10, (17, columns), dtype=torch.int8) for _ in range(2))
     options = {"zero_pull": 0.3, "at_most": 5}
     whole = flip(values, a, votes, **options)
-    monkeypatch.setattr(pieces, "_PIECE_ON_CPU", 2 * columns)
+    monkeypatch.setattr(chunks, "_CHUNK_ON_CPU", 2 * columns)
     for one, other in zip(flip(values, a, votes, **options)[:2], whole[:2], strict=True):
         assert torch.equal(one, other)
 
@@ -357,6 +380,8 @@ def test_models_that_cannot_be_trained_so_are_refused():
         TernaryFlip(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="layer '0' is on the meta device"):
         TernaryFlip(nn.Sequential(TernaryLinear(2, 2, device="meta")))
+    with pytest.raises(ValueError, match="zero_pull is for ternary weights, and layer '1' is binary"):
+        TernaryFlip(nn.Sequential(TernaryLinear(2, 2), BinaryLinear(2, 2)), zero_pull=0.1)
 
 
 def test_a_schedule_that_gives_no_threshold_is_refused_before_anything_changes():
@@ -371,14 +396,17 @@ def test_a_schedule_that_gives_no_threshold_is_refused_before_anything_changes()
 
 
 def test_all_small_cases_of_one_weight():
-    for value, a, vote, outward in itertools.product(
-        (-1, 0, 1), range(-3, 4), range(-4, 5), ("drop", "cancel")
+    for value, a, vote, outward, bits in itertools.product(
+        (-1, 0, 1), range(-3, 4), range(-4, 5), ("drop", "cancel"), (1, 2)
     ):
+        if bits == 1 and value == 0:
+            continue
         weights, accumulators = [value], [a]
-        # What reaches the step under "drop" has no outward votes left.
+        # Under "drop", outward votes do not reach the step.
         if outward == "drop" and value * vote > 0:
             vote = 0
-        reference.step(weights, accumulators, [[vote]], threshold=3, limit=127, outward=outward)
+        options = {"threshold": 3, "outward": outward, "bits": bits}
+        reference.step(weights, accumulators, [[vote]], limit=127, **options)
         made = [torch.tensor([[n]], dtype=torch.int8) for n in (value, a, vote)]
-        found, left, _ = flip(*made, threshold=3, outward=outward)
-        assert (found.item(), left.item()) == (weights[0], accumulators[0]), (value, a, vote, outward)
+        found, left, _ = flip(*made, **options)
+        assert (found.item(), left.item()) == (weights[0], accumulators[0]), (value, a, vote, options)

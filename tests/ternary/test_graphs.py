@@ -1,4 +1,4 @@
-"""Votes survive what rewrites backward: checkpointing, torch.compile, autocast."""
+"""Votes under checkpointing, torch.compile and autocast, which rewrite backward."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from steepest.random import derive_key
 from steepest.ternary import TernaryFlip, TernaryLinear, pack
 from steepest.ternary.flipping import flip_layer
 
-from .models import assert_same, small_model, snapshot
+from .models import assert_same, mixed_model, small_model, snapshot
 
 compiled_only = pytest.mark.skipif(not compiler_available("cpu"), reason="needs a C++ compiler")
 pytestmark = pytest.mark.usefixtures("known_processor")
@@ -36,12 +36,14 @@ def test_checkpointing_votes_once_and_the_same(reentrant):
 
 @compiled_only
 @pytest.mark.parametrize("kind", ["sign", "magnitude"])
-@pytest.mark.parametrize("autocast", [False, True])
-def test_a_compiled_model_votes_as_an_eager_one(kind, autocast):
+@pytest.mark.parametrize(
+    ("make", "autocast"), [(small_model, False), (small_model, True), (mixed_model, False)]
+)
+def test_a_compiled_model_votes_as_an_eager_one(kind, make, autocast):
     torch._dynamo.reset()
     found = []
     for compiled in (False, True):
-        model = small_model()
+        model = make()
         trainer = TernaryFlip(model, 2, votes=kind)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
         run = torch.compile(model, fullgraph=True) if compiled else model
@@ -57,7 +59,7 @@ def test_a_compiled_model_votes_as_an_eager_one(kind, autocast):
                 optimizer.zero_grad()
         found.append((votes(trainer), snapshot(model), trainer))
     (one, weights, _), (other, others, trainer) = found
-    assert trainer._vote_buffers["0"].casts == 1
+    assert trainer._vote_buffers["0"].passes == 1
     assert trainer.stats().step == 2
     for name in one:
         same = (one[name] == other[name]).float().mean()
@@ -79,26 +81,26 @@ def test_compiled_passes_may_come_in_any_order_and_be_switched_off():
     first, second = model(torch.randn(3, 4)).sum(), model(torch.randn(3, 4)).sum()
     second.backward()
     first.backward()
-    assert vote_buffer.casts == 4
+    assert vote_buffer.passes == 4
     model.eval()
     model(torch.randn(3, 4)).sum().backward()
-    assert vote_buffer.casts == 4
+    assert vote_buffer.passes == 4
     model.train()
     # An optimizer made later is found by the graph compiled before.
     later = TernaryFlip(model)
     model(torch.randn(3, 4)).sum().backward()
-    assert vote_buffer.casts == 4
-    assert later._vote_buffers["0"].casts == 2
+    assert vote_buffer.passes == 4
+    assert later._vote_buffers["0"].passes == 2
 
 
 @compiled_only
-def test_a_compiled_graph_keeps_a_backward_of_which_votes_are_all_that_is_wanted():
+def test_a_compiled_graph_keeps_a_backward_that_only_votes():
     torch._dynamo.reset()
     layer = TernaryLinear(4, 4)
     layer.scale.requires_grad_(False)
     trainer = TernaryFlip(layer)
     torch.compile(layer, fullgraph=True)(torch.randn(3, 4)).sum().backward()
-    assert trainer._vote_buffers[""].casts == 1
+    assert trainer._vote_buffers[""].passes == 1
 
 
 @compiled_only
@@ -112,7 +114,7 @@ def test_compiled_checkpointing_votes_once():
         return checkpoint(model, x, use_reentrant=False)
 
     run(torch.randn(4, 6, requires_grad=True)).sum().backward()
-    assert [vote_buffer.casts for vote_buffer in trainer._vote_buffers.values()] == [1, 1]
+    assert [vote_buffer.passes for vote_buffer in trainer._vote_buffers.values()] == [1, 1]
 
 
 @compiled_only

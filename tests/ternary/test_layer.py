@@ -1,4 +1,4 @@
-"""TernaryLinear against a dense linear layer with the same weights, in float64."""
+"""TernaryLinear and BinaryLinear against a dense linear layer with the same weights, in float64."""
 
 import copy
 import io
@@ -9,16 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from steepest.ternary import TernaryFlip, TernaryLinear, chunks
+from steepest.ternary import BinaryLinear, TernaryFlip, TernaryLinear, chunks
 from steepest.ternary.linear_op import ternary_linear
 
+KINDS = [TernaryLinear, BinaryLinear]
 SCALES = ["row", "tensor", "group"]
 SHAPES = [(1, 1), (3, 2), (4, 4), (5, 7), (13, 9), (64, 33), (130, 6)]
 
 
-def layer_of(columns, rows, scale="row", *, bias=True, dtype=torch.float64, seed=0):
+def layer_of(columns, rows, scale="row", *, kind=TernaryLinear, bias=True, dtype=torch.float64, seed=0):
     torch.manual_seed(seed)
-    layer = TernaryLinear(columns, rows, bias, scale, group_size=5, dtype=dtype)
+    layer = kind(columns, rows, bias, scale, group_size=5, dtype=dtype)
     with torch.no_grad():
         # Scales of both signs, none like another.
         layer.scale.copy_(torch.randn(layer.scale.shape))
@@ -44,9 +45,10 @@ def dense_weight(layer):
 
 @pytest.mark.parametrize("attached", [False, True])
 @pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("columns", "rows"), SHAPES)
-def test_outputs_and_gradients_are_those_of_the_dense_weight(columns, rows, scale, attached):
-    layer = layer_of(columns, rows, scale)
+def test_outputs_and_gradients_are_those_of_the_dense_weight(columns, rows, kind, scale, attached):
+    layer = layer_of(columns, rows, scale, kind=kind)
     flip = TernaryFlip(layer) if attached else None
     x = torch.randn(3, 2, columns, dtype=torch.float64, requires_grad=True)
     pull = torch.randn(3, 2, rows, dtype=torch.float64)
@@ -62,9 +64,10 @@ def test_outputs_and_gradients_are_those_of_the_dense_weight(columns, rows, scal
 
 @pytest.mark.parametrize("votes", ["sign", "magnitude"])
 @pytest.mark.parametrize("scale", SCALES)
-def test_blocks_of_rows_change_nothing(scale, votes, monkeypatch):
+@pytest.mark.parametrize("kind", KINDS)
+def test_blocks_of_rows_change_nothing(kind, scale, votes, monkeypatch):
     def run():
-        layer = layer_of(24, 11, scale)
+        layer = layer_of(24, 11, scale, kind=kind)
         flip = TernaryFlip(layer, votes=votes)
         torch.manual_seed(1)
         x = torch.randn(6, 24, dtype=torch.float64, requires_grad=True)
@@ -73,9 +76,9 @@ def test_blocks_of_rows_change_nothing(scale, votes, monkeypatch):
         return y, x.grad, layer.scale.grad, flip._vote_buffers[""].pending
 
     whole = run()
-    for kind in ("", "_THICK", "_WHOLE"):
-        monkeypatch.setattr(chunks, f"{kind}_BLOCK_ON_CPU", 2 * 24)
-    monkeypatch.setattr(chunks, "_PIECE_ON_CPU", 7)
+    for limit in ("", "_THICK", "_WHOLE"):
+        monkeypatch.setattr(chunks, f"{limit}_BLOCK_ON_CPU", 2 * 24)
+    monkeypatch.setattr(chunks, "_CHUNK_ON_CPU", 7)
     assert len(chunks.row_blocks(11, 24, torch.device("cpu"), 6, whole=True)) == 6
     for one, other in zip(run(), whole, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
@@ -89,25 +92,30 @@ def test_blocks_are_as_thick_as_their_inputs_and_whole_where_a_cut_costs_a_pass(
     assert chunks.row_blocks(4097, 1024, cpu, whole=True)[0] == slice(0, 512)
 
 
-def test_the_gradient_passes_gradcheck():
-    layer = layer_of(6, 3, "group")
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gradient_passes_gradcheck(kind):
+    layer = layer_of(6, 3, "group", kind=kind)
     x = torch.randn(4, 6, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(
-        lambda x, scale: ternary_linear(x, layer.packed, scale, 6, 5, None), (x, layer.scale)
+        lambda x, scale: ternary_linear(x, layer.packed, scale, 6, 5, None, kind.bits), (x, layer.scale)
     )
 
 
-@pytest.mark.parametrize("scale", SCALES)
-def test_the_operation_keeps_torchs_rules(scale):
-    layer = layer_of(6, 3, scale, dtype=torch.float32)
+@pytest.mark.parametrize(
+    ("kind", "scale"), [*((TernaryLinear, scale) for scale in SCALES), (BinaryLinear, "row")]
+)
+def test_the_operator_passes_opcheck(kind, scale):
+    layer = layer_of(6, 3, scale, kind=kind, dtype=torch.float32)
     x = torch.randn(2, 4, 6, requires_grad=True)
-    torch.library.opcheck(ternary_linear, (x, layer.packed, layer.scale, 6, 5, None))
+    torch.library.opcheck(ternary_linear, (x, layer.packed, layer.scale, 6, 5, None, kind.bits))
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("scale", SCALES)
-def test_the_initial_weights_are_rounded_by_the_mean_and_keep_their_energy(scale):
+def test_initial_weights_are_rounded_and_keep_their_energy(kind, scale):
     linear = nn.Linear(23, 8)
-    layer = TernaryLinear.from_linear(linear, scale, group_size=5)
+    linear.weight.data[0, 0] = linear.weight.data[7, 22] = 0.0
+    layer = kind.from_linear(linear, scale, group_size=5)
     weight, dense, values = linear.weight.double(), layer.dense().double(), layer.unpack()
     extents = {
         "row": [(row, slice(None)) for row in range(8)],
@@ -116,7 +124,11 @@ def test_the_initial_weights_are_rounded_by_the_mean_and_keep_their_energy(scale
     }[scale]
     for extent in extents:
         part = weight[extent]
-        expected = (part / part.abs().mean()).round().clamp(-1, 1)
+        expected = (
+            1.0 - 2.0 * (part < 0)
+            if kind is BinaryLinear
+            else (part / part.abs().mean()).round().clamp(-1, 1)
+        )
         assert torch.equal(values[extent].double(), expected)
         # The energy of the weights is the outputs' variance, for inputs that are alike.
         torch.testing.assert_close(dense[extent].square().sum(), part.square().sum(), rtol=1e-5, atol=0)
@@ -124,25 +136,27 @@ def test_the_initial_weights_are_rounded_by_the_mean_and_keep_their_energy(scale
     assert layer.bias.data_ptr() != linear.bias.data_ptr()
 
 
-def test_a_fresh_layer_is_a_fresh_linear_layer_rounded():
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_fresh_layer_is_a_fresh_linear_layer_rounded(kind):
     torch.manual_seed(3)
-    layer = TernaryLinear(20, 30)
+    layer = kind(20, 30)
     torch.manual_seed(3)
-    expected = TernaryLinear.from_linear(nn.Linear(20, 30))
+    expected = kind.from_linear(nn.Linear(20, 30))
     assert torch.equal(layer.packed, expected.packed)
     assert torch.equal(layer.scale, expected.scale)
     assert torch.equal(layer.bias, expected.bias)
 
 
-def test_outputs_keep_the_variance_of_a_dense_layers():
+@pytest.mark.parametrize("kind", KINDS)
+def test_outputs_keep_the_variance_of_a_dense_layers(kind):
     torch.manual_seed(0)
     linear, x = nn.Linear(512, 512, bias=False), torch.randn(256, 512)
-    ratio = TernaryLinear.from_linear(linear)(x).var() / linear(x).var()
+    ratio = kind.from_linear(linear)(x).var() / linear(x).var()
     assert abs(ratio.item() - 1) < 0.02
 
 
 @pytest.mark.parametrize("scale", SCALES)
-def test_weights_of_zero_can_still_learn(scale):
+def test_ternary_weights_of_zero_can_still_learn(scale):
     linear = nn.Linear(6, 4)
     nn.init.zeros_(linear.weight)
     layer = TernaryLinear.from_linear(linear, scale)
@@ -151,9 +165,30 @@ def test_weights_of_zero_can_still_learn(scale):
     assert layer.scale.isfinite().all()
 
 
+@pytest.mark.parametrize("scale", SCALES)
+def test_binary_weights_of_zero_give_zero_and_can_still_learn(scale):
+    # There is no 0 among them, so their scale is 0: it moves first, and then they can.
+    linear = nn.Linear(6, 4, bias=False)
+    nn.init.zeros_(linear.weight)
+    layer = BinaryLinear.from_linear(linear, scale)
+    flip = TernaryFlip(layer, 1)
+    x, y = torch.randn(32, 6), torch.randn(32, 4)
+    assert not layer(x).any()
+    before = layer.unpack()
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    for _ in range(2):
+        (layer(x) - y).square().mean().backward()
+        for each in (optimizer, flip):
+            each.step()
+            each.zero_grad()
+    assert layer(x).any()
+    assert not torch.equal(layer.unpack(), before)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_is_near_to_the_dense_layers(dtype):
-    layer = layer_of(64, 16, dtype=dtype)
+@pytest.mark.parametrize("kind", KINDS)
+def test_half_precision_is_near_to_the_dense_layers(kind, dtype):
+    layer = layer_of(64, 16, kind=kind, dtype=dtype)
     x = torch.randn(8, 64, dtype=dtype, requires_grad=True)
     y = layer(x)
     assert y.dtype == dtype
@@ -189,17 +224,37 @@ def test_autocast_leaves_float64_alone():
         assert torch.equal(layer(x), exact)
 
 
-def test_state_dicts_go_through_a_file_and_fit_another_layer():
-    layer = layer_of(13, 5, "group")
+@pytest.mark.parametrize("kind", KINDS)
+def test_state_dicts_go_through_a_file_and_fit_another_layer(kind):
+    layer = layer_of(13, 5, "group", kind=kind)
     file = io.BytesIO()
     torch.save(layer.state_dict(), file)
     file.seek(0)
     state = torch.load(file, weights_only=True)
     assert set(state) == {"packed", "scale", "bias", "_extra_state"}
-    other = layer_of(13, 5, "group", seed=9)
+    other = layer_of(13, 5, "group", kind=kind, seed=9)
     other.load_state_dict(state)
     x = torch.randn(3, 13, dtype=torch.float64)
     assert torch.equal(other(x), layer(x))
+
+
+def test_state_dicts_saved_before_there_were_binary_layers_load():
+    layer, other = TernaryLinear(13, 5), TernaryLinear(13, 5)
+    state = layer.state_dict()
+    state["_extra_state"] = torch.tensor([13, 5, 0])
+    other.load_state_dict(state)
+    assert torch.equal(other.packed, layer.packed)
+    with pytest.raises(RuntimeError, match=r"\[13, 5, 0, 2\], but this layer has \[13, 5, 0, 1\]"):
+        BinaryLinear(13, 5).load_state_dict(state)
+
+
+@pytest.mark.parametrize(("kind", "other"), [KINDS, KINDS[::-1]])
+def test_weights_of_the_other_kind_are_refused_even_where_bytes_are_as_many(kind, other):
+    layer = kind(4, 5)
+    before = layer.packed.clone()
+    with pytest.raises(RuntimeError, match=r"but this layer has \[4, 5, 0, "):
+        layer.load_state_dict(other(4, 5).state_dict())
+    assert torch.equal(layer.packed, before)
 
 
 def stray_filling(state):
@@ -217,8 +272,8 @@ def floats(state):
 @pytest.mark.parametrize(
     ("columns", "group_size", "change", "says"),
     [
-        (14, 5, None, r"\[13, 5, 5\], but this layer has \[14, 5, 5\]"),
-        (13, 6, None, r"\[13, 5, 5\], but this layer has \[13, 5, 6\]"),
+        (14, 5, None, r"\[13, 5, 5, 2\], but this layer has \[14, 5, 5, 2\]"),
+        (13, 6, None, r"\[13, 5, 5, 2\], but this layer has \[13, 5, 6, 2\]"),
         (13, 5, stray_filling, "packed holds numbers beyond the 13"),
         (13, 5, stray_code, "packed holds the code 10"),
         (13, 5, floats, "got torch.float32"),
@@ -237,8 +292,9 @@ def test_weights_that_are_not_the_layers_are_refused(columns, group_size, change
     assert all(torch.equal(value, after[name]) for name, value in before.items())
 
 
-def test_casting_a_model_leaves_the_packed_weights_alone():
-    layer = layer_of(13, 5, dtype=torch.float32)
+@pytest.mark.parametrize("kind", KINDS)
+def test_casting_a_model_leaves_the_packed_weights_alone(kind):
+    layer = layer_of(13, 5, kind=kind, dtype=torch.float32)
     before = layer.packed.clone()
     layer.to(torch.bfloat16)
     assert layer.packed.dtype == torch.uint8
@@ -254,8 +310,9 @@ def test_only_scales_and_bias_are_parameters_and_a_copy_is_its_own():
     assert layer.unpack().any()
 
 
-def test_a_float_layer_is_given_back():
-    layer = layer_of(13, 5, dtype=torch.float32)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_float_layer_is_given_back(kind):
+    layer = layer_of(13, 5, kind=kind, dtype=torch.float32)
     x = torch.randn(4, 13)
     torch.testing.assert_close(layer.to_linear()(x), layer(x))
 
@@ -297,6 +354,21 @@ def test_wrong_inputs_and_wrong_weights_are_refused():
     assert torch.equal(layer.packed, before)
 
 
+def test_binary_weights_are_set_from_signs_only():
+    layer = BinaryLinear(9, 3)
+    values = 2 * torch.randint(0, 2, (3, 9)) - 1
+    layer.set_ternary(values)
+    assert torch.equal(layer.unpack(), values.to(torch.int8))
+    values[1, 1] = 0
+    before = layer.packed.clone()
+    with pytest.raises(ValueError, match="T must hold −1 and 1 only"):
+        layer.set_ternary(values)
+    assert torch.equal(layer.packed, before)
+    other = BinaryLinear(9, 3)
+    other.load_base3(layer.to_base3())
+    assert torch.equal(other.packed, layer.packed)
+
+
 def test_empty_batches_pass_and_vote_for_nothing():
     layer = layer_of(4, 3)
     flip = TernaryFlip(layer, zero_pull=1.0)
@@ -312,7 +384,7 @@ def test_empty_batches_pass_and_vote_for_nothing():
     assert torch.equal(layer.packed, before)
 
 
-def test_bytes_are_two_bits_a_weight():
+def test_bytes_are_two_bits_a_weight_or_one():
     layer = TernaryLinear(1024, 256)
-    assert layer.packed.numel() * 4 == 1024 * 256
+    assert layer.packed.nbytes * 4 == BinaryLinear(1024, 256).packed.nbytes * 8 == 1024 * 256
     assert math.isclose(layer.to_base3().numel() * 8 / (1024 * 256), 1.6, rel_tol=1e-4)

@@ -1,11 +1,11 @@
-"""What a pass through a layer takes besides its tensors: a block of dense weights or two, never all."""
+"""Peak memory of a pass through a layer: a block of dense weights or two, never all of them."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from steepest.ternary import TernaryFlip, TernaryLinear
+from steepest.ternary import BinaryLinear, TernaryFlip, TernaryLinear
 
 from .memory import highest
 
@@ -13,18 +13,19 @@ WIDTH, ROWS = 2048, 4
 BLOCK = 4 << 19  # bytes: 2**19 float32
 
 
+@pytest.mark.parametrize("kind", [TernaryLinear, BinaryLinear])
 @pytest.mark.parametrize(
     ("what", "blocks"),
     [
-        # Weights, and what unpacking takes; with gradients, as many again; with votes, theirs of a byte.
-        ("weights that stay", 1.5),
+        # Weights and temporaries of unpacking; as many again for gradients; a byte each for votes.
+        ("frozen weights", 1.5),
         ("scales alone", 3.3),
         ("votes by sign", 3.3 + WIDTH**2 / BLOCK),
     ],
 )
-def test_forward_and_backward_hold_blocks(what: str, blocks: float):
-    layer = TernaryLinear(WIDTH, WIDTH, bias=False)
-    layer.scale.requires_grad_(what != "weights that stay")
+def test_forward_and_backward_hold_blocks(what: str, blocks: float, kind: type[TernaryLinear]):
+    layer = kind(WIDTH, WIDTH, bias=False)
+    layer.scale.requires_grad_(what != "frozen weights")
     flip = TernaryFlip(layer, process_group=False, compile=False) if what == "votes by sign" else None
     layer.trainable = flip is not None
     x, dy = torch.randn(ROWS, WIDTH, requires_grad=True), torch.randn(ROWS, WIDTH)

@@ -1,4 +1,6 @@
-"""Packed ternary numbers against the layout written out digit by digit."""
+"""Packed ternary and binary numbers against the layout written out digit by digit."""
+
+import math
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from steepest.compile import available
 from steepest.compile.available import compiler_available, warn_no_compiler
 from steepest.ternary import from_base3, pack, to_base3, unpack
-from steepest.ternary.packing import check_packed, packed_width, zeros_in
+from steepest.ternary.packing import check_packed, count_zeros, packed_width
 
 SIZES = [*range(1, 18), 31, 32, 33, 127, 257]
 
@@ -18,25 +20,37 @@ def ternary(*shape, seed=0):
     return torch.randint(-1, 2, shape, generator=generator, dtype=torch.int8)
 
 
+@pytest.mark.parametrize("bits", [1, 2])
 @pytest.mark.parametrize("size", SIZES)
-def test_what_is_packed_comes_back_at_every_size(size, device):
-    values = ternary(5, size).to(device)
-    packed = pack(values)
+def test_unpacking_undoes_packing_at_every_size(size, bits, device):
+    values = numbers(bits, 5, size).to(device)
+    packed = pack(values, bits=bits)
     assert packed.dtype == torch.uint8
-    assert packed.shape == (5, packed_width(size)) == (5, -(-size // 4))
-    assert torch.equal(unpack(packed, size), values)
-    assert torch.equal(unpack(packed, size, torch.bfloat16), values.to(torch.bfloat16))
-    assert int(zeros_in(packed, size)) == int((values == 0).sum())
+    assert packed.shape == (5, packed_width(size, bits)) == (5, math.ceil(size * bits / 8))
+    assert torch.equal(unpack(packed, size, bits=bits), values)
+    assert torch.equal(unpack(packed, size, torch.bfloat16, bits=bits), values.to(torch.bfloat16))
+    assert int(count_zeros(packed, size, bits)) == int((values == 0).sum())
 
 
+@pytest.mark.parametrize("bits", [1, 2])
 @pytest.mark.parametrize("size", SIZES)
-def test_the_layout_is_the_documented_one(size):
-    values = ternary(1, size, seed=1)[0].tolist()
-    width = -(-size // 4)
+def test_the_layout_is_the_documented_one(size, bits):
+    values = numbers(bits, 1, size, seed=1)[0].tolist()
+    width = math.ceil(size * bits / 8)
     expected = [0] * width
+    codes = {1: 0, -1: 1} if bits == 1 else {0: 0b00, 1: 0b01, -1: 0b11}
     for place, value in enumerate(values):
-        expected[place % width] |= {0: 0b00, 1: 0b01, -1: 0b11}[value] << (2 * (place // width))
-    assert pack(torch.tensor([values], dtype=torch.int8))[0].tolist() == expected
+        expected[place % width] |= codes[value] << (bits * (place // width))
+    assert pack(torch.tensor([values], dtype=torch.int8), bits=bits)[0].tolist() == expected
+
+
+def numbers(bits, *shape, seed=0):
+    return ternary(*shape, seed=seed) if bits == 2 else binary(*shape, seed=seed)
+
+
+def binary(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return 2 * torch.randint(0, 2, shape, generator=generator, dtype=torch.int8) - 1
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -66,29 +80,39 @@ def test_every_byte_of_base_3_is_five_digits():
         (torch.full((1,), 243, dtype=torch.uint8), (5,), "243"),
     ],
 )
-def test_what_is_no_base_3_is_refused(code, shape, says):
+def test_invalid_base_3_is_refused(code, shape, says):
     with pytest.raises(ValueError, match=says):
         from_base3(code, shape)
 
 
 @pytest.mark.parametrize("value", [2, 0.5, 257.0, float("nan")])
-def test_what_is_not_ternary_is_refused(value):
+def test_other_numbers_than_ternary_are_refused(value):
     with pytest.raises(ValueError, match="−1, 0 and 1"):
         to_base3(torch.tensor([0, value]))
 
 
 @pytest.mark.parametrize("shape", [(0,), (3, 0), (2, 0, 3), (0, 5), (2, 3, 0)])
-def test_where_there_is_nothing_to_pack_shapes_are_kept(shape):
-    values = ternary(*shape)
-    packed = pack(values)
-    assert packed.shape == (*shape[:-1], packed_width(shape[-1]))
-    assert unpack(packed, shape[-1]).shape == shape
+def test_empty_tensors_keep_their_shapes(shape):
+    for bits in (1, 2):
+        values = numbers(bits, *shape)
+        packed = pack(values, bits=bits)
+        assert packed.shape == (*shape[:-1], packed_width(shape[-1], bits))
+        assert unpack(packed, shape[-1], bits=bits).shape == shape
     assert from_base3(to_base3(values), shape).shape == shape
 
 
 def test_leading_dimensions_are_kept_and_strides_do_not_matter():
-    values = ternary(6, 4, 3).transpose(0, 2)
-    assert torch.equal(unpack(pack(values), 6), values)
+    for bits in (1, 2):
+        values = numbers(bits, 6, 4, 3).transpose(0, 2)
+        assert torch.equal(unpack(pack(values, bits=bits), 6, bits=bits), values)
+
+
+@pytest.mark.parametrize("bits", [0, 3, 8, None])
+def test_other_bits_are_refused(bits):
+    with pytest.raises(ValueError, match="bits must be 1"):
+        pack(torch.zeros(4, dtype=torch.int8), bits=bits)
+    with pytest.raises(ValueError, match="bits must be 1"):
+        unpack(torch.zeros(1, dtype=torch.uint8), 4, bits=bits)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +133,7 @@ def test_only_int8_is_packed(values):
         (torch.zeros(0, dtype=torch.uint8), -1, "at least 0, got -1"),
     ],
 )
-def test_what_is_not_packed_so_is_refused(packed, count, says):
+def test_wrong_packed_layouts_are_refused(packed, count, says):
     with pytest.raises(ValueError, match=says):
         unpack(packed, count)
 
@@ -133,25 +157,39 @@ def test_every_wrong_pair_of_bits_is_found(size):
                 check_packed("it", bad, size)
 
 
+@pytest.mark.parametrize("size", [1, 2, 7, 8, 9, 15, 17])
+def test_every_stray_bit_beyond_binary_numbers_is_found(size):
+    good = pack(binary(2, size, seed=4), bits=1)
+    width = packed_width(size, 1)
+    for place in range(8 * width):
+        bad = good.clone()
+        bad[1, place % width] ^= 1 << (place // width)
+        if place < size:
+            check_packed("it", bad, size, bits=1)
+            continue
+        with pytest.raises(ValueError, match="it holds numbers beyond"):
+            check_packed("it", bad, size, bits=1)
+
+
 @pytest.mark.skipif(not compiler_available("cpu"), reason="needs a C++ compiler")
-@pytest.mark.parametrize("threads", [1, 2])
-def test_compiled_packing_is_the_same_for_all_sizes_by_one_graph(threads):
+@pytest.mark.parametrize(("threads", "bits"), [(1, 2), (2, 2), (1, 1)])
+def test_compiled_packing_is_the_same_for_all_sizes_by_one_graph(threads, bits):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         made = set()
         # Of words, but too few; of no whole words; of whole words, but with a gap at the end.
         others = [(1, 64), (5, 32), (4, 0), (0, 64), (64,), (9, 33), (5, 68), (5, 63)]
-        for shape in [(3, 64), (700, 96), (2, 5, 1024), *others]:
-            values = ternary(*shape, seed=shape[-1])
+        for shape in [(3, 64 * 2 // bits), (700, 192), (2, 5, 1024), *others]:
+            values = numbers(bits, *shape, seed=shape[-1])
             shifted = torch.zeros(values.numel() + 3, dtype=torch.int8)[3:].view(shape).copy_(values)
-            packed = pack(values)
+            packed = pack(values, bits=bits)
             for given in (values, shifted, values.flip(0).flip(0)):
-                assert torch.equal(pack(given, compile=True), packed)
+                assert torch.equal(pack(given, bits=bits, compile=True), packed)
             tight = torch.zeros(packed.numel() + 3, dtype=torch.uint8)[3:].view(packed.shape).copy_(packed)
             for given in (packed, tight):
                 for dtype in (torch.int8, torch.bfloat16):
-                    found = unpack(given, shape[-1], dtype, compile=True)
+                    found = unpack(given, shape[-1], dtype, bits=bits, compile=True)
                     assert torch.equal(found, values.to(dtype))
                     assert found.is_contiguous()
                     assert found.dtype == dtype

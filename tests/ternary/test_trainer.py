@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from steepest.compile import available
-from steepest.ternary import TernaryFlip, TernaryLinear, chunks, linear_op, planes
+from steepest.ternary import BinaryLinear, TernaryFlip, TernaryLinear, chunks, linear_op, planes
 
-from .models import assert_same, loss_of, small_model, snapshot
+from .models import assert_same, loss_of, mixed_model, small_model, snapshot
 
 
 def pending(trainer):
@@ -74,7 +74,7 @@ def test_passes_in_several_threads_vote_one_after_the_other(monkeypatch):
         torch.manual_seed(0)
         layer = TernaryLinear(16, 16)
         trainer = TernaryFlip(layer, votes="magnitude")
-        x, cast = torch.randn(4, 16), linear_op._cast
+        x, cast = torch.randn(4, 16), linear_op._vote
         # Both threads are between the count of a pass and its votes, if nothing keeps one of them out.
         meeting = threading.Barrier(threads)
 
@@ -87,14 +87,14 @@ def test_passes_in_several_threads_vote_one_after_the_other(monkeypatch):
             for _ in range(count):
                 layer(x).square().sum().backward()
 
-        monkeypatch.setattr(linear_op, "_cast", late)
+        monkeypatch.setattr(linear_op, "_vote", late)
         running = [threading.Thread(target=passes) for _ in range(threads)]
         for each in running:
             each.start()
         for each in running:
             each.join()
         monkeypatch.undo()
-        assert trainer._vote_buffers[""].casts == 2
+        assert trainer._vote_buffers[""].passes == 2
         found.append(trainer._vote_buffers[""].pending)
     assert torch.equal(*found)
 
@@ -147,9 +147,10 @@ def test_without_a_trainer_ternary_weights_stay():
         assert torch.equal(value, before[name]) == name.endswith(("packed", "_extra_state")), name
 
 
-def test_training_learns_more_than_the_float_parameters_can():
+@pytest.mark.parametrize("make", [small_model, mixed_model])
+def test_training_learns_more_than_the_float_parameters_can(make):
     def final(trained):
-        model = small_model()
+        model = make()
         optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
         trainer = TernaryFlip(model, 8, schedule="annealed", total_steps=400) if trained else None
         for index in range(400):
@@ -178,7 +179,7 @@ def test_a_layer_used_twice_votes_twice():
     layer = TernaryLinear(4, 4, bias=False)
     trainer = TernaryFlip(layer)
     layer(layer(torch.randn(5, 4))).sum().backward()
-    assert trainer._vote_buffers[""].casts == 2
+    assert trainer._vote_buffers[""].passes == 2
 
 
 def test_the_last_trainer_owns_the_layers_and_the_first_says_so():
@@ -232,12 +233,14 @@ def test_a_copy_of_the_model_alone_votes_nowhere():
 
 @pytest.mark.parametrize("votes", ["sign", "magnitude"])
 @pytest.mark.parametrize("accumulator", [torch.int8, torch.int16])
-def test_resuming_is_never_having_stopped(votes, accumulator):
+@pytest.mark.parametrize("make", [small_model, mixed_model])
+def test_resuming_is_never_having_stopped(make, votes, accumulator):
     options = {
         "threshold": 4, "votes": votes, "accumulator": accumulator, "schedule": "annealed",
-        "total_steps": 30, "zero_pull": 0.05, "max_flip_fraction": 0.2, "seed": 3,
+        "total_steps": 30, "zero_pull": 0.05 if make is small_model else 0.0, "max_flip_fraction": 0.2,
+        "seed": 3,
     }  # fmt: skip
-    model = small_model()
+    model = make()
     optimizer, trainer = torch.optim.AdamW(model.parameters(), lr=0.01), TernaryFlip(model, **options)
     train(model, optimizer, trainer, 10)
     file = io.BytesIO()
@@ -246,8 +249,8 @@ def test_resuming_is_never_having_stopped(votes, accumulator):
 
     file.seek(0)
     saved = torch.load(file, weights_only=True)
-    other = small_model(seed=77)
-    # Made otherwise: what was saved counts.
+    other = make(seed=77)
+    # Made with other options: the saved ones count.
     resumed = torch.optim.AdamW(other.parameters(), lr=0.5), TernaryFlip(other, 100, seed=9)
     for each, state in zip((other, *resumed), saved, strict=True):
         each.load_state_dict(state)
@@ -362,6 +365,10 @@ def test_the_state_is_a_byte_a_weight():
     packed = sum(layer.packed.numel() for layer in model)
     assert packed + trainer.state_bytes() <= 1.26 * weights
     assert TernaryFlip(model, accumulator=torch.int16).state_bytes() == 2 * weights + 8
+    binary = nn.Sequential(BinaryLinear(256, 256), BinaryLinear(256, 128))
+    packed = sum(layer.packed.numel() for layer in binary)
+    assert packed * 8 == weights
+    assert packed + TernaryFlip(binary).state_bytes() <= 1.13 * weights
 
 
 def test_a_compiled_or_wrapped_model_has_the_same_layers():
@@ -464,7 +471,7 @@ def test_the_pull_toward_zero_differs_between_steps_and_layers():
             assert abs((one == other).float().mean().item() - 0.5) < 0.02
 
 
-def test_layers_noise_is_that_of_their_names_whoever_trains_them():
+def test_noise_depends_on_a_layers_name_not_on_its_trainer():
     # Two trainers of one seed, and one for both: each layer draws what it draws there.
     def pulls(*parts):
         model = nn.ModuleDict({name: TernaryLinear(200, 50, bias=False) for name in ("a", "b")})
@@ -492,12 +499,12 @@ def test_layers_noise_is_that_of_their_names_whoever_trains_them():
         ({"thresold": 3.0}, "no option 'thresold'.*threshold"),
         ({"votes": "size"}, "'size'"),
         ({"accumulator": torch.int16}, "accumulator was torch.int8 .* cannot become torch.int16"),
-        ({"schedule": "custom"}, "made with a function"),
+        ({"schedule": "custom"}, "needs the function"),
         ({"schedule": "annealed"}, "needs total_steps"),
     ],
 )
 @pytest.mark.parametrize("when", ["before backward", "before step"])
-def test_options_changed_to_what_they_cannot_be_are_refused_before_anything_changes(change, says, when):
+def test_invalid_option_changes_are_refused_before_anything_changes(change, says, when):
     model = small_model()
     trainer = TernaryFlip(model, 2)
     train(model, torch.optim.SGD(model.parameters()), trainer, 3)
@@ -540,7 +547,7 @@ def test_options_changed_between_steps_are_those_of_the_next():
     assert_same(*found)
 
 
-def test_whether_to_compile_may_be_changed_between_steps_too(monkeypatch):
+def test_compile_may_be_changed_between_steps(monkeypatch):
     asked = []
 
     def eagerly(key, function, arguments, doing, trial=None):
@@ -559,7 +566,7 @@ def test_whether_to_compile_may_be_changed_between_steps_too(monkeypatch):
         trainer.step()
         found.append(list(asked))
         asked.clear()
-    assert found == [[], ["_cast_magnitudes", "sweep"], []]
+    assert found == [[], ["_add_magnitudes", "sweep"], []]
 
 
 def test_votes_of_a_layer_that_moves_go_with_it():
@@ -571,12 +578,12 @@ def test_votes_of_a_layer_that_moves_go_with_it():
     model[0].packed = model[0].packed.to("meta")
     assert trainer.prepare()
     assert trainer._votes("0").device.type == "meta"
-    vote_buffer.open((13, 6), torch.device("meta"))
+    vote_buffer.begin_pass((13, 6), torch.device("meta"))
     assert vote_buffer.pending.device.type == "meta"
-    assert vote_buffer.casts == 2
+    assert vote_buffer.passes == 2
 
 
-def test_counters_that_lie_otherwise_in_memory_are_loaded():
+def test_transposed_counters_are_loaded():
     found = []
     for turned in (False, True):
         model = small_model()
@@ -594,15 +601,15 @@ def test_counters_that_lie_otherwise_in_memory_are_loaded():
 
 
 @pytest.mark.parametrize("lost", ["step", "options", "accumulators"])
-def test_a_state_dict_that_lacks_something_says_what(lost):
+def test_incomplete_state_dicts_are_refused_by_name(lost):
     model = small_model()
     trainer = TernaryFlip(model, 4)
     good = trainer.state_dict()
     with pytest.raises(ValueError, match=f"has no '{lost}'; nothing was loaded"):
         trainer.load_state_dict({key: value for key, value in good.items() if key != lost})
-    with pytest.raises(ValueError, match="layer '3' in the state dict is no tensor but a list"):
+    with pytest.raises(ValueError, match="layer '3' in the state dict is a list, not a tensor"):
         trainer.load_state_dict({**good, "accumulators": {**good["accumulators"], "3": []}})
-    with pytest.raises(ValueError, match="accumulators of TernaryFlip are a list, no dict"):
+    with pytest.raises(ValueError, match="accumulators of TernaryFlip are a list, not a dict"):
         trainer.load_state_dict({**good, "accumulators": list(good["accumulators"].values())})
 
 
@@ -617,7 +624,27 @@ def test_layers_of_a_state_dict_may_come_in_any_order():
     assert_same(other.accumulators, trainer.accumulators)
 
 
-def test_a_trainer_whose_layers_have_gone_takes_none_back_by_loading():
+def test_binary_layers_are_never_zero_and_a_pull_there_is_refused():
+    model = mixed_model()
+    trainer = TernaryFlip(model, 1)
+    train(model, torch.optim.SGD(model.parameters(), lr=0.0), trainer, 3)
+    ternary, binary = trainer.stats().layers
+    assert ternary.zeros > 0
+    assert (binary.zeros, binary.weights) == (0, 91)
+    assert binary.flips > 0
+    assert trainer.stats().zeros == ternary.zeros * 78 / 169
+    before = snapshot(model)
+    trainer.options["zero_pull"] = 0.5
+    loss_of(model, 3).backward()
+    with pytest.raises(ValueError, match="layer '3' is binary"):
+        trainer.step()
+    good = TernaryFlip(small_model(), zero_pull=0.5).state_dict()
+    with pytest.raises(ValueError, match=r"layer '3' is binary.*nothing was loaded"):
+        trainer.load_state_dict(good)
+    assert_same(snapshot(model), before)
+
+
+def test_loading_does_not_take_layers_back_from_a_later_trainer():
     model = small_model()
     first = TernaryFlip(model, 4)
     saved = first.state_dict()
@@ -650,7 +677,7 @@ def test_a_step_that_failed_can_be_tried_again(monkeypatch):
     assert_same(*found)
 
 
-def test_a_layer_that_had_its_step_has_it_once_if_a_later_layer_fails(monkeypatch):
+def test_a_retried_step_does_not_repeat_layers_that_were_stepped(monkeypatch):
     found = []
     for fails in (False, True):
         model = small_model()

@@ -1,7 +1,7 @@
-"""Ternary weights, −1, 0 or 1 times a scale: 2 bits each, and moved by votes, without a float copy."""
+"""Ternary and binary weights, 2 bits or 1 bit each, trained by votes without a float copy."""
 
 from steepest.ternary.convert import Ternarized, densify, ternarize
-from steepest.ternary.layer import TernaryLinear
+from steepest.ternary.layer import BinaryLinear, TernaryLinear
 from steepest.ternary.optimizer import TernaryOptimizer
 from steepest.ternary.packing import from_base3, pack, to_base3, unpack
 from steepest.ternary.schedule import annealed
@@ -9,6 +9,7 @@ from steepest.ternary.stats import FlipStats, LayerStats
 from steepest.ternary.trainer import TernaryFlip
 
 __all__ = [
+    "BinaryLinear",
     "FlipStats",
     "LayerStats",
     "Ternarized",

@@ -1,4 +1,4 @@
-"""Passes over large tensors, piece by piece, so that what is computed on the way stays small."""
+"""Cut passes over large tensors into chunks, so that temporaries stay small."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import Tensor
 
 from steepest.compile.dynamic import run_dynamic
 
-__all__ = ["MOVES_WEIGHTS", "all_finite", "flat_pieces", "in_pieces", "places", "row_blocks", "row_pieces"]
+__all__ = ["MOVES_WEIGHTS", "all_finite", "flat_chunks", "in_chunks", "indices", "row_blocks", "row_chunks"]
 
 MOVES_WEIGHTS = "moves ternary weights"
-"""What a pass does, for the warning that it is not compiled."""
+"""The task of a pass, for the warning that it is not compiled."""
 
-# Elements of a piece: temporaries of that size stay in a processor's second-level cache.
-_PIECE_ON_CPU = 1 << 18
-_PIECE_ELSEWHERE = 1 << 26
-# Elements of a block of dense weights or gradients. On a CPU it stays in the caches; where many rows of input
-# meet it, it has as many rows, up to the second number, since products of thin matrices are slow. What has to
-# be computed again if it is cut is not cut below the third.
+# Elements of a chunk: temporaries of this size stay in a CPU's second-level cache.
+_CHUNK_ON_CPU = 1 << 18
+_CHUNK_ELSEWHERE = 1 << 26
+# Elements of a block of dense weights or gradients. On a CPU a block stays in the caches; where it meets many
+# rows of input it has as many rows itself, up to the second limit, since products of thin matrices are slow.
+# Where a cut means computing something twice, layers below the third limit are not cut.
 _BLOCK_ON_CPU = 1 << 19
 _THICK_BLOCK_ON_CPU = 1 << 20
 _WHOLE_BLOCK_ON_CPU = 1 << 22
@@ -28,14 +28,14 @@ _BLOCK_ELSEWHERE = 1 << 26
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Whether no element is infinite or NaN; a tensor without numbers has none.
+    """Tell whether no element is infinite or NaN; True for tensors on the meta device.
 
     >>> all_finite(torch.tensor([1.0, 2.0])), all_finite(torch.tensor([1.0, float("nan")]))
     (True, False)
     """
     if tensor.is_meta or tensor.numel() == 0:
         return True
-    # The two ends take no memory, where a mask takes a byte an element.
+    # Minimum and maximum need no memory; a mask takes a byte an element.
     low, high = torch.aminmax(tensor.detach())
     return bool(low.isfinite() & high.isfinite())
 
@@ -43,12 +43,12 @@ def all_finite(tensor: Tensor) -> bool:
 def row_blocks(
     rows: int, columns: int, device: torch.device, inputs: int = 0, whole: bool = False
 ) -> list[slice]:
-    """Cut a matrix between rows into blocks that are made dense one at a time.
+    """Cut a matrix into blocks of rows that are made dense one at a time.
 
     Args:
-        rows, columns: of the matrix.
-        device: where it is.
-        inputs: by how many rows of input the blocks are multiplied.
+        rows, columns: the matrix's shape.
+        device: the matrix's device.
+        inputs: the number of input rows that each block is multiplied by.
         whole: whether a cut costs another pass.
 
     >>> row_blocks(3000, 256, torch.device("cpu"))
@@ -62,18 +62,17 @@ def row_blocks(
     return _slices(rows, max(1, limit // max(columns, 1)))
 
 
-def row_pieces(rows: int, columns: int, device: torch.device, times: int = 1) -> list[slice]:
-    """Cut a matrix between rows into pieces for passes over memory; ``times`` as large on a CPU."""
-    limit = times * _PIECE_ON_CPU if device.type == "cpu" else _PIECE_ELSEWHERE
-    return _slices(rows, max(1, limit // max(columns, 1)))
+def row_chunks(rows: int, columns: int, device: torch.device, times: int = 1) -> list[slice]:
+    """Cut a matrix into chunks of rows, ``times`` as large as usual on a CPU."""
+    return _slices(rows, max(1, _chunk(device, times) // max(columns, 1)))
 
 
-def flat_pieces(count: int, device: torch.device, times: int = 1) -> list[slice]:
-    """Cut so many elements into pieces for passes over memory; ``times`` as large on a CPU."""
-    return _slices(count, times * _PIECE_ON_CPU if device.type == "cpu" else _PIECE_ELSEWHERE)
+def flat_chunks(count: int, device: torch.device, times: int = 1) -> list[slice]:
+    """Cut ``count`` elements into chunks, ``times`` as large as usual on a CPU."""
+    return _slices(count, _chunk(device, times))
 
 
-def in_pieces(
+def in_chunks(
     function: Callable[..., None],
     tensors: tuple[Tensor, ...],
     start: int,
@@ -81,32 +80,36 @@ def in_pieces(
     *,
     compiled: bool,
 ) -> None:
-    """Call ``function(pieces, first, *arguments)`` for pieces of contiguous tensors of one shape.
+    """Call ``function(chunks, first, *arguments)`` for every chunk of contiguous tensors of one shape.
 
     Args:
-        function: elementwise; writes into the pieces it is given.
+        function: elementwise; writes into the chunks.
         tensors: contiguous, of one shape.
-        start: the first element's index in the whole layer; ``first`` is that of the piece's, a number or a
-            0-dim tensor.
+        start: index, in the whole layer, of the tensors' first element; ``first`` is the index of the
+            chunk's, a number or a 0-dim tensor.
         arguments: passed on.
-        compiled: in one graph of its own, the same for all sizes.
+        compiled: run a compiled graph, the same one for all sizes.
     """
     flat = [tensor.view(-1) for tensor in tensors]
     device = flat[0].device
-    for part in flat_pieces(flat[0].numel(), device):
-        cut = tuple(tensor[part] for tensor in flat)
-        # torch makes graphs of their own for a size of 1, and for the number 0.
+    for part in flat_chunks(flat[0].numel(), device):
+        chunk = tuple(tensor[part] for tensor in flat)
+        # torch.compile specializes on the size 1 and on the number 0.
         if compiled and part.stop - part.start > 1:
-            at = torch.tensor(start + part.start, device=device)
-            key = (function, device, *(tensor.dtype for tensor in cut))
-            run_dynamic(key, function, (cut, at, *arguments), MOVES_WEIGHTS)
+            first = torch.tensor(start + part.start, device=device)
+            key = (function, device, *(tensor.dtype for tensor in chunk))
+            run_dynamic(key, function, (chunk, first, *arguments), MOVES_WEIGHTS)
         else:
-            function(cut, start + part.start, *arguments)
+            function(chunk, start + part.start, *arguments)
 
 
-def places(like: Tensor, first: int | Tensor) -> Tensor:
-    """The int64 indices of a piece's elements."""
+def indices(like: Tensor, first: int | Tensor) -> Tensor:
+    """Return the int64 indices of a chunk's elements in the layer."""
     return torch.arange(like.numel(), device=like.device) + first
+
+
+def _chunk(device: torch.device, times: int) -> int:
+    return times * _CHUNK_ON_CPU if device.type == "cpu" else _CHUNK_ELSEWHERE
 
 
 def _slices(count: int, size: int) -> list[slice]:

@@ -1,4 +1,4 @@
-"""A model's linear layers made ternary, and made float again."""
+"""Replace a model's linear layers by ternary or binary ones, and back."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import nn
 from steepest.hyperparameters import near_miss
 from steepest.routing import find_roles, find_tensors
 from steepest.ternary.chunks import all_finite
-from steepest.ternary.layer import Scale, TernaryLinear
+from steepest.ternary.layer import BinaryLinear, Scale, TernaryLinear
+from steepest.ternary.packing import Bits
 
 __all__ = ["Ternarized", "densify", "ternarize"]
 
@@ -21,8 +22,9 @@ class Ternarized:
     """What :func:`ternarize` did.
 
     Attributes:
-        replaced: names of the layers that are ternary now, with their shapes [out, in].
+        replaced: names of the layers that were replaced, with their shapes [out, in].
         kept: names of the linear layers that stay float, with the reason.
+        bits: of a weight of the new layers, 2 (ternary) or 1 (binary).
 
     >>> made = ternarize(nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2)))
     >>> dict(made.replaced), list(made.kept), made.weights
@@ -31,17 +33,19 @@ class Ternarized:
 
     replaced: Mapping[str, tuple[int, int]]
     kept: Mapping[str, str]
+    bits: Bits = 2
 
     @property
     def weights(self) -> int:
-        """How many weights are ternary now."""
+        """Number of weights in the new layers."""
         return sum(rows * columns for rows, columns in self.replaced.values())
 
     def __str__(self) -> str:
+        kind = "binary" if self.bits == 1 else "ternary"
         width = max(map(len, (*self.replaced, *self.kept)), default=0)
-        lines = [f"{name:{width}}  {r}×{c}, ternary" for name, (r, c) in self.replaced.items()]
+        lines = [f"{name:{width}}  {r}×{c}, {kind}" for name, (r, c) in self.replaced.items()]
         lines += [f"{name:{width}}  kept: {why}" for name, why in self.kept.items()]
-        return "\n".join([*lines, f"{self.weights:,} weights are ternary"])
+        return "\n".join([*lines, f"{self.weights:,} weights are {kind}"])
 
 
 def ternarize(
@@ -50,39 +54,44 @@ def ternarize(
     exclude: str | Iterable[str] = (),
     scale: Scale = "row",
     group_size: int = 128,
+    bits: Bits = 2,
 ) -> Ternarized:
-    """Replace a model's linear layers by ternary ones, in place; the weights are rounded.
+    """Replace a model's linear layers by ternary or binary ones, in place; the weights are rounded.
 
-    Taken are ``nn.Linear``'s of hidden layers. What :func:`steepest.build` takes for an output head stays
-    float, and so do the factors of LoRA and layers with a single row or column; ``include`` takes them all
-    the same. Embeddings and norms are no linear layers. Some layers cannot be replaced: those whose weight
-    is shared with another module (a tied head), subclasses of ``nn.Linear``, layers with hooks, and those
-    whose weight is read past their ``forward`` (in ``nn.MultiheadAttention``,
-    ``nn.TransformerEncoderLayer``).
+    Replaced are the ``nn.Linear`` of hidden layers. What :func:`steepest.build` considers an output layer
+    stays float, and so do LoRA's factors and layers with a single row or column, unless ``include`` names
+    them. Some layers cannot be replaced: those whose weight is shared with another module (a tied output
+    layer), subclasses of ``nn.Linear``, layers with hooks, and those whose weight is read without calling
+    their ``forward`` (in ``nn.MultiheadAttention``, ``nn.TransformerEncoderLayer``).
 
-    Make the optimizer after this: scales and biases are new parameters.
+    Make the optimizer afterwards: scales and biases are new parameters.
 
     Args:
-        model: of any kind, but not itself a linear layer.
+        model: any model that is not itself a linear layer.
         include: globs of module names; nothing else is replaced. None: all hidden layers.
-        exclude: globs of module names that are not.
+        exclude: globs of module names that stay float.
         scale, group_size: of the layers, see :class:`TernaryLinear`.
+        bits: 2 for :class:`TernaryLinear`, weights −1, 0 and 1; 1 for :class:`BinaryLinear`, −1 and 1.
 
     Returns:
         The names of the layers replaced and kept; as a string, a table.
 
     Raises:
         ValueError: a glob that matches no linear layer; ``include`` names one that cannot be replaced;
-            nothing is left to replace; a weight to be rounded is not finite. The model is as it was.
+            nothing is left to replace; a weight to be rounded is not finite; other ``bits``. The model is
+            as it was.
 
     >>> model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
     >>> print(ternarize(model))
     0  32×64, ternary
-    2  kept: head: the last linear map; nothing follows it
+    2  kept: output: the last linear map; nothing follows it
     2,048 weights are ternary
     """
+    if bits not in (1, 2):
+        raise ValueError(f"ternarize(): bits must be 1 (binary) or 2 (ternary), got {bits!r}")
+    kind = BinaryLinear if bits == 1 else TernaryLinear
     if isinstance(model, nn.Linear):
-        raise ValueError("ternarize() replaces layers within a model; TernaryLinear.from_linear takes one")
+        raise ValueError(f"ternarize() replaces layers within a model; use {kind.__name__}.from_linear")
     wanted, unwanted = _globs(include), _globs(exclude) or ()
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     _require_matches("include", wanted or (), linears)
@@ -96,7 +105,7 @@ def ternarize(
             kept[name] = "not included"
         elif name in refused:
             if wanted is not None:
-                raise ValueError(f"layer {name!r} cannot be ternary: {refused[name]}; nothing was changed")
+                raise ValueError(f"layer {name!r} cannot be replaced: {refused[name]}; nothing was changed")
             kept[name] = refused[name]
         elif name in soft and wanted is None:
             kept[name] = soft[name]
@@ -104,23 +113,23 @@ def ternarize(
             replaced.append(name)
     if not replaced:
         why = "".join(f"; {name}: {reason}" for name, reason in list(kept.items())[:3])
-        raise ValueError(f"{type(model).__name__} has no linear layer to make ternary{why}")
+        raise ValueError(f"{type(model).__name__} has no linear layer to replace{why}")
     for name in replaced:
         if not all_finite(linears[name].weight):
             raise ValueError(f"the weight of {name!r} has infinite or NaN elements; nothing was changed")
-    made = {name: TernaryLinear.from_linear(linears[name], scale, group_size) for name in replaced}
+    made = {name: kind.from_linear(linears[name], scale, group_size) for name in replaced}
     _replace(model, {linears[name]: made[name] for name in replaced})
     shapes = {name: (layer.out_features, layer.in_features) for name, layer in made.items()}
-    return Ternarized(shapes, kept)
+    return Ternarized(shapes, kept, bits)
 
 
 def densify(model: nn.Module) -> list[str]:
-    """Replace a model's ternary layers by float ones with the same outputs, in place; their names.
+    """Replace a model's ternary and binary layers by float ones with the same outputs; return their names.
 
-    Make the optimizer after this: the weights are new parameters.
+    Make the optimizer afterwards: the weights are new parameters.
 
     Raises:
-        ValueError: the model is itself a ternary layer.
+        ValueError: the model is itself such a layer.
 
     >>> model = nn.Sequential(TernaryLinear(8, 4), nn.ReLU())
     >>> densify(model), model[0]
@@ -128,7 +137,7 @@ def densify(model: nn.Module) -> list[str]:
     """
     layers = {name: m for name, m in model.named_modules() if isinstance(m, TernaryLinear)}
     if "" in layers:
-        raise ValueError("densify() replaces layers within a model; TernaryLinear.to_linear gives one")
+        raise ValueError("densify() replaces layers within a model; use the layer's to_linear()")
     _replace(model, {layer: layer.to_linear() for layer in layers.values()})
     return list(layers)
 
@@ -152,7 +161,7 @@ def _require_matches(what: str, globs: Iterable[str], linears: Mapping[str, nn.M
 
 
 def _obstacles(model: nn.Module, linears: Mapping[str, nn.Linear]) -> tuple[dict[str, str], dict[str, str]]:
-    """(why a layer cannot be replaced, why it had better not be), by name."""
+    """Return, by name: (why a layer cannot be replaced, why it is not replaced unless it is named)."""
     modules = dict(model.named_modules())
     tensors = find_tensors(model)
     roles = {id(t.param): (role, t) for t, role in zip(tensors, find_roles(model, tensors), strict=True)}
@@ -165,9 +174,9 @@ def _obstacles(model: nn.Module, linears: Mapping[str, nn.Linear]) -> tuple[dict
         reader = next((type(m).__name__ for m in around if isinstance(m, readers)), None)
         role, tensor = roles.get(id(linear._parameters.get("weight")), (None, None))
         if type(linear) is not nn.Linear:
-            refused[name] = f"{type(linear).__name__} is a kind of nn.Linear that is not known"
+            refused[name] = f"{type(linear).__name__} is an unknown subclass of nn.Linear"
         elif reader is not None:
-            refused[name] = f"{reader} reads its weight past its forward"
+            refused[name] = f"{reader} reads its weight without calling its forward"
         elif role is None or tensor is None:
             refused[name] = "its weight is computed from other parameters"
         elif len({id(owner.module) for owner in tensor.owners}) > 1:
@@ -181,14 +190,14 @@ def _obstacles(model: nn.Module, linears: Mapping[str, nn.Linear]) -> tuple[dict
 
 
 def _has_hooks(owner: nn.Module | nn.Parameter) -> bool:
-    """Whether anything is hooked to a layer or to a tensor, of any of the kinds that torch has."""
+    """Tell whether a module or parameter has hooks of any of torch's kinds."""
     kinds = [name for name in vars(owner) if name.endswith("_hooks")]
     kinds += ["_backward_hooks", "_post_accumulate_grad_hooks"]
     return any(getattr(owner, kind, None) for kind in kinds)
 
 
 def _replace(model: nn.Module, by: Mapping[nn.Module, nn.Module]) -> None:
-    """Put the new modules everywhere where the old ones were."""
+    """Replace modules wherever they occur."""
     for parent in list(model.modules()):
         for local, child in list(parent._modules.items()):
             if child is not None and child in by:

@@ -1,10 +1,10 @@
-"""A linear layer whose weights are −1, 0 or 1 times a learned scale."""
+"""Linear layers whose weights are −1, 0 or 1, or just −1 or 1, times a learned scale."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,9 @@ from typing_extensions import Self
 from steepest.ternary.chunks import all_finite, row_blocks
 from steepest.ternary.linear_op import spread, summed, ternary_linear
 from steepest.ternary.packing import (
+    Bits,
     check_packed,
-    check_ternary,
+    check_values,
     from_base3,
     pack,
     packed_width,
@@ -23,52 +24,54 @@ from steepest.ternary.packing import (
 )
 from steepest.ternary.vote_buffer import VoteBuffer
 
-__all__ = ["Scale", "TernaryLinear"]
+__all__ = ["BinaryLinear", "Scale", "TernaryLinear"]
 
 Scale = Literal["row", "tensor", "group"]
 
 
 class TernaryLinear(nn.Module):
-    r"""A linear layer of ternary weights, stored in 2 bits each; there is no float copy of them.
+    r"""A linear layer of ternary weights, stored in 2 bits each, without a float copy.
 
     .. math:: y = x\,(s \circ T)^\top + b, \qquad T \in \{-1, 0, 1\}^{\text{out} \times \text{in}}
 
     The scales s and the bias b are ordinary parameters, trained by any optimizer. T is moved by votes if a
-    :class:`TernaryFlip` has been made for the model, or an optimizer by :func:`steepest.build`; otherwise
-    it stays as it is. The gradients of x, s and b are exact. The gradient of T, (dyᵀx)∘s, is turned into
-    votes in backward, a block of rows at a time, and never kept; this happens in training mode only.
+    :class:`TernaryFlip` was made for the model, or an optimizer by :func:`steepest.build`; otherwise it is
+    constant. The gradients of x, s and b are exact. The gradient of T, (dyᵀx)∘s, is turned into votes in
+    backward, a block of rows at a time, and never kept; this happens in training mode only.
 
-    Every backward pass through the layer votes, ``torch.autograd.grad``'s and those of a layer that is
-    used twice included; with activation checkpointing too it is one vote a use.
+    Every backward pass through the layer votes, including those of ``torch.autograd.grad`` and of a layer
+    that is used twice; activation checkpointing does not add votes.
 
     Bytes: ``packed`` takes ⌈in/4⌉ a row; the scales 4 each. Votes: see :class:`TernaryFlip`.
 
     Args:
         in_features: size of the inputs, at least 1.
         out_features: size of the outputs, at least 1.
-        bias: whether there is one.
-        scale: one scale per output (``"row"``, shape [out]), one in all (``"tensor"``, 0-dim), or one per
+        bias: whether there is a bias.
+        scale: one scale per output (``"row"``, shape [out]), a single one (``"tensor"``, 0-dim), or one per
             ``group_size`` consecutive weights of a row (``"group"``, shape [out, ⌈in/group_size⌉]).
         group_size: used with ``scale="group"``. The last group of a row may be smaller.
         device, dtype: of the layer; ``dtype`` is that of scales and bias.
 
     The initial weights are drawn as ``nn.Linear`` draws its own, then T = round(w/mean|w|), clamped, the
-    mean over what shares a scale, and s such that s²·ΣT² = Σw² there: the outputs keep their variance.
+    mean over the weights that share a scale, and s such that s²·ΣT² = Σw² there: the outputs keep their
+    variance.
 
     Attributes:
+        bits: of a packed weight: 2; 1 in :class:`BinaryLinear`.
         trainable: whether backward votes for T and a :class:`TernaryFlip` moves it. T is no parameter, so
-            this is what ``requires_grad`` is to one; :meth:`requires_grad_` of the layer sets it, that of a
-            module around the layer reaches parameters alone.
-        packed: T, uint8 [out, ⌈in/4⌉], a buffer of the state dict; :func:`steepest.ternary.unpack` has
-            the layout. The state dict also has the sizes, int64, which bytes alone do not tell.
+            this is its ``requires_grad``; :meth:`requires_grad_` of the layer sets it, that of a module
+            around the layer affects parameters only.
+        packed: T, uint8 [out, ⌈in/4⌉], a buffer in the state dict; :func:`steepest.ternary.unpack` has
+            the layout. The state dict also has the sizes, int64, which the bytes alone do not tell.
 
     Raises:
-        ValueError: a size below 1, or a ``scale`` that is none of the three.
-        RuntimeError: by ``load_state_dict``, for the weights of a layer of other sizes, and for bytes that
-            are no ternary numbers; this layer stays as it was.
+        ValueError: a size below 1, or another ``scale``.
+        RuntimeError: from ``load_state_dict``, for the weights of a layer of another kind or size, and for
+            bytes that are no valid codes; the layer stays as it was.
 
     Source: Ma et al. 2024 ("The Era of 1-bit LLMs", BitNet b1.58) for rounding by the mean magnitude, which
-    there is done to latent floats in every step.
+    BitNet applies to latent floats in every step.
 
     >>> layer = TernaryLinear(5, 3)
     >>> layer.packed.shape, layer.scale.shape, sorted(set(layer.unpack().flatten().tolist()) - {-1, 0, 1})
@@ -78,8 +81,9 @@ class TernaryLinear(nn.Module):
     True
     """
 
+    bits: ClassVar[Bits] = 2
     packed: Tensor
-    # By this steepest.routing knows the layer, and its subclasses.
+    # Marks the layer and its subclasses for steepest.routing.
     _steepest_ternary = True
 
     def __init__(
@@ -99,7 +103,7 @@ class TernaryLinear(nn.Module):
             ("group_size", group_size),
         ):
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"TernaryLinear: {name} must be an integer ≥ 1, got {size!r}")
+                raise ValueError(f"{type(self).__name__}: {name} must be an integer ≥ 1, got {size!r}")
         self.in_features, self.out_features = in_features, out_features
         self.group_size = min(group_size, in_features)
         shapes: dict[str, tuple[int, ...]] = {
@@ -108,25 +112,27 @@ class TernaryLinear(nn.Module):
             "group": (out_features, -(-in_features // self.group_size)),
         }
         if scale not in shapes:
-            raise ValueError(f"TernaryLinear: scale must be 'row', 'tensor' or 'group', got {scale!r}")
-        packed = torch.zeros(out_features, packed_width(in_features), dtype=torch.uint8, device=device)
-        self.register_buffer("packed", packed)
+            raise ValueError(
+                f"{type(self).__name__}: scale must be 'row', 'tensor' or 'group', got {scale!r}"
+            )
+        width = packed_width(in_features, self.bits)
+        self.register_buffer("packed", torch.zeros(out_features, width, dtype=torch.uint8, device=device))
         self.scale = nn.Parameter(torch.empty(shapes[scale], device=device, dtype=dtype))
         if bias:
             self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
         else:
             self.register_parameter("bias", None)
         self.trainable = True
-        # Not a buffer: it must follow the layer to no device, no copy and no checkpoint.
+        # Not a buffer: it belongs to the trainer, so it is not moved, copied or saved with the layer.
         self._vote_buffer: Tensor | None = None
         self.reset_parameters()
 
     @classmethod
     @torch.no_grad()
-    def from_linear(cls, linear: nn.Linear, scale: Scale = "row", group_size: int = 128) -> TernaryLinear:
-        """The ternary layer nearest to a float one by the rule of the constructor; the bias is copied.
+    def from_linear(cls, linear: nn.Linear, scale: Scale = "row", group_size: int = 128) -> Self:
+        """Round a float layer's weights as the constructor does; the bias is copied.
 
-        A frozen weight (``requires_grad`` is False) gives a layer whose scales and T are frozen.
+        Where the weight is frozen (``requires_grad`` is False), the scales and T are too.
 
         Raises:
             ValueError: the weight has infinite or NaN elements.
@@ -137,7 +143,7 @@ class TernaryLinear(nn.Module):
         """
         weight = linear.weight
         if not all_finite(weight):
-            raise ValueError("TernaryLinear.from_linear: the weight has infinite or NaN elements")
+            raise ValueError(f"{cls.__name__}.from_linear: the weight has infinite or NaN elements")
         made = cls(
             linear.in_features,
             linear.out_features,
@@ -147,7 +153,7 @@ class TernaryLinear(nn.Module):
             device="meta",
             dtype=weight.dtype,
         ).to_empty(device=weight.device)
-        made._take(weight)
+        made._round(weight)
         made.trainable = weight.requires_grad
         made.scale.requires_grad_(weight.requires_grad)
         if linear.bias is not None:
@@ -157,7 +163,7 @@ class TernaryLinear(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw weights and bias anew, from torch's global generator, as the constructor did."""
+        """Draw weights and bias again, from torch's global generator, as the constructor did."""
         linear = nn.Linear(
             self.in_features,
             self.out_features,
@@ -165,66 +171,71 @@ class TernaryLinear(nn.Module):
             device=self.scale.device,
             dtype=self.scale.dtype,
         )
-        self._take(linear.weight)
+        self._round(linear.weight)
         if self.bias is not None:
             self.bias.copy_(linear.bias)
 
-    def _take(self, weight: Tensor) -> None:
-        """Round float weights; in place, so that an optimizer's references stay good."""
+    def _round(self, weight: Tensor) -> None:
+        """Set T and s from float weights, in place, so that an optimizer's references stay valid."""
         wide = torch.promote_types(weight.dtype, torch.float32)
         scale = torch.empty_like(self.scale, dtype=wide)
-        # A scale for the whole tensor needs two sums over all rows, the others only over their own.
+        # A single scale needs sums over all rows, so all rows are taken at once.
         blocks = row_blocks(self.out_features, self.in_features, weight.device)
         blocks = blocks if scale.dim() > 0 else [slice(0, weight.shape[0])]
         for rows in blocks:
             block = weight[rows].to(wide)
-            count = summed(torch.ones_like(block), scale.dim(), self.group_size)
-            mean = summed(block.abs(), scale.dim(), self.group_size) / count
-            mean = torch.where(mean > 0, mean, 1.0)
-            unit = spread(mean, slice(None), self.in_features, self.group_size)
-            values = (block / unit).round().clamp(-1, 1)
+            values = self._rounded(block)
             energy, kept = (summed(each.square(), scale.dim(), self.group_size) for each in (block, values))
-            # Weights that are all 0 move too, if their scale is not 0: it is that of a fresh layer.
-            blank = 1 / math.sqrt(2 * self.in_features)
-            found = torch.where(kept > 0, (energy / kept.clamp(min=1)).sqrt(), blank)
+            # Where all of T is 0, the scale is that of a fresh layer: with a scale of 0, T would never move.
+            fresh = 1 / math.sqrt(2 * self.in_features)
+            found = torch.where(kept > 0, (energy / kept.clamp(min=1)).sqrt(), fresh)
             if scale.dim() == 0:
                 scale = found
             else:
                 scale[rows] = found
-            self.packed[rows] = pack(values.to(torch.int8))
+            self.packed[rows] = pack(values.to(torch.int8), bits=self.bits)
         self.scale.copy_(scale)
 
+    def _rounded(self, block: Tensor) -> Tensor:
+        """Round some rows to T, as floats."""
+        dims, group_size = self.scale.dim(), self.group_size
+        mean = summed(block.abs(), dims, group_size) / summed(torch.ones_like(block), dims, group_size)
+        mean = torch.where(mean > 0, mean, 1.0)
+        return (block / spread(mean, slice(None), self.in_features, group_size)).round().clamp(-1, 1)
+
     def forward(self, x: Tensor) -> Tensor:
-        """Shapes: [..., in] to [..., out], in x's dtype; under autocast in its, but for float64.
+        """Map [..., in] to [..., out], in x's dtype; under autocast in autocast's, except for float64.
 
         Raises:
             ValueError: inputs of another dtype or another last dimension.
         """
         if not x.is_floating_point() or x.dim() == 0 or x.shape[-1] != self.in_features:
             raise ValueError(
-                f"TernaryLinear({self.in_features}, {self.out_features}) takes floating-point inputs "
+                f"{type(self).__name__}({self.in_features}, {self.out_features}) takes floating-point inputs "
                 f"of shape [..., {self.in_features}], got inputs of shape {tuple(x.shape)}, {x.dtype}"
             )
-        # As torch's own layers: autocast leaves float64 alone.
+        # Autocast leaves float64 alone, as in torch's own layers.
         if not x.is_meta and x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         vote_buffer = self._vote_buffer if self.training and self.trainable else None
-        y: Tensor = ternary_linear(x, self.packed, self.scale, self.in_features, self.group_size, vote_buffer)
+        y: Tensor = ternary_linear(
+            x, self.packed, self.scale, self.in_features, self.group_size, vote_buffer, self.bits
+        )
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def unpack(self) -> Tensor:
-        """T, int8 [out, in]."""
-        return unpack(self.packed, self.in_features)
+        """Return T, int8 [out, in]."""
+        return unpack(self.packed, self.in_features, bits=self.bits)
 
     @torch.no_grad()
     def dense(self) -> Tensor:
-        """s∘T in the scales' dtype, [out, in]: a copy, to look at or to export."""
-        values = unpack(self.packed, self.in_features, self.scale.dtype)
+        """Return s∘T in the scales' dtype, [out, in]: a copy, to look at or to export."""
+        values = unpack(self.packed, self.in_features, self.scale.dtype, bits=self.bits)
         return values * spread(self.scale, slice(None), self.in_features, self.group_size)
 
     @torch.no_grad()
     def set_ternary(self, values: Tensor) -> None:
-        """Set T from numbers −1, 0, 1 of shape [out, in], of any dtype.
+        """Set T from numbers −1, 0, 1 (−1, 1 in :class:`BinaryLinear`) of shape [out, in] and any dtype.
 
         Raises:
             ValueError: another shape or another number; nothing was changed.
@@ -232,11 +243,11 @@ class TernaryLinear(nn.Module):
         if values.shape != (self.out_features, self.in_features):
             shape = (self.out_features, self.in_features)
             raise ValueError(f"T has shape {shape}, got {tuple(values.shape)}")
-        check_ternary("T", values)
-        self.packed.copy_(pack(values.to(self.packed.device, torch.int8)))
+        check_values("T", values, self.bits)
+        self.packed.copy_(pack(values.to(self.packed.device, torch.int8), bits=self.bits))
 
     def to_linear(self) -> nn.Linear:
-        """A float layer with the same outputs; nothing is shared with this one.
+        """Make a float layer with the same outputs; it shares nothing with this one.
 
         >>> layer = TernaryLinear(4, 2, scale="tensor")
         >>> torch.equal(TernaryLinear.from_linear(layer.to_linear(), scale="tensor").unpack(), layer.unpack())
@@ -254,7 +265,7 @@ class TernaryLinear(nn.Module):
         return made.train(self.training)
 
     def to_base3(self) -> Tensor:
-        """T in base 3, five a byte: uint8 [⌈out·in/5⌉], for storage; :meth:`load_base3` reads it.
+        """Store T in base 3, five a byte: uint8 [⌈out·in/5⌉]; :meth:`load_base3` reads it.
 
         >>> layer, other = TernaryLinear(7, 3), TernaryLinear(7, 3)
         >>> other.load_base3(layer.to_base3())
@@ -264,7 +275,7 @@ class TernaryLinear(nn.Module):
         return to_base3(self.unpack())
 
     def load_base3(self, code: Tensor) -> None:
-        """Set T from what :meth:`to_base3` gave; ``ValueError`` if it is of another size."""
+        """Set T from what :meth:`to_base3` returned; ``ValueError`` if it is of another size."""
         self.set_ternary(from_base3(code, (self.out_features, self.in_features)))
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
@@ -277,21 +288,21 @@ class TernaryLinear(nn.Module):
         return super().requires_grad_(requires_grad)
 
     def attach(self, vote_buffer: VoteBuffer | None) -> None:
-        """Let backward vote there; with None, nowhere. :class:`TernaryFlip` does this."""
+        """Make backward vote into this buffer, or nowhere if it is None; called by :class:`TernaryFlip`."""
         self._vote_buffer = None if vote_buffer is None else vote_buffer.handle
 
     def votes_in(self, vote_buffer: VoteBuffer) -> bool:
-        """Whether backward votes there."""
+        """Tell whether backward votes into this buffer."""
         return self._vote_buffer is vote_buffer.handle
 
     def get_extra_state(self) -> Tensor:
-        """[in, out, weights that share a scale within a row], int64, for the state dict."""
-        # A tensor, so that what clones, sends or stores a state dict's values need not know of it.
+        """Return [in, out, group size, bits], int64, for the state dict; without groups the third is 0."""
+        # A tensor, so that code which clones, sends or stores the values of a state dict needs no exception.
         group_size = self.group_size if self.scale.dim() == 2 else 0
-        return torch.tensor([self.in_features, self.out_features, group_size], device="cpu")
+        return torch.tensor([self.in_features, self.out_features, group_size, self.bits], device="cpu")
 
     def set_extra_state(self, state: Any) -> None:
-        """Nothing: the sizes were compared before anything was loaded."""
+        """Do nothing: the sizes were compared before anything was loaded."""
 
     def _load_from_state_dict(
         self, state_dict: Mapping[str, Any], prefix: str, *arguments: Any, **more: Any
@@ -300,26 +311,28 @@ class TernaryLinear(nn.Module):
         if wrong is None:
             super()._load_from_state_dict(state_dict, prefix, *arguments, **more)
             return
-        # torch's last argument gathers the errors of all layers; it raises them with their names.
+        # torch's last argument collects the errors of all layers; torch raises them together.
         errors = more["error_msgs"] if "error_msgs" in more else arguments[-1]
         errors.append(f"ternary layer {prefix.removesuffix('.')!r}: {wrong}")
 
     def _misfit(self, state_dict: Mapping[str, Any], prefix: str) -> str | None:
-        """What keeps a state dict from being this layer's, other than what torch finds by itself."""
+        """Say why a state dict is not this layer's, as far as torch does not find it by itself."""
         sizes, packed = state_dict.get(f"{prefix}_extra_state"), state_dict.get(f"{prefix}packed")
         if sizes is not None:
             saved, own = torch.as_tensor(sizes).tolist(), self.get_extra_state().tolist()
+            # Saved before there were binary layers.
+            saved = [*saved, 2] if len(saved) == 3 else saved
             if saved != own:
-                return f"saved with [in, out, group size] = {saved}, but this layer has {own}"
+                return f"saved with [in, out, group size, bits] = {saved}, but this layer has {own}"
         if isinstance(packed, Tensor) and packed.shape == self.packed.shape and not packed.is_meta:
             try:
-                check_packed("packed", packed, self.in_features)
+                check_packed("packed", packed, self.in_features, self.bits)
             except ValueError as error:
                 return str(error)
         return None
 
     def extra_repr(self) -> str:
-        """What stands between the brackets of the layer's text."""
+        """Return the arguments that the layer's text shows."""
         kinds = {0: "'tensor'", 1: "'row'", 2: f"'group', group_size={self.group_size}"}
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
@@ -327,5 +340,40 @@ class TernaryLinear(nn.Module):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy votes nowhere, until a trainer of its own attaches it."""
+        """Copy without the vote buffer: a copy votes once a trainer of its own attaches it."""
         return {**self.__dict__, "_vote_buffer": None}
+
+
+class BinaryLinear(TernaryLinear):
+    r"""A linear layer of binary weights, stored in one bit each, without a float copy.
+
+    .. math:: y = x\,(s \circ T)^\top + b, \qquad T \in \{-1, 1\}^{\text{out} \times \text{in}}
+
+    It is a :class:`TernaryLinear` in everything else, and the same :class:`TernaryFlip` trains it: where
+    enough votes point to the other sign, T changes its sign. There is no 0 in between, so a flip moves a
+    weight by two scales instead of one.
+
+    Bytes: ``packed`` takes ⌈in/8⌉ a row; the scales 4 each. Votes: see :class:`TernaryFlip`. (Base 3 takes
+    more than ``packed`` here.)
+
+    Args:
+        in_features, out_features, bias, scale, group_size, device, dtype: as in :class:`TernaryLinear`.
+
+    The initial weights are drawn as ``nn.Linear`` draws its own, then T = sign(w), 1 for 0, and s is the
+    root mean square of the weights that share it: the outputs keep their variance.
+
+    Source: Rastegari et al. 2016 (XNOR-Net) for signs times a scale, there the mean magnitude, of latent
+    floats.
+
+    >>> layer = BinaryLinear(9, 3)
+    >>> layer.packed.shape, sorted(set(layer.unpack().flatten().tolist()) - {-1, 1})
+    (torch.Size([3, 2]), [])
+    >>> x = torch.randn(2, 9)
+    >>> torch.allclose(layer(x), torch.nn.functional.linear(x, layer.dense(), layer.bias), atol=1e-6)
+    True
+    """
+
+    bits: ClassVar[Bits] = 1
+
+    def _rounded(self, block: Tensor) -> Tensor:
+        return torch.where(block < 0, -1.0, 1.0).to(block.dtype)

@@ -1,6 +1,6 @@
-"""y = x (s∘T)ᵀ as one operation, whose backward turns the gradient of T into votes on the spot.
+"""Compute y = x (s∘T)ᵀ as one operator, whose backward turns the gradient of T into votes at once.
 
-An operation of torch's library and not an autograd.Function, so that compiled graphs keep it whole.
+It is a torch.library custom operator, not an autograd.Function, so that compiled graphs keep it whole.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["spread", "summed", "ternary_linear"]
 
 
 def spread(scale: Tensor, rows: slice, columns: int, group_size: int) -> Tensor:
-    """The scales of some rows as a matrix that broadcasts over them: [rows or 1, columns or 1]."""
+    """Expand the scales of some rows so that they broadcast over them: [rows or 1, columns or 1]."""
     if scale.dim() == 0:
         return scale.view(1, 1)
     if scale.dim() == 1:
@@ -28,7 +28,7 @@ def spread(scale: Tensor, rows: slice, columns: int, group_size: int) -> Tensor:
 
 
 def summed(matrix: Tensor, dims: int, group_size: int) -> Tensor:
-    """Sum what shares a scale in some rows: 0-dim, [rows] or [rows, groups]."""
+    """Sum the elements that share a scale in some rows: 0-dim, [rows] or [rows, groups]."""
     if dims == 0:
         return matrix.sum()
     if dims == 1:
@@ -39,17 +39,24 @@ def summed(matrix: Tensor, dims: int, group_size: int) -> Tensor:
 
 @torch.library.custom_op("steepest::ternary_linear", mutates_args=())
 def ternary_linear(
-    x: Tensor, packed: Tensor, scale: Tensor, columns: int, group_size: int, vote_buffer: Tensor | None
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    columns: int,
+    group_size: int,
+    vote_buffer: Tensor | None,
+    bits: int = 2,
 ) -> Tensor:
-    """x (s∘T)ᵀ.
+    """Multiply x by (s∘T)ᵀ.
 
     Args:
         x: float [..., columns].
-        packed: T, uint8 [out, ⌈columns/4⌉].
+        packed: T, uint8 [out, ⌈columns·bits/8⌉].
         scale: 0-dim, [out] or [out, groups].
-        columns: how many weights a row has.
-        group_size: how many of them share a scale, where there are groups.
+        columns: weights of a row.
+        group_size: weights that share a scale, where there are groups.
         vote_buffer: handle of the buffer to which backward adds its votes; None where T does not train.
+        bits: of a packed weight, 2 (ternary) or 1 (binary).
 
     Returns:
         [..., out] of x's dtype.
@@ -59,14 +66,14 @@ def ternary_linear(
         y = x.new_empty(flat.shape[0], packed.shape[0])
         scale = scale.to(x.dtype)
         blocks = row_blocks(packed.shape[0], columns, x.device, len(flat))
-        room = _room(blocks, columns, flat)
+        workspace = _workspace(blocks, columns, flat)
         for rows in blocks:
-            weight = unpack_into(room[: rows.stop - rows.start], packed[rows])
+            weight = unpack_into(workspace[: rows.stop - rows.start], packed[rows], bits)
             factor = spread(scale, rows, columns, group_size)
             if scale.dim() == 2:
                 torch.mm(flat, weight.mul_(factor).t(), out=y[:, rows])
             else:
-                # One scale for a whole row: applied to the outputs, of which there are fewer.
+                # One scale a row: cheaper to apply to the outputs.
                 torch.mm(flat, weight.t(), out=y[:, rows])
                 y[:, rows] *= factor.view(1, -1)
         return y.view(*x.shape[:-1], packed.shape[0])
@@ -74,14 +81,20 @@ def ternary_linear(
 
 @ternary_linear.register_fake
 def _(
-    x: Tensor, packed: Tensor, scale: Tensor, columns: int, group_size: int, vote_buffer: Tensor | None
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    columns: int,
+    group_size: int,
+    vote_buffer: Tensor | None,
+    bits: int = 2,
 ) -> Tensor:
     return x.new_empty(*x.shape[:-1], packed.shape[0])
 
 
-# Impure, although the votes it casts are none of its results: a graph must not drop it. (That it merges two
-# uses that are the same in all, gradients included, is what torch's search for common expressions does.)
-# (Declaring the vote_buffer as mutated would forbid two forward passes before the first backward.)
+# Tagged as impure, so that graphs do not drop it: its votes are a side effect. (Two uses that are alike in
+# everything, gradients included, are still merged by common subexpression elimination. Declaring the vote
+# buffer as mutated would forbid two forward passes before the first backward.)
 @torch.library.custom_op(
     "steepest::ternary_linear_backward", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,)
 )
@@ -93,30 +106,31 @@ def _backward(
     columns: int,
     group_size: int,
     handle: Tensor | None,
+    bits: int,
     needs_x: bool,
     needs_scale: bool,
 ) -> tuple[Tensor, Tensor]:
-    """(dx, ds); empty where they are not needed. Where neither is, the second is the handle's gradient, 0."""
-    # Of no rows there is no vote, and no pull toward zero either.
+    """Compute (dx, ds), empty where not needed; where neither is, the second is the handle's gradient, 0."""
+    # An empty batch does not vote, and so brings no pull toward zero either.
     vote_buffer = find_vote_buffer(handle) if x.numel() > 0 else None
-    alone = contextlib.nullcontext() if vote_buffer is None else vote_buffer.lock
-    with torch.autocast(x.device.type, enabled=False), alone:
+    locked = contextlib.nullcontext() if vote_buffer is None else vote_buffer.lock
+    with torch.autocast(x.device.type, enabled=False), locked:
         flat, dy = x.reshape(-1, columns), dy.reshape(-1, packed.shape[0])
         wide = torch.promote_types(x.dtype, torch.float32)
         dx = x.new_empty(flat.shape if needs_x else 0)
         ds = torch.zeros(scale.shape if needs_scale else 0, dtype=wide, device=x.device)
         if vote_buffer is not None:
-            vote_buffer.open((packed.shape[0], columns), x.device)
+            vote_buffer.begin_pass((packed.shape[0], columns), x.device)
         magnitudes = vote_buffer is not None and vote_buffer.kind == "magnitude"
         blocks = row_blocks(packed.shape[0], columns, x.device, len(flat), whole=magnitudes)
-        weights = _room(blocks, columns, flat)
-        grads = _room(blocks if needs_scale or vote_buffer is not None else [], columns, flat)
+        weights = _workspace(blocks, columns, flat)
+        grads = _workspace(blocks if needs_scale or vote_buffer is not None else [], columns, flat)
         inverse = None
         if magnitudes and len(blocks) > 1:
             inverse = _inverse_rms(blocks, dy, flat, scale, columns, group_size, wide)
         for rows in blocks:
             count = rows.stop - rows.start
-            weight = unpack_into(weights[:count], packed[rows])
+            weight = unpack_into(weights[:count], packed[rows], bits)
             factor = spread(scale.to(wide), rows, columns, group_size)
             if needs_x:
                 _add_dx(dx, dy[:, rows], weight, factor.to(x.dtype), first=rows.start == 0)
@@ -129,7 +143,7 @@ def _backward(
                     else:
                         ds[rows] = part
                 if vote_buffer is not None:
-                    _cast(vote_buffer, rows.start, grad.mul_(factor), weight, inverse)
+                    _vote(vote_buffer, rows.start, grad.mul_(factor), weight, inverse)
         if needs_x and not blocks:
             dx.zero_()
         if not (needs_x or needs_scale):
@@ -146,6 +160,7 @@ def _(
     columns: int,
     group_size: int,
     handle: Tensor | None,
+    bits: int,
     needs_x: bool,
     needs_scale: bool,
 ) -> tuple[Tensor, Tensor]:
@@ -154,8 +169,8 @@ def _(
     return x.new_empty(x.shape if needs_x else 0), scale.new_empty(scale.shape if needs_scale else 0)
 
 
-def _room(blocks: list[slice], columns: int, like: Tensor) -> Tensor:
-    """Memory for one block, which all of them use in turn: new memory takes longer than filling it."""
+def _workspace(blocks: list[slice], columns: int, like: Tensor) -> Tensor:
+    """Allocate one block for all of them to use in turn: new memory costs more than filling it."""
     return like.new_empty(blocks[0].stop if blocks else 0, columns)
 
 
@@ -164,7 +179,7 @@ def _nothing() -> Tensor:
 
 
 def _add_dx(dx: Tensor, dy: Tensor, weight: Tensor, factor: Tensor, *, first: bool) -> None:
-    """dx += dy (s∘T), where ``factor`` is s; or dx = it, if nothing is there yet."""
+    """dx += dy (s∘T), where ``factor`` is s; the first block overwrites dx."""
     if factor.shape[1] == 1:
         dy = dy * factor.view(1, -1)
     else:
@@ -184,7 +199,7 @@ def _inverse_rms(
     group_size: int,
     wide: torch.dtype,
 ) -> Tensor:
-    """1/rms(dT) of a layer whose dT is not to exist as a whole: computed once only for this."""
+    """Compute 1/rms(dT) block by block, since dT never exists as a whole; it is computed twice for this."""
     square = torch.zeros((), dtype=torch.float64, device=x.device)
     for rows in blocks:
         grad = (dy[:, rows].t() @ x).to(wide)
@@ -192,14 +207,14 @@ def _inverse_rms(
     return inverse_rms(square, dy.shape[1] * columns)
 
 
-def _cast(vote_buffer: VoteBuffer, first: int, grad: Tensor, weight: Tensor, inverse: Tensor | None) -> None:
+def _vote(vote_buffer: VoteBuffer, first: int, grad: Tensor, weight: Tensor, inverse: Tensor | None) -> None:
     if vote_buffer.kind == "magnitude" and inverse is None:
         inverse = inverse_rms(sum_of_squares(grad), grad.numel())
-    vote_buffer.cast(first, grad, weight, inverse)
+    vote_buffer.add(first, grad, weight, inverse)
 
 
 def _save(ctx: Any, inputs: tuple[object, ...], output: Tensor) -> None:
-    x, packed, scale, ctx.columns, ctx.group_size, ctx.vote_buffer = inputs
+    x, packed, scale, ctx.columns, ctx.group_size, ctx.vote_buffer, ctx.bits = inputs
     ctx.save_for_backward(x, packed, scale)
 
 
@@ -214,12 +229,13 @@ def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         ctx.columns,
         ctx.group_size,
         ctx.vote_buffer,
+        ctx.bits,
         needs_x,
         needs_scale,
     )
-    # A graph drops what leads to no gradient: where only votes are wanted, the handle gets one of 0.
+    # Graphs drop calls that lead to no gradient: where only votes are wanted, the handle gets a gradient, 0.
     kept = ds if not (needs_x or needs_scale) else None
-    return dx if needs_x else None, None, ds if needs_scale else None, None, None, kept
+    return dx if needs_x else None, None, ds if needs_scale else None, None, None, kept, None
 
 
 ternary_linear.register_autograd(_gradients, setup_context=_save)

@@ -1,4 +1,4 @@
-"""One optimizer object for a model with ternary layers: parameters by rules, ternary weights by votes."""
+"""One optimizer for a model with ternary layers: parameters by rules, packed weights by votes."""
 
 from __future__ import annotations
 
@@ -15,26 +15,25 @@ from steepest.explain import Explanation, Row, explain
 from steepest.optimizer import Optimizer
 from steepest.registry import register_maker
 from steepest.ternary.layer import TernaryLinear
-from steepest.ternary.ranks import place
+from steepest.ternary.ranks import rank_and_world_size
 from steepest.ternary.trainer import TernaryFlip
 
 __all__ = ["RULE", "TernaryOptimizer"]
 
 RULE = "ternary_flip"
 
-# The state entries of a layer's scale in which the layer's accumulator and the trainer's step are kept, and
-# the key of the first param group under which its options are: so checkpoints of all kinds hold them.
+# State entries of a layer's scale that hold the layer's accumulator and the trainer's step, and the key of
+# the first param group that holds its options: so that checkpoints of all kinds have them.
 _VOTES, _STEP, _OPTIONS = "votes", "flip_step", RULE
 
 
 class TernaryOptimizer(Optimizer):
-    """An optimizer whose step also moves ternary weights; :func:`steepest.build` makes it.
+    """An optimizer whose step also moves ternary and binary weights; :func:`steepest.build` makes it.
 
-    It is :class:`~steepest.Optimizer` in everything, with a :class:`TernaryFlip` beside the param groups:
-    ``step`` flips, ``zero_grad`` drops votes, a gradient that is not finite in either skips both, and
+    It is an :class:`~steepest.Optimizer` with a :class:`TernaryFlip` beside the param groups: ``step``
+    flips, ``zero_grad`` drops votes, a gradient that is not finite in either skips both, and
     ``state_dict`` holds the accumulators, as ``"votes"`` in the state of each layer's scales, and the
-    options, as plain data in the first param group (so that a loaded state dict's options are taken, as
-    those of param groups are).
+    options, as plain data in the first param group (so that they are loaded as those of param groups are).
 
     Args:
         params: as for every optimizer; the scales of the trainer's layers must be among them.
@@ -75,18 +74,18 @@ class TernaryOptimizer(Optimizer):
         for name, layer in flip.layers.items():
             if id(layer.scale) not in known:
                 raise ValueError(f"the scales of ternary layer {name!r} are not among the parameters")
-        # Not the state: distributed checkpoints take one that is not empty for the state of all parameters.
+        # Not in the state: distributed checkpoints assume that a state with entries has all of them.
         self.param_groups[0][_OPTIONS] = self.flip.options
         self._hand_on()
 
     def _share(self) -> None:
-        """Let the state and the first group hold what the trainer works with."""
+        """Put the trainer's tensors and options into the state and the first group."""
         self.param_groups[0][_OPTIONS] = self.flip.options
         for name, layer in self.flip.layers.items():
             self.state[layer.scale].update(self._entries(name))
 
     def _entries(self, name: str) -> dict[str, Tensor]:
-        """What the state of a layer's scale has besides its rule's."""
+        """Return what the state of a layer's scale has besides its rule's entries."""
         return {_VOTES: self.flip.accumulators[name], _STEP: self.flip.taken}
 
     # -- the step
@@ -100,18 +99,18 @@ class TernaryOptimizer(Optimizer):
     def _check(self, batches: list[ParamBatch]) -> bool | Tensor:
         self._check_scales()
         self._hand_on()
-        # The trainer must know whether it may flip, so the device's answer is read here; and all workers
-        # must hear of what one of them finds.
+        # The trainer must know whether it may flip, so the device's answer is read here; and all ranks must
+        # learn what one of them finds.
         try:
             finite = bool(super()._check(batches))
         except FloatingPointError:
-            if place(self.flip.process_group)[1] > 1:
+            if rank_and_world_size(self.flip.process_group)[1] > 1:
                 self.flip.prepare(finite=False)
             raise
         return self.flip.prepare(finite)
 
     def _check_scales(self) -> None:
-        """Raise ``RuntimeError`` if the model has got other parameters than are stepped here."""
+        """Raise ``RuntimeError`` if the model has other parameters than this optimizer steps."""
         known = {id(param) for group in self.param_groups for param in group["params"]}
         for name, layer in self.flip.layers.items():
             if id(layer.scale) not in known:
@@ -122,7 +121,7 @@ class TernaryOptimizer(Optimizer):
                 )
 
     def _hand_on(self) -> None:
-        """What becomes of gradients that are not finite is the votes' option too, if it changes."""
+        """Pass a change of the groups' ``nonfinite`` on to the votes' options."""
         now = [group["nonfinite"] for group in self.param_groups]
         before = self.__dict__.get("_nonfinite", now)
         changed = [new for new, old in zip(now, before, strict=False) if new != old]
@@ -131,24 +130,24 @@ class TernaryOptimizer(Optimizer):
         self._nonfinite = now
 
     def _step_rest(self) -> None:
-        # Torch's distributed checkpoints take a step of their own to fill a fresh state: it does not count.
+        # torch's distributed checkpoints fill a fresh state by a step of their own, which must not count.
         if not self.flip.unused:
             self.flip.take()
-        # Anew in every step: an accumulator follows its layer to another device.
+        # In every step: an accumulator follows its layer to another device.
         self._share()
 
     def _states_by_rule(self) -> dict[str, list[Mapping[str, Tensor]]]:
-        # A scale has votes in its state before its own rule has ever stepped it.
+        # A scale's state holds votes even if its own rule has never stepped it.
         states = super()._states_by_rule()
         return {rule: [s for s in each if not s.keys() <= {_VOTES, _STEP}] for rule, each in states.items()}
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """As every optimizer's; and votes that no step has taken in are dropped."""
+        """Reset the gradients, and drop the votes that no step has counted."""
         super().zero_grad(set_to_none)
         self.flip.zero_grad()
 
     def state_bytes(self) -> int:
-        """Bytes of all state tensors that exist now, the accumulators among them."""
+        """Count the bytes of all state tensors that exist now, accumulators included."""
         shared: int = sum(
             state[name].numel() * state[name].element_size()
             for state in self.state.values()
@@ -158,39 +157,40 @@ class TernaryOptimizer(Optimizer):
         return super().state_bytes() - shared + self.flip.state_bytes()
 
     def explain(self) -> Explanation:
-        """What every tensor gets and why, the ternary weights included, with rule ``"ternary_flip"``."""
+        """Say what every tensor gets and why; packed weights have the rule ``"ternary_flip"``."""
         return explain(self.param_groups, self.defaults["rule"], self.reasons, self._rows())
 
     def _rows(self) -> list[Row]:
-        options = self.flip.options
-        why = f"linear: TernaryLinear, 2 bits a weight; moved by {options['votes']} votes, "
-        why += f"threshold {options['threshold']:g} {options['schedule']}"
-        return [
-            Row(
-                name=f"{name}.packed",
-                aliases=(),
-                shape=(layer.out_features, layer.in_features),
-                rule=RULE,
-                lr=math.nan,
-                weight_decay=0.0,
-                view=None,
-                why=why if layer.trainable else "linear: TernaryLinear, 2 bits a weight",
-                frozen=not layer.trainable,
-                parameters=layer.out_features * layer.in_features,
-                state_bytes=self.flip.accumulators[name].numel()
-                * self.flip.accumulators[name].element_size(),
-            )
-            for name, layer in self.flip.layers.items()
-        ]
+        return [self._row(name, layer) for name, layer in self.flip.layers.items()]
+
+    def _row(self, name: str, layer: TernaryLinear) -> Row:
+        options, accumulator = self.flip.options, self.flip.accumulators[name]
+        why = f"linear: {type(layer).__name__}, {layer.bits} bit{'s' * (layer.bits > 1)} a weight"
+        if layer.trainable:
+            why += f"; moved by {options['votes']} votes, threshold {options['threshold']:g} "
+            why += options["schedule"]
+        return Row(
+            name=f"{name}.packed",
+            aliases=(),
+            shape=(layer.out_features, layer.in_features),
+            rule=RULE,
+            lr=math.nan,
+            weight_decay=0.0,
+            view=None,
+            why=why,
+            frozen=not layer.trainable,
+            parameters=layer.out_features * layer.in_features,
+            state_bytes=accumulator.numel() * accumulator.element_size(),
+        )
 
     # -- checkpoints and copies
 
     def state_dict(self) -> dict[str, Any]:
-        """As every optimizer's, with the accumulators, which are there before the first step too."""
+        """Return the state dict with the accumulators, which it has before the first step too."""
         self._check_scales()
 
         def add(_: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-            # As an lr is: what changes later is not what was saved.
+            # A copy: later changes of the options must not change what was saved.
             saved["param_groups"][0][_OPTIONS] = dict(self.flip.options)
             ours = (param for group in self.param_groups for param in group["params"])
             theirs = (at for group in saved["param_groups"] for at in group["params"])
@@ -199,7 +199,7 @@ class TernaryOptimizer(Optimizer):
                 at = places[id(layer.scale)]
                 saved["state"][at] = {**saved["state"].get(at, {}), **self._entries(name)}
 
-        # The user's own hooks must find them.
+        # First, so that the user's own hooks see them.
         hook = self.register_state_dict_post_hook(add, prepend=True)
         try:
             saved: dict[str, Any] = super().state_dict()
@@ -208,12 +208,12 @@ class TernaryOptimizer(Optimizer):
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what :meth:`state_dict` gave, the accumulators included; T itself is in the model's.
+        """Load what :meth:`state_dict` returned, accumulators included; T itself is in the model's.
 
         Raises:
             ValueError: as :meth:`steepest.Optimizer.load_state_dict`; and a state dict without this model's
                 accumulators. The optimizer is as it was.
-            RuntimeError: a layer has gone to another trainer, or the model has got other parameters. The
+            RuntimeError: a layer has gone to another trainer, or the model has other parameters. The
                 optimizer is as it was.
         """
         self._check_scales()
@@ -236,7 +236,7 @@ class TernaryOptimizer(Optimizer):
         self._share()
 
     def _check_votes(self, loaded: Mapping[str, Any]) -> tuple[dict[str, Any], int]:
-        """(options, step) of a state dict whose accumulators fit."""
+        """Check the accumulators of a state dict and return its (options, step)."""
         self.flip.check_owner()
         saved_groups = loaded.get("param_groups")
         if not saved_groups or "state" not in loaded:
@@ -257,7 +257,7 @@ class TernaryOptimizer(Optimizer):
         return options, step
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy has a trainer of its own, with copies of the layers."""
+        """Copy the trainer too, with copies of the layers."""
         state: dict[str, Any] = super().__getstate__()
         return state | {"flip": self.flip, "_nonfinite": self._nonfinite}
 
@@ -270,7 +270,7 @@ def make(
     rule: str,
     **hyper: Any,
 ) -> TernaryOptimizer:
-    """What :func:`steepest.build` calls for a model with ternary layers."""
+    """Make the optimizer of a model with ternary layers, for :func:`steepest.build`."""
     given: dict[str, Any] = {name: hyper[name] for name in ("nonfinite", "seed", "compile") if name in hyper}
     flip = TernaryFlip(model, **(given | dict(options)))
     return TernaryOptimizer(list(groups), flip=flip, rule=rule, **hyper)

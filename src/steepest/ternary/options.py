@@ -1,4 +1,4 @@
-"""The options of a TernaryFlip: plain data, but for a schedule of the user's own."""
+"""The options of a TernaryFlip: plain data, except for a schedule given as a function."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ OPTIONS: dict[str, Hyperparameter] = {
 
 
 def checked(owner: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with their defaults, as plain data.
+    """Fill in the defaults and check the options.
 
     Raises:
         TypeError: an unknown name.
@@ -55,7 +55,9 @@ def checked(owner: str, options: Mapping[str, Any]) -> dict[str, Any]:
     for name, hyper in OPTIONS.items():
         hyper.check(owner, name, full[name])
     if full["schedule"] == "annealed" and full["total_steps"] is None:
-        raise ValueError(f"{owner}: schedule='annealed' needs total_steps, the steps of the whole training")
+        raise ValueError(
+            f"{owner}: schedule='annealed' needs total_steps, the number of steps of the training"
+        )
     limit = torch.iinfo(full["accumulator"]).max
     if full["threshold"] > limit:
         more = "; accumulator=torch.int16 holds 32767" if limit == 127 else ""
@@ -67,10 +69,10 @@ def checked(owner: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def threshold_at(options: Mapping[str, Any], custom: Callable[[int], float] | None, step: int) -> float:
-    """τ after ``step`` steps.
+    """Return τ after ``step`` steps.
 
     Raises:
-        ValueError: the user's schedule gives what is no number above 0.
+        ValueError: the schedule given as a function returned no number above 0.
     """
     if options["schedule"] == "custom":
         assert custom is not None

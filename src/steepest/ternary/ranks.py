@@ -1,4 +1,4 @@
-"""Data-parallel workers: their votes are summed before any weight moves, so that replicas stay alike."""
+"""Data parallelism: sum the ranks' votes before any weight moves, so that replicas stay equal."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["Group", "place", "summed_over"]
+__all__ = ["Group", "all_reduce", "rank_and_world_size"]
 
 # None: all processes, where torch.distributed is initialized. False: this process alone.
 Group: TypeAlias = "dist.ProcessGroup | Literal[False] | None"
 
 
-def place(group: Group) -> tuple[int, int]:
-    """(this worker, how many there are).
+def rank_and_world_size(group: Group) -> tuple[int, int]:
+    """Return this process's rank in the group and the group's size.
 
-    >>> place(None), place(False)
+    >>> rank_and_world_size(None), rank_and_world_size(False)
     ((0, 1), (0, 1))
     """
     if group is False or not dist.is_available() or not dist.is_initialized():
@@ -25,10 +25,10 @@ def place(group: Group) -> tuple[int, int]:
     return dist.get_rank(group), dist.get_world_size(group)
 
 
-def summed_over(group: Group, tensor: Tensor) -> Tensor:
-    """The tensor's sum over the workers; in place where the workers can send its dtype.
+def all_reduce(group: Group, tensor: Tensor) -> Tensor:
+    """Sum a tensor over the ranks, in place where its dtype can be sent.
 
-    int16 is what they cannot: it goes as int32.
+    int16 cannot, so it is sent as int32.
     """
     sent = tensor.to(torch.int32) if tensor.dtype == torch.int16 else tensor
     dist.all_reduce(sent, group=None if group is False else group)

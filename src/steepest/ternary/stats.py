@@ -1,4 +1,4 @@
-"""What to watch while ternary weights train: flips per step and the fraction of zeros."""
+"""What to watch while packed weights train: flips per step and the fraction of zeros."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ __all__ = ["FlipStats", "LayerStats"]
 
 @dataclass(frozen=True)
 class LayerStats:
-    """One layer: its name, how many weights, how many flipped in the last step, and which part is 0.
+    """The statistics of one layer.
 
     Attributes:
         name: as in the model.
-        weights: number of ternary weights.
+        weights: number of packed weights.
         flips: how many moved in the last step.
-        zeros: which part of the weights is 0, in [0, 1].
+        zeros: fraction of the weights that are 0; always 0 for binary weights.
 
     >>> LayerStats("0", weights=64, flips=3, zeros=0.25).flips
     3
@@ -29,19 +29,19 @@ class LayerStats:
 
 @dataclass(frozen=True)
 class FlipStats:
-    """All layers together, and each.
+    """The statistics of all layers together, and of each.
 
     Attributes:
         step: steps taken.
         threshold: τ of the next step; infinite where nothing flips any more.
-        weights: number of ternary weights.
+        weights: number of packed weights.
         flips: how many moved in the last step.
         total_flips: how many have moved since the trainer was made or loaded.
-        zeros: which part of the weights is 0, in [0, 1].
-        layers: the same, layer by layer.
+        zeros: fraction of the weights that are 0.
+        layers: the same for each layer.
 
     >>> print(FlipStats(10, 24.0, 64, 3, 9, 0.25, (LayerStats("0", 64, 3, 0.25),)))
-    step 10: 3 of 64 ternary weights flipped (9 so far), 25.0% are 0, threshold 24
+    step 10: 3 of 64 weights flipped (9 so far), 25.0% are 0, threshold 24
       0            64           3 flips   25.0% zeros
     """
 
@@ -56,7 +56,7 @@ class FlipStats:
     def __str__(self) -> str:
         width = max(len(layer.name) for layer in self.layers)
         head = (
-            f"step {self.step}: {self.flips:,} of {self.weights:,} ternary weights flipped "
+            f"step {self.step}: {self.flips:,} of {self.weights:,} weights flipped "
             f"({self.total_flips:,} so far), {self.zeros:.1%} are 0, threshold {self.threshold:.3g}"
         )
         rows = (

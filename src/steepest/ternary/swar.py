@@ -1,9 +1,11 @@
-"""The update of ternary weights in words of 64 bits, which hold 8 counters of int8 or 4 of int16.
+"""SIMD within a register (SWAR): 8 int8 or 4 int16 counters side by side in one 64-bit word.
 
-A CPU's tensor code is fast where it works on whole words: bytes and masks are slow eagerly, and
-torch.compile makes vectors of int64 but not of int16. So counters and weights are computed with side by
-side in a word, each in a *lane* of its own, by the same functions eagerly and compiled. What a lane
-answers, yes or no, is its highest bit; the bits below hold anything.
+Tensor code on a CPU is fast on whole words: bytes and boolean masks are slow eagerly, and torch.compile
+vectorizes int64 but not int16. So counters and weights share a word, each in a *field* of its own, and the
+same functions run eagerly and compiled. A yes/no answer is the highest bit of its field; the lower bits of
+an answer are undefined.
+
+A weight's code is 2 bits, its two's complement (ternary), or 1 bit, its sign (binary: 0 is +1, 1 is −1).
 """
 
 from __future__ import annotations
@@ -13,13 +15,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["BYTES", "SHORTS", "Lanes", "collected", "flipped", "flips_in", "splat", "trits"]
+__all__ = ["INT8", "INT16", "Fields", "accumulate", "count_changes", "decode", "flip", "splat"]
 
 _WORD = 64
 
 
 def splat(number: int, width: int) -> int:
-    """The int64 whose lanes of ``width`` bits all hold ``number`` ≥ 0.
+    """Return the int64 whose fields of ``width`` bits all hold ``number`` ≥ 0.
 
     >>> hex(splat(0x7F, 16)), splat(0xFF, 8)
     ('0x7f007f007f007f', -1)
@@ -29,151 +31,162 @@ def splat(number: int, width: int) -> int:
 
 
 @dataclass(frozen=True)
-class Lanes:
-    """How a word is cut: masks of the lanes' highest bit, of the bits below it, and of the lowest.
+class Fields:
+    """How a word is divided into fields, and the masks that follow from it.
 
     Attributes:
-        dtype: of a counter, int8 or int16. (A dtype and not a number of bits: torch.compile takes numbers
-            for what may change.)
+        dtype: of a counter, int8 or int16. (Not the number of bits: torch.compile treats plain numbers as
+            values that may change.)
     """
 
     dtype: torch.dtype
 
     @property
     def width(self) -> int:
-        """Bits of a lane."""
+        """Bits of a field."""
         return 8 * self.dtype.itemsize
 
     @property
     def limit(self) -> int:
-        """The largest number of a counter, M; the smallest is −M."""
+        """The largest value of a counter, M; the smallest is −M."""
         return (1 << (self.width - 1)) - 1
 
     @property
     def high(self) -> int:
-        """The highest bits."""
+        """Mask of the highest bit of every field."""
         return splat(self.limit + 1, self.width)
 
     @property
     def low(self) -> int:
-        """All bits but the highest."""
+        """Mask of all bits but the highest."""
         return splat(self.limit, self.width)
 
     @property
     def one(self) -> int:
-        """The lowest bits."""
+        """Mask of the lowest bits."""
         return splat(1, self.width)
 
     def slack(self, threshold: int) -> int:
-        """The word by which :func:`flipped` knows a threshold of 1 ... M + 1."""
+        """Return the word that, added to sizes |a|, sets a field's highest bit where |a| ≥ threshold.
+
+        ``threshold`` is 1 ... M + 1.
+        """
         return splat(self.limit + 1 - threshold, self.width)
 
-    def bit(self, answer: Tensor, place: int) -> Tensor:
-        """Answers at bit ``place`` of each lane, with nothing else in it."""
-        return (answer >> (self.width - 1 - place)) & splat(1 << place, self.width)
+    def bit(self, answer: Tensor, position: int) -> Tensor:
+        """Move each field's answer to bit ``position`` and clear all other bits."""
+        return (answer >> (self.width - 1 - position)) & splat(1 << position, self.width)
 
     def mask(self, answer: Tensor) -> Tensor:
-        """All bits of the lanes that say yes, none of the others."""
+        """Set all bits of the fields that answer yes and clear the others."""
         lowest = self.bit(answer, 0)
         return (lowest << self.width) - lowest
 
 
-BYTES, SHORTS = Lanes(torch.int8), Lanes(torch.int16)
+INT8, INT16 = Fields(torch.int8), Fields(torch.int16)
 
 
-def trits(lanes: Lanes, packed: Tensor, place: int | Tensor) -> tuple[Tensor, Tensor]:
-    """(whether T is not 0, whether it is −1) for the ``place``-th pair of bits of each lane."""
-    return packed << (lanes.width - 1 - 2 * place), packed << (lanes.width - 2 - 2 * place)
+def decode(fields: Fields, packed: Tensor, plane: int | Tensor, bits: int) -> tuple[Tensor | None, Tensor]:
+    """Read a plane's codes: (whether T is not 0, whether T is −1); the first is None for binary weights."""
+    sign = packed << (fields.width - bits - bits * plane)
+    return (None if bits == 1 else packed << (fields.width - 1 - bits * plane)), sign
 
 
-def _added(lanes: Lanes, a: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """(a + v without what does not fit, whether it does not)."""
-    apart = a ^ v
-    total = ((a & lanes.low) + (v & lanes.low)) ^ (apart & lanes.high)
-    # What has both signs alike, and another in the sum.
-    return total, (a ^ total) & ~apart
+def _add(fields: Fields, a: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Add with wrap-around: (a + v, whether it overflowed)."""
+    differ = a ^ v
+    total = ((a & fields.low) + (v & fields.low)) ^ (differ & fields.high)
+    # Equal signs, and another sign in the sum.
+    return total, (a ^ total) & ~differ
 
 
-def _outward(nonzero: Tensor, minus: Tensor, negative: Tensor) -> Tensor:
-    """Where T is at a bound and the counter, by its sign, points beyond it; one of 0 is positive."""
-    return nonzero & ~(minus ^ negative)
+def _outward(nonzero: Tensor | None, minus: Tensor, negative: Tensor) -> Tensor:
+    """Tell where T is at a bound and the counter's sign points beyond it; a counter of 0 is positive."""
+    agree = ~(minus ^ negative)
+    return agree if nonzero is None else nonzero & agree
 
 
-def _reached(lanes: Lanes, total: Tensor, slack: Tensor) -> Tensor:
-    """Where |total| ≥ threshold, each sign by a sum of its own that cannot leave its lane."""
-    size = total & lanes.low
-    up, down = size + slack, (slack | lanes.high) - size
+def _reached(fields: Fields, total: Tensor, slack: Tensor) -> Tensor:
+    """Tell where |total| ≥ threshold; each sign has its own sum, which cannot leave its field."""
+    size = total & fields.low
+    up, down = size + slack, (slack | fields.high) - size
     return up ^ ((up ^ down) & total)
 
 
-def _moves(lanes: Lanes, moving: Tensor, nonzero: Tensor, negative: Tensor) -> Tensor:
-    """The bits of T's code that change, in the lowest pair of each lane.
+def _changes(fields: Fields, moving: Tensor, nonzero: Tensor | None, negative: Tensor) -> Tensor:
+    """Return the bits of T's code that change, at the low end of each field.
 
-    A move always changes the lower bit; the higher is set by going from 0 to −1, and cleared from −1 to 0.
+    Every move changes the lowest bit. A ternary code's higher bit is set from 0 to −1 and cleared from −1
+    to 0.
     """
-    return lanes.bit(moving, 0) | lanes.bit(moving & (negative ^ nonzero), 1)
+    lower = fields.bit(moving, 0)
+    return lower if nonzero is None else lower | fields.bit(moving & (negative ^ nonzero), 1)
 
 
-def flipped(
-    lanes: Lanes,
+def flip(
+    fields: Fields,
     a: Tensor,
     v: Tensor,
-    nonzero: Tensor,
+    nonzero: Tensor | None,
     minus: Tensor,
     slack: Tensor,
     *,
     cancel: bool,
 ) -> tuple[Tensor, Tensor]:
-    """a ← a + v; where |a| ≥ τ: T ← clamp(T + sign(a), −1, 1), a ← 0.
+    """a ← a + v; where |a| ≥ τ: T takes one step toward sign(a) unless it is at that bound, and a ← 0.
 
     Args:
-        lanes: how words are cut.
+        fields: how words are divided.
         a, v: counters and votes.
-        nonzero, minus: T, see :func:`trits`.
-        slack: τ ≤ M as :meth:`Lanes.slack` gives it, so that no sum that does not fit stays.
-        cancel: at a bound, a stops at 0 where it would point outward.
+        nonzero, minus: T, see :func:`decode`.
+        slack: of τ ≤ M, see :meth:`Fields.slack`; so every sum that overflows has reached τ.
+        cancel: at a bound, set a to 0 where it would point outward.
 
     Returns:
-        The counters, and the bits of T's code that change, in the lowest pair of each lane.
+        The counters, and the bits of T's code that change, at the low end of each field.
     """
-    total, over = _added(lanes, a, v)
-    negative = total ^ over
-    reached = over | _reached(lanes, total, slack)
+    total, overflowed = _add(fields, a, v)
+    negative = total ^ overflowed
+    reached = overflowed | _reached(fields, total, slack)
     outward = _outward(nonzero, minus, negative)
     cleared = reached | outward if cancel else reached
-    return total & ~lanes.mask(cleared), _moves(lanes, reached & ~outward, nonzero, negative)
+    return total & ~fields.mask(cleared), _changes(fields, reached & ~outward, nonzero, negative)
 
 
-def collected(
-    lanes: Lanes,
+def accumulate(
+    fields: Fields,
     a: Tensor,
     v: Tensor,
-    nonzero: Tensor,
+    nonzero: Tensor | None,
     minus: Tensor,
     slack: Tensor,
     *,
     cancel: bool,
 ) -> tuple[Tensor, Tensor]:
-    """a ← clamp(a + v, −M, M), and T stays: (the counters, in the lowest bit where |a| ≥ τ)."""
-    total, over = _added(lanes, a, v)
-    # M, or −M where a (and so v) is below 0: they differ in the bits but the lowest.
-    bound = lanes.low ^ (lanes.mask(a) & ~lanes.one)
-    total = total ^ ((total ^ bound) & lanes.mask(over))
-    # −M − 1 is the one number with no bit below its highest.
-    least = total & ~((total & lanes.low) + lanes.low)
-    total = total | lanes.bit(least, 0)
+    """a ← clamp(a + v, −M, M), and T stays: (the counters, |a| ≥ τ in the lowest bit of each field)."""
+    total, overflowed = _add(fields, a, v)
+    # M, or −M where a (and so v) is below 0: they differ in all bits but the lowest.
+    bound = fields.low ^ (fields.mask(a) & ~fields.one)
+    total = total ^ ((total ^ bound) & fields.mask(overflowed))
+    # −M − 1 is the only number without a bit below its highest.
+    lowest = total & ~((total & fields.low) + fields.low)
+    total = total | fields.bit(lowest, 0)
     if cancel:
-        total = total & ~lanes.mask(_outward(nonzero, minus, total))
-    return total, lanes.bit(_reached(lanes, total, slack), 0)
+        total = total & ~fields.mask(_outward(nonzero, minus, total))
+    return total, fields.bit(_reached(fields, total, slack), 0)
 
 
-def flips_in(moves: Tensor) -> Tensor:
-    """How many pairs of bits of each word have the lower one set, which no move leaves as it was.
+def count_changes(changes: Tensor, bits: int) -> Tensor:
+    """Count, in every word, the codes of ``bits`` bits whose lowest bit is set, as each changed code's is.
 
-    >>> flips_in(torch.tensor([0b01_11_00_10, -1])).tolist()
+    >>> count_changes(torch.tensor([0b01_11_00_10, -1]), 2).tolist()
     [2, 32]
+    >>> count_changes(torch.tensor([0b01_11_00_10, -1]), 1).tolist()
+    [4, 64]
     """
-    pairs = moves & splat(0x55, 8)
+    pairs = changes & splat(0x55, 8)
+    if bits == 1:
+        pairs = pairs + ((changes >> 1) & splat(0x55, 8))
     fours = (pairs & splat(0x33, 8)) + ((pairs >> 2) & splat(0x33, 8))
     eights = (fours & splat(0x0F, 8)) + ((fours >> 4) & splat(0x0F, 8))
     # The product's highest byte is the sum of all.

@@ -1,4 +1,4 @@
-"""TernaryFlip: what moves ternary weights, by votes."""
+"""Train ternary and binary weights by votes: TernaryFlip."""
 
 from __future__ import annotations
 
@@ -14,73 +14,76 @@ from steepest.random import derive_key
 from steepest.ternary.flipping import flip_layer
 from steepest.ternary.layer import TernaryLinear
 from steepest.ternary.options import OPTIONS, checked, threshold_at
-from steepest.ternary.packing import zeros_in
-from steepest.ternary.ranks import Group, place, summed_over
+from steepest.ternary.packing import count_zeros
+from steepest.ternary.ranks import Group, all_reduce, rank_and_world_size
 from steepest.ternary.stats import FlipStats, LayerStats
-from steepest.ternary.vote_buffer import Outward, VoteBuffer, VoteKind, narrowest, number_of
+from steepest.ternary.vote_buffer import Outward, VoteBuffer, VoteKind, narrowest, noise_id
 from steepest.ternary.votes import LARGEST_VOTE
 
 __all__ = ["TernaryFlip", "ternary_layers"]
 
 
 class TernaryFlip:
-    r"""Trains the ternary weights of a model by votes; scales, biases and the rest are an optimizer's.
+    r"""Train the ternary and binary weights of a model by votes, beside an optimizer for its parameters.
 
-    In backward every pass through a :class:`TernaryLinear` votes on each of its weights T, by the gradient
-    dT that it would have; at :meth:`step` the sum v of the votes goes into a small integer
-    accumulator a, and where that is full the weight moves by one:
+    In backward, every pass through a :class:`TernaryLinear` or :class:`BinaryLinear` votes on each of its
+    weights T, by the gradient dT. At :meth:`step`, the sum v of the votes is added to a small integer
+    accumulator a, and where that reaches the threshold the weight moves:
 
     .. math::
         v &= -\mathrm{sign}(dT) \quad\text{or}\quad
             v = -\mathrm{round}_s\bigl(\mathrm{clip}(dT/\mathrm{rms}(dT), -7, 7)\bigr) \\
         a &\leftarrow \mathrm{clamp}(a + v, -M, M) \\
-        |a| \ge \tau_t:\quad T &\leftarrow \mathrm{clamp}(T + \mathrm{sign}(a), -1, 1), \quad a \leftarrow 0
+        |a| \ge \tau_t:\quad T &\leftarrow \mathrm{clamp}(T + \mathrm{sign}(a), -1, 1)
+            \quad\text{(binary: } T \leftarrow \mathrm{sign}(a)\text{)}, \quad a \leftarrow 0
 
-    M is 127 or 32767. rms(dT) is the layer's, so that both kinds of votes are the same under any scaling of
-    the loss; round_s rounds up or down at random with the exact expectation, from noise keyed by (seed,
-    layer, step, pass, weight): it resumes exactly, and the global generator is never touched. Elements of dT
-    that are not finite have no vote; by magnitude, they leave their whole layer without in that pass.
+    M is 127 or 32767. rms(dT) is the layer's, so that neither kind of vote depends on the scale of the
+    loss. round_s rounds up or down at random with the exact expectation, by noise keyed by (seed, layer,
+    step, pass, weight): it resumes exactly, and the global generator is never used. Elements of dT
+    that are not finite do not vote; by magnitude, their whole layer does not vote in that pass.
 
     Call :meth:`step` and :meth:`zero_grad` beside the optimizer's; or let :func:`steepest.build` make one
     optimizer that does both.
 
-    State: a, 1 byte a weight (int8) or 2 (int16): with the 2-bit weights 1.25 or 2.25 in all. Between
-    backward and step the votes take 1 byte more, as a gradient would take 4; more than 127 passes by
-    sign in a step, or 18 by magnitude, over all workers, take 2.
+    State: a, 1 byte a weight (int8) or 2 (int16): with the packed weights 1.25 or 2.25 bytes (ternary),
+    1.125 or 2.125 (binary). Between backward and step the votes take 1 byte more, where a gradient would
+    take 4; more than 127 passes by sign in a step, or 18 by magnitude, over all ranks, take 2.
 
     Args:
-        model: has at least one :class:`TernaryLinear`. A layer belongs to the last trainer made for it. One
-            whose ``trainable`` is False stays as it is; it keeps its accumulator, so that it can be thawed.
+        model: has at least one :class:`TernaryLinear` or :class:`BinaryLinear`. A layer belongs to the last
+            trainer made for it. One whose ``trainable`` is False stays as it is; it keeps its accumulator,
+            so that it can be unfrozen.
         threshold: τ > 0, at most M. Votes by magnitude are larger, so τ should be too.
         votes: ``"sign"`` or ``"magnitude"``.
         accumulator: ``torch.int8`` or ``torch.int16``.
         schedule: τ_t after t steps: ``"constant"``, τ; ``"annealed"``, τ/(1 − t/total_steps)^power,
-            under which flips freeze out: none happens once τ_t is above M, with int8 and τ = 16 in the last
+            under which flips cease: none happens once τ_t is above M, with int8 and τ = 16 in the last
             13 % of the steps; or a function of t, which checkpoints do not hold.
         total_steps: T of the annealed schedule.
         power: of the annealed schedule. 1 doubles τ by the middle of the training, which is early where
             training is short; a smaller one leaves more flips to the later steps.
-        outward: what becomes of votes that would move a weight beyond its bound. ``"drop"``: they are not
-            taken. ``"cancel"``: they make up for votes that pointed inward, as far as there were any, so
-            that a weight leaves its bound by the majority and not by noise.
+        outward: what becomes of votes that would move a weight beyond its bound (for binary weights: votes
+            for the sign that they have). ``"drop"``: they do not count. ``"cancel"``: they cancel inward
+            votes, as far as there are any, so that a weight leaves its bound by majority and not by noise.
         zero_pull: λ in [0, 1]: in every step each weight gets one vote toward 0 with this probability.
-        max_flip_fraction: at most this part of a layer flips in a step: the largest \|a\| first, ties by
-            lot. Above 0 it is one weight at least; below 1 the step waits for the device.
+            For models without binary weights only.
+        max_flip_fraction: at most this fraction of a layer flips in a step: the largest \|a\| first, ties
+            at random. Above 0 it is one weight at least; below 1 every step costs a host sync.
         nonfinite: what an infinite or NaN dT does: ``"ignore"``: as above. ``"skip"``: weights, a and
             step stay as they were, the votes are dropped, and :attr:`skipped_steps` counts. ``"raise"``:
-            ``FloatingPointError`` with the layer's name; nothing changes. The last two wait for the device.
+            ``FloatingPointError`` with the layer's name; nothing changes. The last two cost a host sync.
         compile: run flips, and the rounding of votes by magnitude, compiled: one graph for all layers. None:
             from 2**22 weights on, where there is a compiler; True warns if there is none.
-        seed: of the noise, which is keyed by the layers' names besides: two trainers of one seed draw the
+        seed: of the noise, which is also keyed by the layers' names: two trainers of one seed draw the
             same for layers of one name.
-        process_group: the data-parallel workers, whose votes are summed before a takes them in, as int8
-            where the sum fits, so that N workers do what one would with N times the passes, bit for
-            bit. None: all processes, where ``torch.distributed`` is initialized; False: no others.
+        process_group: the data-parallel ranks. Their votes are summed before they are added to a, as int8
+            where the sum fits, so that N ranks do exactly what one process does with N times the passes.
+            None: all processes, where ``torch.distributed`` is initialized; False: this one alone.
 
     Raises:
         TypeError: ``model`` is no module.
-        ValueError: no ternary layers; one on the meta device; a value out of range; ``"annealed"`` without
-            ``total_steps``.
+        ValueError: no ternary or binary layers; one on the meta device; a value out of range;
+            ``"annealed"`` without ``total_steps``; ``zero_pull`` with a binary layer.
 
     Source: our own. Kin: Helwegen et al. 2019 (Bop) flips binary weights where an average of the gradient
     passes a threshold.
@@ -119,7 +122,7 @@ class TernaryFlip:
         if not isinstance(model, nn.Module):
             raise TypeError(f"TernaryFlip takes a torch.nn.Module, got {type(model).__name__}")
         self._custom = schedule if callable(schedule) else None
-        #: What may be changed between steps, by name; it is checked before it is used.
+        #: The options, by name. They may be changed between steps and are checked before use.
         self.options = checked(
             "TernaryFlip",
             {
@@ -142,6 +145,7 @@ class TernaryFlip:
             raise ValueError(
                 f"{type(model).__name__} has no ternary layers: steepest.ternary.ternarize(model) makes some"
             )
+        self._check_pull(self.options)
         for name, layer in self.layers.items():
             if layer.packed.is_meta:
                 raise ValueError(f"layer {name!r} is on the meta device: materialize the model first")
@@ -157,7 +161,7 @@ class TernaryFlip:
             for name, layer in self.layers.items()
         }
         self._next_threshold = math.inf
-        # What a weight's votes of all workers may sum up to at most.
+        # The largest possible sum of a weight's votes over all ranks.
         self._largest: dict[str, int] = {}
         self._flips: dict[str, Tensor] = {}
         self._total_flips: dict[str, Tensor] = {}
@@ -168,12 +172,12 @@ class TernaryFlip:
 
     @torch._disable_dynamo  # type: ignore[attr-defined]
     def step(self) -> None:
-        """Take the votes in and flip; layers without votes stay as they are.
+        """Count the votes and flip; layers without votes stay as they are.
 
         Raises:
             FloatingPointError: a gradient that was not finite, with ``nonfinite="raise"``.
             RuntimeError: a layer has gone to another trainer.
-            TypeError, ValueError: :attr:`options` were changed to what they cannot be, or the schedule gives
+            TypeError, ValueError: :attr:`options` were changed to invalid values, or the schedule returned
                 no threshold. In all cases nothing was changed.
         """
         if self.prepare():
@@ -183,36 +187,35 @@ class TernaryFlip:
 
     @torch.no_grad()
     def prepare(self, finite: bool = True) -> bool:
-        """Say whether the step may be taken, the same on all workers; if not, the votes are dropped.
+        """Decide whether to take the step, the same on all ranks; if not, drop the votes.
 
-        Nothing else has changed: after an error the step may be tried again.
+        Nothing else changes: after an error the step may be tried again.
 
         Args:
-            finite: whether, for this worker, there is no reason besides its votes to pass the step over.
+            finite: False if this rank has to skip the step for another reason than its votes.
         """
         self.check_owner()
         self._check_options()
-        # Asked for once a step, before anything moves: a schedule of the user's own may count or raise.
+        # Called once a step, before anything moves: a schedule given as a function may count or raise.
         self._next_threshold = self._threshold()
-        asks = self.options["nonfinite"]
-        vote_buffers = self._vote_buffers
-        bad = [
-            n for n, b in vote_buffers.items() if asks != "ignore" and b.finite is not None and not b.finite
-        ]
-        # Not how many have voted: of which kind the votes are, a worker without any need not know.
-        told = [[b.casts * LARGEST_VOTE[b.kind], name in bad] for name, b in vote_buffers.items()]
-        if place(self.process_group)[1] > 1:
+        nonfinite = self.options["nonfinite"]
+        buffers = self._vote_buffers
+        checks = nonfinite != "ignore"
+        bad = [name for name, b in buffers.items() if checks and b.finite is not None and not b.finite]
+        # The largest sum rather than the number of passes: a rank without votes does not know their kind.
+        rows = [[b.passes * LARGEST_VOTE[b.kind], name in bad] for name, b in buffers.items()]
+        if self._world_size() > 1:
             device = next(iter(self.layers.values())).packed.device
-            table = torch.tensor([*told, [0, not finite]], dtype=torch.int64, device=device)
-            *told, (_, unfit) = summed_over(self.process_group, table).tolist()
+            table = torch.tensor([*rows, [0, not finite]], dtype=torch.int64, device=device)
+            *rows, (_, unfit) = all_reduce(self.process_group, table).tolist()
             finite = unfit == 0
-        self._largest = {name: largest for name, (largest, _) in zip(vote_buffers, told, strict=True)}
-        bad = [name for name, (_, wrong) in zip(vote_buffers, told, strict=True) if wrong]
-        if bad and asks == "raise":
+        self._largest = {name: largest for name, (largest, _) in zip(buffers, rows, strict=True)}
+        bad = [name for name, (_, wrong) in zip(buffers, rows, strict=True) if wrong]
+        if bad and nonfinite == "raise":
             more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
             raise FloatingPointError(
                 f"the gradient of ternary layer {bad[0]!r}{more} has infinite or NaN elements; nothing was "
-                "changed. Use nonfinite='skip' to pass over such steps."
+                "changed. Use nonfinite='skip' to skip such steps."
             )
         if bad or not finite:
             self.zero_grad()
@@ -221,7 +224,7 @@ class TernaryFlip:
 
     @torch.no_grad()
     def take(self) -> None:
-        """Sum the workers' votes and flip, layer by layer, after :meth:`prepare` has said yes."""
+        """Sum the ranks' votes and flip, layer by layer, after :meth:`prepare` returned True."""
         limit = torch.iinfo(self.options["accumulator"]).max
         threshold = self._next_threshold
         step = int(self.taken)
@@ -229,7 +232,7 @@ class TernaryFlip:
         for name, layer in self.layers.items():
             vote_buffer = self._vote_buffers[name]
             votes = self._votes(name)
-            # Their memory is free for the next layer's, and a step that fails later counts them once.
+            # Frees memory for the next layer; and if a later layer fails, these votes are not counted twice.
             vote_buffer.clear()
             if votes is None or not layer.trainable:
                 continue
@@ -237,11 +240,12 @@ class TernaryFlip:
                 layer.packed,
                 self._accumulator(name),
                 votes,
+                bits=layer.bits,
                 threshold=limit + 1 if threshold > limit else math.ceil(threshold),
                 outward=self.options["outward"],
                 zero_pull=self.options["zero_pull"],
                 at_most=self._at_most(layer),
-                key=derive_key(self.options["seed"], vote_buffer.name, step),
+                key=derive_key(self.options["seed"], vote_buffer.noise_id, step),
                 compiled=vote_buffer.is_compiled(layer.packed.device),
             )
             self._flips[name] = flips
@@ -250,7 +254,7 @@ class TernaryFlip:
         self.zero_grad()
 
     def _votes(self, name: str) -> Tensor | None:
-        """The sum of all workers' votes for a layer, with room for a pull toward zero; None without any."""
+        """Sum all ranks' votes for a layer, with room for a pull toward zero; None if nobody voted."""
         vote_buffer, layer, largest = self._vote_buffers[name], self.layers[name], self._largest[name]
         if largest == 0:
             return None
@@ -260,7 +264,7 @@ class TernaryFlip:
             shape = (layer.out_features, layer.in_features)
             mine = torch.zeros(shape, dtype=dtype, device=layer.packed.device)
         mine = mine.to(layer.packed.device, dtype)
-        return summed_over(self.process_group, mine) if place(self.process_group)[1] > 1 else mine
+        return all_reduce(self.process_group, mine) if self._world_size() > 1 else mine
 
     def check_owner(self) -> None:
         """Raise ``RuntimeError`` if a layer has gone to another trainer."""
@@ -272,8 +276,9 @@ class TernaryFlip:
                 )
 
     def _check_options(self) -> None:
-        """Raise for options that were changed since the last step to what they cannot be."""
+        """Raise if options were changed to invalid values since the last step."""
         options = checked("TernaryFlip", self.options)
+        self._check_pull(options)
         saved = next(iter(self.accumulators.values())).dtype
         if options["accumulator"] != saved:
             raise ValueError(
@@ -281,35 +286,42 @@ class TernaryFlip:
                 f"{options['accumulator']}; nothing was changed"
             )
         if options["schedule"] == "custom" and self._custom is None:
+            raise ValueError("TernaryFlip: schedule='custom' needs the function: make it with schedule=...")
+
+    def _check_pull(self, options: Mapping[str, Any]) -> None:
+        """Raise ``ValueError`` for a pull toward zero of weights that are never 0."""
+        binary = next((name for name, layer in self.layers.items() if layer.bits == 1), None)
+        if options["zero_pull"] > 0 and binary is not None:
             raise ValueError(
-                "TernaryFlip: schedule='custom' is what one made with a function says; pass that"
+                f"TernaryFlip: zero_pull is for ternary weights, and layer {binary!r} is binary; make a "
+                "TernaryFlip of its own for the ternary part of the model"
             )
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Drop votes that no step has taken in. The argument is there for those who call all alike."""
+        """Drop votes that no step has counted. The argument is ignored, and there for uniform callers."""
         for vote_buffer in self._vote_buffers.values():
             vote_buffer.clear()
             vote_buffer.step = int(self.taken)
 
     @property
     def has_votes(self) -> bool:
-        """Whether any layer of any worker may have votes for the next step."""
-        return place(self.process_group)[1] > 1 or any(b.casts > 0 for b in self._vote_buffers.values())
+        """Whether any layer of any rank may have votes for the next step."""
+        return self._world_size() > 1 or any(b.passes > 0 for b in self._vote_buffers.values())
 
     @property
     def unused(self) -> bool:
-        """Whether no step has been taken and, as :meth:`prepare` has found, no worker has voted for one."""
+        """Whether no step has been taken and, as :meth:`prepare` found out, no rank has voted."""
         return int(self.taken) == 0 and not any(self._largest.values())
 
     # -- what the user watches
 
     def threshold(self) -> float:
-        """τ of the next step."""
+        """Return τ of the next step."""
         return self._threshold()
 
     @torch.no_grad()
     def stats(self) -> FlipStats:
-        """Flips of the last step and the fraction of zeros, of all layers and each; waits for the device."""
+        """Return flips of the last step and the fraction of zeros, in all and by layer; a host sync."""
         names = list(self.layers)
         zero = torch.zeros((), dtype=torch.int64, device="cpu")
         counts = [
@@ -317,7 +329,7 @@ class TernaryFlip:
                 [
                     self._flips.get(name, zero).to(layer.packed.device),
                     self._total_flips.get(name, zero).to(layer.packed.device),
-                    zeros_in(layer.packed, layer.in_features),
+                    count_zeros(layer.packed, layer.in_features, layer.bits),
                 ]
             )
             for name, layer in self.layers.items()
@@ -340,13 +352,13 @@ class TernaryFlip:
         )
 
     def state_bytes(self) -> int:
-        """Bytes of the accumulators and the step count; the votes between backward and step are not state."""
+        """Count the bytes of accumulators and step count; votes are not state."""
         return sum(a.numel() * a.element_size() for a in (*self.accumulators.values(), self.taken))
 
     # -- checkpoints
 
     def state_dict(self) -> dict[str, Any]:
-        """Steps, options and accumulators; T itself is in the model's. A schedule of one's own is not."""
+        """Return steps, options and accumulators; T is in the model's. A schedule's function is not saved."""
         return {
             "step": int(self.taken),
             "options": dict(self.options),
@@ -354,11 +366,11 @@ class TernaryFlip:
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Load what :meth:`state_dict` gave; tensors are copied, votes of an unfinished step dropped.
+        """Load what :meth:`state_dict` returned; tensors are copied, votes of an unfinished step dropped.
 
         Raises:
-            ValueError: other layers, shapes or options than this trainer can go on with, or an entry that is
-                missing; nothing was loaded.
+            ValueError: other layers or shapes than this trainer's, options that it cannot use, or a missing
+                entry; nothing was loaded.
             RuntimeError: a layer has gone to another trainer; nothing was loaded.
         """
         self.check_owner()
@@ -369,7 +381,7 @@ class TernaryFlip:
         saved = state_dict["accumulators"]
         if not isinstance(saved, Mapping):
             raise ValueError(
-                f"the state dict's accumulators of TernaryFlip are a {type(saved).__name__}, no dict; "
+                f"the state dict's accumulators of TernaryFlip are a {type(saved).__name__}, not a dict; "
                 "nothing was loaded"
             )
         if strange := sorted(map(str, saved.keys() ^ self.layers.keys())):
@@ -383,11 +395,11 @@ class TernaryFlip:
         self.restore({name: saved[name].clone() for name in saved}, step, options)
 
     def check_options(self, saved: Any) -> dict[str, Any]:
-        """Loaded options; raise ``ValueError`` for what are none, or need what this trainer has not."""
+        """Check loaded options; raise ``ValueError`` if they are invalid or this trainer cannot use them."""
         if not isinstance(saved, Mapping):
             raise ValueError(
-                f"the state dict's options of TernaryFlip are a {type(saved).__name__}, no dict; nothing was "
-                "loaded"
+                f"the state dict's options of TernaryFlip are a {type(saved).__name__}, not a dict; nothing "
+                "was loaded"
             )
         missing = [name for name in OPTIONS if name not in saved]
         if missing:
@@ -396,17 +408,18 @@ class TernaryFlip:
             )
         try:
             options = checked("the state dict's TernaryFlip", saved)
-        except TypeError as error:
+            self._check_pull(options)
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{error}; nothing was loaded") from None
         if options["schedule"] == "custom" and self._custom is None:
             raise ValueError(
-                "the state dict was saved with a schedule of the user's own, which it does not hold: make "
+                "the state dict was saved with a schedule given as a function, which it does not hold: make "
                 "the TernaryFlip with schedule=...; nothing was loaded"
             )
         return options
 
     def check_step(self, saved: Any) -> int:
-        """A loaded step count; raise ``ValueError`` for what is none."""
+        """Check a loaded step count; raise ``ValueError`` if it is invalid."""
         whole = isinstance(saved, int) or (isinstance(saved, Tensor) and saved.numel() == 1)
         if not whole or isinstance(saved, bool) or saved != int(saved) or saved < 0:
             raise ValueError(
@@ -415,12 +428,12 @@ class TernaryFlip:
         return int(saved)
 
     def check_accumulator(self, name: str, saved: Any, options: Mapping[str, Any]) -> None:
-        """Raise ``ValueError`` unless a loaded accumulator is right for a layer."""
+        """Raise ``ValueError`` unless a loaded accumulator fits its layer."""
         layer = self.layers[name]
         if not isinstance(saved, Tensor):
             raise ValueError(
-                f"the accumulator of ternary layer {name!r} in the state dict is no tensor but a "
-                f"{type(saved).__name__}; nothing was loaded"
+                f"the accumulator of ternary layer {name!r} in the state dict is a {type(saved).__name__}, "
+                "not a tensor; nothing was loaded"
             )
         shape = (layer.out_features, layer.in_features)
         if tuple(saved.shape) != shape or saved.dtype != options["accumulator"]:
@@ -430,9 +443,9 @@ class TernaryFlip:
             )
 
     def restore(self, accumulators: dict[str, Tensor], step: int, options: dict[str, Any]) -> None:
-        """Go on from checked values, which become this trainer's own."""
+        """Continue from checked values, which become this trainer's own."""
         self.options = options
-        # Words of counters are read as they lie in memory.
+        # Contiguous, since counters are read as words where they lie in memory.
         self.accumulators = {
             name: accumulators[name].to(layer.packed.device).contiguous()
             for name, layer in self.layers.items()
@@ -441,35 +454,38 @@ class TernaryFlip:
         self._flips, self._total_flips = {}, {}
         self._attach()
 
-    # -- within
+    # -- internals
+
+    def _world_size(self) -> int:
+        return rank_and_world_size(self.process_group)[1]
 
     def _threshold(self) -> float:
         return threshold_at(self.options, self._custom, int(self.taken))
 
     def _at_most(self, layer: TernaryLinear) -> int | None:
-        """How many weights of a layer may flip in a step; None where all may."""
-        share: float = self.options["max_flip_fraction"]
-        if share == 1:
+        """Return how many weights of a layer may flip in a step; None for no limit."""
+        fraction: float = self.options["max_flip_fraction"]
+        if fraction == 1:
             return None
-        # At least one: a small layer would never move.
-        return max(int(share * layer.in_features * layer.out_features), 1) if share > 0 else 0
+        # At least one, or a small layer would never move.
+        return max(int(fraction * layer.in_features * layer.out_features), 1) if fraction > 0 else 0
 
     def _accumulator(self, name: str) -> Tensor:
-        """a of a layer, where the layer's weights are now."""
+        """Return a layer's accumulator, moved to where its weights are now."""
         device = self.layers[name].packed.device
         if self.accumulators[name].device != device:
             self.accumulators[name] = self.accumulators[name].to(device)
         return self.accumulators[name]
 
     def _attach(self) -> None:
-        """Give every layer a new vote_buffer, by the present options."""
+        """Give every layer a new vote buffer, by the present options."""
         total = sum(layer.in_features * layer.out_features for layer in self.layers.values())
-        # If there is no compiler, that is said now.
+        # Warns now if there is no compiler.
         wants_compiling(self.options["compile"], total, next(iter(self.layers.values())).packed.device)
         for name, layer in self.layers.items():
             self._vote_buffers[name] = VoteBuffer(
                 self.options,
-                number_of(name),
+                noise_id(name),
                 weights=total,
                 step=int(self.taken),
                 group=self.process_group,
@@ -477,8 +493,8 @@ class TernaryFlip:
             layer.attach(self._vote_buffers[name])
 
     def __getstate__(self) -> dict[str, Any]:
-        """Ballots are this object's own; the votes in them go along. Process groups cannot be copied."""
-        votes = {name: (b.pending, b.casts, b.finite) for name, b in self._vote_buffers.items()}
+        """Copy the votes, not the buffers that hold them. Process groups cannot be copied."""
+        votes = {name: (b.pending, b.passes, b.finite) for name, b in self._vote_buffers.items()}
         group = False if self.process_group is False else None
         return {**self.__dict__, "_vote_buffers": votes, "process_group": group}
 
@@ -487,13 +503,13 @@ class TernaryFlip:
         self.__dict__.update(state)
         self._vote_buffers = {}
         self._attach()
-        for name, (pending, casts, finite) in votes.items():
-            vote_buffer = self._vote_buffers[name]
-            vote_buffer.pending, vote_buffer.casts, vote_buffer.finite = pending, casts, finite
+        for name, (pending, passes, finite) in votes.items():
+            buffer = self._vote_buffers[name]
+            buffer.pending, buffer.passes, buffer.finite = pending, passes, finite
 
 
 def ternary_layers(model: nn.Module) -> dict[str, TernaryLinear]:
-    """The ternary layers of a model by name, wrappers of compilation and data parallelism left out."""
+    """Find a model's ternary and binary layers, by their names without torch.compile's and DDP's prefixes."""
     while True:
         inner = getattr(model, "_orig_mod", None)
         if inner is None and isinstance(model, nn.parallel.DistributedDataParallel):

@@ -1,4 +1,4 @@
-"""Where a layer's votes wait between backward and step, and what the noise of their rounding is keyed by."""
+"""Hold a layer's votes between backward and step, and key the noise that rounds them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from steepest.compile.available import wants_compiling
 from steepest.random import Key, derive_key
-from steepest.ternary.chunks import in_pieces, places
+from steepest.ternary.chunks import in_chunks, indices
 from steepest.ternary.options import checked
-from steepest.ternary.ranks import Group, place
+from steepest.ternary.ranks import Group, rank_and_world_size
 from steepest.ternary.votes import LARGEST_VOTE, magnitude_votes, sign_votes, without_outward
 
 __all__ = [
@@ -27,7 +27,7 @@ __all__ = [
     "find_vote_buffer",
     "inverse_rms",
     "narrowest",
-    "number_of",
+    "noise_id",
     "sum_of_squares",
 ]
 
@@ -35,12 +35,12 @@ VoteKind = Literal["sign", "magnitude"]
 Outward = Literal["drop", "cancel"]
 
 _numbers = itertools.count(1)
-# Backward finds a vote_buffer by its number, through a compiled graph too. The trainer alone keeps it alive.
+# Backward finds a buffer by its number, from within compiled graphs too. Only the trainer keeps it alive.
 _vote_buffers: weakref.WeakValueDictionary[int, VoteBuffer] = weakref.WeakValueDictionary()
 
 
 def narrowest(largest: int) -> torch.dtype:
-    """The smallest integer dtype that holds −largest ... largest.
+    """Return the smallest integer dtype that holds −largest ... largest.
 
     >>> narrowest(127), narrowest(128)
     (torch.int8, torch.int16)
@@ -48,10 +48,10 @@ def narrowest(largest: int) -> torch.dtype:
     return next(d for d in (torch.int8, torch.int16, torch.int32) if largest <= torch.iinfo(d).max)
 
 
-def number_of(name: str) -> int:
-    """A layer's name as a word of the noise's key: what other layers a trainer has does not matter.
+def noise_id(name: str) -> int:
+    """Hash a layer's name for the key of its noise, which then does not depend on the other layers.
 
-    >>> number_of("encoder.0") != number_of("decoder.0")
+    >>> noise_id("encoder.0") != noise_id("decoder.0")
     True
     """
     return zlib.crc32(name.encode())
@@ -62,28 +62,27 @@ class VoteBuffer:
     """The votes of one layer in one step.
 
     Attributes:
-        options: the trainer's, which may change between steps: those of a step are read at its first vote.
-        name: the layer's number for the noise's key, see :func:`number_of`.
+        options: the trainer's, which may change between steps: they are read at the step's first vote.
+        noise_id: of the layer, see :func:`noise_id`.
         weights: of all the trainer's layers, see :func:`steepest.compile.available.wants_compiling`.
-        step: the steps taken so far, likewise.
-        group: the workers whose votes are summed, see :func:`steepest.ternary.ranks.place`.
-        pending: the sum of the votes, int8 [out, in], wider once it would not hold them; None before the
-            first.
-        casts: how many backward passes have voted.
-        finite: 0-dim bool: whether all their gradients were; None before the first vote.
+        step: the steps taken so far.
+        group: the ranks whose votes are summed.
+        pending: the sum of the votes, int8 [out, in], wider once they need it; None before the first.
+        passes: how many backward passes have voted.
+        finite: 0-dim bool: whether all their gradients were finite; None before the first vote.
         kind, outward, seed: of the step's votes.
-        handle: a tensor with the vote_buffer's number, which stands for it in graphs. It requires a gradient:
-            so backward comes by for T, if for nothing else.
-        lock: held while a pass votes: torch allows backward passes in several threads at once.
+        handle: a tensor that holds the buffer's number and stands for it in graphs. It requires a gradient,
+            so that backward runs even where nothing else needs one.
+        lock: held while a pass votes, since torch runs backward passes of several threads at once.
     """
 
     options: Mapping[str, Any]
-    name: int
+    noise_id: int
     weights: int = 0
     step: int = 0
     group: Group = None
     pending: Tensor | None = None
-    casts: int = 0
+    passes: int = 0
     finite: Tensor | None = None
     kind: VoteKind = field(init=False)
     outward: Outward = field(init=False)
@@ -98,100 +97,100 @@ class VoteBuffer:
         _vote_buffers[number] = self
 
     def _read_options(self) -> None:
-        found = {name: self.options[name] for name in ("votes", "outward", "seed")}
-        self.kind, self.outward, self.seed = found["votes"], found["outward"], found["seed"]
+        options = self.options
+        self.kind, self.outward, self.seed = options["votes"], options["outward"], options["seed"]
 
     def is_compiled(self, device: torch.device) -> bool:
-        """Whether, by the options and for the device as they are now, rounding and flips are."""
+        """Tell whether rounding and flips are compiled, by the present options and device."""
         return wants_compiling(self.options["compile"], self.weights, device)
 
     def clear(self) -> None:
-        """Forget the votes of this step."""
-        self.pending, self.casts, self.finite = None, 0, None
+        """Drop the votes of this step."""
+        self.pending, self.passes, self.finite = None, 0, None
 
-    def open(self, shape: tuple[int, int], device: torch.device) -> None:
+    def begin_pass(self, shape: tuple[int, int], device: torch.device) -> None:
         """Make room for the votes of one more backward pass.
 
         Raises:
-            ValueError: an option has become one that there is not; nothing was changed.
+            ValueError: an option was changed to an invalid value; nothing was changed.
         """
-        if self.casts == 0:
+        if self.passes == 0:
             checked("TernaryFlip", self.options)
             self._read_options()
-        self.casts += 1
-        dtype = narrowest(self.casts * LARGEST_VOTE[self.kind])
+        self.passes += 1
+        dtype = narrowest(self.passes * LARGEST_VOTE[self.kind])
         if self.pending is None:
             self.pending = torch.zeros(shape, dtype=dtype, device=device)
         else:
             self.pending = self.pending.to(device, dtype)
 
-    def cast(self, first: int, grad: Tensor, values: Tensor, inverse_rms: Tensor | None) -> None:
+    def add(self, first: int, grad: Tensor, values: Tensor, inverse_rms: Tensor | None) -> None:
         """Add the votes of some of the rows.
 
         Args:
-            first: the first row's place.
+            first: index of the first row.
             grad: dT of the rows, float [rows, in].
             values: T there, of any dtype.
             inverse_rms: of the whole layer's dT, for votes by magnitude.
         """
         assert self.pending is not None
-        # Whether anybody asks is known at the step.
-        fine = _are_finite(grad)
-        self.finite = fine if self.finite is None else self.finite.to(fine.device) & fine
+        # Read at the step, and only if an option asks for it.
+        finite = _are_finite(grad)
+        self.finite = finite if self.finite is None else self.finite.to(finite.device) & finite
         pending = self.pending[first : first + grad.shape[0]]
         start = first * grad.shape[1]
         drop = self.outward == "drop"
         if self.kind == "sign":
-            in_pieces(_cast_signs, (pending, grad, values), start, (drop,), compiled=False)
+            in_chunks(_add_signs, (pending, grad, values), start, (drop,), compiled=False)
         else:
             assert inverse_rms is not None
             arguments = (inverse_rms, *self._key(), drop)
             compiled = self.is_compiled(grad.device)
-            in_pieces(_cast_magnitudes, (pending, grad, values), start, arguments, compiled=compiled)
+            in_chunks(_add_magnitudes, (pending, grad, values), start, arguments, compiled=compiled)
 
     def _key(self) -> Key:
-        # Passes are counted over all workers, so that N workers draw what one that does their work draws.
-        worker, workers = place(self.group)
-        return derive_key(self.seed, self.name, self.step, (self.casts - 1) * workers + worker)
+        # Passes are numbered across ranks, so that N ranks draw what one process with all their passes draws.
+        rank, world_size = rank_and_world_size(self.group)
+        return derive_key(self.seed, self.noise_id, self.step, (self.passes - 1) * world_size + rank)
 
 
 def _are_finite(grad: Tensor) -> Tensor:
-    """Whether no element is infinite or NaN, 0-dim bool."""
-    # A CPU sums three times as fast as it looks for the ends; but a sum of finite numbers may be infinite.
-    if grad.device.type == "cpu" and (fine := grad.sum().isfinite()):
-        return fine
+    """Tell whether no element is infinite or NaN, 0-dim bool."""
+    # On a CPU a sum takes a third of aminmax's time; but the sum of finite numbers can overflow.
+    if grad.device.type == "cpu" and (finite := grad.sum().isfinite()):
+        return finite
     low, high = torch.aminmax(grad)
     return low.isfinite() & high.isfinite()
 
 
-def _cast_signs(tensors: tuple[Tensor, ...], first: int, drop: bool) -> None:
+def _add_signs(tensors: tuple[Tensor, ...], first: int, drop: bool) -> None:
     pending, grad, values = tensors
     votes = sign_votes(grad)
     pending += without_outward(votes, values.to(torch.int8)) if drop else votes
 
 
-def _cast_magnitudes(
+def _add_magnitudes(
     tensors: tuple[Tensor, ...], first: int, inverse_rms: Tensor, word: int, other: int, drop: bool
 ) -> None:
     pending, grad, values = tensors
-    votes = magnitude_votes(grad, inverse_rms, (word, other), places(grad, first))
+    votes = magnitude_votes(grad, inverse_rms, (word, other), indices(grad, first))
     pending += without_outward(votes, values.to(torch.int8)) if drop else votes
 
 
 def sum_of_squares(grad: Tensor) -> Tensor:
-    """Σ dT² of contiguous elements, 0-dim float64: squares that float32 has not are summed too.
+    """Return Σ dT² of contiguous elements, 0-dim float64, even where float32 squares over- or underflow.
 
     >>> sum_of_squares(torch.tensor([3e25, 4e25])), sum_of_squares(torch.tensor([3e-25, 4e-25]))
     (tensor(2.5000e+51, dtype=torch.float64), tensor(2.5000e-49, dtype=torch.float64))
     """
     total = torch.zeros((), dtype=torch.float64, device=grad.device)
-    in_pieces(_add_squares, (grad,), 0, (total,), compiled=False)
+    in_chunks(_add_squares, (grad,), 0, (total,), compiled=False)
     return total
 
 
 def _add_squares(tensors: tuple[Tensor, ...], first: int, total: Tensor) -> None:
     (grad,) = tensors
-    # In units of a power of two near the largest, which changes no bit of the elements that count.
+    # Scaled by a power of two near the largest element, which is exact.
     low, high = torch.aminmax(grad)
     _, exponent = torch.frexp(torch.maximum(-low, high).to(torch.float64))
     unit = torch.exp2(exponent.to(torch.float64))
@@ -200,7 +199,7 @@ def _add_squares(tensors: tuple[Tensor, ...], first: int, total: Tensor) -> None
 
 
 def inverse_rms(square: Tensor, count: int) -> Tensor:
-    """1/rms from the sum of squares; 0 where that is no number of float32, or the rms zero or not finite."""
+    """Return 1/rms from the sum of squares; 0 where the rms is 0, not finite, or too small for float32."""
     rms = (square / max(count, 1)).sqrt()
     inverse = rms.reciprocal()
     usable = (rms > 0) & rms.isfinite() & (inverse <= torch.finfo(torch.float32).max)
@@ -208,5 +207,5 @@ def inverse_rms(square: Tensor, count: int) -> Tensor:
 
 
 def find_vote_buffer(handle: Tensor | None) -> VoteBuffer | None:
-    """The vote_buffer behind a handle; None if there is none, or its trainer is gone."""
+    """Find the buffer that a handle stands for; None without a handle, or if the trainer is gone."""
     return None if handle is None else _vote_buffers.get(int(handle.detach()))

@@ -122,7 +122,7 @@ def test_a_layers_timer_votes_once_per_run(kind: str, trainers: list[Any]) -> No
         assert not flip.has_votes
         timer.run()
         (buffer,) = flip._vote_buffers.values()
-        assert (buffer.kind, buffer.casts, bool(buffer.pending.any())) == (kind, 1, True)
+        assert (buffer.kind, buffer.passes, bool(buffer.pending.any())) == (kind, 1, True)
 
 
 def test_the_flip_step_flips(trainers: list[Any]) -> None:
@@ -142,8 +142,8 @@ def test_the_flip_step_flips(trainers: list[Any]) -> None:
 def test_the_limit_on_flips_applies_in_every_run(monkeypatch: pytest.MonkeyPatch) -> None:
     timer = ternary.passes(64, CPU, torch.float32)["flip, at most 0.1 %"]().timer
     chosen = []
-    first = flipping.flip_first
-    monkeypatch.setattr(flipping, "flip_first", lambda *a, **k: chosen.append(k) or first(*a, **k))
+    first = flipping.flip_top_k
+    monkeypatch.setattr(flipping, "flip_top_k", lambda *a, **k: chosen.append(k) or first(*a, **k))
     for _ in range(2):
         timer.setup()
         timer.run()

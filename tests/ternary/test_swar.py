@@ -1,4 +1,4 @@
-"""Counters and weights in words of 64 bits against the update of plain integers, in all cases there are."""
+"""The update in 64-bit words against the same update of plain integers, exhaustively for int8."""
 
 import warnings
 
@@ -13,8 +13,8 @@ from steepest.ternary.planes import run_pass
 EDGES = [0, 1, 2, 5, 63, 64, 126, 127]
 
 
-def law(values, a, v, threshold, limit, cancel, flips):
-    """The update by masks of int64, as it is written in the documentation: (T, a, how many)."""
+def expected_of(values, a, v, threshold, limit, cancel, flips, bits):
+    """The update by masks of int64, as documented: (T, a, count)."""
     values, a, v = (tensor.to(torch.int64) for tensor in (values, a, v))
     total = (a + v).clamp(-limit, limit)
     if cancel:
@@ -22,44 +22,56 @@ def law(values, a, v, threshold, limit, cancel, flips):
     reached = total.abs() >= threshold
     if not flips:
         return values, total, int(reached.sum())
-    moved = torch.where(reached, (values + total.sign()).clamp(-1, 1), values)
+    target = total.sign() if bits == 1 else (values + total.sign()).clamp(-1, 1)
+    moved = torch.where(reached, target, values)
     return moved, torch.where(reached, 0, total), int((moved != values).sum())
 
 
-def run(kind, values, a, v, threshold, cancel, compiled=False):
-    packed, a = pack(values), a.clone()
-    given = {"threshold": threshold, "cancel": cancel, "compiled": compiled}
+def run(kind, values, a, v, threshold, cancel, compiled=False, bits=2):
+    packed, a = pack(values, bits=bits), a.clone()
+    given = {"threshold": threshold, "cancel": cancel, "compiled": compiled, "bits": bits}
     count = run_pass(kind, packed, a, v.clone(), **given)
-    return unpack(packed, values.shape[1]), a, int(count)
+    return unpack(packed, values.shape[1], bits=bits), a, int(count)
 
 
-def check(kind, values, a, v, threshold, cancel, compiled=False):
+def levels(bits):
+    return torch.tensor([-1, 1] if bits == 1 else [-1, 0, 1], dtype=torch.int8)
+
+
+def drawn(rows, columns, generator, bits=2):
+    known = levels(bits)
+    return known[torch.randint(0, len(known), (rows, columns), generator=generator)]
+
+
+def check(kind, values, a, v, threshold, cancel, compiled=False, bits=2):
     limit = torch.iinfo(a.dtype).max
-    found = run(kind, values, a, v, threshold, cancel, compiled)
-    expected = law(values, a, v, threshold, limit, cancel, kind == "flip")
+    found = run(kind, values, a, v, threshold, cancel, compiled, bits)
+    expected = expected_of(values, a, v, threshold, limit, cancel, kind == "flip", bits)
     assert torch.equal(found[0], expected[0].to(torch.int8))
     assert torch.equal(found[1], expected[1].to(a.dtype))
     assert found[2] == expected[2]
 
 
+@pytest.mark.parametrize("bits", [1, 2])
 @pytest.mark.parametrize("cancel", [False, True])
-@pytest.mark.parametrize("kind", ["flip", "collect"])
-def test_every_byte_of_counter_and_vote(kind, cancel):
+@pytest.mark.parametrize("kind", ["flip", "accumulate"])
+def test_every_byte_of_counter_and_vote(kind, cancel, bits):
     numbers = torch.arange(-127, 128, dtype=torch.int8)
     a, v = (each.reshape(1, -1) for each in torch.meshgrid(numbers, numbers, indexing="ij"))
-    a, v = (each.expand(3, -1).contiguous() for each in (a, v))
-    values = torch.tensor([-1, 0, 1], dtype=torch.int8)[:, None].expand(a.shape).contiguous()
+    a, v = (each.expand(len(levels(bits)), -1).contiguous() for each in (a, v))
+    values = levels(bits)[:, None].expand(a.shape).contiguous()
     for threshold in (1, 2, 24, 126, 127):
-        check(kind, values, a, v, threshold, cancel)
+        check(kind, values, a, v, threshold, cancel, bits=bits)
 
 
+@pytest.mark.parametrize("bits", [1, 2])
 @pytest.mark.parametrize("cancel", [False, True])
-@pytest.mark.parametrize("kind", ["flip", "collect"])
+@pytest.mark.parametrize("kind", ["flip", "accumulate"])
 @pytest.mark.parametrize(
     ("counters", "votes"),
     [(torch.int16, torch.int8), (torch.int16, torch.int16), (torch.int8, torch.int16)],
 )
-def test_shorts_at_the_edges_and_at_random(kind, cancel, counters, votes):
+def test_int16_at_the_edges_and_at_random(kind, cancel, counters, votes, bits):
     generator = torch.Generator().manual_seed(0)
 
     def numbers(dtype):
@@ -70,58 +82,59 @@ def test_shorts_at_the_edges_and_at_random(kind, cancel, counters, votes):
         return torch.tensor([*sides, *drawn])
 
     grid = torch.meshgrid(numbers(counters), numbers(votes), indexing="ij")
-    a, v = (each.reshape(1, -1).expand(3, -1) for each in grid)
+    a, v = (each.reshape(1, -1).expand(len(levels(bits)), -1) for each in grid)
     a, v = a.to(counters).contiguous(), v.to(votes).contiguous()
-    values = torch.tensor([-1, 0, 1], dtype=torch.int8)[:, None].expand(a.shape).contiguous()
+    values = levels(bits)[:, None].expand(a.shape).contiguous()
     for threshold in (1, 24, 127, *([128, 32767] if counters == torch.int16 else [])):
-        check(kind, values, a, v, threshold, cancel)
+        check(kind, values, a, v, threshold, cancel, bits=bits)
 
 
+@pytest.mark.parametrize("bits", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int16])
 @pytest.mark.parametrize("columns", [1, 2, 3, 5, 8, 15, 16, 31, 32, 33, 64, 96, 100])
-def test_rows_of_any_length(dtype, columns):
+def test_rows_of_any_length(dtype, columns, bits):
     generator = torch.Generator().manual_seed(columns)
-    values = torch.randint(-1, 2, (7, columns), generator=generator, dtype=torch.int8)
+    values = drawn(7, columns, generator, bits)
     a = torch.randint(-20, 21, (7, columns), generator=generator).to(dtype)
     v = torch.randint(-20, 21, (7, columns), generator=generator, dtype=torch.int8)
-    for kind in ("flip", "collect"):
-        check(kind, values, a, v, 9, cancel=True)
+    for kind in ("flip", "accumulate"):
+        check(kind, values, a, v, 9, cancel=True, bits=bits)
 
 
-def test_parts_of_larger_tensors_are_passed_over_alike():
-    # Rows that begin anywhere in memory, and rows with others between them.
+@pytest.mark.parametrize("bits", [1, 2])
+def test_unaligned_and_strided_rows(bits):
     generator = torch.Generator().manual_seed(0)
-    values = torch.randint(-1, 2, (6, 64), generator=generator, dtype=torch.int8)
+    values = drawn(6, 64, generator, bits)
     a, v = (torch.randint(-9, 10, (6, 64), generator=generator, dtype=torch.int8) for _ in range(2))
-    expected = run("flip", values, a, v, 4, cancel=True)
-    shifted = [
-        torch.zeros(t.numel() + 3, dtype=t.dtype)[3:].view(t.shape).copy_(t) for t in (pack(values), a, v)
-    ]
-    apart = [torch.zeros(12, t.shape[1], dtype=t.dtype)[::2].copy_(t) for t in (pack(values), a, v)]
+    expected = run("flip", values, a, v, 4, cancel=True, bits=bits)
+    tensors = (pack(values, bits=bits), a, v)
+    shifted = [torch.zeros(t.numel() + 3, dtype=t.dtype)[3:].view(t.shape).copy_(t) for t in tensors]
+    apart = [torch.zeros(12, t.shape[1], dtype=t.dtype)[::2].copy_(t) for t in tensors]
+    options = {"bits": bits, "threshold": 4, "cancel": True, "compiled": False}
     for packed, counters, votes in (shifted, apart):
-        count = run_pass("flip", packed, counters, votes, threshold=4, cancel=True, compiled=False)
-        assert torch.equal(unpack(packed, 64), expected[0])
+        count = run_pass("flip", packed, counters, votes, **options)
+        assert torch.equal(unpack(packed, 64, bits=bits), expected[0])
         assert torch.equal(counters, expected[1])
         assert int(count) == expected[2]
 
 
 @pytest.mark.skipif(not compiler_available("cpu"), reason="needs a C++ compiler")
-@pytest.mark.parametrize("dtype", [torch.int8, torch.int16])
-def test_one_graph_serves_all_sizes_and_thresholds(dtype):
+@pytest.mark.parametrize(("dtype", "bits"), [(torch.int8, 2), (torch.int16, 2), (torch.int8, 1)])
+def test_one_graph_serves_all_sizes_and_thresholds(dtype, bits):
     from torch._dynamo.utils import counters
 
     generator = torch.Generator().manual_seed(0)
     made = 0
     for index, (rows, columns) in enumerate([(9, 128), (64, 256), (3, 64), (5, 1000), (2, 33), (700, 96)]):
-        values = torch.randint(-1, 2, (rows, columns), generator=generator, dtype=torch.int8)
+        values = drawn(rows, columns, generator, bits)
         a = torch.randint(-20, 21, (rows, columns), generator=generator).to(dtype)
         v = torch.randint(-9, 10, (rows, columns), generator=generator, dtype=torch.int8)
-        check("flip", values, a, v, 3 + index, cancel=True, compiled=True)
+        check("flip", values, a, v, 3 + index, cancel=True, compiled=True, bits=bits)
         made = made or counters["stats"]["unique_graphs"]
         assert counters["stats"]["unique_graphs"] == made > 0
 
 
-def test_where_compiling_fails_the_step_is_taken_eagerly_and_said_once(monkeypatch):
+def test_a_failed_compilation_falls_back_to_eager_and_warns_once(monkeypatch):
     def broken(*_, **__):
         raise RuntimeError("no room for caches\nand more")
 
@@ -153,7 +166,7 @@ def test_what_is_compiled(option, weights, there, wants, monkeypatch):
     assert wants_compiling(option, weights, torch.device("cpu")) == wants
 
 
-def test_without_a_compiler_the_wish_for_one_is_answered(monkeypatch):
+def test_compile_true_warns_without_a_compiler(monkeypatch):
     warn_no_compiler.cache_clear()
     monkeypatch.setattr(available, "compiler_available", lambda kind: False)
     with pytest.warns(RuntimeWarning, match="no compiler for 'cpu'"):
@@ -162,8 +175,8 @@ def test_without_a_compiler_the_wish_for_one_is_answered(monkeypatch):
     assert not trainer._vote_buffers[""].is_compiled(torch.device("cpu"))
 
 
-def test_a_layers_pass_eager_makes_pieces_alone():
-    # What a pass over a layer needs besides is a few pieces' worth, whatever the layer's size.
+def test_an_eager_pass_allocates_chunks_only():
+    # A few chunks' worth of temporaries, whatever the layer's size.
     a = torch.zeros(4096, 1024, dtype=torch.int8)
     packed, v = pack(a), torch.ones_like(a)
     with torch.profiler.profile(profile_memory=True) as found:
@@ -173,5 +186,5 @@ def test_a_layers_pass_eager_makes_pieces_alone():
         if event.name() == "[memory]":
             held += event.nbytes()
             largest = max(largest, held)
-    assert planes.row_pieces(4096, 1024, a.device)[0] == slice(0, 256)
+    assert planes.row_chunks(4096, 1024, a.device)[0] == slice(0, 256)
     assert 0 < largest < a.numel()
