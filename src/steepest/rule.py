@@ -107,6 +107,7 @@ class Rule(ABC):
         optional_state: names of state that only some options ask for and that no method's signature names: a
             checkpoint may hold them after such an option was switched off.
         vectors: whether a rule with ``transform`` takes parameters of fewer than two dimensions.
+        temporaries: how many tensors of a chunk's size ``update`` and the step along u hold at once.
         working_copies: how many times the bytes of a matrix and its entries, in the compute dtype, are in use
             at once in ``transform``.
         takes, transform_takes: the names that ``update`` and ``transform`` ask for in their signatures.
@@ -123,6 +124,7 @@ class Rule(ABC):
     hidden_only: ClassVar[bool] = False
     optional_state: ClassVar[frozenset[str]] = frozenset()
     vectors: ClassVar[bool] = True
+    temporaries: ClassVar[int] = 3
     working_copies: ClassVar[int] = 12
     takes: ClassVar[frozenset[str]] = frozenset()
     transform_takes: ClassVar[frozenset[str]] = frozenset()

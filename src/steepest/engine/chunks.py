@@ -20,10 +20,11 @@ __all__ = ["chunk_length", "run_eager"]
 _BYTES_ON_CPU = 1 << 20
 _BYTES_ELSEWHERE = 1 << 27
 
-# Temporaries of the compute dtype that a rule has at once, besides what each column is cast to, and the words
-# that noise is mixed from.
-_TEMPORARIES = 5
-_NOISE_BYTES = 56
+# Words that noise is mixed from, for each element.
+_NOISE_BYTES = 32
+
+# Besides what grows with the chunk.
+_SPARE = 1 << 12
 
 _GRAIN = 256
 
@@ -34,10 +35,13 @@ def chunk_length(config: UpdateConfig, columns: Sequence[Tensor], *, joined: boo
     ``joined`` says that the chunk itself is a temporary: it is put together of several tensors.
     """
     room = _BYTES_ON_CPU if config.device.type == "cpu" else _BYTES_ELSEWHERE
-    each = config.compute.itemsize * (_TEMPORARIES + len(columns)) + _NOISE_BYTES * config.noisy
+    # What is cast is a temporary, and so is the parameter after weight decay, and a negated gradient.
+    held = config.rule.temporaries + sum([column.dtype != config.compute for column in columns])
+    held += config.maximize + config.decays * (3 if config.method == "cautious" else 1)
+    each = config.compute.itemsize * held + _NOISE_BYTES * config.noisy
     if joined:
         each += sum([column.element_size() for column in columns])
-    return max(1, room // each // _GRAIN) * _GRAIN
+    return max(1, (room - _SPARE) // each // _GRAIN) * _GRAIN
 
 
 def run_eager(

@@ -45,6 +45,8 @@ class SimbaRule(Rule):
         ),
     }
 
+    temporaries = 7
+
     def check(self, owner: str, group: Group) -> None:
         """w + 1 must not wrap round in the counters' dtype."""
         super().check(owner, group)
