@@ -45,7 +45,7 @@ class SimbaRule(Rule):
         ),
     }
 
-    temporaries = 7
+    temporaries = 4
 
     def check(self, owner: str, group: Group) -> None:
         """w + 1 must not wrap round in the counters' dtype."""
@@ -100,10 +100,18 @@ class SimbaRule(Rule):
             direction += local
         elif choice == "lion":
             assert exp_avg is not None
-            past, present = beta1 * exp_avg.abs(), (1 - beta1) * grad.abs()
-            # Where they are equal and disagree, Lion's interpolation is 0.
-            agreed = torch.where((past < present) | (direction == local), local, 0.0)
-            direction = torch.where(past > present, direction, agreed)
+            # The sign says which is larger. Where they are equal and disagree, Lion's interpolation is 0:
+            # half of their sum, truncated.
+            larger = exp_avg.abs()
+            larger *= beta1
+            larger -= (1 - beta1) * grad.abs()
+            larger.sign_()
+            direction += larger * direction
+            larger *= local
+            direction -= larger
+            direction += local
+            direction *= 0.5
+            direction.trunc_()
         state = {}
         if counts is not None:
             local += counts
