@@ -13,7 +13,7 @@ from steepest.constructor import signature_defaults, spell_out
 from steepest.engine.collect import Collector, ParamBatch
 from steepest.engine.cuda_graphs import check_capture
 from steepest.engine.grad_check import both, check_gradients
-from steepest.engine.matrices import MatrixFunction
+from steepest.engine.matrices import UserFunctions
 from steepest.engine.pipeline import take_step
 from steepest.hyperparameters import near_miss, plain
 from steepest.param_groups import (
@@ -198,7 +198,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _take(self, batches: list[ParamBatch], finite: bool | Tensor) -> bool | Tensor:
         """Step these parameters if their gradients are finite; whether it was done, see :func:`take_step`."""
-        return take_step(batches, finite, self.state, self._states_by_rule, self._matrix_function)
+        return take_step(batches, finite, self.state, self._states_by_rule, self._user_functions)
 
     @property
     def _collector(self) -> Collector:
@@ -226,8 +226,8 @@ class Optimizer(torch.optim.Optimizer):
     def _step_rest(self) -> None:
         """Step what a subclass has besides parameters; it may not fail."""
 
-    def _matrix_function(self, batch: ParamBatch) -> MatrixFunction | None:
-        """This object's own function of one matrix, which the batch's rule calls; mostly none."""
+    def _user_functions(self, batch: ParamBatch) -> UserFunctions | None:
+        """Return a subclass's own code for the batch's parameters, which steps them one at a time."""
         return None
 
     @property

@@ -14,7 +14,7 @@ from typing_extensions import Unpack
 
 from steepest.constructor import constructor
 from steepest.engine.collect import ParamBatch
-from steepest.engine.matrices import MatrixFunction
+from steepest.engine.matrices import UserFunctions
 from steepest.hyperparameters import (
     CommonOptions,
     Hyperparameter,
@@ -87,6 +87,7 @@ MUON_HYPER: dict[str, Hyperparameter] = {
     "ns_dtype": optional(choice(torch.bfloat16, torch.float16, torch.float32, torch.float64)),
     "scale": choice("original", "match_rms_adamw", "spectral", "unit_rms_norm", "none"),
     "extra_scale": at_least(0),
+    "view": choice("flatten", "batch"),
     **MATRIX_OPTIONS,
 }
 
@@ -269,7 +270,7 @@ class Muon(OrthogonalizedOptimizer, rule=MuonRule()):
         """scale(out, in)·polar(grad), with the options in ``kwargs``; see the base class."""
         return scaled_polar(grad, **kwargs)
 
-    def _matrix_function(self, batch: ParamBatch) -> MatrixFunction | None:
-        if type(self).orthogonalize is Muon.orthogonalize:
+    def _user_functions(self, batch: ParamBatch) -> UserFunctions | None:
+        if type(self).orthogonalize is Muon.orthogonalize and not self._decays_itself():
             return None
-        return super()._matrix_function(batch)
+        return super()._user_functions(batch)
