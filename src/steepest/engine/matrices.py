@@ -23,10 +23,7 @@ from steepest.engine.layout import Extent, Row
 from steepest.engine.step_count import add_step, noise_key
 from steepest.engine.update import Pass, PieceNoise, UpdateConfig, descended, narrowed, store
 
-__all__ = ["MatrixFunction", "step_matrices", "step_one_by_one"]
-
-# An optimizer's own matrix function: (parameter, what update returned for one matrix) -> direction.
-MatrixFunction = Callable[[ParamUpdate, Tensor], Tensor]
+__all__ = ["UserFunctions", "step_matrices", "step_one_by_one"]
 
 PassRunner = Callable[
     [Pass, UpdateConfig, Sequence[Row], Mapping[str, Any], "Tensor | None"],
@@ -45,30 +42,61 @@ def step_matrices(batch: ParamBatch, finite: Tensor | None, compiled: bool) -> N
         run.finish(bucket, *run.directions(bucket, None))
 
 
-def step_one_by_one(
-    batch: ParamBatch, finite: Tensor | None, compiled: bool, function: MatrixFunction
-) -> None:
-    """Step one parameter at a time with the optimizer's own matrix function.
+@dataclass(frozen=True, slots=True)
+class UserFunctions:
+    """A subclass's own code for the parameters of a ``transform`` rule.
 
-    It is the user's code and may raise: every parameter has then either been stepped or is as it was, its
-    state too. No more memory is held than one parameter needs.
+    Attributes:
+        orthogonalize: returns the direction of a parameter's matrix from what ``update`` returned for it.
+        decay: decays a parameter, or adds the decay to the given copy of its gradient, in place; None leaves
+            the decay to the engine.
+    """
+
+    orthogonalize: Callable[[ParamUpdate, Tensor], Tensor]
+    decay: Callable[[ParamUpdate, Tensor], None] | None = None
+
+
+def step_one_by_one(
+    batch: ParamBatch, finite: Tensor | None, compiled: bool, functions: UserFunctions
+) -> None:
+    """Step one parameter at a time with the user's functions.
+
+    They may raise: every parameter has then either been stepped or is as it was, and so is its state. No more
+    memory is held than one parameter needs.
     """
     run = _Run(batch.config, batch.config.numbers(), finite, run_compiled if compiled else run_eager)
     for member in batch.members:
-        entries = member.columns[2:]
-        before = [entry.clone() for entry in entries]
-        try:
-            done = [
-                ([block], *run.directions([block], partial(function, member)))
-                for block in blocks_of(run.config, member)
-                if math.prod(block.kind.shape) > 0
-            ]
-        except BaseException:
-            torch._foreach_copy_(entries, before)
-            raise
-        for each in done:
-            run.finish(*each)
-        add_step(ParamBatch(run.config, [member]), finite)
+        _step_one(run, member, functions)
+
+
+def _step_one(run: _Run, member: ParamUpdate, functions: UserFunctions) -> None:
+    # A function of its own: a loop's variables would hold one parameter's results while the next is computed.
+    config, finite = run.config, run.finite
+    param, grad, *entries = member.columns
+    written = entries if functions.decay is None else [param, *entries]
+    before = [each.clone() for each in written]
+    try:
+        if functions.decay is not None:
+            # What is ascended is the gradient's negative, here and where ``update`` takes its sign again.
+            own = -grad if config.maximize else grad.clone()
+            with torch.autocast(config.device.type, enabled=False):
+                functions.decay(member, own)
+            member.columns[1] = own.neg_() if config.maximize else own
+            if finite is not None:
+                store(param, torch.where(finite, param, before[0]), None)
+        orthogonalize = partial(functions.orthogonalize, member)
+        done = [
+            ([block], *run.directions([block], orthogonalize))
+            for block in blocks_of(config, member)
+            if math.prod(block.kind.shape) > 0
+        ]
+    except BaseException:
+        torch._foreach_copy_(written, before)
+        raise
+    del before
+    for each in done:
+        run.finish(*each)
+    add_step(ParamBatch(config, [member]), finite)
 
 
 def _buckets(config: UpdateConfig, blocks: Sequence[MatrixBlock]) -> Iterator[list[MatrixBlock]]:

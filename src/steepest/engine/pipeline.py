@@ -13,7 +13,7 @@ from steepest.engine.collect import ParamBatch
 from steepest.engine.compiled import prepare, run_compiled
 from steepest.engine.cpu_offload import on_host
 from steepest.engine.layout import Row
-from steepest.engine.matrices import MatrixFunction, step_matrices, step_one_by_one
+from steepest.engine.matrices import UserFunctions, step_matrices, step_one_by_one
 from steepest.engine.reductions import measure, reads_back
 from steepest.engine.state import make_state
 from steepest.engine.step_count import add_step, count_steps, noise_key
@@ -26,7 +26,7 @@ def take_step(
     finite: bool | Tensor,
     states: MutableMapping[Tensor, Any],
     states_by_rule: Callable[[], Mapping[str, list[Mapping[str, Tensor]]]],
-    matrix_function: Callable[[ParamBatch], MatrixFunction | None],
+    user_functions: Callable[[ParamBatch], UserFunctions | None],
 ) -> bool | Tensor:
     """Step parameters if their gradients are finite.
 
@@ -35,7 +35,7 @@ def take_step(
         finite: whether the gradients are; a tensor where only the device knows.
         states: the parameters' states, which makes an entry where there is none.
         states_by_rule: gives, for each rule's name, the state of every parameter that it has ever stepped.
-        matrix_function: gives the optimizer's own matrix function for a batch, if it has one.
+        user_functions: gives a subclass's own code for a batch, if it has any.
 
     Returns:
         Whether the step was taken: ``finite``, a tensor where only the device knows.
@@ -53,16 +53,19 @@ def take_step(
         measuring |= batch.config.measures
     if measuring:
         measure(batches, states_by_rule)
+    own = [user_functions(batch) if batch.config.rule.transforms else None for batch in batches]
+    for batch, functions in zip(batches, own, strict=True):
+        if functions is not None and functions.decay is not None:
+            batch.config = batch.config.without_decay()
     # Compiling takes seconds in which much can go wrong: it is done before anything is written.
     compiled = [_compiles(batch, mask is not None) for batch in batches]
-    left = list(zip(batches, compiled, strict=True))
-    for batch, wish in tuple(left):
-        # User code may raise, so it comes first: least has been stepped then.
-        if batch.config.rule.transforms and (function := matrix_function(batch)) is not None:
-            step_one_by_one(batch, _on(mask, batch), wish, function)
-            left.remove((batch, wish))
-    for batch, wish in left:
-        _run(batch, _on(mask, batch), wish)
+    # User code may raise, so it comes first: least has been stepped then.
+    for batch, wish, functions in zip(batches, compiled, own, strict=True):
+        if functions is not None:
+            step_one_by_one(batch, _on(mask, batch), wish, functions)
+    for batch, wish, functions in zip(batches, compiled, own, strict=True):
+        if functions is None:
+            _run(batch, _on(mask, batch), wish)
     return finite
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "PieceNoise",
     "UpdateConfig",
     "decay_strength",
+    "decayed",
     "descended",
     "narrowed",
     "pass_over",
@@ -117,6 +118,13 @@ class UpdateConfig:
         other.group = {}
         return other
 
+    def without_decay(self) -> UpdateConfig:
+        """Return a copy for an optimizer that decays the parameters by code of its own."""
+        other = copy.copy(self)
+        other.method = None
+        other.__dict__.pop("key", None)
+        return other
+
     def numbers(self) -> dict[str, Any]:
         """The numbers that all parameters share: lr, decay, and the rule's float hyperparameters."""
         group = self.group
@@ -198,7 +206,7 @@ def pass_over(
     if method == "l2":
         grad = (scalars["decay"] * p).add_(grad)
     elif which == "whole" and method is not None and method != "cautious":
-        p = _decayed(p, scalars["decay"], method)
+        p = decayed(p, scalars["decay"], method)
         method = None
     entries = columns[2 : 2 + len(config.element_state)]
     u, new = config.rule.update(grad, p, **_given(config, entries, scalars, noise, donate))
@@ -238,14 +246,14 @@ def descended(p: Tensor, direction: Tensor, scalars: Mapping[str, Any], method: 
     if method == "cautious":
         p = torch.where(direction * p >= 0, p * scalars["decay"], p)
     elif method is not None and method != "l2":
-        p = _decayed(p, scalars["decay"], method)
+        p = decayed(p, scalars["decay"], method)
     # Bitwise equal to p − lr·d, but reuses the product's buffer; a fresh large tensor costs page faults.
     stepped: Tensor = direction * -scalars["lr"]
     stepped += p
     return stepped
 
 
-def _decayed(p: Tensor, strength: Scalar, method: str) -> Tensor:
+def decayed(p: Tensor, strength: Scalar, method: str) -> Tensor:
     """p after weight decay, for every method that acts on p alone."""
     if method == "sign":
         return p - torch.clamp(p, -strength, strength)  # type: ignore[arg-type]

@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from steepest.constructor import constructor
 from steepest.engine.collect import ParamBatch, ParamUpdate
-from steepest.engine.matrices import MatrixFunction
+from steepest.engine.matrices import UserFunctions
+from steepest.engine.update import decay_strength, decayed
 from steepest.hyperparameters import Hyperparameter, at_least, choice, flag, fraction, integer, learning_rate
 from steepest.linalg import MatmulPrecision, float32_matmul_precision
 from steepest.optimizer import Optimizer
@@ -25,10 +27,9 @@ __all__ = ["MATRIX_OPTIONS", "OrthogonalizedOptimizer", "OrthogonalizedRule"]
 
 # What all rules on this base take besides their own hyper-parameters.
 MATRIX_OPTIONS: dict[str, Hyperparameter] = {
-    "view": choice("flatten", "flatten", "batch"),
     "views": fused_parameters(),
-    "bucket_bytes": integer(1 << 28, low=1),
-    "fp32_matmul_prec": choice("highest", "highest", "high", "medium"),
+    "bucket_bytes": integer(low=1),
+    "fp32_matmul_prec": choice("highest", "high", "medium"),
 }
 
 
@@ -40,16 +41,17 @@ class OrthogonalizedRule(Rule):
     hidden_only = True
     vectors = False
     hyper = {
-        "lr": learning_rate(1e-3),
-        "momentum_beta": fraction(0.95),
-        "weight_decay": at_least(0, 0.0),
-        "use_nesterov": flag(False),
+        "lr": learning_rate(),
+        "momentum_beta": fraction(),
+        "weight_decay": at_least(0),
+        "use_nesterov": flag(),
+        "view": choice("param", "flatten", "batch"),
         **MATRIX_OPTIONS,
     }
 
     def matrix_shape(self, shape: torch.Size, group: Group) -> tuple[int, ...]:
-        """[out, rest], or leading dimensions as a batch of matrices."""
-        if len(shape) == 2 or group["view"] == "batch":
+        """[out, rest]; the shape as it is, and with ``"batch"`` its leading dimensions count matrices."""
+        if len(shape) == 2 or group["view"] != "flatten":
             return tuple(shape)
         return shape[0], math.prod(shape[1:])
 
@@ -97,35 +99,60 @@ def momentum_step(
     return u, {"momentum_buffer": average}
 
 
+class _Option:
+    """An option of the groups as an attribute: assigning a value gives it to every group of the rule."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, optimizer: OrthogonalizedOptimizer | None, owner: type) -> Any:
+        if optimizer is None:
+            return self
+        return optimizer._get_option(self.name)
+
+    def __set__(self, optimizer: OrthogonalizedOptimizer, value: Any) -> None:
+        optimizer._set_option(self.name, value)
+
+
 class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
-    r"""The base that people subclass: momentum, any matrix function of it, and a step along the result.
+    r"""The base class for users' matrix optimizers: momentum, a matrix function of it, a step along that.
 
     .. math::
         m \leftarrow m + (1-\beta)(g - m), \quad
         u = \begin{cases} g + \beta(m - g) & \text{Nesterov} \\ m & \text{else} \end{cases}, \quad
         p \leftarrow p - \eta\lambda p - \eta\,\mathrm{orthogonalize}(p, u)
 
-    Override :meth:`orthogonalize`; it is called for one parameter at a time, inside the step, without
-    gradients, with ``u`` viewed as a matrix. It may read attributes of the parameter and any option of
-    the group; if it raises, no parameter and no state has changed (the results of all are held until the
-    last has returned). Without an override it calls ``scaled_orthogonalize_fn``.
+    Override :meth:`orthogonalize`. The step calls it without gradients for one parameter at a time, before it
+    steps the groups of other rules. It may read attributes of the parameter and any option of the group;
+    without an override it calls ``scaled_orthogonalize_fn``. A subclass may also decay by its own code, in
+    :meth:`_apply_weight_decay_inplace`.
 
-    State: ``momentum_buffer``, of the parameter's shape in ``state_dtype``: 4 bytes per float32
-    parameter.
+    If one of them raises, each parameter has either been stepped or is as it was, and so is its state: those
+    before the one that failed are stepped, that one and all after it are not. The step holds no more than one
+    parameter needs: a copy of its state, u, and what the function itself takes.
+
+    ``scaled_orthogonalize_fn``, ``use_nesterov``, ``weight_decay_method`` and ``fp32_matmul_prec`` are
+    attributes too: they read as what is in force, and assigning one changes it for all groups of this rule
+    and for groups to come. Copies and pickles keep the attributes that a subclass sets on itself; torch's
+    optimizers lose them.
+
+    State: ``momentum_buffer``, of the parameter's shape in ``state_dtype``: 4 bytes per float32 parameter.
 
     Args:
         params: matrices: tensors, ``(name, tensor)`` pairs, or group dicts.
         lr: learning rate η ≥ 0, a float or a 1-element tensor.
         momentum_beta: β in [0, 1) of the average above.
         weight_decay: λ ≥ 0, acting as ``weight_decay_method`` says, with the unscaled lr. Here
-            ``weight_decay_method="independent"`` is the mixin's, p ← p − λp, and groups say ``"untied"``.
+            ``weight_decay_method="independent"`` is the mixin's, p ← p − λp; groups say ``"untied"`` for it,
+            and the attribute ``"independent"``.
         use_nesterov: Nesterov's form of u.
         fp32_matmul_prec: torch's float32 matmul precision while orthogonalizing; restored afterwards, also
             after an error.
         scaled_orthogonalize_fn: matrix -> matrix; None is the identity, with a warning unless
             :meth:`orthogonalize` is overridden.
-        view: how more than two dimensions are seen: ``"flatten"`` as [out, rest], ``"batch"`` as a batch
-            of matrices.
+        view: how :meth:`orthogonalize` sees more than two dimensions: ``"param"`` and ``"batch"`` in the
+            parameter's own shape, ``"flatten"`` as [out, rest]. With ``"batch"`` a transposed view swaps the
+            last two dimensions instead of the first two.
         views: parameter names -> blocks (:mod:`steepest.views`) of fused parameters.
         bucket_bytes: bound on the working memory of matrices that are computed together, in bytes; 2²⁸ by
             default.
@@ -137,11 +164,15 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
     with another are refused, and those of other libraries that do not say; those of this one load.
 
     Raises:
-        TypeError: parameters that are not tensors; an option with a name that groups have a use for.
+        TypeError: parameters that are not tensors; an option with a name that groups have a use for; a
+            ``scaled_orthogonalize_fn`` that cannot be called.
         ValueError: a value out of range; a parameter with fewer than two dimensions, by name.
 
-    Source: the base class follows NVIDIA's Emerging-Optimizers; the method is Jordan et al., "Muon"
-    (2024), and Bernstein and Newhouse, arXiv 2409.20325 (2024).
+    Source: the base class follows NVIDIA's Emerging-Optimizers. The method goes back to Carlson, Cevher and
+    Carin, "Stochastic spectral descent for Restricted Boltzmann Machines" (2015), Carlson et al.,
+    "Preconditioned spectral descent for deep learning" (2015), and Flynn, "The duality structure gradient
+    descent algorithm", arXiv 1708.00523 (2017); in this form it is Jordan et al., "Muon" (2024), and
+    Bernstein and Newhouse, arXiv 2409.20325 (2024).
 
     >>> from steepest.linalg import newton_schulz
     >>> weight = torch.nn.Parameter(torch.zeros(4, 4))
@@ -155,11 +186,13 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
 
     >>> class SplitQKV(OrthogonalizedOptimizer):
     ...     def orthogonalize(self, p, grad, **options):
-    ...         blocks = grad.split(options["qkv"]) if getattr(p, "is_qkv", False) else [grad]
-    ...         return torch.cat([newton_schulz(block) for block in blocks])
+    ...         parts = grad.split(options["qkv"]) if getattr(p, "is_qkv", False) else [grad]
+    ...         return torch.cat([self.scaled_orthogonalize_fn(part) for part in parts])
     >>> qkv = torch.nn.Parameter(torch.zeros(6, 4))
     >>> qkv.is_qkv = True
-    >>> optimizer = SplitQKV([qkv], lr=1.0, momentum_beta=0.0, qkv=[2, 2, 2])
+    >>> optimizer = SplitQKV(
+    ...     [qkv], lr=1.0, momentum_beta=0.0, scaled_orthogonalize_fn=newton_schulz, qkv=[2, 2, 2]
+    ... )
     >>> qkv.grad = torch.randn(6, 4)
     >>> optimizer.step()
     >>> bool((torch.linalg.matrix_norm(qkv[2:4], ord=2) < 1.3))
@@ -169,6 +202,11 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
     # Names of weight-decay methods that mean something else here than in CommonOptions; {} in Muon and kin.
     _decay_names: ClassVar[Mapping[str, str]] = MappingProxyType({"independent": "untied"})
 
+    use_nesterov = _Option()
+    weight_decay_method = _Option()
+    fp32_matmul_prec = _Option()
+
+    @constructor
     def __init__(
         self,
         params: ParamsT,
@@ -179,40 +217,29 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
         use_nesterov: bool = False,
         fp32_matmul_prec: MatmulPrecision = "highest",
         scaled_orthogonalize_fn: Callable[[Tensor], Tensor] | None = None,
-        view: Literal["flatten", "batch"] = "flatten",
+        view: Literal["param", "flatten", "batch"] = "param",
         views: Mapping[str, View] | None = None,
         bucket_bytes: int = 1 << 28,
         **options: Any,
-    ) -> None:
+    ) -> None: ...
+
+    def _construct(self, params: ParamsT, options: dict[str, Any]) -> None:
         known = self.rule.defaults()
-        self._rename_decay(options)
-        for name in RESERVED.intersection(options):
+        extra = {name: options.pop(name) for name in list(options) if name not in known}
+        for name in (RESERVED - {"scaled_orthogonalize_fn"}).intersection(extra):
             raise TypeError(
                 f"{type(self).__name__}() got the option {name!r}, a name that param groups have a use for"
             )
-        if scaled_orthogonalize_fn is None and not self._overrides():
+        _check_function(type(self).__name__, extra["scaled_orthogonalize_fn"])
+        if extra["scaled_orthogonalize_fn"] is None and not self._overrides():
             warnings.warn(
                 f"{type(self).__name__}: neither scaled_orthogonalize_fn is given nor orthogonalize "
                 "overridden; the momentum is used as it is",
                 UserWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
-        super().__init__(
-            params,
-            rule=self.rule.name,
-            lr=lr,
-            momentum_beta=momentum_beta,
-            weight_decay=weight_decay,
-            use_nesterov=use_nesterov,
-            fp32_matmul_prec=fp32_matmul_prec,
-            view=view,
-            views=views,
-            bucket_bytes=bucket_bytes,
-            extra={name: value for name, value in options.items() if name not in known},
-            **{name: value for name, value in options.items() if name in known},
-        )
-        # In defaults, which deepcopy and pickle keep, and not in the groups, which are plain data.
-        self.defaults["scaled_orthogonalize_fn"] = scaled_orthogonalize_fn
+        self._rename_decay(options)
+        super()._construct(params, {"extra": extra, **options})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group; see :class:`~steepest.Optimizer`."""
@@ -222,17 +249,105 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
         # torch copies all defaults into a group; a function there would keep a checkpoint from loading.
         self.param_groups[-1].pop("scaled_orthogonalize_fn", None)
 
+    @property
+    def scaled_orthogonalize_fn(self) -> Callable[[Tensor], Tensor]:
+        """The function that the constructor was given, or the identity; assigning one takes effect."""
+        if "scaled_orthogonalize_fn" not in self.defaults:
+            raise AttributeError(
+                f"{type(self).__name__} has no scaled_orthogonalize_fn: its options say what it computes. "
+                "Call super().orthogonalize(p, block, **kwargs) for a block"
+            )
+        return self.defaults["scaled_orthogonalize_fn"] or _identity
+
+    @scaled_orthogonalize_fn.setter
+    def scaled_orthogonalize_fn(self, function: Callable[[Tensor], Tensor] | None) -> None:
+        if "scaled_orthogonalize_fn" not in self.defaults:
+            raise AttributeError(f"{type(self).__name__} takes no scaled_orthogonalize_fn")
+        _check_function(type(self).__name__, function)
+        self.defaults["scaled_orthogonalize_fn"] = function
+
     def orthogonalize(self, p: Tensor, grad: Tensor, **kwargs: Any) -> Tensor:
-        """The update's direction, of grad's shape: ``scaled_orthogonalize_fn(grad)``. Override it freely.
+        """Compute the update's direction, of grad's shape; here it is ``scaled_orthogonalize_fn(grad)``.
+
+        Override it freely. Where it raises, ``p`` and its state are as they were before the step.
 
         Args:
             p: the parameter, as it was given to the optimizer.
-            grad: the momentum, or Nesterov's form of it, viewed as a matrix [out, rest], or
-                [..., m, n] with ``view="batch"``; float32 or wider. It is a copy.
+            grad: the momentum, or Nesterov's form of it, in the shape that ``view`` says; float32 or wider.
+                It is a copy.
             **kwargs: the param group's options, all but ``"params"``.
         """
-        function = self.defaults.get("scaled_orthogonalize_fn")
-        return grad if function is None else function(grad)
+        return self.scaled_orthogonalize_fn(grad)
+
+    def _apply_weight_decay_inplace(
+        self, p: Tensor, grad: Tensor, lr: float | Tensor, weight_decay: float
+    ) -> None:
+        """Decay ``p``, or add the decay to ``grad``, in place.
+
+        Override it to decay by other rules. The step then calls the override instead of decaying by itself:
+        for each parameter, before the momentum takes the gradient in, also with ``weight_decay=0``. Where it
+        raises, ``p`` and its state are as they were before the step.
+
+        An override may call this method, which decays as ``weight_decay_method`` says. It rounds to the
+        parameter's dtype, and the step then rounds a second time.
+
+        Args:
+            p: the parameter, as it was given to the optimizer.
+            grad: a copy of its gradient; with ``maximize`` of the negative, since the step descends.
+            lr: the group's learning rate.
+            weight_decay: the group's.
+
+        Raises:
+            ValueError: ``"cautious"``, which needs the direction that is not known yet.
+        """
+        if weight_decay == 0:
+            return
+        group = next(group for group in self.param_groups if any(each is p for each in group["params"]))
+        method = group["weight_decay_method"]
+        if method == "cautious":
+            raise ValueError(
+                "weight_decay_method='cautious' needs the step's direction, which is not known where "
+                "_apply_weight_decay_inplace is overridden"
+            )
+        strength = decay_strength(method, lr, weight_decay, group["base_lr"])
+        if method == "l2":
+            grad += strength * p
+        else:
+            p.copy_(decayed(p, strength, method))
+
+    # -- attributes and copies
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what copies and pickles keep: also the attributes that a subclass has set on itself."""
+        own = {
+            name: value
+            for name, value in vars(self).items()
+            # A scheduler wraps the methods of the one object.
+            if not (name in _OF_THE_OBJECT or name.startswith("_optimizer_"))
+            and not callable(getattr(type(self), name, None))
+        }
+        return {**own, **super().__getstate__()}
+
+    def _get_option(self, name: str) -> Any:
+        """What the groups of this rule say, or what new ones will where they differ."""
+        self._know(name)
+        said = [group[name] for group in self.param_groups if group["rule"] == self.rule.name]
+        value = said[0] if said and all(each == said[0] for each in said) else self.defaults[name]
+        return {theirs: ours for ours, theirs in self._decay_names.items()}.get(value, value)
+
+    def _set_option(self, name: str, value: Any) -> None:
+        self._know(name)
+        new = {name: value}
+        self._rename_decay(new)
+        own = [group for group in self.param_groups if group["rule"] == self.rule.name]
+        for each in (self.defaults, *own):
+            self.rule.check(type(self).__name__, {**each, **new})
+        for each in (self.defaults, *own):
+            each.update(new)
+
+    def _know(self, name: str) -> None:
+        if name not in self.rule.defaults():
+            raise AttributeError(f"{type(self).__name__} has no option {name!r}", name=name, obj=self)
 
     def _rename_decay(self, options: dict[str, Any]) -> None:
         method = options.get("weight_decay_method")
@@ -242,20 +357,23 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
     def _overrides(self) -> bool:
         return type(self).orthogonalize is not OrthogonalizedOptimizer.orthogonalize
 
-    def _matrix_function(self, batch: ParamBatch) -> MatrixFunction | None:
+    def _decays_itself(self) -> bool:
+        mine = OrthogonalizedOptimizer._apply_weight_decay_inplace
+        return type(self)._apply_weight_decay_inplace is not mine
+
+    def _user_functions(self, batch: ParamBatch) -> UserFunctions | None:
         config = batch.config
         if config.rule.name != self.rule.name:
             # A group of another rule has that rule's own matrix function.
             return None
-        options = {name: value for name, value in config.group.items() if name != "params"}
+        group = config.group
+        options = {name: value for name, value in group.items() if name != "params"}
 
         def orthogonalize(member: ParamUpdate, u: Tensor) -> Tensor:
             result = self.orthogonalize(member.owner, u[0], **options)
             if not isinstance(result, Tensor):
-                raise TypeError(
-                    f"{type(self).__name__}.orthogonalize returned a {type(result).__name__} "
-                    f"for {member.name}"
-                )
+                kind = type(result).__name__
+                raise TypeError(f"{type(self).__name__}.orthogonalize returned a {kind} for {member.name}")
             if result.shape != u.shape[1:]:
                 raise ValueError(
                     f"{type(self).__name__}.orthogonalize returned shape {tuple(result.shape)} "
@@ -263,4 +381,25 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
                 )
             return result.unsqueeze(0)
 
-        return orthogonalize
+        def decay(member: ParamUpdate, grad: Tensor) -> None:
+            self._apply_weight_decay_inplace(member.owner, grad, group["lr"], group["weight_decay"])
+
+        return UserFunctions(orthogonalize, decay if self._decays_itself() else None)
+
+
+# Attributes of one object, which its copies make anew.
+_OF_THE_OBJECT = frozenset(
+    {
+        *("_collects", "_taken_in_backward", "_step_supports_amp_scaling", "_opt_called"),
+        *("_warned_capturable_if_run_uncaptured", "_zero_grad_profile_name"),
+    }
+)
+
+
+def _identity(u: Tensor) -> Tensor:
+    return u
+
+
+def _check_function(owner: str, function: Any) -> None:
+    if function is not None and not callable(function):
+        raise TypeError(f"{owner}: scaled_orthogonalize_fn must be callable or None, got {function!r}")
