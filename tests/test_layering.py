@@ -24,6 +24,7 @@ LAYERS = [
     "param_groups",
     "migrations",
     "state_dict",
+    "constructor",
     "optimizer",
     "registry",
     "optimizer_in_backward",

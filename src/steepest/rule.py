@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from steepest.arithmetic import Scalar
-from steepest.hyperparameters import COMMON_OPTIONS, Hyperparameter, check_all, near_miss
+from steepest.hyperparameters import COMMON_DEFAULTS, COMMON_OPTIONS, Hyperparameter, check_all, near_miss
 from steepest.views import check_view
 
 __all__ = [
@@ -97,7 +97,8 @@ class Rule(ABC):
 
     Attributes:
         name: the name in the registry and in every param group that the rule serves.
-        hyper: the rule's hyperparameters, ``lr`` and ``weight_decay`` among them.
+        hyper: the rule's hyperparameters, ``lr`` and ``weight_decay`` among them, with their ranges.
+        own_defaults: their defaults, which the optimizer's class statement reads off its constructor.
         weight_decay_method: the default of the common option.
         counts_steps: whether the equation needs the number of steps that a parameter has taken.
         conventions: what the numbers of the state mean where libraries differ, by name. Every group, and so
@@ -117,6 +118,7 @@ class Rule(ABC):
 
     name: ClassVar[str]
     hyper: ClassVar[Mapping[str, Hyperparameter]]
+    own_defaults: Mapping[str, Any] = MappingProxyType({})
     weight_decay_method: ClassVar[str] = "decoupled"
     counts_steps: ClassVar[bool] = False
     conventions: ClassVar[Mapping[str, str]] = MappingProxyType({})
@@ -153,9 +155,7 @@ class Rule(ABC):
 
     def defaults(self) -> dict[str, Any]:
         """Default of every hyperparameter and common option of a group that this rule serves."""
-        common = {name: hyper.default for name, hyper in COMMON_OPTIONS.items()}
-        common["weight_decay_method"] = self.weight_decay_method
-        return {name: hyper.default for name, hyper in self.hyper.items()} | common
+        return {**self.own_defaults, **COMMON_DEFAULTS, "weight_decay_method": self.weight_decay_method}
 
     def check(self, owner: str, group: Group) -> None:
         """Raise ``ValueError`` for values that are missing, out of range, or exclude each other."""

@@ -121,7 +121,7 @@ def _is_size(value: Any) -> bool:
 def fused_parameters() -> Hyperparameter:
     """Make the option ``views`` of rules that see matrices; each view is checked with its parameter."""
     return Hyperparameter(
-        None, lambda value: value is None or isinstance(value, Mapping), "None or a dict of views by name"
+        lambda value: value is None or isinstance(value, Mapping), "None or a dict of views by name"
     )
 
 

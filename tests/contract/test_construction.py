@@ -134,10 +134,9 @@ def test_common_options_are_keyword_only(rule: Case):
 def test_the_constructor_has_the_rule_s_hyper_parameters_and_defaults(rule: Case):
     optimizer = steepest.create(rule.name, rule.params())
     signature = inspect.signature(type(optimizer)).parameters
-    for name, hyper in rule.rule.hyper.items():
-        assert optimizer.defaults[name] == hyper.default, name
-        if name in signature:
-            assert signature[name].default == hyper.default, name
+    for name, default in steepest.rule.find_rule(rule.name).defaults().items():
+        assert optimizer.defaults[name] == default, name
+        assert signature[name].default == default, name
 
 
 def test_the_general_class_is_the_constructor(rule: Case):

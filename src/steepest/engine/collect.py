@@ -170,7 +170,7 @@ class Collector:
     ) -> _CheckedGroup:
         group = groups[index]
         rule = find_rule(group["rule"])
-        rule.check(who, {**group, "lr": rule.hyper["lr"].default})
+        rule.check(who, {**group, "lr": rule.own_defaults["lr"]})
         checked = _CheckedGroup(rule, group)
         if known is None:
             self._groups.append(checked)

@@ -10,6 +10,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from steepest.arithmetic import average_in_place, exact_sqrt
+from steepest.constructor import constructor
 from steepest.hyperparameters import CommonOptions, at_least, betas, flag, learning_rate
 from steepest.optimizer import Optimizer
 from steepest.rule import Group, Rule, Scalar, StateSpec
@@ -22,11 +23,11 @@ class AdamWRule(Rule):
 
     name = "adamw"
     hyper = {
-        "lr": learning_rate(1e-3),
-        "betas": betas((0.9, 0.999)),
-        "eps": at_least(0, 1e-8),
-        "weight_decay": at_least(0, 1e-2),
-        "amsgrad": flag(False),
+        "lr": learning_rate(),
+        "betas": betas(2),
+        "eps": at_least(0),
+        "weight_decay": at_least(0),
+        "amsgrad": flag(),
     }
     counts_steps = True
 
@@ -110,6 +111,7 @@ class AdamW(Optimizer, rule=AdamWRule()):
     [-0.5, 0.5]
     """
 
+    @constructor
     def __init__(
         self,
         params: ParamsT,
@@ -119,14 +121,4 @@ class AdamW(Optimizer, rule=AdamWRule()):
         weight_decay: float = 1e-2,
         amsgrad: bool = False,
         **common: Unpack[CommonOptions],
-    ) -> None:
-        super().__init__(
-            params,
-            rule="adamw",
-            lr=lr,
-            betas=betas,
-            eps=eps,
-            weight_decay=weight_decay,
-            amsgrad=amsgrad,
-            **common,
-        )
+    ) -> None: ...

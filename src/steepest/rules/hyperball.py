@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
-from steepest.hyperparameters import Hyperparameter, learning_rate, optional, positive
-from steepest.optimizer import Optimizer
+from steepest.constructor import constructor
+from steepest.hyperparameters import Hyperparameter, optional, positive
 from steepest.rule import Group, StateSpec
 from steepest.rules.muon import MUON_HYPER, Muon, MuonOptions, MuonRule
 from steepest.views import cut
@@ -25,13 +25,12 @@ class HyperballRule(MuonRule):
     name = "hyperball"
     hyper = {
         **MUON_HYPER,
-        "lr": learning_rate(1e-2),
         "weight_decay": Hyperparameter(
-            0.0,
             lambda value: not isinstance(value, bool) and value == 0,
             "0: the norm is held, nothing decays",
+            traced=True,
         ),
-        "radius": optional(positive(1.0)),
+        "radius": optional(positive()),
     }
 
     def check_param(self, who: str, name: str | None, param: Tensor, group: Group) -> None:
@@ -80,7 +79,7 @@ def _normalized(matrix: Tensor) -> Tensor:
     return torch.where(norm > 0, matrix / norm, torch.zeros_like(matrix))
 
 
-class Hyperball(Muon, rule=HyperballRule()):
+class Hyperball(Muon, rule=HyperballRule(), defaults={"weight_decay": 0.0}):
     r"""Muon with the Frobenius norms of weights and updates held fixed.
 
     .. math::
@@ -97,7 +96,7 @@ class Hyperball(Muon, rule=HyperballRule()):
         lr: η ≥ 0, a float or a 1-element tensor.
         momentum: β in [0, 1) of Muon's average.
         radius: R > 0; None is each matrix's norm in its first step.
-        **options: Muon's and the common ones.
+        **options: :class:`Muon`'s, and the common ones.
 
     Raises:
         TypeError: an unknown keyword, or parameters that are not tensors.
@@ -115,6 +114,7 @@ class Hyperball(Muon, rule=HyperballRule()):
     1.4142
     """
 
+    @constructor
     def __init__(
         self,
         params: ParamsT,
@@ -123,5 +123,4 @@ class Hyperball(Muon, rule=HyperballRule()):
         *,
         radius: float | None = None,
         **options: Unpack[MuonOptions],
-    ) -> None:
-        Optimizer.__init__(self, params, rule="hyperball", lr=lr, momentum=momentum, radius=radius, **options)
+    ) -> None: ...

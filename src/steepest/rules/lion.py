@@ -9,6 +9,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from steepest.arithmetic import average_in_place, weighted_sum
+from steepest.constructor import constructor
 from steepest.hyperparameters import CommonOptions, at_least, betas, learning_rate
 from steepest.optimizer import Optimizer
 from steepest.rule import Group, Rule, StateSpec
@@ -21,9 +22,9 @@ class LionRule(Rule):
 
     name = "lion"
     hyper = {
-        "lr": learning_rate(1e-4),
-        "betas": betas((0.9, 0.99)),
-        "weight_decay": at_least(0, 0.0),
+        "lr": learning_rate(),
+        "betas": betas(2),
+        "weight_decay": at_least(0),
     }
 
     def state_specs(self, group: Group) -> dict[str, StateSpec]:
@@ -74,6 +75,7 @@ class Lion(Optimizer, rule=LionRule()):
     [0.75, 1.25]
     """
 
+    @constructor
     def __init__(
         self,
         params: ParamsT,
@@ -81,5 +83,4 @@ class Lion(Optimizer, rule=LionRule()):
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
         **common: Unpack[CommonOptions],
-    ) -> None:
-        super().__init__(params, rule="lion", lr=lr, betas=betas, weight_decay=weight_decay, **common)
+    ) -> None: ...

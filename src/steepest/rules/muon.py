@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
+from steepest.constructor import constructor
 from steepest.engine.collect import ParamBatch
 from steepest.engine.matrices import MatrixFunction
 from steepest.hyperparameters import (
@@ -76,16 +77,16 @@ def _is_coefficients(value: Any) -> bool:
 
 
 MUON_HYPER: dict[str, Hyperparameter] = {
-    "lr": learning_rate(1e-3),
-    "momentum": fraction(0.95),
-    "weight_decay": at_least(0, 1e-2),
-    "nesterov": flag(True),
-    "ns_steps": optional(integer(5, low=1)),
-    "coefficients": Hyperparameter("quintic", _is_coefficients, "a name or a list of triples"),
-    "method": choice("newton_schulz", "newton_schulz", "svd"),
-    "ns_dtype": optional(choice(None, torch.bfloat16, torch.float16, torch.float32, torch.float64)),
-    "scale": choice("match_rms_adamw", "original", "match_rms_adamw", "spectral", "unit_rms_norm", "none"),
-    "extra_scale": at_least(0, 1.0),
+    "lr": learning_rate(),
+    "momentum": fraction(),
+    "weight_decay": at_least(0),
+    "nesterov": flag(),
+    "ns_steps": optional(integer(low=1)),
+    "coefficients": Hyperparameter(_is_coefficients, "a name or a list of triples"),
+    "method": choice("newton_schulz", "svd"),
+    "ns_dtype": optional(choice(torch.bfloat16, torch.float16, torch.float32, torch.float64)),
+    "scale": choice("original", "match_rms_adamw", "spectral", "unit_rms_norm", "none"),
+    "extra_scale": at_least(0),
     **MATRIX_OPTIONS,
 }
 
@@ -218,7 +219,7 @@ class Muon(OrthogonalizedOptimizer, rule=MuonRule()):
             that of separate matrices.
         bucket_bytes: bound on the working memory of matrices that are computed together, in bytes; 2²⁸ by
             default.
-        **options: these, and the common ones (:class:`~steepest.CommonOptions`).
+        **common: see :class:`~steepest.CommonOptions`.
 
     Raises:
         TypeError: an unknown keyword, or parameters that are not tensors.
@@ -238,17 +239,31 @@ class Muon(OrthogonalizedOptimizer, rule=MuonRule()):
 
     _decay_names = MappingProxyType({})
 
+    @constructor
     def __init__(
         self,
         params: ParamsT,
         lr: float | Tensor = 1e-3,
         momentum: float = 0.95,
         weight_decay: float = 1e-2,
-        **options: Unpack[MuonOptions],
-    ) -> None:
-        Optimizer.__init__(
-            self, params, rule=self.rule.name, lr=lr, momentum=momentum, weight_decay=weight_decay, **options
-        )
+        *,
+        nesterov: bool = True,
+        ns_steps: int | None = None,
+        coefficients: Coefficients = "quintic",
+        method: Literal["newton_schulz", "svd"] = "newton_schulz",
+        ns_dtype: torch.dtype | None = None,
+        scale: Scale = "match_rms_adamw",
+        extra_scale: float = 1.0,
+        view: Literal["flatten", "batch"] = "flatten",
+        views: Mapping[str, View] | None = None,
+        bucket_bytes: int = 1 << 28,
+        fp32_matmul_prec: MatmulPrecision = "highest",
+        **common: Unpack[CommonOptions],
+    ) -> None: ...
+
+    def _construct(self, params: ParamsT, options: dict[str, Any]) -> None:
+        # No keyword becomes an option of the groups, and the decay methods have this library's names.
+        Optimizer._construct(self, params, options)
 
     def orthogonalize(self, p: Tensor, grad: Tensor, **kwargs: Any) -> Tensor:
         """scale(out, in)·polar(grad), with the options in ``kwargs``; see the base class."""

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
+from steepest.constructor import constructor
 from steepest.hyperparameters import fraction, positive
-from steepest.optimizer import Optimizer
 from steepest.rule import Group, Scalar, StateSpec
 from steepest.rules.muon import MUON_HYPER, Muon, MuonOptions, MuonRule
 
@@ -21,7 +21,7 @@ class NorMuonRule(MuonRule):
     """v ← β₂ v + (1−β₂) mean(O², over a row);   Ô = O / (√v + ε);   p ← p − η·Ô·‖O‖_F / ‖Ô‖_F."""
 
     name = "normuon"
-    hyper = {**MUON_HYPER, "beta2": fraction(0.95), "eps": positive(1e-8)}
+    hyper = {**MUON_HYPER, "beta2": fraction(), "eps": positive()}
 
     def moves_like_adamw(self, group: Group) -> bool:
         """As Muon: evening out the rows keeps the Frobenius norm, and so the rms."""
@@ -74,7 +74,7 @@ class NorMuon(Muon, rule=NorMuonRule()):
         weight_decay: λ ≥ 0, acting as ``weight_decay_method`` says.
         beta2: β₂ in [0, 1).
         eps: ε > 0.
-        **options: Muon's and the common ones.
+        **options: :class:`Muon`'s, and the common ones.
 
     Raises:
         TypeError: an unknown keyword, or parameters that are not tensors.
@@ -90,6 +90,7 @@ class NorMuon(Muon, rule=NorMuonRule()):
     [-0.707, 0.707]
     """
 
+    @constructor
     def __init__(
         self,
         params: ParamsT,
@@ -99,15 +100,4 @@ class NorMuon(Muon, rule=NorMuonRule()):
         beta2: float = 0.95,
         eps: float = 1e-8,
         **options: Unpack[MuonOptions],
-    ) -> None:
-        Optimizer.__init__(
-            self,
-            params,
-            rule="normuon",
-            lr=lr,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            beta2=beta2,
-            eps=eps,
-            **options,
-        )
+    ) -> None: ...

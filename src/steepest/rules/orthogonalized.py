@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from steepest.constructor import constructor
 from steepest.engine.collect import ParamBatch, ParamUpdate
 from steepest.engine.matrices import MatrixFunction
 from steepest.hyperparameters import Hyperparameter, at_least, choice, flag, fraction, integer, learning_rate
@@ -25,10 +26,10 @@ __all__ = ["MATRIX_OPTIONS", "OrthogonalizedOptimizer", "OrthogonalizedRule"]
 
 # What all rules on this base take besides their own hyper-parameters.
 MATRIX_OPTIONS: dict[str, Hyperparameter] = {
-    "view": choice("flatten", "flatten", "batch"),
+    "view": choice("flatten", "batch"),
     "views": fused_parameters(),
-    "bucket_bytes": integer(1 << 28, low=1),
-    "fp32_matmul_prec": choice("highest", "highest", "high", "medium"),
+    "bucket_bytes": integer(low=1),
+    "fp32_matmul_prec": choice("highest", "high", "medium"),
 }
 
 
@@ -40,10 +41,10 @@ class OrthogonalizedRule(Rule):
     hidden_only = True
     vectors = False
     hyper = {
-        "lr": learning_rate(1e-3),
-        "momentum_beta": fraction(0.95),
-        "weight_decay": at_least(0, 0.0),
-        "use_nesterov": flag(False),
+        "lr": learning_rate(),
+        "momentum_beta": fraction(),
+        "weight_decay": at_least(0),
+        "use_nesterov": flag(),
         **MATRIX_OPTIONS,
     }
 
@@ -169,6 +170,7 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
     # Names of weight-decay methods that mean something else here than in CommonOptions; {} in Muon and kin.
     _decay_names: ClassVar[Mapping[str, str]] = MappingProxyType({"independent": "untied"})
 
+    @constructor
     def __init__(
         self,
         params: ParamsT,
@@ -183,36 +185,24 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
         views: Mapping[str, View] | None = None,
         bucket_bytes: int = 1 << 28,
         **options: Any,
-    ) -> None:
+    ) -> None: ...
+
+    def _construct(self, params: ParamsT, options: dict[str, Any]) -> None:
         known = self.rule.defaults()
-        self._rename_decay(options)
-        for name in RESERVED.intersection(options):
+        extra = {name: options.pop(name) for name in list(options) if name not in known}
+        for name in (RESERVED - {"scaled_orthogonalize_fn"}).intersection(extra):
             raise TypeError(
                 f"{type(self).__name__}() got the option {name!r}, a name that param groups have a use for"
             )
-        if scaled_orthogonalize_fn is None and not self._overrides():
+        if extra["scaled_orthogonalize_fn"] is None and not self._overrides():
             warnings.warn(
                 f"{type(self).__name__}: neither scaled_orthogonalize_fn is given nor orthogonalize "
                 "overridden; the momentum is used as it is",
                 UserWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
-        super().__init__(
-            params,
-            rule=self.rule.name,
-            lr=lr,
-            momentum_beta=momentum_beta,
-            weight_decay=weight_decay,
-            use_nesterov=use_nesterov,
-            fp32_matmul_prec=fp32_matmul_prec,
-            view=view,
-            views=views,
-            bucket_bytes=bucket_bytes,
-            extra={name: value for name, value in options.items() if name not in known},
-            **{name: value for name, value in options.items() if name in known},
-        )
-        # In defaults, which deepcopy and pickle keep, and not in the groups, which are plain data.
-        self.defaults["scaled_orthogonalize_fn"] = scaled_orthogonalize_fn
+        self._rename_decay(options)
+        super()._construct(params, {"extra": extra, **options})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group; see :class:`~steepest.Optimizer`."""

@@ -8,10 +8,9 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
-from steepest.hyperparameters import choice
-from steepest.optimizer import Optimizer
+from steepest.constructor import constructor
 from steepest.rule import Group
-from steepest.rules.muon import MUON_HYPER, Muon, MuonOptions, MuonRule
+from steepest.rules.muon import Muon, MuonOptions, MuonRule
 
 __all__ = ["PolarGrad", "PolarGradRule"]
 
@@ -20,10 +19,6 @@ class PolarGradRule(MuonRule):
     """p ← p − η·⟨O, u⟩·O,   O = polar(u),   ⟨O, u⟩ being u's nuclear norm when O is exact."""
 
     name = "polargrad"
-    hyper = {
-        **MUON_HYPER,
-        "scale": choice("none", "original", "match_rms_adamw", "spectral", "unit_rms_norm", "none"),
-    }
 
     def moves_like_adamw(self, group: Group) -> bool:
         """No: whatever the scale, an update is as large as the gradient's nuclear norm."""
@@ -34,7 +29,7 @@ class PolarGradRule(MuonRule):
         return polar * (polar * u).sum(dim=(-2, -1), keepdim=True), {}
 
 
-class PolarGrad(Muon, rule=PolarGradRule()):
+class PolarGrad(Muon, rule=PolarGradRule(), defaults={"scale": "none"}):
     r"""Steepest descent under the spectral norm, with its dual norm as step length.
 
     .. math:: p \leftarrow p - \eta\lambda p - \eta\,\langle O, u\rangle\, O, \qquad O = \mathrm{polar}(u)
@@ -49,7 +44,7 @@ class PolarGrad(Muon, rule=PolarGradRule()):
         lr: learning rate η ≥ 0, a float or a 1-element tensor.
         momentum: β in [0, 1) of Muon's average.
         weight_decay: λ ≥ 0, acting as ``weight_decay_method`` says.
-        **options: Muon's (``scale`` is ``"none"`` here) and the common ones.
+        **options: :class:`Muon`'s (``scale`` is ``"none"`` here) and the common ones.
 
     Raises:
         TypeError: an unknown keyword, or parameters that are not tensors.
@@ -67,6 +62,7 @@ class PolarGrad(Muon, rule=PolarGradRule()):
     [-3.5, -3.5]
     """
 
+    @constructor
     def __init__(
         self,
         params: ParamsT,
@@ -74,13 +70,4 @@ class PolarGrad(Muon, rule=PolarGradRule()):
         momentum: float = 0.95,
         weight_decay: float = 1e-2,
         **options: Unpack[MuonOptions],
-    ) -> None:
-        Optimizer.__init__(
-            self,
-            params,
-            rule="polargrad",
-            lr=lr,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            **options,
-        )
+    ) -> None: ...

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
-from steepest.hyperparameters import at_least, choice, flag, fraction, learning_rate, positive
-from steepest.optimizer import Optimizer
+from steepest.constructor import constructor
+from steepest.hyperparameters import positive
 from steepest.rule import Group
 from steepest.rules.muon import MUON_HYPER, Muon, MuonOptions, MuonRule
 
@@ -20,15 +20,7 @@ class ScionRule(MuonRule):
     """p ← (1−η) p − η·ρ·√(out/in)·polar(m):   Muon with λ = 1, the RMS-to-RMS scale, and a radius ρ."""
 
     name = "scion"
-    hyper = {
-        **MUON_HYPER,
-        "lr": learning_rate(1e-3),
-        "momentum": fraction(0.9),
-        "weight_decay": at_least(0, 1.0),
-        "nesterov": flag(False),
-        "scale": choice("unit_rms_norm", "original", "match_rms_adamw", "spectral", "unit_rms_norm", "none"),
-        "radius": positive(50.0),
-    }
+    hyper = {**MUON_HYPER, "radius": positive()}
 
     def moves_like_adamw(self, group: Group) -> bool:
         """No: whatever the scale, the radius multiplies it."""
@@ -39,7 +31,7 @@ class ScionRule(MuonRule):
         return options["radius"] * polar, {}
 
 
-class Scion(Muon, rule=ScionRule()):
+class Scion(Muon, rule=ScionRule(), defaults={"nesterov": False, "scale": "unit_rms_norm"}):
     r"""Stochastic conditional gradient with a spectral norm ball.
 
     .. math:: p \leftarrow (1-\eta)\,p - \eta\,\rho\,\sqrt{\mathrm{out}/\mathrm{in}}\;\mathrm{polar}(m)
@@ -55,7 +47,7 @@ class Scion(Muon, rule=ScionRule()):
         momentum: β in [0, 1) of the average, 1 − α in the paper.
         weight_decay: 1, or 0 for the unconstrained variant; other values interpolate.
         radius: ρ > 0.
-        **options: Muon's (no Nesterov and ``scale="unit_rms_norm"`` here) and the common ones.
+        **options: :class:`Muon`'s (no Nesterov and ``scale="unit_rms_norm"`` here) and the common ones.
 
     Raises:
         TypeError: an unknown keyword, or parameters that are not tensors.
@@ -73,6 +65,7 @@ class Scion(Muon, rule=ScionRule()):
     [-0.5, 1.5]
     """
 
+    @constructor
     def __init__(
         self,
         params: ParamsT,
@@ -82,14 +75,4 @@ class Scion(Muon, rule=ScionRule()):
         *,
         radius: float = 50.0,
         **options: Unpack[MuonOptions],
-    ) -> None:
-        Optimizer.__init__(
-            self,
-            params,
-            rule="scion",
-            lr=lr,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            radius=radius,
-            **options,
-        )
+    ) -> None: ...

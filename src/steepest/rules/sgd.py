@@ -9,6 +9,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from steepest.arithmetic import average_in_place
+from steepest.constructor import constructor
 from steepest.hyperparameters import CommonOptions, at_least, flag, fraction, learning_rate
 from steepest.optimizer import Optimizer
 from steepest.rule import Group, Rule, Scalar, StateSpec
@@ -21,11 +22,11 @@ class SGDRule(Rule):
 
     name = "sgd"
     hyper = {
-        "lr": learning_rate(1e-3),
-        "momentum": at_least(0, 0.0),
-        "dampening": fraction(0.0, closed=True),
-        "weight_decay": at_least(0, 0.0),
-        "nesterov": flag(False),
+        "lr": learning_rate(),
+        "momentum": at_least(0),
+        "dampening": fraction(closed=True),
+        "weight_decay": at_least(0),
+        "nesterov": flag(),
     }
     weight_decay_method = "l2"
     counts_steps = True
@@ -102,6 +103,7 @@ class SGD(Optimizer, rule=SGDRule()):
     -4.25
     """
 
+    @constructor
     def __init__(
         self,
         params: ParamsT,
@@ -111,14 +113,4 @@ class SGD(Optimizer, rule=SGDRule()):
         weight_decay: float = 0.0,
         nesterov: bool = False,
         **common: Unpack[CommonOptions],
-    ) -> None:
-        super().__init__(
-            params,
-            rule="sgd",
-            lr=lr,
-            momentum=momentum,
-            dampening=dampening,
-            weight_decay=weight_decay,
-            nesterov=nesterov,
-            **common,
-        )
+    ) -> None: ...

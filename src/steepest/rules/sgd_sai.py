@@ -12,6 +12,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from steepest.arithmetic import average_in_place
+from steepest.constructor import constructor
 from steepest.hyperparameters import (
     CommonOptions,
     at_least,
@@ -33,15 +34,15 @@ class SGDSaIRule(Rule):
 
     name = "sgd_sai"
     hyper = {
-        "lr": learning_rate(1e-2),
-        "momentum": fraction(0.9),
-        "eps": at_least(0, 1e-8),
-        "weight_decay": at_least(0, 1e-2),
-        "normalize": choice("none", "none", "max"),
-        "scale": choice("gsnr", "gsnr", "sqrt_numel", "none"),
-        "warmup_batches": integer(1, low=1),
-        "relative_eps": flag(False),
-        "max_scale": positive(10.0),
+        "lr": learning_rate(),
+        "momentum": fraction(),
+        "eps": at_least(0),
+        "weight_decay": at_least(0),
+        "normalize": choice("none", "max"),
+        "scale": choice("gsnr", "sqrt_numel", "none"),
+        "warmup_batches": integer(low=1),
+        "relative_eps": flag(),
+        "max_scale": positive(),
     }
 
     def state_specs(self, group: Group) -> dict[str, StateSpec]:
@@ -181,6 +182,7 @@ class SGDSaI(Optimizer, rule=SGDSaIRule()):
     [-1.0, 1.0]
     """
 
+    @constructor
     def __init__(
         self,
         params: ParamsT,
@@ -195,18 +197,4 @@ class SGDSaI(Optimizer, rule=SGDSaIRule()):
         relative_eps: bool = False,
         max_scale: float = 10.0,
         **common: Unpack[CommonOptions],
-    ) -> None:
-        super().__init__(
-            params,
-            rule="sgd_sai",
-            lr=lr,
-            momentum=momentum,
-            eps=eps,
-            weight_decay=weight_decay,
-            normalize=normalize,
-            scale=scale,
-            warmup_batches=warmup_batches,
-            relative_eps=relative_eps,
-            max_scale=max_scale,
-            **common,
-        )
+    ) -> None: ...

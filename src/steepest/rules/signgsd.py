@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
+from steepest.constructor import constructor
 from steepest.hyperparameters import CommonOptions, at_least, flag, learning_rate
 from steepest.optimizer import Optimizer
 from steepest.rule import Group, Rule, Scalar
@@ -18,9 +19,9 @@ class SignGSDRule(Rule):
 
     name = "signgsd"
     hyper = {
-        "lr": learning_rate(1e-2),
-        "weight_decay": at_least(0, 0.0),
-        "decay_overshoot": flag(False),
+        "lr": learning_rate(),
+        "weight_decay": at_least(0),
+        "decay_overshoot": flag(),
     }
     weight_decay_method = "sign"
 
@@ -82,6 +83,7 @@ class SignGSD(Optimizer, rule=SignGSDRule()):
     ([0.25, 0.0, 0.75], 0)
     """
 
+    @constructor
     def __init__(
         self,
         params: ParamsT,
@@ -90,12 +92,4 @@ class SignGSD(Optimizer, rule=SignGSDRule()):
         *,
         decay_overshoot: bool = False,
         **common: Unpack[CommonOptions],
-    ) -> None:
-        super().__init__(
-            params,
-            rule="signgsd",
-            lr=lr,
-            weight_decay=weight_decay,
-            decay_overshoot=decay_overshoot,
-            **common,
-        )
+    ) -> None: ...

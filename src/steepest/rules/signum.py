@@ -7,6 +7,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from steepest.arithmetic import average_in_place
+from steepest.constructor import constructor
 from steepest.hyperparameters import CommonOptions, at_least, fraction, learning_rate
 from steepest.optimizer import Optimizer
 from steepest.rule import Group, Rule, Scalar, StateSpec
@@ -19,9 +20,9 @@ class SignumRule(Rule):
 
     name = "signum"
     hyper = {
-        "lr": learning_rate(1e-3),
-        "momentum": fraction(0.9),
-        "weight_decay": at_least(0, 0.0),
+        "lr": learning_rate(),
+        "momentum": fraction(),
+        "weight_decay": at_least(0),
     }
 
     def state_specs(self, group: Group) -> dict[str, StateSpec]:
@@ -70,6 +71,7 @@ class Signum(Optimizer, rule=SignumRule()):
     [-1.0, 1.0]
     """
 
+    @constructor
     def __init__(
         self,
         params: ParamsT,
@@ -77,5 +79,4 @@ class Signum(Optimizer, rule=SignumRule()):
         momentum: float = 0.9,
         weight_decay: float = 0.0,
         **common: Unpack[CommonOptions],
-    ) -> None:
-        super().__init__(params, rule="signum", lr=lr, momentum=momentum, weight_decay=weight_decay, **common)
+    ) -> None: ...

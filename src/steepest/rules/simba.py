@@ -11,6 +11,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from steepest.arithmetic import average_in_place
+from steepest.constructor import constructor
 from steepest.hyperparameters import (
     CommonOptions,
     Hyperparameter,
@@ -32,17 +33,15 @@ class SimbaRule(Rule):
 
     name = "simba"
     hyper = {
-        "lr": learning_rate(1e-4),
-        "window_size": integer(128, low=1, high=32766),
-        "threshold": fraction(0.1, closed=True),
-        "weight_decay": at_least(0, 0.0),
-        "counter_dtype": choice(torch.int16, torch.int16, torch.int8),
-        "memory": choice("counts", "counts", "momentum"),
-        "choice": choice("threshold", "threshold", "lion", "memory"),
-        "betas": betas((0.9, 0.99)),
-        "leak": Hyperparameter(
-            None, lambda value: value is None, "None: a leaky group has 'rule': 'simba_leaky'"
-        ),
+        "lr": learning_rate(),
+        "window_size": integer(low=1, high=32766),
+        "threshold": fraction(closed=True),
+        "weight_decay": at_least(0),
+        "counter_dtype": choice(torch.int16, torch.int8),
+        "memory": choice("counts", "momentum"),
+        "choice": choice("threshold", "lion", "memory"),
+        "betas": betas(2),
+        "leak": Hyperparameter(lambda value: value is None, "None: a leaky group has 'rule': 'simba_leaky'"),
     }
 
     def check(self, owner: str, group: Group) -> None:
@@ -159,6 +158,7 @@ class Simba(Optimizer, rule=SimbaRule()):
     ([-4.0, 0.0], [2, 0])
     """
 
+    @constructor
     def __init__(
         self,
         params: ParamsT,
@@ -173,21 +173,18 @@ class Simba(Optimizer, rule=SimbaRule()):
         betas: tuple[float, float] = (0.9, 0.99),
         leak: float | None = None,
         **common: Unpack[CommonOptions],
-    ) -> None:
-        own: dict[str, Any] = {
-            "window_size": window_size,
-            "threshold": threshold,
-            "counter_dtype": counter_dtype,
-            "memory": memory,
-            "choice": choice,
-            "betas": betas,
-        }
+    ) -> None: ...
+
+    def _construct(self, params: ParamsT, options: dict[str, Any]) -> None:
+        leak = options["leak"]
         if leak is None:
-            super().__init__(params, rule="simba", lr=lr, weight_decay=weight_decay, **own, **common)
+            super()._construct(params, options)
             return
-        meaningless = [name for name, value in own.items() if value != SimbaRule.hyper[name].default]
-        if meaningless:
+        shared = ("lr", "weight_decay", "leak")
+        own = {name: options.pop(name) for name in SimbaRule.hyper if name not in shared}
+        defaults = self.rule.defaults()
+        if meaningless := [name for name, value in own.items() if value != defaults[name]]:
             raise ValueError(
                 f"Simba: {', '.join(meaningless)} mean nothing with leak={leak!r}; leave them out"
             )
-        super().__init__(params, rule="simba_leaky", lr=lr, weight_decay=weight_decay, leak=leak, **common)
+        Optimizer.__init__(self, params, rule="simba_leaky", **options)

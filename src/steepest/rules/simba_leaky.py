@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
+from steepest.constructor import constructor
 from steepest.hyperparameters import CommonOptions, at_least, learning_rate, rate
 from steepest.optimizer import Optimizer
 from steepest.random import stochastic_floor
@@ -24,9 +25,9 @@ class SimbaLeakyRule(Rule):
 
     name = "simba_leaky"
     hyper = {
-        "lr": learning_rate(1e-4),
-        "leak": rate(0.01),
-        "weight_decay": at_least(0, 0.0),
+        "lr": learning_rate(),
+        "leak": rate(),
+        "weight_decay": at_least(0),
     }
     counts_steps = True
 
@@ -101,6 +102,7 @@ class SimbaLeaky(Optimizer, rule=SimbaLeakyRule()):
     ([-0.5, 0.5], [8, -8])
     """
 
+    @constructor
     def __init__(
         self,
         params: ParamsT,
@@ -108,5 +110,4 @@ class SimbaLeaky(Optimizer, rule=SimbaLeakyRule()):
         leak: float = 0.01,
         weight_decay: float = 0.0,
         **common: Unpack[CommonOptions],
-    ) -> None:
-        super().__init__(params, rule="simba_leaky", lr=lr, leak=leak, weight_decay=weight_decay, **common)
+    ) -> None: ...

@@ -26,18 +26,33 @@ __all__ = ["OPTIONS", "Schedule", "checked", "threshold_at"]
 Schedule: TypeAlias = str | Callable[[int], float]
 
 OPTIONS: dict[str, Hyperparameter] = {
-    "threshold": positive(24.0),
-    "votes": choice("sign", "sign", "magnitude"),
-    "accumulator": choice(torch.int8, torch.int8, torch.int16),
-    "schedule": choice("constant", "constant", "annealed", "custom"),
-    "total_steps": optional(integer(1, low=1)),
-    "power": positive(1.0),
-    "outward": choice("cancel", "cancel", "drop"),
-    "zero_pull": fraction(0.0, closed=True),
-    "max_flip_fraction": fraction(1.0, closed=True),
-    "nonfinite": choice("ignore", "ignore", "skip", "raise"),
-    "compile": choice(None, None, True, False),
-    "seed": integer(0, low=0, high=2**64 - 1),
+    "threshold": positive(),
+    "votes": choice("sign", "magnitude"),
+    "accumulator": choice(torch.int8, torch.int16),
+    "schedule": choice("constant", "annealed", "custom"),
+    "total_steps": optional(integer(low=1)),
+    "power": positive(),
+    "outward": choice("cancel", "drop"),
+    "zero_pull": fraction(closed=True),
+    "max_flip_fraction": fraction(closed=True),
+    "nonfinite": choice("ignore", "skip", "raise"),
+    "compile": choice(None, True, False),
+    "seed": integer(low=0, high=2**64 - 1),
+}
+
+_DEFAULTS: dict[str, Any] = {
+    "threshold": 24.0,
+    "votes": "sign",
+    "accumulator": torch.int8,
+    "schedule": "constant",
+    "total_steps": None,
+    "power": 1.0,
+    "outward": "cancel",
+    "zero_pull": 0.0,
+    "max_flip_fraction": 1.0,
+    "nonfinite": "ignore",
+    "compile": None,
+    "seed": 0,
 }
 
 
@@ -51,7 +66,7 @@ def checked(owner: str, options: Mapping[str, Any]) -> dict[str, Any]:
     for name in options:
         if name not in OPTIONS:
             raise TypeError(f"{owner} has no option {name!r}{near_miss(name, OPTIONS)}")
-    full = {name: plain(options.get(name, hyper.default)) for name, hyper in OPTIONS.items()}
+    full = {name: plain(value) for name, value in {**_DEFAULTS, **options}.items()}
     for name, hyper in OPTIONS.items():
         hyper.check(owner, name, full[name])
     if full["schedule"] == "annealed" and full["total_steps"] is None:

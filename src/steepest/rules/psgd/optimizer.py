@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -9,8 +10,10 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
+from steepest.constructor import constructor
+from steepest.hyperparameters import CommonOptions
 from steepest.optimizer import Optimizer
-from steepest.rules.psgd.options import PSGDOptions
+from steepest.views import View
 
 __all__ = ["PSGD"]
 
@@ -18,6 +21,7 @@ __all__ = ["PSGD"]
 class PSGD(Optimizer):
     """An optimizer by a PSGDRule; its subclasses say what the arguments mean."""
 
+    @constructor
     def __init__(
         self,
         params: ParamsT,
@@ -31,20 +35,15 @@ class PSGD(Optimizer):
         preconditioner_init_scale: float | None = None,
         noise_scale: float = 1e-9,
         dtype: torch.dtype | None = None,
-        **options: Unpack[PSGDOptions],
-    ) -> None:
-        super().__init__(
-            params,
-            rule=self.rule.name,
-            lr=lr,
-            lr_style=lr_style,
-            momentum=momentum,
-            weight_decay=weight_decay,
-            max_size_dense=max_size_dense,
-            max_skew_dense=max_skew_dense,
-            preconditioner_lr=preconditioner_lr,
-            preconditioner_init_scale=preconditioner_init_scale,
-            noise_scale=noise_scale,
-            dtype=dtype,
-            **options,
-        )
+        *,
+        preconditioner_min_lr: float = 0.3,
+        whiten: Literal["momentum", "gradient"] = "momentum",
+        update_probability: float = 1.0,
+        update_flat_steps: int = 1000,
+        update_decay_steps: int = 1000,
+        norm: Literal["bound", "exact"] = "bound",
+        literal: bool = False,
+        views: Mapping[str, View] | None = None,
+        bucket_bytes: int = 1 << 28,
+        **common: Unpack[CommonOptions],
+    ) -> None: ...

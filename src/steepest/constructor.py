@@ -1,0 +1,102 @@
+"""Constructors that are nothing but a signature: the options of an optimizer, their types and defaults."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from functools import wraps
+from typing import Any, TypeVar, cast
+
+from typing_extensions import get_type_hints
+
+from steepest.hyperparameters import CommonOptions, near_miss
+from steepest.rule import Rule
+
+__all__ = ["constructor", "signature_defaults", "spell_out"]
+
+Init = TypeVar("Init", bound=Callable[..., None])
+_KINDS = inspect.Parameter
+
+
+def constructor(declared: Init) -> Init:
+    """Make an ``__init__`` that is given as a signature, without a body.
+
+    It binds its arguments to the signature and hands them to ``Optimizer._construct``. Options that the
+    signature takes by ``**`` have the defaults that the class inherits.
+    """
+    return cast(Init, _bound_by(declared, inspect.signature(declared)))
+
+
+def signature_defaults(cls: type, rule: Rule, changed: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults of a rule's options in the class's ``__init__``, or else in that of its nearest base.
+
+    Raises:
+        TypeError: no signature gives one of them a default, or ``changed`` has others.
+    """
+    for name in changed:
+        if name not in rule.hyper:
+            raise TypeError(f"rule {rule.name!r} has no option {name}{near_miss(name, rule.hyper)}")
+    given = {p.name: p.default for p in _parameters(cls) if p.default is not p.empty} | dict(changed)
+    if missing := [name for name in rule.hyper if name not in given]:
+        raise TypeError(f"{cls.__name__}.__init__ gives no default to {', '.join(missing)}")
+    return {name: given[name] for name in rule.hyper}
+
+
+def spell_out(cls: type, defaults: Mapping[str, Any]) -> None:
+    """Give the class an ``__init__`` whose signature names every option with its default.
+
+    A class whose own or inherited ``__init__`` is not a :func:`constructor` keeps it.
+    """
+    declared = getattr(cls.__dict__.get("__init__", cls.__init__), "declared", None)  # type: ignore[misc]
+    if declared is None:
+        return
+    signature = inspect.signature(declared)
+    parameters = list(signature.parameters.values())
+    rest = parameters.pop() if parameters[-1].kind is _KINDS.VAR_KEYWORD else None
+    if "__init__" in cls.__dict__:
+        # Defaults of its own stand above those of its rule.
+        defaults = {**defaults, **{p.name: p.default for p in parameters if p.default is not p.empty}}
+    spelled = [p.replace(default=defaults[p.name]) if p.name in defaults else p for p in parameters]
+    if rest is None:
+        cls.__init__ = _bound_by(declared, signature.replace(parameters=spelled))  # type: ignore[misc]
+        return
+    types = get_type_hints(CommonOptions) | {p.name: p.annotation for p in _parameters(cls)}
+    taken = signature.parameters
+    spelled += [
+        _KINDS(name, _KINDS.KEYWORD_ONLY, default=default, annotation=types.get(name, _KINDS.empty))
+        for name, default in defaults.items()
+        if name not in taken
+    ]
+    made = _bound_by(declared, signature.replace(parameters=[*spelled, rest]))
+    if "Unpack" in str(rest.annotation):
+        # All that it takes is spelled out. Other keywords are bound too, and refused with a near miss.
+        made.__signature__ = signature.replace(parameters=spelled)
+    cls.__init__ = made  # type: ignore[misc]
+
+
+def _bound_by(declared: Callable[..., None], signature: inspect.Signature) -> Any:
+    @wraps(declared)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            bound = signature.bind(self, *args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{type(self).__name__}() {error}") from None
+        bound.apply_defaults()
+        first, *others = bound.arguments.items()
+        options: dict[str, Any] = {}
+        for name, value in others:
+            options |= value if signature.parameters[name].kind is _KINDS.VAR_KEYWORD else {name: value}
+        first[1]._construct(options.pop("params"), options)
+
+    made = cast(Any, __init__)
+    made.declared, made.__signature__ = declared, signature
+    return made
+
+
+def _parameters(cls: type) -> Iterator[inspect.Parameter]:
+    """The parameters of all of its classes' constructors, those of the bases first."""
+    for each in reversed(cls.__mro__):
+        init = each.__dict__.get("__init__")
+        if inspect.isfunction(init):
+            declared = getattr(init, "declared", init)
+            yield from inspect.signature(declared).parameters.values()
