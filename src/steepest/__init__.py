@@ -12,6 +12,7 @@ from steepest.rules import (
     QUAD,
     SGD,
     AdamW,
+    AdEMAMix,
     Hyperball,
     Lion,
     Muon,
@@ -33,6 +34,7 @@ __version__ = "0.1.0"
 __all__ = [
     "QUAD",
     "SGD",
+    "AdEMAMix",
     "AdamW",
     "CommonOptions",
     "Explanation",

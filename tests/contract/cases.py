@@ -45,6 +45,7 @@ LR = 0.03
 # Options that make another code path of a rule. A rule that is not listed runs with its defaults.
 VARIANTS: dict[str, list[dict[str, Any]]] = {
     "adamw": [{"amsgrad": True}],
+    "ademamix": [{"t_alpha_beta3": 3}],
     "sgd": [
         {"momentum": 0.9},
         {"momentum": 0.9, "nesterov": True},

@@ -49,7 +49,8 @@ def _reschedule(optimizer: torch.optim.Optimizer, step: int) -> None:
         if group.get("momentum"):
             group["momentum"] = 0.9 - 0.01 * step
         if "betas" in group:
-            group["betas"] = (0.9 - 0.01 * step, 0.99 + 0.0001 * step)
+            others = len(group["betas"]) - 1
+            group["betas"] = (0.9 - 0.01 * step, *[0.99 + 0.0001 * step] * others)
 
 
 @pytest.fixture(autouse=True)

@@ -7,16 +7,19 @@ from typing import Any
 import pytest
 import torch
 
-from .cases import CASES, Case, by_id, reach, spread
+from .cases import CASES, Case, by_id, deterministic, reach, spread
 from .training import identical, steps, train, values
-
-# The equation counts every step a parameter takes, this one too (as torch's optimizers do): bias
-# corrections, dampening from the second step on, noise keyed by the step.
-COUNTED = {"adamw", "simba_leaky", "quad", "procrustes"}
 
 
 def _is_counted(case: Case) -> bool:
-    return case.rule.name in COUNTED or bool(case.options.get("dampening"))
+    """Whether the equation counts every step a parameter takes, this one too (as torch's optimizers do).
+
+    Bias corrections and schedules do, dampening from the second step on, and noise keyed by the step.
+    """
+    group = {**case.rule.defaults(), **case.options}
+    hyper = {name: group[name] for name in case.rule.hyper if name != "lr"}
+    first, second = (case.rule.scalars(float(step), **hyper) for step in (1, 2))
+    return first != second or not deterministic(case)
 
 
 def _first_step(optimizer: torch.optim.Optimizer, params: list[torch.Tensor], lr: Any = 0.0) -> None:

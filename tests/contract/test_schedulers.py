@@ -66,8 +66,10 @@ def _advance(scheduler: Any) -> None:
 def _plan(make: Make, like: torch.optim.Optimizer, lr: float) -> list[list[dict[str, Any]]]:
     """What the scheduler does to an optimizer of torch with the same groups."""
     groups = [{"params": make_params(), "lr": group["lr"]} for group in like.param_groups]
-    if "betas" in like.defaults:
-        torchs = torch.optim.AdamW(groups, lr=lr, betas=like.defaults["betas"])
+    betas = like.defaults.get("betas", ())
+    if betas:
+        # Schedulers set the first and keep the others; AdamW takes two.
+        torchs = torch.optim.AdamW(groups, lr=lr, betas=betas[:2])
     elif "momentum" in like.defaults:
         torchs = torch.optim.SGD(groups, lr=lr, momentum=like.defaults["momentum"])
     else:
@@ -75,7 +77,8 @@ def _plan(make: Make, like: torch.optim.Optimizer, lr: float) -> list[list[dict[
     scheduler = make(torchs)
     plan = []
     for _ in range(STEPS):
-        plan.append([{name: g[name] for name in SCHEDULED if name in g} for g in torchs.param_groups])
+        now = [{name: g[name] for name in SCHEDULED if name in g} for g in torchs.param_groups]
+        plan.append([{**g, "betas": (*g["betas"], *betas[2:])} if betas else g for g in now])
         torchs.step()
         _advance(scheduler)
     return plan

@@ -2,6 +2,7 @@
 
 from steepest.rule import Moments, Rule, StateSpec
 from steepest.rules.adamw import AdamW, AdamWRule
+from steepest.rules.ademamix import AdEMAMix, AdEMAMixRule
 from steepest.rules.hyperball import Hyperball, HyperballRule
 from steepest.rules.lion import Lion, LionRule
 from steepest.rules.muon import Muon, MuonOptions, MuonRule
@@ -21,6 +22,8 @@ from steepest.rules.simba_leaky import SimbaLeaky, SimbaLeakyRule
 __all__ = [
     "QUAD",
     "SGD",
+    "AdEMAMix",
+    "AdEMAMixRule",
     "AdamW",
     "AdamWRule",
     "Hyperball",
