@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map_only
 
 from steepest.compile import available, cache
 from steepest.compile.available import compiler_available
-from steepest.engine import compiled
+from steepest.engine import compiled, pipeline
 
 from .cases import CASES, Case, able, by_id
 from .training import identical, make_params, set_gradients, steps, train
@@ -81,7 +81,7 @@ def _follows_eager(case: Case, make: Callable[[], list[Parameter]], **options: A
     assert (_graphs(), len(cache._made)) == (graphs, specs), "recompiled"
 
 
-@pytest.mark.parametrize("case", able(CASES, "compile"), ids=by_id)
+@pytest.mark.parametrize("case", able(CASES, "compile", "weight_decay"), ids=by_id)
 def test_it_equals_eager_over_a_schedule_that_never_recompiles(case: Case):
     _follows_eager(case, _plain)
 
@@ -245,6 +245,7 @@ def test_none_compiles_where_it_pays(
 ):
     calls = _counting(monkeypatch)
     monkeypatch.setattr(available, "PAYS_FROM", from_elements)
+    monkeypatch.setattr(pipeline, "PAYS_FROM", from_elements)
     params = _plain()
     train(Case("lion").make(params, compile=wish), params, 2)
     assert len(calls) == times
@@ -257,6 +258,7 @@ def test_without_a_compiler_it_runs_eagerly_and_says_so_once(
     calls = _counting(monkeypatch)
     monkeypatch.setattr(available, "compiler_available", lambda device: False)
     monkeypatch.setattr(available, "PAYS_FROM", 1)
+    monkeypatch.setattr(pipeline, "PAYS_FROM", 1)
     available.warn_no_compiler.cache_clear()
     params, twins = _plain(), _plain()
     with warnings.catch_warnings(record=True) as caught:

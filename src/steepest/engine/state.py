@@ -68,6 +68,8 @@ def make_state(batches: Iterable[ParamBatch], states: MutableMapping[Tensor, Any
         names, transforms = config.element_state, config.rule.transforms
         for member in batch.members:
             state = member.state
+            if config.rule.optional_state:
+                _drop_unasked(config, member)
             if not state or not config.names <= state.keys() or (transforms and lacks_state(config, member)):
                 fresh = _fresh(config, member)
                 made.append((member, fresh))
@@ -88,6 +90,15 @@ def make_state(batches: Iterable[ParamBatch], states: MutableMapping[Tensor, Any
         state = states[member.owner]
         state.update(fresh)
         member.state = state
+
+
+def _drop_unasked(config: UpdateConfig, member: ParamUpdate) -> None:
+    """Drop entries that the present options do not ask for: no step keeps them up to date."""
+    optional = [name for name in member.state if name.partition(".")[0] in config.rule.optional_state]
+    if optional:
+        asked = {name for name, _, _ in _entries(config, member.param, member.label)}
+        for name in set(optional) - asked:
+            del member.state[name]
 
 
 def _fresh(config: UpdateConfig, member: ParamUpdate) -> dict[str, Tensor]:

@@ -111,7 +111,7 @@ class PSGDRule(Rule):
         self, scalars: Sequence[dict[str, Scalar]], states: Sequence[Mapping[str, Any]], group: Group
     ) -> None:
         """The largest mean square of the group's gradients takes the place of each tensor's own."""
-        squares = [torch.as_tensor(own["largest_square"]) for own in scalars]
+        squares = [own["largest_square"] for own in scalars]
         largest = torch.stack([square.to(squares[0].device) for square in squares]).amax()
         for own, square in zip(scalars, squares, strict=True):
             own["largest_square"] = largest.to(square.device)
