@@ -11,6 +11,7 @@ from steepest.rule import Rule
 from steepest.rules import (
     QUAD,
     SGD,
+    SOAP,
     AdamW,
     AdEMAMix,
     Hyperball,
@@ -34,6 +35,7 @@ __version__ = "0.1.0"
 __all__ = [
     "QUAD",
     "SGD",
+    "SOAP",
     "AdEMAMix",
     "AdamW",
     "CommonOptions",

@@ -9,8 +9,8 @@ from typing import Any, TypeVar, cast
 
 from typing_extensions import get_type_hints
 
-from steepest.hyperparameters import CommonOptions, near_miss
-from steepest.rule import Rule
+from steepest.hyperparameters import near_miss
+from steepest.rule import MATRIX_DEFAULTS, MatrixOptions, Rule
 
 __all__ = ["constructor", "signature_defaults", "spell_out"]
 
@@ -36,7 +36,8 @@ def signature_defaults(cls: type, rule: Rule, changed: Mapping[str, Any]) -> dic
     for name in changed:
         if name not in rule.hyper:
             raise TypeError(f"rule {rule.name!r} has no option {name}{near_miss(name, rule.hyper)}")
-    given = {p.name: p.default for p in _parameters(cls) if p.default is not p.empty} | dict(changed)
+    given = {p.name: p.default for p in _parameters(cls) if p.default is not p.empty}
+    given = {**MATRIX_DEFAULTS, **given, **changed}
     if missing := [name for name in rule.hyper if name not in given]:
         raise TypeError(f"{cls.__name__}.__init__ gives no default to {', '.join(missing)}")
     return {name: given[name] for name in rule.hyper}
@@ -60,7 +61,7 @@ def spell_out(cls: type, defaults: Mapping[str, Any]) -> None:
     if rest is None:
         cls.__init__ = _bound_by(declared, signature.replace(parameters=spelled))  # type: ignore[misc]
         return
-    types = get_type_hints(CommonOptions) | {p.name: p.annotation for p in _parameters(cls)}
+    types = get_type_hints(MatrixOptions) | {p.name: p.annotation for p in _parameters(cls)}
     taken = signature.parameters
     spelled += [
         _KINDS(name, _KINDS.KEYWORD_ONLY, default=default, annotation=types.get(name, _KINDS.empty))

@@ -24,11 +24,21 @@ import torch
 from torch import Tensor
 
 from steepest.arithmetic import Scalar
-from steepest.hyperparameters import COMMON_DEFAULTS, COMMON_OPTIONS, Hyperparameter, check_all, near_miss
-from steepest.views import check_view
+from steepest.hyperparameters import (
+    COMMON_DEFAULTS,
+    COMMON_OPTIONS,
+    CommonOptions,
+    Hyperparameter,
+    check_all,
+    integer,
+    near_miss,
+)
+from steepest.views import View, check_view, fused_parameters
 
 __all__ = [
+    "MATRIX_DEFAULTS",
     "Group",
+    "MatrixOptions",
     "Moments",
     "Noise",
     "Rule",
@@ -43,6 +53,22 @@ Noise = Callable[[int], Tensor]
 
 # DeepSpeed ZeRO 3 and FSDP1 mark flattened or partitioned parameters with these attributes.
 _FLAT = ("ds_id", "ds_tensor", "_is_flat_param", "_fsdp_flattened")
+
+
+# What every rule with ``transform`` takes, since the engine cuts and stacks its matrices.
+_MATRIX_HYPER = {"views": fused_parameters(), "bucket_bytes": integer(low=1)}
+MATRIX_DEFAULTS: Mapping[str, Any] = MappingProxyType({"views": None, "bucket_bytes": 1 << 28})
+
+
+class MatrixOptions(CommonOptions, total=False):
+    """Keyword-only options of every optimizer whose rule has a ``transform`` phase.
+
+    - ``views``: parameter names -> blocks (:mod:`steepest.views`) of fused parameters.
+    - ``bucket_bytes``: bound on the working memory of matrices that are computed together, in bytes.
+    """
+
+    views: Mapping[str, View] | None
+    bucket_bytes: int
 
 
 @dataclass(frozen=True)
@@ -97,7 +123,8 @@ class Rule(ABC):
 
     Attributes:
         name: the name in the registry and in every param group that the rule serves.
-        hyper: the rule's hyperparameters, ``lr`` and ``weight_decay`` among them, with their ranges.
+        hyper: the rule's hyperparameters, ``lr`` and ``weight_decay`` among them, with their ranges. Those of
+            :class:`MatrixOptions` come with the ``transform`` phase.
         own_defaults: their defaults, which the optimizer's class statement reads off its constructor.
         weight_decay_method: the default of the common option.
         counts_steps: whether the equation needs the number of steps that a parameter has taken.
@@ -143,6 +170,8 @@ class Rule(ABC):
         cls.transforms = cls.transform is not Rule.transform
         cls.retracts = cls.retract is not Rule.retract
         cls.has_scalars = cls.scalars is not Rule.scalars
+        if cls.transforms and hasattr(cls, "hyper"):
+            cls.hyper = {**_MATRIX_HYPER, **cls.hyper}
         cls.needs_param = "param" in inspect.signature(cls.transform).parameters
         if not inspect.isabstract(cls) and hasattr(cls, "hyper"):
             cls.takes = _wanted(cls, cls.update)

@@ -7,8 +7,9 @@ A view is plain data, so that it lives in a param group and in a checkpoint:
 
 from __future__ import annotations
 
+import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -23,6 +24,7 @@ __all__ = [
     "fused_parameters",
     "heads",
     "is_transposed",
+    "merged_shape",
     "rows",
     "transposed",
 ]
@@ -159,6 +161,22 @@ def cut(tensor: torch.Tensor, view: View | None, batch: bool = False) -> list[to
     dim = _DIMENSIONS[view[0]]
     blocks = [tensor] if dim is None else torch.split(tensor, list(view[1]), dim=dim)
     return [_turned(each, view, batch) for each in blocks]
+
+
+def merged_shape(shape: Sequence[int]) -> tuple[int, ...]:
+    """The vector (n,) or matrix (m, n) as which a tensor is seen whole.
+
+    A tensor whose largest dimension is all of it is a vector; three or more dimensions become the most
+    square matrix that a contiguous split makes, the first one among equals.
+
+    >>> merged_shape((128, 64, 3, 3)), merged_shape((1, 7, 1)), merged_shape(())
+    ((128, 576), (7,), (1,))
+    """
+    numel = math.prod(shape)
+    if len(shape) < 2 or numel == max(shape):
+        return (numel,)
+    splits = [(math.prod(shape[:at]), math.prod(shape[at:])) for at in range(1, len(shape))]
+    return min(splits, key=lambda split: max(split) / max(min(split), 1))
 
 
 def _turned(tensor: torch.Tensor, view: View, batch: bool) -> torch.Tensor:

@@ -1,10 +1,10 @@
 """What every optimizer must honour, checked for every registered rule.
 
-The table of rules is the registry itself (``cases.py`` adds option variants), so that a rule added
-later is covered without a new file. What cannot apply to a rule stands in ``cases.CANNOT`` with its
-reason; test_inapplicable.py holds that table against what every rule does. Rules that take no vectors
-are given matrices, two of one shape. Matrix rules are compared bit for bit as all others: a stack's
-products are those of its matrices. Each line of the contract and where it is checked:
+The table of rules is the registry itself (``cases.py`` adds option variants), so that a rule added later
+is covered without an edit. What cannot apply to a rule follows from its phases and options, or stands in
+``cases.PECULIAR``; test_inapplicable.py holds that against what every rule does. Rules that take no
+vectors are given matrices, two of one shape. Matrix rules are compared bit for bit as all others: a
+stack's products are those of its matrices. Each line of the contract and where it is checked:
 
 torch.optim's contract, written and unwritten
 

@@ -24,13 +24,14 @@ from steepest.rule import Rule, find_rule
 from .training import SHAPES, make_params, steps
 
 __all__ = [
-    "CANNOT",
     "CASES",
     "LR",
+    "PECULIAR",
     "RULES",
     "Case",
     "able",
     "by_id",
+    "cannot",
     "deterministic",
     "kind",
     "one_of_each",
@@ -69,6 +70,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "muon": [{"nesterov": False, "method": "svd"}, {"view": "batch"}, {"bucket_bytes": 1}],
     "normuon": [{"view": "batch"}],
     "hyperball": [{"radius": 2.0}],
+    "soap": [{"precondition_frequency": 2, "max_precond_dim": 3}, {"precondition_frequency": 1}],
     "quad": [{"literal": True}, {"update_probability": 0.5, "update_flat_steps": 1, "update_decay_steps": 0}],
     "procrustes": [
         {"whiten": "gradient", "max_size_dense": 3},
@@ -76,35 +78,34 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     ],
 }
 
-_NO_MOMENTUM = {"cycled momentum": "it has no momentum"}
-_MATRIX = {
-    "complex": "the pairs of a complex matrix are not a matrix of pairs; element rules take both",
-}
-_FITTED = _MATRIX | {
-    "wide products": "its products are in the gradient's dtype, as the original's, unless dtype= says more"
-}
-_POLAR = _MATRIX | {"vectors": "a vector has no polar factor: it belongs to an element rule"}
-
-# What a rule cannot do, and why; test_inapplicable.py holds it against what every rule really does.
-CANNOT: dict[str, dict[str, str]] = {
-    "signgsd": _NO_MOMENTUM,
-    "simba_leaky": _NO_MOMENTUM,
+# What else a rule cannot do, and why: what does not follow from its phases and options (:func:`cannot`).
+PECULIAR: dict[str, dict[str, str]] = {
     "orthogonalized": {
-        **_POLAR,
-        "cycled momentum": "the original calls it momentum_beta, a name that torch's schedulers do not know",
         "independent decay": "it takes the mixin's names with the mixin's meanings: untied from lr",
         "unknown keywords": "they become options of its groups, for subclasses to read",
     },
-    **dict.fromkeys(("muon", "normuon", "polargrad", "scion"), _POLAR),
     "hyperball": {
-        **_POLAR,
         "weight_decay": "the norm is held, so that nothing decays",
         "zeros": "a matrix of zeros has no norm to hold",
         "infinite weights": "their norm cannot be held, nor one that overflows: they become NaN",
     },
-    "quad": _FITTED,
-    "procrustes": _FITTED,
 }
+
+
+def cannot(rule: Rule) -> dict[str, str]:
+    """What a rule cannot do, and why; test_inapplicable.py holds it against what every rule really does."""
+    found = dict(PECULIAR.get(rule.name, {}))
+    if rule.transforms:
+        found["complex"] = "the pairs of a complex matrix are not a matrix of pairs; element rules take both"
+    if not rule.vectors:
+        found["vectors"] = "a vector has no polar factor: it belongs to an element rule"
+    if not {"momentum", "betas"} & set(rule.hyper):
+        found["cycled momentum"] = "torch's schedulers cycle the options momentum and betas, which it has not"
+    if rule.host_sync(rule.defaults()):
+        found["quiet steps"] = "the host reads a device's numbers in each of its steps"
+    if "dtype" in rule.hyper:
+        found["wide products"] = "its products are in the gradient's dtype, unless dtype= says more"
+    return found
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ class Case:
     @property
     def cannot(self) -> dict[str, str]:
         """What does not apply to the rule, with the reasons."""
-        return CANNOT.get(self.rule.name, {})
+        return cannot(self.rule)
 
     def can(self, **options: Any) -> dict[str, Any]:
         """The options without those that do not apply to the rule."""

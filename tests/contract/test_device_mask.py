@@ -80,7 +80,8 @@ def _device_run(case: Case, params: list[Parameter], **options: Any) -> Any:
     for step in range(len(STEPS)):
         _spoil(params, step)
         before = values(params)
-        quiet = step >= MEASURED and not options["compile"]  # torch.compile refuses dispatch modes
+        quiet = step >= MEASURED and "quiet steps" not in case.cannot
+        quiet = quiet and not options["compile"]  # torch.compile refuses dispatch modes
         _step(case, optimizer, quiet=quiet)
         if STEPS[step] is BAD:
             assert identical(values(params), before)

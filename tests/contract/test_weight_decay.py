@@ -40,12 +40,19 @@ def _formula(method: str, p: Tensor, lr: float, decay: float, initial_lr: float)
     return torch.where(moved > 0, p.sign() * moved, 0.0)
 
 
-def _moves(case: Case, params: list[Parameter], lr: float, decay: float, method: str) -> list[Tensor]:
-    """What one step from the present values subtracts, without the optimizer's own history."""
+def _begun(case: Case, params: list[Parameter], decay: float, method: str) -> torch.optim.Optimizer:
+    """An optimizer after a step with a learning rate of 0: some rules move nothing in the first."""
+    optimizer = case.make(params, lr=LR, weight_decay=decay, weight_decay_method=method)
+    optimizer.param_groups[0]["lr"] = 0.0
+    steps(optimizer, params, [1])
+    optimizer.param_groups[0]["lr"] = LR
+    return optimizer
+
+
+def _moves(case: Case, params: list[Parameter], method: str) -> list[Tensor]:
+    """What a second step from the present values subtracts without decay."""
     copies = [Parameter(param.detach().clone()) for param in params]
-    optimizer = case.make(copies, lr=lr, weight_decay=decay, weight_decay_method=method)
-    set_gradients(copies, 0)
-    optimizer.step()
+    steps(_begun(case, copies, 0.0, method), copies, [0])
     return [old.detach() - new.detach() for old, new in zip(params, copies, strict=True)]
 
 
@@ -73,10 +80,8 @@ def test_before_the_update(case: Case, method: str):
     """p' = decayed(p) − lr·direction, the direction being that of the step without decay."""
     params = case.params(torch.float64)
     before = values(params)
-    plain = _moves(case, params, LR, 0.0, method)
-    optimizer = case.make(params, lr=LR, weight_decay=LAMBDA, weight_decay_method=method)
-    set_gradients(params, 0)
-    optimizer.step()
+    plain = _moves(case, params, method)
+    steps(_begun(case, params, LAMBDA, method), params, [0])
     expected = [_formula(method, p, LR, LAMBDA, LR) - move for p, move in zip(before, plain, strict=True)]
     _close(values(params), expected)
 
@@ -85,10 +90,8 @@ def test_before_the_update(case: Case, method: str):
 def test_cautious_decays_only_where_the_direction_agrees_with_the_weight(case: Case):
     params = case.params(torch.float64, shapes=[(8, 8), (5,), ()])
     before = values(params)
-    plain = _moves(case, params, LR, 0.0, "cautious")
-    optimizer = case.make(params, lr=LR, weight_decay=LAMBDA, weight_decay_method="cautious")
-    set_gradients(params, 0)
-    optimizer.step()
+    plain = _moves(case, params, "cautious")
+    steps(_begun(case, params, LAMBDA, "cautious"), params, [0])
     masks = [move * p >= 0 for p, move in zip(before, plain, strict=True)]
     expected = [
         torch.where(mask, p - LR * LAMBDA * p, p) - move

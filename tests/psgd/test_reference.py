@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from reference.psgd import PSGD
-from steepest.rules.psgd import fits_in, merged_shape, sides_of
+from steepest.rules.psgd import fits_in, sides_of
+from steepest.views import merged_shape
 
 from .fitting import KINDS, factors, gaussian, relative
 

@@ -18,10 +18,12 @@ from steepest.rules.signgsd import SignGSD, SignGSDRule
 from steepest.rules.signum import Signum, SignumRule
 from steepest.rules.simba import Simba, SimbaRule
 from steepest.rules.simba_leaky import SimbaLeaky, SimbaLeakyRule
+from steepest.rules.soap import SOAP, SOAPRule
 
 __all__ = [
     "QUAD",
     "SGD",
+    "SOAP",
     "AdEMAMix",
     "AdEMAMixRule",
     "AdamW",
@@ -47,6 +49,7 @@ __all__ = [
     "SGDRule",
     "SGDSaI",
     "SGDSaIRule",
+    "SOAPRule",
     "Scion",
     "ScionRule",
     "SignGSD",

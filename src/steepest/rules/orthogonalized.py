@@ -16,19 +16,17 @@ from steepest.constructor import constructor
 from steepest.engine.collect import ParamBatch, ParamUpdate
 from steepest.engine.matrices import UserFunctions
 from steepest.engine.update import decay_strength, decayed
-from steepest.hyperparameters import Hyperparameter, at_least, choice, flag, fraction, integer, learning_rate
+from steepest.hyperparameters import Hyperparameter, at_least, choice, flag, fraction, learning_rate
 from steepest.linalg import MatmulPrecision, float32_matmul_precision
 from steepest.optimizer import Optimizer
 from steepest.param_groups import RESERVED
 from steepest.rule import Group, Rule, Scalar, StateSpec
-from steepest.views import View, fused_parameters
+from steepest.views import View
 
 __all__ = ["MATRIX_OPTIONS", "OrthogonalizedOptimizer", "OrthogonalizedRule"]
 
 # What all rules on this base take besides their own hyper-parameters.
 MATRIX_OPTIONS: dict[str, Hyperparameter] = {
-    "views": fused_parameters(),
-    "bucket_bytes": integer(low=1),
     "fp32_matmul_prec": choice("highest", "high", "medium"),
 }
 

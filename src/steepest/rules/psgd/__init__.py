@@ -4,6 +4,6 @@ from steepest.rules.psgd.optimizer import PSGD
 from steepest.rules.psgd.options import PSGD_HYPER
 from steepest.rules.psgd.rule import PSGDRule
 from steepest.rules.psgd.schedule import fits_in
-from steepest.rules.psgd.shapes import merged_shape, sides_of
+from steepest.rules.psgd.shapes import sides_of
 
-__all__ = ["PSGD", "PSGD_HYPER", "PSGDRule", "fits_in", "merged_shape", "sides_of"]
+__all__ = ["PSGD", "PSGD_HYPER", "PSGDRule", "fits_in", "sides_of"]

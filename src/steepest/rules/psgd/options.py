@@ -18,7 +18,6 @@ from steepest.hyperparameters import (
     positive,
     rate,
 )
-from steepest.views import fused_parameters
 
 __all__ = ["PSGD_HYPER"]
 
@@ -51,6 +50,4 @@ PSGD_HYPER: dict[str, Hyperparameter] = {
     "update_decay_steps": integer(low=0),
     "norm": choice("bound", "exact"),
     "literal": flag(),
-    "views": fused_parameters(),
-    "bucket_bytes": integer(low=1),
 }

@@ -16,9 +16,10 @@ from steepest.rule import Group, Moments, Rule, Scalar, StateSpec
 from steepest.rules.psgd.damping import damping_noise
 from steepest.rules.psgd.options import PSGD_HYPER
 from steepest.rules.psgd.schedule import fits_in, step_size
-from steepest.rules.psgd.shapes import merged_shape, sides_of
+from steepest.rules.psgd.shapes import sides_of
 from steepest.rules.psgd.sides import Side, chosen, second_moment, whitened
 from steepest.rules.psgd.sizes import largest_magnitude, over, root_mean_square, unit
+from steepest.views import merged_shape
 
 __all__ = ["PSGDRule"]
 
@@ -111,7 +112,7 @@ class PSGDRule(Rule):
         self, scalars: Sequence[dict[str, Scalar]], states: Sequence[Mapping[str, Any]], group: Group
     ) -> None:
         """The largest mean square of the group's gradients takes the place of each tensor's own."""
-        squares = [own["largest_square"] for own in scalars]
+        squares: list[Any] = [own["largest_square"] for own in scalars]
         largest = torch.stack([square.to(squares[0].device) for square in squares]).amax()
         for own, square in zip(scalars, squares, strict=True):
             own["largest_square"] = largest.to(square.device)

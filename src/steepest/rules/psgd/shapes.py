@@ -1,27 +1,11 @@
-"""As which matrix a tensor is preconditioned, and which of its sides have dense factors."""
+"""Which sides of a matrix have dense factors."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-__all__ = ["merged_shape", "sides_of"]
-
-
-def merged_shape(shape: Sequence[int]) -> tuple[int, ...]:
-    """The vector (n,) or matrix (m, n) as which a tensor is preconditioned.
-
-    A tensor whose largest dimension is all of it is a vector; three or more dimensions become the most
-    square matrix that a contiguous split makes, the first one among equals.
-
-    >>> merged_shape((128, 64, 3, 3)), merged_shape((1, 7, 1)), merged_shape(())
-    ((128, 576), (7,), (1,))
-    """
-    numel = math.prod(shape)
-    if len(shape) < 2 or numel == max(shape):
-        return (numel,)
-    splits = [(math.prod(shape[:at]), math.prod(shape[at:])) for at in range(1, len(shape))]
-    return min(splits, key=lambda split: max(split) / max(min(split), 1))
+__all__ = ["sides_of"]
 
 
 def sides_of(
