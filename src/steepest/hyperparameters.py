@@ -233,7 +233,7 @@ class CommonOptions(TypedDict, total=False):
     - ``compile``: True and False are orders; None compiles where it pays: 2²² elements or more, and a
       compiler. What is compiled depends on the rule, its options and the dtypes, not on the model: the
       first step of a rule takes four to six seconds on a new machine, two from torch's cache.
-      Matrix rules run eagerly in any case, since their time is in matmuls.
+      Of a matrix rule the elementwise passes around its products are compiled.
     - ``capturable``: keep step counts on the parameters' device, and make every number of a step there, so
       that the step can be captured in a CUDA graph and replayed (docs/cuda_graphs.md). Elsewhere it is
       slower.
