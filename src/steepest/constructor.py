@@ -16,6 +16,7 @@ __all__ = ["constructor", "signature_defaults", "spell_out"]
 
 Init = TypeVar("Init", bound=Callable[..., None])
 _KINDS = inspect.Parameter
+_COMMON_TYPES = get_type_hints(MatrixOptions)
 
 
 def constructor(declared: Init) -> Init:
@@ -61,7 +62,7 @@ def spell_out(cls: type, defaults: Mapping[str, Any]) -> None:
     if rest is None:
         cls.__init__ = _bound_by(declared, signature.replace(parameters=spelled))  # type: ignore[misc]
         return
-    types = get_type_hints(MatrixOptions) | {p.name: p.annotation for p in _parameters(cls)}
+    types = _COMMON_TYPES | {p.name: p.annotation for p in _parameters(cls)}
     taken = signature.parameters
     spelled += [
         _KINDS(name, _KINDS.KEYWORD_ONLY, default=default, annotation=types.get(name, _KINDS.empty))

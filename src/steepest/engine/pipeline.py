@@ -53,10 +53,12 @@ def take_step(
         measuring |= batch.config.measures
     if measuring:
         measure(batches, states_by_rule)
-    own = [user_functions(batch) if batch.config.rule.transforms else None for batch in batches]
-    for batch, functions in zip(batches, own, strict=True):
+    own: list[UserFunctions | None] = []
+    for batch in batches:
+        functions = user_functions(batch) if batch.config.rule.transforms else None
         if functions is not None and functions.decay is not None:
             batch.config = batch.config.without_decay()
+        own.append(functions)
     # Compiling takes seconds in which much can go wrong: it is done before anything is written.
     compiled = [_compiles(batch, mask is not None) for batch in batches]
     # User code may raise, so it comes first: least has been stepped then.

@@ -255,7 +255,8 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
                 f"{type(self).__name__} has no scaled_orthogonalize_fn: its options say what it computes. "
                 "Call super().orthogonalize(p, block, **kwargs) for a block"
             )
-        return self.defaults["scaled_orthogonalize_fn"] or _identity
+        function: Callable[[Tensor], Tensor] | None = self.defaults["scaled_orthogonalize_fn"]
+        return _identity if function is None else function
 
     @scaled_orthogonalize_fn.setter
     def scaled_orthogonalize_fn(self, function: Callable[[Tensor], Tensor] | None) -> None:

@@ -183,9 +183,6 @@ def _prepare(case: Case, group: Group, shared: SharedParams, device: torch.devic
     with warnings.catch_warnings(record=True) as caught, contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("always")
         optimizer = case.make(shared.params)
-        if case.ours and case.how == "compiled" and group.scope == "matrix":
-            # This is known without a step, and the steps are slow.
-            raise EagerOnly(f"{case.rule} runs eagerly even with compile=True")
         before = shared.sample()
         for _ in range(_STEPS_BEFORE_CAPTURE if case.how == GRAPH else _FIRST_STEPS):
             shared.set_grads()
