@@ -16,7 +16,7 @@ ROOT = str(Path(steepest.__file__).parent)
 
 
 def calls_of_a_step(name: str) -> list[str]:
-    """The files of the library whose functions a warm step of one 64×64 parameter calls, once for each call."""
+    """The file of each function of the library that a warm step of one 64×64 parameter calls."""
     param = Parameter(torch.ones(64, 64))
     optimizer = steepest.create(name, [param])
     for _ in range(3):

@@ -25,7 +25,7 @@ from steepest.param_groups import (
     drop_foreign_options,
     filled,
 )
-from steepest.rule import Rule, find_rule, register_rule
+from steepest.rule import Rule, Targets, find_rule, register_rule
 from steepest.state_dict import loadable, placed, restored
 
 if TYPE_CHECKING:
@@ -76,6 +76,9 @@ class Optimizer(torch.optim.Optimizer):
     rule: ClassVar[Rule]
     extra_state: ClassVar[frozenset[str]] = frozenset()
     """Names of state that a subclass keeps besides its rules'. State dicts with other names are refused."""
+
+    targets: Targets | None = None
+    """What parameters stand for whose rule moves that: :mod:`steepest.ternary` sets it by :meth:`watch`."""
 
     reasons: Reasons | None = None
     """Why each tensor has its rule; :func:`steepest.build` sets it for :meth:`explain`."""
@@ -181,14 +184,12 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        batches = self._collector.batches_of(type(self).__name__, self.param_groups, self.state)
+        batches = self._collector.batches_of(type(self).__name__, self.param_groups, self.state, self.targets)
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            check_capture(batches, self.param_groups, self._not_in_a_graph())
+            check_capture(batches, self.param_groups)
         taken: bool | Tensor = True
-        if batches or self._has_more():
+        if batches:
             taken = self._take(batches, self._check(batches))
-            if taken is not False:
-                self._step_rest()
         # Of released gradients, which are stepped before: they and the rest are one step to count.
         if "_taken_in_backward" in self.__dict__:
             taken = both(self.__dict__.pop("_taken_in_backward"), taken)
@@ -208,23 +209,25 @@ class Optimizer(torch.optim.Optimizer):
             collector = self.__dict__["_collects"] = Collector()
         return collector
 
-    def _has_more(self) -> bool:
-        """Whether a subclass has something to step without any parameter's gradient."""
-        return False
+    def watch(self, targets: Targets) -> None:
+        """Step what parameters stand for whose rule moves that; the parameters are in the groups."""
+        targets.bind(self.param_groups, self.state)
+        self.targets = targets
 
-    def _not_in_a_graph(self) -> str | None:
-        """What a subclass steps that no CUDA graph can hold, in words; None if there is nothing."""
-        return None
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset the gradients, and what backward has left for targets."""
+        super().zero_grad(set_to_none)
+        if self.targets is not None:
+            self.targets.drop()
 
     def _check(self, batches: list[ParamBatch]) -> bool | Tensor:
         """Whether this step may be taken, see :func:`check_gradients`; nothing has changed yet."""
-        for batch in batches:
-            if batch.config.group["nonfinite"] != "ignore":
-                return check_gradients(batches)
-        return True
 
-    def _step_rest(self) -> None:
-        """Step what a subclass has besides parameters; it may not fail."""
+        def check() -> bool | Tensor:
+            watched = any(batch.config.group["nonfinite"] != "ignore" for batch in batches)
+            return check_gradients(batches) if watched else True
+
+        return check() if self.targets is None else self.targets.agree(self.param_groups, self.state, check)
 
     def _user_functions(self, batch: ParamBatch) -> UserFunctions | None:
         """Return a subclass's own code for the batch's parameters, which steps them one at a time."""
@@ -262,7 +265,7 @@ class Optimizer(torch.optim.Optimizer):
         """
         from steepest.explain import explain
 
-        return explain(self.param_groups, self.defaults["rule"], self.reasons)
+        return explain(self.param_groups, self.defaults["rule"], self.reasons, self.targets)
 
     def _count_skipped(self, count: int | Tensor) -> None:
         held = any(group["capturable"] for group in self.param_groups)
@@ -300,7 +303,9 @@ class Optimizer(torch.optim.Optimizer):
         accepted: dict[str, Any] = {}
 
         def check(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> dict[str, Any] | None:
-            here = loadable(self.param_groups, loaded, self.extra_state)
+            if self.targets is not None:
+                loaded = self.targets.check_load(self.param_groups, loaded)
+            here = loadable(self.param_groups, loaded, self.extra_state, self.targets)
             accepted.update(here)
             return placed(self.param_groups, here) or here
 
@@ -319,11 +324,15 @@ class Optimizer(torch.optim.Optimizer):
         finally:
             before.remove()
             after.remove()
+        if self.targets is not None:
+            self.targets.drop()
+            self.targets.bind(self.param_groups, self.state)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what copies and pickles keep: torch's part, and the reasons."""
+        """Return what copies and pickles keep: torch's part, the reasons and the targets."""
         state: dict[str, Any] = super().__getstate__()
-        return state if self.reasons is None else {**state, "reasons": self.reasons}
+        kept = {"reasons": self.reasons, "targets": self.targets}
+        return state | {name: value for name, value in kept.items() if value is not None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Unpickle; options that did not exist when the pickle was made get their defaults."""
@@ -344,3 +353,5 @@ class Optimizer(torch.optim.Optimizer):
             group.setdefault("base_lr", float(group.get("initial_lr", group["lr"])))
         if not made:
             self._collector.remember(self.param_groups)
+        if self.targets is not None:
+            self.targets.bind(self.param_groups, self.state)

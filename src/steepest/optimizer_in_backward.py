@@ -333,7 +333,8 @@ class ReleasedGradients:
     def _end_step(self) -> None:
         """Step what backward did not, and settle what is counted and measured over the whole step."""
         self._find_places()
-        params = {id(p): p for g in self._optimizer.param_groups for p in g["params"] if p.grad is not None}
+        groups = [group for group in self._optimizer.param_groups if not find_rule(group["rule"]).moves]
+        params = {id(p): p for group in groups for p in group["params"] if p.grad is not None}
         for param in params.values():
             self._refuse_second(param)
         for param in params.values():
@@ -370,7 +371,9 @@ class ReleasedGradients:
         for gone in self._hooks.keys() - current.keys():
             self._hooks.pop(gone)[1].remove()
         for key, param in current.items():
-            if param.requires_grad and key not in self._hooks:
+            moves = find_rule(self._optimizer.param_groups[self._places[key].group_index]["rule"]).moves
+            # What moves a target is left to step(): a layer may vote several times.
+            if param.requires_grad and key not in self._hooks and not moves:
                 handle = param.register_post_accumulate_grad_hook(_weakly(self._on_gradient))
                 self._hooks[key] = (param, handle)
 

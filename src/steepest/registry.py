@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from steepest.hyperparameters import near_miss
 from steepest.optimizer import OPTIMIZERS, Optimizer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from torch import nn
     from torch.optim.optimizer import ParamsT
+
+    from steepest.rule import Targets
 
 __all__ = ["create", "list_optimizers", "optimizer_class"]
 
@@ -21,21 +23,23 @@ _ORIGINALS = {
     "decay_overshoot=True",
 }
 
-_MAKERS: dict[type[nn.Module], Callable[..., Optimizer]] = {}
+TargetsMaker: TypeAlias = "Callable[[nn.Module, Mapping[str, Any]], tuple[dict[str, Any], Targets]]"
+
+_MAKERS: dict[type[nn.Module], TargetsMaker] = {}
 
 
-def register_maker(kind: type[nn.Module], make: Callable[..., Optimizer]) -> None:
-    """Make known what makes an optimizer for a model that trains more than parameters.
+def register_targets(kind: type[nn.Module], make: TargetsMaker) -> None:
+    """Make known what makes the param group of weights that are no parameters.
 
     Args:
         kind: a class of modules with such weights.
-        make: called as ``make(model, groups, options, rule=..., **hyper)``.
+        make: called as ``make(model, options)``; returns the group, and what its parameters stand for.
     """
     _MAKERS[kind] = make
 
 
-def find_maker(model: nn.Module) -> tuple[Callable[..., Optimizer] | None, list[str]]:
-    """(what makes the optimizer, names of the modules) of a model with weights that are no parameters."""
+def find_targets(model: nn.Module) -> tuple[TargetsMaker | None, list[str]]:
+    """(what makes the group, names of the modules) of a model with weights that are no parameters."""
     found = {
         name: make
         for name, module in model.named_modules()

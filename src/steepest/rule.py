@@ -5,7 +5,8 @@ A rule says which phases it has, by overriding their methods:
 - ``measure``: scalars of a logical tensor, from sums over its gradient;
 - ``update``: elementwise, on any piece of a tensor; every rule has it;
 - ``transform``: on whole matrices, stacked;
-- ``retract``: brings stepped matrices back onto the set that the rule keeps them on.
+- ``retract``: brings stepped matrices back onto the set that the rule keeps them on;
+- ``move``: instead of all these, moves what a parameter stands for and what is no parameter, its *target*.
 
 The engine asks which phases there are, and never which rule it runs.
 """
@@ -15,10 +16,10 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -44,6 +45,7 @@ __all__ = [
     "Rule",
     "Scalar",
     "StateSpec",
+    "Targets",
     "find_rule",
     "register_rule",
 ]
@@ -139,7 +141,7 @@ class Rule(ABC):
         working_copies: how many times the bytes of a matrix and its entries, in the compute dtype, are in use
             at once in ``transform``.
         takes, transform_takes: the names that ``update`` and ``transform`` ask for in their signatures.
-        measures, transforms, retracts: whether the rule has these phases.
+        measures, transforms, retracts, moves: whether the rule has these phases.
         has_scalars: whether :meth:`scalars` gives any numbers.
         needs_param: whether ``transform`` is given the parameters too, stacked, as ``param``.
     """
@@ -160,6 +162,7 @@ class Rule(ABC):
     measures: ClassVar[bool] = False
     transforms: ClassVar[bool] = False
     retracts: ClassVar[bool] = False
+    moves: ClassVar[bool] = False
     needs_param: ClassVar[bool] = False
     has_scalars: ClassVar[bool] = False
 
@@ -169,6 +172,7 @@ class Rule(ABC):
         cls.measures = cls.measure is not Rule.measure
         cls.transforms = cls.transform is not Rule.transform
         cls.retracts = cls.retract is not Rule.retract
+        cls.moves = cls.move is not Rule.move
         cls.has_scalars = cls.scalars is not Rule.scalars
         if cls.transforms and hasattr(cls, "hyper"):
             cls.hyper = {**_MATRIX_HYPER, **cls.hyper}
@@ -260,6 +264,10 @@ class Rule(ABC):
         """The entries of one matrix of ``shape``, of a parameter of ``dtype``."""
         return {}
 
+    def target_specs(self, target: Any, group: Group) -> dict[str, StateSpec]:
+        """The entries of what a parameter stands for, with their shapes."""
+        return {}
+
     def matrix_shape(self, shape: torch.Size, group: Group) -> tuple[int, ...]:
         """The shape [..., m, n] as which ``transform`` sees a parameter, or a block of a fused one."""
         return tuple(shape)
@@ -342,6 +350,43 @@ class Rule(ABC):
         ``before`` are the matrices before the step, ``state`` the new entries that ``transform`` returned.
         """
         raise NotImplementedError
+
+    def move(self, target: Any, state: MutableMapping[str, Any], group: Group) -> None:
+        """Move what a parameter stands for, and its state, in place; the last of a step's phases.
+
+        It counts the steps itself, if the state has any.
+        """
+        raise NotImplementedError
+
+
+class Targets(Protocol):
+    """What parameters stand for whose rule has the phase ``move``; an optimizer keeps one such object."""
+
+    def find(self, param: Tensor) -> Any:
+        """What a parameter stands for; None if it is an ordinary one."""
+
+    def waits(self) -> bool:
+        """Whether a target takes part in the step even if its parameter has no gradient."""
+
+    def agree(
+        self,
+        groups: Sequence[Group],
+        states: Mapping[Tensor, Mapping[str, Any]],
+        check: Callable[[], bool | Tensor],
+    ) -> bool:
+        """Whether all processes take the step; ``check`` says it for this one. Nothing has changed yet."""
+
+    def bind(self, groups: Sequence[Group], states: Mapping[Tensor, Mapping[str, Any]]) -> None:
+        """Go on with these groups and states, which may be others than before: loaded or copied ones."""
+
+    def drop(self) -> None:
+        """Forget what backward has left for the step."""
+
+    def check_load(self, groups: Sequence[Group], loaded: Mapping[str, Any]) -> dict[str, Any]:
+        """A state dict in present words; raise ``ValueError`` or ``RuntimeError`` if it cannot be loaded."""
+
+    def describe(self, param: Tensor, group: Group) -> dict[str, Any]:
+        """The fields in which a target's row of the explanation differs from its parameter's."""
 
 
 def _wanted(cls: type[Rule], function: Callable[..., Any]) -> frozenset[str]:

@@ -12,13 +12,16 @@ from steepest.engine.collect import describe
 from steepest.engine.layout import real_view
 from steepest.engine.state import blank_state
 from steepest.migrations import TORCH_KEYS, Source, recognize
-from steepest.rule import Group, find_rule
+from steepest.rule import Group, Targets, find_rule
 
 __all__ = ["loadable", "placed", "restored"]
 
 
 def loadable(
-    groups: Sequence[Group], loaded: Mapping[str, Any], extra_state: Collection[str] = ()
+    groups: Sequence[Group],
+    loaded: Mapping[str, Any],
+    extra_state: Collection[str] = (),
+    targets: Targets | None = None,
 ) -> dict[str, Any]:
     """Return a state dict in this library's words; raise ``ValueError`` if these groups cannot load it.
 
@@ -26,6 +29,7 @@ def loadable(
         groups: the optimizer's param groups.
         loaded: a state dict, of this library or of another. It is not changed.
         extra_state: names of state that belongs to the optimizer's class and not to its rules.
+        targets: what parameters stand for whose rule moves that.
     """
     if len(loaded["param_groups"]) != len(groups):
         return dict(loaded)  # torch has the error for it
@@ -49,7 +53,7 @@ def loadable(
         for at, saved, param, entries in members:
             who, label = describe(ours, index, at), _label(ours, at)
             states[saved] = entries if source is None else _translated(who, source, entries, param, merged)
-            expected = blank_state(real_view(param), merged, label)
+            expected = blank_state(real_view(param), merged, label, targets and targets.find(param))
             _check_names(who, states[saved], expected, merged, extra_state)
             if is_foreign:
                 _check_complete(who, states[saved], expected, merged)

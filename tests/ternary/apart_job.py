@@ -3,8 +3,9 @@
 import torch
 
 import steepest
+from steepest.ternary import flip_stats
 
-from .models import loss_of, small_model, snapshot
+from .models import accumulators, loss_of, small_model, snapshot, taken
 
 FAULTS = ("none", "retry", "skip", "raise", "changed")
 
@@ -20,7 +21,7 @@ def train(rank, world, fault):
     for step in range(4):
         if step == 2 and fault == "changed":
             # More votes by magnitude than a byte holds, none of them from the second rank.
-            optimizer.flip.options["votes"] = "magnitude"
+            optimizer.param_groups[-1]["votes"] = "magnitude"
             for at in range(20 if rank == 0 else 0):
                 loss_of(model, 100 + at).backward()
         else:
@@ -43,9 +44,9 @@ def train(rank, world, fault):
         if step == 1 and fault in ("skip", "raise"):
             unchanged(model, before)
         optimizer.zero_grad()
-    accumulators = {f"a.{name}": a for name, a in optimizer.flip.accumulators.items()}
-    saved = {**snapshot(model), **accumulators, "taken": optimizer.flip.taken}
-    counted = {"skipped": optimizer.skipped_steps, "flips": optimizer.flip.stats().total_flips, **seen}
+    counters = {f"a.{name}": a for name, a in accumulators(optimizer).items()}
+    saved = {**snapshot(model), **counters, "taken": torch.tensor(taken(optimizer))}
+    counted = {"skipped": optimizer.skipped_steps, "flips": flip_stats(optimizer).total_flips, **seen}
     return saved, counted
 
 

@@ -42,3 +42,31 @@ def assert_same(one, other):
     assert one.keys() == other.keys()
     for name in one:
         assert torch.equal(one[name], other[name]), name
+
+
+def accumulators(optimizer):
+    """Every layer's accumulator, by its name; zeros before the first step."""
+    found = {}
+    for name, layer in optimizer.targets.layers.items():
+        blank = torch.zeros(layer.out_features, layer.in_features, dtype=torch.int8)
+        found[name] = optimizer.state.get(layer.votes, {}).get("accumulator", blank)
+    return found
+
+
+def after(optimizer, step):
+    """The same optimizer, as if it had taken so many steps."""
+    for layer in optimizer.targets.layers.values():
+        optimizer.state[layer.votes]["step"] = torch.tensor(float(step))
+    optimizer.targets.bind(optimizer.param_groups, optimizer.state)
+    return optimizer
+
+
+def taken(optimizer):
+    """The number of steps that were taken with votes."""
+    states = [optimizer.state.get(layer.votes, {}) for layer in optimizer.targets.layers.values()]
+    (steps,) = {int(state.get("step", 0)) for state in states}
+    return steps
+
+
+def has_votes(optimizer):
+    return any(vote_buffer.passes > 0 for vote_buffer in optimizer.targets.buffers.values())

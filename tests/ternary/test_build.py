@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 import steepest
-from steepest.ternary import TernaryFlip, TernaryLinear, TernaryOptimizer, ternarize
+from steepest.rules.ternary_flip import TernaryFlipRule
+from steepest.ternary import TernaryFlip, TernaryLinear, flip_stats, ternarize
 
-from .models import assert_same, loss_of, mixed_model, small_model, snapshot
+from .models import accumulators, assert_same, has_votes, loss_of, mixed_model, small_model, snapshot, taken
 
 OPTIONS = {"threshold": 2, "votes": "magnitude", "schedule": "annealed", "total_steps": 40}
 
@@ -47,7 +48,7 @@ def test_it_equals_an_optimizer_and_a_trainer_side_by_side(rule):
             each.zero_grad()
     assert type(plain) is steepest.Optimizer
     assert_same(snapshot(model), snapshot(other))
-    assert optimizer.flip.stats() == trainer.stats()
+    assert flip_stats(optimizer) == trainer.stats()
     assert trainer.stats().total_flips > 0
 
 
@@ -66,11 +67,11 @@ def test_resuming_is_never_having_stopped(rule):
     other, resumed = built(rule, seed=5)
     other.load_state_dict(saved[0])
     resumed.load_state_dict(saved[1])
-    assert resumed.flip.accumulators["0"] is resumed.state[other[0].scale]["votes"]
+    assert resumed.state[other[0].votes]["accumulator"].dtype == torch.int8
     train(other, resumed, 6, first=6)
     assert_same(snapshot(other), snapshot(model))
-    assert_same(resumed.flip.accumulators, optimizer.flip.accumulators)
-    assert int(resumed.flip.taken) == 12
+    assert_same(accumulators(resumed), accumulators(optimizer))
+    assert taken(resumed) == 12
 
 
 @pytest.mark.parametrize("way", ["both", "alone", "pickle"])
@@ -84,8 +85,8 @@ def test_copies_go_on_alike(way):
     else:
         other = copy.deepcopy(optimizer)
         twin = None
-    layers = list(other.flip.layers.values())
-    for mine, theirs in zip(optimizer.flip.layers.values(), layers, strict=True):
+    layers = list(other.targets.layers.values())
+    for mine, theirs in zip(optimizer.targets.layers.values(), layers, strict=True):
         assert mine is not theirs
         assert torch.equal(mine.packed, theirs.packed)
         assert torch.equal(mine.scale, theirs.scale)
@@ -95,8 +96,9 @@ def test_copies_go_on_alike(way):
             train(each, one, 3, first=10)
             assert torch.equal(before["0.packed"], model[0].packed) == (each is twin)
         assert_same(snapshot(twin), snapshot(model))
-    assert other.flip.accumulators["0"] is other.state[layers[0].scale]["votes"]
-    assert other.param_groups[0]["ternary_flip"] is other.flip.options
+    assert accumulators(other).keys() == {"0", "3"}
+    for vote_buffer in other.targets.buffers.values():
+        assert vote_buffer.options is other.param_groups[-1]
 
 
 def test_explain_lists_every_ternary_tensor_with_its_rule_and_why():
@@ -105,10 +107,10 @@ def test_explain_lists_every_ternary_tensor_with_its_rule_and_why():
     rows = {row.name: row for row in table.rows if row.rule == "ternary_flip"}
     assert rows.keys() == {"0.packed", "3.packed"}
     assert rows["3.packed"].shape == (7, 13)
-    assert rows["3.packed"].state_bytes == 7 * 13
+    assert rows["3.packed"].state_bytes == 7 * 13 + 4
     assert "magnitude votes, threshold 2 annealed" in rows["0.packed"].why
     total = next(total for total in table.totals if total.rule == "ternary_flip")
-    assert (total.tensors, total.parameters, total.state_bytes) == (2, 169, 169)
+    assert (total.tensors, total.parameters, total.state_bytes) == (2, 169, 169 + 8)
     kinds = {row.name: row.kind for row in table.rows}
     assert kinds["0.scale"] == kinds["3.scale"] == "gain"
     assert kinds["4.weight"] == "output"
@@ -132,9 +134,9 @@ def test_binary_layers_are_built_explained_and_resumed():
     other.load_state_dict(saved[0])
     resumed.load_state_dict(saved[1])
     train(other, resumed, 4, first=4)
-    assert optimizer.flip.stats().layers[1].flips > 0
+    assert flip_stats(optimizer).layers[1].flips > 0
     assert_same(snapshot(other), snapshot(model))
-    assert_same(resumed.flip.accumulators, optimizer.flip.accumulators)
+    assert_same(accumulators(resumed), accumulators(optimizer))
 
 
 def test_left_out_layers_are_explained():
@@ -144,13 +146,12 @@ def test_left_out_layers_are_explained():
 
 def test_state_bytes_count_the_votes():
     model, optimizer = built("sgd")
-    assert optimizer.state_bytes() == 169 + 8
     train(model, optimizer, 2)
     # SGD counts every tensor's steps.
     assert optimizer.state_bytes() == 169 + 8 + 4 * 8
     model, optimizer = built("lion")
     train(model, optimizer, 2)
-    assert optimizer.state_bytes() == 169 + 8 + 4 * sum(p.numel() for p in model.parameters())
+    assert optimizer.state_bytes() == 169 + 8 + 4 * sum(p.numel() for p in model.parameters()) - 8
 
 
 def test_closures_schedulers_and_hooks_work_as_always():
@@ -169,8 +170,15 @@ def test_closures_schedulers_and_hooks_work_as_always():
     assert optimizer.step(closure) > 0
     schedule.step()
     assert calls == ["before", "after"]
-    assert all(group["lr"] == pytest.approx(0.01) for group in optimizer.param_groups)
-    assert int(optimizer.flip.taken) == 1
+    assert all(group["lr"] == pytest.approx(0.01) for group in optimizer.param_groups[:-1])
+    assert taken(optimizer) == 1
+
+
+def mend(model):
+    """Make the gradients finite but for what stands for T."""
+    for name, param in model.named_parameters():
+        if not name.endswith("votes"):
+            param.grad = torch.ones_like(param)
 
 
 @pytest.mark.parametrize("where", ["float", "ternary"])
@@ -184,17 +192,16 @@ def test_a_gradient_that_is_not_finite_skips_all(where):
     else:
         # In the gradient of T alone: the scales' gradients are mended before the step.
         (model[0](torch.full((1, 6), float("inf"))).nan_to_num(0, 0, 0).sum() * 1.0).backward()
-        for param in model.parameters():
-            param.grad = torch.ones_like(param)
+        mend(model)
     optimizer.step()
     assert optimizer.skipped_steps == 1
-    assert not optimizer.flip.has_votes
+    assert not has_votes(optimizer)
     assert_same(snapshot(model), before)
     for index, entries in optimizer.state_dict()["state"].items():
         assert_same(entries, state["state"][index])
     optimizer.zero_grad()
     train(model, optimizer, 1)
-    assert int(optimizer.flip.taken) == 4
+    assert taken(optimizer) == 4
 
 
 def test_raising_names_the_layer_and_changes_nothing():
@@ -202,9 +209,8 @@ def test_raising_names_the_layer_and_changes_nothing():
     train(model, optimizer, 1)
     before = snapshot(model)
     (model[0](torch.full((1, 6), float("inf"))).sum()).backward()
-    for param in model.parameters():
-        param.grad = torch.ones_like(param)
-    with pytest.raises(FloatingPointError, match="ternary layer '0'"):
+    mend(model)
+    with pytest.raises(FloatingPointError, match=r"parameter '0\.votes'"):
         optimizer.step()
     assert_same(snapshot(model), before)
 
@@ -220,15 +226,15 @@ def test_grad_scaler_skips_and_goes_on():
         optimizer.zero_grad()
         if index == 0:
             assert_same(snapshot(model), before)
-            assert int(optimizer.flip.taken) == 0
-    assert int(optimizer.flip.taken) == 2
+            assert taken(optimizer) == 0
+    assert taken(optimizer) == 2
 
 
 def test_weights_flip_where_every_float_parameter_is_frozen():
     model = nn.Sequential(TernaryLinear(6, 4, bias=False), nn.LayerNorm(4))
     optimizer = steepest.build(model, "sgd_sai", lr=0.0, ternary={"threshold": 1})
-    for param in model.parameters():
-        param.requires_grad_(False)
+    for name, param in model.named_parameters():
+        param.requires_grad_(name == "0.votes")
     before = model[0].packed.clone()
     model(torch.randn(3, 6)).square().sum().backward()
     optimizer.step()
@@ -245,7 +251,7 @@ def frozen_before():
 def frozen_after():
     model = frozen_before()
     model[0].requires_grad_()
-    assert model[0].trainable
+    assert model[0].votes.requires_grad
     assert model[0].requires_grad_(False) is model[0]
     return model
 
@@ -253,7 +259,7 @@ def frozen_after():
 def frozen_by_its_flag():
     model = frozen_after()
     model[0].requires_grad_()
-    model[0].trainable = False
+    model[0].votes.requires_grad_(False)
     return model
 
 
@@ -261,7 +267,7 @@ def frozen_by_its_flag():
 def test_a_frozen_layer_stays_until_it_is_thawed(made):
     torch.manual_seed(0)
     model = made()
-    assert [model[0].trainable, model[2].trainable] == [False, True]
+    assert [model[0].votes.requires_grad, model[2].votes.requires_grad] == [False, True]
     optimizer = steepest.build(model, "lion", ternary={"threshold": 1})
     rows = {row.name: row for row in optimizer.explain().rows}
     assert [rows[f"{at}.packed"].frozen for at in (0, 2)] == [True, False]
@@ -271,8 +277,8 @@ def test_a_frozen_layer_stays_until_it_is_thawed(made):
         True,
         False,
     ]
-    assert not optimizer.flip.accumulators["0"].any()
-    model[0].trainable = True
+    assert not accumulators(optimizer)["0"].any()
+    model[0].votes.requires_grad_(True)
     train(model, optimizer, 1)
     assert not torch.equal(model[0].packed, before[0])
 
@@ -285,7 +291,7 @@ def test_votes_cast_before_a_layer_was_frozen_do_not_move_it():
     model[0].requires_grad_(False)
     optimizer.step()
     assert torch.equal(model[0].packed, before)
-    assert copy.deepcopy(model)[0].trainable is False
+    assert copy.deepcopy(model)[0].votes.requires_grad is False
 
 
 def test_a_scale_that_was_never_stepped_is_no_state_of_its_rule():
@@ -294,7 +300,7 @@ def test_a_scale_that_was_never_stepped_is_no_state_of_its_rule():
     optimizer = steepest.build(model, "sgd_sai", normalize="max", ternary={"threshold": 1})
     model[0].scale.requires_grad_(False)
     train(model, optimizer, 2)
-    assert int(optimizer.flip.taken) == 2
+    assert taken(optimizer) == 2
 
 
 def test_foreign_state_dicts_are_refused_and_nothing_is_loaded():
@@ -302,20 +308,63 @@ def test_foreign_state_dicts_are_refused_and_nothing_is_loaded():
     train(model, optimizer, 2)
     good = copy.deepcopy(optimizer.state_dict())
     plain = steepest.build(small_model(), "lion", ternary=False).state_dict()
-    no_votes = copy.deepcopy(good)
-    index = next(i for i, state in good["state"].items() if "votes" in state)
-    del no_votes["state"][index]["votes"]
-    wrong = copy.deepcopy(good)
-    wrong["state"][index]["votes"] = torch.zeros(3, 3, dtype=torch.int8)
+    index = good["param_groups"][-1]["params"][0]
+    *groups, packed = good["param_groups"]
+
+    def state(**changes):
+        return {**good, "state": {**good["state"], index: {**good["state"][index], **changes}}}
+
     for bad, says in (
-        (plain, "without ternary weights"),
-        (no_votes, "no votes of ternary layer"),
-        (wrong, "the accumulator of ternary layer"),
+        (plain, "different number of parameter groups"),
+        (
+            state(accumulator=torch.zeros(3, 3, dtype=torch.int8)),
+            r"'0\.votes' has shape .*nothing was loaded",
+        ),
+        (state(accumulator="lost"), r"'0\.votes' is a str .*nothing was loaded"),
+        (state(momentum=torch.zeros(1)), "'momentum', which 'ternary_flip' does not know"),
+        ({**good, "param_groups": [*groups, {**packed, "power": -1.0}]}, "power must be"),
+        ({**good, "param_groups": [*groups, {**packed, "rule": "lion"}]}, "saved with rule 'lion'"),
+        ({**good, "param_groups": [*groups, {**packed, "schedule": "custom"}]}, "nothing was loaded"),
     ):
-        with pytest.raises(ValueError, match=f"{says}.*nothing was loaded"):
+        with pytest.raises(ValueError, match=says):
             optimizer.load_state_dict(bad)
-        for index_, entries in optimizer.state_dict()["state"].items():
-            assert_same(entries, good["state"][index_])
+        for at, entries in optimizer.state_dict()["state"].items():
+            assert_same(entries, good["state"][at])
+        assert optimizer.param_groups[-1]["power"] == 1
+
+
+def old_layout(model, optimizer):
+    """The state dict that the first releases made: accumulators in the state of the scales."""
+    new = copy.deepcopy(optimizer.state_dict())
+    *groups, packed = new["param_groups"]
+    names = [name for group in groups for name in group["param_names"]]
+    for at, name in zip(packed["params"], packed["param_names"], strict=True):
+        entries = new["state"].pop(at)
+        scale = new["state"].setdefault(names.index(name.replace("votes", "scale")), {})
+        scale["votes"] = entries["accumulator"]
+        scale["flip_step"] = entries["step"].to(torch.int64)
+    options = {*TernaryFlipRule.hyper, "nonfinite", "compile", "seed"} - {"lr", "weight_decay"}
+    groups[0]["ternary_flip"] = {name: packed[name] for name in options}
+    return {"state": new["state"], "param_groups": groups}
+
+
+@pytest.mark.parametrize("rule", ["sgd", "lion", "adamw"])
+def test_checkpoints_of_the_first_releases_load(rule):
+    model, optimizer = built(rule, nonfinite="skip")
+    train(model, optimizer, 4)
+    old = old_layout(model, optimizer)
+    before = copy.deepcopy(old)
+    other = copy.deepcopy(model)
+    resumed = steepest.build(other, rule, ternary={"threshold": 7})
+    resumed.load_state_dict(old)
+    assert old["param_groups"] == before["param_groups"]
+    train(model, optimizer, 4, first=4)
+    train(other, resumed, 4, first=4)
+    assert_same(snapshot(other), snapshot(model))
+    assert_same(accumulators(resumed), accumulators(optimizer))
+    assert taken(resumed) == 8
+    assert "ternary_flip" not in resumed.param_groups[0]
+    assert resumed.param_groups[-1]["threshold"] == OPTIONS["threshold"]
 
 
 def test_gradients_released_in_backward_leave_the_votes_to_the_step():
@@ -325,7 +374,7 @@ def test_gradients_released_in_backward_leave_the_votes_to_the_step():
         if released:
             steepest.release_gradients(model, optimizer)
         train(model, optimizer, 4)
-        assert int(optimizer.flip.taken) == 4
+        assert taken(optimizer) == 4
         found.append(snapshot(model))
     assert_same(*found)
 
@@ -335,12 +384,11 @@ def test_with_released_gradients_a_bad_step_is_counted_once(bad):
     model, optimizer = built(nonfinite="skip")
     steepest.release_gradients(model, optimizer)
     if bad in ("votes", "both"):
-        # In the gradient of T alone: those of parameters do not see these votes.
+        # In the gradient of T alone.
         scale = model[0].scale.requires_grad_(False)
-        model[0](torch.full((1, 6), float("inf"))).nan_to_num(0, 0, 0).sum().backward(inputs=[model[0].bias])
-        x = torch.full((1, 6), float("inf"), requires_grad=True)
-        torch.autograd.grad(model[0](x).nan_to_num(0, 0, 0).sum(), x)
+        model[0](torch.full((1, 6), float("inf"))).nan_to_num(0, 0, 0).sum().backward()
         scale.requires_grad_(True)
+        model[0].bias.grad = None
     factor = float("nan") if bad in ("parameters", "both") else 1.0
     (model[4](torch.ones(3, 7)).sum() * factor).backward()
     optimizer.step()
@@ -352,16 +400,15 @@ def test_with_released_gradients_a_bad_step_is_counted_once(bad):
 
 def test_nonfinite_of_a_group_changed_later_is_the_votes_too():
     model, optimizer = built()
-    assert optimizer.flip.options["nonfinite"] == "ignore"
+    assert optimizer.param_groups[-1]["nonfinite"] == "ignore"
     train(model, optimizer, 1)
     before = model[0].packed.clone()
     for way, times in (("skip", 1), ("raise", 1)):
-        optimizer.param_groups[0]["nonfinite"] = way
+        optimizer.param_groups[-1]["nonfinite"] = way
         model[0](torch.full((1, 6), float("inf"))).nan_to_num(0, 0, 0).sum().backward()
-        for param in model.parameters():
-            param.grad = torch.ones_like(param)
+        mend(model)
         if way == "raise":
-            with pytest.raises(FloatingPointError, match="ternary layer '0'"):
+            with pytest.raises(FloatingPointError, match=r"parameter '0\.votes'"):
                 optimizer.step()
         else:
             optimizer.step()
@@ -374,53 +421,21 @@ def test_the_votes_own_nonfinite_stays_as_set():
     model = small_model()
     optimizer = steepest.build(model, "sgd", lr=0.1, nonfinite="skip", ternary={"nonfinite": "ignore"})
     train(model, optimizer, 2)
-    assert optimizer.flip.options["nonfinite"] == "ignore"
+    assert optimizer.param_groups[-1]["nonfinite"] == "ignore"
     twin, again = copy.deepcopy((model, optimizer))
     again.load_state_dict(optimizer.state_dict())
     train(twin, again, 1, first=2)
-    assert again.flip.options["nonfinite"] == "ignore"
-
-
-def test_incomplete_state_dicts_are_refused_by_name_and_nothing_is_loaded():
-    model, optimizer = built()
-    train(model, optimizer, 3)
-    good = optimizer.state_dict()
-    index = next(i for i, s in good["state"].items() if "votes" in s)
-    group = good["param_groups"][0]
-    options = group["ternary_flip"]
-
-    def state(**changes):
-        return {**good, "state": {**good["state"], index: {**good["state"][index], **changes}}}
-
-    def with_options(value):
-        return {**good, "param_groups": [{**group, "ternary_flip": value}, *good["param_groups"][1:]]}
-
-    weights, before = snapshot(model), copy.deepcopy(good)
-    for bad, says in (
-        ({"state": good["state"]}, "no 'param_groups'"),
-        ({"param_groups": good["param_groups"]}, "no 'state'"),
-        (state(votes="lost"), "layer '0' in the state dict is a str, not a tensor"),
-        (state(flip_step=-1), "step must be an integer ≥ 0, got -1"),
-        (with_options(None), "are a NoneType"),
-        (with_options({k: v for k, v in options.items() if k != "power"}), "have no 'power'"),
-        (with_options({**options, "thresold": 3}), "no option 'thresold'.*threshold"),
-    ):
-        with pytest.raises(ValueError, match=says):
-            optimizer.load_state_dict(bad)
-        assert_same(snapshot(model), weights)
-        for at, entries in optimizer.state_dict()["state"].items():
-            assert_same(entries, before["state"][at])
-        assert optimizer.flip.options == options
+    assert again.param_groups[-1]["nonfinite"] == "ignore"
 
 
 def test_options_changed_later_are_not_those_of_a_state_dict_made_before():
     _, optimizer = built("sgd")
     saved = optimizer.state_dict()
-    before = optimizer.flip.options["threshold"]
-    optimizer.flip.options["threshold"] = before + 1
-    assert saved["param_groups"][0]["ternary_flip"]["threshold"] == before
+    before = optimizer.param_groups[-1]["threshold"]
+    optimizer.param_groups[-1]["threshold"] = before + 1
+    assert saved["param_groups"][-1]["threshold"] == before
     optimizer.load_state_dict(saved)
-    assert optimizer.flip.options["threshold"] == before
+    assert optimizer.param_groups[-1]["threshold"] == before
 
 
 def test_an_optimizer_whose_layers_have_gone_loads_nothing():
@@ -431,7 +446,7 @@ def test_an_optimizer_whose_layers_have_gone_loads_nothing():
     with pytest.raises(RuntimeError, match="layer '0' belongs to another TernaryFlip"):
         optimizer.load_state_dict(saved)
     loss_of(model, 0).backward()
-    assert later.has_votes
+    assert has_votes(later)
 
 
 def test_options_that_nothing_takes_are_refused():
@@ -448,11 +463,21 @@ def test_options_that_nothing_takes_are_refused():
     assert type(steepest.build(plain, "lion", ternary=False)) is steepest.Optimizer
     with pytest.raises(ValueError, match="ternary=True, but Sequential has no ternary layers"):
         steepest.build(plain, "lion", ternary=True)
-    assert steepest.build(small_model(), "lion", ternary=True).flip.options["votes"] == "sign"
+    assert steepest.build(small_model(), "lion", ternary=True).param_groups[-1]["votes"] == "sign"
     model = small_model()
-    rest = [p for p in model.parameters() if p is not model[3].scale]
-    with pytest.raises(ValueError, match="scales of ternary layer '3'"):
-        TernaryOptimizer(rest, flip=TernaryFlip(model), rule="lion")
+    optimizer = steepest.Optimizer([model[0].votes], rule="ternary_flip")
+    loss_of(model, 0).backward()
+    with pytest.raises(ValueError, match="stands for nothing that 'ternary_flip' could move"):
+        optimizer.step()
+    with pytest.raises(ValueError, match="takes the votes of ternary layers"):
+        steepest.Optimizer(model.parameters(), rule="ternary_flip")
+    with pytest.raises(ValueError, match="unknown optimizer 'ternary_flip'"):
+        steepest.create("ternary_flip", model.parameters())
+    assert "ternary_flip" not in steepest.list_optimizers()
+    with pytest.raises(ValueError, match="votes of ternary layer '3' are not among"):
+        optimizer.watch(TernaryFlip(model).targets)
+    with pytest.raises(ValueError, match="this Optimizer trains no ternary weights"):
+        flip_stats(steepest.build(plain, "lion"))
 
 
 def test_distributed_checkpoints_hold_the_votes():
@@ -461,7 +486,7 @@ def test_distributed_checkpoints_hold_the_votes():
     model, optimizer = built()
     train(model, optimizer, 3)
     saved = copy.deepcopy(get_optimizer_state_dict(model, optimizer))
-    assert saved["state"]["0.scale"]["votes"].dtype == torch.int8
+    assert saved["state"]["0.votes"]["accumulator"].dtype == torch.int8
     other, resumed = built()
     other.load_state_dict(model.state_dict())
     set_optimizer_state_dict(other, resumed, saved)
@@ -486,26 +511,25 @@ def test_a_distributed_checkpoint_resumes_exactly_in_a_fresh_optimizer(rule, tmp
     found = get_state_dict(other, resumed)
     # Torch has taken a step to fill the state.
     assert_same(snapshot(other), before)
-    assert int(resumed.flip.taken) == 0
-    assert not any(a.any() for a in resumed.flip.accumulators.values())
+    assert taken(resumed) == 0
+    assert not any(a.any() for a in accumulators(resumed).values())
     dcp.load({"model": found[0], "optimizer": found[1]}, checkpoint_id=tmp_path, no_dist=True)
     set_state_dict(other, resumed, model_state_dict=found[0], optim_state_dict=found[1])
-    assert int(resumed.flip.taken) == 3
+    assert taken(resumed) == 3
     train(other, resumed, 3, first=3)
     assert_same(snapshot(other), snapshot(model))
-    assert_same(resumed.flip.accumulators, optimizer.flip.accumulators)
+    assert_same(accumulators(resumed), accumulators(optimizer))
 
 
-def test_a_fresh_optimizers_state_dict_has_the_votes_and_its_state_is_empty():
+def test_a_fresh_optimizers_state_dict_takes_everything_back():
     _model, optimizer = built()
     saved = optimizer.state_dict()
-    assert not optimizer.state
-    assert sum("votes" in state for state in saved["state"].values()) == 2
+    assert not saved["state"]
     other, resumed = built()
     train(other, resumed, 2)
     resumed.load_state_dict(saved)
-    assert int(resumed.flip.taken) == 0
-    assert not any(a.any() for a in resumed.flip.accumulators.values())
+    assert taken(resumed) == flip_stats(resumed).step == 0
+    assert not any(a.any() for a in accumulators(resumed).values())
 
 
 def test_a_schedule_that_fails_later_leaves_everything_as_it_was():
@@ -524,22 +548,6 @@ def test_a_schedule_that_fails_later_leaves_everything_as_it_was():
     assert_same(snapshot(model), before)
     for at, entries in optimizer.state_dict()["state"].items():
         assert_same(entries, state[at])
-
-
-def test_votes_that_follow_their_layer_stay_in_the_state(monkeypatch):
-    # No second device here: the meta device stands for it, which cannot compute flips.
-    from steepest.ternary import trainer
-
-    model, optimizer = built("sgd")
-    train(model, optimizer, 2)
-    monkeypatch.setattr(trainer, "flip_layer", lambda *_, **__: torch.zeros((), dtype=torch.int64))
-    loss_of(model, 2).backward()
-    model[0].packed = model[0].packed.to("meta")
-    optimizer.step()
-    votes = optimizer.state[model[0].scale]["votes"]
-    assert votes.device.type == "meta"
-    assert votes is optimizer.flip.accumulators["0"]
-    assert optimizer.state_dict()["state"][0]["votes"] is votes
 
 
 class Masked(TernaryLinear):
@@ -561,7 +569,7 @@ def test_subclasses_are_known_and_others_of_the_name_are_not():
 
 def test_the_main_rules_seed_and_nonfinite_are_the_votes_too():
     optimizer = steepest.build(small_model(), "lion", seed=7, nonfinite="skip")
-    assert (optimizer.flip.options["seed"], optimizer.flip.options["nonfinite"]) == (7, "skip")
+    assert (optimizer.param_groups[-1]["seed"], optimizer.param_groups[-1]["nonfinite"]) == (7, "skip")
 
 
 def test_a_transformer_from_float_to_trained():
@@ -583,7 +591,7 @@ def test_a_transformer_from_float_to_trained():
         optimizer.zero_grad()
         losses.append(loss.item())
     assert losses[-1] < 0.2 * losses[0]
-    assert optimizer.flip.stats().flips == 0
+    assert flip_stats(optimizer).flips == 0
 
 
 def test_replaced_parameters_are_refused_by_name():
@@ -591,15 +599,15 @@ def test_replaced_parameters_are_refused_by_name():
     train(model, optimizer, 2)
     saved = optimizer.state_dict()
     model.load_state_dict({name: each.clone() for name, each in model.state_dict().items()}, assign=True)
-    before, counts = snapshot(model), copy.deepcopy(optimizer.flip.accumulators)
+    before, counts = snapshot(model), copy.deepcopy(accumulators(optimizer))
     loss_of(model, 2).backward()
-    for act in (optimizer.step, optimizer.state_dict, lambda: optimizer.load_state_dict(saved)):
+    for act in (optimizer.step, lambda: optimizer.load_state_dict(saved)):
         with pytest.raises(RuntimeError, match=r"layer '0' are another tensor .*assign=True"):
             act()
     assert_same(snapshot(model), before)
-    assert_same(optimizer.flip.accumulators, counts)
+    assert_same(accumulators(optimizer), counts)
     # Made anew, it goes on from the checkpoint.
     again = steepest.build(model, "lion", ternary=OPTIONS)
     again.load_state_dict(saved)
     train(model, again, 1, first=2)
-    assert again.flip.stats().step == 3
+    assert flip_stats(again).step == 3

@@ -139,7 +139,7 @@ def test_dtype_device_and_freezing_are_the_linear_layers(kind):
     layer = kind.from_linear(linear)
     assert layer.scale.dtype == layer.bias.dtype == torch.bfloat16
     assert not layer.scale.requires_grad
-    assert not layer.trainable
+    assert not layer.votes.requires_grad
     assert layer.bias.requires_grad
     assert [p.requires_grad for p in layer.to_linear().parameters()] == [False, True]
 

@@ -16,6 +16,7 @@ from steepest.ternary.schedule import annealed
 from steepest.ternary.votes import magnitude_votes, sign_votes
 
 from . import reference
+from .models import accumulators, after
 
 KEY = (1, 2)
 
@@ -42,7 +43,7 @@ def test_training_follows_the_reference(kind, outward, accumulator, threshold, p
     layer.scale.data.fill_(1.0)
     trainer = TernaryFlip(layer, threshold, accumulator=accumulator, outward=outward)
     weights = layer.unpack().flatten().tolist()
-    accumulators = [0] * len(weights)
+    counters = [0] * len(weights)
     drift = torch.randn(rows, columns, dtype=torch.float64)
     moved = 0
     for _ in range(200 if threshold < 100 else 400):
@@ -56,10 +57,10 @@ def test_training_follows_the_reference(kind, outward, accumulator, threshold, p
         before = list(weights)
         limit = torch.iinfo(accumulator).max
         options = {"threshold": threshold, "limit": limit, "outward": outward, "bits": layer.bits}
-        reference.step(weights, accumulators, votes, **options)
+        reference.step(weights, counters, votes, **options)
         trainer.step()
         assert layer.unpack().flatten().tolist() == weights
-        assert trainer.accumulators[""].flatten().tolist() == accumulators
+        assert accumulators(trainer)[""].flatten().tolist() == counters
         flips = sum(one != other for one, other in zip(before, weights, strict=True))
         assert trainer.stats().flips == flips
         moved += flips
@@ -114,7 +115,7 @@ def test_votes_for_the_sign_that_a_binary_weight_has_do_not_accumulate(outward, 
     for _ in range(30):
         layer(torch.tensor([[-1.0, 1.0]])).sum().backward()
         trainer.step()
-    assert trainer.accumulators[""].tolist() == [[0, 0]]
+    assert accumulators(trainer)[""].tolist() == [[0, 0]]
 
 
 @pytest.mark.parametrize("outward", ["drop", "cancel"])
@@ -126,7 +127,7 @@ def test_at_a_bound_nothing_accumulates_outward(outward):
     for _ in range(30):
         layer(torch.tensor([[-1.0, 1.0, -1.0]])).sum().backward()
         trainer.step()
-    assert trainer.accumulators[""].tolist() == [[0, 0, 30]]
+    assert accumulators(trainer)[""].tolist() == [[0, 0, 30]]
 
 
 def test_by_noise_alone_cancelling_keeps_a_weight_and_dropping_does_not():
@@ -157,7 +158,7 @@ def test_votes_are_the_sign_of_the_gradient_whatever_the_scales():
     layer(x).square().sum().backward()
     # dT = dW∘s: a negative scale turns the vote.
     scales = layer.scale.data.repeat_interleave(4, 1)[:, :6]
-    assert torch.equal(trainer._vote_buffers[""].pending, -(weight.grad * scales).sign().to(torch.int8))
+    assert torch.equal(trainer.targets.buffers[""].pending, -(weight.grad * scales).sign().to(torch.int8))
 
 
 @pytest.mark.parametrize("kind", ["sign", "magnitude"])
@@ -169,7 +170,7 @@ def test_scaling_the_loss_changes_no_vote(kind):
         layer = TernaryLinear(6, 4)
         trainer = TernaryFlip(layer, votes=kind)
         (factor * layer(torch.randn(9, 6)).square().sum()).backward()
-        found.append(trainer._vote_buffers[""].pending)
+        found.append(trainer.targets.buffers[""].pending)
     assert found[0].any()
     assert all(torch.equal(found[0], each) for each in found[1:])
 
@@ -198,7 +199,7 @@ def test_votes_by_magnitude_are_relative_to_the_layers_rms():
     layer(x).square().sum().backward()
     grad = weight.grad * layer.scale.data[:, None]
     exact = -(grad / grad.square().mean().sqrt()).clamp(-7, 7)
-    votes = trainer._vote_buffers[""].pending
+    votes = trainer.targets.buffers[""].pending
     assert votes.dtype == torch.int8
     assert bool(((votes - exact).abs() < 1 + 1e-4).all())
 
@@ -216,8 +217,8 @@ def test_gradients_that_are_not_finite_do_not_vote(bad):
 def test_the_annealed_threshold(step, threshold):
     layer = TernaryLinear(2, 2)
     trainer = TernaryFlip(layer, 8, schedule="annealed", total_steps=100)
-    trainer.taken.fill_(step)
-    assert trainer.threshold() == pytest.approx(threshold)
+    after(trainer, step)
+    assert trainer.stats().threshold == pytest.approx(threshold)
 
 
 def test_the_annealed_threshold_is_exact_where_it_is_whole():
@@ -239,8 +240,8 @@ def test_an_annealed_threshold_beyond_all_floats_is_infinite(power):
 
 def test_the_annealed_thresholds_power():
     trainer = TernaryFlip(TernaryLinear(2, 2), 8, schedule="annealed", total_steps=100, power=0.3)
-    trainer.taken.fill_(75)
-    assert trainer.threshold() == pytest.approx(8 * 4**0.3)
+    after(trainer, 75)
+    assert trainer.stats().threshold == pytest.approx(8 * 4**0.3)
 
 
 def test_thresholds_between_integers_are_reached_by_the_next():
@@ -255,7 +256,7 @@ def test_thresholds_between_integers_are_reached_by_the_next():
         trainer.step()
         flips.append(trainer.stats().flips)
     assert flips == [0, 0, 1]
-    assert trainer.accumulators[""].equal(zero)
+    assert accumulators(trainer)[""].equal(zero)
 
 
 def test_when_the_threshold_is_out_of_reach_nothing_flips_and_votes_are_still_counted():
@@ -267,7 +268,7 @@ def test_when_the_threshold_is_out_of_reach_nothing_flips_and_votes_are_still_co
         layer(torch.tensor([[-1.0]])).sum().backward()
         trainer.step()
         assert trainer.stats().flips == 0
-    assert trainer.accumulators[""].tolist() == [[127]]
+    assert accumulators(trainer)[""].tolist() == [[127]]
     layer(torch.tensor([[-1.0]])).sum().backward()
     trainer.step()
     assert layer.unpack().tolist() == [[1]]
@@ -392,7 +393,7 @@ def test_a_schedule_that_gives_no_threshold_is_refused_before_anything_changes()
     with pytest.raises(ValueError, match=r"step 0 must be above 0, got -1.0"):
         trainer.step()
     assert torch.equal(layer.packed, before)
-    assert int(trainer.taken) == 0
+    assert not trainer.state
 
 
 def test_all_small_cases_of_one_weight():

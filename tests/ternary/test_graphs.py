@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("known_processor")
 
 
 def votes(trainer):
-    return {name: vote_buffer.pending for name, vote_buffer in trainer._vote_buffers.items()}
+    return {name: vote_buffer.pending for name, vote_buffer in trainer.targets.buffers.items()}
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
@@ -59,7 +59,7 @@ def test_a_compiled_model_votes_as_an_eager_one(kind, make, autocast):
                 optimizer.zero_grad()
         found.append((votes(trainer), snapshot(model), trainer))
     (one, weights, _), (other, others, trainer) = found
-    assert trainer._vote_buffers["0"].passes == 1
+    assert trainer.targets.buffers["0"].passes == 1
     assert trainer.stats().step == 2
     for name in one:
         same = (one[name] == other[name]).float().mean()
@@ -77,7 +77,7 @@ def test_compiled_passes_may_come_in_any_order_and_be_switched_off():
     layer = TernaryLinear(4, 4, bias=False)
     model = torch.compile(nn.Sequential(layer, nn.ReLU(), layer), fullgraph=True)
     trainer = TernaryFlip(model)
-    vote_buffer = trainer._vote_buffers["0"]
+    vote_buffer = trainer.targets.buffers["0"]
     first, second = model(torch.randn(3, 4)).sum(), model(torch.randn(3, 4)).sum()
     second.backward()
     first.backward()
@@ -90,7 +90,7 @@ def test_compiled_passes_may_come_in_any_order_and_be_switched_off():
     later = TernaryFlip(model)
     model(torch.randn(3, 4)).sum().backward()
     assert vote_buffer.passes == 4
-    assert later._vote_buffers["0"].passes == 2
+    assert later.targets.buffers["0"].passes == 2
 
 
 @compiled_only
@@ -100,7 +100,7 @@ def test_a_compiled_graph_keeps_a_backward_that_only_votes():
     layer.scale.requires_grad_(False)
     trainer = TernaryFlip(layer)
     torch.compile(layer, fullgraph=True)(torch.randn(3, 4)).sum().backward()
-    assert trainer._vote_buffers[""].passes == 1
+    assert trainer.targets.buffers[""].passes == 1
 
 
 @compiled_only
@@ -114,7 +114,7 @@ def test_compiled_checkpointing_votes_once():
         return checkpoint(model, x, use_reentrant=False)
 
     run(torch.randn(4, 6, requires_grad=True)).sum().backward()
-    assert [vote_buffer.passes for vote_buffer in trainer._vote_buffers.values()] == [1, 1]
+    assert [vote_buffer.passes for vote_buffer in trainer.targets.buffers.values()] == [1, 1]
 
 
 @compiled_only

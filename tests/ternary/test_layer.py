@@ -12,6 +12,8 @@ from torch import nn
 from steepest.ternary import BinaryLinear, TernaryFlip, TernaryLinear, chunks
 from steepest.ternary.linear_op import ternary_linear
 
+from .models import accumulators, has_votes
+
 KINDS = [TernaryLinear, BinaryLinear]
 SCALES = ["row", "tensor", "group"]
 SHAPES = [(1, 1), (3, 2), (4, 4), (5, 7), (13, 9), (64, 33), (130, 6)]
@@ -59,7 +61,7 @@ def test_outputs_and_gradients_are_those_of_the_dense_weight(columns, rows, kind
     for one, other in zip(found, expected, strict=True):
         assert one.shape == other.shape
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
-    assert flip is None or flip.has_votes
+    assert flip is None or has_votes(flip)
 
 
 @pytest.mark.parametrize("votes", ["sign", "magnitude"])
@@ -73,7 +75,7 @@ def test_blocks_of_rows_change_nothing(kind, scale, votes, monkeypatch):
         x = torch.randn(6, 24, dtype=torch.float64, requires_grad=True)
         y = layer(x)
         y.square().sum().backward()
-        return y, x.grad, layer.scale.grad, flip._vote_buffers[""].pending
+        return y, x.grad, layer.scale.grad, flip.targets.buffers[""].pending
 
     whole = run()
     for limit in ("", "_THICK", "_WHOLE"):
@@ -209,11 +211,11 @@ def test_autocast_computes_in_its_dtype_and_gives_float32_gradients():
     flip.zero_grad()
     y.float().square().sum().backward()
     assert layer.scale.grad.dtype == x.grad.dtype == torch.float32
-    rounded = flip._vote_buffers[""].pending.clone()
+    rounded = flip.targets.buffers[""].pending.clone()
     flip.zero_grad()
     exact.square().sum().backward()
     # bfloat16 can turn the sign of small gradients only.
-    assert (rounded == flip._vote_buffers[""].pending).float().mean() > 0.97
+    assert (rounded == flip.targets.buffers[""].pending).float().mean() > 0.97
 
 
 def test_autocast_leaves_float64_alone():
@@ -231,19 +233,23 @@ def test_state_dicts_go_through_a_file_and_fit_another_layer(kind):
     torch.save(layer.state_dict(), file)
     file.seek(0)
     state = torch.load(file, weights_only=True)
-    assert set(state) == {"packed", "scale", "bias", "_extra_state"}
+    assert set(state) == {"packed", "scale", "bias", "votes", "_extra_state"}
     other = layer_of(13, 5, "group", kind=kind, seed=9)
     other.load_state_dict(state)
     x = torch.randn(3, 13, dtype=torch.float64)
     assert torch.equal(other(x), layer(x))
 
 
-def test_state_dicts_saved_before_there_were_binary_layers_load():
-    layer, other = TernaryLinear(13, 5), TernaryLinear(13, 5)
+@pytest.mark.parametrize("assign", [False, True])
+def test_state_dicts_saved_before_there_were_votes_or_binary_layers_load(assign):
+    layer, other = TernaryLinear(13, 5), TernaryLinear(13, 5, device="meta" if assign else "cpu")
     state = layer.state_dict()
+    del state["votes"]
     state["_extra_state"] = torch.tensor([13, 5, 0])
-    other.load_state_dict(state)
+    other.load_state_dict(state, assign=assign)
     assert torch.equal(other.packed, layer.packed)
+    assert other.votes.tolist() == [0.0]
+    assert other.votes.requires_grad
     with pytest.raises(RuntimeError, match=r"\[13, 5, 0, 2\], but this layer has \[13, 5, 0, 1\]"):
         BinaryLinear(13, 5).load_state_dict(state)
 
@@ -302,12 +308,44 @@ def test_casting_a_model_leaves_the_packed_weights_alone(kind):
     assert layer.scale.dtype == torch.bfloat16
 
 
-def test_only_scales_and_bias_are_parameters_and_a_copy_is_its_own():
+def test_one_number_stands_for_the_weights_among_the_parameters_and_a_copy_is_its_own():
     layer = layer_of(13, 5)
-    assert [name for name, _ in layer.named_parameters()] == ["scale", "bias"]
+    assert [name for name, _ in layer.named_parameters()] == ["scale", "bias", "votes"]
+    assert layer.votes.tolist() == [0.0]
     twin = copy.deepcopy(layer)
     twin.set_ternary(torch.zeros(5, 13))
     assert layer.unpack().any()
+
+
+@pytest.mark.parametrize("nonfinite", ["ignore", "skip", "raise"])
+@pytest.mark.parametrize("bad", [1.0, math.inf, math.nan])
+def test_the_gradient_of_votes_says_whether_that_of_the_weights_is_finite(bad, nonfinite):
+    layer = layer_of(3, 2, dtype=torch.float32)
+    layer(torch.tensor([[1.0, bad, 1.0]])).sum().backward()
+    # Nobody asks.
+    assert layer.votes.grad.tolist() == [0.0]
+    flip = TernaryFlip(layer, nonfinite=nonfinite)
+    layer.zero_grad()
+    layer(torch.tensor([[1.0, bad, 1.0]])).sum().backward()
+    found = layer.votes.grad.item()
+    assert math.isnan(found) if nonfinite != "ignore" and bad != 1 else found == 0
+    # As any gradient, it adds up.
+    layer(torch.ones(1, 3)).sum().backward()
+    assert math.isnan(layer.votes.grad.item()) == math.isnan(found)
+    assert has_votes(flip)
+
+
+def test_a_model_freezes_its_weights_as_all_parameters():
+    model = nn.Sequential(layer_of(3, 2), nn.Linear(2, 2, dtype=torch.float64))
+    flip = TernaryFlip(model, 1)
+    model.requires_grad_(False)
+    x = torch.ones(1, 3, dtype=torch.float64, requires_grad=True)
+    model(x).sum().backward()
+    assert model[0].votes.grad is None
+    assert not has_votes(flip)
+    model.requires_grad_(True)
+    model(x).sum().backward()
+    assert has_votes(flip)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -378,9 +416,9 @@ def test_empty_batches_pass_and_vote_for_nothing():
     assert x.grad.shape == (0, 4)
     assert not layer.scale.grad.any()
     # Not even the pull toward zero, which comes with votes, acts.
-    assert not flip.has_votes
+    assert not has_votes(flip)
     flip.step()
-    assert not flip.accumulators[""].any()
+    assert not accumulators(flip)[""].any()
     assert torch.equal(layer.packed, before)
 
 

@@ -27,7 +27,7 @@ def test_forward_and_backward_hold_blocks(what: str, blocks: float, kind: type[T
     layer = kind(WIDTH, WIDTH, bias=False)
     layer.scale.requires_grad_(what != "frozen weights")
     flip = TernaryFlip(layer, process_group=False, compile=False) if what == "votes by sign" else None
-    layer.trainable = flip is not None
+    layer.votes.requires_grad_(flip is not None)
     x, dy = torch.randn(ROWS, WIDTH, requires_grad=True), torch.randn(ROWS, WIDTH)
     layer(x).backward(dy)
     if flip is not None:

@@ -172,7 +172,7 @@ def test_compile_true_warns_without_a_compiler(monkeypatch):
     with pytest.warns(RuntimeWarning, match="no compiler for 'cpu'"):
         trainer = TernaryFlip(TernaryLinear(8, 8), compile=True)
     warn_no_compiler.cache_clear()
-    assert not trainer._vote_buffers[""].is_compiled(torch.device("cpu"))
+    assert not trainer.targets.buffers[""].is_compiled(torch.device("cpu"))
 
 
 def test_an_eager_pass_allocates_chunks_only():

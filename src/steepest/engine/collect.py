@@ -17,7 +17,7 @@ from torch import Tensor
 from steepest.engine.layout import real_view
 from steepest.engine.update import UpdateConfig
 from steepest.random import Key
-from steepest.rule import Group, Rule, Scalar, find_rule
+from steepest.rule import Group, Rule, Scalar, Targets, find_rule
 
 __all__ = ["PLAIN", "Collector", "ParamBatch", "ParamUpdate", "describe", "refuse_shards"]
 
@@ -39,6 +39,7 @@ class ParamUpdate:
         key: of the noise, where the step count is a device's; else None.
         scalars: the step's numbers for the rule.
         measured: the per-tensor state after the step.
+        target: what the parameter stands for, where its rule moves that.
     """
 
     group: Group
@@ -54,6 +55,7 @@ class ParamUpdate:
     key: Key | None = None
     scalars: Mapping[str, Scalar] = field(default_factory=dict)
     measured: Mapping[str, Scalar] | None = None
+    target: Any = None
 
     @property
     def name(self) -> str:
@@ -210,7 +212,11 @@ class Collector:
         return all(param.dim() < 2 and param.shape not in self._vectors for param in params)
 
     def batches_of(
-        self, who: str, groups: Sequence[Group], states: Mapping[Tensor, MutableMapping[str, Any]]
+        self,
+        who: str,
+        groups: Sequence[Group],
+        states: Mapping[Tensor, MutableMapping[str, Any]],
+        targets: Targets | None = None,
     ) -> list[ParamBatch]:
         """Check the groups, and batch all parameters that have a gradient by group, device and dtypes.
 
@@ -218,6 +224,7 @@ class Collector:
             who: the optimizer, for messages.
             groups: its param groups.
             states: the parameters' states; none is made.
+            targets: what parameters stand for whose rule moves that.
 
         Raises:
             ValueError: see :meth:`check`.
@@ -229,10 +236,18 @@ class Collector:
         for group_index, group in enumerate(groups):
             by_config: dict[int, ParamBatch] = {}
             for index, owner in enumerate(group["params"], ordinal):
-                if owner.grad is None or id(owner) in seen:
+                target = None if targets is None else targets.find(owner)
+                waits = target is not None and targets is not None and targets.waits()
+                if (owner.grad is None and not waits) or id(owner) in seen:
                     continue
+                if target is None and self._groups[group_index].rule.moves:
+                    raise ValueError(
+                        f"{describe(group, group_index, index - ordinal)} stands for nothing that "
+                        f"{group['rule']!r} could move: steepest.build(model, ...) makes such groups"
+                    )
                 seen.add(id(owner))
                 member = _member(group, group_index, index - ordinal, index, states)
+                member.target = target
                 config = self._config(group_index, group, member)
                 batch = by_config.get(id(config))
                 if batch is None:
@@ -278,8 +293,8 @@ def _member(
     states: Mapping[Tensor, MutableMapping[str, Any]],
 ) -> ParamUpdate:
     owner: Tensor = group["params"][index]
-    grad = owner.grad
-    assert grad is not None
+    # Without one, it is there for its target alone.
+    grad = torch.zeros_like(owner) if owner.grad is None else owner.grad
     # Frameworks put other tensors into the groups after construction.
     if type(owner) not in PLAIN:
         refuse_shards(describe(group, group_index, index), owner)

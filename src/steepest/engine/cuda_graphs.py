@@ -24,18 +24,15 @@ def capturing(device: torch.device | None = None) -> bool:
         return torch.cuda.is_current_stream_capturing()
 
 
-def check_capture(batches: list[ParamBatch], groups: Sequence[Group], more: str | None = None) -> None:
+def check_capture(batches: list[ParamBatch], groups: Sequence[Group]) -> None:
     """Raise ``RuntimeError`` if a CUDA graph is being captured that would not repeat this step.
 
     Args:
         batches: what the step is about to be taken with; nothing has changed yet.
         groups: all of the optimizer's param groups, each of which counts skipped steps.
-        more: what an optimizer steps besides, in words, which no graph can hold.
     """
     if not capturing():
         return
-    if more is not None:
-        raise RuntimeError(f"{more} cannot be captured in a CUDA graph. Nothing was changed")
     for batch in batches:
         if why := _hindrance(batch, groups):
             raise RuntimeError(f"this step cannot be captured in a CUDA graph: {why}. Nothing was changed")

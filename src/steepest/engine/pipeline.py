@@ -40,7 +40,8 @@ def take_step(
     Returns:
         Whether the step was taken: ``finite``, a tensor where only the device knows.
     """
-    if isinstance(finite, Tensor) and (reads_back(batches) or any(b.config.offloaded for b in batches)):
+    reads = any(batch.config.offloaded or batch.config.rule.moves for batch in batches)
+    if isinstance(finite, Tensor) and (reads_back(batches) or reads):
         finite = bool(finite)
     if finite is False:
         return False
@@ -78,6 +79,8 @@ def _on(mask: Tensor | None, batch: ParamBatch) -> Tensor | None:
 def _compiles(batch: ParamBatch, guarded: bool) -> bool:
     """Whether a batch's passes run compiled; its code is then made."""
     config = batch.config
+    if config.rule.moves:
+        return False
     option = config.group["compile"]
     if option is None and sum([member.param.numel() for member in batch.members]) < PAYS_FROM:
         return False
@@ -91,7 +94,10 @@ def _compiles(batch: ParamBatch, guarded: bool) -> bool:
 
 def _run(batch: ParamBatch, finite: Tensor | None, compiled: bool) -> None:
     config = batch.config
-    if config.rule.transforms:
+    if config.rule.moves:
+        for member in batch.members:
+            config.rule.move(member.target, member.state, config.group)
+    elif config.rule.transforms:
         step_matrices(batch, finite, compiled)
     elif config.offloaded:
         for near in on_host(batch):

@@ -19,7 +19,7 @@ _STEP = StateSpec("tensor", torch.float32)
 
 
 def _entries(
-    config: UpdateConfig, param: Tensor, label: str | None
+    config: UpdateConfig, param: Tensor, label: str | None, target: Any = None
 ) -> Iterator[tuple[str, StateSpec, Tensor]]:
     """(name, spec, the parameter or the block of it that the entry belongs to) of every entry."""
     for name, spec in config.specs.items():
@@ -28,24 +28,32 @@ def _entries(
         for suffix, block in cut_blocks(config, param, view_of(config, label)):
             for name, spec in config.matrix(block.shape).specs.items():
                 yield name + suffix, spec, block
+    if target is not None:
+        for name, spec in config.rule.target_specs(target, config.group).items():
+            yield name, spec, param
     if config.counts:
         yield "step", _STEP, param
 
 
-def blank_state(param: Tensor, group: Group, label: str | None) -> dict[str, Tensor]:
+def blank_state(param: Tensor, group: Group, label: str | None, target: Any = None) -> dict[str, Tensor]:
     """The state that a parameter's first step makes, on the meta device; ``step`` where the rule counts.
 
-    ``param`` is a real view; it may be on the meta device itself.
+    ``param`` is a real view; it may be on the meta device itself. ``target`` is what it stands for, if any.
     """
     blank = torch.empty_like(param, device="meta")
     config = UpdateConfig(find_rule(group["rule"]), group, blank.dtype, blank.dtype, blank.device)
     return {
-        name: spec.make(block, group["state_dtype"]) for name, spec, block in _entries(config, blank, label)
+        name: spec.make(block, group["state_dtype"])
+        for name, spec, block in _entries(config, blank, label, target)
     }
 
 
 def lacks_state(config: UpdateConfig, member: ParamUpdate) -> bool:
     """Whether a parameter lacks entries that the present options ask for."""
+    if config.rule.moves:
+        return any(
+            name not in member.state for name, *_ in _entries(config, member.param, None, member.target)
+        )
     if not config.rule.transforms:
         return not config.names <= member.state.keys()
     view = view_of(config, member.label) if config.group["views"] else None
@@ -65,12 +73,12 @@ def make_state(batches: Iterable[ParamBatch], states: MutableMapping[Tensor, Any
     made = []
     for batch in batches:
         config = batch.config
-        names, transforms = config.element_state, config.rule.transforms
+        names, special = config.element_state, config.rule.transforms or config.rule.moves
         for member in batch.members:
             state = member.state
             if config.rule.optional_state:
                 _drop_unasked(config, member)
-            if not state or not config.names <= state.keys() or (transforms and lacks_state(config, member)):
+            if not state or not config.names <= state.keys() or (special and lacks_state(config, member)):
                 fresh = _fresh(config, member)
                 made.append((member, fresh))
                 state = {**state, **fresh}
@@ -107,7 +115,7 @@ def _fresh(config: UpdateConfig, member: ParamUpdate) -> dict[str, Tensor]:
     like = torch.empty_like(member.param, device="cpu") if config.offloaded else member.param
     state_dtype = config.group["state_dtype"]
     fresh: dict[str, Tensor] = {}
-    entries = list(_entries(config, like, member.label))
+    entries = list(_entries(config, like, member.label, member.target))
     of_matrices = [name for name, spec, _ in entries if spec.per == "matrix"]
     for name, spec, block in entries:
         if name in member.state:

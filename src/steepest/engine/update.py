@@ -69,7 +69,7 @@ class UpdateConfig:
         self.rounds: bool = group["rounding"] == "stochastic" and self.dtype in LOW_PRECISION
         self.noisy: bool = self.rounds or not rule.takes.isdisjoint({"noise"})
         self.draws = self.noisy or "key" in rule.transform_takes
-        self.counts: bool = rule.counts_steps or self.rounds
+        self.counts: bool = (rule.counts_steps or self.rounds) and not rule.moves
         # Only the device knows how many steps were taken where it may skip one, or repeat a graph.
         skips = group["nonfinite"] == "skip" and self.device.type != "cpu"
         self.counts_on_device: bool = skips or bool(group["capturable"])

@@ -10,6 +10,7 @@ from typing import Any
 from steepest.explain.rows import Reasons, Row, Total, make_rows, make_totals
 from steepest.explain.table import as_text
 from steepest.explain.warnings import find_notes, find_warnings
+from steepest.rule import Targets
 
 __all__ = ["Explanation", "explain"]
 
@@ -45,7 +46,7 @@ def explain(
     groups: Sequence[Mapping[str, Any]],
     main: str,
     reasons: Reasons | None = None,
-    others: Sequence[Row] = (),
+    targets: Targets | None = None,
 ) -> Explanation:
     """Explain an optimizer's param groups.
 
@@ -53,14 +54,13 @@ def explain(
         groups: the param groups, with the rule's options filled in.
         main: the name of the rule of the groups that name none.
         reasons: those of :func:`steepest.build`; None if the groups were made by hand.
-        others: rows of tensors that train and are not parameters.
+        targets: what parameters stand for whose rule moves that.
     """
     reasons = reasons or Reasons()
-    own = make_rows(groups, reasons)
-    rows = (*own, *others)
+    rows = make_rows(groups, reasons, targets)
     return Explanation(
-        rows,
+        tuple(rows),
         make_totals(rows),
-        tuple(find_notes(own, main, reasons)),
-        tuple(find_warnings(groups, own, main, reasons)),
+        tuple(find_notes(rows, main, reasons)),
+        tuple(find_warnings(groups, rows, main, reasons)),
     )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
 from steepest.engine.layout import real_view
 from steepest.engine.state import blank_state
-from steepest.rule import Group, Rule, find_rule
+from steepest.rule import Group, Rule, Targets, find_rule
 from steepest.views import View
 
 __all__ = ["BY_NAME", "Reasons", "Row", "Total", "make_rows", "make_totals", "state_bytes"]
@@ -91,8 +91,10 @@ class Total:
     frozen: int
 
 
-def make_rows(groups: Sequence[Mapping[str, Any]], reasons: Reasons) -> list[Row]:
-    """Make the rows of all parameters, in the order of the groups."""
+def make_rows(
+    groups: Sequence[Mapping[str, Any]], reasons: Reasons, targets: Targets | None = None
+) -> list[Row]:
+    """Make the rows of all parameters, or of what they stand for, in the order of the groups."""
     # Each reason is used once: a group that was added later may repeat a name.
     why, aliases = dict(reasons.why), dict(reasons.aliases)
     rows = []
@@ -100,6 +102,7 @@ def make_rows(groups: Sequence[Mapping[str, Any]], reasons: Reasons) -> list[Row
         labels = group.get("param_names", [None] * len(group["params"]))
         for index, (label, param) in enumerate(zip(labels, group["params"], strict=True)):
             rule = find_rule(group["rule"])
+            target = None if targets is None else targets.find(param)
             rows.append(
                 Row(
                     name=f"parameter {index} of group {group_index}" if label is None else label,
@@ -112,9 +115,11 @@ def make_rows(groups: Sequence[Mapping[str, Any]], reasons: Reasons) -> list[Row
                     why=why.pop(label, _BY_HAND),
                     frozen=not param.requires_grad,
                     parameters=param.numel(),
-                    state_bytes=state_bytes(param, label, group) if param.requires_grad else 0,
+                    state_bytes=state_bytes(param, label, group, target) if param.requires_grad else 0,
                 )
             )
+            if targets is not None and target is not None:
+                rows[-1] = replace(rows[-1], **targets.describe(param, group))
     return rows
 
 
@@ -145,10 +150,10 @@ def _view(rule: Rule, param: Tensor, label: str | None, group: Group) -> View | 
     return group.get("view", "merge") if param.dim() > 2 else None
 
 
-def state_bytes(param: Tensor, label: str | None, group: Group) -> int:
+def state_bytes(param: Tensor, label: str | None, group: Group, target: Any = None) -> int:
     """Bytes of the state that a parameter's first step makes.
 
     ``label`` is the parameter's name, by which the group's ``views`` know it.
     """
-    state = blank_state(real_view(param), group, label)
+    state = blank_state(real_view(param), group, label, target)
     return sum(value.numel() * value.element_size() for value in state.values())

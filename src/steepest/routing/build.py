@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from steepest.explain import Reasons
 from steepest.optimizer import Optimizer
-from steepest.registry import find_maker
+from steepest.registry import find_targets
 from steepest.routing.ambiguities import find_ambiguities
 from steepest.routing.options import Options, fallback_options, main_options, tensor_options
+from steepest.routing.output_layers import is_ternary
 from steepest.routing.patterns import as_options, as_table, matching, require_matches
 from steepest.routing.roles import Role, find_roles
 from steepest.routing.tensors import Routed, find_tensors
@@ -81,7 +82,7 @@ def build(
             ``no_weight_decay()``, or marks with ``_no_weight_decay``, are decayed only if an override sets
             their weight decay.
         ternary: options of :class:`steepest.ternary.TernaryFlip` for a model with ternary layers. The
-            optimizer also moves their weights, which are no parameters. None does so without options if
+            optimizer also moves their weights, in a group of its own. None does so without options if
             there are such layers, True requires that there are some, and False leaves them alone.
         **hyper: hyper-parameters of the main rule, and common options (:class:`~steepest.CommonOptions`),
             which apply to all groups except for ``weight_decay_method``.
@@ -112,11 +113,13 @@ def build(
         for pattern, value in as_table("overrides", overrides).items()
     }
 
-    tensors = find_tensors(model)
+    found = find_tensors(model)
+    # What stands for packed weights has a rule of its own.
+    tensors = [tensor for tensor in found if not _stands_in(tensor)]
     refuse_unsupported(model, tensors)
     require_matches("overrides", override_table, tensors)
     require_matches("views", view_table, tensors)
-    if not any(tensor.param.requires_grad for tensor in tensors):
+    if not any(tensor.param.requires_grad for tensor in found):
         raise ValueError(f"{type(model).__name__} has no parameter to train: none requires a gradient")
     undecayed = _undecayed(model)
     roles = find_roles(model, tensors)
@@ -136,20 +139,22 @@ def build(
         settled = [any("rule" in override_table[p] for p in matching(override_table, t)) for t in tensors]
         ambiguities = find_ambiguities(model, tensors, roles, settled, main["rule"], rest["rule"])
     groups = plan.groups([main["rule"], rest["rule"]])
-    maker, others = find_maker(model)
-    if maker is None:
+    make, others = find_targets(model)
+    targets = None
+    if make is None:
         if ternary is not None and ternary is not False:
             raise ValueError(
                 f"ternary={ternary!r}, but {type(model).__name__} has no ternary layers; "
                 "steepest.ternary.ternarize(model) makes some"
             )
-        optimizer = Optimizer(groups, **main)
     elif ternary is False:
         plan.left_out += [f"{name}.packed (ternary=False)" for name in others]
-        optimizer = Optimizer(groups, **main)
     else:
-        votes = ternary if isinstance(ternary, Mapping) else {}
-        optimizer = maker(model, groups, votes, **main)
+        group, targets = make(model, ternary if isinstance(ternary, Mapping) else {})
+        groups.append(group)
+    optimizer = Optimizer(groups, **main)
+    if targets is not None:
+        optimizer.watch(targets)
     optimizer.reasons = Reasons(
         why=plan.why,
         aliases={tensor.name: tensor.names[1:] for tensor in tensors if len(tensor.names) > 1},
@@ -209,6 +214,12 @@ class _Plan:
         """The param groups, those of the rules named ``first`` before the others."""
         made = [group.as_dict() for group in self.formed]
         return sorted(made, key=lambda group: [*first, group["rule"]].index(group["rule"]))
+
+
+def _stands_in(tensor: Routed) -> bool:
+    """Whether the parameter stands for a layer's packed weights."""
+    owner = tensor.owners[0]
+    return is_ternary(owner.module) and owner.local == "votes"
 
 
 def _undecayed(model: nn.Module) -> set[str]:

@@ -2,11 +2,10 @@
 
 from steepest.ternary.convert import Ternarized, densify, ternarize
 from steepest.ternary.layer import BinaryLinear, TernaryLinear
-from steepest.ternary.optimizer import TernaryOptimizer
 from steepest.ternary.packing import from_base3, pack, to_base3, unpack
 from steepest.ternary.schedule import annealed
 from steepest.ternary.stats import FlipStats, LayerStats
-from steepest.ternary.trainer import TernaryFlip
+from steepest.ternary.trainer import TernaryFlip, flip_stats
 
 __all__ = [
     "BinaryLinear",
@@ -15,9 +14,9 @@ __all__ = [
     "Ternarized",
     "TernaryFlip",
     "TernaryLinear",
-    "TernaryOptimizer",
     "annealed",
     "densify",
+    "flip_stats",
     "from_base3",
     "pack",
     "ternarize",

@@ -59,9 +59,9 @@ class TernaryLinear(nn.Module):
 
     Attributes:
         bits: of a packed weight: 2; 1 in :class:`BinaryLinear`.
-        trainable: whether backward votes for T and a :class:`TernaryFlip` moves it. T is no parameter, so
-            this is its ``requires_grad``; :meth:`requires_grad_` of the layer sets it, that of a module
-            around the layer affects parameters only.
+        votes: a parameter of one element that stands for T among the parameters, whose numbers T's are not:
+            its ``requires_grad`` is T's, its state in an optimizer belongs to T, and its gradient is 0, or
+            NaN where an element of dT was infinite or NaN (unless ``nonfinite`` is ``"ignore"``). It stays 0.
         packed: T, uint8 [out, ⌈in/4⌉], a buffer in the state dict; :func:`steepest.ternary.unpack` has
             the layout. The state dict also has the sizes, int64, which the bytes alone do not tell.
 
@@ -122,7 +122,7 @@ class TernaryLinear(nn.Module):
             self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
         else:
             self.register_parameter("bias", None)
-        self.trainable = True
+        self.votes = nn.Parameter(torch.zeros(1, device=device, dtype=dtype))
         # Not a buffer: it belongs to the trainer, so it is not moved, copied or saved with the layer.
         self._vote_buffer: Tensor | None = None
         self.reset_parameters()
@@ -154,7 +154,7 @@ class TernaryLinear(nn.Module):
             dtype=weight.dtype,
         ).to_empty(device=weight.device)
         made._round(weight)
-        made.trainable = weight.requires_grad
+        made.votes.zero_().requires_grad_(weight.requires_grad)
         made.scale.requires_grad_(weight.requires_grad)
         if linear.bias is not None:
             made.bias.copy_(linear.bias)
@@ -217,9 +217,11 @@ class TernaryLinear(nn.Module):
         # Autocast leaves float64 alone, as in torch's own layers.
         if not x.is_meta and x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        vote_buffer = self._vote_buffer if self.training and self.trainable else None
+        # The parameter is always used, or DistributedDataParallel would wait for its gradient.
+        votes = self.votes
+        vote_buffer = self._vote_buffer if self.training and votes.requires_grad else None
         y: Tensor = ternary_linear(
-            x, self.packed, self.scale, self.in_features, self.group_size, vote_buffer, self.bits
+            x, self.packed, self.scale, self.in_features, self.group_size, vote_buffer, self.bits, votes
         )
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
@@ -258,7 +260,7 @@ class TernaryLinear(nn.Module):
         ).to_empty(device=self.scale.device)
         with torch.no_grad():
             made.weight.copy_(self.dense())
-            made.weight.requires_grad_(self.trainable or self.scale.requires_grad)
+            made.weight.requires_grad_(self.votes.requires_grad or self.scale.requires_grad)
             if self.bias is not None:
                 made.bias.copy_(self.bias)
                 made.bias.requires_grad_(self.bias.requires_grad)
@@ -278,15 +280,6 @@ class TernaryLinear(nn.Module):
         """Set T from what :meth:`to_base3` returned; ``ValueError`` if it is of another size."""
         self.set_ternary(from_base3(code, (self.out_features, self.in_features)))
 
-    def requires_grad_(self, requires_grad: bool = True) -> Self:
-        """Freeze or thaw the whole layer: scales, bias and T (:attr:`trainable`).
-
-        >>> TernaryLinear(4, 2).requires_grad_(False).trainable
-        False
-        """
-        self.trainable = requires_grad
-        return super().requires_grad_(requires_grad)
-
     def attach(self, vote_buffer: VoteBuffer | None) -> None:
         """Make backward vote into this buffer, or nowhere if it is None; called by :class:`TernaryFlip`."""
         self._vote_buffer = None if vote_buffer is None else vote_buffer.handle
@@ -305,8 +298,11 @@ class TernaryLinear(nn.Module):
         """Do nothing: the sizes were compared before anything was loaded."""
 
     def _load_from_state_dict(
-        self, state_dict: Mapping[str, Any], prefix: str, *arguments: Any, **more: Any
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any, **more: Any
     ) -> None:
+        # Saved before there was such a parameter.
+        saved = state_dict.get(f"{prefix}packed", self.packed)
+        state_dict.setdefault(f"{prefix}votes", self.votes.new_zeros(1, device=saved.device))
         wrong = self._misfit(state_dict, prefix)
         if wrong is None:
             super()._load_from_state_dict(state_dict, prefix, *arguments, **more)

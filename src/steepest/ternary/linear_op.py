@@ -6,6 +6,7 @@ It is a torch.library custom operator, not an autograd.Function, so that compile
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import Any
 
 import torch
@@ -46,6 +47,7 @@ def ternary_linear(
     group_size: int,
     vote_buffer: Tensor | None,
     bits: int = 2,
+    votes: Tensor | None = None,
 ) -> Tensor:
     """Multiply x by (s∘T)ᵀ.
 
@@ -57,6 +59,7 @@ def ternary_linear(
         group_size: weights that share a scale, where there are groups.
         vote_buffer: handle of the buffer to which backward adds its votes; None where T does not train.
         bits: of a packed weight, 2 (ternary) or 1 (binary).
+        votes: the layer's parameter that stands for T, for its gradient.
 
     Returns:
         [..., out] of x's dtype.
@@ -88,6 +91,7 @@ def _(
     group_size: int,
     vote_buffer: Tensor | None,
     bits: int = 2,
+    votes: Tensor | None = None,
 ) -> Tensor:
     return x.new_empty(*x.shape[:-1], packed.shape[0])
 
@@ -109,8 +113,9 @@ def _backward(
     bits: int,
     needs_x: bool,
     needs_scale: bool,
-) -> tuple[Tensor, Tensor]:
-    """Compute (dx, ds), empty where not needed; where neither is, the second is the handle's gradient, 0."""
+    votes: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute (dx, ds, the gradient of ``votes``), empty where not needed."""
     # An empty batch does not vote, and so brings no pull toward zero either.
     vote_buffer = find_vote_buffer(handle) if x.numel() > 0 else None
     locked = contextlib.nullcontext() if vote_buffer is None else vote_buffer.lock
@@ -146,9 +151,10 @@ def _backward(
                     _vote(vote_buffer, rows.start, grad.mul_(factor), weight, inverse)
         if needs_x and not blocks:
             dx.zero_()
-        if not (needs_x or needs_scale):
-            return dx, _nothing()
-        return dx.view(x.shape) if needs_x else dx, ds.to(scale.dtype)
+        told = x.new_empty(0) if votes is None else torch.zeros_like(votes)
+        if vote_buffer is not None and (finite := vote_buffer.watched()) is not None:
+            told.masked_fill_(~finite, math.nan)
+        return dx.view(x.shape) if needs_x else dx, ds.to(scale.dtype), told
 
 
 @_backward.register_fake
@@ -163,19 +169,15 @@ def _(
     bits: int,
     needs_x: bool,
     needs_scale: bool,
-) -> tuple[Tensor, Tensor]:
-    if not (needs_x or needs_scale):
-        return x.new_empty(0), _nothing()
-    return x.new_empty(x.shape if needs_x else 0), scale.new_empty(scale.shape if needs_scale else 0)
+    votes: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    told = x.new_empty(0) if votes is None else torch.empty_like(votes)
+    return x.new_empty(x.shape if needs_x else 0), scale.new_empty(scale.shape if needs_scale else 0), told
 
 
 def _workspace(blocks: list[slice], columns: int, like: Tensor) -> Tensor:
     """Allocate one block for all of them to use in turn: new memory costs more than filling it."""
     return like.new_empty(blocks[0].stop if blocks else 0, columns)
-
-
-def _nothing() -> Tensor:
-    return torch.zeros((), dtype=torch.float64, device="cpu")
 
 
 def _add_dx(dx: Tensor, dy: Tensor, weight: Tensor, factor: Tensor, *, first: bool) -> None:
@@ -214,14 +216,14 @@ def _vote(vote_buffer: VoteBuffer, first: int, grad: Tensor, weight: Tensor, inv
 
 
 def _save(ctx: Any, inputs: tuple[object, ...], output: Tensor) -> None:
-    x, packed, scale, ctx.columns, ctx.group_size, ctx.vote_buffer, ctx.bits = inputs
-    ctx.save_for_backward(x, packed, scale)
+    x, packed, scale, ctx.columns, ctx.group_size, ctx.vote_buffer, ctx.bits, votes = inputs
+    ctx.save_for_backward(x, packed, scale, votes)
 
 
 def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    x, packed, scale = ctx.saved_tensors
-    needs_x, _, needs_scale, *_ = ctx.needs_input_grad
-    dx, ds = _backward(
+    x, packed, scale, votes = ctx.saved_tensors
+    needs_x, _, needs_scale, *_, needs_votes = ctx.needs_input_grad
+    dx, ds, told = _backward(
         dy,
         x,
         packed,
@@ -232,10 +234,10 @@ def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         ctx.bits,
         needs_x,
         needs_scale,
+        votes if needs_votes else None,
     )
-    # Graphs drop calls that lead to no gradient: where only votes are wanted, the handle gets a gradient, 0.
-    kept = ds if not (needs_x or needs_scale) else None
-    return dx if needs_x else None, None, ds if needs_scale else None, None, None, kept, None
+    given = dx if needs_x else None, None, ds if needs_scale else None
+    return *given, None, None, None, None, told if needs_votes else None
 
 
 ternary_linear.register_autograd(_gradients, setup_context=_save)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from steepest.compile.available import wants_compiling
 from steepest.random import Key, derive_key
+from steepest.rule import find_rule
 from steepest.ternary.chunks import in_chunks, indices
-from steepest.ternary.options import checked
 from steepest.ternary.ranks import Group, rank_and_world_size
 from steepest.ternary.votes import LARGEST_VOTE, magnitude_votes, sign_votes, without_outward
 
@@ -62,7 +62,7 @@ class VoteBuffer:
     """The votes of one layer in one step.
 
     Attributes:
-        options: the trainer's, which may change between steps: they are read at the step's first vote.
+        options: the param group, which may change between steps: it is read at the step's first vote.
         noise_id: of the layer, see :func:`noise_id`.
         weights: of all the trainer's layers, see :func:`steepest.compile.available.wants_compiling`.
         step: the steps taken so far.
@@ -71,8 +71,7 @@ class VoteBuffer:
         passes: how many backward passes have voted.
         finite: 0-dim bool: whether all their gradients were finite; None before the first vote.
         kind, outward, seed: of the step's votes.
-        handle: a tensor that holds the buffer's number and stands for it in graphs. It requires a gradient,
-            so that backward runs even where nothing else needs one.
+        handle: a tensor that holds the buffer's number and stands for it in graphs.
         lock: held while a pass votes, since torch runs backward passes of several threads at once.
     """
 
@@ -93,7 +92,7 @@ class VoteBuffer:
     def __post_init__(self) -> None:
         self._read_options()
         number = next(_numbers)
-        self.handle = torch.tensor(float(number), dtype=torch.float64, device="cpu", requires_grad=True)
+        self.handle = torch.tensor(float(number), dtype=torch.float64, device="cpu")
         _vote_buffers[number] = self
 
     def _read_options(self) -> None:
@@ -108,6 +107,10 @@ class VoteBuffer:
         """Drop the votes of this step."""
         self.pending, self.passes, self.finite = None, 0, None
 
+    def watched(self) -> Tensor | None:
+        """Whether all gradients of this step's votes were finite; None if nobody asks."""
+        return None if self.options["nonfinite"] == "ignore" else self.finite
+
     def begin_pass(self, shape: tuple[int, int], device: torch.device) -> None:
         """Make room for the votes of one more backward pass.
 
@@ -115,7 +118,7 @@ class VoteBuffer:
             ValueError: an option was changed to an invalid value; nothing was changed.
         """
         if self.passes == 0:
-            checked("TernaryFlip", self.options)
+            find_rule(self.options["rule"]).check("TernaryFlip", self.options)
             self._read_options()
         self.passes += 1
         dtype = narrowest(self.passes * LARGEST_VOTE[self.kind])
@@ -208,4 +211,4 @@ def inverse_rms(square: Tensor, count: int) -> Tensor:
 
 def find_vote_buffer(handle: Tensor | None) -> VoteBuffer | None:
     """Find the buffer that a handle stands for; None without a handle, or if the trainer is gone."""
-    return None if handle is None else _vote_buffers.get(int(handle.detach()))
+    return None if handle is None else _vote_buffers.get(int(handle))

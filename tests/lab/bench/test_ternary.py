@@ -119,22 +119,22 @@ def test_a_layers_timer_votes_once_per_run(kind: str, trainers: list[Any]) -> No
     (flip,) = trainers
     for _ in range(3):
         timer.setup()
-        assert not flip.has_votes
+        assert not any(buffer.passes for buffer in flip.targets.buffers.values())
         timer.run()
-        (buffer,) = flip._vote_buffers.values()
+        (buffer,) = flip.targets.buffers.values()
         assert (buffer.kind, buffer.passes, bool(buffer.pending.any())) == (kind, 1, True)
 
 
 def test_the_flip_step_flips(trainers: list[Any]) -> None:
     timer = ternary.passes(16, CPU, torch.float32)["flip step"]().timer
-    threshold = int(trainers[0].threshold())
-    values = trainers[0].layers[""].unpack()
+    threshold = int(trainers[0].stats().threshold)
+    values = trainers[0].targets.layers[""].unpack()
     for _ in range(threshold):
         timer.setup()
         timer.run()
     stats = trainers[0].stats()
     # Every weight gets the same vote each time, so all that can move flip in the same step.
-    moved = (trainers[0].layers[""].unpack() != values).sum()
+    moved = (trainers[0].targets.layers[""].unpack() != values).sum()
     assert stats.step == threshold
     assert 0 < stats.flips == moved < stats.weights
 

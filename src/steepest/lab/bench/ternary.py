@@ -135,8 +135,8 @@ def passes(width: int, device: torch.device, dtype: torch.dtype) -> dict[str, Ca
             layer.zero_grad()
             layer(x).backward(dy)
 
-        updated = layer.packed.nbytes + flip.accumulators[""].nbytes
-        # The votes by sign have one byte per weight.
+        updated = layer.packed.nbytes + values.nbytes
+        # Counters, and votes by sign, have one byte per weight.
         return Pass(Timer("flip step", flip.step, vote), least_bytes(updated, values.nbytes, 0))
 
     def flip_pass(label: str, dtype: torch.dtype, max_fraction: float = 1.0) -> Pass:

@@ -81,13 +81,12 @@ def bytes_per_weight(model: nn.Module, optimizer: Optimizer) -> float:
     """
     nbytes, weights = 0.0, 0
     averages = {id(w): m for w, m in optimizer.averages} if isinstance(optimizer, BopAdamW) else {}
-    votes = isinstance(optimizer, steepest.ternary.TernaryOptimizer)
     for name in _layers(model):
         layer = model.get_submodule(name)
         if isinstance(layer, steepest.ternary.TernaryLinear):
             weights += layer.in_features * layer.out_features
             nbytes += layer.packed.nbytes
-            nbytes += optimizer.state[layer.scale]["votes"].nbytes if votes else 0
+            nbytes += _accumulator_bytes(optimizer, layer.votes)
         elif isinstance(layer, BopLinear):
             weights += layer.weight.numel()
             nbytes += layer.weight.numel() / 4 + averages[id(layer.weight)].nbytes
@@ -97,6 +96,12 @@ def bytes_per_weight(model: nn.Module, optimizer: Optimizer) -> float:
             weights += weight.numel()
             nbytes += weight.nbytes + sum(v.nbytes for v in optimizer.state[weight].values() if v.dim())
     return nbytes / weights
+
+
+def _accumulator_bytes(optimizer: Optimizer, votes: Tensor) -> int:
+    """Return the bytes of a layer's accumulator; 0 where another optimizer steps what stands for T."""
+    accumulator = optimizer.state.get(votes, {}).get("accumulator")
+    return 0 if accumulator is None else accumulator.nbytes
 
 
 def _layers(model: nn.Module) -> list[str]:
