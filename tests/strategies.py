@@ -39,6 +39,7 @@ PSGD = {
 
 OWN = {
     "adamw": {"betas": st.sampled_from([(0.9, 0.999), (0.5, 0.0)]), "amsgrad": st.booleans()},
+    "ademamix": {"t_alpha_beta3": st.sampled_from([None, 1, 2, 100])},
     "lion": {"betas": st.sampled_from([(0.9, 0.99), (0.0, 0.5)])},
     "sgd": {"momentum": st.sampled_from([0.0, 0.9]), "dampening": st.sampled_from([0.0, 0.5])},
     "sgd_sai": {
@@ -64,6 +65,11 @@ OWN = {
     },
     **dict.fromkeys(("muon", "normuon", "polargrad", "scion"), MUON),
     "hyperball": {**MUON, "radius": st.sampled_from([None, 2.0])},
+    "soap": {
+        "precondition_frequency": st.integers(1, 3),
+        "max_precond_dim": st.sampled_from([0, 3, 10000]),
+        **STACKS,
+    },
     "quad": PSGD,
     "procrustes": PSGD,
 }

@@ -304,8 +304,8 @@ SOURCES: tuple[Source, ...] = (
     Source("Emerging-Optimizers' AdaptiveMuon", group=_keys("lr momentum weight_decay beta2 eps")),
     Source("Emerging-Optimizers' Muown", state=_keys("momentum_buffer m_g v_g v_norm")),
     Source("Emerging-Optimizers' SimplifiedAdEMAMix", group=_keys("betas eps num_beta_fast_warmup_steps")),
+    Source("SOAP", group=_keys("precondition_frequency")),
     Source("Emerging-Optimizers' LaProp", group=_keys("betas eps correct_bias")),
     Source("an older Muon of Keller Jordan's", group=_keys("momentum nesterov ns_steps")),
-    Source("SOAP", group=_keys("precondition_frequency")),
     Source("bitsandbytes", state=_keys("state1")),
 )
