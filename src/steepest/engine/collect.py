@@ -235,19 +235,15 @@ class Collector:
         seen: set[int] = set()
         for group_index, group in enumerate(groups):
             by_config: dict[int, ParamBatch] = {}
+            moves = self._groups[group_index].rule.moves
+            waits = moves and targets is not None and targets.waits()
             for index, owner in enumerate(group["params"], ordinal):
-                target = None if targets is None else targets.find(owner)
-                waits = target is not None and targets is not None and targets.waits()
                 if (owner.grad is None and not waits) or id(owner) in seen:
                     continue
-                if target is None and self._groups[group_index].rule.moves:
-                    raise ValueError(
-                        f"{describe(group, group_index, index - ordinal)} stands for nothing that "
-                        f"{group['rule']!r} could move: steepest.build(model, ...) makes such groups"
-                    )
                 seen.add(id(owner))
                 member = _member(group, group_index, index - ordinal, index, states)
-                member.target = target
+                if moves:
+                    member.target = _target(targets, member)
                 config = self._config(group_index, group, member)
                 batch = by_config.get(id(config))
                 if batch is None:
@@ -304,6 +300,16 @@ def _member(
     if owner.is_complex():
         param, grad = real_view(owner), real_view(grad)
     return ParamUpdate(group, group_index, index, ordinal, owner, param, grad, states.get(owner, {}))
+
+
+def _target(targets: Targets | None, member: ParamUpdate) -> Any:
+    target = None if targets is None else targets.find(member.owner)
+    if target is None:
+        raise ValueError(
+            f"{member.name} stands for nothing that {member.group['rule']!r} could move: "
+            "steepest.build(model, ...) makes such groups"
+        )
+    return target
 
 
 def _label(group: Group, index: int) -> str | None:

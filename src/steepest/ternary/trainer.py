@@ -120,24 +120,25 @@ class TernaryFlip(Optimizer):
         seed: int = 0,
         process_group: Group = None,
     ) -> None:
-        custom = schedule if callable(schedule) else None
-        weights = PackedWeights(model, custom, process_group)
-        super().__init__(
-            [(f"{name}.votes" if name else "votes", layer.votes) for name, layer in weights.layers.items()],
-            rule=TernaryFlipRule.name,
-            threshold=threshold,
-            votes=votes,
-            accumulator=accumulator,
-            schedule="custom" if custom else schedule,
-            total_steps=total_steps,
-            power=power,
-            outward=outward,
-            zero_pull=zero_pull,
-            max_flip_fraction=max_flip_fraction,
-            nonfinite=nonfinite,
-            compile=compile,
-            seed=seed,
+        group, weights = make(
+            model,
+            {
+                "threshold": threshold,
+                "votes": votes,
+                "accumulator": accumulator,
+                "schedule": schedule,
+                "total_steps": total_steps,
+                "power": power,
+                "outward": outward,
+                "zero_pull": zero_pull,
+                "max_flip_fraction": max_flip_fraction,
+                "nonfinite": nonfinite,
+                "compile": compile,
+                "seed": seed,
+                "process_group": process_group,
+            },
         )
+        super().__init__([group], rule=TernaryFlipRule.name)
         self.watch(weights)
 
     def stats(self) -> FlipStats:
