@@ -75,6 +75,12 @@ OWN = {
 }
 
 
+def draws(name: str) -> bool:
+    """Whether a rule draws noise of its own, so that a parameter's place and steps matter."""
+    rule = find_rule(name)
+    return not (rule.takes | rule.transform_takes).isdisjoint({"noise", "key"})
+
+
 @dataclass(frozen=True)
 class Case:
     """An optimizer by name, with options, and where its parameters' and gradients' values come from."""
@@ -88,9 +94,7 @@ class Case:
 
     @property
     def noisy(self) -> bool:
-        return not find_rule(self.name).takes.isdisjoint({"noise", "key"}) or (
-            self.options.get("rounding") == "stochastic" and self.dtype in LOW
-        )
+        return draws(self.name) or (self.options.get("rounding") == "stochastic" and self.dtype in LOW)
 
     def make(self, params, **more):
         return create(self.name, params, **{"compile": False, **self.options, **more})

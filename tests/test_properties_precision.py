@@ -12,14 +12,15 @@ from strategies import LOW, STEPS, bounded, cases, parameters, same
 @given(cases(dtypes=LOW))
 def test_a_step_is_a_float32_step_rounded_once(case):
     if "dtype" in find_rule(case.name).hyper:
-        # PSGD's products are in the gradient's dtype unless it is told otherwise.
+        # PSGD's products are in the gradient's dtype unless it is told otherwise; its state then is too.
         case = case.but(options={**case.options, "dtype": torch.float32})
+    kept = case.options["state_dtype"] or case.options.get("dtype") or case.dtype
     params = parameters(case.begins())
     optimizer = case.make(params)
     for step in range(STEPS):
         # A float32 twin of everything as it is now.
         twins = parameters(param.detach().float() for param in params)
-        twin = case.make(twins, state_dtype=case.options["state_dtype"] or case.dtype, rounding="nearest")
+        twin = case.make(twins, state_dtype=kept, rounding="nearest")
         for param, other in zip(params, twins, strict=True):
             twin.state[other].update({k: v.clone() for k, v in optimizer.state.get(param, {}).items()})
         for param, other, gradient in zip(params, twins, case.gradients(step), strict=True):

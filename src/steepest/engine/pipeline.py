@@ -108,7 +108,8 @@ def _run(batch: ParamBatch, finite: Tensor | None, compiled: bool) -> None:
         for member in batch.members:
             for name, value in (member.measured or {}).items():
                 member.state[name].fill_(value)
-    if config.counted:
+    # Counts that no option asks for any more go on.
+    if config.counted or any(["step" in member.state for member in batch.members]):  # noqa: C419
         add_step(batch, finite)
 
 

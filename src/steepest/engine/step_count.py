@@ -81,7 +81,8 @@ def add_step(batch: ParamBatch, finite: Tensor | None) -> None:
     counts = [member.state["step"] for member in counted]
     if not counts:
         return
-    on_host = batch.config.device.type == "cpu" and not batch.config.counts_on_device
+    config = batch.config
+    on_host = config.counted and config.device.type == "cpu" and not config.counts_on_device
     if finite is not None:
         # Where an option was switched off, some counts may still be the device's.
         masks = {where: finite.to(where, counts[0].dtype) for where in {count.device for count in counts}}
