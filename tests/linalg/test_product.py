@@ -62,11 +62,15 @@ def test_autograd_and_meta_tensors_do_not_use_onednn():
     assert product(meta, meta.mT).shape == (257, 257)
 
 
-def test_onednn_is_used_where_it_is_faster_and_can_be_disabled():
+def test_onednn_is_used_where_it_is_faster_and_can_be_disabled(monkeypatch):
     x, small = randn(257, 190), randn(20, 20)
+    asked = []
+    monkeypatch.setattr(MODULE, "_by_onednn", lambda x, y, *more: asked.append(x.shape) or x @ y)
+    product(small, small)
+    product(x, x.mT)
     here = MODULE._onednn_linear() is not None
     assert MODULE._goes_to_onednn(x, x.mT, None) is here
-    assert not MODULE._goes_to_onednn(small, small, None)
+    assert asked == [x.shape] * here
     assert not MODULE._goes_to_onednn(x.bfloat16(), x.bfloat16().mT, None)
     with torch.backends.mkldnn.flags(enabled=False):
         assert not MODULE._goes_to_onednn(x, x.mT, None)

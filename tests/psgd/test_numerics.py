@@ -249,3 +249,23 @@ def test_float16_algebra_survives_gradients_that_fall(kind):
         optimizer.step()
         for weight, case in zip(weights, cases, strict=True):
             assert all_finite(optimizer, [weight]), (step, case)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dtype_is_that_of_the_momentum_too(kind):
+    """In bfloat16 an average stalls where its increments round to nothing; it takes two bytes a number."""
+    reached = {}
+    for dtype in (None, torch.float32):
+        param = torch.nn.Parameter(torch.zeros(8, 8, dtype=torch.bfloat16))
+        optimizer = KINDS[kind]([param], lr=0.0, dtype=dtype)
+        for step in range(200):
+            param.grad = torch.full_like(param, 1.0 if step else 0.5)
+            optimizer.step()
+        reached[dtype] = optimizer.state[param]["momentum_buffer"].float().mean().item()
+    assert reached[torch.float32] == pytest.approx(1.0, abs=1e-4)
+    assert reached[None] < 0.99
+    wide = torch.nn.Parameter(torch.zeros(64, 64))
+    optimizer = KINDS[kind]([wide], dtype=torch.bfloat16)
+    wide.grad = torch.ones(64, 64)
+    optimizer.step()
+    assert 6 * 64 * 64 <= optimizer.state_bytes() <= 6 * 64 * 64 + 16

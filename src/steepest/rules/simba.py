@@ -44,7 +44,7 @@ class SimbaRule(Rule):
         "leak": Hyperparameter(lambda value: value is None, "None: a leaky group has 'rule': 'simba_leaky'"),
     }
 
-    temporaries = 4
+    temporaries = 5
 
     def check(self, owner: str, group: Group) -> None:
         """w + 1 must not wrap round in the counters' dtype."""

@@ -62,8 +62,9 @@ class PSGDRule(Rule):
         return merged_shape(shape)
 
     def state_specs(self, group: Group) -> dict[str, StateSpec]:
-        """One momentum, in ``dtype`` if that is set."""
-        return {"momentum_buffer": StateSpec(dtype=group["state_dtype"] or group["dtype"])}
+        """One momentum, in ``dtype`` if that is set; float16 could not hold every gradient."""
+        algebra = None if group["dtype"] == torch.float16 else group["dtype"]
+        return {"momentum_buffer": StateSpec(dtype=group["state_dtype"] or algebra)}
 
     def matrix_specs(self, shape: tuple[int, ...], dtype: torch.dtype, group: Group) -> dict[str, StateSpec]:
         """For each side Q/s = I and L = 0; s, 0 until it is measured; and P, if it is not made in each step.
