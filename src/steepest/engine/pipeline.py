@@ -95,9 +95,11 @@ def _compiles(batch: ParamBatch, guarded: bool) -> bool:
 def _run(batch: ParamBatch, finite: Tensor | None, compiled: bool) -> None:
     config = batch.config
     if config.rule.moves:
+        # The rule counts the steps in which there was something to move.
         for member in batch.members:
             config.rule.move(member.target, member.state, config.group)
-    elif config.rule.transforms:
+        return
+    if config.rule.transforms:
         step_matrices(batch, finite, compiled)
     elif config.offloaded:
         for near in on_host(batch):
