@@ -23,7 +23,7 @@ REAL = (torch.float32, torch.float64, *LOW)
 STEPS = 3
 
 # The same examples in every run.
-bounded = settings(derandomize=True, deadline=None, database=None, max_examples=200)
+bounded = settings(derandomize=True, deadline=None, database=None, max_examples=128)
 
 STACKS = {"bucket_bytes": st.sampled_from([1, 1 << 28])}
 MUON = {"nesterov": st.booleans(), "view": st.sampled_from(["flatten", "batch"]), **STACKS}

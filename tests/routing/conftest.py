@@ -1,4 +1,4 @@
-"""Small models on one thread."""
+"""Small models on one thread, and tables of one width."""
 
 from __future__ import annotations
 
@@ -13,3 +13,9 @@ def _one_thread():
     torch.manual_seed(0)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _one_width(monkeypatch: pytest.MonkeyPatch):
+    """What a table says must not depend on the terminal, or on a worker process without one."""
+    monkeypatch.setenv("COLUMNS", "110")
