@@ -35,7 +35,9 @@ def average_in_place(average: Tensor, beta: Scalar, value: Tensor, take: Scalar 
     tensor([5.])
     """
     average *= beta
-    average += (1 - beta if take is None else take) * value
+    # A product with 1 changes no bit.
+    plain = isinstance(take, float) and take == 1
+    average += value if plain else (1 - beta if take is None else take) * value
     return average
 
 

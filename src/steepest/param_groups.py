@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steepest.engine.collect import PLAIN, refuse_shards
+from steepest.engine.collect import refuse_shards
+from steepest.engine.update import PLAIN
 from steepest.hyperparameters import COMMON_OPTIONS, near_miss
 from steepest.rule import find_rule
 

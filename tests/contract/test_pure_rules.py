@@ -44,13 +44,13 @@ def test_update_leaves_what_it_is_given_as_it_was(case: Case, monkeypatch: pytes
 def test_a_step_that_only_the_device_skips_donates_nothing(case: Case, monkeypatch: pytest.MonkeyPatch):
     """What it would have overwritten must still be there when the device says no."""
     donated: list[bool] = []
-    original = chunks.pass_over
+    original = chunks.element_pass
 
     def watched(*args: Any, donate: bool, **options: Any) -> Any:
         donated.append(donate)
         return original(*args, donate=donate, **options)
 
-    monkeypatch.setattr(chunks, "pass_over", watched)
+    monkeypatch.setattr(chunks, "element_pass", watched)
     monkeypatch.setattr(optimizer, "check_gradients", lambda batches: torch.tensor(True))
     params = case.params(torch.float32)
     # While a scale is being measured the host reads the answer, and knows it.

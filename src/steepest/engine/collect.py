@@ -15,13 +15,11 @@ import torch
 from torch import Tensor
 
 from steepest.engine.layout import real_view
-from steepest.engine.update import UpdateConfig
+from steepest.engine.update import PLAIN, UpdateConfig
 from steepest.random import Key
 from steepest.rule import Group, Rule, Scalar, Targets, find_rule
 
-__all__ = ["PLAIN", "Collector", "ParamBatch", "ParamUpdate", "describe", "refuse_shards"]
-
-PLAIN = (Tensor, torch.nn.Parameter)
+__all__ = ["Collector", "ParamBatch", "ParamUpdate", "describe", "refuse_shards"]
 
 
 @dataclass(slots=True, eq=False)

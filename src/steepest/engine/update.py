@@ -20,6 +20,8 @@ from steepest.rule import Group, Rule, Scalar, StateSpec
 
 __all__ = [
     "LOW_PRECISION",
+    "NO_NOISE",
+    "PLAIN",
     "MatrixKind",
     "Pass",
     "PieceNoise",
@@ -27,11 +29,12 @@ __all__ = [
     "decay_strength",
     "decayed",
     "descended",
+    "element_pass",
     "narrowed",
-    "pass_over",
     "store",
 ]
 
+PLAIN = (Tensor, torch.nn.Parameter)
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 _ROUNDING_STREAM = 7  # apart from the streams that rules use
 
@@ -172,85 +175,75 @@ def decay_strength(method: str, lr: Scalar, weight_decay: float, base_lr: float)
     return 1 - lr * weight_decay
 
 
-def pass_over(
-    which: Pass,
-    config: UpdateConfig,
-    columns: Sequence[Tensor],
-    scalars: Mapping[str, Any],
-    noise: PieceNoise,
-    *,
-    decays: bool,
-    donate: bool,
-) -> list[Tensor | None]:
-    """One pass over one piece: what becomes of each column, in the dtype it has; None where it stays.
+def element_pass(
+    which: Pass, config: UpdateConfig, scalars: Mapping[str, Any], *, decays: bool, donate: bool
+) -> Callable[[Sequence[Tensor], PieceNoise], list[Tensor | None]]:
+    """Return a pass as a function of a piece's columns and noise.
+
+    It returns what becomes of each column, in the dtype it has, and None where the column stays.
 
     Args:
         which: ``"whole"`` and ``"before"`` are given (parameter, gradient, state entries…), ``"before"`` also
             the buffers of what ``transform`` is given; ``"after"`` is given (parameter, direction).
         config: the parameter's.
-        columns: of one shape.
         scalars: shared and per-parameter numbers by name, floats or 0-dim tensors.
-        noise: the piece's.
         decays: whether the weight decay is applied.
-        donate: whether state entries may be overwritten; the caller keeps no other use of them.
+        donate: whether parameter and state entries may be overwritten; the caller keeps no other use of them.
     """
+    rule, wide, names = config.rule, config.compute, config.element_state
     method = config.method if decays else None
-    param, other = columns[0], columns[1]
-    # torch's .to() takes half a microsecond even where there is nothing to convert.
-    p = param if param.dtype == config.compute else param.to(config.compute)
-    if which == "after":
-        return [narrowed(config, descended(p, other, scalars, method), param.dtype, noise), None]
-    grad = other if other.dtype == config.compute else other.to(config.compute)
-    if config.maximize:
-        grad = -grad
-    if method == "l2":
-        grad = (scalars["decay"] * p).add_(grad)
-    elif which == "whole" and method is not None and method != "cautious":
-        p = decayed(p, scalars["decay"], method)
-        method = None
-    entries = columns[2 : 2 + len(config.element_state)]
-    u, new = config.rule.update(grad, p, **_given(config, entries, scalars, noise, donate))
-    written: list[Tensor | None] = [None, None]
-    if which == "whole":
-        written[0] = narrowed(config, descended(p, u, scalars, method), param.dtype, noise)
-    for name, entry in zip(config.element_state, entries, strict=True):
-        value = new.get(name)
-        written.append(value if value is None or value.dtype == entry.dtype else value.to(entry.dtype))
-    if which == "before":
-        written += u if isinstance(u, tuple) else (u,)
-    return written
+    options = dict(config.update_options)
+    options.update({name: number for name, number in scalars.items() if name in rule.takes})
+    first, later = (method, None) if which == "whole" and method not in ("l2", "cautious") else (None, method)
+
+    def run(columns: Sequence[Tensor], noise: PieceNoise) -> list[Tensor | None]:
+        param, other = columns[0], columns[1]
+        # torch's .to() takes half a microsecond even where there is nothing to convert.
+        p = param if param.dtype == wide else param.to(wide)
+        # A wrapper's elements lie elsewhere: only its copy_ writes them.
+        into = param if donate and p is param and type(param) in PLAIN else None
+        if which == "after":
+            return [narrowed(config, descended(p, other, scalars, method, into), param.dtype, noise), None]
+        grad = other if other.dtype == wide else other.to(wide)
+        if config.maximize:
+            grad = -grad
+        if method == "l2":
+            grad = (scalars["decay"] * p).add_(grad)
+        elif first is not None:
+            p = decayed(p, scalars["decay"], first)
+        entries = columns[2 : 2 + len(names)]
+        given: dict[str, Any] = {
+            name: entry.to(wide) if entry.dtype != wide else entry if donate else entry.clone()
+            for name, entry in zip(names, entries, strict=True)
+        }
+        if "noise" in rule.takes:
+            given["noise"] = lambda stream: stream_uniform(noise.words(), stream).to(wide)
+        u, new = rule.update(grad, p, **options, **given)
+        written: list[Tensor | None] = [None, None]
+        if which == "whole":
+            stepped = descended(p, u, scalars, later, into)
+            written[0] = narrowed(config, stepped, param.dtype, noise)
+        for name, entry in zip(names, entries, strict=True):
+            value = new.get(name)
+            written.append(value if value is None or value.dtype == entry.dtype else value.to(entry.dtype))
+        if which == "before":
+            written += u if isinstance(u, tuple) else (u,)
+        return written
+
+    return run
 
 
-def _given(
-    config: UpdateConfig,
-    entries: Sequence[Tensor],
-    scalars: Mapping[str, Any],
-    noise: PieceNoise,
-    donate: bool,
-) -> dict[str, Any]:
-    """What the rule's ``update`` asks for by name."""
-    takes, wide = config.rule.takes, config.compute
-    given = dict(config.update_options)
-    for name, number in scalars.items():
-        if name in takes:
-            given[name] = number
-    for name, entry in zip(config.element_state, entries, strict=True):
-        given[name] = entry.to(wide) if entry.dtype != wide else entry if donate else entry.clone()
-    if "noise" in takes:
-        given["noise"] = lambda stream: stream_uniform(noise.words(), stream).to(wide)
-    return given
-
-
-def descended(p: Tensor, direction: Tensor, scalars: Mapping[str, Any], method: str | None) -> Tensor:
-    """p after weight decay and a step along a direction that is known already."""
+def descended(
+    p: Tensor, direction: Tensor, scalars: Mapping[str, Any], method: str | None, into: Tensor | None = None
+) -> Tensor:
+    """p after weight decay and a step along a known direction, written to ``into`` if given."""
     if method == "cautious":
         p = torch.where(direction * p >= 0, p * scalars["decay"], p)
     elif method is not None and method != "l2":
         p = decayed(p, scalars["decay"], method)
     # Bitwise equal to p − lr·d, but reuses the product's buffer; a fresh large tensor costs page faults.
     stepped: Tensor = direction * -scalars["lr"]
-    stepped += p
-    return stepped
+    return torch.add(stepped, p, out=stepped if into is None else into)
 
 
 def decayed(p: Tensor, strength: Scalar, method: str) -> Tensor:
@@ -274,6 +267,9 @@ class PieceNoise:
             assert self.index is not None
             self.mixed = element_words(self.key, self.index())
         return self.mixed
+
+
+NO_NOISE = PieceNoise(None, None)
 
 
 def narrowed(config: UpdateConfig, value: Tensor, dtype: torch.dtype, noise: PieceNoise) -> Tensor:
