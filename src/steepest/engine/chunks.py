@@ -21,8 +21,10 @@ __all__ = ["chunk_length", "run_eager"]
 _BYTES_ON_CPU = 1 << 20
 _BYTES_ELSEWHERE = 1 << 27
 
-# Words that noise is mixed from, for each element.
-_NOISE_BYTES = 32
+# Words that noise is mixed from, for each element, besides two numbers in the compute dtype; rounding draws its
+# own while the result is held too.
+_NOISE_BYTES = 12
+_ROUNDING_BYTES = 12
 
 # Besides what grows with the chunk.
 _SPARE = 1 << 12
@@ -39,7 +41,8 @@ def chunk_length(config: UpdateConfig, dtypes: Sequence[torch.dtype], *, joined:
     # What is cast is a temporary, and so is the parameter after weight decay, and a negated gradient.
     held = config.rule.temporaries + sum([dtype != config.compute for dtype in dtypes])
     held += config.maximize + config.decays * (3 if config.method == "cautious" else 1)
-    each = config.compute.itemsize * held + _NOISE_BYTES * config.noisy
+    held += 2 * config.noisy
+    each = config.compute.itemsize * held + _NOISE_BYTES * config.noisy + _ROUNDING_BYTES * config.rounds
     if joined:
         each += sum([dtype.itemsize for dtype in dtypes])
     return max(1, (room - _SPARE) // each // _GRAIN) * _GRAIN
