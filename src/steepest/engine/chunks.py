@@ -21,8 +21,8 @@ __all__ = ["chunk_length", "run_eager"]
 _BYTES_ON_CPU = 1 << 20
 _BYTES_ELSEWHERE = 1 << 27
 
-# Words that noise is mixed from, for each element, besides two numbers in the compute dtype; rounding draws its
-# own while the result is held too.
+# Words that noise is mixed from, for each element, besides two numbers in the compute dtype; rounding draws
+# its own while the result is held too.
 _NOISE_BYTES = 12
 _ROUNDING_BYTES = 12
 
@@ -68,17 +68,20 @@ def run_eager(
     for (own, dtypes), alike in batches.items():
         step = element_pass(which, config, {**numbers, **dict(own)}, decays=decays, donate=finite is None)
         run = partial(_run_piece, step, finite, kept)
-        limit = chunk_length(config, dtypes)
         small: list[Row] = []
+        limit = 0
         for row in alike:
             numel = row.columns[0].numel()
-            if noisy or numel > limit:
-                for piece, extent in pieces(row, limit, ordered=noisy):
-                    run(piece, PieceNoise(row.key, partial(_places, extent, piece[0])) if noisy else NO_NOISE)
-            elif numel > SMALL:
+            if numel <= SMALL and not noisy:
+                if numel > 0:
+                    small.append(row)
+                continue
+            limit = limit or chunk_length(config, dtypes)
+            if numel <= limit and not noisy:
                 run(row.columns, NO_NOISE)
-            elif numel > 0:
-                small.append(row)
+                continue
+            for piece, extent in pieces(row, limit, ordered=noisy):
+                run(piece, PieceNoise(row.key, partial(_places, extent, piece[0])) if noisy else NO_NOISE)
         if len(small) == 1:
             # A tensor without dimensions would take the dtype of the numbers that it meets.
             run([column if column.dim() else column.view(1) for column in small[0].columns], NO_NOISE)

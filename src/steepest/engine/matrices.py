@@ -20,6 +20,7 @@ from steepest.engine.chunks import run_eager
 from steepest.engine.collect import ParamBatch, ParamUpdate
 from steepest.engine.compiled import run_compiled
 from steepest.engine.layout import Extent, Row
+from steepest.engine.multi_tensor import SMALL
 from steepest.engine.step_count import add_step, noise_key
 from steepest.engine.update import Pass, PieceNoise, UpdateConfig, descended, narrowed, store
 
@@ -139,19 +140,36 @@ class _Run:
         inputs = [
             torch.empty(shape, dtype=config.compute, device=config.device) for _ in range(config.inputs)
         ]
-        rows = []
-        for at, block in enumerate(bucket):
-            seen = block.columns[0].shape
-            slots = [stack[at].view(seen) for stack in inputs]
-            key = noise_key(config, block.member) if config.noisy else None
-            rows.append(Row([*block.columns, *slots], _numbers_of(config, block), key, block.extent))
-        self.run("before", config, rows, self.numbers, self.finite)
+        self._pass("before", bucket, inputs)
         given = self._given(bucket)
         if "orthogonalize" in config.rule.transform_takes:
             given["orthogonalize"] = orthogonalize
         # The rule says in which dtype it multiplies; a step within autocast must not change it.
         with torch.autocast(config.device.type, enabled=False):
             return config.rule.transform(*inputs, **given)
+
+    def _pass(self, which: Pass, bucket: list[MatrixBlock], stacks: list[Tensor]) -> None:
+        """Run a pass over a bucket's blocks, of which ``stacks`` hold the last columns."""
+        config = self.config
+        rows = []
+        for at, block in enumerate(bucket):
+            columns, own = (
+                (block.columns, _numbers_of(config, block)) if which == "before" else (block.columns[:1], {})
+            )
+            key = noise_key(config, block.member) if config.noisy else None
+            slots = [stack[at].reshape(columns[0].shape) for stack in stacks]
+            rows.append(Row([*columns, *slots], own, key, block.extent))
+        if len(rows) > 1 and rows[0].columns[0].numel() <= SMALL and not config.noisy and _alike(rows):
+            # Copying small matrices takes less time than a pass for each.
+            tensors = list(zip(*[row.columns for row in rows], strict=True))
+            kept = len(tensors) - len(stacks)
+            joined = [torch.stack(column) for column in tensors[:kept]]
+            slots = [stack.reshape(joined[0].shape) for stack in stacks]
+            self.run(which, config, [Row([*joined, *slots], rows[0].scalars)], self.numbers, self.finite)
+            for column, values in list(zip(tensors, joined, strict=False))[2 * (which == "before") :]:
+                torch._foreach_copy_(column, values.unbind())
+        else:
+            self.run(which, config, rows, self.numbers, self.finite)
 
     def _given(self, bucket: list[MatrixBlock]) -> dict[str, Any]:
         """What the rule's ``transform`` asks for by name."""
@@ -179,12 +197,7 @@ class _Run:
         if config.rule.retracts:
             self._retract(bucket, direction, new)
         else:
-            rows = []
-            for at, block in enumerate(bucket):
-                param = block.columns[0]
-                key = noise_key(config, block.member) if config.noisy else None
-                rows.append(Row([param, direction[at].reshape(param.shape)], {}, key, block.extent))
-            self.run("after", config, rows, self.numbers, self.finite)
+            self._pass("after", bucket, [direction])
         for name, values in new.items():
             for block, value in zip(bucket, values.unbind(), strict=True):
                 home = block.member.state[name + block.suffix]
@@ -218,6 +231,15 @@ def _numbers_of(config: UpdateConfig, block: MatrixBlock) -> Mapping[str, Any]:
             known = value.device.type == "cpu" and not config.counts_on_device
             scalars = {**scalars, name: float(value) if known else value}
     return {name: value for name, value in scalars.items() if name in config.rule.takes}
+
+
+def _alike(rows: Sequence[Row]) -> bool:
+    """Whether rows have one shape and, as far as the host knows, the same numbers."""
+    first = rows[0]
+    if any(isinstance(value, Tensor) for row in rows for value in row.scalars.values()):
+        return False
+    shape = first.columns[0].shape
+    return all(row.scalars == first.scalars and row.columns[0].shape == shape for row in rows)
 
 
 def _own_scalars(bucket: list[MatrixBlock]) -> Mapping[str, Any]:
