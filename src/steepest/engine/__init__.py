@@ -1,1 +1,1 @@
-"""How rules are run: collect the parameters, check the gradients, direct, apply."""
+"""Run rules: collect parameters, check gradients, measure, update, transform, apply."""

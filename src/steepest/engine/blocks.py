@@ -1,4 +1,4 @@
-"""Logical matrices: a parameter, or the blocks of a fused or transposed one."""
+"""Split parameters into logical matrices: the whole tensor, or the blocks of a fused or transposed one."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ class MatrixBlock:
 
 
 def view_of(config: UpdateConfig, label: str | None) -> Any:
-    """How the group says a parameter is cut; None for one matrix as it lies."""
+    """Return the parameter's view from the group's ``views``; None means one matrix, stored as it is."""
     views = config.group["views"]
     return views.get(label) if views else None
 
 
 def cut_blocks(config: UpdateConfig, tensor: Tensor, view: Any) -> list[tuple[str, Tensor]]:
-    """(suffix, block) of every matrix of a tensor of the parameter's shape."""
+    """List (suffix, block) for each matrix of a tensor that has the parameter's shape."""
     if view is None:
         return [("", tensor)]
     blocks = cut(tensor, view, config.group.get("view") == "batch")
@@ -52,11 +52,11 @@ def cut_blocks(config: UpdateConfig, tensor: Tensor, view: Any) -> list[tuple[st
 
 
 def blocks_of(config: UpdateConfig, member: ParamUpdate) -> list[MatrixBlock]:
-    """The logical matrices of a parameter whose state is made."""
+    """List the logical matrices of a parameter that has its state."""
     view = view_of(config, member.label)
     if view is None:
         return [MatrixBlock(member, "", config.matrix(member.param.shape), member.columns, None)]
-    # A block of a contiguous tensor says where its elements lie in it.
+    # The blocks of a contiguous meta tensor give each element's place by their offset and strides.
     whole = torch.empty(member.param.shape, device="meta")
     cuts = [cut_blocks(config, column, view) for column in (whole, *member.columns)]
     return [

@@ -1,4 +1,4 @@
-"""Eager passes: chunk by chunk, so that temporaries stay small and in the caches."""
+"""Run element passes eagerly, chunk by chunk, so that temporaries stay small and cached."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from steepest.engine.update import NO_NOISE, Pass, PieceNoise, UpdateConfig, ele
 
 __all__ = ["chunk_length", "run_eager"]
 
-# What the temporaries of a chunk may take together. Chunks of several MiB are slower where malloc gives their
-# memory back to the system and fetches it anew. An accelerator waits for the host where an operation is over
-# before the next is launched, after some 5 µs: at 3 TB/s that is a million elements.
+# Bound on all temporaries of one chunk. Chunks of several MiB are slower where malloc returns their
+# memory to the system and requests it again. An accelerator idles if an operation ends
+# before the host launches the next one, some 5 µs later: at 3 TB/s that is a million elements.
 _BYTES_ON_CPU = 1 << 20
 _BYTES_ELSEWHERE = 1 << 27
 
-# Words that noise is mixed from, for each element, besides two numbers in the compute dtype; rounding draws
-# its own while the result is held too.
+# Integer temporaries of noise per element, besides two values in the compute dtype. Rounding draws its own
+# noise while the result is still held.
 _NOISE_BYTES = 12
 _ROUNDING_BYTES = 12
 
-# Besides what grows with the chunk.
+# Temporaries whose size does not depend on the chunk.
 _SPARE = 1 << 12
 
 _GRAIN = 256
 
 
 def chunk_length(config: UpdateConfig, dtypes: Sequence[torch.dtype], *, joined: bool = False) -> int:
-    """How many elements a chunk of columns of these dtypes has, so that its temporaries stay within bounds.
+    """Return the number of elements per chunk that keeps temporaries within bounds.
 
-    ``joined`` says that the chunk itself is a temporary: it is put together of several tensors.
+    ``dtypes`` are those of the columns. With ``joined``, the chunk itself is a temporary too.
     """
     room = _BYTES_ON_CPU if config.device.type == "cpu" else _BYTES_ELSEWHERE
-    # What is cast is a temporary, and so is the parameter after weight decay, and a negated gradient.
+    # Casts, the decayed parameter and the negated gradient are temporaries too.
     held = config.rule.temporaries + sum([dtype != config.compute for dtype in dtypes])
     held += config.maximize + config.decays * (3 if config.method == "cautious" else 1)
     held += 2 * config.noisy
@@ -51,18 +51,18 @@ def chunk_length(config: UpdateConfig, dtypes: Sequence[torch.dtype], *, joined:
 def run_eager(
     which: Pass, config: UpdateConfig, rows: Sequence[Row], numbers: Mapping[str, Any], finite: Tensor | None
 ) -> None:
-    """Run a pass over rows, small ones of the same numbers and dtypes together.
+    """Run a pass over rows; small rows with the same numbers and dtypes run together.
 
     Args:
         which, config: see :func:`~steepest.engine.update.element_pass`.
         rows: each of one shape.
         numbers: those that all rows share.
-        finite: where only the device knows whether the step is taken: 0-dim bool.
+        finite: 0-dim bool if only the device knows whether the step is taken, else None.
     """
     decays, noisy, kept = config.decays, config.noisy, 2 + len(config.element_state)
     batches: dict[Any, list[Row]] = {}
     for row in rows:
-        # Rows with numbers that only a device knows run alone: tensors differ by identity.
+        # Tensors compare by identity here, so rows with numbers on a device run alone.
         key = (tuple(row.scalars.items()), tuple([column.dtype for column in row.columns]))
         batches.setdefault(key, []).append(row)
     for (own, dtypes), alike in batches.items():
@@ -83,7 +83,7 @@ def run_eager(
             for piece, extent in pieces(row, limit, ordered=noisy):
                 run(piece, PieceNoise(row.key, partial(_places, extent, piece[0])) if noisy else NO_NOISE)
         if len(small) == 1:
-            # A tensor without dimensions would take the dtype of the numbers that it meets.
+            # A 0-dim tensor would be promoted to the dtype of 0-dim scalars.
             run([column if column.dim() else column.view(1) for column in small[0].columns], NO_NOISE)
         elif small:
             written = [at for at in range(len(dtypes)) if at != 1 and (at > 0 or which != "before")]
@@ -108,9 +108,9 @@ def _run_piece(
     columns: list[Tensor],
     noise: PieceNoise,
 ) -> None:
-    # A function of its own: a loop's variables would hold one piece's results while the next is computed.
+    # A separate function, because loop variables would keep one piece's results alive during the next.
     for at, value in enumerate(step(columns, noise)):
-        # What was donated and overwritten is in its place already. Buffers hold nothing to keep.
+        # Donated columns are already updated in place. The mask does not apply to buffers.
         if value is not None and value is not columns[at]:
             store(columns[at], value, finite if at < kept else None)
 

@@ -1,4 +1,4 @@
-"""From param groups to batches: what will be stepped, with what it needs, before anything changes."""
+"""Collect param groups into batches of parameters to step, before anything changes."""
 
 from __future__ import annotations
 
@@ -57,25 +57,25 @@ class ParamUpdate:
 
     @property
     def name(self) -> str:
-        """What describes it for people."""
+        """The parameter's description in messages."""
         return describe(self.group, self.group_index, self.index)
 
     @property
     def label(self) -> str | None:
-        """The name that the user gave."""
+        """The name given by the user, or None."""
         return self.group["param_names"][self.index] if "param_names" in self.group else None
 
 
 @dataclass(slots=True, eq=False)
 class ParamBatch:
-    """Parameters of one group that share dtypes and device, and so one configuration."""
+    """Parameters of one group that share dtypes, device and configuration."""
 
     config: UpdateConfig
     members: list[ParamUpdate]
 
 
 def is_shard(param: Tensor) -> bool:
-    """Whether it is a DTensor."""
+    """Return whether the parameter is a DTensor."""
     # Importing torch.distributed.tensor takes a second; a DTensor can exist only where it is imported.
     if type(param) in PLAIN:
         return False
@@ -90,7 +90,7 @@ def refuse_shards(who: str, param: Tensor) -> None:
 
 
 def describe(group: Group, group_index: int, index: int) -> str:
-    """A parameter's name if the user gave one, else where it stands."""
+    """Return a parameter's name if the user gave one, else its position."""
     if "param_names" in group:
         return f"parameter {group['param_names'][index]!r}"
     shape = tuple(group["params"][index].shape)
@@ -98,20 +98,20 @@ def describe(group: Group, group_index: int, index: int) -> str:
 
 
 class _CheckedGroup:
-    """A group as it was when it was last checked: a step looks at changes alone."""
+    """A snapshot of a group at its last check, so that a step only checks changes."""
 
     def __init__(self, rule: Rule, group: Group) -> None:
         names = [name for name in rule.defaults() if name != "lr"]
         self.rule = rule
         self.read = itemgetter("rule", "base_lr", *names)
-        # A list or dict that is changed in place must differ from the copy.
+        # Copies, so that changes in place show up.
         self.values: tuple[Any, ...] | None = None
         self.views = copy.copy((group.get("view"), group.get("views")))
         self.params: list[Tensor] = []
         self.configs: dict[Any, UpdateConfig] = {}
 
     def accept(self, group: Group) -> None:
-        """Take the present options for checked."""
+        """Record the present options as checked."""
         self.values = tuple([copy.copy(v) if isinstance(v, (list, dict)) else v for v in self.read(group)])
 
     def same_options(self, group: Group) -> bool:
@@ -122,19 +122,19 @@ class _CheckedGroup:
 
 
 class Collector:
-    """Turns an optimizer's param groups into batches, and checks what others have changed in them.
+    """Turn an optimizer's param groups into batches, and check what has changed in them.
 
     It is no state of the optimizer: without it the next step checks everything.
     """
 
     def __init__(self) -> None:
         self._groups: list[_CheckedGroup] = []
-        # Shapes of vectors that were given as such, and whether matrices were, in any group.
+        # The shapes of all vectors and whether there were matrices when the groups were made.
         self._vectors: set[torch.Size] = set()
         self._matrices = False
 
     def remember(self, groups: Sequence[Group]) -> None:
-        """Note the parameters of new groups, whose options the next step checks."""
+        """Record the parameters of new groups; the next step checks their options."""
         for index in range(len(self._groups), len(groups)):
             checked = _CheckedGroup(find_rule(groups[index]["rule"]), groups[index])
             self._groups.append(checked)
@@ -146,7 +146,7 @@ class Collector:
         self._matrices |= any(param.dim() > 1 for param in params)
 
     def check(self, who: str, groups: Sequence[Group]) -> None:
-        """Raise ``ValueError`` for what a step could not be finished with; before it begins.
+        """Raise ``ValueError``, before the step begins, for options or parameters that would break it.
 
         Args:
             who: the optimizer, for the message.
@@ -185,7 +185,7 @@ class Collector:
         return checked
 
     def _check_replaced(self, known: _CheckedGroup, group: Group, group_index: int) -> None:
-        """Refuse parameters that were put into a group in place of others and that its rule cannot serve."""
+        """Refuse parameters swapped into a group that its rule cannot serve."""
         if self._flattened(known, group):
             raise ValueError(
                 f"{describe(group, group_index, 0)} is a vector of shape {tuple(group['params'][0].shape)}, "
@@ -200,7 +200,7 @@ class Collector:
                 known.rule.check_param(who, _label(group, at), param, group)
 
     def _flattened(self, known: _CheckedGroup, group: Group) -> bool:
-        """Whether the matrices of a rule that needs them have become flat vectors.
+        """Return whether the matrices of a rule that needs them were replaced by flat vectors.
 
         Whoever replaces parameters puts matrices in their place; a flat vector of them all leaves none.
         """
@@ -216,7 +216,7 @@ class Collector:
         states: Mapping[Tensor, MutableMapping[str, Any]],
         targets: Targets | None = None,
     ) -> list[ParamBatch]:
-        """Check the groups, and batch all parameters that have a gradient by group, device and dtypes.
+        """Check the groups, and batch the parameters that have gradients by group, device and dtypes.
 
         Args:
             who: the optimizer, for messages.
@@ -259,13 +259,13 @@ class Collector:
         ordinal: int,
         states: Mapping[Tensor, MutableMapping[str, Any]],
     ) -> ParamBatch:
-        """A single parameter, which has a gradient, as a batch."""
+        """Return one parameter, which has a gradient, as a batch."""
         group = groups[group_index]
         member = _member(group, group_index, index, ordinal, states)
         return ParamBatch(self._config(group_index, group, member), [member])
 
     def _config(self, group_index: int, group: Group, member: ParamUpdate) -> UpdateConfig:
-        """The configuration of a parameter of a checked group."""
+        """Return the configuration of a parameter in a checked group."""
         checked = self._groups[group_index]
         param, dtype = member.param, member.grad.dtype
         key = (param.dtype, dtype, param.device)
@@ -274,7 +274,7 @@ class Collector:
             config = checked.configs[key] = UpdateConfig(
                 checked.rule, group, param.dtype, dtype, param.device
             )
-        # A copied group is another dict with the same options.
+        # A copied group is a different dict with the same options.
         config.group = group
         return config
 
@@ -287,7 +287,7 @@ def _member(
     states: Mapping[Tensor, MutableMapping[str, Any]],
 ) -> ParamUpdate:
     owner: Tensor = group["params"][index]
-    # Without one, it is there for its target alone.
+    # A parameter without a gradient is collected only for its target.
     grad = torch.zeros_like(owner) if owner.grad is None else owner.grad
     # Frameworks put other tensors into the groups after construction.
     if type(owner) not in PLAIN:
@@ -315,7 +315,7 @@ def _label(group: Group, index: int) -> str | None:
 
 
 def _check_lr(who: str, lr: Any) -> None:
-    # A schedule may end below 0 by a rounding, with which a step can be taken. Reading a tensor's value would
+    # A schedule may end slightly below 0 by rounding, which is harmless. Reading a tensor's value would
     # wait for its device.
     if isinstance(lr, Tensor):
         good = lr.numel() == 1 and not lr.is_complex()

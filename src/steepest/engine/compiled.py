@@ -1,8 +1,8 @@
-"""Compiled passes: one graph for tensors of any size, in which each is read once and written once.
+"""Run element passes compiled: one graph serves tensors of any size, each read once and written once.
 
-A graph takes a few rows, each flat and of a size of its own, and a batch runs through it launch by launch.
-So what is compiled, and for how long, depends on the rule and the dtypes alone, not on the model or on which
-of its parameters have a gradient.
+A graph takes a few flat rows, each of its own size, and a batch runs through it launch by launch.
+So the number of compilations depends on the rule and the dtypes only, not on the model or on which
+parameters have gradients.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ __all__ = ["CompiledLaunch", "launches", "prepare", "run_compiled"]
 
 _ROWS = 4
 
-# Sizes that a graph is first traced with: each its own, so that Dynamo takes no two for one, and large, so
-# that Inductor makes the loops over them parallel.
+# Sizes for tracing: all different, so that Dynamo takes no two for one symbol, and large, so
+# that Inductor generates parallel loops.
 _TRACED_SIZES = tuple((1 << 17) + 66 * row for row in range(1, _ROWS + 1))
 
-# Code for an accelerator counts elements in 32 bits.
+# Generated code for accelerators indexes with 32 bits.
 _MOST_ELSEWHERE = (1 << 31) - 1
 
 Columns = Sequence[Tensor]
 
 
 class GraphSpec(NamedTuple):
-    """What one graph is compiled for; batches with equal specs share it.
+    """The key of a compiled graph; batches with equal specs share it.
 
     ``config`` is the part of the update's configuration that code depends on. ``shared`` holds (name, how
     many numbers; 0 for a plain scalar), ``own`` the names of a row's own scalars, ``dtypes`` those of its
@@ -56,13 +56,13 @@ class GraphSpec(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """How many rows a launch takes: a row of pairs is code for two, and noise is much code."""
+        """Rows per launch; fewer for pairs and noise, which generate more code."""
         return _ROWS // (1 + self.pairs) // (1 + self.noisy)
 
 
 @dataclass(slots=True)
 class CompiledLaunch:
-    """One run of a graph: its rows' sizes, the columns one after the other, and the numbers."""
+    """One run of a graph: the sizes of its rows, all columns, and the numbers."""
 
     code: Code
     sizes: list[int]
@@ -73,7 +73,7 @@ class CompiledLaunch:
 def prepare(
     config: UpdateConfig, dtypes: Iterable[tuple[torch.dtype, ...]], own: Iterable[str], guarded: bool
 ) -> None:
-    """Compile a batch's passes ahead, since compiling may fail and nothing is written yet.
+    """Compile a batch's passes before anything is written, since compiling may fail.
 
     Args:
         config: the batch's.
@@ -119,7 +119,7 @@ def _spec(
 def launches(
     which: Pass, config: UpdateConfig, rows: Sequence[Row], numbers: Mapping[str, Any], guarded: bool
 ) -> tuple[list[CompiledLaunch], list[Row]]:
-    """Lay rows out for their graphs: (launches, the rows that are left to the eager pass).
+    """Arrange rows into launches; return (launches, rows left to the eager pass).
 
     Left are rows whose columns do not lie in memory alike, and all where compiling fails. ``guarded`` says
     that the device will tell whether to step at all.
@@ -127,7 +127,7 @@ def launches(
     made: list[CompiledLaunch] = []
     left: list[Row] = []
     by_dtypes: dict[tuple[torch.dtype, ...], list[tuple[Row, Columns]]] = {}
-    # This runs for every parameter in every step: lists, not generators, take half the time.
+    # This runs for every parameter in every step, and lists take half the time of generators.
     for row in rows:
         columns = laid_out(row, config.noisy)
         if columns is None:
@@ -185,7 +185,7 @@ def _launches(
 def run_compiled(
     which: Pass, config: UpdateConfig, rows: Sequence[Row], numbers: Mapping[str, Any], finite: Tensor | None
 ) -> None:
-    """Run a pass compiled, as :func:`~steepest.engine.chunks.run_eager` runs it, which takes what is left."""
+    """Run a pass compiled; :func:`~steepest.engine.chunks.run_eager` takes the rows that are left."""
     made, left = launches(which, config, rows, numbers, finite is not None)
     for launch in made:
         launch.code(launch.sizes, launch.columns, (*launch.numbers, finite))
@@ -194,9 +194,9 @@ def run_compiled(
 
 
 def laid_out(row: Row, ordered: bool) -> Columns | None:
-    """Flat views of a row's columns as a graph takes them; None where it cannot."""
+    """Return flat views of a row's columns for a graph, or None if the graph cannot take them."""
     columns = row.columns
-    # Code reads what lies in memory: a wrapper's elements lie elsewhere, those of z.conj().imag are negated.
+    # Compiled code reads raw memory, which does not hold the values of wrappers and negated views.
     if not all(map(_holds_elements, set(map(type, columns)))) or any(map(Tensor.is_neg, columns)):
         return None
     if not columns[0].is_cpu and columns[0].numel() > _MOST_ELSEWHERE:
@@ -210,12 +210,12 @@ def _holds_elements(kind: type) -> bool:
 
 
 def _code(spec: GraphSpec, config: UpdateConfig) -> Code | None:
-    """A graph's code; None, with one warning, where it cannot be had."""
+    """Return a graph's code; None, with one warning, if it cannot be compiled."""
     return compiled_once(spec, functools.partial(_compile, spec, config), f"runs {config.rule.name!r}")
 
 
 def _compile(spec: GraphSpec, config: UpdateConfig) -> Code:
-    """The graph, compiled and tried on tensors of its own."""
+    """Compile the graph, and run it once on tensors of its own."""
     if capturing():
         raise CapturedTooSoon(
             "this step cannot be captured in a CUDA graph: its code is not compiled yet; take a few steps "
@@ -236,11 +236,11 @@ def _listed(shared: Mapping[str, Any]) -> list[Any]:
 
 
 def _pack(rows: list[list[Any]], dtype: torch.dtype, device: torch.device, there: bool) -> Tensor:
-    """Numbers, or 0-dim tensors of a device, as one tensor on it; ``there``: without a copy from the host."""
+    """Pack numbers and 0-dim tensors into one tensor; with ``there``, without a copy from the host."""
     given = [value for row in rows for value in row]
     if not there and not any(isinstance(value, Tensor) for value in given):
         return torch.tensor(rows, dtype=dtype, device="cpu").to(device, non_blocking=True)
-    # Most numbers are the same for all rows.
+    # Most numbers are the same for all rows, so each is made once.
     made = {
         value: torch.full((), value, dtype=dtype, device=device)
         for value in given
@@ -251,14 +251,14 @@ def _pack(rows: list[list[Any]], dtype: torch.dtype, device: torch.device, there
 
 
 def _zeros(spec: GraphSpec, device: torch.device, sizes: Sequence[int]) -> list[Columns]:
-    """Rows of zeros as the graph is traced with, of that many elements each."""
+    """Make rows of zeros of these sizes, to trace the graph with."""
     rows = [[torch.zeros(size, dtype=dtype, device=device) for dtype in spec.dtypes] for size in sizes]
     return [[paired(column) for column in row] for row in rows] if spec.pairs else list(rows)
 
 
 @functools.lru_cache(maxsize=64)
 def _filling(spec: GraphSpec, device: torch.device) -> list[Columns]:
-    """Rows that nobody reads, where a batch is no multiple of a launch's."""
+    """Make rows that fill up the last launch."""
     return _zeros(spec, device, [4] * spec.rows)
 
 
@@ -296,7 +296,7 @@ def _step_part(
     first: int,
     stride: int,
 ) -> list[Tensor | None]:
-    """What becomes of the elements ``first``, ``first + stride``, … of a row; None: as it is."""
+    """Return the new elements ``first``, ``first + stride``, … of each column; None where it stays."""
     noise = NO_NOISE
     if key is not None:
         place = functools.partial(torch.arange, device=part[0].device)

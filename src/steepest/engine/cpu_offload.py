@@ -1,4 +1,4 @@
-"""Steps on the host for parameters that live on an accelerator: copies come and go while it computes."""
+"""Step parameters of an accelerator on the host, with copies in both directions overlapped."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from steepest.engine.collect import ParamBatch, ParamUpdate
 
 __all__ = ["Lanes", "on_host"]
 
-# How many parameters are on their way while one is stepped: enough that the copies never wait for the
+# Number of parameters in transfer while one is stepped: enough that copies never wait for the
 # host, few enough that the host's buffers stay small.
 _AHEAD = 2
 
-# Devices with streams, which copy from and to pinned memory while they and the host compute.
+# Devices with streams, which copy pinned memory while they and the host compute.
 _STREAMED = ("cuda", "xpu")
 
 
 class Lanes:
-    """Copies between one device and the host, each direction on a stream of its own.
+    """Copies between a device and the host, with one stream per direction.
 
     Args:
-        device: the accelerator. One without streams is copied from and to at once.
+        device: the accelerator. Without streams, copies are synchronous.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -35,12 +35,12 @@ class Lanes:
             return
         self._main = self._module.current_stream(device)
         self._down, self._up = (self._module.Stream(device) for _ in range(2))
-        # The gradients are computed, and the parameters read for the last time, on the main stream.
+        # The main stream computes the gradients and reads the parameters.
         self._down.wait_stream(self._main)
         self._up.wait_stream(self._main)
 
     def fetch(self, tensors: Iterable[Tensor]) -> tuple[list[Tensor], Callable[[], None]]:
-        """Begin to copy tensors to the host; the copies, and a function that waits until they are there."""
+        """Start copies to the host; return them and a function that waits for them."""
         if self._module is None:
             return [tensor.to("cpu", copy=True) for tensor in tensors], lambda: None
         with self._module.stream(self._down):
@@ -51,11 +51,11 @@ class Lanes:
 
     def _copy_down(self, tensor: Tensor) -> Tensor:
         copy = torch.empty_like(tensor, device="cpu", pin_memory=True)
-        # Strides that differ go through temporaries, which an asynchronous copy must not free.
+        # Different strides need temporaries, which an asynchronous copy must not free.
         return copy.copy_(tensor, non_blocking=copy.stride() == tensor.stride())
 
     def send(self, source: Tensor, target: Tensor) -> None:
-        """Begin to copy a tensor from the host over one of the device."""
+        """Start to copy a tensor from the host to one on the device."""
         if self._module is None:
             target.copy_(source)
             return
@@ -63,16 +63,16 @@ class Lanes:
             target.copy_(source, non_blocking=source.stride() == target.stride())
 
     def finish(self) -> None:
-        """Let the device's later work come after all copies; the host does not wait."""
+        """Order later work on the device after all copies, without waiting on the host."""
         if self._module is not None:
             self._main.wait_stream(self._up)
             self._main.wait_stream(self._down)
 
 
 def on_host(batch: ParamBatch) -> Iterator[ParamBatch]:
-    """A batch's parameters one by one, each as a batch in the host's memory whose state is the original's.
+    """Yield a batch's parameters one by one, each as a batch on the host that shares the state.
 
-    What the caller does to a parameter before it asks for the next one is copied back.
+    The caller steps each one before it asks for the next; the parameter is then copied back.
     """
     lanes = Lanes(batch.members[0].param.device)
     waiting: deque[tuple[ParamUpdate, list[Tensor], Callable[[], None]]] = deque()

@@ -1,4 +1,4 @@
-"""A step within a CUDA graph: what a replay cannot repeat is refused while it is captured."""
+"""Refuse to capture a step in a CUDA graph if a replay would not repeat it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ __all__ = ["capturing", "check_capture"]
 
 
 def capturing(device: torch.device | None = None) -> bool:
-    """Whether what is launched now, on the current CUDA device unless another is given, goes into a graph."""
-    # A build without CUDA raises at the second question.
+    """Return whether a CUDA graph is capturing, on the current device unless another is given."""
+    # A build without CUDA raises in the call below.
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return False
     with torch.cuda.device(device):
@@ -25,7 +25,7 @@ def capturing(device: torch.device | None = None) -> bool:
 
 
 def check_capture(batches: list[ParamBatch], groups: Sequence[Group]) -> None:
-    """Raise ``RuntimeError`` if a CUDA graph is being captured that would not repeat this step.
+    """Raise ``RuntimeError`` if a CUDA graph is capturing this step but could not repeat it.
 
     Args:
         batches: what the step is about to be taken with; nothing has changed yet.
@@ -39,16 +39,16 @@ def check_capture(batches: list[ParamBatch], groups: Sequence[Group]) -> None:
 
 
 def _hindrance(batch: ParamBatch, groups: Sequence[Group]) -> str | None:
-    """Why a replay would not be a step of this batch; None if it would."""
+    """Return why a replay would not step this batch, or None if it would."""
     config = batch.config
     group, rule, device = config.group, config.rule, config.device
     if not group["capturable"]:
-        # It may have been made with it: a checkpoint brings its own options.
+        # A loaded checkpoint may have reset the option.
         return f"the group of {batch.members[0].name} does not have capturable=True"
     if device.type != "cuda":
         return f"{batch.members[0].name} is on {device}, whose part of the step a graph does not hold"
     if not capturing(device):
-        # Launched there, it would be done once and at once.
+        # Work on that stream would run once, immediately.
         return f"{batch.members[0].name} is on {device}, whose current stream is not being captured"
     if group["nonfinite"] == "raise":
         return "nonfinite='raise' waits for the device; 'skip' does not"
@@ -65,7 +65,7 @@ def _hindrance(batch: ParamBatch, groups: Sequence[Group]) -> str | None:
         if config.measures and rule.reads_back(member.state, group):
             return f"the gradient of {member.name} is still being measured; take more steps before"
     if group["nonfinite"] == "skip" and not all(_counts_there(each, device) for each in groups):
-        # Or every replay would begin to count anew, in the graph's own memory.
+        # Otherwise each replay would start a new count in the graph's own memory.
         return "no step has been counted as skipped or not on the device yet; take a few steps before"
     return None
 
@@ -76,7 +76,7 @@ def _counts_there(group: Group, device: torch.device) -> bool:
 
 
 def _is_warm(config: UpdateConfig, member: ParamUpdate) -> bool:
-    """Whether a parameter has all of its state, where and as the graph will find it."""
+    """Return whether a parameter has all its state, on the device that the graph uses."""
     count = member.state.get("step")
     if isinstance(count, Tensor) and count.device != config.device:
         return False

@@ -1,4 +1,4 @@
-"""Are all gradients finite? Answered on the device, for all of them at once."""
+"""Check on the device, for all gradients at once, whether they are finite."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["all_finite", "both", "check_gradients"]
 
 
 def all_finite(tensors: list[Tensor]) -> Tensor:
-    """0-dim bool tensor, on the first tensor's device: no element is infinite or NaN.
+    """Return whether no element is infinite or NaN, as a 0-dim bool tensor on the first tensor's device.
 
     The largest magnitude is finite exactly when every element is, and computing it needs no temporary
     of the tensors' size.
@@ -26,7 +26,7 @@ def all_finite(tensors: list[Tensor]) -> Tensor:
 
 
 def both(one: bool | Tensor, other: bool | Tensor) -> bool | Tensor:
-    """Whether both say yes; a tensor where only the device knows.
+    """Return whether both are true; a tensor if only the device knows.
 
     >>> both(True, torch.tensor(False)), both(torch.tensor(True), torch.tensor(True)), both(False, True)
     (tensor(False), tensor(True), False)
@@ -39,7 +39,7 @@ def both(one: bool | Tensor, other: bool | Tensor) -> bool | Tensor:
 
 
 def check_gradients(batches: list[ParamBatch]) -> bool | Tensor:
-    """Whether this step may be taken; a tensor where only the device knows.
+    """Return whether this step may be taken; a tensor if only the device knows.
 
     Gradients of groups with ``nonfinite="ignore"`` are not looked at.
 

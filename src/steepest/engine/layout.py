@@ -1,4 +1,4 @@
-"""Where elements lie: in memory, for passes over it, and in the logical tensor, for noise."""
+"""Locate elements: in memory, for element passes, and in the logical tensor, for noise."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Extent", "Row", "flat", "flattened", "pieces", "real_view"]
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """The places of a tensor's elements in the logical tensor that it is a part of.
+    """The places of a tensor's elements in the logical tensor of which it is a part.
 
     Element (i₀, i₁, …) has the place ``start`` + Σ iₖ·``strides``ₖ, counted in row-major order.
 
@@ -29,14 +29,14 @@ class Extent:
 
     @classmethod
     def of(cls, shape: Sequence[int]) -> Extent:
-        """A whole tensor's."""
+        """Return the extent of a whole tensor."""
         strides = [1] * len(shape)
         for dim in range(len(shape) - 2, -1, -1):
             strides[dim] = strides[dim + 1] * shape[dim + 1]
         return cls(0, tuple(strides))
 
     def is_gapless(self, shape: Sequence[int]) -> bool:
-        """Whether the places of a tensor of this shape are consecutive, in row-major order."""
+        """Return whether the places of a tensor of this shape are consecutive in row-major order."""
         expected = 1
         for size, stride in zip(reversed(shape), reversed(self.strides), strict=True):
             if size != 1:
@@ -46,7 +46,7 @@ class Extent:
         return True
 
     def places(self, shape: Sequence[int], device: torch.device | None = None) -> Tensor:
-        """Every element's place: int32 where that holds them all, which is quicker, else int64."""
+        """Return the place of each element, as int32, which is faster, or as int64 if necessary."""
         last = self.start + sum((size - 1) * stride for size, stride in zip(shape, self.strides, strict=True))
         dtype = torch.int32 if last < 1 << 31 else torch.int64
         if self.is_gapless(shape):
@@ -59,7 +59,7 @@ class Extent:
 
 @dataclass(slots=True)
 class Row:
-    """Tensors of one shape that a pass goes over together, element by element.
+    """Tensors of one shape that an element pass reads and writes together.
 
     Attributes:
         columns: as :func:`~steepest.engine.update.pass_over` takes them.
@@ -74,20 +74,20 @@ class Row:
     extent: Extent | None = None
 
     def flat(self, *, ordered: bool) -> list[Tensor] | None:
-        """The columns as :func:`flat`; ``ordered`` also where a gap would make the places irregular: None."""
+        """Return :func:`flat` columns; with ``ordered``, None also if the places have gaps."""
         if ordered and self.extent is not None and not self.extent.is_gapless(self.columns[0].shape):
             return None
         return flat(self.columns, ordered=ordered)
 
 
 def real_view(tensor: Tensor) -> Tensor:
-    """The tensor without its graph, complex numbers as pairs of reals: shape [...] becomes [..., 2]."""
+    """Return a detached view; complex tensors of shape [...] become real ones of shape [..., 2]."""
     tensor = tensor.detach()
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
 
 
 def flat(tensors: Sequence[Tensor], *, ordered: bool) -> list[Tensor] | None:
-    """One-dimensional views of tensors that lie in memory alike, without gaps; None if they do not.
+    """Return 1-D views of tensors with the same dense memory layout; None if the layouts differ.
 
     Elements come in the order of memory; with ``ordered`` that must be the logical one.
 
@@ -109,7 +109,7 @@ def flat(tensors: Sequence[Tensor], *, ordered: bool) -> list[Tensor] | None:
 
 
 def flattened(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """One-dimensional views of contiguous tensors."""
+    """Return 1-D views of contiguous tensors."""
     return [tensor if tensor.dim() == 1 else tensor.view(-1) for tensor in tensors]
 
 
@@ -129,7 +129,7 @@ def pieces(row: Row, limit: int, *, ordered: bool) -> Iterator[tuple[list[Tensor
         yield from _cut(columns, limit, row.extent or Extent.of(shape))
 
 
-# Pieces begin at a multiple of this, so that vectors in memory are aligned.
+# Pieces start at multiples of this, for aligned vector instructions.
 _GRAIN = 256
 
 
@@ -144,7 +144,7 @@ def _cut(columns: Sequence[Tensor], limit: int, extent: Extent) -> Iterator[tupl
         for at, part in enumerate(zip(*(column.unbind() for column in columns), strict=True)):
             yield from _cut(part, limit, Extent(start + at * stride, extent.strides[1:]))
         return
-    # Of equal length: a short last piece would cost as many calls as the others.
+    # Pieces of equal length, because a short last one would cost as many calls.
     count = -(-shape[0] // (limit // row))
     rows = -(-shape[0] // count)
     if row == 1 and limit >= _GRAIN:

@@ -1,4 +1,4 @@
-"""The ``transform`` phase: matrices of equal shapes stacked, one batched computation a bucket.
+"""Run the ``transform`` phase: stack matrices of equal shapes, one batched computation per bucket.
 
 A bucket goes through three passes: ``before`` writes the state and fills the stack, ``transform`` turns the
 stack into directions, ``after`` applies them. Only what ``transform`` is given is stacked.
@@ -31,7 +31,7 @@ PassRunner = Callable[
     None,
 ]
 
-# Indices and the words that are mixed of them, in int64, for an element that is rounded or drawn for.
+# Bytes of int64 indices and words per element that needs noise.
 _NOISE_BYTES = 48
 
 
@@ -71,14 +71,14 @@ def step_one_by_one(
 
 
 def _step_one(run: _Run, member: ParamUpdate, functions: UserFunctions) -> None:
-    # A function of its own: a loop's variables would hold one parameter's results while the next is computed.
+    # A separate function, because loop variables would keep one parameter's results alive during the next.
     config, finite = run.config, run.finite
     param, grad, *entries = member.columns
     written = entries if functions.decay is None else [param, *entries]
     before = [each.clone() for each in written]
     try:
         if functions.decay is not None:
-            # What is ascended is the gradient's negative, here and where ``update`` takes its sign again.
+            # With ``maximize``, the hook sees the negative gradient, and ``update`` will negate it again.
             own = -grad if config.maximize else grad.clone()
             with torch.autocast(config.device.type, enabled=False):
                 functions.decay(member, own)
@@ -101,9 +101,9 @@ def _step_one(run: _Run, member: ParamUpdate, functions: UserFunctions) -> None:
 
 
 def _buckets(config: UpdateConfig, blocks: Sequence[MatrixBlock]) -> Iterator[list[MatrixBlock]]:
-    """Blocks of equal shape and step count, at most ``bucket_bytes`` of working memory at once.
+    """Yield blocks of equal shape and step count, with at most ``bucket_bytes`` of working memory.
 
-    Where only a device knows the counts, blocks of all counts: each has its own numbers there.
+    If only a device knows the step counts, blocks with different counts share a bucket.
     """
     by_kind: dict[tuple[Any, ...], list[MatrixBlock]] = {}
     for block in blocks:
@@ -114,7 +114,7 @@ def _buckets(config: UpdateConfig, blocks: Sequence[MatrixBlock]) -> Iterator[li
         if math.prod(shape) == 0:
             continue
         numel = math.prod(shape) + sum(spec.numel for spec in alike[0].kind.specs.values())
-        # The iteration may be asked for in a wider dtype than the rest.
+        # The user may ask for a wider dtype in the iteration.
         widest = max(config.compute.itemsize, (config.group.get("ns_dtype") or config.compute).itemsize)
         each = widest * config.rule.working_copies + _NOISE_BYTES * config.draws
         count = max(1, config.group["bucket_bytes"] // (numel * each))
@@ -124,7 +124,7 @@ def _buckets(config: UpdateConfig, blocks: Sequence[MatrixBlock]) -> Iterator[li
 
 @dataclass(slots=True)
 class _Run:
-    """One batch's step: configuration, numbers, the device's answer whether to step, how to run passes."""
+    """The step of one batch: configuration, numbers, the mask, and the function that runs passes."""
 
     config: UpdateConfig
     numbers: Mapping[str, Any]
@@ -134,7 +134,7 @@ class _Run:
     def directions(
         self, bucket: list[MatrixBlock], orthogonalize: Callable[[Tensor], Tensor] | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Write the state per element, and compute (directions, new entries) of a bucket, stacked."""
+        """Write the elementwise state, and return a bucket's stacked directions and new matrix entries."""
         config = self.config
         shape = (len(bucket), *bucket[0].kind.shape)
         inputs = [
@@ -144,12 +144,12 @@ class _Run:
         given = self._given(bucket)
         if "orthogonalize" in config.rule.transform_takes:
             given["orthogonalize"] = orthogonalize
-        # The rule says in which dtype it multiplies; a step within autocast must not change it.
+        # The rule chooses the dtype of its products; autocast must not change it.
         with torch.autocast(config.device.type, enabled=False):
             return config.rule.transform(*inputs, **given)
 
     def _pass(self, which: Pass, bucket: list[MatrixBlock], stacks: list[Tensor]) -> None:
-        """Run a pass over a bucket's blocks, of which ``stacks`` hold the last columns."""
+        """Run a pass over a bucket's blocks; ``stacks`` hold their last columns."""
         config = self.config
         rows = []
         for at, block in enumerate(bucket):
@@ -160,7 +160,7 @@ class _Run:
             slots = [stack[at].reshape(columns[0].shape) for stack in stacks]
             rows.append(Row([*columns, *slots], own, key, block.extent))
         if len(rows) > 1 and rows[0].columns[0].numel() <= SMALL and not config.noisy and _alike(rows):
-            # Copying small matrices takes less time than a pass for each.
+            # Stacking small matrices takes less time than one pass for each.
             tensors = list(zip(*[row.columns for row in rows], strict=True))
             kept = len(tensors) - len(stacks)
             joined = [torch.stack(column) for column in tensors[:kept]]
@@ -172,7 +172,7 @@ class _Run:
             self.run(which, config, rows, self.numbers, self.finite)
 
     def _given(self, bucket: list[MatrixBlock]) -> dict[str, Any]:
-        """What the rule's ``transform`` asks for by name."""
+        """Return the arguments that the rule's ``transform`` names."""
         config = self.config
         takes = config.rule.transform_takes
         given = dict(config.transform_options)
@@ -222,19 +222,19 @@ def _stacked_params(config: UpdateConfig, bucket: list[MatrixBlock]) -> Tensor:
 
 
 def _numbers_of(config: UpdateConfig, block: MatrixBlock) -> Mapping[str, Any]:
-    """A row's own scalars: its parameter's, and the matrix's entries of one number that ``update`` reads."""
+    """Return a row's own scalars: the parameter's, and 0-dim matrix entries that ``update`` names."""
     scalars = block.member.scalars
     for name, spec in block.kind.specs.items():
         if name in config.rule.takes and not spec.shape:
             value = block.member.state[name + block.suffix]
-            # On the CPU a number costs less than a tensor, and changes no bit.
+            # On the CPU, a float is faster than a tensor and gives the same bits.
             known = value.device.type == "cpu" and not config.counts_on_device
             scalars = {**scalars, name: float(value) if known else value}
     return {name: value for name, value in scalars.items() if name in config.rule.takes}
 
 
 def _alike(rows: Sequence[Row]) -> bool:
-    """Whether rows have one shape and, as far as the host knows, the same numbers."""
+    """Return whether rows have one shape and the same numbers, known to the host."""
     first = rows[0]
     if any(isinstance(value, Tensor) for row in rows for value in row.scalars.values()):
         return False
@@ -243,7 +243,7 @@ def _alike(rows: Sequence[Row]) -> bool:
 
 
 def _own_scalars(bucket: list[MatrixBlock]) -> Mapping[str, Any]:
-    """A bucket's own numbers: where they are a device's, one for each of its matrices."""
+    """Return a bucket's own numbers; those on a device are stacked, one per matrix."""
     first = bucket[0].member
     if len(bucket) == 1 or not isinstance(first.step, Tensor):
         return first.scalars
@@ -255,7 +255,7 @@ def _own_scalars(bucket: list[MatrixBlock]) -> Mapping[str, Any]:
 
 
 def _keys(config: UpdateConfig, bucket: list[MatrixBlock]) -> Any:
-    """The key of each matrix's noise: two words [batch, 1, ...]."""
+    """Return the noise keys of all matrices: two words [batch, 1, ...]."""
     keys = [noise_key(config, block.member) for block in bucket]
     ones = [1] * len(bucket[0].kind.shape)
     columns = [torch.stack([torch.as_tensor(key[i], device=config.device) for key in keys]) for i in range(2)]
@@ -263,7 +263,7 @@ def _keys(config: UpdateConfig, bucket: list[MatrixBlock]) -> Any:
 
 
 def _places(bucket: list[MatrixBlock]) -> Tensor:
-    """Every element's place in its whole parameter, so that noise does not depend on how it is cut."""
+    """Return each element's place in its whole parameter, so that noise does not depend on the cut."""
     shape, device = bucket[0].kind.shape, bucket[0].columns[0].device
     if all(block.extent is None for block in bucket):
         return torch.arange(math.prod(shape), device=device).view(1, *shape)

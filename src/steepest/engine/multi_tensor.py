@@ -1,6 +1,6 @@
-"""Small tensors end to end, so that one operation serves many of them.
+"""Join small tensors end to end, so that one operation serves many of them.
 
-Calling an operation costs a CPU a microsecond or two and an accelerator's host five: as long as some
+Calling an operation takes 1 to 2 µs on a CPU and 5 µs on an accelerator's host: as long as some
 thousands of elements take to compute, and most tensors of a model are smaller than that.
 """
 
@@ -13,8 +13,8 @@ from torch import Tensor
 
 __all__ = ["SMALL", "run_together"]
 
-# Joining and writing back are passes over memory too: on a CPU a step of tensors of this size becomes shorter
-# by a quarter, one of 64 elements each by three quarters.
+# Joining and writing back are passes over memory too: on a CPU, a step over tensors of this size becomes
+# shorter by a quarter, over tensors of 64 elements by three quarters.
 SMALL = 1 << 13
 
 Columns = list[Tensor]
@@ -37,7 +37,7 @@ def run_together(
 
 
 def _run(rows: Sequence[Columns], step: Callable[[Columns], None], written: Sequence[int]) -> None:
-    # A function of its own: a loop's variables would hold the joined tensors while the next are made.
+    # A separate function, because loop variables would keep the joined tensors alive during the next.
     columns = list(zip(*rows, strict=True))
     joined = [torch.cat(column) for column in columns]
     step(joined)

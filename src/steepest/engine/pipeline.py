@@ -1,4 +1,4 @@
-"""The way of one step: state, counts, measure, then each batch's passes; all is ready before any is run."""
+"""Take a step: make state, count, measure and compile for all batches, then run the passes of each."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def take_step(
         if functions is not None and functions.decay is not None:
             batch.config = batch.config.without_decay()
         own.append(functions)
-    # Compiling takes seconds in which much can go wrong: it is done before anything is written.
+    # Compiling may fail, so it comes before anything is written.
     compiled = [_compiles(batch, mask is not None) for batch in batches]
-    # User code may raise, so it comes first: least has been stepped then.
+    # User code may raise, so it comes first, when the least has been stepped.
     for batch, wish, functions in zip(batches, compiled, own, strict=True):
         if functions is not None:
             step_one_by_one(batch, _on(mask, batch), wish, functions)
@@ -77,7 +77,7 @@ def _on(mask: Tensor | None, batch: ParamBatch) -> Tensor | None:
 
 
 def _compiles(batch: ParamBatch, guarded: bool) -> bool:
-    """Whether a batch's passes run compiled; its code is then made."""
+    """Decide whether a batch's passes run compiled, and if so compile them."""
     config = batch.config
     if config.rule.moves:
         return False
@@ -95,7 +95,7 @@ def _compiles(batch: ParamBatch, guarded: bool) -> bool:
 def _run(batch: ParamBatch, finite: Tensor | None, compiled: bool) -> None:
     config = batch.config
     if config.rule.moves:
-        # The rule counts the steps in which there was something to move.
+        # The rule counts its own steps, those with something to move.
         for member in batch.members:
             config.rule.move(member.target, member.state, config.group)
         return
@@ -110,7 +110,7 @@ def _run(batch: ParamBatch, finite: Tensor | None, compiled: bool) -> None:
         for member in batch.members:
             for name, value in (member.measured or {}).items():
                 member.state[name].fill_(value)
-    # Counts that no option asks for any more go on.
+    # Existing counts go on even if no option needs them any more.
     if config.counted or any(["step" in member.state for member in batch.members]):  # noqa: C419
         add_step(batch, finite)
 

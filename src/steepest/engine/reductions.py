@@ -1,4 +1,4 @@
-"""Scalars of whole tensors: reductions over a logical tensor's gradient, and what a rule makes of them."""
+"""Run the ``measure`` phase: reduce each tensor's gradient to the scalars that its rule needs."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from steepest.rule import Group, Moments
 
 __all__ = ["measure", "moments", "reads_back"]
 
-# A float64 copy of a piece, half a MiB, stays in the second-level cache; an accelerator wants fewer launches.
+# A float64 copy of a piece, half a MiB, fits the L2 cache. Accelerators need fewer launches.
 _PIECE_ON_CPU = 1 << 16
 _PIECE_ELSEWHERE = 1 << 22
 
 
 def moments(grad: Tensor) -> Moments:
-    """Count, sum and sum of squares over all elements, accumulated in float64 piece by piece.
+    """Return count, sum and sum of squares of all elements, accumulated in float64 piece by piece.
 
     >>> count, total, square = moments(torch.tensor([3.0, 4.0]))
     >>> count, total.item(), square.item()
@@ -36,13 +36,13 @@ def moments(grad: Tensor) -> Moments:
         _fill(wide, grad, first)
         total += wide.sum()
         square += torch.dot(wide, wide)
-        # Or it would be there while the next one is made.
+        # Free it before the next one is made.
         del wide
     return Moments(grad.numel(), total, square)
 
 
 def _fill(target: Tensor, source: Tensor, first: int) -> None:
-    """Fill a flat tensor with another's elements from ``first`` on in logical order, whatever the strides."""
+    """Fill a flat tensor with elements of another from ``first`` on, in logical order."""
     if source.is_contiguous():
         target.copy_(source.view(-1)[first : first + target.numel()])
         return
@@ -61,7 +61,7 @@ def _fill(target: Tensor, source: Tensor, first: int) -> None:
 
 
 def reads_back(batches: list[ParamBatch]) -> bool:
-    """Whether some rule will read numbers on the host in this step."""
+    """Return whether some rule will read numbers on the host in this step."""
     return any(
         batch.config.rule.reads_back(member.state, batch.config.group)
         for batch in batches
@@ -102,7 +102,7 @@ def measure(
 
 
 def _by_group(batches: list[ParamBatch]) -> Iterator[tuple[Group, list[ParamBatch]]]:
-    """The batches of each param group together: a group of mixed dtypes has several."""
+    """Group batches by param group; a group of mixed dtypes has several."""
     found: dict[int, list[ParamBatch]] = {}
     for batch in batches:
         found.setdefault(id(batch.config.group), []).append(batch)

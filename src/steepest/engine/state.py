@@ -1,4 +1,4 @@
-"""The state of parameters: what a rule's specs ask for, made before anything is written."""
+"""Make the state that a rule's specs describe, before anything is written."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _STEP = StateSpec("tensor", torch.float32)
 def _entries(
     config: UpdateConfig, param: Tensor, label: str | None, target: Any = None
 ) -> Iterator[tuple[str, StateSpec, Tensor]]:
-    """(name, spec, the parameter or the block of it that the entry belongs to) of every entry."""
+    """Yield (name, spec, parameter or block) for every entry."""
     for name, spec in config.specs.items():
         yield name, spec, param
     if config.rule.transforms:
@@ -36,7 +36,7 @@ def _entries(
 
 
 def blank_state(param: Tensor, group: Group, label: str | None, target: Any = None) -> dict[str, Tensor]:
-    """The state that a parameter's first step makes, on the meta device; ``step`` where the rule counts.
+    """Make the state of a parameter's first step on the meta device, with ``step`` if the rule counts.
 
     ``param`` is a real view; it may be on the meta device itself. ``target`` is what it stands for, if any.
     """
@@ -49,7 +49,7 @@ def blank_state(param: Tensor, group: Group, label: str | None, target: Any = No
 
 
 def lacks_state(config: UpdateConfig, member: ParamUpdate) -> bool:
-    """Whether a parameter lacks entries that the present options ask for."""
+    """Return whether a parameter lacks entries that the present options need."""
     if config.rule.moves:
         return any(
             name not in member.state for name, *_ in _entries(config, member.param, None, member.target)
@@ -64,7 +64,7 @@ def lacks_state(config: UpdateConfig, member: ParamUpdate) -> bool:
 
 
 def make_state(batches: Iterable[ParamBatch], states: MutableMapping[Tensor, Any]) -> None:
-    """Give every member its state and its columns; everything is allocated before any of it is kept.
+    """Give every member its state and columns; allocate everything before storing any of it.
 
     Raises:
         ValueError: a parameter has another shape than its state; an option that matrices' entries depend on
@@ -101,7 +101,7 @@ def make_state(batches: Iterable[ParamBatch], states: MutableMapping[Tensor, Any
 
 
 def _drop_unasked(config: UpdateConfig, member: ParamUpdate) -> None:
-    """Drop entries that the present options do not ask for: no step keeps them up to date."""
+    """Drop entries that the present options do not need, because no step would update them."""
     optional = [name for name in member.state if name.partition(".")[0] in config.rule.optional_state]
     if optional:
         asked = {name for name, _, _ in _entries(config, member.param, member.label)}
@@ -110,8 +110,8 @@ def _drop_unasked(config: UpdateConfig, member: ParamUpdate) -> None:
 
 
 def _fresh(config: UpdateConfig, member: ParamUpdate) -> dict[str, Tensor]:
-    """The entries that a parameter lacks."""
-    # On the host where the step is taken there: its values are not looked at.
+    """Make the entries that a parameter lacks."""
+    # An offloaded step has its state on the host. The values do not matter.
     like = torch.empty_like(member.param, device="cpu") if config.offloaded else member.param
     state_dtype = config.group["state_dtype"]
     fresh: dict[str, Tensor] = {}

@@ -1,4 +1,4 @@
-"""Step counts, and the numbers that follow from them: on the host, or where only the device knows them."""
+"""Count steps, and compute the numbers that follow from the counts, on the host or on the device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["add_step", "count_steps", "noise_key"]
 
 
 def count_steps(batch: ParamBatch) -> None:
-    """Set every member's step, the number of the one being taken, and the scalars that follow from it."""
+    """Set every member's step (the number of the one being taken) and the scalars that follow from it."""
     config = batch.config
     members = batch.members
     if config.counts_on_device:
@@ -24,7 +24,7 @@ def count_steps(batch: ParamBatch) -> None:
         if counted:
             _count_on_device(config, counted)
         members = [member for member in members if "step" not in member.state]
-    # Rules that measure, and a matrix's numbers, add each member's own.
+    # Members share these scalars; later phases replace the mapping, never change it.
     by_step: dict[float, dict[str, Any]] = {}
     for member in members:
         count = member.state.get("step")
@@ -37,7 +37,7 @@ def count_steps(batch: ParamBatch) -> None:
 
 
 def _count_on_device(config: UpdateConfig, members: list[ParamUpdate]) -> None:
-    """The same by a few operations for all members, each of which sees its own element of the results."""
+    """Do the same on a device, with a few operations for all members."""
     device = config.device
     for member in members:
         member.state["step"] = member.state["step"].to(device)
@@ -46,7 +46,7 @@ def _count_on_device(config: UpdateConfig, members: list[ParamUpdate]) -> None:
     steps = torch.stack([member.state["step"] for member in members]).to(wide) + 1
     each: dict[str, Any] = {}
     for name, value in config.rule.scalars(steps, **config.hyper).items():
-        # A number may be a tensor without following from the step.
+        # A scalar need not depend on the step.
         each[name] = (
             value.expand(steps.shape).unbind() if isinstance(value, Tensor) else [value] * len(members)
         )
@@ -62,21 +62,21 @@ def _count_on_device(config: UpdateConfig, members: list[ParamUpdate]) -> None:
 
 
 def _ordinals(members: list[ParamUpdate], device: torch.device) -> Tensor:
-    """The members' ordinals on a device, without a copy from the host, which a CUDA graph cannot hold."""
+    """Return the members' ordinals on a device without a copy from the host, which a CUDA graph forbids."""
     runs = groupby(enumerate(member.ordinal for member in members), lambda pair: pair[1] - pair[0])
     spans = [[ordinal for _, ordinal in run] for _, run in runs]
     return torch.cat([torch.arange(span[0], span[-1] + 1, device=device) for span in spans])
 
 
 def noise_key(config: UpdateConfig, member: ParamUpdate) -> Key:
-    """The key of a parameter's noise in this step."""
+    """Return the key of a parameter's noise in this step."""
     if member.key is not None:
         return member.key
     return derive_key(config.group["seed"], member.ordinal, int(member.step))
 
 
 def add_step(batch: ParamBatch, finite: Tensor | None) -> None:
-    """Add the step that was taken to the members' counts, unless the device finds that it was skipped."""
+    """Add 1 to the members' step counts, unless the device finds that the step was skipped."""
     counted = [member for member in batch.members if "step" in member.state]
     counts = [member.state["step"] for member in counted]
     if not counts:
@@ -84,12 +84,12 @@ def add_step(batch: ParamBatch, finite: Tensor | None) -> None:
     config = batch.config
     on_host = config.counted and config.device.type == "cpu" and not config.counts_on_device
     if finite is not None:
-        # Where an option was switched off, some counts may still be the device's.
+        # After an option was switched off, some counts may still be on the device.
         masks = {where: finite.to(where, counts[0].dtype) for where in {count.device for count in counts}}
-        # A list: for one tensor torch may read its number on the host.
+        # A list, because torch may read a single tensor on the host.
         torch._foreach_add_(counts, [masks[count.device] for count in counts])
     elif on_host and len({member.step for member in counted}) == 1:
-        # A third of the time that adding takes.
+        # Takes a third of the time of adding.
         taken = torch.as_tensor(counted[0].step, dtype=counts[0].dtype, device="cpu")
         torch._foreach_copy_(counts, [taken] * len(counts))
     else:

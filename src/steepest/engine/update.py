@@ -1,4 +1,4 @@
-"""The element passes: what one piece of memory goes through, written once for eager and compiled runs.
+"""Define the element passes over one piece of memory, once for eager and compiled execution.
 
 A rule without ``transform`` has one pass over parameter, gradient and state (``whole``). A rule with it has
 two: ``before`` writes the state and what ``transform`` is given, ``after`` applies the direction.
@@ -42,7 +42,7 @@ Pass = Literal["whole", "before", "after"]
 
 
 class MatrixKind(NamedTuple):
-    """The shape [..., m, n] of a matrix as ``transform`` sees it, and the state entries that it has."""
+    """The shape [..., m, n] of a matrix as ``transform`` sees it, and its state entries."""
 
     shape: tuple[int, ...]
     specs: dict[str, StateSpec]
@@ -50,7 +50,7 @@ class MatrixKind(NamedTuple):
 
 @dataclass(eq=False)
 class UpdateConfig:
-    """What follows from a group's options and a parameter's dtypes and device; made when they change.
+    """Everything derived from a group's options and a parameter's dtypes and device; made anew on changes.
 
     Attributes:
         rule, group: the rule and the param group.
@@ -66,23 +66,23 @@ class UpdateConfig:
 
     def __post_init__(self) -> None:
         group, rule = self.group, self.rule
-        # A step is offloaded where it is taken on the host with parameters that live elsewhere.
+        # Offloaded: the step runs on the host, the parameters are on another device.
         self.offloaded: bool = group["state_device"] == "cpu" and self.home.type != "cpu"
         self.device = torch.device("cpu") if self.offloaded else self.home
         self.rounds: bool = group["rounding"] == "stochastic" and self.dtype in LOW_PRECISION
         self.noisy: bool = self.rounds or not rule.takes.isdisjoint({"noise"})
         self.draws = self.noisy or "key" in rule.transform_takes
         self.counts: bool = (rule.counts_steps or self.rounds) and not rule.moves
-        # Only the device knows how many steps were taken where it may skip one, or repeat a graph.
+        # If steps may be skipped on the device, or replayed, only the device knows their number.
         skips = group["nonfinite"] == "skip" and self.device.type != "cpu"
         self.counts_on_device: bool = skips or bool(group["capturable"])
         decays = not rule.decays_itself(group)
         self.method: str | None = group["weight_decay_method"] if decays else None
-        # Whether anything is counted, or follows from a count.
+        # Whether steps are counted or scalars depend on the count.
         self.counted = self.counts or rule.has_scalars
         self.measures: bool = rule.measures and rule.needs_measure(group)
         self.maximize: bool = group["maximize"]
-        # A rule whose algebra or state is float64 must not get it rounded to float32 on the way.
+        # float64 algebra or state must not be rounded to float32 on the way.
         wide = torch.float64 in (group["state_dtype"], group.get("dtype"))
         self.compute = torch.float64 if wide else torch.promote_types(torch.float32, self.dtype)
         specs = rule.state_specs(group)
@@ -100,7 +100,7 @@ class UpdateConfig:
         self.matrices: dict[torch.Size, MatrixKind] = {}
 
     def matrix(self, shape: torch.Size) -> MatrixKind:
-        """How ``transform`` sees a parameter, or a block of one, of this shape."""
+        """Return how ``transform`` sees a parameter, or a block of one, of this shape."""
         kind = self.matrices.get(shape)
         if kind is None:
             seen = self.rule.matrix_shape(shape, self.group)
@@ -110,26 +110,26 @@ class UpdateConfig:
 
     @cached_property
     def key(self) -> tuple[Any, ...]:
-        """What compiled code is specialized on besides shapes and the group's numbers."""
+        """The part of the configuration on which compiled code is specialized."""
         fixed = tuple((name, _hashable(value)) for name, value in self.fixed.items())
         state = self.element_state
         return (self.rule, fixed, state, self.method, self.maximize, self.rounds, self.compute, self.device)
 
     def without_group(self) -> UpdateConfig:
-        """A copy for code that outlives the optimizer: the group would keep its parameters alive."""
+        """Return a copy without the group, for code that outlives the optimizer and its parameters."""
         other = copy.copy(self)
         other.group = {}
         return other
 
     def without_decay(self) -> UpdateConfig:
-        """Return a copy for an optimizer that decays the parameters by code of its own."""
+        """Return a copy for an optimizer whose own code decays the parameters."""
         other = copy.copy(self)
         other.method = None
         other.__dict__.pop("key", None)
         return other
 
     def numbers(self) -> dict[str, Any]:
-        """The numbers that all parameters share: lr, decay, and the rule's float hyperparameters."""
+        """Return the numbers that all parameters share: lr, decay, and the rule's float hyperparameters."""
         group = self.group
         lr: Scalar = group["lr"]
         if isinstance(lr, Tensor):
@@ -148,7 +148,7 @@ class UpdateConfig:
 
     @property
     def decays(self) -> bool:
-        """Whether the group's present weight decay changes anything."""
+        """Whether the group has any weight decay at present."""
         return self.method is not None and self.group["weight_decay"] != 0
 
 
@@ -200,7 +200,7 @@ def element_pass(
         param, other = columns[0], columns[1]
         # torch's .to() takes half a microsecond even where there is nothing to convert.
         p = param if param.dtype == wide else param.to(wide)
-        # A wrapper's elements lie elsewhere: only its copy_ writes them.
+        # Tensor subclasses may keep their elements elsewhere, where only copy_ writes.
         into = param if donate and p is param and type(param) in PLAIN else None
         if which == "after":
             return [narrowed(config, descended(p, other, scalars, method, into), param.dtype, noise), None]
@@ -236,7 +236,7 @@ def element_pass(
 def descended(
     p: Tensor, direction: Tensor, scalars: Mapping[str, Any], method: str | None, into: Tensor | None = None
 ) -> Tensor:
-    """p after weight decay and a step along a known direction, written to ``into`` if given."""
+    """Return p after weight decay and a step along a direction, written to ``into`` if given."""
     if method == "cautious":
         p = torch.where(direction * p >= 0, p * scalars["decay"], p)
     elif method is not None and method != "l2":
@@ -247,21 +247,21 @@ def descended(
 
 
 def decayed(p: Tensor, strength: Scalar, method: str) -> Tensor:
-    """p after weight decay, for every method that acts on p alone."""
+    """Return p after weight decay, for the methods that depend on p alone."""
     if method == "sign":
         return p - torch.clamp(p, -strength, strength)  # type: ignore[arg-type]
     return p * strength
 
 
 class PieceNoise:
-    """A piece's noise: what all streams share is half of the work, and made when it is first asked for."""
+    """A piece's noise. The words that all streams share are half of the work, and made on first use."""
 
     def __init__(self, key: Key | None, index: Callable[[], Tensor] | None) -> None:
         self.key, self.index = key, index
         self.mixed: Words | None = None
 
     def words(self) -> Words:
-        """What every stream's bits are made of."""
+        """Return the words from which every stream's bits are made."""
         if self.mixed is None:
             assert self.key is not None
             assert self.index is not None
@@ -273,7 +273,7 @@ NO_NOISE = PieceNoise(None, None)
 
 
 def narrowed(config: UpdateConfig, value: Tensor, dtype: torch.dtype, noise: PieceNoise) -> Tensor:
-    """``value`` in the parameter's dtype, rounded as the group says."""
+    """Return ``value`` in the parameter's dtype, rounded as the group says."""
     if config.rounds:
         return stochastic_round(value.to(torch.float32), dtype, stream_bits(noise.words(), _ROUNDING_STREAM))
     return value if value.dtype == dtype else value.to(dtype)
