@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -13,12 +14,12 @@ from steepest.engine.state import blank_state
 from steepest.rule import Group, Rule, Targets, find_rule
 from steepest.views import View
 
-__all__ = ["BY_NAME", "Reasons", "Row", "Total", "make_rows", "make_totals", "state_bytes"]
+__all__ = ["BY_NAME", "Reasons", "Row", "Total", "make_rows", "make_totals", "starred"]
 
 # How a reason ends that rests on a name alone; explain() warns about those.
 BY_NAME = "by its name alone"
 
-_BY_HAND = "set by hand"
+_NUMBER = re.compile(r"(?<![^.\s'])\d+(?=\.)|(?<=\.)\d+(?![^.\s'])")
 
 
 @dataclass(frozen=True)
@@ -99,27 +100,27 @@ def make_rows(
     why, aliases = dict(reasons.why), dict(reasons.aliases)
     rows = []
     for group_index, group in enumerate(groups):
+        rule = find_rule(group["rule"])
         labels = group.get("param_names", [None] * len(group["params"]))
         for index, (label, param) in enumerate(zip(labels, group["params"], strict=True)):
-            rule = find_rule(group["rule"])
             target = None if targets is None else targets.find(param)
-            rows.append(
-                Row(
-                    name=f"parameter {index} of group {group_index}" if label is None else label,
-                    aliases=tuple(aliases.pop(label, ())),
-                    shape=tuple(param.shape),
-                    rule=rule.name,
-                    lr=float(group["lr"]),
-                    weight_decay=float(group.get("weight_decay", 0.0)),
-                    view=_view(rule, param, label, group),
-                    why=why.pop(label, _BY_HAND),
-                    frozen=not param.requires_grad,
-                    parameters=param.numel(),
-                    state_bytes=state_bytes(param, label, group, target) if param.requires_grad else 0,
-                )
+            state = blank_state(real_view(param), group, label, target) if param.requires_grad else {}
+            row = Row(
+                name=f"parameter {index} of group {group_index}" if label is None else label,
+                aliases=tuple(aliases.pop(label, ())),
+                shape=tuple(param.shape),
+                rule=rule.name,
+                lr=float(group["lr"]),
+                weight_decay=float(group.get("weight_decay", 0.0)),
+                view=_view(rule, param, label, group),
+                why=why.pop(label, "set by hand"),
+                frozen=not param.requires_grad,
+                parameters=param.numel(),
+                state_bytes=sum(value.nbytes for value in state.values()),
             )
             if targets is not None and target is not None:
-                rows[-1] = replace(rows[-1], **targets.describe(param, group))
+                row = replace(row, **targets.describe(param, group))
+            rows.append(row)
     return rows
 
 
@@ -140,6 +141,11 @@ def make_totals(rows: Iterable[Row]) -> tuple[Total, ...]:
     )
 
 
+def starred(text: str) -> str:
+    """Replace every number that is a whole part of a name by ``*``."""
+    return _NUMBER.sub("*", text)
+
+
 def _view(rule: Rule, param: Tensor, label: str | None, group: Group) -> View | str | None:
     """How the rule sees the parameter; None for a plain matrix, and for a rule that sees no matrices."""
     if "views" not in rule.hyper:
@@ -148,12 +154,3 @@ def _view(rule: Rule, param: Tensor, label: str | None, group: Group) -> View | 
     if view is not None:
         return view
     return group.get("view", "merge") if param.dim() > 2 else None
-
-
-def state_bytes(param: Tensor, label: str | None, group: Group, target: Any = None) -> int:
-    """Bytes of the state that a parameter's first step makes.
-
-    ``label`` is the parameter's name, by which the group's ``views`` know it.
-    """
-    state = blank_state(real_view(param), group, label, target)
-    return sum(value.numel() * value.element_size() for value in state.values())

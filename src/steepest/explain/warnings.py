@@ -6,8 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from steepest.explain.rows import BY_NAME, Reasons, Row
-from steepest.explain.table import starred
+from steepest.explain.rows import BY_NAME, Reasons, Row, starred
 from steepest.rule import find_rule
 
 __all__ = ["find_notes", "find_warnings"]
