@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence, Set
 
 from torch import nn
 
@@ -67,13 +67,12 @@ def find_ambiguities(
     return warnings
 
 
-def _weights(layers: Collection[nn.Module], hidden: Sequence[tuple[Routed, bool]]) -> list[str]:
+def _weights(layers: Set[int], hidden: Sequence[tuple[Routed, bool]]) -> list[str]:
     """Names of the layers' weights that are taken as hidden and whose rule no override names."""
-    wanted = {id(layer) for layer in layers}
     return [
         tensor.name
         for tensor, done in hidden
-        if not done and any(id(owner.module) in wanted for owner in tensor.owners)
+        if not done and any(id(owner.module) in layers for owner in tensor.owners)
     ]
 
 
