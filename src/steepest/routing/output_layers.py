@@ -74,8 +74,8 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def is_ternary(module: nn.Module) -> bool:
-    """Whether the module is a ``TernaryLinear``, told by a class attribute: that module imports this one."""
-    return getattr(type(module), "_steepest_ternary", False) is True
+    """Whether the module is a ``TernaryLinear``, told by a class attribute: its package imports this one."""
+    return hasattr(type(module), "_steepest_targets")
 
 
 def is_map(module: nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""List a model's parameters, each once, with every module that owns it."""
+"""List a model's parameters, each once, with every module that owns it; refuse what is no whole tensor."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-__all__ = ["Owner", "Routed", "find_tensors", "is_vector"]
+__all__ = ["Owner", "Routed", "find_tensors", "is_vector", "refuse_unsupported"]
 
 
 @dataclass(frozen=True)
@@ -105,3 +106,40 @@ def _kind(parametrizations: nn.Module, local: str) -> Literal["whole", "magnitud
     if names == {"_WeightNorm"}:
         return "magnitude" if local == "original0" else "whole"
     return "whole" if names == {"_SpectralNorm"} else "factor"
+
+
+def refuse_unsupported(tensors: list[Routed]) -> None:
+    """Raise ``ValueError``, with the parameter's name and the reason, if routing would be a guess.
+
+    The optimizer itself refuses what none of its rules take: DTensors, integers, sparse storage.
+    """
+    for tensor in tensors:
+        param = tensor.param
+        if is_lazy(param):
+            reason = "has no shape yet: run the model once, then build the optimizer"
+        elif param.is_meta:
+            reason = (
+                "is on the meta device: materialize the model first. That makes new parameters, and the "
+                "optimizer would keep the old ones"
+            )
+        elif hasattr(param, "ds_id") or hasattr(param, "ds_tensor"):
+            reason = (
+                "is partitioned by DeepSpeed ZeRO: this rank has a flat shard without the tensor's shape. "
+                "build() needs whole tensors; ZeRO 3 works with element rules only: "
+                "steepest.create('lion', model.parameters())"
+            )
+        elif getattr(param, "_is_flat_param", False):
+            reason = (
+                "is a FlatParameter: FSDP1 has flattened a module's tensors into one vector, and matrices, "
+                "norms and embeddings cannot be told apart in it. An element rule can step it: "
+                "steepest.create('lion', model.parameters())"
+            )
+        elif getattr(param, "_fsdp_flattened", False):
+            reason = (
+                "belongs to a module sharded by FSDP1, whose parameters are 1-D shards even with "
+                "use_orig_params=True. An element rule can step them: "
+                "steepest.create('lion', model.parameters())"
+            )
+        else:
+            continue
+        raise ValueError(f"parameter {tensor.name!r} {reason}")
