@@ -44,17 +44,11 @@ _TABLE = re.compile(
 _EXPERT_COUNTS = ("num_experts", "n_experts", "num_local_experts", "n_routed_experts", "num_routed_experts")
 # Hugging Face's classes that store experts as [experts, in, out]. Newer releases also set `is_transposed` on
 # the modules; that attribute takes precedence, because the layout of a class has changed between releases.
-_TRANSPOSED_EXPERTS = frozenset(
-    {
-        "AriaGroupedExpertsGemm",
-        "GptOssExperts",
-        "Llama4TextExperts",
-        "OpenAIPrivacyFilterExperts",
-        "Qwen3VLMoeTextExperts",
-    }
+_TRANSPOSED_EXPERTS = re.compile(
+    "AriaGroupedExpertsGemm|GptOssExperts|Llama4TextExperts|OpenAIPrivacyFilterExperts|Qwen3VLMoeTextExperts"
 )
 _TRANSPOSED_CONVS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_GATES = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1, nn.LSTMCell: 4, nn.GRUCell: 3, nn.RNNCell: 1}
+_GATES = {nn.LSTM: 4, nn.GRU: 3, nn.LSTMCell: 4, nn.GRUCell: 3}
 
 
 @dataclass(frozen=True)
@@ -131,14 +125,15 @@ def _role(tensor: Routed, outputs: Mapping[int, str]) -> Role:
     for each in tensor.owners:
         if id(each.module) in outputs and each.local == "weight":
             return Role("output", outputs[id(each.module)], _stored(param, each.module))
+    recurrent = isinstance(owner.module, (nn.RNNBase, nn.RNNCellBase))
+    if is_vector(param) and (recurrent or (is_map(owner.module) and owner.local == "weight")):
+        return Role("vector", f"{layer} with a single row or column")
     if is_linear(owner.module) and owner.local == "weight":
-        if is_vector(param):
-            return Role("vector", f"{layer} with a single row or column")
         view = _stored(param, owner.module)
         return Role("linear", f"{layer}, hidden" + (", stored [in, out]" if view else ""), view)
     if is_conv(owner.module) and owner.local == "weight":
         return _convolution(param, owner.module)
-    if isinstance(owner.module, (nn.RNNBase, nn.RNNCellBase)):
+    if recurrent:
         return _recurrent(param, owner)
     if isinstance(owner.module, nn.Bilinear):
         return Role("linear", f"{layer}, linear in the product of its inputs")
@@ -182,8 +177,6 @@ def _attention(param: Tensor, owner: Owner) -> Role:
 def _convolution(param: Tensor, module: nn.Module) -> Role:
     """The role of a convolution's weight: a matrix that maps patches, or one such matrix per group."""
     layer, groups = _called(module), int(module.groups)  # type: ignore[arg-type]
-    if is_vector(param):
-        return Role("vector", f"{layer} with a single row or column")
     if groups > 1 and groups in (module.in_channels, module.out_channels):
         return Role("depthwise", f"{layer}, separate filters for each channel, which form no matrix")
     view = _stored(param, module)
@@ -207,12 +200,8 @@ def _stored(param: Tensor, module: nn.Module) -> View | None:
 
 
 def _recurrent(param: Tensor, owner: Owner) -> Role:
-    """The role of a recurrent layer's parameter: all weights but the projection stack the gates' rows."""
+    """The role of a recurrent layer's matrix: all but the projection stack the gates' rows."""
     layer = _called(owner.module)
-    if "bias" in owner.local:
-        return Role("bias", layer)
-    if is_vector(param):
-        return Role("vector", f"{layer} with a single row or column")
     gates = next((count for kind, count in _GATES.items() if isinstance(owner.module, kind)), 1)
     if gates == 1 or owner.local.startswith("weight_hr"):
         return Role("recurrent", layer)
@@ -254,4 +243,4 @@ def _holds_experts(param: Tensor, owner: Owner) -> bool:
 def _experts_are_transposed(module: nn.Module) -> bool:
     """Whether experts are stored as [experts, in, out], by the module's attribute or else by its class."""
     says = getattr(module, "is_transposed", None)
-    return says if isinstance(says, bool) else type(module).__name__ in _TRANSPOSED_EXPERTS
+    return says if isinstance(says, bool) else bool(_TRANSPOSED_EXPERTS.fullmatch(type(module).__name__))
