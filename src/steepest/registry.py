@@ -11,12 +11,6 @@ from steepest.optimizer import OPTIMIZERS, Optimizer
 
 __all__ = ["create", "list_optimizers", "optimizer_class"]
 
-# Where to find the originals' classes that have another name here.
-_ORIGINALS = {
-    "scaledoptum": "the original is steepest.compat.ScaledOptum; its rule is 'signgsd' with "
-    "decay_overshoot=True",
-}
-
 
 def optimizer_class(name: str) -> type[Optimizer]:
     """The class of the optimizer called ``name``, or of that name; case, dashes and underscores are alike.
@@ -35,8 +29,11 @@ def optimizer_class(name: str) -> type[Optimizer]:
     alike = by_class | {_bare(known): made for known, made in OPTIMIZERS.items()}
     if wanted in alike:
         return alike[wanted]
-    if wanted in _ORIGINALS:
-        raise ValueError(f"unknown optimizer {name!r}: {_ORIGINALS[wanted]}")
+    if wanted == "scaledoptum":
+        raise ValueError(
+            f"unknown optimizer {name!r}: the original is steepest.compat.ScaledOptum; its rule is 'signgsd' "
+            "with decay_overshoot=True"
+        )
     raise ValueError(
         f"unknown optimizer {name!r}{near_miss(name, OPTIMIZERS)}; known: {', '.join(list_optimizers())}"
     )

@@ -151,16 +151,15 @@ def check_view(who: str, view: Any, shape: torch.Size) -> None:
 def cut(tensor: torch.Tensor, view: View | None, batch: bool = False) -> list[torch.Tensor]:
     """Cut a tensor into the blocks of a view, which share its memory; without a view it is the only block.
 
-    Args:
-        tensor: the parameter, or another tensor of its shape.
-        view: the view.
-        batch: whether leading dimensions count matrices, as in a group with ``view="batch"``.
+    ``batch`` says whether leading dimensions count matrices, as in a group with ``view="batch"``.
     """
     if view is None:
         return [tensor]
     dim = _DIMENSIONS[view[0]]
-    blocks = [tensor] if dim is None else torch.split(tensor, list(view[1]), dim=dim)
-    return [_turned(each, view, batch) for each in blocks]
+    blocks = [tensor] if dim is None else list(torch.split(tensor, list(view[1]), dim=dim))
+    if is_transposed(view):
+        return [block.transpose(-2, -1) if batch else block.transpose(0, 1) for block in blocks]
+    return blocks
 
 
 def merged_shape(shape: Sequence[int]) -> tuple[int, ...]:
@@ -177,10 +176,3 @@ def merged_shape(shape: Sequence[int]) -> tuple[int, ...]:
         return (numel,)
     splits = [(math.prod(shape[:at]), math.prod(shape[at:])) for at in range(1, len(shape))]
     return min(splits, key=lambda split: max(split) / max(min(split), 1))
-
-
-def _turned(tensor: torch.Tensor, view: View, batch: bool) -> torch.Tensor:
-    """Swap a block's dimensions if the view says so: [out, in, ...], or [..., out, in] in a batch."""
-    if not is_transposed(view):
-        return tensor
-    return tensor.transpose(-2, -1) if batch else tensor.transpose(0, 1)
