@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -124,21 +124,14 @@ def make_rows(
     return rows
 
 
-def make_totals(rows: Iterable[Row]) -> tuple[Total, ...]:
+def make_totals(rows: Sequence[Row]) -> tuple[Total, ...]:
     """Sum up the rows of every rule, in the order in which the rules appear."""
-    by_rule: dict[str, list[Row]] = {}
-    for row in rows:
-        by_rule.setdefault(row.rule, []).append(row)
-    return tuple(
-        Total(
-            rule,
-            len(own),
-            sum(row.parameters for row in own),
-            sum(row.state_bytes for row in own),
-            sum(row.frozen for row in own),
-        )
-        for rule, own in by_rule.items()
-    )
+    totals = []
+    for rule in dict.fromkeys(row.rule for row in rows):
+        own = [row for row in rows if row.rule == rule]
+        parameters, state = sum(row.parameters for row in own), sum(row.state_bytes for row in own)
+        totals.append(Total(rule, len(own), parameters, state, sum(row.frozen for row in own)))
+    return tuple(totals)
 
 
 def starred(text: str) -> str:

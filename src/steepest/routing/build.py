@@ -20,7 +20,6 @@ from steepest.routing.options import (
     fallback_options,
     main_options,
     matching,
-    require_matches,
     tensor_options,
 )
 from steepest.routing.output_layers import is_ternary
@@ -112,20 +111,17 @@ def build(
         raise TypeError(f"ternary must be a dict of TernaryFlip's options, a bool or None, got {ternary!r}")
     main = main_options(rule, lr, hyper)
     rest = fallback_options(fallback, fallback_lr, main)
-    view_table = as_table("views", views)
-    override_table = {
-        pattern: as_options(f"overrides[{pattern!r}]", value)
-        for pattern, value in as_table("overrides", overrides).items()
-    }
-
     found = find_tensors(model)
     layers = {name: module for name, module in model.named_modules() if is_ternary(module)}
     # The votes stand for packed weights, which have a rule of their own.
     votes = {id(layer.votes) for layer in layers.values()}
     tensors = [tensor for tensor in found if id(tensor.param) not in votes]
     refuse_unsupported(tensors)
-    require_matches("overrides", override_table, tensors)
-    require_matches("views", view_table, tensors)
+    override_table = {
+        pattern: as_options(f"overrides[{pattern!r}]", value)
+        for pattern, value in as_table("overrides", overrides, tensors).items()
+    }
+    view_table = as_table("views", views, tensors)
     if not any(tensor.param.requires_grad for tensor in found):
         raise ValueError(f"{type(model).__name__} has no parameter to train: none requires a gradient")
     undecayed = _undecayed(model)
@@ -149,7 +145,7 @@ def build(
         exempt = exempt or (role.vector and not decay_vectors)
         if exempt and "weight_decay" in known and "weight_decay" not in wanted:
             options["weight_decay"] = 0.0
-        if role.batch and "view" in known:
+        if role.kind == "experts" and "view" in known:
             options.setdefault("view", "batch")
         # Tensor learning rates must be the same object.
         key = {key: id(value) if isinstance(value, Tensor) else value for key, value in options.items()}
@@ -226,11 +222,11 @@ def _known_view(param: Tensor, role: Role, options: Options) -> View | None:
     known = find_rule(options["rule"]).hyper
     if "views" not in known:
         return None
-    if role.batch and "view" not in known:
+    if role.kind == "experts" and "view" not in known:
         # The rule merges dimensions, and treats both sides of a matrix alike: each expert is a block.
         return rows(*[1] * param.shape[0])
     counts_matrices = options.get("view") == "batch"
-    if is_transposed(role.view) and param.dim() > 2 and counts_matrices != role.batch:
+    if is_transposed(role.view) and param.dim() > 2 and counts_matrices != (role.kind == "experts"):
         # An option asks for another arrangement of the dimensions, in which it is unknown what to swap.
         return None
     return role.view

@@ -23,7 +23,6 @@ __all__ = [
     "fallback_options",
     "main_options",
     "matching",
-    "require_matches",
     "tensor_options",
 ]
 
@@ -120,12 +119,8 @@ def _refuse_methods(rule: str) -> None:
         )
 
 
-def as_options(what: str, value: str | Mapping[str, Any]) -> dict[str, Any]:
-    """Return group options as a dict; a string is the name of a rule.
-
-    Raises:
-        TypeError: the value is neither a string nor a dict with string keys.
-    """
+def as_options(what: str, value: str | Mapping[str, Any]) -> Options:
+    """Return group options as a dict; a string is the name of a rule."""
     if isinstance(value, str):
         return {"rule": value}
     if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
@@ -133,26 +128,11 @@ def as_options(what: str, value: str | Mapping[str, Any]) -> dict[str, Any]:
     raise TypeError(f"{what} must be a rule's name or a dict of group options, got {value!r}")
 
 
-def as_table(what: str, value: Any) -> dict[str, Any]:
-    """Return a mapping from patterns as a dict; None is an empty one.
-
-    Raises:
-        TypeError: the value is not a mapping, or a key is not a string.
-    """
-    if value is None:
-        return {}
-    if isinstance(value, Mapping) and all(isinstance(pattern, str) for pattern in value):
-        return dict(value)
-    raise TypeError(f"{what} must be a dict whose keys are patterns of parameter names, got {value!r}")
-
-
-def matching(table: Mapping[str, Any], tensor: Routed) -> list[str]:
-    """The patterns of ``table``, in its order, that match one of the tensor's names."""
-    return [pattern for pattern in table if _matches(pattern, tensor.names)]
-
-
-def require_matches(what: str, table: Mapping[str, Any], tensors: list[Routed]) -> None:
-    """Raise ``ValueError``, with a near miss, for a pattern in ``table`` that matches no parameter."""
+def as_table(what: str, value: Mapping[str, Any] | None, tensors: list[Routed]) -> dict[str, Any]:
+    """Return a mapping from patterns as a dict; refuse one with a pattern that matches no parameter."""
+    table = {} if value is None else value
+    if not (isinstance(table, Mapping) and all(isinstance(pattern, str) for pattern in table)):
+        raise TypeError(f"{what} must be a dict whose keys are patterns of parameter names, got {value!r}")
     names = [name for tensor in tensors for name in tensor.names]
     ends = {
         ".".join(["*", *name.split(".")[cut:]]) for name in names for cut in range(1, name.count(".") + 1)
@@ -161,6 +141,12 @@ def require_matches(what: str, table: Mapping[str, Any], tensors: list[Routed]) 
         if not _matches(pattern, names):
             close = near_miss(pattern, sorted(ends) if "*" in pattern else names)
             raise ValueError(f"{what}: {pattern!r} matches no parameter of the model{close}")
+    return dict(table)
+
+
+def matching(table: Mapping[str, Any], tensor: Routed) -> list[str]:
+    """The patterns of ``table``, in its order, that match one of the tensor's names."""
+    return [pattern for pattern in table if _matches(pattern, tensor.names)]
 
 
 def _matches(pattern: str, names: Iterable[str]) -> bool:

@@ -60,13 +60,11 @@ class Role:
         reason: the reason, in words.
         view: the view of a parameter that is known to be several matrices or to be stored transposed; None
             for other parameters.
-        batch: whether the leading dimensions count matrices.
     """
 
     kind: str
     reason: str
     view: View | None = None
-    batch: bool = False
 
     @property
     def hidden(self) -> bool:
@@ -227,8 +225,8 @@ def _loose(param: Tensor, owner: Owner) -> Role:
     if param.dim() == 3 and _holds_experts(param, owner):
         reason = f"{param.shape[0]} experts' matrices of {layer}"
         if _experts_are_transposed(owner.module):
-            return Role("experts", f"{reason}, stored [in, out]", transposed(), batch=True)
-        return Role("experts", reason, batch=True)
+            return Role("experts", f"{reason}, stored [in, out]", transposed())
+        return Role("experts", reason)
     return Role("unknown", f"{param.dim()} dimensions, owned by {layer}, an unknown module")
 
 

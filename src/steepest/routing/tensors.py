@@ -66,14 +66,12 @@ def find_tensors(model: nn.Module) -> list[Routed]:
     [('embed.weight', 'head.weight')]
     """
     modules = dict(model.named_modules(remove_duplicate=False))
-    params: dict[int, Tensor] = {}
-    owners: dict[int, list[Owner]] = {}
+    found: dict[Tensor, list[Owner]] = {}
     for path, module in modules.items():
         for local, param in module._parameters.items():
             if param is not None:
-                params[id(param)] = param
-                owners.setdefault(id(param), []).append(_owner(modules, path, module, local))
-    return [Routed(param, tuple(owners[key])) for key, param in params.items()]
+                found.setdefault(param, []).append(_owner(modules, path, module, local))
+    return [Routed(param, tuple(owners)) for param, owners in found.items()]
 
 
 def _owner(modules: Mapping[str, nn.Module], path: str, module: nn.Module, local: str) -> Owner:
@@ -83,8 +81,7 @@ def _owner(modules: Mapping[str, nn.Module], path: str, module: nn.Module, local
     if "parametrizations" in parts[:-1]:
         at = parts.index("parametrizations")
         layer, attribute = ".".join(parts[:at]), parts[at + 1]
-        direct = len(parts) == at + 2
-        kind = _kind(module, local) if direct else "factor"
+        kind = _kind(module, local) if len(parts) == at + 2 else "factor"
         return Owner(name, layer, modules[layer], attribute, kind)
     if isinstance(module, (nn.ParameterList, nn.ParameterDict)) and path:
         parent, _, attribute = path.rpartition(".")
@@ -113,6 +110,7 @@ def refuse_unsupported(tensors: list[Routed]) -> None:
 
     The optimizer itself refuses what none of its rules take: DTensors, integers, sparse storage.
     """
+    element = "steepest.create('lion', model.parameters())"
     for tensor in tensors:
         param = tensor.param
         if is_lazy(param):
@@ -125,20 +123,17 @@ def refuse_unsupported(tensors: list[Routed]) -> None:
         elif hasattr(param, "ds_id") or hasattr(param, "ds_tensor"):
             reason = (
                 "is partitioned by DeepSpeed ZeRO: this rank has a flat shard without the tensor's shape. "
-                "build() needs whole tensors; ZeRO 3 works with element rules only: "
-                "steepest.create('lion', model.parameters())"
+                f"build() needs whole tensors; ZeRO 3 works with element rules only: {element}"
             )
         elif getattr(param, "_is_flat_param", False):
             reason = (
                 "is a FlatParameter: FSDP1 has flattened a module's tensors into one vector, and matrices, "
-                "norms and embeddings cannot be told apart in it. An element rule can step it: "
-                "steepest.create('lion', model.parameters())"
+                f"norms and embeddings cannot be told apart in it. An element rule can step it: {element}"
             )
         elif getattr(param, "_fsdp_flattened", False):
             reason = (
                 "belongs to a module sharded by FSDP1, whose parameters are 1-D shards even with "
-                "use_orig_params=True. An element rule can step them: "
-                "steepest.create('lion', model.parameters())"
+                f"use_orig_params=True. An element rule can step them: {element}"
             )
         else:
             continue
