@@ -38,14 +38,8 @@ __all__ = ["QUAD", "OrthogonalizedOptimizer", "Procrustes", "SGD_sai", "ScaledOp
 class ScaledOptum(SignGSD):
     r"""Sign descent as first published: p ← p − η(sign g + λ sign p), whose decay overshoots zero.
 
-    State: none. Shapes, dtypes and errors are those of :class:`~steepest.SignGSD`.
-
-    Args:
-        params: tensors, ``(name, tensor)`` pairs, or group dicts.
-        lr: learning rate η ≥ 0.
-        weight_decay: λ ≥ 0.
-        decay_overshoot: False is :class:`~steepest.SignGSD`, which stops at zero.
-        **common: see :class:`~steepest.CommonOptions`.
+    State: none. Arguments, shapes, dtypes and errors are those of :class:`~steepest.SignGSD`, which is this
+    with ``decay_overshoot=False`` and stops at zero.
 
     >>> weight = torch.nn.Parameter(torch.tensor([1.0, 0.25]))
     >>> optimizer = ScaledOptum([weight], lr=0.5, weight_decay=1.0)
@@ -89,15 +83,7 @@ class SGD_sai(SGDSaI):
     it, ``has_warmup = True`` after loading a checkpoint is allowed (and not needed), and
     ``has_warmup = False`` has the next step measure every scale anew.
 
-    Shapes, dtypes, state and errors are those of :class:`~steepest.SGDSaI`.
-
-    Args:
-        params: tensors, ``(name, tensor)`` pairs, or group dicts.
-        lr: learning rate η ≥ 0.
-        momentum: μ in [0, 1).
-        eps: ε ≥ 0.
-        weight_decay: λ ≥ 0, decoupled.
-        **common: see :class:`~steepest.CommonOptions`.
+    Arguments, shapes, dtypes, state and errors are those of :class:`~steepest.SGDSaI`.
 
     >>> weight = torch.nn.Parameter(torch.zeros(2))
     >>> optimizer = SGD_sai([weight], lr=1.0, weight_decay=0.0)

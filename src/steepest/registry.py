@@ -15,10 +15,6 @@ __all__ = ["create", "list_optimizers", "optimizer_class"]
 def optimizer_class(name: str) -> type[Optimizer]:
     """The class of the optimizer called ``name``, or of that name; case, dashes and underscores are alike.
 
-    Raises:
-        ValueError: no optimizer has that name; the message offers the closest one, or says where the
-            original of that name is.
-
     >>> optimizer_class("lion").__name__, optimizer_class("SGD-SaI").__name__
     ('Lion', 'SGDSaI')
     """

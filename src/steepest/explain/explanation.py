@@ -5,14 +5,13 @@ from __future__ import annotations
 import math
 import shutil
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any
 
 from steepest.explain.rows import Reasons, Row, Total, make_rows, make_totals, starred
 from steepest.explain.warnings import find_notes, find_warnings
-from steepest.rule import Targets
+from steepest.rule import Group, Targets
 from steepest.views import View, is_transposed
 
 __all__ = ["Explanation", "explain"]
@@ -58,10 +57,7 @@ class Explanation:
 
 
 def explain(
-    groups: Sequence[Mapping[str, Any]],
-    main: str,
-    reasons: Reasons | None = None,
-    targets: Targets | None = None,
+    groups: Sequence[Group], main: str, reasons: Reasons | None, targets: Targets | None
 ) -> Explanation:
     """Explain param groups; ``main`` is the rule of the groups that name none."""
     reasons = reasons or Reasons()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from torch import Tensor
 
@@ -92,9 +91,7 @@ class Total:
     frozen: int
 
 
-def make_rows(
-    groups: Sequence[Mapping[str, Any]], reasons: Reasons, targets: Targets | None = None
-) -> list[Row]:
+def make_rows(groups: Sequence[Group], reasons: Reasons, targets: Targets | None) -> list[Row]:
     """Make the rows of all parameters, or of what they stand for, in the order of the groups."""
     # Each reason is used once: a group that was added later may repeat a name.
     why, aliases = dict(reasons.why), dict(reasons.aliases)
@@ -143,7 +140,5 @@ def _view(rule: Rule, param: Tensor, label: str | None, group: Group) -> View | 
     """How the rule sees the parameter; None for a plain matrix, and for a rule that sees no matrices."""
     if "views" not in rule.hyper:
         return None
-    view: View | None = (group.get("views") or {}).get(label)
-    if view is not None:
-        return view
-    return group.get("view", "merge") if param.dim() > 2 else None
+    arranged = group.get("view", "merge") if param.dim() > 2 else None
+    return (group.get("views") or {}).get(label) or arranged

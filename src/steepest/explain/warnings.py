@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from steepest.explain.rows import BY_NAME, Reasons, Row, starred
-from steepest.rule import find_rule
+from steepest.rule import Group, find_rule
 
 __all__ = ["find_notes", "find_warnings"]
 
@@ -41,9 +40,7 @@ def find_notes(rows: Sequence[Row], main: str, reasons: Reasons) -> list[str]:
     return notes
 
 
-def find_warnings(
-    groups: Sequence[Mapping[str, Any]], rows: Sequence[Row], main: str, reasons: Reasons
-) -> list[str]:
+def find_warnings(groups: Sequence[Group], rows: Sequence[Row], main: str, reasons: Reasons) -> list[str]:
     """Warn of likely mistakes; tensors whose names differ only in numbers share one warning."""
     warnings = []
     training = [row for row in rows if not row.frozen]

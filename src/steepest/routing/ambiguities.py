@@ -14,21 +14,15 @@ __all__ = ["find_ambiguities"]
 
 
 def find_ambiguities(
-    model: nn.Module,
-    tensors: Sequence[Routed],
-    roles: Sequence[Role],
-    settled: Sequence[bool],
-    main: str,
-    rest: str,
+    model: nn.Module, routed: Sequence[tuple[Routed, Role, bool]], main: str, rest: str
 ) -> list[str]:
     """Write a warning for each group of output layers that were guessed, not found, or not counted.
 
-    ``settled`` says of each tensor whether an override names its rule; such a tensor is never ambiguous.
+    ``routed`` has each tensor with its role, and whether an override names its rule: then it is unambiguous.
     """
-    pairs = list(zip(tensors, roles, strict=True))
-    outputs = {id(owner.module) for each, role in pairs if role.kind == "output" for owner in each.owners}
-    tied = any(role.reason.endswith("(tied)") for role in roles)
-    unsettled = [pair for pair, done in zip(pairs, settled, strict=True) if not done]
+    outputs = {id(o.module) for each, role, _ in routed if role.kind == "output" for o in each.owners}
+    tied = any(role.reason.endswith("(tied)") for _, role, _ in routed)
+    unsettled = [(each, role) for each, role, settled in routed if not settled]
 
     def hidden(layers: Set[int]) -> list[str]:
         """Names of the layers' weights that are taken as hidden."""

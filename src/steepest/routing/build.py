@@ -50,19 +50,18 @@ def build(
     layers, attention, recurrent layers, experts. All other tensors go to ``fallback``: embeddings, output
     layers (tied or not), norms, biases, gains, tables of positions and tokens, LoRA factors, depthwise
     filters, and the direct parameters of unknown modules. A rule for all tensors (element rules, SGD-SaI,
-    PSGD) gets everything, and ``fallback`` is not used. The module that owns a tensor decides, not its
-    number of dimensions. ``print(optimizer.explain())`` shows what each tensor got and why.
+    PSGD) gets everything. The module that owns a tensor decides, not its number of dimensions.
+    ``print(optimizer.explain())`` shows what each tensor got and why.
 
     Matrices that are known to be fused are stepped separately: query, key and value of
-    ``nn.MultiheadAttention``, the gates of torch's recurrent layers, the groups of a convolution. The
-    layout of other modules is not known, so their matrices are taken whole; ``explain()`` names those that
-    look fused, and ``views`` says how to cut them. Weights that are known to be stored as [in, out] are
-    seen transposed, since rules read [out, in]: torch's transposed convolutions, Hugging Face's Conv1D,
-    and the experts of gpt-oss, Llama 4 and others there.
+    ``nn.MultiheadAttention``, the gates of torch's recurrent layers, the groups of a convolution. Other
+    matrices are taken whole; ``explain()`` names those that look fused, and ``views`` says how to cut them.
+    Weights that are known to be stored as [in, out] are seen as [out, in]: torch's transposed convolutions,
+    Hugging Face's Conv1D, and the experts of gpt-oss, Llama 4 and others there.
 
     Shared tensors are stepped once, under their first name. Frozen parameters are included, as in torch's
-    own optimizers: they are skipped as long as they have no gradient, have no state, and train once they
-    are unfrozen. Frozen tensors that can never train (integers, packed formats) are left out.
+    own optimizers: without a gradient they are skipped and have no state, and once unfrozen they train.
+    Frozen tensors that can never train (integers, packed formats) are left out.
 
     State: that of the groups' rules; ``explain()`` shows the sums in bytes.
 
@@ -78,9 +77,8 @@ def build(
         overrides: pattern of parameter names -> a rule's name, or a dict of group options with or without
             ``"rule"``. If several patterns match, the later one wins, option by option. A rule that is
             neither the main rule nor the fallback has its own defaults for all other options.
-        views: pattern of parameter names -> a view: the matrices that a parameter consists of
-            (:func:`steepest.views.rows` and kin), or that it is stored as [in, out]
-            (:func:`steepest.views.transposed`). None takes the parameter whole, as it is stored. Only rules
+        views: pattern of parameter names -> a view (:mod:`steepest.views`): the matrices that a parameter
+            consists of, or that it is stored as [in, out]. None takes it whole, as it is stored. Only rules
             that see matrices use views.
         decay_vectors: also decay norms, biases and gains. Tensors that the model lists in
             ``no_weight_decay()``, or marks with ``_no_weight_decay``, are decayed only if an override sets
@@ -125,17 +123,16 @@ def build(
     if not any(tensor.param.requires_grad for tensor in found):
         raise ValueError(f"{type(model).__name__} has no parameter to train: none requires a gradient")
     undecayed = _undecayed(model)
-    roles = find_roles(model, tensors)
     formed: list[tuple[Options, Options]] = []
     why: dict[str, str] = {}
     left_out: list[str] = []
     known_views: set[str] = set()
-    settled = []
-    for tensor, role in zip(tensors, roles, strict=True):
+    routed = []
+    for tensor, role in zip(tensors, find_roles(model, tensors), strict=True):
         param, name = tensor.param, tensor.name
         patterns = matching(override_table, tensor)
-        wanted = {key: value for each in patterns for key, value in override_table[each].items()}
-        settled.append("rule" in wanted)
+        wanted = {option: value for each in patterns for option, value in override_table[each].items()}
+        routed.append((tensor, role, "rule" in wanted))
         if not param.requires_grad and not _could_train(param):
             left_out.append(f"{name} ({str(param.dtype).removeprefix('torch.')})")
             continue
@@ -148,7 +145,7 @@ def build(
         if role.kind == "experts" and "view" in known:
             options.setdefault("view", "batch")
         # Tensor learning rates must be the same object.
-        key = {key: id(value) if isinstance(value, Tensor) else value for key, value in options.items()}
+        key = {each: id(value) if isinstance(value, Tensor) else value for each, value in options.items()}
         group = next((group for other, group in formed if other == key), None)
         if group is None:
             group = {**options, "params": []}
@@ -164,11 +161,10 @@ def build(
             known_views.add(name)
     ambiguities: list[str] = []
     if find_rule(main["rule"]).hidden_only:
-        ambiguities = find_ambiguities(model, tensors, roles, settled, main["rule"], rest["rule"])
-    first = [main["rule"], rest["rule"]]
-    groups = sorted(
-        (group for _, group in formed), key=lambda group: [*first, group["rule"]].index(group["rule"])
-    )
+        ambiguities = find_ambiguities(model, routed, main["rule"], rest["rule"])
+    order = [main["rule"], rest["rule"]]
+    groups = [group for _, group in formed]
+    groups.sort(key=lambda group: [*order, group["rule"]].index(group["rule"]))
     targets = None
     if ternary is False:
         left_out += [f"{name}.packed (ternary=False)" for name in layers]

@@ -88,16 +88,13 @@ def tensor_options(
 
 def _carry_over(main: Options, other: Options) -> None:
     """Give another rule the main learning rate and weight decay if they mean the same to both rules."""
-    if _moves_like_adamw(main) and _moves_like_adamw(other):
-        for name in ("lr", "weight_decay", "weight_decay_method"):
-            if name in main and name in find_rule(other["rule"]).defaults():
-                other.setdefault(name, main[name])
-
-
-def _moves_like_adamw(options: Options) -> bool:
-    """Whether the rule's updates have AdamW's rms under these options."""
-    rule = find_rule(options["rule"])
-    return rule.moves_like_adamw({**rule.defaults(), **options})
+    for options in (main, other):
+        rule = find_rule(options["rule"])
+        if not rule.moves_like_adamw({**rule.defaults(), **options}):
+            return
+    for name in ("lr", "weight_decay", "weight_decay_method"):
+        if name in main and name in rule.defaults():
+            other.setdefault(name, main[name])
 
 
 def _check_names(what: str, options: Options) -> None:

@@ -4,19 +4,15 @@ The rules below are tried in this order. What the first three find adds up; the 
 find nothing.
 
 1. The model declares them: ``get_output_embeddings()`` (Hugging Face), ``get_classifier()`` (timm).
-2. A module has a name that always means an output (``lm_head``, ``classifier``, ``to_logits``, ...): its last
-   linear map is an output layer.
-3. A module has a name that often means an output (``head``, ``policy_head``, ``cls_preds``, ``fc``, ``out``,
-   ...). It counts if no hidden layer is registered after it and if no other output layer takes as many inputs
-   as it has outputs.
-4. Without such a name, the last linear map in registration order is taken, if the model has another layer.
+2. The last linear map of a module whose name always means an output (``lm_head``, ``to_logits``, ...).
+3. That of a module whose name often means one (``head``, ``cls_preds``, ``fc``, ``out``, ...), if no hidden
+   layer is registered after it and no other output layer takes as many inputs as it has outputs.
+4. The last linear map in registration order, if the model has another layer.
 
 A layer inside a repeated block (an element of a ``ModuleList``, or one of several sibling modules of one
-class) is never an output, and rule 4 skips the layers inside torch's attention and transformer modules. An
-embedding that is tied to a linear map is also the output; roles.py sees that from the shared tensor, and
-rule 4 is then skipped.
-
-Rule 4 is a guess, and rule 3 may reject a real output: ambiguities.py writes warnings for both.
+class) is never an output. Rule 4 skips the layers inside torch's attention and transformer modules, and a
+model with an embedding that is tied to a linear map. Rule 4 is a guess, and rule 3 may reject a real output:
+ambiguities.py writes warnings for both.
 """
 
 from __future__ import annotations
@@ -29,12 +25,12 @@ from torch import nn
 
 __all__ = [
     "BY_POSITION",
+    "CONVS",
+    "LORA",
     "find_output_layers",
     "find_overlooked",
     "find_trailing",
-    "is_conv",
     "is_linear",
-    "is_lora_path",
     "is_map",
     "is_ternary",
 ]
@@ -52,16 +48,11 @@ _HEAD = re.compile(r"((^|_)heads?\d*|_preds?)$", re.IGNORECASE)
 # Layers that condition an output module and are not its output: DiT's final layer has one.
 _CONDITION = re.compile(r"modulation|ada_?(ln|norm)", re.IGNORECASE)
 # The names that LoRA libraries give to their factors.
-_LORA = re.compile(r"(^|\.)lora_((embedding_)?[ab]|down|up|magnitude_vector)(\.|$)", re.IGNORECASE)
+LORA = re.compile(r"(^|\.)lora_((embedding_)?[ab]|down|up|magnitude_vector)(\.|$)", re.IGNORECASE)
 BY_POSITION = "the last linear map; nothing follows it"
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _LAYERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
-
-
-def is_conv(module: nn.Module) -> bool:
-    """Whether the module is one of torch's convolutions."""
-    return isinstance(module, _CONVS)
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -80,12 +71,7 @@ def is_ternary(module: nn.Module) -> bool:
 
 def is_map(module: nn.Module) -> bool:
     """Whether the module can be an output layer: linear or a convolution."""
-    return is_linear(module) or is_conv(module)
-
-
-def is_lora_path(name: str) -> bool:
-    """Whether part of the name is one that LoRA libraries give to their factors."""
-    return _LORA.search(name) is not None
+    return is_linear(module) or isinstance(module, CONVS)
 
 
 def find_output_layers(model: nn.Module, *, tied: bool) -> dict[int, str]:
@@ -164,7 +150,7 @@ def find_trailing(model: nn.Module) -> set[int]:
 def _maps(model: nn.Module) -> tuple[dict[str, nn.Module], list[str]]:
     """All modules by path, and the paths of those that can be output layers."""
     modules = dict(model.named_modules())
-    return modules, [path for path, module in modules.items() if is_map(module) and not is_lora_path(path)]
+    return modules, [path for path, module in modules.items() if is_map(module) and not LORA.search(path)]
 
 
 def _is_output_name(name: str) -> bool:
@@ -225,7 +211,7 @@ def _widths(module: nn.Module) -> tuple[int, int]:
     """(number of inputs, number of outputs) of a linear map."""
     if isinstance(module, nn.Linear) or is_ternary(module):
         return module.in_features, module.out_features  # type: ignore[return-value]
-    if isinstance(module, _CONVS):
+    if isinstance(module, CONVS):
         return module.in_channels, module.out_channels
     rows, columns = module._parameters["weight"].shape  # type: ignore[union-attr]
     return (rows, columns) if type(module).__name__ == "Conv1D" else (columns, rows)

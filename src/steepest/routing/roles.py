@@ -11,10 +11,10 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from steepest.explain import BY_NAME
 from steepest.routing.output_layers import (
+    CONVS,
+    LORA,
     find_output_layers,
-    is_conv,
     is_linear,
-    is_lora_path,
     is_map,
     is_ternary,
 )
@@ -110,7 +110,7 @@ def _role(tensor: Routed, outputs: Mapping[int, str]) -> Role:
         return Role("gain", f"the magnitudes of {layer}'s weight norm")
     if owner.kind == "factor":
         return Role("factor", f"a parametrization computes {layer}'s {owner.local} from it")
-    if is_lora_path(owner.name) and not is_vector(param):
+    if LORA.search(owner.name) and not is_vector(param):
         return Role("lora", "a factor of a low-rank product; the layer's matrix is the product")
     if isinstance(owner.module, nn.MultiheadAttention):
         return _attention(param, owner)
@@ -129,7 +129,7 @@ def _role(tensor: Routed, outputs: Mapping[int, str]) -> Role:
     if is_linear(owner.module) and owner.local == "weight":
         view = _stored(param, owner.module)
         return Role("linear", f"{layer}, hidden" + (", stored [in, out]" if view else ""), view)
-    if is_conv(owner.module) and owner.local == "weight":
+    if isinstance(owner.module, CONVS) and owner.local == "weight":
         return _convolution(param, owner.module)
     if recurrent:
         return _recurrent(param, owner)
@@ -189,8 +189,8 @@ def _stored(param: Tensor, module: nn.Module) -> View | None:
 
     Hugging Face's Conv1D is recognized without importing transformers.
     """
-    if is_conv(module):
-        groups = int(module.groups)  # type: ignore[arg-type]
+    if isinstance(module, CONVS):
+        groups = int(module.groups)
         blocks = None if groups == 1 else rows(*[param.shape[0] // groups] * groups)
         return transposed(blocks) if isinstance(module, _TRANSPOSED_CONVS) else blocks
     conv1d = type(module).__name__ == "Conv1D" and getattr(module, "nf", None) == param.shape[-1]
