@@ -77,9 +77,7 @@ def is_map(module: nn.Module) -> bool:
 def find_output_layers(model: nn.Module, *, tied: bool) -> dict[int, str]:
     """Map the ``id`` of every output layer to the reason why it is one.
 
-    Args:
-        model: the model.
-        tied: whether an embedding is known to be an output; then none is guessed from its position.
+    ``tied`` says whether an embedding is known to be an output; then none is guessed from its position.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> find_output_layers(model, tied=False) == {id(model[2]): BY_POSITION}
@@ -97,11 +95,9 @@ def find_output_layers(model: nn.Module, *, tied: bool) -> dict[int, str]:
         if found:
             reason = f"the last linear map of {found[0]!r}, outside repeated blocks"
             outputs.setdefault(id(modules[path]), reason)
-    others = sum(
-        is_map(m) or isinstance(m, (nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.RNNCellBase))
-        for m in modules.values()
-    )
-    if not outputs and not tied and maps and others > 1 and _nothing_after(modules, maps[-1]):
+    layers = (nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.RNNCellBase)
+    several = sum(is_map(module) or isinstance(module, layers) for module in modules.values()) > 1
+    if not outputs and not tied and maps and several and _nothing_after(modules, maps[-1]):
         outputs[id(modules[maps[-1]])] = BY_POSITION
     return outputs
 

@@ -10,14 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from steepest.explain import BY_NAME
-from steepest.routing.output_layers import (
-    CONVS,
-    LORA,
-    find_output_layers,
-    is_linear,
-    is_map,
-    is_ternary,
-)
+from steepest.routing.output_layers import CONVS, LORA, find_output_layers, is_linear, is_map, is_ternary
 from steepest.routing.tensors import Owner, Routed, is_vector
 from steepest.views import View, is_transposed, rows, transposed
 
@@ -101,8 +94,7 @@ def _role(tensor: Routed, outputs: Mapping[int, str]) -> Role:
     layer = _called(owner.module)
     if param.is_complex():
         return Role("complex", "complex parameters are stepped element by element")
-    embedding = _embedding(tensor)
-    if embedding is not None:
+    if (embedding := _embedding(tensor)) is not None:
         tied = [o.name for o in tensor.owners if is_linear(o.module)]
         also = f", and the output layer {', '.join(tied)} (tied)" if tied else ""
         return Role("embedding", f"{_called(embedding.module)}, a row for each input{also}")
@@ -178,10 +170,9 @@ def _convolution(param: Tensor, module: nn.Module) -> Role:
     if groups > 1 and groups in (module.in_channels, module.out_channels):
         return Role("depthwise", f"{layer}, separate filters for each channel, which form no matrix")
     view = _stored(param, module)
-    reason = (
-        f"{layer}, a matrix [out, rest]" if groups == 1 else f"{layer}, a matrix for each of {groups} groups"
-    )
-    return Role("conv", reason + (", stored [in, out, ...]" if is_transposed(view) else ""), view)
+    what = "a matrix [out, rest]" if groups == 1 else f"a matrix for each of {groups} groups"
+    stored = ", stored [in, out, ...]" if is_transposed(view) else ""
+    return Role("conv", f"{layer}, {what}{stored}", view)
 
 
 def _stored(param: Tensor, module: nn.Module) -> View | None:

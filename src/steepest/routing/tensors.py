@@ -92,9 +92,7 @@ def _owner(modules: Mapping[str, nn.Module], path: str, module: nn.Module, local
     siblings = module._parameters
     if suffix in ("g", "v") and f"{stem}_g" in siblings and f"{stem}_v" in siblings:
         return Owner(name, path, module, stem, "magnitude" if suffix == "g" else "whole")
-    if suffix == "orig":
-        return Owner(name, path, module, stem)
-    return Owner(name, path, module, local)
+    return Owner(name, path, module, stem if suffix == "orig" else local)
 
 
 def _kind(parametrizations: nn.Module, local: str) -> Literal["whole", "magnitude", "factor"]:
