@@ -38,14 +38,8 @@ __all__ = ["QUAD", "OrthogonalizedOptimizer", "Procrustes", "SGD_sai", "ScaledOp
 class ScaledOptum(SignGSD):
     r"""Sign descent as first published: p ← p − η(sign g + λ sign p), whose decay overshoots zero.
 
-    State: none. Shapes, dtypes and errors are those of :class:`~steepest.SignGSD`.
-
-    Args:
-        params: tensors, ``(name, tensor)`` pairs, or group dicts.
-        lr: learning rate η ≥ 0.
-        weight_decay: λ ≥ 0.
-        decay_overshoot: False is :class:`~steepest.SignGSD`, which stops at zero.
-        **common: see :class:`~steepest.CommonOptions`.
+    State: none. Arguments, shapes, dtypes and errors are those of :class:`~steepest.SignGSD`, which is this
+    with ``decay_overshoot=False`` and stops at zero.
 
     >>> weight = torch.nn.Parameter(torch.tensor([1.0, 0.25]))
     >>> optimizer = ScaledOptum([weight], lr=0.5, weight_decay=1.0)
@@ -89,15 +83,7 @@ class SGD_sai(SGDSaI):
     it, ``has_warmup = True`` after loading a checkpoint is allowed (and not needed), and
     ``has_warmup = False`` has the next step measure every scale anew.
 
-    Shapes, dtypes, state and errors are those of :class:`~steepest.SGDSaI`.
-
-    Args:
-        params: tensors, ``(name, tensor)`` pairs, or group dicts.
-        lr: learning rate η ≥ 0.
-        momentum: μ in [0, 1).
-        eps: ε ≥ 0.
-        weight_decay: λ ≥ 0, decoupled.
-        **common: see :class:`~steepest.CommonOptions`.
+    Arguments, shapes, dtypes, state and errors are those of :class:`~steepest.SGDSaI`.
 
     >>> weight = torch.nn.Parameter(torch.zeros(2))
     >>> optimizer = SGD_sai([weight], lr=1.0, weight_decay=0.0)
@@ -118,6 +104,9 @@ class SGD_sai(SGDSaI):
         **common: Unpack[CommonOptions],
     ) -> None: ...
 
+    # No step depends on it.
+    _said_to_be_warm = False
+
     @property
     def has_warmup(self) -> bool:
         """Whether scales have been measured, or are said to be.
@@ -126,13 +115,10 @@ class SGD_sai(SGDSaI):
         gradient can be measured, the old scale holds. Setting it to True keeps the scales that there are; a
         tensor without one is measured on its first gradient.
         """
-        if self.__dict__.get("_said_to_be_warm", False):
-            return True
-        return any(float(state["measured"]) != 0 for state in self.state.values() if "measured" in state)
+        return self._said_to_be_warm or any(float(s.get("measured", 0.0)) != 0 for s in self.state.values())
 
     @has_warmup.setter
     def has_warmup(self, value: bool) -> None:
-        # Only the getter reads this; no step depends on it.
         self._said_to_be_warm = bool(value)
         for state in self.state.values():
             gsnr, measured = float(state.get("gsnr", 0.0)), float(state.get("measured", 0.0))
@@ -160,16 +146,14 @@ class SGD_sai(SGDSaI):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            if group["rule"] == self.rule.name:
-                for param in group["params"]:
-                    if param.grad is not None:
-                        self._measure(param, param.grad, group)
+            for param in group["params"] if group["rule"] == self.rule.name else ():
+                if param.grad is not None:
+                    self._measure(param, param.grad, group)
         self._said_to_be_warm = True
         return loss
 
     def _measure(self, param: Tensor, grad: Tensor, group: Mapping[str, Any]) -> None:
-        dense = grad if grad.layout is torch.strided else grad.to_dense()
-        count, total, square = moments(real_view(dense))
+        count, total, square = moments(real_view(grad.to_dense()))
         scale = gradient_scale(count, float(total), float(square), group)
         if scale is None:
             return

@@ -1,9 +1,8 @@
 """Counter-based noise: a pure function of (key, element index), with the same bits on every device.
 
-There is no generator and no state. The same seed, step and element give the same bits in eager and compiled
-code, on a CPU, on a GPU and on a shard; torch's global generator is never used. All arithmetic multiplies
-non-negative int64 values below 2**32 by constants below 2**31. No product overflows and no right shift moves
-a sign bit, so all backends must agree.
+The same seed, step and element give the same bits in eager and compiled code, on a CPU, on a GPU and on a
+shard; torch's global generator is never used. All arithmetic multiplies non-negative int64 values below 2**32
+by constants below 2**31: no product overflows and no right shift moves a sign bit.
 """
 
 from __future__ import annotations
@@ -37,10 +36,7 @@ Words = tuple[Tensor, int | Tensor]
 
 
 def _mix(x: Word) -> Word:
-    """Apply a bijection of 32-bit words with low bias (constants: Wellons, "hash-prospector", 2018).
-
-    Overwrites a tensor argument; callers must pass a fresh one.
-    """
+    """Mix by a bijection of 32-bit words (Wellons, "hash-prospector", 2018); overwrites a tensor."""
     x ^= x >> 16
     x *= 0x21F0AAAD
     x &= _MASK
@@ -52,9 +48,7 @@ def _mix(x: Word) -> Word:
 
 
 def derive_key(seed: int, *words: int | Tensor) -> Key:
-    """Derive two 32-bit key words from a seed and any number of words, such as (tensor, step).
-
-    The words may be Python ints or int64 tensors (such as a step count on a device).
+    """Derive two 32-bit key words from a seed and words such as (tensor, step): ints or int64 tensors.
 
     >>> derive_key(0, 1, 2) == derive_key(0, 1, 2), derive_key(0, 1, 2) == derive_key(0, 2, 1)
     (True, False)
@@ -69,15 +63,10 @@ def derive_key(seed: int, *words: int | Tensor) -> Key:
 
 
 def bits32(key: Key, index: Tensor, stream: int = 0) -> Tensor:
-    """Draw 32 random bits for every element index.
+    """Draw 32 random bits for every element index: int64 values in [0, 2**32) of ``index``'s shape.
 
-    Args:
-        key: two 32-bit words, see :func:`derive_key`.
-        index: element indices of any shape: int64, or int32 if all are below 2**31, which is faster.
-        stream: distinguishes several draws for the same element in the same step.
-
-    Returns:
-        An int64 tensor of ``index``'s shape with values in [0, 2**32).
+    ``index`` is int64, or int32 if all are below 2**31, which is faster. ``stream`` distinguishes several
+    draws for the same element in the same step.
 
     >>> index = torch.arange(6)
     >>> torch.equal(bits32((1, 2), index)[2:], bits32((1, 2), index[2:]))
@@ -121,10 +110,10 @@ def _unit(bits24: Tensor) -> Tensor:
 
 
 def normal(key: Key, index: Tensor, stream: int = 0) -> Tensor:
-    """Draw Gaussian float32 values, mean 0 and variance 1, one per element index: √(−2 ln u)·cos(2π u′).
+    """Draw standard normal float32 values, one per element index: √(−2 ln u)·cos(2π u′).
 
-    This is Box and Muller's transform of one 32-bit draw, with 16 bits each for u and u′, so |z| < 4.9. The
-    random bits are the same on all devices, but logarithm and cosine may round differently.
+    Box and Muller's transform of one 32-bit draw, with 16 bits each for u and u′, so |z| < 4.9. Logarithm and
+    cosine may round differently on another device.
 
     >>> index = torch.arange(6)
     >>> torch.equal(normal((1, 2), index)[2:], normal((1, 2), index[2:]))
@@ -151,15 +140,10 @@ def stochastic_floor(x: Tensor, u: Tensor) -> Tensor:
 
 
 def stochastic_round(x: Tensor, dtype: torch.dtype, bits: Tensor) -> Tensor:
-    """Round float32 ``x`` to one of its two neighbors in ``dtype`` so that the expectation is x.
+    """Round float32 ``x`` to one of its two neighbors in bfloat16 or float16 so that the expectation is x.
 
-    Args:
-        x: float32, any shape.
-        dtype: ``torch.bfloat16`` or ``torch.float16``.
-        bits: int64 values in [0, 2**32) of x's shape, see :func:`bits32`.
-
-    Values that ``dtype`` represents exactly do not change, including zeros, infinities and NaN. Values
-    beyond its largest finite value are rounded to nearest.
+    ``bits`` are :func:`bits32` of x's shape. Values that ``dtype`` represents exactly do not change,
+    including zeros, infinities and NaN. Values beyond its largest finite value are rounded to nearest.
 
     >>> x = torch.full((4,), 1.0 + 2.0**-8)
     >>> stochastic_round(x, torch.bfloat16, torch.tensor([0, 1 << 14, 1 << 15, 65535])).tolist()

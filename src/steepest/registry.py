@@ -2,59 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
+
+from torch.optim.optimizer import ParamsT
 
 from steepest.hyperparameters import near_miss
 from steepest.optimizer import OPTIMIZERS, Optimizer
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from torch import nn
-    from torch.optim.optimizer import ParamsT
-
-    from steepest.rule import Targets
-
 __all__ = ["create", "list_optimizers", "optimizer_class"]
-
-# Where to find the originals' classes that have another name here.
-_ORIGINALS = {
-    "scaledoptum": "the original is steepest.compat.ScaledOptum; its rule is 'signgsd' with "
-    "decay_overshoot=True",
-}
-
-TargetsMaker: TypeAlias = "Callable[[nn.Module, Mapping[str, Any]], tuple[dict[str, Any], Targets]]"
-
-_MAKERS: dict[type[nn.Module], TargetsMaker] = {}
-
-
-def register_targets(kind: type[nn.Module], make: TargetsMaker) -> None:
-    """Make known what makes the param group of weights that are no parameters.
-
-    Args:
-        kind: a class of modules with such weights.
-        make: called as ``make(model, options)``; returns the group, and what its parameters stand for.
-    """
-    _MAKERS[kind] = make
-
-
-def find_targets(model: nn.Module) -> tuple[TargetsMaker | None, list[str]]:
-    """(what makes the group, names of the modules) of a model with weights that are no parameters."""
-    found = {
-        name: make
-        for name, module in model.named_modules()
-        for kind, make in _MAKERS.items()
-        if isinstance(module, kind)
-    }
-    return next(iter(found.values()), None), list(found)
 
 
 def optimizer_class(name: str) -> type[Optimizer]:
     """The class of the optimizer called ``name``, or of that name; case, dashes and underscores are alike.
-
-    Raises:
-        ValueError: no optimizer has that name; the message offers the closest one, or says where the
-            original of that name is.
 
     >>> optimizer_class("lion").__name__, optimizer_class("SGD-SaI").__name__
     ('Lion', 'SGDSaI')
@@ -66,8 +25,11 @@ def optimizer_class(name: str) -> type[Optimizer]:
     alike = by_class | {_bare(known): made for known, made in OPTIMIZERS.items()}
     if wanted in alike:
         return alike[wanted]
-    if wanted in _ORIGINALS:
-        raise ValueError(f"unknown optimizer {name!r}: {_ORIGINALS[wanted]}")
+    if wanted == "scaledoptum":
+        raise ValueError(
+            f"unknown optimizer {name!r}: the original is steepest.compat.ScaledOptum; its rule is 'signgsd' "
+            "with decay_overshoot=True"
+        )
     raise ValueError(
         f"unknown optimizer {name!r}{near_miss(name, OPTIMIZERS)}; known: {', '.join(list_optimizers())}"
     )

@@ -8,13 +8,12 @@ A view is plain data, so that it lives in a param group and in a checkpoint:
 from __future__ import annotations
 
 import math
-import numbers
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
 
-from steepest.hyperparameters import Hyperparameter
+from steepest.hyperparameters import Hyperparameter, integer
 
 __all__ = [
     "View",
@@ -34,6 +33,7 @@ View: TypeAlias = tuple[str, tuple[int, ...]] | tuple[str, tuple[int, ...], str]
 # The dimension that a kind of view cuts; None cuts nothing.
 _DIMENSIONS = {"rows": 0, "columns": 1, "whole": None}
 _TRANSPOSED = "transposed"
+_SIZE = integer(low=1)
 
 
 def rows(*sizes: int) -> View:
@@ -69,7 +69,7 @@ def heads(count: int, size: int) -> View:
     >>> heads(3, 64)
     ('rows', (64, 64, 64))
     """
-    if not (_is_size(count) and _is_size(size)):
+    if not (_SIZE.accepts(count) and _SIZE.accepts(size)):
         raise ValueError(f"heads() takes a count and a size, integers ≥ 1, got {count!r} and {size!r}")
     return rows(*([size] * int(count)))
 
@@ -110,14 +110,10 @@ def _is_view(view: Any) -> bool:
 
 
 def _sizes(sizes: tuple[int, ...]) -> tuple[int, ...]:
-    if not sizes or not all(_is_size(size) for size in sizes):
+    if not sizes or not all(_SIZE.accepts(size) for size in sizes):
         raise ValueError(f"a view needs block sizes, integers ≥ 1, got {sizes!r}")
     # A checkpoint with other libraries' integers would not load with weights_only=True.
     return tuple(int(size) for size in sizes)
-
-
-def _is_size(value: Any) -> bool:
-    return isinstance(value, numbers.Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 def fused_parameters() -> Hyperparameter:
@@ -151,16 +147,15 @@ def check_view(who: str, view: Any, shape: torch.Size) -> None:
 def cut(tensor: torch.Tensor, view: View | None, batch: bool = False) -> list[torch.Tensor]:
     """Cut a tensor into the blocks of a view, which share its memory; without a view it is the only block.
 
-    Args:
-        tensor: the parameter, or another tensor of its shape.
-        view: the view.
-        batch: whether leading dimensions count matrices, as in a group with ``view="batch"``.
+    ``batch`` says whether leading dimensions count matrices, as in a group with ``view="batch"``.
     """
     if view is None:
         return [tensor]
     dim = _DIMENSIONS[view[0]]
-    blocks = [tensor] if dim is None else torch.split(tensor, list(view[1]), dim=dim)
-    return [_turned(each, view, batch) for each in blocks]
+    blocks = [tensor] if dim is None else list(torch.split(tensor, list(view[1]), dim=dim))
+    if is_transposed(view):
+        return [block.transpose(-2, -1) if batch else block.transpose(0, 1) for block in blocks]
+    return blocks
 
 
 def merged_shape(shape: Sequence[int]) -> tuple[int, ...]:
@@ -177,10 +172,3 @@ def merged_shape(shape: Sequence[int]) -> tuple[int, ...]:
         return (numel,)
     splits = [(math.prod(shape[:at]), math.prod(shape[at:])) for at in range(1, len(shape))]
     return min(splits, key=lambda split: max(split) / max(min(split), 1))
-
-
-def _turned(tensor: torch.Tensor, view: View, batch: bool) -> torch.Tensor:
-    """Swap a block's dimensions if the view says so: [out, in, ...], or [..., out, in] in a batch."""
-    if not is_transposed(view):
-        return tensor
-    return tensor.transpose(-2, -1) if batch else tensor.transpose(0, 1)

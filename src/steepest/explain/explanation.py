@@ -1,16 +1,18 @@
-"""Explain an optimizer's param groups: rows, totals, notes and warnings in one object."""
+"""Explain an optimizer's param groups: rows, totals, notes and warnings, as data and as a table."""
 
 from __future__ import annotations
 
+import math
 import shutil
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import zip_longest
 
-from steepest.explain.rows import Reasons, Row, Total, make_rows, make_totals
-from steepest.explain.table import as_text
+from steepest.explain.rows import Reasons, Row, Total, make_rows, make_totals, starred
 from steepest.explain.warnings import find_notes, find_warnings
-from steepest.rule import Targets
+from steepest.rule import Group, Targets
+from steepest.views import View, is_transposed
 
 __all__ = ["Explanation", "explain"]
 
@@ -39,23 +41,25 @@ class Explanation:
 
     def table(self, width: int = 110) -> str:
         """Format the table with lines of at most ``width`` characters, but never fewer than 80."""
-        return as_text(self.rows, self.totals, self.notes, self.warnings, max(width, 80))
+        width = max(width, 80)
+        lines = [*_columns(_cells(self.rows), width), ""]
+        sums = [("total", "tensors", "parameters", "state", "frozen")]
+        for total in self.totals:
+            state = _bytes(total.state_bytes)
+            sums.append((total.rule, str(total.tensors), f"{total.parameters:,}", state, str(total.frozen)))
+        sizes = [max(map(len, column)) for column in zip(*sums, strict=True)]
+        for rule, *counts in sums:
+            lines.append("  ".join([rule.ljust(sizes[0]), *map(str.rjust, counts, sizes[1:])]))
+        for word, texts in (("note", self.notes), ("WARNING", self.warnings)):
+            for text in texts:
+                lines += _wrap(f"{word}: {text}", width)
+        return "\n".join(line.rstrip() for line in lines)
 
 
 def explain(
-    groups: Sequence[Mapping[str, Any]],
-    main: str,
-    reasons: Reasons | None = None,
-    targets: Targets | None = None,
+    groups: Sequence[Group], main: str, reasons: Reasons | None, targets: Targets | None
 ) -> Explanation:
-    """Explain an optimizer's param groups.
-
-    Args:
-        groups: the param groups, with the rule's options filled in.
-        main: the name of the rule of the groups that name none.
-        reasons: those of :func:`steepest.build`; None if the groups were made by hand.
-        targets: what parameters stand for whose rule moves that.
-    """
+    """Explain param groups; ``main`` is the rule of the groups that name none."""
     reasons = reasons or Reasons()
     rows = make_rows(groups, reasons, targets)
     return Explanation(
@@ -64,3 +68,66 @@ def explain(
         tuple(find_notes(rows, main, reasons)),
         tuple(find_warnings(groups, rows, main, reasons)),
     )
+
+
+def _cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
+    """The cells of every line, those of the head first; rows that differ only in numbers share one line."""
+    together: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+    for row in rows:
+        why = row.why + ("; frozen" if row.frozen else "")
+        cells = (
+            "×".join(map(str, row.shape)) or "scalar",
+            row.rule,
+            "" if math.isnan(row.lr) else f"{row.lr:.3g}",
+            f"{row.weight_decay:.3g}",
+            _words(row.view),
+        )
+        shared = (starred(row.name), *cells, starred(why))
+        together.setdefault(shared, []).append((row.name, *cells, why))
+    head = ("tensor", "shape", "rule", "lr", "decay", "view", "why")
+    lines = [
+        same[0] if len(same) == 1 else (f"{shared[0]} ({len(same)})", *shared[1:])
+        for shared, same in together.items()
+    ]
+    return [head, *lines]
+
+
+def _words(view: View | str | None) -> str:
+    """A view in words: ``"rows 3×8 transposed"``."""
+    if view is None or isinstance(view, str):
+        return view or ""
+    kind, sizes = view[:2]
+    words = [] if kind == "whole" else [kind]
+    if len(sizes) > 1 and len(set(sizes)) == 1:
+        words.append(f"{len(sizes)}×{sizes[0]}")
+    elif sizes:
+        words.append("+".join(map(str, sizes)))
+    return " ".join(words + ["transposed"] * is_transposed(view))
+
+
+def _columns(lines: list[tuple[str, ...]], width: int) -> list[str]:
+    """Align the columns; wrap the first and the last if they are too wide."""
+    *sizes, reason = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    gaps = 2 * len(sizes)
+    reason = min(reason, max(24, width // 4))
+    sizes[0] = max(12, min(sizes[0], width - sum(sizes[1:]) - gaps - reason))
+    reason = max(12, width - sum(sizes) - gaps)
+    made = []
+    for name, *middle, why in lines:
+        reasons = textwrap.wrap(why, reason, break_on_hyphens=False)
+        for part, each in zip_longest(_wrap(name, sizes[0]), reasons, fillvalue=""):
+            made.append("  ".join([*map(str.ljust, [part, *middle], sizes), each]))
+            middle = [""] * len(middle)
+    made.insert(1, "-" * min(width, sum(sizes) + gaps + reason))
+    return made
+
+
+def _wrap(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, subsequent_indent="  ", break_on_hyphens=False)
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} B"

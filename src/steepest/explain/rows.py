@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from torch import Tensor
 
@@ -13,12 +13,12 @@ from steepest.engine.state import blank_state
 from steepest.rule import Group, Rule, Targets, find_rule
 from steepest.views import View
 
-__all__ = ["BY_NAME", "Reasons", "Row", "Total", "make_rows", "make_totals", "state_bytes"]
+__all__ = ["BY_NAME", "Reasons", "Row", "Total", "make_rows", "make_totals", "starred"]
 
 # How a reason ends that rests on a name alone; explain() warns about those.
 BY_NAME = "by its name alone"
 
-_BY_HAND = "set by hand"
+_NUMBER = re.compile(r"(?<![^.\s'])\d+(?=\.)|(?<=\.)\d+(?![^.\s'])")
 
 
 @dataclass(frozen=True)
@@ -91,69 +91,54 @@ class Total:
     frozen: int
 
 
-def make_rows(
-    groups: Sequence[Mapping[str, Any]], reasons: Reasons, targets: Targets | None = None
-) -> list[Row]:
+def make_rows(groups: Sequence[Group], reasons: Reasons, targets: Targets | None) -> list[Row]:
     """Make the rows of all parameters, or of what they stand for, in the order of the groups."""
     # Each reason is used once: a group that was added later may repeat a name.
     why, aliases = dict(reasons.why), dict(reasons.aliases)
     rows = []
     for group_index, group in enumerate(groups):
+        rule = find_rule(group["rule"])
         labels = group.get("param_names", [None] * len(group["params"]))
         for index, (label, param) in enumerate(zip(labels, group["params"], strict=True)):
-            rule = find_rule(group["rule"])
             target = None if targets is None else targets.find(param)
-            rows.append(
-                Row(
-                    name=f"parameter {index} of group {group_index}" if label is None else label,
-                    aliases=tuple(aliases.pop(label, ())),
-                    shape=tuple(param.shape),
-                    rule=rule.name,
-                    lr=float(group["lr"]),
-                    weight_decay=float(group.get("weight_decay", 0.0)),
-                    view=_view(rule, param, label, group),
-                    why=why.pop(label, _BY_HAND),
-                    frozen=not param.requires_grad,
-                    parameters=param.numel(),
-                    state_bytes=state_bytes(param, label, group, target) if param.requires_grad else 0,
-                )
+            state = blank_state(real_view(param), group, label, target) if param.requires_grad else {}
+            row = Row(
+                name=f"parameter {index} of group {group_index}" if label is None else label,
+                aliases=tuple(aliases.pop(label, ())),
+                shape=tuple(param.shape),
+                rule=rule.name,
+                lr=float(group["lr"]),
+                weight_decay=float(group.get("weight_decay", 0.0)),
+                view=_view(rule, param, label, group),
+                why=why.pop(label, "set by hand"),
+                frozen=not param.requires_grad,
+                parameters=param.numel(),
+                state_bytes=sum(value.nbytes for value in state.values()),
             )
             if targets is not None and target is not None:
-                rows[-1] = replace(rows[-1], **targets.describe(param, group))
+                row = replace(row, **targets.describe(param, group))
+            rows.append(row)
     return rows
 
 
-def make_totals(rows: Iterable[Row]) -> tuple[Total, ...]:
+def make_totals(rows: Sequence[Row]) -> tuple[Total, ...]:
     """Sum up the rows of every rule, in the order in which the rules appear."""
-    by_rule: dict[str, list[Row]] = {}
-    for row in rows:
-        by_rule.setdefault(row.rule, []).append(row)
-    return tuple(
-        Total(
-            rule,
-            len(own),
-            sum(row.parameters for row in own),
-            sum(row.state_bytes for row in own),
-            sum(row.frozen for row in own),
-        )
-        for rule, own in by_rule.items()
-    )
+    totals = []
+    for rule in dict.fromkeys(row.rule for row in rows):
+        own = [row for row in rows if row.rule == rule]
+        parameters, state = sum(row.parameters for row in own), sum(row.state_bytes for row in own)
+        totals.append(Total(rule, len(own), parameters, state, sum(row.frozen for row in own)))
+    return tuple(totals)
+
+
+def starred(text: str) -> str:
+    """Replace every number that is a whole part of a name by ``*``."""
+    return _NUMBER.sub("*", text)
 
 
 def _view(rule: Rule, param: Tensor, label: str | None, group: Group) -> View | str | None:
     """How the rule sees the parameter; None for a plain matrix, and for a rule that sees no matrices."""
     if "views" not in rule.hyper:
         return None
-    view: View | None = (group.get("views") or {}).get(label)
-    if view is not None:
-        return view
-    return group.get("view", "merge") if param.dim() > 2 else None
-
-
-def state_bytes(param: Tensor, label: str | None, group: Group, target: Any = None) -> int:
-    """Bytes of the state that a parameter's first step makes.
-
-    ``label`` is the parameter's name, by which the group's ``views`` know it.
-    """
-    state = blank_state(real_view(param), group, label, target)
-    return sum(value.numel() * value.element_size() for value in state.values())
+    arranged = group.get("view", "merge") if param.dim() > 2 else None
+    return (group.get("views") or {}).get(label) or arranged

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from steepest.explain.rows import BY_NAME, Reasons, Row
-from steepest.explain.table import starred
-from steepest.rule import find_rule
+from steepest.explain.rows import BY_NAME, Reasons, Row, starred
+from steepest.rule import Group, find_rule
 
 __all__ = ["find_notes", "find_warnings"]
 
@@ -36,16 +34,13 @@ def find_notes(rows: Sequence[Row], main: str, reasons: Reasons) -> list[str]:
         )
     if reasons.fallback not in (None, main) and not find_rule(main).hidden_only:
         notes.append(f"the fallback {reasons.fallback!r} is not used: {main!r} takes every tensor")
-    if any(row.weight_decay == 0 and row.kind in ("norm", "bias", "gain") for row in rows) and any(
-        row.weight_decay > 0 for row in rows
-    ):
+    undecayed = any(row.weight_decay == 0 and row.kind in ("norm", "bias", "gain") for row in rows)
+    if undecayed and any(row.weight_decay > 0 for row in rows):
         notes.append("norms, biases and gains are not decayed; decay_vectors=True decays them")
     return notes
 
 
-def find_warnings(
-    groups: Sequence[Mapping[str, Any]], rows: Sequence[Row], main: str, reasons: Reasons
-) -> list[str]:
+def find_warnings(groups: Sequence[Group], rows: Sequence[Row], main: str, reasons: Reasons) -> list[str]:
     """Warn of likely mistakes; tensors whose names differ only in numbers share one warning."""
     warnings = []
     training = [row for row in rows if not row.frozen]
@@ -67,7 +62,7 @@ def _ambiguity(row: Row, main: str, told: set[str]) -> str | None:
     if find_rule(row.rule).hidden_only:
         if sum(size > 1 for size in row.shape) <= 1:
             return f"{name} {row.shape} is a vector in a matrix's shape, and {row.rule!r} takes matrices"
-        whole = row.view is None or (not isinstance(row.view, str) and row.view[0] == "whole")
+        whole = row.view is None or row.view[0] == "whole"
         if len(row.shape) == 2 and whole and row.name not in told:
             fused = _looks_fused(name, row.shape, stored_transposed=row.view is not None)
             if fused is not None:

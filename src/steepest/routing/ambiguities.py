@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence, Set
 
 from torch import nn
 
@@ -14,39 +14,31 @@ __all__ = ["find_ambiguities"]
 
 
 def find_ambiguities(
-    model: nn.Module,
-    tensors: Sequence[Routed],
-    roles: Sequence[Role],
-    settled: Sequence[bool],
-    main: str,
-    rest: str,
+    model: nn.Module, routed: Sequence[tuple[Routed, Role, bool]], main: str, rest: str
 ) -> list[str]:
     """Write a warning for each group of output layers that were guessed, not found, or not counted.
 
-    Args:
-        model: the model.
-        tensors: its parameters.
-        roles: the role of each of them.
-        settled: whether an override names the rule of each of them; such a tensor is never ambiguous.
-        main: the name of the rule for matrices of hidden layers.
-        rest: the name of the fallback.
+    ``routed`` has each tensor with its role, and whether an override names its rule: then it is unambiguous.
     """
-    pairs = list(zip(tensors, roles, settled, strict=True))
-    outputs = {id(o.module) for t, role, _ in pairs if role.kind == "output" for o in t.owners}
-    tied = any(role.kind == "embedding" and role.reason.endswith("(tied)") for role in roles)
-    hidden = [(tensor, done) for tensor, role, done in pairs if role.hidden]
+    outputs = {id(o.module) for each, role, _ in routed if role.kind == "output" for o in each.owners}
+    tied = any(role.reason.endswith("(tied)") for _, role, _ in routed)
+    unsettled = [(each, role) for each, role, settled in routed if not settled]
 
+    def hidden(layers: Set[int]) -> list[str]:
+        """Names of the layers' weights that are taken as hidden."""
+        taken = [each for each, role in unsettled if role.hidden]
+        return [each.name for each in taken if not layers.isdisjoint(id(o.module) for o in each.owners)]
+
+    trailing, overlooked = hidden(find_trailing(model)), hidden(find_overlooked(model, outputs))
     warnings = []
-    guessed = [t.name for t, role, done in pairs if role.reason == BY_POSITION and not done]
+    guessed = [tensor.name for tensor, role in unsettled if role.reason == BY_POSITION]
     if guessed:
-        others = _weights(find_trailing(model), hidden)
-        also = _override(others, rest) if others else f"overrides={{...: {rest!r}}}"
+        also = _override(trailing, rest) if trailing else f"overrides={{...: {rest!r}}}"
         warnings.append(
             f"{', '.join(guessed)} is taken for the output, because it is the model's last linear map; no "
             f"name says so. If it belongs to a hidden layer: {_override(guessed, main)}. If the model has "
             f"other outputs, {main!r} takes them as hidden: {also}"
         )
-    overlooked = _weights(find_overlooked(model, outputs), hidden)
     if overlooked:
         are = (
             "has the name of an output, or is in a module that has one, and goes"
@@ -57,24 +49,13 @@ def find_ambiguities(
             f"{', '.join(overlooked)} {are} to {main!r} as hidden. If it is an output: "
             f"{_override(overlooked, rest)}; if not, {main!r} there says so"
         )
-    if not outputs and not tied:
-        last = [name for name in _weights(find_trailing(model), hidden) if name not in overlooked]
-        if last:
-            warnings.append(
-                f"no output layer was found, and {main!r} takes {', '.join(last)} as hidden. If that is an "
-                f"output: {_override(last, rest)}; if not, {main!r} there says so"
-            )
+    last = [name for name in trailing if name not in overlooked]
+    if last and not outputs and not tied:
+        warnings.append(
+            f"no output layer was found, and {main!r} takes {', '.join(last)} as hidden. If that is an "
+            f"output: {_override(last, rest)}; if not, {main!r} there says so"
+        )
     return warnings
-
-
-def _weights(layers: Collection[nn.Module], hidden: Sequence[tuple[Routed, bool]]) -> list[str]:
-    """Names of the layers' weights that are taken as hidden and whose rule no override names."""
-    wanted = {id(layer) for layer in layers}
-    return [
-        tensor.name
-        for tensor, done in hidden
-        if not done and any(id(owner.module) in wanted for owner in tensor.owners)
-    ]
 
 
 def _override(names: Sequence[str], rule: str) -> str:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,14 +12,19 @@ from torch import Tensor, nn
 
 from steepest.explain import Reasons
 from steepest.optimizer import Optimizer
-from steepest.registry import find_targets
 from steepest.routing.ambiguities import find_ambiguities
-from steepest.routing.options import Options, fallback_options, main_options, tensor_options
+from steepest.routing.options import (
+    Options,
+    as_options,
+    as_table,
+    fallback_options,
+    main_options,
+    matching,
+    tensor_options,
+)
 from steepest.routing.output_layers import is_ternary
-from steepest.routing.patterns import as_options, as_table, matching, require_matches
 from steepest.routing.roles import Role, find_roles
-from steepest.routing.tensors import Routed, find_tensors
-from steepest.routing.unsupported import refuse_unsupported
+from steepest.routing.tensors import find_tensors, refuse_unsupported
 from steepest.rule import find_rule
 from steepest.views import View, is_transposed, rows
 
@@ -46,19 +50,18 @@ def build(
     layers, attention, recurrent layers, experts. All other tensors go to ``fallback``: embeddings, output
     layers (tied or not), norms, biases, gains, tables of positions and tokens, LoRA factors, depthwise
     filters, and the direct parameters of unknown modules. A rule for all tensors (element rules, SGD-SaI,
-    PSGD) gets everything, and ``fallback`` is not used. The module that owns a tensor decides, not its
-    number of dimensions. ``print(optimizer.explain())`` shows what each tensor got and why.
+    PSGD) gets everything. The module that owns a tensor decides, not its number of dimensions.
+    ``print(optimizer.explain())`` shows what each tensor got and why.
 
     Matrices that are known to be fused are stepped separately: query, key and value of
-    ``nn.MultiheadAttention``, the gates of torch's recurrent layers, the groups of a convolution. The
-    layout of other modules is not known, so their matrices are taken whole; ``explain()`` names those that
-    look fused, and ``views`` says how to cut them. Weights that are known to be stored as [in, out] are
-    seen transposed, since rules read [out, in]: torch's transposed convolutions, Hugging Face's Conv1D,
-    and the experts of gpt-oss, Llama 4 and others there.
+    ``nn.MultiheadAttention``, the gates of torch's recurrent layers, the groups of a convolution. Other
+    matrices are taken whole; ``explain()`` names those that look fused, and ``views`` says how to cut them.
+    Weights that are known to be stored as [in, out] are seen as [out, in]: torch's transposed convolutions,
+    Hugging Face's Conv1D, and the experts of gpt-oss, Llama 4 and others there.
 
     Shared tensors are stepped once, under their first name. Frozen parameters are included, as in torch's
-    own optimizers: they are skipped as long as they have no gradient, have no state, and train once they
-    are unfrozen. Frozen tensors that can never train (integers, packed formats) are left out.
+    own optimizers: without a gradient they are skipped and have no state, and once unfrozen they train.
+    Frozen tensors that can never train (integers, packed formats) are left out.
 
     State: that of the groups' rules; ``explain()`` shows the sums in bytes.
 
@@ -74,9 +77,8 @@ def build(
         overrides: pattern of parameter names -> a rule's name, or a dict of group options with or without
             ``"rule"``. If several patterns match, the later one wins, option by option. A rule that is
             neither the main rule nor the fallback has its own defaults for all other options.
-        views: pattern of parameter names -> a view: the matrices that a parameter consists of
-            (:func:`steepest.views.rows` and kin), or that it is stored as [in, out]
-            (:func:`steepest.views.transposed`). None takes the parameter whole, as it is stored. Only rules
+        views: pattern of parameter names -> a view (:mod:`steepest.views`): the matrices that a parameter
+            consists of, or that it is stored as [in, out]. None takes it whole, as it is stored. Only rules
             that see matrices use views.
         decay_vectors: also decay norms, biases and gains. Tensors that the model lists in
             ``no_weight_decay()``, or marks with ``_no_weight_decay``, are decayed only if an override sets
@@ -107,61 +109,84 @@ def build(
         raise TypeError(f"ternary must be a dict of TernaryFlip's options, a bool or None, got {ternary!r}")
     main = main_options(rule, lr, hyper)
     rest = fallback_options(fallback, fallback_lr, main)
-    view_table = as_table("views", views)
+    found = find_tensors(model)
+    layers = {name: module for name, module in model.named_modules() if is_ternary(module)}
+    # The votes stand for packed weights, which have a rule of their own.
+    votes = {id(layer.votes) for layer in layers.values()}
+    tensors = [tensor for tensor in found if id(tensor.param) not in votes]
+    refuse_unsupported(tensors)
     override_table = {
         pattern: as_options(f"overrides[{pattern!r}]", value)
-        for pattern, value in as_table("overrides", overrides).items()
+        for pattern, value in as_table("overrides", overrides, tensors).items()
     }
-
-    found = find_tensors(model)
-    # What stands for packed weights has a rule of its own.
-    tensors = [tensor for tensor in found if not _stands_in(tensor)]
-    refuse_unsupported(model, tensors)
-    require_matches("overrides", override_table, tensors)
-    require_matches("views", view_table, tensors)
+    view_table = as_table("views", views, tensors)
     if not any(tensor.param.requires_grad for tensor in found):
         raise ValueError(f"{type(model).__name__} has no parameter to train: none requires a gradient")
     undecayed = _undecayed(model)
-    roles = find_roles(model, tensors)
-    plan = _Plan()
-    for tensor, role in zip(tensors, roles, strict=True):
-        if not tensor.param.requires_grad and not _could_train(tensor.param):
-            plan.left_out.append(f"{tensor.name} ({str(tensor.param.dtype).removeprefix('torch.')})")
+    formed: list[tuple[Options, Options]] = []
+    why: dict[str, str] = {}
+    left_out: list[str] = []
+    known_views: set[str] = set()
+    routed = []
+    for tensor, role in zip(tensors, find_roles(model, tensors), strict=True):
+        param, name = tensor.param, tensor.name
+        patterns = matching(override_table, tensor)
+        wanted = {option: value for each in patterns for option, value in override_table[each].items()}
+        routed.append((tensor, role, "rule" in wanted))
+        if not param.requires_grad and not _could_train(param):
+            left_out.append(f"{name} ({str(param.dtype).removeprefix('torch.')})")
             continue
-        options, plan.why[tensor.name] = tensor_options(tensor, role, main, rest, override_table)
-        exempt = _is_exempt(tensor, undecayed) or (role.vector and not decay_vectors)
-        asked = any("weight_decay" in override_table[each] for each in matching(override_table, tensor))
-        if exempt and not asked and "weight_decay" in find_rule(options["rule"]).hyper:
+        options, why[name] = tensor_options(role, main, rest, patterns, wanted)
+        known = find_rule(options["rule"]).hyper
+        exempt = not undecayed.isdisjoint(tensor.names) or getattr(param, "_no_weight_decay", False)
+        exempt = exempt or (role.vector and not decay_vectors)
+        if exempt and "weight_decay" in known and "weight_decay" not in wanted:
             options["weight_decay"] = 0.0
-        plan.add(tensor, role, options, view_table)
+        if role.kind == "experts" and "view" in known:
+            options.setdefault("view", "batch")
+        # Tensor learning rates must be the same object.
+        key = {each: id(value) if isinstance(value, Tensor) else value for each, value in options.items()}
+        group = next((group for other, group in formed if other == key), None)
+        if group is None:
+            group = {**options, "params": []}
+            formed.append((key, group))
+        group["params"].append((name, param))
+        if patterns := matching(view_table, tensor):
+            if "views" in known:
+                group.setdefault("views", {})[name] = view_table[patterns[-1]]
+            else:
+                why[name] += "; its view is not used"
+        elif (view := _known_view(param, role, options)) is not None:
+            group.setdefault("views", {})[name] = view
+            known_views.add(name)
     ambiguities: list[str] = []
     if find_rule(main["rule"]).hidden_only:
-        settled = [any("rule" in override_table[p] for p in matching(override_table, t)) for t in tensors]
-        ambiguities = find_ambiguities(model, tensors, roles, settled, main["rule"], rest["rule"])
-    groups = plan.groups([main["rule"], rest["rule"]])
-    make, others = find_targets(model)
+        ambiguities = find_ambiguities(model, routed, main["rule"], rest["rule"])
+    order = [main["rule"], rest["rule"]]
+    groups = [group for _, group in formed]
+    groups.sort(key=lambda group: [*order, group["rule"]].index(group["rule"]))
     targets = None
-    if make is None:
-        if ternary is not None and ternary is not False:
-            raise ValueError(
-                f"ternary={ternary!r}, but {type(model).__name__} has no ternary layers; "
-                "steepest.ternary.ternarize(model) makes some"
-            )
-    elif ternary is False:
-        plan.left_out += [f"{name}.packed (ternary=False)" for name in others]
-    else:
+    if ternary is False:
+        left_out += [f"{name}.packed (ternary=False)" for name in layers]
+    elif layers:
+        make: Any = next(iter(layers.values()))._steepest_targets
         group, targets = make(model, ternary if isinstance(ternary, Mapping) else {})
         groups.append(group)
+    elif ternary is not None:
+        raise ValueError(
+            f"ternary={ternary!r}, but {type(model).__name__} has no ternary layers; "
+            "steepest.ternary.ternarize(model) makes some"
+        )
     optimizer = Optimizer(groups, **main)
     if targets is not None:
         optimizer.watch(targets)
     optimizer.reasons = Reasons(
-        why=plan.why,
+        why=why,
         aliases={tensor.name: tensor.names[1:] for tensor in tensors if len(tensor.names) > 1},
-        left_out=tuple(plan.left_out),
+        left_out=tuple(left_out),
         ambiguities=tuple(ambiguities),
         fallback=rest["rule"],
-        known_views=frozenset(plan.known_views),
+        known_views=frozenset(known_views),
     )
     for warning in optimizer.explain().warnings:
         if warning.startswith("nothing goes to"):
@@ -169,81 +194,17 @@ def build(
     return optimizer
 
 
-@dataclass
-class _Group:
-    """Tensors that share all options, and the views of some of them."""
-
-    options: Options
-    params: list[tuple[str, Tensor]] = field(default_factory=list)
-    views: dict[str, View | None] = field(default_factory=dict)
-
-    def as_dict(self) -> Options:
-        """The group as torch takes it."""
-        return {**self.options, "params": self.params, **({"views": self.views} if self.views else {})}
-
-
-@dataclass
-class _Plan:
-    """The groups as they are formed, and what ``explain()`` will say about the tensors."""
-
-    formed: list[_Group] = field(default_factory=list)
-    why: dict[str, str] = field(default_factory=dict)
-    left_out: list[str] = field(default_factory=list)
-    known_views: set[str] = field(default_factory=set)
-
-    def add(self, tensor: Routed, role: Role, options: Options, views: Mapping[str, View | None]) -> None:
-        """Put a tensor, with its view, into the group that has exactly its options; make one if needed."""
-        known = find_rule(options["rule"]).hyper
-        if role.batch and "view" in known:
-            options.setdefault("view", "batch")
-        group = next((group for group in self.formed if _same(group.options, options)), None)
-        if group is None:
-            group = _Group(options)
-            self.formed.append(group)
-        group.params.append((tensor.name, tensor.param))
-        if patterns := matching(views, tensor):
-            if "views" in known:
-                group.views[tensor.name] = views[patterns[-1]]
-            else:
-                self.why[tensor.name] += "; its view is not used"
-        elif (view := _known_view(tensor, role, options)) is not None:
-            group.views[tensor.name] = view
-            self.known_views.add(tensor.name)
-
-    def groups(self, first: list[str]) -> list[Options]:
-        """The param groups, those of the rules named ``first`` before the others."""
-        made = [group.as_dict() for group in self.formed]
-        return sorted(made, key=lambda group: [*first, group["rule"]].index(group["rule"]))
-
-
-def _stands_in(tensor: Routed) -> bool:
-    """Whether the parameter stands for a layer's packed weights."""
-    owner = tensor.owners[0]
-    return is_ternary(owner.module) and owner.local == "votes"
-
-
 def _undecayed(model: nn.Module) -> set[str]:
     """Names that the model or a submodule excludes from weight decay, by timm's ``no_weight_decay()``."""
     names: set[str] = set()
     for path, module in model.named_modules():
-        declare = getattr(module, "no_weight_decay", None)
-        if callable(declare) and _takes_nothing(declare):
-            names |= {f"{path}.{name}" if path else name for name in declare()}
+        declare: Any = getattr(module, "no_weight_decay", None)
+        try:
+            inspect.signature(declare).bind()
+        except (TypeError, ValueError):  # no method, or one that takes arguments and means something else
+            continue
+        names |= {f"{path}.{name}" if path else name for name in declare()}
     return names
-
-
-def _takes_nothing(function: Callable[..., Any]) -> bool:
-    """Whether the function can be called without arguments."""
-    try:
-        inspect.signature(function).bind()
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
-def _is_exempt(tensor: Routed, undecayed: set[str]) -> bool:
-    """Whether the model excludes the tensor from weight decay, by a list of names or by a mark."""
-    return not undecayed.isdisjoint(tensor.names) or getattr(tensor.param, "_no_weight_decay", False)
 
 
 def _could_train(param: Tensor) -> bool:
@@ -252,25 +213,16 @@ def _could_train(param: Tensor) -> bool:
     return real and param.dtype.itemsize >= 2 and param.layout is torch.strided
 
 
-def _known_view(tensor: Routed, role: Role, options: Options) -> View | None:
+def _known_view(param: Tensor, role: Role, options: Options) -> View | None:
     """The view that a tensor is known to need under its rule and options; None if it needs none."""
     known = find_rule(options["rule"]).hyper
     if "views" not in known:
         return None
-    if role.batch and "view" not in known:
+    if role.kind == "experts" and "view" not in known:
         # The rule merges dimensions, and treats both sides of a matrix alike: each expert is a block.
-        return rows(*[1] * tensor.param.shape[0])
+        return rows(*[1] * param.shape[0])
     counts_matrices = options.get("view") == "batch"
-    if is_transposed(role.view) and tensor.param.dim() > 2 and counts_matrices != role.batch:
+    if is_transposed(role.view) and param.dim() > 2 and counts_matrices != (role.kind == "experts"):
         # An option asks for another arrangement of the dimensions, in which it is unknown what to swap.
         return None
     return role.view
-
-
-def _same(one: Options, other: Options) -> bool:
-    """Whether two tensors can share a group; tensor learning rates must be the same object."""
-
-    def equal(a: Any, b: Any) -> bool:
-        return a is b or not (isinstance(a, Tensor) or isinstance(b, Tensor) or a != b)
-
-    return one.keys() == other.keys() and all(equal(one[name], other[name]) for name in one)

@@ -1,22 +1,30 @@
-"""The options of the param groups: the main rule's, the fallback's, and each tensor's after its overrides."""
+"""Group options: the main rule's, the fallback's, and each tensor's after overrides by patterns of names."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
 from torch import Tensor
 
 from steepest.hyperparameters import near_miss
 from steepest.registry import optimizer_class
-from steepest.routing.patterns import as_options, matching
 from steepest.routing.roles import Role
 from steepest.routing.tensors import Routed
 from steepest.rule import find_rule
 from steepest.rules.muon import Muon
 from steepest.rules.orthogonalized import OrthogonalizedOptimizer
 
-__all__ = ["Options", "fallback_options", "main_options", "tensor_options"]
+__all__ = [
+    "Options",
+    "as_options",
+    "as_table",
+    "fallback_options",
+    "main_options",
+    "matching",
+    "tensor_options",
+]
 
 Options: TypeAlias = dict[str, Any]
 
@@ -57,13 +65,14 @@ def fallback_options(fallback: str | Mapping[str, Any], lr: float | Tensor | Non
 
 
 def tensor_options(
-    tensor: Routed, role: Role, main: Options, fallback: Options, overrides: Mapping[str, Options]
+    role: Role, main: Options, fallback: Options, patterns: list[str], wanted: Options
 ) -> tuple[Options, str]:
-    """Return one tensor's group options, and the reason for them as ``explain()`` shows it."""
+    """Return one tensor's group options, and the reason for them as ``explain()`` shows it.
+
+    ``wanted`` is what the overrides of these patterns say together.
+    """
     takes = role.hidden or not find_rule(main["rule"]).hidden_only
     options, why = dict(main if takes else fallback), role.why
-    patterns = matching(overrides, tensor)
-    wanted = {name: value for pattern in patterns for name, value in overrides[pattern].items()}
     rule = wanted.get("rule", options["rule"])
     if rule != options["rule"]:
         options = next((dict(known) for known in (main, fallback) if known["rule"] == rule), {"rule": rule})
@@ -79,16 +88,13 @@ def tensor_options(
 
 def _carry_over(main: Options, other: Options) -> None:
     """Give another rule the main learning rate and weight decay if they mean the same to both rules."""
-    if _moves_like_adamw(main) and _moves_like_adamw(other):
-        for name in ("lr", "weight_decay", "weight_decay_method"):
-            if name in main and name in find_rule(other["rule"]).defaults():
-                other.setdefault(name, main[name])
-
-
-def _moves_like_adamw(options: Options) -> bool:
-    """Whether the rule's updates have AdamW's rms under these options."""
-    rule = find_rule(options["rule"])
-    return rule.moves_like_adamw({**rule.defaults(), **options})
+    for options in (main, other):
+        rule = find_rule(options["rule"])
+        if not rule.moves_like_adamw({**rule.defaults(), **options}):
+            return
+    for name in ("lr", "weight_decay", "weight_decay_method"):
+        if name in main and name in rule.defaults():
+            other.setdefault(name, main[name])
 
 
 def _check_names(what: str, options: Options) -> None:
@@ -108,3 +114,38 @@ def _refuse_methods(rule: str) -> None:
             f"{rule!r} needs {made.__name__}.orthogonalize, a method of that class: make the class yourself, "
             "with param groups such as {'params': [...], 'rule': 'adamw'} for the other tensors"
         )
+
+
+def as_options(what: str, value: str | Mapping[str, Any]) -> Options:
+    """Return group options as a dict; a string is the name of a rule."""
+    if isinstance(value, str):
+        return {"rule": value}
+    if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
+        return dict(value)
+    raise TypeError(f"{what} must be a rule's name or a dict of group options, got {value!r}")
+
+
+def as_table(what: str, value: Mapping[str, Any] | None, tensors: list[Routed]) -> dict[str, Any]:
+    """Return a mapping from patterns as a dict; refuse one with a pattern that matches no parameter."""
+    table = {} if value is None else value
+    if not (isinstance(table, Mapping) and all(isinstance(pattern, str) for pattern in table)):
+        raise TypeError(f"{what} must be a dict whose keys are patterns of parameter names, got {value!r}")
+    names = [name for tensor in tensors for name in tensor.names]
+    ends = {
+        ".".join(["*", *name.split(".")[cut:]]) for name in names for cut in range(1, name.count(".") + 1)
+    }
+    for pattern in table:
+        if not _matches(pattern, names):
+            close = near_miss(pattern, sorted(ends) if "*" in pattern else names)
+            raise ValueError(f"{what}: {pattern!r} matches no parameter of the model{close}")
+    return dict(table)
+
+
+def matching(table: Mapping[str, Any], tensor: Routed) -> list[str]:
+    """The patterns of ``table``, in its order, that match one of the tensor's names."""
+    return [pattern for pattern in table if _matches(pattern, tensor.names)]
+
+
+def _matches(pattern: str, names: Iterable[str]) -> bool:
+    """Whether the pattern is one of the names or matches one: a name may contain brackets itself."""
+    return any(pattern == name or fnmatchcase(name, pattern) for name in names)

@@ -4,109 +4,60 @@ The rules below are tried in this order. What the first three find adds up; the 
 find nothing.
 
 1. The model declares them: ``get_output_embeddings()`` (Hugging Face), ``get_classifier()`` (timm).
-2. A module has a name that always means an output (``lm_head``, ``classifier``, ``to_logits``, ...): its last
-   linear map is an output layer.
-3. A module has a name that often means an output (``head``, ``policy_head``, ``cls_preds``, ``fc``, ``out``,
-   ...). It counts if no hidden layer is registered after it and if no other output layer takes as many inputs
-   as it has outputs.
-4. Without such a name, the last linear map in registration order is taken, if the model has another layer.
+2. The last linear map of a module whose name always means an output (``lm_head``, ``to_logits``, ...).
+3. That of a module whose name often means one (``head``, ``cls_preds``, ``fc``, ``out``, ...), if no hidden
+   layer is registered after it and no other output layer takes as many inputs as it has outputs.
+4. The last linear map in registration order, if the model has another layer.
 
 A layer inside a repeated block (an element of a ``ModuleList``, or one of several sibling modules of one
-class) is never an output, and rule 4 skips the layers inside torch's attention and transformer modules. An
-embedding that is tied to a linear map is also the output; roles.py sees that from the shared tensor, and
-rule 4 is then skipped.
-
-Rule 4 is a guess, and rule 3 may reject a real output: ambiguities.py writes warnings for both.
+class) is never an output. Rule 4 skips the layers inside torch's attention and transformer modules, and a
+model with an embedding that is tied to a linear map. Rule 4 is a guess, and rule 3 may reject a real output:
+ambiguities.py writes warnings for both.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from torch import nn
 
 __all__ = [
     "BY_POSITION",
+    "CONVS",
+    "LORA",
     "find_output_layers",
     "find_overlooked",
     "find_trailing",
-    "is_conv",
     "is_linear",
-    "is_lora_path",
     "is_map",
     "is_ternary",
 ]
 
-_CERTAIN = frozenset(
-    [
-        "lm_head",
-        "embed_out",
-        "output_projection",
-        "classifier",
-        "to_logits",
-        "unembed",
-        "unembedding",
-        "logits",
-    ]
+_CERTAIN = re.compile(
+    r"lm_head|embed_out|output_projection|classifier|to_logits|unembed(ding)?|logits", re.IGNORECASE
 )
-_LIKELY = frozenset(
-    [
-        "head_dist",
-        "fc",
-        "fc_out",
-        "out",
-        "output",
-        "output_layer",
-        "out_layer",
-        "decoder",
-        "score",
-        "cls",
-        "final",
-        "final_layer",
-        "prediction",
-        "predictions",
-        "proj_out",
-        "readout",
-        "generator",
-        "class_embed",
-        "bbox_embed",
-        "actor",
-        "critic",
-    ]
+_LIKELY = re.compile(
+    r"head_dist|fc(_out)?|out(put)?(_layer)?|decoder|score|cls|final(_layer)?|predictions?|proj_out|readout|"
+    r"generator|(class|bbox)_embed|actor|critic",
+    re.IGNORECASE,
 )
 # Likely names as well; these are outputs even if they seem to feed another output layer.
-_HEAD = re.compile(r"((^|_)heads?\d*|_preds?)$")
+_HEAD = re.compile(r"((^|_)heads?\d*|_preds?)$", re.IGNORECASE)
 # Layers that condition an output module and are not its output: DiT's final layer has one.
 _CONDITION = re.compile(r"modulation|ada_?(ln|norm)", re.IGNORECASE)
+# The names that LoRA libraries give to their factors.
+LORA = re.compile(r"(^|\.)lora_((embedding_)?[ab]|down|up|magnitude_vector)(\.|$)", re.IGNORECASE)
 BY_POSITION = "the last linear map; nothing follows it"
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _LAYERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
-_LORA = frozenset(
-    [
-        "lora_a",
-        "lora_b",
-        "lora_down",
-        "lora_up",
-        "lora_embedding_a",
-        "lora_embedding_b",
-        "lora_magnitude_vector",
-    ]
-)
-
-
-def is_conv(module: nn.Module) -> bool:
-    """Whether the module is one of torch's convolutions."""
-    return isinstance(module, _CONVS)
 
 
 def is_linear(module: nn.Module) -> bool:
     """Whether the module is linear: ``nn.Linear``, a subclass, or named so (``ColumnParallelLinear``)."""
-    if isinstance(module, nn.Linear):
-        return True
-    if is_ternary(module):
+    if isinstance(module, nn.Linear) or is_ternary(module):
         return True
     name = type(module).__name__
     weight = module._parameters.get("weight")
@@ -114,26 +65,19 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def is_ternary(module: nn.Module) -> bool:
-    """Whether the module is a ``TernaryLinear``, told by a class attribute: that module imports this one."""
-    return getattr(type(module), "_steepest_ternary", False) is True
+    """Whether the module is a ``TernaryLinear``, told by a class attribute: its package imports this one."""
+    return hasattr(type(module), "_steepest_targets")
 
 
 def is_map(module: nn.Module) -> bool:
     """Whether the module can be an output layer: linear or a convolution."""
-    return is_linear(module) or is_conv(module)
-
-
-def is_lora_path(name: str) -> bool:
-    """Whether part of the name is one that LoRA libraries give to their factors."""
-    return any(part.lower() in _LORA for part in name.split("."))
+    return is_linear(module) or isinstance(module, CONVS)
 
 
 def find_output_layers(model: nn.Module, *, tied: bool) -> dict[int, str]:
     """Map the ``id`` of every output layer to the reason why it is one.
 
-    Args:
-        model: the model.
-        tied: whether an embedding is known to be an output; then none is guessed from its position.
+    ``tied`` says whether an embedding is known to be an output; then none is guessed from its position.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> find_output_layers(model, tied=False) == {id(model[2]): BY_POSITION}
@@ -143,52 +87,48 @@ def find_output_layers(model: nn.Module, *, tied: bool) -> dict[int, str]:
     outputs: dict[int, str] = {}
     for path, method, layer in _declared(modules):
         outputs.setdefault(id(layer), f"{method}() of {path or type(model).__name__} returns it")
-    certain = _named(modules, maps, _is_certain_name)
-    likely = _trailing(modules, maps, _named(modules, maps, _is_output_name))
-    for path, part in {**certain, **likely}.items():
-        outputs.setdefault(id(modules[path]), f"the last linear map of {part!r}, outside repeated blocks")
-    others = sum(
-        is_map(m) or isinstance(m, (nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.RNNCellBase))
-        for m in modules.values()
-    )
-    if not outputs and not tied and maps and others > 1 and _nothing_after(modules, maps[-1]):
+    named = _named(modules, maps)
+    trailing = _trailing(modules, maps, named)
+    for path, roots in named.items():
+        parts = [root.rpartition(".")[2] for root in roots]
+        found = [part for part in parts if path in trailing or _CERTAIN.fullmatch(part)]
+        if found:
+            reason = f"the last linear map of {found[0]!r}, outside repeated blocks"
+            outputs.setdefault(id(modules[path]), reason)
+    layers = (nn.Embedding, nn.EmbeddingBag, nn.RNNBase, nn.RNNCellBase)
+    several = sum(is_map(module) or isinstance(module, layers) for module in modules.values()) > 1
+    if not outputs and not tied and maps and several and _nothing_after(modules, maps[-1]):
         outputs[id(modules[maps[-1]])] = BY_POSITION
     return outputs
 
 
-def find_overlooked(model: nn.Module, outputs: Collection[int]) -> list[nn.Module]:
-    """Find layers that are named like outputs but are not among ``outputs`` (ids of layers).
+def find_overlooked(model: nn.Module, outputs: Collection[int]) -> set[int]:
+    """Find layers that are named like outputs but are not among ``outputs``, all by their ids.
 
     If an output module is not a ``Sequential`` and the layer taken from it has no output's name itself, the
     module's other layers count too: the order of registration need not be the order of use.
     """
     modules, maps = _maps(model)
-    found: dict[str, None] = {}
-    kept = [path for path in maps if id(modules[path]) in outputs]
-    fed = {_widths(modules[path])[0] for path in kept}
-    for path, part in _named(modules, maps, _is_output_name, siblings=True).items():
-        module = modules[path]
+    found: set[int] = set()
+    fed = {_widths(modules[path])[0] for path in maps if id(modules[path]) in outputs}
+    for path, (root, *_) in _named(modules, maps, siblings=True).items():
+        module, part = modules[path], root.rpartition(".")[2]
         if id(module) in outputs:
-            root = _until(path, part)
-            inner = [other for other in maps if other.startswith(f"{root}.")]
-            inner = [other for other in inner if other != path and not _CONDITION.search(other)]
-            plain = isinstance(modules[root], _CONTAINERS) or any(
-                map(_is_output_name, path.removeprefix(root).split("."))
-            )
-            if not plain:
-                found.update(
-                    dict.fromkeys(p for p in inner if p not in kept and not _in_block(modules, p, root))
-                )
-        elif _HEAD.search(part.lower()) or _is_certain_name(part) or _widths(module)[1] not in fed:
-            found[path] = None
-    return [modules[path] for path in found]
+            below = path.removeprefix(root).split(".")
+            if not (isinstance(modules[root], _CONTAINERS) or any(map(_is_output_name, below))):
+                inner = [other for other in maps if other.startswith(f"{root}.")]
+                inner = [other for other in inner if not _CONDITION.search(other)]
+                found |= {id(modules[other]) for other in inner if not _in_block(modules, other, root)}
+        elif _HEAD.search(part) or _CERTAIN.fullmatch(part) or _widths(module)[1] not in fed:
+            found.add(id(module))
+    return found.difference(outputs)
 
 
-def find_trailing(model: nn.Module) -> list[nn.Module]:
-    """Find the last linear map, and its counterparts if its module has siblings of the same class."""
+def find_trailing(model: nn.Module) -> set[int]:
+    """Find the last linear map, and its counterparts if its module has siblings of the same class, by id."""
     modules, maps = _maps(model)
     if not maps:
-        return []
+        return set()
     parts = maps[-1].split(".")
     for end in range(1, len(parts)):
         parent, child = modules[".".join(parts[: end - 1])], modules[".".join(parts[:end])]
@@ -199,34 +139,26 @@ def find_trailing(model: nn.Module) -> list[nn.Module]:
         alike = [each for each in parent.children() if type(each) is type(child)]
         if len(alike) > 1:
             inner = [[m for m in each.modules() if is_map(m)] for each in alike]
-            return [layers[-1] for layers in inner if layers]
-    return [modules[maps[-1]]]
+            return {id(layers[-1]) for layers in inner if layers}
+    return {id(modules[maps[-1]])}
 
 
 def _maps(model: nn.Module) -> tuple[dict[str, nn.Module], list[str]]:
     """All modules by path, and the paths of those that can be output layers."""
     modules = dict(model.named_modules())
-    return modules, [path for path, module in modules.items() if is_map(module) and not is_lora_path(path)]
-
-
-def _is_certain_name(name: str) -> bool:
-    return name.lower() in _CERTAIN
+    return modules, [path for path, module in modules.items() if is_map(module) and not LORA.search(path)]
 
 
 def _is_output_name(name: str) -> bool:
-    name = name.lower()
-    return name in _CERTAIN or name in _LIKELY or _HEAD.search(name) is not None
+    return bool(_CERTAIN.fullmatch(name) or _LIKELY.fullmatch(name) or _HEAD.search(name))
 
 
 def _declared(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, str, nn.Module]]:
     """Yield (path, method, layer) for every output layer that a module of the model declares."""
     for path, module in modules.items():
         for method in ("get_output_embeddings", "get_classifier"):
-            declare = getattr(module, method, None)
-            if not callable(declare):
-                continue
             try:
-                declared: Any = declare()
+                declared: Any = getattr(module, method)()
             except (NotImplementedError, AttributeError, TypeError):
                 continue
             for each in declared if isinstance(declared, (tuple, list)) else (declared,):
@@ -236,58 +168,46 @@ def _declared(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, str, nn.M
 
 
 def _named(
-    modules: Mapping[str, nn.Module],
-    maps: list[str],
-    called: Callable[[str], bool],
-    *,
-    siblings: bool = False,
-) -> dict[str, str]:
-    """Map the path of a linear map to the part of its path that is an output's name.
+    modules: Mapping[str, nn.Module], maps: list[str], *, siblings: bool = False
+) -> dict[str, list[str]]:
+    """Map a linear map to the modules with an output's name whose last one it is, by paths, outer ones first.
 
     With ``siblings``, maps inside one of several sibling modules of one class are included if these are
     attributes of their parent rather than elements of a container.
     """
-    found: dict[str, str] = {}
+    found: dict[str, list[str]] = {}
     for root, module in modules.items():
-        part = root.rpartition(".")[2]
-        if not called(part) or _in_block(modules, root, siblings=siblings):
+        if not _is_output_name(root.rpartition(".")[2]) or _in_block(modules, root, siblings=siblings):
             continue
         several = isinstance(module, (nn.ModuleDict, nn.ModuleList))
-        roots = [f"{root}.{name}" for name, _ in module.named_children()] if several else [root]
-        for each in roots:
+        for each in [f"{root}.{name}" for name, _ in module.named_children()] if several else [root]:
             inner = [path for path in maps if path == each or path.startswith(f"{each}.")]
             inner = [path for path in inner if not _CONDITION.search(path)] or inner
             if inner and not _in_block(modules, inner[-1], each):
-                found.setdefault(inner[-1], part)
+                found.setdefault(inner[-1], []).append(root)
     return found
 
 
-def _trailing(modules: Mapping[str, nn.Module], maps: list[str], named: dict[str, str]) -> dict[str, str]:
-    """Keep the maps that are followed by output modules only and that feed none of those."""
-    kept: dict[str, str] = {}
+def _trailing(modules: Mapping[str, nn.Module], maps: list[str], named: Mapping[str, list[str]]) -> set[str]:
+    """The named maps that are followed by output modules only and that feed none of those."""
+    kept: set[str] = set()
     for path in reversed(maps):
         if path in named:
             width = _widths(modules[path])[1]
             if not any(_widths(modules[other])[0] == width for other in kept):
-                kept[path] = named[path]
+                kept.add(path)
                 continue
-        inside = any(path.startswith(f"{_until(other, part)}.") for other, part in kept.items())
+        inside = any(path.startswith(f"{named[other][0]}.") for other in kept)
         if not inside and not _CONDITION.search(path):
             break
     return kept
-
-
-def _until(path: str, part: str) -> str:
-    """The path up to and including the given part."""
-    parts = path.split(".")
-    return ".".join(parts[: parts.index(part) + 1])
 
 
 def _widths(module: nn.Module) -> tuple[int, int]:
     """(number of inputs, number of outputs) of a linear map."""
     if isinstance(module, nn.Linear) or is_ternary(module):
         return module.in_features, module.out_features  # type: ignore[return-value]
-    if isinstance(module, _CONVS):
+    if isinstance(module, CONVS):
         return module.in_channels, module.out_channels
     rows, columns = module._parameters["weight"].shape  # type: ignore[union-attr]
     return (rows, columns) if type(module).__name__ == "Conv1D" else (columns, rows)
@@ -307,16 +227,15 @@ def _in_block(modules: Mapping[str, nn.Module], path: str, root: str = "", *, si
     Repeated means an element of a ``ModuleList`` or one of several siblings of one class; with ``siblings``,
     only siblings inside a container count.
     """
-    parts = path.split(".") if path else []
-    first = len(root.split(".")) if root else 0
-    for end in range(first + 1, len(parts)):
-        ancestor = modules[".".join(parts[:end])]
-        parent = modules[".".join(parts[: end - 1])]
+    inner = path.rpartition(".")[0]
+    while len(inner) > len(root):
+        outer = inner.rpartition(".")[0]
+        parent, block = modules[outer], modules[inner]
         if isinstance(parent, nn.ModuleList):
             return True
-        alike = sum(type(each) is type(ancestor) for each in parent.children())
-        if siblings and not isinstance(parent, _CONTAINERS):
-            continue
-        if alike > 1 and not isinstance(ancestor, _CONTAINERS):
-            return True
+        if isinstance(parent, _CONTAINERS) or not siblings:
+            alike = sum(type(each) is type(block) for each in parent.children())
+            if alike > 1 and not isinstance(block, _CONTAINERS):
+                return True
+        inner = outer
     return False

@@ -10,14 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from steepest.explain import BY_NAME
-from steepest.routing.output_layers import (
-    find_output_layers,
-    is_conv,
-    is_linear,
-    is_lora_path,
-    is_map,
-    is_ternary,
-)
+from steepest.routing.output_layers import CONVS, LORA, find_output_layers, is_linear, is_map, is_ternary
 from steepest.routing.tensors import Owner, Routed, is_vector
 from steepest.views import View, is_transposed, rows, transposed
 
@@ -44,17 +37,11 @@ _TABLE = re.compile(
 _EXPERT_COUNTS = ("num_experts", "n_experts", "num_local_experts", "n_routed_experts", "num_routed_experts")
 # Hugging Face's classes that store experts as [experts, in, out]. Newer releases also set `is_transposed` on
 # the modules; that attribute takes precedence, because the layout of a class has changed between releases.
-_TRANSPOSED_EXPERTS = frozenset(
-    {
-        "AriaGroupedExpertsGemm",
-        "GptOssExperts",
-        "Llama4TextExperts",
-        "OpenAIPrivacyFilterExperts",
-        "Qwen3VLMoeTextExperts",
-    }
+_TRANSPOSED_EXPERTS = re.compile(
+    "AriaGroupedExpertsGemm|GptOssExperts|Llama4TextExperts|OpenAIPrivacyFilterExperts|Qwen3VLMoeTextExperts"
 )
 _TRANSPOSED_CONVS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_GATES = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1, nn.LSTMCell: 4, nn.GRUCell: 3, nn.RNNCell: 1}
+_GATES = {nn.LSTM: 4, nn.GRU: 3, nn.LSTMCell: 4, nn.GRUCell: 3}
 
 
 @dataclass(frozen=True)
@@ -66,13 +53,11 @@ class Role:
         reason: the reason, in words.
         view: the view of a parameter that is known to be several matrices or to be stored transposed; None
             for other parameters.
-        batch: whether the leading dimensions count matrices.
     """
 
     kind: str
     reason: str
     view: View | None = None
-    batch: bool = False
 
     @property
     def hidden(self) -> bool:
@@ -109,8 +94,7 @@ def _role(tensor: Routed, outputs: Mapping[int, str]) -> Role:
     layer = _called(owner.module)
     if param.is_complex():
         return Role("complex", "complex parameters are stepped element by element")
-    embedding = _embedding(tensor)
-    if embedding is not None:
+    if (embedding := _embedding(tensor)) is not None:
         tied = [o.name for o in tensor.owners if is_linear(o.module)]
         also = f", and the output layer {', '.join(tied)} (tied)" if tied else ""
         return Role("embedding", f"{_called(embedding.module)}, a row for each input{also}")
@@ -118,7 +102,7 @@ def _role(tensor: Routed, outputs: Mapping[int, str]) -> Role:
         return Role("gain", f"the magnitudes of {layer}'s weight norm")
     if owner.kind == "factor":
         return Role("factor", f"a parametrization computes {layer}'s {owner.local} from it")
-    if is_lora_path(owner.name) and not is_vector(param):
+    if LORA.search(owner.name) and not is_vector(param):
         return Role("lora", "a factor of a low-rank product; the layer's matrix is the product")
     if isinstance(owner.module, nn.MultiheadAttention):
         return _attention(param, owner)
@@ -131,14 +115,15 @@ def _role(tensor: Routed, outputs: Mapping[int, str]) -> Role:
     for each in tensor.owners:
         if id(each.module) in outputs and each.local == "weight":
             return Role("output", outputs[id(each.module)], _stored(param, each.module))
+    recurrent = isinstance(owner.module, (nn.RNNBase, nn.RNNCellBase))
+    if is_vector(param) and (recurrent or (is_map(owner.module) and owner.local == "weight")):
+        return Role("vector", f"{layer} with a single row or column")
     if is_linear(owner.module) and owner.local == "weight":
-        if is_vector(param):
-            return Role("vector", f"{layer} with a single row or column")
         view = _stored(param, owner.module)
         return Role("linear", f"{layer}, hidden" + (", stored [in, out]" if view else ""), view)
-    if is_conv(owner.module) and owner.local == "weight":
+    if isinstance(owner.module, CONVS) and owner.local == "weight":
         return _convolution(param, owner.module)
-    if isinstance(owner.module, (nn.RNNBase, nn.RNNCellBase)):
+    if recurrent:
         return _recurrent(param, owner)
     if isinstance(owner.module, nn.Bilinear):
         return Role("linear", f"{layer}, linear in the product of its inputs")
@@ -182,15 +167,12 @@ def _attention(param: Tensor, owner: Owner) -> Role:
 def _convolution(param: Tensor, module: nn.Module) -> Role:
     """The role of a convolution's weight: a matrix that maps patches, or one such matrix per group."""
     layer, groups = _called(module), int(module.groups)  # type: ignore[arg-type]
-    if is_vector(param):
-        return Role("vector", f"{layer} with a single row or column")
     if groups > 1 and groups in (module.in_channels, module.out_channels):
         return Role("depthwise", f"{layer}, separate filters for each channel, which form no matrix")
     view = _stored(param, module)
-    reason = (
-        f"{layer}, a matrix [out, rest]" if groups == 1 else f"{layer}, a matrix for each of {groups} groups"
-    )
-    return Role("conv", reason + (", stored [in, out, ...]" if is_transposed(view) else ""), view)
+    what = "a matrix [out, rest]" if groups == 1 else f"a matrix for each of {groups} groups"
+    stored = ", stored [in, out, ...]" if is_transposed(view) else ""
+    return Role("conv", f"{layer}, {what}{stored}", view)
 
 
 def _stored(param: Tensor, module: nn.Module) -> View | None:
@@ -198,8 +180,8 @@ def _stored(param: Tensor, module: nn.Module) -> View | None:
 
     Hugging Face's Conv1D is recognized without importing transformers.
     """
-    if is_conv(module):
-        groups = int(module.groups)  # type: ignore[arg-type]
+    if isinstance(module, CONVS):
+        groups = int(module.groups)
         blocks = None if groups == 1 else rows(*[param.shape[0] // groups] * groups)
         return transposed(blocks) if isinstance(module, _TRANSPOSED_CONVS) else blocks
     conv1d = type(module).__name__ == "Conv1D" and getattr(module, "nf", None) == param.shape[-1]
@@ -207,12 +189,8 @@ def _stored(param: Tensor, module: nn.Module) -> View | None:
 
 
 def _recurrent(param: Tensor, owner: Owner) -> Role:
-    """The role of a recurrent layer's parameter: all weights but the projection stack the gates' rows."""
+    """The role of a recurrent layer's matrix: all but the projection stack the gates' rows."""
     layer = _called(owner.module)
-    if "bias" in owner.local:
-        return Role("bias", layer)
-    if is_vector(param):
-        return Role("vector", f"{layer} with a single row or column")
     gates = next((count for kind, count in _GATES.items() if isinstance(owner.module, kind)), 1)
     if gates == 1 or owner.local.startswith("weight_hr"):
         return Role("recurrent", layer)
@@ -238,8 +216,8 @@ def _loose(param: Tensor, owner: Owner) -> Role:
     if param.dim() == 3 and _holds_experts(param, owner):
         reason = f"{param.shape[0]} experts' matrices of {layer}"
         if _experts_are_transposed(owner.module):
-            return Role("experts", f"{reason}, stored [in, out]", transposed(), batch=True)
-        return Role("experts", reason, batch=True)
+            return Role("experts", f"{reason}, stored [in, out]", transposed())
+        return Role("experts", reason)
     return Role("unknown", f"{param.dim()} dimensions, owned by {layer}, an unknown module")
 
 
@@ -254,4 +232,4 @@ def _holds_experts(param: Tensor, owner: Owner) -> bool:
 def _experts_are_transposed(module: nn.Module) -> bool:
     """Whether experts are stored as [experts, in, out], by the module's attribute or else by its class."""
     says = getattr(module, "is_transposed", None)
-    return says if isinstance(says, bool) else type(module).__name__ in _TRANSPOSED_EXPERTS
+    return says if isinstance(says, bool) else bool(_TRANSPOSED_EXPERTS.fullmatch(type(module).__name__))

@@ -1,4 +1,4 @@
-"""List a model's parameters, each once, with every module that owns it."""
+"""List a model's parameters, each once, with every module that owns it; refuse what is no whole tensor."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-__all__ = ["Owner", "Routed", "find_tensors", "is_vector"]
+__all__ = ["Owner", "Routed", "find_tensors", "is_vector", "refuse_unsupported"]
 
 
 @dataclass(frozen=True)
@@ -65,14 +66,12 @@ def find_tensors(model: nn.Module) -> list[Routed]:
     [('embed.weight', 'head.weight')]
     """
     modules = dict(model.named_modules(remove_duplicate=False))
-    params: dict[int, Tensor] = {}
-    owners: dict[int, list[Owner]] = {}
+    found: dict[Tensor, list[Owner]] = {}
     for path, module in modules.items():
         for local, param in module._parameters.items():
             if param is not None:
-                params[id(param)] = param
-                owners.setdefault(id(param), []).append(_owner(modules, path, module, local))
-    return [Routed(param, tuple(owners[key])) for key, param in params.items()]
+                found.setdefault(param, []).append(_owner(modules, path, module, local))
+    return [Routed(param, tuple(owners)) for param, owners in found.items()]
 
 
 def _owner(modules: Mapping[str, nn.Module], path: str, module: nn.Module, local: str) -> Owner:
@@ -82,8 +81,7 @@ def _owner(modules: Mapping[str, nn.Module], path: str, module: nn.Module, local
     if "parametrizations" in parts[:-1]:
         at = parts.index("parametrizations")
         layer, attribute = ".".join(parts[:at]), parts[at + 1]
-        direct = len(parts) == at + 2
-        kind = _kind(module, local) if direct else "factor"
+        kind = _kind(module, local) if len(parts) == at + 2 else "factor"
         return Owner(name, layer, modules[layer], attribute, kind)
     if isinstance(module, (nn.ParameterList, nn.ParameterDict)) and path:
         parent, _, attribute = path.rpartition(".")
@@ -94,9 +92,7 @@ def _owner(modules: Mapping[str, nn.Module], path: str, module: nn.Module, local
     siblings = module._parameters
     if suffix in ("g", "v") and f"{stem}_g" in siblings and f"{stem}_v" in siblings:
         return Owner(name, path, module, stem, "magnitude" if suffix == "g" else "whole")
-    if suffix == "orig":
-        return Owner(name, path, module, stem)
-    return Owner(name, path, module, local)
+    return Owner(name, path, module, stem if suffix == "orig" else local)
 
 
 def _kind(parametrizations: nn.Module, local: str) -> Literal["whole", "magnitude", "factor"]:
@@ -105,3 +101,38 @@ def _kind(parametrizations: nn.Module, local: str) -> Literal["whole", "magnitud
     if names == {"_WeightNorm"}:
         return "magnitude" if local == "original0" else "whole"
     return "whole" if names == {"_SpectralNorm"} else "factor"
+
+
+def refuse_unsupported(tensors: list[Routed]) -> None:
+    """Raise ``ValueError``, with the parameter's name and the reason, if routing would be a guess.
+
+    The optimizer itself refuses what none of its rules take: DTensors, integers, sparse storage.
+    """
+    element = "steepest.create('lion', model.parameters())"
+    for tensor in tensors:
+        param = tensor.param
+        if is_lazy(param):
+            reason = "has no shape yet: run the model once, then build the optimizer"
+        elif param.is_meta:
+            reason = (
+                "is on the meta device: materialize the model first. That makes new parameters, and the "
+                "optimizer would keep the old ones"
+            )
+        elif hasattr(param, "ds_id") or hasattr(param, "ds_tensor"):
+            reason = (
+                "is partitioned by DeepSpeed ZeRO: this rank has a flat shard without the tensor's shape. "
+                f"build() needs whole tensors; ZeRO 3 works with element rules only: {element}"
+            )
+        elif getattr(param, "_is_flat_param", False):
+            reason = (
+                "is a FlatParameter: FSDP1 has flattened a module's tensors into one vector, and matrices, "
+                f"norms and embeddings cannot be told apart in it. An element rule can step it: {element}"
+            )
+        elif getattr(param, "_fsdp_flattened", False):
+            reason = (
+                "belongs to a module sharded by FSDP1, whose parameters are 1-D shards even with "
+                f"use_orig_params=True. An element rule can step them: {element}"
+            )
+        else:
+            continue
+        raise ValueError(f"parameter {tensor.name!r} {reason}")

@@ -83,8 +83,8 @@ class TernaryLinear(nn.Module):
 
     bits: ClassVar[Bits] = 2
     packed: Tensor
-    # Marks the layer and its subclasses for steepest.routing.
-    _steepest_ternary = True
+    # Marks the layers for steepest.build, and makes their param group there; set in trainer.py.
+    _steepest_targets: ClassVar[Any]
 
     def __init__(
         self,

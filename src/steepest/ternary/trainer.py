@@ -11,7 +11,6 @@ from torch import nn
 from steepest.constructor import signature_defaults
 from steepest.hyperparameters import near_miss
 from steepest.optimizer import Optimizer
-from steepest.registry import register_targets
 from steepest.rule import register_rule
 from steepest.rules.ternary_flip import TernaryFlipRule
 from steepest.ternary.layer import TernaryLinear
@@ -191,4 +190,4 @@ def make(model: nn.Module, options: Mapping[str, Any]) -> tuple[dict[str, Any], 
 _RULE = TernaryFlipRule()
 _RULE.own_defaults = signature_defaults(TernaryFlip, _RULE, {"lr": 1.0, "weight_decay": 0.0})
 register_rule(_RULE)
-register_targets(TernaryLinear, make)
+TernaryLinear._steepest_targets = staticmethod(make)
