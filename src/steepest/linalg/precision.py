@@ -20,10 +20,9 @@ _BACKENDS: Any = torch.backends
 def float32_matmul_precision(precision: str) -> Iterator[None]:
     """Set torch's float32 matmul precision inside the block, and restore the caller's settings on exit.
 
-    torch has two interfaces for this setting: ``torch.set_float32_matmul_precision``, and one attribute per
-    backend (``torch.backends.cuda.matmul.fp32_precision`` and others). If they disagree, torch refuses to
-    read the first. This function restores both, whichever one the caller used; a backend that inherited its
-    precision inherits it again.
+    torch has two interfaces for this setting, ``torch.set_float32_matmul_precision`` and one attribute per
+    backend (``torch.backends.cuda.matmul.fp32_precision`` and others). Both are restored, whichever one the
+    caller used; a backend that inherited its precision inherits it again.
 
     >>> before = torch.get_float32_matmul_precision()
     >>> with float32_matmul_precision("medium"):

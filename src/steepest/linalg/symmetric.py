@@ -10,13 +10,7 @@ from torch import Tensor
 from steepest.linalg.operand import require_choice, require_matrices, require_shape
 from steepest.linalg.product import differentiated, is_plain, product
 
-__all__ = [
-    "SymmetricKernel",
-    "gram",
-    "mirrored_product",
-    "preferred_symmetric_kernel",
-    "symmetric_product",
-]
+__all__ = ["SymmetricKernel", "gram", "mirrored_product", "preferred_symmetric_kernel", "symmetric_product"]
 
 SymmetricKernel: TypeAlias = Literal["default", "triton"]
 

@@ -17,15 +17,11 @@ except ImportError:  # only torch's CUDA builds for Linux install Triton
 __all__ = ["AVAILABLE", "INTERPRETED", "Tiles", "mirrored", "serves", "tiles_of"]
 
 AVAILABLE = triton is not None
-"""Whether Triton is installed."""
 
-# Triton reads the same variable when it decorates a kernel, so when this file is imported.
+# Whether kernels run in Triton's interpreter, which accepts CPU tensors. It would multiply the bits of
+# bfloat16 values as integers, so the kernel converts its operands to float32 there, exactly. Triton reads the
+# same variable when it decorates a kernel, so when this file is imported.
 INTERPRETED = AVAILABLE and os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
-"""Whether kernels run in Triton's interpreter, which accepts CPU tensors.
-
-The interpreter would multiply the bits of bfloat16 values as integers, so the kernel converts its operands to
-float32 there. That changes no product: float32 holds each of them exactly.
-"""
 
 
 class Tiles(NamedTuple):

@@ -32,16 +32,13 @@ class AdamWRule(Rule):
     counts_steps = True
 
     def moves_like_adamw(self, group: Group) -> bool:
-        """It is AdamW, AMSGrad included."""
         return True
 
     def state_specs(self, group: Group) -> dict[str, StateSpec]:
-        """Two averages; AMSGrad's maximum is a third."""
         names = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * group["amsgrad"]
         return dict.fromkeys(names, StateSpec())
 
     def scalars(self, step: Scalar, **hyper: Any) -> dict[str, Scalar]:
-        """The bias corrections 1/(1 − βᵗ)."""
         beta1, beta2 = hyper["betas"]
         return {"correction1": 1 / (1 - beta1**step), "correction2": 1 / (1 - beta2**step)}
 

@@ -38,7 +38,6 @@ class AdEMAMixRule(Rule):
         return True
 
     def state_specs(self, group: Group) -> dict[str, StateSpec]:
-        """Three averages."""
         return dict.fromkeys(("exp_avg", "exp_avg_slow", "exp_avg_sq"), StateSpec())
 
     def scalars(self, step: Scalar, **hyper: Any) -> dict[str, Scalar]:

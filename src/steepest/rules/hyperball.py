@@ -76,7 +76,7 @@ class HyperballRule(MuonRule):
 
 def _normalized(matrix: Tensor) -> Tensor:
     norm = torch.linalg.matrix_norm(matrix, keepdim=True)
-    return torch.where(norm > 0, matrix / norm, torch.zeros_like(matrix))
+    return torch.where(norm > 0, matrix / norm, 0.0)
 
 
 class Hyperball(Muon, rule=HyperballRule(), defaults={"weight_decay": 0.0}):

@@ -23,34 +23,21 @@ class NorMuonRule(MuonRule):
     name = "normuon"
     hyper = {**MUON_HYPER, "beta2": fraction(), "eps": positive()}
 
-    def moves_like_adamw(self, group: Group) -> bool:
-        """As Muon: evening out the rows keeps the Frobenius norm, and so the rms."""
-        return super().moves_like_adamw(group)
-
     def matrix_specs(self, shape: tuple[int, ...], dtype: torch.dtype, group: Group) -> dict[str, StateSpec]:
         """One second moment a row."""
         wide = torch.promote_types(torch.float32, dtype)
         return {"second_momentum": StateSpec("matrix", wide, (*shape[:-1], 1))}
 
     def finish(  # type: ignore[override]
-        self,
-        polar: Tensor,
-        u: Tensor,
-        *,
-        second_momentum: Tensor,
-        beta2: Scalar,
-        eps: Scalar,
-        **options: Any,
+        self, polar: Tensor, u: Tensor, *, second_momentum: Tensor, beta2: Scalar, eps: Scalar, **options: Any
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The rows are evened out; the matrix keeps its Frobenius norm."""
-        second = beta2 * second_momentum.to(polar.dtype) + (1 - beta2) * (polar * polar).mean(
-            dim=-1, keepdim=True
-        )
+        mean = (polar * polar).mean(dim=-1, keepdim=True)
+        second = beta2 * second_momentum.to(polar.dtype) + (1 - beta2) * mean
         evened = polar / (second.sqrt() + eps)
-        norms = [torch.linalg.matrix_norm(matrix, keepdim=True) for matrix in (polar, evened)]
+        before, after = (torch.linalg.matrix_norm(matrix, keepdim=True) for matrix in (polar, evened))
         # A zero matrix stays zero: 0/0 is no ratio.
-        ratio = torch.where(norms[1] > 0, norms[0] / norms[1], torch.zeros_like(norms[0]))
-        return evened * ratio, {"second_momentum": second}
+        return evened * torch.where(after > 0, before / after, 0.0), {"second_momentum": second}
 
 
 class NorMuon(Muon, rule=NorMuonRule()):

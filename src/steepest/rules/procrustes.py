@@ -30,7 +30,6 @@ class ProcrustesRule(PSGDRule):
         return procrustes_rotation(product(step, q, added=q, alpha=-1.0), norm=norm, key=key)
 
     def fit_diagonal(self, q: Tensor, step: Tensor) -> Tensor:
-        """q (1 − S)."""
         return q * (1 - step)
 
 

@@ -31,7 +31,6 @@ class QUADRule(PSGDRule):
         return symmetric_product(q, step, added=q, alpha=-0.5)
 
     def fit_diagonal(self, q: Tensor, step: Tensor) -> Tensor:
-        """q (1 − S/2)²."""
         return q * (1 - step / 2) ** 2
 
 

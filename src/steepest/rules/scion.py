@@ -27,7 +27,6 @@ class ScionRule(MuonRule):
         return False
 
     def finish(self, polar: Tensor, u: Tensor, **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The corner of the ball of radius ρ."""
         return options["radius"] * polar, {}
 
 

@@ -47,11 +47,9 @@ class SOAPRule(Rule):
         return "the choice of the steps that renew the eigenbases"
 
     def matrix_shape(self, shape: torch.Size, group: Group) -> tuple[int, ...]:
-        """A vector, or the most square matrix."""
         return merged_shape(shape)
 
     def state_specs(self, group: Group) -> dict[str, StateSpec]:
-        """The momentum, in the parameter's own coordinates."""
         return {"exp_avg": StateSpec()}
 
     def matrix_specs(self, shape: tuple[int, ...], dtype: torch.dtype, group: Group) -> dict[str, StateSpec]:
@@ -78,7 +76,6 @@ class SOAPRule(Rule):
         }
 
     def transform_inputs(self, group: Group) -> int:
-        """The momentum and the gradient."""
         return 2
 
     def update(
@@ -231,12 +228,9 @@ class SOAP(Optimizer, rule=SOAPRule()):
         weight_decay: λ ≥ 0, acting as ``weight_decay_method`` says.
         precondition_frequency: how many steps lie between two renewals of the bases; 1 is exact and slow.
         max_precond_dim: the largest side that is rotated; with 0 this is Adam.
-        views: parameter names -> blocks (:mod:`steepest.views`) of fused parameters, each a matrix by itself.
-        bucket_bytes: bound on the working memory of matrices that are computed together, in bytes; 2²⁸ by
-            default.
-        **options: these, and the common ones (:class:`~steepest.CommonOptions`). With ``capturable``, or with
-            ``nonfinite="skip"`` on an accelerator, each step waits for the device, which alone knows whether
-            bases are due; no CUDA graph can hold it.
+        **options: :class:`~steepest.rule.MatrixOptions` and :class:`~steepest.CommonOptions`. With
+            ``capturable``, or with ``nonfinite="skip"`` on an accelerator, each step waits for the device,
+            which alone knows whether bases are due; no CUDA graph can hold it.
 
     Raises:
         TypeError: an unknown keyword, or parameters that are not tensors.

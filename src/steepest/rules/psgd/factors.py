@@ -39,7 +39,6 @@ class Side(NamedTuple):
 
     @property
     def dense(self) -> bool:
-        """Whether the factor is a matrix."""
         return self.q.dim() == 3
 
     @property

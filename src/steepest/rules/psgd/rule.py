@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -15,7 +16,6 @@ from typing_extensions import Unpack
 from steepest.arithmetic import rms_clip_factor
 from steepest.constructor import constructor
 from steepest.hyperparameters import (
-    CommonOptions,
     Hyperparameter,
     at_least,
     choice,
@@ -30,7 +30,7 @@ from steepest.hyperparameters import (
 from steepest.linalg import spectral_norm_bound
 from steepest.optimizer import Optimizer
 from steepest.random import Key
-from steepest.rule import Group, Moments, Rule, Scalar, StateSpec
+from steepest.rule import Group, MatrixOptions, Moments, Rule, Scalar, StateSpec
 from steepest.rules.psgd.factors import (
     Side,
     balanced,
@@ -43,7 +43,7 @@ from steepest.rules.psgd.factors import (
     unit,
     whitened,
 )
-from steepest.views import View, merged_shape
+from steepest.views import merged_shape
 
 __all__ = ["PSGD", "PSGDRule", "fits_in"]
 
@@ -59,9 +59,8 @@ def _is_size(value: Any) -> bool:
 class PSGDRule(Rule):
     """A = P_l (m + noise) P_r, Q fitted so that A is white;   p ← p − η·clip(P_l m P_r).
 
-    What QUAD and Procrustes share; they differ in how Q moves and in what P is made of it. In the state
-    a factor is Q/s, s the measured ``scale``: how Q moves depends on A alone, so s stays a number, and
-    low precision keeps its range.
+    In the state a factor is Q/s, s the measured ``scale``: how Q moves depends on A alone, so s stays a
+    number, and low precision keeps its range.
     """
 
     hyper = {
@@ -104,7 +103,6 @@ class PSGDRule(Rule):
     # -- state
 
     def matrix_shape(self, shape: torch.Size, group: Group) -> tuple[int, ...]:
-        """A vector, or the most square matrix."""
         return merged_shape(shape)
 
     def state_specs(self, group: Group) -> dict[str, StateSpec]:
@@ -137,7 +135,6 @@ class PSGDRule(Rule):
     # -- the step
 
     def host_sync(self, group: Group) -> str | None:
-        """A spectral norm by singular values."""
         return "norm='exact'" if group["norm"] == "exact" else None
 
     def relates(self, group: Group) -> str | None:
@@ -151,7 +148,6 @@ class PSGDRule(Rule):
     def measure(
         self, moments: Callable[[], Moments], state: Mapping[str, Tensor], group: Group
     ) -> tuple[dict[str, Scalar], dict[str, Scalar]]:
-        """The gradient's mean square."""
         count, _, square = moments()
         return {"largest_square": square / max(count, 1)}, {}
 
@@ -164,28 +160,19 @@ class PSGDRule(Rule):
         for own, square in zip(scalars, squares, strict=True):
             own["largest_square"] = largest.to(square.device)
 
-    def scalars(  # type: ignore[override]
-        self,
-        step: Scalar,
-        *,
-        preconditioner_lr: float,
-        preconditioner_min_lr: float,
-        update_probability: float,
-        update_flat_steps: int,
-        update_decay_steps: int,
-        literal: bool,
-        **hyper: Any,
-    ) -> dict[str, Scalar]:
+    def scalars(self, step: Scalar, **hyper: Any) -> dict[str, Scalar]:
         """Q's step size in this step, and whether Q is fitted and its two factors balanced."""
-        floor = preconditioner_min_lr if literal else min(preconditioner_min_lr, preconditioner_lr)
+        start, floor = hyper["preconditioner_lr"], hyper["preconditioner_min_lr"]
+        size = start / (1 + step / 10000) ** 0.5
+        floor = floor if hyper["literal"] else min(floor, start)
+        schedule = (hyper[f"update_{name}"] for name in ("probability", "flat_steps", "decay_steps"))
         return {
-            "step_size": _step_size(step, preconditioner_lr, floor),
-            "fit": fits_in(step, update_probability, update_flat_steps, update_decay_steps),
+            "step_size": size.clamp(min=floor) if isinstance(size, Tensor) else max(floor, size),
+            "fit": fits_in(step, *schedule),
             "balance": step % _BALANCE_EVERY == 0,
         }
 
     def transform_inputs(self, group: Group) -> int:
-        """The momentum, and the gradient where that is whitened."""
         return 2 if group["whiten"] == "gradient" else 1
 
     def update(
@@ -226,12 +213,8 @@ class PSGDRule(Rule):
         dtype = given["dtype"] or grad_dtype
         scale = scale.to(u.dtype)
         sides = self._sides(given, dtype, u.dtype)
-        first = scale == 0
-        # Where it needs no wait for a device, the question saves a pass in all steps but the first.
-        on_host = scale.device.type == "cpu" and not isinstance(balance, Tensor)
-        if not on_host or bool(first.any()):
-            # Before the scale is measured the momentum is the gradient.
-            scale = torch.where(first, initial_scale(u, len(sides), largest_square, given), scale)
+        # Before the scale is measured the momentum is the gradient.
+        scale = torch.where(scale == 0, _initial_scale(u, len(sides), largest_square, given), scale)
         if balance is not False and len(sides) == 2:
             sides, scale = balanced(sides, scale, balance)
         if fit is not False:
@@ -292,13 +275,13 @@ class PSGDRule(Rule):
         a, more = unit(a)
         factor = (over(_gain(scale, sides), target) * size * more).flatten().clamp(max=_LARGEST)
         probes = (key[0].flatten(), key[1].flatten())
+        norm = partial(torch.linalg.matrix_norm, ord=2) if given["norm"] == "exact" else None
         if isinstance(step_size, Tensor):
             step_size = step_size.to(scale.dtype)
         fitted = []
         for side in sides:
             t = second_moment(a, side)
             c = a[0].numel() / side.q.shape[-1]
-            norm = _exact_norm if given["norm"] == "exact" else None
             if not side.dense:
                 length = t.amax(-1)
             elif norm is None:
@@ -321,25 +304,21 @@ class PSGDRule(Rule):
                 holds = holds & q.flatten(1).isfinite().all(1) & p.flatten(1).isfinite().all(1)
             # Selected: what comes of a matrix without a number in it times 0 would be NaN.
             q, p = torch.where(over(holds, q), q, side.q), torch.where(over(holds, p), p, side.p)
-            bound = torch.where(holds, bound, side.bound)
-            fitted.append(Side(side.name, q, p, bound))
+            fitted.append(Side(side.name, q, p, torch.where(holds, bound, side.bound)))
         return fitted
 
 
-def initial_scale(
+def _initial_scale(
     grad: Tensor, factors: int, largest_square: Tensor | None, given: Mapping[str, Any]
 ) -> Tensor:
-    """s, [batch], by which Q begins: A = s⁴ G is white for two factors, s² G for one. 0 for a zero gradient.
-
-    The original takes ^(−1/4) of the group's largest mean square for every tensor, two factors or one.
-    """
+    """s [batch], where Q begins: A = s⁴ G is white for two factors, s² G for one; 0 for a zero gradient."""
     rms = root_mean_square(grad).flatten()
     usable = (rms > 0) & rms.isfinite()
     rms = rms.clamp(min=torch.finfo(rms.dtype).tiny)  # whose inverse, the gain, is finite
     noise = torch.full_like(rms, given["noise_scale"])
     if given["preconditioner_init_scale"] is not None:
         start = torch.full_like(rms, given["preconditioner_init_scale"])
-    elif largest_square is not None:
+    elif largest_square is not None:  # the original's, for two factors or one
         start = torch.hypot(largest_square.sqrt().to(rms.dtype), noise) ** -0.5
     else:
         start = torch.hypot(rms, noise) ** (-0.25 if factors == 2 else -0.5)
@@ -350,11 +329,6 @@ def _gain(scale: Tensor, sides: list[Side]) -> Tensor:
     """What the factors' scales multiply P_l X P_r by: s⁴, or s² for one factor; 1 before s is measured."""
     power = scale * scale if len(sides) == 1 else (scale * scale) * (scale * scale)
     return torch.where(scale > 0, power, 1.0)
-
-
-def _exact_norm(t: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.matrix_norm(t, ord=2)
-    return norm
 
 
 def fits_in(step: Scalar, probability: float, flat: int, decay: int) -> bool | Tensor:
@@ -382,12 +356,6 @@ def fits_in(step: Scalar, probability: float, flat: int, decay: int) -> bool | T
     return fits if isinstance(step, Tensor) else bool(fits)
 
 
-def _step_size(step: Scalar, start: float, floor: float) -> Scalar:
-    """μ = max(floor, start/√(1 + t/10000))."""
-    falling = start / (1 + step / 10000) ** 0.5
-    return falling.clamp(min=floor) if isinstance(falling, Tensor) else max(floor, falling)
-
-
 class PSGD(Optimizer):
     r"""PSGD with Kronecker factors: what :class:`~steepest.QUAD` and :class:`~steepest.Procrustes` share.
 
@@ -410,11 +378,11 @@ class PSGD(Optimizer):
     **Shapes.** Three or more dimensions are merged into the most square matrix, (128, 64, 3, 3) into
     128×576; 0-D and 1-D parameters, and matrices of one row or column, have one diagonal factor. A side
     of size s is diagonal if s > ``max_size_dense`` or s² > ``max_skew_dense``·numel, else dense.
-    Parameters of one shape are stacked and fitted by batched products.
+    Parameters of one shape are stacked.
 
     **Start.** Q = s·I with :math:`s = (\mathrm{mean}\,g^2 + \text{noise}^2)^{-1/8}` for two factors and
-    ^(−1/4) for one. Each tensor measures s from its first gradient that is not zero, so that its first update
-    is white already. Q does not move while a gradient is zero or s is not measured.
+    ^(−1/4) for one, of each tensor's first gradient that is not zero, so that its first update is white
+    already. Q does not move while a gradient is zero or s is not measured.
 
     State: ``momentum_buffer``, of the parameter's shape in ``state_dtype``, and for each matrix ``Q_left``
     and ``Q_right`` (for a vector ``Q``): m² or m and n² or n numbers, dense ones in ``dtype``, diagonal ones
@@ -436,9 +404,9 @@ class PSGD(Optimizer):
         preconditioner_init_scale: s > 0; None measures it, as above.
         noise_scale: damping. Where Q is fitted, (``noise_scale`` + ε rms(m))·N(0, 1) is added to m, with ε
             the machine epsilon of ``dtype``, so that rows without a gradient stay within its range. A
-            matrix's noise is Hankel: m+n−1 draws with the second moments of mn. 0 adds nothing at all, for
-            gradients that reach every row and column: where one is always zero, its factor grows without
-            bound, and after some hundred steps the rest of the update has become zero beside it.
+            matrix's noise is Hankel: m+n−1 draws with the second moments of mn. 0 adds nothing at all: where
+            a row or column is always zero, its factor then grows without bound, and after some hundred steps
+            the rest of the update has become zero beside it.
         dtype: of the products, and of dense Q; None takes the gradient's, and the parameter's for Q.
             Traces, bounds and diagonal factors are in float32 at least.
         preconditioner_min_lr: the 0.3 of μ.
@@ -453,11 +421,8 @@ class PSGD(Optimizer):
             (:func:`steepest.linalg.spectral_norm_bound`), or ``"exact"``: slow; an oracle.
         literal: follow the original's code: s is the same for all tensors of a group, ^(−1/4) of their
             largest mean g²; noise without ε; μ ≥ 0.3 whatever μ₀.
-        views: parameter names -> blocks (:mod:`steepest.views`) of fused parameters, each preconditioned
-            by itself.
-        bucket_bytes: bound on the working memory of matrices that are computed together, in bytes; 2²⁸ by
-            default.
-        **common: see :class:`~steepest.CommonOptions`.
+        **options: ``views`` of fused parameters, each block preconditioned by itself, and
+            ``bucket_bytes`` (:class:`~steepest.rule.MatrixOptions`); :class:`~steepest.CommonOptions`.
 
     Raises:
         TypeError: an unknown keyword, or parameters that are not tensors.
@@ -490,7 +455,5 @@ class PSGD(Optimizer):
         update_decay_steps: int = 1000,
         norm: Literal["bound", "exact"] = "bound",
         literal: bool = False,
-        views: Mapping[str, View] | None = None,
-        bucket_bytes: int = 1 << 28,
-        **common: Unpack[CommonOptions],
+        **options: Unpack[MatrixOptions],
     ) -> None: ...
