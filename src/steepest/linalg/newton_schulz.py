@@ -72,9 +72,8 @@ class CoefficientSet:
             return self.triples
         if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
             raise ValueError(f"newton_schulz: steps must be None or an integer ≥ 1, got {steps!r}")
-        if self.beyond == "repeat":
-            return (self.triples + self.triples[-1:] * steps)[:steps]
-        return (self.triples * math.ceil(steps / len(self.triples)))[:steps]
+        more = self.triples[-1:] if self.beyond == "repeat" else self.triples
+        return (self.triples + more * steps)[:steps]
 
 
 def _is_triple(triple: object) -> bool:

@@ -132,7 +132,6 @@ class AdEMAMix(Optimizer, rule=AdEMAMixRule()):
     Source: Pagliardini, Ablin and Grangier, "The AdEMAMix Optimizer: Better, Faster, Older",
     arXiv 2409.03137 (2024).
 
-    >>> import torch
     >>> weight = torch.nn.Parameter(torch.zeros(2))
     >>> optimizer = AdEMAMix([weight], lr=0.5, betas=(0.9, 0.999, 0.75), alpha=4.0, eps=0.0)
     >>> weight.grad = torch.tensor([3.0, -0.1])

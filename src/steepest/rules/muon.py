@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -210,7 +209,7 @@ class Muon(OrthogonalizedOptimizer, rule=MuonRule()):
             [1., 0.]])
     """
 
-    _decay_names = MappingProxyType({})
+    _decay_names = {}
 
     @constructor
     def __init__(

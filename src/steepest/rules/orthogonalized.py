@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -29,7 +28,7 @@ class OrthogonalizedRule(Rule):
     """m ← m + (1−β)(g − m);  u = g + β(m − g) with Nesterov, else m;  p ← p − η·orthogonalize(u)."""
 
     name = "orthogonalized"
-    conventions = MappingProxyType({"momentum_convention": "ema"})
+    conventions = {"momentum_convention": "ema"}
     hidden_only = True
     vectors = False
     hyper = {
@@ -198,7 +197,7 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
     """
 
     # Names of weight-decay methods that mean something else here than in CommonOptions; {} in Muon and kin.
-    _decay_names: ClassVar[Mapping[str, str]] = MappingProxyType({"independent": "untied"})
+    _decay_names: ClassVar[Mapping[str, str]] = {"independent": "untied"}
 
     use_nesterov = _Option()
     weight_decay_method = _Option()
@@ -253,7 +252,7 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
                 "Call super().orthogonalize(p, block, **kwargs) for a block"
             )
         function: Callable[[Tensor], Tensor] | None = self.defaults["scaled_orthogonalize_fn"]
-        return _identity if function is None else function
+        return (lambda u: u) if function is None else function
 
     @scaled_orthogonalize_fn.setter
     def scaled_orthogonalize_fn(self, function: Callable[[Tensor], Tensor] | None) -> None:
@@ -353,10 +352,6 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
 
 # Attributes of one object, which its copies make anew.
 _OF_THE_OBJECT = frozenset({"_collects", "_taken_in_backward", "_step_supports_amp_scaling", "_opt_called"})
-
-
-def _identity(u: Tensor) -> Tensor:
-    return u
 
 
 def _check_function(owner: str, function: Any) -> None:

@@ -87,11 +87,10 @@ class SGDSaIRule(Rule):
     def relate(
         self, scalars: Sequence[dict[str, Scalar]], states: Sequence[Mapping[str, Any]], group: Group
     ) -> None:
-        """Divide by the largest G measured so far, with ``normalize="max"``."""
-        if group["normalize"] == "max":
-            largest = max((float(s["gsnr"]) for s in states if float(s["measured"]) > 0), default=1.0)
-            for own in scalars:
-                own["gain"] = own["gain"] / largest
+        """Divide by the largest G measured so far."""
+        largest = max((float(s["gsnr"]) for s in states if float(s["measured"]) > 0), default=1.0)
+        for own in scalars:
+            own["gain"] = own["gain"] / largest
 
     def update(
         self,

@@ -124,12 +124,11 @@ class SOAPRule(Rule):
         for at, (moment, q) in enumerate(zip((GG_left, GG_right), bases, strict=True)):
             if moment is None or q is None:
                 continue
-            moment = weighted_sum(
-                beta, moment.to(u.dtype), 1 - beta, gram(gradient if at == 0 else gradient.mT)
-            )
-            if _any(renew):
+            square = gram(gradient if at == 0 else gradient.mT)
+            moment = weighted_sum(beta, moment.to(u.dtype), 1 - beta, square)
+            if torch.as_tensor(renew).any():
                 q, second = _renewed(renew, moment, q, second, at)
-            if _any(first):
+            if torch.as_tensor(first).any():
                 q = _chosen(first, _eigenbasis(moment), q)
             state |= {f"GG_{_SIDES[at]}": moment, f"Q_{_SIDES[at]}": q}
         return direction, {"exp_avg_sq": second, **state}
@@ -164,8 +163,7 @@ def _renewed(
     image = image.gather(-1, order.unsqueeze(-2).expand_as(image))
     fresh = torch.linalg.qr(image).Q
     # Without a finite number in L there is no basis to be had of it.
-    holds = fresh.flatten(1).isfinite().all(1)
-    holds = holds & renew if isinstance(renew, Tensor) else holds
+    holds = fresh.flatten(1).isfinite().all(1) & renew
     index = order.unsqueeze(-1) if side == 0 else order.unsqueeze(-2)
     sorted_second = second.gather(-2 + side, index.expand_as(second))
     return _chosen(holds, fresh, q), _chosen(holds, sorted_second, second)
@@ -176,10 +174,6 @@ def _each(number: Scalar, like: Tensor) -> Scalar:
     if not isinstance(number, Tensor):
         return number
     return number.to(like.dtype).view(-1, *[1] * (like.dim() - 1))
-
-
-def _any(condition: bool | Tensor) -> bool:
-    return bool(condition.any()) if isinstance(condition, Tensor) else condition
 
 
 def _chosen(condition: bool | Tensor, one: Tensor, other: Tensor) -> Tensor:
@@ -238,7 +232,6 @@ class SOAP(Optimizer, rule=SOAPRule()):
 
     Source: Vyas et al., "SOAP: Improving and Stabilizing Shampoo using Adam", arXiv 2409.11321 (2024).
 
-    >>> import torch
     >>> weight = torch.nn.Parameter(torch.zeros(2, 2))
     >>> optimizer = SOAP([weight], lr=1.0, eps=1e-3)
     >>> for _ in range(2):  # the second step is the first that moves: along the gradient's polar factor

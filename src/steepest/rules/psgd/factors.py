@@ -50,13 +50,7 @@ class Side(NamedTuple):
 def sides_of(
     shape: Sequence[int], max_size_dense: float, max_skew_dense: float
 ) -> dict[str, tuple[int, ...]]:
-    """The factors of a merged shape: (s, s) for a dense one, (s,) for a diagonal one; "" is a vector's.
-
-    >>> sides_of((128, 1024), 16384, 1.0)
-    {'_left': (128, 128), '_right': (1024,)}
-    >>> sides_of((5,), 16384, 1.0)
-    {'': (5,)}
-    """
+    """The factors of a merged shape: (s, s) for a dense one, (s,) for a diagonal one; "" is a vector's."""
     if len(shape) == 1:
         return {"": (shape[0],)}
     most = max_skew_dense * math.prod(shape)
@@ -109,11 +103,6 @@ def damping_noise(key: tuple[Tensor, Tensor], index: Callable[[], Tensor], shape
 
     A matrix is Hankel, N_ij = z_(i+j) of m+n−1 draws: what damping needs of noise are its second moments,
     and E[N Nᵀ] = nI, E[Nᵀ N] = mI hold as for mn draws, whose making would take a quarter of the step.
-
-    >>> key = torch.zeros(1, 1, 1, dtype=torch.int64), torch.ones(1, 1, 1, dtype=torch.int64)
-    >>> damping_noise(key, lambda: torch.arange(6).view(1, 2, 3), torch.Size((1, 2, 3))).round(decimals=1)
-    tensor([[[-0.4000, -1.2000,  1.5000],
-             [-1.2000,  1.5000,  0.4000]]])
     """
     places = index()
     if len(shape) == 2:
@@ -127,8 +116,8 @@ def damping_noise(key: tuple[Tensor, Tensor], index: Callable[[], Tensor], shape
 def unit(x: Tensor) -> tuple[Tensor, Tensor]:
     """x over a power of two [batch, 1, ...] that brings its largest magnitude into [½, 1), and that power.
 
-    So float16 meets no number that it cannot hold, and squares neither overflow nor underflow; the
-    division is exact. Zero stays, with power 1; at the very ends of the range it is [¼, 4) or below.
+    Squares then neither overflow nor underflow. Zero stays, with power 1; at the very ends of the range the
+    magnitude is in [¼, 4) or below.
     """
     precise = torch.promote_types(x.dtype, torch.float32)
     largest = largest_magnitude(x).to(precise)

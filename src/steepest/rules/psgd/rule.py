@@ -29,7 +29,6 @@ from steepest.hyperparameters import (
 )
 from steepest.linalg import spectral_norm_bound
 from steepest.optimizer import Optimizer
-from steepest.random import Key
 from steepest.rule import Group, MatrixOptions, Moments, Rule, Scalar, StateSpec
 from steepest.rules.psgd.factors import (
     Side,
@@ -91,10 +90,8 @@ class PSGDRule(Rule):
         """P from a dense Q."""
 
     @abstractmethod
-    def fit_dense(
-        self, q: Tensor, step: Tensor, *, norm: Callable[[Tensor], Tensor] | None, key: Key
-    ) -> Tensor:
-        """Q after a step of S = (η/L)(T − cI), both [batch, s, s]."""
+    def fit_dense(self, q: Tensor, step: Tensor, **norm: Any) -> Tensor:
+        """Q after a step of S = (η/L)(T − cI), both [batch, s, s]; ``norm`` says how its size is found."""
 
     @abstractmethod
     def fit_diagonal(self, q: Tensor, step: Tensor) -> Tensor:
@@ -111,10 +108,7 @@ class PSGDRule(Rule):
         return {"momentum_buffer": StateSpec(dtype=group["state_dtype"] or algebra)}
 
     def matrix_specs(self, shape: tuple[int, ...], dtype: torch.dtype, group: Group) -> dict[str, StateSpec]:
-        """For each side Q/s = I and L = 0; s, 0 until it is measured; and P, if it is not made in each step.
-
-        Only dense factors are so large that the algebra's dtype matters for them.
-        """
+        """Q/s = I and L = 0 for each side; s, 0 until it is measured; and P, if it is kept between steps."""
         stored = group["dtype"] or dtype
         precise = torch.promote_types(stored, torch.float32)
         number = StateSpec("matrix", precise)
@@ -332,10 +326,9 @@ def _gain(scale: Tensor, sides: list[Side]) -> Tensor:
 
 
 def fits_in(step: Scalar, probability: float, flat: int, decay: int) -> bool | Tensor:
-    """Whether Q is fitted in a step (from 1): whether the accumulated probability passes an integer.
+    """Whether Q is fitted in a step (from 1): whether the probability's integral passes an integer.
 
-    The probability is 1 for ``flat`` steps, then falls as exp(−τ/``decay``) to ``probability``, τ being
-    the steps since. Its integral tells, so that no state and no random number is needed.
+    It is 1 for ``flat`` steps, then falls as exp(−τ/``decay``) to ``probability``, τ steps later.
 
     >>> [step for step in range(1, 20) if fits_in(step, 0.25, 4, 0)]
     [1, 2, 3, 4, 8, 12, 16]
@@ -376,9 +369,8 @@ class PSGD(Optimizer):
     the row or column sums of A² for T.
 
     **Shapes.** Three or more dimensions are merged into the most square matrix, (128, 64, 3, 3) into
-    128×576; 0-D and 1-D parameters, and matrices of one row or column, have one diagonal factor. A side
-    of size s is diagonal if s > ``max_size_dense`` or s² > ``max_skew_dense``·numel, else dense.
-    Parameters of one shape are stacked.
+    128×576; 0-D and 1-D parameters, and matrices of one row or column, have one diagonal factor. Parameters
+    of one shape are stacked.
 
     **Start.** Q = s·I with :math:`s = (\mathrm{mean}\,g^2 + \text{noise}^2)^{-1/8}` for two factors and
     ^(−1/4) for one, of each tensor's first gradient that is not zero, so that its first update is white
@@ -398,8 +390,8 @@ class PSGD(Optimizer):
             None takes u, of rms near 1, as it is.
         momentum: β in [0, 1).
         weight_decay: λ ≥ 0, acting as ``weight_decay_method`` says, with the undivided lr.
-        max_size_dense: larger sides have diagonal factors.
-        max_skew_dense: sides with s² > this·numel have diagonal factors; ``math.inf`` makes all dense.
+        max_size_dense: larger sides have diagonal factors, smaller ones dense factors.
+        max_skew_dense: sides of size s with s² > this·numel have diagonal factors; ``math.inf`` is allowed.
         preconditioner_lr: μ₀ > 0.
         preconditioner_init_scale: s > 0; None measures it, as above.
         noise_scale: damping. Where Q is fitted, (``noise_scale`` + ε rms(m))·N(0, 1) is added to m, with ε
@@ -412,9 +404,8 @@ class PSGD(Optimizer):
         preconditioner_min_lr: the 0.3 of μ.
         whiten: fit Q to the ``"momentum"`` or to the ``"gradient"``; u is P_l m P_r in either case.
         update_probability: Q is fitted in each of the first ``update_flat_steps`` steps; then the
-            probability falls as exp(−τ/``update_decay_steps``), τ steps later, to this one. Probability
-            accumulates, and Q is fitted when the sum passes an integer, so nothing is random; P is kept in
-            between. 0.03 is for long runs.
+            probability falls as exp(−τ/``update_decay_steps``), τ steps later, to this one (0.03 for long
+            runs). Q is fitted when their sum passes an integer, so nothing is random; P is kept in between.
         update_flat_steps: how many steps fit Q before the probability falls.
         update_decay_steps: how slowly it falls; 0 for at once.
         norm: compute ‖T‖₂ by ``"bound"``, from below by power iteration
