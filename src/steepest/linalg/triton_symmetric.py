@@ -51,10 +51,7 @@ def tiles_of(dtype: torch.dtype) -> tuple[Tiles, str]:
 
 
 def serves(x: Tensor, y: Tensor, added: Tensor | None) -> bool:
-    """Return whether the kernel supports these operands, and whether they have more than one tile.
-
-    The shapes must match without broadcasting, because the kernel does not check them.
-    """
+    """Return whether the kernel supports these operands, of shapes that match, and more than one tile."""
     *batch, rows, inner = x.shape
     others = [(y, (*batch, inner, rows))] + ([] if added is None else [(added, (*batch, rows, rows))])
     return (
@@ -83,11 +80,7 @@ if AVAILABLE:
         ADDS: tl.constexpr, WIDENS: tl.constexpr, PRECISION: tl.constexpr,
         SIZE: tl.constexpr, DEEP: tl.constexpr,
     ):  # fmt: skip
-        """Compute one tile of β added + α X Y on or below the diagonal, and store its mirror image too.
-
-        Each program computes one tile, and a matrix's tiles have consecutive program ids. One program sums
-        an element, always in the same order, so equal operands give equal bits.
-        """
+        """Compute one tile of β added + α X Y on or below the diagonal, and store its mirror image too."""
         program = tl.program_id(0)
         # Offsets need 64 bits: a batch may have more than 2³¹ elements.
         batch = (program // tiles).to(tl.int64)

@@ -29,7 +29,7 @@ from steepest.optimizer import Optimizer
 from steepest.rule import MatrixOptions, Scalar
 from steepest.rules.orthogonalized import OrthogonalizedOptimizer, OrthogonalizedRule, momentum_step
 
-__all__ = ["MUON_HYPER", "Muon", "MuonOptions", "MuonRule", "Scale", "scale_factor", "scaled_polar"]
+__all__ = ["Muon", "MuonOptions", "MuonRule", "Scale", "scale_factor", "scaled_polar"]
 
 Scale = Literal["original", "match_rms_adamw", "spectral", "unit_rms_norm", "none"]
 Coefficients = str | Sequence[tuple[float, float, float]]
@@ -56,24 +56,6 @@ def scale_factor(scale: Scale, rows: int, columns: int) -> float:
     if scale == "unit_rms_norm":
         return math.sqrt(rows / columns)
     return 1.0
-
-
-MUON_HYPER: dict[str, Hyperparameter] = {
-    "lr": learning_rate(),
-    "momentum": fraction(),
-    "weight_decay": at_least(0),
-    "nesterov": flag(),
-    "ns_steps": optional(integer(low=1)),
-    "coefficients": Hyperparameter(
-        lambda value: isinstance(value, str) or len(value) > 0, "a name or a list of triples"
-    ),
-    "method": choice("newton_schulz", "svd"),
-    "ns_dtype": optional(choice(torch.bfloat16, torch.float16, torch.float32, torch.float64)),
-    "scale": choice("original", "match_rms_adamw", "spectral", "unit_rms_norm", "none"),
-    "extra_scale": at_least(0),
-    "view": choice("flatten", "batch"),
-    "fp32_matmul_prec": choice("highest", "high", "medium"),
-}
 
 
 def _steps(coefficients: Coefficients, ns_steps: int | None) -> int | None:
@@ -118,7 +100,23 @@ class MuonRule(OrthogonalizedRule):
     """m ← m + (1−β)(g − m);   p ← p − η·scale(out, in)·polar(u),   u as in the base."""
 
     name = "muon"
-    hyper = MUON_HYPER
+    hyper = {
+        "lr": learning_rate(),
+        "momentum": fraction(),
+        "weight_decay": at_least(0),
+        "nesterov": flag(),
+        "ns_steps": optional(integer(low=1)),
+        "coefficients": Hyperparameter(
+            lambda value: isinstance(value, str) or {len(triple) for triple in value} == {3},
+            "a name or a list of triples",
+        ),
+        "method": choice("newton_schulz", "svd"),
+        "ns_dtype": optional(choice(torch.bfloat16, torch.float16, torch.float32, torch.float64)),
+        "scale": choice("original", "match_rms_adamw", "spectral", "unit_rms_norm", "none"),
+        "extra_scale": at_least(0),
+        "view": choice("flatten", "batch"),
+        "fp32_matmul_prec": choice("highest", "high", "medium"),
+    }
 
     def check(self, owner: str, group: Mapping[str, Any]) -> None:
         """The coefficients are looked up here, and not in the first step."""

@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 from steepest.constructor import constructor
 from steepest.hyperparameters import fraction, positive
 from steepest.rule import Group, Scalar, StateSpec
-from steepest.rules.muon import MUON_HYPER, Muon, MuonOptions, MuonRule
+from steepest.rules.muon import Muon, MuonOptions, MuonRule
 
 __all__ = ["NorMuon", "NorMuonRule"]
 
@@ -21,7 +21,7 @@ class NorMuonRule(MuonRule):
     """v ← β₂ v + (1−β₂) mean(O², over a row);   Ô = O / (√v + ε);   p ← p − η·Ô·‖O‖_F / ‖Ô‖_F."""
 
     name = "normuon"
-    hyper = {**MUON_HYPER, "beta2": fraction(), "eps": positive()}
+    hyper = {**MuonRule.hyper, "beta2": fraction(), "eps": positive()}
 
     def matrix_specs(self, shape: tuple[int, ...], dtype: torch.dtype, group: Group) -> dict[str, StateSpec]:
         """One second moment a row."""
