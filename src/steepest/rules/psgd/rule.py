@@ -207,8 +207,9 @@ class PSGDRule(Rule):
         dtype = given["dtype"] or grad_dtype
         scale = scale.to(u.dtype)
         sides = self._sides(given, dtype, u.dtype)
-        # Before the scale is measured the momentum is the gradient.
-        scale = torch.where(scale == 0, _initial_scale(u, len(sides), largest_square, given), scale)
+        # Asked where that needs no wait for a device; before it is measured the momentum is the gradient.
+        if isinstance(balance, Tensor) or not scale.is_cpu or bool((scale == 0).any()):
+            scale = torch.where(scale == 0, _initial_scale(u, len(sides), largest_square, given), scale)
         if balance is not False and len(sides) == 2:
             sides, scale = balanced(sides, scale, balance)
         if fit is not False:
