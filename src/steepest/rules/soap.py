@@ -126,9 +126,9 @@ class SOAPRule(Rule):
                 continue
             square = gram(gradient if at == 0 else gradient.mT)
             moment = weighted_sum(beta, moment.to(u.dtype), 1 - beta, square)
-            if torch.as_tensor(renew).any():
+            if _any(renew):
                 q, second = _renewed(renew, moment, q, second, at)
-            if torch.as_tensor(first).any():
+            if _any(first):
                 q = _chosen(first, _eigenbasis(moment), q)
             state |= {f"GG_{_SIDES[at]}": moment, f"Q_{_SIDES[at]}": q}
         return direction, {"exp_avg_sq": second, **state}
@@ -154,10 +154,8 @@ def _eigenbasis(moment: Tensor) -> Tensor:
 def _renewed(
     renew: bool | Tensor, moment: Tensor, q: Tensor, second: Tensor, side: int
 ) -> tuple[Tensor, Tensor]:
-    """The basis after one power iteration, and the second moments in the order of its columns.
-
-    Columns are ordered by their estimated eigenvalues first, so that QR takes the large ones as they are.
-    """
+    """The basis after one power iteration, and the second moments in the order of its columns."""
+    # Columns are ordered by their estimated eigenvalues first, so that QR takes the large ones as they are.
     image = product(moment, q)
     order = (q * image).sum(-2).argsort(stable=True, dim=-1, descending=True)
     image = image.gather(-1, order.unsqueeze(-2).expand_as(image))
@@ -174,6 +172,10 @@ def _each(number: Scalar, like: Tensor) -> Scalar:
     if not isinstance(number, Tensor):
         return number
     return number.to(like.dtype).view(-1, *[1] * (like.dim() - 1))
+
+
+def _any(condition: bool | Tensor) -> bool:
+    return bool(condition.any()) if isinstance(condition, Tensor) else condition
 
 
 def _chosen(condition: bool | Tensor, one: Tensor, other: Tensor) -> Tensor:
