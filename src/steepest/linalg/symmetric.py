@@ -106,11 +106,7 @@ def symmetric_product(x: Tensor, y: Tensor, *, added: Tensor | None = None, alph
     require_shape("symmetric_product", "y", y, (*batch, k, n))
     if added is not None:
         require_shape("symmetric_product", "added", added, (*batch, n, n))
-    result = _mirrored(x, y, added, alpha, 1.0, exactly=True)
-    if result is None:
-        whole = product(x, y, added=added, alpha=alpha)
-        result = (whole + whole.mT) / 2
-    return result
+    return mirrored_product(x, y, added=added, alpha=alpha, exactly=True, averaged=True)
 
 
 def mirrored_product(
@@ -121,20 +117,13 @@ def mirrored_product(
     alpha: float = 1.0,
     beta: float = 1.0,
     exactly: bool = False,
+    averaged: bool = False,
 ) -> Tensor:
     """Compute β ``added`` + α X Y of operands whose result is symmetric up to rounding, at the least cost.
 
-    Blocks on the diagonal, and a plain product, keep their rounding errors; blocks on the diagonal do not if
-    ``exactly`` is set. Callers must have checked the shapes.
+    Blocks on the diagonal keep their rounding errors unless ``exactly`` is set, and the plain product, where
+    it is faster, unless ``averaged`` is. Callers must have checked the shapes.
     """
-    result = _mirrored(x, y, added, alpha, beta, exactly=exactly)
-    return product(x, y, added=added, alpha=alpha, beta=beta) if result is None else result
-
-
-def _mirrored(
-    x: Tensor, y: Tensor, added: Tensor | None, alpha: float, beta: float, *, exactly: bool
-) -> Tensor | None:
-    """Return :func:`mirrored_product` by tiles or panels, or None where the plain product is faster."""
     if _preferred == "triton" and not torch.compiler.is_compiling() and is_plain(x, y, added):
         # Import Triton only after the user has selected it.
         from steepest.linalg.triton_symmetric import mirrored, serves
@@ -142,7 +131,8 @@ def _mirrored(
         if serves(x, y, added) and not differentiated(x, y, added):
             return mirrored(x, y, added=added, alpha=alpha, beta=beta)
     if (panels := _panels(x, y, added)) == 1:
-        return None
+        whole = product(x, y, added=added, alpha=alpha, beta=beta)
+        return (whole + whole.mT) / 2 if averaged else whole
     rows, inner = x.shape[-2:]
     out = x.new_empty(*x.shape[:-2], rows, rows)
     count, size = out.shape[:-2].numel(), -(-rows // panels)
@@ -153,16 +143,16 @@ def _mirrored(
         [None] * count if added is None else added.reshape(count, rows, rows),
         strict=True,
     )
-    for whole, left, right, addend in each:
+    for into, left, right, addend in each:
         for first in range(0, rows, size):
             end = first + size
             below = None if addend is None else addend[first:, first:end]
             lower = product(left[first:], right[:, first:end], added=below, alpha=alpha, beta=beta)
-            whole[first:, first:end] = lower
-            whole[first:end, end:] = lower[size:].mT
+            into[first:, first:end] = lower
+            into[first:end, end:] = lower[size:].mT
             if exactly:
                 corner = lower[:size]
-                whole[first:end, first:end] = (corner + corner.mT).mul_(0.5)
+                into[first:end, first:end] = (corner + corner.mT).mul_(0.5)
     return out
 
 

@@ -392,7 +392,7 @@ class PSGD(Optimizer):
         momentum: β in [0, 1).
         weight_decay: λ ≥ 0, acting as ``weight_decay_method`` says, with the undivided lr.
         max_size_dense: larger sides have diagonal factors, smaller ones dense factors.
-        max_skew_dense: sides of size s with s² > this·numel have diagonal factors; ``math.inf`` is allowed.
+        max_skew_dense: sides of size s with s² > this·numel have diagonal factors: none with ``math.inf``.
         preconditioner_lr: μ₀ > 0.
         preconditioner_init_scale: s > 0; None measures it, as above.
         noise_scale: damping. Where Q is fitted, (``noise_scale`` + ε rms(m))·N(0, 1) is added to m, with ε
