@@ -116,8 +116,7 @@ def pack(values: Tensor, *, bits: int = 2, compile: bool = False) -> Tensor:
     width, planes = packed_width(count, bits), 8 // bits
     packed = torch.empty((leading.numel(), width), dtype=torch.uint8, device=values.device)
     rows = values.reshape(leading.numel(), count)
-    if _compiles(compile, packed, rows, bits):
-        _run(_join, packed, _aligned(rows), bits)
+    if compile and _run(_join, packed, rows, bits):
         return packed.view(*leading, width)
     for part in row_chunks(len(rows), count, values.device, _LARGE):
         chunk = rows[part]
@@ -155,8 +154,7 @@ def unpack(
     if compile:
         rows = packed.reshape(packed.shape[:-1].numel(), packed.shape[-1])
         values = torch.empty((len(rows), count), dtype=torch.int8, device=packed.device)
-        if _compiles(compile, rows, values, bits):
-            _run(_split, _aligned(rows), values, bits)
+        if _run(_split, rows, values, bits):
             return values.view(*packed.shape[:-1], count).to(dtype)
     return _unpacked(packed, count, bits).to(dtype).contiguous()
 
@@ -184,32 +182,29 @@ def _split(packed: Tensor, planes: list[Tensor], bits: int) -> None:
         plane.copy_(lowest | ((minus << 8) - (minus << bits)))
 
 
-def _compiles(option: bool, packed: Tensor, values: Tensor, bits: int) -> bool:
-    """Tell whether to pack these rows by a graph: as words, where there is a compiler."""
-    (rows, width), (_, count) = packed.shape, values.shape
-    # torch.compile specializes on the size 1. A caller who traces this makes a graph of his own.
-    whole = count * bits == 8 * width and width % _WORD == 0 and min(rows, width // _WORD) > 1
-    known = type(packed) is type(values) is Tensor and not torch.compiler.is_compiling()
-    return option and whole and known and wants_compiling(True, values.numel(), values.device)
-
-
 def _run(
     function: Callable[[Tensor, list[Tensor], int], None], packed: Tensor, values: Tensor, bits: int
-) -> None:
-    """Run a compiled function over contiguous rows as words."""
-    device, planes = packed.device, 8 // bits
+) -> bool:
+    """Run a compiled function over rows; False where they are not whole words, or there is no compiler."""
+    (rows, width), device, planes = packed.shape, packed.device, 8 // bits
+    # torch.compile specializes on the size 1. A caller who traces this makes a graph of his own.
+    whole = values.shape[1] == planes * width and width % _WORD == 0 and min(rows, width // _WORD) > 1
+    known = type(packed) is type(values) is Tensor and not torch.compiler.is_compiling()
+    if not (whole and known and wants_compiling(True, values.numel(), device)):
+        return False
 
     def run(packed: Tensor, planes: list[Tensor]) -> None:
         function(packed, planes, bits)
 
-    words = values.view(torch.int64).view(len(values), planes, -1)
+    words = _aligned(values).view(torch.int64).view(rows, planes, -1)
     run_dynamic(
         (function, bits, device),
         run,
-        (packed.view(torch.int64), list(words.unbind(1))),
+        (_aligned(packed).view(torch.int64), list(words.unbind(1))),
         MOVES_WEIGHTS,
         lambda: (trial_matrix(torch.int64, device), trial_planes(planes, torch.int64, device)),
     )
+    return True
 
 
 def unpack_into(out: Tensor, packed: Tensor, bits: int = 2) -> Tensor:

@@ -21,7 +21,7 @@ from steepest.ternary import swar
 from steepest.ternary.chunks import MOVES_WEIGHTS, row_chunks
 from steepest.ternary.swar import INT8, INT16, Fields
 
-__all__ = ["run_pass"]
+__all__ = ["Kind", "run_pass"]
 
 _PLANES = 4
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from steepest.random import Key, bits32
-from steepest.ternary.chunks import flat_chunks, in_chunks
+from steepest.ternary.chunks import in_chunks, row_chunks
 from steepest.ternary.swar import splat
 
 __all__ = ["flip_top_k"]
@@ -87,7 +87,7 @@ def _gathered(counters: Tensor, threshold: int, reached: int) -> Tensor | None:
 def _count_sizes(counters: Tensor) -> Tensor:
     """Count the counters of each |a|."""
     counts = torch.zeros(torch.iinfo(counters.dtype).max + 1, dtype=torch.int64, device=counters.device)
-    for part in flat_chunks(counters.numel(), counters.device):
+    for part in row_chunks(counters.numel(), 1, counters.device):
         counts += counters[part].abs().bincount(minlength=len(counts))
     return counts
 
@@ -109,12 +109,12 @@ def _reaching(counters: Tensor, threshold: int, kept: Tensor | None = None) -> I
     """Yield the indices, all or of those kept, with |a| ≥ threshold ≥ 1 at present, in chunks."""
     device = counters.device
     if kept is not None:
-        for indices in (kept[part] for part in flat_chunks(len(kept), device)):
+        for indices in (kept[part] for part in row_chunks(len(kept), 1, device)):
             yield indices[counters[indices].abs() > threshold - 1]
         return
     numbers, width = 8 // counters.itemsize, 8 * counters.itemsize
     high = splat(1 << (width - 1), width)
-    for part in flat_chunks(counters.numel(), device, _LARGE):
+    for part in row_chunks(counters.numel(), 1, device, _LARGE):
         # Negative where the threshold is reached: comparing bytes takes ten times as long.
         below = threshold - 1 - counters[part].abs()
         if spare := -below.numel() % numbers:

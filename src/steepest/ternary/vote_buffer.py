@@ -16,7 +16,7 @@ from torch import Tensor
 from steepest.compile.available import wants_compiling
 from steepest.random import Key, derive_key
 from steepest.rule import find_rule
-from steepest.ternary.chunks import in_chunks, indices
+from steepest.ternary.chunks import are_finite, in_chunks, indices
 from steepest.ternary.ranks import Group, rank_and_world_size
 from steepest.ternary.votes import LARGEST_VOTE, magnitude_votes, sign_votes, without_outward
 
@@ -128,28 +128,19 @@ class VoteBuffer:
             self.pending = self.pending.to(device, dtype)
 
     def add(self, first: int, grad: Tensor, values: Tensor, inverse_rms: Tensor | None) -> None:
-        """Add the votes of some of the rows.
+        """Add the votes of the rows from ``first`` on, where ``grad`` is dT and ``values`` is T.
 
-        Args:
-            first: index of the first row.
-            grad: dT of the rows, float [rows, in].
-            values: T there, of any dtype.
-            inverse_rms: of the whole layer's dT, for votes by magnitude.
+        Votes by magnitude need ``inverse_rms``, of the whole layer's dT.
         """
         assert self.pending is not None
         # Read at the step, and only if an option asks for it.
-        finite = _are_finite(grad)
+        finite = are_finite(grad)
         self.finite = finite if self.finite is None else self.finite.to(finite.device) & finite
         pending = self.pending[first : first + grad.shape[0]]
-        start = first * grad.shape[1]
-        drop = self.outward == "drop"
-        if self.kind == "sign":
-            in_chunks(_add_signs, (pending, grad, values), start, (drop,), compiled=False)
-        else:
-            assert inverse_rms is not None
-            arguments = (inverse_rms, *self._key(), drop)
-            compiled = self.is_compiled(grad.device)
-            in_chunks(_add_magnitudes, (pending, grad, values), start, arguments, compiled=compiled)
+        noise = (inverse_rms, *self._key()) if self.kind == "magnitude" else ()
+        compiled = self.kind == "magnitude" and self.is_compiled(grad.device)
+        arguments = (self.outward == "drop", *noise)
+        in_chunks(_add, (pending, grad, values), first * grad.shape[1], arguments, compiled=compiled)
 
     def _key(self) -> Key:
         # Passes are numbered across ranks, so that N ranks draw what one process with all their passes draws.
@@ -157,26 +148,13 @@ class VoteBuffer:
         return derive_key(self.seed, self.noise_id, self.step, (self.passes - 1) * world_size + rank)
 
 
-def _are_finite(grad: Tensor) -> Tensor:
-    """Tell whether no element is infinite or NaN, 0-dim bool."""
-    # On a CPU a sum takes a third of aminmax's time; but the sum of finite numbers can overflow.
-    if grad.device.type == "cpu" and (finite := grad.sum().isfinite()):
-        return finite
-    low, high = torch.aminmax(grad)
-    return low.isfinite() & high.isfinite()
-
-
-def _add_signs(tensors: tuple[Tensor, ...], first: int, drop: bool) -> None:
+def _add(tensors: tuple[Tensor, ...], first: int, drop: bool, *noise: Any) -> None:
     pending, grad, values = tensors
-    votes = sign_votes(grad)
-    pending += without_outward(votes, values.to(torch.int8)) if drop else votes
-
-
-def _add_magnitudes(
-    tensors: tuple[Tensor, ...], first: int, inverse_rms: Tensor, word: int, other: int, drop: bool
-) -> None:
-    pending, grad, values = tensors
-    votes = magnitude_votes(grad, inverse_rms, (word, other), indices(grad, first))
+    if noise:
+        inverse_rms, *key = noise
+        votes = magnitude_votes(grad, inverse_rms, (key[0], key[1]), indices(grad, first))
+    else:
+        votes = sign_votes(grad)
     pending += without_outward(votes, values.to(torch.int8)) if drop else votes
 
 
