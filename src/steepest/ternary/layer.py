@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 from typing_extensions import Self
 
 from steepest.ternary.chunks import all_finite, row_blocks
@@ -59,9 +60,9 @@ class TernaryLinear(nn.Module):
 
     Attributes:
         bits: of a packed weight: 2; 1 in :class:`BinaryLinear`.
-        votes: a parameter of one element that stands for T among the parameters, whose numbers T's are not:
-            its ``requires_grad`` is T's, its state in an optimizer belongs to T, and its gradient is 0, or
-            NaN where an element of dT was infinite or NaN (unless ``nonfinite`` is ``"ignore"``). It stays 0.
+        votes: a parameter of one element, always 0, that stands for T among the parameters: its
+            ``requires_grad`` is T's, its state in an optimizer belongs to T, and its gradient is 0, or NaN
+            where an element of dT was infinite or NaN (unless ``nonfinite`` is ``"ignore"``).
         packed: T, uint8 [out, ⌈in/4⌉], a buffer in the state dict; :func:`steepest.ternary.unpack` has
             the layout. The state dict also has the sizes, int64, which the bytes alone do not tell.
 
@@ -97,11 +98,8 @@ class TernaryLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        for name, size in (
-            ("in_features", in_features),
-            ("out_features", out_features),
-            ("group_size", group_size),
-        ):
+        sizes = {"in_features": in_features, "out_features": out_features, "group_size": group_size}
+        for name, size in sizes.items():
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise ValueError(f"{type(self).__name__}: {name} must be an integer ≥ 1, got {size!r}")
         self.in_features, self.out_features = in_features, out_features
@@ -144,15 +142,8 @@ class TernaryLinear(nn.Module):
         weight = linear.weight
         if not all_finite(weight):
             raise ValueError(f"{cls.__name__}.from_linear: the weight has infinite or NaN elements")
-        made = cls(
-            linear.in_features,
-            linear.out_features,
-            linear.bias is not None,
-            scale,
-            group_size,
-            device="meta",
-            dtype=weight.dtype,
-        ).to_empty(device=weight.device)
+        sizes = linear.in_features, linear.out_features, linear.bias is not None
+        made = skip_init(cls, *sizes, scale, group_size, device=weight.device, dtype=weight.dtype)
         made._round(weight)
         made.votes.zero_().requires_grad_(weight.requires_grad)
         made.scale.requires_grad_(weight.requires_grad)
@@ -164,13 +155,8 @@ class TernaryLinear(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw weights and bias again, from torch's global generator, as the constructor did."""
-        linear = nn.Linear(
-            self.in_features,
-            self.out_features,
-            self.bias is not None,
-            device=self.scale.device,
-            dtype=self.scale.dtype,
-        )
+        sizes, like = (self.in_features, self.out_features, self.bias is not None), self.scale
+        linear = nn.Linear(*sizes, device=like.device, dtype=like.dtype)
         self._round(linear.weight)
         if self.bias is not None:
             self.bias.copy_(linear.bias)
@@ -181,18 +167,14 @@ class TernaryLinear(nn.Module):
         scale = torch.empty_like(self.scale, dtype=wide)
         # A single scale needs sums over all rows, so all rows are taken at once.
         blocks = row_blocks(self.out_features, self.in_features, weight.device)
-        blocks = blocks if scale.dim() > 0 else [slice(0, weight.shape[0])]
-        for rows in blocks:
+        for rows in blocks if scale.dim() > 0 else [slice(0, self.out_features)]:
             block = weight[rows].to(wide)
             values = self._rounded(block)
             energy, kept = (summed(each.square(), scale.dim(), self.group_size) for each in (block, values))
             # Where all of T is 0, the scale is that of a fresh layer: with a scale of 0, T would never move.
             fresh = 1 / math.sqrt(2 * self.in_features)
             found = torch.where(kept > 0, (energy / kept.clamp(min=1)).sqrt(), fresh)
-            if scale.dim() == 0:
-                scale = found
-            else:
-                scale[rows] = found
+            scale[rows if scale.dim() > 0 else ...] = found
             self.packed[rows] = pack(values.to(torch.int8), bits=self.bits)
         self.scale.copy_(scale)
 
@@ -242,12 +224,13 @@ class TernaryLinear(nn.Module):
         Raises:
             ValueError: another shape or another number; nothing was changed.
         """
-        if values.shape != (self.out_features, self.in_features):
-            shape = (self.out_features, self.in_features)
+        shape = (self.out_features, self.in_features)
+        if values.shape != shape:
             raise ValueError(f"T has shape {shape}, got {tuple(values.shape)}")
         check_values("T", values, self.bits)
         self.packed.copy_(pack(values.to(self.packed.device, torch.int8), bits=self.bits))
 
+    @torch.no_grad()
     def to_linear(self) -> nn.Linear:
         """Make a float layer with the same outputs; it shares nothing with this one.
 
@@ -255,15 +238,13 @@ class TernaryLinear(nn.Module):
         >>> torch.equal(TernaryLinear.from_linear(layer.to_linear(), scale="tensor").unpack(), layer.unpack())
         True
         """
-        made = nn.Linear(
-            self.in_features, self.out_features, self.bias is not None, device="meta", dtype=self.scale.dtype
-        ).to_empty(device=self.scale.device)
-        with torch.no_grad():
-            made.weight.copy_(self.dense())
-            made.weight.requires_grad_(self.votes.requires_grad or self.scale.requires_grad)
-            if self.bias is not None:
-                made.bias.copy_(self.bias)
-                made.bias.requires_grad_(self.bias.requires_grad)
+        sizes, like = (self.in_features, self.out_features, self.bias is not None), self.scale
+        made = skip_init(nn.Linear, *sizes, device=like.device, dtype=like.dtype)
+        made.weight.copy_(self.dense())
+        made.weight.requires_grad_(self.votes.requires_grad or like.requires_grad)
+        if self.bias is not None:
+            made.bias.copy_(self.bias)
+            made.bias.requires_grad_(self.bias.requires_grad)
         return made.train(self.training)
 
     def to_base3(self) -> Tensor:
@@ -280,9 +261,9 @@ class TernaryLinear(nn.Module):
         """Set T from what :meth:`to_base3` returned; ``ValueError`` if it is of another size."""
         self.set_ternary(from_base3(code, (self.out_features, self.in_features)))
 
-    def attach(self, vote_buffer: VoteBuffer | None) -> None:
-        """Make backward vote into this buffer, or nowhere if it is None; called by :class:`TernaryFlip`."""
-        self._vote_buffer = None if vote_buffer is None else vote_buffer.handle
+    def attach(self, vote_buffer: VoteBuffer) -> None:
+        """Make backward vote into this buffer; called by :class:`TernaryFlip`."""
+        self._vote_buffer = vote_buffer.handle
 
     def votes_in(self, vote_buffer: VoteBuffer) -> bool:
         """Tell whether backward votes into this buffer."""

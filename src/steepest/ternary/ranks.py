@@ -26,10 +26,7 @@ def rank_and_world_size(group: Group) -> tuple[int, int]:
 
 
 def all_reduce(group: Group, tensor: Tensor) -> Tensor:
-    """Sum a tensor over the ranks, in place where its dtype can be sent.
-
-    int16 cannot, so it is sent as int32.
-    """
+    """Sum a tensor over the ranks, in place where its dtype can be sent: int16 is sent as int32."""
     sent = tensor.to(torch.int32) if tensor.dtype == torch.int16 else tensor
     dist.all_reduce(sent, group=None if group is False else group)
     return sent

@@ -37,25 +37,17 @@ class _Target:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of T: [out, in]."""
         return self.layer.out_features, self.layer.in_features
 
     def move(self, state: MutableMapping[str, Any], group: Group) -> None:
-        """Take in the votes, and flip."""
         self.owner.move(self.name, state, group)
 
 
 class PackedWeights:
     """What the ``votes`` of a model's layers stand for; see :class:`steepest.rule.Targets`.
 
-    Args:
-        model: has at least one ternary or binary layer.
-        custom: the schedule, if it is a function.
-        process_group: see :class:`TernaryFlip`.
-
-    Attributes:
-        layers: by their names.
-        buffers: the votes of each layer, once the optimizer's groups are known.
+    ``custom`` is the schedule, if it is a function. ``layers`` are by their names; ``buffers`` hold the votes
+    of each layer, once the optimizer's groups are known.
     """
 
     def __init__(
@@ -64,13 +56,12 @@ class PackedWeights:
         custom: Callable[[int], float] | None = None,
         process_group: ProcessGroup = None,
     ) -> None:
+        kind = type(model).__name__
         if not isinstance(model, nn.Module):
-            raise TypeError(f"TernaryFlip takes a torch.nn.Module, got {type(model).__name__}")
+            raise TypeError(f"TernaryFlip takes a torch.nn.Module, got {kind}")
         self.layers = ternary_layers(model)
         if not self.layers:
-            raise ValueError(
-                f"{type(model).__name__} has no ternary layers: steepest.ternary.ternarize(model) makes some"
-            )
+            raise ValueError(f"{kind} has no ternary layers: steepest.ternary.ternarize(model) makes some")
         for name, layer in self.layers.items():
             if layer.packed.is_meta:
                 raise ValueError(f"layer {name!r} is on the meta device: materialize the model first")
@@ -82,11 +73,11 @@ class PackedWeights:
         self._names: dict[int, str] = {}
         # The steps taken, and the number of those before the one being taken.
         self._taken = self._step = 0
-        self._thresholds: dict[str, float] = {}
+        self._thresholds: dict[int, float] = {}
         # The largest possible sum of a weight's votes over all ranks.
         self._largest: dict[str, int] = {}
         self._flips: dict[str, Tensor] = {}
-        self._total_flips: dict[str, Tensor] = {}
+        self._total_flips: dict[str, Tensor | int] = {}
 
     # -- what an optimizer asks
 
@@ -100,26 +91,20 @@ class PackedWeights:
         return self._taken > 0 or self._world_size() > 1 or any(b.passes > 0 for b in self.buffers.values())
 
     def bind(self, groups: Sequence[Group], states: Mapping[Tensor, Mapping[str, Any]]) -> None:
-        """Read votes' options from these groups.
-
-        Raises:
-            ValueError: the votes of a layer are not among the parameters; options that exclude its kind.
-        """
-        by_param = {
-            id(p): group for group in groups if find_rule(group["rule"]).moves for p in group["params"]
-        }
+        """Read votes' options from these groups."""
+        moved = [group for group in groups if find_rule(group["rule"]).moves]
+        by_param = {id(param): group for group in moved for param in group["params"]}
         for name, layer in self.layers.items():
             if id(layer.votes) not in by_param:
                 raise ValueError(f"the votes of ternary layer {name!r} are not among the parameters")
-        self._check_options(by_param.values())
+        self._check_options(moved)
         self._names = {id(layer.votes): name for name, layer in self.layers.items()}
         self._taken = self._steps(states)
         total = sum(layer.in_features * layer.out_features for layer in self.layers.values())
         for name, layer in self.layers.items():
             group = by_param[id(layer.votes)]
             if name in self.buffers:
-                self.buffers[name].options = group
-                self.buffers[name].step = self._taken
+                self.buffers[name].options, self.buffers[name].step = group, self._taken
                 continue
             # Warns now if there is no compiler.
             wants_compiling(group["compile"], total, layer.packed.device)
@@ -136,23 +121,20 @@ class PackedWeights:
     ) -> bool:
         """Decide whether to take the step, the same on all ranks; if not, drop the votes.
 
-        Raises:
-            FloatingPointError: what ``check`` raises; the other ranks have learned of it.
-            RuntimeError: a layer has gone to another optimizer, or has another parameter than before.
-            ValueError: options were changed to what this model excludes; the schedule gave no threshold.
+        What ``check`` raises is raised after the other ranks have learned of it.
         """
         self._check_owner()
         self._check_options(buffer.options for buffer in self.buffers.values())
         self._check_accumulators(states)
         self._step = self._taken = self._steps(states)
-        # Called once a step, before anything moves: a schedule given as a function may count or raise.
+        # Once a step, before anything moves: a schedule given as a function may count or raise.
         self._thresholds = self._find_thresholds()
-        error = None
+        finite, error = False, None
         try:
             # The host must know whether it may flip.
             finite = bool(check())
         except FloatingPointError as found:
-            finite, error = False, found
+            error = found
         # The largest sum rather than the number of passes: a rank without votes does not know their kind.
         largest = [b.passes * LARGEST_VOTE[b.kind] for b in self.buffers.values()]
         if self._world_size() > 1:
@@ -173,7 +155,8 @@ class PackedWeights:
         # torch's distributed checkpoints fill a fresh state by a step of their own, which must not count.
         if self._step == 0 and not any(self._largest.values()):
             return
-        layer, buffer, threshold = self.layers[name], self.buffers[name], self._thresholds[name]
+        layer, buffer = self.layers[name], self.buffers[name]
+        threshold = self._thresholds[id(buffer.options)]
         votes = self._sum(name, group)
         # Frees memory for the next layer; and if a later layer fails, these votes are not counted twice.
         buffer.clear()
@@ -181,13 +164,12 @@ class PackedWeights:
         if votes is not None and layer.votes.requires_grad:
             # Where the layer is now, and contiguous, since counters are read as words where they lie.
             a = state["accumulator"] = state["accumulator"].to(layer.packed.device).contiguous()
-            limit = torch.iinfo(a.dtype).max
             flips = flip_layer(
                 layer.packed,
                 a,
                 votes,
                 bits=layer.bits,
-                threshold=limit + 1 if threshold > limit else math.ceil(threshold),
+                threshold=math.ceil(min(threshold, torch.iinfo(a.dtype).max + 1)),
                 outward=group["outward"],
                 zero_pull=group["zero_pull"],
                 at_most=_at_most(group["max_flip_fraction"], layer),
@@ -208,9 +190,8 @@ class PackedWeights:
         """A state dict in present words; raise ``ValueError`` or ``RuntimeError`` if it cannot be loaded."""
         self._check_owner()
         loaded = renewed(groups, loaded, self.layers)
-        mine = [theirs for theirs in loaded["param_groups"] if theirs.get("rule") == "ternary_flip"]
         try:
-            self._check_options(mine)
+            self._check_options(g for g in loaded["param_groups"] if g.get("rule") == "ternary_flip")
         except ValueError as error:
             raise ValueError(f"the state dict's {error}; nothing was loaded") from None
         return dict(loaded)
@@ -219,10 +200,8 @@ class PackedWeights:
         """The fields in which T's row of the explanation differs from its parameter's."""
         target = self.find(param)
         assert target is not None
-        why = (
-            f"linear: {type(target.layer).__name__}, {target.layer.bits} bit{'s' * (target.layer.bits > 1)} "
-        )
-        why += "a weight"
+        bits = "1 bit" if target.layer.bits == 1 else "2 bits"
+        why = f"linear: {type(target.layer).__name__}, {bits} a weight"
         if param.requires_grad:
             why += f"; moved by {group['votes']} votes, threshold {group['threshold']:g} {group['schedule']}"
         return {
@@ -238,32 +217,21 @@ class PackedWeights:
     @torch.no_grad()
     def stats(self) -> FlipStats:
         """Return flips of the last step and the fraction of zeros, in all and by layer; a host sync."""
-        zero = torch.zeros((), dtype=torch.int64, device="cpu")
-        counts = [
-            torch.stack(
-                [
-                    self._flips.get(name, zero).to(layer.packed.device),
-                    self._total_flips.get(name, zero).to(layer.packed.device),
-                    count_zeros(layer.packed, layer.in_features, layer.bits),
-                ]
-            )
-            for name, layer in self.layers.items()
-        ]
-        table = torch.stack([each.to(counts[0].device) for each in counts]).tolist()
-        sizes = [layer.in_features * layer.out_features for layer in self.layers.values()]
-        layers = tuple(
-            LayerStats(name, size, flips, zeros / size)
-            for name, size, (flips, _, zeros) in zip(self.layers, sizes, table, strict=True)
-        )
-        flips, total, zeros = (sum(column) for column in zip(*table, strict=True))
+        layers, zeros, total = [], 0, 0
+        for name, layer in self.layers.items():
+            size = layer.in_features * layer.out_features
+            zero = int(count_zeros(layer.packed, layer.in_features, layer.bits))
+            layers.append(LayerStats(name, size, int(self._flips.get(name, 0)), zero / size))
+            zeros, total = zeros + zero, total + int(self._total_flips.get(name, 0))
+        weights = sum(each.weights for each in layers)
         return FlipStats(
             step=self._taken,
             threshold=max(self._find_thresholds().values()),
-            weights=sum(sizes),
-            flips=flips,
+            weights=weights,
+            flips=sum(each.flips for each in layers),
             total_flips=total,
-            zeros=zeros / sum(sizes),
-            layers=layers,
+            zeros=zeros / weights,
+            layers=tuple(layers),
         )
 
     # -- internals
@@ -284,18 +252,14 @@ class PackedWeights:
         dtype = narrowest(largest + (group["zero_pull"] > 0))
         mine = buffer.pending
         if mine is None:
-            shape = (layer.out_features, layer.in_features)
-            mine = torch.zeros(shape, dtype=dtype, device=layer.packed.device)
+            mine = torch.zeros(layer.out_features, layer.in_features, dtype=dtype, device=layer.packed.device)
         mine = mine.to(layer.packed.device, dtype)
         return all_reduce(self.process_group, mine) if self._world_size() > 1 else mine
 
-    def _find_thresholds(self) -> dict[str, float]:
-        """τ of the next step, by layer; layers of one group have the same."""
-        found: dict[int, float] = {}
-        for buffer in self.buffers.values():
-            if id(buffer.options) not in found:
-                found[id(buffer.options)] = self._threshold(buffer.options)
-        return {name: found[id(buffer.options)] for name, buffer in self.buffers.items()}
+    def _find_thresholds(self) -> dict[int, float]:
+        """τ of the next step, by the id of a group."""
+        groups = {id(buffer.options): buffer.options for buffer in self.buffers.values()}
+        return {key: self._threshold(group) for key, group in groups.items()}
 
     def _threshold(self, group: Group) -> float:
         if group["schedule"] == "annealed":
@@ -363,13 +327,9 @@ def _at_most(fraction: float, layer: TernaryLinear) -> int | None:
 
 def ternary_layers(model: nn.Module) -> dict[str, TernaryLinear]:
     """Find a model's ternary and binary layers, by their names without torch.compile's and DDP's prefixes."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, nn.parallel.DistributedDataParallel):
-            inner = model.module
-        if inner is None:
-            break
-        model = inner
+    wrapper = nn.parallel.DistributedDataParallel
+    while hasattr(model, inner := "module" if isinstance(model, wrapper) else "_orig_mod"):
+        model = getattr(model, inner)
     return {
         name.replace("_orig_mod.", ""): module
         for name, module in model.named_modules()
