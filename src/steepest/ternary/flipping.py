@@ -42,8 +42,7 @@ def flip_layer(
             destroyed. Sums beyond ±32767 saturate.
         bits: of a packed weight: 2, ternary, T ← clamp(T + sign(a), −1, 1); or 1, binary, T ← sign(a).
         threshold: flip where |a| is at least this.
-        outward: ``"cancel"``: at a bound, a stops at 0 where it would point outward.
-        zero_pull: probability of a vote toward 0, for ternary weights.
+        outward, zero_pull: see :class:`steepest.ternary.TernaryFlip`.
         at_most: the largest number of flips: the largest |a| first, ties at random. None: no limit. (A
             limit costs a host sync.)
         key: of the noise.
@@ -53,8 +52,8 @@ def flip_layer(
         limit = torch.iinfo(torch.int16).max
         pending = pending.clamp(-limit, limit).to(torch.int16)
     if zero_pull > 0:
-        columns = pending.shape[1]
-        for part in row_chunks(*pending.shape, packed.device):
+        rows, columns = pending.shape
+        for part in row_chunks(rows, columns, packed.device):
             tensors = (pending[part], unpack(packed[part], columns))
             in_chunks(_add_pull, tensors, part.start * columns, (*key, zero_pull), compiled=compiled)
     given: dict[str, Any] = {"bits": bits, "threshold": threshold, "compiled": compiled}

@@ -38,16 +38,13 @@ class TernaryLinear(nn.Module):
     The scales s and the bias b are ordinary parameters, trained by any optimizer. T is moved by votes if a
     :class:`TernaryFlip` was made for the model, or an optimizer by :func:`steepest.build`; otherwise it is
     constant. The gradients of x, s and b are exact. The gradient of T, (dyᵀx)∘s, is turned into votes in
-    backward, a block of rows at a time, and never kept; this happens in training mode only.
-
-    Every backward pass through the layer votes, including those of ``torch.autograd.grad`` and of a layer
-    that is used twice; activation checkpointing does not add votes.
+    backward, a block of rows at a time, and never kept; in training mode only. Every backward pass votes,
+    those of ``torch.autograd.grad`` and of a layer used twice too; activation checkpointing adds none.
 
     Bytes: ``packed`` takes ⌈in/4⌉ a row; the scales 4 each. Votes: see :class:`TernaryFlip`.
 
     Args:
-        in_features: size of the inputs, at least 1.
-        out_features: size of the outputs, at least 1.
+        in_features, out_features: sizes of inputs and outputs, at least 1.
         bias: whether there is a bias.
         scale: one scale per output (``"row"``, shape [out]), a single one (``"tensor"``, 0-dim), or one per
             ``group_size`` consecutive weights of a row (``"group"``, shape [out, ⌈in/group_size⌉]).
@@ -71,8 +68,7 @@ class TernaryLinear(nn.Module):
         RuntimeError: from ``load_state_dict``, for the weights of a layer of another kind or size, and for
             bytes that are no valid codes; the layer stays as it was.
 
-    Source: Ma et al. 2024 ("The Era of 1-bit LLMs", BitNet b1.58) for rounding by the mean magnitude, which
-    BitNet applies to latent floats in every step.
+    Source: Ma et al. 2024 (BitNet b1.58) for rounding by the mean magnitude, there of latent floats.
 
     >>> layer = TernaryLinear(5, 3)
     >>> layer.packed.shape, layer.scale.shape, sorted(set(layer.unpack().flatten().tolist()) - {-1, 0, 1})
@@ -84,6 +80,7 @@ class TernaryLinear(nn.Module):
 
     bits: ClassVar[Bits] = 2
     packed: Tensor
+
     # Marks the layer and its subclasses for steepest.routing.
     _steepest_ternary = True
 
@@ -143,7 +140,8 @@ class TernaryLinear(nn.Module):
         if not all_finite(weight):
             raise ValueError(f"{cls.__name__}.from_linear: the weight has infinite or NaN elements")
         sizes = linear.in_features, linear.out_features, linear.bias is not None
-        made = skip_init(cls, *sizes, scale, group_size, device=weight.device, dtype=weight.dtype)
+        given = {"scale": scale, "group_size": group_size, "device": weight.device, "dtype": weight.dtype}
+        made: Self = skip_init(cls, *sizes, **given)  # type: ignore[no-untyped-call]
         made._round(weight)
         made.votes.zero_().requires_grad_(weight.requires_grad)
         made.scale.requires_grad_(weight.requires_grad)
@@ -239,7 +237,8 @@ class TernaryLinear(nn.Module):
         True
         """
         sizes, like = (self.in_features, self.out_features, self.bias is not None), self.scale
-        made = skip_init(nn.Linear, *sizes, device=like.device, dtype=like.dtype)
+        given = {"device": like.device, "dtype": like.dtype}
+        made: nn.Linear = skip_init(nn.Linear, *sizes, **given)  # type: ignore[no-untyped-call]
         made.weight.copy_(self.dense())
         made.weight.requires_grad_(self.votes.requires_grad or like.requires_grad)
         if self.bias is not None:
@@ -271,7 +270,7 @@ class TernaryLinear(nn.Module):
 
     def get_extra_state(self) -> Tensor:
         """Return [in, out, group size, bits], int64, for the state dict; without groups the third is 0."""
-        # A tensor, so that code which clones, sends or stores the values of a state dict needs no exception.
+        # A tensor, like all that code expects to clone, send or store in a state dict.
         group_size = self.group_size if self.scale.dim() == 2 else 0
         return torch.tensor([self.in_features, self.out_features, group_size, self.bits], device="cpu")
 

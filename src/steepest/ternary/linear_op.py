@@ -49,20 +49,11 @@ def ternary_linear(
     bits: int = 2,
     votes: Tensor | None = None,
 ) -> Tensor:
-    """Multiply x by (s∘T)ᵀ.
+    """Multiply x [..., columns] by (s∘T)ᵀ: [..., out] of x's dtype.
 
-    Args:
-        x: float [..., columns].
-        packed: T, uint8 [out, ⌈columns·bits/8⌉].
-        scale: 0-dim, [out] or [out, groups].
-        columns: weights of a row.
-        group_size: weights that share a scale, where there are groups.
-        vote_buffer: handle of the buffer to which backward adds its votes; None where T does not train.
-        bits: of a packed weight, 2 (ternary) or 1 (binary).
-        votes: the layer's parameter that stands for T, for its gradient.
-
-    Returns:
-        [..., out] of x's dtype.
+    ``packed`` is T and ``scale`` s: 0-dim, [out] or [out, groups]. ``vote_buffer`` is the handle of the
+    buffer to which backward adds its votes, None where T does not train; ``votes`` the parameter that
+    stands for T.
     """
     with torch.autocast(x.device.type, enabled=False):
         flat = x.reshape(-1, columns)
@@ -114,7 +105,7 @@ def _backward(
         flat, dy = x.reshape(-1, columns), dy.reshape(-1, packed.shape[0])
         wide = torch.promote_types(x.dtype, torch.float32)
         dx = x.new_empty(flat.shape if needs_x else 0)
-        ds = torch.zeros(scale.shape if needs_scale else 0, dtype=wide, device=x.device)
+        ds = x.new_zeros(scale.shape if needs_scale else 0, dtype=wide)
         needs_grad = needs_scale or vote_buffer is not None
         if vote_buffer is not None:
             vote_buffer.begin_pass((packed.shape[0], columns), x.device)
@@ -133,7 +124,7 @@ def _backward(
         inverse = None
         if magnitudes and len(blocks) > 1:
             # dT never exists as a whole, so it is computed twice.
-            square = torch.zeros((), dtype=torch.float64, device=x.device)
+            square = x.new_zeros((), dtype=torch.float64)
             for rows in blocks:
                 square += sum_of_squares(grad_of(rows).mul_(factor_of(rows)))
             inverse = inverse_rms(square, dy.shape[1] * columns)

@@ -43,20 +43,15 @@ _LARGE = 4
 
 
 def packed_width(count: int, bits: int = 2) -> int:
-    """Return the bytes of a row of ``count`` numbers.
-
-    >>> [packed_width(count) for count in (0, 1, 4, 5)], packed_width(9, bits=1)
-    ([0, 1, 1, 2], 2)
-    """
+    """Return the bytes of a row of ``count`` numbers."""
     return -(-count * bits // 8)
 
 
 def check_values(what: str, values: Tensor, bits: int = 2) -> None:
     """Raise ``ValueError`` unless every element is −1, 0 or 1, or with ``bits=1`` −1 or 1."""
     # Compared in the tensor's own dtype: conversion to int8 would accept 0.5 and 257.
-    allowed = (values == 1) | (values == -1)
-    allowed = allowed if bits == 1 else allowed | (values == 0)
-    if values.numel() and not bool(allowed.all()):
+    allowed = (values == 1) | (values == -1) | ((values == 0) & (bits == 2))
+    if not bool(allowed.all()):
         raise ValueError(f"{what} must hold {'−1 and 1' if bits == 1 else '−1, 0 and 1'} only")
 
 
@@ -134,13 +129,7 @@ def unpack(
     """Unpack uint8 [..., ⌈count·bits/8⌉] into numbers [..., count] of ``dtype``.
 
     Byte j of q holds the numbers j, j + q, j + 2q, ..., lowest bits first: of ternary numbers the two's
-    complement, of binary ones the sign.
-
-    Args:
-        packed: what :func:`pack` returns.
-        count: numbers of a row.
-        dtype: of the result.
-        bits, compile: as in :func:`pack`.
+    complement, of binary ones the sign. ``bits`` and ``compile`` are as in :func:`pack`.
 
     Raises:
         ValueError: another dtype, or rows of another width than ``count`` numbers have.
@@ -214,7 +203,7 @@ def unpack_into(out: Tensor, packed: Tensor, bits: int = 2) -> Tensor:
 
 def _unpacked(packed: Tensor, count: int, bits: int) -> Tensor:
     """int8 [..., count], perhaps with gaps between rows."""
-    words = _as_words(packed.contiguous())
+    words = _as_words(packed)
     # Move each code up to its byte's highest bits and back: the arithmetic shift extends the sign and drops
     # the codes below.
     shifts = torch.arange(8 - bits, -1, -bits, dtype=words.dtype, device=words.device)[:, None]
@@ -226,25 +215,21 @@ def _unpacked(packed: Tensor, count: int, bits: int) -> Tensor:
 
 
 def _aligned(rows: Tensor) -> Tensor:
-    """Make rows contiguous, starting on a word boundary of their memory."""
+    """Make bytes contiguous, starting on a word boundary of their memory."""
     rows = rows.contiguous()
     return rows if rows.storage_offset() % _WORD == 0 else rows.clone()
 
 
 def _as_words(rows: Tensor) -> Tensor:
-    """View contiguous bytes as int64, which everything is faster with, where each row is whole words."""
+    """Turn bytes into int64, which everything is faster with, where each row is whole words."""
     # Storage offsets are unknown while tracing, and Inductor vectorizes bytes by itself.
     if torch.compiler.is_compiling() or rows.numel() == 0 or rows.shape[-1] % _WORD != 0:
         return rows
-    return rows.view(torch.int64) if rows.storage_offset() % _WORD == 0 else rows
+    return _aligned(rows).view(torch.int64)
 
 
 def count_zeros(packed: Tensor, count: int, bits: int = 2) -> Tensor:
-    """Count the zeros among packed numbers, as a 0-dim int64 tensor.
-
-    >>> int(count_zeros(torch.tensor([[29, 0]], dtype=torch.uint8), 5))
-    2
-    """
+    """Count the zeros among packed numbers, 0-dim int64."""
     if bits == 1:
         return torch.zeros((), dtype=torch.int64, device=packed.device)
     # The codes of 1 and −1 have the lower bit set, that of 0 has not.

@@ -113,8 +113,8 @@ def _sweep(
         return _plane_by_plane(config, codes, counters, votes, slack)
 
     def trial() -> tuple[Tensor, list[Tensor], list[Tensor], Tensor]:
-        planes = (trial_planes(_PLANES, dtype, device) for dtype in (torch.int64, cast.dtype))
-        return trial_matrix(words.dtype, device), *planes, torch.zeros_like(slack)
+        a, v = (trial_planes(_PLANES, dtype, device) for dtype in (torch.int64, cast.dtype))
+        return trial_matrix(words.dtype, device), a, v, torch.zeros_like(slack)
 
     # torch.compile specializes on the size 1.
     if compiled and 1 not in codes.shape:
@@ -165,10 +165,8 @@ def _step(
 
 
 def _leave(config: PassConfig, changes: Tensor, workspace: Tensor) -> Tensor:
-    """Count the changes and leave them in ``workspace``, the first plane of votes, which has been read.
-
-    A compiled graph would allocate new memory for them, which takes as long as the pass.
-    """
+    """Count the changes and leave them in ``workspace``, the first plane of votes, which has been read."""
+    # New memory for them takes as long as the pass.
     if config.kind == "flip":
         workspace.copy_(changes if config.fields == INT8 else _narrow(changes))
     # Summing rows first lets Inductor count within the same loop.

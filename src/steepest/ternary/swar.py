@@ -21,11 +21,7 @@ _WORD = 64
 
 
 def splat(number: int, width: int) -> int:
-    """Return the int64 whose fields of ``width`` bits all hold ``number`` ≥ 0.
-
-    >>> hex(splat(0x7F, 16)), splat(0xFF, 8)
-    ('0x7f007f007f007f', -1)
-    """
+    """Return the int64 whose fields of ``width`` bits all hold ``number`` ≥ 0."""
     word = number * (((1 << _WORD) - 1) // ((1 << width) - 1))
     return word - (1 << _WORD) if word >> (_WORD - 1) else word
 
@@ -51,11 +47,6 @@ class Fields:
     def high(self) -> int:
         """Mask of the highest bit of every field."""
         return splat(self.limit + 1, self.width)
-
-    @property
-    def low(self) -> int:
-        """Mask of all bits but the highest."""
-        return splat(self.limit, self.width)
 
     def slack(self, threshold: int) -> int:
         """Return the word that, added to sizes |a|, sets the highest bits where |a| ≥ τ; τ is 1 ... M + 1."""
@@ -87,7 +78,8 @@ def decode(fields: Fields, packed: Tensor, plane: int | Tensor, bits: int) -> Co
 def _add(fields: Fields, a: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Add with wrap-around: (a + v, whether it overflowed)."""
     differ = a ^ v
-    total = ((a & fields.low) + (v & fields.low)) ^ (differ & fields.high)
+    low = ~fields.high
+    total = ((a & low) + (v & low)) ^ (differ & fields.high)
     # Equal signs, and another sign in the sum.
     return total, (a ^ total) & ~differ
 
@@ -101,7 +93,7 @@ def _outward(code: Code, negative: Tensor) -> Tensor:
 
 def _reached(fields: Fields, total: Tensor, slack: Tensor) -> Tensor:
     """Tell where |total| ≥ threshold; each sign has its own sum, which cannot leave its field."""
-    size = total & fields.low
+    size = total & ~fields.high
     up, down = size + slack, (slack | fields.high) - size
     return up ^ ((up ^ down) & total)
 
@@ -137,10 +129,11 @@ def accumulate(
     """a ← clamp(a + v, −M, M), and T stays: (the counters, |a| ≥ τ in the lowest bit of each field)."""
     total, overflowed = _add(fields, a, v)
     # M, or −M where a (and so v) is below 0: they differ in all bits but the lowest.
-    bound = fields.low ^ (fields.mask(a) & ~splat(1, fields.width))
+    low = ~fields.high
+    bound = low ^ (fields.mask(a) & ~splat(1, fields.width))
     total = total ^ ((total ^ bound) & fields.mask(overflowed))
     # −M − 1 is the only number without a bit below its highest.
-    lowest = total & ~((total & fields.low) + fields.low)
+    lowest = total & ~((total & low) + low)
     total = total | fields.bit(lowest, 0)
     if cancel:
         total = total & ~fields.mask(_outward(code, total))
@@ -148,13 +141,7 @@ def accumulate(
 
 
 def count_changes(changes: Tensor, bits: int) -> Tensor:
-    """Count, in every word, the codes of ``bits`` bits whose lowest bit is set, as each changed code's is.
-
-    >>> count_changes(torch.tensor([0b01_11_00_10, -1]), 2).tolist()
-    [2, 32]
-    >>> count_changes(torch.tensor([0b01_11_00_10, -1]), 1).tolist()
-    [4, 64]
-    """
+    """Count, in every word, the codes of ``bits`` bits whose lowest bit is set, as each changed code's is."""
     pairs = changes & splat(0x55, 8)
     if bits == 1:
         pairs = pairs + ((changes >> 1) & splat(0x55, 8))

@@ -319,10 +319,9 @@ class PackedWeights:
 
 def _at_most(fraction: float, layer: TernaryLinear) -> int | None:
     """How many weights of a layer may flip in a step; None for no limit."""
-    if fraction == 1:
-        return None
+    size = layer.in_features * layer.out_features
     # At least one, or a small layer would never move.
-    return max(int(fraction * layer.in_features * layer.out_features), 1) if fraction > 0 else 0
+    return None if fraction == 1 else max(int(fraction * size), int(fraction > 0))
 
 
 def ternary_layers(model: nn.Module) -> dict[str, TernaryLinear]:

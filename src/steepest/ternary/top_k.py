@@ -93,11 +93,7 @@ def _count_sizes(counters: Tensor) -> Tensor:
 
 
 def _cut(counts: Tensor, at_most: int) -> tuple[int, int]:
-    """Find (bin, n): all above the bin, and n of the bin itself, are at most ``at_most``; a host sync.
-
-    >>> _cut(torch.tensor([5, 3, 2, 0]), 4), _cut(torch.tensor([5, 3, 2, 0]), 10)
-    ((1, 2), (-1, 0))
-    """
+    """Find (bin, n): all above the bin, and n of the bin itself, are at most ``at_most``; a host sync."""
     above = counts.flip(0).cumsum(0)
     whole = int((above <= at_most).sum())
     if whole == len(counts):

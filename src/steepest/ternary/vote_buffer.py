@@ -40,11 +40,7 @@ _vote_buffers: weakref.WeakValueDictionary[int, VoteBuffer] = weakref.WeakValueD
 
 
 def narrowest(largest: int) -> torch.dtype:
-    """Return the smallest integer dtype that holds −largest ... largest.
-
-    >>> narrowest(127), narrowest(128)
-    (torch.int8, torch.int16)
-    """
+    """Return the smallest integer dtype that holds −largest ... largest."""
     return next(d for d in (torch.int8, torch.int16, torch.int32) if largest <= torch.iinfo(d).max)
 
 
@@ -57,20 +53,20 @@ def noise_id(name: str) -> int:
 class VoteBuffer:
     """The votes of one layer in one step."""
 
+    # The param group, which may change between steps: it is read at the step's first vote.
     options: Mapping[str, Any]
-    """The param group, which may change between steps: it is read at the step's first vote."""
     noise_id: int
+    # Of all the trainer's layers, which share compiled graphs.
     weights: int
-    """Of all the trainer's layers, see :func:`steepest.compile.available.wants_compiling`."""
+    # The steps taken so far.
     step: int
-    """The steps taken so far."""
+    # The ranks whose votes are summed.
     group: Group
-    """The ranks whose votes are summed."""
+    # The sum of the votes, int8 [out, in], wider once they need it.
     pending: Tensor | None = None
-    """The sum of the votes, int8 [out, in], wider once they need it; None before the first."""
+    # How many backward passes have voted, and whether all their gradients were finite, 0-dim bool.
     passes: int = 0
     finite: Tensor | None = None
-    """Whether all gradients of the passes were finite, 0-dim bool; None before the first vote."""
 
     def __post_init__(self) -> None:
         self._given = dict(self.options)
@@ -99,11 +95,7 @@ class VoteBuffer:
         return None if self.options["nonfinite"] == "ignore" else self.finite
 
     def begin_pass(self, shape: tuple[int, int], device: torch.device) -> None:
-        """Make room for the votes of one more backward pass.
-
-        Raises:
-            ValueError: an option was changed to an invalid value; nothing was changed.
-        """
+        """Check the options, and make room for the votes of one more backward pass."""
         if self.passes == 0:
             find_rule(self.options["rule"]).check("TernaryFlip", self.options)
             self._given = dict(self.options)
