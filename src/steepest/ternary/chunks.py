@@ -10,10 +10,12 @@ from torch import Tensor
 
 from steepest.compile.dynamic import run_dynamic
 
-__all__ = ["MOVES_WEIGHTS", "all_finite", "are_finite", "in_chunks", "indices", "row_blocks", "row_chunks"]
+__all__ = ["LARGE", "MOVES_WEIGHTS", "all_finite", "are_finite", "in_chunks", "row_blocks", "row_chunks"]
 
 MOVES_WEIGHTS = "moves ternary weights"
 """The task of a pass, for the warning that it is not compiled."""
+LARGE = 4
+"""How many times as large chunks may be where few calls are made for each."""
 
 # Elements of a chunk: temporaries of this size stay in a CPU's second-level cache.
 _CHUNK_ON_CPU = 1 << 18
@@ -83,11 +85,6 @@ def in_chunks(
             run_dynamic(key, function, (chunk, first, *arguments), MOVES_WEIGHTS)
         else:
             function(chunk, start + part.start, *arguments)
-
-
-def indices(like: Tensor, first: int | Tensor) -> Tensor:
-    """Return the int64 indices of a chunk's elements in the layer."""
-    return torch.arange(like.numel(), device=like.device) + first
 
 
 def _slices(rows: int, columns: int, limit: int) -> list[slice]:

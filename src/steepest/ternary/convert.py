@@ -94,8 +94,11 @@ def ternarize(
         raise ValueError(f"ternarize() replaces layers within a model; use {kind.__name__}.from_linear")
     wanted, unwanted = None if include is None else _globs(include), _globs(exclude)
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    _require_matches("include", wanted or (), linears)
-    _require_matches("exclude", unwanted, linears)
+    for what, globs in (("include", wanted or ()), ("exclude", unwanted)):
+        for glob in globs:
+            if not any(_matches(name, (glob,)) for name in linears):
+                near = near_miss(glob, linears)
+                raise ValueError(f"{what}: {glob!r} matches no linear layer of the model{near}")
     refused, soft = _obstacles(model, linears)
     replaced, kept = [], {}
     for name in linears:
@@ -148,14 +151,6 @@ def _globs(value: str | Iterable[str]) -> tuple[str, ...]:
 
 def _matches(name: str, globs: Iterable[str]) -> bool:
     return any(name == glob or fnmatchcase(name, glob) for glob in globs)
-
-
-def _require_matches(what: str, globs: Iterable[str], linears: Mapping[str, nn.Module]) -> None:
-    for glob in globs:
-        if not any(_matches(name, (glob,)) for name in linears):
-            raise ValueError(
-                f"{what}: {glob!r} matches no linear layer of the model{near_miss(glob, linears)}"
-            )
 
 
 def _obstacles(model: nn.Module, linears: Mapping[str, nn.Linear]) -> tuple[dict[str, str], dict[str, str]]:

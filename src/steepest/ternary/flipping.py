@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from steepest.random import Key, uniform
-from steepest.ternary.chunks import in_chunks, indices, row_chunks
+from steepest.ternary.chunks import in_chunks, row_chunks
 from steepest.ternary.packing import unpack
 from steepest.ternary.planes import Kind, run_pass
 from steepest.ternary.top_k import flip_top_k
@@ -74,7 +74,8 @@ def flip_layer(
 def _add_pull(tensors: tuple[Tensor, ...], first: int, word: int, other: int, chance: float) -> None:
     """Vote toward 0 with probability ``chance``."""
     pending, values = tensors
-    u = uniform((word, other), indices(values, first), _PULL)
+    index = torch.arange(values.numel(), device=values.device) + first
+    u = uniform((word, other), index, _PULL)
     # On a CPU torch.where and masked_fill of integers take ten times as long as arithmetic: the mask is
     # multiplied. Through floats, which Inductor vectorizes.
     pending -= (values * (u < chance).to(u.dtype)).to(values.dtype)

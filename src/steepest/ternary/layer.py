@@ -23,7 +23,6 @@ from steepest.ternary.packing import (
     to_base3,
     unpack,
 )
-from steepest.ternary.vote_buffer import VoteBuffer
 
 __all__ = ["BinaryLinear", "Scale", "TernaryLinear"]
 
@@ -80,7 +79,9 @@ class TernaryLinear(nn.Module):
 
     bits: ClassVar[Bits] = 2
     packed: Tensor
-
+    # The handle of the buffer into which backward votes. It belongs to the trainer, so it is not moved,
+    # copied or saved with the layer.
+    vote_buffer: Tensor | None = None
     # Marks the layer and its subclasses for steepest.routing.
     _steepest_ternary = True
 
@@ -118,8 +119,6 @@ class TernaryLinear(nn.Module):
         else:
             self.register_parameter("bias", None)
         self.votes = nn.Parameter(torch.zeros(1, device=device, dtype=dtype))
-        # Not a buffer: it belongs to the trainer, so it is not moved, copied or saved with the layer.
-        self._vote_buffer: Tensor | None = None
         self.reset_parameters()
 
     @classmethod
@@ -199,7 +198,7 @@ class TernaryLinear(nn.Module):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         # The parameter is always used, or DistributedDataParallel would wait for its gradient.
         votes = self.votes
-        vote_buffer = self._vote_buffer if self.training and votes.requires_grad else None
+        vote_buffer = self.vote_buffer if self.training and votes.requires_grad else None
         y: Tensor = ternary_linear(
             x, self.packed, self.scale, self.in_features, self.group_size, vote_buffer, self.bits, votes
         )
@@ -260,14 +259,6 @@ class TernaryLinear(nn.Module):
         """Set T from what :meth:`to_base3` returned; ``ValueError`` if it is of another size."""
         self.set_ternary(from_base3(code, (self.out_features, self.in_features)))
 
-    def attach(self, vote_buffer: VoteBuffer) -> None:
-        """Make backward vote into this buffer; called by :class:`TernaryFlip`."""
-        self._vote_buffer = vote_buffer.handle
-
-    def votes_in(self, vote_buffer: VoteBuffer) -> bool:
-        """Tell whether backward votes into this buffer."""
-        return self._vote_buffer is vote_buffer.handle
-
     def get_extra_state(self) -> Tensor:
         """Return [in, out, group size, bits], int64, for the state dict; without groups the third is 0."""
         # A tensor, like all that code expects to clone, send or store in a state dict.
@@ -317,7 +308,7 @@ class TernaryLinear(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy without the vote buffer: a copy votes once a trainer of its own attaches it."""
-        return {**self.__dict__, "_vote_buffer": None}
+        return {**self.__dict__, "vote_buffer": None}
 
 
 class BinaryLinear(TernaryLinear):
@@ -332,11 +323,9 @@ class BinaryLinear(TernaryLinear):
     Bytes: ``packed`` takes ⌈in/8⌉ a row; the scales 4 each. Votes: see :class:`TernaryFlip`. (Base 3 takes
     more than ``packed`` here.)
 
-    Args:
-        in_features, out_features, bias, scale, group_size, device, dtype: as in :class:`TernaryLinear`.
-
-    The initial weights are drawn as ``nn.Linear`` draws its own, then T = sign(w), 1 for 0, and s is the
-    root mean square of the weights that share it: the outputs keep their variance.
+    The arguments are those of :class:`TernaryLinear`. The initial weights are drawn as ``nn.Linear`` draws
+    its own, then T = sign(w), 1 for 0, and s is the root mean square of the weights that share it: the
+    outputs keep their variance.
 
     Source: Rastegari et al. 2016 (XNOR-Net) for signs times a scale, there the mean magnitude, of latent
     floats.

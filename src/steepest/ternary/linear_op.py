@@ -60,7 +60,8 @@ def ternary_linear(
         y = x.new_empty(flat.shape[0], packed.shape[0])
         scale = scale.to(x.dtype)
         blocks = row_blocks(packed.shape[0], columns, x.device, len(flat))
-        workspace = _workspace(blocks, columns, flat)
+        # One block for all of them to use in turn: new memory costs more than filling it.
+        workspace = x.new_empty(blocks[0].stop, columns)
         for rows in blocks:
             weight = unpack_into(workspace[: rows.stop - rows.start], packed[rows], bits)
             factor = spread(scale, rows, columns, group_size)
@@ -111,8 +112,8 @@ def _backward(
             vote_buffer.begin_pass((packed.shape[0], columns), x.device)
         magnitudes = vote_buffer is not None and vote_buffer.kind == "magnitude"
         blocks = row_blocks(packed.shape[0], columns, x.device, len(flat), whole=magnitudes)
-        weights = _workspace(blocks, columns, flat)
-        grads = _workspace(blocks if needs_grad else [], columns, flat)
+        weights = x.new_empty(blocks[0].stop, columns)
+        grads = x.new_empty(blocks[0].stop if needs_grad else 0, columns)
 
         def factor_of(rows: slice) -> Tensor:
             return spread(scale.to(wide), rows, columns, group_size)
@@ -160,11 +161,6 @@ def _(dy: Tensor, x: Tensor, packed: Tensor, scale: Tensor, *given: Any) -> tupl
     *_, needs_x, needs_scale, votes = given
     told = x.new_empty(0) if votes is None else torch.empty_like(votes)
     return x.new_empty(x.shape if needs_x else 0), scale.new_empty(scale.shape if needs_scale else 0), told
-
-
-def _workspace(blocks: list[slice], columns: int, like: Tensor) -> Tensor:
-    """Allocate one block for all of them to use in turn: new memory costs more than filling it."""
-    return like.new_empty(blocks[0].stop if blocks else 0, columns)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

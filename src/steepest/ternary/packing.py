@@ -18,7 +18,7 @@ from torch import Tensor
 
 from steepest.compile.available import wants_compiling
 from steepest.compile.dynamic import run_dynamic, trial_matrix, trial_planes
-from steepest.ternary.chunks import MOVES_WEIGHTS, row_chunks
+from steepest.ternary.chunks import LARGE, MOVES_WEIGHTS, row_chunks
 from steepest.ternary.swar import splat
 
 __all__ = [
@@ -38,8 +38,6 @@ Bits = Literal[1, 2]
 
 _DIGITS = 5  # of a base-3 byte: 3**5 = 243
 _WORD = 8
-# Packing makes few calls a chunk, so chunks may be larger than usual.
-_LARGE = 4
 
 
 def packed_width(count: int, bits: int = 2) -> int:
@@ -113,7 +111,7 @@ def pack(values: Tensor, *, bits: int = 2, compile: bool = False) -> Tensor:
     rows = values.reshape(leading.numel(), count)
     if compile and _run(_join, packed, rows, bits):
         return packed.view(*leading, width)
-    for part in row_chunks(len(rows), count, values.device, _LARGE):
+    for part in row_chunks(len(rows), count, values.device, LARGE):
         chunk = rows[part]
         if count < planes * width:
             # By 1, the binary number whose code is 0.

@@ -1,11 +1,9 @@
 """Update a layer's packed weights and counters in one sweep over memory, 64 bits at a time.
 
-A byte of packed ternary weights holds four that are a quarter of a row apart
-(:mod:`steepest.ternary.packing`). A quarter of a row of counters is a *plane*. Its words line up with the
-packed bytes, so the pass reads one word of packed weights and one word of each plane.
-
-A byte of binary weights holds eight. Its halves are taken apart first, so that a row becomes two rows of four
-planes each and the same loop serves both.
+A byte of packed ternary weights holds four that are a quarter of a row apart. A quarter of a row of counters
+is a *plane*. Its words line up with the packed bytes, so the pass reads one word of packed weights and one of
+each plane. A byte of binary weights holds eight: its halves are taken apart first, so that a row becomes two
+rows of four planes each and the same loop serves both.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from steepest.ternary.ranks import Group as ProcessGroup
 from steepest.ternary.ranks import all_reduce, rank_and_world_size
 from steepest.ternary.schedule import annealed
 from steepest.ternary.stats import FlipStats, LayerStats
-from steepest.ternary.vote_buffer import VoteBuffer, narrowest, noise_id
+from steepest.ternary.vote_buffer import VoteBuffer, narrowest
 from steepest.ternary.votes import LARGEST_VOTE
 
 __all__ = ["PackedWeights", "ternary_layers"]
@@ -70,7 +71,7 @@ class PackedWeights:
         self.buffers: dict[str, VoteBuffer] = {}
         # Votes that a copy brought, until its buffers are made.
         self._brought: dict[str, Any] = {}
-        self._names: dict[int, str] = {}
+        self._targets: dict[int, _Target] = {}
         # The steps taken, and the number of those before the one being taken.
         self._taken = self._step = 0
         self._thresholds: dict[int, float] = {}
@@ -79,12 +80,9 @@ class PackedWeights:
         self._flips: dict[str, Tensor] = {}
         self._total_flips: dict[str, Tensor | int] = {}
 
-    # -- what an optimizer asks
-
     def find(self, param: Tensor) -> _Target | None:
         """T, for the parameter that stands for it."""
-        name = self._names.get(id(param))
-        return None if name is None else _Target(name, self.layers[name], self)
+        return self._targets.get(id(param))
 
     def waits(self) -> bool:
         """All layers take part in a step from the first votes on, on all ranks: steps are numbered alike."""
@@ -98,7 +96,7 @@ class PackedWeights:
             if id(layer.votes) not in by_param:
                 raise ValueError(f"the votes of ternary layer {name!r} are not among the parameters")
         self._check_options(moved)
-        self._names = {id(layer.votes): name for name, layer in self.layers.items()}
+        self._targets = {id(each.votes): _Target(name, each, self) for name, each in self.layers.items()}
         self._taken = self._steps(states)
         total = sum(layer.in_features * layer.out_features for layer in self.layers.values())
         for name, layer in self.layers.items():
@@ -108,10 +106,12 @@ class PackedWeights:
                 continue
             # Warns now if there is no compiler.
             wants_compiling(group["compile"], total, layer.packed.device)
-            buffer = VoteBuffer(group, noise_id(name), total, self._taken, self.process_group)
+            # Noise is keyed by the layer's name, so it does not depend on the other layers.
+            noise_id = zlib.crc32(name.encode())
+            buffer = VoteBuffer(group, noise_id, total, self._taken, self.process_group)
             buffer.pending, buffer.passes, buffer.finite = self._brought.pop(name, (None, 0, None))
             self.buffers[name] = buffer
-            layer.attach(buffer)
+            layer.vote_buffer = buffer.handle
 
     def agree(
         self,
@@ -212,8 +212,6 @@ class PackedWeights:
             "parameters": math.prod(target.shape),
         }
 
-    # -- what the user watches
-
     @torch.no_grad()
     def stats(self) -> FlipStats:
         """Return flips of the last step and the fraction of zeros, in all and by layer; a host sync."""
@@ -233,8 +231,6 @@ class PackedWeights:
             zeros=zeros / weights,
             layers=tuple(layers),
         )
-
-    # -- internals
 
     def _world_size(self) -> int:
         return rank_and_world_size(self.process_group)[1]
@@ -274,13 +270,13 @@ class PackedWeights:
 
     def _check_owner(self) -> None:
         for name, layer in self.layers.items():
-            if id(layer.votes) not in self._names:
+            if id(layer.votes) not in self._targets:
                 raise RuntimeError(
                     f"the votes of ternary layer {name!r} are another tensor than this optimizer was made "
                     "for, as after load_state_dict(assign=True); nothing was changed. Make the optimizer "
                     "after that."
                 )
-            if not layer.votes_in(self.buffers[name]):
+            if layer.vote_buffer is not self.buffers[name].handle:
                 raise RuntimeError(
                     f"the ternary layer {name!r} belongs to another TernaryFlip, made later for its model; "
                     "nothing was changed"
@@ -314,7 +310,7 @@ class PackedWeights:
         """Copy the votes, not the buffers that hold them. Process groups cannot be copied."""
         votes = {name: (b.pending, b.passes, b.finite) for name, b in self.buffers.items()}
         group = False if self.process_group is False else None
-        return {**self.__dict__, "buffers": {}, "_brought": votes, "_names": {}, "process_group": group}
+        return {**self.__dict__, "buffers": {}, "_brought": votes, "_targets": {}, "process_group": group}
 
 
 def _at_most(fraction: float, layer: TernaryLinear) -> int | None:

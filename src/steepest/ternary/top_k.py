@@ -6,13 +6,13 @@ candidates, and everything after that works on their indices alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
 
 from steepest.random import Key, bits32
-from steepest.ternary.chunks import in_chunks, row_chunks
+from steepest.ternary.chunks import LARGE, in_chunks, row_chunks
 from steepest.ternary.swar import splat
 
 __all__ = ["flip_top_k"]
@@ -24,8 +24,6 @@ _TIE_BITS = 16
 # Indices are kept if there is at most one in this many weights: they take half a byte a weight, twice that
 # while they are gathered.
 _KEPT = 16
-# Searching makes few calls a chunk, so chunks may be larger than usual.
-_LARGE = 4
 
 
 def flip_top_k(
@@ -51,7 +49,9 @@ def flip_top_k(
     # some may flip, and those are counted by random tie-breakers.
     counters = accumulator.view(-1)
     kept = _gathered(counters, threshold, reached)
-    sizes = _count_sizes(counters if kept is None else counters[kept])
+    sized, most = counters if kept is None else counters[kept], torch.iinfo(counters.dtype).max
+    parts = row_chunks(sized.numel(), 1, sized.device)
+    sizes = _histogram((sized[part].abs() for part in parts), most + 1, sized.device)
     size, left = _cut(sizes[threshold:], at_most)
     size += threshold
     if kept is None:
@@ -62,10 +62,8 @@ def flip_top_k(
     if left == 0:
         return flips
     # The counters above ``size`` are 0 by now.
-    counts = torch.zeros(1 << _TIE_BITS, dtype=torch.int64, device=accumulator.device)
-    for indices in _reaching(counters, size, kept):
-        counts += _tie_breakers(indices, key, compiled).bincount(minlength=len(counts))
-    bound, left = _cut(counts, left)
+    draws = (_tie_breakers(indices, key, compiled) for indices in _reaching(counters, size, kept))
+    bound, left = _cut(_histogram(draws, 1 << _TIE_BITS, counters.device), left)
     rest = []
     for indices in _reaching(counters, size, kept):
         drawn = _tie_breakers(indices, key, compiled)
@@ -84,11 +82,10 @@ def _gathered(counters: Tensor, threshold: int, reached: int) -> Tensor | None:
     return torch.cat([*_reaching(counters, threshold)]) if reached * _KEPT <= counters.numel() else None
 
 
-def _count_sizes(counters: Tensor) -> Tensor:
-    """Count the counters of each |a|."""
-    counts = torch.zeros(torch.iinfo(counters.dtype).max + 1, dtype=torch.int64, device=counters.device)
-    for part in row_chunks(counters.numel(), 1, counters.device):
-        counts += counters[part].abs().bincount(minlength=len(counts))
+def _histogram(chunks: Iterable[Tensor], bins: int, device: torch.device) -> Tensor:
+    counts = torch.zeros(bins, dtype=torch.int64, device=device)
+    for chunk in chunks:
+        counts += chunk.bincount(minlength=bins)
     return counts
 
 
@@ -110,7 +107,7 @@ def _reaching(counters: Tensor, threshold: int, kept: Tensor | None = None) -> I
         return
     numbers, width = 8 // counters.itemsize, 8 * counters.itemsize
     high = splat(1 << (width - 1), width)
-    for part in row_chunks(counters.numel(), 1, device, _LARGE):
+    for part in row_chunks(counters.numel(), 1, device, LARGE):
         # Negative where the threshold is reached: comparing bytes takes ten times as long.
         below = threshold - 1 - counters[part].abs()
         if spare := -below.numel() % numbers:

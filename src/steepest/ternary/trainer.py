@@ -147,11 +147,10 @@ class TernaryFlip(Optimizer):
 def flip_stats(optimizer: Optimizer) -> FlipStats:
     """Return what moved in the last step, and the fraction of zeros, in all and by layer; a host sync.
 
-    Args:
-        optimizer: a :class:`TernaryFlip`, or of :func:`steepest.build` for a model with ternary layers.
+    The optimizer is a :class:`TernaryFlip`, or of :func:`steepest.build` for a model with ternary layers.
 
     Raises:
-        ValueError: the optimizer trains no ternary weights.
+        ValueError: it trains no ternary weights.
 
     >>> import steepest
     >>> model = nn.Sequential(TernaryLinear(8, 16), nn.ReLU(), nn.Linear(16, 2))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import threading
 import weakref
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,7 +15,7 @@ from torch import Tensor
 from steepest.compile.available import wants_compiling
 from steepest.random import derive_key
 from steepest.rule import find_rule
-from steepest.ternary.chunks import are_finite, in_chunks, indices, row_chunks
+from steepest.ternary.chunks import are_finite, in_chunks, row_chunks
 from steepest.ternary.ranks import Group, rank_and_world_size
 from steepest.ternary.votes import LARGEST_VOTE, magnitude_votes, sign_votes, without_outward
 
@@ -27,7 +26,6 @@ __all__ = [
     "find_vote_buffer",
     "inverse_rms",
     "narrowest",
-    "noise_id",
     "sum_of_squares",
 ]
 
@@ -42,11 +40,6 @@ _vote_buffers: weakref.WeakValueDictionary[int, VoteBuffer] = weakref.WeakValueD
 def narrowest(largest: int) -> torch.dtype:
     """Return the smallest integer dtype that holds −largest ... largest."""
     return next(d for d in (torch.int8, torch.int16, torch.int32) if largest <= torch.iinfo(d).max)
-
-
-def noise_id(name: str) -> int:
-    """Hash a layer's name for the key of its noise, which then does not depend on the other layers."""
-    return zlib.crc32(name.encode())
 
 
 @dataclass(eq=False)
@@ -131,7 +124,8 @@ def _add(tensors: tuple[Tensor, ...], first: int, drop: bool, *noise: Any) -> No
     pending, grad, values = tensors
     if noise:
         inverse_rms, *key = noise
-        votes = magnitude_votes(grad, inverse_rms, (key[0], key[1]), indices(grad, first))
+        index = torch.arange(grad.numel(), device=grad.device) + first
+        votes = magnitude_votes(grad, inverse_rms, (key[0], key[1]), index)
     else:
         votes = sign_votes(grad)
     pending += without_outward(votes, values.to(torch.int8)) if drop else votes

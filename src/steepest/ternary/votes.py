@@ -11,7 +11,6 @@ __all__ = ["LARGEST_VOTE", "magnitude_votes", "sign_votes", "without_outward"]
 
 # The largest size of a single vote, by kind.
 LARGEST_VOTE = {"sign": 1, "magnitude": 7}
-_LARGEST = LARGEST_VOTE["magnitude"]
 
 
 def sign_votes(grad: Tensor) -> Tensor:
@@ -24,7 +23,7 @@ def magnitude_votes(grad: Tensor, inverse_rms: Tensor, key: Key, index: Tensor) 
 
     ``inverse_rms``, 0-dim, is 0, for no votes at all, where there is no usable rms.
     """
-    scaled = (torch.nan_to_num(grad, 0.0, 0.0, 0.0) * inverse_rms).clamp(-_LARGEST, _LARGEST)
+    scaled = (torch.nan_to_num(grad, 0.0, 0.0, 0.0) * inverse_rms).clamp(-7, 7)
     return -stochastic_floor(scaled, uniform(key, index)).to(torch.int8)
 
 
