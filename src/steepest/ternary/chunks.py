@@ -12,16 +12,14 @@ from steepest.compile.dynamic import run_dynamic
 
 __all__ = ["LARGE", "MOVES_WEIGHTS", "all_finite", "are_finite", "in_chunks", "row_blocks", "row_chunks"]
 
-MOVES_WEIGHTS = "moves ternary weights"
-"""The task of a pass, for the warning that it is not compiled."""
-LARGE = 4
-"""How many times as large chunks may be where few calls are made for each."""
+MOVES_WEIGHTS = "moves ternary weights"  # the task of a pass, for the warning that it is not compiled
+LARGE = 4  # how many times as large chunks may be where few calls are made for each
 
 # Elements of a chunk: temporaries of this size stay in a CPU's second-level cache.
 _CHUNK_ON_CPU = 1 << 18
 # Elements of a block of dense weights or gradients. On a CPU a block stays in the caches; where it meets many
 # rows of input it has as many rows itself, up to the second limit, since products of thin matrices are slow.
-# Where a cut means computing something twice, layers below the third limit are not cut.
+# Where a cut means computing something twice (``whole``), layers below the third limit are not cut.
 _BLOCK_ON_CPU = 1 << 19
 _THICK_BLOCK_ON_CPU = 1 << 20
 _WHOLE_BLOCK_ON_CPU = 1 << 22
@@ -43,10 +41,7 @@ def all_finite(tensor: Tensor) -> bool:
 def row_blocks(
     rows: int, columns: int, device: torch.device, inputs: int = 0, whole: bool = False
 ) -> list[slice]:
-    """Cut a matrix into blocks of rows that are made dense one at a time.
-
-    Each block is multiplied by ``inputs`` rows of input. ``whole`` says that a cut costs another pass.
-    """
+    """Cut a matrix, which meets ``inputs`` rows of input, into blocks of rows to make dense one at a time."""
     limit = _ELSEWHERE
     if device.type == "cpu":
         limit = min(max(_BLOCK_ON_CPU, inputs * columns), _THICK_BLOCK_ON_CPU)

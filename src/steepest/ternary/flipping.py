@@ -74,8 +74,7 @@ def flip_layer(
 def _add_pull(tensors: tuple[Tensor, ...], first: int, word: int, other: int, chance: float) -> None:
     """Vote toward 0 with probability ``chance``."""
     pending, values = tensors
-    index = torch.arange(values.numel(), device=values.device) + first
-    u = uniform((word, other), index, _PULL)
+    u = uniform((word, other), torch.arange(values.numel(), device=values.device) + first, _PULL)
     # On a CPU torch.where and masked_fill of integers take ten times as long as arithmetic: the mask is
     # multiplied. Through floats, which Inductor vectorizes.
     pending -= (values * (u < chance).to(u.dtype)).to(values.dtype)

@@ -51,9 +51,8 @@ def ternary_linear(
 ) -> Tensor:
     """Multiply x [..., columns] by (s∘T)ᵀ: [..., out] of x's dtype.
 
-    ``packed`` is T and ``scale`` s: 0-dim, [out] or [out, groups]. ``vote_buffer`` is the handle of the
-    buffer to which backward adds its votes, None where T does not train; ``votes`` the parameter that
-    stands for T.
+    ``packed`` is T, ``scale`` s: 0-dim, [out] or [out, groups]. Backward adds votes to the buffer with the
+    handle ``vote_buffer``; None: T does not train. ``votes`` is the parameter that stands for T.
     """
     with torch.autocast(x.device.type, enabled=False):
         flat = x.reshape(-1, columns)

@@ -49,11 +49,9 @@ def run_pass(
 ) -> Tensor:
     """Run a pass over a layer, in place: "flip" adds the votes and flips, "accumulate" only adds them.
 
-    ``votes``, int8 or int16, are destroyed. To flip, ``threshold`` is at most the largest value of the
-    accumulator's dtype. With ``cancel`` a counter at a bound becomes 0 where it would point outward.
-
-    Returns:
-        The number of flips, or for "accumulate" of counters with |a| ≥ threshold; 0-dim int64.
+    Returns the number of flips, or for "accumulate" of counters with |a| ≥ threshold; 0-dim int64. ``votes``,
+    int8 or int16, are destroyed. To flip, ``threshold`` is at most the largest value of the accumulator's
+    dtype. With ``cancel`` a counter at a bound becomes 0 where it would point outward.
     """
     (rows, columns), width, device = accumulator.shape, packed.shape[1], packed.device
     # An int8 counter with int16 votes is computed as int16, then clamped to int8's limits.
@@ -61,7 +59,7 @@ def run_pass(
     # Eagerly, converting the votes beforehand is faster than widening them within the pass.
     votes_dtype = votes.dtype if compiled else fields.dtype
     config = PassConfig(kind, bits, fields, cancel)
-    slack = torch.tensor(fields.slack(min(threshold, fields.limit + 1)), device=device)
+    slack = torch.tensor(fields.slack(threshold), device=device)
     # Bytes of packed weights beside a word of counters.
     beside = 8 // fields.dtype.itemsize
     aligned = (

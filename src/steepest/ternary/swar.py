@@ -39,18 +39,13 @@ class Fields:
         return 8 * self.dtype.itemsize
 
     @property
-    def limit(self) -> int:
-        """The largest value of a counter, M; the smallest is −M."""
-        return (1 << (self.width - 1)) - 1
-
-    @property
     def high(self) -> int:
         """Mask of the highest bit of every field."""
-        return splat(self.limit + 1, self.width)
+        return splat(1 << (self.width - 1), self.width)
 
     def slack(self, threshold: int) -> int:
-        """Return the word that, added to sizes |a|, sets the highest bits where |a| ≥ τ; τ is 1 ... M + 1."""
-        return splat(self.limit + 1 - threshold, self.width)
+        """Return the word that, added to sizes |a|, sets the highest bits where |a| ≥ τ, if a can reach τ."""
+        return splat(max((1 << (self.width - 1)) - threshold, 0), self.width)
 
     def bit(self, answer: Tensor, position: int) -> Tensor:
         """Move each field's answer to bit ``position`` and clear all other bits."""
@@ -103,11 +98,9 @@ def flip(
 ) -> tuple[Tensor, Tensor]:
     """a ← a + v; where |a| ≥ τ: T takes one step toward sign(a) unless it is at that bound, and a ← 0.
 
-    ``slack`` is of τ ≤ M, see :meth:`Fields.slack`, so every sum that overflows has reached τ. ``cancel``:
-    at a bound, set a to 0 where it would point outward.
-
-    Returns:
-        The counters, and the bits of T's code that change, at the low end of each field.
+    Returns the counters, and the bits of T's code that change, at the low end of each field. ``slack`` is of
+    τ ≤ M, so every sum that overflows has reached τ. ``cancel``: at a bound, set a to 0 where it would point
+    outward.
     """
     total, overflowed = _add(fields, a, v)
     negative = total ^ overflowed

@@ -45,17 +45,10 @@ class _Target:
 
 
 class PackedWeights:
-    """What the ``votes`` of a model's layers stand for; see :class:`steepest.rule.Targets`.
-
-    ``custom`` is the schedule, if it is a function. ``layers`` are by their names; ``buffers`` hold the votes
-    of each layer, once the optimizer's groups are known.
-    """
+    """What the ``votes`` of a model's layers stand for; see :class:`steepest.rule.Targets`."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        custom: Callable[[int], float] | None = None,
-        process_group: ProcessGroup = None,
+        self, model: nn.Module, custom: Callable[[int], float] | None, process_group: ProcessGroup
     ) -> None:
         kind = type(model).__name__
         if not isinstance(model, nn.Module):
@@ -68,6 +61,7 @@ class PackedWeights:
                 raise ValueError(f"layer {name!r} is on the meta device: materialize the model first")
         self._custom = custom
         self.process_group = process_group
+        # The votes of each layer, once the optimizer's groups are known.
         self.buffers: dict[str, VoteBuffer] = {}
         # Votes that a copy brought, until its buffers are made.
         self._brought: dict[str, Any] = {}
@@ -119,10 +113,7 @@ class PackedWeights:
         states: Mapping[Tensor, Mapping[str, Any]],
         check: Callable[[], bool | Tensor],
     ) -> bool:
-        """Decide whether to take the step, the same on all ranks; if not, drop the votes.
-
-        What ``check`` raises is raised after the other ranks have learned of it.
-        """
+        """Decide whether to take the step, the same on all ranks; if not, drop the votes."""
         self._check_owner()
         self._check_options(buffer.options for buffer in self.buffers.values())
         self._check_accumulators(states)
@@ -142,6 +133,7 @@ class PackedWeights:
             table = torch.tensor([*largest, not finite], dtype=torch.int64, device=device)
             *largest, unfit = all_reduce(self.process_group, table).tolist()
             finite = unfit == 0
+        # The other ranks have learned of it.
         if error is not None:
             raise error
         self._largest = dict(zip(self.buffers, largest, strict=True))

@@ -1,7 +1,6 @@
 """Pick which weights flip where more reach the threshold than may flip: the largest |a|, ties at random.
 
-Usually few weights reach the threshold, and fewer may flip. So the layer is searched word by word for the
-candidates, and everything after that works on their indices alone.
+Usually few do. So the layer is searched for them word by word, and everything after works on indices alone.
 """
 
 from __future__ import annotations
@@ -39,11 +38,8 @@ def flip_top_k(
 ) -> Tensor:
     """Move T one step toward sign(a), and a ← 0, for the ``at_most`` largest |a| ≥ threshold.
 
-    ``reached`` counters have |a| ≥ threshold. ``compiled`` says whether to draw the noise, keyed by ``key``,
-    by a compiled graph. The rest as in :func:`steepest.ternary.flipping.flip_layer`.
-
-    Returns:
-        The number of flips, 0-dim int64.
+    Returns the number of flips, 0-dim int64. ``reached`` counters have |a| ≥ threshold. ``compiled``: draw
+    the noise by a compiled graph. The rest as in :func:`steepest.ternary.flipping.flip_layer`.
     """
     # A sort would take tens of bytes a candidate. Counting candidates by |a| finds the one size of which only
     # some may flip, and those are counted by random tie-breakers.

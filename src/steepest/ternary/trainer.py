@@ -18,7 +18,7 @@ from steepest.ternary.layer import TernaryLinear
 from steepest.ternary.ranks import Group
 from steepest.ternary.stats import FlipStats
 from steepest.ternary.targets import PackedWeights
-from steepest.ternary.vote_buffer import Outward, VoteKind
+from steepest.ternary.vote_buffer import Outward
 
 __all__ = ["TernaryFlip", "flip_stats"]
 
@@ -104,7 +104,7 @@ class TernaryFlip(Optimizer):
         self,
         model: nn.Module,
         threshold: float = 24.0,
-        votes: VoteKind = "sign",
+        votes: Literal["sign", "magnitude"] = "sign",
         *,
         accumulator: torch.dtype = torch.int8,
         schedule: Literal["constant", "annealed"] | Callable[[int], float] = "constant",

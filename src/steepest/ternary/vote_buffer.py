@@ -19,17 +19,8 @@ from steepest.ternary.chunks import are_finite, in_chunks, row_chunks
 from steepest.ternary.ranks import Group, rank_and_world_size
 from steepest.ternary.votes import LARGEST_VOTE, magnitude_votes, sign_votes, without_outward
 
-__all__ = [
-    "Outward",
-    "VoteBuffer",
-    "VoteKind",
-    "find_vote_buffer",
-    "inverse_rms",
-    "narrowest",
-    "sum_of_squares",
-]
+__all__ = ["Outward", "VoteBuffer", "find_vote_buffer", "inverse_rms", "narrowest", "sum_of_squares"]
 
-VoteKind = Literal["sign", "magnitude"]
 Outward = Literal["drop", "cancel"]
 
 _numbers = itertools.count(1)
@@ -100,10 +91,7 @@ class VoteBuffer:
             self.pending = self.pending.to(device, dtype)
 
     def add(self, first: int, grad: Tensor, values: Tensor, inverse_rms: Tensor | None) -> None:
-        """Add the votes of the rows from ``first`` on, where ``grad`` is dT and ``values`` is T.
-
-        Votes by magnitude need ``inverse_rms``, of the whole layer's dT.
-        """
+        """Add votes for the rows from ``first`` on, from dT (``grad``) and T (``values``) there."""
         assert self.pending is not None
         # Read at the step, and only if an option asks for it.
         finite = are_finite(grad)
@@ -123,9 +111,9 @@ class VoteBuffer:
 def _add(tensors: tuple[Tensor, ...], first: int, drop: bool, *noise: Any) -> None:
     pending, grad, values = tensors
     if noise:
-        inverse_rms, *key = noise
+        inverse_rms, word, other = noise
         index = torch.arange(grad.numel(), device=grad.device) + first
-        votes = magnitude_votes(grad, inverse_rms, (key[0], key[1]), index)
+        votes = magnitude_votes(grad, inverse_rms, (word, other), index)
     else:
         votes = sign_votes(grad)
     pending += without_outward(votes, values.to(torch.int8)) if drop else votes
