@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,14 @@ def all_finite(tensors: list[Tensor]) -> Tensor:
     filled = [tensor for tensor in tensors if tensor.numel() > 0]
     if not filled:
         return torch.tensor(True, device="cpu")
+    if filled[0].is_cpu:
+        return torch.tensor(all(map(_is_finite, filled)), device="cpu")
     return torch.nn.utils.get_total_norm(filled, norm_type=float("inf")).isfinite()
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # On a CPU, many times faster than the norm, and NaN is the extreme of whatever holds one.
+    return all(math.isfinite(extreme) for extreme in tensor.aminmax())
 
 
 def both(one: bool | Tensor, other: bool | Tensor) -> bool | Tensor:
