@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import torch
@@ -17,16 +18,13 @@ from steepest.engine.matrices import UserFunctions
 from steepest.engine.pipeline import take_step
 from steepest.hyperparameters import near_miss, plain
 from steepest.param_groups import (
-    OLD_REASONS,
     check_overlaps,
-    check_own_views,
     check_params,
     check_views,
-    drop_foreign_options,
     filled,
 )
 from steepest.rule import Rule, Targets, find_rule, register_rule
-from steepest.state_dict import loadable, placed, restored
+from steepest.state_dict import loadable, restored
 
 if TYPE_CHECKING:
     from steepest.explain import Explanation, Reasons
@@ -133,25 +131,28 @@ class Optimizer(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group; see the constructor for what it may hold and which errors it raises."""
-        full: dict[str, Any] = {}
-        if isinstance(param_group, dict) and "params" in param_group:
+        if isinstance(param_group, dict) and not isinstance(param_group.get("params", set()), set):
             params = param_group["params"]
-            if not isinstance(params, (Tensor, set)):
-                # A generator can be read once only, and it is looked at before it is added.
-                param_group["params"] = params = list(params)
+            # A generator can be read once only, and it is looked at before it is added.
+            param_group["params"] = params = [params] if isinstance(params, Tensor) else list(params)
             full = filled(param_group, self.defaults)
-            group_index = len(self.param_groups)
-            find_rule(full["rule"]).check(f"{type(self).__name__}, group {group_index}", full)
-            full |= {name: plain(full[name]) for name in find_rule(full["rule"]).defaults()}
+            index, rule = len(self.param_groups), find_rule(full["rule"])
+            rule.check(f"{type(self).__name__}, group {index}", full)
+            full |= {name: plain(full[name]) for name in rule.defaults()}
             full.setdefault("base_lr", float(full["lr"]))
-            given = [params] if isinstance(params, Tensor) else list(params)
-            check_params(given, group_index, full)
-            check_overlaps(given, (param for group in self.param_groups for param in group["params"]))
-            if (own := param_group.get("views")) and own is not self.defaults.get("views"):
-                check_own_views(own, full["rule"], param_group["params"])
+            check_params(params, index, full)
+            check_overlaps(params, (param for group in self.param_groups for param in group["params"]))
+            own_views = param_group.get("views")
+            if isinstance(own_views, Mapping) and own_views is not self.defaults.get("views"):
+                names = [entry[0] for entry in params if isinstance(entry, tuple)]
+                check_views(own_views, [{**full, "param_names": names}])
             param_group.update(full)
+        own = set(param_group)
         super().add_param_group(param_group)
-        drop_foreign_options(self.param_groups[-1], self.defaults["rule"], keep=full)
+        # torch copies all defaults into every group: options of the main rule would do nothing in a group of
+        # another one, and yet show up in checkpoints. OneCycleLR and CyclicLR read betas in every group.
+        for name in find_rule(self.defaults["rule"]).hyper.keys() - own - {"betas"}:
+            del param_group[name]
         self._collector.remember(self.param_groups)
 
     # -- the step
@@ -300,23 +301,20 @@ class Optimizer(torch.optim.Optimizer):
                 the parameter's, or state that this rule does not know; a checkpoint of another optimizer
                 that cannot go on here, by its name. The optimizer is as it was.
         """
-        accepted: dict[str, Any] = {}
+        found: list[Any] = []
 
-        def check(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> dict[str, Any] | None:
+        def check(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
             if self.targets is not None:
                 loaded = self.targets.check_load(self.param_groups, loaded)
-            here = loadable(self.param_groups, loaded, self.extra_state, self.targets)
-            accepted.update(here)
-            return placed(self.param_groups, here) or here
+            here, found[:] = loadable(self.param_groups, loaded, self.extra_state, self.targets)
+            return here
 
         def restore(_: torch.optim.Optimizer) -> None:
-            for ours, theirs in zip(self.param_groups, accepted["param_groups"], strict=True):
-                for saved, param in zip(theirs["params"], ours["params"], strict=True):
-                    if saved in accepted["state"]:
-                        self.state[param] = restored(param, ours, accepted["state"][saved])
+            for param, group, state in found:
+                self.state[param] = restored(param, group, state)
 
         # The user's own pre-hooks may replace the dict, so it is looked at after them; their post-hooks
-        # must find the dtypes mended.
+        # must find the state.
         before = self.register_load_state_dict_pre_hook(check)
         after = self.register_load_state_dict_post_hook(restore, prepend=True)
         try:
@@ -335,23 +333,15 @@ class Optimizer(torch.optim.Optimizer):
         return state | {name: value for name, value in kept.items() if value is not None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Unpickle; options that did not exist when the pickle was made get their defaults."""
-        current = self.__dict__.get("param_groups", ())
-        made = "_collects" in self.__dict__
+        """Unpickle, or load; options that the groups lack stay as they are here, or get their defaults."""
+        before = self.__dict__.get("param_groups", ())
         super().__setstate__(state)
-        self.defaults.setdefault("rule", type(self).rule.name if hasattr(type(self), "rule") else None)
-        for index, group in enumerate(self.param_groups):
-            known = current[index] if index < len(current) else {}
-            if made:
-                for name in OLD_REASONS.difference(known):
-                    group.pop(name, None)
-            fallback = {k: v for k, v in known.items() if k not in ("params", "param_names", "base_lr")}
-            for name, value in filled({**fallback, **group}, self.defaults).items():
-                group.setdefault(name, value)
-            if known:
-                drop_foreign_options(group, self.defaults["rule"], keep=known)
+        if "rule" not in self.defaults:
+            self.defaults["rule"] = self.rule.name
+        for group, known in zip_longest(self.param_groups, before, fillvalue={}):
+            kept = {k: v for k, v in known.items() if k not in ("params", "param_names", "base_lr")}
+            group.update(filled({**kept, **group}, self.defaults))
             group.setdefault("base_lr", float(group.get("initial_lr", group["lr"])))
-        if not made:
-            self._collector.remember(self.param_groups)
+        self._collector.remember(self.param_groups)
         if self.targets is not None:
             self.targets.bind(self.param_groups, self.state)

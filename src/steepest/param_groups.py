@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from operator import itemgetter
 from typing import Any
@@ -12,16 +12,13 @@ from torch import Tensor
 
 from steepest.engine.collect import PLAIN, refuse_shards
 from steepest.hyperparameters import COMMON_OPTIONS, near_miss
-from steepest.rule import find_rule
+from steepest.rule import Group, find_rule
 
 __all__ = [
-    "OLD_REASONS",
     "RESERVED",
     "check_overlaps",
-    "check_own_views",
     "check_params",
     "check_views",
-    "drop_foreign_options",
     "filled",
 ]
 
@@ -29,9 +26,6 @@ __all__ = [
 RESERVED = frozenset(
     {"params", "param_names", "rule", "base_lr", "initial_lr", "skipped_steps", "scaled_orthogonalize_fn"}
 )
-
-# Keys under which checkpoints of the first releases kept explain()'s prose: dropped where they are loaded.
-OLD_REASONS = frozenset({"why", "aliases", "left_out", "doubts", "fallback"})
 
 
 def filled(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,39 +50,16 @@ def filled(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, A
     return full
 
 
-def drop_foreign_options(group: dict[str, Any], main_rule: str, keep: Container[str]) -> None:
-    """Remove the hyper-parameters of the optimizer's main rule from a group of another rule.
-
-    torch copies all of an optimizer's defaults into every group, where they would have no effect and yet
-    show up in checkpoints. Keys in ``keep`` stay, and so does ``betas``: OneCycleLR and CyclicLR read it in
-    every group if the optimizer's defaults have it.
-    """
-    known = find_rule(group["rule"]).hyper
-    for name in find_rule(main_rule).hyper:
-        if name not in known and name not in keep and name != "betas":
-            group.pop(name, None)
-
-
-def check_own_views(views: Mapping[str, Any], rule: str, params: Any) -> None:
-    """Refuse views of parameters that are not in the group, or in a group whose rule ignores views."""
-    if not isinstance(views, Mapping):
-        return
-    if "views" not in find_rule(rule).hyper:
-        raise ValueError(f"views: {rule!r} sees no matrices; the view of {next(iter(views))!r} does nothing")
-    names = (
-        [entry[0] for entry in params if isinstance(entry, tuple)] if not isinstance(params, Tensor) else []
-    )
-    for name in views:
-        if name not in names:
-            raise _no_parameter(name, names)
-
-
-def check_views(views: Mapping[str, Any], groups: list[dict[str, Any]]) -> None:
-    """Refuse views in the constructor that no group applies."""
+def check_views(views: Mapping[str, Any], groups: Sequence[Group]) -> None:
+    """Refuse views that none of these groups applies."""
     for name in views:
         holder = next((group for group in groups if name in group.get("param_names", ())), None)
         if holder is None:
-            raise _no_parameter(name, [name for group in groups for name in group.get("param_names", ())])
+            names = [name for group in groups for name in group.get("param_names", ())]
+            hint = (
+                near_miss(name, names) if names else "; pass (name, tensor) pairs, as named_parameters() does"
+            )
+            raise ValueError(f"views: there is no parameter {name!r} to which they apply{hint}")
         if "views" not in find_rule(holder["rule"]).hyper:
             raise ValueError(
                 f"views: parameter {name!r} is in a group of rule {holder['rule']!r}, which sees no matrices"
@@ -98,11 +69,6 @@ def check_views(views: Mapping[str, Any], groups: list[dict[str, Any]]) -> None:
                 f"views: parameter {name!r} is in a group with views of its own, or of another rule: "
                 "put the view into that group's dict"
             )
-
-
-def _no_parameter(name: str, names: list[str]) -> ValueError:
-    hint = near_miss(name, names) if names else "; pass (name, tensor) pairs, as named_parameters() does"
-    return ValueError(f"views: there is no parameter {name!r} to which they apply{hint}")
 
 
 def check_params(params: list[Any], group_index: int, group: Mapping[str, Any]) -> None:
