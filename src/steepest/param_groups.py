@@ -11,16 +11,10 @@ import torch
 from torch import Tensor
 
 from steepest.engine.collect import PLAIN, refuse_shards
-from steepest.hyperparameters import COMMON_OPTIONS, near_miss
+from steepest.hyperparameters import COMMON_OPTIONS, near_miss, plain
 from steepest.rule import Group, find_rule
 
-__all__ = [
-    "RESERVED",
-    "check_overlaps",
-    "check_params",
-    "check_views",
-    "filled",
-]
+__all__ = ["RESERVED", "check_views", "checked", "filled"]
 
 # Keys of a param group that belong to this library, to torch or to torch's schedulers.
 RESERVED = frozenset(
@@ -50,6 +44,34 @@ def filled(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, A
     return full
 
 
+def checked(
+    owner: str, group: Mapping[str, Any], others: Sequence[Group], defaults: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return a new group with every option filled in, or raise ``ValueError`` for what it may not hold.
+
+    Args:
+        owner: the optimizer, for the message.
+        group: as the user has it.
+        others: the groups that are there.
+        defaults: the optimizer's.
+    """
+    full, index = filled(group, defaults), len(others)
+    rule = find_rule(full["rule"])
+    rule.check(f"{owner}, group {index}", full)
+    full |= {name: plain(full[name]) for name in rule.defaults()}
+    full.setdefault("base_lr", float(full["lr"]))
+    params = full["params"]
+    # A generator can be read once only.
+    full["params"] = params = [params] if isinstance(params, Tensor) else list(params)
+    _check_params(params, index, full)
+    _check_overlaps(params, (param for other in others for param in other["params"]))
+    own_views = group.get("views")
+    if isinstance(own_views, Mapping) and own_views is not defaults.get("views"):
+        names = [entry[0] for entry in params if isinstance(entry, tuple)]
+        check_views(own_views, [{**full, "param_names": names}])
+    return full
+
+
 def check_views(views: Mapping[str, Any], groups: Sequence[Group]) -> None:
     """Refuse views that none of these groups applies."""
     for name in views:
@@ -71,7 +93,7 @@ def check_views(views: Mapping[str, Any], groups: Sequence[Group]) -> None:
             )
 
 
-def check_params(params: list[Any], group_index: int, group: Mapping[str, Any]) -> None:
+def _check_params(params: list[Any], group_index: int, group: Mapping[str, Any]) -> None:
     """Refuse parameters that the rule, or any rule, cannot serve; torch itself refuses non-tensors."""
     named = [entry if isinstance(entry, tuple) else (None, entry) for entry in params]
     for index, (name, param) in enumerate(named):
@@ -95,7 +117,7 @@ def check_params(params: list[Any], group_index: int, group: Mapping[str, Any]) 
         find_rule(group["rule"]).check_param(who, name, param, group)
 
 
-def check_overlaps(params: Sequence[Any], others: Iterable[Tensor]) -> None:
+def _check_overlaps(params: Sequence[Any], others: Iterable[Tensor]) -> None:
     """Refuse parameters that share memory: a step over both at once would lose the update of one.
 
     Args:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import contextlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,31 +15,61 @@ from steepest.engine.state import blank_state
 from steepest.migrations import TORCH_KEYS, Source, recognize
 from steepest.rule import Group, Targets, find_rule
 
-__all__ = ["loadable", "restored"]
+__all__ = ["loading"]
 
 Saved = tuple[Tensor, Group, dict[str, Any]]
 
 
-def loadable(
-    groups: Sequence[Group],
-    loaded: Mapping[str, Any],
-    extra_state: Collection[str] = (),
-    targets: Targets | None = None,
-) -> tuple[dict[str, Any], list[Saved]]:
-    """Put a state dict into this library's words; raise ``ValueError`` if these groups cannot load it.
+@contextlib.contextmanager
+def loading(
+    optimizer: torch.optim.Optimizer, extra_state: Collection[str], targets: Targets | None
+) -> Iterator[None]:
+    """Have torch's ``load_state_dict`` load the param groups alone, and restore the state after it.
 
     torch would cast the state to the parameters' dtypes, and bring all of it to their device, which may have
-    no room for it: so the state of parameters is not left in the dict.
+    no room for it.
 
     Args:
-        groups: the optimizer's param groups.
-        loaded: a state dict, of this library or of another. It is not changed.
+        optimizer: its groups keep what a state dict does not say, and decide where state is kept.
         extra_state: names of state that belongs to the optimizer's class and not to its rules.
         targets: what parameters stand for whose rule moves that.
+    """
+    found: list[Saved] = []
 
-    Returns:
-        The state dict that torch may load, and each parameter that has state in it, with the options that its
-        group will have, and its state for :func:`restored`.
+    def check(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
+        if targets is not None:
+            loaded = targets.check_load(optimizer.param_groups, loaded)
+        here, found[:] = _loadable(optimizer.param_groups, loaded, extra_state, targets)
+        return here
+
+    def restore(_: torch.optim.Optimizer) -> None:
+        for param, group, state in found:
+            optimizer.state[param] = _restored(param, group, state)
+
+    # The user's own pre-hooks may replace the dict, so it is looked at after them; their post-hooks must find
+    # the state.
+    before = optimizer.register_load_state_dict_pre_hook(check)
+    after = optimizer.register_load_state_dict_post_hook(restore, prepend=True)
+    try:
+        yield
+    finally:
+        before.remove()
+        after.remove()
+    if targets is not None:
+        targets.drop()
+        targets.bind(optimizer.param_groups, optimizer.state)
+
+
+def _loadable(
+    groups: Sequence[Group],
+    loaded: Mapping[str, Any],
+    extra_state: Collection[str],
+    targets: Targets | None,
+) -> tuple[dict[str, Any], list[Saved]]:
+    """Return the state dict for torch, in this library's words, and each parameter that has state in it.
+
+    Raises:
+        ValueError: these groups cannot load it.
     """
     if len(loaded["param_groups"]) != len(groups):
         return dict(loaded), []  # torch has the error for it
@@ -185,7 +216,7 @@ def _check_state(
         raise ValueError(f"state {name!r} of {who} {differs}")
 
 
-def restored(param: Tensor, group: Group, saved: Mapping[str, Any]) -> dict[str, Any]:
+def _restored(param: Tensor, group: Group, saved: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy of a parameter's state as it was saved, on the device where it is kept."""
     rule, where = find_rule(group["rule"]), torch.device(group["state_device"] or param.device)
     specs = rule.state_specs(group)

@@ -441,7 +441,7 @@ def test_state_that_is_not_ready_is_refused(
         outside.setattr(cuda_graphs, "capturing", lambda device=None: False)
         configure(outside, device=lambda group: torch.device("cpu"))
         steps(optimizer, params, range(steps_before))
-    del optimizer.__dict__["_collects"]
+    optimizer._collector = Collector()
     set_gradients(params, steps_before)
     before = snapshot(optimizer, params)
     with pytest.raises(RuntimeError, match=why):

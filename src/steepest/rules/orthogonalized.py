@@ -389,7 +389,7 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
 # Attributes of one object, which its copies make anew.
 _OF_THE_OBJECT = frozenset(
     {
-        *("_collects", "_taken_in_backward", "_step_supports_amp_scaling", "_opt_called"),
+        *("_collector", "_taken_in_backward", "_step_supports_amp_scaling", "_opt_called"),
         *("_warned_capturable_if_run_uncaptured", "_zero_grad_profile_name"),
     }
 )
