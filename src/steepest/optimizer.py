@@ -17,7 +17,7 @@ from steepest.engine.grad_check import both, check_gradients
 from steepest.engine.matrices import UserFunctions
 from steepest.engine.pipeline import take_step
 from steepest.hyperparameters import near_miss, plain
-from steepest.param_groups import check_views, checked, filled
+from steepest.param_groups import check_views, checked, count_skipped, filled
 from steepest.rule import Rule, Targets, find_rule, register_rule
 from steepest.state_dict import loading
 
@@ -43,14 +43,14 @@ class Optimizer(torch.optim.Optimizer):
 
     Args:
         params: tensors, ``(name, tensor)`` pairs, or group dicts, whose keys that no rule knows are kept.
-        rule: the rule's name, one of :func:`steepest.list_optimizers`.
+        rule: its name, one of :func:`steepest.list_optimizers`.
         extra: options that no rule knows, kept in every group for subclasses to read.
         **hyper: the rule's hyper-parameters, and the common options (:class:`~steepest.CommonOptions`).
 
     Raises:
         TypeError: ``params`` is a tensor or holds something else than tensors; an unknown keyword.
-        ValueError: no parameters; an unknown rule; a hyper-parameter out of range; a parameter that
-            cannot be optimized (integers, sparse storage, shards), by name.
+        ValueError: no parameters; an unknown rule; a hyper-parameter out of range; a parameter that cannot be
+            optimized (integers, sparse storage, shards), by name.
 
     >>> matrix, bias = (torch.nn.Parameter(torch.ones(n)) for n in (4, 2))
     >>> optimizer = Optimizer(
@@ -66,10 +66,8 @@ class Optimizer(torch.optim.Optimizer):
     rule: ClassVar[Rule]
     extra_state: ClassVar[frozenset[str]] = frozenset()
     """Names of state that a subclass keeps besides its rules'. State dicts with other names are refused."""
-
     targets: Targets | None = None
     """What parameters stand for whose rule moves that: :mod:`steepest.ternary` sets it by :meth:`watch`."""
-
     reasons: Reasons | None = None
     """Why each tensor has its rule; :func:`steepest.build` sets it for :meth:`explain`."""
 
@@ -78,8 +76,8 @@ class Optimizer(torch.optim.Optimizer):
     ) -> None:
         """``class Lion(Optimizer, rule=LionRule())`` makes rule and class known by the rule's name.
 
-        The defaults of the rule's hyperparameters are those of the class's constructor, or of its bases' for
-        options that it takes by ``**``; ``defaults`` says which of the latter are others for this rule.
+        The rule's defaults are those in the constructor's signature, and for options that it takes by ``**``
+        ``defaults``, or else those of the class's bases.
         """
         super().__init_subclass__(**kwargs)
         if rule is not None:
@@ -98,15 +96,13 @@ class Optimizer(torch.optim.Optimizer):
     def __init__(
         self, params: ParamsT, *, rule: str, extra: Mapping[str, Any] | None = None, **hyper: Any
     ) -> None:
-        found = find_rule(rule)
-        known = found.defaults()
-        for name in hyper:
-            if name not in known:
-                flags = ("differentiable", "foreach", "fused")
-                hint = " (compile= says how to run)" if name in flags else near_miss(name, known)
-                raise TypeError(f"{type(self).__name__}() got an unexpected keyword argument {name!r}{hint}")
+        known, owner = find_rule(rule).defaults(), type(self).__name__
+        for name in [name for name in hyper if name not in known]:
+            flags = ("differentiable", "foreach", "fused")
+            hint = " (compile= says how to run)" if name in flags else near_miss(name, known)
+            raise TypeError(f"{owner}() got an unexpected keyword argument {name!r}{hint}")
         defaults = {"rule": rule, **known, **hyper, **(extra or {})}
-        found.check(type(self).__name__, defaults)
+        find_rule(rule).check(owner, defaults)
         self._collector = Collector()
         super().__init__(params, {k: plain(v) if k in known else v for k, v in defaults.items()})
         check_views(self.defaults.get("views") or {}, self.param_groups)
@@ -114,8 +110,6 @@ class Optimizer(torch.optim.Optimizer):
     def _construct(self, params: ParamsT, options: dict[str, Any]) -> None:
         """Make an optimizer by its own rule of what its :func:`constructor` was called with."""
         Optimizer.__init__(self, params, rule=self.rule.name, **options)
-
-    # -- param groups
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group; see the constructor for what it may hold and which errors it raises."""
@@ -125,13 +119,10 @@ class Optimizer(torch.optim.Optimizer):
             own = checked(type(self).__name__, param_group, self.param_groups, self.defaults)
             param_group.update(own)
         super().add_param_group(param_group)
-        # torch copies all defaults into every group: options of the main rule would do nothing in a group of
-        # another one, and yet show up in checkpoints. OneCycleLR and CyclicLR read betas in every group.
+        # torch copies the main rule's options into groups of all rules. Schedulers read betas in every group.
         for name in find_rule(self.defaults["rule"]).hyper.keys() - own.keys() - {"betas"}:
-            del param_group[name]
+            param_group.pop(name, None)
         self._collector.remember(self.param_groups)
-
-    # -- the step
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -142,7 +133,7 @@ class Optimizer(torch.optim.Optimizer):
     @torch._disable_dynamo  # type: ignore[attr-defined]
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Take one step with the parameters that have a gradient.
+        """Take one step with the parameters that have a gradient; none if it raises.
 
         Args:
             closure: evaluates the model and its gradients again and returns the loss, which is returned;
@@ -151,8 +142,7 @@ class Optimizer(torch.optim.Optimizer):
         Raises:
             FloatingPointError: a gradient that is not finite, with ``nonfinite="raise"``.
             RuntimeError: a CUDA graph is being captured whose replay would not be this step.
-            ValueError: an option in a param group has become one that the rule does not take, or a
-                matrix a vector. In either case parameters and state are as they were.
+            ValueError: an option became one that the rule does not take, or a matrix a vector.
         """
         loss = None
         if closure is not None:
@@ -169,7 +159,7 @@ class Optimizer(torch.optim.Optimizer):
             finite = check() if targets is None else targets.agree(groups, state, check)
             taken = both(taken, self._take(batches, finite))
         if taken is not True:
-            self._count_skipped((~taken).to(torch.int64) if isinstance(taken, Tensor) else 1)
+            count_skipped(groups, taken)
         return loss
 
     def _take(self, batches: list[ParamBatch], finite: bool | Tensor) -> bool | Tensor:
@@ -224,31 +214,16 @@ class Optimizer(torch.optim.Optimizer):
 
         return explain(self.param_groups, self.defaults["rule"], self.reasons, self.targets)
 
-    def _count_skipped(self, count: int | Tensor) -> None:
-        held = any(group["capturable"] for group in self.param_groups)
-        for group in self.param_groups:
-            before = group["skipped_steps"]
-            if held and isinstance(before, Tensor) and isinstance(count, Tensor):
-                # In the same memory, to which a graph that was captured adds in every replay. A checkpoint
-                # may have brought it to the host.
-                group["skipped_steps"] = before.to(count.device).add_(count)
-            else:
-                group["skipped_steps"] = before + count
-
-    # -- checkpoints
-
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` gave; every state tensor keeps the dtype it was saved with.
 
-        Nothing is shared with ``state_dict`` afterwards. Checkpoints of other optimizers load where their
-        state means the same: those of ``torch.optim.AdamW``, ``SGD`` and ``Muon``, ``lion_pytorch``,
-        ``sgd_sai``, quad_torch, Emerging-Optimizers, and the original Simba. Options that they do not have
-        stay as they are here.
+        Nothing is shared with it afterwards. Checkpoints of other optimizers load where their state means the
+        same: those of ``torch.optim.AdamW``, ``SGD`` and ``Muon``, ``lion_pytorch``, ``sgd_sai``, quad_torch,
+        Emerging-Optimizers, and the original Simba. Options that they do not have stay as they are here.
 
         Raises:
             ValueError: another number of groups or parameters, another rule, state of another shape or that
-                the rule does not know; an optimizer, by its name, whose checkpoint cannot go on here. This
-                one is as it was.
+                the rule does not know, another optimizer's that cannot go on here. Nothing was loaded.
         """
         with loading(self, self.extra_state, self.targets):
             super().load_state_dict(state_dict)
@@ -267,8 +242,7 @@ class Optimizer(torch.optim.Optimizer):
             kept = {k: v for k, v in known.items() if k not in ("params", "param_names", "base_lr")}
             group.update(filled({**kept, **group}, self.defaults))
             group.setdefault("base_lr", float(group.get("initial_lr", group["lr"])))
-        if "_collector" not in self.__dict__:
-            # Not in what is pickled: a copy's parameters have the shapes that they have there.
+        if "_collector" not in self.__dict__:  # which no pickle holds: it knows the parameters' shapes
             self._collector = Collector()
             self._collector.remember(self.param_groups)
         if self.targets is not None:

@@ -14,7 +14,7 @@ from steepest.engine.collect import PLAIN, refuse_shards
 from steepest.hyperparameters import COMMON_OPTIONS, near_miss, plain
 from steepest.rule import Group, find_rule
 
-__all__ = ["RESERVED", "check_views", "checked", "filled"]
+__all__ = ["RESERVED", "check_views", "checked", "count_skipped", "filled"]
 
 # Keys of a param group that belong to this library, to torch or to torch's schedulers.
 RESERVED = frozenset(
@@ -30,31 +30,17 @@ def filled(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, A
     """
     rule = group.get("rule", defaults["rule"])
     found = find_rule(rule)
-    full = found.defaults()
-    if rule == defaults["rule"]:
-        full.update({name: defaults[name] for name in full if name in defaults})
-    else:
-        # The decay method is a default of the rule, every other common option one of the whole optimizer.
-        shared = [name for name in COMMON_OPTIONS if name != "weight_decay_method"]
-        full.update({name: defaults[name] for name in shared if name in defaults})
-    full.update(found.conventions)
-    full.update(group)
-    full["rule"] = rule
-    full.setdefault("skipped_steps", 0)
-    return full
+    known = found.defaults()
+    # The decay method is a default of the rule, every other common option one of the whole optimizer.
+    shared = known if rule == defaults["rule"] else COMMON_OPTIONS.keys() - {"weight_decay_method"}
+    own = {name: defaults[name] for name in shared if name in defaults}
+    return {**known, **own, **found.conventions, "skipped_steps": 0, **group, "rule": rule}
 
 
 def checked(
     owner: str, group: Mapping[str, Any], others: Sequence[Group], defaults: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return a new group with every option filled in, or raise ``ValueError`` for what it may not hold.
-
-    Args:
-        owner: the optimizer, for the message.
-        group: as the user has it.
-        others: the groups that are there.
-        defaults: the optimizer's.
-    """
+    """Return the user's new group with every option filled in; raise ``ValueError`` for what is wrong."""
     full, index = filled(group, defaults), len(others)
     rule = find_rule(full["rule"])
     rule.check(f"{owner}, group {index}", full)
@@ -118,37 +104,34 @@ def _check_params(params: list[Any], group_index: int, group: Mapping[str, Any])
 
 
 def _check_overlaps(params: Sequence[Any], others: Iterable[Tensor]) -> None:
-    """Refuse parameters that share memory: a step over both at once would lose the update of one.
-
-    Args:
-        params: the new ones, tensors or ``(name, tensor)`` pairs.
-        others: those of the groups that are there.
-    """
-    spans: dict[int, list[tuple[int, int, Any, Tensor]]] = {}
-    entries = [
-        *((None, each) for each in others),
-        *(e if isinstance(e, tuple) else (None, e) for e in params),
-    ]
+    """Refuse parameters that share memory: a step over both at once would lose the update of one."""
+    spans: dict[int, list[tuple[int, int, str]]] = {}
+    entries = [each if isinstance(each, tuple) else (None, each) for each in (*others, *params)]
     for name, param in {id(param): (name, param) for name, param in entries}.values():
-        # Only a tensor without gaps covers all that lies between its ends.
-        if type(param) not in PLAIN or param.is_meta or param.numel() == 0 or not _is_dense(param):
+        if type(param) not in PLAIN or param.is_meta or param.numel() == 0:
             continue
-        first = param.data_ptr()
-        spans.setdefault(param.get_device(), []).append((first, first + param.nbytes, name, param))
+        # Only a tensor without gaps covers all that lies between its ends.
+        last = sum((size - 1) * stride for size, stride in zip(param.shape, param.stride(), strict=True))
+        if last + 1 != param.numel():
+            continue
+        first, who = param.data_ptr(), repr(name) if name is not None else f"of shape {tuple(param.shape)}"
+        spans.setdefault(param.get_device(), []).append((first, first + param.nbytes, who))
     for together in spans.values():
         together.sort(key=itemgetter(0))
-        for (_, end, one, a), (first, _, other, b) in pairwise(together):
+        for (_, end, one), (first, _, other) in pairwise(together):
             if first < end:
-                who = [
-                    repr(name) if name is not None else f"of shape {tuple(p.shape)}"
-                    for name, p in ((one, a), (other, b))
-                ]
-                raise ValueError(
-                    f"parameters {who[0]} and {who[1]} share memory: give the optimizer one of them"
-                )
+                raise ValueError(f"parameters {one} and {other} share memory: give the optimizer one of them")
 
 
-def _is_dense(param: Tensor) -> bool:
-    """Whether the elements fill the memory from the first to the last."""
-    last = sum((size - 1) * stride for size, stride in zip(param.shape, param.stride(), strict=True))
-    return last + 1 == param.numel()
+def count_skipped(groups: Iterable[dict[str, Any]], taken: bool | Tensor) -> None:
+    """Count a step in which a gradient was not finite, where ``taken`` says that it was not taken."""
+    count = (~taken).to(torch.int64) if isinstance(taken, Tensor) else 1
+    held = any(group["capturable"] for group in groups)
+    for group in groups:
+        before = group["skipped_steps"]
+        if held and isinstance(before, Tensor) and isinstance(count, Tensor):
+            # In the same memory, to which a graph that was captured adds in every replay. A checkpoint may
+            # have brought it to the host.
+            group["skipped_steps"] = before.to(count.device).add_(count)
+        else:
+            group["skipped_steps"] = before + count
