@@ -35,9 +35,8 @@ class Source:
         group: keys that its param groups have.
         state: keys that the state of each of its parameters has.
         rules: rules here for which the state means the same.
-        alone: whether its groups have no keys besides these, torch's, and a subclass's own options.
-        drop: keys of its groups that have no meaning here.
-        group_here: (its group, the group here) -> the options that are called otherwise here.
+        alone: whether its groups have no keys besides these, lr, weight_decay, torch's, and a subclass's own.
+        group_here: its group -> the options that are called otherwise here.
         state_here: (its state, the parameter, the group that will be loaded) -> the rule's state. Both raise
             ``ValueError`` with a reason where this checkpoint cannot mean the same.
     """
@@ -47,8 +46,7 @@ class Source:
     state: str = ""
     rules: str = ""
     alone: bool = False
-    drop: str = ""
-    group_here: Callable[[Group, Group], dict[str, Any]] = lambda theirs, ours: {}
+    group_here: Callable[[Group], dict[str, Any]] = lambda theirs: {}
     state_here: Callable[[State, Tensor, Group], dict[str, Any]] = lambda state, param, group: dict(state)
 
     def matches(self, group: Group, states: Sequence[State], ours: Group) -> bool:
@@ -59,11 +57,15 @@ class Source:
         if not all(state.keys() >= set(self.state.split()) for state in states):
             return False
         own_options = ours.keys() - find_rule(ours["rule"]).defaults().keys()
-        return not self.alone or group.keys() <= keys | TORCH_KEYS | own_options
+        return not self.alone or group.keys() <= keys | TORCH_KEYS | own_options | {"lr", "weight_decay"}
 
     def translated(self, theirs: Group, ours: Group) -> dict[str, Any]:
-        """A group in this library's words."""
-        return _without(theirs, self.drop.split()) | self.group_here(theirs, ours)
+        """A group in this library's words, without the source's own options that have no meaning here."""
+        own = {*self.group.split(), "do_init"} - ours.keys()
+        here = _without(theirs, own) | self.group_here(theirs)
+        if momentum := [theirs[name] for name in ("momentum", "momentum_beta") if name in theirs]:
+            here["momentum" if "momentum" in find_rule(ours["rule"]).hyper else "momentum_beta"] = momentum[0]
+        return here
 
 
 def recognize(group: Group, states: Sequence[State], ours: Group) -> Source | None:
@@ -103,8 +105,8 @@ def _simba_state(state: State, param: Tensor, group: Group) -> dict[str, Any]:
     return {**_without(state, ["sign_counts"]), "counts": counts.to(group["counter_dtype"])}
 
 
-def _torch_muon_group(theirs: Group, ours: Group) -> dict[str, Any]:
-    """Its eps is dropped, since the norm that it keeps from 0 does not underflow here."""
+def _torch_muon_group(theirs: Group) -> dict[str, Any]:
+    """Its eps has no meaning here, since the norm that it keeps from 0 does not underflow."""
     triple = tuple(float(number) for number in theirs["ns_coefficients"])
     return {
         "coefficients": "jordan" if triple == (3.4445, -4.7750, 2.0315) else [triple],
@@ -112,13 +114,7 @@ def _torch_muon_group(theirs: Group, ours: Group) -> dict[str, Any]:
     }
 
 
-def _momentum(theirs: Group, ours: Group) -> dict[str, Any]:
-    """Call the momentum by the name that the rule here has for it."""
-    name = "momentum_beta" if "momentum_beta" in find_rule(ours["rule"]).hyper else "momentum"
-    return {name: theirs["momentum_beta" if "momentum_beta" in theirs else "momentum"]}
-
-
-def _signum_group(theirs: Group, ours: Group) -> dict[str, Any]:
+def _signum_group(theirs: Group) -> dict[str, Any]:
     """The bias correction changes no sign; refuse what would change the step."""
     for option in ("nesterov", "use_shape_scaling"):
         if theirs[option]:
@@ -146,7 +142,11 @@ def _quad_torch_state(state: State, param: Tensor, group: Group) -> dict[str, An
         if q.dim() < 2:
             q = q.reshape(-1).to(_precise(q))
         elif not torch.equal(q, q.mT):
-            _check_asymmetric(group)
+            # A checkpoint does not say whether it is QUAD's, whose Q are symmetric to the bit.
+            if group["rule"] == "quad":
+                raise ValueError("a Q is not symmetric, so it is Procrustes' and not QUAD's")
+            if not group["literal"]:
+                raise ValueError("its P is Q Q, and here QᵀQ unless this optimizer is made with literal=True")
         here[f"Q{side}"] = q
         if q.dim() == 2 and group["update_probability"] < 1:
             here[f"P{side}"] = q @ q
@@ -154,36 +154,16 @@ def _quad_torch_state(state: State, param: Tensor, group: Group) -> dict[str, An
     return here
 
 
-def _check_asymmetric(group: Group) -> None:
-    """Refuse a Q of Procrustes' where P would be made of it in another way than there.
-
-    A checkpoint does not say whether it is QUAD's, whose Q are symmetric to the bit.
-    """
-    if group["rule"] == "quad":
-        raise ValueError("a Q is not symmetric, so it is Procrustes' and not QUAD's")
-    if not group["literal"]:
-        raise ValueError("its P is Q Q, and here QᵀQ unless this optimizer is made with literal=True")
-
-
 _AVERAGED = "orthogonalized muon polargrad scion hyperball"
-_MOMENTA = "use_muon momentum momentum_beta"
 
 SOURCES: tuple[Source, ...] = (
-    Source(
-        "sgd_sai.SGD_sai",
-        "lr momentum eps weight_decay",
-        "gsnr",
-        "sgd_sai",
-        alone=True,
-        state_here=_sgd_sai_state,
-    ),
+    Source("sgd_sai.SGD_sai", "momentum eps", "gsnr", "sgd_sai", alone=True, state_here=_sgd_sai_state),
     Source("the original Simba", "window_size threshold", "sign_counts", "simba", state_here=_simba_state),
     Source(
         "torch.optim.Muon",
-        "ns_coefficients adjust_lr_fn",
+        "ns_coefficients adjust_lr_fn eps",
         "momentum_buffer",
         "muon",
-        drop="ns_coefficients eps adjust_lr_fn",
         group_here=_torch_muon_group,
     ),
     Source(
@@ -191,49 +171,25 @@ SOURCES: tuple[Source, ...] = (
         "lr_style max_size_dense max_skew_dense preconditioner_lr noise_scale",
         "step momentum_buffer merged_shape Q L diag",
         "quad procrustes",
-        drop="do_init",
         state_here=_quad_torch_state,
     ),
-    Source(
-        "Emerging-Optimizers, with momentum_beta",
-        "lr momentum_beta weight_decay",
-        "momentum_buffer",
-        _AVERAGED,
-        alone=True,
-        drop=_MOMENTA,
-        group_here=_momentum,
-    ),
+    Source("Emerging-Optimizers", "momentum_beta", "momentum_buffer", _AVERAGED, alone=True),
     Source(
         "Emerging-Optimizers or Keller Jordan's Muon",
-        "lr momentum weight_decay",
+        "momentum",
         "momentum_buffer",
         _AVERAGED + " signum",
         alone=True,
-        drop=_MOMENTA,
-        group_here=_momentum,
     ),
+    Source("Keller Jordan's MuonWithAuxAdam", "use_muon momentum", "momentum_buffer", "muon", alone=True),
     Source(
-        "Keller Jordan's MuonWithAuxAdam",
-        "use_muon lr momentum weight_decay",
-        "momentum_buffer",
-        "muon",
-        alone=True,
-        drop="use_muon",
-    ),
-    Source(
-        "Keller Jordan's MuonWithAuxAdam",
-        "use_muon lr betas eps weight_decay",
-        "exp_avg exp_avg_sq step",
-        "adamw",
-        alone=True,
-        drop="use_muon",
+        "Keller Jordan's MuonWithAuxAdam", "use_muon betas eps", "exp_avg exp_avg_sq", "adamw", alone=True
     ),
     Source(
         "Emerging-Optimizers' Signum",
-        "momentum correct_bias nesterov use_shape_scaling",
+        "correct_bias nesterov use_shape_scaling",
         "exp_avg step",
         "signum",
-        drop="correct_bias nesterov use_shape_scaling",
         group_here=_signum_group,
         state_here=_signum_state,
     ),
