@@ -63,12 +63,7 @@ def _number(value: Any) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """Numbers and sequences of other libraries as Python's own, which a checkpoint loads without trust.
-
-    >>> import collections
-    >>> plain(collections.UserList([0.9, 0.99]))
-    (0.9, 0.99)
-    """
+    """Numbers and sequences of other libraries as Python's own, which a checkpoint loads without trust."""
     if isinstance(value, (bool, int, float, str, bytes, dict, list, tuple)):
         return value
     if isinstance(value, Mapping):
@@ -127,14 +122,14 @@ def betas(count: int) -> Hyperparameter:
     return Hyperparameter(accepts, f"{count} numbers in [0, 1)", traced=True)
 
 
-def integer(low: int, high: int | None = None) -> Hyperparameter:
+def integer(low: int, high: float = math.inf) -> Hyperparameter:
     """An integer ≥ ``low`` (and ≤ ``high``)."""
 
     def accepts(value: Any) -> bool:
         whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        return bool(whole and value >= low and (high is None or value <= high))
+        return whole and low <= int(value) <= high
 
-    return Hyperparameter(accepts, f"an integer ≥ {low}" + ("" if high is None else f" and ≤ {high}"))
+    return Hyperparameter(accepts, f"an integer ≥ {low}" + ("" if high == math.inf else f" and ≤ {high}"))
 
 
 def choice(*values: Any) -> Hyperparameter:
@@ -199,9 +194,8 @@ class CommonOptions(TypedDict, total=False):
     - ``rounding``: how a result is rounded into a bfloat16 or float16 parameter: to ``"nearest"``, or
       ``"stochastic"``, up or down with a probability that makes the expectation exact.
     - ``state_device``: None keeps state with its parameter. ``"cpu"`` keeps it in the host's memory and
-      takes the step there, for parameters on an accelerator: an element or tensor rule computes on the
-      CPU, with copies of parameter and gradient that come and go while it computes. Matrix rules refuse
-      it: their products belong on the accelerator. A parameter on the CPU is stepped as ever.
+      takes the step there, for parameters on an accelerator, with copies of parameter and gradient that
+      come and go while it computes. Matrix rules refuse it: their products belong on the accelerator.
     - ``nonfinite``: what an infinite or NaN gradient does: ``"ignore"`` computes with it, ``"skip"``
       leaves parameters, state and step counts as they were and counts in ``optimizer.skipped_steps``
       (no host sync on an accelerator), ``"raise"`` raises ``FloatingPointError`` with the parameter's
@@ -211,9 +205,8 @@ class CommonOptions(TypedDict, total=False):
       compiler. What is compiled depends on the rule, its options and the dtypes, not on the model: the
       first step of a rule takes four to six seconds on a new machine, two from torch's cache.
       Of a matrix rule the elementwise passes around its products are compiled.
-    - ``capturable``: keep step counts on the parameters' device, and make every number of a step there, so
-      that the step can be captured in a CUDA graph and replayed (docs/cuda_graphs.md). Elsewhere it is
-      slower.
+    - ``capturable``: make every number of a step on the parameters' device, step counts too, so that a CUDA
+      graph can capture and replay it (docs/cuda_graphs.md). Elsewhere it is slower.
     - ``seed``: key of the noise of stochastic rounding and stochastic rules. The noise is a function of
       (seed, step, element): it resumes exactly, and the global generator is never touched.
     """
@@ -229,26 +222,16 @@ class CommonOptions(TypedDict, total=False):
     seed: int
 
 
-COMMON_OPTIONS: dict[str, Hyperparameter] = {
-    "weight_decay_method": choice(*get_args(WeightDecayMethod)),
-    "state_dtype": floating_dtype(),
-    "state_device": choice(None, "cpu"),
-    "rounding": choice("nearest", "stochastic"),
-    "nonfinite": choice("ignore", "skip", "raise"),
-    "maximize": flag(),
-    "compile": choice(None, True, False),
-    "capturable": flag(),
-    "seed": integer(low=0, high=2**64 - 1),
+_COMMON: dict[str, tuple[Hyperparameter, Any]] = {
+    "weight_decay_method": (choice(*get_args(WeightDecayMethod)), "decoupled"),
+    "state_dtype": (floating_dtype(), None),
+    "state_device": (choice(None, "cpu"), None),
+    "rounding": (choice("nearest", "stochastic"), "nearest"),
+    "nonfinite": (choice("ignore", "skip", "raise"), "ignore"),
+    "maximize": (flag(), False),
+    "compile": (choice(None, True, False), None),
+    "capturable": (flag(), False),
+    "seed": (integer(low=0, high=2**64 - 1), 0),
 }
-
-COMMON_DEFAULTS: CommonOptions = {
-    "weight_decay_method": "decoupled",
-    "state_dtype": None,
-    "state_device": None,
-    "rounding": "nearest",
-    "nonfinite": "ignore",
-    "maximize": False,
-    "compile": None,
-    "capturable": False,
-    "seed": 0,
-}
+COMMON_OPTIONS = {name: hyper for name, (hyper, _) in _COMMON.items()}
+COMMON_DEFAULTS = {name: default for name, (_, default) in _COMMON.items()}

@@ -69,12 +69,7 @@ class Source:
 
 
 def recognize(group: Group, states: Sequence[State], ours: Group) -> Source | None:
-    """Return the first source that a group of a checkpoint looks like; None if it looks like none.
-
-    >>> muon = torch.optim.Muon([torch.nn.Parameter(torch.ones(2, 2))])
-    >>> recognize(muon.param_groups[0], [], {"rule": "lion"}).name
-    'torch.optim.Muon'
-    """
+    """Return the first source that a group of a checkpoint looks like; None if it looks like none."""
     return next((source for source in SOURCES if source.matches(group, states, ours)), None)
 
 

@@ -121,8 +121,8 @@ class ReleasedGradients:
             raise TypeError(f"release_gradients() takes the model first, got a {type(model).__name__}")
         if not isinstance(optimizer, Optimizer):
             raise TypeError(
-                "release_gradients() takes an optimizer of steepest, whose step can be taken parameter by "
-                f"parameter, got {type(optimizer).__module__}.{type(optimizer).__name__}"
+                "release_gradients() takes an optimizer of steepest, "
+                f"got {type(optimizer).__module__}.{type(optimizer).__name__}"
             )
         optional(positive()).check("release_gradients()", "clip_value", clip_value)
         optional(positive()).check("release_gradients()", "clip_norm", clip_norm)
@@ -196,8 +196,6 @@ class ReleasedGradients:
     def __exit__(self, *_: object) -> None:
         self.remove()
 
-    # -- in backward
-
     # Compiled autograd would trace the hook, and with it every step, into the model's backward.
     @torch._disable_dynamo  # type: ignore[attr-defined]
     @torch.no_grad()
@@ -266,11 +264,8 @@ class ReleasedGradients:
             raise RuntimeError(
                 f"{describe(self._optimizer.param_groups[group_index], group_index, index)} was stepped "
                 "already and got another gradient: call optimizer.step() after each backward (after one that "
-                "failed, zero_grad() and step()), and run all but the last of several within "
-                "released.accumulate()"
+                "failed, zero_grad() and step()), and run all but the last of several within accumulate()"
             )
-
-    # -- in step()
 
     @torch._disable_dynamo  # type: ignore[attr-defined]
     def _before_step(
@@ -340,9 +335,6 @@ class ReleasedGradients:
                 self._hooks[key] = (param, param.register_post_accumulate_grad_hook(hook))
 
 
-# -- what cannot be released
-
-
 def _unsupported(groups: Sequence[Group]) -> str | None:
     """Why some group's parameters cannot be stepped one after the other; None if all can."""
     for index, group in enumerate(groups):
@@ -376,9 +368,8 @@ def _refuse_wrapped(model: nn.Module) -> None:
 def _refuse_capture() -> None:
     if capturing():
         raise RuntimeError(
-            "released gradients cannot be captured in a CUDA graph: which parameters were stepped is counted "
-            "on the host, and their gradients are freed. remove() the release, or leave the step out of the "
-            "graph"
+            "released gradients cannot be captured in a CUDA graph: the host counts which parameters were "
+            "stepped, and their gradients are freed. remove() the release, or leave the step out of the graph"
         )
 
 

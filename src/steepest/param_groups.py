@@ -17,9 +17,7 @@ from steepest.rule import Group, find_rule
 __all__ = ["RESERVED", "check_views", "checked", "count_skipped", "filled"]
 
 # Keys of a param group that belong to this library, to torch or to torch's schedulers.
-RESERVED = frozenset(
-    {"params", "param_names", "rule", "base_lr", "initial_lr", "skipped_steps", "scaled_orthogonalize_fn"}
-)
+RESERVED = frozenset({"params", "param_names", "rule", "base_lr", "initial_lr", "skipped_steps"})
 
 
 def filled(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,9 +95,7 @@ def _check_params(params: list[Any], group_index: int, group: Mapping[str, Any])
         if param.numel() > 0 and any(repeats):
             raise ValueError(f"{who} is expanded: several of its elements are one number in memory")
         if param.is_conj():
-            raise ValueError(
-                f"{who} is a conjugate view, which cannot be stepped in place: resolve_conj() it"
-            )
+            raise ValueError(f"{who} is a conjugate view, not to be stepped in place: resolve_conj() it")
         find_rule(group["rule"]).check_param(who, name, param, group)
 
 

@@ -42,6 +42,7 @@ __all__ = [
 ]
 
 Group = Mapping[str, Any]
+States = Mapping[Tensor, Mapping[str, Any]]
 Noise = Callable[[int], Tensor]
 
 # DeepSpeed ZeRO 3 and FSDP1 mark flattened or partitioned parameters with these attributes.
@@ -68,10 +69,10 @@ class StateSpec:
     """One state entry as data: bytes can be counted, and formats chosen, without running the rule.
 
     Attributes:
-        per: what has one: every ``"element"`` of the parameter (the entry is laid out as the parameter), the
-            whole ``"tensor"`` (a 0-dim number on the CPU), or every ``"matrix"`` that the rule sees.
-        dtype: None is, per element, the option ``state_dtype`` or else the parameter's dtype; per tensor, the
-            parameter's dtype, or float32 if that is wider.
+        per: what has one: every ``"element"`` (the entry is laid out as the parameter), the ``"tensor"`` (a
+            0-dim number on the CPU), or every ``"matrix"`` that the rule sees.
+        dtype: None is, per element, ``state_dtype`` or else the parameter's dtype; otherwise the parameter's
+            dtype, or float32 if that is wider.
         shape: of a matrix's entry.
         fill: the initial value; ``"identity"`` starts a square matrix as I.
     """
@@ -156,9 +157,8 @@ class Rule(ABC):
         cls.retracts = cls.retract is not Rule.retract
         cls.moves = cls.move is not Rule.move
         cls.has_scalars = cls.scalars is not Rule.scalars
-        if cls.transforms and hasattr(cls, "hyper"):
-            cls.hyper = {**_MATRIX_HYPER, **cls.hyper}
-        if not inspect.isabstract(cls) and hasattr(cls, "hyper"):
+        if hasattr(cls, "hyper"):
+            cls.hyper = {**(_MATRIX_HYPER if cls.transforms else {}), **cls.hyper}
             cls.takes = _wanted(cls, cls.update) - {"grad", "param"}
             cls.transform_takes = _wanted(cls, cls.transform) - {"u"} if cls.transforms else frozenset()
 
@@ -192,8 +192,8 @@ class Rule(ABC):
         if self.transforms and group.get("state_device") is not None:
             raise ValueError(
                 f"{owner}: state_device must be None for {self.name!r}, got {group['state_device']!r}: "
-                "matrix products run on the accelerator, and their state must be there. Set state_device in "
-                'groups of element rules (build: fallback={"rule": "adamw", "state_device": "cpu"})'
+                "matrix products run on the accelerator, and their state must be there. Set it in groups of "
+                'element rules (build: fallback={"rule": "adamw", "state_device": "cpu"})'
             )
 
     def check_param(self, who: str, name: str | None, param: Tensor, group: Group) -> None:
@@ -267,10 +267,7 @@ class Rule(ABC):
         return True
 
     def reads_back(self, state: Mapping[str, Tensor], group: Group) -> bool:
-        """Whether :meth:`measure` reads a device's numbers on the host in this step (a host sync).
-
-        ``state`` is empty before a parameter's first step.
-        """
+        """Whether :meth:`measure` reads a device's numbers on the host; at first ``state`` is empty."""
         return False
 
     def measure(
@@ -278,7 +275,7 @@ class Rule(ABC):
     ) -> tuple[dict[str, Scalar], dict[str, Scalar]]:
         """(scalars for ``update`` and ``transform``, new per-tensor state) of one tensor in this step.
 
-        ``moments`` reads the whole gradient once: call it only where it is needed.
+        ``moments`` reads the whole gradient: call it once, only where it is needed.
         """
         raise NotImplementedError
 
@@ -287,7 +284,7 @@ class Rule(ABC):
     ) -> None:
         """Adjust the measured scalars of a group's tensors to one another, in place; see :meth:`relates`.
 
-        ``states`` holds the state of every tensor in the optimizer that this rule has stepped so far.
+        ``states`` are those of every tensor in the optimizer that this rule has stepped so far.
         """
         raise NotImplementedError
 
@@ -295,8 +292,7 @@ class Rule(ABC):
     def update(self, grad: Tensor, param: Tensor, *args: Any, **given: Any) -> tuple[Any, dict[str, Tensor]]:
         """(u, new state): the direction that the engine multiplies by lr and subtracts, and the new entries.
 
-        With a ``transform`` phase u is what that phase is given instead: a tensor, or as many as
-        :meth:`transform_inputs` says.
+        With a ``transform`` phase u is its input: a tensor, or as many as :meth:`transform_inputs` says.
 
         A subclass names in its signature what it takes: state entries (cast to the compute dtype; of a
         ``transform`` rule also entries of a matrix that hold one number), hyperparameters (all but lr and
@@ -312,20 +308,20 @@ class Rule(ABC):
         return 1
 
     def transform(self, u: Tensor, *args: Any, **given: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """(direction, new matrix entries) of stacked matrices u [batch, ..., m, n].
+        """(direction, new matrix entries) of stacked matrices u [batch, ..., m, n], which it may overwrite.
 
         Named arguments as for ``update``: entries of the matrix, stacked, in the dtype they are kept in;
         ``key`` and ``index`` for noise (two words [batch, 1, ...], and a function that gives the elements'
         places in their parameters); ``param``, the parameters, stacked; ``grad_dtype``; ``orthogonalize``,
-        the optimizer's own matrix function or None. Scalars that follow from a step count which only a device
-        knows come as tensors, 0-dim for one matrix, [batch] for a stack. u is donated.
+        the optimizer's own matrix function or None. Scalars that follow from a device's step count come as
+        tensors, 0-dim for one matrix, [batch] for a stack.
         """
         raise NotImplementedError
 
     def retract(self, param: Tensor, before: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-        """Bring stepped matrices back onto the set that the rule keeps them on.
+        """Bring stepped matrices back onto the set that they were on ``before`` the step.
 
-        ``before`` are the matrices before the step, ``state`` the new entries that ``transform`` returned.
+        ``state`` are the new entries that ``transform`` returned.
         """
         raise NotImplementedError
 
@@ -346,15 +342,10 @@ class Targets(Protocol):
     def waits(self) -> bool:
         """Whether a target takes part in the step even if its parameter has no gradient."""
 
-    def agree(
-        self,
-        groups: Sequence[Group],
-        states: Mapping[Tensor, Mapping[str, Any]],
-        check: Callable[[], bool | Tensor],
-    ) -> bool:
+    def agree(self, groups: Sequence[Group], states: States, check: Callable[[], bool | Tensor]) -> bool:
         """Whether all processes take the step; ``check`` says it for this one. Nothing has changed yet."""
 
-    def bind(self, groups: Sequence[Group], states: Mapping[Tensor, Mapping[str, Any]]) -> None:
+    def bind(self, groups: Sequence[Group], states: States) -> None:
         """Go on with these groups and states, which may be others than before: loaded or copied ones."""
 
     def drop(self) -> None:

@@ -28,11 +28,6 @@ def loading(
 
     torch would cast the state to the parameters' dtypes, and bring all of it to their device, which may have
     no room for it.
-
-    Args:
-        optimizer: its groups keep what a state dict does not say, and decide where state is kept.
-        extra_state: names of state that belongs to the optimizer's class and not to its rules.
-        targets: what parameters stand for whose rule moves that.
     """
     found: list[Saved] = []
 
@@ -61,16 +56,9 @@ def loading(
 
 
 def _loadable(
-    groups: Sequence[Group],
-    loaded: Mapping[str, Any],
-    extra_state: Collection[str],
-    targets: Targets | None,
+    groups: Sequence[Group], loaded: Mapping[str, Any], extra_state: Collection[str], targets: Targets | None
 ) -> tuple[dict[str, Any], list[Saved]]:
-    """Return the state dict for torch, in this library's words, and each parameter that has state in it.
-
-    Raises:
-        ValueError: these groups cannot load it.
-    """
+    """Return the state dict for torch, in this library's words, and each parameter that has state in it."""
     if len(loaded["param_groups"]) != len(groups):
         return dict(loaded), []  # torch has the error for it
     others = dict(loaded["state"])
@@ -93,7 +81,10 @@ def _loadable(
                 if state:
                     who = describe(ours, index, at)
                     if source is not None:
-                        state = _translated(who, source, state, param, merged)
+                        try:
+                            state = source.state_here(state, param, merged)
+                        except ValueError as error:
+                            raise ValueError(f"the state of {who} is {source.name}'s: {error}") from None
                     label = ours["param_names"][at] if "param_names" in ours else None
                     target = None if targets is None else targets.find(param)
                     expected = blank_state(real_view(param), merged, label, target)
@@ -106,27 +97,20 @@ def _loadable(
 
 
 def _entries(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a parameter's saved state without entries that are only placeholders.
-
-    A flattened distributed checkpoint has an empty dict for what was not there yet, torch.optim.SGD None.
-    """
+    """A parameter's saved state, without distributed checkpoints' empty dicts and torch.optim.SGD's None."""
     return {k: v for k, v in state.items() if not (v is None or (isinstance(v, dict) and not v))}
 
 
 def _check_own(index: int, ours: Group, theirs: Group) -> None:
     """Refuse a group of this library that another rule, or other views, were saved with."""
-    rule = theirs.get("rule", ours["rule"])
+    if "rule" not in theirs:
+        return
+    saved, rule = f"group {index} of the state dict was saved with", theirs["rule"]
     if rule != ours["rule"]:
-        raise ValueError(
-            f"group {index} of the state dict was saved with rule {rule!r}, "
-            f"this optimizer's is {ours['rule']!r}"
-        )
-    sees_views = "rule" in theirs and "views" in find_rule(rule).hyper
-    if sees_views and (theirs.get("views") or {}) != (ours.get("views") or {}):
-        raise ValueError(
-            f"group {index} of the state dict was saved with views={theirs.get('views')!r}, "
-            f"this optimizer has {ours.get('views')!r}"
-        )
+        raise ValueError(f"{saved} rule {rule!r}, this optimizer's is {ours['rule']!r}")
+    views = theirs.get("views")
+    if "views" in find_rule(rule).hyper and (views or {}) != (ours["views"] or {}):
+        raise ValueError(f"{saved} views={views!r}, this optimizer has {ours['views']!r}")
 
 
 def _foreign_group(
@@ -134,7 +118,7 @@ def _foreign_group(
 ) -> tuple[dict[str, Any], Source | None]:
     """Return another optimizer's group in this library's words, and the source that translates its state.
 
-    Without a translation (None), the group must have the same hyper-parameters by the same names.
+    Without one, the group must have the same hyper-parameters by the same names.
     """
     whose = f"group {index} of the state dict is another optimizer's"
     source, rule = recognize(theirs, states, ours), find_rule(ours["rule"])
@@ -162,15 +146,6 @@ def _foreign_group(
     if coupled and ours["weight_decay_method"] != "l2":
         raise ValueError(f"{whose} and decays by L2: make this one with weight_decay_method='l2' to load it")
     return dict(theirs), None
-
-
-def _translated(
-    who: str, source: Source, state: Mapping[str, Any], param: Tensor, group: Group
-) -> dict[str, Any]:
-    try:
-        return source.state_here(state, param, group)
-    except ValueError as error:
-        raise ValueError(f"the state of {who} is {source.name}'s: {error}") from None
 
 
 def _check_state(

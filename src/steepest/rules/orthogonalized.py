@@ -224,7 +224,7 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
     def _construct(self, params: ParamsT, options: dict[str, Any]) -> None:
         known = self.rule.defaults()
         extra = {name: options.pop(name) for name in list(options) if name not in known}
-        for name in (RESERVED - {"scaled_orthogonalize_fn"}).intersection(extra):
+        for name in RESERVED.intersection(extra):
             raise TypeError(
                 f"{type(self).__name__}() got the option {name!r}, a name that param groups have a use for"
             )
