@@ -25,17 +25,11 @@ __all__ = ["ReleasedGradients", "release_gradients"]
 
 # As torch.nn.utils.clip_grad_norm_ has it: a norm of zero divides nothing.
 _CLIP_EPS = 1e-6
-
-
 _live: weakref.WeakSet[ReleasedGradients] = weakref.WeakSet()
 
 
 def release_gradients(
-    model: nn.Module,
-    optimizer: Optimizer,
-    *,
-    clip_value: float | None = None,
-    clip_norm: float | None = None,
+    model: nn.Module, optimizer: Optimizer, *, clip_value: float | None = None, clip_norm: float | None = None
 ) -> ReleasedGradients:
     r"""Step every parameter within ``backward()``, and free its gradient at once.
 
@@ -185,7 +179,7 @@ class ReleasedGradients:
     def grad_norm(self) -> float | None:
         """The norm of all gradients of the last step, before clipping (waits for the device).
 
-        Measured with ``clip_norm`` alone; None without it and before the first step.
+        None without ``clip_norm`` and before the first step.
         """
         norm = float(self._last_norm())
         return None if math.isnan(norm) else norm

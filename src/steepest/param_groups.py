@@ -47,12 +47,12 @@ def checked(
     params = full["params"]
     # A generator can be read once only.
     full["params"] = params = [params] if isinstance(params, Tensor) else list(params)
-    _check_params(params, index, full)
-    _check_overlaps(params, (param for other in others for param in other["params"]))
+    named = [each if isinstance(each, tuple) else (None, each) for each in params]
+    _check_params(named, index, full)
+    _check_overlaps([*((None, param) for other in others for param in other["params"]), *named])
     own_views = group.get("views")
     if isinstance(own_views, Mapping) and own_views is not defaults.get("views"):
-        names = [entry[0] for entry in params if isinstance(entry, tuple)]
-        check_views(own_views, [{**full, "param_names": names}])
+        check_views(own_views, [{**full, "param_names": [name for name, _ in named if name is not None]}])
     return full
 
 
@@ -77,9 +77,8 @@ def check_views(views: Mapping[str, Any], groups: Sequence[Group]) -> None:
             )
 
 
-def _check_params(params: list[Any], group_index: int, group: Mapping[str, Any]) -> None:
+def _check_params(named: list[Any], group_index: int, group: Group) -> None:
     """Refuse parameters that the rule, or any rule, cannot serve; torch itself refuses non-tensors."""
-    named = [entry if isinstance(entry, tuple) else (None, entry) for entry in params]
     for index, (name, param) in enumerate(named):
         if not isinstance(param, Tensor):
             continue
@@ -99,11 +98,10 @@ def _check_params(params: list[Any], group_index: int, group: Mapping[str, Any])
         find_rule(group["rule"]).check_param(who, name, param, group)
 
 
-def _check_overlaps(params: Sequence[Any], others: Iterable[Tensor]) -> None:
+def _check_overlaps(named: list[Any]) -> None:
     """Refuse parameters that share memory: a step over both at once would lose the update of one."""
     spans: dict[int, list[tuple[int, int, str]]] = {}
-    entries = [each if isinstance(each, tuple) else (None, each) for each in (*others, *params)]
-    for name, param in {id(param): (name, param) for name, param in entries}.values():
+    for name, param in {id(param): (name, param) for name, param in named}.values():
         if type(param) not in PLAIN or param.is_meta or param.numel() == 0:
             continue
         # Only a tensor without gaps covers all that lies between its ends.
