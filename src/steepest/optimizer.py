@@ -76,8 +76,7 @@ class Optimizer(torch.optim.Optimizer):
     ) -> None:
         """``class Lion(Optimizer, rule=LionRule())`` makes rule and class known by the rule's name.
 
-        The rule's defaults are those in the constructor's signature, and for options that it takes by ``**``
-        ``defaults``, or else those of the class's bases.
+        The rule's defaults are those in its signature, in ``defaults``, and in its bases' signatures.
         """
         super().__init_subclass__(**kwargs)
         if rule is not None:
@@ -98,8 +97,8 @@ class Optimizer(torch.optim.Optimizer):
     ) -> None:
         known, owner = find_rule(rule).defaults(), type(self).__name__
         for name in [name for name in hyper if name not in known]:
-            flags = ("differentiable", "foreach", "fused")
-            hint = " (compile= says how to run)" if name in flags else near_miss(name, known)
+            is_flag = name in ("differentiable", "foreach", "fused")
+            hint = " (compile= says how to run)" if is_flag else near_miss(name, known)
             raise TypeError(f"{owner}() got an unexpected keyword argument {name!r}{hint}")
         defaults = {"rule": rule, **known, **hyper, **(extra or {})}
         find_rule(rule).check(owner, defaults)
@@ -152,12 +151,13 @@ class Optimizer(torch.optim.Optimizer):
         batches = self._collector.batches_of(type(self).__name__, groups, state, targets)
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             check_capture(batches, groups)
-        # Released gradients were stepped before: they and the rest are one step to count.
-        taken: bool | Tensor = self.__dict__.pop("_taken_in_backward", True)
+        taken: bool | Tensor = True
         if batches:
-            check = partial(check_gradients, batches)
-            finite = check() if targets is None else targets.agree(groups, state, check)
-            taken = both(taken, self._take(batches, finite))
+            watched = any(group["nonfinite"] != "ignore" for group in groups)
+            check = partial(check_gradients, batches) if watched else lambda: True
+            taken = self._take(batches, check() if targets is None else targets.agree(groups, state, check))
+        if "_taken_in_backward" in self.__dict__:  # they and the rest are one step to count
+            taken = both(self.__dict__.pop("_taken_in_backward"), taken)
         if taken is not True:
             count_skipped(groups, taken)
         return loss
@@ -167,7 +167,7 @@ class Optimizer(torch.optim.Optimizer):
         return take_step(batches, finite, self.param_groups, self.state, self._user_functions)
 
     def watch(self, targets: Targets) -> None:
-        """Step what parameters stand for whose rule moves that; the parameters are in the groups."""
+        """Step what parameters in the groups stand for whose rule moves that."""
         targets.bind(self.param_groups, self.state)
         self.targets = targets
 
