@@ -221,7 +221,7 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
     def _construct(self, params: ParamsT, options: dict[str, Any]) -> None:
         known, who = self.rule.defaults(), type(self).__name__
         extra = {name: options.pop(name) for name in list(options) if name not in known}
-        for name in (RESERVED - {"scaled_orthogonalize_fn"}).intersection(extra):
+        for name in RESERVED.intersection(extra):
             raise TypeError(f"{who}() got the option {name!r}, a name that param groups have a use for")
         _check_function(who, extra["scaled_orthogonalize_fn"])
         overridden = type(self).orthogonalize is not OrthogonalizedOptimizer.orthogonalize
@@ -351,7 +351,7 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
 
 
 # Attributes of one object, which its copies make anew.
-_OF_THE_OBJECT = frozenset({"_collects", "_taken_in_backward", "_step_supports_amp_scaling", "_opt_called"})
+_OF_THE_OBJECT = frozenset({"_collector", "_taken_in_backward", "_step_supports_amp_scaling", "_opt_called"})
 
 
 def _check_function(owner: str, function: Any) -> None:
