@@ -230,7 +230,7 @@ def _numbers_of(config: UpdateConfig, block: MatrixBlock) -> Mapping[str, Any]:
             # On the CPU, a float is faster than a tensor and gives the same bits.
             known = value.device.type == "cpu" and not config.counts_on_device
             scalars = {**scalars, name: float(value) if known else value}
-    return {name: value for name, value in scalars.items() if name in config.rule.takes}
+    return {name: value for name, value in scalars.items() if name in config.rule.takes} if scalars else {}
 
 
 def _alike(rows: Sequence[Row]) -> bool:
