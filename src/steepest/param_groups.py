@@ -50,10 +50,12 @@ def checked(
     full["params"] = params = [params] if isinstance(params, Tensor) else list(params)
     named = [each if isinstance(each, tuple) else (None, each) for each in params]
     _check_params(named, index, full)
-    _check_overlaps([*((None, param) for other in others for param in other["params"]), *named])
+    names = [name for name, _ in named if name is not None]
+    new = {**full, "params": [param for _, param in named], **({"param_names": names} if names else {})}
+    _check_overlaps([*others, new])
     own_views = group.get("views")
     if isinstance(own_views, Mapping) and own_views is not defaults.get("views"):
-        check_views(own_views, [{**full, "param_names": [name for name, _ in named if name is not None]}])
+        check_views(own_views, [new])
     return full
 
 
@@ -91,31 +93,39 @@ def _check_params(named: list[Any], group_index: int, group: Group) -> None:
         if param.layout is not torch.strided:
             raise ValueError(f"{who} has layout {param.layout}: only strided parameters are optimized")
         refuse_shards(who, param)
-        repeats = (stride == 0 and size > 1 for stride, size in zip(param.stride(), param.shape, strict=True))
-        if param.numel() > 0 and any(repeats):
+        sizes = () if param.is_contiguous() else zip(param.stride(), param.shape, strict=True)
+        if any(stride == 0 and size > 1 for stride, size in sizes):
             raise ValueError(f"{who} is expanded: several of its elements are one number in memory")
         if param.is_conj():
             raise ValueError(f"{who} is a conjugate view, not to be stepped in place: resolve_conj() it")
         find_rule(group["rule"]).check_param(who, name, param, group)
 
 
-def _check_overlaps(named: list[Any]) -> None:
+def _check_overlaps(groups: Sequence[Group]) -> None:
     """Refuse parameters that share memory: a step over both at once would lose the update of one."""
-    spans: dict[int, list[tuple[int, int, str]]] = {}
-    for name, param in {id(param): (name, param) for name, param in named}.values():
-        if type(param) not in PLAIN or param.is_meta or param.numel() == 0:
-            continue
-        # Only a tensor without gaps covers all that lies between its ends.
-        last = sum((size - 1) * stride for size, stride in zip(param.shape, param.stride(), strict=True))
-        if last + 1 != param.numel():
-            continue
-        first, who = param.data_ptr(), repr(name) if name is not None else f"of shape {tuple(param.shape)}"
-        spans.setdefault(param.get_device(), []).append((first, first + param.nbytes, who))
+    spans: dict[int, list[tuple[int, int, int, Tensor]]] = {}
+    for index, group in enumerate(groups):
+        for param in group["params"]:
+            if type(param) not in PLAIN or param.is_meta or param.numel() == 0:
+                continue
+            if not param.is_contiguous():
+                # Only a tensor without gaps covers all that lies between its ends.
+                ends = zip(param.shape, param.stride(), strict=True)
+                if sum((size - 1) * stride for size, stride in ends) + 1 != param.numel():
+                    continue
+            first = param.data_ptr()
+            spans.setdefault(param.get_device(), []).append((first, first + param.nbytes, index, param))
     for together in spans.values():
         together.sort(key=itemgetter(0))
-        for (_, end, one), (first, _, other) in pairwise(together):
-            if first < end:
-                raise ValueError(f"parameters {one} and {other} share memory: give the optimizer one of them")
+        for (_, end, one, param), (first, _, other, next_param) in pairwise(together):
+            if first < end and param is not next_param:
+                names = " and ".join(_name(groups[at], p) for at, p in ((one, param), (other, next_param)))
+                raise ValueError(f"parameters {names} share memory: give the optimizer one of them")
+
+
+def _name(group: Group, param: Tensor) -> str:
+    index = next(index for index, each in enumerate(group["params"]) if each is param)
+    return repr(group["param_names"][index]) if "param_names" in group else f"of shape {tuple(param.shape)}"
 
 
 def count_skipped(groups: Iterable[dict[str, Any]], taken: bool | Tensor) -> None:
