@@ -201,7 +201,7 @@ class CommonOptions(TypedDict, total=False):
       host sync on an accelerator), ``"raise"`` raises ``FloatingPointError`` with the parameter's name
       (this waits for the device).
     - ``maximize``: ascend instead of descend.
-    - ``compile``: True or False; None compiles where it pays: for 2²² elements or more, if there is a
+    - ``compile``: True and False force it; None compiles where it pays: 2²² elements or more, if there is a
       compiler. Compiled code depends on the rule, its options and the dtypes, not on the model: the first
       step of a rule takes four to six seconds on a new machine, two with torch's cache. Matrix rules
       compile the elementwise passes around their products.

@@ -135,8 +135,8 @@ class Optimizer(torch.optim.Optimizer):
         """Take one step with all parameters that have a gradient, or none if this raises.
 
         Args:
-            closure: reevaluates the model and its gradients, and returns the loss, which ``step()`` returns
-                too; called once, with gradients enabled, before anything else.
+            closure: evaluates the model and its gradients again, and returns the loss, as ``step()`` then
+                does; called once, with gradients enabled, before anything else.
 
         Raises:
             FloatingPointError: a gradient that is not finite, with ``nonfinite="raise"``.
@@ -163,7 +163,7 @@ class Optimizer(torch.optim.Optimizer):
         return loss
 
     def _take(self, batches: list[ParamBatch], finite: bool | Tensor) -> bool | Tensor:
-        """Step these parameters if their gradients are finite, and return whether; see :func:`take_step`."""
+        """Step these parameters if their gradients are finite, and return whether: see :func:`take_step`."""
         return take_step(batches, finite, self.param_groups, self.state, self._user_functions)
 
     def watch(self, targets: Targets) -> None:
@@ -201,7 +201,7 @@ class Optimizer(torch.optim.Optimizer):
         return sum(value.numel() * value.element_size() for value in entries if isinstance(value, Tensor))
 
     def explain(self) -> Explanation:
-        """Explain each tensor's rule and options, and the reasons, as data; ``str()`` of it is a table.
+        """Explain each tensor's rule and options, and why, as data; ``str()`` of it is a table.
 
         The reasons are those of :func:`steepest.build`; for other tensors they are "set by hand". State
         dicts do not contain them.

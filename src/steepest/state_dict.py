@@ -125,7 +125,7 @@ def _foreign_group(
     if source is not None and source.rules:
         if rule.name not in source.rules.split():
             raise ValueError(
-                f"{whose}, whose state does not mean what that of {rule.name!r} does; it can go on with "
+                f"{whose}, whose state {rule.name!r} cannot use; it can be loaded for "
                 f"{' or '.join(map(repr, sorted(source.rules.split())))}"
             )
         try:

@@ -376,7 +376,7 @@ REFUSED: dict[str, tuple[Any, Any, str]] = {
     "an average where a sum is kept": (
         lambda: saved_by(averaging(momentum=0.9)),
         steepest.SGD,
-        "does not mean what that of 'sgd' does; it can go on with .*'muon' or",
+        "whose state 'sgd' cannot use; it can be loaded for .*'muon' or",
     ),
     "a sum or an average": (
         lambda: saved_by(averaging(momentum=0.9, nesterov=True, ns_steps=5)),
@@ -386,12 +386,12 @@ REFUSED: dict[str, tuple[Any, Any, str]] = {
     "no second moment": (
         lambda: saved_by(averaging(momentum=0.9)),
         steepest.NorMuon,
-        "does not mean what that of 'normuon' does",
+        "whose state 'normuon' cannot use",
     ),
     "torch.optim.Muon's for another rule": (
         lambda: saved_by(torch.optim.Muon),
         steepest.Scion,
-        r"\(torch.optim.Muon, by its keys\), whose state does not mean what that of 'scion' does",
+        r"\(torch.optim.Muon, by its keys\), whose state 'scion' cannot use",
     ),
     "Nesterov's Signum": (
         lambda: saved_by(signum_of_theirs(nesterov=True)),

@@ -27,7 +27,7 @@ class Explanation:
     Attributes:
         rows: every tensor, in the order of the param groups.
         totals: per rule.
-        notes: facts that are no mistakes: tied, frozen and left-out tensors.
+        notes: facts that are not mistakes: tied, frozen and left-out tensors.
         warnings: likely mistakes.
     """
 

@@ -80,7 +80,7 @@ def _ambiguity(row: Row, main: str, told: set[str]) -> str | None:
 
 
 def _looks_fused(name: str, shape: tuple[int, ...], *, stored_transposed: bool) -> str | None:
-    """Return the warning for a matrix that may be several, with the view to set; None if it looks whole."""
+    """Return the warning for a matrix that may be several, with the view to set; None if it seems whole."""
     out, into = shape[::-1] if stored_transposed else shape
     called = _QKV.search(name) is not None
     what, blocks = "query, key and value", "..."

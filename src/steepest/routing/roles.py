@@ -89,7 +89,6 @@ def find_roles(model: nn.Module, tensors: list[Routed]) -> list[Role]:
 
 
 def _role(tensor: Routed, outputs: Mapping[int, str]) -> Role:
-    """Return the role of one tensor, given the output layers and the reason for each."""
     param, owner = tensor.param, tensor.owners[0]
     layer = _called(owner.module)
     if param.is_complex():

@@ -75,7 +75,6 @@ def find_tensors(model: nn.Module) -> list[Routed]:
 
 
 def _owner(modules: Mapping[str, nn.Module], path: str, module: nn.Module, local: str) -> Owner:
-    """Return the owner of the parameter ``local`` that is registered in the module at ``path``."""
     name = f"{path}.{local}" if path else local
     parts = path.split(".")
     if "parametrizations" in parts[:-1]:

@@ -41,7 +41,6 @@ class AdEMAMixRule(Rule):
         return dict.fromkeys(("exp_avg", "exp_avg_slow", "exp_avg_sq"), StateSpec())
 
     def scalars(self, step: Scalar, **hyper: Any) -> dict[str, Scalar]:
-        """Return the bias corrections, and the scheduled β₃ and α."""
         beta1, beta2, beta3 = hyper["betas"]
         alpha, warmup = hyper["alpha"], hyper["t_alpha_beta3"]
         progress: Scalar = 1.0 if warmup is None else _at_most(step / warmup, 1.0)

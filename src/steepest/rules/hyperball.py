@@ -63,7 +63,6 @@ class HyperballRule(MuonRule):
         return super().transform(u, orthogonalize=orthogonalize, param=param, **options)
 
     def finish(self, polar: Tensor, u: Tensor, **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """Scale the direction to length R."""
         param, held = options["param"], options["norm"].to(u.dtype)
         radius = torch.where(held > 0, held, torch.linalg.matrix_norm(param, keepdim=True))
         return radius * _normalized(polar), {"norm": radius}
@@ -89,7 +88,7 @@ class Hyperball(Muon, rule=HyperballRule(), defaults={"weight_decay": 0.0}):
     with O Muon's polar factor; η is close to the angle that a step turns the weights by. It replaces
     weight decay, which therefore must be 0.
 
-    State: Muon's ``momentum_buffer`` (4 bytes per float32 parameter), and ``norm``, one number a matrix.
+    State: Muon's ``momentum_buffer`` (4 bytes per float32 parameter), and ``norm``, one number per matrix.
 
     Args:
         params: matrices: tensors, ``(name, tensor)`` pairs, or group dicts.

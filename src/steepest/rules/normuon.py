@@ -24,7 +24,6 @@ class NorMuonRule(MuonRule):
     hyper = {**MuonRule.hyper, "beta2": fraction(), "eps": positive()}
 
     def matrix_specs(self, shape: tuple[int, ...], dtype: torch.dtype, group: Group) -> dict[str, StateSpec]:
-        """Return one second moment per row."""
         wide = torch.promote_types(torch.float32, dtype)
         return {"second_momentum": StateSpec("matrix", wide, (*shape[:-1], 1))}
 

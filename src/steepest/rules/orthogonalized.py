@@ -179,7 +179,7 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
     >>> bool((weight.diagonal() < -0.5).all())
     True
 
-    A fused QKV projection, its parts orthogonalized apart:
+    A fused QKV projection, whose parts are orthogonalized separately:
 
     >>> class SplitQKV(OrthogonalizedOptimizer):
     ...     def orthogonalize(self, p, grad, **options):

@@ -32,7 +32,6 @@ class SGDRule(Rule):
     counts_steps = True
 
     def check(self, owner: str, group: Group) -> None:
-        """Refuse Nesterov's form without momentum or with dampening."""
         super().check(owner, group)
         if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
             raise ValueError(

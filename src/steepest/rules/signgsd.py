@@ -22,7 +22,6 @@ class SignGSDRule(Rule):
     weight_decay_method = "sign"
 
     def check(self, owner: str, group: Group) -> None:
-        """Refuse overshooting without sign decay, where it has no meaning."""
         super().check(owner, group)
         if group["decay_overshoot"] and group["weight_decay_method"] != "sign":
             raise ValueError(

@@ -37,7 +37,6 @@ class TernaryFlipRule(Rule):
     }
 
     def check(self, owner: str, group: Group) -> None:
-        """Refuse an annealed schedule without ``total_steps``, and an unreachable threshold."""
         super().check(owner, group)
         if group["schedule"] == "annealed" and group["total_steps"] is None:
             raise ValueError(
@@ -52,7 +51,6 @@ class TernaryFlipRule(Rule):
             )
 
     def check_param(self, who: str, name: str | None, param: Tensor, group: Group) -> None:
-        """Refuse parameters that are not votes of ternary layers."""
         super().check_param(who, name, param, group)
         if param.numel() != 1:
             raise ValueError(
@@ -68,7 +66,6 @@ class TernaryFlipRule(Rule):
         return {"step": StateSpec("tensor", torch.float32)}
 
     def target_specs(self, target: Any, group: Group) -> dict[str, StateSpec]:
-        """Return the accumulator, an integer for every weight."""
         return {"accumulator": StateSpec("matrix", group["accumulator"], tuple(target.shape))}
 
     def update(self, grad: Tensor, param: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:  # type: ignore[override]
