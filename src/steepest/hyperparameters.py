@@ -182,7 +182,7 @@ class CommonOptions(TypedDict, total=False):
         depend on the learning rate, but follows its schedule (Loshchilov and Hutter, 2019)
       - ``"untied"``: p ← p − λ·p wherever η > 0, whatever the schedule. Emerging-Optimizers'
         WeightDecayMixin calls this "independent", and so does OrthogonalizedOptimizer; its subclasses
-        here (Muon and kin) use the names of this list
+        here (Muon and its variants) use the names of this list
       - ``"l2"``: g ← g + λ·p, in a copy, never in ``p.grad``; numbers that a rule measures over whole
         tensors (SGDSaI's scale, SimbaLeaky's rms) are those of the gradient alone
       - ``"palm"``: p ← p − λ·η²·p

@@ -135,7 +135,7 @@ def _foreign_group(
     for name, value in rule.conventions.items():
         if name not in theirs:
             raise ValueError(
-                f"{whose} and does not say its {name}, which is {value!r} here: an average, where "
+                f"{whose} and does not record its {name}, which is {value!r} here: an average, where "
                 "torch.optim.SGD's is a sum, in which a gradient weighs 1/(1 − momentum) times as much"
             )
     if strange := sorted(set(theirs) - ours.keys() - TORCH_KEYS):

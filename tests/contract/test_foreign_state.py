@@ -371,7 +371,7 @@ REFUSED: dict[str, tuple[Any, Any, str]] = {
     "a sum, as torch.optim.SGD's": (
         lambda: saved_by(lambda ps: torch.optim.SGD(ps, momentum=0.9)),
         steepest.Muon,
-        r"another optimizer's \(torch.optim.SGD, by its keys\) and does not say its momentum_convention",
+        r"another optimizer's \(torch.optim.SGD, by its keys\) and does not record its momentum_convention",
     ),
     "an average where a sum is kept": (
         lambda: saved_by(averaging(momentum=0.9)),
@@ -381,7 +381,7 @@ REFUSED: dict[str, tuple[Any, Any, str]] = {
     "a sum or an average": (
         lambda: saved_by(averaging(momentum=0.9, nesterov=True, ns_steps=5)),
         steepest.Muon,
-        "an older Muon of Keller Jordan's, by its keys.* does not say its momentum_convention",
+        "an older Muon of Keller Jordan's, by its keys.* does not record its momentum_convention",
     ),
     "no second moment": (
         lambda: saved_by(averaging(momentum=0.9)),

@@ -46,7 +46,7 @@ def build(
 ) -> Optimizer:
     """Make one optimizer for all parameters of a model, with the right rule for each of them.
 
-    A rule for the matrices of hidden layers (Muon and its kin) gets only those: linear and convolutional
+    A rule for the matrices of hidden layers (Muon and its variants) gets only those: linear and convolutional
     layers, attention, recurrent layers, experts. All other tensors go to ``fallback``: embeddings, output
     layers (tied or not), norms, biases, gains, tables of positions and tokens, LoRA factors, depthwise
     filters, and the direct parameters of unknown modules. A rule for all tensors (element rules, SGD-SaI,

@@ -83,7 +83,7 @@ def scaled_polar(
 
 
 class MuonOptions(MatrixOptions, total=False):
-    """Keyword-only options of Muon and its kin, documented in :class:`Muon`."""
+    """Keyword-only options of Muon and its variants, documented in :class:`Muon`."""
 
     nesterov: bool
     ns_steps: int | None
@@ -132,7 +132,7 @@ class MuonRule(OrthogonalizedRule):
         return "method='svd'" if group["method"] == "svd" else None
 
     def moves_like_adamw(self, group: Mapping[str, Any]) -> bool:
-        """Return whether the scale is the one made for that; kin that rescale the factor return False."""
+        """Return whether the scale is the one made for that; variants that rescale it return False."""
         return bool(group["scale"] == "match_rms_adamw" and group["extra_scale"] == 1)
 
     def update(  # type: ignore[override]
@@ -149,7 +149,7 @@ class MuonRule(OrthogonalizedRule):
         return self.finish(polar, u, **options)
 
     def finish(self, polar: Tensor, u: Tensor, **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return (direction, new entries) from the scaled polar factor; Muon's kin override this."""
+        """Return (direction, new entries) from the scaled polar factor; Muon's variants override it."""
         return polar, {}
 
 

@@ -1,4 +1,4 @@
-"""NorMuon: Muon whose rows are normalized by their second moment."""
+"""NorMuon: Muon with rows that are normalized by their second moment."""
 
 from __future__ import annotations
 

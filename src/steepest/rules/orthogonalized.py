@@ -196,7 +196,7 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
     True
     """
 
-    # Names of weight-decay methods that mean something else here than in CommonOptions; {} in Muon and kin.
+    # Names of weight-decay methods that mean something else here than in CommonOptions; {} in Muon.
     _decay_names: ClassVar[Mapping[str, str]] = {"independent": "untied"}
 
     use_nesterov = _Option()
