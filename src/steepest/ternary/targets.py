@@ -179,7 +179,7 @@ class PackedWeights:
             buffer.clear()
 
     def check_load(self, groups: Sequence[Group], loaded: Mapping[str, Any]) -> dict[str, Any]:
-        """Return a state dict with the current names; raise ``ValueError`` or ``RuntimeError`` if it cannot load."""
+        """Return a state dict with the current names; raise an error if it cannot be loaded."""
         self._check_owner()
         loaded = renewed(groups, loaded, self.layers)
         try:
