@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
+
+from steepest import optimizer, rule
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -23,6 +26,17 @@ def known_processor() -> Iterator[None]:
 
     with config.patch({"cpp.vec_isa_ok": True}):
         yield
+
+
+@pytest.fixture
+def forgotten_rules() -> Iterator[None]:
+    """Rules that the test defines are unknown again after it."""
+    tables: list[dict[str, Any]] = [optimizer.OPTIMIZERS, rule._RULES]
+    before = [dict(table) for table in tables]
+    yield
+    for table, known in zip(tables, before, strict=True):
+        table.clear()
+        table.update(known)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -64,15 +64,16 @@ def _number(value: Any) -> bool:
 
 def plain(value: Any) -> Any:
     """Convert other libraries' numbers and sequences to Python's, which load with ``weights_only=True``."""
-    if isinstance(value, (bool, int, float, str, bytes, dict, list, tuple)):
+    if isinstance(value, (bool, str, bytes)):
         return value
     if isinstance(value, Mapping):
         return dict(value)
-    if isinstance(value, numbers.Integral):
-        return int(value)
+    # Subclasses such as numpy's float64 are converted too.
     if isinstance(value, numbers.Real):
-        return float(value)
-    return tuple(plain(item) for item in value) if isinstance(value, Sequence) else value
+        return int(value) if isinstance(value, numbers.Integral) else float(value)
+    if isinstance(value, Sequence):
+        return [*map(plain, value)] if isinstance(value, list) else tuple(map(plain, value))
+    return value
 
 
 def learning_rate() -> Hyperparameter:

@@ -109,6 +109,13 @@ def _torch_muon_group(theirs: Group) -> dict[str, Any]:
     }
 
 
+def _refused(reason: str) -> Callable[[Group], dict[str, Any]]:
+    def refuse(theirs: Group) -> dict[str, Any]:
+        raise ValueError(reason)
+
+    return refuse
+
+
 def _signum_group(theirs: Group) -> dict[str, Any]:
     """Refuse options that would change the step; the bias correction changes no sign."""
     for option in ("nesterov", "use_shape_scaling"):
@@ -168,6 +175,12 @@ SOURCES: tuple[Source, ...] = (
         "quad procrustes",
         state_here=_quad_torch_state,
     ),
+    Source(
+        "Emerging-Optimizers' Muown",
+        state="momentum_buffer m_g v_g v_norm",
+        rules=_AVERAGED,
+        group_here=_refused("it trains directions and norms apart"),
+    ),
     Source("Emerging-Optimizers", "momentum_beta", "momentum_buffer", _AVERAGED, alone=True),
     Source(
         "Emerging-Optimizers or Keller Jordan's Muon",
@@ -192,17 +205,22 @@ SOURCES: tuple[Source, ...] = (
     Source("torch.optim.SGD", group="momentum dampening nesterov"),
     Source("torch.optim.Adam or AdamW", group="betas eps amsgrad"),
     Source("torch.optim.NAdam", group="betas eps momentum_decay"),
+    Source("torch.optim.Adamax", group="betas eps", state="exp_avg exp_inf"),
+    Source(
+        "torch.optim.RAdam",
+        group="betas eps foreach differentiable",
+        rules="adamw",
+        group_here=_refused("its first steps have no second moment, and all are rescaled"),
+    ),
     Source("torch.optim.Adagrad", group="lr_decay initial_accumulator_value"),
     Source("torch.optim.RMSprop", group="alpha centered momentum"),
     Source("torch.optim.Adadelta", group="rho eps"),
-    Source("torch.optim.Adamax", group="betas eps", state="exp_avg exp_inf"),
     Source("torch.optim.ASGD", group="lambd alpha t0"),
     Source("torch.optim.Rprop", group="etas step_sizes"),
     Source("torch.optim.Adafactor", group="beta2_decay"),
     Source("torch.optim.LBFGS", group="history_size line_search_fn"),
     Source("Emerging-Optimizers' PSGDPro", group="precond_lr min_precond_lr beta_lip"),
     Source("Emerging-Optimizers' AdaptiveMuon", group="lr momentum weight_decay beta2 eps"),
-    Source("Emerging-Optimizers' Muown", state="momentum_buffer m_g v_g v_norm"),
     Source("Emerging-Optimizers' SimplifiedAdEMAMix", group="betas eps num_beta_fast_warmup_steps"),
     Source("SOAP", group="precondition_frequency"),
     Source("Emerging-Optimizers' LaProp", group="betas eps correct_bias"),

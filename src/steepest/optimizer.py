@@ -112,8 +112,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group; see the constructor for what it may hold and which errors it raises."""
-        own: dict[str, Any] = {}
-        # torch raises the errors for sets and for anything but a dict.
+        own: dict[str, Any] = {}  # torch raises the errors for sets and for anything but a dict
         if isinstance(param_group, dict) and not isinstance(param_group.get("params", set()), set):
             own = checked(type(self).__name__, param_group, self.param_groups, self.defaults)
             param_group.update(own)

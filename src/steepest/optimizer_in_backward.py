@@ -130,7 +130,7 @@ class ReleasedGradients:
         self._clip_value, self._clip_norm = clip_value, clip_norm
         self._accumulating = False
         self._hooks: dict[int, tuple[Tensor, RemovableHandle]] = {}
-        # Group, index in it, and ordinal among all parameters at the start of the step.
+        # Group, index in it, and ordinal among all parameters when last looked up.
         self._places: dict[int, tuple[int, int, int]] = {}
         self._stepped: set[int] = set()
         # Threads, one per device, run the hooks: use only atomic operations on these lists.
@@ -194,6 +194,7 @@ class ReleasedGradients:
     @torch._disable_dynamo  # type: ignore[attr-defined]
     @torch.no_grad()
     def _on_gradient(self, param: Tensor) -> None:
+        _refuse_several_processes()
         self._refuse_second(param)
         if not self._accumulating:
             self._step(param)
@@ -202,6 +203,8 @@ class ReleasedGradients:
         """Step one parameter whose gradient is complete."""
         if not self._stepped:
             self._begin_step()
+        if not self._is_at_its_place(param):
+            self._find_places()
         place = self._places.get(id(param))
         if place is None:
             return  # removed from the optimizer, which must leave its gradient alone
@@ -218,24 +221,26 @@ class ReleasedGradients:
         param.grad = None
 
     def _begin_step(self) -> None:
-        """Check, before anything moves, that backward can step, and find the parameters' places."""
+        """Check, before anything moves, that backward can step."""
         groups = self._optimizer.param_groups
         _refuse_capture()
-        distributed = torch.distributed
-        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
-            raise RuntimeError(
-                f"gradients are released in one of {distributed.get_world_size()} processes: each would step "
-                "with its own before they are averaged. Use an ordinary step"
-            )
         self._optimizer._collector.check(type(self._optimizer).__name__, groups)
         if why := _unsupported(groups):
             raise RuntimeError(why)
+
+    def _find_places(self) -> None:
         ordinals = count()
         places: dict[int, tuple[int, int, int]] = {}
-        for group_index, group in enumerate(groups):
+        for group_index, group in enumerate(self._optimizer.param_groups):
             for index, param in enumerate(group["params"]):
                 places.setdefault(id(param), (group_index, index, next(ordinals)))
         self._places = places
+
+    def _is_at_its_place(self, param: Tensor) -> bool:
+        group_index, index, _ = self._places.get(id(param), (-1, -1, -1))
+        groups = self._optimizer.param_groups
+        at = groups[group_index]["params"] if 0 <= group_index < len(groups) else []
+        return 0 <= index < len(at) and at[index] is param
 
     def _clipped(self, grad: Tensor, limit: float) -> Tensor:
         # Apple's GPUs have no float64.
@@ -302,8 +307,8 @@ class ReleasedGradients:
             self._squares.clear()
             last = torch.as_tensor(self._last_norm(), dtype=norm.dtype, device=norm.device)
             kept = torch.where(norm.isfinite(), norm, last)
-            for group in self._optimizer.param_groups:
-                group["last_grad_norm"] = float(kept) if kept.device.type == "cpu" else kept
+            for group in self._optimizer.param_groups if not kept.is_cpu or kept.isfinite() else []:
+                group["last_grad_norm"] = float(kept) if kept.is_cpu else kept
         self._attach()
 
     def _params(self) -> dict[int, Any]:
@@ -367,6 +372,15 @@ def _refuse_capture() -> None:
         )
 
 
+def _refuse_several_processes() -> None:
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        raise RuntimeError(
+            f"gradients are released in one of {distributed.get_world_size()} processes: each would step "
+            "with its own before they are averaged. Use an ordinary step"
+        )
+
+
 def _check_params(model: nn.Module, optimizer: Optimizer) -> None:
     own = {id(param) for param in model.parameters()}
     released = {key for other in _live for key in other._hooks}
@@ -380,3 +394,5 @@ def _check_params(model: nn.Module, optimizer: Optimizer) -> None:
             if id(param) in released:
                 who = describe(group, group_index, index)
                 raise ValueError(f"{who} is released already; remove() that first")
+    if any(other._optimizer is optimizer for other in _live):
+        raise ValueError("the optimizer's gradients are released already; remove() that first")

@@ -37,7 +37,7 @@ def filled(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, A
 
 
 def checked(
-    owner: str, group: Mapping[str, Any], others: Sequence[Group], defaults: Mapping[str, Any]
+    owner: str, group: dict[str, Any], others: Sequence[Group], defaults: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the user's new group with every option filled in, or raise ``ValueError``."""
     full, index = filled(group, defaults), len(others)
@@ -46,8 +46,10 @@ def checked(
     full |= {name: plain(full[name]) for name in rule.defaults()}
     full.setdefault("base_lr", float(full["lr"]))
     params = full["params"]
-    # A generator can be read only once.
-    full["params"] = params = [params] if isinstance(params, Tensor) else list(params)
+    # A generator can be read only once, and after an error the caller may try again with the same dict.
+    if not isinstance(params, (Tensor, list)):
+        group["params"] = params = list(params)
+    full["params"] = params = [params] if isinstance(params, Tensor) else params
     named = [each if isinstance(each, tuple) else (None, each) for each in params]
     _check_params(named, index, full)
     names = [name for name, _ in named if name is not None]

@@ -226,6 +226,18 @@ class Rule(ABC):
         """Return what makes the host wait for the device, which no CUDA graph can capture; or None."""
         return None
 
+    def compute_dtype(self, group: Group) -> torch.dtype | None:
+        """Return the dtype of the algebra if an option sets it; float64 is then not rounded on the way."""
+        return None
+
+    def working_bytes(self, dtype: torch.dtype, group: Group) -> int:
+        """Return the bytes per element of a matrix and its entries in use at once in ``transform``."""
+        return self.working_copies * dtype.itemsize
+
+    def counts_matrices(self, group: Group) -> bool:
+        """Return whether the leading dimensions of a parameter count matrices."""
+        return bool("view" in self.hyper and group["view"] == "batch")
+
     def decays_itself(self, group: Group) -> bool:
         """Return whether ``update`` applies the weight decay, so that the engine must not."""
         return False
@@ -359,9 +371,10 @@ class Targets(Protocol):
 
 
 def _wanted(cls: type[Rule], function: Callable[..., Any]) -> frozenset[str]:
-    names = inspect.getfullargspec(function)
-    options = cls.hyper.keys() - {"lr", "weight_decay"} if names.varkw else set()
-    return frozenset({*names.args, *names.kwonlyargs, *options} - {"self"})
+    wanted = inspect.signature(function).parameters
+    rest = {name for name, each in wanted.items() if each.kind is each.VAR_KEYWORD}
+    options = cls.hyper.keys() - {"lr", "weight_decay"} if rest else set()
+    return frozenset({*wanted, *options} - {"self", "args", *rest})
 
 
 _RULES: dict[str, Rule] = {}

@@ -62,6 +62,7 @@ def _loadable(
     others = dict(loaded["state"])
     translated: list[dict[str, Any]] = []
     found: list[Saved] = []
+    options = {name for group in groups for name in find_rule(group["rule"]).hyper}
     try:
         for index, (ours, theirs) in enumerate(zip(groups, loaded["param_groups"], strict=True)):
             states = [_entries(others.pop(key)) if key in others else None for key in theirs["params"]]
@@ -70,7 +71,8 @@ def _loadable(
                 group, source = _foreign_group(index, ours, theirs, [state for state in states if state])
             else:
                 _check_own(index, ours, theirs)
-                group = dict(theirs)
+                # Groups used to hold the options of the optimizer's other rules too.
+                group = {name: value for name, value in theirs.items() if name in ours or name not in options}
             group["state_device"] = ours["state_device"]
             translated.append(group)
             merged = {**ours, **group}
@@ -83,6 +85,7 @@ def _loadable(
                             state = source.state_here(state, param, merged)
                         except ValueError as error:
                             raise ValueError(f"the state of {who} is {source.name}'s: {error}") from None
+                        who += f" ({source.name}'s, by its group's keys)"
                     label = ours["param_names"][at] if "param_names" in ours else None
                     target = None if targets is None else targets.find(param)
                     expected = blank_state(real_view(param), merged, label, target)
@@ -114,9 +117,9 @@ def _check_own(index: int, ours: Group, theirs: Group) -> None:
 def _foreign_group(
     index: int, ours: Group, theirs: Group, states: Sequence[Mapping[str, Any]]
 ) -> tuple[dict[str, Any], Source | None]:
-    """Return another optimizer's group in this library's format, and the source that translates its state.
+    """Return another optimizer's group in this library's format, and its source if that is known.
 
-    Without a source, the group must have the same hyper-parameters under the same names.
+    Without a translation, the group must have the same hyper-parameters under the same names.
     """
     whose = f"group {index} of the state dict is another optimizer's"
     source, rule = recognize(theirs, states, ours), find_rule(ours["rule"])
@@ -143,7 +146,7 @@ def _foreign_group(
     coupled = theirs.get("decoupled_weight_decay") is False and theirs.get("weight_decay", 0) != 0
     if coupled and ours["weight_decay_method"] != "l2":
         raise ValueError(f"{whose} and decays by L2: make this one with weight_decay_method='l2' to load it")
-    return dict(theirs), None
+    return dict(theirs), source
 
 
 def _check_state(

@@ -537,3 +537,9 @@ def test_independent_decay_is_relative_to_the_loaded_groups_own_learning_rate():
     weight.grad = torch.zeros(3)
     optimizer.step()
     torch.testing.assert_close(weight.detach(), torch.full((3,), 0.9))
+
+
+def test_radam_s_state_is_refused_though_its_names_are_adamw_s():
+    _, theirs = stepped(lambda params: torch.optim.RAdam(params))
+    _, ours = stepped(lambda params: steepest.AdamW(params))
+    refused(ours, theirs.state_dict(), "torch.optim.RAdam")

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch.nn import Parameter
 
+import steepest
+
 from .cases import CASES, RULES, Case, by_id, deterministic, reach, related, spread
 from .training import identical, set_gradients, snapshot, steps, train, values
 
@@ -175,3 +177,15 @@ def test_a_group_without_parameters_is_tolerated(case: Case):
     again = case.make([{"params": []}, {"params": params}])
     again.load_state_dict(optimizer.state_dict())
     assert identical(again.state_dict(), optimizer.state_dict())
+
+
+def test_a_generator_of_parameters_survives_a_refusal():
+    """Otherwise the second try with the same dict would add a group without parameters."""
+    optimizer = steepest.Muon([Parameter(torch.ones(2, 2))])
+    vector = Parameter(torch.ones(3))
+    group: dict[str, object] = {"params": (param for param in [vector])}
+    with pytest.raises(ValueError, match="takes matrices"):
+        optimizer.add_param_group(group)
+    group["rule"] = "adamw"
+    optimizer.add_param_group(group)
+    assert optimizer.param_groups[1]["params"] == [vector]

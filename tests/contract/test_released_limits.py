@@ -305,3 +305,50 @@ def test_a_step_is_skipped_once_whichever_gradient_is_not_finite(bad: int):
         ).backward()
         optimizer.step()
     assert optimizer.skipped_steps == 1
+
+
+def test_an_optimizer_of_frozen_parameters_is_not_released_twice():
+    """Or the parameters would be stepped twice once they are unfrozen."""
+    params = make_params()
+    for param in params:
+        param.requires_grad_(False)
+    optimizer = Case("adamw").make(params)
+    with (
+        steepest.release_gradients(holder(params), optimizer),
+        pytest.raises(ValueError, match="released already"),
+    ):
+        steepest.release_gradients(holder(params), optimizer)
+
+
+def test_a_parameter_that_is_added_between_backward_and_step_is_clipped_too():
+    params, late = make_params(), nn.Parameter(torch.zeros(3))
+    optimizer = steepest.SGD(params, lr=1.0)
+    with steepest.release_gradients(holder([*params, late]), optimizer, clip_value=0.1):
+        backward(params, 0)
+        optimizer.add_param_group({"params": [late]})
+        late.grad = torch.full((3,), 98.0)
+        optimizer.step()
+    torch.testing.assert_close(late.detach(), torch.full((3,), -0.1))
+
+
+def test_groups_that_are_reordered_during_backward_step_each_parameter_once():
+    first, second = (nn.Parameter(torch.ones(2)) for _ in range(2))
+    optimizer = steepest.SGD([{"params": [first]}, {"params": [second]}], lr=1.0)
+    with steepest.release_gradients(holder([first, second]), optimizer):
+        (2 * first).sum().backward()
+        optimizer.param_groups.reverse()
+        (3 * second).sum().backward()
+        optimizer.step()
+    assert first.tolist() == [-1, -1]
+    assert second.tolist() == [-2, -2]
+
+
+def test_no_norm_is_kept_where_none_was_finite():
+    params = make_params()
+    optimizer = Case("sgd").make(params, nonfinite="skip")
+    with steepest.release_gradients(holder(params), optimizer, clip_norm=1.0) as released:
+        for param in params:
+            param.grad = torch.full_like(param, math.nan)
+        optimizer.step()
+        assert released.grad_norm is None
+    assert "last_grad_norm" not in optimizer.param_groups[0]

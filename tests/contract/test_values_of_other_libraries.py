@@ -19,11 +19,15 @@ def weight(*shape):
     return torch.nn.Parameter(torch.ones(shape or (3,)))
 
 
-def test_numpys_numbers_and_list_likes_become_pythons():
-    optimizer = steepest.Lion([weight()], lr=np.float32(0.5), betas=collections.UserList([0.5, 0.25]))
+@pytest.mark.parametrize("number", [np.float32, np.float64])
+@pytest.mark.parametrize("sequence", [list, tuple, collections.UserList])
+def test_numpys_numbers_and_list_likes_become_pythons(number, sequence):
+    """numpy's float64 is a subclass of float, and yet a checkpoint with one does not load without trust."""
+    optimizer = steepest.Lion([weight()], lr=number(0.5), betas=sequence([number(0.5), number(0.25)]))
     (group,) = optimizer.param_groups
     assert (type(group["lr"]), group["lr"]) == (float, 0.5)
-    assert group["betas"] == (0.5, 0.25)
+    assert tuple(group["betas"]) == (0.5, 0.25)
+    assert [type(beta) for beta in group["betas"]] == [float, float]
     simba = steepest.Simba([{"params": [weight()], "window_size": np.int64(10)}])
     assert type(simba.param_groups[0]["window_size"]) is int
     file = io.BytesIO()

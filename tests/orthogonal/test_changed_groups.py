@@ -257,3 +257,36 @@ def test_state_dict_without_a_convention_is_refused():
     theirs.step()
     with pytest.raises(ValueError, match="does not record its momentum_convention, which is 'ema' here"):
         trained("muon").load_state_dict(theirs.state_dict())
+
+
+def test_a_function_in_a_group_is_refused_instead_of_ignored():
+    param = matrix(3, 2)
+    with pytest.raises(ValueError, match="scaled_orthogonalize_fn is not an option of groups"):
+        steepest.OrthogonalizedOptimizer([{"params": [param], "scaled_orthogonalize_fn": torch.sign}])
+
+
+class PeakRule(steepest.rules.orthogonalized.OrthogonalizedRule):
+    """Also keeps the largest mean square of a gradient so far."""
+
+    name = "peak"
+
+    def state_specs(self, group):
+        return {**super().state_specs(group), "peak": steepest.rule.StateSpec("tensor")}
+
+    def measure(self, moments, state, group):
+        count, _, square = moments()
+        return {}, {"peak": max(float(state["peak"]), float(square) / count)}
+
+
+@pytest.mark.usefixtures("forgotten_rules")
+def test_a_measured_number_is_kept_where_a_subclass_orthogonalizes():
+    class Peak(steepest.OrthogonalizedOptimizer, rule=PeakRule()):
+        def orthogonalize(self, p, grad, **kwargs):
+            return grad
+
+    param = matrix(3, 2)
+    optimizer = Peak([param])
+    for value in (1.0, 3.0, 2.0):
+        param.grad = torch.full((3, 2), value)
+        optimizer.step()
+    assert float(optimizer.state[param]["peak"]) == 9

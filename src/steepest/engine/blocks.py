@@ -45,7 +45,7 @@ def cut_blocks(config: UpdateConfig, tensor: Tensor, view: Any) -> list[tuple[st
     """List (suffix, block) for each matrix of a tensor that has the parameter's shape."""
     if view is None:
         return [("", tensor)]
-    blocks = cut(tensor, view, config.group.get("view") == "batch")
+    blocks = cut(tensor, view, config.rule.counts_matrices(config.group))
     if not view[1]:  # a whole one, transposed
         return [("", blocks[0])]
     return [(f".{number}", block) for number, block in enumerate(blocks)]

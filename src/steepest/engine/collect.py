@@ -106,7 +106,7 @@ class _CheckedGroup:
         self.read = itemgetter("rule", "base_lr", *names)
         # Copies, so that changes in place show up.
         self.values: tuple[Any, ...] | None = None
-        self.views = copy.copy((group.get("view"), group.get("views")))
+        self.views = (rule.counts_matrices(group), copy.copy(group.get("views")))
         self.params: list[Tensor] = []
         self.configs: dict[Any, UpdateConfig] = {}
 

@@ -62,7 +62,7 @@ class Row:
     """Tensors of one shape that an element pass reads and writes together.
 
     Attributes:
-        columns: as :func:`~steepest.engine.update.pass_over` takes them.
+        columns: as :func:`~steepest.engine.update.element_pass` takes them.
         scalars: the numbers that are this row's own.
         key: of its noise.
         extent: of its elements; None is a whole tensor's.

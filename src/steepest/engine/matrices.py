@@ -21,6 +21,7 @@ from steepest.engine.collect import ParamBatch, ParamUpdate
 from steepest.engine.compiled import run_compiled
 from steepest.engine.layout import Extent, Row
 from steepest.engine.multi_tensor import SMALL
+from steepest.engine.reductions import write_measured
 from steepest.engine.step_count import add_step, noise_key
 from steepest.engine.update import Pass, PieceNoise, UpdateConfig, descended, narrowed, store
 
@@ -97,6 +98,7 @@ def _step_one(run: _Run, member: ParamUpdate, functions: UserFunctions) -> None:
     del before
     for each in done:
         run.finish(*each)
+    write_measured([member])
     add_step(ParamBatch(config, [member]), finite)
 
 
@@ -113,11 +115,8 @@ def _buckets(config: UpdateConfig, blocks: Sequence[MatrixBlock]) -> Iterator[li
     for (shape, _), alike in by_kind.items():
         if math.prod(shape) == 0:
             continue
-        numel = math.prod(shape) + sum(math.prod(spec.shape) for spec in alike[0].kind.specs.values())
-        # The user may ask for a wider dtype in the iteration.
-        widest = max(config.compute.itemsize, (config.group.get("ns_dtype") or config.compute).itemsize)
-        each = widest * config.rule.working_copies + _NOISE_BYTES * config.draws
-        count = max(1, config.group["bucket_bytes"] // (numel * each))
+        each = config.rule.working_bytes(config.compute, config.group) + _NOISE_BYTES * config.draws
+        count = max(1, config.group["bucket_bytes"] // (alike[0].kind.numel * each))
         for first in range(0, len(alike), count):
             yield alike[first : first + count]
 

@@ -14,7 +14,7 @@ from steepest.engine.compiled import prepare, run_compiled
 from steepest.engine.cpu_offload import on_host
 from steepest.engine.layout import Row
 from steepest.engine.matrices import UserFunctions, step_matrices, step_one_by_one
-from steepest.engine.reductions import measure, reads_back
+from steepest.engine.reductions import measure, reads_back, write_measured
 from steepest.engine.state import make_state
 from steepest.engine.step_count import add_step, count_steps, noise_key
 from steepest.rule import Group
@@ -108,9 +108,7 @@ def _run(batch: ParamBatch, finite: Tensor | None, compiled: bool) -> None:
     else:
         _step_elements(batch, finite, compiled)
     if config.measures:
-        for member in batch.members:
-            for name, value in (member.measured or {}).items():
-                member.state[name].fill_(value)
+        write_measured(batch.members)
     # Existing counts go on even if no option needs them any more.
     if config.counted or any(["step" in member.state for member in batch.members]):  # noqa: C419
         add_step(batch, finite)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from steepest.engine.collect import ParamBatch
+from steepest.engine.collect import ParamBatch, ParamUpdate
 from steepest.rule import Group, Moments
 
-__all__ = ["measure", "moments", "reads_back"]
+__all__ = ["measure", "moments", "reads_back", "write_measured"]
 
 # A float64 copy of a piece, half a MiB, fits the L2 cache. Accelerators need fewer launches.
 _PIECE_ON_CPU = 1 << 16
@@ -102,6 +102,13 @@ def measure(
         rule.relate(own, known, group)
         for member, scalars in zip(members, own, strict=True):
             member.scalars = scalars
+
+
+def write_measured(members: Iterable[ParamUpdate]) -> None:
+    """Write the new per-tensor state of members whose step was taken."""
+    for member in members:
+        for name, value in (member.measured or {}).items():
+            member.state[name].fill_(value)
 
 
 def _by_group(batches: list[ParamBatch]) -> Iterator[tuple[Group, list[ParamBatch]]]:

@@ -7,9 +7,11 @@ two: ``before`` writes the state and what ``transform`` is given, ``after`` appl
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from operator import is_
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -42,10 +44,11 @@ Pass = Literal["whole", "before", "after"]
 
 
 class MatrixKind(NamedTuple):
-    """The shape [..., m, n] of a matrix as ``transform`` sees it, and its state entries."""
+    """The shape [..., m, n] of a matrix as ``transform`` sees it, its entries, and the elements of all."""
 
     shape: tuple[int, ...]
     specs: dict[str, StateSpec]
+    numel: int
 
 
 @dataclass(eq=False)
@@ -83,7 +86,7 @@ class UpdateConfig:
         self.measures: bool = rule.measures and rule.needs_measure(group)
         self.maximize: bool = group["maximize"]
         # float64 algebra or state must not be rounded to float32 on the way.
-        wide = torch.float64 in (group["state_dtype"], group.get("dtype"))
+        wide = torch.float64 in (group["state_dtype"], rule.compute_dtype(group))
         self.compute = torch.float64 if wide else torch.promote_types(torch.float32, self.dtype)
         specs = rule.state_specs(group)
         self.specs = specs
@@ -105,7 +108,8 @@ class UpdateConfig:
         if kind is None:
             seen = self.rule.matrix_shape(shape, self.group)
             specs = self.rule.matrix_specs(seen, self.dtype, self.group)
-            kind = self.matrices[shape] = MatrixKind(seen, specs)
+            numel = sum(math.prod(each) for each in (seen, *(spec.shape for spec in specs.values())))
+            kind = self.matrices[shape] = MatrixKind(seen, specs, numel)
         return kind
 
     @cached_property
@@ -220,12 +224,23 @@ def element_pass(
             given["noise"] = lambda stream: stream_uniform(noise.words(), stream).to(wide)
         u, new = rule.update(grad, p, **options, **given)
         written: list[Tensor | None] = [None, None]
+        for name, entry in zip(names, entries, strict=True):
+            value = new.get(name)
+            if torch.compiler.is_compiling() and any(
+                value is given[other] for other in names if other != name
+            ):
+                # Inductor would drop the copy, and read the other entry after it was overwritten.
+                raise NotImplementedError(f"{rule.name!r} keeps one entry of its state as another")
+            if value is not None and value is not entry:
+                # A rule may keep another column, such as the last momentum, which this step overwrites.
+                kept = donate and any(map(partial(is_, value), columns))
+                value = (
+                    value.clone() if kept else value if value.dtype == entry.dtype else value.to(entry.dtype)
+                )
+            written.append(value)
         if which == "whole":
             stepped = descended(p, u, scalars, later, into)
             written[0] = narrowed(config, stepped, param.dtype, noise)
-        for name, entry in zip(names, entries, strict=True):
-            value = new.get(name)
-            written.append(value if value is None or value.dtype == entry.dtype else value.to(entry.dtype))
         if which == "before":
             written += u if isinstance(u, tuple) else (u,)
         return written

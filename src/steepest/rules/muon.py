@@ -128,6 +128,10 @@ class MuonRule(OrthogonalizedRule):
         except ValueError as error:
             raise ValueError(f"{owner}: {error}") from None
 
+    def working_bytes(self, dtype: torch.dtype, group: Mapping[str, Any]) -> int:
+        own: torch.dtype = group["ns_dtype"] or dtype
+        return self.working_copies * max(dtype.itemsize, own.itemsize)
+
     def host_sync(self, group: Mapping[str, Any]) -> str | None:
         return "method='svd'" if group["method"] == "svd" else None
 

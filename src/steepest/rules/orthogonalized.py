@@ -239,6 +239,11 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
         """Add a param group; see :class:`~steepest.Optimizer`."""
         if isinstance(param_group, dict) and param_group.get("rule", self.rule.name) == self.rule.name:
             self._rename_decay(param_group)
+        if isinstance(param_group, dict) and "scaled_orthogonalize_fn" in param_group:
+            raise ValueError(
+                "scaled_orthogonalize_fn is not an option of groups: pass it to the constructor, for "
+                "all groups, or override orthogonalize"
+            )
         super().add_param_group(param_group)
         # torch copies all defaults into a group; a function there would keep a checkpoint from loading.
         self.param_groups[-1].pop("scaled_orthogonalize_fn", None)

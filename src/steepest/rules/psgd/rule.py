@@ -99,6 +99,10 @@ class PSGDRule(Rule):
 
     # -- state
 
+    def compute_dtype(self, group: Group) -> torch.dtype | None:
+        dtype: torch.dtype | None = group["dtype"]
+        return dtype
+
     def matrix_shape(self, shape: torch.Size, group: Group) -> tuple[int, ...]:
         return merged_shape(shape)
 
