@@ -190,7 +190,9 @@ class Collector:
             raise ValueError(
                 f"{describe(group, group_index, 0)} is a vector of shape {tuple(group['params'][0].shape)}, "
                 "which was not there when the group was made: something has flattened the parameters "
-                f"(DeepSpeed ZeRO, FSDP1), and {known.rule.name!r} needs whole tensors; nothing was stepped"
+                f"(DeepSpeed ZeRO, FSDP1), and {known.rule.name!r} needs whole tensors. Use "
+                "DistributedDataParallel, or an element rule, which takes any; of sharded tensors only those "
+                "of fully_shard (FSDP2) keep their shapes; nothing was stepped"
             )
         ids = {id(param) for param in known.params}
         for at, param in enumerate(group["params"]):
@@ -200,12 +202,12 @@ class Collector:
                 known.rule.check_param(who, _label(group, at), param, group)
 
     def _flattened(self, known: _CheckedGroup, group: Group) -> bool:
-        """Return whether the matrices of a rule that needs them were replaced by flat vectors.
+        """Return whether tensors of a rule that needs whole ones were replaced by flat vectors.
 
         Whoever replaces parameters puts matrices in their place; a flat vector of them all leaves none.
         """
         params = group["params"]
-        if not (known.rule.transforms and self._matrices and params):
+        if known.rule.scope == "element" or not (self._matrices and params):
             return False
         return all(param.dim() < 2 and param.shape not in self._vectors for param in params)
 

@@ -79,6 +79,8 @@ def make_state(batches: Iterable[ParamBatch], states: MutableMapping[Tensor, Any
             if config.rule.optional_state:
                 _drop_unasked(config, member)
             if not state or not config.names <= state.keys() or (special and lacks_state(config, member)):
+                # FSDP1 flattens parameters in place, perhaps after the optimizer was made.
+                config.rule.check_param(member.name, member.label, member.owner, member.group)
                 fresh = _fresh(config, member)
                 made.append((member, fresh))
                 state = {**state, **fresh}
