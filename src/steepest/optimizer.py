@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from steepest.constructor import signature_defaults, spell_out
+from steepest.distributed.local import is_dtensor, local_part
 from steepest.engine.collect import Collector, ParamBatch
 from steepest.engine.cuda_graphs import check_capture
-from steepest.engine.grad_check import both, check_gradients
+from steepest.engine.grad_check import both, check_gradients, check_together
 from steepest.engine.matrices import UserFunctions
 from steepest.engine.pipeline import take_step
 from steepest.hyperparameters import near_miss, plain
@@ -184,11 +185,13 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        batches = self._collector.batches_of(type(self).__name__, self.param_groups, self.state, self.targets)
+        collector = self._collector
+        batches = collector.batches_of(type(self).__name__, self.param_groups, self.state, self.targets)
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             check_capture(batches, self.param_groups)
         taken: bool | Tensor = True
-        if batches:
+        # A process without gradients must tell the others.
+        if batches or collector.sharded:
             taken = self._take(batches, self._check(batches))
         # Of released gradients, which are stepped before: they and the rest are one step to count.
         if "_taken_in_backward" in self.__dict__:
@@ -224,7 +227,9 @@ class Optimizer(torch.optim.Optimizer):
         """Whether this step may be taken, see :func:`check_gradients`; nothing has changed yet."""
 
         def check() -> bool | Tensor:
-            watched = any(batch.config.group["nonfinite"] != "ignore" for batch in batches)
+            if self._collector.sharded:
+                return check_together(batches, self.param_groups)
+            watched = any([batch.config.group["nonfinite"] != "ignore" for batch in batches])  # noqa: C419
             return check_gradients(batches) if watched else True
 
         return check() if self.targets is None else self.targets.agree(self.param_groups, self.state, check)
@@ -239,7 +244,7 @@ class Optimizer(torch.optim.Optimizer):
         return int(self.param_groups[0]["skipped_steps"])
 
     def state_bytes(self) -> int:
-        """Bytes of all state tensors that exist now.
+        """Bytes of all state tensors that exist now; of sharded ones, this process's part.
 
         >>> from steepest import Lion
         >>> weight = torch.nn.Parameter(torch.zeros(10))
@@ -250,8 +255,9 @@ class Optimizer(torch.optim.Optimizer):
         >>> before, optimizer.state_bytes()
         (0, 40)
         """
-        entries = (value for state in self.state.values() for value in state.values())
-        return sum(value.numel() * value.element_size() for value in entries if isinstance(value, Tensor))
+        entries = [value for state in self.state.values() for value in state.values()]
+        tensors = [value for value in entries if isinstance(value, Tensor)]
+        return sum((local_part(value) if is_dtensor(value) else value).nbytes for value in tensors)
 
     def explain(self) -> Explanation:
         """Explain what each tensor gets and why: rows and totals, and as a string a table.

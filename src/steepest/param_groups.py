@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steepest.engine.collect import refuse_shards
+from steepest.engine.collect import check_shard
 from steepest.engine.update import PLAIN
 from steepest.hyperparameters import COMMON_OPTIONS, near_miss
 from steepest.rule import find_rule
@@ -119,7 +119,7 @@ def check_params(params: list[Any], group_index: int, group: Mapping[str, Any]) 
             raise ValueError(f"{who} has dtype {param.dtype}, in which torch does no arithmetic")
         if param.layout is not torch.strided:
             raise ValueError(f"{who} has layout {param.layout}: only strided parameters are optimized")
-        refuse_shards(who, param)
+        check_shard(who, param, find_rule(group["rule"]), group)
         repeats = (stride == 0 and size > 1 for stride, size in zip(param.stride(), param.shape, strict=True))
         if param.numel() > 0 and any(repeats):
             raise ValueError(f"{who} is expanded: several of its elements are one number in memory")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steepest.distributed.local import check_state_layout, is_dtensor, sharded_entry
 from steepest.engine.collect import describe
 from steepest.engine.layout import real_view
 from steepest.engine.state import blank_state
@@ -58,6 +59,7 @@ def loadable(
             if is_foreign:
                 _check_complete(who, states[saved], expected, merged)
             _check_values(who, states[saved], expected)
+            check_state_layout(who, param, states[saved])
         translated.append(group)
     return {**loaded, "state": states, "param_groups": translated}
 
@@ -239,6 +241,9 @@ def restored(param: Tensor, group: Group, saved: Mapping[str, Any]) -> dict[str,
     per_tensor = {"step", *(name for name, spec in specs.items() if spec.per == "tensor")}
     state: dict[str, Any] = {}
     for name, value in _entries(saved).items():
+        if name not in per_tensor and is_dtensor(param):
+            state[name] = sharded_entry(param, value)
+            continue
         if isinstance(value, (int, float)) and name in per_tensor:
             dtype = specs[name].make(real_view(param)).dtype if name in specs else torch.float32
             value = torch.tensor(value, dtype=dtype, device="cpu")

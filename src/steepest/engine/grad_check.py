@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
 
-from steepest.engine.collect import ParamBatch, ParamUpdate
+from steepest.distributed.agreement import agree, count_processes, digest
+from steepest.distributed.local import is_dtensor, is_pending, is_sum, redistributed
+from steepest.engine.collect import ParamBatch, ParamUpdate, describe
+from steepest.engine.layout import real_view
+from steepest.rule import Group, find_rule
 
-__all__ = ["all_finite", "both", "check_gradients"]
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+__all__ = ["all_finite", "both", "check_gradients", "check_together"]
 
 
 def all_finite(tensors: list[Tensor]) -> Tensor:
@@ -70,3 +80,94 @@ def _complaint(members: list[ParamUpdate]) -> str:
         f"the gradient of {bad[0].name}{more} has {wrong} infinite or NaN of {bad[0].grad.numel()} elements; "
         "nothing was changed. Use nonfinite='skip' to pass over such steps."
     )
+
+
+# -- sharded parameters
+
+
+def check_together(batches: list[ParamBatch], groups: Sequence[Group]) -> bool:
+    """Return whether all processes may take this step, and lay the gradients of DTensors out as those.
+
+    The processes compare what they are about to do before anything else is sent, since a step that not all
+    of them take would leave them apart, or waiting for each other. With ``nonfinite="ignore"`` in all
+    groups nothing can keep a process from its step, and nothing is sent for this.
+
+    Raises:
+        FloatingPointError: in all processes, if in one of them :func:`check_gradients` raises it.
+        RuntimeError: in all processes, if their parameters or options differ, or a parameter has a gradient
+            in some of them only.
+    """
+    if all(group["nonfinite"] == "ignore" for group in groups):
+        _settle(batches)
+        return True
+    # A sum of finite parts may be infinite.
+    return _agreed(batches, groups) and (not _settle(batches) or _agreed(batches, groups))
+
+
+def _agreed(batches: list[ParamBatch], groups: Sequence[Group]) -> bool:
+    """Compare gradients and options with those of the other processes; return whether all may step."""
+    params = [param for group in groups for param in group["params"]]
+    meshes: list[DeviceMesh] = []
+    for param in params:
+        if is_dtensor(param) and not any(param.device_mesh is mesh for mesh in meshes):
+            meshes.append(param.device_mesh)
+    error: FloatingPointError | None = None
+    finite = True
+    try:
+        finite = bool(check_gradients(batches))
+    except FloatingPointError as found:
+        error = found
+    if not meshes:
+        # They have been replaced by whole tensors.
+        if error is not None:
+            raise error
+        return finite
+    present = [param.grad is not None for param in params]
+    same = [digest([_plan(group) for group in groups]), digest(present)]
+    (plan, gradients), (skips, raises) = agree(meshes, same, [not finite, error is not None])
+    if plan is None:
+        raise RuntimeError("the processes have different parameters or options; nothing was changed")
+    if gradients is None:
+        raise RuntimeError(_missing(groups, *count_processes(meshes, present)))
+    if error is not None:
+        raise error
+    if raises:
+        raise FloatingPointError(
+            "a gradient has infinite or NaN elements in another process, whose error names it; nothing was "
+            "changed"
+        )
+    return not skips
+
+
+def _plan(group: Group) -> list[Any]:
+    """Return what must be the same in all processes. Numbers of a device are left to it."""
+    options = {name: group[name] for name in sorted(find_rule(group["rule"]).defaults())}
+    plain = [(name, value) for name, value in options.items() if not isinstance(value, Tensor)]
+    return [group["rule"], plain, [tuple(param.shape) for param in group["params"]]]
+
+
+def _missing(groups: Sequence[Group], counts: list[int], processes: int) -> str:
+    places = [(group, at, index) for at, group in enumerate(groups) for index in range(len(group["params"]))]
+    apart = [place for place, count in zip(places, counts, strict=True) if 0 < count < processes]
+    which = next(count for count in counts if 0 < count < processes)
+    group, group_index, index = apart[0]
+    more = f" (and {len(apart) - 1} more)" if len(apart) > 1 else ""
+    return (
+        f"{describe(group, group_index, index)}{more} has a gradient in {which} of {processes} processes; "
+        "nothing was changed"
+    )
+
+
+def _settle(batches: list[ParamBatch]) -> bool:
+    """Lay gradients out as their parameters; return whether some were summed, so that they are new."""
+    summed = False
+    for batch in batches:
+        for member in batch.members:
+            if member.extent is None:
+                continue
+            owner = member.owner
+            grad = owner.grad
+            if is_dtensor(owner) and is_dtensor(grad) and is_pending(grad, owner):
+                summed |= is_sum(grad)
+                member.grad = real_view(redistributed(grad, owner))
+    return summed

@@ -1,0 +1,1 @@
+"""Sharded parameters: which elements a process holds, and what the processes must agree on."""

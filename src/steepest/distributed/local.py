@@ -1,0 +1,167 @@
+"""See a DTensor as this process's part of it: parameter, gradient and state as plain local tensors."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from steepest.distributed.layout import Region, layout_of
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+    from typing_extensions import TypeIs
+
+__all__ = [
+    "LocalState",
+    "check_layout",
+    "check_state_layout",
+    "is_dtensor",
+    "is_pending",
+    "is_sum",
+    "local_part",
+    "redistributed",
+    "region_of",
+    "sharded_entry",
+    "sharded_like",
+]
+
+
+def is_dtensor(tensor: object) -> TypeIs[DTensor]:
+    """Return whether a tensor is a DTensor."""
+    # Importing torch.distributed.tensor takes a second; a DTensor can exist only where it is imported.
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def region_of(tensor: DTensor) -> Region:
+    """Return which part of the logical tensor this process holds."""
+    mesh = tensor.device_mesh
+    coordinate = mesh.get_coordinate()
+    if coordinate is None:
+        raise ValueError("lies on a mesh that this process is not part of")
+    return layout_of(tuple(tensor.shape), tuple(mesh.shape), tensor.placements).region(coordinate)
+
+
+def check_layout(who: str, param: DTensor) -> None:
+    """Raise ``ValueError`` for a layout that does not say which elements this process holds."""
+    try:
+        expected = region_of(param).shape
+    except ValueError as error:
+        raise ValueError(f"{who} is a DTensor that {error}") from None
+    local = local_part(param)
+    if tuple(local.shape) != expected:
+        raise ValueError(
+            f"{who} is a DTensor whose local tensor has shape {tuple(local.shape)}, while its placements "
+            f"{tuple(map(str, param.placements))} give it {expected}"
+        )
+
+
+def local_part(tensor: DTensor) -> Tensor:
+    """Return this process's part, of which the DTensor is made, once it has arrived."""
+    with torch.no_grad():
+        local = tensor.to_local()
+    # The result of an asynchronous collective.
+    wait = getattr(local, "wait", None)
+    return local if wait is None else wait()
+
+
+def is_pending(grad: DTensor, param: DTensor) -> bool:
+    """Return whether a gradient is laid out in another way than its parameter."""
+    return grad.placements != param.placements
+
+
+def is_sum(grad: DTensor) -> bool:
+    """Return whether a gradient's elements are still to be summed over processes."""
+    return any(placement.is_partial() for placement in grad.placements)
+
+
+def redistributed(grad: DTensor, param: DTensor) -> Tensor:
+    """Return this process's part of a gradient, laid out as the parameter (a collective)."""
+    return local_part(grad.redistribute(param.device_mesh, param.placements))
+
+
+def sharded_like(param: DTensor, local: Tensor) -> DTensor:
+    """Return a DTensor with the parameter's mesh and placements, made of this process's part.
+
+    A complex parameter's state is real, with one dimension more.
+    """
+    from torch.distributed.tensor import DTensor
+
+    mesh = param.device_mesh
+    shape, stride = tuple(param.shape), tuple(param.stride())
+    if local.dim() > param.dim():
+        shape, stride = (*shape, 2), (*(2 * step for step in stride), 1)
+    if mesh.device_type != local.device.type:
+        # FSDP2's CPUOffloadPolicy keeps shards on the host, and from_local would move them to the device.
+        like = torch.view_as_real(param.detach()) if local.dim() > param.dim() else param.detach()
+        made: DTensor = torch.empty_like(like, dtype=local.dtype)  # type: ignore[assignment]
+        local_part(made).copy_(local)
+        return made
+    return DTensor.from_local(
+        local, mesh, param.placements, run_check=False, shape=torch.Size(shape), stride=stride
+    )
+
+
+def check_state_layout(who: str, param: Tensor, state: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` for loaded DTensors that are not laid out as the parameter."""
+    for name, value in state.items():
+        if not is_dtensor(value):
+            continue
+        if not is_dtensor(param) or not _alike(value, param):
+            raise ValueError(
+                f"state {name!r} of {who} has the placements {tuple(map(str, value.placements))} in the "
+                "state dict, and the parameter has not: torch.distributed.checkpoint loads it for any layout "
+                "(get_optimizer_state_dict, dcp.load, set_optimizer_state_dict); nothing was loaded"
+            )
+
+
+def sharded_entry(param: DTensor, value: Tensor) -> DTensor:
+    """Return a copy of loaded state laid out as the parameter; of a whole tensor, this process's part."""
+    part = local_part(value) if is_dtensor(value) else region_of(param).of(value.detach())
+    return sharded_like(param, part.to(local_part(param).device, copy=True))
+
+
+def _alike(one: DTensor, other: DTensor) -> bool:
+    return one.placements == other.placements and one.device_mesh == other.device_mesh
+
+
+class LocalState(MutableMapping[str, Any]):
+    """A DTensor's state, of which the entries per element are DTensors, as this process's part of it."""
+
+    def __init__(self, param: DTensor, entries: MutableMapping[str, Any]) -> None:
+        self._param, self._entries = param, entries
+
+    def __getitem__(self, name: str) -> Any:
+        entry = self._entries[name]
+        if not is_dtensor(entry):
+            return entry
+        param = self._param
+        if not _alike(entry, param):
+            raise ValueError(
+                f"the state {name!r} of a parameter of shape {tuple(param.shape)} is not laid out as the "
+                "parameter, which was sharded anew after a step: load a checkpoint by "
+                "torch.distributed.checkpoint. Nothing was stepped"
+            )
+        return local_part(entry)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._entries[name] = value
+
+    def __delitem__(self, name: str) -> None:
+        del self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def add(self, fresh: Mapping[str, Tensor], per_element: Iterable[str]) -> None:
+        """Add entries, this process's parts; those per element are kept as DTensors."""
+        names = set(per_element)
+        for name, value in fresh.items():
+            self._entries[name] = sharded_like(self._param, value) if name in names else value
