@@ -11,13 +11,19 @@ from typing import Any
 import pytest
 import torch
 
-WORLD = 2
+from .gloo_job import WORLD
 
 
 @pytest.fixture(scope="session")
-def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the processes leave their results and checkpoints."""
+    return tmp_path_factory.mktemp("gloo")
+
+
+@pytest.fixture(scope="session")
+def processes(folder: Path) -> list[dict[str, Any]]:
     """What each of two gloo processes got out of every job of ``gloo_job``."""
-    folder, root = tmp_path_factory.mktemp("gloo"), Path(__file__).parents[2]
+    root = Path(__file__).parents[2]
     jobs = [
         subprocess.Popen(
             [
