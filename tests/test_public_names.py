@@ -49,7 +49,8 @@ def test_optimizers_have_an_example_that_steps(cls):
 
 def documented_in(cls) -> list[str]:
     """Return the class's docstring, and those of its bases and of the common options that it refers to."""
-    others = {other.__name__: other for other in (*cls.__mro__[1:], steepest.CommonOptions)}
+    options = (steepest.CommonOptions, steepest.rule.MatrixOptions)
+    others = {other.__name__: other for other in (*cls.__mro__[1:], *options)}
     texts, left = {}, [cls]
     while left:
         each = left.pop()

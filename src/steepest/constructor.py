@@ -29,11 +29,7 @@ def constructor(declared: Init) -> Init:
 
 
 def signature_defaults(cls: type, rule: Rule, changed: Mapping[str, Any]) -> dict[str, Any]:
-    """The defaults of a rule's options in the class's ``__init__``, or else in that of its nearest base.
-
-    Raises:
-        TypeError: no signature gives one of them a default, or ``changed`` has others.
-    """
+    """The defaults of a rule's options: ``changed``, or those of the nearest ``__init__``."""
     for name in changed:
         if name not in rule.hyper:
             raise TypeError(f"rule {rule.name!r} has no option {name}{near_miss(name, rule.hyper)}")
@@ -49,30 +45,27 @@ def spell_out(cls: type, defaults: Mapping[str, Any]) -> None:
 
     A class whose own or inherited ``__init__`` is not a :func:`constructor` keeps it.
     """
-    declared = getattr(cls.__dict__.get("__init__", cls.__init__), "declared", None)  # type: ignore[misc]
+    declared = getattr(cls.__init__, "declared", None)  # type: ignore[misc]
     if declared is None:
         return
     signature = inspect.signature(declared)
     parameters = list(signature.parameters.values())
-    rest = parameters.pop() if parameters[-1].kind is _KINDS.VAR_KEYWORD else None
+    rest = [parameters.pop()] if parameters[-1].kind is _KINDS.VAR_KEYWORD else []
     if "__init__" in cls.__dict__:
         # Defaults of its own stand above those of its rule.
         defaults = {**defaults, **{p.name: p.default for p in parameters if p.default is not p.empty}}
-    spelled = [p.replace(default=defaults[p.name]) if p.name in defaults else p for p in parameters]
-    if rest is None:
-        cls.__init__ = _bound_by(declared, signature.replace(parameters=spelled))  # type: ignore[misc]
-        return
-    types = _COMMON_TYPES | {p.name: p.annotation for p in _parameters(cls)}
-    taken = signature.parameters
-    spelled += [
-        _KINDS(name, _KINDS.KEYWORD_ONLY, default=default, annotation=types.get(name, _KINDS.empty))
-        for name, default in defaults.items()
-        if name not in taken
-    ]
-    made = _bound_by(declared, signature.replace(parameters=[*spelled, rest]))
-    if "Unpack" in str(rest.annotation):
+    shown = [p.replace(default=defaults[p.name]) if p.name in defaults else p for p in parameters]
+    if rest:
+        types = _COMMON_TYPES | {p.name: p.annotation for p in _parameters(cls)}
+        shown += [
+            _KINDS(name, _KINDS.KEYWORD_ONLY, default=default, annotation=types.get(name, _KINDS.empty))
+            for name, default in defaults.items()
+            if name not in signature.parameters
+        ]
+    made = _bound_by(declared, signature.replace(parameters=[*shown, *rest]))
+    if rest and "Unpack" in str(rest[0].annotation):
         # All that it takes is spelled out. Other keywords are bound too, and refused with a near miss.
-        made.__signature__ = signature.replace(parameters=spelled)
+        made.__signature__ = signature.replace(parameters=shown)
     cls.__init__ = made  # type: ignore[misc]
 
 
@@ -98,7 +91,5 @@ def _bound_by(declared: Callable[..., None], signature: inspect.Signature) -> An
 def _parameters(cls: type) -> Iterator[inspect.Parameter]:
     """The parameters of all of its classes' constructors, those of the bases first."""
     for each in reversed(cls.__mro__):
-        init = each.__dict__.get("__init__")
-        if inspect.isfunction(init):
-            declared = getattr(init, "declared", init)
-            yield from inspect.signature(declared).parameters.values()
+        if inspect.isfunction(init := each.__dict__.get("__init__")):
+            yield from inspect.signature(getattr(init, "declared", init)).parameters.values()

@@ -5,12 +5,13 @@ Defaults are in the constructors' signatures; those of the options that all opti
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict, get_args
 
 import torch
 
@@ -19,9 +20,6 @@ __all__ = [
     "COMMON_OPTIONS",
     "CommonOptions",
     "Hyperparameter",
-    "Nonfinite",
-    "Rounding",
-    "WeightDecayMethod",
     "at_least",
     "betas",
     "choice",
@@ -45,8 +43,7 @@ class Hyperparameter:
     Args:
         accepts: whether a value is allowed.
         allowed: the allowed values in words, for the error message.
-        traced: whether it reaches compiled code as data, so that a schedule never recompiles; numbers that
-            are no floats by default do not.
+        traced: whether it reaches compiled code as data, so that a schedule never recompiles.
     """
 
     accepts: Callable[[Any], bool]
@@ -55,12 +52,10 @@ class Hyperparameter:
 
     def check(self, owner: str, name: str, value: Any) -> None:
         """Raise ``ValueError`` naming ``owner``, ``name`` and ``value`` unless the value is allowed."""
-        try:
-            fine = self.accepts(value)
-        except (TypeError, ValueError, RuntimeError):
-            fine = False
-        if not fine:
-            raise ValueError(f"{owner}: {name} must be {self.allowed}, got {value!r}")
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):
+            if self.accepts(value):
+                return
+        raise ValueError(f"{owner}: {name} must be {self.allowed}, got {value!r}")
 
 
 def _number(value: Any) -> bool:
@@ -68,13 +63,8 @@ def _number(value: Any) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """Numbers and sequences of other libraries as Python's own, which a checkpoint loads without trust.
-
-    >>> import collections
-    >>> plain(collections.UserList([0.9, 0.99]))
-    (0.9, 0.99)
-    """
-    if isinstance(value, (bool, int, float, str, bytes, dict, torch.Tensor, torch.dtype)) or value is None:
+    """Numbers and sequences of other libraries as Python's own, which a checkpoint loads without trust."""
+    if isinstance(value, (bool, int, float, str, bytes, dict, list, tuple)):
         return value
     if isinstance(value, Mapping):
         return dict(value)
@@ -82,13 +72,11 @@ def plain(value: Any) -> Any:
         return int(value)
     if isinstance(value, numbers.Real):
         return float(value)
-    if isinstance(value, Sequence) and not isinstance(value, (list, tuple)):
-        return tuple(plain(item) for item in value)
-    return value
+    return tuple(plain(item) for item in value) if isinstance(value, Sequence) else value
 
 
 def learning_rate() -> Hyperparameter:
-    """A finite number ≥ 0, or a tensor of one element (whose value is not read here: that would sync)."""
+    """A finite number ≥ 0, or a tensor of one element (a device's is not read: that would sync)."""
 
     def accepts(value: Any) -> bool:
         if isinstance(value, torch.Tensor):
@@ -98,65 +86,60 @@ def learning_rate() -> Hyperparameter:
     return Hyperparameter(accepts, "a finite number ≥ 0 or a 1-element tensor", traced=True)
 
 
+def _real(accepts: Callable[[Any], bool], allowed: str) -> Hyperparameter:
+    return Hyperparameter(lambda value: _number(value) and accepts(value), allowed, traced=True)
+
+
 def at_least(low: float) -> Hyperparameter:
     """A finite number ≥ ``low``."""
-    return Hyperparameter(
-        lambda value: _number(value) and value >= low, f"a finite number ≥ {low:g}", traced=True
-    )
+    return _real(lambda value: value >= low, f"a finite number ≥ {low:g}")
 
 
 def positive() -> Hyperparameter:
     """A finite number > 0."""
-    return Hyperparameter(lambda value: _number(value) and value > 0, "a finite number > 0", traced=True)
+    return _real(lambda value: value > 0, "a finite number > 0")
 
 
 def fraction(*, closed: bool = False) -> Hyperparameter:
     """A number in [0, 1), or in [0, 1] when ``closed``."""
     if closed:
-        return Hyperparameter(
-            lambda value: _number(value) and 0 <= value <= 1, "a number in [0, 1]", traced=True
-        )
-    return Hyperparameter(lambda value: _number(value) and 0 <= value < 1, "a number in [0, 1)", traced=True)
+        return _real(lambda value: 0 <= value <= 1, "a number in [0, 1]")
+    return _real(lambda value: 0 <= value < 1, "a number in [0, 1)")
 
 
 def rate() -> Hyperparameter:
     """A number in (0, 1]."""
-    return Hyperparameter(lambda value: _number(value) and 0 < value <= 1, "a number in (0, 1]", traced=True)
+    return _real(lambda value: 0 < value <= 1, "a number in (0, 1]")
 
 
 def betas(count: int) -> Hyperparameter:
     """So many numbers in [0, 1)."""
+    each = fraction()
 
     def accepts(value: Any) -> bool:
-        return (
-            isinstance(value, Sequence)
-            and not isinstance(value, str)
-            and len(value) == count
-            and all(_number(beta) and 0 <= beta < 1 for beta in value)
-        )
+        return isinstance(value, Sequence) and len(value) == count and all(map(each.accepts, value))
 
     return Hyperparameter(accepts, f"{count} numbers in [0, 1)", traced=True)
 
 
-def integer(low: int, high: int | None = None) -> Hyperparameter:
+def integer(low: int, high: float = math.inf) -> Hyperparameter:
     """An integer ≥ ``low`` (and ≤ ``high``)."""
 
     def accepts(value: Any) -> bool:
         whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        return bool(whole and value >= low and (high is None or value <= high))
+        return whole and low <= int(value) <= high
 
-    return Hyperparameter(accepts, f"an integer ≥ {low}" + ("" if high is None else f" and ≤ {high}"))
+    return Hyperparameter(accepts, f"an integer ≥ {low}" + ("" if high == math.inf else f" and ≤ {high}"))
 
 
 def choice(*values: Any) -> Hyperparameter:
     """One of ``values``."""
-    words = ", ".join(map(repr, values))
 
     def accepts(value: Any) -> bool:
         # 1 == True, but a 1 is not what an option of True, False and None means.
         return any(type(value) is type(known) and value == known for known in values)
 
-    return Hyperparameter(accepts, f"one of {words}")
+    return Hyperparameter(accepts, f"one of {', '.join(map(repr, values))}")
 
 
 def flag() -> Hyperparameter:
@@ -168,13 +151,11 @@ def floating_dtype() -> Hyperparameter:
     """None or a floating point dtype with a sign and a zero."""
 
     def accepts(value: Any) -> bool:
-        if value is None:
-            return True
         # Among the narrow formats some hold exponents only, or two numbers a byte.
         signed = value not in (torch.float8_e8m0fnu, torch.float4_e2m1fn_x2)
         return isinstance(value, torch.dtype) and value.is_floating_point and signed
 
-    return Hyperparameter(accepts, "None or a signed torch floating point dtype")
+    return optional(Hyperparameter(accepts, "a signed torch floating point dtype"))
 
 
 def optional(hyper: Hyperparameter) -> Hyperparameter:
@@ -188,16 +169,7 @@ def near_miss(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-def check_all(owner: str, table: Mapping[str, Hyperparameter], values: Mapping[str, Any]) -> None:
-    """Check every value whose name stands in the table."""
-    for name, hyper in table.items():
-        if name in values:
-            hyper.check(owner, name, values[name])
-
-
 WeightDecayMethod: TypeAlias = Literal["decoupled", "independent", "untied", "l2", "palm", "sign", "cautious"]
-Rounding: TypeAlias = Literal["nearest", "stochastic"]
-Nonfinite: TypeAlias = Literal["ignore", "skip", "raise"]
 
 
 class CommonOptions(TypedDict, total=False):
@@ -222,9 +194,8 @@ class CommonOptions(TypedDict, total=False):
     - ``rounding``: how a result is rounded into a bfloat16 or float16 parameter: to ``"nearest"``, or
       ``"stochastic"``, up or down with a probability that makes the expectation exact.
     - ``state_device``: None keeps state with its parameter. ``"cpu"`` keeps it in the host's memory and
-      takes the step there, for parameters on an accelerator: an element or tensor rule computes on the
-      CPU, with copies of parameter and gradient that come and go while it computes. Matrix rules refuse
-      it: their products belong on the accelerator. A parameter on the CPU is stepped as ever.
+      takes the step there, for parameters on an accelerator, with copies of parameter and gradient that
+      come and go while it computes. Matrix rules refuse it: their products belong on the accelerator.
     - ``nonfinite``: what an infinite or NaN gradient does: ``"ignore"`` computes with it, ``"skip"``
       leaves parameters, state and step counts as they were and counts in ``optimizer.skipped_steps``
       (no host sync on an accelerator), ``"raise"`` raises ``FloatingPointError`` with the parameter's
@@ -234,9 +205,8 @@ class CommonOptions(TypedDict, total=False):
       compiler. What is compiled depends on the rule, its options and the dtypes, not on the model: the
       first step of a rule takes four to six seconds on a new machine, two from torch's cache.
       Of a matrix rule the elementwise passes around its products are compiled.
-    - ``capturable``: keep step counts on the parameters' device, and make every number of a step there, so
-      that the step can be captured in a CUDA graph and replayed (docs/cuda_graphs.md). Elsewhere it is
-      slower.
+    - ``capturable``: make every number of a step on the parameters' device, step counts too, so that a CUDA
+      graph can capture and replay it (docs/cuda_graphs.md). Elsewhere it is slower.
     - ``seed``: key of the noise of stochastic rounding and stochastic rules. The noise is a function of
       (seed, step, element): it resumes exactly, and the global generator is never touched.
     """
@@ -244,34 +214,24 @@ class CommonOptions(TypedDict, total=False):
     weight_decay_method: WeightDecayMethod
     state_dtype: torch.dtype | None
     state_device: Literal["cpu"] | None
-    rounding: Rounding
-    nonfinite: Nonfinite
+    rounding: Literal["nearest", "stochastic"]
+    nonfinite: Literal["ignore", "skip", "raise"]
     maximize: bool
     compile: bool | None
     capturable: bool
     seed: int
 
 
-COMMON_OPTIONS: dict[str, Hyperparameter] = {
-    "weight_decay_method": choice("decoupled", "independent", "untied", "l2", "palm", "sign", "cautious"),
-    "state_dtype": floating_dtype(),
-    "state_device": choice(None, "cpu"),
-    "rounding": choice("nearest", "stochastic"),
-    "nonfinite": choice("ignore", "skip", "raise"),
-    "maximize": flag(),
-    "compile": choice(None, True, False),
-    "capturable": flag(),
-    "seed": integer(low=0, high=2**64 - 1),
+_COMMON: dict[str, tuple[Hyperparameter, Any]] = {
+    "weight_decay_method": (choice(*get_args(WeightDecayMethod)), "decoupled"),
+    "state_dtype": (floating_dtype(), None),
+    "state_device": (choice(None, "cpu"), None),
+    "rounding": (choice("nearest", "stochastic"), "nearest"),
+    "nonfinite": (choice("ignore", "skip", "raise"), "ignore"),
+    "maximize": (flag(), False),
+    "compile": (choice(None, True, False), None),
+    "capturable": (flag(), False),
+    "seed": (integer(low=0, high=2**64 - 1), 0),
 }
-
-COMMON_DEFAULTS: CommonOptions = {
-    "weight_decay_method": "decoupled",
-    "state_dtype": None,
-    "state_device": None,
-    "rounding": "nearest",
-    "nonfinite": "ignore",
-    "maximize": False,
-    "compile": None,
-    "capturable": False,
-    "seed": 0,
-}
+COMMON_OPTIONS = {name: hyper for name, (hyper, _) in _COMMON.items()}
+COMMON_DEFAULTS = {name: default for name, (_, default) in _COMMON.items()}

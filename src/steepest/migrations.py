@@ -1,13 +1,11 @@
 """Checkpoints of other optimizers: recognize whose they are, and translate state that means the same here.
 
-The table is :data:`SOURCES`. An entry names the keys by which a checkpoint is recognized, the rules that can
-go on from it, and two pure functions that put its groups and its state into this library's words. An entry
-without rules only gives a refusal its name.
+:data:`SOURCES` is the table. An entry without rules only gives a refusal its name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,90 +19,66 @@ __all__ = ["SOURCES", "TORCH_KEYS", "Source", "recognize"]
 State = Mapping[str, Any]
 
 # Group keys of torch's own optimizers and schedulers that are no hyper-parameters of a rule.
-TORCH_KEYS = frozenset(
-    {
-        "capturable",
-        "decoupled_weight_decay",
-        "differentiable",
-        "foreach",
-        "fused",
-        "initial_lr",
-        "max_lr",
-        "max_momentum",
-        "base_momentum",
-        "min_lr",
-        "param_names",
-        "params",
-    }
+_TORCH = (
+    "params param_names initial_lr min_lr max_lr base_momentum max_momentum capturable differentiable "
+    "foreach fused decoupled_weight_decay"
 )
-
-
-def _same_group(theirs: Group, ours: Group) -> dict[str, Any]:
-    return dict(theirs)
-
-
-def _same_state(state: State, param: Tensor, group: Group) -> dict[str, Any]:
-    return dict(state)
+TORCH_KEYS = frozenset(_TORCH.split())
 
 
 @dataclass(frozen=True)
 class Source:
-    """An optimizer elsewhere whose checkpoints are recognized.
+    """An optimizer elsewhere whose checkpoints are recognized. Several keys are separated by spaces.
 
     Args:
         name: the optimizer's name, for messages.
         group: keys that its param groups have.
         state: keys that the state of each of its parameters has.
-        alone: whether its groups have no keys besides these, torch's, and a subclass's own options.
         rules: rules here for which the state means the same.
-        group_here: (its group, the group here) -> its group in this library's words.
-        state_here: (its state, the parameter, the group that will be loaded) -> the rule's state. Raises
-            ``ValueError`` with a reason where this state cannot mean the same.
+        alone: whether its groups have no keys besides these, lr, weight_decay, torch's, and a subclass's own.
+        group_here: its group -> the options that are called otherwise here.
+        state_here: (its state, the parameter, the group that will be loaded) -> the rule's state. Both raise
+            ``ValueError`` with a reason where this checkpoint cannot mean the same.
     """
 
     name: str
-    group: frozenset[str] = frozenset()
-    state: frozenset[str] = frozenset()
+    group: str = ""
+    state: str = ""
+    rules: str = ""
     alone: bool = False
-    rules: frozenset[str] = frozenset()
-    group_here: Callable[[Group, Group], dict[str, Any]] = _same_group
-    state_here: Callable[[State, Tensor, Group], dict[str, Any]] = _same_state
+    group_here: Callable[[Group], dict[str, Any]] = lambda theirs: {}
+    state_here: Callable[[State, Tensor, Group], dict[str, Any]] = lambda state, param, group: dict(state)
 
     def matches(self, group: Group, states: Sequence[State], ours: Group) -> bool:
         """Whether a group, with the states of its parameters, looks like this optimizer's."""
-        if not self.group <= group.keys() or not (self.group or states):
+        keys = set(self.group.split())
+        if not keys <= group.keys() or not (keys or states):
             return False
-        if not all(self.state <= state.keys() for state in states):
+        if not all(state.keys() >= set(self.state.split()) for state in states):
             return False
-        if not self.alone:
-            return True
         own_options = ours.keys() - find_rule(ours["rule"]).defaults().keys()
-        return group.keys() <= self.group | TORCH_KEYS | own_options
+        return not self.alone or group.keys() <= keys | TORCH_KEYS | own_options | {"lr", "weight_decay"}
+
+    def translated(self, theirs: Group, ours: Group) -> dict[str, Any]:
+        """A group in this library's words, without the source's own options that have no meaning here."""
+        own = {*self.group.split(), "do_init"} - ours.keys()
+        here = _without(theirs, own) | self.group_here(theirs)
+        if momentum := [theirs[name] for name in ("momentum", "momentum_beta") if name in theirs]:
+            here["momentum" if "momentum" in find_rule(ours["rule"]).hyper else "momentum_beta"] = momentum[0]
+        return here
 
 
 def recognize(group: Group, states: Sequence[State], ours: Group) -> Source | None:
-    """Return the first source that a group of a checkpoint looks like; None if it looks like none.
-
-    >>> muon = torch.optim.Muon([torch.nn.Parameter(torch.ones(2, 2))])
-    >>> recognize(muon.param_groups[0], [], {"rule": "lion"}).name
-    'torch.optim.Muon'
-    """
+    """Return the first source that a group of a checkpoint looks like; None if it looks like none."""
     return next((source for source in SOURCES if source.matches(group, states, ours)), None)
 
 
-def _without(group: Group, *names: str) -> dict[str, Any]:
-    return {name: value for name, value in group.items() if name not in names}
-
-
-def _renamed(values: Mapping[str, Any], old: str, new: str) -> dict[str, Any]:
-    return {new if name == old else name: value for name, value in values.items()}
+def _without(values: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in names}
 
 
 def _precise(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
-
-
-# -- sgd_sai
 
 
 def _sgd_sai_state(state: State, param: Tensor, group: Group) -> dict[str, Any]:
@@ -115,9 +89,6 @@ def _sgd_sai_state(state: State, param: Tensor, group: Group) -> dict[str, Any]:
     return {**state, "gsnr": gsnr if sound else torch.zeros_like(gsnr), "measured": measured}
 
 
-# -- Simba
-
-
 def _simba_state(state: State, param: Tensor, group: Group) -> dict[str, Any]:
     """Rename the counters. In a run that was resumed there, torch's load_state_dict made floats of them."""
     counts, window = state["sign_counts"].detach(), group["window_size"]
@@ -126,54 +97,28 @@ def _simba_state(state: State, param: Tensor, group: Group) -> dict[str, Any]:
     # Not the maximum of |s|, which wraps for the lowest integer.
     if counts.numel() > 0 and max(float(counts.max()), -float(counts.min())) > window:
         raise ValueError(f"a counter is beyond its window of {window}")
-    return {**_without(state, "sign_counts"), "counts": counts.to(group["counter_dtype"])}
+    return {**_without(state, ["sign_counts"]), "counts": counts.to(group["counter_dtype"])}
 
 
-# -- Muon and the orthogonalized family
-
-_JORDAN = (3.4445, -4.7750, 2.0315)
-
-
-def _torch_muon_group(theirs: Group, ours: Group) -> dict[str, Any]:
-    """Rename the options; leave out eps, since the norm that it keeps from 0 does not underflow here."""
+def _torch_muon_group(theirs: Group) -> dict[str, Any]:
+    """Its eps has no meaning here, since the norm that it keeps from 0 does not underflow."""
     triple = tuple(float(number) for number in theirs["ns_coefficients"])
-    return _without(theirs, "ns_coefficients", "eps", "adjust_lr_fn") | {
-        "coefficients": "jordan" if triple == _JORDAN else [triple],
+    return {
+        "coefficients": "jordan" if triple == (3.4445, -4.7750, 2.0315) else [triple],
         "scale": theirs["adjust_lr_fn"] or "original",
     }
 
 
-def _family_group(theirs: Group, ours: Group) -> dict[str, Any]:
-    """Call the momentum by the name that the rule here has for it."""
-    ours_name = "momentum_beta" if "momentum_beta" in find_rule(ours["rule"]).hyper else "momentum"
-    theirs_name = "momentum_beta" if "momentum_beta" in theirs else "momentum"
-    return _renamed(_without(theirs, "use_muon"), theirs_name, ours_name)
-
-
-def _without_use_muon(theirs: Group, ours: Group) -> dict[str, Any]:
-    return _without(theirs, "use_muon")
-
-
-# -- Signum
-
-
-def _signum_group(theirs: Group, ours: Group) -> dict[str, Any]:
-    """Leave out the bias correction, which changes no sign; refuse what would change the step."""
+def _signum_group(theirs: Group) -> dict[str, Any]:
+    """The bias correction changes no sign; refuse what would change the step."""
     for option in ("nesterov", "use_shape_scaling"):
         if theirs[option]:
             raise ValueError(f"it was made with {option}=True, which Signum here does not have")
-    return _without(theirs, "correct_bias", "nesterov", "use_shape_scaling")
+    return {}
 
 
 def _signum_state(state: State, param: Tensor, group: Group) -> dict[str, Any]:
-    return _renamed(_without(state, "step"), "exp_avg", "momentum_buffer")
-
-
-# -- PSGD
-
-
-def _quad_torch_group(theirs: Group, ours: Group) -> dict[str, Any]:
-    return _without(theirs, "do_init")
+    return {**_without(state, ["step", "exp_avg"]), "momentum_buffer": state["exp_avg"]}
 
 
 def _quad_torch_state(state: State, param: Tensor, group: Group) -> dict[str, Any]:
@@ -192,7 +137,11 @@ def _quad_torch_state(state: State, param: Tensor, group: Group) -> dict[str, An
         if q.dim() < 2:
             q = q.reshape(-1).to(_precise(q))
         elif not torch.equal(q, q.mT):
-            _check_asymmetric(group)
+            # A checkpoint does not say whether it is QUAD's, whose Q are symmetric to the bit.
+            if group["rule"] == "quad":
+                raise ValueError("a Q is not symmetric, so it is Procrustes' and not QUAD's")
+            if not group["literal"]:
+                raise ValueError("its P is Q Q, and here QᵀQ unless this optimizer is made with literal=True")
         here[f"Q{side}"] = q
         if q.dim() == 2 and group["update_probability"] < 1:
             here[f"P{side}"] = q @ q
@@ -200,112 +149,63 @@ def _quad_torch_state(state: State, param: Tensor, group: Group) -> dict[str, An
     return here
 
 
-def _check_asymmetric(group: Group) -> None:
-    """Refuse a Q of Procrustes' where P would be made of it in another way than there.
-
-    A checkpoint does not say whether it is QUAD's, whose Q are symmetric to the bit.
-    """
-    if group["rule"] == "quad":
-        raise ValueError("a Q is not symmetric, so it is Procrustes' and not QUAD's")
-    if not group["literal"]:
-        raise ValueError("its P is Q Q, and here QᵀQ unless this optimizer is made with literal=True")
-
-
-def _keys(words: str) -> frozenset[str]:
-    return frozenset(words.split())
-
-
-_AVERAGED = _keys("orthogonalized muon polargrad scion hyperball")
+_AVERAGED = "orthogonalized muon polargrad scion hyperball"
 
 SOURCES: tuple[Source, ...] = (
-    Source(
-        "sgd_sai.SGD_sai",
-        group=_keys("lr momentum eps weight_decay"),
-        state=_keys("gsnr"),
-        alone=True,
-        rules=_keys("sgd_sai"),
-        state_here=_sgd_sai_state,
-    ),
-    Source(
-        "the original Simba",
-        group=_keys("lr window_size threshold weight_decay"),
-        state=_keys("sign_counts"),
-        rules=_keys("simba"),
-        state_here=_simba_state,
-    ),
+    Source("sgd_sai.SGD_sai", "momentum eps", "gsnr", "sgd_sai", alone=True, state_here=_sgd_sai_state),
+    Source("the original Simba", "window_size threshold", "sign_counts", "simba", state_here=_simba_state),
     Source(
         "torch.optim.Muon",
-        group=_keys("lr weight_decay momentum nesterov ns_coefficients eps ns_steps adjust_lr_fn"),
-        state=_keys("momentum_buffer"),
-        rules=_keys("muon"),
+        "ns_coefficients adjust_lr_fn eps",
+        "momentum_buffer",
+        "muon",
         group_here=_torch_muon_group,
     ),
     Source(
         "quad_torch",
-        group=_keys("lr lr_style max_size_dense max_skew_dense preconditioner_lr noise_scale"),
-        state=_keys("step momentum_buffer merged_shape Q L diag"),
-        rules=_keys("quad procrustes"),
-        group_here=_quad_torch_group,
+        "lr_style max_size_dense max_skew_dense preconditioner_lr noise_scale",
+        "step momentum_buffer merged_shape Q L diag",
+        "quad procrustes",
         state_here=_quad_torch_state,
     ),
-    Source(
-        "Emerging-Optimizers, with momentum_beta",
-        group=_keys("lr momentum_beta weight_decay"),
-        state=_keys("momentum_buffer"),
-        alone=True,
-        rules=_AVERAGED,
-        group_here=_family_group,
-    ),
+    Source("Emerging-Optimizers", "momentum_beta", "momentum_buffer", _AVERAGED, alone=True),
     Source(
         "Emerging-Optimizers or Keller Jordan's Muon",
-        group=_keys("lr momentum weight_decay"),
-        state=_keys("momentum_buffer"),
+        "momentum",
+        "momentum_buffer",
+        _AVERAGED + " signum",
         alone=True,
-        rules=_AVERAGED | {"signum"},
-        group_here=_family_group,
     ),
+    Source("Keller Jordan's MuonWithAuxAdam", "use_muon momentum", "momentum_buffer", "muon", alone=True),
     Source(
-        "Keller Jordan's MuonWithAuxAdam",
-        group=_keys("use_muon lr momentum weight_decay"),
-        state=_keys("momentum_buffer"),
-        alone=True,
-        rules=_keys("muon"),
-        group_here=_family_group,
-    ),
-    Source(
-        "Keller Jordan's MuonWithAuxAdam",
-        group=_keys("use_muon lr betas eps weight_decay"),
-        state=_keys("exp_avg exp_avg_sq step"),
-        alone=True,
-        rules=_keys("adamw"),
-        group_here=_without_use_muon,
+        "Keller Jordan's MuonWithAuxAdam", "use_muon betas eps", "exp_avg exp_avg_sq", "adamw", alone=True
     ),
     Source(
         "Emerging-Optimizers' Signum",
-        group=_keys("lr momentum weight_decay correct_bias nesterov use_shape_scaling"),
-        state=_keys("exp_avg step"),
-        rules=_keys("signum"),
+        "correct_bias nesterov use_shape_scaling",
+        "exp_avg step",
+        "signum",
         group_here=_signum_group,
         state_here=_signum_state,
     ),
     # Recognized so that a refusal can name them, or read by their own names, which are the same here.
-    Source("torch.optim.SGD", group=_keys("momentum dampening nesterov")),
-    Source("torch.optim.Adam or AdamW", group=_keys("betas eps amsgrad")),
-    Source("torch.optim.NAdam", group=_keys("betas eps momentum_decay")),
-    Source("torch.optim.Adagrad", group=_keys("lr_decay initial_accumulator_value")),
-    Source("torch.optim.RMSprop", group=_keys("alpha centered momentum")),
-    Source("torch.optim.Adadelta", group=_keys("rho eps")),
-    Source("torch.optim.Adamax", group=_keys("betas eps"), state=_keys("exp_avg exp_inf")),
-    Source("torch.optim.ASGD", group=_keys("lambd alpha t0")),
-    Source("torch.optim.Rprop", group=_keys("etas step_sizes")),
-    Source("torch.optim.Adafactor", group=_keys("beta2_decay")),
-    Source("torch.optim.LBFGS", group=_keys("history_size line_search_fn")),
-    Source("Emerging-Optimizers' PSGDPro", group=_keys("precond_lr min_precond_lr beta_lip")),
-    Source("Emerging-Optimizers' AdaptiveMuon", group=_keys("lr momentum weight_decay beta2 eps")),
-    Source("Emerging-Optimizers' Muown", state=_keys("momentum_buffer m_g v_g v_norm")),
-    Source("Emerging-Optimizers' SimplifiedAdEMAMix", group=_keys("betas eps num_beta_fast_warmup_steps")),
-    Source("SOAP", group=_keys("precondition_frequency")),
-    Source("Emerging-Optimizers' LaProp", group=_keys("betas eps correct_bias")),
-    Source("an older Muon of Keller Jordan's", group=_keys("momentum nesterov ns_steps")),
-    Source("bitsandbytes", state=_keys("state1")),
+    Source("torch.optim.SGD", group="momentum dampening nesterov"),
+    Source("torch.optim.Adam or AdamW", group="betas eps amsgrad"),
+    Source("torch.optim.NAdam", group="betas eps momentum_decay"),
+    Source("torch.optim.Adagrad", group="lr_decay initial_accumulator_value"),
+    Source("torch.optim.RMSprop", group="alpha centered momentum"),
+    Source("torch.optim.Adadelta", group="rho eps"),
+    Source("torch.optim.Adamax", group="betas eps", state="exp_avg exp_inf"),
+    Source("torch.optim.ASGD", group="lambd alpha t0"),
+    Source("torch.optim.Rprop", group="etas step_sizes"),
+    Source("torch.optim.Adafactor", group="beta2_decay"),
+    Source("torch.optim.LBFGS", group="history_size line_search_fn"),
+    Source("Emerging-Optimizers' PSGDPro", group="precond_lr min_precond_lr beta_lip"),
+    Source("Emerging-Optimizers' AdaptiveMuon", group="lr momentum weight_decay beta2 eps"),
+    Source("Emerging-Optimizers' Muown", state="momentum_buffer m_g v_g v_norm"),
+    Source("Emerging-Optimizers' SimplifiedAdEMAMix", group="betas eps num_beta_fast_warmup_steps"),
+    Source("SOAP", group="precondition_frequency"),
+    Source("Emerging-Optimizers' LaProp", group="betas eps correct_bias"),
+    Source("an older Muon of Keller Jordan's", group="momentum nesterov ns_steps"),
+    Source("bitsandbytes", state="state1"),
 )

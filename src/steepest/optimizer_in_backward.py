@@ -6,9 +6,8 @@ import contextlib
 import math
 import sys
 import weakref
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from types import TracebackType
+from collections.abc import Iterator, Sequence
+from itertools import count
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from steepest.engine.collect import describe
 from steepest.engine.cuda_graphs import capturing
 from steepest.engine.grad_check import both, check_gradients
+from steepest.hyperparameters import optional, positive
 from steepest.optimizer import Optimizer
 from steepest.rule import Group, find_rule
 
@@ -25,62 +25,42 @@ __all__ = ["ReleasedGradients", "release_gradients"]
 
 # As torch.nn.utils.clip_grad_norm_ has it: a norm of zero divides nothing.
 _CLIP_EPS = 1e-6
-
-
-@dataclass(slots=True)
-class Place:
-    """Where a parameter stands: its group, its index there, and its ordinal among all parameters."""
-
-    group_index: int
-    index: int
-    ordinal: int
-
-
 _live: weakref.WeakSet[ReleasedGradients] = weakref.WeakSet()
 
 
 def release_gradients(
-    model: nn.Module,
-    optimizer: Optimizer,
-    *,
-    clip_value: float | None = None,
-    clip_norm: float | None = None,
+    model: nn.Module, optimizer: Optimizer, *, clip_value: float | None = None, clip_norm: float | None = None
 ) -> ReleasedGradients:
     r"""Step every parameter within ``backward()``, and free its gradient at once.
 
-    The gradients of a whole model never exist together: at most a few do. The training loop stays as it
-    is, ``backward()``, ``optimizer.step()``, schedulers, ``zero_grad()``: ``step()`` finds the work done,
-    steps what backward did not reach, and *ends the step*, so it must be called. Every parameter takes
-    the step that ``optimizer.step()`` would have given it, by the same code, once: a second gradient
-    before ``step()`` is an error. What is stepped alone is not stacked with others, so that matrix rules
-    agree to rounding; the other rules agree bit for bit.
+    The gradients of a whole model never exist together: at most a few do. The training loop stays as it is:
+    ``step()`` finds the work done, steps what backward did not reach, and *ends the step*, so it must be
+    called. Every parameter takes the step that ``optimizer.step()`` would have given it, once: a second
+    gradient before ``step()`` is an error. What is stepped alone is not stacked with others, so that matrix
+    rules agree to rounding; the other rules agree bit for bit.
 
     What is different, since the first parameters have moved when the last gradients are computed:
 
     - ``nonfinite="skip"`` passes over the *parameter* whose gradient is not finite; ``skipped_steps``
-      counts the steps in which there was one. ``nonfinite="raise"``, which promises that nothing was
-      changed, is refused, and so are rules whose step relates a group's tensors to one another (SGDSaI
-      with ``normalize="max"``, PSGD with ``literal=True``).
+      counts the steps in which there was one. ``nonfinite="raise"`` is refused, and so are rules whose step
+      relates a group's tensors to one another (SGDSaI with ``normalize="max"``, PSGD with ``literal=True``).
     - Clipping after backward finds no gradients. ``clip_value`` is exact: gradient elements are clamped
       to ±``clip_value``. ``clip_norm`` scales by the norm of all gradients *of the last step*,
 
       .. math:: g \leftarrow g \cdot \min\bigl(1, c / (N_{t-1} + 10^{-6})\bigr)
 
       and in the first step by the norm of each parameter's own. N is measured before clipping, over
-      what was stepped, and a step whose N is not finite leaves it as it was; it is kept in the param
-      groups as ``last_grad_norm``, so that checkpoints have it.
+      what was stepped; a step whose N is not finite leaves it as it was. The param groups, and so
+      checkpoints, have it as ``last_grad_norm``.
     - The learning rate is the one during backward; what a pre-hook of ``step()`` does comes too late.
-    - ``GradScaler`` is refused in its ``step()``: gradients that are scaled cannot be stepped with.
+    - ``GradScaler`` is refused in its ``step()``.
     - An error in backward leaves every parameter either stepped or as it was. To go on,
       ``zero_grad()`` and ``step()`` end the step that failed.
 
-    To accumulate gradients, run all backward passes but the last within
-    :meth:`ReleasedGradients.accumulate`. They are all kept then, and the memory is that of an ordinary
-    step.
-
-    Parameters that are added to the optimizer, or thawed, later are stepped by ``step()`` the first time
-    and within backward from then on. ``compile`` means the same for each parameter alone: by default only
-    those of 2²² elements or more are stepped in compiled code.
+    To accumulate gradients, in the memory of an ordinary step, run all backward passes but the last within
+    :meth:`ReleasedGradients.accumulate`. Parameters that are added or thawed later are stepped by ``step()``
+    the first time and within backward from then on. ``compile`` means the same for each parameter alone: by
+    default only those of 2²² elements or more are stepped in compiled code.
 
     State: the optimizer's, as ever; with ``clip_norm`` one number more for the whole optimizer.
 
@@ -95,11 +75,9 @@ def release_gradients(
 
     Raises:
         TypeError: ``model`` is no module, ``optimizer`` none of this library.
-        ValueError: a clip that is no number > 0; an optimizer or a parameter that is released already;
-            a parameter that is not the model's; a rule or an option as above; a model within
-            DistributedDataParallel or FullyShardedDataParallel.
-            In a step's first gradient, before anything has moved: what ``step()`` raises it for, such as an
-            option in a param group that the rule does not take.
+        ValueError: a clip that is no number > 0; a parameter that is released already, or not the model's; a
+            rule or an option as above; a model within DistributedDataParallel or FullyShardedDataParallel.
+            In a step's first gradient, before anything has moved: what ``step()`` raises it for.
         RuntimeError: in backward: a second gradient in one step; several processes, whose gradients
             would have to be averaged first.
 
@@ -137,25 +115,23 @@ class ReleasedGradients:
             raise TypeError(f"release_gradients() takes the model first, got a {type(model).__name__}")
         if not isinstance(optimizer, Optimizer):
             raise TypeError(
-                "release_gradients() takes an optimizer of steepest, whose step can be taken parameter by "
-                f"parameter, got {type(optimizer).__module__}.{type(optimizer).__name__}"
+                "release_gradients() takes an optimizer of steepest, "
+                f"got {type(optimizer).__module__}.{type(optimizer).__name__}"
             )
-        for name, value in (("clip_value", clip_value), ("clip_norm", clip_norm)):
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if value is not None and not (number and 0 < value < math.inf):
-                raise ValueError(f"release_gradients(): {name} must be None or a number > 0, got {value!r}")
+        optional(positive()).check("release_gradients()", "clip_value", clip_value)
+        optional(positive()).check("release_gradients()", "clip_norm", clip_norm)
         if clip_value is not None and clip_norm is not None:
             raise ValueError("release_gradients(): choose one of clip_value and clip_norm")
         _refuse_wrapped(model)
-        for index, group in enumerate(optimizer.param_groups):
-            if why := _unsupported(index, group):
-                raise ValueError(why)
+        if why := _unsupported(optimizer.param_groups):
+            raise ValueError(why)
         _check_params(model, optimizer)
         self._optimizer = optimizer
         self._clip_value, self._clip_norm = clip_value, clip_norm
         self._accumulating = False
         self._hooks: dict[int, tuple[Tensor, RemovableHandle]] = {}
-        self._places: dict[int, Place] = {}
+        # Group, index in it, and ordinal among all parameters, as they were when the step began.
+        self._places: dict[int, tuple[int, int, int]] = {}
         self._stepped: set[int] = set()
         # A device's threads run the hooks of its parameters: only what is atomic may be done to these.
         self._squares: list[Tensor] = []
@@ -165,8 +141,6 @@ class ReleasedGradients:
         optimizer.__dict__["_step_supports_amp_scaling"] = True
         self._attach()
         _live.add(self)
-
-    # -- what a user calls
 
     def remove(self) -> None:
         """Make backward and ``step()`` ordinary again. Gradients that are still there stay."""
@@ -205,107 +179,87 @@ class ReleasedGradients:
     def grad_norm(self) -> float | None:
         """The norm of all gradients of the last step, before clipping (waits for the device).
 
-        Measured with ``clip_norm`` alone; None without it and before the first step.
+        None without ``clip_norm`` and before the first step.
         """
-        last = self._last_norm()
-        norm = math.nan if last is None else float(last)
+        norm = float(self._last_norm())
         return None if math.isnan(norm) else norm
 
     def __enter__(self) -> ReleasedGradients:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.remove()
-
-    # -- in backward
 
     # Compiled autograd would trace the hook, and with it every step, into the model's backward.
     @torch._disable_dynamo  # type: ignore[attr-defined]
     @torch.no_grad()
     def _on_gradient(self, param: Tensor) -> None:
-        if self._place(param) is None:
-            return  # taken out of the optimizer: its gradient is somebody else's
-        _refuse_several_processes()
         self._refuse_second(param)
         if not self._accumulating:
-            _refuse_capture()
             self._step(param)
 
     def _step(self, param: Tensor) -> None:
         """The step of one parameter that has its whole gradient."""
-        place = self._place(param)
-        assert place is not None
-        optimizer = self._optimizer
         if not self._stepped:
-            optimizer._collector.check(type(optimizer).__name__, optimizer.param_groups)
-        group = optimizer.param_groups[place.group_index]
-        if why := _unsupported(place.group_index, group):
-            raise RuntimeError(why)
-        batch = optimizer._collector.one(
-            optimizer.param_groups, place.group_index, place.index, place.ordinal, optimizer.state
-        )
+            self._begin_step()
+        place = self._places.get(id(param))
+        if place is None:
+            return  # taken out of the optimizer: its gradient is somebody else's
+        optimizer = self._optimizer
+        batch = optimizer._collector.one(optimizer.param_groups, *place, optimizer.state)
         (member,) = batch.members
         # Not in place: other gradients, of which backward still needs some, may lie in the same memory.
         if self._clip_value is not None:
             member.grad = member.grad.clamp(-self._clip_value, self._clip_value)
         elif self._clip_norm is not None:
-            member.grad = self._clipped(member.grad)
+            member.grad = self._clipped(member.grad, self._clip_norm)
         self._taken.append(optimizer._take([batch], check_gradients([batch])))
         self._stepped.add(id(param))
         param.grad = None
 
-    def _clipped(self, grad: Tensor) -> Tensor:
-        assert self._clip_norm is not None
+    def _begin_step(self) -> None:
+        """Refuse what cannot be stepped before anything moves, and find the parameters' places."""
+        groups = self._optimizer.param_groups
+        _refuse_capture()
+        distributed = torch.distributed
+        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+            raise RuntimeError(
+                f"gradients are released in one of {distributed.get_world_size()} processes: each would step "
+                "with its own before they are averaged. Use an ordinary step"
+            )
+        self._optimizer._collector.check(type(self._optimizer).__name__, groups)
+        if why := _unsupported(groups):
+            raise RuntimeError(why)
+        ordinals = count()
+        places: dict[int, tuple[int, int, int]] = {}
+        for group_index, group in enumerate(groups):
+            for index, param in enumerate(group["params"]):
+                places.setdefault(id(param), (group_index, index, next(ordinals)))
+        self._places = places
+
+    def _clipped(self, grad: Tensor, limit: float) -> Tensor:
         # Apple's GPUs have no float64.
         wide = torch.float32 if grad.device.type == "mps" else torch.float64
         own = torch.linalg.vector_norm(grad, dtype=wide)
         self._squares.append(own.square())
-        last = self._last_norm()
-        norm = own if last is None else torch.as_tensor(last, dtype=wide, device=grad.device)
-        norm = torch.where(norm.isnan(), own, norm)
-        factor = (self._clip_norm / (norm + _CLIP_EPS)).clamp(max=1)
+        norm = torch.as_tensor(self._last_norm(), dtype=wide, device=grad.device)
+        factor = (limit / (torch.where(norm.isnan(), own, norm) + _CLIP_EPS)).clamp(max=1)
         # Without dimensions it would take the factor's dtype.
         return (grad * factor).to(grad.dtype)
 
-    def _last_norm(self) -> float | Tensor | None:
-        norm: float | Tensor | None = self._optimizer.param_groups[0].get("last_grad_norm")
+    def _last_norm(self) -> float | Tensor:
+        """NaN where there is none yet."""
+        norm: float | Tensor = self._optimizer.param_groups[0].get("last_grad_norm", math.nan)
         return norm
-
-    def _place(self, param: Tensor) -> Place | None:
-        place = self._places.get(id(param))
-        groups = self._optimizer.param_groups
-        if place is None or not (
-            place.group_index < len(groups)
-            and place.index < len(groups[place.group_index]["params"])
-            and groups[place.group_index]["params"][place.index] is param
-        ):
-            self._find_places()
-            place = self._places.get(id(param))
-        return place
-
-    def _find_places(self) -> None:
-        places: dict[int, Place] = {}
-        ordinal = 0
-        for group_index, group in enumerate(self._optimizer.param_groups):
-            for index, param in enumerate(group["params"]):
-                places.setdefault(id(param), Place(group_index, index, ordinal))
-                ordinal += 1
-        self._places = places
 
     def _refuse_second(self, param: Tensor) -> None:
         if id(param) in self._stepped:
-            place = self._place(param)
-            assert place is not None
-            group = self._optimizer.param_groups[place.group_index]
+            group_index, index, _ = self._places[id(param)]
             raise RuntimeError(
-                f"{describe(group, place.group_index, place.index)} was stepped already and got another "
-                "gradient: call optimizer.step() after each backward (after one that failed, zero_grad() "
-                "and step()), and run all but the last of several within released.accumulate()"
+                f"{describe(self._optimizer.param_groups[group_index], group_index, index)} was stepped "
+                "already and got another gradient: call optimizer.step() after each backward (after one that "
+                "failed, zero_grad() and step()), and run all but the last of several within accumulate()"
             )
-
-    # -- in step()
 
     @torch._disable_dynamo  # type: ignore[attr-defined]
     def _before_step(
@@ -332,82 +286,62 @@ class ReleasedGradients:
     @torch.no_grad()
     def _end_step(self) -> None:
         """Step what backward did not, and settle what is counted and measured over the whole step."""
-        self._find_places()
-        groups = [group for group in self._optimizer.param_groups if not find_rule(group["rule"]).moves]
-        params = {id(p): p for group in groups for p in group["params"] if p.grad is not None}
-        for param in params.values():
+        left = [param for param in self._params().values() if param.grad is not None]
+        for param in left:
             self._refuse_second(param)
-        for param in params.values():
+        for param in left:
             self._step(param)
         self._stepped.clear()
-        taken, self._taken = self._taken, []
         # step() counts it, together with what it finds itself.
-        whole: bool | Tensor = True
-        for each in taken:
-            whole = both(whole, each)
-        self._optimizer.__dict__["_taken_in_backward"] = whole
-        squares, self._squares = self._squares, []
-        if squares:
-            self._keep_norm(torch.stack([each.to(squares[0].device) for each in squares]).sum().sqrt())
+        taken: bool | Tensor = True
+        while self._taken:
+            taken = both(taken, self._taken.pop())
+        self._optimizer.__dict__["_taken_in_backward"] = taken
+        if self._squares:
+            norm = torch.stack([each.to(self._squares[0].device) for each in self._squares]).sum().sqrt()
+            self._squares.clear()
+            last = torch.as_tensor(self._last_norm(), dtype=norm.dtype, device=norm.device)
+            kept = torch.where(norm.isfinite(), norm, last)
+            for group in self._optimizer.param_groups:
+                group["last_grad_norm"] = float(kept) if kept.device.type == "cpu" else kept
         self._attach()
 
-    def _keep_norm(self, norm: Tensor) -> None:
-        last = self._last_norm()
-        kept: float | Tensor | None
-        if norm.device.type == "cpu":
-            kept = float(norm) if norm.isfinite() else last
-        else:
-            # Only the device knows whether there is one: NaN says that there is none yet.
-            known = torch.as_tensor(math.nan if last is None else last).to(norm)
-            kept = torch.where(norm.isfinite(), norm, known)
-        if kept is not None:
-            for group in self._optimizer.param_groups:
-                group["last_grad_norm"] = kept
+    def _params(self) -> dict[int, Any]:
+        """Those that are stepped in backward. What moves a target is not: a layer may vote several times."""
+        groups = [group for group in self._optimizer.param_groups if not find_rule(group["rule"]).moves]
+        return {id(param): param for group in groups for param in group["params"]}
 
     def _attach(self) -> None:
         """Hook the parameters that need gradients and have no hook: all, and later the new ones."""
-        self._find_places()
-        current = {id(p): p for group in self._optimizer.param_groups for p in group["params"]}
-        for gone in self._hooks.keys() - current.keys():
+        # The garbage collector does not look into a tensor's hooks: one that held the handle, and so the
+        # parameters, would keep them for ever. The optimizer's own hook keeps the handle.
+        living = weakref.ref(self)
+
+        def hook(param: Tensor) -> None:
+            if (released := living()) is not None:
+                released._on_gradient(param)
+
+        params = self._params()
+        for gone in self._hooks.keys() - params.keys():
             self._hooks.pop(gone)[1].remove()
-        for key, param in current.items():
-            moves = find_rule(self._optimizer.param_groups[self._places[key].group_index]["rule"]).moves
-            # What moves a target is left to step(): a layer may vote several times.
-            if param.requires_grad and key not in self._hooks and not moves:
-                handle = param.register_post_accumulate_grad_hook(_weakly(self._on_gradient))
-                self._hooks[key] = (param, handle)
+        for key, param in params.items():
+            if param.requires_grad and key not in self._hooks:
+                self._hooks[key] = (param, param.register_post_accumulate_grad_hook(hook))
 
 
-def _weakly(method: Callable[[Tensor], None]) -> Callable[[Tensor], None]:
-    """The method while its object lives.
-
-    The garbage collector does not look into a tensor's hooks: one that held the handle, and so the
-    parameters, would keep them for ever. The optimizer's own hook keeps the handle.
-    """
-    reference = weakref.WeakMethod(method)
-
-    def hook(param: Tensor) -> None:
-        if (living := reference()) is not None:
-            living(param)
-
-    return hook
-
-
-# -- what cannot be released
-
-
-def _unsupported(index: int, group: Group) -> str | None:
-    """Why a group's parameters cannot be stepped one after the other; None if they can."""
-    if group["nonfinite"] == "raise":
-        return (
-            f"group {index}: nonfinite='raise' promises that nothing was changed, which a step within "
-            "backward cannot hold; 'skip' passes over single parameters"
-        )
-    if why := find_rule(group["rule"]).relates(group):
-        return (
-            f"group {index}: with {why} a step of {group['rule']!r} relates a group's tensors to one "
-            "another, so that none can be stepped before the last gradient is there"
-        )
+def _unsupported(groups: Sequence[Group]) -> str | None:
+    """Why some group's parameters cannot be stepped one after the other; None if all can."""
+    for index, group in enumerate(groups):
+        if group["nonfinite"] == "raise":
+            return (
+                f"group {index}: nonfinite='raise' promises that nothing was changed, which a step within "
+                "backward cannot hold; 'skip' passes over single parameters"
+            )
+        if why := find_rule(group["rule"]).relates(group):
+            return (
+                f"group {index}: with {why} a step of {group['rule']!r} relates a group's tensors to one "
+                "another, so that none can be stepped before the last gradient is there"
+            )
     return None
 
 
@@ -428,32 +362,21 @@ def _refuse_wrapped(model: nn.Module) -> None:
 def _refuse_capture() -> None:
     if capturing():
         raise RuntimeError(
-            "released gradients cannot be captured in a CUDA graph: which parameters were stepped is counted "
-            "on the host, and their gradients are freed. remove() the release, or leave the step out of the "
-            "graph"
-        )
-
-
-def _refuse_several_processes() -> None:
-    distributed = torch.distributed
-    if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
-        raise RuntimeError(
-            f"gradients are released in one of {distributed.get_world_size()} processes: each would step "
-            "with its own before they are averaged. Use an ordinary step"
+            "released gradients cannot be captured in a CUDA graph: the host counts which parameters were "
+            "stepped, and their gradients are freed. remove() the release, or leave the step out of the graph"
         )
 
 
 def _check_params(model: nn.Module, optimizer: Optimizer) -> None:
     own = {id(param) for param in model.parameters()}
+    released = {key for other in _live for key in other._hooks}
     for group_index, group in enumerate(optimizer.param_groups):
         for index, param in enumerate(group["params"]):
-            who = describe(group, group_index, index)
             if id(param) not in own:
                 raise ValueError(
-                    f"{who} is the optimizer's but not the model's; pass one module that holds all of "
-                    "them, such as nn.ModuleList([model, head])"
+                    f"{describe(group, group_index, index)} is the optimizer's but not the model's; pass one "
+                    "module that holds all of them, such as nn.ModuleList([model, head])"
                 )
-            if any(id(param) in other._hooks for other in _live):
+            if id(param) in released:
+                who = describe(group, group_index, index)
                 raise ValueError(f"{who} is released already; remove() that first")
-    if any(other._optimizer is optimizer for other in _live):
-        raise ValueError("the optimizer's gradients are released already; remove() that first")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from operator import itemgetter
 from typing import Any
@@ -12,27 +12,13 @@ from torch import Tensor
 
 from steepest.engine.collect import check_shard
 from steepest.engine.update import PLAIN
-from steepest.hyperparameters import COMMON_OPTIONS, near_miss
-from steepest.rule import find_rule
+from steepest.hyperparameters import COMMON_OPTIONS, near_miss, plain
+from steepest.rule import Group, find_rule
 
-__all__ = [
-    "OLD_REASONS",
-    "RESERVED",
-    "check_overlaps",
-    "check_own_views",
-    "check_params",
-    "check_views",
-    "drop_foreign_options",
-    "filled",
-]
+__all__ = ["RESERVED", "check_views", "checked", "count_skipped", "filled"]
 
 # Keys of a param group that belong to this library, to torch or to torch's schedulers.
-RESERVED = frozenset(
-    {"params", "param_names", "rule", "base_lr", "initial_lr", "skipped_steps", "scaled_orthogonalize_fn"}
-)
-
-# Keys under which checkpoints of the first releases kept explain()'s prose: dropped where they are loaded.
-OLD_REASONS = frozenset({"why", "aliases", "left_out", "doubts", "fallback"})
+RESERVED = frozenset({"params", "param_names", "rule", "base_lr", "initial_lr", "skipped_steps"})
 
 
 def filled(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,53 +29,46 @@ def filled(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, A
     """
     rule = group.get("rule", defaults["rule"])
     found = find_rule(rule)
-    full = found.defaults()
-    if rule == defaults["rule"]:
-        full.update({name: defaults[name] for name in full if name in defaults})
-    else:
-        # The decay method is a default of the rule, every other common option one of the whole optimizer.
-        shared = [name for name in COMMON_OPTIONS if name != "weight_decay_method"]
-        full.update({name: defaults[name] for name in shared if name in defaults})
-    full.update(found.conventions)
-    full.update(group)
-    full["rule"] = rule
-    full.setdefault("skipped_steps", 0)
+    known = found.defaults()
+    # The decay method is a default of the rule, every other common option one of the whole optimizer.
+    shared = known if rule == defaults["rule"] else COMMON_OPTIONS.keys() - {"weight_decay_method"}
+    own = {name: defaults[name] for name in shared if name in defaults}
+    return {**known, **own, **found.conventions, "skipped_steps": 0, **group, "rule": rule}
+
+
+def checked(
+    owner: str, group: Mapping[str, Any], others: Sequence[Group], defaults: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the user's new group with every option filled in; raise ``ValueError`` for what is wrong."""
+    full, index = filled(group, defaults), len(others)
+    rule = find_rule(full["rule"])
+    rule.check(f"{owner}, group {index}", full)
+    full |= {name: plain(full[name]) for name in rule.defaults()}
+    full.setdefault("base_lr", float(full["lr"]))
+    params = full["params"]
+    # A generator can be read once only.
+    full["params"] = params = [params] if isinstance(params, Tensor) else list(params)
+    named = [each if isinstance(each, tuple) else (None, each) for each in params]
+    _check_params(named, index, full)
+    names = [name for name, _ in named if name is not None]
+    new = {**full, "params": [param for _, param in named], **({"param_names": names} if names else {})}
+    _check_overlaps([*others, new])
+    own_views = group.get("views")
+    if isinstance(own_views, Mapping) and own_views is not defaults.get("views"):
+        check_views(own_views, [new])
     return full
 
 
-def drop_foreign_options(group: dict[str, Any], main_rule: str, keep: Container[str]) -> None:
-    """Remove the hyper-parameters of the optimizer's main rule from a group of another rule.
-
-    torch copies all of an optimizer's defaults into every group, where they would have no effect and yet
-    show up in checkpoints. Keys in ``keep`` stay, and so does ``betas``: OneCycleLR and CyclicLR read it in
-    every group if the optimizer's defaults have it.
-    """
-    known = find_rule(group["rule"]).hyper
-    for name in find_rule(main_rule).hyper:
-        if name not in known and name not in keep and name != "betas":
-            group.pop(name, None)
-
-
-def check_own_views(views: Mapping[str, Any], rule: str, params: Any) -> None:
-    """Refuse views of parameters that are not in the group, or in a group whose rule ignores views."""
-    if not isinstance(views, Mapping):
-        return
-    if "views" not in find_rule(rule).hyper:
-        raise ValueError(f"views: {rule!r} sees no matrices; the view of {next(iter(views))!r} does nothing")
-    names = (
-        [entry[0] for entry in params if isinstance(entry, tuple)] if not isinstance(params, Tensor) else []
-    )
-    for name in views:
-        if name not in names:
-            raise _no_parameter(name, names)
-
-
-def check_views(views: Mapping[str, Any], groups: list[dict[str, Any]]) -> None:
-    """Refuse views in the constructor that no group applies."""
+def check_views(views: Mapping[str, Any], groups: Sequence[Group]) -> None:
+    """Refuse views that none of these groups applies."""
     for name in views:
         holder = next((group for group in groups if name in group.get("param_names", ())), None)
         if holder is None:
-            raise _no_parameter(name, [name for group in groups for name in group.get("param_names", ())])
+            names = [name for group in groups for name in group.get("param_names", ())]
+            hint = (
+                near_miss(name, names) if names else "; pass (name, tensor) pairs, as named_parameters() does"
+            )
+            raise ValueError(f"views: there is no parameter {name!r} to which they apply{hint}")
         if "views" not in find_rule(holder["rule"]).hyper:
             raise ValueError(
                 f"views: parameter {name!r} is in a group of rule {holder['rule']!r}, which sees no matrices"
@@ -101,14 +80,8 @@ def check_views(views: Mapping[str, Any], groups: list[dict[str, Any]]) -> None:
             )
 
 
-def _no_parameter(name: str, names: list[str]) -> ValueError:
-    hint = near_miss(name, names) if names else "; pass (name, tensor) pairs, as named_parameters() does"
-    return ValueError(f"views: there is no parameter {name!r} to which they apply{hint}")
-
-
-def check_params(params: list[Any], group_index: int, group: Mapping[str, Any]) -> None:
+def _check_params(named: list[Any], group_index: int, group: Group) -> None:
     """Refuse parameters that the rule, or any rule, cannot serve; torch itself refuses non-tensors."""
-    named = [entry if isinstance(entry, tuple) else (None, entry) for entry in params]
     for index, (name, param) in enumerate(named):
         if not isinstance(param, Tensor):
             continue
@@ -120,48 +93,50 @@ def check_params(params: list[Any], group_index: int, group: Mapping[str, Any]) 
         if param.layout is not torch.strided:
             raise ValueError(f"{who} has layout {param.layout}: only strided parameters are optimized")
         check_shard(who, param, find_rule(group["rule"]), group)
-        repeats = (stride == 0 and size > 1 for stride, size in zip(param.stride(), param.shape, strict=True))
-        if param.numel() > 0 and any(repeats):
+        sizes = () if param.is_contiguous() else zip(param.stride(), param.shape, strict=True)
+        if any(stride == 0 and size > 1 for stride, size in sizes):
             raise ValueError(f"{who} is expanded: several of its elements are one number in memory")
         if param.is_conj():
-            raise ValueError(
-                f"{who} is a conjugate view, which cannot be stepped in place: resolve_conj() it"
-            )
+            raise ValueError(f"{who} is a conjugate view, not to be stepped in place: resolve_conj() it")
         find_rule(group["rule"]).check_param(who, name, param, group)
 
 
-def check_overlaps(params: Sequence[Any], others: Iterable[Tensor]) -> None:
-    """Refuse parameters that share memory: a step over both at once would lose the update of one.
-
-    Args:
-        params: the new ones, tensors or ``(name, tensor)`` pairs.
-        others: those of the groups that are there.
-    """
-    spans: dict[int, list[tuple[int, int, Any, Tensor]]] = {}
-    entries = [
-        *((None, each) for each in others),
-        *(e if isinstance(e, tuple) else (None, e) for e in params),
-    ]
-    for name, param in {id(param): (name, param) for name, param in entries}.values():
-        # Only a tensor without gaps covers all that lies between its ends.
-        if type(param) not in PLAIN or param.is_meta or param.numel() == 0 or not _is_dense(param):
-            continue
-        first = param.data_ptr()
-        spans.setdefault(param.get_device(), []).append((first, first + param.nbytes, name, param))
+def _check_overlaps(groups: Sequence[Group]) -> None:
+    """Refuse parameters that share memory: a step over both at once would lose the update of one."""
+    spans: dict[int, list[tuple[int, int, int, Tensor]]] = {}
+    for index, group in enumerate(groups):
+        for param in group["params"]:
+            if type(param) not in PLAIN or param.is_meta or param.numel() == 0:
+                continue
+            if not param.is_contiguous():
+                # Only a tensor without gaps covers all that lies between its ends.
+                ends = zip(param.shape, param.stride(), strict=True)
+                if sum((size - 1) * stride for size, stride in ends) + 1 != param.numel():
+                    continue
+            first = param.data_ptr()
+            spans.setdefault(param.get_device(), []).append((first, first + param.nbytes, index, param))
     for together in spans.values():
         together.sort(key=itemgetter(0))
-        for (_, end, one, a), (first, _, other, b) in pairwise(together):
-            if first < end:
-                who = [
-                    repr(name) if name is not None else f"of shape {tuple(p.shape)}"
-                    for name, p in ((one, a), (other, b))
-                ]
-                raise ValueError(
-                    f"parameters {who[0]} and {who[1]} share memory: give the optimizer one of them"
-                )
+        for (_, end, one, param), (first, _, other, next_param) in pairwise(together):
+            if first < end and param is not next_param:
+                names = " and ".join(_name(groups[at], p) for at, p in ((one, param), (other, next_param)))
+                raise ValueError(f"parameters {names} share memory: give the optimizer one of them")
 
 
-def _is_dense(param: Tensor) -> bool:
-    """Whether the elements fill the memory from the first to the last."""
-    last = sum((size - 1) * stride for size, stride in zip(param.shape, param.stride(), strict=True))
-    return last + 1 == param.numel()
+def _name(group: Group, param: Tensor) -> str:
+    index = next(index for index, each in enumerate(group["params"]) if each is param)
+    return repr(group["param_names"][index]) if "param_names" in group else f"of shape {tuple(param.shape)}"
+
+
+def count_skipped(groups: Iterable[dict[str, Any]], taken: bool | Tensor) -> None:
+    """Count a step in which a gradient was not finite, where ``taken`` says that it was not taken."""
+    count = (~taken).to(torch.int64) if isinstance(taken, Tensor) else 1
+    held = any(group["capturable"] for group in groups)
+    for group in groups:
+        before = group["skipped_steps"]
+        if held and isinstance(before, Tensor) and isinstance(count, Tensor):
+            # In the same memory, to which a graph that was captured adds in every replay. A checkpoint may
+            # have brought it to the host.
+            group["skipped_steps"] = before.to(count.device).add_(count)
+        else:
+            group["skipped_steps"] = before + count

@@ -1,20 +1,12 @@
 """What an optimizer is: a rule, a pure function of tensors that knows no loop, device or learning rate.
 
-A rule says which phases it has, by overriding their methods:
-
-- ``measure``: scalars of a logical tensor, from sums over its gradient;
-- ``update``: elementwise, on any piece of a tensor; every rule has it;
-- ``transform``: on whole matrices, stacked;
-- ``retract``: brings stepped matrices back onto the set that the rule keeps them on;
-- ``move``: instead of all these, moves what a parameter stands for and what is no parameter, its *target*.
-
-The engine asks which phases there are, and never which rule it runs.
+A rule says which phases it has, by overriding their methods: ``measure``, ``update``, ``transform`` and
+``retract``, or ``move``. The engine asks which phases there are, and never which rule it runs.
 """
 
 from __future__ import annotations
 
 import inspect
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +22,6 @@ from steepest.hyperparameters import (
     COMMON_OPTIONS,
     CommonOptions,
     Hyperparameter,
-    check_all,
     integer,
     near_miss,
 )
@@ -51,15 +42,15 @@ __all__ = [
 ]
 
 Group = Mapping[str, Any]
+States = Mapping[Tensor, Mapping[str, Any]]
 Noise = Callable[[int], Tensor]
 
 # DeepSpeed ZeRO 3 and FSDP1 mark flattened or partitioned parameters with these attributes.
 _FLAT = ("ds_id", "ds_tensor", "_is_flat_param", "_fsdp_flattened")
 
-
 # What every rule with ``transform`` takes, since the engine cuts and stacks its matrices.
 _MATRIX_HYPER = {"views": fused_parameters(), "bucket_bytes": integer(low=1)}
-MATRIX_DEFAULTS: Mapping[str, Any] = MappingProxyType({"views": None, "bucket_bytes": 1 << 28})
+MATRIX_DEFAULTS = {"views": None, "bucket_bytes": 1 << 28}
 
 
 class MatrixOptions(CommonOptions, total=False):
@@ -78,10 +69,10 @@ class StateSpec:
     """One state entry as data: bytes can be counted, and formats chosen, without running the rule.
 
     Attributes:
-        per: what has one: every ``"element"`` of the parameter (the entry is laid out as the parameter), the
-            whole ``"tensor"`` (a 0-dim number on the CPU), or every ``"matrix"`` that the rule sees.
-        dtype: None is, per element, the option ``state_dtype`` or else the parameter's dtype; per tensor, the
-            parameter's dtype, or float32 if that is wider.
+        per: what has one: every ``"element"`` (the entry is laid out as the parameter), the ``"tensor"`` (a
+            0-dim number on the CPU), or every ``"matrix"`` that the rule sees.
+        dtype: None is, per element, ``state_dtype`` or else the parameter's dtype; otherwise the parameter's
+            dtype, or float32 if that is wider.
         shape: of a matrix's entry.
         fill: the initial value; ``"identity"`` starts a square matrix as I.
     """
@@ -102,11 +93,6 @@ class StateSpec:
         if self.fill == "identity":
             return torch.eye(self.shape[0], dtype=dtype, device=param.device)
         return torch.full(self.shape, float(self.fill), dtype=dtype, device=param.device)
-
-    @property
-    def numel(self) -> int:
-        """Elements of a tensor's or a matrix's entry."""
-        return math.prod(self.shape)
 
 
 class Moments(NamedTuple):
@@ -130,12 +116,11 @@ class Rule(ABC):
         own_defaults: their defaults, which the optimizer's class statement reads off its constructor.
         weight_decay_method: the default of the common option.
         counts_steps: whether the equation needs the number of steps that a parameter has taken.
-        conventions: what the numbers of the state mean where libraries differ, by name. Every group, and so
-            every checkpoint, says it; a group that says otherwise is refused.
-        hidden_only: whether the rule is meant for the matrices of hidden layers alone, so that
-            :func:`steepest.build` gives everything else to another rule.
-        optional_state: names of state that only some options ask for and that no method's signature names: a
-            checkpoint may hold them after such an option was switched off.
+        conventions: what the state means where libraries differ, by name. Every group, and so every
+            checkpoint, says it; a group that says otherwise is refused.
+        hidden_only: whether it is for the matrices of hidden layers alone; :func:`steepest.build` asks.
+        optional_state: state that only some options ask for and that no method's signature names: a
+            checkpoint may hold it after such an option was switched off.
         vectors: whether a rule with ``transform`` takes parameters of fewer than two dimensions.
         temporaries: how many tensors of a chunk's size ``update`` and the step along u hold at once.
         working_copies: how many times the bytes of a matrix and its entries, in the compute dtype, are in use
@@ -143,7 +128,6 @@ class Rule(ABC):
         takes, transform_takes: the names that ``update`` and ``transform`` ask for in their signatures.
         measures, transforms, retracts, moves: whether the rule has these phases.
         has_scalars: whether :meth:`scalars` gives any numbers.
-        needs_param: whether ``transform`` is given the parameters too, stacked, as ``param``.
     """
 
     name: ClassVar[str]
@@ -163,7 +147,6 @@ class Rule(ABC):
     transforms: ClassVar[bool] = False
     retracts: ClassVar[bool] = False
     moves: ClassVar[bool] = False
-    needs_param: ClassVar[bool] = False
     has_scalars: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -174,12 +157,10 @@ class Rule(ABC):
         cls.retracts = cls.retract is not Rule.retract
         cls.moves = cls.move is not Rule.move
         cls.has_scalars = cls.scalars is not Rule.scalars
-        if cls.transforms and hasattr(cls, "hyper"):
-            cls.hyper = {**_MATRIX_HYPER, **cls.hyper}
-        cls.needs_param = "param" in inspect.signature(cls.transform).parameters
-        if not inspect.isabstract(cls) and hasattr(cls, "hyper"):
-            cls.takes = _wanted(cls, cls.update)
-            cls.transform_takes = _wanted(cls, cls.transform) if cls.transforms else frozenset()
+        if hasattr(cls, "hyper"):
+            cls.hyper = {**(_MATRIX_HYPER if cls.transforms else {}), **cls.hyper}
+            cls.takes = _wanted(cls, cls.update) - {"grad", "param"}
+            cls.transform_takes = _wanted(cls, cls.transform) - {"u"} if cls.transforms else frozenset()
 
     @property
     def scope(self) -> Literal["element", "tensor", "matrix"]:
@@ -194,7 +175,8 @@ class Rule(ABC):
 
     def check(self, owner: str, group: Group) -> None:
         """Raise ``ValueError`` for values that are missing, out of range, or exclude each other."""
-        if missing := [name for name in (*self.hyper, *COMMON_OPTIONS) if name not in group]:
+        options = {**self.hyper, **COMMON_OPTIONS}
+        if missing := [name for name in options if name not in group]:
             raise ValueError(
                 f"{owner}: {self.name!r} needs {', '.join(missing)}, which the group does not have: its rule "
                 "cannot be changed by name alone; add_param_group() and new optimizers fill in the defaults"
@@ -202,15 +184,16 @@ class Rule(ABC):
         lr = group["lr"]
         if isinstance(lr, Tensor) and lr.numel() != 1:
             raise ValueError(f"{owner}: Tensor lr must be 1-element, got shape {tuple(lr.shape)}")
-        check_all(owner, {**self.hyper, **COMMON_OPTIONS}, group)
+        for name, hyper in options.items():
+            hyper.check(owner, name, group[name])
         for name, ours in self.conventions.items():
             if group.get(name, ours) != ours:
                 raise ValueError(f"{owner}: {name} of {self.name!r} is {ours!r}, got {group[name]!r}")
         if self.transforms and group.get("state_device") is not None:
             raise ValueError(
                 f"{owner}: state_device must be None for {self.name!r}, got {group['state_device']!r}: "
-                "matrix products run on the accelerator, and their state must be there. Set state_device in "
-                'groups of element rules (build: fallback={"rule": "adamw", "state_device": "cpu"})'
+                "matrix products run on the accelerator, and their state must be there. Set it in groups of "
+                'element rules (build: fallback={"rule": "adamw", "state_device": "cpu"})'
             )
 
     def check_param(self, who: str, name: str | None, param: Tensor, group: Group) -> None:
@@ -249,10 +232,7 @@ class Rule(ABC):
         return False
 
     def moves_like_adamw(self, group: Group) -> bool:
-        """Whether an update has AdamW's rms, so that AdamW's learning rate and weight decay carry over.
-
-        ``group`` has all of the rule's options. :func:`steepest.build` asks the main rule and the fallback.
-        """
+        """Whether an update has AdamW's rms, so that AdamW's learning rate and weight decay carry over."""
         return False
 
     # -- state
@@ -278,9 +258,8 @@ class Rule(ABC):
     def scalars(self, step: Scalar, **hyper: Any) -> dict[str, Scalar]:
         """What the equation needs of the step count (from 1), in float64: bias corrections and kin.
 
-        ``step`` is a float, or where only a device knows the counts (``capturable``, ``nonfinite="skip"`` on
-        accelerators) a tensor [n] of as many parameters' counts: then everything must be computed element by
-        element, without ``if``, ``min`` and ``max``.
+        ``step`` is a float, or where only a device knows them a tensor [n] of n parameters' counts: compute
+        everything element by element, without ``if``, ``min`` and ``max``.
         """
         return {}
 
@@ -289,10 +268,7 @@ class Rule(ABC):
         return True
 
     def reads_back(self, state: Mapping[str, Tensor], group: Group) -> bool:
-        """Whether :meth:`measure` reads a device's numbers on the host in this step (a host sync).
-
-        ``state`` is empty before a parameter's first step.
-        """
+        """Whether :meth:`measure` reads a device's numbers on the host; at first ``state`` is empty."""
         return False
 
     def measure(
@@ -300,7 +276,7 @@ class Rule(ABC):
     ) -> tuple[dict[str, Scalar], dict[str, Scalar]]:
         """(scalars for ``update`` and ``transform``, new per-tensor state) of one tensor in this step.
 
-        ``moments`` reads the whole gradient once: call it only where it is needed.
+        ``moments`` reads the whole gradient: call it once, only where it is needed.
         """
         raise NotImplementedError
 
@@ -309,7 +285,7 @@ class Rule(ABC):
     ) -> None:
         """Adjust the measured scalars of a group's tensors to one another, in place; see :meth:`relates`.
 
-        ``states`` holds the state of every tensor in the optimizer that this rule has stepped so far.
+        ``states`` are those of every tensor in the optimizer that this rule has stepped so far.
         """
         raise NotImplementedError
 
@@ -317,17 +293,15 @@ class Rule(ABC):
     def update(self, grad: Tensor, param: Tensor, *args: Any, **given: Any) -> tuple[Any, dict[str, Tensor]]:
         """(u, new state): the direction that the engine multiplies by lr and subtracts, and the new entries.
 
-        With a ``transform`` phase u is what that phase is given instead: a tensor, or as many as
-        :meth:`transform_inputs` says.
+        With a ``transform`` phase u is its input: a tensor, or as many as :meth:`transform_inputs` says.
 
         A subclass names in its signature what it takes: state entries (cast to the compute dtype; of a
-        ``transform`` rule also entries of a matrix that hold one number), hyperparameters (all of them but lr
-        and weight decay, if it ends in ``**options``), entries of :meth:`scalars` and :meth:`measure`, and
+        ``transform`` rule also entries of a matrix that hold one number), hyperparameters (all but lr and
+        weight decay, if it ends in ``**options``), entries of :meth:`scalars` and :meth:`measure`, and
         ``noise``, a function from a stream number to uniform [0, 1) noise of grad's shape. Scalars are
-        floats, or 0-dim tensors when compiled. Entries per element are donated: ``update`` may overwrite
-        them, and returning an overwritten one saves a copy. It must change neither ``grad`` nor ``param``.
-        Only elementwise torch operations, and none that fuse a product and a sum
-        (:mod:`steepest.arithmetic`).
+        floats, or 0-dim tensors when compiled. Only elementwise torch operations, and none that fuse a
+        product and a sum (:mod:`steepest.arithmetic`). ``update`` may overwrite entries per element, and
+        returning an overwritten one saves a copy; it must change neither ``grad`` nor ``param``.
         """
 
     def transform_inputs(self, group: Group) -> int:
@@ -335,27 +309,27 @@ class Rule(ABC):
         return 1
 
     def transform(self, u: Tensor, *args: Any, **given: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """(direction, new matrix entries) of stacked matrices u [batch, ..., m, n].
+        """(direction, new matrix entries) of stacked matrices u [batch, ..., m, n], which it may overwrite.
 
         Named arguments as for ``update``: entries of the matrix, stacked, in the dtype they are kept in;
         ``key`` and ``index`` for noise (two words [batch, 1, ...], and a function that gives the elements'
         places in their parameters); ``param``, the parameters, stacked; ``grad_dtype``; ``orthogonalize``,
-        the optimizer's own matrix function or None. Scalars that follow from a step count which only a device
-        knows come as tensors, 0-dim for one matrix, [batch] for a stack. u is donated.
+        the optimizer's own matrix function or None. Scalars that follow from a device's step count come as
+        tensors, 0-dim for one matrix, [batch] for a stack.
         """
         raise NotImplementedError
 
     def retract(self, param: Tensor, before: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-        """Bring stepped matrices back onto the set that the rule keeps them on.
+        """Bring stepped matrices back onto the set that they were on ``before`` the step.
 
-        ``before`` are the matrices before the step, ``state`` the new entries that ``transform`` returned.
+        ``state`` are the new entries that ``transform`` returned.
         """
         raise NotImplementedError
 
     def move(self, target: Any, state: MutableMapping[str, Any], group: Group) -> None:
-        """Move what a parameter stands for, and its state, in place; the last of a step's phases.
+        """Move what a parameter stands for, its *target*, and count its steps, in place.
 
-        It counts the steps itself, if the state has any.
+        A rule with this phase has no other; the parameter stands for something that is none.
         """
         raise NotImplementedError
 
@@ -369,15 +343,10 @@ class Targets(Protocol):
     def waits(self) -> bool:
         """Whether a target takes part in the step even if its parameter has no gradient."""
 
-    def agree(
-        self,
-        groups: Sequence[Group],
-        states: Mapping[Tensor, Mapping[str, Any]],
-        check: Callable[[], bool | Tensor],
-    ) -> bool:
+    def agree(self, groups: Sequence[Group], states: States, check: Callable[[], bool | Tensor]) -> bool:
         """Whether all processes take the step; ``check`` says it for this one. Nothing has changed yet."""
 
-    def bind(self, groups: Sequence[Group], states: Mapping[Tensor, Mapping[str, Any]]) -> None:
+    def bind(self, groups: Sequence[Group], states: States) -> None:
         """Go on with these groups and states, which may be others than before: loaded or copied ones."""
 
     def drop(self) -> None:
@@ -391,32 +360,22 @@ class Targets(Protocol):
 
 
 def _wanted(cls: type[Rule], function: Callable[..., Any]) -> frozenset[str]:
-    wanted = inspect.signature(function).parameters
-    kinds = inspect.Parameter
-    names = {
-        name for name, each in wanted.items() if each.kind not in (kinds.VAR_KEYWORD, kinds.VAR_POSITIONAL)
-    }
-    if any(each.kind is kinds.VAR_KEYWORD for each in wanted.values()):
-        names |= cls.hyper.keys() - {"lr", "weight_decay"}
-    return frozenset(names - {"self", "grad", "param", "u"})
+    names = inspect.getfullargspec(function)
+    options = cls.hyper.keys() - {"lr", "weight_decay"} if names.varkw else set()
+    return frozenset({*names.args, *names.kwonlyargs, *options} - {"self"})
 
 
 _RULES: dict[str, Rule] = {}
 
 
 def register_rule(rule: Rule) -> None:
-    """Make a rule known by its name; a later one of the same name replaces it."""
+    """Make a rule known by its name, in place of an earlier one."""
     _RULES[rule.name] = rule
 
 
 def find_rule(name: str) -> Rule:
-    """Return the rule called ``name``.
-
-    Raises:
-        ValueError: no rule has that name; the message offers the closest one.
-    """
-    rule = _RULES.get(name)
-    if rule is None:
+    """Return the rule called ``name``; a ``ValueError`` offers the closest one."""
+    if (rule := _RULES.get(name)) is None:
         raise ValueError(
             f"unknown rule {name!r}{near_miss(name, _RULES)}; known: {', '.join(sorted(_RULES))}"
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import contextlib
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,233 +16,191 @@ from steepest.engine.state import blank_state
 from steepest.migrations import TORCH_KEYS, Source, recognize
 from steepest.rule import Group, Targets, find_rule
 
-__all__ = ["loadable", "placed", "restored"]
+__all__ = ["loading"]
+
+Saved = tuple[Tensor, Group, dict[str, Any]]
 
 
-def loadable(
-    groups: Sequence[Group],
-    loaded: Mapping[str, Any],
-    extra_state: Collection[str] = (),
-    targets: Targets | None = None,
-) -> dict[str, Any]:
-    """Return a state dict in this library's words; raise ``ValueError`` if these groups cannot load it.
+@contextlib.contextmanager
+def loading(
+    optimizer: torch.optim.Optimizer, extra_state: Collection[str], targets: Targets | None
+) -> Iterator[None]:
+    """Have torch's ``load_state_dict`` load the param groups alone, and restore the state after it.
 
-    Args:
-        groups: the optimizer's param groups.
-        loaded: a state dict, of this library or of another. It is not changed.
-        extra_state: names of state that belongs to the optimizer's class and not to its rules.
-        targets: what parameters stand for whose rule moves that.
+    torch would cast the state to the parameters' dtypes, and bring all of it to their device, which may have
+    no room for it.
     """
+    found: list[Saved] = []
+
+    def check(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
+        if targets is not None:
+            loaded = targets.check_load(optimizer.param_groups, loaded)
+        here, found[:] = _loadable(optimizer.param_groups, loaded, extra_state, targets)
+        return here
+
+    def restore(_: torch.optim.Optimizer) -> None:
+        for param, group, state in found:
+            optimizer.state[param] = _restored(param, group, state)
+
+    # The user's own pre-hooks may replace the dict, so it is looked at after them; their post-hooks must find
+    # the state.
+    before = optimizer.register_load_state_dict_pre_hook(check)
+    after = optimizer.register_load_state_dict_post_hook(restore, prepend=True)
+    try:
+        yield
+    finally:
+        before.remove()
+        after.remove()
+    if targets is not None:
+        targets.drop()
+        targets.bind(optimizer.param_groups, optimizer.state)
+
+
+def _loadable(
+    groups: Sequence[Group], loaded: Mapping[str, Any], extra_state: Collection[str], targets: Targets | None
+) -> tuple[dict[str, Any], list[Saved]]:
+    """Return the state dict for torch, in this library's words, and each parameter that has state in it."""
     if len(loaded["param_groups"]) != len(groups):
-        return dict(loaded)  # torch has the error for it
-    states, translated = dict(loaded["state"]), []
-    for index, (ours, theirs) in enumerate(zip(groups, loaded["param_groups"], strict=True)):
-        pairs = zip(theirs["params"], ours["params"], strict=False)
-        # Place in the group, key in the state dict, parameter, state.
-        members = [
-            (at, saved, param, entries)
-            for at, (saved, param) in enumerate(pairs)
-            if (entries := _entries(states.get(saved, {})))
-        ]
-        if is_foreign := "rule" not in theirs and not theirs.keys() <= {"params", "param_names"}:
-            source = recognize(theirs, [entries for *_, entries in members], ours)
-            group, source = _foreign_group(index, ours, theirs, source)
-        else:
-            source, group = None, dict(theirs)
-            _check_own(index, ours, theirs)
-        merged = {**ours, **{name: group[name] for name in ours if name in group}}
-        find_rule(ours["rule"]).check(f"group {index} of the state dict", merged)
-        for at, saved, param, entries in members:
-            who, label = describe(ours, index, at), _label(ours, at)
-            states[saved] = entries if source is None else _translated(who, source, entries, param, merged)
-            expected = blank_state(real_view(param), merged, label, targets and targets.find(param))
-            _check_names(who, states[saved], expected, merged, extra_state)
-            if is_foreign:
-                _check_complete(who, states[saved], expected, merged)
-            _check_values(who, states[saved], expected)
-            check_state_layout(who, param, states[saved])
-        translated.append(group)
-    return {**loaded, "state": states, "param_groups": translated}
+        return dict(loaded), []  # torch has the error for it
+    others = dict(loaded["state"])
+    translated: list[dict[str, Any]] = []
+    found: list[Saved] = []
+    try:
+        for index, (ours, theirs) in enumerate(zip(groups, loaded["param_groups"], strict=True)):
+            states = [_entries(others.pop(key)) if key in others else None for key in theirs["params"]]
+            source = None
+            if is_foreign := "rule" not in theirs and not theirs.keys() <= {"params", "param_names"}:
+                group, source = _foreign_group(index, ours, theirs, [state for state in states if state])
+            else:
+                _check_own(index, ours, theirs)
+                group = dict(theirs)
+            group["state_device"] = ours["state_device"]
+            translated.append(group)
+            merged = {**ours, **group}
+            find_rule(ours["rule"]).check(f"group {index} of the state dict", merged)
+            for at, (param, state) in enumerate(zip(ours["params"], states, strict=False)):
+                if state:
+                    who = describe(ours, index, at)
+                    if source is not None:
+                        try:
+                            state = source.state_here(state, param, merged)
+                        except ValueError as error:
+                            raise ValueError(f"the state of {who} is {source.name}'s: {error}") from None
+                    label = ours["param_names"][at] if "param_names" in ours else None
+                    target = None if targets is None else targets.find(param)
+                    expected = blank_state(real_view(param), merged, label, target)
+                    _check_state(who, state, expected, merged, extra_state, is_foreign)
+                    check_state_layout(who, param, state)
+                if state is not None:
+                    found.append((param, merged, state))
+    except ValueError as error:
+        raise ValueError(f"{error}; nothing was loaded") from None
+    return {**loaded, "state": others, "param_groups": translated}, found
 
 
 def _entries(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a parameter's saved state without entries that are only placeholders.
-
-    A flattened distributed checkpoint has an empty dict for what was not there yet, torch.optim.SGD None.
-    """
-    return {
-        name: value
-        for name, value in state.items()
-        if value is not None and not (isinstance(value, dict) and not value)
-    }
-
-
-def _label(group: Group, at: int) -> str | None:
-    return group["param_names"][at] if "param_names" in group else None
+    """A parameter's saved state, without distributed checkpoints' empty dicts and torch.optim.SGD's None."""
+    return {k: v for k, v in state.items() if not (v is None or (isinstance(v, dict) and not v))}
 
 
 def _check_own(index: int, ours: Group, theirs: Group) -> None:
     """Refuse a group of this library that another rule, or other views, were saved with."""
-    rule = theirs.get("rule", ours["rule"])
+    if "rule" not in theirs:
+        return
+    saved, rule = f"group {index} of the state dict was saved with", theirs["rule"]
     if rule != ours["rule"]:
-        raise ValueError(
-            f"group {index} of the state dict was saved with rule {rule!r}, "
-            f"this optimizer's is {ours['rule']!r}; nothing was loaded"
-        )
-    sees_views = "rule" in theirs and "views" in find_rule(rule).hyper
-    if sees_views and (theirs.get("views") or {}) != (ours.get("views") or {}):
-        raise ValueError(
-            f"group {index} of the state dict was saved with views={theirs.get('views')!r}, "
-            f"this optimizer has {ours.get('views')!r}; nothing was loaded"
-        )
-
-
-# -- state dicts of other optimizers
+        raise ValueError(f"{saved} rule {rule!r}, this optimizer's is {ours['rule']!r}")
+    views = theirs.get("views")
+    if "views" in find_rule(rule).hyper and (views or {}) != (ours["views"] or {}):
+        raise ValueError(f"{saved} views={views!r}, this optimizer has {ours['views']!r}")
 
 
 def _foreign_group(
-    index: int, ours: Group, theirs: Group, source: Source | None
+    index: int, ours: Group, theirs: Group, states: Sequence[Mapping[str, Any]]
 ) -> tuple[dict[str, Any], Source | None]:
     """Return another optimizer's group in this library's words, and the source that translates its state.
 
-    Without a translation (None), the group must have the same hyper-parameters by the same names.
+    Without one, the group must have the same hyper-parameters by the same names.
     """
     whose = f"group {index} of the state dict is another optimizer's"
+    source, rule = recognize(theirs, states, ours), find_rule(ours["rule"])
     if source is not None:
         whose += f" ({source.name}, by its keys)"
-    rule = find_rule(ours["rule"])
-    if source is not None and rule.name in source.rules:
-        try:
-            return {**source.group_here(theirs, ours), **rule.conventions}, source
-        except ValueError as error:
-            raise ValueError(f"{whose}: {error}; nothing was loaded") from None
     if source is not None and source.rules:
-        raise ValueError(
-            f"{whose}, whose state does not mean what that of {rule.name!r} does; it can go on with "
-            f"{' or '.join(map(repr, sorted(source.rules)))}; nothing was loaded"
-        )
+        if rule.name not in source.rules.split():
+            raise ValueError(
+                f"{whose}, whose state does not mean what that of {rule.name!r} does; it can go on with "
+                f"{' or '.join(map(repr, sorted(source.rules.split())))}"
+            )
+        try:
+            return {**source.translated(theirs, ours), **rule.conventions}, source
+        except ValueError as error:
+            raise ValueError(f"{whose}: {error}") from None
     for name, value in rule.conventions.items():
         if name not in theirs:
             raise ValueError(
-                f"{whose} and does not say its {name}, which is {value!r} here (an average; "
-                "torch.optim.SGD's is a sum, in which a step's gradient weighs 1/(1 − momentum) times as "
-                "much); nothing was loaded"
+                f"{whose} and does not say its {name}, which is {value!r} here: an average, where "
+                "torch.optim.SGD's is a sum, in which a gradient weighs 1/(1 − momentum) times as much"
             )
-    strange = sorted(set(theirs) - ours.keys() - TORCH_KEYS)
-    if strange:
-        raise ValueError(
-            f"{whose}: {rule.name!r} does not know {', '.join(map(repr, strange))}; nothing was loaded"
-        )
+    if strange := sorted(set(theirs) - ours.keys() - TORCH_KEYS):
+        raise ValueError(f"{whose}: {rule.name!r} does not know {', '.join(map(repr, strange))}")
     coupled = theirs.get("decoupled_weight_decay") is False and theirs.get("weight_decay", 0) != 0
     if coupled and ours["weight_decay_method"] != "l2":
-        raise ValueError(
-            f"group {index} of the state dict decays by L2; make this optimizer with "
-            f"weight_decay_method='l2' to load it; nothing was loaded"
-        )
+        raise ValueError(f"{whose} and decays by L2: make this one with weight_decay_method='l2' to load it")
     return dict(theirs), None
 
 
-def _translated(
-    who: str, source: Source, entries: Mapping[str, Any], param: Tensor, group: Group
-) -> dict[str, Any]:
-    try:
-        return source.state_here(entries, param, group)
-    except ValueError as error:
-        raise ValueError(f"the state of {who} is {source.name}'s: {error}; nothing was loaded") from None
-
-
-def _check_complete(who: str, saved: Mapping[str, Any], expected: Mapping[str, Tensor], group: Group) -> None:
-    """Refuse another optimizer's state that lacks an entry, which would silently start from nothing."""
-    # torch.optim.SGD counts no steps.
-    missing = [name for name in expected if name not in saved and name != "step"]
-    if missing:
-        raise ValueError(
-            f"the state of {who} is another optimizer's and has no {', '.join(map(repr, missing))}, which "
-            f"{group['rule']!r} needs; nothing was loaded"
-        )
-
-
-# -- state
-
-
-def _check_names(
+def _check_state(
     who: str,
     saved: Mapping[str, Any],
     expected: Mapping[str, Tensor],
     group: Group,
     extra_state: Collection[str],
+    is_foreign: bool,
 ) -> None:
-    """Refuse state entries that would be ignored."""
+    """Refuse state that would be ignored, that the next step could not use, or that lacks an entry."""
     rule = find_rule(group["rule"])
     # An option may have been changed after the entry was made; steps are counted under some options only.
     known = rule.takes | rule.transform_takes | rule.optional_state | {"step"}
     unknown = [
-        name
+        repr(name)
         for name in saved
         if name not in expected and name.partition(".")[0] not in known and name not in extra_state
     ]
     if unknown:
+        raise ValueError(f"the state of {who} has {', '.join(unknown)}, which {rule.name!r} does not know")
+    # What an own parameter lacks its first step makes. torch.optim.SGD counts no steps.
+    missing = [repr(name) for name in expected if name not in saved and name != "step"]
+    if missing and is_foreign:
         raise ValueError(
-            f"the state of {who} has {', '.join(map(repr, unknown))}, which {rule.name!r} does not know; "
-            "nothing was loaded"
+            f"the state of {who} is another optimizer's and has no {', '.join(missing)}, which "
+            f"{rule.name!r} needs"
         )
-
-
-def _check_values(who: str, saved: Mapping[str, Any], expected: Mapping[str, Tensor]) -> None:
-    """Refuse state that the next step could not use as it is."""
     for name, value in saved.items():
         if name not in expected:
             continue
         blank = expected[name]
-        number = isinstance(value, (int, float)) and blank.dim() == 0
         if not isinstance(value, Tensor):
-            if not number:
-                raise ValueError(
-                    f"state {name!r} of {who} is a {type(value).__name__} in the state dict; "
-                    "nothing was loaded"
-                )
+            if isinstance(value, (int, float)) and blank.dim() == 0:
+                continue
+            differs = f"is a {type(value).__name__} in the state dict"
         elif value.shape != blank.shape:
-            raise ValueError(
-                f"state {name!r} of {who} has shape {tuple(value.shape)} in the state dict and "
-                f"{tuple(blank.shape)} here; nothing was loaded"
-            )
+            differs = f"has shape {tuple(value.shape)} in the state dict and {tuple(blank.shape)} here"
         elif value.dtype != blank.dtype and not (value.is_floating_point() and blank.is_floating_point()):
-            raise ValueError(
-                f"state {name!r} of {who} has dtype {value.dtype} in the state dict and "
-                f"{blank.dtype} here; nothing was loaded"
-            )
+            differs = f"has dtype {value.dtype} in the state dict and {blank.dtype} here"
+        else:
+            continue
+        raise ValueError(f"state {name!r} of {who} {differs}")
 
 
-def placed(groups: Sequence[Group], loaded: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the state dict for torch to load where these groups keep state away from their parameters.
-
-    torch would bring all of the state to the parameters' device, which may have no room for it. So the
-    state of parameters is left out, for :func:`restored` to bring, and where it lives is decided by the
-    groups here and not by the checkpoint. None: load it as it is.
-    """
-    if not any(group.get("state_device") for group in (*groups, *loaded["param_groups"])):
-        return None
-    kept = [
-        {**theirs, "state_device": ours["state_device"]}
-        for ours, theirs in zip(groups, loaded["param_groups"], strict=False)
-    ]
-    owned = {saved for group in loaded["param_groups"] for saved in group["params"]}
-    others = {key: value for key, value in loaded["state"].items() if key not in owned}
-    return {**loaded, "state": others, "param_groups": kept + list(loaded["param_groups"][len(kept) :])}
-
-
-def restored(param: Tensor, group: Group, saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a parameter's state as it was saved, on the device where it is kept.
-
-    torch has cast floating state to the parameter's dtype: integer counters to floats, float32 averages
-    of a bfloat16 parameter to bfloat16.
-    """
+def _restored(param: Tensor, group: Group, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy of a parameter's state as it was saved, on the device where it is kept."""
     rule, where = find_rule(group["rule"]), torch.device(group["state_device"] or param.device)
     specs = rule.state_specs(group)
     per_tensor = {"step", *(name for name, spec in specs.items() if spec.per == "tensor")}
     state: dict[str, Any] = {}
-    for name, value in _entries(saved).items():
-        if name not in per_tensor and is_dtensor(param):
+    for name, value in saved.items():
+        if name not in per_tensor and is_dtensor(param) and isinstance(value, Tensor):
             state[name] = sharded_entry(param, value)
             continue
         if isinstance(value, (int, float)) and name in per_tensor:

@@ -24,6 +24,7 @@ from steepest.engine.collect import Collector, ParamBatch
 from steepest.engine.grad_check import all_finite
 from steepest.engine.step_count import add_step
 from steepest.engine.update import UpdateConfig
+from steepest.param_groups import count_skipped
 from steepest.rule import find_rule
 
 from .cases import CASES, RULES, Case, able, by_id, related, spread
@@ -318,10 +319,10 @@ def test_replays_skip_gradients_that_are_not_finite_and_count(case: Case, monkey
 def test_a_count_that_a_checkpoint_brought_to_the_host_goes_to_the_device():
     optimizer = steepest.SignGSD(make_params(), capturable=True)
     optimizer.param_groups[0]["skipped_steps"] = torch.tensor(3)
-    optimizer._count_skipped(torch.ones((), dtype=torch.int64, device="meta"))
+    count_skipped(optimizer.param_groups, torch.tensor(False, device="meta"))
     there = optimizer.param_groups[0]["skipped_steps"]
     assert there.device.type == "meta"
-    optimizer._count_skipped(torch.ones((), dtype=torch.int64, device="meta"))
+    count_skipped(optimizer.param_groups, torch.tensor(False, device="meta"))
     assert optimizer.param_groups[0]["skipped_steps"] is there
 
 
@@ -341,9 +342,9 @@ def test_counts_that_an_option_left_on_several_devices_are_added_to():
 def test_all_groups_count_in_the_same_memory():
     params = make_params()
     optimizer = steepest.SignGSD([{"params": params[:1]}, {"params": params[1:], "capturable": True}])
-    optimizer._count_skipped(torch.tensor(1))
+    count_skipped(optimizer.param_groups, torch.tensor(False))
     counts = [group["skipped_steps"] for group in optimizer.param_groups]
-    optimizer._count_skipped(torch.tensor(1))
+    count_skipped(optimizer.param_groups, torch.tensor(False))
     now = [group["skipped_steps"] for group in optimizer.param_groups]
     assert all(count is before for count, before in zip(now, counts, strict=True))
     assert optimizer.skipped_steps == 2
@@ -441,7 +442,7 @@ def test_state_that_is_not_ready_is_refused(
         outside.setattr(cuda_graphs, "capturing", lambda device=None: False)
         configure(outside, device=lambda group: torch.device("cpu"))
         steps(optimizer, params, range(steps_before))
-    del optimizer.__dict__["_collects"]
+    optimizer._collector = Collector()
     set_gradients(params, steps_before)
     before = snapshot(optimizer, params)
     with pytest.raises(RuntimeError, match=why):

@@ -475,10 +475,10 @@ def test_a_subclass_names_the_state_that_it_keeps_itself():
 @pytest.mark.parametrize("source", [source for source in SOURCES if source.rules], ids=lambda s: s.name)
 def test_no_source_hides_another(source):
     """Its own keys find it, whatever stands before it; the rules that it names exist."""
-    for rule in source.rules:
+    for rule in source.rules.split():
         ours = {"rule": rule, **find_rule(rule).defaults()}
-        theirs = {"params": [], **dict.fromkeys(source.group, 1)}
-        states = [dict.fromkeys(source.state, 1)]
+        theirs = {"params": [], **dict.fromkeys(source.group.split(), 1)}
+        states = [dict.fromkeys(source.state.split(), 1)]
         assert [s for s in SOURCES if s.rules and s.matches(theirs, states, ours)] == [source]
         assert next(s for s in SOURCES if s.matches(theirs, states, ours)) is source
 

@@ -234,7 +234,7 @@ def test_what_is_no_model_no_optimizer_and_no_clip():
         steepest.release_gradients(model, torch.optim.SGD(model.parameters()))  # type: ignore[arg-type]
     for bad in (0, -1.0, math.nan, math.inf, "1", True):
         for name in ("clip_value", "clip_norm"):
-            with pytest.raises(ValueError, match=f"{name} must be None or a number > 0, got"):
+            with pytest.raises(ValueError, match=f"{name} must be None or a finite number > 0, got"):
                 steepest.release_gradients(model, optimizer, **{name: bad})
     with pytest.raises(ValueError, match="choose one"):
         steepest.release_gradients(model, optimizer, clip_value=1.0, clip_norm=1.0)

@@ -101,7 +101,7 @@ def test_a_checkpoint_whose_groups_have_the_main_rule_s_options_loads():
     copied = {name: value for name, value in optimizer.defaults.items() if name not in ("rule", "qkv")}
     saved["param_groups"][1] = {**copied, "views": views, **saved["param_groups"][1]}
     again.load_state_dict(saved)
-    assert again.param_groups[1].keys() == optimizer.param_groups[1].keys()
+    assert again.param_groups[1].keys() >= optimizer.param_groups[1].keys()
     _take_steps(again, 2)
 
 

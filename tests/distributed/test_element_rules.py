@@ -177,16 +177,29 @@ def test_gradients_laid_out_otherwise_are_redistributed():
         mesh = init_device_mesh("cpu", (WORLD,))
         for nonfinite in ("ignore", "skip"):
             for placement in (Shard(0), Shard(1), Replicate()):
-                for given in (
-                    DTensor.from_local(grads[rank], mesh, [Partial()]),
-                    DTensor.from_local(sum(grads), mesh, [Replicate()]),
-                ):
+                partial = DTensor.from_local(grads[rank], mesh, [Partial()])
+                replicated = DTensor.from_local(sum(grads), mesh, [Replicate()])
+                # The third has not arrived when the step begins.
+                for given in (partial, replicated, partial.redistribute(mesh, [placement], async_op=True)):
                     param = Parameter(placed(start.clone(), mesh, [placement]))
                     optimizer = steepest.SGD([param], lr=0.5, momentum=0.9, nonfinite=nonfinite)
                     param.grad = given
                     optimizer.step()
                     assert param.grad is given
                     assert_parts([param], optimizer, [whole], expected)
+
+    run_on_ranks(work)
+
+
+def test_a_replicated_gradient_of_what_fsdp_and_tp_cut():
+    def work(rank: int) -> None:
+        mesh_shape, placements = LAYOUTS["FSDP x TP, rows"]
+        mesh = init_device_mesh("cpu", mesh_shape)
+        param = Parameter(placed(torch.zeros(8, 2), mesh, placements))
+        whole = torch.arange(16.0).view(8, 2)
+        param.grad = DTensor.from_local(whole, mesh, [Replicate(), Replicate()])
+        steepest.SGD([param], lr=1.0, momentum=0.0).step()
+        assert torch.equal(param.detach().to_local(), -region_of(param).of(whole))
 
     run_on_ranks(work)
 

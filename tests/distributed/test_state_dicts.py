@@ -81,6 +81,24 @@ def test_whole_tensors_are_cut_where_they_are_loaded(case: str):
     run_on_ranks(work)
 
 
+def test_torchs_adamw_goes_on_here():
+    def work(rank: int) -> None:
+        mesh = init_device_mesh("cpu", (WORLD,))
+        params, twins = (sharded(mesh, wholes(-1, torch.float64)) for _ in range(2))
+        options: dict[str, Any] = {"lr": 0.01, "weight_decay": 0.1}
+        theirs, ours = torch.optim.AdamW(params, **options), steepest.AdamW(twins, **options)
+        train(mesh, params, theirs, range(2))
+        ours.load_state_dict(theirs.state_dict())
+        for param, twin in zip(params, twins, strict=True):
+            twin.data.copy_(param.data)
+        train(mesh, params, theirs, range(2, 4))
+        train(mesh, twins, ours, range(2, 4))
+        for param, twin in zip(params, twins, strict=True):
+            assert torch.allclose(param.detach().to_local(), twin.detach().to_local(), rtol=1e-12)
+
+    run_on_ranks(work)
+
+
 def test_state_of_another_layout_is_refused_by_name():
     def work(rank: int) -> None:
         mesh = init_device_mesh("cpu", (WORLD,))

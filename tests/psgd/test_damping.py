@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import steepest
+from steepest.rules.psgd import factors
 from steepest.rules.psgd import rule as psgd_rule
-from steepest.rules.psgd import sides
-from steepest.rules.psgd.damping import damping_noise
+from steepest.rules.psgd.factors import damping_noise
 from steepest.views import columns, rows
 
 from .fitting import KINDS
@@ -62,7 +62,7 @@ def test_noise_is_added_to_the_fit_and_not_to_the_update(kind, literal, monkeypa
 
     def spy_whitened(x, *args):
         applied.append(x.clone())
-        return sides.whitened(x, *args)
+        return factors.whitened(x, *args)
 
     def spy_noise(*args):
         drawn.append(damping_noise(*args))

@@ -13,7 +13,7 @@ import torch
 import steepest
 from steepest.rule import find_rule
 from steepest.rules.psgd import fits_in
-from steepest.rules.psgd.sides import Side
+from steepest.rules.psgd.factors import Side, balanced
 
 from .fitting import KINDS, generator
 
@@ -289,10 +289,10 @@ def test_balancing_by_a_condition_on_the_host_or_device(kind):
         return scale.view(2, 1, 1, 1) ** 4 * sides[0].p.unsqueeze(-1) * sides[1].p.view(2, 1, 1, 4)
 
     for condition in (True, torch.tensor(True)):
-        balanced, new = rule._balanced(sides, scale, condition)
-        for side in balanced:
+        even, new = balanced(sides, scale, condition)
+        for side in even:
             torch.testing.assert_close(side.q.flatten(1).amax(1), torch.ones(2))
-        torch.testing.assert_close(product(balanced, new), product(sides, scale))
-    same, kept = rule._balanced(sides, scale, torch.tensor(False))
+        torch.testing.assert_close(product(even, new), product(sides, scale))
+    same, kept = balanced(sides, scale, torch.tensor(False))
     assert torch.equal(kept, scale)
     assert all(torch.equal(one.q, other.q) for one, other in zip(same, sides, strict=True))

@@ -256,14 +256,13 @@ def with_old_reasons(saved: dict) -> dict:
     return saved
 
 
-def test_a_checkpoint_with_reasons_in_its_groups_loads_and_they_are_dropped():
+def test_keys_in_a_checkpoint_s_groups_that_read_like_reasons_change_no_explanation():
     optimizer, other = built(), built()
     train(optimizer)
     before = optimizer.explain()
     other.load_state_dict(with_old_reasons(optimizer.state_dict()))
     assert other.explain() == before
-    assert [set(group) for group in other.param_groups] == [set(group) for group in optimizer.param_groups]
-    assert str(other.state_dict()) == str(optimizer.state_dict())
+    assert str(other.state_dict()["state"]) == str(optimizer.state_dict()["state"])
 
 
 def test_a_key_of_the_users_own_that_is_called_as_a_reason_was_is_kept():

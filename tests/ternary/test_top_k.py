@@ -98,7 +98,7 @@ def peak_bytes(a):
 def test_choosing_among_all_takes_chunks_only():
     a = torch.full((8192, 1024), 9, dtype=torch.int8)
     # A chunk is an eighth of the layer; all of it are ties here, of some ten int64 each.
-    assert chunks.flat_chunks(a.numel(), a.device, top_k._LARGE)[0] == slice(0, a.numel() // 8)
+    assert chunks.row_chunks(a.numel(), 1, a.device, chunks.LARGE)[0] == slice(0, a.numel() // 8)
     assert 0 < peak_bytes(a) < 12 * a.numel()
 
 

@@ -13,7 +13,8 @@ from torch import nn
 
 from steepest.compile import available
 from steepest.rules.ternary_flip import TernaryFlipRule
-from steepest.ternary import BinaryLinear, TernaryFlip, TernaryLinear, chunks, linear_op, planes, targets
+from steepest.ternary import BinaryLinear, TernaryFlip, TernaryLinear, chunks, planes, targets
+from steepest.ternary.vote_buffer import VoteBuffer
 
 from .models import accumulators, assert_same, has_votes, loss_of, mixed_model, small_model, snapshot, taken
 
@@ -75,7 +76,7 @@ def test_passes_in_several_threads_vote_one_after_the_other(monkeypatch):
         torch.manual_seed(0)
         layer = TernaryLinear(16, 16)
         trainer = TernaryFlip(layer, votes="magnitude")
-        x, cast = torch.randn(4, 16), linear_op._vote
+        x, cast = torch.randn(4, 16), VoteBuffer.add
         # Both threads are between the count of a pass and its votes, if nothing keeps one of them out.
         meeting = threading.Barrier(threads)
 
@@ -88,7 +89,7 @@ def test_passes_in_several_threads_vote_one_after_the_other(monkeypatch):
             for _ in range(count):
                 layer(x).square().sum().backward()
 
-        monkeypatch.setattr(linear_op, "_vote", late)
+        monkeypatch.setattr(VoteBuffer, "add", late)
         running = [threading.Thread(target=passes) for _ in range(threads)]
         for each in running:
             each.start()
@@ -576,7 +577,7 @@ def test_compile_may_be_changed_between_steps(monkeypatch):
         trainer.step()
         found.append(list(asked))
         asked.clear()
-    assert found == [[], ["_add_magnitudes", "sweep"], []]
+    assert found == [[], ["_add", "sweep"], []]
 
 
 def test_votes_and_counters_of_a_layer_that_moves_go_with_it(monkeypatch):

@@ -13,7 +13,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from torch.distributed.tensor.placement_types import Placement
 
-__all__ = ["Layout", "Region", "layout_of"]
+__all__ = ["Layout", "Region", "layout_of", "region_at"]
 
 
 class Region(NamedTuple):
@@ -67,6 +67,17 @@ class Layout:
             for dims, intervals in zip(self.mesh_dims, self.intervals, strict=True)
         ]
         return Region(tuple([run.start for run in held]), tuple([len(run) for run in held]))
+
+
+@functools.lru_cache(maxsize=4096)
+def region_at(
+    shape: tuple[int, ...],
+    mesh_shape: tuple[int, ...],
+    placements: Sequence[Placement],
+    coordinate: tuple[int, ...],
+) -> Region:
+    """Return one coordinate's region of :func:`layout_of`, which each step asks for."""
+    return layout_of(shape, mesh_shape, placements).region(coordinate)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from steepest.distributed.layout import Region, layout_of
+from steepest.distributed.layout import Region, region_at
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LocalState",
-    "check_layout",
     "check_state_layout",
+    "checked_region",
     "is_dtensor",
     "is_pending",
     "is_sum",
@@ -43,30 +43,32 @@ def region_of(tensor: DTensor) -> Region:
     coordinate = mesh.get_coordinate()
     if coordinate is None:
         raise ValueError("lies on a mesh that this process is not part of")
-    return layout_of(tuple(tensor.shape), tuple(mesh.shape), tensor.placements).region(coordinate)
+    return region_at(tuple(tensor.shape), tuple(mesh.shape), tensor.placements, tuple(coordinate))
 
 
-def check_layout(who: str, param: DTensor) -> None:
-    """Raise ``ValueError`` for a layout that does not say which elements this process holds."""
+def checked_region(who: str, param: DTensor) -> Region:
+    """Return :func:`region_of`; raise ``ValueError`` where it is not what this process holds."""
     try:
-        expected = region_of(param).shape
+        region = region_of(param)
     except ValueError as error:
         raise ValueError(f"{who} is a DTensor that {error}") from None
     local = local_part(param)
-    if tuple(local.shape) != expected:
+    if local.shape != region.shape:
         raise ValueError(
             f"{who} is a DTensor whose local tensor has shape {tuple(local.shape)}, while its placements "
-            f"{tuple(map(str, param.placements))} give it {expected}"
+            f"{tuple(map(str, param.placements))} give it {region.shape}"
         )
+    return region
 
 
 def local_part(tensor: DTensor) -> Tensor:
     """Return this process's part, of which the DTensor is made, once it has arrived."""
-    with torch.no_grad():
-        local = tensor.to_local()
-    # The result of an asynchronous collective.
-    wait = getattr(local, "wait", None)
-    return local if wait is None else wait()
+    if torch.is_grad_enabled():
+        with torch.no_grad():
+            return local_part(tensor)
+    local = tensor.to_local()
+    # The result of an asynchronous collective is a subclass.
+    return local if type(local) is Tensor else getattr(local, "wait", lambda: local)()
 
 
 def is_pending(grad: DTensor, param: DTensor) -> bool:
@@ -115,7 +117,7 @@ def check_state_layout(who: str, param: Tensor, state: Mapping[str, Any]) -> Non
             raise ValueError(
                 f"state {name!r} of {who} has the placements {tuple(map(str, value.placements))} in the "
                 "state dict, and the parameter has not: torch.distributed.checkpoint loads it for any layout "
-                "(get_optimizer_state_dict, dcp.load, set_optimizer_state_dict); nothing was loaded"
+                "(get_optimizer_state_dict, dcp.load, set_optimizer_state_dict)"
             )
 
 

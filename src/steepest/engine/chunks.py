@@ -84,7 +84,8 @@ def run_eager(
                 run(piece, PieceNoise(row.key, partial(_places, extent, piece[0])) if noisy else NO_NOISE)
         if len(small) == 1:
             # A 0-dim tensor would be promoted to the dtype of 0-dim scalars.
-            run([column if column.dim() else column.view(1) for column in small[0].columns], NO_NOISE)
+            columns = small[0].columns
+            run(columns if columns[0].dim() else [column.view(1) for column in columns], NO_NOISE)
         elif small:
             written = [at for at in range(len(dtypes)) if at != 1 and (at > 0 or which != "before")]
             _run_small(small, chunk_length(config, dtypes, joined=True), run, written)

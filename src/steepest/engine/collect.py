@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steepest.distributed.local import LocalState, check_layout, is_dtensor, local_part, region_of
+from steepest.distributed.layout import Region
+from steepest.distributed.local import LocalState, checked_region, is_dtensor, local_part
 from steepest.engine.layout import Extent, real_view
 from steepest.engine.update import PLAIN, UpdateConfig
 from steepest.random import Key
@@ -77,10 +78,14 @@ class ParamBatch:
     members: list[ParamUpdate]
 
 
-def check_shard(who: str, param: Tensor, rule: Rule, group: Group) -> None:
-    """Raise ``ValueError`` for a DTensor that the rule, or any rule, cannot step."""
+def check_shard(who: str, param: Tensor, rule: Rule, group: Group) -> Region | None:
+    """Return which part of a DTensor this process holds; None for other tensors.
+
+    Raises:
+        ValueError: a DTensor that the rule, or any rule, cannot step.
+    """
     if type(param) in PLAIN or not is_dtensor(param):
-        return
+        return None
     if rule.scope != "element" or rule.moves:
         raise ValueError(
             f"{who} is a DTensor: {rule.name!r} needs whole tensors and does not take sharded ones yet; "
@@ -91,7 +96,7 @@ def check_shard(who: str, param: Tensor, rule: Rule, group: Group) -> None:
             f"{who} is a DTensor: state_device='cpu' does not take sharded parameters; "
             "fully_shard(offload_policy=CPUOffloadPolicy()) keeps them and their state on the host"
         )
-    check_layout(who, param)
+    return checked_region(who, param)
 
 
 def describe(group: Group, group_index: int, index: int) -> str:
@@ -319,14 +324,15 @@ def _local_member(
 ) -> ParamUpdate:
     """Return this process's part of a DTensor.
 
-    A gradient that is laid out in another way waits until the processes have agreed; see ``settle``.
+    A gradient that is laid out in another way waits until the processes have agreed: see
+    :func:`~steepest.engine.grad_check.check_together`.
     """
     owner = group["params"][index]
     who = describe(group, group_index, index)
-    check_shard(who, owner, find_rule(group["rule"]), group)
-    if not is_dtensor(owner.grad):
-        raise ValueError(f"{who} is a DTensor and its gradient is not")
-    region = region_of(owner)
+    region = check_shard(who, owner, find_rule(group["rule"]), group)
+    assert region is not None
+    if not is_dtensor(owner.grad) or owner.grad.device_mesh != owner.device_mesh:
+        raise ValueError(f"{who} is a DTensor and its gradient is not, or lies on another mesh")
     param, grad = real_view(local_part(owner)), real_view(local_part(owner.grad))
     whole = (*owner.shape, 2) if owner.is_complex() else owner.shape
     state = LocalState(owner, states.get(owner, {}))

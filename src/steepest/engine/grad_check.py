@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,9 +14,6 @@ from steepest.distributed.local import is_dtensor, is_pending, is_sum, redistrib
 from steepest.engine.collect import ParamBatch, ParamUpdate, describe
 from steepest.engine.layout import real_view
 from steepest.rule import Group, find_rule
-
-if TYPE_CHECKING:
-    from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = ["all_finite", "both", "check_gradients", "check_together"]
 
@@ -32,7 +30,14 @@ def all_finite(tensors: list[Tensor]) -> Tensor:
     filled = [tensor for tensor in tensors if tensor.numel() > 0]
     if not filled:
         return torch.tensor(True, device="cpu")
+    if filled[0].is_cpu:
+        return torch.tensor(all(map(_is_finite, filled)), device="cpu")
     return torch.nn.utils.get_total_norm(filled, norm_type=float("inf")).isfinite()
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # On a CPU, many times faster than the norm, and NaN is the extreme of whatever holds one.
+    return all(math.isfinite(extreme) for extreme in tensor.aminmax())
 
 
 def both(one: bool | Tensor, other: bool | Tensor) -> bool | Tensor:
@@ -107,10 +112,7 @@ def check_together(batches: list[ParamBatch], groups: Sequence[Group]) -> bool:
 def _agreed(batches: list[ParamBatch], groups: Sequence[Group]) -> bool:
     """Compare gradients and options with those of the other processes; return whether all may step."""
     params = [param for group in groups for param in group["params"]]
-    meshes: list[DeviceMesh] = []
-    for param in params:
-        if is_dtensor(param) and not any(param.device_mesh is mesh for mesh in meshes):
-            meshes.append(param.device_mesh)
+    meshes = list(dict.fromkeys(param.device_mesh for param in params if is_dtensor(param)))
     error: FloatingPointError | None = None
     finite = True
     try:

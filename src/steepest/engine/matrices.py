@@ -113,7 +113,7 @@ def _buckets(config: UpdateConfig, blocks: Sequence[MatrixBlock]) -> Iterator[li
     for (shape, _), alike in by_kind.items():
         if math.prod(shape) == 0:
             continue
-        numel = math.prod(shape) + sum(spec.numel for spec in alike[0].kind.specs.values())
+        numel = math.prod(shape) + sum(math.prod(spec.shape) for spec in alike[0].kind.specs.values())
         # The user may ask for a wider dtype in the iteration.
         widest = max(config.compute.itemsize, (config.group.get("ns_dtype") or config.compute).itemsize)
         each = widest * config.rule.working_copies + _NOISE_BYTES * config.draws
@@ -183,7 +183,7 @@ class _Run:
         for name in bucket[0].kind.specs:
             entries = [block.member.state[name + block.suffix] for block in bucket]
             given[name] = torch.stack(entries) if len(entries) > 1 else entries[0].unsqueeze(0)
-        if config.rule.needs_param:
+        if "param" in takes:
             given["param"] = _stacked_params(config, bucket)
         if "grad_dtype" in takes:
             given["grad_dtype"] = config.grad_dtype
@@ -230,7 +230,7 @@ def _numbers_of(config: UpdateConfig, block: MatrixBlock) -> Mapping[str, Any]:
             # On the CPU, a float is faster than a tensor and gives the same bits.
             known = value.device.type == "cpu" and not config.counts_on_device
             scalars = {**scalars, name: float(value) if known else value}
-    return {name: value for name, value in scalars.items() if name in config.rule.takes}
+    return {name: value for name, value in scalars.items() if name in config.rule.takes} if scalars else {}
 
 
 def _alike(rows: Sequence[Row]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -17,6 +17,7 @@ from steepest.engine.matrices import UserFunctions, step_matrices, step_one_by_o
 from steepest.engine.reductions import measure, reads_back
 from steepest.engine.state import make_state
 from steepest.engine.step_count import add_step, count_steps, noise_key
+from steepest.rule import Group
 
 __all__ = ["take_step"]
 
@@ -24,8 +25,8 @@ __all__ = ["take_step"]
 def take_step(
     batches: list[ParamBatch],
     finite: bool | Tensor,
+    groups: Sequence[Group],
     states: MutableMapping[Tensor, Any],
-    states_by_rule: Callable[[], Mapping[str, list[Mapping[str, Tensor]]]],
     user_functions: Callable[[ParamBatch], UserFunctions | None],
 ) -> bool | Tensor:
     """Step parameters if their gradients are finite.
@@ -33,8 +34,8 @@ def take_step(
     Args:
         batches: what is stepped.
         finite: whether the gradients are; a tensor where only the device knows.
+        groups: all of the optimizer's.
         states: the parameters' states, which makes an entry where there is none.
-        states_by_rule: gives, for each rule's name, the state of every parameter that it has ever stepped.
         user_functions: gives a subclass's own code for a batch, if it has any.
 
     Returns:
@@ -53,7 +54,7 @@ def take_step(
             count_steps(batch)
         measuring |= batch.config.measures
     if measuring:
-        measure(batches, states_by_rule)
+        measure(batches, groups, states)
     own: list[UserFunctions | None] = []
     for batch in batches:
         functions = user_functions(batch) if batch.config.rule.transforms else None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,7 +72,7 @@ def reads_back(batches: list[ParamBatch]) -> bool:
 
 
 def measure(
-    batches: list[ParamBatch], states: Callable[[], Mapping[str, list[Mapping[str, Tensor]]]]
+    batches: list[ParamBatch], groups: Sequence[Group], states: Mapping[Tensor, Mapping[str, Any]]
 ) -> None:
     """Run the ``measure`` phase; scalars and new per-tensor state go into the members.
 
@@ -79,7 +80,7 @@ def measure(
 
     Args:
         batches: the step's, their state made; those whose rules do not measure are left alone.
-        states: gives, for each rule's name, the state of every parameter that it has ever stepped.
+        groups, states: all of the optimizer's.
     """
     batches = [batch for batch in batches if batch.config.measures]
     for batch in batches:
@@ -93,7 +94,9 @@ def measure(
     fresh = {id(m.state): m.measured or {} for b in batches for m in b.members} if related else {}
     for group, together in _by_group(related):
         rule = together[0].config.rule
-        known = [{**state, **fresh.get(id(state), {})} for state in states()[rule.name]]
+        params = [param for each in groups if each["rule"] == rule.name for param in each["params"]]
+        stepped = [states[param] for param in params if states.get(param)]
+        known = [{**state, **fresh.get(id(state), {})} for state in stepped]
         members = [member for batch in together for member in batch.members]
         own = [dict(member.scalars) for member in members]
         rule.relate(own, known, group)

@@ -30,10 +30,9 @@ class CoefficientSet:
 
     Args:
         triples: (a, b, c) of each iteration; at least one, all finite.
-        beyond: how a run longer than the table continues: "cycle" starts the table again, "repeat" repeats
-            the last triple.
-        margin: a factor on the Frobenius norm in the normalization. A factor above 1 keeps rounding errors
-            from pushing σ out of the interval for which the polynomials were designed.
+        beyond: a run longer than the table starts it again ("cycle") or repeats its last triple ("repeat").
+        margin: a factor on the Frobenius norm in the normalization; above 1, it keeps rounding errors from
+            pushing σ out of the interval for which the polynomials were designed.
         band: smallest and largest singular value after one full run, for σ/‖X‖_F ∈ [1e-3, 1].
         source: the publication of the numbers.
         gram_in_bfloat16: whether tests show the Gram form in bfloat16 to be as accurate as the plain form.
@@ -73,9 +72,8 @@ class CoefficientSet:
             return self.triples
         if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
             raise ValueError(f"newton_schulz: steps must be None or an integer ≥ 1, got {steps!r}")
-        if self.beyond == "repeat":
-            return (self.triples + self.triples[-1:] * steps)[:steps]
-        return (self.triples * math.ceil(steps / len(self.triples)))[:steps]
+        more = self.triples[-1:] if self.beyond == "repeat" else self.triples
+        return (self.triples + more * steps)[:steps]
 
 
 def _is_triple(triple: object) -> bool:
@@ -186,32 +184,28 @@ def newton_schulz(
     Run "quintic" for a multiple of 5 steps: its steep first triple maps a σ that has reached 1.15 back to
     0.09. "cans" has no margin for rounding errors: in bfloat16 it reaches 1.5. A custom list cycles.
 
-    **Gram form.** For r×n matrices with r ≪ n, the Gram form evaluates the same polynomials with r×r
-    products and reads X only at restarts: R = XXᵀ, Q = I; in each iteration Q ← Q(aI + Z),
-    R ← (aI + Z) R (aI + Z); at the end X ← QX. An error in R grows by a² per iteration (an error in X does
-    not), so R is recomputed from X after two iterations, and then after every three. 5 steps cost
-    2·(4r²n) + 28r³ flops, against 5·(4r²n + 2r³) for the plain form. In bfloat16, R is recomputed after one
-    iteration and then after every two, which is as accurate as the plain form and costs 3·(4r²n) + 22r³
-    flops. The plain form is the same loop with a restart at each iteration. R and all r×r products are
-    symmetric, so on a CPU they cost less than these counts (:func:`~steepest.linalg.gram`).
+    **Gram form.** For r×n matrices with r ≪ n, the same polynomials by r×r products: R = XXᵀ, Q = I; in
+    each iteration Q ← Q(aI + Z), R ← (aI + Z) R (aI + Z); at the end X ← QX. An error in R grows by a² per
+    iteration (an error in X does not), so R is recomputed from X after two iterations, and then after every
+    three; in bfloat16 after one, and then after every two, which is as accurate as the plain form. 5 steps
+    cost 2·(4r²n) + 28r³ flops (bfloat16: 3·(4r²n) + 22r³), the plain form 5·(4r²n + 2r³). R and all r×r
+    products are symmetric, so on a CPU they cost less than these counts (:func:`~steepest.linalg.gram`).
 
     Args:
         x: [..., m, n], float16, bfloat16, float32 or float64; any batch dimensions, including empty ones.
         coefficients: a name in :data:`COEFFICIENTS`, a :class:`CoefficientSet`, or a list of (a, b, c).
-        steps: number of iterations ≥ 1. None runs the table once, a smaller number stops early, and a larger
-            one continues as the table's ``beyond`` says.
+        steps: number of iterations ≥ 1. None runs the table once, and more steps than it has continue as its
+            ``beyond`` says.
         dtype: dtype of the products; the result always has ``x``'s dtype. None chooses: float64 for float64;
-            half precision where the hardware multiplies it faster, which is on CUDA devices with native
-            bfloat16 (bfloat16 in the plain form; float16 for float16 input and in the Gram form, which then
-            needs fewer restarts) and, in bfloat16, on CPUs with AVX-512 BF16 or AMX for matrices of at least
-            128 rows and columns; float32 everywhere else. X is always normalized in float32 or better. On
-            CUDA, float32 products follow torch's float32 matmul precision.
+            on CUDA devices with native bfloat16, bfloat16 in the plain form, and float16 for float16 input
+            and in the Gram form, which then needs fewer restarts; bfloat16 on CPUs with AVX-512 BF16 or AMX
+            for matrices of at least 128 rows and columns; float32 everywhere else. X is always normalized in
+            float32 or better. On CUDA, float32 products follow torch's float32 matmul precision.
         eps: > 0, relative to the largest \|entry\|. It keeps zero at zero; the default is negligible beside
             any other norm.
         form: "plain", "gram", or "auto" for the one with fewer flops: Gram if the longer side is more than
-            1.5 times the shorter (the break-even for any number of steps ≥ 2 and any restarts). In bfloat16,
-            "auto" chooses Gram only for the named sets other than "cans", which overshoots in bfloat16, and
-            more so in the Gram form.
+            1.5 times the shorter. In bfloat16, "auto" chooses Gram only for the named sets other than
+            "cans", which overshoots more in the Gram form.
         method: "newton_schulz", or "svd" for the exact polar factor in float32 or better, as an oracle and
             for parity between devices (the iteration amplifies rounding errors in near-null directions).
             Singular values below max(m, n)·(machine epsilon)·(the largest) count as zero and stay zero.
@@ -272,10 +266,7 @@ def newton_schulz(
 
 
 def _normalized(x: Tensor, margin: float, eps: float, dtype: torch.dtype) -> Tensor:
-    """Return x / (margin·‖x‖_F + ε), after division by the largest |entry|; NaN if an entry is not finite.
-
-    The result has the most precise of x's dtype, float32 and ``dtype``.
-    """
+    """Return x / (margin·‖x‖_F + ε) in the most precise of x's dtype, float32 and ``dtype``."""
     x = x.to(torch.promote_types(x.dtype, torch.promote_types(dtype, torch.float32)))
     largest = torch.maximum(x.amax((-2, -1), keepdim=True), -x.amin((-2, -1), keepdim=True))
     x = x / torch.where(largest == 0, 1.0, largest)
@@ -306,15 +297,11 @@ def _iterate(x: Tensor, run: tuple[Triple, ...]) -> Tensor:
 
 
 def _runs(schedule: tuple[Triple, ...], by_gram: bool, dtype: torch.dtype) -> Iterator[tuple[Triple, ...]]:
-    """Split the schedule into runs; each run starts by computing R from X.
-
-    The plain form has runs of one iteration. The Gram form splits after 2, 5, 8, … iterations; in bfloat16
-    after 1, 3, 5, …, because its 8 bits tolerate only one amplification of a rounding error, and not the one
-    by the first triple, which is the steepest.
-    """
+    """Split the schedule into runs that start by computing R from X; the plain form has runs of one."""
     if not by_gram:
         starts = [*range(len(schedule))]
     elif dtype == torch.bfloat16:
+        # 8 bits tolerate one amplification of a rounding error, but not by the first triple, the steepest.
         starts = [0, *range(1, len(schedule), 2)]
     else:
         starts = [0, *range(2, len(schedule), 3)]
@@ -322,16 +309,12 @@ def _runs(schedule: tuple[Triple, ...], by_gram: bool, dtype: torch.dtype) -> It
         yield schedule[start:end]
 
 
-# With fewer rows, converting to bfloat16 costs a CPU more time than the faster products save.
-_BFLOAT16_FROM = 128
-
-
 def _computing_dtype(dtype: torch.dtype, device_type: str, by_gram: bool, rows: int) -> torch.dtype:
-    """Choose the dtype of the products for ``dtype=None``; see :func:`newton_schulz`."""
     if dtype == torch.float64:
         return dtype
     if device_type == "cpu":
-        return torch.bfloat16 if rows >= _BFLOAT16_FROM and _cpu_multiplies_bfloat16() else torch.float32
+        # With fewer rows, converting to bfloat16 costs more time than the faster products save.
+        return torch.bfloat16 if rows >= 128 and _cpu_multiplies_bfloat16() else torch.float32
     if device_type != "cuda" or not torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.float32
     return torch.float16 if by_gram or dtype == torch.float16 else torch.bfloat16

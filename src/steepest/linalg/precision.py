@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
@@ -20,10 +20,9 @@ _BACKENDS: Any = torch.backends
 def float32_matmul_precision(precision: str) -> Iterator[None]:
     """Set torch's float32 matmul precision inside the block, and restore the caller's settings on exit.
 
-    torch has two interfaces for this setting: ``torch.set_float32_matmul_precision``, and one attribute per
-    backend (``torch.backends.cuda.matmul.fp32_precision`` and others). If they disagree, torch refuses to
-    read the first. This function restores both, whichever one the caller used; a backend that inherited its
-    precision inherits it again.
+    torch has two interfaces for this setting, ``torch.set_float32_matmul_precision`` and one attribute per
+    backend (``torch.backends.cuda.matmul.fp32_precision`` and others). Both are restored, whichever one the
+    caller used; a backend that inherited its precision inherits it again.
 
     >>> before = torch.get_float32_matmul_precision()
     >>> with float32_matmul_precision("medium"):
@@ -33,30 +32,18 @@ def float32_matmul_precision(precision: str) -> Iterator[None]:
     True
     """
     products = (_BACKENDS.cuda.matmul, _BACKENDS.mkldnn.matmul)
-    own = _own_precisions(products)
+    # A backend says that it inherits the overall precision only while that is "none".
+    overall, _BACKENDS.fp32_precision = _BACKENDS.fp32_precision, "none"
+    own = [each.fp32_precision for each in products]
+    _BACKENDS.fp32_precision = overall
     # With both backends at "ieee", get_float32_matmul_precision returns its stored value instead of raising.
-    _set_precisions(products, ["ieee"] * len(products))
+    for each in products:
+        each.fp32_precision = "ieee"
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision(precision)
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-        _set_precisions(products, own)
-
-
-def _own_precisions(products: Sequence[Any]) -> list[str]:
-    """Return each backend's own precision: ``"none"`` where it inherits torch's overall one."""
-    overall = _BACKENDS.fp32_precision
-    if overall == "none":
-        return [each.fp32_precision for each in products]
-    _BACKENDS.fp32_precision = "none"
-    try:
-        return [each.fp32_precision for each in products]
-    finally:
-        _BACKENDS.fp32_precision = overall
-
-
-def _set_precisions(products: Sequence[Any], precisions: Sequence[str]) -> None:
-    for each, precision in zip(products, precisions, strict=True):
-        each.fp32_precision = precision
+        for each, value in zip(products, own, strict=True):
+            each.fp32_precision = value

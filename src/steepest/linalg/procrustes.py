@@ -28,23 +28,21 @@ def procrustes_rotation(
         \qquad Q \leftarrow \big(I + aR + \tfrac12 a^2 R^2\big)\, Q
 
     This is the rotation exp(aR) to second order, with the step a that maximizes the trace to second order.
-    Since tr(RQ) = ‖Qᵀ − Q‖²/(2 max\|Qᵀ − Q\|), the trace grows at each step until Q is symmetric.
-    A step adds only ¼a⁴ Qᵀ R⁴ Q to QᵀQ, the preconditioner P of PSGD: a relative change of at most 6.1e-5
-    with the exact norm, or 1.1e-4 with a bound at 0.87 of it. If det Q > 0, repeated steps converge to
-    (QᵀQ)^½. If det Q < 0, no rotation reaches it, and they converge to the symmetric rotation of Q with the
-    largest trace. Cost: two n×n products and the bound.
+    The trace grows at each step until Q is symmetric. A step adds only ¼a⁴ Qᵀ R⁴ Q to QᵀQ, the
+    preconditioner P of PSGD: a relative change of at most 6.1e-5 with the exact norm, or 1.1e-4 with a bound
+    at 0.87 of it. If det Q > 0, repeated steps converge to (QᵀQ)^½; if det Q < 0, no rotation reaches it, and
+    they converge to the symmetric rotation of Q with the largest trace. Cost: two n×n products and the bound.
 
     Args:
         q: [..., n, n], float16, bfloat16, float32 or float64.
-        norm: a function from R [..., n, n] to ‖R‖₂ or a lower bound of it, [...]. It receives R in float32,
-            or in float64 if Q is float64. None means :func:`spectral_norm_bound`. For the exact norm, pass
-            ``lambda r: torch.linalg.matrix_norm(r, ord=2)``.
+        norm: a function from R [..., n, n], in float32 or better, to ‖R‖₂ or a lower bound of it, [...]. None
+            means :func:`spectral_norm_bound`; ``lambda r: torch.linalg.matrix_norm(r, ord=2)`` is exact.
         key: two 32-bit words for the probes of :func:`spectral_norm_bound`.
 
     Returns:
-        The rotated Q, in ``q``'s shape and dtype. The products run in that dtype; the traces and a are
-        computed in float32 or better. A matrix comes back unchanged if it is already symmetric (every zero
-        matrix is), if its asymmetry is below the smallest normal number, or if an entry is not finite.
+        The rotated Q, in ``q``'s shape and dtype. The products run in that dtype, traces and a in float32 or
+        better. A matrix comes back unchanged if it is symmetric already, if its asymmetry is below the
+        smallest normal number, or if an entry is not finite.
 
     Raises:
         TypeError: ``q`` is not a floating-point tensor.

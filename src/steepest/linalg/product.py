@@ -11,25 +11,20 @@ from torch.autograd import forward_ad
 
 __all__ = ["differentiated", "is_plain", "product"]
 
-# Below this many multiplications, calling oneDNN costs more than it saves. Measured on a CPU with 2 threads,
-# where the two libraries break even at 128 rows.
+# Below this many multiplications, calling oneDNN costs more than it saves, measured on a CPU with 2 threads.
 _ONEDNN_FROM = 1 << 22
 
 
 def product(
     x: Tensor, y: Tensor, *, added: Tensor | None = None, alpha: float = 1.0, beta: float = 1.0
 ) -> Tensor:
-    r"""Compute β ``added`` + α X Y, [..., m, n]: torch.baddbmm for any number of batch dimensions.
+    """Compute β ``added`` + α X Y, [..., m, n]: torch.baddbmm for any number of batch dimensions.
+
+    X and Y have the same ones. With ``beta=0``, ``added`` is not read.
 
     On a CPU with AVX-512, float32 products use oneDNN, as torch's half-precision products do anyway. torch
     itself would use MKL there, which reaches half of the processor's speed unless Intel made the processor.
     Both sum in float32, but in a different order. ``torch.backends.mkldnn.enabled = False`` selects MKL.
-
-    Args:
-        x: [..., m, k].
-        y: [..., k, n], with the batch dimensions of ``x``.
-        added: [..., m, n]; None means zero.
-        alpha, beta: the factors; with ``beta=0``, ``added`` is not read.
 
     >>> product(torch.eye(2), torch.ones(2, 2), added=torch.eye(2), alpha=0.5, beta=2.0)
     tensor([[2.5000, 0.5000],
@@ -53,26 +48,21 @@ def product(
 
 
 def _goes_to_onednn(x: Tensor, y: Tensor, added: Tensor | None) -> bool:
-    operands = [each for each in (x, y, added) if each is not None]
-    if any(each.dtype != torch.float32 or each.device.type != "cpu" for each in operands):
-        return False
-    if not torch.backends.mkldnn.enabled:
-        return False
     # The oneDNN operation has no derivative, and neither tracers nor tensor subclasses support it.
-    if torch.compiler.is_compiling() or not is_plain(*operands):
-        return False
-    return not differentiated(*operands) and _onednn_linear() is not None
+    return (
+        all(each is None or (each.dtype == torch.float32 and each.is_cpu) for each in (x, y, added))
+        and bool(torch.backends.mkldnn.enabled)
+        and not torch.compiler.is_compiling()
+        and is_plain(x, y, added)
+        and not differentiated(x, y, added)
+        and _onednn_linear() is not None
+    )
 
 
 def differentiated(*tensors: Tensor | None) -> bool:
-    """Return whether autograd may differentiate a result of these tensors, in backward or forward mode.
-
-    >>> x = torch.ones(1, requires_grad=True)
-    >>> differentiated(x), differentiated(x.detach(), None)
-    (True, False)
-    """
+    """Return whether autograd may differentiate a result of these tensors, in backward or forward mode."""
     # A tensor wrapped by torch.func does not reveal whether a transform differentiates it.
-    if (transforming := getattr(torch._C, "_are_functorch_transforms_active", None)) and transforming():
+    if torch._C._are_functorch_transforms_active():
         return True
     there = [each for each in tensors if each is not None]
     if torch.is_grad_enabled() and any(each.requires_grad for each in there):
@@ -82,15 +72,9 @@ def differentiated(*tensors: Tensor | None) -> bool:
 
 
 def is_plain(*tensors: Tensor | None) -> bool:
-    """Return whether no tensor is of a subclass with its own dispatch: sharded, fake or quantized.
-
-    >>> is_plain(torch.ones(1), None), is_plain(torch.nn.Parameter(torch.ones(1)))
-    (True, True)
-    """
-    return all(each is None or type(each).__torch_dispatch__ is _PLAIN for each in tensors)
-
-
-_PLAIN = Tensor.__torch_dispatch__
+    """Return whether no tensor is of a subclass with its own dispatch: sharded, fake or quantized."""
+    plain = Tensor.__torch_dispatch__
+    return all(each is None or type(each).__torch_dispatch__ is plain for each in tensors)
 
 
 @functools.cache

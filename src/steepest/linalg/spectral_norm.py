@@ -37,10 +37,9 @@ def spectral_norm_bound(t: Tensor, *, kind: Kind = "spd", key: Key | None = None
         t: [..., n, n], float16, bfloat16, float32 or float64. Symmetry is not checked.
         kind: "spd" for symmetric positive semi-definite, "skew" for Tᵀ = −T.
         key: two 32-bit words (see :func:`steepest.random.derive_key`) that determine the probes: Python
-            ints, 0-dim tensors (which can change without recompiling a compiled caller), or tensors of
-            the batch shape, one key per matrix. With a shared key, every matrix of a batch gets the same
-            probes, so its bound does not depend on the rest of the batch. None means ``derive_key(0)``.
-            torch's global generator is never used.
+            ints, 0-dim tensors, or tensors of the batch shape, one key per matrix. With a shared key, every
+            matrix of a batch gets the same probes. None means ``derive_key(0)``; torch's global generator is
+            never used.
 
     Returns:
         [...], computed and returned in float32, or in float64 for float64 matrices. The bound is 0 for a

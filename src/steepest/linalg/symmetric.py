@@ -10,13 +10,7 @@ from torch import Tensor
 from steepest.linalg.operand import require_choice, require_matrices, require_shape
 from steepest.linalg.product import differentiated, is_plain, product
 
-__all__ = [
-    "SymmetricKernel",
-    "gram",
-    "mirrored_product",
-    "preferred_symmetric_kernel",
-    "symmetric_product",
-]
+__all__ = ["SymmetricKernel", "gram", "mirrored_product", "preferred_symmetric_kernel", "symmetric_product"]
 
 SymmetricKernel: TypeAlias = Literal["default", "triton"]
 
@@ -25,12 +19,9 @@ _preferred: SymmetricKernel = "default"
 
 # Fewest rows per panel. Measured on a CPU (2 threads, AVX-512) as a share of the full product's time: in
 # float32 0.77 for 768 rows and columns, 0.68 for 2304 columns, 0.56 for 2304 rows; in bfloat16 0.86, 0.72
-# and 0.64, with no gain below 512 rows. Narrower panels do not reach the processor's full speed.
-# Accelerators have not been measured.
+# and 0.64, with no gain below 512 rows. Accelerators have not been measured.
 _NARROWEST = {torch.float32: 192, torch.float64: 192, torch.bfloat16: 256}
 _MOST_PANELS = 6
-# Below two of the narrowest panels there is one, for any dtype.
-_FEWEST_ROWS = 2 * min(_NARROWEST.values())
 
 
 def preferred_symmetric_kernel(kernel: SymmetricKernel | None = None) -> SymmetricKernel:
@@ -39,15 +30,13 @@ def preferred_symmetric_kernel(kernel: SymmetricKernel | None = None) -> Symmetr
     The setting applies to the whole process. ``"default"`` is cuBLAS's full product. ``"triton"`` computes
     the tiles on and below the diagonal, about half of the flops, and copies the others. It serves float16,
     bfloat16 and float32 matrices of more than 128 rows (64 rows for float32 without TF32) on devices of
-    compute capability 8.0 or higher. Everything else keeps the default: the CPU, float64, small matrices,
-    ``torch.compile``, and products that autograd differentiates. The kernel sums in float32, in an order
-    that depends only on the shapes, and multiplies float32 in TF32 if the user has allowed that
-    (``torch.set_float32_matmul_precision``). Choose before a CUDA graph is captured, and before its warm-up
-    steps.
+    compute capability 8.0 or higher. Everything else keeps the default, also under ``torch.compile`` and
+    where autograd differentiates. The kernel sums in float32, in an order that depends only on the shapes,
+    and multiplies float32 in TF32 if the user has allowed that (``torch.set_float32_matmul_precision``).
+    Choose before a CUDA graph is captured, and before its warm-up steps.
 
-    Triton is not the default: half of the flops do not take half of the time, and nobody has measured yet
-    where it is faster; ``steepest bench --sections symmetric --device cuda`` does. There is no choice by
-    measured time either, because the two kernels round differently and runs would not be repeatable.
+    Triton is not the default because nobody has measured yet where it is faster; ``steepest bench --sections
+    symmetric --device cuda`` does. The two kernels round differently, so none is chosen by measured time.
 
     Raises:
         ValueError: an unknown kernel.
@@ -71,10 +60,10 @@ def preferred_symmetric_kernel(kernel: SymmetricKernel | None = None) -> Symmetr
 def gram(x: Tensor) -> Tensor:
     r"""Compute the Gram matrix :math:`X X^\top` of X [..., m, n], in X's dtype.
 
-    Where that is faster (on a CPU, from 384 rows in float32 and float64 and from 512 in bfloat16), only the
-    lower blocks are computed and the upper ones are copied, so the result is exactly symmetric. The same
-    holds on CUDA if :func:`preferred_symmetric_kernel` selects Triton. In all other cases, and whenever
-    autograd may need a derivative, this is the plain product.
+    On a CPU, from 384 rows in float32 and float64 and from 512 in bfloat16, and on CUDA if
+    :func:`preferred_symmetric_kernel` selects Triton, only the lower blocks are computed and the upper ones
+    are copied, so the result is exactly symmetric. In all other cases, and whenever autograd may need a
+    derivative, this is the plain product.
 
     Raises:
         TypeError: ``x`` is not a floating-point tensor.
@@ -117,11 +106,7 @@ def symmetric_product(x: Tensor, y: Tensor, *, added: Tensor | None = None, alph
     require_shape("symmetric_product", "y", y, (*batch, k, n))
     if added is not None:
         require_shape("symmetric_product", "added", added, (*batch, n, n))
-    result = _mirrored(x, y, added, alpha, 1.0, exactly=True)
-    if result is None:
-        whole = product(x, y, added=added, alpha=alpha)
-        result = (whole + whole.mT) / 2
-    return result
+    return mirrored_product(x, y, added=added, alpha=alpha, exactly=True, averaged=True)
 
 
 def mirrored_product(
@@ -132,32 +117,22 @@ def mirrored_product(
     alpha: float = 1.0,
     beta: float = 1.0,
     exactly: bool = False,
+    averaged: bool = False,
 ) -> Tensor:
     """Compute β ``added`` + α X Y of operands whose result is symmetric up to rounding, at the least cost.
 
-    Where that is faster, the blocks below the diagonal are computed and copied to above it. Blocks on the
-    diagonal keep their rounding errors unless ``exactly`` is set, and so does the plain product. Callers
-    must have checked the shapes.
-
-    >>> mirrored_product(torch.eye(2), torch.ones(2, 2), alpha=3.0)
-    tensor([[3., 3.],
-            [3., 3.]])
+    Blocks on the diagonal keep their rounding errors unless ``exactly`` is set, and the plain product, where
+    it is faster, unless ``averaged`` is. Callers must have checked the shapes.
     """
-    small = _preferred == "default" and x.is_cpu and x.shape[-2] < _FEWEST_ROWS
-    result = None if small else _mirrored(x, y, added, alpha, beta, exactly=exactly)
-    return product(x, y, added=added, alpha=alpha, beta=beta) if result is None else result
+    if _preferred == "triton" and not torch.compiler.is_compiling() and is_plain(x, y, added):
+        # Import Triton only after the user has selected it.
+        from steepest.linalg.triton_symmetric import mirrored, serves
 
-
-def _mirrored(
-    x: Tensor, y: Tensor, added: Tensor | None, alpha: float, beta: float, *, exactly: bool
-) -> Tensor | None:
-    """Return :func:`mirrored_product` by tiles or panels, or None where the plain product is faster."""
-    if _goes_to_triton(x, y, added):
-        from steepest.linalg.triton_symmetric import mirrored
-
-        return mirrored(x, y, added=added, alpha=alpha, beta=beta)
+        if serves(x, y, added) and not differentiated(x, y, added):
+            return mirrored(x, y, added=added, alpha=alpha, beta=beta)
     if (panels := _panels(x, y, added)) == 1:
-        return None
+        whole = product(x, y, added=added, alpha=alpha, beta=beta)
+        return (whole + whole.mT) / 2 if averaged else whole
     rows, inner = x.shape[-2:]
     out = x.new_empty(*x.shape[:-2], rows, rows)
     count, size = out.shape[:-2].numel(), -(-rows // panels)
@@ -168,39 +143,23 @@ def _mirrored(
         [None] * count if added is None else added.reshape(count, rows, rows),
         strict=True,
     )
-    for whole, left, right, addend in each:
+    for into, left, right, addend in each:
         for first in range(0, rows, size):
             end = first + size
-            lower = product(
-                left[first:],
-                right[:, first:end],
-                added=None if addend is None else addend[first:, first:end],
-                alpha=alpha,
-                beta=beta,
-            )
-            whole[first:, first:end] = lower
-            whole[first:end, end:] = lower[size:].mT
+            below = None if addend is None else addend[first:, first:end]
+            lower = product(left[first:], right[:, first:end], added=below, alpha=alpha, beta=beta)
+            into[first:, first:end] = lower
+            into[first:end, end:] = lower[size:].mT
             if exactly:
                 corner = lower[:size]
-                whole[first:end, first:end] = (corner + corner.mT).mul_(0.5)
+                into[first:end, first:end] = (corner + corner.mT).mul_(0.5)
     return out
 
 
-def _goes_to_triton(x: Tensor, y: Tensor, added: Tensor | None) -> bool:
-    # Import Triton only after the user has selected it.
-    if _preferred != "triton" or torch.compiler.is_compiling() or not is_plain(x, y, added):
-        return False
-    from steepest.linalg.triton_symmetric import serves
-
-    return serves(x, y, added) and not differentiated(x, y, added)
-
-
 def _panels(x: Tensor, *others: Tensor | None) -> int:
-    """Return the number of panels for a symmetric product [n, n] of X [n, k]; 1 means the plain product.
-
-    Writing panels into a preallocated tensor loses derivatives, so autograd gets the plain product too.
-    """
-    if x.device.type != "cpu" or x.dtype not in _NARROWEST:
+    """Return the number of panels for a symmetric product [n, n] of X [n, k]; 1 means the plain product."""
+    if not x.is_cpu or x.dtype not in _NARROWEST:
         return 1
-    panels = max(1, min(_MOST_PANELS, x.shape[-2] // _NARROWEST[x.dtype]))
-    return 1 if panels > 1 and differentiated(x, *others) else panels
+    panels = min(_MOST_PANELS, x.shape[-2] // _NARROWEST[x.dtype])
+    # Writing panels into a preallocated tensor loses derivatives.
+    return 1 if panels < 2 or differentiated(x, *others) else panels

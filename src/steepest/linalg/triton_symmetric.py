@@ -16,19 +16,12 @@ except ImportError:  # only torch's CUDA builds for Linux install Triton
 
 __all__ = ["AVAILABLE", "INTERPRETED", "Tiles", "mirrored", "serves", "tiles_of"]
 
-_SERVED = (torch.bfloat16, torch.float16, torch.float32)
-_OLDEST = (8, 0)
-
 AVAILABLE = triton is not None
-"""Whether Triton is installed."""
 
-# Triton reads the same variable when it decorates a kernel, so when this file is imported.
+# Whether kernels run in Triton's interpreter, which accepts CPU tensors. It would multiply the bits of
+# bfloat16 values as integers, so the kernel converts its operands to float32 there, exactly. Triton reads the
+# same variable when it decorates a kernel, so when this file is imported.
 INTERPRETED = AVAILABLE and os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes")
-"""Whether kernels run in Triton's interpreter, which accepts CPU tensors.
-
-The interpreter would multiply the bits of bfloat16 values as integers, so the kernel converts its operands to
-float32 there. That changes no product: float32 holds each of them exactly.
-"""
 
 
 class Tiles(NamedTuple):
@@ -40,40 +33,33 @@ class Tiles(NamedTuple):
     stages: int
 
 
-# The sizes are constants, not autotuned: other tiles sum in another order, so runs would not be repeatable.
-# Operands take 2·size·deep·itemsize of shared memory per stage: 32 KiB for _HALF and _TF32, so 96 KiB for
-# three stages. A block may use 99 KiB on compute capability 8.6, 8.9 and 12, 163 on 8.0, 227 on 9 and 10;
-# older devices (64 or 96 KiB) have no bfloat16 products and are not served. With 8 warps, a tile's sums take
-# 64 of the 255 registers per thread. Without tensor cores, operands pass through registers too, so that tile
-# is small. The assembler of Triton 3.7 spills no registers for any of the three.
+# Not autotuned: other tiles sum in another order, so runs would not be repeatable. Operands take
+# 2·size·deep·itemsize of shared memory per stage, 96 KiB for three stages of _HALF and _TF32; a block may use
+# 99 KiB on compute capability 8.6, 8.9 and 12, more on 8.0, 9 and 10, and older devices have no bfloat16
+# products. Without tensor cores, operands pass through registers too, so that tile is small. None of the
+# three spills registers.
 _HALF = Tiles(size=128, deep=64, warps=8, stages=3)
 _TF32 = Tiles(size=128, deep=32, warps=8, stages=3)
 _FLOAT32 = Tiles(size=64, deep=16, warps=4, stages=2)
 
 
 def tiles_of(dtype: torch.dtype) -> tuple[Tiles, str]:
-    """Return the tiles for a dtype and the precision of float32 products, which follows torch's for cuBLAS.
-
-    >>> tiles_of(torch.bfloat16)[0].size
-    128
-    """
+    """Return the tiles for a dtype, and the precision of float32 products, which is that of torch."""
     if dtype != torch.float32:
         return _HALF, "ieee"
     return (_TF32, "tf32") if torch.backends.cuda.matmul.fp32_precision == "tf32" else (_FLOAT32, "ieee")
 
 
 def serves(x: Tensor, y: Tensor, added: Tensor | None) -> bool:
-    """Return whether the kernel supports these operands, and whether they have more than one tile.
-
-    The shapes must match without broadcasting, because the kernel does not check them.
-    """
-    operands = [each for each in (x, y, added) if each is not None]
-    if x.dtype not in _SERVED or any((each.dtype, each.device) != (x.dtype, x.device) for each in operands):
-        return False
+    """Return whether the kernel supports these operands, of shapes that match, and more than one tile."""
     *batch, rows, inner = x.shape
-    if rows <= tiles_of(x.dtype)[0].size or y.shape != (*batch, inner, rows):
-        return False
-    return (added is None or added.shape == (*batch, rows, rows)) and _runs_on(x.device)
+    others = [(y, (*batch, inner, rows))] + ([] if added is None else [(added, (*batch, rows, rows))])
+    return (
+        x.dtype in (torch.bfloat16, torch.float16, torch.float32)
+        and rows > tiles_of(x.dtype)[0].size
+        and all((o.dtype, o.device, o.shape) == (x.dtype, x.device, shape) for o, shape in others)
+        and _runs_on(x.device)
+    )
 
 
 def _runs_on(device: torch.device) -> bool:
@@ -81,7 +67,7 @@ def _runs_on(device: torch.device) -> bool:
         return INTERPRETED
     if device.type != "cuda" or torch.version.cuda is None or not AVAILABLE:
         return False
-    return torch.cuda.get_device_capability(device) >= _OLDEST
+    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 if AVAILABLE:
@@ -94,11 +80,7 @@ if AVAILABLE:
         ADDS: tl.constexpr, WIDENS: tl.constexpr, PRECISION: tl.constexpr,
         SIZE: tl.constexpr, DEEP: tl.constexpr,
     ):  # fmt: skip
-        """Compute one tile of β added + α X Y on or below the diagonal, and store its mirror image too.
-
-        Each program computes one tile, and a matrix's tiles have consecutive program ids. One program sums
-        an element, always in the same order, so equal operands give equal bits.
-        """
+        """Compute one tile of β added + α X Y on or below the diagonal, and store its mirror image too."""
         program = tl.program_id(0)
         # Offsets need 64 bits: a batch may have more than 2³¹ elements.
         batch = (program // tiles).to(tl.int64)
@@ -155,20 +137,14 @@ def mirrored(
 ) -> Tensor:
     """Compute β ``added`` + α X Y of [..., n, k] and [..., k, n], exactly symmetric, summed in float32.
 
-    Args:
-        x: float32, bfloat16 or float16, with any strides.
-        y: of the same dtype and batch dimensions.
-        added: [..., n, n]; only elements on and below the diagonal are read. None means zero.
-        alpha: α.
-        beta: β; with 0, ``added`` is not read.
-        tiles: tile sizes; None means :func:`tiles_of` the dtype.
+    Of ``added``, only elements on and below the diagonal are read, and none with ``beta=0``.
     """
     *batch, rows, inner = x.shape
     out = torch.empty(*batch, rows, rows, dtype=x.dtype, device=x.device)
     if out.numel() == 0:
         return out
     known, precision = tiles_of(x.dtype)
-    cut = known if tiles is None else tiles
+    cut = tiles or known
     # These are views, unless the batch dimensions have no common stride.
     stack = x.shape[:-2].numel()
     x, y = x.reshape(stack, rows, inner), y.reshape(stack, inner, rows)

@@ -32,16 +32,13 @@ class AdamWRule(Rule):
     counts_steps = True
 
     def moves_like_adamw(self, group: Group) -> bool:
-        """It is AdamW, AMSGrad included."""
         return True
 
     def state_specs(self, group: Group) -> dict[str, StateSpec]:
-        """Two averages; AMSGrad's maximum is a third."""
         names = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * group["amsgrad"]
         return dict.fromkeys(names, StateSpec())
 
     def scalars(self, step: Scalar, **hyper: Any) -> dict[str, Scalar]:
-        """The bias corrections 1/(1 − βᵗ)."""
         beta1, beta2 = hyper["betas"]
         return {"correction1": 1 / (1 - beta1**step), "correction2": 1 / (1 - beta2**step)}
 
@@ -81,8 +78,8 @@ class AdamW(Optimizer, rule=AdamWRule()):
         v \leftarrow \beta_2 v + (1-\beta_2) g^2, \quad
         p \leftarrow p - \eta\lambda p - \eta\,\frac{m/(1-\beta_1^t)}{\sqrt{v/(1-\beta_2^t)}+\epsilon}
 
-    t counts the steps of the parameter. Checkpoints of ``torch.optim.AdamW``
-    load as they are, but for complex parameters, whose state is kept in pairs of reals here.
+    t counts the steps of the parameter. Checkpoints of ``torch.optim.AdamW`` load as they are, but for
+    complex parameters, whose state is kept in pairs of reals here.
 
     State: ``exp_avg`` and ``exp_avg_sq`` (and ``max_exp_avg_sq`` with AMSGrad), of the parameter's
     shape in ``state_dtype``: 8 (12) bytes per float32 parameter; and one step count per tensor.
@@ -102,7 +99,6 @@ class AdamW(Optimizer, rule=AdamWRule()):
 
     Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization", arXiv 1711.05101 (2017).
 
-    >>> import torch
     >>> weight = torch.nn.Parameter(torch.zeros(2))
     >>> optimizer = AdamW([weight], lr=0.5, eps=0.0)
     >>> weight.grad = torch.tensor([3.0, -0.1])

@@ -38,7 +38,6 @@ class AdEMAMixRule(Rule):
         return True
 
     def state_specs(self, group: Group) -> dict[str, StateSpec]:
-        """Three averages."""
         return dict.fromkeys(("exp_avg", "exp_avg_slow", "exp_avg_sq"), StateSpec())
 
     def scalars(self, step: Scalar, **hyper: Any) -> dict[str, Scalar]:
@@ -133,7 +132,6 @@ class AdEMAMix(Optimizer, rule=AdEMAMixRule()):
     Source: Pagliardini, Ablin and Grangier, "The AdEMAMix Optimizer: Better, Faster, Older",
     arXiv 2409.03137 (2024).
 
-    >>> import torch
     >>> weight = torch.nn.Parameter(torch.zeros(2))
     >>> optimizer = AdEMAMix([weight], lr=0.5, betas=(0.9, 0.999, 0.75), alpha=4.0, eps=0.0)
     >>> weight.grad = torch.tensor([3.0, -0.1])

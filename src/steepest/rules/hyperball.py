@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 from steepest.constructor import constructor
 from steepest.hyperparameters import Hyperparameter, optional, positive
 from steepest.rule import Group, StateSpec
-from steepest.rules.muon import MUON_HYPER, Muon, MuonOptions, MuonRule
+from steepest.rules.muon import Muon, MuonOptions, MuonRule
 from steepest.views import cut
 
 __all__ = ["Hyperball", "HyperballRule"]
@@ -24,7 +24,7 @@ class HyperballRule(MuonRule):
 
     name = "hyperball"
     hyper = {
-        **MUON_HYPER,
+        **MuonRule.hyper,
         "weight_decay": Hyperparameter(
             lambda value: not isinstance(value, bool) and value == 0,
             "0: the norm is held, nothing decays",
@@ -76,7 +76,7 @@ class HyperballRule(MuonRule):
 
 def _normalized(matrix: Tensor) -> Tensor:
     norm = torch.linalg.matrix_norm(matrix, keepdim=True)
-    return torch.where(norm > 0, matrix / norm, torch.zeros_like(matrix))
+    return torch.where(norm > 0, matrix / norm, 0.0)
 
 
 class Hyperball(Muon, rule=HyperballRule(), defaults={"weight_decay": 0.0}):

@@ -21,14 +21,9 @@ class LionRule(Rule):
     """c = β₁ m + (1−β₁) g,   p ← p − η·sign(c),   m ← β₂ m + (1−β₂) g       (Chen et al. 2023)."""
 
     name = "lion"
-    hyper = {
-        "lr": learning_rate(),
-        "betas": betas(2),
-        "weight_decay": at_least(0),
-    }
+    hyper = {"lr": learning_rate(), "betas": betas(2), "weight_decay": at_least(0)}
 
     def state_specs(self, group: Group) -> dict[str, StateSpec]:
-        """One momentum."""
         return {"exp_avg": StateSpec()}
 
     def update(

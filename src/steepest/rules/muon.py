@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -16,7 +15,6 @@ from steepest.constructor import constructor
 from steepest.engine.collect import ParamBatch
 from steepest.engine.matrices import UserFunctions
 from steepest.hyperparameters import (
-    CommonOptions,
     Hyperparameter,
     at_least,
     choice,
@@ -28,21 +26,13 @@ from steepest.hyperparameters import (
 )
 from steepest.linalg import MatmulPrecision, float32_matmul_precision, newton_schulz
 from steepest.optimizer import Optimizer
-from steepest.rule import Scalar
-from steepest.rules.orthogonalized import (
-    MATRIX_OPTIONS,
-    OrthogonalizedOptimizer,
-    OrthogonalizedRule,
-    momentum_step,
-)
-from steepest.views import View
+from steepest.rule import MatrixOptions, Scalar
+from steepest.rules.orthogonalized import OrthogonalizedOptimizer, OrthogonalizedRule, momentum_step
 
-__all__ = ["MUON_HYPER", "Muon", "MuonOptions", "MuonRule", "Scale", "scale_factor", "scaled_polar"]
+__all__ = ["Muon", "MuonOptions", "MuonRule", "Scale", "scale_factor", "scaled_polar"]
 
 Scale = Literal["original", "match_rms_adamw", "spectral", "unit_rms_norm", "none"]
 Coefficients = str | Sequence[tuple[float, float, float]]
-
-_USUAL_STEPS = 5
 
 
 def scale_factor(scale: Scale, rows: int, columns: int) -> float:
@@ -61,42 +51,18 @@ def scale_factor(scale: Scale, rows: int, columns: int) -> float:
     """
     if scale == "original":
         return math.sqrt(max(1.0, rows / columns))
-    if scale == "match_rms_adamw":
-        return 0.2 * math.sqrt(max(rows, columns))
-    if scale == "spectral":
-        return math.sqrt(max(rows, columns))
+    if scale in ("match_rms_adamw", "spectral"):
+        return (1.0 if scale == "spectral" else 0.2) * math.sqrt(max(rows, columns))
     if scale == "unit_rms_norm":
         return math.sqrt(rows / columns)
     return 1.0
-
-
-def _is_coefficients(value: Any) -> bool:
-    if isinstance(value, str):
-        return True
-    return len(value) > 0 and all(len(triple) == 3 for triple in value)
-
-
-MUON_HYPER: dict[str, Hyperparameter] = {
-    "lr": learning_rate(),
-    "momentum": fraction(),
-    "weight_decay": at_least(0),
-    "nesterov": flag(),
-    "ns_steps": optional(integer(low=1)),
-    "coefficients": Hyperparameter(_is_coefficients, "a name or a list of triples"),
-    "method": choice("newton_schulz", "svd"),
-    "ns_dtype": optional(choice(torch.bfloat16, torch.float16, torch.float32, torch.float64)),
-    "scale": choice("original", "match_rms_adamw", "spectral", "unit_rms_norm", "none"),
-    "extra_scale": at_least(0),
-    "view": choice("flatten", "batch"),
-    **MATRIX_OPTIONS,
-}
 
 
 def _steps(coefficients: Coefficients, ns_steps: int | None) -> int | None:
     """None for a named set's whole table; a list of one triple is meant to be repeated."""
     if ns_steps is not None:
         return int(ns_steps)
-    return None if isinstance(coefficients, str) else max(_USUAL_STEPS, len(coefficients))
+    return None if isinstance(coefficients, str) else max(5, len(coefficients))
 
 
 def scaled_polar(
@@ -106,19 +72,17 @@ def scaled_polar(
     coefficients: Coefficients,
     method: Literal["newton_schulz", "svd"],
     ns_dtype: torch.dtype | None,
-    fp32_matmul_prec: str,
     scale: Scale,
     extra_scale: Scalar,
     **_: Any,
 ) -> Tensor:
-    """The polar factor of u [..., m, n], times its scale, under the chosen float32 matmul precision."""
-    with float32_matmul_precision(fp32_matmul_prec):
-        steps = _steps(coefficients, ns_steps)
-        polar = newton_schulz(u, coefficients, steps, dtype=ns_dtype, method=method)
+    """The polar factor of u [..., m, n], times its scale."""
+    steps = _steps(coefficients, ns_steps)
+    polar = newton_schulz(u, coefficients, steps, dtype=ns_dtype, method=method)
     return polar.to(u.dtype).mul_(extra_scale * scale_factor(scale, u.shape[-2], u.shape[-1]))
 
 
-class MuonOptions(CommonOptions, total=False):
+class MuonOptions(MatrixOptions, total=False):
     """Keyword-only options of Muon and its kin; :class:`Muon` says what they mean."""
 
     nesterov: bool
@@ -130,28 +94,41 @@ class MuonOptions(CommonOptions, total=False):
     ns_dtype: torch.dtype | None
     fp32_matmul_prec: MatmulPrecision
     view: Literal["flatten", "batch"]
-    views: Mapping[str, View] | None
-    bucket_bytes: int
 
 
 class MuonRule(OrthogonalizedRule):
     """m ← m + (1−β)(g − m);   p ← p − η·scale(out, in)·polar(u),   u as in the base."""
 
     name = "muon"
-    hyper = MUON_HYPER
+    hyper = {
+        "lr": learning_rate(),
+        "momentum": fraction(),
+        "weight_decay": at_least(0),
+        "nesterov": flag(),
+        "ns_steps": optional(integer(low=1)),
+        "coefficients": Hyperparameter(
+            lambda value: isinstance(value, str) or {len(triple) for triple in value} == {3},
+            "a name or a list of triples",
+        ),
+        "method": choice("newton_schulz", "svd"),
+        "ns_dtype": optional(choice(torch.bfloat16, torch.float16, torch.float32, torch.float64)),
+        "scale": choice("original", "match_rms_adamw", "spectral", "unit_rms_norm", "none"),
+        "extra_scale": at_least(0),
+        "view": choice("flatten", "batch"),
+        "fp32_matmul_prec": choice("highest", "high", "medium"),
+    }
 
     def check(self, owner: str, group: Mapping[str, Any]) -> None:
-        """The named coefficients are looked up here, and not in the first step."""
+        """The coefficients are looked up here, and not in the first step."""
         super().check(owner, group)
         try:
-            # Of an empty matrix nothing is computed: this is the functions' own check.
+            # Of an empty matrix nothing is computed: this is the function's own check.
             steps = _steps(group["coefficients"], group["ns_steps"])
             newton_schulz(torch.empty(0, 0, device="cpu"), group["coefficients"], steps)
         except ValueError as error:
             raise ValueError(f"{owner}: {error}") from None
 
     def host_sync(self, group: Mapping[str, Any]) -> str | None:
-        """Singular values."""
         return "method='svd'" if group["method"] == "svd" else None
 
     def moves_like_adamw(self, group: Mapping[str, Any]) -> bool:
@@ -161,18 +138,14 @@ class MuonRule(OrthogonalizedRule):
     def update(  # type: ignore[override]
         self, grad: Tensor, param: Tensor, momentum_buffer: Tensor, *, momentum: Scalar, nesterov: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The momentum step."""
         return momentum_step(grad, momentum_buffer, momentum, nesterov)
 
     def transform(
         self, u: Tensor, *, orthogonalize: Callable[[Tensor], Tensor] | None, **options: Any
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The scaled polar factor, or what a subclass's own function returns, which scales by itself."""
-        if orthogonalize is None:
-            polar = scaled_polar(u, **options)
-        else:
-            with float32_matmul_precision(options["fp32_matmul_prec"]):
-                polar = orthogonalize(u)
+        with float32_matmul_precision(options["fp32_matmul_prec"]):
+            polar = scaled_polar(u, **options) if orthogonalize is None else orthogonalize(u)
         return self.finish(polar, u, **options)
 
     def finish(self, polar: Tensor, u: Tensor, **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
@@ -210,17 +183,13 @@ class Muon(OrthogonalizedOptimizer, rule=MuonRule()):
             stores them.
         extra_scale: a factor on s.
         method: ``"newton_schulz"``, or ``"svd"`` for the exact polar factor (slow; an oracle).
-        ns_dtype: dtype of the iteration; None lets :func:`~steepest.linalg.newton_schulz` choose: bfloat16
-            for matrices of 128 rows and columns or more where the CPU multiplies it, half precision on
-            CUDA. ``torch.float32`` gives results that are alike on all machines.
+        ns_dtype: dtype of the iteration; None lets :func:`~steepest.linalg.newton_schulz` choose half
+            precision where it is faster. ``torch.float32`` gives results that are alike on all machines.
         fp32_matmul_prec: torch's float32 matmul precision while orthogonalizing.
         view: how more than two dimensions are seen: ``"flatten"`` as [out, rest], ``"batch"`` as a batch
             of matrices.
-        views: parameter names -> blocks (:mod:`steepest.views`) of fused parameters: their update equals
-            that of separate matrices.
-        bucket_bytes: bound on the working memory of matrices that are computed together, in bytes; 2²⁸ by
-            default.
-        **common: see :class:`~steepest.CommonOptions`.
+        **options: ``views`` of fused parameters, whose update equals that of separate matrices, and
+            ``bucket_bytes`` (:class:`~steepest.rule.MatrixOptions`); :class:`~steepest.CommonOptions`.
 
     Raises:
         TypeError: an unknown keyword, or parameters that are not tensors.
@@ -238,7 +207,7 @@ class Muon(OrthogonalizedOptimizer, rule=MuonRule()):
             [1., 0.]])
     """
 
-    _decay_names = MappingProxyType({})
+    _decay_names = {}
 
     @constructor
     def __init__(
@@ -256,10 +225,8 @@ class Muon(OrthogonalizedOptimizer, rule=MuonRule()):
         scale: Scale = "match_rms_adamw",
         extra_scale: float = 1.0,
         view: Literal["flatten", "batch"] = "flatten",
-        views: Mapping[str, View] | None = None,
-        bucket_bytes: int = 1 << 28,
         fp32_matmul_prec: MatmulPrecision = "highest",
-        **common: Unpack[CommonOptions],
+        **options: Unpack[MatrixOptions],
     ) -> None: ...
 
     def _construct(self, params: ParamsT, options: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from typing_extensions import Unpack
 from steepest.constructor import constructor
 from steepest.hyperparameters import fraction, positive
 from steepest.rule import Group, Scalar, StateSpec
-from steepest.rules.muon import MUON_HYPER, Muon, MuonOptions, MuonRule
+from steepest.rules.muon import Muon, MuonOptions, MuonRule
 
 __all__ = ["NorMuon", "NorMuonRule"]
 
@@ -21,11 +21,7 @@ class NorMuonRule(MuonRule):
     """v ← β₂ v + (1−β₂) mean(O², over a row);   Ô = O / (√v + ε);   p ← p − η·Ô·‖O‖_F / ‖Ô‖_F."""
 
     name = "normuon"
-    hyper = {**MUON_HYPER, "beta2": fraction(), "eps": positive()}
-
-    def moves_like_adamw(self, group: Group) -> bool:
-        """As Muon: evening out the rows keeps the Frobenius norm, and so the rms."""
-        return super().moves_like_adamw(group)
+    hyper = {**MuonRule.hyper, "beta2": fraction(), "eps": positive()}
 
     def matrix_specs(self, shape: tuple[int, ...], dtype: torch.dtype, group: Group) -> dict[str, StateSpec]:
         """One second moment a row."""
@@ -33,24 +29,15 @@ class NorMuonRule(MuonRule):
         return {"second_momentum": StateSpec("matrix", wide, (*shape[:-1], 1))}
 
     def finish(  # type: ignore[override]
-        self,
-        polar: Tensor,
-        u: Tensor,
-        *,
-        second_momentum: Tensor,
-        beta2: Scalar,
-        eps: Scalar,
-        **options: Any,
+        self, polar: Tensor, u: Tensor, *, second_momentum: Tensor, beta2: Scalar, eps: Scalar, **options: Any
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The rows are evened out; the matrix keeps its Frobenius norm."""
-        second = beta2 * second_momentum.to(polar.dtype) + (1 - beta2) * (polar * polar).mean(
-            dim=-1, keepdim=True
-        )
+        mean = (polar * polar).mean(dim=-1, keepdim=True)
+        second = beta2 * second_momentum.to(polar.dtype) + (1 - beta2) * mean
         evened = polar / (second.sqrt() + eps)
-        norms = [torch.linalg.matrix_norm(matrix, keepdim=True) for matrix in (polar, evened)]
+        before, after = (torch.linalg.matrix_norm(matrix, keepdim=True) for matrix in (polar, evened))
         # A zero matrix stays zero: 0/0 is no ratio.
-        ratio = torch.where(norms[1] > 0, norms[0] / norms[1], torch.zeros_like(norms[0]))
-        return evened * ratio, {"second_momentum": second}
+        return evened * torch.where(after > 0, before / after, 0.0), {"second_momentum": second}
 
 
 class NorMuon(Muon, rule=NorMuonRule()):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -16,26 +15,20 @@ from steepest.constructor import constructor
 from steepest.engine.collect import ParamBatch, ParamUpdate
 from steepest.engine.matrices import UserFunctions
 from steepest.engine.update import decay_strength, decayed
-from steepest.hyperparameters import Hyperparameter, at_least, choice, flag, fraction, learning_rate
+from steepest.hyperparameters import at_least, choice, flag, fraction, learning_rate
 from steepest.linalg import MatmulPrecision, float32_matmul_precision
 from steepest.optimizer import Optimizer
 from steepest.param_groups import RESERVED
 from steepest.rule import Group, Rule, Scalar, StateSpec
-from steepest.views import View
 
-__all__ = ["MATRIX_OPTIONS", "OrthogonalizedOptimizer", "OrthogonalizedRule"]
-
-# What all rules on this base take besides their own hyper-parameters.
-MATRIX_OPTIONS: dict[str, Hyperparameter] = {
-    "fp32_matmul_prec": choice("highest", "high", "medium"),
-}
+__all__ = ["OrthogonalizedOptimizer", "OrthogonalizedRule"]
 
 
 class OrthogonalizedRule(Rule):
     """m ← m + (1−β)(g − m);  u = g + β(m − g) with Nesterov, else m;  p ← p − η·orthogonalize(u)."""
 
     name = "orthogonalized"
-    conventions = MappingProxyType({"momentum_convention": "ema"})
+    conventions = {"momentum_convention": "ema"}
     hidden_only = True
     vectors = False
     hyper = {
@@ -44,7 +37,7 @@ class OrthogonalizedRule(Rule):
         "weight_decay": at_least(0),
         "use_nesterov": flag(),
         "view": choice("param", "flatten", "batch"),
-        **MATRIX_OPTIONS,
+        "fp32_matmul_prec": choice("highest", "high", "medium"),
     }
 
     def matrix_shape(self, shape: torch.Size, group: Group) -> tuple[int, ...]:
@@ -54,7 +47,6 @@ class OrthogonalizedRule(Rule):
         return shape[0], math.prod(shape[1:])
 
     def state_specs(self, group: Group) -> dict[str, StateSpec]:
-        """One momentum."""
         return {"momentum_buffer": StateSpec()}
 
     def update(
@@ -66,15 +58,10 @@ class OrthogonalizedRule(Rule):
         momentum_beta: Scalar,
         use_nesterov: bool,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The momentum step."""
         return momentum_step(grad, momentum_buffer, momentum_beta, use_nesterov)
 
     def transform(
-        self,
-        u: Tensor,
-        *,
-        fp32_matmul_prec: str,
-        orthogonalize: Callable[[Tensor], Tensor] | None,
+        self, u: Tensor, *, fp32_matmul_prec: str, orthogonalize: Callable[[Tensor], Tensor] | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The optimizer's own function, under the chosen float32 matmul precision."""
         if orthogonalize is None:
@@ -104,12 +91,29 @@ class _Option:
         self.name = name
 
     def __get__(self, optimizer: OrthogonalizedOptimizer | None, owner: type) -> Any:
+        """What the groups of this rule say, or what new ones will where they differ."""
         if optimizer is None:
             return self
-        return optimizer._get_option(self.name)
+        default, *said = (each[self.name] for each in self._holders(optimizer))
+        value = said[0] if said and all(each == said[0] for each in said) else default
+        return {theirs: ours for ours, theirs in optimizer._decay_names.items()}.get(value, value)
 
     def __set__(self, optimizer: OrthogonalizedOptimizer, value: Any) -> None:
-        optimizer._set_option(self.name, value)
+        new = {self.name: value}
+        optimizer._rename_decay(new)
+        holders = self._holders(optimizer)
+        for each in holders:
+            optimizer.rule.check(type(optimizer).__name__, {**each, **new})
+        for each in holders:
+            each.update(new)
+
+    def _holders(self, optimizer: OrthogonalizedOptimizer) -> list[dict[str, Any]]:
+        """The defaults, and the groups of the optimizer's own rule."""
+        own = optimizer.rule
+        if self.name not in own.defaults():
+            owner = type(optimizer).__name__
+            raise AttributeError(f"{owner} has no option {self.name!r}", name=self.name, obj=optimizer)
+        return [optimizer.defaults, *(g for g in optimizer.param_groups if g["rule"] == own.name)]
 
 
 class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
@@ -121,18 +125,16 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
         p \leftarrow p - \eta\lambda p - \eta\,\mathrm{orthogonalize}(p, u)
 
     Override :meth:`orthogonalize`. The step calls it without gradients for one parameter at a time, before it
-    steps the groups of other rules. It may read attributes of the parameter and any option of the group;
-    without an override it calls ``scaled_orthogonalize_fn``. A subclass may also decay by its own code, in
-    :meth:`_apply_weight_decay_inplace`.
+    steps the groups of other rules. It may read attributes of the parameter and any option of the group. A
+    subclass may also decay by its own code, in :meth:`_apply_weight_decay_inplace`.
 
-    If one of them raises, each parameter has either been stepped or is as it was, and so is its state: those
-    before the one that failed are stepped, that one and all after it are not. The step holds no more than one
-    parameter needs: a copy of its state, u, and what the function itself takes.
+    If one of them raises, the parameters before the one that failed are stepped; that one, all after it, and
+    their states are as they were. The step holds no more than one parameter needs: a copy of its state, u,
+    and what the function itself takes.
 
     ``scaled_orthogonalize_fn``, ``use_nesterov``, ``weight_decay_method`` and ``fp32_matmul_prec`` are
     attributes too: they read as what is in force, and assigning one changes it for all groups of this rule
-    and for groups to come. Copies and pickles keep the attributes that a subclass sets on itself; torch's
-    optimizers lose them.
+    and for groups to come. Copies and pickles keep the attributes that a subclass sets on itself.
 
     State: ``momentum_buffer``, of the parameter's shape in ``state_dtype``: 4 bytes per float32 parameter.
 
@@ -151,11 +153,8 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
         view: how :meth:`orthogonalize` sees more than two dimensions: ``"param"`` and ``"batch"`` in the
             parameter's own shape, ``"flatten"`` as [out, rest]. With ``"batch"`` a transposed view swaps the
             last two dimensions instead of the first two.
-        views: parameter names -> blocks (:mod:`steepest.views`) of fused parameters.
-        bucket_bytes: bound on the working memory of matrices that are computed together, in bytes; 2²⁸ by
-            default.
-        **options: the common options (:class:`~steepest.CommonOptions`); any other keyword becomes an
-            option of every group, overridable per group, saved with it, and passed to
+        **options: :class:`~steepest.rule.MatrixOptions` and :class:`~steepest.CommonOptions`; any other
+            keyword becomes an option of every group, overridable per group, saved with it, and passed to
             :meth:`orthogonalize`.
 
     A group, and so a checkpoint, says ``momentum_convention``: ``"ema"``, the average above. State dicts
@@ -198,7 +197,7 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
     """
 
     # Names of weight-decay methods that mean something else here than in CommonOptions; {} in Muon and kin.
-    _decay_names: ClassVar[Mapping[str, str]] = MappingProxyType({"independent": "untied"})
+    _decay_names: ClassVar[Mapping[str, str]] = {"independent": "untied"}
 
     use_nesterov = _Option()
     weight_decay_method = _Option()
@@ -216,22 +215,19 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
         fp32_matmul_prec: MatmulPrecision = "highest",
         scaled_orthogonalize_fn: Callable[[Tensor], Tensor] | None = None,
         view: Literal["param", "flatten", "batch"] = "param",
-        views: Mapping[str, View] | None = None,
-        bucket_bytes: int = 1 << 28,
         **options: Any,
     ) -> None: ...
 
     def _construct(self, params: ParamsT, options: dict[str, Any]) -> None:
-        known = self.rule.defaults()
+        known, who = self.rule.defaults(), type(self).__name__
         extra = {name: options.pop(name) for name in list(options) if name not in known}
-        for name in (RESERVED - {"scaled_orthogonalize_fn"}).intersection(extra):
-            raise TypeError(
-                f"{type(self).__name__}() got the option {name!r}, a name that param groups have a use for"
-            )
-        _check_function(type(self).__name__, extra["scaled_orthogonalize_fn"])
-        if extra["scaled_orthogonalize_fn"] is None and not self._overrides():
+        for name in RESERVED.intersection(extra):
+            raise TypeError(f"{who}() got the option {name!r}, a name that param groups have a use for")
+        _check_function(who, extra["scaled_orthogonalize_fn"])
+        overridden = type(self).orthogonalize is not OrthogonalizedOptimizer.orthogonalize
+        if extra["scaled_orthogonalize_fn"] is None and not overridden:
             warnings.warn(
-                f"{type(self).__name__}: neither scaled_orthogonalize_fn is given nor orthogonalize "
+                f"{who}: neither scaled_orthogonalize_fn is given nor orthogonalize "
                 "overridden; the momentum is used as it is",
                 UserWarning,
                 stacklevel=3,
@@ -256,7 +252,7 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
                 "Call super().orthogonalize(p, block, **kwargs) for a block"
             )
         function: Callable[[Tensor], Tensor] | None = self.defaults["scaled_orthogonalize_fn"]
-        return _identity if function is None else function
+        return (lambda u: u) if function is None else function
 
     @scaled_orthogonalize_fn.setter
     def scaled_orthogonalize_fn(self, function: Callable[[Tensor], Tensor] | None) -> None:
@@ -267,8 +263,6 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
 
     def orthogonalize(self, p: Tensor, grad: Tensor, **kwargs: Any) -> Tensor:
         """Compute the update's direction, of grad's shape; here it is ``scaled_orthogonalize_fn(grad)``.
-
-        Override it freely. Where it raises, ``p`` and its state are as they were before the step.
 
         Args:
             p: the parameter, as it was given to the optimizer.
@@ -283,12 +277,9 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
     ) -> None:
         """Decay ``p``, or add the decay to ``grad``, in place.
 
-        Override it to decay by other rules. The step then calls the override instead of decaying by itself:
-        for each parameter, before the momentum takes the gradient in, also with ``weight_decay=0``. Where it
-        raises, ``p`` and its state are as they were before the step.
-
-        An override may call this method, which decays as ``weight_decay_method`` says. It rounds to the
-        parameter's dtype, and the step then rounds a second time.
+        The step calls an override instead of decaying by itself: for each parameter, before the momentum
+        takes the gradient in, also with ``weight_decay=0``. It may call this method, which decays as
+        ``weight_decay_method`` says and rounds to the parameter's dtype; the step then rounds a second time.
 
         Args:
             p: the parameter, as it was given to the optimizer.
@@ -297,7 +288,7 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
             weight_decay: the group's.
 
         Raises:
-            ValueError: ``"cautious"``, which needs the direction that is not known yet.
+            ValueError: ``"cautious"``, which needs the direction.
         """
         if weight_decay == 0:
             return
@@ -327,57 +318,30 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
         }
         return {**own, **super().__getstate__()}
 
-    def _get_option(self, name: str) -> Any:
-        """What the groups of this rule say, or what new ones will where they differ."""
-        self._know(name)
-        said = [group[name] for group in self.param_groups if group["rule"] == self.rule.name]
-        value = said[0] if said and all(each == said[0] for each in said) else self.defaults[name]
-        return {theirs: ours for ours, theirs in self._decay_names.items()}.get(value, value)
-
-    def _set_option(self, name: str, value: Any) -> None:
-        self._know(name)
-        new = {name: value}
-        self._rename_decay(new)
-        own = [group for group in self.param_groups if group["rule"] == self.rule.name]
-        for each in (self.defaults, *own):
-            self.rule.check(type(self).__name__, {**each, **new})
-        for each in (self.defaults, *own):
-            each.update(new)
-
-    def _know(self, name: str) -> None:
-        if name not in self.rule.defaults():
-            raise AttributeError(f"{type(self).__name__} has no option {name!r}", name=name, obj=self)
-
     def _rename_decay(self, options: dict[str, Any]) -> None:
         method = options.get("weight_decay_method")
         if isinstance(method, str) and method in self._decay_names:
             options["weight_decay_method"] = self._decay_names[method]
-
-    def _overrides(self) -> bool:
-        return type(self).orthogonalize is not OrthogonalizedOptimizer.orthogonalize
 
     def _decays_itself(self) -> bool:
         mine = OrthogonalizedOptimizer._apply_weight_decay_inplace
         return type(self)._apply_weight_decay_inplace is not mine
 
     def _user_functions(self, batch: ParamBatch) -> UserFunctions | None:
-        config = batch.config
-        if config.rule.name != self.rule.name:
+        if batch.config.rule.name != self.rule.name:
             # A group of another rule has that rule's own matrix function.
             return None
-        group = config.group
+        group = batch.config.group
         options = {name: value for name, value in group.items() if name != "params"}
 
         def orthogonalize(member: ParamUpdate, u: Tensor) -> Tensor:
             result = self.orthogonalize(member.owner, u[0], **options)
+            said = f"{type(self).__name__}.orthogonalize returned"
             if not isinstance(result, Tensor):
-                kind = type(result).__name__
-                raise TypeError(f"{type(self).__name__}.orthogonalize returned a {kind} for {member.name}")
+                raise TypeError(f"{said} a {type(result).__name__} for {member.name}")
             if result.shape != u.shape[1:]:
-                raise ValueError(
-                    f"{type(self).__name__}.orthogonalize returned shape {tuple(result.shape)} "
-                    f"for {member.name}, whose matrix is {tuple(u.shape[1:])}"
-                )
+                shape, matrix = tuple(result.shape), tuple(u.shape[1:])
+                raise ValueError(f"{said} shape {shape} for {member.name}, whose matrix is {matrix}")
             return result.unsqueeze(0)
 
         def decay(member: ParamUpdate, grad: Tensor) -> None:
@@ -387,16 +351,7 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
 
 
 # Attributes of one object, which its copies make anew.
-_OF_THE_OBJECT = frozenset(
-    {
-        *("_collects", "_taken_in_backward", "_step_supports_amp_scaling", "_opt_called"),
-        *("_warned_capturable_if_run_uncaptured", "_zero_grad_profile_name"),
-    }
-)
-
-
-def _identity(u: Tensor) -> Tensor:
-    return u
+_OF_THE_OBJECT = frozenset({"_collector", "_taken_in_backward", "_step_supports_amp_scaling", "_opt_called"})
 
 
 def _check_function(owner: str, function: Any) -> None:

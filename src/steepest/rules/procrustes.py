@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
 from steepest.linalg import gram, procrustes_rotation
 from steepest.linalg.product import product
-from steepest.random import Key
 from steepest.rules.psgd import PSGD, PSGDRule
 
 __all__ = ["Procrustes", "ProcrustesRule"]
@@ -23,14 +22,11 @@ class ProcrustesRule(PSGDRule):
         """QᵀQ, which no rotation changes; the original's QQ is the same only where Q is symmetric."""
         return product(q, q) if literal else gram(q.mT)
 
-    def fit_dense(
-        self, q: Tensor, step: Tensor, *, norm: Callable[[Tensor], Tensor] | None, key: Key
-    ) -> Tensor:
+    def fit_dense(self, q: Tensor, step: Tensor, **norm: Any) -> Tensor:
         """Q − S Q, one rotation nearer to the symmetric factor of the same P."""
-        return procrustes_rotation(product(step, q, added=q, alpha=-1.0), norm=norm, key=key)
+        return procrustes_rotation(product(step, q, added=q, alpha=-1.0), **norm)
 
     def fit_diagonal(self, q: Tensor, step: Tensor) -> Tensor:
-        """q (1 − S)."""
         return q * (1 - step)
 
 

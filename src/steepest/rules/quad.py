@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
 from steepest.linalg import gram, symmetric_product
 from steepest.linalg.product import product
-from steepest.random import Key
 from steepest.rules.psgd import PSGD, PSGDRule
 
 __all__ = ["QUAD", "QUADRule"]
@@ -23,15 +22,12 @@ class QUADRule(PSGDRule):
         """Q Q, in the original too: Q is symmetric."""
         return gram(q)
 
-    def fit_dense(
-        self, q: Tensor, step: Tensor, *, norm: Callable[[Tensor], Tensor] | None, key: Key
-    ) -> Tensor:
+    def fit_dense(self, q: Tensor, step: Tensor, **norm: Any) -> Tensor:
         """(I − S/2) Q (I − S/2), kept symmetric against rounding."""
         q = product(step, q, added=q, alpha=-0.5)
         return symmetric_product(q, step, added=q, alpha=-0.5)
 
     def fit_diagonal(self, q: Tensor, step: Tensor) -> Tensor:
-        """q (1 − S/2)²."""
         return q * (1 - step / 2) ** 2
 
 

@@ -11,7 +11,7 @@ from typing_extensions import Unpack
 from steepest.constructor import constructor
 from steepest.hyperparameters import positive
 from steepest.rule import Group
-from steepest.rules.muon import MUON_HYPER, Muon, MuonOptions, MuonRule
+from steepest.rules.muon import Muon, MuonOptions, MuonRule
 
 __all__ = ["Scion", "ScionRule"]
 
@@ -20,14 +20,13 @@ class ScionRule(MuonRule):
     """p ← (1−η) p − η·ρ·√(out/in)·polar(m):   Muon with λ = 1, the RMS-to-RMS scale, and a radius ρ."""
 
     name = "scion"
-    hyper = {**MUON_HYPER, "radius": positive()}
+    hyper = {**MuonRule.hyper, "radius": positive()}
 
     def moves_like_adamw(self, group: Group) -> bool:
         """No: whatever the scale, the radius multiplies it."""
         return False
 
     def finish(self, polar: Tensor, u: Tensor, **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The corner of the ball of radius ρ."""
         return options["radius"] * polar, {}
 
 

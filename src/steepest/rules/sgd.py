@@ -41,7 +41,6 @@ class SGDRule(Rule):
             )
 
     def state_specs(self, group: Group) -> dict[str, StateSpec]:
-        """A momentum buffer, unless momentum is 0."""
         return {"momentum_buffer": StateSpec()} if group["momentum"] != 0 else {}
 
     def scalars(self, step: Scalar, **hyper: Any) -> dict[str, Scalar]:
@@ -59,7 +58,6 @@ class SGDRule(Rule):
         take: Scalar,
         nesterov: bool,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Without a momentum buffer, the gradient itself."""
         if momentum_buffer is None:
             return grad, {}
         buffer = average_in_place(momentum_buffer, momentum, grad, take)

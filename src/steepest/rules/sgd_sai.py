@@ -87,11 +87,10 @@ class SGDSaIRule(Rule):
     def relate(
         self, scalars: Sequence[dict[str, Scalar]], states: Sequence[Mapping[str, Any]], group: Group
     ) -> None:
-        """Divide by the largest G measured so far, with ``normalize="max"``."""
-        if group["normalize"] == "max":
-            largest = max((float(s["gsnr"]) for s in states if float(s["measured"]) > 0), default=1.0)
-            for own in scalars:
-                own["gain"] = own["gain"] / largest
+        """Divide by the largest G measured so far."""
+        largest = max((float(s["gsnr"]) for s in states if float(s["measured"]) > 0), default=1.0)
+        for own in scalars:
+            own["gain"] = own["gain"] / largest
 
     def update(
         self,
@@ -118,8 +117,7 @@ def has_momentum(gsnr: float, measured: float) -> bool:
 def gradient_scale(count: int, total: float, square: float, group: Mapping[str, Any]) -> float | None:
     """Return G of a gradient with ``count`` elements, sum ``total`` and sum of squares ``square``.
 
-    G is None where it cannot be measured: for a zero or non-finite gradient. One element has no spread, so
-    its G is at most √1.
+    It is None for a zero or non-finite gradient. One element has no spread, so its G is at most √1.
     """
     if not (math.isfinite(square) and square > 0):
         return None

@@ -18,11 +18,7 @@ class SignGSDRule(Rule):
     """p ← p − η·sign(g), after moving p by ηλ toward zero, where it stops."""
 
     name = "signgsd"
-    hyper = {
-        "lr": learning_rate(),
-        "weight_decay": at_least(0),
-        "decay_overshoot": flag(),
-    }
+    hyper = {"lr": learning_rate(), "weight_decay": at_least(0), "decay_overshoot": flag()}
     weight_decay_method = "sign"
 
     def check(self, owner: str, group: Group) -> None:
@@ -35,13 +31,11 @@ class SignGSDRule(Rule):
             )
 
     def decays_itself(self, group: Group) -> bool:
-        """With ``decay_overshoot`` the decay is part of the direction."""
         return bool(group["decay_overshoot"])
 
     def update(
         self, grad: Tensor, param: Tensor, *, weight_decay: Scalar, decay_overshoot: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """sign(g), and with ``decay_overshoot`` sign(g) + λ·sign(p)."""
         if decay_overshoot:
             return grad.sign() + weight_decay * param.sign(), {}
         return grad.sign(), {}

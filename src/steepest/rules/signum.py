@@ -19,20 +19,14 @@ class SignumRule(Rule):
     """m ← β m + (1−β) g,   p ← p − η·sign(m)       (Bernstein et al. 2018)."""
 
     name = "signum"
-    hyper = {
-        "lr": learning_rate(),
-        "momentum": fraction(),
-        "weight_decay": at_least(0),
-    }
+    hyper = {"lr": learning_rate(), "momentum": fraction(), "weight_decay": at_least(0)}
 
     def state_specs(self, group: Group) -> dict[str, StateSpec]:
-        """One momentum."""
         return {"momentum_buffer": StateSpec()}
 
     def update(
         self, grad: Tensor, param: Tensor, momentum_buffer: Tensor, *, momentum: Scalar
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The momentum takes the gradient in first."""
         average = average_in_place(momentum_buffer, momentum, grad)
         return average.sign(), {"momentum_buffer": average}
 

@@ -24,15 +24,10 @@ class SimbaLeakyRule(Rule):
     """s ← s − round_s(s·leak) + round_s(8·clip(g/rms(g), −7, 7));   p ← p − η·sign(s)."""
 
     name = "simba_leaky"
-    hyper = {
-        "lr": learning_rate(),
-        "leak": rate(),
-        "weight_decay": at_least(0),
-    }
+    hyper = {"lr": learning_rate(), "leak": rate(), "weight_decay": at_least(0)}
     counts_steps = True
 
     def state_specs(self, group: Group) -> dict[str, StateSpec]:
-        """Counters."""
         return {"counts": StateSpec(dtype=torch.int16)}
 
     def measure(
@@ -45,16 +40,8 @@ class SimbaLeakyRule(Rule):
         return {"inverse_rms": torch.where(usable, rms.reciprocal(), 0.0)}, {}
 
     def update(
-        self,
-        grad: Tensor,
-        param: Tensor,
-        counts: Tensor,
-        *,
-        leak: Scalar,
-        inverse_rms: Scalar,
-        noise: Noise,
+        self, grad: Tensor, param: Tensor, counts: Tensor, *, leak: Scalar, inverse_rms: Scalar, noise: Noise
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The counters take the gradient in first."""
         # Noise is drawn first: it takes the most memory while it is made.
         u = noise(0)
         counts = counts - stochastic_floor(counts * leak, u)

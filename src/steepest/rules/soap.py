@@ -47,11 +47,9 @@ class SOAPRule(Rule):
         return "the choice of the steps that renew the eigenbases"
 
     def matrix_shape(self, shape: torch.Size, group: Group) -> tuple[int, ...]:
-        """A vector, or the most square matrix."""
         return merged_shape(shape)
 
     def state_specs(self, group: Group) -> dict[str, StateSpec]:
-        """The momentum, in the parameter's own coordinates."""
         return {"exp_avg": StateSpec()}
 
     def matrix_specs(self, shape: tuple[int, ...], dtype: torch.dtype, group: Group) -> dict[str, StateSpec]:
@@ -78,7 +76,6 @@ class SOAPRule(Rule):
         }
 
     def transform_inputs(self, group: Group) -> int:
-        """The momentum and the gradient."""
         return 2
 
     def update(
@@ -127,9 +124,8 @@ class SOAPRule(Rule):
         for at, (moment, q) in enumerate(zip((GG_left, GG_right), bases, strict=True)):
             if moment is None or q is None:
                 continue
-            moment = weighted_sum(
-                beta, moment.to(u.dtype), 1 - beta, gram(gradient if at == 0 else gradient.mT)
-            )
+            square = gram(gradient if at == 0 else gradient.mT)
+            moment = weighted_sum(beta, moment.to(u.dtype), 1 - beta, square)
             if _any(renew):
                 q, second = _renewed(renew, moment, q, second, at)
             if _any(first):
@@ -158,17 +154,14 @@ def _eigenbasis(moment: Tensor) -> Tensor:
 def _renewed(
     renew: bool | Tensor, moment: Tensor, q: Tensor, second: Tensor, side: int
 ) -> tuple[Tensor, Tensor]:
-    """The basis after one power iteration, and the second moments in the order of its columns.
-
-    Columns are ordered by their estimated eigenvalues first, so that QR takes the large ones as they are.
-    """
+    """The basis after one power iteration, and the second moments in the order of its columns."""
+    # Columns are ordered by their estimated eigenvalues first, so that QR takes the large ones as they are.
     image = product(moment, q)
     order = (q * image).sum(-2).argsort(stable=True, dim=-1, descending=True)
     image = image.gather(-1, order.unsqueeze(-2).expand_as(image))
     fresh = torch.linalg.qr(image).Q
     # Without a finite number in L there is no basis to be had of it.
-    holds = fresh.flatten(1).isfinite().all(1)
-    holds = holds & renew if isinstance(renew, Tensor) else holds
+    holds = fresh.flatten(1).isfinite().all(1) & renew
     index = order.unsqueeze(-1) if side == 0 else order.unsqueeze(-2)
     sorted_second = second.gather(-2 + side, index.expand_as(second))
     return _chosen(holds, fresh, q), _chosen(holds, sorted_second, second)
@@ -231,12 +224,9 @@ class SOAP(Optimizer, rule=SOAPRule()):
         weight_decay: λ ≥ 0, acting as ``weight_decay_method`` says.
         precondition_frequency: how many steps lie between two renewals of the bases; 1 is exact and slow.
         max_precond_dim: the largest side that is rotated; with 0 this is Adam.
-        views: parameter names -> blocks (:mod:`steepest.views`) of fused parameters, each a matrix by itself.
-        bucket_bytes: bound on the working memory of matrices that are computed together, in bytes; 2²⁸ by
-            default.
-        **options: these, and the common ones (:class:`~steepest.CommonOptions`). With ``capturable``, or with
-            ``nonfinite="skip"`` on an accelerator, each step waits for the device, which alone knows whether
-            bases are due; no CUDA graph can hold it.
+        **options: :class:`~steepest.rule.MatrixOptions` and :class:`~steepest.CommonOptions`. With
+            ``capturable``, or with ``nonfinite="skip"`` on an accelerator, each step waits for the device,
+            which alone knows whether bases are due; no CUDA graph can hold it.
 
     Raises:
         TypeError: an unknown keyword, or parameters that are not tensors.
@@ -244,7 +234,6 @@ class SOAP(Optimizer, rule=SOAPRule()):
 
     Source: Vyas et al., "SOAP: Improving and Stabilizing Shampoo using Adam", arXiv 2409.11321 (2024).
 
-    >>> import torch
     >>> weight = torch.nn.Parameter(torch.zeros(2, 2))
     >>> optimizer = SOAP([weight], lr=1.0, eps=1e-3)
     >>> for _ in range(2):  # the second step is the first that moves: along the gradient's polar factor

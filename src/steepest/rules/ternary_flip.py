@@ -17,9 +17,8 @@ __all__ = ["TernaryFlipRule"]
 class TernaryFlipRule(Rule):
     """a ← clamp(a + v), T ← clamp(T + sign(a)) and a ← 0 where \\|a\\| ≥ τ.
 
-    The parameter stands for T, which is no parameter, and has one element, which stays as it is. ``lr`` and
-    ``weight_decay`` are there because every group has them, and change nothing: the threshold is the
-    learning rate.
+    The parameter stands for T and has one element, which stays as it is. ``lr`` and ``weight_decay``, which
+    every group has, change nothing: the threshold is the learning rate.
     """
 
     name = "ternary_flip"

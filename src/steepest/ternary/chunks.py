@@ -10,66 +10,50 @@ from torch import Tensor
 
 from steepest.compile.dynamic import run_dynamic
 
-__all__ = ["MOVES_WEIGHTS", "all_finite", "flat_chunks", "in_chunks", "indices", "row_blocks", "row_chunks"]
+__all__ = ["LARGE", "MOVES_WEIGHTS", "all_finite", "are_finite", "in_chunks", "row_blocks", "row_chunks"]
 
-MOVES_WEIGHTS = "moves ternary weights"
-"""The task of a pass, for the warning that it is not compiled."""
+MOVES_WEIGHTS = "moves ternary weights"  # the task of a pass, for the warning that it is not compiled
+LARGE = 4  # how many times as large chunks may be where few calls are made for each
 
 # Elements of a chunk: temporaries of this size stay in a CPU's second-level cache.
 _CHUNK_ON_CPU = 1 << 18
-_CHUNK_ELSEWHERE = 1 << 26
 # Elements of a block of dense weights or gradients. On a CPU a block stays in the caches; where it meets many
 # rows of input it has as many rows itself, up to the second limit, since products of thin matrices are slow.
-# Where a cut means computing something twice, layers below the third limit are not cut.
+# Where a cut means computing something twice (``whole``), layers below the third limit are not cut.
 _BLOCK_ON_CPU = 1 << 19
 _THICK_BLOCK_ON_CPU = 1 << 20
 _WHOLE_BLOCK_ON_CPU = 1 << 22
-_BLOCK_ELSEWHERE = 1 << 26
+_ELSEWHERE = 1 << 26
+
+
+def are_finite(tensor: Tensor) -> Tensor:
+    """Tell whether no element is infinite or NaN, 0-dim bool."""
+    # Minimum and maximum need no memory; a mask takes a byte an element.
+    low, high = torch.aminmax(tensor)
+    # ∞ − ∞ is NaN, which equals nothing.
+    return (low - low) == (high - high)
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Tell whether no element is infinite or NaN; True for tensors on the meta device.
-
-    >>> all_finite(torch.tensor([1.0, 2.0])), all_finite(torch.tensor([1.0, float("nan")]))
-    (True, False)
-    """
-    if tensor.is_meta or tensor.numel() == 0:
-        return True
-    # Minimum and maximum need no memory; a mask takes a byte an element.
-    low, high = torch.aminmax(tensor.detach())
-    return bool(low.isfinite() & high.isfinite())
+    """Tell whether no element is infinite or NaN; True for tensors on the meta device."""
+    return tensor.is_meta or tensor.numel() == 0 or bool(are_finite(tensor.detach()))
 
 
 def row_blocks(
     rows: int, columns: int, device: torch.device, inputs: int = 0, whole: bool = False
 ) -> list[slice]:
-    """Cut a matrix into blocks of rows that are made dense one at a time.
-
-    Args:
-        rows, columns: the matrix's shape.
-        device: the matrix's device.
-        inputs: the number of input rows that each block is multiplied by.
-        whole: whether a cut costs another pass.
-
-    >>> row_blocks(3000, 256, torch.device("cpu"))
-    [slice(0, 2048, None), slice(2048, 3000, None)]
-    """
-    limit = _BLOCK_ELSEWHERE
+    """Cut a matrix, which meets ``inputs`` rows of input, into blocks of rows to make dense one at a time."""
+    limit = _ELSEWHERE
     if device.type == "cpu":
         limit = min(max(_BLOCK_ON_CPU, inputs * columns), _THICK_BLOCK_ON_CPU)
         if whole and rows * columns <= _WHOLE_BLOCK_ON_CPU:
             limit = _WHOLE_BLOCK_ON_CPU
-    return _slices(rows, max(1, limit // max(columns, 1)))
+    return _slices(rows, columns, limit)
 
 
 def row_chunks(rows: int, columns: int, device: torch.device, times: int = 1) -> list[slice]:
     """Cut a matrix into chunks of rows, ``times`` as large as usual on a CPU."""
-    return _slices(rows, max(1, _chunk(device, times) // max(columns, 1)))
-
-
-def flat_chunks(count: int, device: torch.device, times: int = 1) -> list[slice]:
-    """Cut ``count`` elements into chunks, ``times`` as large as usual on a CPU."""
-    return _slices(count, _chunk(device, times))
+    return _slices(rows, columns, times * _CHUNK_ON_CPU if device.type == "cpu" else _ELSEWHERE)
 
 
 def in_chunks(
@@ -82,17 +66,13 @@ def in_chunks(
 ) -> None:
     """Call ``function(chunks, first, *arguments)`` for every chunk of contiguous tensors of one shape.
 
-    Args:
-        function: elementwise; writes into the chunks.
-        tensors: contiguous, of one shape.
-        start: index, in the whole layer, of the tensors' first element; ``first`` is the index of the
-            chunk's, a number or a 0-dim tensor.
-        arguments: passed on.
-        compiled: run a compiled graph, the same one for all sizes.
+    The function is elementwise and writes into the chunks; ``first`` is the index of a chunk's first element
+    in the layer, a number or a 0-dim tensor, where ``start`` is that of the tensors'. ``compiled``: run a
+    compiled graph, the same one for all sizes.
     """
     flat = [tensor.view(-1) for tensor in tensors]
     device = flat[0].device
-    for part in flat_chunks(flat[0].numel(), device):
+    for part in row_chunks(flat[0].numel(), 1, device):
         chunk = tuple(tensor[part] for tensor in flat)
         # torch.compile specializes on the size 1 and on the number 0.
         if compiled and part.stop - part.start > 1:
@@ -103,14 +83,6 @@ def in_chunks(
             function(chunk, start + part.start, *arguments)
 
 
-def indices(like: Tensor, first: int | Tensor) -> Tensor:
-    """Return the int64 indices of a chunk's elements in the layer."""
-    return torch.arange(like.numel(), device=like.device) + first
-
-
-def _chunk(device: torch.device, times: int) -> int:
-    return times * _CHUNK_ON_CPU if device.type == "cpu" else _CHUNK_ELSEWHERE
-
-
-def _slices(count: int, size: int) -> list[slice]:
-    return [slice(at, min(at + size, count)) for at in range(0, count, size)]
+def _slices(rows: int, columns: int, limit: int) -> list[slice]:
+    size = max(1, limit // max(columns, 1))
+    return [slice(at, min(at + size, rows)) for at in range(0, rows, size)]

@@ -92,10 +92,13 @@ def ternarize(
     kind = BinaryLinear if bits == 1 else TernaryLinear
     if isinstance(model, nn.Linear):
         raise ValueError(f"ternarize() replaces layers within a model; use {kind.__name__}.from_linear")
-    wanted, unwanted = _globs(include), _globs(exclude) or ()
+    wanted, unwanted = None if include is None else _globs(include), _globs(exclude)
     linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    _require_matches("include", wanted or (), linears)
-    _require_matches("exclude", unwanted, linears)
+    for what, globs in (("include", wanted or ()), ("exclude", unwanted)):
+        for glob in globs:
+            if not any(_matches(name, (glob,)) for name in linears):
+                near = near_miss(glob, linears)
+                raise ValueError(f"{what}: {glob!r} matches no linear layer of the model{near}")
     refused, soft = _obstacles(model, linears)
     replaced, kept = [], {}
     for name in linears:
@@ -142,9 +145,7 @@ def densify(model: nn.Module) -> list[str]:
     return list(layers)
 
 
-def _globs(value: str | Iterable[str] | None) -> tuple[str, ...] | None:
-    if value is None:
-        return None
+def _globs(value: str | Iterable[str]) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
 
 
@@ -152,18 +153,9 @@ def _matches(name: str, globs: Iterable[str]) -> bool:
     return any(name == glob or fnmatchcase(name, glob) for glob in globs)
 
 
-def _require_matches(what: str, globs: Iterable[str], linears: Mapping[str, nn.Module]) -> None:
-    for glob in globs:
-        if not any(_matches(name, (glob,)) for name in linears):
-            raise ValueError(
-                f"{what}: {glob!r} matches no linear layer of the model{near_miss(glob, linears)}"
-            )
-
-
 def _obstacles(model: nn.Module, linears: Mapping[str, nn.Linear]) -> tuple[dict[str, str], dict[str, str]]:
     """Return, by name: (why a layer cannot be replaced, why it is not replaced unless it is named)."""
-    modules = dict(model.named_modules())
-    tensors = find_tensors(model)
+    modules, tensors = dict(model.named_modules()), find_tensors(model)
     roles = {id(t.param): (role, t) for t, role in zip(tensors, find_roles(model, tensors), strict=True)}
     refused: dict[str, str] = {}
     soft: dict[str, str] = {}

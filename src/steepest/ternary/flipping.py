@@ -2,41 +2,22 @@
 
 from __future__ import annotations
 
-import functools
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from steepest.random import Key, uniform
-from steepest.ternary.chunks import in_chunks, indices, row_chunks
+from steepest.ternary.chunks import in_chunks, row_chunks
 from steepest.ternary.packing import unpack
-from steepest.ternary.planes import run_pass
+from steepest.ternary.planes import Kind, run_pass
 from steepest.ternary.top_k import flip_top_k
 from steepest.ternary.vote_buffer import Outward
 
-__all__ = ["flip_layer", "pull"]
+__all__ = ["flip_layer"]
 
 # Stream of the noise of the pull toward zero.
 _PULL = 0
-
-
-# On a CPU torch.where and masked_fill of integers take ten times as long as arithmetic: masks are multiplied.
-
-
-def pull(values: Tensor, chance: float, u: Tensor) -> Tensor:
-    """Vote toward 0 with probability ``chance``: where u, uniform in [0, 1), is below it.
-
-    >>> values = torch.tensor([1, -1, 0, 1], dtype=torch.int8)
-    >>> pull(values, 0.5, torch.tensor([0.1, 0.1, 0.1, 0.9])).tolist()
-    [-1, 1, 0, 0]
-    """
-    # Through floats, which Inductor vectorizes.
-    return -(values * (u < chance).to(u.dtype)).to(values.dtype)
-
-
-def _add_pull(tensors: tuple[Tensor, ...], first: int, word: int, other: int, chance: float) -> None:
-    pending, values = tensors
-    pending += pull(values, chance, uniform((word, other), indices(values, first), _PULL))
 
 
 def flip_layer(
@@ -61,8 +42,7 @@ def flip_layer(
             destroyed. Sums beyond ±32767 saturate.
         bits: of a packed weight: 2, ternary, T ← clamp(T + sign(a), −1, 1); or 1, binary, T ← sign(a).
         threshold: flip where |a| is at least this.
-        outward: ``"cancel"``: at a bound, a stops at 0 where it would point outward.
-        zero_pull: probability of a vote toward 0, for ternary weights.
+        outward, zero_pull: see :class:`steepest.ternary.TernaryFlip`.
         at_most: the largest number of flips: the largest |a| first, ties at random. None: no limit. (A
             limit costs a host sync.)
         key: of the noise.
@@ -72,34 +52,29 @@ def flip_layer(
         limit = torch.iinfo(torch.int16).max
         pending = pending.clamp(-limit, limit).to(torch.int16)
     if zero_pull > 0:
-        _pull_all(packed, pending, zero_pull, key, compiled)
-    run = functools.partial(
-        run_pass, bits=bits, threshold=threshold, cancel=outward == "cancel", compiled=compiled
-    )
-    out_of_reach = threshold > torch.iinfo(accumulator.dtype).max
-    if at_most is None and not out_of_reach:
-        return run("flip", packed, accumulator, pending)
-    count = run("accumulate", packed, accumulator, pending)
-    if out_of_reach:
-        return torch.zeros_like(count)
-    assert at_most is not None
-    if (reached := int(count)) <= at_most:
-        return run("flip", packed, accumulator, pending.zero_())
-    return flip_top_k(
-        packed,
-        accumulator,
-        bits=bits,
-        threshold=threshold,
-        reached=reached,
-        at_most=at_most,
-        key=key,
-        compiled=compiled,
-    )
+        rows, columns = pending.shape
+        for part in row_chunks(rows, columns, packed.device):
+            tensors = (pending[part], unpack(packed[part], columns))
+            in_chunks(_add_pull, tensors, part.start * columns, (*key, zero_pull), compiled=compiled)
+    given: dict[str, Any] = {"bits": bits, "threshold": threshold, "compiled": compiled}
+
+    def run(kind: Kind) -> Tensor:
+        return run_pass(kind, packed, accumulator, pending, cancel=outward == "cancel", **given)
+
+    if threshold > torch.iinfo(accumulator.dtype).max:
+        return torch.zeros_like(run("accumulate"))
+    if at_most is not None:
+        reached = int(run("accumulate"))
+        if reached > at_most:
+            return flip_top_k(packed, accumulator, reached=reached, at_most=at_most, key=key, **given)
+        pending.zero_()
+    return run("flip")
 
 
-def _pull_all(packed: Tensor, pending: Tensor, chance: float, key: Key, compiled: bool) -> None:
-    """Add the votes toward 0."""
-    rows, columns = pending.shape
-    for part in row_chunks(rows, columns, packed.device):
-        tensors = (pending[part], unpack(packed[part], columns))
-        in_chunks(_add_pull, tensors, part.start * columns, (*key, chance), compiled=compiled)
+def _add_pull(tensors: tuple[Tensor, ...], first: int, word: int, other: int, chance: float) -> None:
+    """Vote toward 0 with probability ``chance``."""
+    pending, values = tensors
+    u = uniform((word, other), torch.arange(values.numel(), device=values.device) + first, _PULL)
+    # On a CPU torch.where and masked_fill of integers take ten times as long as arithmetic: the mask is
+    # multiplied. Through floats, which Inductor vectorizes.
+    pending -= (values * (u < chance).to(u.dtype)).to(values.dtype)

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 from typing_extensions import Self
 
 from steepest.ternary.chunks import all_finite, row_blocks
@@ -22,7 +23,6 @@ from steepest.ternary.packing import (
     to_base3,
     unpack,
 )
-from steepest.ternary.vote_buffer import VoteBuffer
 
 __all__ = ["BinaryLinear", "Scale", "TernaryLinear"]
 
@@ -37,16 +37,13 @@ class TernaryLinear(nn.Module):
     The scales s and the bias b are ordinary parameters, trained by any optimizer. T is moved by votes if a
     :class:`TernaryFlip` was made for the model, or an optimizer by :func:`steepest.build`; otherwise it is
     constant. The gradients of x, s and b are exact. The gradient of T, (dyᵀx)∘s, is turned into votes in
-    backward, a block of rows at a time, and never kept; this happens in training mode only.
-
-    Every backward pass through the layer votes, including those of ``torch.autograd.grad`` and of a layer
-    that is used twice; activation checkpointing does not add votes.
+    backward, a block of rows at a time, and never kept; in training mode only. Every backward pass votes,
+    those of ``torch.autograd.grad`` and of a layer used twice too; activation checkpointing adds none.
 
     Bytes: ``packed`` takes ⌈in/4⌉ a row; the scales 4 each. Votes: see :class:`TernaryFlip`.
 
     Args:
-        in_features: size of the inputs, at least 1.
-        out_features: size of the outputs, at least 1.
+        in_features, out_features: sizes of inputs and outputs, at least 1.
         bias: whether there is a bias.
         scale: one scale per output (``"row"``, shape [out]), a single one (``"tensor"``, 0-dim), or one per
             ``group_size`` consecutive weights of a row (``"group"``, shape [out, ⌈in/group_size⌉]).
@@ -59,9 +56,9 @@ class TernaryLinear(nn.Module):
 
     Attributes:
         bits: of a packed weight: 2; 1 in :class:`BinaryLinear`.
-        votes: a parameter of one element that stands for T among the parameters, whose numbers T's are not:
-            its ``requires_grad`` is T's, its state in an optimizer belongs to T, and its gradient is 0, or
-            NaN where an element of dT was infinite or NaN (unless ``nonfinite`` is ``"ignore"``). It stays 0.
+        votes: a parameter of one element, always 0, that stands for T among the parameters: its
+            ``requires_grad`` is T's, its state in an optimizer belongs to T, and its gradient is 0, or NaN
+            where an element of dT was infinite or NaN (unless ``nonfinite`` is ``"ignore"``).
         packed: T, uint8 [out, ⌈in/4⌉], a buffer in the state dict; :func:`steepest.ternary.unpack` has
             the layout. The state dict also has the sizes, int64, which the bytes alone do not tell.
 
@@ -70,8 +67,7 @@ class TernaryLinear(nn.Module):
         RuntimeError: from ``load_state_dict``, for the weights of a layer of another kind or size, and for
             bytes that are no valid codes; the layer stays as it was.
 
-    Source: Ma et al. 2024 ("The Era of 1-bit LLMs", BitNet b1.58) for rounding by the mean magnitude, which
-    BitNet applies to latent floats in every step.
+    Source: Ma et al. 2024 (BitNet b1.58) for rounding by the mean magnitude, there of latent floats.
 
     >>> layer = TernaryLinear(5, 3)
     >>> layer.packed.shape, layer.scale.shape, sorted(set(layer.unpack().flatten().tolist()) - {-1, 0, 1})
@@ -83,6 +79,9 @@ class TernaryLinear(nn.Module):
 
     bits: ClassVar[Bits] = 2
     packed: Tensor
+    # The handle of the buffer into which backward votes. It belongs to the trainer, so it is not moved,
+    # copied or saved with the layer.
+    vote_buffer: Tensor | None = None
     # Marks the layers for steepest.build, and makes their param group there; set in trainer.py.
     _steepest_targets: ClassVar[Any]
 
@@ -97,11 +96,8 @@ class TernaryLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        for name, size in (
-            ("in_features", in_features),
-            ("out_features", out_features),
-            ("group_size", group_size),
-        ):
+        sizes = {"in_features": in_features, "out_features": out_features, "group_size": group_size}
+        for name, size in sizes.items():
             if isinstance(size, bool) or not isinstance(size, int) or size < 1:
                 raise ValueError(f"{type(self).__name__}: {name} must be an integer ≥ 1, got {size!r}")
         self.in_features, self.out_features = in_features, out_features
@@ -123,8 +119,6 @@ class TernaryLinear(nn.Module):
         else:
             self.register_parameter("bias", None)
         self.votes = nn.Parameter(torch.zeros(1, device=device, dtype=dtype))
-        # Not a buffer: it belongs to the trainer, so it is not moved, copied or saved with the layer.
-        self._vote_buffer: Tensor | None = None
         self.reset_parameters()
 
     @classmethod
@@ -144,15 +138,9 @@ class TernaryLinear(nn.Module):
         weight = linear.weight
         if not all_finite(weight):
             raise ValueError(f"{cls.__name__}.from_linear: the weight has infinite or NaN elements")
-        made = cls(
-            linear.in_features,
-            linear.out_features,
-            linear.bias is not None,
-            scale,
-            group_size,
-            device="meta",
-            dtype=weight.dtype,
-        ).to_empty(device=weight.device)
+        sizes = linear.in_features, linear.out_features, linear.bias is not None
+        given = {"scale": scale, "group_size": group_size, "device": weight.device, "dtype": weight.dtype}
+        made: Self = skip_init(cls, *sizes, **given)  # type: ignore[no-untyped-call]
         made._round(weight)
         made.votes.zero_().requires_grad_(weight.requires_grad)
         made.scale.requires_grad_(weight.requires_grad)
@@ -164,13 +152,8 @@ class TernaryLinear(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Draw weights and bias again, from torch's global generator, as the constructor did."""
-        linear = nn.Linear(
-            self.in_features,
-            self.out_features,
-            self.bias is not None,
-            device=self.scale.device,
-            dtype=self.scale.dtype,
-        )
+        sizes, like = (self.in_features, self.out_features, self.bias is not None), self.scale
+        linear = nn.Linear(*sizes, device=like.device, dtype=like.dtype)
         self._round(linear.weight)
         if self.bias is not None:
             self.bias.copy_(linear.bias)
@@ -181,18 +164,14 @@ class TernaryLinear(nn.Module):
         scale = torch.empty_like(self.scale, dtype=wide)
         # A single scale needs sums over all rows, so all rows are taken at once.
         blocks = row_blocks(self.out_features, self.in_features, weight.device)
-        blocks = blocks if scale.dim() > 0 else [slice(0, weight.shape[0])]
-        for rows in blocks:
+        for rows in blocks if scale.dim() > 0 else [slice(0, self.out_features)]:
             block = weight[rows].to(wide)
             values = self._rounded(block)
             energy, kept = (summed(each.square(), scale.dim(), self.group_size) for each in (block, values))
             # Where all of T is 0, the scale is that of a fresh layer: with a scale of 0, T would never move.
             fresh = 1 / math.sqrt(2 * self.in_features)
             found = torch.where(kept > 0, (energy / kept.clamp(min=1)).sqrt(), fresh)
-            if scale.dim() == 0:
-                scale = found
-            else:
-                scale[rows] = found
+            scale[rows if scale.dim() > 0 else ...] = found
             self.packed[rows] = pack(values.to(torch.int8), bits=self.bits)
         self.scale.copy_(scale)
 
@@ -219,7 +198,7 @@ class TernaryLinear(nn.Module):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         # The parameter is always used, or DistributedDataParallel would wait for its gradient.
         votes = self.votes
-        vote_buffer = self._vote_buffer if self.training and votes.requires_grad else None
+        vote_buffer = self.vote_buffer if self.training and votes.requires_grad else None
         y: Tensor = ternary_linear(
             x, self.packed, self.scale, self.in_features, self.group_size, vote_buffer, self.bits, votes
         )
@@ -242,12 +221,13 @@ class TernaryLinear(nn.Module):
         Raises:
             ValueError: another shape or another number; nothing was changed.
         """
-        if values.shape != (self.out_features, self.in_features):
-            shape = (self.out_features, self.in_features)
+        shape = (self.out_features, self.in_features)
+        if values.shape != shape:
             raise ValueError(f"T has shape {shape}, got {tuple(values.shape)}")
         check_values("T", values, self.bits)
         self.packed.copy_(pack(values.to(self.packed.device, torch.int8), bits=self.bits))
 
+    @torch.no_grad()
     def to_linear(self) -> nn.Linear:
         """Make a float layer with the same outputs; it shares nothing with this one.
 
@@ -255,15 +235,14 @@ class TernaryLinear(nn.Module):
         >>> torch.equal(TernaryLinear.from_linear(layer.to_linear(), scale="tensor").unpack(), layer.unpack())
         True
         """
-        made = nn.Linear(
-            self.in_features, self.out_features, self.bias is not None, device="meta", dtype=self.scale.dtype
-        ).to_empty(device=self.scale.device)
-        with torch.no_grad():
-            made.weight.copy_(self.dense())
-            made.weight.requires_grad_(self.votes.requires_grad or self.scale.requires_grad)
-            if self.bias is not None:
-                made.bias.copy_(self.bias)
-                made.bias.requires_grad_(self.bias.requires_grad)
+        sizes, like = (self.in_features, self.out_features, self.bias is not None), self.scale
+        given = {"device": like.device, "dtype": like.dtype}
+        made: nn.Linear = skip_init(nn.Linear, *sizes, **given)  # type: ignore[no-untyped-call]
+        made.weight.copy_(self.dense())
+        made.weight.requires_grad_(self.votes.requires_grad or like.requires_grad)
+        if self.bias is not None:
+            made.bias.copy_(self.bias)
+            made.bias.requires_grad_(self.bias.requires_grad)
         return made.train(self.training)
 
     def to_base3(self) -> Tensor:
@@ -280,17 +259,9 @@ class TernaryLinear(nn.Module):
         """Set T from what :meth:`to_base3` returned; ``ValueError`` if it is of another size."""
         self.set_ternary(from_base3(code, (self.out_features, self.in_features)))
 
-    def attach(self, vote_buffer: VoteBuffer | None) -> None:
-        """Make backward vote into this buffer, or nowhere if it is None; called by :class:`TernaryFlip`."""
-        self._vote_buffer = None if vote_buffer is None else vote_buffer.handle
-
-    def votes_in(self, vote_buffer: VoteBuffer) -> bool:
-        """Tell whether backward votes into this buffer."""
-        return self._vote_buffer is vote_buffer.handle
-
     def get_extra_state(self) -> Tensor:
         """Return [in, out, group size, bits], int64, for the state dict; without groups the third is 0."""
-        # A tensor, so that code which clones, sends or stores the values of a state dict needs no exception.
+        # A tensor, like all that code expects to clone, send or store in a state dict.
         group_size = self.group_size if self.scale.dim() == 2 else 0
         return torch.tensor([self.in_features, self.out_features, group_size, self.bits], device="cpu")
 
@@ -337,7 +308,7 @@ class TernaryLinear(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy without the vote buffer: a copy votes once a trainer of its own attaches it."""
-        return {**self.__dict__, "_vote_buffer": None}
+        return {**self.__dict__, "vote_buffer": None}
 
 
 class BinaryLinear(TernaryLinear):
@@ -352,11 +323,9 @@ class BinaryLinear(TernaryLinear):
     Bytes: ``packed`` takes ⌈in/8⌉ a row; the scales 4 each. Votes: see :class:`TernaryFlip`. (Base 3 takes
     more than ``packed`` here.)
 
-    Args:
-        in_features, out_features, bias, scale, group_size, device, dtype: as in :class:`TernaryLinear`.
-
-    The initial weights are drawn as ``nn.Linear`` draws its own, then T = sign(w), 1 for 0, and s is the
-    root mean square of the weights that share it: the outputs keep their variance.
+    The arguments are those of :class:`TernaryLinear`. The initial weights are drawn as ``nn.Linear`` draws
+    its own, then T = sign(w), 1 for 0, and s is the root mean square of the weights that share it: the
+    outputs keep their variance.
 
     Source: Rastegari et al. 2016 (XNOR-Net) for signs times a scale, there the mean magnitude, of latent
     floats.

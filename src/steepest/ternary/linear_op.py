@@ -14,7 +14,7 @@ from torch import Tensor
 
 from steepest.ternary.chunks import row_blocks
 from steepest.ternary.packing import unpack_into
-from steepest.ternary.vote_buffer import VoteBuffer, find_vote_buffer, inverse_rms, sum_of_squares
+from steepest.ternary.vote_buffer import find_vote_buffer, inverse_rms, sum_of_squares
 
 __all__ = ["spread", "summed", "ternary_linear"]
 
@@ -49,27 +49,18 @@ def ternary_linear(
     bits: int = 2,
     votes: Tensor | None = None,
 ) -> Tensor:
-    """Multiply x by (s∘T)ᵀ.
+    """Multiply x [..., columns] by (s∘T)ᵀ: [..., out] of x's dtype.
 
-    Args:
-        x: float [..., columns].
-        packed: T, uint8 [out, ⌈columns·bits/8⌉].
-        scale: 0-dim, [out] or [out, groups].
-        columns: weights of a row.
-        group_size: weights that share a scale, where there are groups.
-        vote_buffer: handle of the buffer to which backward adds its votes; None where T does not train.
-        bits: of a packed weight, 2 (ternary) or 1 (binary).
-        votes: the layer's parameter that stands for T, for its gradient.
-
-    Returns:
-        [..., out] of x's dtype.
+    ``packed`` is T, ``scale`` s: 0-dim, [out] or [out, groups]. Backward adds votes to the buffer with the
+    handle ``vote_buffer``; None: T does not train. ``votes`` is the parameter that stands for T.
     """
     with torch.autocast(x.device.type, enabled=False):
         flat = x.reshape(-1, columns)
         y = x.new_empty(flat.shape[0], packed.shape[0])
         scale = scale.to(x.dtype)
         blocks = row_blocks(packed.shape[0], columns, x.device, len(flat))
-        workspace = _workspace(blocks, columns, flat)
+        # One block for all of them to use in turn: new memory costs more than filling it.
+        workspace = x.new_empty(blocks[0].stop, columns)
         for rows in blocks:
             weight = unpack_into(workspace[: rows.stop - rows.start], packed[rows], bits)
             factor = spread(scale, rows, columns, group_size)
@@ -83,16 +74,7 @@ def ternary_linear(
 
 
 @ternary_linear.register_fake
-def _(
-    x: Tensor,
-    packed: Tensor,
-    scale: Tensor,
-    columns: int,
-    group_size: int,
-    vote_buffer: Tensor | None,
-    bits: int = 2,
-    votes: Tensor | None = None,
-) -> Tensor:
+def _(x: Tensor, packed: Tensor, *_: Any) -> Tensor:
     return x.new_empty(*x.shape[:-1], packed.shape[0])
 
 
@@ -123,34 +105,50 @@ def _backward(
         flat, dy = x.reshape(-1, columns), dy.reshape(-1, packed.shape[0])
         wide = torch.promote_types(x.dtype, torch.float32)
         dx = x.new_empty(flat.shape if needs_x else 0)
-        ds = torch.zeros(scale.shape if needs_scale else 0, dtype=wide, device=x.device)
+        ds = x.new_zeros(scale.shape if needs_scale else 0, dtype=wide)
+        needs_grad = needs_scale or vote_buffer is not None
         if vote_buffer is not None:
             vote_buffer.begin_pass((packed.shape[0], columns), x.device)
         magnitudes = vote_buffer is not None and vote_buffer.kind == "magnitude"
         blocks = row_blocks(packed.shape[0], columns, x.device, len(flat), whole=magnitudes)
-        weights = _workspace(blocks, columns, flat)
-        grads = _workspace(blocks if needs_scale or vote_buffer is not None else [], columns, flat)
+        weights = x.new_empty(blocks[0].stop, columns)
+        grads = x.new_empty(blocks[0].stop if needs_grad else 0, columns)
+
+        def factor_of(rows: slice) -> Tensor:
+            return spread(scale.to(wide), rows, columns, group_size)
+
+        def grad_of(rows: slice) -> Tensor:
+            """dT without its factor s."""
+            return torch.mm(dy[:, rows].t(), flat, out=grads[: rows.stop - rows.start]).to(wide)
+
         inverse = None
         if magnitudes and len(blocks) > 1:
-            inverse = _inverse_rms(blocks, dy, flat, scale, columns, group_size, wide)
+            # dT never exists as a whole, so it is computed twice.
+            square = x.new_zeros((), dtype=torch.float64)
+            for rows in blocks:
+                square += sum_of_squares(grad_of(rows).mul_(factor_of(rows)))
+            inverse = inverse_rms(square, dy.shape[1] * columns)
         for rows in blocks:
-            count = rows.stop - rows.start
-            weight = unpack_into(weights[:count], packed[rows], bits)
-            factor = spread(scale.to(wide), rows, columns, group_size)
+            weight = unpack_into(weights[: rows.stop - rows.start], packed[rows], bits)
+            factor = factor_of(rows)
             if needs_x:
-                _add_dx(dx, dy[:, rows], weight, factor.to(x.dtype), first=rows.start == 0)
-            if needs_scale or vote_buffer is not None:
-                grad = torch.mm(dy[:, rows].t(), flat, out=grads[:count]).to(wide)
+                left, right, s = dy[:, rows], weight, factor.to(x.dtype)
+                if s.shape[1] == 1:
+                    left = left * s.view(1, -1)
+                else:
+                    right = right * s
+                # The first block overwrites dx.
+                dx.addmm_(left, right, beta=int(rows.start > 0))
+            if needs_grad:
+                grad = grad_of(rows)
                 if needs_scale:
-                    part = summed(grad * weight, scale.dim(), group_size)
-                    if scale.dim() == 0:
-                        ds += part
-                    else:
-                        ds[rows] = part
+                    part = ds if scale.dim() == 0 else ds[rows]
+                    part += summed(grad * weight, scale.dim(), group_size)
                 if vote_buffer is not None:
-                    _vote(vote_buffer, rows.start, grad.mul_(factor), weight, inverse)
-        if needs_x and not blocks:
-            dx.zero_()
+                    grad.mul_(factor)
+                    if magnitudes and len(blocks) == 1:
+                        inverse = inverse_rms(sum_of_squares(grad), grad.numel())
+                    vote_buffer.add(rows.start, grad, weight, inverse)
         told = x.new_empty(0) if votes is None else torch.zeros_like(votes)
         if vote_buffer is not None and (finite := vote_buffer.watched()) is not None:
             told.masked_fill_(~finite, math.nan)
@@ -158,84 +156,22 @@ def _backward(
 
 
 @_backward.register_fake
-def _(
-    dy: Tensor,
-    x: Tensor,
-    packed: Tensor,
-    scale: Tensor,
-    columns: int,
-    group_size: int,
-    handle: Tensor | None,
-    bits: int,
-    needs_x: bool,
-    needs_scale: bool,
-    votes: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(dy: Tensor, x: Tensor, packed: Tensor, scale: Tensor, *given: Any) -> tuple[Tensor, Tensor, Tensor]:
+    *_, needs_x, needs_scale, votes = given
     told = x.new_empty(0) if votes is None else torch.empty_like(votes)
     return x.new_empty(x.shape if needs_x else 0), scale.new_empty(scale.shape if needs_scale else 0), told
 
 
-def _workspace(blocks: list[slice], columns: int, like: Tensor) -> Tensor:
-    """Allocate one block for all of them to use in turn: new memory costs more than filling it."""
-    return like.new_empty(blocks[0].stop if blocks else 0, columns)
-
-
-def _add_dx(dx: Tensor, dy: Tensor, weight: Tensor, factor: Tensor, *, first: bool) -> None:
-    """dx += dy (s∘T), where ``factor`` is s; the first block overwrites dx."""
-    if factor.shape[1] == 1:
-        dy = dy * factor.view(1, -1)
-    else:
-        weight = weight * factor
-    if first:
-        torch.mm(dy, weight, out=dx)
-    else:
-        dx.addmm_(dy, weight)
-
-
-def _inverse_rms(
-    blocks: list[slice],
-    dy: Tensor,
-    x: Tensor,
-    scale: Tensor,
-    columns: int,
-    group_size: int,
-    wide: torch.dtype,
-) -> Tensor:
-    """Compute 1/rms(dT) block by block, since dT never exists as a whole; it is computed twice for this."""
-    square = torch.zeros((), dtype=torch.float64, device=x.device)
-    for rows in blocks:
-        grad = (dy[:, rows].t() @ x).to(wide)
-        square += sum_of_squares(grad.mul_(spread(scale.to(wide), rows, columns, group_size)))
-    return inverse_rms(square, dy.shape[1] * columns)
-
-
-def _vote(vote_buffer: VoteBuffer, first: int, grad: Tensor, weight: Tensor, inverse: Tensor | None) -> None:
-    if vote_buffer.kind == "magnitude" and inverse is None:
-        inverse = inverse_rms(sum_of_squares(grad), grad.numel())
-    vote_buffer.add(first, grad, weight, inverse)
-
-
-def _save(ctx: Any, inputs: tuple[object, ...], output: Tensor) -> None:
-    x, packed, scale, ctx.columns, ctx.group_size, ctx.vote_buffer, ctx.bits, votes = inputs
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, packed, scale, *ctx.given, votes = inputs
     ctx.save_for_backward(x, packed, scale, votes)
 
 
 def _gradients(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-    x, packed, scale, votes = ctx.saved_tensors
+    *saved, votes = ctx.saved_tensors
     needs_x, _, needs_scale, *_, needs_votes = ctx.needs_input_grad
-    dx, ds, told = _backward(
-        dy,
-        x,
-        packed,
-        scale,
-        ctx.columns,
-        ctx.group_size,
-        ctx.vote_buffer,
-        ctx.bits,
-        needs_x,
-        needs_scale,
-        votes if needs_votes else None,
-    )
+    votes = votes if needs_votes else None
+    dx, ds, told = _backward(dy, *saved, *ctx.given, needs_x, needs_scale, votes)
     given = dx if needs_x else None, None, ds if needs_scale else None
     return *given, None, None, None, None, told if needs_votes else None
 

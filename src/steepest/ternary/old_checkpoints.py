@@ -15,12 +15,9 @@ __all__ = ["renewed"]
 def renewed(
     groups: Sequence[Group], loaded: Mapping[str, Any], layers: Mapping[str, nn.Module]
 ) -> Mapping[str, Any]:
-    """Return a state dict in present words; others come back as they are.
+    """Return a state dict of a ``TernaryFlip``, or of an optimizer that had one, in present words.
 
-    Args:
-        groups: the optimizer's, of which one is of ternary weights, after all others.
-        loaded: of a ``TernaryFlip``, or of an optimizer that had one.
-        layers: the ternary layers by name.
+    Others come back as they are. Of the optimizer's groups the last is that of the ternary layers.
     """
     if loaded.keys() == {"step", "options", "accumulators"}:
         return _of_trainer(groups, loaded, layers)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from steepest.compile.available import wants_compiling
 from steepest.compile.dynamic import run_dynamic, trial_matrix, trial_planes
-from steepest.ternary.chunks import MOVES_WEIGHTS, row_chunks
+from steepest.ternary.chunks import LARGE, MOVES_WEIGHTS, row_chunks
 from steepest.ternary.swar import splat
 
 __all__ = [
@@ -38,25 +38,18 @@ Bits = Literal[1, 2]
 
 _DIGITS = 5  # of a base-3 byte: 3**5 = 243
 _WORD = 8
-# Packing makes few calls a chunk, so chunks may be larger than usual.
-_LARGE = 4
 
 
 def packed_width(count: int, bits: int = 2) -> int:
-    """Return the bytes of a row of ``count`` numbers.
-
-    >>> [packed_width(count) for count in (0, 1, 4, 5)], packed_width(9, bits=1)
-    ([0, 1, 1, 2], 2)
-    """
+    """Return the bytes of a row of ``count`` numbers."""
     return -(-count * bits // 8)
 
 
 def check_values(what: str, values: Tensor, bits: int = 2) -> None:
     """Raise ``ValueError`` unless every element is −1, 0 or 1, or with ``bits=1`` −1 or 1."""
     # Compared in the tensor's own dtype: conversion to int8 would accept 0.5 and 257.
-    allowed = (values == 1) | (values == -1)
-    allowed = allowed if bits == 1 else allowed | (values == 0)
-    if values.numel() and not bool(allowed.all()):
+    allowed = (values == 1) | (values == -1) | ((values == 0) & (bits == 2))
+    if not bool(allowed.all()):
         raise ValueError(f"{what} must hold {'−1 and 1' if bits == 1 else '−1, 0 and 1'} only")
 
 
@@ -116,10 +109,9 @@ def pack(values: Tensor, *, bits: int = 2, compile: bool = False) -> Tensor:
     width, planes = packed_width(count, bits), 8 // bits
     packed = torch.empty((leading.numel(), width), dtype=torch.uint8, device=values.device)
     rows = values.reshape(leading.numel(), count)
-    if _compiles(compile, packed, rows, bits):
-        _run(_join, packed, _aligned(rows), bits)
+    if compile and _run(_join, packed, rows, bits):
         return packed.view(*leading, width)
-    for part in row_chunks(len(rows), count, values.device, _LARGE):
+    for part in row_chunks(len(rows), count, values.device, LARGE):
         chunk = rows[part]
         if count < planes * width:
             # By 1, the binary number whose code is 0.
@@ -135,13 +127,7 @@ def unpack(
     """Unpack uint8 [..., ⌈count·bits/8⌉] into numbers [..., count] of ``dtype``.
 
     Byte j of q holds the numbers j, j + q, j + 2q, ..., lowest bits first: of ternary numbers the two's
-    complement, of binary ones the sign.
-
-    Args:
-        packed: what :func:`pack` returns.
-        count: numbers of a row.
-        dtype: of the result.
-        bits, compile: as in :func:`pack`.
+    complement, of binary ones the sign. ``bits`` and ``compile`` are as in :func:`pack`.
 
     Raises:
         ValueError: another dtype, or rows of another width than ``count`` numbers have.
@@ -155,8 +141,7 @@ def unpack(
     if compile:
         rows = packed.reshape(packed.shape[:-1].numel(), packed.shape[-1])
         values = torch.empty((len(rows), count), dtype=torch.int8, device=packed.device)
-        if _compiles(compile, rows, values, bits):
-            _run(_split, _aligned(rows), values, bits)
+        if _run(_split, rows, values, bits):
             return values.view(*packed.shape[:-1], count).to(dtype)
     return _unpacked(packed, count, bits).to(dtype).contiguous()
 
@@ -184,32 +169,29 @@ def _split(packed: Tensor, planes: list[Tensor], bits: int) -> None:
         plane.copy_(lowest | ((minus << 8) - (minus << bits)))
 
 
-def _compiles(option: bool, packed: Tensor, values: Tensor, bits: int) -> bool:
-    """Tell whether to pack these rows by a graph: as words, where there is a compiler."""
-    (rows, width), (_, count) = packed.shape, values.shape
-    # torch.compile specializes on the size 1. A caller who traces this makes a graph of his own.
-    whole = count * bits == 8 * width and width % _WORD == 0 and min(rows, width // _WORD) > 1
-    known = type(packed) is type(values) is Tensor and not torch.compiler.is_compiling()
-    return option and whole and known and wants_compiling(True, values.numel(), values.device)
-
-
 def _run(
     function: Callable[[Tensor, list[Tensor], int], None], packed: Tensor, values: Tensor, bits: int
-) -> None:
-    """Run a compiled function over contiguous rows as words."""
-    device, planes = packed.device, 8 // bits
+) -> bool:
+    """Run a compiled function over rows; False where they are not whole words, or there is no compiler."""
+    (rows, width), device, planes = packed.shape, packed.device, 8 // bits
+    # torch.compile specializes on the size 1. A caller who traces this makes a graph of his own.
+    whole = values.shape[1] == planes * width and width % _WORD == 0 and min(rows, width // _WORD) > 1
+    known = type(packed) is type(values) is Tensor and not torch.compiler.is_compiling()
+    if not (whole and known and wants_compiling(True, values.numel(), device)):
+        return False
 
     def run(packed: Tensor, planes: list[Tensor]) -> None:
         function(packed, planes, bits)
 
-    words = values.view(torch.int64).view(len(values), planes, -1)
+    words = _aligned(values).view(torch.int64).view(rows, planes, -1)
     run_dynamic(
         (function, bits, device),
         run,
-        (packed.view(torch.int64), list(words.unbind(1))),
+        (_aligned(packed).view(torch.int64), list(words.unbind(1))),
         MOVES_WEIGHTS,
         lambda: (trial_matrix(torch.int64, device), trial_planes(planes, torch.int64, device)),
     )
+    return True
 
 
 def unpack_into(out: Tensor, packed: Tensor, bits: int = 2) -> Tensor:
@@ -219,7 +201,7 @@ def unpack_into(out: Tensor, packed: Tensor, bits: int = 2) -> Tensor:
 
 def _unpacked(packed: Tensor, count: int, bits: int) -> Tensor:
     """int8 [..., count], perhaps with gaps between rows."""
-    words = _as_words(packed.contiguous())
+    words = _as_words(packed)
     # Move each code up to its byte's highest bits and back: the arithmetic shift extends the sign and drops
     # the codes below.
     shifts = torch.arange(8 - bits, -1, -bits, dtype=words.dtype, device=words.device)[:, None]
@@ -231,25 +213,21 @@ def _unpacked(packed: Tensor, count: int, bits: int) -> Tensor:
 
 
 def _aligned(rows: Tensor) -> Tensor:
-    """Make rows contiguous, starting on a word boundary of their memory."""
+    """Make bytes contiguous, starting on a word boundary of their memory."""
     rows = rows.contiguous()
     return rows if rows.storage_offset() % _WORD == 0 else rows.clone()
 
 
 def _as_words(rows: Tensor) -> Tensor:
-    """View contiguous bytes as int64, which everything is faster with, where each row is whole words."""
+    """Turn bytes into int64, which everything is faster with, where each row is whole words."""
     # Storage offsets are unknown while tracing, and Inductor vectorizes bytes by itself.
     if torch.compiler.is_compiling() or rows.numel() == 0 or rows.shape[-1] % _WORD != 0:
         return rows
-    return rows.view(torch.int64) if rows.storage_offset() % _WORD == 0 else rows
+    return _aligned(rows).view(torch.int64)
 
 
 def count_zeros(packed: Tensor, count: int, bits: int = 2) -> Tensor:
-    """Count the zeros among packed numbers, as a 0-dim int64 tensor.
-
-    >>> int(count_zeros(torch.tensor([[29, 0]], dtype=torch.uint8), 5))
-    2
-    """
+    """Count the zeros among packed numbers, 0-dim int64."""
     if bits == 1:
         return torch.zeros((), dtype=torch.int64, device=packed.device)
     # The codes of 1 and −1 have the lower bit set, that of 0 has not.

@@ -9,13 +9,7 @@ __all__ = ["FlipStats", "LayerStats"]
 
 @dataclass(frozen=True)
 class LayerStats:
-    """The statistics of one layer.
-
-    Attributes:
-        name: as in the model.
-        weights: number of packed weights.
-        flips: how many moved in the last step.
-        zeros: fraction of the weights that are 0; always 0 for binary weights.
+    """The statistics of one layer: ``flips`` and ``zeros`` are those of :class:`FlipStats`.
 
     >>> LayerStats("0", weights=64, flips=3, zeros=0.25).flips
     3
@@ -37,8 +31,8 @@ class FlipStats:
         weights: number of packed weights.
         flips: how many moved in the last step.
         total_flips: how many have moved since the trainer was made or loaded.
-        zeros: fraction of the weights that are 0.
-        layers: the same for each layer.
+        zeros: fraction of the weights that are 0; always 0 for binary ones.
+        layers: the same for each layer, by its ``name`` in the model.
 
     >>> print(FlipStats(10, 24.0, 64, 3, 9, 0.25, (LayerStats("0", 64, 3, 0.25),)))
     step 10: 3 of 64 weights flipped (9 so far), 25.0% are 0, threshold 24

@@ -21,24 +21,16 @@ _WORD = 64
 
 
 def splat(number: int, width: int) -> int:
-    """Return the int64 whose fields of ``width`` bits all hold ``number`` ≥ 0.
-
-    >>> hex(splat(0x7F, 16)), splat(0xFF, 8)
-    ('0x7f007f007f007f', -1)
-    """
+    """Return the int64 whose fields of ``width`` bits all hold ``number`` ≥ 0."""
     word = number * (((1 << _WORD) - 1) // ((1 << width) - 1))
     return word - (1 << _WORD) if word >> (_WORD - 1) else word
 
 
 @dataclass(frozen=True)
 class Fields:
-    """How a word is divided into fields, and the masks that follow from it.
+    """How a word is divided into fields, and the masks that follow from the dtype of a counter."""
 
-    Attributes:
-        dtype: of a counter, int8 or int16. (Not the number of bits: torch.compile treats plain numbers as
-            values that may change.)
-    """
-
+    # Not the number of bits: torch.compile treats plain numbers as values that may change.
     dtype: torch.dtype
 
     @property
@@ -47,31 +39,13 @@ class Fields:
         return 8 * self.dtype.itemsize
 
     @property
-    def limit(self) -> int:
-        """The largest value of a counter, M; the smallest is −M."""
-        return (1 << (self.width - 1)) - 1
-
-    @property
     def high(self) -> int:
         """Mask of the highest bit of every field."""
-        return splat(self.limit + 1, self.width)
-
-    @property
-    def low(self) -> int:
-        """Mask of all bits but the highest."""
-        return splat(self.limit, self.width)
-
-    @property
-    def one(self) -> int:
-        """Mask of the lowest bits."""
-        return splat(1, self.width)
+        return splat(1 << (self.width - 1), self.width)
 
     def slack(self, threshold: int) -> int:
-        """Return the word that, added to sizes |a|, sets a field's highest bit where |a| ≥ threshold.
-
-        ``threshold`` is 1 ... M + 1.
-        """
-        return splat(self.limit + 1 - threshold, self.width)
+        """Return the word that, added to sizes |a|, sets the highest bits where |a| ≥ τ, if a can reach τ."""
+        return splat(max((1 << (self.width - 1)) - threshold, 0), self.width)
 
     def bit(self, answer: Tensor, position: int) -> Tensor:
         """Move each field's answer to bit ``position`` and clear all other bits."""
@@ -86,8 +60,12 @@ class Fields:
 INT8, INT16 = Fields(torch.int8), Fields(torch.int16)
 
 
-def decode(fields: Fields, packed: Tensor, plane: int | Tensor, bits: int) -> tuple[Tensor | None, Tensor]:
-    """Read a plane's codes: (whether T is not 0, whether T is −1); the first is None for binary weights."""
+Code = tuple[Tensor | None, Tensor]
+"""Of a plane: whether T is not 0 (None: binary weights), and whether T is −1."""
+
+
+def decode(fields: Fields, packed: Tensor, plane: int | Tensor, bits: int) -> Code:
+    """Read a plane's codes."""
     sign = packed << (fields.width - bits - bits * plane)
     return (None if bits == 1 else packed << (fields.width - 1 - bits * plane)), sign
 
@@ -95,95 +73,68 @@ def decode(fields: Fields, packed: Tensor, plane: int | Tensor, bits: int) -> tu
 def _add(fields: Fields, a: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """Add with wrap-around: (a + v, whether it overflowed)."""
     differ = a ^ v
-    total = ((a & fields.low) + (v & fields.low)) ^ (differ & fields.high)
+    low = ~fields.high
+    total = ((a & low) + (v & low)) ^ (differ & fields.high)
     # Equal signs, and another sign in the sum.
     return total, (a ^ total) & ~differ
 
 
-def _outward(nonzero: Tensor | None, minus: Tensor, negative: Tensor) -> Tensor:
+def _outward(code: Code, negative: Tensor) -> Tensor:
     """Tell where T is at a bound and the counter's sign points beyond it; a counter of 0 is positive."""
+    nonzero, minus = code
     agree = ~(minus ^ negative)
     return agree if nonzero is None else nonzero & agree
 
 
 def _reached(fields: Fields, total: Tensor, slack: Tensor) -> Tensor:
     """Tell where |total| ≥ threshold; each sign has its own sum, which cannot leave its field."""
-    size = total & fields.low
+    size = total & ~fields.high
     up, down = size + slack, (slack | fields.high) - size
     return up ^ ((up ^ down) & total)
 
 
-def _changes(fields: Fields, moving: Tensor, nonzero: Tensor | None, negative: Tensor) -> Tensor:
-    """Return the bits of T's code that change, at the low end of each field.
-
-    Every move changes the lowest bit. A ternary code's higher bit is set from 0 to −1 and cleared from −1
-    to 0.
-    """
-    lower = fields.bit(moving, 0)
-    return lower if nonzero is None else lower | fields.bit(moving & (negative ^ nonzero), 1)
-
-
 def flip(
-    fields: Fields,
-    a: Tensor,
-    v: Tensor,
-    nonzero: Tensor | None,
-    minus: Tensor,
-    slack: Tensor,
-    *,
-    cancel: bool,
+    fields: Fields, a: Tensor, v: Tensor, code: Code, slack: Tensor, cancel: bool
 ) -> tuple[Tensor, Tensor]:
     """a ← a + v; where |a| ≥ τ: T takes one step toward sign(a) unless it is at that bound, and a ← 0.
 
-    Args:
-        fields: how words are divided.
-        a, v: counters and votes.
-        nonzero, minus: T, see :func:`decode`.
-        slack: of τ ≤ M, see :meth:`Fields.slack`; so every sum that overflows has reached τ.
-        cancel: at a bound, set a to 0 where it would point outward.
-
-    Returns:
-        The counters, and the bits of T's code that change, at the low end of each field.
+    Returns the counters, and the bits of T's code that change, at the low end of each field. ``slack`` is of
+    τ ≤ M, so every sum that overflows has reached τ. ``cancel``: at a bound, set a to 0 where it would point
+    outward.
     """
     total, overflowed = _add(fields, a, v)
     negative = total ^ overflowed
     reached = overflowed | _reached(fields, total, slack)
-    outward = _outward(nonzero, minus, negative)
+    outward = _outward(code, negative)
     cleared = reached | outward if cancel else reached
-    return total & ~fields.mask(cleared), _changes(fields, reached & ~outward, nonzero, negative)
+    moving, nonzero = reached & ~outward, code[0]
+    # Every move changes the lowest bit. A ternary code's higher bit is set from 0 to −1 and cleared from −1
+    # to 0.
+    changes = fields.bit(moving, 0)
+    if nonzero is not None:
+        changes = changes | fields.bit(moving & (negative ^ nonzero), 1)
+    return total & ~fields.mask(cleared), changes
 
 
 def accumulate(
-    fields: Fields,
-    a: Tensor,
-    v: Tensor,
-    nonzero: Tensor | None,
-    minus: Tensor,
-    slack: Tensor,
-    *,
-    cancel: bool,
+    fields: Fields, a: Tensor, v: Tensor, code: Code, slack: Tensor, cancel: bool
 ) -> tuple[Tensor, Tensor]:
     """a ← clamp(a + v, −M, M), and T stays: (the counters, |a| ≥ τ in the lowest bit of each field)."""
     total, overflowed = _add(fields, a, v)
     # M, or −M where a (and so v) is below 0: they differ in all bits but the lowest.
-    bound = fields.low ^ (fields.mask(a) & ~fields.one)
+    low = ~fields.high
+    bound = low ^ (fields.mask(a) & ~splat(1, fields.width))
     total = total ^ ((total ^ bound) & fields.mask(overflowed))
     # −M − 1 is the only number without a bit below its highest.
-    lowest = total & ~((total & fields.low) + fields.low)
+    lowest = total & ~((total & low) + low)
     total = total | fields.bit(lowest, 0)
     if cancel:
-        total = total & ~fields.mask(_outward(nonzero, minus, total))
+        total = total & ~fields.mask(_outward(code, total))
     return total, fields.bit(_reached(fields, total, slack), 0)
 
 
 def count_changes(changes: Tensor, bits: int) -> Tensor:
-    """Count, in every word, the codes of ``bits`` bits whose lowest bit is set, as each changed code's is.
-
-    >>> count_changes(torch.tensor([0b01_11_00_10, -1]), 2).tolist()
-    [2, 32]
-    >>> count_changes(torch.tensor([0b01_11_00_10, -1]), 1).tolist()
-    [4, 64]
-    """
+    """Count, in every word, the codes of ``bits`` bits whose lowest bit is set, as each changed code's is."""
     pairs = changes & splat(0x55, 8)
     if bits == 1:
         pairs = pairs + ((changes >> 1) & splat(0x55, 8))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from steepest.ternary.ranks import Group as ProcessGroup
 from steepest.ternary.ranks import all_reduce, rank_and_world_size
 from steepest.ternary.schedule import annealed
 from steepest.ternary.stats import FlipStats, LayerStats
-from steepest.ternary.vote_buffer import VoteBuffer, narrowest, noise_id
+from steepest.ternary.vote_buffer import VoteBuffer, narrowest
 from steepest.ternary.votes import LARGEST_VOTE
 
 __all__ = ["PackedWeights", "ternary_layers"]
@@ -37,96 +38,74 @@ class _Target:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of T: [out, in]."""
         return self.layer.out_features, self.layer.in_features
 
     def move(self, state: MutableMapping[str, Any], group: Group) -> None:
-        """Take in the votes, and flip."""
         self.owner.move(self.name, state, group)
 
 
 class PackedWeights:
-    """What the ``votes`` of a model's layers stand for; see :class:`steepest.rule.Targets`.
-
-    Args:
-        model: has at least one ternary or binary layer.
-        custom: the schedule, if it is a function.
-        process_group: see :class:`TernaryFlip`.
-
-    Attributes:
-        layers: by their names.
-        buffers: the votes of each layer, once the optimizer's groups are known.
-    """
+    """What the ``votes`` of a model's layers stand for; see :class:`steepest.rule.Targets`."""
 
     def __init__(
-        self,
-        model: nn.Module,
-        custom: Callable[[int], float] | None = None,
-        process_group: ProcessGroup = None,
+        self, model: nn.Module, custom: Callable[[int], float] | None, process_group: ProcessGroup
     ) -> None:
+        kind = type(model).__name__
         if not isinstance(model, nn.Module):
-            raise TypeError(f"TernaryFlip takes a torch.nn.Module, got {type(model).__name__}")
+            raise TypeError(f"TernaryFlip takes a torch.nn.Module, got {kind}")
         self.layers = ternary_layers(model)
         if not self.layers:
-            raise ValueError(
-                f"{type(model).__name__} has no ternary layers: steepest.ternary.ternarize(model) makes some"
-            )
+            raise ValueError(f"{kind} has no ternary layers: steepest.ternary.ternarize(model) makes some")
         for name, layer in self.layers.items():
             if layer.packed.is_meta:
                 raise ValueError(f"layer {name!r} is on the meta device: materialize the model first")
         self._custom = custom
         self.process_group = process_group
+        # The votes of each layer, once the optimizer's groups are known.
         self.buffers: dict[str, VoteBuffer] = {}
         # Votes that a copy brought, until its buffers are made.
         self._brought: dict[str, Any] = {}
-        self._names: dict[int, str] = {}
+        self._targets: dict[int, _Target] = {}
         # The steps taken, and the number of those before the one being taken.
         self._taken = self._step = 0
-        self._thresholds: dict[str, float] = {}
+        self._thresholds: dict[int, float] = {}
         # The largest possible sum of a weight's votes over all ranks.
         self._largest: dict[str, int] = {}
         self._flips: dict[str, Tensor] = {}
-        self._total_flips: dict[str, Tensor] = {}
-
-    # -- what an optimizer asks
+        self._total_flips: dict[str, Tensor | int] = {}
 
     def find(self, param: Tensor) -> _Target | None:
         """T, for the parameter that stands for it."""
-        name = self._names.get(id(param))
-        return None if name is None else _Target(name, self.layers[name], self)
+        return self._targets.get(id(param))
 
     def waits(self) -> bool:
         """All layers take part in a step from the first votes on, on all ranks: steps are numbered alike."""
         return self._taken > 0 or self._world_size() > 1 or any(b.passes > 0 for b in self.buffers.values())
 
     def bind(self, groups: Sequence[Group], states: Mapping[Tensor, Mapping[str, Any]]) -> None:
-        """Read votes' options from these groups.
-
-        Raises:
-            ValueError: the votes of a layer are not among the parameters; options that exclude its kind.
-        """
-        by_param = {
-            id(p): group for group in groups if find_rule(group["rule"]).moves for p in group["params"]
-        }
+        """Read votes' options from these groups."""
+        moved = [group for group in groups if find_rule(group["rule"]).moves]
+        by_param = {id(param): group for group in moved for param in group["params"]}
         for name, layer in self.layers.items():
             if id(layer.votes) not in by_param:
                 raise ValueError(f"the votes of ternary layer {name!r} are not among the parameters")
-        self._check_options(by_param.values())
-        self._names = {id(layer.votes): name for name, layer in self.layers.items()}
+        self._check_options(moved)
+        self._targets = {id(each.votes): _Target(name, each, self) for name, each in self.layers.items()}
         self._taken = self._steps(states)
         total = sum(layer.in_features * layer.out_features for layer in self.layers.values())
         for name, layer in self.layers.items():
             group = by_param[id(layer.votes)]
             if name in self.buffers:
-                self.buffers[name].options = group
-                self.buffers[name].step = self._taken
+                self.buffers[name].options, self.buffers[name].step = group, self._taken
                 continue
             # Warns now if there is no compiler.
             wants_compiling(group["compile"], total, layer.packed.device)
-            buffer = VoteBuffer(group, noise_id(name), total, self._taken, self.process_group)
+            # Noise is keyed by the layer's name, so it does not depend on the other layers.
+            noise_id = zlib.crc32(name.encode())
+            buffer = VoteBuffer(group, noise_id, total, self._taken, self.process_group)
             buffer.pending, buffer.passes, buffer.finite = self._brought.pop(name, (None, 0, None))
             self.buffers[name] = buffer
-            layer.attach(buffer)
+            layer.vote_buffer = buffer.handle
 
     def agree(
         self,
@@ -134,25 +113,19 @@ class PackedWeights:
         states: Mapping[Tensor, Mapping[str, Any]],
         check: Callable[[], bool | Tensor],
     ) -> bool:
-        """Decide whether to take the step, the same on all ranks; if not, drop the votes.
-
-        Raises:
-            FloatingPointError: what ``check`` raises; the other ranks have learned of it.
-            RuntimeError: a layer has gone to another optimizer, or has another parameter than before.
-            ValueError: options were changed to what this model excludes; the schedule gave no threshold.
-        """
+        """Decide whether to take the step, the same on all ranks; if not, drop the votes."""
         self._check_owner()
         self._check_options(buffer.options for buffer in self.buffers.values())
         self._check_accumulators(states)
         self._step = self._taken = self._steps(states)
-        # Called once a step, before anything moves: a schedule given as a function may count or raise.
+        # Once a step, before anything moves: a schedule given as a function may count or raise.
         self._thresholds = self._find_thresholds()
-        error = None
+        finite, error = False, None
         try:
             # The host must know whether it may flip.
             finite = bool(check())
         except FloatingPointError as found:
-            finite, error = False, found
+            error = found
         # The largest sum rather than the number of passes: a rank without votes does not know their kind.
         largest = [b.passes * LARGEST_VOTE[b.kind] for b in self.buffers.values()]
         if self._world_size() > 1:
@@ -160,6 +133,7 @@ class PackedWeights:
             table = torch.tensor([*largest, not finite], dtype=torch.int64, device=device)
             *largest, unfit = all_reduce(self.process_group, table).tolist()
             finite = unfit == 0
+        # The other ranks have learned of it.
         if error is not None:
             raise error
         self._largest = dict(zip(self.buffers, largest, strict=True))
@@ -173,7 +147,8 @@ class PackedWeights:
         # torch's distributed checkpoints fill a fresh state by a step of their own, which must not count.
         if self._step == 0 and not any(self._largest.values()):
             return
-        layer, buffer, threshold = self.layers[name], self.buffers[name], self._thresholds[name]
+        layer, buffer = self.layers[name], self.buffers[name]
+        threshold = self._thresholds[id(buffer.options)]
         votes = self._sum(name, group)
         # Frees memory for the next layer; and if a later layer fails, these votes are not counted twice.
         buffer.clear()
@@ -181,13 +156,12 @@ class PackedWeights:
         if votes is not None and layer.votes.requires_grad:
             # Where the layer is now, and contiguous, since counters are read as words where they lie.
             a = state["accumulator"] = state["accumulator"].to(layer.packed.device).contiguous()
-            limit = torch.iinfo(a.dtype).max
             flips = flip_layer(
                 layer.packed,
                 a,
                 votes,
                 bits=layer.bits,
-                threshold=limit + 1 if threshold > limit else math.ceil(threshold),
+                threshold=math.ceil(min(threshold, torch.iinfo(a.dtype).max + 1)),
                 outward=group["outward"],
                 zero_pull=group["zero_pull"],
                 at_most=_at_most(group["max_flip_fraction"], layer),
@@ -208,9 +182,8 @@ class PackedWeights:
         """A state dict in present words; raise ``ValueError`` or ``RuntimeError`` if it cannot be loaded."""
         self._check_owner()
         loaded = renewed(groups, loaded, self.layers)
-        mine = [theirs for theirs in loaded["param_groups"] if theirs.get("rule") == "ternary_flip"]
         try:
-            self._check_options(mine)
+            self._check_options(g for g in loaded["param_groups"] if g.get("rule") == "ternary_flip")
         except ValueError as error:
             raise ValueError(f"the state dict's {error}; nothing was loaded") from None
         return dict(loaded)
@@ -219,10 +192,8 @@ class PackedWeights:
         """The fields in which T's row of the explanation differs from its parameter's."""
         target = self.find(param)
         assert target is not None
-        why = (
-            f"linear: {type(target.layer).__name__}, {target.layer.bits} bit{'s' * (target.layer.bits > 1)} "
-        )
-        why += "a weight"
+        bits = "1 bit" if target.layer.bits == 1 else "2 bits"
+        why = f"linear: {type(target.layer).__name__}, {bits} a weight"
         if param.requires_grad:
             why += f"; moved by {group['votes']} votes, threshold {group['threshold']:g} {group['schedule']}"
         return {
@@ -233,40 +204,25 @@ class PackedWeights:
             "parameters": math.prod(target.shape),
         }
 
-    # -- what the user watches
-
     @torch.no_grad()
     def stats(self) -> FlipStats:
         """Return flips of the last step and the fraction of zeros, in all and by layer; a host sync."""
-        zero = torch.zeros((), dtype=torch.int64, device="cpu")
-        counts = [
-            torch.stack(
-                [
-                    self._flips.get(name, zero).to(layer.packed.device),
-                    self._total_flips.get(name, zero).to(layer.packed.device),
-                    count_zeros(layer.packed, layer.in_features, layer.bits),
-                ]
-            )
-            for name, layer in self.layers.items()
-        ]
-        table = torch.stack([each.to(counts[0].device) for each in counts]).tolist()
-        sizes = [layer.in_features * layer.out_features for layer in self.layers.values()]
-        layers = tuple(
-            LayerStats(name, size, flips, zeros / size)
-            for name, size, (flips, _, zeros) in zip(self.layers, sizes, table, strict=True)
-        )
-        flips, total, zeros = (sum(column) for column in zip(*table, strict=True))
+        layers, zeros, total = [], 0, 0
+        for name, layer in self.layers.items():
+            size = layer.in_features * layer.out_features
+            zero = int(count_zeros(layer.packed, layer.in_features, layer.bits))
+            layers.append(LayerStats(name, size, int(self._flips.get(name, 0)), zero / size))
+            zeros, total = zeros + zero, total + int(self._total_flips.get(name, 0))
+        weights = sum(each.weights for each in layers)
         return FlipStats(
             step=self._taken,
             threshold=max(self._find_thresholds().values()),
-            weights=sum(sizes),
-            flips=flips,
+            weights=weights,
+            flips=sum(each.flips for each in layers),
             total_flips=total,
-            zeros=zeros / sum(sizes),
-            layers=layers,
+            zeros=zeros / weights,
+            layers=tuple(layers),
         )
-
-    # -- internals
 
     def _world_size(self) -> int:
         return rank_and_world_size(self.process_group)[1]
@@ -284,18 +240,14 @@ class PackedWeights:
         dtype = narrowest(largest + (group["zero_pull"] > 0))
         mine = buffer.pending
         if mine is None:
-            shape = (layer.out_features, layer.in_features)
-            mine = torch.zeros(shape, dtype=dtype, device=layer.packed.device)
+            mine = torch.zeros(layer.out_features, layer.in_features, dtype=dtype, device=layer.packed.device)
         mine = mine.to(layer.packed.device, dtype)
         return all_reduce(self.process_group, mine) if self._world_size() > 1 else mine
 
-    def _find_thresholds(self) -> dict[str, float]:
-        """τ of the next step, by layer; layers of one group have the same."""
-        found: dict[int, float] = {}
-        for buffer in self.buffers.values():
-            if id(buffer.options) not in found:
-                found[id(buffer.options)] = self._threshold(buffer.options)
-        return {name: found[id(buffer.options)] for name, buffer in self.buffers.items()}
+    def _find_thresholds(self) -> dict[int, float]:
+        """τ of the next step, by the id of a group."""
+        groups = {id(buffer.options): buffer.options for buffer in self.buffers.values()}
+        return {key: self._threshold(group) for key, group in groups.items()}
 
     def _threshold(self, group: Group) -> float:
         if group["schedule"] == "annealed":
@@ -310,13 +262,13 @@ class PackedWeights:
 
     def _check_owner(self) -> None:
         for name, layer in self.layers.items():
-            if id(layer.votes) not in self._names:
+            if id(layer.votes) not in self._targets:
                 raise RuntimeError(
                     f"the votes of ternary layer {name!r} are another tensor than this optimizer was made "
                     "for, as after load_state_dict(assign=True); nothing was changed. Make the optimizer "
                     "after that."
                 )
-            if not layer.votes_in(self.buffers[name]):
+            if layer.vote_buffer is not self.buffers[name].handle:
                 raise RuntimeError(
                     f"the ternary layer {name!r} belongs to another TernaryFlip, made later for its model; "
                     "nothing was changed"
@@ -350,26 +302,21 @@ class PackedWeights:
         """Copy the votes, not the buffers that hold them. Process groups cannot be copied."""
         votes = {name: (b.pending, b.passes, b.finite) for name, b in self.buffers.items()}
         group = False if self.process_group is False else None
-        return {**self.__dict__, "buffers": {}, "_brought": votes, "_names": {}, "process_group": group}
+        return {**self.__dict__, "buffers": {}, "_brought": votes, "_targets": {}, "process_group": group}
 
 
 def _at_most(fraction: float, layer: TernaryLinear) -> int | None:
     """How many weights of a layer may flip in a step; None for no limit."""
-    if fraction == 1:
-        return None
+    size = layer.in_features * layer.out_features
     # At least one, or a small layer would never move.
-    return max(int(fraction * layer.in_features * layer.out_features), 1) if fraction > 0 else 0
+    return None if fraction == 1 else max(int(fraction * size), int(fraction > 0))
 
 
 def ternary_layers(model: nn.Module) -> dict[str, TernaryLinear]:
     """Find a model's ternary and binary layers, by their names without torch.compile's and DDP's prefixes."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(model, nn.parallel.DistributedDataParallel):
-            inner = model.module
-        if inner is None:
-            break
-        model = inner
+    wrapper = nn.parallel.DistributedDataParallel
+    while hasattr(model, inner := "module" if isinstance(model, wrapper) else "_orig_mod"):
+        model = getattr(model, inner)
     return {
         name.replace("_orig_mod.", ""): module
         for name, module in model.named_modules()

@@ -1,7 +1,6 @@
 """Pick which weights flip where more reach the threshold than may flip: the largest |a|, ties at random.
 
-Usually few weights reach the threshold, and fewer may flip. So the layer is searched word by word for the
-candidates, and everything after that works on their indices alone.
+Usually few do. So the layer is searched for them word by word, and everything after works on indices alone.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from steepest.random import Key, bits32
-from steepest.ternary.chunks import flat_chunks, in_chunks
+from steepest.ternary.chunks import LARGE, in_chunks, row_chunks
 from steepest.ternary.swar import splat
 
 __all__ = ["flip_top_k"]
@@ -24,9 +23,6 @@ _TIE_BITS = 16
 # Indices are kept if there is at most one in this many weights: they take half a byte a weight, twice that
 # while they are gathered.
 _KEPT = 16
-# Searching makes few calls a chunk, so chunks may be larger than usual.
-_LARGE = 4
-_BYTES = 8
 
 
 def flip_top_k(
@@ -42,38 +38,30 @@ def flip_top_k(
 ) -> Tensor:
     """Move T one step toward sign(a), and a ← 0, for the ``at_most`` largest |a| ≥ threshold.
 
-    Args:
-        packed: T, uint8 [out, bytes of a row].
-        accumulator: a, int8 or int16 [out, in], contiguous.
-        bits: of a packed weight, 2 (ternary) or 1 (binary).
-        threshold: τ.
-        reached: the number of counters with |a| ≥ τ.
-        at_most: the largest number of flips.
-        key: of the noise that breaks ties.
-        compiled: whether to draw the noise by a compiled graph.
-
-    Returns:
-        The number of flips, 0-dim int64.
+    Returns the number of flips, 0-dim int64. ``reached`` counters have |a| ≥ threshold. ``compiled``: draw
+    the noise by a compiled graph. The rest as in :func:`steepest.ternary.flipping.flip_layer`.
     """
     # A sort would take tens of bytes a candidate. Counting candidates by |a| finds the one size of which only
     # some may flip, and those are counted by random tie-breakers.
-    candidates = _Candidates(accumulator.view(-1), threshold, reached)
-    sizes = candidates.count_sizes()
+    counters = accumulator.view(-1)
+    kept = _gathered(counters, threshold, reached)
+    sized, most = counters if kept is None else counters[kept], torch.iinfo(counters.dtype).max
+    parts = row_chunks(sized.numel(), 1, sized.device)
+    sizes = _histogram((sized[part].abs() for part in parts), most + 1, sized.device)
     size, left = _cut(sizes[threshold:], at_most)
     size += threshold
-    candidates = candidates.narrowed(size, int(sizes[size:].sum()))
+    if kept is None:
+        kept = _gathered(counters, size, int(sizes[size:].sum()))
     flips = torch.zeros((), dtype=torch.int64, device=accumulator.device)
-    for indices in candidates.reaching(size + 1):
+    for indices in _reaching(counters, size + 1, kept):
         flips += _flip(packed, accumulator, indices, bits)
     if left == 0:
         return flips
     # The counters above ``size`` are 0 by now.
-    counts = torch.zeros(1 << _TIE_BITS, dtype=torch.int64, device=accumulator.device)
-    for indices in candidates.reaching(size):
-        counts += _tie_breakers(indices, key, compiled).bincount(minlength=len(counts))
-    bound, left = _cut(counts, left)
+    draws = (_tie_breakers(indices, key, compiled) for indices in _reaching(counters, size, kept))
+    bound, left = _cut(_histogram(draws, 1 << _TIE_BITS, counters.device), left)
     rest = []
-    for indices in candidates.reaching(size):
+    for indices in _reaching(counters, size, kept):
         drawn = _tie_breakers(indices, key, compiled)
         flips += _flip(packed, accumulator, indices[drawn > bound], bits)
         rest.append(indices[drawn == bound])
@@ -85,41 +73,20 @@ def flip_top_k(
     return flips
 
 
-class _Candidates:
-    """Indices of the counters that reach a threshold: kept if they are few, else searched for every time."""
+def _gathered(counters: Tensor, threshold: int, reached: int) -> Tensor | None:
+    """Find the indices of the counters that reach a threshold, if they are few."""
+    return torch.cat([*_reaching(counters, threshold)]) if reached * _KEPT <= counters.numel() else None
 
-    def __init__(self, counters: Tensor, threshold: int, reached: int) -> None:
-        self._counters = counters
-        few = reached * _KEPT <= self._counters.numel()
-        self._kept = torch.cat([*_reaching(self._counters, threshold)]) if few else None
 
-    def count_sizes(self) -> Tensor:
-        """Count the candidates of each |a|; counts below the threshold are meaningless."""
-        counters = self._counters if self._kept is None else self._counters[self._kept]
-        most = torch.iinfo(counters.dtype).max
-        counts = torch.zeros(most + 1, dtype=torch.int64, device=counters.device)
-        for part in flat_chunks(counters.numel(), counters.device):
-            counts += counters[part].abs().bincount(minlength=len(counts))
-        return counts
-
-    def narrowed(self, threshold: int, reached: int) -> _Candidates:
-        """Return the candidates of a higher threshold, unless these are few already."""
-        return _Candidates(self._counters, threshold, reached) if self._kept is None else self
-
-    def reaching(self, threshold: int) -> Iterable[Tensor]:
-        """Yield the indices with |a| ≥ this threshold at present, in chunks."""
-        if self._kept is None:
-            return _reaching(self._counters, threshold)
-        chunks = (self._kept[part] for part in flat_chunks(len(self._kept), self._kept.device))
-        return (indices[self._counters[indices].abs() > threshold - 1] for indices in chunks)
+def _histogram(chunks: Iterable[Tensor], bins: int, device: torch.device) -> Tensor:
+    counts = torch.zeros(bins, dtype=torch.int64, device=device)
+    for chunk in chunks:
+        counts += chunk.bincount(minlength=bins)
+    return counts
 
 
 def _cut(counts: Tensor, at_most: int) -> tuple[int, int]:
-    """Find (bin, n): all above the bin, and n of the bin itself, are at most ``at_most``; a host sync.
-
-    >>> _cut(torch.tensor([5, 3, 2, 0]), 4), _cut(torch.tensor([5, 3, 2, 0]), 10)
-    ((1, 2), (-1, 0))
-    """
+    """Find (bin, n): all above the bin, and n of the bin itself, are at most ``at_most``; a host sync."""
     above = counts.flip(0).cumsum(0)
     whole = int((above <= at_most).sum())
     if whole == len(counts):
@@ -127,11 +94,16 @@ def _cut(counts: Tensor, at_most: int) -> tuple[int, int]:
     return len(counts) - 1 - whole, at_most - (int(above[whole - 1]) if whole > 0 else 0)
 
 
-def _reaching(counters: Tensor, threshold: int) -> Iterator[Tensor]:
-    """Yield the int64 indices with |a| ≥ threshold ≥ 1, one chunk of the layer at a time."""
-    numbers, width = _BYTES // counters.itemsize, 8 * counters.itemsize
+def _reaching(counters: Tensor, threshold: int, kept: Tensor | None = None) -> Iterator[Tensor]:
+    """Yield the indices, all or of those kept, with |a| ≥ threshold ≥ 1 at present, in chunks."""
+    device = counters.device
+    if kept is not None:
+        for indices in (kept[part] for part in row_chunks(len(kept), 1, device)):
+            yield indices[counters[indices].abs() > threshold - 1]
+        return
+    numbers, width = 8 // counters.itemsize, 8 * counters.itemsize
     high = splat(1 << (width - 1), width)
-    for part in flat_chunks(counters.numel(), counters.device, _LARGE):
+    for part in row_chunks(counters.numel(), 1, device, LARGE):
         # Negative where the threshold is reached: comparing bytes takes ten times as long.
         below = threshold - 1 - counters[part].abs()
         if spare := -below.numel() % numbers:

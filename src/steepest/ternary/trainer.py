@@ -17,7 +17,7 @@ from steepest.ternary.layer import TernaryLinear
 from steepest.ternary.ranks import Group
 from steepest.ternary.stats import FlipStats
 from steepest.ternary.targets import PackedWeights
-from steepest.ternary.vote_buffer import Outward, VoteKind
+from steepest.ternary.vote_buffer import Outward
 
 __all__ = ["TernaryFlip", "flip_stats"]
 
@@ -36,14 +36,13 @@ class TernaryFlip(Optimizer):
         |a| \ge \tau_t:\quad T &\leftarrow \mathrm{clamp}(T + \mathrm{sign}(a), -1, 1)
             \quad\text{(binary: } T \leftarrow \mathrm{sign}(a)\text{)}, \quad a \leftarrow 0
 
-    M is 127 or 32767. rms(dT) is the layer's, so that neither kind of vote depends on the scale of the
-    loss. round_s rounds up or down at random with the exact expectation, by noise keyed by (seed, layer,
-    step, pass, weight): it resumes exactly, and the global generator is never used. Elements of dT
-    that are not finite do not vote; by magnitude, their whole layer does not vote in that pass.
+    M is 127 or 32767. rms(dT) is the layer's, so neither kind of vote depends on the scale of the loss.
+    round_s rounds at random with the exact expectation, by noise keyed by (seed, layer, step, pass, weight):
+    it resumes exactly, and the global generator is never used. Elements of dT that are not finite do not
+    vote; by magnitude, their whole layer does not vote in that pass.
 
     Call ``step`` and ``zero_grad`` beside the optimizer's; or let :func:`steepest.build` make one optimizer
-    that does both. It is an :class:`~steepest.Optimizer` of the layers' ``votes``, by the rule
-    ``"ternary_flip"``; the options are those of its param group.
+    that does both. The options are those of the param group of the layers' ``votes``.
 
     State: a, 1 byte a weight (int8) or 2 (int16): with the packed weights 1.25 or 2.25 bytes (ternary),
     1.125 or 2.125 (binary). Between backward and step the votes take 1 byte more, where a gradient would
@@ -51,17 +50,16 @@ class TernaryFlip(Optimizer):
 
     Args:
         model: has at least one :class:`TernaryLinear` or :class:`BinaryLinear`. A layer belongs to the last
-            trainer made for it. One whose ``votes`` require no gradient stays as it is; it keeps its
-            accumulator, so that it can be unfrozen.
+            trainer made for it. One whose ``votes`` require no gradient stays as it is, accumulator included.
         threshold: τ > 0, at most M. Votes by magnitude are larger, so τ should be too.
         votes: ``"sign"`` or ``"magnitude"``.
         accumulator: ``torch.int8`` or ``torch.int16``.
         schedule: τ_t after t steps: ``"constant"``, τ; ``"annealed"``, τ/(1 − t/total_steps)^power,
-            under which flips cease: none happens once τ_t is above M, with int8 and τ = 16 in the last
-            13 % of the steps; or a function of t, which checkpoints do not hold.
+            under which flips cease once τ_t is above M, with int8 and τ = 16 in the last 13 % of the
+            steps; or a function of t, which checkpoints do not hold.
         total_steps: T of the annealed schedule.
-        power: of the annealed schedule. 1 doubles τ by the middle of the training, which is early where
-            training is short; a smaller one leaves more flips to the later steps.
+        power: of the annealed schedule. 1 doubles τ by the middle of the training, which is early in a
+            short one; a smaller one leaves more flips to the later steps.
         outward: what becomes of votes that would move a weight beyond its bound (for binary weights: votes
             for the sign that they have). ``"drop"``: they do not count. ``"cancel"``: they cancel inward
             votes, as far as there are any, so that a weight leaves its bound by majority and not by noise.
@@ -76,9 +74,9 @@ class TernaryFlip(Optimizer):
             from 2**22 weights on, where there is a compiler; True warns if there is none.
         seed: of the noise, which is also keyed by the layers' names: two trainers of one seed draw the
             same for layers of one name.
-        process_group: the data-parallel ranks. Their votes are summed before they are added to a, as int8
-            where the sum fits, so that N ranks do exactly what one process does with N times the passes.
-            None: all processes, where ``torch.distributed`` is initialized; False: this one alone.
+        process_group: the data-parallel ranks, whose votes are summed, as int8 where the sum fits: N ranks
+            do exactly what one process does with N times the passes. None: all processes, where
+            ``torch.distributed`` is initialized; False: this one alone.
 
     Raises:
         TypeError: ``model`` is no module.
@@ -105,7 +103,7 @@ class TernaryFlip(Optimizer):
         self,
         model: nn.Module,
         threshold: float = 24.0,
-        votes: VoteKind = "sign",
+        votes: Literal["sign", "magnitude"] = "sign",
         *,
         accumulator: torch.dtype = torch.int8,
         schedule: Literal["constant", "annealed"] | Callable[[int], float] = "constant",
@@ -148,11 +146,10 @@ class TernaryFlip(Optimizer):
 def flip_stats(optimizer: Optimizer) -> FlipStats:
     """Return what moved in the last step, and the fraction of zeros, in all and by layer; a host sync.
 
-    Args:
-        optimizer: a :class:`TernaryFlip`, or of :func:`steepest.build` for a model with ternary layers.
+    The optimizer is a :class:`TernaryFlip`, or of :func:`steepest.build` for a model with ternary layers.
 
     Raises:
-        ValueError: the optimizer trains no ternary weights.
+        ValueError: it trains no ternary weights.
 
     >>> import steepest
     >>> model = nn.Sequential(TernaryLinear(8, 16), nn.ReLU(), nn.Linear(16, 2))

@@ -5,33 +5,22 @@ from __future__ import annotations
 import itertools
 import threading
 import weakref
-import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from steepest.compile.available import wants_compiling
-from steepest.random import Key, derive_key
+from steepest.random import derive_key
 from steepest.rule import find_rule
-from steepest.ternary.chunks import in_chunks, indices
+from steepest.ternary.chunks import are_finite, in_chunks, row_chunks
 from steepest.ternary.ranks import Group, rank_and_world_size
 from steepest.ternary.votes import LARGEST_VOTE, magnitude_votes, sign_votes, without_outward
 
-__all__ = [
-    "Outward",
-    "VoteBuffer",
-    "VoteKind",
-    "find_vote_buffer",
-    "inverse_rms",
-    "narrowest",
-    "noise_id",
-    "sum_of_squares",
-]
+__all__ = ["Outward", "VoteBuffer", "find_vote_buffer", "inverse_rms", "narrowest", "sum_of_squares"]
 
-VoteKind = Literal["sign", "magnitude"]
 Outward = Literal["drop", "cancel"]
 
 _numbers = itertools.count(1)
@@ -40,67 +29,45 @@ _vote_buffers: weakref.WeakValueDictionary[int, VoteBuffer] = weakref.WeakValueD
 
 
 def narrowest(largest: int) -> torch.dtype:
-    """Return the smallest integer dtype that holds −largest ... largest.
-
-    >>> narrowest(127), narrowest(128)
-    (torch.int8, torch.int16)
-    """
+    """Return the smallest integer dtype that holds −largest ... largest."""
     return next(d for d in (torch.int8, torch.int16, torch.int32) if largest <= torch.iinfo(d).max)
-
-
-def noise_id(name: str) -> int:
-    """Hash a layer's name for the key of its noise, which then does not depend on the other layers.
-
-    >>> noise_id("encoder.0") != noise_id("decoder.0")
-    True
-    """
-    return zlib.crc32(name.encode())
 
 
 @dataclass(eq=False)
 class VoteBuffer:
-    """The votes of one layer in one step.
+    """The votes of one layer in one step."""
 
-    Attributes:
-        options: the param group, which may change between steps: it is read at the step's first vote.
-        noise_id: of the layer, see :func:`noise_id`.
-        weights: of all the trainer's layers, see :func:`steepest.compile.available.wants_compiling`.
-        step: the steps taken so far.
-        group: the ranks whose votes are summed.
-        pending: the sum of the votes, int8 [out, in], wider once they need it; None before the first.
-        passes: how many backward passes have voted.
-        finite: 0-dim bool: whether all their gradients were finite; None before the first vote.
-        kind, outward, seed: of the step's votes.
-        handle: a tensor that holds the buffer's number and stands for it in graphs.
-        lock: held while a pass votes, since torch runs backward passes of several threads at once.
-    """
-
+    # The param group, which may change between steps: it is read at the step's first vote.
     options: Mapping[str, Any]
     noise_id: int
-    weights: int = 0
-    step: int = 0
-    group: Group = None
+    # Of all the trainer's layers, which share compiled graphs.
+    weights: int
+    # The steps taken so far.
+    step: int
+    # The ranks whose votes are summed.
+    group: Group
+    # The sum of the votes, int8 [out, in], wider once they need it.
     pending: Tensor | None = None
+    # How many backward passes have voted, and whether all their gradients were finite, 0-dim bool.
     passes: int = 0
     finite: Tensor | None = None
-    kind: VoteKind = field(init=False)
-    outward: Outward = field(init=False)
-    seed: int = field(init=False)
-    handle: Tensor = field(init=False)
-    lock: threading.Lock = field(init=False, default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
-        self._read_options()
+        self._given = dict(self.options)
+        # Held while a pass votes, since torch runs backward passes of several threads at once.
+        self.lock = threading.Lock()
         number = next(_numbers)
+        # Stands for the buffer in graphs.
         self.handle = torch.tensor(float(number), dtype=torch.float64, device="cpu")
         _vote_buffers[number] = self
 
-    def _read_options(self) -> None:
-        options = self.options
-        self.kind, self.outward, self.seed = options["votes"], options["outward"], options["seed"]
+    @property
+    def kind(self) -> str:
+        """Of the step's votes."""
+        return str(self._given["votes"])
 
     def is_compiled(self, device: torch.device) -> bool:
-        """Tell whether rounding and flips are compiled, by the present options and device."""
+        """Tell whether rounding and flips are compiled at present."""
         return wants_compiling(self.options["compile"], self.weights, device)
 
     def clear(self) -> None:
@@ -112,14 +79,10 @@ class VoteBuffer:
         return None if self.options["nonfinite"] == "ignore" else self.finite
 
     def begin_pass(self, shape: tuple[int, int], device: torch.device) -> None:
-        """Make room for the votes of one more backward pass.
-
-        Raises:
-            ValueError: an option was changed to an invalid value; nothing was changed.
-        """
+        """Check the options, and make room for the votes of one more backward pass."""
         if self.passes == 0:
             find_rule(self.options["rule"]).check("TernaryFlip", self.options)
-            self._read_options()
+            self._given = dict(self.options)
         self.passes += 1
         dtype = narrowest(self.passes * LARGEST_VOTE[self.kind])
         if self.pending is None:
@@ -128,55 +91,31 @@ class VoteBuffer:
             self.pending = self.pending.to(device, dtype)
 
     def add(self, first: int, grad: Tensor, values: Tensor, inverse_rms: Tensor | None) -> None:
-        """Add the votes of some of the rows.
-
-        Args:
-            first: index of the first row.
-            grad: dT of the rows, float [rows, in].
-            values: T there, of any dtype.
-            inverse_rms: of the whole layer's dT, for votes by magnitude.
-        """
+        """Add votes for the rows from ``first`` on, from dT (``grad``) and T (``values``) there."""
         assert self.pending is not None
         # Read at the step, and only if an option asks for it.
-        finite = _are_finite(grad)
+        finite = are_finite(grad)
         self.finite = finite if self.finite is None else self.finite.to(finite.device) & finite
-        pending = self.pending[first : first + grad.shape[0]]
-        start = first * grad.shape[1]
-        drop = self.outward == "drop"
-        if self.kind == "sign":
-            in_chunks(_add_signs, (pending, grad, values), start, (drop,), compiled=False)
-        else:
-            assert inverse_rms is not None
-            arguments = (inverse_rms, *self._key(), drop)
-            compiled = self.is_compiled(grad.device)
-            in_chunks(_add_magnitudes, (pending, grad, values), start, arguments, compiled=compiled)
-
-    def _key(self) -> Key:
-        # Passes are numbered across ranks, so that N ranks draw what one process with all their passes draws.
-        rank, world_size = rank_and_world_size(self.group)
-        return derive_key(self.seed, self.noise_id, self.step, (self.passes - 1) * world_size + rank)
+        noise: tuple[Any, ...] = ()
+        if self.kind == "magnitude":
+            # Passes are numbered across ranks, so N ranks draw what one process with all their passes draws.
+            rank, world_size = rank_and_world_size(self.group)
+            index = (self.passes - 1) * world_size + rank
+            noise = (inverse_rms, *derive_key(self._given["seed"], self.noise_id, self.step, index))
+        tensors = (self.pending[first : first + grad.shape[0]], grad, values)
+        arguments = (self._given["outward"] == "drop", *noise)
+        compiled = bool(noise) and self.is_compiled(grad.device)
+        in_chunks(_add, tensors, first * grad.shape[1], arguments, compiled=compiled)
 
 
-def _are_finite(grad: Tensor) -> Tensor:
-    """Tell whether no element is infinite or NaN, 0-dim bool."""
-    # On a CPU a sum takes a third of aminmax's time; but the sum of finite numbers can overflow.
-    if grad.device.type == "cpu" and (finite := grad.sum().isfinite()):
-        return finite
-    low, high = torch.aminmax(grad)
-    return low.isfinite() & high.isfinite()
-
-
-def _add_signs(tensors: tuple[Tensor, ...], first: int, drop: bool) -> None:
+def _add(tensors: tuple[Tensor, ...], first: int, drop: bool, *noise: Any) -> None:
     pending, grad, values = tensors
-    votes = sign_votes(grad)
-    pending += without_outward(votes, values.to(torch.int8)) if drop else votes
-
-
-def _add_magnitudes(
-    tensors: tuple[Tensor, ...], first: int, inverse_rms: Tensor, word: int, other: int, drop: bool
-) -> None:
-    pending, grad, values = tensors
-    votes = magnitude_votes(grad, inverse_rms, (word, other), indices(grad, first))
+    if noise:
+        inverse_rms, word, other = noise
+        index = torch.arange(grad.numel(), device=grad.device) + first
+        votes = magnitude_votes(grad, inverse_rms, (word, other), index)
+    else:
+        votes = sign_votes(grad)
     pending += without_outward(votes, values.to(torch.int8)) if drop else votes
 
 
@@ -187,18 +126,15 @@ def sum_of_squares(grad: Tensor) -> Tensor:
     (tensor(2.5000e+51, dtype=torch.float64), tensor(2.5000e-49, dtype=torch.float64))
     """
     total = torch.zeros((), dtype=torch.float64, device=grad.device)
-    in_chunks(_add_squares, (grad,), 0, (total,), compiled=False)
+    for part in row_chunks(grad.numel(), 1, grad.device):
+        chunk = grad.view(-1)[part]
+        # Scaled by a power of two near the largest element, which is exact.
+        low, high = torch.aminmax(chunk)
+        _, exponent = torch.frexp(torch.maximum(-low, high).to(torch.float64))
+        unit = torch.exp2(exponent.to(torch.float64))
+        chunk = chunk * unit.reciprocal()
+        total += torch.dot(chunk, chunk).to(torch.float64) * unit.square()
     return total
-
-
-def _add_squares(tensors: tuple[Tensor, ...], first: int, total: Tensor) -> None:
-    (grad,) = tensors
-    # Scaled by a power of two near the largest element, which is exact.
-    low, high = torch.aminmax(grad)
-    _, exponent = torch.frexp(torch.maximum(-low, high).to(torch.float64))
-    unit = torch.exp2(exponent.to(torch.float64))
-    scaled = grad * unit.reciprocal()
-    total += torch.dot(scaled, scaled).to(torch.float64) * unit.square()
 
 
 def inverse_rms(square: Tensor, count: int) -> Tensor:

@@ -1,9 +1,6 @@
 """What QUAD and Procrustes share: everything but how Q moves and what P is made of it."""
 
-from steepest.rules.psgd.optimizer import PSGD
-from steepest.rules.psgd.options import PSGD_HYPER
-from steepest.rules.psgd.rule import PSGDRule
-from steepest.rules.psgd.schedule import fits_in
-from steepest.rules.psgd.shapes import sides_of
+from steepest.rules.psgd.factors import sides_of
+from steepest.rules.psgd.rule import PSGD, PSGDRule, fits_in
 
-__all__ = ["PSGD", "PSGD_HYPER", "PSGDRule", "fits_in", "sides_of"]
+__all__ = ["PSGD", "PSGDRule", "fits_in", "sides_of"]

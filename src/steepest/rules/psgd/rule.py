@@ -2,41 +2,85 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Unpack
 
 from steepest.arithmetic import rms_clip_factor
+from steepest.constructor import constructor
+from steepest.hyperparameters import (
+    Hyperparameter,
+    at_least,
+    choice,
+    flag,
+    fraction,
+    integer,
+    learning_rate,
+    optional,
+    positive,
+    rate,
+)
 from steepest.linalg import spectral_norm_bound
-from steepest.random import Key
-from steepest.rule import Group, Moments, Rule, Scalar, StateSpec
-from steepest.rules.psgd.damping import damping_noise
-from steepest.rules.psgd.options import PSGD_HYPER
-from steepest.rules.psgd.schedule import fits_in, step_size
-from steepest.rules.psgd.shapes import sides_of
-from steepest.rules.psgd.sides import Side, chosen, second_moment, whitened
-from steepest.rules.psgd.sizes import largest_magnitude, over, root_mean_square, unit
+from steepest.optimizer import Optimizer
+from steepest.rule import Group, MatrixOptions, Moments, Rule, Scalar, StateSpec
+from steepest.rules.psgd.factors import (
+    Side,
+    balanced,
+    damping_noise,
+    largest_magnitude,
+    over,
+    root_mean_square,
+    second_moment,
+    sides_of,
+    unit,
+    whitened,
+)
 from steepest.views import merged_shape
 
-__all__ = ["PSGDRule"]
+__all__ = ["PSGD", "PSGDRule", "fits_in"]
 
 _CLIP = 1.1
 _BALANCE_EVERY = 100
 _LARGEST = 1e15  # of |A|: its square, summed, must be a float32
 
 
+def _is_size(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0
+
+
 class PSGDRule(Rule):
     """A = P_l (m + noise) P_r, Q fitted so that A is white;   p ← p − η·clip(P_l m P_r).
 
-    What QUAD and Procrustes share; they differ in how Q moves and in what P is made of it. In the state
-    a factor is Q/s, s the measured ``scale``: how Q moves depends on A alone, so s stays a number, and
-    low precision keeps its range.
+    In the state a factor is Q/s, s the measured ``scale``: how Q moves depends on A alone, so s stays a
+    number, and low precision keeps its range.
     """
 
-    hyper = PSGD_HYPER
+    hyper = {
+        "lr": learning_rate(),
+        "lr_style": choice("adam", None),
+        "momentum": fraction(),
+        "weight_decay": at_least(0),
+        "max_size_dense": Hyperparameter(_is_size, "a number ≥ 0, infinity included"),
+        "max_skew_dense": Hyperparameter(_is_size, "a number ≥ 0, infinity included", traced=True),
+        "preconditioner_lr": positive(),
+        "preconditioner_init_scale": optional(positive()),
+        "noise_scale": at_least(0),
+        "dtype": choice(None, torch.bfloat16, torch.float16, torch.float32, torch.float64),
+        "preconditioner_min_lr": positive(),
+        "whiten": choice("momentum", "gradient"),
+        "update_probability": rate(),
+        "update_flat_steps": integer(low=0),
+        "update_decay_steps": integer(low=0),
+        "norm": choice("bound", "exact"),
+        "literal": flag(),
+    }
     counts_steps = True
     optional_state = frozenset({"P_left", "P_right"})
     working_copies = 16
@@ -46,10 +90,8 @@ class PSGDRule(Rule):
         """P from a dense Q."""
 
     @abstractmethod
-    def fit_dense(
-        self, q: Tensor, step: Tensor, *, norm: Callable[[Tensor], Tensor] | None, key: Key
-    ) -> Tensor:
-        """Q after a step of S = (η/L)(T − cI), both [batch, s, s]."""
+    def fit_dense(self, q: Tensor, step: Tensor, **norm: Any) -> Tensor:
+        """Q after a step of S = (η/L)(T − cI), both [batch, s, s]; ``norm`` says how its size is found."""
 
     @abstractmethod
     def fit_diagonal(self, q: Tensor, step: Tensor) -> Tensor:
@@ -58,7 +100,6 @@ class PSGDRule(Rule):
     # -- state
 
     def matrix_shape(self, shape: torch.Size, group: Group) -> tuple[int, ...]:
-        """A vector, or the most square matrix."""
         return merged_shape(shape)
 
     def state_specs(self, group: Group) -> dict[str, StateSpec]:
@@ -67,10 +108,7 @@ class PSGDRule(Rule):
         return {"momentum_buffer": StateSpec(dtype=group["state_dtype"] or algebra)}
 
     def matrix_specs(self, shape: tuple[int, ...], dtype: torch.dtype, group: Group) -> dict[str, StateSpec]:
-        """For each side Q/s = I and L = 0; s, 0 until it is measured; and P, if it is not made in each step.
-
-        Only dense factors are so large that the algebra's dtype matters for them.
-        """
+        """Q/s = I and L = 0 for each side; s, 0 until it is measured; and P, if it is kept between steps."""
         stored = group["dtype"] or dtype
         precise = torch.promote_types(stored, torch.float32)
         number = StateSpec("matrix", precise)
@@ -91,7 +129,6 @@ class PSGDRule(Rule):
     # -- the step
 
     def host_sync(self, group: Group) -> str | None:
-        """A spectral norm by singular values."""
         return "norm='exact'" if group["norm"] == "exact" else None
 
     def relates(self, group: Group) -> str | None:
@@ -105,7 +142,6 @@ class PSGDRule(Rule):
     def measure(
         self, moments: Callable[[], Moments], state: Mapping[str, Tensor], group: Group
     ) -> tuple[dict[str, Scalar], dict[str, Scalar]]:
-        """The gradient's mean square."""
         count, _, square = moments()
         return {"largest_square": square / max(count, 1)}, {}
 
@@ -118,28 +154,19 @@ class PSGDRule(Rule):
         for own, square in zip(scalars, squares, strict=True):
             own["largest_square"] = largest.to(square.device)
 
-    def scalars(  # type: ignore[override]
-        self,
-        step: Scalar,
-        *,
-        preconditioner_lr: float,
-        preconditioner_min_lr: float,
-        update_probability: float,
-        update_flat_steps: int,
-        update_decay_steps: int,
-        literal: bool,
-        **hyper: Any,
-    ) -> dict[str, Scalar]:
+    def scalars(self, step: Scalar, **hyper: Any) -> dict[str, Scalar]:
         """Q's step size in this step, and whether Q is fitted and its two factors balanced."""
-        floor = preconditioner_min_lr if literal else min(preconditioner_min_lr, preconditioner_lr)
+        start, floor = hyper["preconditioner_lr"], hyper["preconditioner_min_lr"]
+        size = start / (1 + step / 10000) ** 0.5
+        floor = floor if hyper["literal"] else min(floor, start)
+        schedule = (hyper[f"update_{name}"] for name in ("probability", "flat_steps", "decay_steps"))
         return {
-            "step_size": step_size(step, preconditioner_lr, floor),
-            "fit": fits_in(step, update_probability, update_flat_steps, update_decay_steps),
+            "step_size": size.clamp(min=floor) if isinstance(size, Tensor) else max(floor, size),
+            "fit": fits_in(step, *schedule),
             "balance": step % _BALANCE_EVERY == 0,
         }
 
     def transform_inputs(self, group: Group) -> int:
-        """The momentum, and the gradient where that is whitened."""
         return 2 if group["whiten"] == "gradient" else 1
 
     def update(
@@ -170,7 +197,7 @@ class PSGDRule(Rule):
         step_size: Scalar,
         fit: bool | Tensor,
         balance: bool | Tensor,
-        key: Key,
+        key: tuple[Tensor, Tensor],
         index: Callable[[], Tensor],
         grad_dtype: torch.dtype,
         largest_square: Tensor | None = None,
@@ -180,20 +207,14 @@ class PSGDRule(Rule):
         dtype = given["dtype"] or grad_dtype
         scale = scale.to(u.dtype)
         sides = self._sides(given, dtype, u.dtype)
-        first = scale == 0
-        # Where it needs no wait for a device, the question saves a pass in all steps but the first.
-        on_host = scale.device.type == "cpu" and not isinstance(balance, Tensor)
-        if not on_host or bool(first.any()):
-            # Before the scale is measured the momentum is the gradient.
-            scale = torch.where(first, initial_scale(u, len(sides), largest_square, given), scale)
+        # Asked where that needs no wait for a device; before it is measured the momentum is the gradient.
+        if isinstance(balance, Tensor) or not scale.is_cpu or bool((scale == 0).any()):
+            scale = torch.where(scale == 0, _initial_scale(u, len(sides), largest_square, given), scale)
         if balance is not False and len(sides) == 2:
-            sides, scale = self._balanced(sides, scale, balance)
+            sides, scale = balanced(sides, scale, balance)
         if fit is not False:
             target = u if gradient is None else gradient
-            fitted = self._fitted(sides, target, scale, step_size, dtype, key, index, given)
-            if isinstance(fit, Tensor):
-                fitted = [chosen(fit, new, old) for new, old in zip(fitted, sides, strict=True)]
-            sides = fitted
+            sides = self._fitted(sides, target, scale, step_size, fit, dtype, key, index, given)
         white, size = whitened(u, sides, dtype)
         white = white.to(u.dtype)
         # min(f, 1.1/rms(W)) is f·1.1/max(rms(fW), 1.1), without the overflow.
@@ -219,28 +240,15 @@ class PSGDRule(Rule):
     def _metric(self, q: Tensor, given: Mapping[str, Any]) -> Tensor:
         return self.metric(q, literal=given["literal"]) if q.dim() == 3 else q * q
 
-    def _balanced(
-        self, sides: list[Side], scale: Tensor, balance: bool | Tensor
-    ) -> tuple[list[Side], Tensor]:
-        """Both factors with largest magnitude 1, the scale with their geometric mean: P stays."""
-        balanced = []
-        for side in sides:
-            largest = side.q.abs().flatten(1).amax(1).to(scale.dtype)
-            largest = torch.where((largest > 0) & torch.as_tensor(balance, device=scale.device), largest, 1.0)
-            q = (side.q / over(largest, side.q)).to(side.q.dtype)
-            p = (side.p / over(largest * largest, side.p)).to(side.p.dtype)
-            balanced.append(Side(side.name, q, p, side.bound))
-            scale = scale * largest.sqrt()
-        return balanced, scale
-
     def _fitted(
         self,
         sides: list[Side],
         target: Tensor,
         scale: Tensor,
         step_size: Scalar,
+        fit: bool | Tensor,
         dtype: torch.dtype,
-        key: Key,
+        key: tuple[Tensor, Tensor],
         index: Callable[[], Tensor],
         given: Mapping[str, Any],
     ) -> list[Side]:
@@ -250,6 +258,8 @@ class PSGDRule(Rule):
         number = torch.finfo(target.dtype)
         largest = largest_magnitude(target).flatten()
         active = (scale > 0) & (largest > number.tiny / number.eps) & largest.isfinite()
+        if isinstance(fit, Tensor):
+            active = active & fit.to(active.device)
         if noise_scale > 0:
             amount = torch.full_like(scale, noise_scale)
             if not given["literal"]:
@@ -259,15 +269,14 @@ class PSGDRule(Rule):
         a, size = whitened(target, sides, dtype)
         a, more = unit(a)
         factor = (over(_gain(scale, sides), target) * size * more).flatten().clamp(max=_LARGEST)
-        first, second = key
-        assert isinstance(first, Tensor)  # one key a matrix
-        assert isinstance(second, Tensor)
-        probes = (first.flatten(), second.flatten())
+        probes = (key[0].flatten(), key[1].flatten())
+        norm = partial(torch.linalg.matrix_norm, ord=2) if given["norm"] == "exact" else None
+        if isinstance(step_size, Tensor):
+            step_size = step_size.to(scale.dtype)
         fitted = []
         for side in sides:
             t = second_moment(a, side)
-            c = a[0].numel() / side.size
-            norm = _exact_norm if given["norm"] == "exact" else None
+            c = a[0].numel() / side.q.shape[-1]
             if not side.dense:
                 length = t.amax(-1)
             elif norm is None:
@@ -277,7 +286,7 @@ class PSGDRule(Rule):
             length = factor * factor * length + c
             bound = torch.maximum(0.95 * side.bound + 0.05 * length, length)
             # Not step_size / bound: a float over a tensor and a tensor over a tensor round differently.
-            pace = bound.reciprocal() * _as(bound, step_size)
+            pace = bound.reciprocal() * step_size
             s = over(pace * factor * factor, t) * t.to(scale.dtype)
             if side.dense:
                 s.diagonal(dim1=-2, dim2=-1).sub_((pace * c).unsqueeze(-1))
@@ -290,34 +299,25 @@ class PSGDRule(Rule):
                 holds = holds & q.flatten(1).isfinite().all(1) & p.flatten(1).isfinite().all(1)
             # Selected: what comes of a matrix without a number in it times 0 would be NaN.
             q, p = torch.where(over(holds, q), q, side.q), torch.where(over(holds, p), p, side.p)
-            bound = torch.where(holds, bound, side.bound)
-            fitted.append(Side(side.name, q, p, bound))
+            fitted.append(Side(side.name, q, p, torch.where(holds, bound, side.bound)))
         return fitted
 
 
-def initial_scale(
+def _initial_scale(
     grad: Tensor, factors: int, largest_square: Tensor | None, given: Mapping[str, Any]
 ) -> Tensor:
-    """s, [batch], by which Q begins: A = s⁴ G is white for two factors, s² G for one. 0 for a zero gradient.
-
-    The original takes ^(−1/4) of the group's largest mean square for every tensor, two factors or one.
-    """
+    """s [batch], where Q begins: A = s⁴ G is white for two factors, s² G for one; 0 for a zero gradient."""
     rms = root_mean_square(grad).flatten()
     usable = (rms > 0) & rms.isfinite()
     rms = rms.clamp(min=torch.finfo(rms.dtype).tiny)  # whose inverse, the gain, is finite
     noise = torch.full_like(rms, given["noise_scale"])
     if given["preconditioner_init_scale"] is not None:
         start = torch.full_like(rms, given["preconditioner_init_scale"])
-    elif largest_square is not None:
+    elif largest_square is not None:  # the original's, for two factors or one
         start = torch.hypot(largest_square.sqrt().to(rms.dtype), noise) ** -0.5
     else:
         start = torch.hypot(rms, noise) ** (-0.25 if factors == 2 else -0.5)
     return torch.where(usable, start, 0.0)
-
-
-def _as(like: Tensor, number: Scalar) -> Scalar:
-    """A number, or one for each matrix, in the dtype of what it multiplies."""
-    return number.to(like.dtype) if isinstance(number, Tensor) else number
 
 
 def _gain(scale: Tensor, sides: list[Side]) -> Tensor:
@@ -326,6 +326,126 @@ def _gain(scale: Tensor, sides: list[Side]) -> Tensor:
     return torch.where(scale > 0, power, 1.0)
 
 
-def _exact_norm(t: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.matrix_norm(t, ord=2)
-    return norm
+def fits_in(step: Scalar, probability: float, flat: int, decay: int) -> bool | Tensor:
+    """Whether Q is fitted in a step (from 1): whether the probability's integral passes an integer.
+
+    It is 1 for ``flat`` steps, then falls as exp(−τ/``decay``) to ``probability``, τ steps later.
+
+    >>> [step for step in range(1, 20) if fits_in(step, 0.25, 4, 0)]
+    [1, 2, 3, 4, 8, 12, 16]
+    """
+    if probability == 1:
+        return True
+
+    def accumulated(t: Tensor) -> Tensor:
+        # Beyond `flat`: ∫ exp(−τ/decay) until it meets `probability`, and a straight line from there.
+        late = (t - flat).clamp(min=0)
+        falling = late.clamp(max=-decay * math.log(probability))
+        area = decay * -torch.expm1(-falling / max(decay, 1))
+        whole = t.clamp(max=flat) + area + probability * (late - falling)
+        return (whole + 1e-6).floor()  # an integer that rounding missed counts
+
+    t = step if isinstance(step, Tensor) else torch.tensor(step, dtype=torch.float64, device="cpu")
+    fits = accumulated(t) > accumulated(t - 1)
+    return fits if isinstance(step, Tensor) else bool(fits)
+
+
+class PSGD(Optimizer):
+    r"""PSGD with Kronecker factors: what :class:`~steepest.QUAD` and :class:`~steepest.Procrustes` share.
+
+    .. math::
+        m \leftarrow \beta m + (1-\beta) g, \quad
+        A = P_l\,(m + \text{noise})\,P_r, \quad
+        T = A A^\top, \quad
+        Q_l \leftarrow \mathrm{fit}(Q_l, T), \quad P_l = Q_l^\top Q_l
+
+    .. math::
+        u = P_l\, m\, P_r, \quad u \leftarrow \frac{1.1\,u}{\max(\mathrm{rms}(u),\, 1.1)}, \quad
+        p \leftarrow p - \eta\lambda p - \eta\, u / 5
+
+    for an m×n matrix, and likewise from the right with :math:`T = A^\top A`; m = g in the first step. The
+    subclasses differ in fit, a step of size μ/L along T − cI: c is numel/size of the side, so that A tends to
+    have unit covariance; L is the largest recent :math:`\lVert T\rVert_2 + c` (it rises at once and falls by
+    5 % a step); μ = max(0.3, μ₀/√(1 + t/10000)), at most μ₀ = ``preconditioner_lr``. A diagonal factor takes
+    the row or column sums of A² for T.
+
+    **Shapes.** Three or more dimensions are merged into the most square matrix, (128, 64, 3, 3) into
+    128×576; 0-D and 1-D parameters, and matrices of one row or column, have one diagonal factor. Parameters
+    of one shape are stacked.
+
+    **Start.** Q = s·I with :math:`s = (\mathrm{mean}\,g^2 + \text{noise}^2)^{-1/8}` for two factors and
+    ^(−1/4) for one, of each tensor's first gradient that is not zero, so that its first update is white
+    already. Q does not move while a gradient is zero or s is not measured.
+
+    State: ``momentum_buffer``, of the parameter's shape in ``state_dtype``, and for each matrix ``Q_left``
+    and ``Q_right`` (for a vector ``Q``): m² or m and n² or n numbers, dense ones in ``dtype``, diagonal ones
+    in float32 at least; three numbers, ``L_left``, ``L_right`` and ``scale``; with ``update_probability`` < 1
+    as many numbers again as the dense Q have. In float32 with two dense factors that is 4 (mn + m² + n²) + 12
+    bytes, and ``step`` for each parameter. Q is kept divided by ``scale``.
+
+    Args:
+        params: tensors of any shape, ``(name, tensor)`` pairs, or group dicts.
+        lr: learning rate η ≥ 0, a float or a 1-element tensor.
+        lr_style: ``"adam"`` divides u by 5, so that AdamW's learning rate carries over: rms 0.19 to 0.2
+            for matrices with a diagonal side, 0.17 for square ones on pure noise (docs/psgd.md has why);
+            None takes u, of rms near 1, as it is.
+        momentum: β in [0, 1).
+        weight_decay: λ ≥ 0, acting as ``weight_decay_method`` says, with the undivided lr.
+        max_size_dense: larger sides have diagonal factors, smaller ones dense factors.
+        max_skew_dense: sides of size s with s² > this·numel have diagonal factors: none with ``math.inf``.
+        preconditioner_lr: μ₀ > 0.
+        preconditioner_init_scale: s > 0; None measures it, as above.
+        noise_scale: damping. Where Q is fitted, (``noise_scale`` + ε rms(m))·N(0, 1) is added to m, with ε
+            the machine epsilon of ``dtype``, so that rows without a gradient stay within its range. A
+            matrix's noise is Hankel: m+n−1 draws with the second moments of mn. 0 adds nothing at all: where
+            a row or column is always zero, its factor then grows without bound, and after some hundred steps
+            the rest of the update has become zero beside it.
+        dtype: of the products, and of dense Q; None takes the gradient's, and the parameter's for Q.
+            Traces, bounds and diagonal factors are in float32 at least.
+        preconditioner_min_lr: the 0.3 of μ.
+        whiten: fit Q to the ``"momentum"`` or to the ``"gradient"``; u is P_l m P_r in either case.
+        update_probability: Q is fitted in each of the first ``update_flat_steps`` steps; then the
+            probability falls as exp(−τ/``update_decay_steps``), τ steps later, to this one (0.03 for long
+            runs). Q is fitted when their sum passes an integer, so nothing is random; P is kept in between.
+        update_flat_steps: how many steps fit Q before the probability falls.
+        update_decay_steps: how slowly it falls; 0 for at once.
+        norm: compute ‖T‖₂ by ``"bound"``, from below by power iteration
+            (:func:`steepest.linalg.spectral_norm_bound`), or ``"exact"``: slow; an oracle.
+        literal: follow the original's code: s is the same for all tensors of a group, ^(−1/4) of their
+            largest mean g²; noise without ε; μ ≥ 0.3 whatever μ₀.
+        **options: ``views`` of fused parameters, each block preconditioned by itself, and
+            ``bucket_bytes`` (:class:`~steepest.rule.MatrixOptions`); :class:`~steepest.CommonOptions`.
+
+    Raises:
+        TypeError: an unknown keyword, or parameters that are not tensors.
+        ValueError: a value out of range; a view that does not fit its parameter, by name.
+
+    Source: X.-L. Li, "Stochastic Hessian Fittings with Lie Groups", arXiv 2402.11858 (2024), and
+    arXiv 2402.04553 (2024), 1512.04202 (2015), 1809.10232 (2018), 2211.04422 (2022); the class and its
+    arguments are quad_torch's.
+    """
+
+    @constructor
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 0.001,
+        lr_style: Literal["adam"] | None = "adam",
+        momentum: float = 0.95,
+        weight_decay: float = 0.1,
+        max_size_dense: float = 16384,
+        max_skew_dense: float = 1.0,
+        preconditioner_lr: float = 0.7,
+        preconditioner_init_scale: float | None = None,
+        noise_scale: float = 1e-9,
+        dtype: torch.dtype | None = None,
+        *,
+        preconditioner_min_lr: float = 0.3,
+        whiten: Literal["momentum", "gradient"] = "momentum",
+        update_probability: float = 1.0,
+        update_flat_steps: int = 1000,
+        update_decay_steps: int = 1000,
+        norm: Literal["bound", "exact"] = "bound",
+        literal: bool = False,
+        **options: Unpack[MatrixOptions],
+    ) -> None: ...

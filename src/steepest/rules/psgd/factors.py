@@ -1,0 +1,146 @@
+"""Kronecker factors of a stack of matrices: which there are, what they do to it, what they are fitted to."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from steepest.linalg import gram
+from steepest.linalg.product import product
+from steepest.random import normal
+
+__all__ = [
+    "Side",
+    "balanced",
+    "damping_noise",
+    "largest_magnitude",
+    "over",
+    "root_mean_square",
+    "second_moment",
+    "sides_of",
+    "unit",
+    "whitened",
+]
+
+_STREAM = 3  # of the damping noise, apart from the probes' 0 and 1
+
+
+class Side(NamedTuple):
+    """One factor: q [batch, s, s] or, diagonal, [batch, s]; p, made of it, in the algebra's dtype; L."""
+
+    name: str
+    q: Tensor
+    p: Tensor
+    bound: Tensor
+
+    @property
+    def dense(self) -> bool:
+        return self.q.dim() == 3
+
+    @property
+    def across(self) -> int:
+        """The dimension of a matrix that the factor does not act on."""
+        return -1 if self.name == "_left" else -2
+
+
+def sides_of(
+    shape: Sequence[int], max_size_dense: float, max_skew_dense: float
+) -> dict[str, tuple[int, ...]]:
+    """The factors of a merged shape: (s, s) for a dense one, (s,) for a diagonal one; "" is a vector's."""
+    if len(shape) == 1:
+        return {"": (shape[0],)}
+    most = max_skew_dense * math.prod(shape)
+    return {
+        name: (size, size) if size <= max_size_dense and size * size <= most else (size,)
+        for name, size in zip(("_left", "_right"), shape, strict=True)
+    }
+
+
+def whitened(x: Tensor, sides: list[Side], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """P_l X P_r as (W, size), W times size: the dense factors multiply a unit-sized X in ``dtype``."""
+    for side in sides:
+        if not side.dense:
+            x = x * (side.p if x.dim() == 2 else side.p.unsqueeze(side.across)).to(x.dtype)
+    x, size = unit(x)
+    for side in sides:
+        if side.dense:
+            x, p = x.to(dtype), side.p
+            if dtype == torch.float16:
+                # Its range is so short that each product must be one of two operands of size 1.
+                (x, more), (p, gain) = unit(x), unit(p)
+                size = size * more.to(size.dtype) * gain.to(size.dtype)
+            x = product(p, x) if side.name == "_left" else product(x, p)
+    return x, size
+
+
+def second_moment(a: Tensor, side: Side) -> Tensor:
+    """A Aᵀ or Aᵀ A of the stack, or the sums of A² over the other dimension for a diagonal side."""
+    if side.dense:
+        return gram(a if side.name == "_left" else a.mT)
+    square = a.to(side.q.dtype).square()
+    return square if a.dim() == 2 else square.sum(side.across)
+
+
+def balanced(sides: list[Side], scale: Tensor, due: bool | Tensor) -> tuple[list[Side], Tensor]:
+    """Both factors with largest magnitude 1, the scale with their geometric mean: P stays."""
+    made = []
+    for side in sides:
+        largest = side.q.abs().flatten(1).amax(1).to(scale.dtype)
+        largest = torch.where((largest > 0) & torch.as_tensor(due, device=scale.device), largest, 1.0)
+        q = (side.q / over(largest, side.q)).to(side.q.dtype)
+        p = (side.p / over(largest * largest, side.p)).to(side.p.dtype)
+        made.append(side._replace(q=q, p=p))
+        scale = scale * largest.sqrt()
+    return made, scale
+
+
+def damping_noise(key: tuple[Tensor, Tensor], index: Callable[[], Tensor], shape: torch.Size) -> Tensor:
+    """N(0, 1) for each element of a stack [batch, m, n] or [batch, n], float32.
+
+    A matrix is Hankel, N_ij = z_(i+j) of m+n−1 draws: what damping needs of noise are its second moments,
+    and E[N Nᵀ] = nI, E[Nᵀ N] = mI hold as for mn draws, whose making would take a quarter of the step.
+    """
+    places = index()
+    if len(shape) == 2:
+        return normal(key, places, _STREAM)
+    # The draws of the first column's and the last row's elements, which all blocks have apart.
+    border = torch.cat([places[:, :, 0], places[:, -1, 1:]], 1)
+    draws = normal((key[0].flatten(1), key[1].flatten(1)), border, _STREAM).contiguous()
+    return draws.as_strided((len(draws), *shape[1:]), (draws.stride(0), 1, 1))
+
+
+def unit(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x over a power of two [batch, 1, ...] that brings its largest magnitude into [½, 1), and that power.
+
+    Squares then neither overflow nor underflow. Zero stays, with power 1; at the very ends of the range the
+    magnitude is in [¼, 4) or below.
+    """
+    precise = torch.promote_types(x.dtype, torch.float32)
+    largest = largest_magnitude(x).to(precise)
+    reach = math.frexp(torch.finfo(precise).max)[1] - 2  # the power and its inverse are normal numbers
+    exponent = torch.frexp(largest).exponent.clamp(-reach, reach)
+    usable = (largest > 0) & largest.isfinite()
+    power = torch.where(usable, torch.ldexp(torch.ones_like(largest), exponent), 1.0)
+    return (x / power).to(x.dtype), power
+
+
+def largest_magnitude(x: Tensor) -> Tensor:
+    """Of each member of a stack, dimensions kept."""
+    dims = tuple(range(1, x.dim()))
+    # Two readings, but no temporary of the stack's size.
+    return torch.maximum(x.amax(dims, keepdim=True), -x.amin(dims, keepdim=True))
+
+
+def root_mean_square(x: Tensor) -> Tensor:
+    """Of each member of a stack, dimensions kept; of any size, squares that no float32 can hold included."""
+    x, size = unit(x)
+    return x.square().mean(tuple(range(1, x.dim())), keepdim=True).sqrt() * size
+
+
+def over(values: Tensor, like: Tensor) -> Tensor:
+    """[batch] shaped to act on [batch, ...]."""
+    return values.view(-1, *([1] * (like.dim() - 1)))
