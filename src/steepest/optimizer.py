@@ -51,7 +51,7 @@ class Optimizer(torch.optim.Optimizer):
     Raises:
         TypeError: ``params`` is a tensor or holds something else than tensors; an unknown keyword.
         ValueError: no parameters; an unknown rule; a hyper-parameter out of range; a parameter that cannot be
-            optimized (integers, sparse storage, shards), by name.
+            optimized (integers, sparse storage, shards that the rule does not take), by name.
 
     >>> matrix, bias = (torch.nn.Parameter(torch.ones(n)) for n in (4, 2))
     >>> optimizer = Optimizer(
@@ -141,7 +141,8 @@ class Optimizer(torch.optim.Optimizer):
 
         Raises:
             FloatingPointError: a gradient that is not finite, with ``nonfinite="raise"``.
-            RuntimeError: a CUDA graph is being captured whose replay would not be this step.
+            RuntimeError: a CUDA graph is being captured whose replay would not be this step; the processes
+                of sharded parameters have not the same gradients or options.
             ValueError: an option became one that the rule does not take, or a matrix a vector.
         """
         loss = None

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+from torch.distributed.tensor import DeviceMesh, DTensor, Partial, Replicate, Shard
+from torch.distributed.tensor._dtensor_spec import DTensorSpec, TensorMeta
 from torch.nn import Parameter
 
 import steepest
@@ -90,8 +91,15 @@ def assert_part(own: Any, whole: torch.Tensor, param: Any) -> None:
     assert torch.equal(own.to_local(), placed(whole, param.device_mesh, param.placements).to_local())
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    ("layout", "dtype"),
+    [
+        *((layout, torch.bfloat16) for layout in LAYOUTS),
+        ("HSDP", torch.float32),
+        ("FSDP x TP, rows", torch.float64),
+    ],
+    ids=str,
+)
 def test_parameters_and_state_equal_one_process(layout: str, dtype: torch.dtype):
     whole = {case: in_one_process(case, dtype) for case in RULES}
 
@@ -228,6 +236,26 @@ def test_state_is_counted_and_explained():
         optimizer.step()
         # The second rank of two holds the smaller parts of five and three rows.
         assert optimizer.state_bytes() == 4 * (2 * 4 + 2 + 1 * 5 + 1)
+
+
+def test_shards_that_are_kept_on_the_host_have_their_state_there():
+    """As FSDP2's CPUOffloadPolicy makes them: the mesh is an accelerator's."""
+    with alone_as(1, 2):
+        mesh = DeviceMesh("cuda", [0, 1])
+        meta = TensorMeta(torch.Size([5, 3]), (3, 1), torch.float32)
+        spec = DTensorSpec(mesh, (Shard(0),), tensor_meta=meta)
+        param = Parameter(DTensor(torch.ones(2, 3), spec, requires_grad=False))
+        param.grad = DTensor(torch.ones(2, 3), spec, requires_grad=False)
+        optimizer = steepest.Lion([param], lr=0.5, weight_decay=0.0)
+        optimizer.step()
+        entry = optimizer.state[param]["exp_avg"]
+        assert (entry.to_local().device.type, entry.shape) == ("cpu", (5, 3))
+        again = steepest.Lion([param], lr=0.5)
+        again.load_state_dict(optimizer.state_dict())
+        assert torch.equal(again.state[param]["exp_avg"].to_local(), entry.to_local())
+        assert param.detach().to_local().eq(0.5).all()
+        with pytest.raises(ValueError, match=r"'w' is a DTensor: state_device='cpu' .*CPUOffloadPolicy"):
+            steepest.Lion([("w", param)], state_device="cpu")
 
 
 def test_a_parameter_without_gradient_has_no_state_and_others_go_on():
