@@ -120,7 +120,7 @@ def test_other_options_in_one_process_raise_in_all(change: dict[str, Any]):
 def test_meshes_within_one_another_and_beside_one_another():
     def work(rank: int) -> None:
         mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
-        pairs = [(mesh, mesh["dp"]), (mesh["dp"], mesh["tp"])]
+        pairs = [(mesh, mesh["dp"]), (mesh["dp"], mesh["tp"]), (mesh["tp"], mesh["dp"])]
         for meshes in pairs:
             params = [
                 Parameter(placed(torch.ones(4, 4), each, [Shard(0)] * each.ndim)) for each in meshes
@@ -133,6 +133,10 @@ def test_meshes_within_one_another_and_beside_one_another():
             optimizer.step()
             assert untouched(params, optimizer)
             assert optimizer.skipped_steps == 1
+            if rank == 2:
+                params[0].grad = None
+            said = attempt(optimizer)
+            assert "has a gradient in 3 of 4 processes" in said, said
 
     run_on_ranks(work)
 

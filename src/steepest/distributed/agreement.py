@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -48,12 +49,13 @@ def agree(meshes: Sequence[DeviceMesh], same: Sequence[int], worst: Sequence[int
 def count_processes(meshes: Sequence[DeviceMesh], marks: Sequence[bool]) -> tuple[list[int], int]:
     """Return for each mark how many processes have it, and how many processes there are."""
     *counts, total = _all_reduce(meshes, [*map(int, marks), 1], "SUM")
-    return counts, total
+    # Over meshes that overlap, each process is added several times.
+    own = dist.get_rank()
+    processes = sum(_all_reduce(meshes, [int(rank == own) for rank in range(dist.get_world_size())], "MAX"))
+    return [count * processes // total for count in counts], processes
 
 
 def _all_reduce(meshes: Sequence[DeviceMesh], numbers: list[int], by: str) -> list[int]:
-    import torch.distributed as dist
-
     table = torch.tensor(numbers, dtype=torch.int64, device=meshes[0].device_type)
     # Over one mesh dimension after the other, which is exact and needs no group of its own.
     for group in _groups(meshes):
@@ -61,13 +63,13 @@ def _all_reduce(meshes: Sequence[DeviceMesh], numbers: list[int], by: str) -> li
     return table.tolist()
 
 
-def _groups(meshes: Sequence[DeviceMesh]) -> list[ProcessGroup | None]:
-    """Return groups that together reach all processes: the largest mesh's, or all processes there are.
+def _groups(meshes: Sequence[DeviceMesh]) -> list[ProcessGroup]:
+    """Return groups that one after the other reach all processes: the largest mesh's, or all meshes'.
 
-    The mesh is asked in each step, because a process group may be destroyed and made anew.
+    The meshes are asked in each step, because a process group may be destroyed and made anew.
     """
     largest = max(meshes, key=lambda mesh: mesh.size())
     ranks = set(largest.mesh.flatten().tolist())
     if all(ranks.issuperset(mesh.mesh.flatten().tolist()) for mesh in meshes if mesh is not largest):
-        return [largest.get_group(dim) for dim in range(largest.ndim) if largest.size(dim) > 1]
-    return [None]
+        meshes = [largest]
+    return [mesh.get_group(dim) for mesh in meshes for dim in range(mesh.ndim) if mesh.size(dim) > 1]

@@ -141,7 +141,9 @@ def _plan(group: Group) -> list[Any]:
     """Return what must be the same in all processes. Numbers of a device are left to it."""
     options = {name: group[name] for name in sorted(find_rule(group["rule"]).defaults())}
     plain = [(name, value) for name, value in options.items() if not isinstance(value, Tensor)]
-    return [group["rule"], plain, [tuple(param.shape) for param in group["params"]]]
+    # Names take less time to read than shapes, and say more.
+    params = group.get("param_names") or [tuple(param.shape) for param in group["params"]]
+    return [group["rule"], plain, params]
 
 
 def _missing(groups: Sequence[Group], counts: list[int], processes: int) -> str:
