@@ -1,4 +1,4 @@
-"""Arithmetic that rounds alike however it runs: eagerly, compiled, in chunks or on shards.
+"""Arithmetic that rounds the same however it runs: eagerly, compiled, in chunks or on shards.
 
 Fused operations (``lerp``, ``addcmul``, ``add`` with ``alpha``) round differently at the end of a vector
 than within it, and torch's square root on a CPU is a unit off in the last place where compiled code is exact.
@@ -16,7 +16,7 @@ Scalar = float | Tensor
 
 
 def weighted_sum(a: Scalar, x: Tensor, b: Scalar, y: Tensor) -> Tensor:
-    """Return a·x + b·y, rounded as the formula is, with one temporary fewer.
+    """Return a·x + b·y with the formula's rounding and one temporary fewer.
 
     >>> weighted_sum(0.5, torch.tensor([2.0]), 0.25, torch.tensor([4.0]))
     tensor([2.])
@@ -29,7 +29,7 @@ def weighted_sum(a: Scalar, x: Tensor, b: Scalar, y: Tensor) -> Tensor:
 def average_in_place(average: Tensor, beta: Scalar, value: Tensor, take: Scalar | None = None) -> Tensor:
     """Overwrite ``average`` with β·average + take·value; ``take`` is 1 − β unless given.
 
-    The bits equal :func:`weighted_sum`'s.
+    It is bitwise equal to :func:`weighted_sum`.
 
     >>> average_in_place(torch.tensor([4.0]), 0.75, torch.tensor([8.0]))
     tensor([5.])
@@ -44,7 +44,7 @@ def average_in_place(average: Tensor, beta: Scalar, value: Tensor, take: Scalar 
 def exact_sqrt(x: Tensor) -> Tensor:
     """Overwrite x ≥ 0 with √x, computed as x·(1/√x); at least 1e-19 in float32.
 
-    Eager and compiled code compute 1/√x alike. The lower bound lets eps = 0 divide no zero by zero.
+    Eager and compiled code compute 1/√x alike. The lower bound prevents 0/0 with eps = 0.
 
     >>> exact_sqrt(torch.tensor([4.0, 0.25]))
     tensor([2.0000, 0.5000])
@@ -55,10 +55,10 @@ def exact_sqrt(x: Tensor) -> Tensor:
 
 
 def rms_clip_factor(factor: Tensor, rms: Tensor, limit: float) -> Tensor:
-    """Return min(factor, limit/rms): scaled by it, values of root mean square ``rms`` have one ≤ ``limit``.
+    """Return min(factor, limit/rms), which scales values with root mean square ``rms`` to one ≤ ``limit``.
 
-    Nothing overflows: an rms of 0 leaves ``factor`` as it is, and an infinite factor becomes the largest
-    number, since infinity times a zero would be NaN.
+    An rms of 0 leaves ``factor`` unchanged. An infinite factor becomes the largest finite number, because
+    infinity times zero would be NaN.
 
     >>> rms_clip_factor(torch.tensor([2.0, 2.0]), torch.tensor([1.0, 0.0]), 1.5)
     tensor([1.5000, 2.0000])

@@ -1,4 +1,4 @@
-"""The originals under their own names and signatures: changing the import line is enough.
+"""Drop-in replacements with the originals' names and signatures: change only the import line.
 
 | original | here |
 | --- | --- |
@@ -8,7 +8,7 @@
 | ``QUAD`` and ``Procrustes`` of quad_torch | :class:`~steepest.QUAD`, :class:`~steepest.Procrustes` |
 | ``OrthogonalizedOptimizer`` to subclass | :class:`~steepest.OrthogonalizedOptimizer`, the same class |
 
-Trajectories are the originals' to rounding, apart from their faults: see each class.
+Trajectories agree with the originals' to rounding, except where those have faults: see each class.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ __all__ = ["QUAD", "OrthogonalizedOptimizer", "Procrustes", "SGD_sai", "ScaledOp
 class ScaledOptum(SignGSD):
     r"""Sign descent as first published: p ← p − η(sign g + λ sign p), whose decay overshoots zero.
 
-    State: none. Arguments, shapes, dtypes and errors are those of :class:`~steepest.SignGSD`, which is this
-    with ``decay_overshoot=False`` and stops at zero.
+    State: none. Arguments, shapes, dtypes and errors are those of :class:`~steepest.SignGSD`, which has
+    ``decay_overshoot=False`` by default and stops at zero.
 
     >>> weight = torch.nn.Parameter(torch.tensor([1.0, 0.25]))
     >>> optimizer = ScaledOptum([weight], lr=0.5, weight_decay=1.0)
@@ -61,7 +61,7 @@ class ScaledOptum(SignGSD):
     ) -> None: ...
 
     def get_memory_mb(self, params: Iterable[Tensor] | None = None) -> float:
-        """MiB of the parameters themselves: the optimizer's, or the given ones.
+        """Return the MiB of the parameters themselves: the optimizer's, or the given ones.
 
         >>> ScaledOptum([torch.nn.Parameter(torch.zeros(1024, 256))]).get_memory_mb()
         1.0
@@ -74,14 +74,14 @@ class ScaledOptum(SignGSD):
 class SGD_sai(SGDSaI):
     r"""SGD-SaI with the signature of the ``sgd_sai`` package.
 
-    Its trajectory is the original's where the original is sound. Different on purpose: the scale
-    survives a checkpoint, a zero or non-finite first gradient does not freeze a tensor, a constant
-    gradient's scale is capped at 10·√d and a single element's at 1, a gradient that comes later is measured
-    then, ``momentum=0`` works, a closure is called once, nothing is printed.
+    Its trajectory equals the original's where that is sound. Intended differences: checkpoints keep the
+    scale, a zero or non-finite first gradient does not freeze a tensor, a constant gradient's scale is
+    capped at 10·√d and a single element's at 1, gradients that first appear later are measured then,
+    ``momentum=0`` works, a closure is called once, nothing is printed.
 
-    ``step()`` measures what has not been measured. As in the original, ``warmup_step()`` measures ahead of
-    it, ``has_warmup = True`` after loading a checkpoint is allowed (and not needed), and
-    ``has_warmup = False`` has the next step measure every scale anew.
+    ``step()`` measures missing scales. As in the original, ``warmup_step()`` measures them in advance,
+    ``has_warmup = True`` after loading a checkpoint is allowed (but not needed), and
+    ``has_warmup = False`` makes the next step measure every scale again.
 
     Arguments, shapes, dtypes, state and errors are those of :class:`~steepest.SGDSaI`.
 
@@ -109,10 +109,10 @@ class SGD_sai(SGDSaI):
 
     @property
     def has_warmup(self) -> bool:
-        """Whether scales have been measured, or are said to be.
+        """Whether scales have been measured, or the user has set this to True.
 
-        Setting it to False has the next ``step()`` measure every scale anew, while momentum goes on; until a
-        gradient can be measured, the old scale holds. Setting it to True keeps the scales that there are; a
+        Setting it to False makes the next ``step()`` measure every scale again, while momentum continues;
+        the old scale holds until a gradient can be measured. Setting it to True keeps the existing scales; a
         tensor without one is measured on its first gradient.
         """
         return self._said_to_be_warm or any(float(s.get("measured", 0.0)) != 0 for s in self.state.values())
@@ -131,7 +131,7 @@ class SGD_sai(SGDSaI):
 
     @torch.no_grad()
     def warmup_step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Measure the scale of every tensor that has a gradient, on that gradient; step nothing.
+        """Measure the scale of every tensor that has a gradient, without a step.
 
         A zero or non-finite gradient measures nothing: such a tensor is measured in a later step.
 
@@ -139,7 +139,7 @@ class SGD_sai(SGDSaI):
             closure: evaluates the model and its gradients first; called once, with gradients enabled.
 
         Returns:
-            What the closure returned.
+            The closure's result.
         """
         loss = None
         if closure is not None:
@@ -159,7 +159,7 @@ class SGD_sai(SGDSaI):
             return
         state = self.state[param]
         gsnr, measured = float(state.get("gsnr", 0.0)), float(state.get("measured", 0.0))
-        # The rest of the state is made in the first step.
+        # The first step creates the rest of the state.
         precise = torch.promote_types(real_view(param).dtype, torch.float32)
         state["gsnr"] = torch.tensor(scale, dtype=precise, device="cpu")
         ahead = not has_momentum(gsnr, measured)

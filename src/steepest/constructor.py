@@ -1,4 +1,4 @@
-"""Constructors that are nothing but a signature: the options of an optimizer, their types and defaults."""
+"""Constructors declared by a signature alone: the options of an optimizer, their types and defaults."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ _COMMON_TYPES = get_type_hints(MatrixOptions)
 
 
 def constructor(declared: Init) -> Init:
-    """Make an ``__init__`` that is given as a signature, without a body.
+    """Make an ``__init__`` from a signature without a body.
 
-    It binds its arguments to the signature and hands them to ``Optimizer._construct``. Options that the
-    signature takes by ``**`` have the defaults that the class inherits.
+    It binds its arguments to the signature and passes them to ``Optimizer._construct``. Options in the
+    signature's ``**`` have the defaults that the class inherits.
     """
     return cast(Init, _bound_by(declared, inspect.signature(declared)))
 
 
 def signature_defaults(cls: type, rule: Rule, changed: Mapping[str, Any]) -> dict[str, Any]:
-    """The defaults of a rule's options: ``changed``, or those of the nearest ``__init__``."""
+    """Return the defaults of a rule's options, from ``changed`` or else the nearest ``__init__``."""
     for name in changed:
         if name not in rule.hyper:
             raise TypeError(f"rule {rule.name!r} has no option {name}{near_miss(name, rule.hyper)}")
@@ -52,7 +52,7 @@ def spell_out(cls: type, defaults: Mapping[str, Any]) -> None:
     parameters = list(signature.parameters.values())
     rest = [parameters.pop()] if parameters[-1].kind is _KINDS.VAR_KEYWORD else []
     if "__init__" in cls.__dict__:
-        # Defaults of its own stand above those of its rule.
+        # The class's own defaults take precedence over its rule's.
         defaults = {**defaults, **{p.name: p.default for p in parameters if p.default is not p.empty}}
     shown = [p.replace(default=defaults[p.name]) if p.name in defaults else p for p in parameters]
     if rest:
@@ -64,7 +64,7 @@ def spell_out(cls: type, defaults: Mapping[str, Any]) -> None:
         ]
     made = _bound_by(declared, signature.replace(parameters=[*shown, *rest]))
     if rest and "Unpack" in str(rest[0].annotation):
-        # All that it takes is spelled out. Other keywords are bound too, and refused with a near miss.
+        # The signature shows every option. Other keywords are bound too, to be refused with a near miss.
         made.__signature__ = signature.replace(parameters=shown)
     cls.__init__ = made  # type: ignore[misc]
 
@@ -89,7 +89,7 @@ def _bound_by(declared: Callable[..., None], signature: inspect.Signature) -> An
 
 
 def _parameters(cls: type) -> Iterator[inspect.Parameter]:
-    """The parameters of all of its classes' constructors, those of the bases first."""
+    """Yield the parameters of the constructors of a class and its bases, those of the bases first."""
     for each in reversed(cls.__mro__):
         if inspect.isfunction(init := each.__dict__.get("__init__")):
             yield from inspect.signature(getattr(init, "declared", init)).parameters.values()

@@ -1,6 +1,6 @@
-"""Hyperparameters as data: the values allowed, and the error for the others.
+"""Hyperparameters as data: the allowed values, the error for all others, and the common options.
 
-Defaults are in the constructors' signatures; those of the options that all optimizers share are here.
+The constructors' signatures hold the other defaults.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Hyperparameter:
 
     Args:
         accepts: whether a value is allowed.
-        allowed: the allowed values in words, for the error message.
-        traced: whether it reaches compiled code as data, so that a schedule never recompiles.
+        allowed: a description of the allowed values, for the error message.
+        traced: whether compiled code takes it as an argument, so that a schedule never recompiles.
     """
 
     accepts: Callable[[Any], bool]
@@ -63,7 +63,7 @@ def _number(value: Any) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """Numbers and sequences of other libraries as Python's own, which a checkpoint loads without trust."""
+    """Convert other libraries' numbers and sequences to Python's, which load with ``weights_only=True``."""
     if isinstance(value, (bool, int, float, str, bytes, dict, list, tuple)):
         return value
     if isinstance(value, Mapping):
@@ -76,7 +76,7 @@ def plain(value: Any) -> Any:
 
 
 def learning_rate() -> Hyperparameter:
-    """A finite number ≥ 0, or a tensor of one element (a device's is not read: that would sync)."""
+    """Accept a finite number ≥ 0, or a tensor of one element (not read on a device, which would sync)."""
 
     def accepts(value: Any) -> bool:
         if isinstance(value, torch.Tensor):
@@ -91,29 +91,29 @@ def _real(accepts: Callable[[Any], bool], allowed: str) -> Hyperparameter:
 
 
 def at_least(low: float) -> Hyperparameter:
-    """A finite number ≥ ``low``."""
+    """Accept a finite number ≥ ``low``."""
     return _real(lambda value: value >= low, f"a finite number ≥ {low:g}")
 
 
 def positive() -> Hyperparameter:
-    """A finite number > 0."""
+    """Accept a finite number > 0."""
     return _real(lambda value: value > 0, "a finite number > 0")
 
 
 def fraction(*, closed: bool = False) -> Hyperparameter:
-    """A number in [0, 1), or in [0, 1] when ``closed``."""
+    """Accept a number in [0, 1), or in [0, 1] if ``closed``."""
     if closed:
         return _real(lambda value: 0 <= value <= 1, "a number in [0, 1]")
     return _real(lambda value: 0 <= value < 1, "a number in [0, 1)")
 
 
 def rate() -> Hyperparameter:
-    """A number in (0, 1]."""
+    """Accept a number in (0, 1]."""
     return _real(lambda value: 0 < value <= 1, "a number in (0, 1]")
 
 
 def betas(count: int) -> Hyperparameter:
-    """So many numbers in [0, 1)."""
+    """Accept ``count`` numbers in [0, 1)."""
     each = fraction()
 
     def accepts(value: Any) -> bool:
@@ -123,7 +123,7 @@ def betas(count: int) -> Hyperparameter:
 
 
 def integer(low: int, high: float = math.inf) -> Hyperparameter:
-    """An integer ≥ ``low`` (and ≤ ``high``)."""
+    """Accept an integer ≥ ``low`` (and ≤ ``high``)."""
 
     def accepts(value: Any) -> bool:
         whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
@@ -133,25 +133,25 @@ def integer(low: int, high: float = math.inf) -> Hyperparameter:
 
 
 def choice(*values: Any) -> Hyperparameter:
-    """One of ``values``."""
+    """Accept one of ``values``."""
 
     def accepts(value: Any) -> bool:
-        # 1 == True, but a 1 is not what an option of True, False and None means.
+        # Compare types too: 1 == True, but is not a valid flag.
         return any(type(value) is type(known) and value == known for known in values)
 
     return Hyperparameter(accepts, f"one of {', '.join(map(repr, values))}")
 
 
 def flag() -> Hyperparameter:
-    """A bool."""
+    """Accept a bool."""
     return Hyperparameter(lambda value: isinstance(value, bool), "True or False")
 
 
 def floating_dtype() -> Hyperparameter:
-    """None or a floating point dtype with a sign and a zero."""
+    """Accept None or a floating point dtype with a sign and a zero."""
 
     def accepts(value: Any) -> bool:
-        # Among the narrow formats some hold exponents only, or two numbers a byte.
+        # Some narrow formats hold only exponents, or two numbers per byte.
         signed = value not in (torch.float8_e8m0fnu, torch.float4_e2m1fn_x2)
         return isinstance(value, torch.dtype) and value.is_floating_point and signed
 
@@ -159,12 +159,12 @@ def floating_dtype() -> Hyperparameter:
 
 
 def optional(hyper: Hyperparameter) -> Hyperparameter:
-    """The same, or None; compiled code is made for the value, since None is no number."""
+    """Accept None as well. Compiled code is specialized to the value, since None is not a number."""
     return Hyperparameter(lambda value: value is None or hyper.accepts(value), f"None or {hyper.allowed}")
 
 
 def near_miss(name: str, known: Iterable[str]) -> str:
-    """``" (did you mean 'lion'?)"`` when a known name is close to ``name``, else the empty string."""
+    """Return ``" (did you mean 'lion'?)"`` if a known name is close to ``name``, else an empty string."""
     close = difflib.get_close_matches(str(name).lower(), list(known), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
@@ -175,38 +175,38 @@ WeightDecayMethod: TypeAlias = Literal["decoupled", "independent", "untied", "l2
 class CommonOptions(TypedDict, total=False):
     """Keyword-only options of every optimizer here; each may also be set per param group.
 
-    - ``weight_decay_method``: how λ = ``weight_decay`` acts, η being the learning rate:
+    - ``weight_decay_method``: how λ = ``weight_decay`` acts at the learning rate η:
 
       - ``"decoupled"``: p ← p − η·λ·p
-      - ``"independent"``: p ← p − λ·p·(η / η₀), η₀ the learning rate the group was made with: λ does not
+      - ``"independent"``: p ← p − λ·p·(η / η₀), with η₀ the group's initial learning rate: λ does not
         depend on the learning rate, but follows its schedule (Loshchilov and Hutter, 2019)
       - ``"untied"``: p ← p − λ·p wherever η > 0, whatever the schedule. Emerging-Optimizers'
-        WeightDecayMixin calls this "independent", and so does OrthogonalizedOptimizer, whose names are
-        the mixin's; its subclasses here (Muon and kin) take the names of this list
-      - ``"l2"``: g ← g + λ·p, into a copy, never into ``p.grad``; what a rule measures over whole
-        tensors (SGDSaI's scale, SimbaLeaky's rms) is that of the gradient alone
+        WeightDecayMixin calls this "independent", and so does OrthogonalizedOptimizer; its subclasses
+        here (Muon and its variants) use the names of this list
+      - ``"l2"``: g ← g + λ·p, in a copy, never in ``p.grad``; numbers that a rule measures over whole
+        tensors (SGDSaI's scale, SimbaLeaky's rms) are those of the gradient alone
       - ``"palm"``: p ← p − λ·η²·p
       - ``"sign"``: p moves by η·λ toward 0 and stops there
       - ``"cautious"``: decoupled, only where direction·p ≥ 0
-    - ``state_dtype``: dtype of momentum and kin; None means as the parameter. An average in bfloat16
-      stops growing where its increments fall below half a unit in the last place: at 0.8 of the mean
-      with β = 0.99, at a quarter with β = 0.999. Take float32 for slow averages such as AdamW's second.
+    - ``state_dtype``: dtype of momentum and the like; None means the parameter's. An average in bfloat16
+      stops growing when its increments fall below half a unit in the last place: at 0.8 of the mean
+      with β = 0.99, at a quarter with β = 0.999. Use float32 for slow averages such as AdamW's second.
     - ``rounding``: how a result is rounded into a bfloat16 or float16 parameter: to ``"nearest"``, or
       ``"stochastic"``, up or down with a probability that makes the expectation exact.
-    - ``state_device``: None keeps state with its parameter. ``"cpu"`` keeps it in the host's memory and
-      takes the step there, for parameters on an accelerator, with copies of parameter and gradient that
-      come and go while it computes. Matrix rules refuse it: their products belong on the accelerator.
-    - ``nonfinite``: what an infinite or NaN gradient does: ``"ignore"`` computes with it, ``"skip"``
-      leaves parameters, state and step counts as they were and counts in ``optimizer.skipped_steps``
-      (no host sync on an accelerator), ``"raise"`` raises ``FloatingPointError`` with the parameter's
-      name (this waits for the device).
+    - ``state_device``: None keeps state with its parameter. ``"cpu"`` keeps it in host memory and takes
+      the step there, for parameters on an accelerator, and copies parameters and gradients back and forth
+      meanwhile. Matrix rules refuse it: their products belong on the accelerator.
+    - ``nonfinite``: the response to an infinite or NaN gradient: ``"ignore"`` computes with it, ``"skip"``
+      leaves parameters, state and step counts unchanged and adds 1 to ``optimizer.skipped_steps`` (no
+      host sync on an accelerator), ``"raise"`` raises ``FloatingPointError`` with the parameter's name
+      (this waits for the device).
     - ``maximize``: ascend instead of descend.
-    - ``compile``: True and False are orders; None compiles where it pays: 2²² elements or more, and a
-      compiler. What is compiled depends on the rule, its options and the dtypes, not on the model: the
-      first step of a rule takes four to six seconds on a new machine, two from torch's cache.
-      Of a matrix rule the elementwise passes around its products are compiled.
-    - ``capturable``: make every number of a step on the parameters' device, step counts too, so that a CUDA
-      graph can capture and replay it (docs/cuda_graphs.md). Elsewhere it is slower.
+    - ``compile``: True and False force it; None compiles where it pays: 2²² elements or more, if there is a
+      compiler. Compiled code depends on the rule, its options and the dtypes, not on the model: the first
+      step of a rule takes four to six seconds on a new machine, two with torch's cache. Matrix rules
+      compile the elementwise passes around their products.
+    - ``capturable``: compute every number of a step, step counts too, on the parameters' device, so that a
+      CUDA graph can capture and replay it (docs/cuda_graphs.md). Without a graph this is slower.
     - ``seed``: key of the noise of stochastic rounding and stochastic rules. The noise is a function of
       (seed, step, element): it resumes exactly, and the global generator is never touched.
     """

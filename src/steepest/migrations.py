@@ -1,6 +1,6 @@
-"""Checkpoints of other optimizers: recognize whose they are, and translate state that means the same here.
+"""Checkpoints of other optimizers: recognize their source, and translate state that means the same here.
 
-:data:`SOURCES` is the table. An entry without rules only gives a refusal its name.
+:data:`SOURCES` is the table. A source without rules only serves to name it in error messages.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["SOURCES", "TORCH_KEYS", "Source", "recognize"]
 
 State = Mapping[str, Any]
 
-# Group keys of torch's own optimizers and schedulers that are no hyper-parameters of a rule.
+# Group keys of torch's own optimizers and schedulers that are not hyper-parameters of a rule.
 _TORCH = (
     "params param_names initial_lr min_lr max_lr base_momentum max_momentum capturable differentiable "
     "foreach fused decoupled_weight_decay"
@@ -28,7 +28,7 @@ TORCH_KEYS = frozenset(_TORCH.split())
 
 @dataclass(frozen=True)
 class Source:
-    """An optimizer elsewhere whose checkpoints are recognized. Several keys are separated by spaces.
+    """Another library's optimizer whose checkpoints are recognized. Spaces separate several keys.
 
     Args:
         name: the optimizer's name, for messages.
@@ -36,9 +36,9 @@ class Source:
         state: keys that the state of each of its parameters has.
         rules: rules here for which the state means the same.
         alone: whether its groups have no keys besides these, lr, weight_decay, torch's, and a subclass's own.
-        group_here: its group -> the options that are called otherwise here.
+        group_here: its group -> the options that have other names here.
         state_here: (its state, the parameter, the group that will be loaded) -> the rule's state. Both raise
-            ``ValueError`` with a reason where this checkpoint cannot mean the same.
+            ``ValueError`` with a reason if the checkpoint cannot mean the same.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Source:
     state_here: Callable[[State, Tensor, Group], dict[str, Any]] = lambda state, param, group: dict(state)
 
     def matches(self, group: Group, states: Sequence[State], ours: Group) -> bool:
-        """Whether a group, with the states of its parameters, looks like this optimizer's."""
+        """Return whether a group, with the states of its parameters, looks like this optimizer's."""
         keys = set(self.group.split())
         if not keys <= group.keys() or not (keys or states):
             return False
@@ -60,7 +60,7 @@ class Source:
         return not self.alone or group.keys() <= keys | TORCH_KEYS | own_options | {"lr", "weight_decay"}
 
     def translated(self, theirs: Group, ours: Group) -> dict[str, Any]:
-        """A group in this library's words, without the source's own options that have no meaning here."""
+        """Return a group in this library's format, without the source's options that have no meaning here."""
         own = {*self.group.split(), "do_init"} - ours.keys()
         here = _without(theirs, own) | self.group_here(theirs)
         if momentum := [theirs[name] for name in ("momentum", "momentum_beta") if name in theirs]:
@@ -69,7 +69,7 @@ class Source:
 
 
 def recognize(group: Group, states: Sequence[State], ours: Group) -> Source | None:
-    """Return the first source that a group of a checkpoint looks like; None if it looks like none."""
+    """Return the first source that matches a checkpoint's group, or None."""
     return next((source for source in SOURCES if source.matches(group, states, ours)), None)
 
 
@@ -82,7 +82,7 @@ def _precise(tensor: Tensor) -> torch.dtype:
 
 
 def _sgd_sai_state(state: State, param: Tensor, group: Group) -> dict[str, Any]:
-    """Say that G was measured. With one that is 0 or not finite the original never moves: measure it anew."""
+    """Mark G as measured, unless it is 0 or not finite, with which the original never moves."""
     gsnr = torch.as_tensor(state["gsnr"]).detach().to("cpu", _precise(param).to_real())
     sound = bool(gsnr.isfinite() & (gsnr > 0))
     measured = torch.tensor(float(sound), dtype=torch.float32, device="cpu")
@@ -90,18 +90,18 @@ def _sgd_sai_state(state: State, param: Tensor, group: Group) -> dict[str, Any]:
 
 
 def _simba_state(state: State, param: Tensor, group: Group) -> dict[str, Any]:
-    """Rename the counters. In a run that was resumed there, torch's load_state_dict made floats of them."""
+    """Rename the counters, which are floats if torch's load_state_dict has loaded them before."""
     counts, window = state["sign_counts"].detach(), group["window_size"]
     if counts.is_floating_point() and not torch.equal(counts, counts.round()):
         raise ValueError("its counters are not whole numbers")
-    # Not the maximum of |s|, which wraps for the lowest integer.
+    # Not max(|s|): abs() wraps for the lowest integer.
     if counts.numel() > 0 and max(float(counts.max()), -float(counts.min())) > window:
         raise ValueError(f"a counter is beyond its window of {window}")
     return {**_without(state, ["sign_counts"]), "counts": counts.to(group["counter_dtype"])}
 
 
 def _torch_muon_group(theirs: Group) -> dict[str, Any]:
-    """Its eps has no meaning here, since the norm that it keeps from 0 does not underflow."""
+    """Translate the options but for eps, which guards a norm that cannot underflow here."""
     triple = tuple(float(number) for number in theirs["ns_coefficients"])
     return {
         "coefficients": "jordan" if triple == (3.4445, -4.7750, 2.0315) else [triple],
@@ -110,7 +110,7 @@ def _torch_muon_group(theirs: Group) -> dict[str, Any]:
 
 
 def _signum_group(theirs: Group) -> dict[str, Any]:
-    """The bias correction changes no sign; refuse what would change the step."""
+    """Refuse options that would change the step; the bias correction changes no sign."""
     for option in ("nesterov", "use_shape_scaling"):
         if theirs[option]:
             raise ValueError(f"it was made with {option}=True, which Signum here does not have")
@@ -122,7 +122,7 @@ def _signum_state(state: State, param: Tensor, group: Group) -> dict[str, Any]:
 
 
 def _quad_torch_state(state: State, param: Tensor, group: Group) -> dict[str, Any]:
-    """Name the factors by their sides; they are whole there, so that with a scale of 1 P is the same."""
+    """Name the factors by their sides, with a scale of 1, since none is factored out there."""
     factors, bounds = list(state["Q"]), list(state["L"])
     if len(factors) not in (1, 2) or len(factors) != len(bounds):
         raise ValueError(f"it has {len(factors)} factors Q and {len(bounds)} bounds L")
@@ -137,7 +137,7 @@ def _quad_torch_state(state: State, param: Tensor, group: Group) -> dict[str, An
         if q.dim() < 2:
             q = q.reshape(-1).to(_precise(q))
         elif not torch.equal(q, q.mT):
-            # A checkpoint does not say whether it is QUAD's, whose Q are symmetric to the bit.
+            # Checkpoints do not name the rule, but QUAD's Q are bitwise symmetric.
             if group["rule"] == "quad":
                 raise ValueError("a Q is not symmetric, so it is Procrustes' and not QUAD's")
             if not group["literal"]:
@@ -188,7 +188,7 @@ SOURCES: tuple[Source, ...] = (
         group_here=_signum_group,
         state_here=_signum_state,
     ),
-    # Recognized so that a refusal can name them, or read by their own names, which are the same here.
+    # Listed so that errors can name them; some load because their names are the same here.
     Source("torch.optim.SGD", group="momentum dampening nesterov"),
     Source("torch.optim.Adam or AdamW", group="betas eps amsgrad"),
     Source("torch.optim.NAdam", group="betas eps momentum_decay"),

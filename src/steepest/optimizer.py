@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["OPTIMIZERS", "Optimizer"]
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {}
-"""The classes by their rules' names; a class statement with a rule adds one."""
+"""The optimizer classes by rule name; every class statement with a rule adds one."""
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -36,20 +36,20 @@ class Optimizer(torch.optim.Optimizer):
 
     .. math:: p \leftarrow p - \eta\,(\text{direction} + \lambda p)
 
-    The direction is the rule's; all else is the same for all rules. One object can hold several: a group's
-    ``"rule"`` key picks another than the optimizer's, with that rule's own default learning rate and
-    hyper-parameters unless the group gives them, and the optimizer's common options.
+    The rule computes the direction; everything else is the same for all rules. Groups may have different
+    rules: a group whose ``"rule"`` key names another rule than the optimizer's gets that rule's default
+    learning rate and hyper-parameters unless it sets them, and the optimizer's common options.
 
-    State: what the rules keep; see :meth:`state_bytes`.
+    State: that of the rules; see :meth:`state_bytes`.
 
     Args:
-        params: tensors, ``(name, tensor)`` pairs, or group dicts, whose keys that no rule knows are kept.
-        rule: its name, one of :func:`steepest.list_optimizers`.
-        extra: options that no rule knows, kept in every group for subclasses to read.
+        params: tensors, ``(name, tensor)`` pairs, or group dicts; groups keep keys that no rule knows.
+        rule: the rule's name, one of :func:`steepest.list_optimizers`.
+        extra: options that no rule knows, kept in every group for subclasses.
         **hyper: the rule's hyper-parameters, and the common options (:class:`~steepest.CommonOptions`).
 
     Raises:
-        TypeError: ``params`` is a tensor or holds something else than tensors; an unknown keyword.
+        TypeError: ``params`` is a tensor or contains anything but tensors; an unknown keyword.
         ValueError: no parameters; an unknown rule; a hyper-parameter out of range; a parameter that cannot be
             optimized (integers, sparse storage, shards that the rule does not take), by name.
 
@@ -68,14 +68,14 @@ class Optimizer(torch.optim.Optimizer):
     extra_state: ClassVar[frozenset[str]] = frozenset()
     """Names of state that a subclass keeps besides its rules'. State dicts with other names are refused."""
     targets: Targets | None = None
-    """What parameters stand for whose rule moves that: :mod:`steepest.ternary` sets it by :meth:`watch`."""
+    """The targets of parameters whose rule moves those; :mod:`steepest.ternary` sets it by :meth:`watch`."""
     reasons: Reasons | None = None
-    """Why each tensor has its rule; :func:`steepest.build` sets it for :meth:`explain`."""
+    """The reason for each tensor's rule; :func:`steepest.build` sets it for :meth:`explain`."""
 
     def __init_subclass__(
         cls, rule: Rule | None = None, defaults: Mapping[str, Any] | None = None, **kwargs: Any
     ) -> None:
-        """``class Lion(Optimizer, rule=LionRule())`` makes rule and class known by the rule's name.
+        """Register rule and class under the rule's name: ``class Lion(Optimizer, rule=LionRule())``.
 
         The rule's defaults are those in its signature, in ``defaults``, and in its bases' signatures.
         """
@@ -83,7 +83,7 @@ class Optimizer(torch.optim.Optimizer):
         if rule is not None:
             known = OPTIMIZERS.get(rule.name, cls)
             taken, own = (f"{each.__module__}.{each.__qualname__}" for each in (known, cls))
-            # The same class again is a module that was reloaded, not a clash.
+            # Reloading a module defines the same class again, which is not a clash.
             if taken != own:
                 raise ValueError(f"the rule name {rule.name!r} is taken by {taken}")
             rule.own_defaults = signature_defaults(cls, rule, defaults or {})
@@ -108,13 +108,13 @@ class Optimizer(torch.optim.Optimizer):
         check_views(self.defaults.get("views") or {}, self.param_groups)
 
     def _construct(self, params: ParamsT, options: dict[str, Any]) -> None:
-        """Make an optimizer by its own rule of what its :func:`constructor` was called with."""
+        """Initialize with the class's rule and the arguments of its :func:`constructor`."""
         Optimizer.__init__(self, params, rule=self.rule.name, **options)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group; see the constructor for what it may hold and which errors it raises."""
         own: dict[str, Any] = {}
-        # torch has the errors for what is no dict, and for sets.
+        # torch raises the errors for sets and for anything but a dict.
         if isinstance(param_group, dict) and not isinstance(param_group.get("params", set()), set):
             own = checked(type(self).__name__, param_group, self.param_groups, self.defaults)
             param_group.update(own)
@@ -133,17 +133,17 @@ class Optimizer(torch.optim.Optimizer):
     @torch._disable_dynamo  # type: ignore[attr-defined]
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Take one step with the parameters that have a gradient; none if it raises.
+        """Take one step with all parameters that have a gradient, or none if this raises.
 
         Args:
-            closure: evaluates the model and its gradients again and returns the loss, which is returned;
-                called once, with gradients enabled, before anything else.
+            closure: evaluates the model and its gradients again, and returns the loss, as ``step()`` then
+                does; called once, with gradients enabled, before anything else.
 
         Raises:
             FloatingPointError: a gradient that is not finite, with ``nonfinite="raise"``.
-            RuntimeError: a CUDA graph is being captured whose replay would not be this step; the processes
-                of sharded parameters have not the same gradients or options.
-            ValueError: an option became one that the rule does not take, or a matrix a vector.
+            RuntimeError: a CUDA graph that cannot replay this step is being captured; processes that share
+                sharded parameters have different gradients or options.
+            ValueError: an option was changed to an invalid value, or a matrix was replaced by a vector.
         """
         loss = None
         if closure is not None:
@@ -163,38 +163,38 @@ class Optimizer(torch.optim.Optimizer):
                 watched = any(group["nonfinite"] != "ignore" for group in groups)
                 check = partial(check_gradients, batches) if watched else lambda: True
             taken = self._take(batches, check() if targets is None else targets.agree(groups, state, check))
-        if "_taken_in_backward" in self.__dict__:  # they and the rest are one step to count
+        if "_taken_in_backward" in self.__dict__:  # count both as one step
             taken = both(self.__dict__.pop("_taken_in_backward"), taken)
         if taken is not True:
             count_skipped(groups, taken)
         return loss
 
     def _take(self, batches: list[ParamBatch], finite: bool | Tensor) -> bool | Tensor:
-        """Step these parameters if their gradients are finite; whether it was done, see :func:`take_step`."""
+        """Step these parameters if their gradients are finite, and return whether: see :func:`take_step`."""
         return take_step(batches, finite, self.param_groups, self.state, self._user_functions)
 
     def watch(self, targets: Targets) -> None:
-        """Step what parameters in the groups stand for whose rule moves that."""
+        """Let ``step()`` also move the targets of parameters in the groups."""
         targets.bind(self.param_groups, self.state)
         self.targets = targets
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Reset the gradients, and what backward has left for targets."""
+        """Reset the gradients, and discard what backward has stored for targets."""
         super().zero_grad(set_to_none)
         if self.targets is not None:
             self.targets.drop()
 
     def _user_functions(self, batch: ParamBatch) -> UserFunctions | None:
-        """Return a subclass's own code for the batch's parameters, which steps them one at a time."""
+        """Return a subclass's own code, which steps the batch's parameters one at a time; or None."""
         return None
 
     @property
     def skipped_steps(self) -> int:
-        """How many steps were skipped for a gradient that was not finite (waits for the device)."""
+        """The number of steps skipped because a gradient was not finite (reading it waits for the device)."""
         return int(self.param_groups[0]["skipped_steps"])
 
     def state_bytes(self) -> int:
-        """Bytes of all state tensors that exist now; of sharded ones, this process's part.
+        """Return the bytes of all state tensors that exist now; only this process's shards count.
 
         >>> from steepest import Lion
         >>> weight = torch.nn.Parameter(torch.zeros(10))
@@ -209,10 +209,10 @@ class Optimizer(torch.optim.Optimizer):
         return sum((local_part(value) if is_dtensor(value) else value).nbytes for value in tensors)
 
     def explain(self) -> Explanation:
-        """Explain what each tensor gets and why: rows and totals, and as a string a table.
+        """Explain each tensor's rule and options, and why, as data; ``str()`` of it is a table.
 
         The reasons are those of :func:`steepest.build`; for other tensors they are "set by hand". State
-        dicts do not keep them.
+        dicts do not contain them.
 
         >>> optimizer = Optimizer({"layer.weight": torch.nn.Parameter(torch.ones(4, 2))}.items(), rule="lion")
         >>> optimizer.explain().rows[0].rule, optimizer.explain().totals[0].state_bytes
@@ -223,25 +223,25 @@ class Optimizer(torch.optim.Optimizer):
         return explain(self.param_groups, self.defaults["rule"], self.reasons, self.targets)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what :meth:`state_dict` gave; every state tensor keeps the dtype it was saved with.
+        """Load a copy of a :meth:`state_dict`; every state tensor keeps the dtype it was saved with.
 
-        Nothing is shared with it afterwards. Checkpoints of other optimizers load where their state means the
-        same: those of ``torch.optim.AdamW``, ``SGD`` and ``Muon``, ``lion_pytorch``, ``sgd_sai``, quad_torch,
-        Emerging-Optimizers, and the original Simba. Options that they do not have stay as they are here.
+        Checkpoints of other optimizers load if their state means the same: those of ``torch.optim.AdamW``,
+        ``SGD`` and ``Muon``, ``lion_pytorch``, ``sgd_sai``, quad_torch, Emerging-Optimizers, and the original
+        Simba. Options that they lack keep their current values.
 
         Raises:
-            ValueError: another number of groups or parameters, another rule, state of another shape or that
-                the rule does not know, another optimizer's that cannot go on here. Nothing was loaded.
+            ValueError: the number of groups or parameters, a rule, or the shape of a state differs; the rule
+                does not know a state, or cannot use another optimizer's. Nothing was loaded.
         """
         with loading(self, self.extra_state, self.targets):
             super().load_state_dict(state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what copies and pickles keep: torch's part, the reasons and the targets."""
+        """Return the attributes that copies and pickles keep: torch's, the reasons and the targets."""
         return {**super().__getstate__(), "reasons": self.reasons, "targets": self.targets}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Unpickle, or load; options that the groups lack stay as they are here, or get their defaults."""
+        """Unpickle or load; options that the groups lack keep their current values, or get defaults."""
         before = self.__dict__.get("param_groups", [{}] * len(state["param_groups"]))
         super().__setstate__(state)
         if "rule" not in self.defaults:
@@ -250,7 +250,7 @@ class Optimizer(torch.optim.Optimizer):
             kept = {k: v for k, v in known.items() if k not in ("params", "param_names", "base_lr")}
             group.update(filled({**kept, **group}, self.defaults))
             group.setdefault("base_lr", float(group.get("initial_lr", group["lr"])))
-        if "_collector" not in self.__dict__:  # which no pickle holds: it knows the parameters' shapes
+        if "_collector" not in self.__dict__:  # never pickled: it holds the parameters' shapes
             self._collector = Collector()
             self._collector.remember(self.param_groups)
         if self.targets is not None:

@@ -1,4 +1,4 @@
-"""The step within backward: each parameter is stepped, and its gradient freed, as soon as it is ready."""
+"""Optimizer in backward: step each parameter, and free its gradient, as soon as the gradient is ready."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from steepest.rule import Group, find_rule
 
 __all__ = ["ReleasedGradients", "release_gradients"]
 
-# As torch.nn.utils.clip_grad_norm_ has it: a norm of zero divides nothing.
+# As in torch.nn.utils.clip_grad_norm_, against a division by zero.
 _CLIP_EPS = 1e-6
 _live: weakref.WeakSet[ReleasedGradients] = weakref.WeakSet()
 
@@ -33,51 +33,51 @@ def release_gradients(
 ) -> ReleasedGradients:
     r"""Step every parameter within ``backward()``, and free its gradient at once.
 
-    The gradients of a whole model never exist together: at most a few do. The training loop stays as it is:
-    ``step()`` finds the work done, steps what backward did not reach, and *ends the step*, so it must be
-    called. Every parameter takes the step that ``optimizer.step()`` would have given it, once: a second
-    gradient before ``step()`` is an error. What is stepped alone is not stacked with others, so that matrix
-    rules agree to rounding; the other rules agree bit for bit.
+    At most a few gradients exist at a time, never those of the whole model. The training loop stays as it is:
+    ``step()`` steps the parameters that backward did not reach and *ends the step*, so it must be called.
+    Every parameter takes the same step as in ``optimizer.step()``, once: a second gradient before ``step()``
+    is an error. Results are bitwise equal, but matrix rules, whose matrices are not stacked here, agree only
+    to rounding.
 
-    What is different, since the first parameters have moved when the last gradients are computed:
+    Some things differ, because the first parameters move before the last gradients are computed:
 
-    - ``nonfinite="skip"`` passes over the *parameter* whose gradient is not finite; ``skipped_steps``
-      counts the steps in which there was one. ``nonfinite="raise"`` is refused, and so are rules whose step
-      relates a group's tensors to one another (SGDSaI with ``normalize="max"``, PSGD with ``literal=True``).
-    - Clipping after backward finds no gradients. ``clip_value`` is exact: gradient elements are clamped
-      to ±``clip_value``. ``clip_norm`` scales by the norm of all gradients *of the last step*,
+    - ``nonfinite="skip"`` skips only *parameters* whose gradients are not finite; ``skipped_steps`` counts
+      the steps with such a parameter. ``nonfinite="raise"`` is refused, and so are rules whose step depends
+      on all tensors of a group (SGDSaI with ``normalize="max"``, PSGD with ``literal=True``).
+    - Clipping after backward has no effect. ``clip_value`` is exact: gradient elements are clamped to
+      ±``clip_value``. ``clip_norm`` scales by the norm of all gradients *of the last step*,
 
       .. math:: g \leftarrow g \cdot \min\bigl(1, c / (N_{t-1} + 10^{-6})\bigr)
 
-      and in the first step by the norm of each parameter's own. N is measured before clipping, over
-      what was stepped; a step whose N is not finite leaves it as it was. The param groups, and so
-      checkpoints, have it as ``last_grad_norm``.
-    - The learning rate is the one during backward; what a pre-hook of ``step()`` does comes too late.
-    - ``GradScaler`` is refused in its ``step()``.
-    - An error in backward leaves every parameter either stepped or as it was. To go on,
-      ``zero_grad()`` and ``step()`` end the step that failed.
+      and in the first step by the norm of each parameter's own gradient. N is measured before clipping,
+      over all stepped parameters; a step with a non-finite N does not update it. Param groups, and so
+      checkpoints, store it as ``last_grad_norm``.
+    - Backward uses the learning rate of that moment; a pre-hook of ``step()`` runs too late to change it.
+    - ``GradScaler.step()`` raises an error.
+    - After an error in backward, every parameter is either stepped or unchanged. To continue, end the failed
+      step with ``zero_grad()`` and ``step()``.
 
     To accumulate gradients, in the memory of an ordinary step, run all backward passes but the last within
-    :meth:`ReleasedGradients.accumulate`. Parameters that are added or thawed later are stepped by ``step()``
-    the first time and within backward from then on. ``compile`` means the same for each parameter alone: by
-    default only those of 2²² elements or more are stepped in compiled code.
+    :meth:`ReleasedGradients.accumulate`. ``step()`` steps parameters that were added or unfrozen later the
+    first time, and backward from then on. ``compile`` applies to each parameter separately: by default only
+    those of 2²² elements or more are stepped in compiled code.
 
-    State: the optimizer's, as ever; with ``clip_norm`` one number more for the whole optimizer.
+    State: the optimizer's; with ``clip_norm``, one more number for the whole optimizer.
 
     Args:
-        model: the module whose backward passes step; it must hold all of the optimizer's parameters.
+        model: a module that holds all of the optimizer's parameters.
         optimizer: an optimizer of this library. Copies, pickles and state dicts of it are ordinary ones.
-        clip_value: largest magnitude of a gradient's element, > 0. Of complex ones, of each part.
-        clip_norm: c > 0, as above. One of the two at most.
+        clip_value: largest magnitude > 0 of a gradient's element, or of each part of a complex one.
+        clip_norm: c > 0, as above; cannot be combined with ``clip_value``.
 
     Returns:
-        A handle, also a context manager: :meth:`~ReleasedGradients.remove` makes all ordinary again.
+        A handle, also a context manager; :meth:`~ReleasedGradients.remove` restores ordinary steps.
 
     Raises:
-        TypeError: ``model`` is no module, ``optimizer`` none of this library.
-        ValueError: a clip that is no number > 0; a parameter that is released already, or not the model's; a
-            rule or an option as above; a model within DistributedDataParallel or FullyShardedDataParallel.
-            In a step's first gradient, before anything has moved: what ``step()`` raises it for.
+        TypeError: ``model`` is not a module, or ``optimizer`` is not of this library.
+        ValueError: a clip that is not a number > 0; a parameter that is released already, or not the model's;
+            a rule or an option refused above; a model within DistributedDataParallel or
+            FullyShardedDataParallel. On a step's first gradient, before anything moves: as in ``step()``.
         RuntimeError: in backward: a second gradient in one step; several processes, whose gradients
             would have to be averaged first.
 
@@ -101,7 +101,7 @@ def release_gradients(
 
 
 class ReleasedGradients:
-    """The handle of :func:`release_gradients`, which says what its arguments are and what it raises."""
+    """The handle returned by :func:`release_gradients`, which documents the arguments and errors."""
 
     def __init__(
         self,
@@ -130,20 +130,20 @@ class ReleasedGradients:
         self._clip_value, self._clip_norm = clip_value, clip_norm
         self._accumulating = False
         self._hooks: dict[int, tuple[Tensor, RemovableHandle]] = {}
-        # Group, index in it, and ordinal among all parameters, as they were when the step began.
+        # Group, index in it, and ordinal among all parameters at the start of the step.
         self._places: dict[int, tuple[int, int, int]] = {}
         self._stepped: set[int] = set()
-        # A device's threads run the hooks of its parameters: only what is atomic may be done to these.
+        # Threads, one per device, run the hooks: use only atomic operations on these lists.
         self._squares: list[Tensor] = []
         self._taken: list[bool | Tensor] = []
         self._before_step_handle = optimizer.register_step_pre_hook(self._before_step)
-        # GradScaler then calls step() itself, which can say what is wrong; see _before_step.
+        # Makes GradScaler call step() itself, so that _before_step can raise a clear error.
         optimizer.__dict__["_step_supports_amp_scaling"] = True
         self._attach()
         _live.add(self)
 
     def remove(self) -> None:
-        """Make backward and ``step()`` ordinary again. Gradients that are still there stay."""
+        """Restore ordinary backward and ``step()``; gradients that exist now stay."""
         if self not in _live:
             return
         for _, handle in self._hooks.values():
@@ -155,7 +155,7 @@ class ReleasedGradients:
 
     @contextlib.contextmanager
     def accumulate(self) -> Iterator[None]:
-        """Within it backward adds up gradients, as ever, and steps nothing.
+        """Let backward accumulate gradients within this context, without a step.
 
         >>> from steepest import SGD
         >>> model = nn.Linear(1, 1, bias=False)
@@ -199,16 +199,16 @@ class ReleasedGradients:
             self._step(param)
 
     def _step(self, param: Tensor) -> None:
-        """The step of one parameter that has its whole gradient."""
+        """Step one parameter whose gradient is complete."""
         if not self._stepped:
             self._begin_step()
         place = self._places.get(id(param))
         if place is None:
-            return  # taken out of the optimizer: its gradient is somebody else's
+            return  # removed from the optimizer, which must leave its gradient alone
         optimizer = self._optimizer
         batch = optimizer._collector.one(optimizer.param_groups, *place, optimizer.state)
         (member,) = batch.members
-        # Not in place: other gradients, of which backward still needs some, may lie in the same memory.
+        # Not in place: the gradient may share memory with others that backward still needs.
         if self._clip_value is not None:
             member.grad = member.grad.clamp(-self._clip_value, self._clip_value)
         elif self._clip_norm is not None:
@@ -218,7 +218,7 @@ class ReleasedGradients:
         param.grad = None
 
     def _begin_step(self) -> None:
-        """Refuse what cannot be stepped before anything moves, and find the parameters' places."""
+        """Check, before anything moves, that backward can step, and find the parameters' places."""
         groups = self._optimizer.param_groups
         _refuse_capture()
         distributed = torch.distributed
@@ -244,11 +244,11 @@ class ReleasedGradients:
         self._squares.append(own.square())
         norm = torch.as_tensor(self._last_norm(), dtype=wide, device=grad.device)
         factor = (limit / (torch.where(norm.isnan(), own, norm) + _CLIP_EPS)).clamp(max=1)
-        # Without dimensions it would take the factor's dtype.
+        # The product of a 0-dim gradient has the factor's dtype.
         return (grad * factor).to(grad.dtype)
 
     def _last_norm(self) -> float | Tensor:
-        """NaN where there is none yet."""
+        """Return the norm of the last step's gradients, or NaN if there is none yet."""
         norm: float | Tensor = self._optimizer.param_groups[0].get("last_grad_norm", math.nan)
         return norm
 
@@ -285,14 +285,14 @@ class ReleasedGradients:
 
     @torch.no_grad()
     def _end_step(self) -> None:
-        """Step what backward did not, and settle what is counted and measured over the whole step."""
+        """Step what backward did not reach, and update the counts and norms of the whole step."""
         left = [param for param in self._params().values() if param.grad is not None]
         for param in left:
             self._refuse_second(param)
         for param in left:
             self._step(param)
         self._stepped.clear()
-        # step() counts it, together with what it finds itself.
+        # step() counts it together with its own result.
         taken: bool | Tensor = True
         while self._taken:
             taken = both(taken, self._taken.pop())
@@ -307,14 +307,14 @@ class ReleasedGradients:
         self._attach()
 
     def _params(self) -> dict[int, Any]:
-        """Those that are stepped in backward. What moves a target is not: a layer may vote several times."""
+        """Return the parameters to step in backward: none with targets, since a layer may vote repeatedly."""
         groups = [group for group in self._optimizer.param_groups if not find_rule(group["rule"]).moves]
         return {id(param): param for group in groups for param in group["params"]}
 
     def _attach(self) -> None:
-        """Hook the parameters that need gradients and have no hook: all, and later the new ones."""
-        # The garbage collector does not look into a tensor's hooks: one that held the handle, and so the
-        # parameters, would keep them for ever. The optimizer's own hook keeps the handle.
+        """Hook the parameters that require gradients and have no hook yet."""
+        # The garbage collector does not look into a tensor's hooks: a strong reference to the handle would
+        # keep the parameters alive forever. The optimizer's own hook keeps the handle alive.
         living = weakref.ref(self)
 
         def hook(param: Tensor) -> None:
@@ -330,24 +330,24 @@ class ReleasedGradients:
 
 
 def _unsupported(groups: Sequence[Group]) -> str | None:
-    """Why some group's parameters cannot be stepped one after the other; None if all can."""
+    """Return why a group's parameters cannot be stepped one at a time; None if all can."""
     for index, group in enumerate(groups):
         if group["nonfinite"] == "raise":
             return (
-                f"group {index}: nonfinite='raise' promises that nothing was changed, which a step within "
-                "backward cannot hold; 'skip' passes over single parameters"
+                f"group {index}: nonfinite='raise' guarantees that nothing has changed, which a step within "
+                "backward cannot do; 'skip' skips single parameters"
             )
         if why := find_rule(group["rule"]).relates(group):
             return (
-                f"group {index}: with {why} a step of {group['rule']!r} relates a group's tensors to one "
-                "another, so that none can be stepped before the last gradient is there"
+                f"group {index}: with {why} a step of {group['rule']!r} depends on all tensors of a group, "
+                "so none can be stepped before the last gradient is ready"
             )
     return None
 
 
 def _refuse_wrapped(model: nn.Module) -> None:
     kinds: list[type] = [nn.parallel.DistributedDataParallel]
-    # It can exist only where it is imported, and the import takes a second.
+    # Importing this takes a second; an FSDP module can exist only where it is imported.
     if (fsdp := sys.modules.get("torch.distributed.fsdp")) is not None:
         kinds.append(fsdp.FullyShardedDataParallel)
     for name, module in model.named_modules():

@@ -1,4 +1,4 @@
-"""Param groups: fill in the options they leave out, and refuse what they may not hold."""
+"""Param groups: fill in missing options, and check options, parameters and views."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def filled(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, A
     rule = group.get("rule", defaults["rule"])
     found = find_rule(rule)
     known = found.defaults()
-    # The decay method is a default of the rule, every other common option one of the whole optimizer.
+    # The rule sets the default decay method; the optimizer sets all other common options.
     shared = known if rule == defaults["rule"] else COMMON_OPTIONS.keys() - {"weight_decay_method"}
     own = {name: defaults[name] for name in shared if name in defaults}
     return {**known, **own, **found.conventions, "skipped_steps": 0, **group, "rule": rule}
@@ -39,14 +39,14 @@ def filled(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, A
 def checked(
     owner: str, group: Mapping[str, Any], others: Sequence[Group], defaults: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the user's new group with every option filled in; raise ``ValueError`` for what is wrong."""
+    """Return the user's new group with every option filled in, or raise ``ValueError``."""
     full, index = filled(group, defaults), len(others)
     rule = find_rule(full["rule"])
     rule.check(f"{owner}, group {index}", full)
     full |= {name: plain(full[name]) for name in rule.defaults()}
     full.setdefault("base_lr", float(full["lr"]))
     params = full["params"]
-    # A generator can be read once only.
+    # A generator can be read only once.
     full["params"] = params = [params] if isinstance(params, Tensor) else list(params)
     named = [each if isinstance(each, tuple) else (None, each) for each in params]
     _check_params(named, index, full)
@@ -60,7 +60,7 @@ def checked(
 
 
 def check_views(views: Mapping[str, Any], groups: Sequence[Group]) -> None:
-    """Refuse views that none of these groups applies."""
+    """Raise ``ValueError`` for views that none of these groups applies."""
     for name in views:
         holder = next((group for group in groups if name in group.get("param_names", ())), None)
         if holder is None:
@@ -81,7 +81,7 @@ def check_views(views: Mapping[str, Any], groups: Sequence[Group]) -> None:
 
 
 def _check_params(named: list[Any], group_index: int, group: Group) -> None:
-    """Refuse parameters that the rule, or any rule, cannot serve; torch itself refuses non-tensors."""
+    """Refuse parameters that this rule, or every rule, cannot step; torch itself refuses non-tensors."""
     for index, (name, param) in enumerate(named):
         if not isinstance(param, Tensor):
             continue
@@ -97,7 +97,7 @@ def _check_params(named: list[Any], group_index: int, group: Group) -> None:
         if any(stride == 0 and size > 1 for stride, size in sizes):
             raise ValueError(f"{who} is expanded: several of its elements are one number in memory")
         if param.is_conj():
-            raise ValueError(f"{who} is a conjugate view, not to be stepped in place: resolve_conj() it")
+            raise ValueError(f"{who} is a conjugate view: pass the result of its resolve_conj()")
         find_rule(group["rule"]).check_param(who, name, param, group)
 
 
@@ -109,7 +109,7 @@ def _check_overlaps(groups: Sequence[Group]) -> None:
             if type(param) not in PLAIN or param.is_meta or param.numel() == 0:
                 continue
             if not param.is_contiguous():
-                # Only a tensor without gaps covers all that lies between its ends.
+                # Only a tensor without gaps covers all the memory between its ends.
                 ends = zip(param.shape, param.stride(), strict=True)
                 if sum((size - 1) * stride for size, stride in ends) + 1 != param.numel():
                     continue
@@ -129,14 +129,14 @@ def _name(group: Group, param: Tensor) -> str:
 
 
 def count_skipped(groups: Iterable[dict[str, Any]], taken: bool | Tensor) -> None:
-    """Count a step in which a gradient was not finite, where ``taken`` says that it was not taken."""
+    """Add 1 to the groups' ``skipped_steps`` if ``taken`` is false; on the device if it is a tensor."""
     count = (~taken).to(torch.int64) if isinstance(taken, Tensor) else 1
     held = any(group["capturable"] for group in groups)
     for group in groups:
         before = group["skipped_steps"]
         if held and isinstance(before, Tensor) and isinstance(count, Tensor):
-            # In the same memory, to which a graph that was captured adds in every replay. A checkpoint may
-            # have brought it to the host.
+            # In place, because every replay of a captured graph adds to this memory. Loading a checkpoint may
+            # have moved it to the host.
             group["skipped_steps"] = before.to(count.device).add_(count)
         else:
             group["skipped_steps"] = before + count

@@ -13,7 +13,7 @@ __all__ = ["create", "list_optimizers", "optimizer_class"]
 
 
 def optimizer_class(name: str) -> type[Optimizer]:
-    """The class of the optimizer called ``name``, or of that name; case, dashes and underscores are alike.
+    """Return an optimizer class by its or its rule's name, ignoring case, dashes and underscores.
 
     >>> optimizer_class("lion").__name__, optimizer_class("SGD-SaI").__name__
     ('Lion', 'SGDSaI')
@@ -36,12 +36,11 @@ def optimizer_class(name: str) -> type[Optimizer]:
 
 
 def _bare(name: str) -> str:
-    """The name as it is compared: without case, dashes and underscores."""
     return str(name).replace("-", "").replace("_", "").casefold()
 
 
 def list_optimizers() -> list[str]:
-    """The names :func:`create` takes, sorted.
+    """Return the names that :func:`create` takes, sorted.
 
     >>> "lion" in list_optimizers()
     True

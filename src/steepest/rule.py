@@ -1,7 +1,7 @@
-"""What an optimizer is: a rule, a pure function of tensors that knows no loop, device or learning rate.
+"""Rules: the equations of optimizers, as pure functions of tensors without loops, devices or learning rates.
 
-A rule says which phases it has, by overriding their methods: ``measure``, ``update``, ``transform`` and
-``retract``, or ``move``. The engine asks which phases there are, and never which rule it runs.
+A rule has the phases whose methods it overrides: ``measure``, ``update``, ``transform`` and ``retract``, or
+``move``. The engine depends only on a rule's phases, never on which rule it runs.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ Noise = Callable[[int], Tensor]
 # DeepSpeed ZeRO 3 and FSDP1 mark flattened or partitioned parameters with these attributes.
 _FLAT = ("ds_id", "ds_tensor", "_is_flat_param", "_fsdp_flattened")
 
-# What every rule with ``transform`` takes, since the engine cuts and stacks its matrices.
+# Options of every rule with ``transform``, because the engine cuts and stacks its matrices.
 _MATRIX_HYPER = {"views": fused_parameters(), "bucket_bytes": integer(low=1)}
 MATRIX_DEFAULTS = {"views": None, "bucket_bytes": 1 << 28}
 
@@ -57,7 +57,7 @@ class MatrixOptions(CommonOptions, total=False):
     """Keyword-only options of every optimizer whose rule has a ``transform`` phase.
 
     - ``views``: parameter names -> blocks (:mod:`steepest.views`) of fused parameters.
-    - ``bucket_bytes``: bound on the working memory of matrices that are computed together, in bytes.
+    - ``bucket_bytes``: bound, in bytes, on the working memory of matrices that are computed together.
     """
 
     views: Mapping[str, View] | None
@@ -66,14 +66,14 @@ class MatrixOptions(CommonOptions, total=False):
 
 @dataclass(frozen=True)
 class StateSpec:
-    """One state entry as data: bytes can be counted, and formats chosen, without running the rule.
+    """A state entry as data, to count its bytes or choose its format without running the rule.
 
     Attributes:
-        per: what has one: every ``"element"`` (the entry is laid out as the parameter), the ``"tensor"`` (a
-            0-dim number on the CPU), or every ``"matrix"`` that the rule sees.
-        dtype: None is, per element, ``state_dtype`` or else the parameter's dtype; otherwise the parameter's
-            dtype, or float32 if that is wider.
-        shape: of a matrix's entry.
+        per: one entry for every ``"element"`` (in the parameter's layout), for the ``"tensor"`` (a 0-dim
+            number on the CPU), or for every ``"matrix"`` that the rule sees.
+        dtype: None means, per element, ``state_dtype`` or else the parameter's dtype; otherwise the
+            parameter's dtype, or float32 if that is wider.
+        shape: the shape of an entry per matrix.
         fill: the initial value; ``"identity"`` starts a square matrix as I.
     """
 
@@ -83,7 +83,7 @@ class StateSpec:
     fill: float | Literal["identity"] = 0.0
 
     def make(self, param: Tensor, state_dtype: torch.dtype | None = None) -> Tensor:
-        """The entry before a parameter's first step, for a parameter or a block of one (of any device)."""
+        """Return the entry before the first step, for a parameter or a block of one, on any device."""
         if self.per == "element":
             dtype = self.dtype or state_dtype or param.dtype
             return torch.zeros_like(param, dtype=dtype, requires_grad=False)
@@ -96,7 +96,7 @@ class StateSpec:
 
 
 class Moments(NamedTuple):
-    """Sums over all elements of a logical tensor; the sums of its shards add up to them."""
+    """Sums over all elements of a whole tensor; for a sharded tensor, the shards' sums add up to them."""
 
     numel: int
     total: Tensor
@@ -113,21 +113,21 @@ class Rule(ABC):
         name: the name in the registry and in every param group that the rule serves.
         hyper: the rule's hyperparameters, ``lr`` and ``weight_decay`` among them, with their ranges. Those of
             :class:`MatrixOptions` come with the ``transform`` phase.
-        own_defaults: their defaults, which the optimizer's class statement reads off its constructor.
+        own_defaults: their defaults, read from the constructor of the optimizer's class.
         weight_decay_method: the default of the common option.
         counts_steps: whether the equation needs the number of steps that a parameter has taken.
-        conventions: what the state means where libraries differ, by name. Every group, and so every
-            checkpoint, says it; a group that says otherwise is refused.
-        hidden_only: whether it is for the matrices of hidden layers alone; :func:`steepest.build` asks.
-        optional_state: state that only some options ask for and that no method's signature names: a
-            checkpoint may hold it after such an option was switched off.
+        conventions: the meaning of the state where libraries differ, by name. Every group, and so every
+            checkpoint, records it; a group with another value is refused.
+        hidden_only: whether :func:`steepest.build` gives the rule only matrices of hidden layers.
+        optional_state: state that only some options need and that no method's signature names; a
+            checkpoint may hold it even after such an option was switched off.
         vectors: whether a rule with ``transform`` takes parameters of fewer than two dimensions.
         temporaries: how many tensors of a chunk's size ``update`` and the step along u hold at once.
         working_copies: how many times the bytes of a matrix and its entries, in the compute dtype, are in use
             at once in ``transform``.
-        takes, transform_takes: the names that ``update`` and ``transform`` ask for in their signatures.
+        takes, transform_takes: the arguments that the signatures of ``update`` and ``transform`` name.
         measures, transforms, retracts, moves: whether the rule has these phases.
-        has_scalars: whether :meth:`scalars` gives any numbers.
+        has_scalars: whether the rule overrides :meth:`scalars`.
     """
 
     name: ClassVar[str]
@@ -150,7 +150,7 @@ class Rule(ABC):
     has_scalars: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Read off the methods which phases the rule has and what they want to be given."""
+        """Derive the rule's phases and their arguments from its methods."""
         super().__init_subclass__(**kwargs)
         cls.measures = cls.measure is not Rule.measure
         cls.transforms = cls.transform is not Rule.transform
@@ -164,17 +164,17 @@ class Rule(ABC):
 
     @property
     def scope(self) -> Literal["element", "tensor", "matrix"]:
-        """The least part of a parameter that the rule must see at once; it follows from the phases."""
+        """The smallest part of a parameter that the rule must see at once, derived from its phases."""
         return "matrix" if self.transforms else "tensor" if self.measures else "element"
 
     # -- options
 
     def defaults(self) -> dict[str, Any]:
-        """Default of every hyperparameter and common option of a group that this rule serves."""
+        """Return the default of every hyperparameter and common option of a group of this rule."""
         return {**self.own_defaults, **COMMON_DEFAULTS, "weight_decay_method": self.weight_decay_method}
 
     def check(self, owner: str, group: Group) -> None:
-        """Raise ``ValueError`` for values that are missing, out of range, or exclude each other."""
+        """Raise ``ValueError`` for values that are missing, out of range, or mutually exclusive."""
         options = {**self.hyper, **COMMON_OPTIONS}
         if missing := [name for name in options if name not in group]:
             raise ValueError(
@@ -220,63 +220,63 @@ class Rule(ABC):
             check_view(who, view, param.shape)
 
     def relates(self, group: Group) -> str | None:
-        """The option by which a tensor's step depends on the others of its group; None where none does."""
+        """Return the option that makes a step depend on all tensors of the group; None if there is none."""
         return None
 
     def host_sync(self, group: Group) -> str | None:
-        """The option that makes the host wait for the device, so that no CUDA graph can hold the step."""
+        """Return what makes the host wait for the device, which no CUDA graph can capture; or None."""
         return None
 
     def decays_itself(self, group: Group) -> bool:
-        """Whether ``update`` applies the weight decay, so that the engine must not."""
+        """Return whether ``update`` applies the weight decay, so that the engine must not."""
         return False
 
     def moves_like_adamw(self, group: Group) -> bool:
-        """Whether an update has AdamW's rms, so that AdamW's learning rate and weight decay carry over."""
+        """Return whether updates have AdamW's rms, so that its learning rate and weight decay carry over."""
         return False
 
     # -- state
 
     def state_specs(self, group: Group) -> dict[str, StateSpec]:
-        """The entries per element and per tensor, with the group's present options."""
+        """Return the entries per element and per tensor, under the group's current options."""
         return {}
 
     def matrix_specs(self, shape: tuple[int, ...], dtype: torch.dtype, group: Group) -> dict[str, StateSpec]:
-        """The entries of one matrix of ``shape``, of a parameter of ``dtype``."""
+        """Return the entries of one matrix of ``shape``, from a parameter of ``dtype``."""
         return {}
 
     def target_specs(self, target: Any, group: Group) -> dict[str, StateSpec]:
-        """The entries of what a parameter stands for, with their shapes."""
+        """Return the entries of a parameter's target, with their shapes."""
         return {}
 
     def matrix_shape(self, shape: torch.Size, group: Group) -> tuple[int, ...]:
-        """The shape [..., m, n] as which ``transform`` sees a parameter, or a block of a fused one."""
+        """Return the shape [..., m, n] in which ``transform`` sees a parameter, or a block of a fused one."""
         return tuple(shape)
 
     # -- the step
 
     def scalars(self, step: Scalar, **hyper: Any) -> dict[str, Scalar]:
-        """What the equation needs of the step count (from 1), in float64: bias corrections and kin.
+        """Return the numbers that depend on the step count (from 1), in float64, such as bias corrections.
 
-        ``step`` is a float, or where only a device knows them a tensor [n] of n parameters' counts: compute
-        everything element by element, without ``if``, ``min`` and ``max``.
+        ``step`` is a float, or a tensor [n] of n parameters' counts if these are on a device: compute
+        elementwise, without ``if``, ``min`` and ``max``.
         """
         return {}
 
     def needs_measure(self, group: Group) -> bool:
-        """Whether the ``measure`` phase has anything to do with the group's present options."""
+        """Return whether the ``measure`` phase has anything to do under the group's current options."""
         return True
 
     def reads_back(self, state: Mapping[str, Tensor], group: Group) -> bool:
-        """Whether :meth:`measure` reads a device's numbers on the host; at first ``state`` is empty."""
+        """Return whether :meth:`measure` reads a device's numbers on the host; ``state`` starts empty."""
         return False
 
     def measure(
         self, moments: Callable[[], Moments], state: Mapping[str, Tensor], group: Group
     ) -> tuple[dict[str, Scalar], dict[str, Scalar]]:
-        """(scalars for ``update`` and ``transform``, new per-tensor state) of one tensor in this step.
+        """Return one tensor's (scalars for ``update`` and ``transform``, new per-tensor state) in this step.
 
-        ``moments`` reads the whole gradient: call it once, only where it is needed.
+        ``moments`` reads the whole gradient: call it at most once, and only if it is needed.
         """
         raise NotImplementedError
 
@@ -291,30 +291,30 @@ class Rule(ABC):
 
     @abstractmethod
     def update(self, grad: Tensor, param: Tensor, *args: Any, **given: Any) -> tuple[Any, dict[str, Tensor]]:
-        """(u, new state): the direction that the engine multiplies by lr and subtracts, and the new entries.
+        """Return (u, new state): the direction that the engine scales by lr and subtracts, and new entries.
 
-        With a ``transform`` phase u is its input: a tensor, or as many as :meth:`transform_inputs` says.
+        With a ``transform`` phase, u is its input: a tensor, or :meth:`transform_inputs` of them.
 
-        A subclass names in its signature what it takes: state entries (cast to the compute dtype; of a
-        ``transform`` rule also entries of a matrix that hold one number), hyperparameters (all but lr and
-        weight decay, if it ends in ``**options``), entries of :meth:`scalars` and :meth:`measure`, and
-        ``noise``, a function from a stream number to uniform [0, 1) noise of grad's shape. Scalars are
-        floats, or 0-dim tensors when compiled. Only elementwise torch operations, and none that fuse a
-        product and a sum (:mod:`steepest.arithmetic`). ``update`` may overwrite entries per element, and
-        returning an overwritten one saves a copy; it must change neither ``grad`` nor ``param``.
+        The signature of a subclass names the arguments that it needs: state entries (cast to the compute
+        dtype; with ``transform`` also matrix entries that hold one number), hyperparameters (``**options``
+        takes all but lr and weight decay), entries of :meth:`scalars` and :meth:`measure`, and ``noise``, a
+        function from a stream number to uniform [0, 1) noise of grad's shape. Scalars are floats, or 0-dim
+        tensors when compiled. Use only elementwise torch operations, and none that fuse a product and a sum
+        (:mod:`steepest.arithmetic`). ``update`` may overwrite entries per element, and returning an
+        overwritten one saves a copy; it must change neither ``grad`` nor ``param``.
         """
 
     def transform_inputs(self, group: Group) -> int:
-        """How many tensors ``update`` hands to ``transform``."""
+        """Return how many tensors ``update`` passes to ``transform``."""
         return 1
 
     def transform(self, u: Tensor, *args: Any, **given: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """(direction, new matrix entries) of stacked matrices u [batch, ..., m, n], which it may overwrite.
+        """Return (direction, new matrix entries) of stacked matrices u [batch, ..., m, n]; may overwrite u.
 
-        Named arguments as for ``update``: entries of the matrix, stacked, in the dtype they are kept in;
-        ``key`` and ``index`` for noise (two words [batch, 1, ...], and a function that gives the elements'
-        places in their parameters); ``param``, the parameters, stacked; ``grad_dtype``; ``orthogonalize``,
-        the optimizer's own matrix function or None. Scalars that follow from a device's step count come as
+        The signature names the arguments, as for ``update``: stacked matrix entries, in the state's dtype;
+        ``key`` and ``index`` for noise (two words [batch, 1, ...], and a function that returns the elements'
+        places in their parameters); ``param``, the stacked parameters; ``grad_dtype``; ``orthogonalize``,
+        the optimizer's own matrix function or None. Scalars derived from a step count on a device are
         tensors, 0-dim for one matrix, [batch] for a stack.
         """
         raise NotImplementedError
@@ -322,41 +322,41 @@ class Rule(ABC):
     def retract(self, param: Tensor, before: Tensor, state: Mapping[str, Tensor]) -> Tensor:
         """Bring stepped matrices back onto the set that they were on ``before`` the step.
 
-        ``state`` are the new entries that ``transform`` returned.
+        ``state`` holds the new entries that ``transform`` returned.
         """
         raise NotImplementedError
 
     def move(self, target: Any, state: MutableMapping[str, Any], group: Group) -> None:
-        """Move what a parameter stands for, its *target*, and count its steps, in place.
+        """Move a parameter's *target*, the object that it stands for, and count its steps, in place.
 
-        A rule with this phase has no other; the parameter stands for something that is none.
+        A rule with this phase has no others.
         """
         raise NotImplementedError
 
 
 class Targets(Protocol):
-    """What parameters stand for whose rule has the phase ``move``; an optimizer keeps one such object."""
+    """The targets of parameters whose rule has the phase ``move``; an optimizer keeps one such object."""
 
     def find(self, param: Tensor) -> Any:
-        """What a parameter stands for; None if it is an ordinary one."""
+        """Return a parameter's target, or None."""
 
     def waits(self) -> bool:
-        """Whether a target takes part in the step even if its parameter has no gradient."""
+        """Return whether a target takes part in the step even if its parameter has no gradient."""
 
     def agree(self, groups: Sequence[Group], states: States, check: Callable[[], bool | Tensor]) -> bool:
-        """Whether all processes take the step; ``check`` says it for this one. Nothing has changed yet."""
+        """Return whether all processes take the step, before any change; ``check`` decides for this one."""
 
     def bind(self, groups: Sequence[Group], states: States) -> None:
-        """Go on with these groups and states, which may be others than before: loaded or copied ones."""
+        """Use these groups and states from now on; they may have been loaded or copied."""
 
     def drop(self) -> None:
-        """Forget what backward has left for the step."""
+        """Discard what backward has stored for the step."""
 
     def check_load(self, groups: Sequence[Group], loaded: Mapping[str, Any]) -> dict[str, Any]:
-        """A state dict in present words; raise ``ValueError`` or ``RuntimeError`` if it cannot be loaded."""
+        """Return a state dict in today's format, or raise ``ValueError`` or ``RuntimeError``."""
 
     def describe(self, param: Tensor, group: Group) -> dict[str, Any]:
-        """The fields in which a target's row of the explanation differs from its parameter's."""
+        """Return the fields of the explanation's row in which a target differs from its parameter."""
 
 
 def _wanted(cls: type[Rule], function: Callable[..., Any]) -> frozenset[str]:
@@ -369,12 +369,12 @@ _RULES: dict[str, Rule] = {}
 
 
 def register_rule(rule: Rule) -> None:
-    """Make a rule known by its name, in place of an earlier one."""
+    """Register a rule under its name, replacing any earlier one."""
     _RULES[rule.name] = rule
 
 
 def find_rule(name: str) -> Rule:
-    """Return the rule called ``name``; a ``ValueError`` offers the closest one."""
+    """Return the rule called ``name``, or raise ``ValueError`` with the closest name."""
     if (rule := _RULES.get(name)) is None:
         raise ValueError(
             f"unknown rule {name!r}{near_miss(name, _RULES)}; known: {', '.join(sorted(_RULES))}"

@@ -1,4 +1,4 @@
-"""State dicts: check them, translate other optimizers' ones, and restore state with the dtypes it had."""
+"""State dicts: check them, translate those of other optimizers, and restore state in its saved dtypes."""
 
 from __future__ import annotations
 
@@ -25,10 +25,9 @@ Saved = tuple[Tensor, Group, dict[str, Any]]
 def loading(
     optimizer: torch.optim.Optimizer, extra_state: Collection[str], targets: Targets | None
 ) -> Iterator[None]:
-    """Have torch's ``load_state_dict`` load the param groups alone, and restore the state after it.
+    """Let torch's ``load_state_dict`` load only the param groups, and restore the state afterwards.
 
-    torch would cast the state to the parameters' dtypes, and bring all of it to their device, which may have
-    no room for it.
+    torch would cast the state to the parameters' dtypes, and move it to their device, which may have no room.
     """
     found: list[Saved] = []
 
@@ -42,8 +41,7 @@ def loading(
         for param, group, state in found:
             optimizer.state[param] = _restored(param, group, state)
 
-    # The user's own pre-hooks may replace the dict, so it is looked at after them; their post-hooks must find
-    # the state.
+    # Run after the user's pre-hooks, which may replace the dict, and before post-hooks, which need the state.
     before = optimizer.register_load_state_dict_pre_hook(check)
     after = optimizer.register_load_state_dict_post_hook(restore, prepend=True)
     try:
@@ -59,9 +57,9 @@ def loading(
 def _loadable(
     groups: Sequence[Group], loaded: Mapping[str, Any], extra_state: Collection[str], targets: Targets | None
 ) -> tuple[dict[str, Any], list[Saved]]:
-    """Return the state dict for torch, in this library's words, and each parameter that has state in it."""
+    """Return the state dict for torch, in this library's format, and each parameter that has state in it."""
     if len(loaded["param_groups"]) != len(groups):
-        return dict(loaded), []  # torch has the error for it
+        return dict(loaded), []  # torch raises the error
     others = dict(loaded["state"])
     translated: list[dict[str, Any]] = []
     found: list[Saved] = []
@@ -99,12 +97,12 @@ def _loadable(
 
 
 def _entries(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A parameter's saved state, without distributed checkpoints' empty dicts and torch.optim.SGD's None."""
+    """Return saved state without the empty dicts of distributed checkpoints and torch.optim.SGD's None."""
     return {k: v for k, v in state.items() if not (v is None or (isinstance(v, dict) and not v))}
 
 
 def _check_own(index: int, ours: Group, theirs: Group) -> None:
-    """Refuse a group of this library that another rule, or other views, were saved with."""
+    """Refuse a group of this library that was saved with another rule or other views."""
     if "rule" not in theirs:
         return
     saved, rule = f"group {index} of the state dict was saved with", theirs["rule"]
@@ -118,9 +116,9 @@ def _check_own(index: int, ours: Group, theirs: Group) -> None:
 def _foreign_group(
     index: int, ours: Group, theirs: Group, states: Sequence[Mapping[str, Any]]
 ) -> tuple[dict[str, Any], Source | None]:
-    """Return another optimizer's group in this library's words, and the source that translates its state.
+    """Return another optimizer's group in this library's format, and the source that translates its state.
 
-    Without one, the group must have the same hyper-parameters by the same names.
+    Without a source, the group must have the same hyper-parameters under the same names.
     """
     whose = f"group {index} of the state dict is another optimizer's"
     source, rule = recognize(theirs, states, ours), find_rule(ours["rule"])
@@ -129,7 +127,7 @@ def _foreign_group(
     if source is not None and source.rules:
         if rule.name not in source.rules.split():
             raise ValueError(
-                f"{whose}, whose state does not mean what that of {rule.name!r} does; it can go on with "
+                f"{whose}, whose state {rule.name!r} cannot use; it can be loaded for "
                 f"{' or '.join(map(repr, sorted(source.rules.split())))}"
             )
         try:
@@ -139,7 +137,7 @@ def _foreign_group(
     for name, value in rule.conventions.items():
         if name not in theirs:
             raise ValueError(
-                f"{whose} and does not say its {name}, which is {value!r} here: an average, where "
+                f"{whose} and does not record its {name}, which is {value!r} here: an average, where "
                 "torch.optim.SGD's is a sum, in which a gradient weighs 1/(1 − momentum) times as much"
             )
     if strange := sorted(set(theirs) - ours.keys() - TORCH_KEYS):
@@ -158,9 +156,9 @@ def _check_state(
     extra_state: Collection[str],
     is_foreign: bool,
 ) -> None:
-    """Refuse state that would be ignored, that the next step could not use, or that lacks an entry."""
+    """Refuse unknown entries, entries that the next step could not use, and foreign state without one."""
     rule = find_rule(group["rule"])
-    # An option may have been changed after the entry was made; steps are counted under some options only.
+    # Options may have changed since the entry was made, and only some options count steps.
     known = rule.takes | rule.transform_takes | rule.optional_state | {"step"}
     unknown = [
         repr(name)
@@ -169,7 +167,7 @@ def _check_state(
     ]
     if unknown:
         raise ValueError(f"the state of {who} has {', '.join(unknown)}, which {rule.name!r} does not know")
-    # What an own parameter lacks its first step makes. torch.optim.SGD counts no steps.
+    # The first step creates entries that own state dicts lack. torch.optim.SGD counts no steps.
     missing = [repr(name) for name in expected if name not in saved and name != "step"]
     if missing and is_foreign:
         raise ValueError(
@@ -194,7 +192,7 @@ def _check_state(
 
 
 def _restored(param: Tensor, group: Group, saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a copy of a parameter's state as it was saved, on the device where it is kept."""
+    """Return a copy of a parameter's saved state, on the device that keeps it."""
     rule, where = find_rule(group["rule"]), torch.device(group["state_device"] or param.device)
     specs = rule.state_specs(group)
     per_tensor = {"step", *(name for name, spec in specs.items() if spec.per == "tensor")}
@@ -210,6 +208,6 @@ def _restored(param: Tensor, group: Group, saved: Mapping[str, Any]) -> dict[str
             value = value.detach().to("cpu" if name in per_tensor else where, copy=True)
         state[name] = value
     if rule.counts_steps and state and "step" not in state:
-        # torch.optim.SGD's checkpoints have none; the first step is past.
+        # torch.optim.SGD counts no steps, but has taken the first one.
         state["step"] = torch.ones((), dtype=torch.float32, device="cpu")
     return state

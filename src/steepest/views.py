@@ -1,6 +1,6 @@
-"""Views: how to say that one parameter is several matrices, or that it is stored transposed.
+"""Views: declare that one parameter is several matrices, or is stored transposed.
 
-A view is plain data, so that it lives in a param group and in a checkpoint:
+A view is plain data, so that param groups and checkpoints can hold it:
 ``views={"attn.qkv.weight": rows(d, d, d)}``, keyed by parameter name. It is ``(kind, sizes)``, or
 ``(kind, sizes, "transposed")`` for a weight that its layer stores as [in, out]; rules read [out, in].
 """
@@ -30,7 +30,7 @@ __all__ = [
 
 View: TypeAlias = tuple[str, tuple[int, ...]] | tuple[str, tuple[int, ...], str]
 
-# The dimension that a kind of view cuts; None cuts nothing.
+# The dimension that each kind of view cuts; None cuts nothing.
 _DIMENSIONS = {"rows": 0, "columns": 1, "whole": None}
 _TRANSPOSED = "transposed"
 _SIZE = integer(low=1)
@@ -77,13 +77,13 @@ def heads(count: int, size: int) -> View:
 def transposed(view: View | None = None) -> View:
     """See a parameter that is stored as [in, out], or each block of ``view``, as [out, in].
 
-    Blocks are cut in the dimensions in which the parameter is stored: GPT-2's fused ``c_attn``, a Conv1D of
-    shape [d, 3d], is ``transposed(columns(d, d, d))``. Dimensions 0 and 1 are swapped, also if there are
-    more, as ``nn.ConvTranspose2d`` needs it; in a group with ``view="batch"``, where leading dimensions
-    count matrices, the last two are.
+    Blocks are cut in the dimensions as stored: GPT-2's fused ``c_attn``, a Conv1D of shape [d, 3d], is
+    ``transposed(columns(d, d, d))``. Dimensions 0 and 1 are swapped even if there are more, as
+    ``nn.ConvTranspose2d`` needs; in a group with ``view="batch"``, where leading dimensions count matrices,
+    the last two are swapped.
 
     Raises:
-        ValueError: ``view`` is no view, or is transposed already.
+        ValueError: ``view`` is not a view, or is already transposed.
 
     >>> transposed()
     ('whole', (), 'transposed')
@@ -98,12 +98,12 @@ def transposed(view: View | None = None) -> View:
 
 
 def is_transposed(view: View | None) -> bool:
-    """Whether the blocks are seen transposed."""
+    """Return whether the rule sees the blocks transposed."""
     return view is not None and len(view) == 3
 
 
 def _is_view(view: Any) -> bool:
-    """Whether the value has the form of a view; its sizes are not checked."""
+    """Return whether the value has the form of a view; its sizes are not checked."""
     if not isinstance(view, (tuple, list)) or not 2 <= len(view) <= 3:
         return False
     return view[0] in _DIMENSIONS and (len(view) == 2 or view[2] == _TRANSPOSED)
@@ -159,10 +159,10 @@ def cut(tensor: torch.Tensor, view: View | None, batch: bool = False) -> list[to
 
 
 def merged_shape(shape: Sequence[int]) -> tuple[int, ...]:
-    """The vector (n,) or matrix (m, n) as which a tensor is seen whole.
+    """Return the shape (n,) or (m, n) to which a rule on vectors and matrices merges a tensor.
 
-    A tensor whose largest dimension is all of it is a vector; three or more dimensions become the most
-    square matrix that a contiguous split makes, the first one among equals.
+    A tensor whose other dimensions are all 1 is a vector; three or more dimensions become the most square
+    matrix of all contiguous splits, the first one among equals.
 
     >>> merged_shape((128, 64, 3, 3)), merged_shape((1, 7, 1)), merged_shape(())
     ((128, 576), (7,), (1,))

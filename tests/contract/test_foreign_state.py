@@ -371,27 +371,27 @@ REFUSED: dict[str, tuple[Any, Any, str]] = {
     "a sum, as torch.optim.SGD's": (
         lambda: saved_by(lambda ps: torch.optim.SGD(ps, momentum=0.9)),
         steepest.Muon,
-        r"another optimizer's \(torch.optim.SGD, by its keys\) and does not say its momentum_convention",
+        r"another optimizer's \(torch.optim.SGD, by its keys\) and does not record its momentum_convention",
     ),
     "an average where a sum is kept": (
         lambda: saved_by(averaging(momentum=0.9)),
         steepest.SGD,
-        "does not mean what that of 'sgd' does; it can go on with .*'muon' or",
+        "whose state 'sgd' cannot use; it can be loaded for .*'muon' or",
     ),
     "a sum or an average": (
         lambda: saved_by(averaging(momentum=0.9, nesterov=True, ns_steps=5)),
         steepest.Muon,
-        "an older Muon of Keller Jordan's, by its keys.* does not say its momentum_convention",
+        "an older Muon of Keller Jordan's, by its keys.* does not record its momentum_convention",
     ),
     "no second moment": (
         lambda: saved_by(averaging(momentum=0.9)),
         steepest.NorMuon,
-        "does not mean what that of 'normuon' does",
+        "whose state 'normuon' cannot use",
     ),
     "torch.optim.Muon's for another rule": (
         lambda: saved_by(torch.optim.Muon),
         steepest.Scion,
-        r"\(torch.optim.Muon, by its keys\), whose state does not mean what that of 'scion' does",
+        r"\(torch.optim.Muon, by its keys\), whose state 'scion' cannot use",
     ),
     "Nesterov's Signum": (
         lambda: saved_by(signum_of_theirs(nesterov=True)),

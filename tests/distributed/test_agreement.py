@@ -87,7 +87,7 @@ def test_a_gradient_in_some_processes_only_raises_in_all(missing: list[str]):
         return said
 
     more = " (and 2 more)" if len(missing) > 1 else ""
-    text = f"parameter '{missing[0]}'{more} has a gradient in 3 of 4 processes; nothing was changed"
+    text = f"parameter '{missing[0]}'{more} has a gradient on 3 of 4 processes; nothing was changed"
     assert run_on_ranks(work) == [f"RuntimeError: {text}"] * WORLD
 
 
@@ -136,7 +136,7 @@ def test_meshes_within_one_another_and_beside_one_another():
             if rank == 2:
                 params[0].grad = None
             said = attempt(optimizer)
-            assert "has a gradient in 3 of 4 processes" in said, said
+            assert "has a gradient on 3 of 4 processes" in said, said
 
     run_on_ranks(work)
 

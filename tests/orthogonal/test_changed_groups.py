@@ -255,5 +255,5 @@ def test_state_dict_without_a_convention_is_refused():
     theirs = torch.optim.SGD([weight := matrix(3, 3)], lr=0.1, momentum=0.9)
     weight.grad = torch.ones(3, 3)
     theirs.step()
-    with pytest.raises(ValueError, match="does not say its momentum_convention, which is 'ema' here"):
+    with pytest.raises(ValueError, match="does not record its momentum_convention, which is 'ema' here"):
         trained("muon").load_state_dict(theirs.state_dict())

@@ -143,7 +143,7 @@ def test_a_fused_projection_that_is_stored_transposed_is_cut_by_columns(extra: d
     (warning,) = explanation.warnings
     suggestion = warning.partition("views=")[2].partition("; ")[0]
     assert suggestion == "{'c_attn.weight': transposed(columns(4, 4, 4))}"
-    assert warning.endswith("if it is one matrix, transposed() there says so")
+    assert warning.endswith("if it is one matrix, set transposed() there to confirm")
     given = eval(suggestion, {"transposed": transposed, "columns": columns})
     for views in (given, {"c_attn.weight": transposed()}):
         settled = steepest.build(model, "muon", views=views).explain()

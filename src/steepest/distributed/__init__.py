@@ -1,1 +1,1 @@
-"""Sharded parameters: which elements a process holds, and what the processes must agree on."""
+"""Sharded parameters: local shards, their places in the whole tensor, and agreement of processes."""

@@ -1,4 +1,4 @@
-"""Let the processes of all meshes agree before a step, by one small all-reduce."""
+"""Compare the processes of a sharded optimizer before a step, with one small all-reduce."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ __all__ = ["Table", "agree", "count_processes", "digest"]
 
 
 class Table(NamedTuple):
-    """What a process brings to a step, and what the largest of all processes' is.
+    """The result of comparing numbers over all processes.
 
     Attributes:
-        same: numbers that must be the same everywhere; None where they are not.
-        worst: the largest of the others.
+        same: each number that must be equal on all processes, or None if it is not.
+        worst: the maximum of each other number.
     """
 
     same: list[int | None]
@@ -29,7 +29,7 @@ class Table(NamedTuple):
 
 
 def digest(value: Any) -> int:
-    """Return a number that differs where plain data differs, the same in every process.
+    """Return a 56-bit hash of plain data that is equal on all processes.
 
     >>> digest(("lion", 0.5)) == digest(("lion", 0.5)), digest(1) == digest(2)
     (True, False)
@@ -38,7 +38,7 @@ def digest(value: Any) -> int:
 
 
 def agree(meshes: Sequence[DeviceMesh], same: Sequence[int], worst: Sequence[int]) -> Table:
-    """Compare numbers over all processes, and take the largest of others."""
+    """Check that ``same`` is equal on all processes, and take the maximum of ``worst``."""
     sent = [*same, *(-number for number in same), *worst]
     largest = _all_reduce(meshes, sent, "MAX")
     count = len(same)
@@ -47,9 +47,9 @@ def agree(meshes: Sequence[DeviceMesh], same: Sequence[int], worst: Sequence[int
 
 
 def count_processes(meshes: Sequence[DeviceMesh], marks: Sequence[bool]) -> tuple[list[int], int]:
-    """Return for each mark how many processes have it, and how many processes there are."""
+    """Count the processes that set each mark, and all processes."""
     *counts, total = _all_reduce(meshes, [*map(int, marks), 1], "SUM")
-    # Over meshes that overlap, each process is added several times.
+    # If meshes overlap, the sum counts each process several times.
     own = dist.get_rank()
     processes = sum(_all_reduce(meshes, [int(rank == own) for rank in range(dist.get_world_size())], "MAX"))
     return [count * processes // total for count in counts], processes
@@ -57,16 +57,16 @@ def count_processes(meshes: Sequence[DeviceMesh], marks: Sequence[bool]) -> tupl
 
 def _all_reduce(meshes: Sequence[DeviceMesh], numbers: list[int], by: str) -> list[int]:
     table = torch.tensor(numbers, dtype=torch.int64, device=meshes[0].device_type)
-    # Over one mesh dimension after the other, which is exact and needs no group of its own.
+    # One mesh dimension after the other: integers are exact, and no further group is needed.
     for group in _groups(meshes):
         dist.all_reduce(table, op=getattr(dist.ReduceOp, by), group=group)
     return table.tolist()
 
 
 def _groups(meshes: Sequence[DeviceMesh]) -> list[ProcessGroup]:
-    """Return groups that one after the other reach all processes: the largest mesh's, or all meshes'.
+    """Return the groups to reduce over, one after the other, so that all processes take part.
 
-    The meshes are asked in each step, because a process group may be destroyed and made anew.
+    Nothing is cached, because a process group may be destroyed and made anew.
     """
     largest = max(meshes, key=lambda mesh: mesh.size())
     ranks = set(largest.mesh.flatten().tolist())

@@ -1,4 +1,4 @@
-"""Compute which part of a tensor each process of a mesh holds, from the tensor's placements alone."""
+"""Compute from placements which part of a tensor each process of a mesh holds."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ __all__ = ["Layout", "Region", "layout_of", "region_at"]
 
 
 class Region(NamedTuple):
-    """A box of a tensor: in each dimension the first index and how many there are."""
+    """A box within a tensor: the first index and the size in each dimension."""
 
     first: tuple[int, ...]
     shape: tuple[int, ...]
 
     def of(self, tensor: Tensor) -> Tensor:
-        """Return this part of a tensor as a view; dimensions that the region does not have stay whole."""
+        """Return this part of a tensor as a view; further dimensions of the tensor stay whole."""
         for dim, (first, size) in enumerate(zip(self.first, self.shape, strict=True)):
             tensor = tensor.narrow(dim, first, size)
         return tensor
 
 
 class Cut(NamedTuple):
-    """How one mesh dimension cuts a tensor's dimension.
+    """How one mesh dimension of size ``parts`` cuts a tensor's dimension.
 
-    ``parts`` is the mesh dimension's size. The indices are cut into ``factor`` pieces, and each coordinate
-    holds its part of every piece: more than one for a ``_StridedShard``.
+    The indices are cut into ``factor`` pieces, and each coordinate holds its part of every piece. Only
+    ``_StridedShard`` has a factor above 1.
     """
 
     parts: int
@@ -45,18 +45,18 @@ Runs = list[range]
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The regions of all of a mesh's coordinates.
+    """The regions of a tensor at all coordinates of a mesh.
 
     Attributes:
-        mesh_dims: for each of the tensor's dimensions, the mesh dimensions that cut it.
-        intervals: for each of the tensor's dimensions, by the coordinate along those, the indices held there.
+        mesh_dims: for each dimension of the tensor, the mesh dimensions that cut it.
+        intervals: for each dimension of the tensor, the coordinate along those mesh dimensions -> indices.
     """
 
     mesh_dims: tuple[tuple[int, ...], ...]
     intervals: tuple[dict[tuple[int, ...], range], ...]
 
     def region(self, coordinate: Sequence[int]) -> Region:
-        """Return what the process at a coordinate of the mesh holds.
+        """Return the region at a coordinate of the mesh.
 
         >>> from torch.distributed.tensor import Replicate, Shard
         >>> layout_of((5, 2), (2, 3), (Replicate(), Shard(0))).region((1, 2))
@@ -76,7 +76,7 @@ def region_at(
     placements: Sequence[Placement],
     coordinate: tuple[int, ...],
 ) -> Region:
-    """Return one coordinate's region of :func:`layout_of`, which each step asks for."""
+    """Return the region at one coordinate of :func:`layout_of`; cached for the steps."""
     return layout_of(shape, mesh_shape, placements).region(coordinate)
 
 
@@ -85,8 +85,8 @@ def layout_of(shape: tuple[int, ...], mesh_shape: tuple[int, ...], placements: S
     """Compute the layout of a tensor on a mesh.
 
     Raises:
-        ValueError: a placement that holds no elements of the tensor (``Partial``), or placements under which
-            some process does not hold one interval of each dimension; the message goes on from "it".
+        ValueError: a ``Partial`` placement, or placements that do not give each process one interval of
+            each dimension. The message continues a sentence that begins with the parameter.
     """
     cuts: list[list[Cut]] = [[] for _ in shape]
     mesh_dims: list[list[int]] = [[] for _ in shape]
@@ -96,7 +96,7 @@ def layout_of(shape: tuple[int, ...], mesh_shape: tuple[int, ...], placements: S
         dim = getattr(placement, "dim", None)
         if placement.is_partial() or dim is None:
             raise ValueError(
-                f"has the placement {placement}, so that no process holds its elements: redistribute it to "
+                f"has the placement {placement}, under which no process has its elements: redistribute it to "
                 "Replicate or Shard"
             )
         cuts[dim].append(Cut(parts, int(getattr(placement, "split_factor", 1))))
@@ -107,7 +107,7 @@ def layout_of(shape: tuple[int, ...], mesh_shape: tuple[int, ...], placements: S
         if found is None:
             raise ValueError(
                 f"has the placements {_words(placements)} on a mesh of {tuple(mesh_shape)}, which cut "
-                f"dimension {dim} of size {size} unevenly and then do not say which indices a process holds: "
+                f"dimension {dim} of size {size} unevenly and do not determine each process's indices: "
                 "use a size that the mesh divides"
             )
         intervals.append(found)
@@ -120,11 +120,11 @@ def _words(placements: Sequence[Placement]) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _intervals(size: int, cuts: tuple[Cut, ...]) -> dict[tuple[int, ...], range] | None:
-    """Return each coordinate's indices; None if some are no interval, or are read in two ways.
+    """Return the indices at each coordinate; None if some are not one interval, or are ambiguous.
 
-    FSDP2 cuts what tensor parallelism has cut before, and says so by a ``_StridedShard`` on the left of a
-    ``Shard``. Placements are read from left to right; where the sizes are uneven, that may give other indices
-    than were cut.
+    FSDP2 cuts the shards of tensor parallelism, and records it as a ``_StridedShard`` to the left of a
+    ``Shard``. torch reads placements from left to right; with uneven sizes, that order may give a process
+    other indices than FSDP2 gave it.
     """
     strided = [at for at, cut in enumerate(cuts) if cut.factor > 1]
     as_cut = [at for at in range(len(cuts)) if at not in strided] + strided[::-1]
@@ -146,7 +146,7 @@ def _intervals(size: int, cuts: tuple[Cut, ...]) -> dict[tuple[int, ...], range]
 
 
 def _chunks(runs: Runs, parts: int) -> list[Runs]:
-    """Cut indices as torch.chunk does, with empty chunks at the end if there are too few."""
+    """Cut indices as torch.chunk does, and add empty chunks if there are too few."""
     width = -(-sum(map(len, runs)) // parts)
     return [_slice(runs, at * width, (at + 1) * width) for at in range(parts)]
 

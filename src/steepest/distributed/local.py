@@ -1,4 +1,4 @@
-"""See a DTensor as this process's part of it: parameter, gradient and state as plain local tensors."""
+"""Give the engine the local shards of DTensors: parameter, gradient and state as plain tensors."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def is_dtensor(tensor: object) -> TypeIs[DTensor]:
 
 
 def region_of(tensor: DTensor) -> Region:
-    """Return which part of the logical tensor this process holds."""
+    """Return the part of the whole tensor that this process holds."""
     mesh = tensor.device_mesh
     coordinate = mesh.get_coordinate()
     if coordinate is None:
@@ -47,7 +47,7 @@ def region_of(tensor: DTensor) -> Region:
 
 
 def checked_region(who: str, param: DTensor) -> Region:
-    """Return :func:`region_of`; raise ``ValueError`` where it is not what this process holds."""
+    """Return :func:`region_of`; raise ``ValueError`` if the local tensor does not match it."""
     try:
         region = region_of(param)
     except ValueError as error:
@@ -62,34 +62,34 @@ def checked_region(who: str, param: DTensor) -> Region:
 
 
 def local_part(tensor: DTensor) -> Tensor:
-    """Return this process's part, of which the DTensor is made, once it has arrived."""
+    """Return the local tensor, and wait for it if a collective is still producing it."""
     if torch.is_grad_enabled():
         with torch.no_grad():
             return local_part(tensor)
     local = tensor.to_local()
-    # The result of an asynchronous collective is a subclass.
+    # An asynchronous collective returns a subclass.
     return local if type(local) is Tensor else getattr(local, "wait", lambda: local)()
 
 
 def is_pending(grad: DTensor, param: DTensor) -> bool:
-    """Return whether a gradient is laid out in another way than its parameter."""
+    """Return whether a gradient's placements differ from its parameter's."""
     return grad.placements != param.placements
 
 
 def is_sum(grad: DTensor) -> bool:
-    """Return whether a gradient's elements are still to be summed over processes."""
+    """Return whether a gradient is a partial sum on each process."""
     return any(placement.is_partial() for placement in grad.placements)
 
 
 def redistributed(grad: DTensor, param: DTensor) -> Tensor:
-    """Return this process's part of a gradient, laid out as the parameter (a collective)."""
+    """Redistribute a gradient to the parameter's placements (a collective); return the local tensor."""
     return local_part(grad.redistribute(param.device_mesh, param.placements))
 
 
 def sharded_like(param: DTensor, local: Tensor) -> DTensor:
-    """Return a DTensor with the parameter's mesh and placements, made of this process's part.
+    """Wrap a local tensor in a DTensor with the parameter's mesh and placements.
 
-    A complex parameter's state is real, with one dimension more.
+    The state of a complex parameter is real and has one dimension more.
     """
     from torch.distributed.tensor import DTensor
 
@@ -109,20 +109,20 @@ def sharded_like(param: DTensor, local: Tensor) -> DTensor:
 
 
 def check_state_layout(who: str, param: Tensor, state: Mapping[str, Any]) -> None:
-    """Raise ``ValueError`` for loaded DTensors that are not laid out as the parameter."""
+    """Raise ``ValueError`` for loaded DTensors whose mesh or placements differ from the parameter's."""
     for name, value in state.items():
         if not is_dtensor(value):
             continue
         if not is_dtensor(param) or not _alike(value, param):
             raise ValueError(
                 f"state {name!r} of {who} has the placements {tuple(map(str, value.placements))} in the "
-                "state dict, and the parameter has not: torch.distributed.checkpoint loads it for any layout "
+                "state dict, which the parameter does not have: torch.distributed.checkpoint reshards it "
                 "(get_optimizer_state_dict, dcp.load, set_optimizer_state_dict)"
             )
 
 
 def sharded_entry(param: DTensor, value: Tensor) -> DTensor:
-    """Return a copy of loaded state laid out as the parameter; of a whole tensor, this process's part."""
+    """Return a sharded copy of loaded state, which is a whole tensor or sharded as the parameter."""
     part = local_part(value) if is_dtensor(value) else region_of(param).of(value.detach())
     return sharded_like(param, part.to(local_part(param).device, copy=True))
 
@@ -132,7 +132,7 @@ def _alike(one: DTensor, other: DTensor) -> bool:
 
 
 class LocalState(MutableMapping[str, Any]):
-    """A DTensor's state, of which the entries per element are DTensors, as this process's part of it."""
+    """View a DTensor's state, and return the local tensors of its DTensor entries."""
 
     def __init__(self, param: DTensor, entries: MutableMapping[str, Any]) -> None:
         self._param, self._entries = param, entries
@@ -144,9 +144,8 @@ class LocalState(MutableMapping[str, Any]):
         param = self._param
         if not _alike(entry, param):
             raise ValueError(
-                f"the state {name!r} of a parameter of shape {tuple(param.shape)} is not laid out as the "
-                "parameter, which was sharded anew after a step: load a checkpoint by "
-                "torch.distributed.checkpoint. Nothing was stepped"
+                f"a parameter of shape {tuple(param.shape)} was resharded after a step, but not its "
+                f"state {name!r}: load a checkpoint with torch.distributed.checkpoint. Nothing was stepped"
             )
         return local_part(entry)
 
@@ -163,7 +162,7 @@ class LocalState(MutableMapping[str, Any]):
         return len(self._entries)
 
     def add(self, fresh: Mapping[str, Tensor], per_element: Iterable[str]) -> None:
-        """Add entries, this process's parts; those per element are kept as DTensors."""
+        """Add local entries; store those per element as DTensors."""
         names = set(per_element)
         for name, value in fresh.items():
             self._entries[name] = sharded_like(self._param, value) if name in names else value

@@ -39,8 +39,8 @@ class ParamUpdate:
         scalars: the step's numbers for the rule.
         measured: the per-tensor state after the step.
         target: what the parameter stands for, where its rule moves that.
-        extent: for a DTensor, of which ``param``, ``grad`` and ``state`` are this process's part, the places
-            of that part; else None.
+        extent: the places of the local shard if the owner is a DTensor, else None. ``param``, ``grad`` and
+            ``state`` are then local.
     """
 
     group: Group
@@ -79,10 +79,10 @@ class ParamBatch:
 
 
 def check_shard(who: str, param: Tensor, rule: Rule, group: Group) -> Region | None:
-    """Return which part of a DTensor this process holds; None for other tensors.
+    """Return the part of a DTensor that this process holds; None for other tensors.
 
     Raises:
-        ValueError: a DTensor that the rule, or any rule, cannot step.
+        ValueError: the rule does not take DTensors, or no rule takes this one.
     """
     if type(param) in PLAIN or not is_dtensor(param):
         return None
@@ -142,7 +142,7 @@ class Collector:
         # The shapes of all vectors and whether there were matrices when the groups were made.
         self._vectors: set[torch.Size] = set()
         self._matrices = False
-        # Whether a parameter is, or was, a DTensor, so that processes must agree before a step.
+        # Whether any parameter is or was a DTensor, so that processes must agree before a step.
         self.sharded = False
 
     def remember(self, groups: Sequence[Group]) -> None:
@@ -322,9 +322,9 @@ def _local_member(
     ordinal: int,
     states: Mapping[Tensor, MutableMapping[str, Any]],
 ) -> ParamUpdate:
-    """Return this process's part of a DTensor.
+    """Return the local shard of a DTensor.
 
-    A gradient that is laid out in another way waits until the processes have agreed: see
+    A gradient with other placements is redistributed later, when the processes have agreed: see
     :func:`~steepest.engine.grad_check.check_together`.
     """
     owner = group["params"][index]

@@ -87,26 +87,26 @@ def _complaint(members: list[ParamUpdate]) -> str:
 
 
 def check_together(batches: list[ParamBatch], groups: Sequence[Group]) -> bool:
-    """Return whether all processes may take this step, and lay the gradients of DTensors out as those.
+    """Return whether all processes may take this step; redistribute gradients to their parameters' layout.
 
-    The processes compare what they are about to do before anything else is sent, since a step that not all
-    of them take would leave them apart, or waiting for each other. With ``nonfinite="ignore"`` in all
-    groups nothing can keep a process from its step, and nothing is sent for this.
+    The processes first compare their gradients and options: if only some of them took the step, the shards
+    would diverge, or the processes would wait for each other. With ``nonfinite="ignore"`` in all groups no
+    process skips a step, and nothing is compared.
 
     Raises:
-        FloatingPointError: in all processes, if in one of them :func:`check_gradients` raises it.
-        RuntimeError: in all processes, if their parameters or options differ, or a parameter has a gradient
-            in some of them only.
+        FloatingPointError: on all processes, if :func:`check_gradients` raises it on one.
+        RuntimeError: on all processes, if parameters or options differ, or only some processes have a
+            gradient of a parameter.
     """
     if all(group["nonfinite"] == "ignore" for group in groups):
         _settle(batches)
         return True
-    # A sum of finite parts may be infinite.
+    # Finite parts may add up to infinity.
     return _agreed(batches, groups) and (not _settle(batches) or _agreed(batches, groups))
 
 
 def _agreed(batches: list[ParamBatch], groups: Sequence[Group]) -> bool:
-    """Compare gradients and options with those of the other processes; return whether all may step."""
+    """Compare gradients and options over all processes; return whether all gradients are finite."""
     params = [param for group in groups for param in group["params"]]
     meshes = list(dict.fromkeys(param.device_mesh for param in params if is_dtensor(param)))
     error: FloatingPointError | None = None
@@ -116,7 +116,7 @@ def _agreed(batches: list[ParamBatch], groups: Sequence[Group]) -> bool:
     except FloatingPointError as found:
         error = found
     if not meshes:
-        # They have been replaced by whole tensors.
+        # The user has replaced all DTensors by whole tensors.
         if error is not None:
             raise error
         return finite
@@ -131,17 +131,17 @@ def _agreed(batches: list[ParamBatch], groups: Sequence[Group]) -> bool:
         raise error
     if raises:
         raise FloatingPointError(
-            "a gradient has infinite or NaN elements in another process, whose error names it; nothing was "
+            "a gradient has infinite or NaN elements on another process, whose error names it; nothing was "
             "changed"
         )
     return not skips
 
 
 def _plan(group: Group) -> list[Any]:
-    """Return what must be the same in all processes. Numbers of a device are left to it."""
+    """Return the options and parameters that must be equal on all processes, except tensors."""
     options = {name: group[name] for name in sorted(find_rule(group["rule"]).defaults())}
     plain = [(name, value) for name, value in options.items() if not isinstance(value, Tensor)]
-    # Names take less time to read than shapes, and say more.
+    # Names are faster to read than shapes, and reveal another order.
     params = group.get("param_names") or [tuple(param.shape) for param in group["params"]]
     return [group["rule"], plain, params]
 
@@ -153,13 +153,13 @@ def _missing(groups: Sequence[Group], counts: list[int], processes: int) -> str:
     group, group_index, index = apart[0]
     more = f" (and {len(apart) - 1} more)" if len(apart) > 1 else ""
     return (
-        f"{describe(group, group_index, index)}{more} has a gradient in {which} of {processes} processes; "
+        f"{describe(group, group_index, index)}{more} has a gradient on {which} of {processes} processes; "
         "nothing was changed"
     )
 
 
 def _settle(batches: list[ParamBatch]) -> bool:
-    """Lay gradients out as their parameters; return whether some were summed, so that they are new."""
+    """Redistribute gradients to their parameters' layout; return whether any was a partial sum."""
     summed = False
     for batch in batches:
         for member in batch.members:

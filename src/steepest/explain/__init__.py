@@ -1,4 +1,4 @@
-"""Explain what each tensor of an optimizer gets, and why: rows, totals, warnings, and a table."""
+"""Explain the rule and options of each tensor of an optimizer: rows, totals, warnings, and a table."""
 
 from steepest.explain.explanation import Explanation, explain
 from steepest.explain.rows import BY_NAME, Reasons, Row, Total

@@ -19,15 +19,15 @@ __all__ = ["Explanation", "explain"]
 
 @dataclass(frozen=True)
 class Explanation:
-    """What each tensor gets, as plain data; ``str()`` makes a table that fits the terminal.
+    """The rule and options of each tensor as plain data; ``str()`` makes a table that fits the terminal.
 
-    In the table, tensors whose names differ only in numbers share one line, with ``*`` for the number:
-    that is a pattern as ``steepest.build(..., overrides=..., views=...)`` take them.
+    In the table, tensors whose names differ only in numbers share one line, with ``*`` for the number: a
+    pattern for ``steepest.build(..., overrides=..., views=...)``.
 
     Attributes:
         rows: every tensor, in the order of the param groups.
         totals: per rule.
-        notes: facts that are as they should be: tied, frozen and left-out tensors.
+        notes: facts that are not mistakes: tied, frozen and left-out tensors.
         warnings: likely mistakes.
     """
 
@@ -71,7 +71,7 @@ def explain(
 
 
 def _cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
-    """The cells of every line, those of the head first; rows that differ only in numbers share one line."""
+    """Return the cells of every line, header first; rows that differ only in numbers share one line."""
     together: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
     for row in rows:
         why = row.why + ("; frozen" if row.frozen else "")
@@ -93,7 +93,7 @@ def _cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
 
 
 def _words(view: View | str | None) -> str:
-    """A view in words: ``"rows 3×8 transposed"``."""
+    """Describe a view, as in ``"rows 3×8 transposed"``."""
     if view is None or isinstance(view, str):
         return view or ""
     kind, sizes = view[:2]

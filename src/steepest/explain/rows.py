@@ -1,4 +1,4 @@
-"""Rows of the explanation: what each tensor gets, read from the param groups, and build()'s reasons."""
+"""Make the rows of the explanation from the param groups and build()'s reasons."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from steepest.views import View
 
 __all__ = ["BY_NAME", "Reasons", "Row", "Total", "make_rows", "make_totals", "starred"]
 
-# How a reason ends that rests on a name alone; explain() warns about those.
+# The end of a reason that rests on a name alone; explain() warns about those.
 BY_NAME = "by its name alone"
 
 _NUMBER = re.compile(r"(?<![^.\s'])\d+(?=\.)|(?<=\.)\d+(?![^.\s'])")
@@ -23,7 +23,7 @@ _NUMBER = re.compile(r"(?<![^.\s'])\d+(?=\.)|(?<=\.)\d+(?![^.\s'])")
 
 @dataclass(frozen=True)
 class Reasons:
-    """Why :func:`steepest.build` routed each tensor as it did; kept on the optimizer, not in checkpoints.
+    """Why :func:`steepest.build` routed each tensor as it did; stored on the optimizer, not in checkpoints.
 
     Attributes:
         why: parameter name -> ``"kind: reason"``.
@@ -53,8 +53,8 @@ class Row:
         rule: the rule's name.
         lr: the group's current learning rate; NaN if it has none.
         weight_decay: the group's current weight decay; 0 if the rule has none.
-        view: how a rule that sees matrices sees it: a view, ``"batch"``, ``"flatten"``, ``"merge"`` (the
-            most square matrix, PSGD's), or None.
+        view: how a matrix rule sees it: a view, ``"batch"``, ``"flatten"``, ``"merge"`` (the most square
+            matrix, PSGD's), or None.
         why: the kind of tensor and the reason, as ``"kind: reason"``; ``"set by hand"`` for a tensor that
             :func:`steepest.build` did not route.
         frozen: whether it requires no gradient.
@@ -92,7 +92,7 @@ class Total:
 
 
 def make_rows(groups: Sequence[Group], reasons: Reasons, targets: Targets | None) -> list[Row]:
-    """Make the rows of all parameters, or of what they stand for, in the order of the groups."""
+    """Make the rows of all parameters, or of their targets, in the order of the groups."""
     # Each reason is used once: a group that was added later may repeat a name.
     why, aliases = dict(reasons.why), dict(reasons.aliases)
     rows = []
@@ -137,7 +137,7 @@ def starred(text: str) -> str:
 
 
 def _view(rule: Rule, param: Tensor, label: str | None, group: Group) -> View | str | None:
-    """How the rule sees the parameter; None for a plain matrix, and for a rule that sees no matrices."""
+    """Return how the rule sees the parameter; None for a plain matrix or a rule that sees no matrices."""
     if "views" not in rule.hyper:
         return None
     arranged = group.get("view", "merge") if param.dim() > 2 else None

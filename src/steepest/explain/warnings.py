@@ -57,7 +57,7 @@ def find_warnings(groups: Sequence[Group], rows: Sequence[Row], main: str, reaso
 
 
 def _ambiguity(row: Row, main: str, told: set[str]) -> str | None:
-    """The warning for a tensor that may not be what it is taken for; None if it is unambiguous."""
+    """Return the warning for a tensor that may be misjudged; None if it is unambiguous."""
     name = starred(row.name)
     if find_rule(row.rule).hidden_only:
         if sum(size > 1 for size in row.shape) <= 1:
@@ -80,7 +80,7 @@ def _ambiguity(row: Row, main: str, told: set[str]) -> str | None:
 
 
 def _looks_fused(name: str, shape: tuple[int, ...], *, stored_transposed: bool) -> str | None:
-    """The warning for a matrix that may be several, with the view to give; None if it does not look fused."""
+    """Return the warning for a matrix that may be several, with the view to set; None if it seems whole."""
     out, into = shape[::-1] if stored_transposed else shape
     called = _QKV.search(name) is not None
     what, blocks = "query, key and value", "..."
@@ -98,5 +98,5 @@ def _looks_fused(name: str, shape: tuple[int, ...], *, stored_transposed: bool) 
         view, whole = f"transposed(columns({blocks}))", "transposed()"
     return (
         f"may be {what} in one. If it is: views={{{name!r}: {view}}}; "
-        f"if it is one matrix, {whole} there says so"
+        f"if it is one matrix, set {whole} there to confirm"
     )

@@ -18,14 +18,14 @@ def find_ambiguities(
 ) -> list[str]:
     """Write a warning for each group of output layers that were guessed, not found, or not counted.
 
-    ``routed`` has each tensor with its role, and whether an override names its rule: then it is unambiguous.
+    ``routed`` has each tensor with its role, and whether an override names its rule, which settles it.
     """
     outputs = {id(o.module) for each, role, _ in routed if role.kind == "output" for o in each.owners}
     tied = any(role.reason.endswith("(tied)") for _, role, _ in routed)
     unsettled = [(each, role) for each, role, settled in routed if not settled]
 
     def hidden(layers: Set[int]) -> list[str]:
-        """Names of the layers' weights that are taken as hidden."""
+        """Return the names of the layers' weights that are taken as hidden."""
         taken = [each for each, role in unsettled if role.hidden]
         return [each.name for each in taken if not layers.isdisjoint(id(o.module) for o in each.owners)]
 
@@ -47,17 +47,17 @@ def find_ambiguities(
         )
         warnings.append(
             f"{', '.join(overlooked)} {are} to {main!r} as hidden. If it is an output: "
-            f"{_override(overlooked, rest)}; if not, {main!r} there says so"
+            f"{_override(overlooked, rest)}; if not, set {main!r} there to confirm"
         )
     last = [name for name in trailing if name not in overlooked]
     if last and not outputs and not tied:
         warnings.append(
             f"no output layer was found, and {main!r} takes {', '.join(last)} as hidden. If that is an "
-            f"output: {_override(last, rest)}; if not, {main!r} there says so"
+            f"output: {_override(last, rest)}; if not, set {main!r} there to confirm"
         )
     return warnings
 
 
 def _override(names: Sequence[str], rule: str) -> str:
-    """The argument of build() that gives these parameters to a rule."""
+    """Return the argument of build() that gives these parameters to a rule."""
     return "overrides={" + ", ".join(f"{name!r}: {rule!r}" for name in names) + "}"

@@ -46,29 +46,29 @@ def build(
 ) -> Optimizer:
     """Make one optimizer for all parameters of a model, with the right rule for each of them.
 
-    A rule for the matrices of hidden layers (Muon and its kin) gets only those: linear and convolutional
+    A rule for the matrices of hidden layers (Muon and its variants) gets only those: linear and convolutional
     layers, attention, recurrent layers, experts. All other tensors go to ``fallback``: embeddings, output
     layers (tied or not), norms, biases, gains, tables of positions and tokens, LoRA factors, depthwise
     filters, and the direct parameters of unknown modules. A rule for all tensors (element rules, SGD-SaI,
     PSGD) gets everything. The module that owns a tensor decides, not its number of dimensions.
-    ``print(optimizer.explain())`` shows what each tensor got and why.
+    ``print(optimizer.explain())`` shows each tensor's rule and the reason.
 
     Matrices that are known to be fused are stepped separately: query, key and value of
     ``nn.MultiheadAttention``, the gates of torch's recurrent layers, the groups of a convolution. Other
-    matrices are taken whole; ``explain()`` names those that look fused, and ``views`` says how to cut them.
-    Weights that are known to be stored as [in, out] are seen as [out, in]: torch's transposed convolutions,
-    Hugging Face's Conv1D, and the experts of gpt-oss, Llama 4 and others there.
+    matrices are taken whole; ``explain()`` names those that look fused, and ``views`` can cut them. Weights
+    that are known to be stored as [in, out] are seen as [out, in]: torch's transposed convolutions, and
+    Hugging Face's Conv1D and experts of gpt-oss, Llama 4 and others.
 
     Shared tensors are stepped once, under their first name. Frozen parameters are included, as in torch's
     own optimizers: without a gradient they are skipped and have no state, and once unfrozen they train.
     Frozen tensors that can never train (integers, packed formats) are left out.
 
-    State: that of the groups' rules; ``explain()`` shows the sums in bytes.
+    State: that of the groups' rules; ``explain()`` shows the bytes per rule.
 
     Args:
         model: a module with materialized parameters; DTensors go to element rules.
         rule: name of the main rule.
-        lr: learning rate of the main rule; None is the rule's default.
+        lr: learning rate of the main rule; None means the rule's default.
         fallback: name of the rule for the other tensors, or a dict of group options including ``"rule"``.
         fallback_lr: learning rate of the fallback. None takes ``lr`` if both rules move parameters as far as
             AdamW does (AdamW itself, Muon and NorMuon with ``scale="match_rms_adamw"`` and
@@ -77,9 +77,9 @@ def build(
         overrides: pattern of parameter names -> a rule's name, or a dict of group options with or without
             ``"rule"``. If several patterns match, the later one wins, option by option. A rule that is
             neither the main rule nor the fallback has its own defaults for all other options.
-        views: pattern of parameter names -> a view (:mod:`steepest.views`): the matrices that a parameter
-            consists of, or that it is stored as [in, out]. None takes it whole, as it is stored. Only rules
-            that see matrices use views.
+        views: pattern of parameter names -> a view (:mod:`steepest.views`), which cuts a parameter into
+            matrices or declares that it is stored as [in, out]. None takes it whole, as it is stored. Only
+            rules that see matrices use views.
         decay_vectors: also decay norms, biases and gains. Tensors that the model lists in
             ``no_weight_decay()``, or marks with ``_no_weight_decay``, are decayed only if an override sets
             their weight decay.
@@ -195,7 +195,7 @@ def build(
 
 
 def _undecayed(model: nn.Module) -> set[str]:
-    """Names that the model or a submodule excludes from weight decay, by timm's ``no_weight_decay()``."""
+    """Return the names that the model or a submodule excludes by timm's ``no_weight_decay()``."""
     names: set[str] = set()
     for path, module in model.named_modules():
         declare: Any = getattr(module, "no_weight_decay", None)
@@ -208,13 +208,13 @@ def _undecayed(model: nn.Module) -> set[str]:
 
 
 def _could_train(param: Tensor) -> bool:
-    """Whether a frozen parameter can be unfrozen: packed and integer ones cannot."""
+    """Return whether a frozen parameter can be unfrozen: packed and integer ones cannot."""
     real = param.is_floating_point() or param.is_complex()
     return real and param.dtype.itemsize >= 2 and param.layout is torch.strided
 
 
 def _known_view(param: Tensor, role: Role, options: Options) -> View | None:
-    """The view that a tensor is known to need under its rule and options; None if it needs none."""
+    """Return the view that a tensor is known to need under its rule and options, or None."""
     known = find_rule(options["rule"]).hyper
     if "views" not in known:
         return None
@@ -223,6 +223,6 @@ def _known_view(param: Tensor, role: Role, options: Options) -> View | None:
         return rows(*[1] * param.shape[0])
     counts_matrices = options.get("view") == "batch"
     if is_transposed(role.view) and param.dim() > 2 and counts_matrices != (role.kind == "experts"):
-        # An option asks for another arrangement of the dimensions, in which it is unknown what to swap.
+        # An option rearranges the dimensions, so that the ones to swap are unknown.
         return None
     return role.view

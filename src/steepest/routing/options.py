@@ -69,7 +69,7 @@ def tensor_options(
 ) -> tuple[Options, str]:
     """Return one tensor's group options, and the reason for them as ``explain()`` shows it.
 
-    ``wanted`` is what the overrides of these patterns say together.
+    ``wanted`` merges the overrides of these patterns.
     """
     takes = role.hidden or not find_rule(main["rule"]).hidden_only
     options, why = dict(main if takes else fallback), role.why
@@ -142,10 +142,10 @@ def as_table(what: str, value: Mapping[str, Any] | None, tensors: list[Routed]) 
 
 
 def matching(table: Mapping[str, Any], tensor: Routed) -> list[str]:
-    """The patterns of ``table``, in its order, that match one of the tensor's names."""
+    """Return the patterns of ``table``, in its order, that match one of the tensor's names."""
     return [pattern for pattern in table if _matches(pattern, tensor.names)]
 
 
 def _matches(pattern: str, names: Iterable[str]) -> bool:
-    """Whether the pattern is one of the names or matches one: a name may contain brackets itself."""
+    """Return whether the pattern equals a name, which may contain brackets itself, or matches one."""
     return any(pattern == name or fnmatchcase(name, pattern) for name in names)

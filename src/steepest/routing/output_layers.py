@@ -1,11 +1,11 @@
 """Find a model's output layers: the linear maps onto its vocabulary, classes or targets.
 
-The rules below are tried in this order. What the first three find adds up; the fourth is used only if they
-find nothing.
+The rules below are tried in this order. The results of the first three add up; the fourth is used only if
+they find nothing.
 
 1. The model declares them: ``get_output_embeddings()`` (Hugging Face), ``get_classifier()`` (timm).
 2. The last linear map of a module whose name always means an output (``lm_head``, ``to_logits``, ...).
-3. That of a module whose name often means one (``head``, ``cls_preds``, ``fc``, ``out``, ...), if no hidden
+3. The same for a name that often means one (``head``, ``cls_preds``, ``fc``, ``out``, ...), if no hidden
    layer is registered after it and no other output layer takes as many inputs as it has outputs.
 4. The last linear map in registration order, if the model has another layer.
 
@@ -56,7 +56,7 @@ _LAYERS = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDeco
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether the module is linear: ``nn.Linear``, a subclass, or named so (``ColumnParallelLinear``)."""
+    """Return whether the module is ``nn.Linear``, a subclass, or named so (``ColumnParallelLinear``)."""
     if isinstance(module, nn.Linear) or is_ternary(module):
         return True
     name = type(module).__name__
@@ -65,12 +65,12 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def is_ternary(module: nn.Module) -> bool:
-    """Whether the module is a ``TernaryLinear``, told by a class attribute: its package imports this one."""
+    """Return whether the module is a ``TernaryLinear``, whose import would be circular."""
     return hasattr(type(module), "_steepest_targets")
 
 
 def is_map(module: nn.Module) -> bool:
-    """Whether the module can be an output layer: linear or a convolution."""
+    """Return whether the module can be an output layer: linear or a convolution."""
     return is_linear(module) or isinstance(module, CONVS)
 
 
@@ -144,7 +144,7 @@ def find_trailing(model: nn.Module) -> set[int]:
 
 
 def _maps(model: nn.Module) -> tuple[dict[str, nn.Module], list[str]]:
-    """All modules by path, and the paths of those that can be output layers."""
+    """Return all modules by path, and the paths of those that can be output layers."""
     modules = dict(model.named_modules())
     return modules, [path for path, module in modules.items() if is_map(module) and not LORA.search(path)]
 
@@ -170,7 +170,7 @@ def _declared(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, str, nn.M
 def _named(
     modules: Mapping[str, nn.Module], maps: list[str], *, siblings: bool = False
 ) -> dict[str, list[str]]:
-    """Map a linear map to the modules with an output's name whose last one it is, by paths, outer ones first.
+    """Map linear maps to the modules with an output's name in which they are last, by path, outer ones first.
 
     With ``siblings``, maps inside one of several sibling modules of one class are included if these are
     attributes of their parent rather than elements of a container.
@@ -189,7 +189,7 @@ def _named(
 
 
 def _trailing(modules: Mapping[str, nn.Module], maps: list[str], named: Mapping[str, list[str]]) -> set[str]:
-    """The named maps that are followed by output modules only and that feed none of those."""
+    """Return the named maps that are followed by output modules only and that feed none of those."""
     kept: set[str] = set()
     for path in reversed(maps):
         if path in named:
@@ -204,7 +204,7 @@ def _trailing(modules: Mapping[str, nn.Module], maps: list[str], named: Mapping[
 
 
 def _widths(module: nn.Module) -> tuple[int, int]:
-    """(number of inputs, number of outputs) of a linear map."""
+    """Return (number of inputs, number of outputs) of a linear map."""
     if isinstance(module, nn.Linear) or is_ternary(module):
         return module.in_features, module.out_features  # type: ignore[return-value]
     if isinstance(module, CONVS):
@@ -214,7 +214,7 @@ def _widths(module: nn.Module) -> tuple[int, int]:
 
 
 def _nothing_after(modules: Mapping[str, nn.Module], path: str) -> bool:
-    """Whether the map is outside repeated blocks and no recurrent layer is registered after it."""
+    """Return whether the map is outside repeated blocks and no recurrent layer is registered after it."""
     after = list(modules)[list(modules).index(path) + 1 :]
     recurrent = any(isinstance(modules[each], (nn.RNNBase, nn.RNNCellBase)) for each in after)
     attention = isinstance(modules[path.rpartition(".")[0]], _LAYERS)
@@ -222,7 +222,7 @@ def _nothing_after(modules: Mapping[str, nn.Module], path: str) -> bool:
 
 
 def _in_block(modules: Mapping[str, nn.Module], path: str, root: str = "", *, siblings: bool = False) -> bool:
-    """Whether the layer is inside a repeated block below ``root``.
+    """Return whether the layer is inside a repeated block below ``root``.
 
     Repeated means an element of a ``ModuleList`` or one of several siblings of one class; with ``siblings``,
     only siblings inside a container count.

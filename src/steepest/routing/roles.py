@@ -18,14 +18,14 @@ __all__ = ["Role", "find_roles"]
 
 # Matrices of hidden layers: a rule that is for such matrices takes these kinds and no others.
 _HIDDEN = frozenset({"linear", "conv", "attention", "recurrent", "experts"})
-# Vectors and gains, which are not decayed by default: zero is not where they belong.
+# Vectors and gains, which are not decayed by default, because zero is not their natural value.
 _VECTORS = frozenset({"norm", "bias", "gain"})
 
 _NORM = re.compile(r"norm(\d+d)?$", re.IGNORECASE)
 # A capital letter starts a new word: ExpertsMLP holds experts, Expertise does not.
 _EXPERTS = re.compile(r"(?i:experts?)($|[^a-z])|(?i:moe)")
 _BIAS = re.compile(r"(^|_)b(ias(es)?)?(_|$)")
-# For two dimensions or more: there `b` is more often the second of a pair of matrices.
+# For two dimensions or more, where `b` is more often the second of a pair of matrices.
 _BIAS_TABLE = re.compile(r"(^|_)bias(es)?(_|$)")
 # A word for positions counts anywhere in a name. The other words count only at the end, where they say what
 # the parameter is: embed_proj is a projection. `query` counts only alone, since w_query computes queries.
@@ -46,11 +46,11 @@ _GATES = {nn.LSTM: 4, nn.GRU: 3, nn.LSTMCell: 4, nn.GRUCell: 3}
 
 @dataclass(frozen=True)
 class Role:
-    """What a parameter is in its model.
+    """A parameter's role in its model.
 
     Attributes:
         kind: one word: ``"linear"``, ``"output"``, ``"embedding"``, ``"norm"``, ...
-        reason: the reason, in words.
+        reason: a phrase that gives the reason.
         view: the view of a parameter that is known to be several matrices or to be stored transposed; None
             for other parameters.
     """
@@ -89,7 +89,6 @@ def find_roles(model: nn.Module, tensors: list[Routed]) -> list[Role]:
 
 
 def _role(tensor: Routed, outputs: Mapping[int, str]) -> Role:
-    """The role of one tensor, given the output layers and the reason for each."""
     param, owner = tensor.param, tensor.owners[0]
     layer = _called(owner.module)
     if param.is_complex():
@@ -131,13 +130,13 @@ def _role(tensor: Routed, outputs: Mapping[int, str]) -> Role:
 
 
 def _called(module: nn.Module) -> str:
-    """The name of the module's class, without what a parametrization made of it."""
+    """Return the name of the module's class before any parametrization."""
     name = type_before_parametrizations(module).__name__
     return "Linear" if name == "NonDynamicallyQuantizableLinear" else name
 
 
 def _embedding(tensor: Routed) -> Owner | None:
-    """The first owner that looks up rows of the tensor; None if there is none."""
+    """Return the first owner that looks up rows of the tensor, or None."""
     for owner in tensor.owners:
         kind = type(owner.module).__name__
         alike = kind.endswith("Embedding") and not is_map(owner.module)
@@ -148,14 +147,14 @@ def _embedding(tensor: Routed) -> Owner | None:
 
 
 def _is_norm(module: nn.Module) -> bool:
-    """Whether the module is a normalization: one of torch's, or another that is named so and is no map."""
+    """Return whether the module is a norm: one of torch's, or one that is named so and is not a map."""
     torchs = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
     called = _NORM.search(type(module).__name__) is not None
     return isinstance(module, torchs) or (called and not is_map(module))
 
 
 def _attention(param: Tensor, owner: Owner) -> Role:
-    """The role of a parameter of ``nn.MultiheadAttention`` itself; its output projection is a submodule."""
+    """Return the role of a parameter of ``nn.MultiheadAttention`` itself, not of its output projection."""
     if "bias" in owner.local:
         return Role("bias", "MultiheadAttention")
     if owner.local == "in_proj_weight":
@@ -165,7 +164,7 @@ def _attention(param: Tensor, owner: Owner) -> Role:
 
 
 def _convolution(param: Tensor, module: nn.Module) -> Role:
-    """The role of a convolution's weight: a matrix that maps patches, or one such matrix per group."""
+    """Return the role of a convolution's weight: a matrix that maps patches, or one such matrix per group."""
     layer, groups = _called(module), int(module.groups)  # type: ignore[arg-type]
     if groups > 1 and groups in (module.in_channels, module.out_channels):
         return Role("depthwise", f"{layer}, separate filters for each channel, which form no matrix")
@@ -176,7 +175,7 @@ def _convolution(param: Tensor, module: nn.Module) -> Role:
 
 
 def _stored(param: Tensor, module: nn.Module) -> View | None:
-    """How the weight of a linear layer or convolution is stored; None for one matrix [out, rest].
+    """Return how the weight of a linear layer or convolution is stored; None for one matrix [out, rest].
 
     Hugging Face's Conv1D is recognized without importing transformers.
     """
@@ -189,7 +188,7 @@ def _stored(param: Tensor, module: nn.Module) -> View | None:
 
 
 def _recurrent(param: Tensor, owner: Owner) -> Role:
-    """The role of a recurrent layer's matrix: all but the projection stack the gates' rows."""
+    """Return the role of a recurrent layer's matrix: all but the projection stack the gates' rows."""
     layer = _called(owner.module)
     gates = next((count for kind, count in _GATES.items() if isinstance(owner.module, kind)), 1)
     if gates == 1 or owner.local.startswith("weight_hr"):
@@ -198,7 +197,7 @@ def _recurrent(param: Tensor, owner: Owner) -> Role:
 
 
 def _loose(param: Tensor, owner: Owner) -> Role:
-    """The role of a parameter with two or more dimensions whose module is none of torch's layers."""
+    """Return the role of a parameter with two or more dimensions in a module that is not torch's."""
     layer, local = _called(owner.module), owner.local.lower()
     positions = _POSITIONS.search(local) is not None
     if positions or _TABLE.search(local):
@@ -222,7 +221,7 @@ def _loose(param: Tensor, owner: Owner) -> Role:
 
 
 def _holds_experts(param: Tensor, owner: Owner) -> bool:
-    """Whether the first dimension counts experts, by the module's attributes or else by its name."""
+    """Return whether the first dimension counts experts, by the module's attributes or else by its name."""
     counts = [getattr(owner.module, name, None) for name in _EXPERT_COUNTS]
     if any(count is not None for count in counts):
         return param.shape[0] in counts
@@ -230,6 +229,6 @@ def _holds_experts(param: Tensor, owner: Owner) -> bool:
 
 
 def _experts_are_transposed(module: nn.Module) -> bool:
-    """Whether experts are stored as [experts, in, out], by the module's attribute or else by its class."""
+    """Return whether experts are stored as [experts, in, out], by the module's attribute or its class."""
     says = getattr(module, "is_transposed", None)
     return says if isinstance(says, bool) else bool(_TRANSPOSED_EXPERTS.fullmatch(type(module).__name__))

@@ -1,4 +1,4 @@
-"""List a model's parameters, each once, with every module that owns it; refuse what is no whole tensor."""
+"""List a model's parameters, each once, with every module that owns it; refuse unsupported ones."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Routed:
 
 
 def is_vector(param: Tensor) -> bool:
-    """Whether at most one dimension is larger than 1: a vector in any shape."""
+    """Return whether at most one dimension is larger than 1: a vector in any shape."""
     return sum(size > 1 for size in param.shape) <= 1
 
 
@@ -75,7 +75,6 @@ def find_tensors(model: nn.Module) -> list[Routed]:
 
 
 def _owner(modules: Mapping[str, nn.Module], path: str, module: nn.Module, local: str) -> Owner:
-    """The owner of the parameter ``local`` that is registered in the module at ``path``."""
     name = f"{path}.{local}" if path else local
     parts = path.split(".")
     if "parametrizations" in parts[:-1]:
@@ -96,7 +95,7 @@ def _owner(modules: Mapping[str, nn.Module], path: str, module: nn.Module, local
 
 
 def _kind(parametrizations: nn.Module, local: str) -> Literal["whole", "magnitude", "factor"]:
-    """The kind of a parametrization's original: only torch's own two are known to keep the matrix."""
+    """Return the kind of a parametrization's original: only torch's own two are known to keep the matrix."""
     names = {type(each).__name__ for each in parametrizations.children()}
     if names == {"_WeightNorm"}:
         return "magnitude" if local == "original0" else "whole"

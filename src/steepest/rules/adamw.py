@@ -55,7 +55,7 @@ class AdamWRule(Rule):
         correction1: Scalar,
         correction2: Scalar,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Kingma and Ba's update; AMSGrad divides by the largest second moment so far."""
+        """Compute Kingma and Ba's update; AMSGrad divides by the largest second moment so far."""
         beta1, beta2 = betas
         exp_avg = average_in_place(exp_avg, beta1, grad)
         exp_avg_sq = average_in_place(exp_avg_sq, beta2, grad * grad)
@@ -78,8 +78,8 @@ class AdamW(Optimizer, rule=AdamWRule()):
         v \leftarrow \beta_2 v + (1-\beta_2) g^2, \quad
         p \leftarrow p - \eta\lambda p - \eta\,\frac{m/(1-\beta_1^t)}{\sqrt{v/(1-\beta_2^t)}+\epsilon}
 
-    t counts the steps of the parameter. Checkpoints of ``torch.optim.AdamW`` load as they are, but for
-    complex parameters, whose state is kept in pairs of reals here.
+    t counts the steps of the parameter. Checkpoints of ``torch.optim.AdamW`` load, except for complex
+    parameters, whose state consists of pairs of reals here.
 
     State: ``exp_avg`` and ``exp_avg_sq`` (and ``max_exp_avg_sq`` with AMSGrad), of the parameter's
     shape in ``state_dtype``: 8 (12) bytes per float32 parameter; and one step count per tensor.

@@ -34,14 +34,13 @@ class AdEMAMixRule(Rule):
     counts_steps = True
 
     def moves_like_adamw(self, group: Group) -> bool:
-        """The paper takes AdamW's learning rates: of noise little is left in the slow average."""
+        """Return True: the paper uses AdamW's learning rates, as the slow average contains little noise."""
         return True
 
     def state_specs(self, group: Group) -> dict[str, StateSpec]:
         return dict.fromkeys(("exp_avg", "exp_avg_slow", "exp_avg_sq"), StateSpec())
 
     def scalars(self, step: Scalar, **hyper: Any) -> dict[str, Scalar]:
-        """The bias corrections, and β₃ and α as scheduled."""
         beta1, beta2, beta3 = hyper["betas"]
         alpha, warmup = hyper["alpha"], hyper["t_alpha_beta3"]
         progress: Scalar = 1.0 if warmup is None else _at_most(step / warmup, 1.0)
@@ -67,7 +66,7 @@ class AdEMAMixRule(Rule):
         slow_beta: Scalar,
         slow_weight: Scalar,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The slow average, which is long at first, has no bias correction."""
+        """Compute the direction; the slow average has no bias correction."""
         beta1, beta2, _ = betas
         exp_avg = average_in_place(exp_avg, beta1, grad)
         exp_avg_slow = average_in_place(exp_avg_slow, slow_beta, grad)
@@ -85,7 +84,7 @@ def _at_most(value: Scalar, limit: float) -> Scalar:
 
 
 def _scheduled_beta(progress: Scalar, start: float, end: float) -> Scalar:
-    """β whose half-life grows linearly from ``start``'s to ``end``'s, and never above ``end``."""
+    """Return β whose half-life grows linearly from ``start``'s to ``end``'s, and never above ``end``."""
     # 1/(−ln β) is the half-life over ln 2. It is linear in the progress, and 0 for β = 0.
     first, last = (-1 / math.log(beta) if beta > 0 else 0.0 for beta in (start, end))
     life = (1 - progress) * first + progress * last
@@ -109,7 +108,7 @@ class AdEMAMix(Optimizer, rule=AdEMAMixRule()):
     t counts the steps of the parameter. With T = ``t_alpha_beta3`` both schedules warm the slow average up:
     :math:`\alpha^{(t)} = \alpha\min(t/T, 1)`, and the half-life of :math:`\beta_3^{(t)}` grows linearly from
     β₁'s to β₃'s within T steps; None takes α and β₃ from the first step on, which may diverge early. The
-    paper sets T to the number of all steps. Learning rate and weight decay are AdamW's.
+    paper sets T to the total number of steps. Learning rate and weight decay are AdamW's.
 
     State: ``exp_avg``, ``exp_avg_slow`` and ``exp_avg_sq``, of the parameter's shape in ``state_dtype``: 12
     bytes per float32 parameter; and one step count per tensor. The slow average takes steps of

@@ -1,4 +1,4 @@
-"""Hyperball: Muon on a sphere, the weights' norm held instead of decayed."""
+"""Hyperball: Muon on a sphere, where weights keep their norm instead of decaying."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class HyperballRule(MuonRule):
     }
 
     def check_param(self, who: str, name: str | None, param: Tensor, group: Group) -> None:
-        """A matrix of zeros has no norm to hold."""
+        """Refuse a matrix of zeros, which has no norm to hold."""
         super().check_param(who, name, param, group)
         if group["radius"] is not None or param.is_meta or param.numel() == 0:
             return
@@ -48,28 +48,27 @@ class HyperballRule(MuonRule):
                 )
 
     def moves_like_adamw(self, group: Group) -> bool:
-        """No: whatever the scale, an update has the weights' own norm, and lr is an angle."""
+        """Return False: whatever the scale, an update has the weights' norm, and lr is an angle."""
         return False
 
     def matrix_specs(self, shape: tuple[int, ...], dtype: torch.dtype, group: Group) -> dict[str, StateSpec]:
-        """The norm that is held; 0 until it is known."""
+        """Return the norm that is held, which is 0 until it is known."""
         wide = torch.promote_types(torch.float32, dtype)
         return {"norm": StateSpec("matrix", wide, (*shape[:-2], 1, 1), fill=group["radius"] or 0.0)}
 
     def transform(  # type: ignore[override]
         self, u: Tensor, *, param: Tensor, orthogonalize: Callable[[Tensor], Tensor] | None, **options: Any
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Muon's, with the parameter for its norm."""
+        """Run Muon's transform, and pass on the parameter for its norm."""
         return super().transform(u, orthogonalize=orthogonalize, param=param, **options)
 
     def finish(self, polar: Tensor, u: Tensor, **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The direction has the length R."""
         param, held = options["param"], options["norm"].to(u.dtype)
         radius = torch.where(held > 0, held, torch.linalg.matrix_norm(param, keepdim=True))
         return radius * _normalized(polar), {"norm": radius}
 
     def retract(self, param: Tensor, before: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-        """Back onto the sphere of radius R; a matrix that did not move stays as it is, bit for bit."""
+        """Project onto the sphere of radius R; a matrix that did not move stays bitwise equal."""
         still = (param == before).all(dim=-1, keepdim=True).all(dim=-2, keepdim=True)
         return torch.where(still, before, state["norm"] * _normalized(param))
 
@@ -89,7 +88,7 @@ class Hyperball(Muon, rule=HyperballRule(), defaults={"weight_decay": 0.0}):
     with O Muon's polar factor; η is close to the angle that a step turns the weights by. It replaces
     weight decay, which therefore must be 0.
 
-    State: Muon's ``momentum_buffer`` (4 bytes per float32 parameter), and ``norm``, one number a matrix.
+    State: Muon's ``momentum_buffer`` (4 bytes per float32 parameter), and ``norm``, one number per matrix.
 
     Args:
         params: matrices: tensors, ``(name, tensor)`` pairs, or group dicts.

@@ -29,7 +29,7 @@ class LionRule(Rule):
     def update(
         self, grad: Tensor, param: Tensor, exp_avg: Tensor, *, betas: tuple[Any, Any]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sign comes from the momentum before it takes this gradient in."""
+        """Compute the direction from the momentum as it was before this gradient."""
         beta1, beta2 = betas
         direction = weighted_sum(beta1, exp_avg, 1 - beta1, grad).sign_()
         return direction, {"exp_avg": average_in_place(exp_avg, beta2, grad)}
@@ -43,8 +43,8 @@ class Lion(Optimizer, rule=LionRule()):
         p \leftarrow p - \eta\lambda p - \eta\,\mathrm{sign}(c), \qquad
         m \leftarrow \beta_2 m + (1-\beta_2) g
 
-    Every coordinate moves by η, whatever the gradient's size. Against AdamW take a learning rate
-    3 to 10 times smaller and a weight decay as many times larger: their product is what counts.
+    Every coordinate moves by η, whatever the gradient's size. Compared with AdamW, divide the learning
+    rate by 3 to 10 and multiply the weight decay by the same factor: their product is what counts.
 
     State: ``exp_avg``, of the parameter's shape in ``state_dtype``: 4 bytes per float32 parameter.
 

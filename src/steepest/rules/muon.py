@@ -36,7 +36,7 @@ Coefficients = str | Sequence[tuple[float, float, float]]
 
 
 def scale_factor(scale: Scale, rows: int, columns: int) -> float:
-    """What multiplies the polar factor of a matrix with ``rows`` outputs and ``columns`` inputs.
+    """Return the factor on the polar factor of a matrix with ``rows`` outputs and ``columns`` inputs.
 
     ======================  =========================  =====================================
     ``"original"``          max(1, out/in)^½           Jordan et al. (2024)
@@ -59,7 +59,7 @@ def scale_factor(scale: Scale, rows: int, columns: int) -> float:
 
 
 def _steps(coefficients: Coefficients, ns_steps: int | None) -> int | None:
-    """None for a named set's whole table; a list of one triple is meant to be repeated."""
+    """Return the number of iterations, None for a named set's whole table; short lists repeat."""
     if ns_steps is not None:
         return int(ns_steps)
     return None if isinstance(coefficients, str) else max(5, len(coefficients))
@@ -76,14 +76,14 @@ def scaled_polar(
     extra_scale: Scalar,
     **_: Any,
 ) -> Tensor:
-    """The polar factor of u [..., m, n], times its scale."""
+    """Return the polar factor of u [..., m, n], times its scale."""
     steps = _steps(coefficients, ns_steps)
     polar = newton_schulz(u, coefficients, steps, dtype=ns_dtype, method=method)
     return polar.to(u.dtype).mul_(extra_scale * scale_factor(scale, u.shape[-2], u.shape[-1]))
 
 
 class MuonOptions(MatrixOptions, total=False):
-    """Keyword-only options of Muon and its kin; :class:`Muon` says what they mean."""
+    """Keyword-only options of Muon and its variants, documented in :class:`Muon`."""
 
     nesterov: bool
     ns_steps: int | None
@@ -119,10 +119,10 @@ class MuonRule(OrthogonalizedRule):
     }
 
     def check(self, owner: str, group: Mapping[str, Any]) -> None:
-        """The coefficients are looked up here, and not in the first step."""
+        """Check the coefficients as well, so that errors do not wait for the first step."""
         super().check(owner, group)
         try:
-            # Of an empty matrix nothing is computed: this is the function's own check.
+            # On an empty matrix, this only checks the arguments.
             steps = _steps(group["coefficients"], group["ns_steps"])
             newton_schulz(torch.empty(0, 0, device="cpu"), group["coefficients"], steps)
         except ValueError as error:
@@ -132,7 +132,7 @@ class MuonRule(OrthogonalizedRule):
         return "method='svd'" if group["method"] == "svd" else None
 
     def moves_like_adamw(self, group: Mapping[str, Any]) -> bool:
-        """With the scale made for it and no other factor; kin that change the polar factor's size say no."""
+        """Return whether the scale is the one made for that; variants that rescale it return False."""
         return bool(group["scale"] == "match_rms_adamw" and group["extra_scale"] == 1)
 
     def update(  # type: ignore[override]
@@ -143,13 +143,13 @@ class MuonRule(OrthogonalizedRule):
     def transform(
         self, u: Tensor, *, orthogonalize: Callable[[Tensor], Tensor] | None, **options: Any
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scaled polar factor, or what a subclass's own function returns, which scales by itself."""
+        """Return the scaled polar factor, or the result of a subclass's own function, which also scales."""
         with float32_matmul_precision(options["fp32_matmul_prec"]):
             polar = scaled_polar(u, **options) if orthogonalize is None else orthogonalize(u)
         return self.finish(polar, u, **options)
 
     def finish(self, polar: Tensor, u: Tensor, **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """(direction, new entries) from the scaled polar factor: what Muon's kin do with it."""
+        """Return (direction, new entries) from the scaled polar factor; Muon's variants override it."""
         return polar, {}
 
 
@@ -161,7 +161,7 @@ class Muon(OrthogonalizedOptimizer, rule=MuonRule()):
         u = g + \beta(m - g), \quad
         p \leftarrow p - \eta\lambda p - \eta\, s(\mathrm{out}, \mathrm{in})\,\mathrm{polar}(u)
 
-    It is for matrices of hidden layers. Embeddings, the output head, norms and biases belong to an
+    It is for matrices of hidden layers. Embeddings, output layers, norms and biases belong to an
     element rule, in a group with ``"rule": "adamw"`` or as :func:`steepest.build` decides. With the
     default scale the update has AdamW's rms, and AdamW's learning rate and weight decay carry over.
     Momentum is an average (EMA), not a sum; weight decay uses the unscaled lr. Parameters of one shape
@@ -184,9 +184,9 @@ class Muon(OrthogonalizedOptimizer, rule=MuonRule()):
         extra_scale: a factor on s.
         method: ``"newton_schulz"``, or ``"svd"`` for the exact polar factor (slow; an oracle).
         ns_dtype: dtype of the iteration; None lets :func:`~steepest.linalg.newton_schulz` choose half
-            precision where it is faster. ``torch.float32`` gives results that are alike on all machines.
+            precision where it is faster. ``torch.float32`` gives results that agree on all machines.
         fp32_matmul_prec: torch's float32 matmul precision while orthogonalizing.
-        view: how more than two dimensions are seen: ``"flatten"`` as [out, rest], ``"batch"`` as a batch
+        view: how to see more than two dimensions: ``"flatten"`` as [out, rest], ``"batch"`` as a batch
             of matrices.
         **options: ``views`` of fused parameters, whose update equals that of separate matrices, and
             ``bucket_bytes`` (:class:`~steepest.rule.MatrixOptions`); :class:`~steepest.CommonOptions`.
@@ -230,11 +230,11 @@ class Muon(OrthogonalizedOptimizer, rule=MuonRule()):
     ) -> None: ...
 
     def _construct(self, params: ParamsT, options: dict[str, Any]) -> None:
-        # No keyword becomes an option of the groups, and the decay methods have this library's names.
+        # Skip the base class, which makes unknown keywords group options and renames decay methods.
         Optimizer._construct(self, params, options)
 
     def orthogonalize(self, p: Tensor, grad: Tensor, **kwargs: Any) -> Tensor:
-        """scale(out, in)·polar(grad), with the options in ``kwargs``; see the base class."""
+        """Return scale(out, in)·polar(grad), with the options in ``kwargs``; see the base class."""
         return scaled_polar(grad, **kwargs)
 
     def _user_functions(self, batch: ParamBatch) -> UserFunctions | None:

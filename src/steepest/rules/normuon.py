@@ -1,4 +1,4 @@
-"""NorMuon: Muon whose rows are normalized by their second moment."""
+"""NorMuon: Muon with rows that are normalized by their second moment."""
 
 from __future__ import annotations
 
@@ -24,19 +24,18 @@ class NorMuonRule(MuonRule):
     hyper = {**MuonRule.hyper, "beta2": fraction(), "eps": positive()}
 
     def matrix_specs(self, shape: tuple[int, ...], dtype: torch.dtype, group: Group) -> dict[str, StateSpec]:
-        """One second moment a row."""
         wide = torch.promote_types(torch.float32, dtype)
         return {"second_momentum": StateSpec("matrix", wide, (*shape[:-1], 1))}
 
     def finish(  # type: ignore[override]
         self, polar: Tensor, u: Tensor, *, second_momentum: Tensor, beta2: Scalar, eps: Scalar, **options: Any
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The rows are evened out; the matrix keeps its Frobenius norm."""
+        """Normalize the rows, and keep the matrix's Frobenius norm."""
         mean = (polar * polar).mean(dim=-1, keepdim=True)
         second = beta2 * second_momentum.to(polar.dtype) + (1 - beta2) * mean
         evened = polar / (second.sqrt() + eps)
         before, after = (torch.linalg.matrix_norm(matrix, keepdim=True) for matrix in (polar, evened))
-        # A zero matrix stays zero: 0/0 is no ratio.
+        # A zero matrix stays zero, instead of 0/0.
         return evened * torch.where(after > 0, before / after, 0.0), {"second_momentum": second}
 
 
@@ -48,11 +47,11 @@ class NorMuon(Muon, rule=NorMuonRule()):
         \hat O = \frac{O}{\sqrt v + \epsilon}, \quad
         p \leftarrow p - \eta\lambda p - \eta\,\frac{\lVert O\rVert_F}{\lVert\hat O\rVert_F}\hat O
 
-    with O Muon's scaled polar factor. Muon's update has orthonormal rows only where they are fewer than
-    the columns; here the rows (neurons) of any matrix move alike.
+    with O Muon's scaled polar factor. Muon's update has orthonormal rows only if there are fewer rows than
+    columns; here the rows (neurons) of any matrix move alike.
 
     State: Muon's ``momentum_buffer`` (4 bytes per float32 parameter) and ``second_momentum``,
-    float32 (float64 for such parameters), one number a row.
+    float32 (float64 for float64 parameters), one number per row.
 
     Args:
         params: matrices: tensors, ``(name, tensor)`` pairs, or group dicts.

@@ -41,7 +41,7 @@ class OrthogonalizedRule(Rule):
     }
 
     def matrix_shape(self, shape: torch.Size, group: Group) -> tuple[int, ...]:
-        """[out, rest]; the shape as it is, and with ``"batch"`` its leading dimensions count matrices."""
+        """Return [out, rest], or the shape itself; with ``"batch"`` its leading dimensions count matrices."""
         if len(shape) == 2 or group["view"] != "flatten":
             return tuple(shape)
         return shape[0], math.prod(shape[1:])
@@ -63,10 +63,10 @@ class OrthogonalizedRule(Rule):
     def transform(
         self, u: Tensor, *, fp32_matmul_prec: str, orthogonalize: Callable[[Tensor], Tensor] | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The optimizer's own function, under the chosen float32 matmul precision."""
+        """Run the optimizer's own function, under the chosen float32 matmul precision."""
         if orthogonalize is None:
             warnings.warn(
-                f"rule {self.name!r} orthogonalizes in its own class only; the momentum is used as it is",
+                f"rule {self.name!r} orthogonalizes only in its own class; the momentum is used as it is",
                 UserWarning,
                 stacklevel=2,
             )
@@ -78,20 +78,20 @@ class OrthogonalizedRule(Rule):
 def momentum_step(
     grad: Tensor, average: Tensor, beta: Scalar, nesterov: bool
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """m ← m + (1−β)(g − m), in place; u = g + β(m − g) with Nesterov, else m."""
+    """Compute m ← m + (1−β)(g − m), in place, and u = g + β(m − g) with Nesterov, else m."""
     average += (grad - average).mul_(1 - beta)
     u = (average - grad).mul_(beta).add_(grad) if nesterov else average
     return u, {"momentum_buffer": average}
 
 
 class _Option:
-    """An option of the groups as an attribute: assigning a value gives it to every group of the rule."""
+    """A group option as an attribute; assigning a value sets it in every group of the rule."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
     def __get__(self, optimizer: OrthogonalizedOptimizer | None, owner: type) -> Any:
-        """What the groups of this rule say, or what new ones will where they differ."""
+        """Return the value in this rule's groups, or the one for new groups if these differ."""
         if optimizer is None:
             return self
         default, *said = (each[self.name] for each in self._holders(optimizer))
@@ -108,7 +108,7 @@ class _Option:
             each.update(new)
 
     def _holders(self, optimizer: OrthogonalizedOptimizer) -> list[dict[str, Any]]:
-        """The defaults, and the groups of the optimizer's own rule."""
+        """Return the defaults, and the groups of the optimizer's own rule."""
         own = optimizer.rule
         if self.name not in own.defaults():
             owner = type(optimizer).__name__
@@ -128,13 +128,13 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
     steps the groups of other rules. It may read attributes of the parameter and any option of the group. A
     subclass may also decay by its own code, in :meth:`_apply_weight_decay_inplace`.
 
-    If one of them raises, the parameters before the one that failed are stepped; that one, all after it, and
-    their states are as they were. The step holds no more than one parameter needs: a copy of its state, u,
-    and what the function itself takes.
+    If one of them raises, the parameters before the failed one are stepped; that one, all after it, and
+    their states are unchanged. The step holds the memory of only one parameter: a copy of its state, u, and
+    the function's own.
 
     ``scaled_orthogonalize_fn``, ``use_nesterov``, ``weight_decay_method`` and ``fp32_matmul_prec`` are
-    attributes too: they read as what is in force, and assigning one changes it for all groups of this rule
-    and for groups to come. Copies and pickles keep the attributes that a subclass sets on itself.
+    attributes too: reading one returns the current value, and assigning one changes it for all present and
+    future groups of this rule. Copies and pickles keep the attributes that a subclass sets on itself.
 
     State: ``momentum_buffer``, of the parameter's shape in ``state_dtype``: 4 bytes per float32 parameter.
 
@@ -143,8 +143,8 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
         lr: learning rate η ≥ 0, a float or a 1-element tensor.
         momentum_beta: β in [0, 1) of the average above.
         weight_decay: λ ≥ 0, acting as ``weight_decay_method`` says, with the unscaled lr. Here
-            ``weight_decay_method="independent"`` is the mixin's, p ← p − λp; groups say ``"untied"`` for it,
-            and the attribute ``"independent"``.
+            ``weight_decay_method="independent"`` is the mixin's, p ← p − λp, which groups store as
+            ``"untied"`` and the attribute returns as ``"independent"``.
         use_nesterov: Nesterov's form of u.
         fp32_matmul_prec: torch's float32 matmul precision while orthogonalizing; restored afterwards, also
             after an error.
@@ -157,11 +157,11 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
             keyword becomes an option of every group, overridable per group, saved with it, and passed to
             :meth:`orthogonalize`.
 
-    A group, and so a checkpoint, says ``momentum_convention``: ``"ema"``, the average above. State dicts
-    with another are refused, and those of other libraries that do not say; those of this one load.
+    Groups, and so checkpoints, record ``momentum_convention="ema"``, the average above. State dicts with
+    another are refused, and so are those of other libraries without one; this library's own load.
 
     Raises:
-        TypeError: parameters that are not tensors; an option with a name that groups have a use for; a
+        TypeError: parameters that are not tensors; an option whose name is reserved in param groups; a
             ``scaled_orthogonalize_fn`` that cannot be called.
         ValueError: a value out of range; a parameter with fewer than two dimensions, by name.
 
@@ -179,7 +179,7 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
     >>> bool((weight.diagonal() < -0.5).all())
     True
 
-    A fused QKV projection, its parts orthogonalized apart:
+    A fused QKV projection, whose parts are orthogonalized separately:
 
     >>> class SplitQKV(OrthogonalizedOptimizer):
     ...     def orthogonalize(self, p, grad, **options):
@@ -196,7 +196,7 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
     True
     """
 
-    # Names of weight-decay methods that mean something else here than in CommonOptions; {} in Muon and kin.
+    # Names of weight-decay methods that mean something else here than in CommonOptions; {} in Muon.
     _decay_names: ClassVar[Mapping[str, str]] = {"independent": "untied"}
 
     use_nesterov = _Option()
@@ -222,7 +222,7 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
         known, who = self.rule.defaults(), type(self).__name__
         extra = {name: options.pop(name) for name in list(options) if name not in known}
         for name in RESERVED.intersection(extra):
-            raise TypeError(f"{who}() got the option {name!r}, a name that param groups have a use for")
+            raise TypeError(f"{who}() got the option {name!r}, a name that is reserved in param groups")
         _check_function(who, extra["scaled_orthogonalize_fn"])
         overridden = type(self).orthogonalize is not OrthogonalizedOptimizer.orthogonalize
         if extra["scaled_orthogonalize_fn"] is None and not overridden:
@@ -245,7 +245,7 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
 
     @property
     def scaled_orthogonalize_fn(self) -> Callable[[Tensor], Tensor]:
-        """The function that the constructor was given, or the identity; assigning one takes effect."""
+        """The constructor's function, or the identity; assigning another replaces it."""
         if "scaled_orthogonalize_fn" not in self.defaults:
             raise AttributeError(
                 f"{type(self).__name__} has no scaled_orthogonalize_fn: its options say what it computes. "
@@ -277,15 +277,15 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
     ) -> None:
         """Decay ``p``, or add the decay to ``grad``, in place.
 
-        The step calls an override instead of decaying by itself: for each parameter, before the momentum
-        takes the gradient in, also with ``weight_decay=0``. It may call this method, which decays as
+        The step calls an override instead of decaying by itself: for each parameter, before it updates the
+        momentum, even with ``weight_decay=0``. It may call this method, which decays as
         ``weight_decay_method`` says and rounds to the parameter's dtype; the step then rounds a second time.
 
         Args:
             p: the parameter, as it was given to the optimizer.
-            grad: a copy of its gradient; with ``maximize`` of the negative, since the step descends.
+            grad: a copy of its gradient; with ``maximize``, of the negative, since the step descends.
             lr: the group's learning rate.
-            weight_decay: the group's.
+            weight_decay: the group's weight decay.
 
         Raises:
             ValueError: ``"cautious"``, which needs the direction.
@@ -308,11 +308,11 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
     # -- attributes and copies
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what copies and pickles keep: also the attributes that a subclass has set on itself."""
+        """Return what copies and pickles keep, including attributes that a subclass has set on itself."""
         own = {
             name: value
             for name, value in vars(self).items()
-            # A scheduler wraps the methods of the one object.
+            # A scheduler wraps methods of this object only.
             if not (name in _OF_THE_OBJECT or name.startswith("_optimizer_"))
             and not callable(getattr(type(self), name, None))
         }
@@ -329,7 +329,7 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
 
     def _user_functions(self, batch: ParamBatch) -> UserFunctions | None:
         if batch.config.rule.name != self.rule.name:
-            # A group of another rule has that rule's own matrix function.
+            # A group of another rule uses that rule's own matrix function.
             return None
         group = batch.config.group
         options = {name: value for name, value in group.items() if name != "params"}
@@ -350,7 +350,7 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
         return UserFunctions(orthogonalize, decay if self._decays_itself() else None)
 
 
-# Attributes of one object, which its copies make anew.
+# Attributes of one object that its copies create anew.
 _OF_THE_OBJECT = frozenset({"_collector", "_taken_in_backward", "_step_supports_amp_scaling", "_opt_called"})
 
 

@@ -21,11 +21,11 @@ class PolarGradRule(MuonRule):
     name = "polargrad"
 
     def moves_like_adamw(self, group: Group) -> bool:
-        """No: whatever the scale, an update is as large as the gradient's nuclear norm."""
+        """Return False: whatever the scale, an update is as large as the gradient's nuclear norm."""
         return False
 
     def finish(self, polar: Tensor, u: Tensor, **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The dual norm of u, as the polar factor sees it, is the step's length."""
+        """Multiply by the dual norm of u, computed from the polar factor."""
         return polar * (polar * u).sum(dim=(-2, -1), keepdim=True), {}
 
 

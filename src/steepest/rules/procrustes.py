@@ -1,4 +1,4 @@
-"""Procrustes: PSGD whose factors are turned toward symmetry, a rotation a step."""
+"""Procrustes: PSGD whose factors are turned toward symmetry, one rotation per step."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class ProcrustesRule(PSGDRule):
     name = "procrustes"
 
     def metric(self, q: Tensor, *, literal: bool) -> Tensor:
-        """QᵀQ, which no rotation changes; the original's QQ is the same only where Q is symmetric."""
+        """Return QᵀQ, which no rotation changes; the original's QQ equals it only for symmetric Q."""
         return product(q, q) if literal else gram(q.mT)
 
     def fit_dense(self, q: Tensor, step: Tensor, **norm: Any) -> Tensor:
-        """Q − S Q, one rotation nearer to the symmetric factor of the same P."""
+        """Return Q − S Q, one rotation closer to the symmetric factor of the same P."""
         return procrustes_rotation(product(step, q, added=q, alpha=-1.0), **norm)
 
     def fit_diagonal(self, q: Tensor, step: Tensor) -> Tensor:
@@ -48,9 +48,9 @@ class Procrustes(PSGD, rule=ProcrustesRule()):
     Args:
         params: tensors of any shape, ``(name, tensor)`` pairs, or group dicts.
         lr: learning rate η ≥ 0, a float or a 1-element tensor.
-        lr_style, momentum, ...: see :class:`~steepest.rules.psgd.PSGD`; ``norm`` is here also how
-            the rotation's norm is computed, and ``literal`` takes P = QQ, as the original's code does, which
-            differs while Q is not yet symmetric.
+        lr_style, momentum, ...: see :class:`~steepest.rules.psgd.PSGD`; ``norm`` also selects
+            how the rotation's norm is computed, and ``literal`` uses P = QQ, as the original's code does,
+            which differs while Q is not yet symmetric.
 
     Raises:
         TypeError: an unknown keyword, or parameters that are not tensors.

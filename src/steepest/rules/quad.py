@@ -19,11 +19,11 @@ class QUADRule(PSGDRule):
     name = "quad"
 
     def metric(self, q: Tensor, *, literal: bool) -> Tensor:
-        """Q Q, in the original too: Q is symmetric."""
+        """Return Q Q, as in the original, since Q is symmetric."""
         return gram(q)
 
     def fit_dense(self, q: Tensor, step: Tensor, **norm: Any) -> Tensor:
-        """(I − S/2) Q (I − S/2), kept symmetric against rounding."""
+        """Return (I − S/2) Q (I − S/2), kept symmetric despite rounding."""
         q = product(step, q, added=q, alpha=-0.5)
         return symmetric_product(q, step, added=q, alpha=-0.5)
 

@@ -23,7 +23,7 @@ class ScionRule(MuonRule):
     hyper = {**MuonRule.hyper, "radius": positive()}
 
     def moves_like_adamw(self, group: Group) -> bool:
-        """No: whatever the scale, the radius multiplies it."""
+        """Return False: whatever the scale, the radius multiplies it."""
         return False
 
     def finish(self, polar: Tensor, u: Tensor, **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
@@ -35,8 +35,8 @@ class Scion(Muon, rule=ScionRule(), defaults={"nesterov": False, "scale": "unit_
 
     .. math:: p \leftarrow (1-\eta)\,p - \eta\,\rho\,\sqrt{\mathrm{out}/\mathrm{in}}\;\mathrm{polar}(m)
 
-    The parameter is a convex combination of itself and the ball's corner against the momentum, so that
-    it stays in the ball once it is there. ``weight_decay=0`` is the unconstrained variant.
+    A step makes the parameter a convex combination of itself and the ball's corner opposite to the momentum,
+    so that a parameter in the ball stays there. ``weight_decay=0`` is the unconstrained variant.
 
     State: Muon's ``momentum_buffer``: 4 bytes per float32 parameter.
 

@@ -32,7 +32,6 @@ class SGDRule(Rule):
     counts_steps = True
 
     def check(self, owner: str, group: Group) -> None:
-        """Nesterov's form is defined with momentum and without dampening."""
         super().check(owner, group)
         if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
             raise ValueError(
@@ -44,7 +43,7 @@ class SGDRule(Rule):
         return {"momentum_buffer": StateSpec()} if group["momentum"] != 0 else {}
 
     def scalars(self, step: Scalar, **hyper: Any) -> dict[str, Scalar]:
-        """The first gradient is taken whole."""
+        """Return the gradient's weight, 1 in the first step."""
         first = 1.0 * (step == 1)
         return {"take": 1 - hyper["dampening"] * (1 - first)}
 

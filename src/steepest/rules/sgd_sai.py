@@ -46,21 +46,21 @@ class SGDSaIRule(Rule):
     }
 
     def state_specs(self, group: Group) -> dict[str, StateSpec]:
-        """The momentum, the scale G, and how many gradients it was measured on."""
+        """Return the momentum, the scale G, and how many gradients it was measured on."""
         specs = {"gsnr": StateSpec("tensor"), "measured": StateSpec("tensor", torch.float32)}
         return specs | ({"momentum_buffer": StateSpec()} if group["momentum"] != 0 else {})
 
     def reads_back(self, state: Mapping[str, Tensor], group: Group) -> bool:
-        """Only while the scale is being measured, or the momentum has not begun."""
+        """Return whether the scale is still to be measured, or the momentum has not begun."""
         return bool(float(state.get("measured", 0.0)) < group["warmup_batches"])
 
     def measure(
         self, moments: Callable[[], Moments], state: Mapping[str, Tensor], group: Group
     ) -> tuple[dict[str, Scalar], dict[str, Scalar]]:
-        """G from the first gradient that is neither zero nor non-finite; until then G = 1 and m = g.
+        """Measure G on the first gradient that is neither zero nor non-finite; until then G = 1 and m = g.
 
-        A negative ``measured`` counts gradients that were measured ahead of the first step: the momentum has
-        not begun. A G whose ``measured`` is 0 is measured anew, while the momentum goes on.
+        A negative ``measured`` counts gradients that were measured before the first step, when the momentum
+        has not begun. A G whose ``measured`` is 0 is measured again, while the momentum continues.
         """
         gsnr, measured = float(state["gsnr"]), float(state["measured"])
         first = not has_momentum(gsnr, measured)
@@ -69,7 +69,7 @@ class SGDSaIRule(Rule):
             count, total, square = moments()
             fresh = gradient_scale(count, float(total), float(square), group)
             if fresh is not None:
-                # Rounded as the state holds it, so that a resumed run multiplies by the same number.
+                # Round as the state does, so that a resumed run multiplies by the same number.
                 mean = (gsnr * measured + fresh) / (measured + 1)
                 gsnr = float(torch.tensor(mean, dtype=state["gsnr"].dtype, device="cpu"))
                 measured += 1
@@ -81,7 +81,7 @@ class SGDSaIRule(Rule):
         )
 
     def relates(self, group: Group) -> str | None:
-        """The largest G is known when all have been measured."""
+        """Return ``normalize``, if set: the largest G is known only after all are measured."""
         return "normalize='max'" if group["normalize"] == "max" else None
 
     def relate(
@@ -102,7 +102,7 @@ class SGDSaIRule(Rule):
         take: Scalar,
         gain: Scalar,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """(keep, take) is (0, 1) in the first step and (μ, 1−μ) ever after; gain is G."""
+        """Step the average; (keep, take) is (0, 1) in the first step, then (μ, 1−μ), and gain is G."""
         if momentum_buffer is None:
             return gain * grad, {}
         average = average_in_place(momentum_buffer, keep, grad, take)
@@ -110,7 +110,7 @@ class SGDSaIRule(Rule):
 
 
 def has_momentum(gsnr: float, measured: float) -> bool:
-    """Whether the momentum has taken in a gradient, by what a tensor's state holds."""
+    """Return whether a tensor's state says that its momentum contains a gradient."""
     return measured > 0 or (measured == 0 and gsnr > 0)
 
 
@@ -160,9 +160,9 @@ class SGDSaI(Optimizer, rule=SGDSaIRule()):
             paper's pseudocode does and its code does not.
         scale: G is the ``"gsnr"`` above, ``"sqrt_numel"`` √d, or ``"none"`` 1: the ablations.
         warmup_batches: G is averaged over this many gradients.
-        relative_eps: so that ε does not swallow gradients near 1e-9.
-        max_scale: G is at most ``max_scale``·√d, since a constant gradient has no spread; for a single
-            element, whose gradient has none ever, at most 1.
+        relative_eps: make ε relative, so that it does not swamp gradients near 1e-9.
+        max_scale: G is at most ``max_scale``·√d, since a constant gradient has no spread; at most 1 for a
+            single element, whose gradient never has any.
         **common: see :class:`~steepest.CommonOptions`.
 
     Raises:

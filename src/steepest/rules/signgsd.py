@@ -1,4 +1,4 @@
-"""SignGSD: sign descent without any state, decayed by sign."""
+"""SignGSD: sign descent with sign decay, without any state."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ class SignGSDRule(Rule):
     weight_decay_method = "sign"
 
     def check(self, owner: str, group: Group) -> None:
-        """Overshooting is a way of decaying by sign: with another method it would have no meaning."""
         super().check(owner, group)
         if group["decay_overshoot"] and group["weight_decay_method"] != "sign":
             raise ValueError(
@@ -48,7 +47,7 @@ class SignGSD(Optimizer, rule=SignGSDRule()):
         p \leftarrow p - \mathrm{sign}(p)\min(|p|, \eta\lambda), \qquad
         p \leftarrow p - \eta\,\mathrm{sign}(g)
 
-    It votes on direction only: all magnitude is discarded, and sign(0) = 0. The decay is that of an
+    Only the direction counts: magnitudes are discarded, and sign(0) = 0. The decay is that of an
     L1 penalty, the same for small and large weights.
 
     State: none, 0 bytes (one step count per tensor with stochastic rounding).

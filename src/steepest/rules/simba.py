@@ -47,7 +47,7 @@ class SimbaRule(Rule):
     temporaries = 5
 
     def check(self, owner: str, group: Group) -> None:
-        """w + 1 must not wrap round in the counters' dtype."""
+        """Refuse a window w for which w + 1 would wrap around in the counters' dtype."""
         super().check(owner, group)
         largest = torch.iinfo(group["counter_dtype"]).max - 1
         if group["window_size"] > largest:
@@ -57,7 +57,7 @@ class SimbaRule(Rule):
             )
 
     def state_specs(self, group: Group) -> dict[str, StateSpec]:
-        """Counters, a momentum, or both, as the ablation asks."""
+        """Return counters, a momentum, or both, depending on the ablation."""
         specs = {}
         if group["memory"] == "counts" or group["choice"] == "threshold":
             specs["counts"] = StateSpec(dtype=group["counter_dtype"])
@@ -66,7 +66,7 @@ class SimbaRule(Rule):
         return specs
 
     def scalars(self, step: Scalar, **hyper: Any) -> dict[str, Scalar]:
-        """⌊wγ⌋ in exact arithmetic: ⌊100·0.29⌋ is 29, though the floating point product is below it."""
+        """Compute ⌊wγ⌋ exactly: ⌊100·0.29⌋ is 29, though the floating point product is smaller."""
         return {"cutoff": float(math.floor(round(hyper["window_size"] * hyper["threshold"], 9)))}
 
     def update(
@@ -82,7 +82,7 @@ class SimbaRule(Rule):
         choice: str,
         betas: tuple[Any, Any],
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The direction comes from the memory before it takes this gradient in."""
+        """Compute the direction from the memory as it was before this gradient."""
         beta1, beta2 = betas
         local = grad.sign()
         remembered = counts if memory == "counts" else exp_avg
@@ -90,8 +90,8 @@ class SimbaRule(Rule):
         direction = remembered.sign()
         if choice == "threshold":
             assert counts is not None
-            # local + trusted·(direction − local) in place, with trusted 0 or 1: exact, and torch's where
-            # takes a CPU thirty times as long where nothing predicts it.
+            # local + trusted·(direction − local) in place, with trusted 0 or 1: exact, and torch.where takes
+            # thirty times as long on a CPU if the condition is unpredictable.
             trusted = counts.abs()
             trusted.gt_(cutoff)
             direction -= local
@@ -99,8 +99,8 @@ class SimbaRule(Rule):
             direction += local
         elif choice == "lion":
             assert exp_avg is not None
-            # The sign says which is larger. Where they are equal and disagree, Lion's interpolation is 0:
-            # half of their sum, truncated.
+            # Its sign tells which is larger. If both are equal but disagree in sign, Lion's interpolation
+            # is 0: half of their sum, truncated.
             larger = exp_avg.abs()
             larger *= beta1
             larger -= (1 - beta1) * grad.abs()
@@ -130,7 +130,7 @@ class Simba(Optimizer, rule=SimbaRule()):
         s \leftarrow \mathrm{clamp}(s + \mathrm{sign}(g), -w, w)
 
     The counter is a clamped random walk, not a sliding window: on pure noise it is uniform on
-    [−w, w], and it forgets slowly after a reversal; :class:`SimbaLeaky`, or ``leak`` here, mends that.
+    [−w, w], and it forgets slowly after a reversal; :class:`SimbaLeaky`, or ``leak`` here, fixes that.
 
     State: ``counts``, integers of the parameter's shape: 2 bytes per parameter in int16, 1 in int8.
     The ablations that use a momentum hold ``exp_avg`` too, or instead (4 bytes in float32).

@@ -33,7 +33,7 @@ class SimbaLeakyRule(Rule):
     def measure(
         self, moments: Callable[[], Moments], state: Mapping[str, Tensor], group: Group
     ) -> tuple[dict[str, Scalar], dict[str, Scalar]]:
-        """1/rms(g) over the logical tensor; 0, and so no vote, where the rms is zero or not finite."""
+        """Return 1/rms(g) over the whole tensor; 0, and so no vote, if the rms is zero or not finite."""
         count, _, square = moments()
         rms = (square / max(count, 1)).sqrt()
         usable = (rms > 0) & rms.isfinite()
@@ -42,7 +42,7 @@ class SimbaLeakyRule(Rule):
     def update(
         self, grad: Tensor, param: Tensor, counts: Tensor, *, leak: Scalar, inverse_rms: Scalar, noise: Noise
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        # Noise is drawn first: it takes the most memory while it is made.
+        # Draw the noise first, because drawing takes the most memory.
         u = noise(0)
         counts = counts - stochastic_floor(counts * leak, u)
         u = noise(1)
@@ -64,7 +64,7 @@ class SimbaLeaky(Optimizer, rule=SimbaLeakyRule()):
     rms(g) is taken over the whole tensor's gradient, before an l2 decay is added to it. round_s rounds up
     or down at random with the exact expectation, from noise keyed by (seed, step, element). The counters
     follow the gradient's mean as Lion's momentum does, at a quarter of AdamW's bytes, and forget at the
-    rate ℓ. They take the gradient in before they decide.
+    rate ℓ. They include the current gradient.
 
     State: ``counts``, int16 of the parameter's shape: 2 bytes per parameter; one step count per tensor.
 
@@ -79,7 +79,7 @@ class SimbaLeaky(Optimizer, rule=SimbaLeakyRule()):
         TypeError: an unknown keyword, or parameters that are not tensors.
         ValueError: a value out of range; a parameter that cannot be optimized, by name.
 
-    Source: our own; it mends :class:`Simba`, whose counters forget slowly after a reversal.
+    Source: our own; it fixes :class:`Simba`, whose counters forget slowly after a reversal.
 
     >>> weight = torch.nn.Parameter(torch.zeros(2))
     >>> optimizer = SimbaLeaky([weight], lr=0.5)

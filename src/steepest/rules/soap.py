@@ -39,11 +39,11 @@ class SOAPRule(Rule):
     counts_steps = True
 
     def moves_like_adamw(self, group: Group) -> bool:
-        """Adam's update, and a rotation keeps its rms."""
+        """Return True: it is Adam's update, and a rotation keeps the rms."""
         return True
 
     def host_sync(self, group: Group) -> str | None:
-        """Whether bases are due in a step; eigh waits besides."""
+        """Return the check whether bases are due in a step; eigh waits as well."""
         return "the choice of the steps that renew the eigenbases"
 
     def matrix_shape(self, shape: torch.Size, group: Group) -> tuple[int, ...]:
@@ -53,7 +53,7 @@ class SOAPRule(Rule):
         return {"exp_avg": StateSpec()}
 
     def matrix_specs(self, shape: tuple[int, ...], dtype: torch.dtype, group: Group) -> dict[str, StateSpec]:
-        """The second moment in the eigenbases, and L or R with its basis for each side that is rotated."""
+        """Return the second moment in the eigenbases, and L or R and its basis for each rotated side."""
         precise = torch.promote_types(dtype, torch.float32)
         specs = {"exp_avg_sq": StateSpec("matrix", precise, shape)}
         for side, size in zip(_SIDES, shape, strict=False):
@@ -63,7 +63,7 @@ class SOAPRule(Rule):
         return specs
 
     def scalars(self, step: Scalar, **hyper: Any) -> dict[str, Scalar]:
-        """The steps are counted from the second, which is the first that moves the parameter."""
+        """Count steps from the second one, which is the first that moves the parameter."""
         beta1, beta2 = hyper["betas"]
         moved = step - 1
         counted = moved.clamp(min=1) if isinstance(moved, Tensor) else max(moved, 1)
@@ -81,7 +81,7 @@ class SOAPRule(Rule):
     def update(
         self, grad: Tensor, param: Tensor, exp_avg: Tensor, *, betas: tuple[Any, Any], take: Scalar
     ) -> tuple[tuple[Tensor, Tensor], dict[str, Tensor]]:
-        """The momentum, which leaves the first gradient out."""
+        """Return the momentum, which leaves out the first gradient, and the gradient."""
         average = average_in_place(exp_avg, betas[0], grad, take)
         return (average, grad), {"exp_avg": average}
 
@@ -103,10 +103,10 @@ class SOAPRule(Rule):
         shampoo_beta: float | None,
         eps: Scalar,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Adam between two rotations, then L, R and their bases with this gradient.
+        """Run Adam between two rotations, then update L, R and their bases with this gradient.
 
-        The bases that a gradient is rotated into are older than it: in its own it would be diagonal, and the
-        rest of Adam's update rounding errors of magnitude 1.
+        The bases must be older than the gradient: in its own bases it would be diagonal, and the rest of
+        Adam's update would be rounding errors of magnitude 1.
         """
         beta2 = betas[1]
         bases = [None if q is None else q.to(u.dtype) for q in (Q_left, Q_right)]
@@ -135,7 +135,7 @@ class SOAPRule(Rule):
 
 
 def _rotated(x: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
-    """Q_Lᵀ X Q_R; None is the identity."""
+    """Return Q_Lᵀ X Q_R; None is the identity."""
     if left is not None:
         x = product(left.mT, x)
     if right is not None:
@@ -144,7 +144,7 @@ def _rotated(x: Tensor, left: Tensor | None, right: Tensor | None) -> Tensor:
 
 
 def _eigenbasis(moment: Tensor) -> Tensor:
-    """Eigenvectors, the largest eigenvalue's first; I where a number is not finite, at which eigh fails."""
+    """Return eigenvectors, largest eigenvalue first; I for non-finite matrices, on which eigh fails."""
     usable = moment.flatten(1).isfinite().all(1).view(-1, 1, 1)
     identity = torch.eye(moment.shape[-1], dtype=moment.dtype, device=moment.device)
     vectors: Tensor = torch.linalg.eigh(torch.where(usable, moment, identity)).eigenvectors
@@ -154,13 +154,13 @@ def _eigenbasis(moment: Tensor) -> Tensor:
 def _renewed(
     renew: bool | Tensor, moment: Tensor, q: Tensor, second: Tensor, side: int
 ) -> tuple[Tensor, Tensor]:
-    """The basis after one power iteration, and the second moments in the order of its columns."""
+    """Return the basis after one power iteration, and the second moments in the order of its columns."""
     # Columns are ordered by their estimated eigenvalues first, so that QR takes the large ones as they are.
     image = product(moment, q)
     order = (q * image).sum(-2).argsort(stable=True, dim=-1, descending=True)
     image = image.gather(-1, order.unsqueeze(-2).expand_as(image))
     fresh = torch.linalg.qr(image).Q
-    # Without a finite number in L there is no basis to be had of it.
+    # A non-finite L gives no basis.
     holds = fresh.flatten(1).isfinite().all(1) & renew
     index = order.unsqueeze(-1) if side == 0 else order.unsqueeze(-2)
     sorted_second = second.gather(-2 + side, index.expand_as(second))
@@ -168,7 +168,7 @@ def _renewed(
 
 
 def _each(number: Scalar, like: Tensor) -> Scalar:
-    """A number, or one for each matrix of a stack, shaped to multiply it."""
+    """Reshape a number, or one for each matrix of a stack, to multiply the stack."""
     if not isinstance(number, Tensor):
         return number
     return number.to(like.dtype).view(-1, *[1] * (like.dim() - 1))
@@ -179,7 +179,7 @@ def _any(condition: bool | Tensor) -> bool:
 
 
 def _chosen(condition: bool | Tensor, one: Tensor, other: Tensor) -> Tensor:
-    """One of two stacks, or matrix by matrix where the condition is each one's own."""
+    """Choose one of two stacks, matrix by matrix if the condition is a tensor."""
     if not isinstance(condition, Tensor):
         return one if condition else other
     return torch.where(condition.view(-1, *[1] * (one.dim() - 1)), one, other)
@@ -204,8 +204,8 @@ class SOAP(Optimizer, rule=SOAPRule()):
 
     The bases are renewed every ``precondition_frequency`` steps. **A parameter's first step** makes them, by
     eigh of its first gradient, and moves it by the weight decay alone, as the authors' code does: in its own
-    basis that gradient is diagonal, and the rest of Adam's update would be rounding errors. It counts as
-    no step: t, m and v begin with the second.
+    basis that gradient is diagonal, and the rest of Adam's update would be rounding errors. It does not
+    count: t, m and v begin with the second step.
 
     **Shapes.** Three or more dimensions are merged into the most square matrix, (128, 64, 3, 3) into
     128×576. A side larger than ``max_precond_dim`` is not rotated. 0-D and 1-D parameters, and matrices of
@@ -222,11 +222,11 @@ class SOAP(Optimizer, rule=SOAPRule()):
         shampoo_beta: β in [0, 1) of L and R; None takes β₂.
         eps: ε ≥ 0, added to the corrected root (the authors' code adds it before the correction).
         weight_decay: λ ≥ 0, acting as ``weight_decay_method`` says.
-        precondition_frequency: how many steps lie between two renewals of the bases; 1 is exact and slow.
+        precondition_frequency: how many steps apart the bases are renewed; 1 is exact and slow.
         max_precond_dim: the largest side that is rotated; with 0 this is Adam.
         **options: :class:`~steepest.rule.MatrixOptions` and :class:`~steepest.CommonOptions`. With
             ``capturable``, or with ``nonfinite="skip"`` on an accelerator, each step waits for the device,
-            which alone knows whether bases are due; no CUDA graph can hold it.
+            which alone knows whether bases are due; no CUDA graph can capture it.
 
     Raises:
         TypeError: an unknown keyword, or parameters that are not tensors.

@@ -17,8 +17,8 @@ __all__ = ["TernaryFlipRule"]
 class TernaryFlipRule(Rule):
     """a ← clamp(a + v), T ← clamp(T + sign(a)) and a ← 0 where \\|a\\| ≥ τ.
 
-    The parameter stands for T and has one element, which stays as it is. ``lr`` and ``weight_decay``, which
-    every group has, change nothing: the threshold is the learning rate.
+    The parameter stands for T and has one element, which does not change. ``lr`` and ``weight_decay``, which
+    every group has, have no effect: the threshold is the learning rate.
     """
 
     name = "ternary_flip"
@@ -37,7 +37,6 @@ class TernaryFlipRule(Rule):
     }
 
     def check(self, owner: str, group: Group) -> None:
-        """Refuse an annealed schedule without its end, and a threshold that no accumulator reaches."""
         super().check(owner, group)
         if group["schedule"] == "annealed" and group["total_steps"] is None:
             raise ValueError(
@@ -52,7 +51,6 @@ class TernaryFlipRule(Rule):
             )
 
     def check_param(self, who: str, name: str | None, param: Tensor, group: Group) -> None:
-        """Refuse parameters that stand for nothing."""
         super().check_param(who, name, param, group)
         if param.numel() != 1:
             raise ValueError(
@@ -61,21 +59,18 @@ class TernaryFlipRule(Rule):
             )
 
     def host_sync(self, group: Group) -> str | None:
-        """A step of packed weights reads on the host who has voted."""
+        """Return the step itself: the host reads which packed weights have votes."""
         return "a step of ternary weights"
 
     def state_specs(self, group: Group) -> dict[str, StateSpec]:
-        """The steps taken, counted where there is something to move."""
         return {"step": StateSpec("tensor", torch.float32)}
 
     def target_specs(self, target: Any, group: Group) -> dict[str, StateSpec]:
-        """The accumulator: an integer for every weight."""
         return {"accumulator": StateSpec("matrix", group["accumulator"], tuple(target.shape))}
 
     def update(self, grad: Tensor, param: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:  # type: ignore[override]
-        """The parameter itself does not move."""
+        """Return no direction: the parameter itself does not move."""
         return torch.zeros_like(grad), {}
 
     def move(self, target: Any, state: MutableMapping[str, Any], group: Group) -> None:
-        """Take in the votes, and flip."""
         target.move(state, group)

@@ -118,7 +118,7 @@ def _backward(
             return spread(scale.to(wide), rows, columns, group_size)
 
         def grad_of(rows: slice) -> Tensor:
-            """dT without its factor s."""
+            """Return dT without its factor s."""
             return torch.mm(dy[:, rows].t(), flat, out=grads[: rows.stop - rows.start]).to(wide)
 
         inverse = None

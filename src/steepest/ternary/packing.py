@@ -200,7 +200,7 @@ def unpack_into(out: Tensor, packed: Tensor, bits: int = 2) -> Tensor:
 
 
 def _unpacked(packed: Tensor, count: int, bits: int) -> Tensor:
-    """int8 [..., count], perhaps with gaps between rows."""
+    """Return int8 [..., count], possibly with gaps between rows."""
     words = _as_words(packed)
     # Move each code up to its byte's highest bits and back: the arithmetic shift extends the sign and drops
     # the codes below.

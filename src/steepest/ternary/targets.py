@@ -79,7 +79,7 @@ class PackedWeights:
         return self._targets.get(id(param))
 
     def waits(self) -> bool:
-        """All layers take part in a step from the first votes on, on all ranks: steps are numbered alike."""
+        """Return True once there are votes: then all layers on all ranks step, so that their counts agree."""
         return self._taken > 0 or self._world_size() > 1 or any(b.passes > 0 for b in self.buffers.values())
 
     def bind(self, groups: Sequence[Group], states: Mapping[Tensor, Mapping[str, Any]]) -> None:
@@ -179,7 +179,7 @@ class PackedWeights:
             buffer.clear()
 
     def check_load(self, groups: Sequence[Group], loaded: Mapping[str, Any]) -> dict[str, Any]:
-        """A state dict in present words; raise ``ValueError`` or ``RuntimeError`` if it cannot be loaded."""
+        """Return a state dict with the current names; raise an error if it cannot be loaded."""
         self._check_owner()
         loaded = renewed(groups, loaded, self.layers)
         try:
@@ -189,7 +189,7 @@ class PackedWeights:
         return dict(loaded)
 
     def describe(self, param: Tensor, group: Group) -> dict[str, Any]:
-        """The fields in which T's row of the explanation differs from its parameter's."""
+        """Return the fields in which the row of T differs from that of its parameter."""
         target = self.find(param)
         assert target is not None
         bits = "1 bit" if target.layer.bits == 1 else "2 bits"
@@ -228,7 +228,7 @@ class PackedWeights:
         return rank_and_world_size(self.process_group)[1]
 
     def _steps(self, states: Mapping[Tensor, Mapping[str, Any]]) -> int:
-        """The steps taken. One number for all layers: the state of a frozen one may not have been loaded."""
+        """Return the steps taken, one number for all layers, since a frozen layer may have no state."""
         found = (states.get(layer.votes, {}).get("step", 0) for layer in self.layers.values())
         return max(int(step) for step in found)
 
@@ -306,7 +306,7 @@ class PackedWeights:
 
 
 def _at_most(fraction: float, layer: TernaryLinear) -> int | None:
-    """How many weights of a layer may flip in a step; None for no limit."""
+    """Return how many weights of a layer may flip in a step; None means no limit."""
     size = layer.in_features * layer.out_features
     # At least one, or a small layer would never move.
     return None if fraction == 1 else max(int(fraction * size), int(fraction > 0))

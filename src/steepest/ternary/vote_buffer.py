@@ -75,7 +75,7 @@ class VoteBuffer:
         self.pending, self.passes, self.finite = None, 0, None
 
     def watched(self) -> Tensor | None:
-        """Whether all gradients of this step's votes were finite; None if nobody asks."""
+        """Return whether all gradients of this step's votes were finite; None if not checked."""
         return None if self.options["nonfinite"] == "ignore" else self.finite
 
     def begin_pass(self, shape: tuple[int, int], device: torch.device) -> None:

@@ -1,4 +1,4 @@
-"""What QUAD and Procrustes share: everything but how Q moves and what P is made of it."""
+"""PSGD, the base of QUAD and Procrustes: everything but the fit of Q and the formula of P."""
 
 from steepest.rules.psgd.factors import sides_of
 from steepest.rules.psgd.rule import PSGD, PSGDRule, fits_in

@@ -1,4 +1,4 @@
-"""Kronecker factors of a stack of matrices: which there are, what they do to it, what they are fitted to."""
+"""Kronecker factors of a stack of matrices: their shapes, their products with it, and their targets."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ __all__ = [
     "whitened",
 ]
 
-_STREAM = 3  # of the damping noise, apart from the probes' 0 and 1
+_STREAM = 3  # of the damping noise; the probes use 0 and 1
 
 
 class Side(NamedTuple):
-    """One factor: q [batch, s, s] or, diagonal, [batch, s]; p, made of it, in the algebra's dtype; L."""
+    """One factor: q [batch, s, s], or [batch, s] if diagonal; p, made from q, in the products' dtype; L."""
 
     name: str
     q: Tensor
@@ -50,7 +50,7 @@ class Side(NamedTuple):
 def sides_of(
     shape: Sequence[int], max_size_dense: float, max_skew_dense: float
 ) -> dict[str, tuple[int, ...]]:
-    """The factors of a merged shape: (s, s) for a dense one, (s,) for a diagonal one; "" is a vector's."""
+    """Return the shapes of a merged shape's factors: (s, s) if dense, (s,) if diagonal; "" is a vector's."""
     if len(shape) == 1:
         return {"": (shape[0],)}
     most = max_skew_dense * math.prod(shape)
@@ -61,7 +61,7 @@ def sides_of(
 
 
 def whitened(x: Tensor, sides: list[Side], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """P_l X P_r as (W, size), W times size: the dense factors multiply a unit-sized X in ``dtype``."""
+    """Return (W, size) with P_l X P_r = size·W; dense factors multiply a unit-sized X in ``dtype``."""
     for side in sides:
         if not side.dense:
             x = x * (side.p if x.dim() == 2 else side.p.unsqueeze(side.across)).to(x.dtype)
@@ -70,7 +70,7 @@ def whitened(x: Tensor, sides: list[Side], dtype: torch.dtype) -> tuple[Tensor, 
         if side.dense:
             x, p = x.to(dtype), side.p
             if dtype == torch.float16:
-                # Its range is so short that each product must be one of two operands of size 1.
+                # Its range is so small that both operands of each product must have size 1.
                 (x, more), (p, gain) = unit(x), unit(p)
                 size = size * more.to(size.dtype) * gain.to(size.dtype)
             x = product(p, x) if side.name == "_left" else product(x, p)
@@ -78,7 +78,7 @@ def whitened(x: Tensor, sides: list[Side], dtype: torch.dtype) -> tuple[Tensor, 
 
 
 def second_moment(a: Tensor, side: Side) -> Tensor:
-    """A Aᵀ or Aᵀ A of the stack, or the sums of A² over the other dimension for a diagonal side."""
+    """Return A Aᵀ or Aᵀ A of the stack, or for a diagonal side the sums of A² over the other dimension."""
     if side.dense:
         return gram(a if side.name == "_left" else a.mT)
     square = a.to(side.q.dtype).square()
@@ -86,7 +86,7 @@ def second_moment(a: Tensor, side: Side) -> Tensor:
 
 
 def balanced(sides: list[Side], scale: Tensor, due: bool | Tensor) -> tuple[list[Side], Tensor]:
-    """Both factors with largest magnitude 1, the scale with their geometric mean: P stays."""
+    """Scale both factors to largest magnitude 1, and the scale by their geometric mean: P stays."""
     made = []
     for side in sides:
         largest = side.q.abs().flatten(1).amax(1).to(scale.dtype)
@@ -99,25 +99,25 @@ def balanced(sides: list[Side], scale: Tensor, due: bool | Tensor) -> tuple[list
 
 
 def damping_noise(key: tuple[Tensor, Tensor], index: Callable[[], Tensor], shape: torch.Size) -> Tensor:
-    """N(0, 1) for each element of a stack [batch, m, n] or [batch, n], float32.
+    """Draw N(0, 1) for each element of a stack [batch, m, n] or [batch, n], in float32.
 
-    A matrix is Hankel, N_ij = z_(i+j) of m+n−1 draws: what damping needs of noise are its second moments,
-    and E[N Nᵀ] = nI, E[Nᵀ N] = mI hold as for mn draws, whose making would take a quarter of the step.
+    A matrix is Hankel, N_ij = z_(i+j) of m+n−1 draws: damping only needs the second moments E[N Nᵀ] = nI and
+    E[Nᵀ N] = mI, which hold as for mn draws, but those would take a quarter of the step.
     """
     places = index()
     if len(shape) == 2:
         return normal(key, places, _STREAM)
-    # The draws of the first column's and the last row's elements, which all blocks have apart.
+    # Draws for the elements of the first column and the last row, which blocks do not share.
     border = torch.cat([places[:, :, 0], places[:, -1, 1:]], 1)
     draws = normal((key[0].flatten(1), key[1].flatten(1)), border, _STREAM).contiguous()
     return draws.as_strided((len(draws), *shape[1:]), (draws.stride(0), 1, 1))
 
 
 def unit(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x over a power of two [batch, 1, ...] that brings its largest magnitude into [½, 1), and that power.
+    """Divide x by a power of two [batch, 1, ...], so that its largest magnitude is in [½, 1); return both.
 
-    Squares then neither overflow nor underflow. Zero stays, with power 1; at the very ends of the range the
-    magnitude is in [¼, 4) or below.
+    Squares then neither overflow nor underflow. Zero stays zero, with power 1; at the very ends of the
+    dtype's range the magnitude is in [¼, 4) or below.
     """
     precise = torch.promote_types(x.dtype, torch.float32)
     largest = largest_magnitude(x).to(precise)
@@ -129,18 +129,18 @@ def unit(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def largest_magnitude(x: Tensor) -> Tensor:
-    """Of each member of a stack, dimensions kept."""
+    """Return the largest magnitude of each member of a stack, dimensions kept."""
     dims = tuple(range(1, x.dim()))
-    # Two readings, but no temporary of the stack's size.
+    # Reads x twice, but needs no temporary of its size.
     return torch.maximum(x.amax(dims, keepdim=True), -x.amin(dims, keepdim=True))
 
 
 def root_mean_square(x: Tensor) -> Tensor:
-    """Of each member of a stack, dimensions kept; of any size, squares that no float32 can hold included."""
+    """Return the rms of each member of a stack, dimensions kept, even if squares overflow or underflow."""
     x, size = unit(x)
     return x.square().mean(tuple(range(1, x.dim())), keepdim=True).sqrt() * size
 
 
 def over(values: Tensor, like: Tensor) -> Tensor:
-    """[batch] shaped to act on [batch, ...]."""
+    """Reshape [batch] to broadcast with [batch, ...]."""
     return values.view(-1, *([1] * (like.dim() - 1)))

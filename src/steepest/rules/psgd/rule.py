@@ -1,4 +1,4 @@
-"""PSGD: a Kronecker factored preconditioner, fitted online so that what it preconditions is white."""
+"""PSGD: a Kronecker-factored preconditioner, fitted online so that its output is white."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ __all__ = ["PSGD", "PSGDRule", "fits_in"]
 
 _CLIP = 1.1
 _BALANCE_EVERY = 100
-_LARGEST = 1e15  # of |A|: its square, summed, must be a float32
+_LARGEST = 1e15  # of |A|: sums of its squares must fit in float32
 
 
 def _is_size(value: Any) -> bool:
@@ -58,8 +58,8 @@ def _is_size(value: Any) -> bool:
 class PSGDRule(Rule):
     """A = P_l (m + noise) P_r, Q fitted so that A is white;   p ← p − η·clip(P_l m P_r).
 
-    In the state a factor is Q/s, s the measured ``scale``: how Q moves depends on A alone, so s stays a
-    number, and low precision keeps its range.
+    The state holds Q/s, with s the measured ``scale``: Q's motion depends only on A, so s can stay one
+    number, and Q stays in the range of low precision.
     """
 
     hyper = {
@@ -87,15 +87,15 @@ class PSGDRule(Rule):
 
     @abstractmethod
     def metric(self, q: Tensor, *, literal: bool) -> Tensor:
-        """P from a dense Q."""
+        """Compute P from a dense Q."""
 
     @abstractmethod
     def fit_dense(self, q: Tensor, step: Tensor, **norm: Any) -> Tensor:
-        """Q after a step of S = (η/L)(T − cI), both [batch, s, s]; ``norm`` says how its size is found."""
+        """Return Q after a step of S = (η/L)(T − cI), both [batch, s, s]; ``norm`` chooses its norm."""
 
     @abstractmethod
     def fit_diagonal(self, q: Tensor, step: Tensor) -> Tensor:
-        """q after a step of (η/L)(T − c), both [batch, s]."""
+        """Return q after a step of (η/L)(T − c), both [batch, s]."""
 
     # -- state
 
@@ -103,12 +103,12 @@ class PSGDRule(Rule):
         return merged_shape(shape)
 
     def state_specs(self, group: Group) -> dict[str, StateSpec]:
-        """One momentum, in ``dtype`` if that is set; float16 could not hold every gradient."""
+        """Return the momentum, in ``dtype`` if set, except float16, which could not hold every gradient."""
         algebra = None if group["dtype"] == torch.float16 else group["dtype"]
         return {"momentum_buffer": StateSpec(dtype=group["state_dtype"] or algebra)}
 
     def matrix_specs(self, shape: tuple[int, ...], dtype: torch.dtype, group: Group) -> dict[str, StateSpec]:
-        """Q/s = I and L = 0 for each side; s, 0 until it is measured; and P, if it is kept between steps."""
+        """Return Q/s = I and L = 0 of each side; s, 0 until measured; and P, if it is kept between steps."""
         stored = group["dtype"] or dtype
         precise = torch.promote_types(stored, torch.float32)
         number = StateSpec("matrix", precise)
@@ -123,7 +123,7 @@ class PSGDRule(Rule):
         return specs
 
     def moves_like_adamw(self, group: Group) -> bool:
-        """With ``lr_style="adam"``, which divides the update by 5."""
+        """Return whether ``lr_style="adam"`` divides the update by 5."""
         return bool(group["lr_style"] == "adam")
 
     # -- the step
@@ -132,11 +132,11 @@ class PSGDRule(Rule):
         return "norm='exact'" if group["norm"] == "exact" else None
 
     def relates(self, group: Group) -> str | None:
-        """The original's Q starts from the largest gradient."""
+        """Return ``literal``, if set: the original's Q starts from the largest gradient."""
         return "literal=True" if group["literal"] else None
 
     def needs_measure(self, group: Group) -> bool:
-        """The original's start alone is made of a measured number."""
+        """Return ``literal``: only the original's start needs a measured number."""
         return bool(group["literal"])
 
     def measure(
@@ -148,14 +148,14 @@ class PSGDRule(Rule):
     def relate(
         self, scalars: Sequence[dict[str, Scalar]], states: Sequence[Mapping[str, Any]], group: Group
     ) -> None:
-        """The largest mean square of the group's gradients takes the place of each tensor's own."""
+        """Replace each tensor's mean square by the largest one of the group."""
         squares: list[Any] = [own["largest_square"] for own in scalars]
         largest = torch.stack([square.to(squares[0].device) for square in squares]).amax()
         for own, square in zip(scalars, squares, strict=True):
             own["largest_square"] = largest.to(square.device)
 
     def scalars(self, step: Scalar, **hyper: Any) -> dict[str, Scalar]:
-        """Q's step size in this step, and whether Q is fitted and its two factors balanced."""
+        """Return Q's step size, and whether this step fits Q and balances its two factors."""
         start, floor = hyper["preconditioner_lr"], hyper["preconditioner_min_lr"]
         size = start / (1 + step / 10000) ** 0.5
         floor = floor if hyper["literal"] else min(floor, start)
@@ -179,7 +179,7 @@ class PSGDRule(Rule):
         momentum: Scalar,
         whiten: str,
     ) -> tuple[Tensor | tuple[Tensor, Tensor], dict[str, Tensor]]:
-        """The average, which is the gradient itself until the scale has been measured."""
+        """Return the average, which is the gradient itself until the scale has been measured."""
         average = momentum_buffer
         average += (grad - momentum_buffer).mul_(1 - momentum)
         if isinstance(scale, Tensor):
@@ -203,11 +203,11 @@ class PSGDRule(Rule):
         largest_square: Tensor | None = None,
         **given: Any,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """``given`` holds the factors, by their names in the state, and the other hyperparameters."""
+        """Fit Q and precondition u; ``given`` holds the factors by name and the other hyperparameters."""
         dtype = given["dtype"] or grad_dtype
         scale = scale.to(u.dtype)
         sides = self._sides(given, dtype, u.dtype)
-        # Asked where that needs no wait for a device; before it is measured the momentum is the gradient.
+        # Tested on the CPU only, since a device would have to be waited for; until then u is the gradient.
         if isinstance(balance, Tensor) or not scale.is_cpu or bool((scale == 0).any()):
             scale = torch.where(scale == 0, _initial_scale(u, len(sides), largest_square, given), scale)
         if balance is not False and len(sides) == 2:
@@ -252,9 +252,9 @@ class PSGDRule(Rule):
         index: Callable[[], Tensor],
         given: Mapping[str, Any],
     ) -> list[Side]:
-        """The sides after one step toward E[A Aᵀ] = cI of each, from one A = P_l (target + noise) P_r."""
+        """Return the sides after one step toward E[A Aᵀ] = cI each, from one A = P_l (target + noise) P_r."""
         noise_scale = given["noise_scale"]
-        # Of a matrix that is zero, or all but underflown, there is nothing to learn: Q would grow for ever.
+        # A zero or nearly underflowed matrix would make Q grow forever.
         number = torch.finfo(target.dtype)
         largest = largest_magnitude(target).flatten()
         active = (scale > 0) & (largest > number.tiny / number.eps) & largest.isfinite()
@@ -295,9 +295,9 @@ class PSGDRule(Rule):
                 q = self.fit_diagonal(side.q, s - (pace * c).unsqueeze(-1))
             p, holds = self._metric(q, given), active
             if dtype == torch.float16:
-                # Beyond what it can hold Q stays as it was, instead of being NaN for ever.
+                # A Q that overflows stays as it was, instead of being NaN forever.
                 holds = holds & q.flatten(1).isfinite().all(1) & p.flatten(1).isfinite().all(1)
-            # Selected: what comes of a matrix without a number in it times 0 would be NaN.
+            # Select instead of multiplying by 0, which would keep the NaN of a non-finite matrix.
             q, p = torch.where(over(holds, q), q, side.q), torch.where(over(holds, p), p, side.p)
             fitted.append(Side(side.name, q, p, torch.where(holds, bound, side.bound)))
         return fitted
@@ -306,10 +306,10 @@ class PSGDRule(Rule):
 def _initial_scale(
     grad: Tensor, factors: int, largest_square: Tensor | None, given: Mapping[str, Any]
 ) -> Tensor:
-    """s [batch], where Q begins: A = s⁴ G is white for two factors, s² G for one; 0 for a zero gradient."""
+    """Return the first s [batch]: A = s⁴ G is white for two factors, s² G for one; 0 for G = 0."""
     rms = root_mean_square(grad).flatten()
     usable = (rms > 0) & rms.isfinite()
-    rms = rms.clamp(min=torch.finfo(rms.dtype).tiny)  # whose inverse, the gain, is finite
+    rms = rms.clamp(min=torch.finfo(rms.dtype).tiny)  # the gain, its inverse, must be finite
     noise = torch.full_like(rms, given["noise_scale"])
     if given["preconditioner_init_scale"] is not None:
         start = torch.full_like(rms, given["preconditioner_init_scale"])
@@ -321,15 +321,15 @@ def _initial_scale(
 
 
 def _gain(scale: Tensor, sides: list[Side]) -> Tensor:
-    """What the factors' scales multiply P_l X P_r by: s⁴, or s² for one factor; 1 before s is measured."""
+    """Return the scales' factor on P_l X P_r: s⁴, or s² for one factor; 1 before s is measured."""
     power = scale * scale if len(sides) == 1 else (scale * scale) * (scale * scale)
     return torch.where(scale > 0, power, 1.0)
 
 
 def fits_in(step: Scalar, probability: float, flat: int, decay: int) -> bool | Tensor:
-    """Whether Q is fitted in a step (from 1): whether the probability's integral passes an integer.
+    """Return whether a step (from 1) fits Q: whether the probability's integral passes an integer.
 
-    It is 1 for ``flat`` steps, then falls as exp(−τ/``decay``) to ``probability``, τ steps later.
+    The probability is 1 for ``flat`` steps; τ steps later it is exp(−τ/``decay``), at least ``probability``.
 
     >>> [step for step in range(1, 20) if fits_in(step, 0.25, 4, 0)]
     [1, 2, 3, 4, 8, 12, 16]
@@ -343,7 +343,7 @@ def fits_in(step: Scalar, probability: float, flat: int, decay: int) -> bool | T
         falling = late.clamp(max=-decay * math.log(probability))
         area = decay * -torch.expm1(-falling / max(decay, 1))
         whole = t.clamp(max=flat) + area + probability * (late - falling)
-        return (whole + 1e-6).floor()  # an integer that rounding missed counts
+        return (whole + 1e-6).floor()  # counts an integer missed by rounding
 
     t = step if isinstance(step, Tensor) else torch.tensor(step, dtype=torch.float64, device="cpu")
     fits = accumulated(t) > accumulated(t - 1)
@@ -351,7 +351,7 @@ def fits_in(step: Scalar, probability: float, flat: int, decay: int) -> bool | T
 
 
 class PSGD(Optimizer):
-    r"""PSGD with Kronecker factors: what :class:`~steepest.QUAD` and :class:`~steepest.Procrustes` share.
+    r"""PSGD with Kronecker factors, the base of :class:`~steepest.QUAD` and :class:`~steepest.Procrustes`.
 
     .. math::
         m \leftarrow \beta m + (1-\beta) g, \quad
@@ -374,8 +374,8 @@ class PSGD(Optimizer):
     of one shape are stacked.
 
     **Start.** Q = s·I with :math:`s = (\mathrm{mean}\,g^2 + \text{noise}^2)^{-1/8}` for two factors and
-    ^(−1/4) for one, of each tensor's first gradient that is not zero, so that its first update is white
-    already. Q does not move while a gradient is zero or s is not measured.
+    ^(−1/4) for one, of each tensor's first gradient that is not zero, so that its first update is already
+    white. Q does not move while a gradient is zero or s is not measured.
 
     State: ``momentum_buffer``, of the parameter's shape in ``state_dtype``, and for each matrix ``Q_left``
     and ``Q_right`` (for a vector ``Q``): m² or m and n² or n numbers, dense ones in ``dtype``, diagonal ones
@@ -397,12 +397,12 @@ class PSGD(Optimizer):
         preconditioner_init_scale: s > 0; None measures it, as above.
         noise_scale: damping. Where Q is fitted, (``noise_scale`` + ε rms(m))·N(0, 1) is added to m, with ε
             the machine epsilon of ``dtype``, so that rows without a gradient stay within its range. A
-            matrix's noise is Hankel: m+n−1 draws with the second moments of mn. 0 adds nothing at all: where
-            a row or column is always zero, its factor then grows without bound, and after some hundred steps
-            the rest of the update has become zero beside it.
+            matrix's noise is Hankel: m+n−1 draws with the second moments of mn. 0 adds
+            nothing at all: the factor of a row or column that is always zero then grows without bound, and
+            after some hundred steps the rest of the update vanishes beside it.
         dtype: of the products, and of dense Q; None takes the gradient's, and the parameter's for Q.
             Traces, bounds and diagonal factors are in float32 at least.
-        preconditioner_min_lr: the 0.3 of μ.
+        preconditioner_min_lr: the lower bound 0.3 of μ.
         whiten: fit Q to the ``"momentum"`` or to the ``"gradient"``; u is P_l m P_r in either case.
         update_probability: Q is fitted in each of the first ``update_flat_steps`` steps; then the
             probability falls as exp(−τ/``update_decay_steps``), τ steps later, to this one (0.03 for long
