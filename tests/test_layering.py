@@ -19,6 +19,7 @@ LAYERS = [
     "linalg",
     "views",
     "rule",
+    "distributed",
     "engine",
     "explain",
     "param_groups",

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from steepest.constructor import signature_defaults, spell_out
+from steepest.distributed.local import is_dtensor, local_part
 from steepest.engine.collect import Collector, ParamBatch
 from steepest.engine.cuda_graphs import check_capture
-from steepest.engine.grad_check import both, check_gradients
+from steepest.engine.grad_check import both, check_gradients, check_together
 from steepest.engine.matrices import UserFunctions
 from steepest.engine.pipeline import take_step
 from steepest.hyperparameters import near_miss, plain
@@ -50,7 +51,7 @@ class Optimizer(torch.optim.Optimizer):
     Raises:
         TypeError: ``params`` is a tensor or contains anything but tensors; an unknown keyword.
         ValueError: no parameters; an unknown rule; a hyper-parameter out of range; a parameter that cannot be
-            optimized (integers, sparse storage, shards), by name.
+            optimized (integers, sparse storage, shards that the rule does not take), by name.
 
     >>> matrix, bias = (torch.nn.Parameter(torch.ones(n)) for n in (4, 2))
     >>> optimizer = Optimizer(
@@ -139,21 +140,27 @@ class Optimizer(torch.optim.Optimizer):
 
         Raises:
             FloatingPointError: a gradient that is not finite, with ``nonfinite="raise"``.
-            RuntimeError: a CUDA graph that cannot replay this step is being captured.
+            RuntimeError: a CUDA graph that cannot replay this step is being captured; processes that share
+                sharded parameters have different gradients or options.
             ValueError: an option was changed to an invalid value, or a matrix was replaced by a vector.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        groups, state, targets = self.param_groups, self.state, self.targets
-        batches = self._collector.batches_of(type(self).__name__, groups, state, targets)
+        groups, state, targets, collector = self.param_groups, self.state, self.targets, self._collector
+        batches = collector.batches_of(type(self).__name__, groups, state, targets)
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             check_capture(batches, groups)
         taken: bool | Tensor = True
-        if batches:
-            watched = any(group["nonfinite"] != "ignore" for group in groups)
-            check = partial(check_gradients, batches) if watched else lambda: True
+        # A process without gradients must tell those that have some.
+        if batches or collector.sharded:
+            check: Callable[[], bool | Tensor]
+            if collector.sharded:
+                check = partial(check_together, batches, groups)
+            else:
+                watched = any(group["nonfinite"] != "ignore" for group in groups)
+                check = partial(check_gradients, batches) if watched else lambda: True
             taken = self._take(batches, check() if targets is None else targets.agree(groups, state, check))
         if "_taken_in_backward" in self.__dict__:  # count both as one step
             taken = both(self.__dict__.pop("_taken_in_backward"), taken)
@@ -186,7 +193,7 @@ class Optimizer(torch.optim.Optimizer):
         return int(self.param_groups[0]["skipped_steps"])
 
     def state_bytes(self) -> int:
-        """Return the bytes of all state tensors that exist now.
+        """Return the bytes of all state tensors that exist now; only this process's shards count.
 
         >>> from steepest import Lion
         >>> weight = torch.nn.Parameter(torch.zeros(10))
@@ -196,8 +203,9 @@ class Optimizer(torch.optim.Optimizer):
         >>> optimizer.state_bytes()
         40
         """
-        entries = (value for state in self.state.values() for value in state.values())
-        return sum(value.numel() * value.element_size() for value in entries if isinstance(value, Tensor))
+        entries = [value for state in self.state.values() for value in state.values()]
+        tensors = [value for value in entries if isinstance(value, Tensor)]
+        return sum((local_part(value) if is_dtensor(value) else value).nbytes for value in tensors)
 
     def explain(self) -> Explanation:
         """Explain each tensor's rule and options, and why, as data; ``str()`` of it is a table.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steepest.engine.collect import refuse_shards
+from steepest.engine.collect import check_shard
 from steepest.engine.update import PLAIN
 from steepest.hyperparameters import COMMON_OPTIONS, near_miss, plain
 from steepest.rule import Group, find_rule
@@ -94,7 +94,7 @@ def _check_params(named: list[Any], group_index: int, group: Group) -> None:
             raise ValueError(f"{who} has dtype {param.dtype}, in which torch does no arithmetic")
         if param.layout is not torch.strided:
             raise ValueError(f"{who} has layout {param.layout}: only strided parameters are optimized")
-        refuse_shards(who, param)
+        check_shard(who, param, find_rule(group["rule"]), group)
         sizes = () if param.is_contiguous() else zip(param.stride(), param.shape, strict=True)
         if any(stride == 0 and size > 1 for stride, size in sizes):
             raise ValueError(f"{who} is expanded: several of its elements are one number in memory")

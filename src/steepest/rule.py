@@ -198,16 +198,17 @@ class Rule(ABC):
 
     def check_param(self, who: str, name: str | None, param: Tensor, group: Group) -> None:
         """Raise ``ValueError``, beginning with ``who``, for a parameter that the rule cannot serve."""
+        if self.scope != "element" and any(hasattr(param, mark) for mark in _FLAT):
+            raise ValueError(
+                f"{who} is flattened or partitioned (DeepSpeed ZeRO, FSDP1): {self.name!r} needs whole "
+                "tensors. Use DistributedDataParallel, or an element rule, which takes any; of sharded "
+                "tensors only those of fully_shard (FSDP2) keep their shapes"
+            )
         if not self.transforms:
             return
         if param.is_complex():
             raise ValueError(
                 f"{who} is complex: {self.name!r} takes real parameters; element rules take both"
-            )
-        if any(hasattr(param, mark) for mark in _FLAT):
-            raise ValueError(
-                f"{who} is flattened or partitioned (DeepSpeed ZeRO, FSDP1): {self.name!r} needs whole "
-                "tensors; element rules take any"
             )
         if not self.vectors and param.dim() < 2:
             raise ValueError(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steepest.distributed.local import check_state_layout, is_dtensor, sharded_entry
 from steepest.engine.collect import describe
 from steepest.engine.layout import real_view
 from steepest.engine.state import blank_state
@@ -90,6 +91,7 @@ def _loadable(
                     target = None if targets is None else targets.find(param)
                     expected = blank_state(real_view(param), merged, label, target)
                     _check_state(who, state, expected, merged, extra_state, is_foreign)
+                    check_state_layout(who, param, state)
                 if state is not None:
                     found.append((param, merged, state))
     except ValueError as error:
@@ -199,6 +201,9 @@ def _restored(param: Tensor, group: Group, saved: Mapping[str, Any]) -> dict[str
     per_tensor = {"step", *(name for name, spec in specs.items() if spec.per == "tensor")}
     state: dict[str, Any] = {}
     for name, value in saved.items():
+        if name not in per_tensor and is_dtensor(param) and isinstance(value, Tensor):
+            state[name] = sharded_entry(param, value)
+            continue
         if isinstance(value, (int, float)) and name in per_tensor:
             dtype = specs[name].make(real_view(param)).dtype if name in specs else torch.float32
             value = torch.tensor(value, dtype=dtype, device="cpu")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import numbers
-import sys
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from operator import is_, itemgetter
@@ -14,12 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steepest.engine.layout import real_view
+from steepest.distributed.layout import Region
+from steepest.distributed.local import LocalState, checked_region, is_dtensor, local_part
+from steepest.engine.layout import Extent, real_view
 from steepest.engine.update import PLAIN, UpdateConfig
 from steepest.random import Key
 from steepest.rule import Group, Rule, Scalar, Targets, find_rule
 
-__all__ = ["Collector", "ParamBatch", "ParamUpdate", "describe", "refuse_shards"]
+__all__ = ["Collector", "ParamBatch", "ParamUpdate", "check_shard", "describe"]
 
 
 @dataclass(slots=True, eq=False)
@@ -38,6 +39,8 @@ class ParamUpdate:
         scalars: the step's numbers for the rule.
         measured: the per-tensor state after the step.
         target: what the parameter stands for, where its rule moves that.
+        extent: the places of the local shard if the owner is a DTensor, else None. ``param``, ``grad`` and
+            ``state`` are then local.
     """
 
     group: Group
@@ -54,6 +57,7 @@ class ParamUpdate:
     scalars: Mapping[str, Scalar] = field(default_factory=dict)
     measured: Mapping[str, Scalar] | None = None
     target: Any = None
+    extent: Extent | None = None
 
     @property
     def name(self) -> str:
@@ -74,19 +78,25 @@ class ParamBatch:
     members: list[ParamUpdate]
 
 
-def is_shard(param: Tensor) -> bool:
-    """Return whether the parameter is a DTensor."""
-    # Importing torch.distributed.tensor takes a second; a DTensor can exist only where it is imported.
-    if type(param) in PLAIN:
-        return False
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(param, module.DTensor)
+def check_shard(who: str, param: Tensor, rule: Rule, group: Group) -> Region | None:
+    """Return the part of a DTensor that this process holds; None for other tensors.
 
-
-def refuse_shards(who: str, param: Tensor) -> None:
-    """Raise ``ValueError`` for a DTensor."""
-    if is_shard(param):
-        raise ValueError(f"{who} is a DTensor: sharded parameters are not supported yet")
+    Raises:
+        ValueError: the rule does not take DTensors, or no rule takes this one.
+    """
+    if type(param) in PLAIN or not is_dtensor(param):
+        return None
+    if rule.scope != "element" or rule.moves:
+        raise ValueError(
+            f"{who} is a DTensor: {rule.name!r} needs whole tensors and does not take sharded ones yet; "
+            "element rules do (lion, adamw, simba, ...)"
+        )
+    if group["state_device"] == "cpu" and param.device_mesh.device_type != "cpu":
+        raise ValueError(
+            f"{who} is a DTensor: state_device='cpu' does not take sharded parameters; "
+            "fully_shard(offload_policy=CPUOffloadPolicy()) keeps them and their state on the host"
+        )
+    return checked_region(who, param)
 
 
 def describe(group: Group, group_index: int, index: int) -> str:
@@ -132,6 +142,8 @@ class Collector:
         # The shapes of all vectors and whether there were matrices when the groups were made.
         self._vectors: set[torch.Size] = set()
         self._matrices = False
+        # Whether any parameter is or was a DTensor, so that processes must agree before a step.
+        self.sharded = False
 
     def remember(self, groups: Sequence[Group]) -> None:
         """Record the parameters of new groups; the next step checks their options."""
@@ -144,6 +156,7 @@ class Collector:
         checked.params = list(params)
         self._vectors |= {param.shape for param in params if param.dim() < 2}
         self._matrices |= any(param.dim() > 1 for param in params)
+        self.sharded = self.sharded or any(type(param) not in PLAIN and is_dtensor(param) for param in params)
 
     def check(self, who: str, groups: Sequence[Group]) -> None:
         """Raise ``ValueError``, before the step begins, for options or parameters that would break it.
@@ -190,22 +203,24 @@ class Collector:
             raise ValueError(
                 f"{describe(group, group_index, 0)} is a vector of shape {tuple(group['params'][0].shape)}, "
                 "which was not there when the group was made: something has flattened the parameters "
-                f"(DeepSpeed ZeRO, FSDP1), and {known.rule.name!r} needs whole tensors; nothing was stepped"
+                f"(DeepSpeed ZeRO, FSDP1), and {known.rule.name!r} needs whole tensors. Use "
+                "DistributedDataParallel, or an element rule, which takes any; of sharded tensors only those "
+                "of fully_shard (FSDP2) keep their shapes; nothing was stepped"
             )
         ids = {id(param) for param in known.params}
         for at, param in enumerate(group["params"]):
             if id(param) not in ids:
                 who = describe(group, group_index, at)
-                refuse_shards(who, param)
+                check_shard(who, param, known.rule, group)
                 known.rule.check_param(who, _label(group, at), param, group)
 
     def _flattened(self, known: _CheckedGroup, group: Group) -> bool:
-        """Return whether the matrices of a rule that needs them were replaced by flat vectors.
+        """Return whether tensors of a rule that needs whole ones were replaced by flat vectors.
 
         Whoever replaces parameters puts matrices in their place; a flat vector of them all leaves none.
         """
         params = group["params"]
-        if not (known.rule.transforms and self._matrices and params):
+        if known.rule.scope == "element" or not (self._matrices and params):
             return False
         return all(param.dim() < 2 and param.shape not in self._vectors for param in params)
 
@@ -239,7 +254,7 @@ class Collector:
                 if (owner.grad is None and not waits) or id(owner) in seen:
                     continue
                 seen.add(id(owner))
-                member = _member(group, group_index, index - ordinal, index, states)
+                member = self._member(group, group_index, index - ordinal, index, states)
                 if moves:
                     member.target = _target(targets, member)
                 config = self._config(group_index, group, member)
@@ -261,8 +276,29 @@ class Collector:
     ) -> ParamBatch:
         """Return one parameter, which has a gradient, as a batch."""
         group = groups[group_index]
-        member = _member(group, group_index, index, ordinal, states)
+        member = self._member(group, group_index, index, ordinal, states)
         return ParamBatch(self._config(group_index, group, member), [member])
+
+    def _member(
+        self,
+        group: Group,
+        group_index: int,
+        index: int,
+        ordinal: int,
+        states: Mapping[Tensor, MutableMapping[str, Any]],
+    ) -> ParamUpdate:
+        owner: Tensor = group["params"][index]
+        if type(owner) not in PLAIN and is_dtensor(owner):
+            self.sharded = True
+            return _local_member(group, group_index, index, ordinal, states)
+        # A parameter without a gradient is collected only for its target.
+        grad = torch.zeros_like(owner) if owner.grad is None else owner.grad
+        if grad.layout is not torch.strided:
+            grad = grad.to_dense()
+        param = owner
+        if owner.is_complex():
+            param, grad = real_view(owner), real_view(grad)
+        return ParamUpdate(group, group_index, index, ordinal, owner, param, grad, states.get(owner, {}))
 
     def _config(self, group_index: int, group: Group, member: ParamUpdate) -> UpdateConfig:
         """Return the configuration of a parameter in a checked group."""
@@ -279,25 +315,30 @@ class Collector:
         return config
 
 
-def _member(
+def _local_member(
     group: Group,
     group_index: int,
     index: int,
     ordinal: int,
     states: Mapping[Tensor, MutableMapping[str, Any]],
 ) -> ParamUpdate:
-    owner: Tensor = group["params"][index]
-    # A parameter without a gradient is collected only for its target.
-    grad = torch.zeros_like(owner) if owner.grad is None else owner.grad
-    # Frameworks put other tensors into the groups after construction.
-    if type(owner) not in PLAIN:
-        refuse_shards(describe(group, group_index, index), owner)
-    if grad.layout is not torch.strided:
-        grad = grad.to_dense()
-    param = owner
-    if owner.is_complex():
-        param, grad = real_view(owner), real_view(grad)
-    return ParamUpdate(group, group_index, index, ordinal, owner, param, grad, states.get(owner, {}))
+    """Return the local shard of a DTensor.
+
+    A gradient with other placements is redistributed later, when the processes have agreed: see
+    :func:`~steepest.engine.grad_check.check_together`.
+    """
+    owner = group["params"][index]
+    who = describe(group, group_index, index)
+    region = check_shard(who, owner, find_rule(group["rule"]), group)
+    assert region is not None
+    if not is_dtensor(owner.grad) or owner.grad.device_mesh != owner.device_mesh:
+        raise ValueError(f"{who} is a DTensor and its gradient is not, or lies on another mesh")
+    param, grad = real_view(local_part(owner)), real_view(local_part(owner.grad))
+    whole = (*owner.shape, 2) if owner.is_complex() else owner.shape
+    state = LocalState(owner, states.get(owner, {}))
+    member = ParamUpdate(group, group_index, index, ordinal, owner, param, grad, state)
+    member.extent = Extent.within(whole, region.first)
+    return member
 
 
 def _target(targets: Targets | None, member: ParamUpdate) -> Any:

@@ -52,6 +52,10 @@ def _hindrance(batch: ParamBatch, groups: Sequence[Group]) -> str | None:
         return f"{batch.members[0].name} is on {device}, whose current stream is not being captured"
     if group["nonfinite"] == "raise":
         return "nonfinite='raise' waits for the device; 'skip' does not"
+    if group["nonfinite"] == "skip" and any(member.extent is not None for member in batch.members):
+        return (
+            f"{batch.members[0].name} is sharded, and with nonfinite='skip' its processes agree on the host"
+        )
     if why := rule.host_sync(group):
         return f"{why} waits for the device"
     if isinstance(group["lr"], Tensor) and group["lr"].device.type == "cpu":

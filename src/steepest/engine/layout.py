@@ -35,6 +35,16 @@ class Extent:
             strides[dim] = strides[dim + 1] * shape[dim + 1]
         return cls(0, tuple(strides))
 
+    @classmethod
+    def within(cls, shape: Sequence[int], first: Sequence[int]) -> Extent:
+        """Return the extent of a box that starts at the indices ``first`` of a tensor of this shape.
+
+        >>> Extent.within((4, 6), (2, 3))
+        Extent(start=15, strides=(6, 1))
+        """
+        strides = cls.of(shape).strides
+        return cls(sum(at * stride for at, stride in zip(first, strides, strict=False)), strides)
+
     def is_gapless(self, shape: Sequence[int]) -> bool:
         """Return whether the places of a tensor of this shape are consecutive in row-major order."""
         expected = 1

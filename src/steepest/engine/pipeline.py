@@ -118,7 +118,7 @@ def _step_elements(batch: ParamBatch, finite: Tensor | None, compiled: bool) -> 
     config = batch.config
     noisy = config.noisy
     rows = [
-        Row(member.columns, member.scalars, noise_key(config, member) if noisy else None)
+        Row(member.columns, member.scalars, noise_key(config, member) if noisy else None, member.extent)
         for member in batch.members
     ]
     run = run_compiled if compiled else run_eager

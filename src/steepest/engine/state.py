@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steepest.distributed.local import LocalState
 from steepest.engine.blocks import cut_blocks, view_of
 from steepest.engine.collect import ParamBatch, ParamUpdate
 from steepest.engine.update import UpdateConfig
@@ -79,8 +80,10 @@ def make_state(batches: Iterable[ParamBatch], states: MutableMapping[Tensor, Any
             if config.rule.optional_state:
                 _drop_unasked(config, member)
             if not state or not config.names <= state.keys() or (special and lacks_state(config, member)):
+                # FSDP1 flattens parameters in place, perhaps after the optimizer was made.
+                config.rule.check_param(member.name, member.label, member.owner, member.group)
                 fresh = _fresh(config, member)
-                made.append((member, fresh))
+                made.append((member, fresh, names))
                 state = {**state, **fresh}
             shape = member.param.shape
             columns = [member.param, member.grad]
@@ -94,9 +97,13 @@ def make_state(batches: Iterable[ParamBatch], states: MutableMapping[Tensor, Any
                     )
                 columns.append(entry)
             member.columns = columns
-    for member, fresh in made:
+    for member, fresh, names in made:
         state = states[member.owner]
-        state.update(fresh)
+        if member.extent is None:
+            state.update(fresh)
+        else:
+            state = LocalState(member.owner, state)  # type: ignore[arg-type]
+            state.add(fresh, names)
         member.state = state
 
 

@@ -105,7 +105,7 @@ def _kind(parametrizations: nn.Module, local: str) -> Literal["whole", "magnitud
 def refuse_unsupported(tensors: list[Routed]) -> None:
     """Raise ``ValueError``, with the parameter's name and the reason, if routing would be a guess.
 
-    The optimizer itself refuses what none of its rules take: DTensors, integers, sparse storage.
+    The optimizer itself refuses what its rules do not take: integers, sparse storage, most DTensors.
     """
     element = "steepest.create('lion', model.parameters())"
     for tensor in tensors:

@@ -1,0 +1,168 @@
+"""Give the engine the local shards of DTensors: parameter, gradient and state as plain tensors."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from steepest.distributed.layout import Region, region_at
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+    from typing_extensions import TypeIs
+
+__all__ = [
+    "LocalState",
+    "check_state_layout",
+    "checked_region",
+    "is_dtensor",
+    "is_pending",
+    "is_sum",
+    "local_part",
+    "redistributed",
+    "region_of",
+    "sharded_entry",
+    "sharded_like",
+]
+
+
+def is_dtensor(tensor: object) -> TypeIs[DTensor]:
+    """Return whether a tensor is a DTensor."""
+    # Importing torch.distributed.tensor takes a second; a DTensor can exist only where it is imported.
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def region_of(tensor: DTensor) -> Region:
+    """Return the part of the whole tensor that this process holds."""
+    mesh = tensor.device_mesh
+    coordinate = mesh.get_coordinate()
+    if coordinate is None:
+        raise ValueError("lies on a mesh that this process is not part of")
+    return region_at(tuple(tensor.shape), tuple(mesh.shape), tensor.placements, tuple(coordinate))
+
+
+def checked_region(who: str, param: DTensor) -> Region:
+    """Return :func:`region_of`; raise ``ValueError`` if the local tensor does not match it."""
+    try:
+        region = region_of(param)
+    except ValueError as error:
+        raise ValueError(f"{who} is a DTensor that {error}") from None
+    local = local_part(param)
+    if local.shape != region.shape:
+        raise ValueError(
+            f"{who} is a DTensor whose local tensor has shape {tuple(local.shape)}, while its placements "
+            f"{tuple(map(str, param.placements))} give it {region.shape}"
+        )
+    return region
+
+
+def local_part(tensor: DTensor) -> Tensor:
+    """Return the local tensor, and wait for it if a collective is still producing it."""
+    if torch.is_grad_enabled():
+        with torch.no_grad():
+            return local_part(tensor)
+    local = tensor.to_local()
+    # An asynchronous collective returns a subclass.
+    return local if type(local) is Tensor else getattr(local, "wait", lambda: local)()
+
+
+def is_pending(grad: DTensor, param: DTensor) -> bool:
+    """Return whether a gradient's placements differ from its parameter's."""
+    return grad.placements != param.placements
+
+
+def is_sum(grad: DTensor) -> bool:
+    """Return whether a gradient is a partial sum on each process."""
+    return any(placement.is_partial() for placement in grad.placements)
+
+
+def redistributed(grad: DTensor, param: DTensor) -> Tensor:
+    """Redistribute a gradient to the parameter's placements (a collective); return the local tensor."""
+    return local_part(grad.redistribute(param.device_mesh, param.placements))
+
+
+def sharded_like(param: DTensor, local: Tensor) -> DTensor:
+    """Wrap a local tensor in a DTensor with the parameter's mesh and placements.
+
+    The state of a complex parameter is real and has one dimension more.
+    """
+    from torch.distributed.tensor import DTensor
+
+    mesh = param.device_mesh
+    shape, stride = tuple(param.shape), tuple(param.stride())
+    if local.dim() > param.dim():
+        shape, stride = (*shape, 2), (*(2 * step for step in stride), 1)
+    if mesh.device_type != local.device.type:
+        # FSDP2's CPUOffloadPolicy keeps shards on the host, and from_local would move them to the device.
+        like = torch.view_as_real(param.detach()) if local.dim() > param.dim() else param.detach()
+        made: DTensor = torch.empty_like(like, dtype=local.dtype)  # type: ignore[assignment]
+        local_part(made).copy_(local)
+        return made
+    return DTensor.from_local(
+        local, mesh, param.placements, run_check=False, shape=torch.Size(shape), stride=stride
+    )
+
+
+def check_state_layout(who: str, param: Tensor, state: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` for loaded DTensors whose mesh or placements differ from the parameter's."""
+    for name, value in state.items():
+        if not is_dtensor(value):
+            continue
+        if not is_dtensor(param) or not _alike(value, param):
+            raise ValueError(
+                f"state {name!r} of {who} has the placements {tuple(map(str, value.placements))} in the "
+                "state dict, which the parameter does not have: torch.distributed.checkpoint reshards it "
+                "(get_optimizer_state_dict, dcp.load, set_optimizer_state_dict)"
+            )
+
+
+def sharded_entry(param: DTensor, value: Tensor) -> DTensor:
+    """Return a sharded copy of loaded state, which is a whole tensor or sharded as the parameter."""
+    part = local_part(value) if is_dtensor(value) else region_of(param).of(value.detach())
+    return sharded_like(param, part.to(local_part(param).device, copy=True))
+
+
+def _alike(one: DTensor, other: DTensor) -> bool:
+    return one.placements == other.placements and one.device_mesh == other.device_mesh
+
+
+class LocalState(MutableMapping[str, Any]):
+    """View a DTensor's state, and return the local tensors of its DTensor entries."""
+
+    def __init__(self, param: DTensor, entries: MutableMapping[str, Any]) -> None:
+        self._param, self._entries = param, entries
+
+    def __getitem__(self, name: str) -> Any:
+        entry = self._entries[name]
+        if not is_dtensor(entry):
+            return entry
+        param = self._param
+        if not _alike(entry, param):
+            raise ValueError(
+                f"a parameter of shape {tuple(param.shape)} was resharded after a step, but not its "
+                f"state {name!r}: load a checkpoint with torch.distributed.checkpoint. Nothing was stepped"
+            )
+        return local_part(entry)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self._entries[name] = value
+
+    def __delitem__(self, name: str) -> None:
+        del self._entries[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def add(self, fresh: Mapping[str, Tensor], per_element: Iterable[str]) -> None:
+        """Add local entries; store those per element as DTensors."""
+        names = set(per_element)
+        for name, value in fresh.items():
+            self._entries[name] = sharded_like(self._param, value) if name in names else value

@@ -1,0 +1,193 @@
+"""One of several gloo processes: does every job and saves what came out."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor import DTensor
+
+import steepest
+
+
+def small_model() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3))
+
+
+def inputs(step: int) -> torch.Tensor:
+    """A batch that all processes see alike, so that the mean of their gradients is each one's."""
+    return torch.randn(4, 6, generator=torch.Generator().manual_seed(step))
+
+
+def wrapped(original: bool) -> nn.Module:
+    return FullyShardedDataParallel(small_model(), use_orig_params=original, device_id=torch.device("cpu"))
+
+
+def message(act: Any) -> str:
+    try:
+        act()
+    except (ValueError, RuntimeError, FloatingPointError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "no error"
+
+
+def step_of(model: nn.Module, optimizer: Any, step: int = 0) -> None:
+    optimizer.zero_grad()
+    model(inputs(step)).square().mean().backward()
+    optimizer.step()
+
+
+def fsdp1() -> dict[str, Any]:
+    done: dict[str, Any] = {}
+    for original in (False, True):
+        for rule in ("sgd_sai", "simba_leaky", "muon"):
+            model = wrapped(original)
+            done[f"{rule} {original}"] = message(lambda m=model, r=rule: steepest.create(r, m.parameters()))
+        model = wrapped(original)
+        optimizer = steepest.SignGSD(model.parameters(), lr=0.5)
+        step_of(model, optimizer)
+        with FullyShardedDataParallel.summon_full_params(model):
+            done[f"element {original}"] = torch.cat([p.detach().flatten() for p in model.parameters()])
+    # Flattened in place, after the optimizer was made.
+    model = small_model()
+    optimizer = steepest.SGDSaI(model.named_parameters())
+    model = FullyShardedDataParallel(model, use_orig_params=True, device_id=torch.device("cpu"))
+    done["afterwards"] = message(lambda: step_of(model, optimizer))
+    done["afterwards, state"] = len(optimizer.state)
+    return done
+
+
+# -- FSDP2
+
+WORLD = 2
+RULES: dict[str, tuple[str, torch.dtype, dict[str, Any]]] = {
+    "adamw": ("adamw", torch.bfloat16, {"rounding": "stochastic", "nonfinite": "skip", "seed": 5}),
+    "simba": ("simba", torch.float32, {}),
+}
+MESHES = {"FSDP": (WORLD,), "HSDP": (WORLD, 1)}
+# On which mesh a checkpoint is saved, and on which it is loaded.
+MOVES = [("FSDP", "FSDP"), ("FSDP", "HSDP"), ("HSDP", "FSDP"), ("alone", "FSDP")]
+WAYS = {"nested": {}, "flat": {"flatten_optimizer_state_dict": True}}
+
+
+def make(case: str, mesh: str | None) -> tuple[nn.Module, Any]:
+    """The model, sharded over a mesh or not, and its optimizer."""
+    name, dtype, options = RULES[case]
+    model = small_model().to(dtype)
+    if mesh is not None:
+        names = ("replicate", "shard")[-len(MESHES[mesh]) :]
+        fully_shard(model, mesh=init_device_mesh("cpu", MESHES[mesh], mesh_dim_names=names))
+    return model, steepest.create(name, model.named_parameters(), lr=0.05, weight_decay=0.1, **options)
+
+
+def train(model: nn.Module, optimizer: Any, steps: range) -> None:
+    dtype = next(model.parameters()).dtype
+    for step in steps:
+        optimizer.zero_grad()
+        model(inputs(step).to(dtype)).square().mean().backward()
+        optimizer.step()
+
+
+def whole(value: torch.Tensor) -> torch.Tensor:
+    return (value.full_tensor() if isinstance(value, DTensor) else value).detach().clone()
+
+
+def everything(model: nn.Module, optimizer: Any) -> dict[str, torch.Tensor]:
+    """Parameters and state, whole, by name. Not by full_tensor(), which gloo refuses for int16."""
+    found = {}
+    for name, param in model.named_parameters():
+        found[name] = whole(param)
+        for entry, value in optimizer.state[param].items():
+            sent = value.to(torch.int32) if value.dtype == torch.int16 else value
+            found[f"{name} {entry}"] = whole(sent).to(value.dtype)
+    return found
+
+
+def options_of(way: str) -> StateDictOptions:
+    return StateDictOptions(**WAYS[way])
+
+
+def save(model: nn.Module, optimizer: Any, path: str, way: str, **how: Any) -> None:
+    state = get_optimizer_state_dict(model, optimizer, options=options_of(way))
+    dcp.save({"model": model.state_dict(), "optimizer": state}, checkpoint_id=path, **how)
+
+
+def load(model: nn.Module, optimizer: Any, path: str, way: str, **how: Any) -> None:
+    state = get_optimizer_state_dict(model, optimizer, options=options_of(way))
+    loaded = {"model": model.state_dict(), "optimizer": state}
+    dcp.load(loaded, checkpoint_id=path, **how)
+    model.load_state_dict(loaded["model"])
+    set_optimizer_state_dict(model, optimizer, loaded["optimizer"], options=options_of(way))
+
+
+def fsdp2(folder: str) -> dict[str, Any]:
+    done: dict[str, Any] = {}
+    for case in RULES:
+        alone = make(case, None)
+        train(*alone, range(2))
+        for way in WAYS:
+            if dist.get_rank() == 0:
+                save(*alone, f"{folder}/{case} {way} alone", way, no_dist=True)
+        dist.barrier()
+        train(*alone, range(2, 4))
+        done[f"{case} alone"] = everything(*alone)
+        for mesh in MESHES:
+            sharded = make(case, mesh)
+            train(*sharded, range(2))
+            for way in WAYS:
+                save(*sharded, f"{folder}/{case} {way} {mesh}", way)
+            train(*sharded, range(2, 4))
+            done[f"{case} {mesh}"] = everything(*sharded)
+        for way in WAYS:
+            for saved, mesh in MOVES:
+                again = make(case, mesh)
+                load(*again, f"{folder}/{case} {way} {saved}", way)
+                train(*again, range(2, 4))
+                done[f"{case} {way} {saved} -> {mesh}"] = everything(*again)
+    return done | full_state()
+
+
+def full_state() -> dict[str, Any]:
+    """Whole tensors on one process, and back from it."""
+    model, optimizer = make("adamw", "FSDP")
+    train(model, optimizer, range(2))
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    state = get_optimizer_state_dict(model, optimizer, options=options)
+    optimizer.zero_grad()  # torch makes no state where there are gradients
+    again = steepest.AdamW(
+        model.named_parameters(), lr=0.05, weight_decay=0.1, **RULES["adamw"][2]
+    )  # fmt: skip
+    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
+    set_optimizer_state_dict(model, again, state, options=options)
+    train(model, again, range(2, 4))
+    return {"adamw full": everything(model, again)}
+
+
+JOBS = {"fsdp1": lambda _: fsdp1(), "fsdp2": fsdp2}
+
+
+def main(rank: int, world: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    done = {name: job(folder) for name, job in JOBS.items()}
+    torch.save(done, f"{folder}/{rank}.pt")
+    dist.barrier()
+    # gloo's threads and destructors can wait for each other at exit.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
