@@ -232,6 +232,9 @@ def test_slow_measurements_need_full_or_named_optimizers(monkeypatch: pytest.Mon
         monkeypatch.setitem(MODELS, name, lambda name=name: replace(model_shapes("tiny"), name=name))
     monkeypatch.setattr(first, "first_step_seconds", lambda *arguments: {"cold_seconds": 1.0})
     monkeypatch.setattr(first, "recompilations", lambda *arguments: 0)
+    module = importlib.import_module("steepest.lab.bench.compare")
+    row_of = module._case_row
+    monkeypatch.setattr(module, "_measure", lambda group, batch, *rest: [row_of(case) for case in batch])
 
     def measured(**options: Any) -> tuple[set[str], dict[str, str], str]:
         record = bench(["gpt2-124m"], sections=["first", "sweep"], rounds=1, peers=False, **options)
