@@ -1,7 +1,8 @@
-"""Shared by all tests: the devices there are, and small thread pools."""
+"""Shared by all tests: the devices there are, and compilations that take no longer than they must."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -37,6 +38,21 @@ def forgotten_rules() -> Iterator[None]:
     for table, known in zip(tables, before, strict=True):
         table.clear()
         table.update(known)
+
+
+def pytest_runtest_setup() -> None:
+    """Keep a table of Inductor's that torch 2.13 makes anew for every operation of a graph.
+
+    The table is always the same, and making it takes a third of the time of a compilation. Inductor is not
+    imported for it: a process that never compiles should not wait for that.
+    """
+    module = sys.modules.get("torch._inductor.dtype_propagation")
+    table = getattr(module, "DtypePropagationOpsHandler", None)
+    if table is None or getattr(table, "_instance", None) is None or "_kept" in vars(table):
+        return
+    # The singleton exists and is complete; __new__ returns it, and only __init__ would run again.
+    table._kept = True
+    table.__init__ = lambda self: None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

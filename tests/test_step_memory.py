@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import steepest
-from steepest.lab.bench.profiling import profile_step
+from peak_memory import highest
 from steepest.rule import find_rule
 
 # A temporary of a byte an element fills the room by itself.
@@ -42,7 +42,7 @@ def temporary_bytes(name: str, params: list[Tensor], **options: Any) -> int:
         param.grad = torch.full_like(param, 0.25)
     optimizer = steepest.create(name, params, compile=False, **options)
     optimizer.step()
-    return profile_step(optimizer.step, torch.device("cpu")).temporary_bytes
+    return highest(optimizer.step)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from steepest.constructor import signature_defaults, spell_out
 from steepest.distributed.local import is_dtensor, local_part
 from steepest.engine.collect import Collector, ParamBatch
 from steepest.engine.cuda_graphs import check_capture
-from steepest.engine.grad_check import both, check_gradients, check_together
+from steepest.engine.grad_check import both, check
 from steepest.engine.matrices import UserFunctions
 from steepest.engine.pipeline import take_step
 from steepest.hyperparameters import near_miss, plain
@@ -140,8 +140,7 @@ class Optimizer(torch.optim.Optimizer):
 
         Raises:
             FloatingPointError: a gradient that is not finite, with ``nonfinite="raise"``.
-            RuntimeError: a CUDA graph that cannot replay this step is being captured; processes that share
-                sharded parameters have different gradients or options.
+            RuntimeError: a CUDA graph could not replay this step; processes differ in gradients or options.
             ValueError: an option was changed to an invalid value, or a matrix was replaced by a vector.
         """
         loss = None
@@ -155,13 +154,9 @@ class Optimizer(torch.optim.Optimizer):
         taken: bool | Tensor = True
         # A process without gradients must tell those that have some.
         if batches or collector.sharded:
-            check: Callable[[], bool | Tensor]
-            if collector.sharded:
-                check = partial(check_together, batches, groups)
-            else:
-                watched = any(group["nonfinite"] != "ignore" for group in groups)
-                check = partial(check_gradients, batches) if watched else lambda: True
-            taken = self._take(batches, check() if targets is None else targets.agree(groups, state, check))
+            watched = collector.sharded or any(group["nonfinite"] != "ignore" for group in groups)
+            may = partial(check, batches, groups, sharded=collector.sharded) if watched else lambda: True
+            taken = self._take(batches, may() if targets is None else targets.agree(groups, state, may))
         if "_taken_in_backward" in self.__dict__:  # count both as one step
             taken = both(self.__dict__.pop("_taken_in_backward"), taken)
         if taken is not True:
@@ -196,16 +191,14 @@ class Optimizer(torch.optim.Optimizer):
         """Return the bytes of all state tensors that exist now; only this process's shards count.
 
         >>> from steepest import Lion
-        >>> weight = torch.nn.Parameter(torch.zeros(10))
-        >>> optimizer = Lion([weight])
+        >>> optimizer = Lion([weight := torch.nn.Parameter(torch.zeros(10))])
         >>> weight.grad = torch.ones(10)
         >>> optimizer.step()
         >>> optimizer.state_bytes()
         40
         """
-        entries = [value for state in self.state.values() for value in state.values()]
-        tensors = [value for value in entries if isinstance(value, Tensor)]
-        return sum((local_part(value) if is_dtensor(value) else value).nbytes for value in tensors)
+        entries = [e for state in self.state.values() for e in state.values() if isinstance(e, Tensor)]
+        return sum((local_part(entry) if is_dtensor(entry) else entry).nbytes for entry in entries)
 
     def explain(self) -> Explanation:
         """Explain each tensor's rule and options, and why, as data; ``str()`` of it is a table.

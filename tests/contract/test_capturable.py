@@ -16,10 +16,9 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import steepest
-from steepest import optimizer as optimizer_module
 from steepest.compile import cache
 from steepest.compile.available import compiler_available
-from steepest.engine import compiled, cuda_graphs
+from steepest.engine import compiled, cuda_graphs, grad_check
 from steepest.engine.collect import Collector, ParamBatch
 from steepest.engine.grad_check import all_finite
 from steepest.engine.step_count import add_step
@@ -292,7 +291,7 @@ def test_replays_skip_gradients_that_are_not_finite_and_count(case: Case, monkey
     def on_device(batches: list[ParamBatch]) -> bool | Tensor:
         return all_finite([member.grad for batch in batches for member in batch.members])
 
-    monkeypatch.setattr(optimizer_module, "check_gradients", on_device)
+    monkeypatch.setattr(grad_check, "check_gradients", on_device)
     params, twins = case.params(), case.params()
     optimizer = case.make(params, nonfinite="skip", capturable=True, compile=False)
     twin = case.make(twins, compile=False)

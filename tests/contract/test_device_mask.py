@@ -16,9 +16,8 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from steepest import optimizer as optimizer_module
 from steepest.compile.available import compiler_available
-from steepest.engine import pipeline
+from steepest.engine import grad_check, pipeline
 from steepest.engine.collect import Collector, ParamBatch
 
 from .cases import CASES, RULES, Case, able, by_id, deterministic, one_of_each, reach, spread
@@ -45,14 +44,14 @@ class _NoSync(TorchDispatchMode):
 
 @pytest.fixture
 def on_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    check = optimizer_module.check_gradients
+    check = grad_check.check_gradients
 
     def check_on_device(batches: list[ParamBatch]) -> bool | Tensor:
         finite = check(batches)
         watched = any(batch.config.group["nonfinite"] == "skip" for batch in batches)
         return torch.tensor(finite) if watched else finite
 
-    monkeypatch.setattr(optimizer_module, "check_gradients", check_on_device)
+    monkeypatch.setattr(grad_check, "check_gradients", check_on_device)
     configure(monkeypatch, counts_on_device=lambda group: group["nonfinite"] == "skip")
 
 
@@ -93,11 +92,11 @@ def _step(case: Case, optimizer: Any, *, quiet: bool) -> None:
         optimizer.step()
         return
     # The check is the CPU's here and reads its own answer, so it is made beforehand.
-    finite = optimizer_module.check_gradients(
+    finite = grad_check.check_gradients(
         Collector().batches_of("a test", optimizer.param_groups, optimizer.state)
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(optimizer_module, "check_gradients", lambda _: finite)
+        patch.setattr(grad_check, "check_gradients", lambda _: finite)
         with _NoSync(_single(case, optimizer)):
             optimizer.step()
 

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 import steepest
-from steepest import optimizer
-from steepest.engine import chunks
+from steepest.engine import chunks, grad_check
 from steepest.hyperparameters import at_least, learning_rate
 from steepest.rule import Group, Rule, StateSpec
 
@@ -53,7 +52,7 @@ def test_a_step_that_only_the_device_skips_donates_nothing(case: Case, monkeypat
         return original(*args, donate=donate, **options)
 
     monkeypatch.setattr(chunks, "element_pass", watched)
-    monkeypatch.setattr(optimizer, "check_gradients", lambda batches: torch.tensor(True))
+    monkeypatch.setattr(grad_check, "check_gradients", lambda batches: torch.tensor(True))
     params = case.params(torch.float32)
     # While a scale is being measured the host reads the answer, and knows it.
     train(case.make(params, compile=False, nonfinite="skip"), params, 5)

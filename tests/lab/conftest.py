@@ -21,6 +21,12 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
+def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write reports without their plots, which take most of the time."""
+    monkeypatch.setattr("steepest.lab.report.PLOTS", ())
+
+
+@pytest.fixture
 def plane() -> Task[Tensor]:
     """A regression task with randomness in the data order and in training (dropout)."""
     x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))

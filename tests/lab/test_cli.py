@@ -61,6 +61,7 @@ def test_a_race_writes_its_directory_and_runs_no_trial_the_second_time(
     assert "[6/6]" not in again
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_the_text_race_trains_on_the_users_file(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("all work and no play makes a dull boy\n" * 200)
@@ -136,6 +137,7 @@ def test_an_unknown_command_suggests_a_similar_one(capsys: pytest.CaptureFixture
     assert "race" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_another_plan_is_rejected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["race", "--task", "digits", *QUICK, "--out", str(tmp_path)]
     assert run_main(*arguments) == 0
@@ -159,6 +161,7 @@ def test_an_interrupt_prints_one_line_and_returns_status_130(
     assert error.count("\n") == 1
     assert "interrupted" in error
     monkeypatch.undo()
+    monkeypatch.setattr("steepest.lab.report.PLOTS", ())
     assert run_main("race", "--task", "digits", *QUICK, "--out", str(tmp_path)) == 0
 
 

@@ -66,6 +66,7 @@ def test_the_page_is_self_contained(tmp_path: Path) -> None:
     assert len(embedded) == 2 * len(PLOTS)
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_the_table_matches_the_records(tmp_path: Path) -> None:
     records = [*records_of("a", (2.0, 2.3, 2.6)), *records_of("b", (2.5, 2.5, 2.5))]
     text = " ".join(" ".join(report(tmp_path, make_plan(), records).words).split())
@@ -75,6 +76,7 @@ def test_the_table_matches_the_records(tmp_path: Path) -> None:
     assert "an abacus" in text
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_labels_are_escaped(tmp_path: Path) -> None:
     name = "<b>&'mine'"
     page = report(tmp_path, make_plan((name,)), records_of(name, (2.0, 2.0, 2.0)))
@@ -171,6 +173,7 @@ def test_the_error_bar_has_the_width_of_the_standard_deviation() -> None:
     assert (left, right) == pytest.approx((2.0, 2.6))
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_the_table_has_the_steps_to_adamws_final_metric(tmp_path: Path) -> None:
     # The curves go from 5 to 3 in the first 5 steps and to the final metric in the next 5.
     records = [*records_of("adamw", (2.0, 2.0, 2.0)), *records_of("b", (1.0, 1.0, 1.0))]

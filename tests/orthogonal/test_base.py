@@ -585,7 +585,9 @@ def test_a_skipped_step_undoes_an_overridden_decay(finite, monkeypatch):
         optimizer = OwnDecay([weight], **options)
         with monkeypatch.context() as patch:
             if masked:
-                patch.setattr("steepest.optimizer.check_gradients", lambda batches: torch.tensor(finite))
+                patch.setattr(
+                    "steepest.engine.grad_check.check_gradients", lambda batches: torch.tensor(finite)
+                )
             optimizer.step()
         if masked and not finite:
             assert torch.equal(weight, start)

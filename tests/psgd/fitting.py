@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import steepest
+from steepest.rule import find_rule
 
 KINDS = {"quad": steepest.QUAD, "procrustes": steepest.Procrustes}
 
@@ -85,3 +86,37 @@ def relative(one: Tensor, other: Tensor) -> float:
 def up_to_scalar(one: Tensor, other: Tensor) -> float:
     """Return the relative distance of ``one`` from a multiple of ``other``."""
     return relative(one * (other.norm() / one.norm()), other)
+
+
+class Stack:
+    """Many float64 matrices fitted as one batch by the rule itself, without an optimizer or noise."""
+
+    def __init__(self, kind: str, shape: tuple[int, int], count: int, **options) -> None:
+        self.rule, self.count = find_rule(kind), count
+        self.options = {**self.rule.defaults(), "lr_style": None, "noise_scale": 0.0, **options}
+        one = torch.zeros(shape, dtype=torch.float64)
+        specs = self.rule.matrix_specs(shape, torch.float64, self.options)
+        self.state = {name: torch.stack([spec.make(one)] * count) for name, spec in specs.items()}
+        self.steps = 0
+
+    def fit(self, gradients: Tensor, **options) -> Tensor:
+        """Take a step and return the updates."""
+        self.steps += 1
+        hyper = {name: {**self.options, **options}[name] for name in self.rule.hyper}
+        given = {**hyper, **self.rule.scalars(self.steps, **hyper)}
+        own = torch.arange(self.count).view(-1, 1, 1)
+        index = torch.arange(gradients[0].numel()).view(1, *gradients[0].shape)
+        update, state = self.rule.transform(
+            gradients.clone(), **self.state, **{name: given[name] for name in given.keys() - _ENGINE_OPTIONS},
+            key=(own, torch.full_like(own, self.steps)), index=lambda: index, grad_dtype=gradients.dtype,
+        )  # fmt: skip
+        self.state.update(state)
+        return update
+
+    def preconditioners(self) -> list[Tensor]:
+        """Return P of each side, as full matrices."""
+        q = [self.state["scale"].view(-1, 1, 1) * self.state[name] for name in ("Q_left", "Q_right")]
+        return [each.mT @ each for each in q]
+
+
+_ENGINE_OPTIONS = {"lr", "weight_decay", "views", "bucket_bytes"}

@@ -18,7 +18,7 @@ LOW = [torch.bfloat16, torch.float16]
 
 def all_finite(optimizer, params):
     entries = [value for param in params for value in optimizer.state[param].values()]
-    return all(bool(t.isfinite().all()) for t in [*params, *entries])
+    return bool(torch.cat([t.detach().flatten() for t in [*params, *entries]]).isfinite().all())
 
 
 def rms(x):
@@ -36,14 +36,14 @@ def test_dead_rows(kind, dtype, how):
     options = {} if how == "parameter" else {"dtype": dtype}
     optimizer = KINDS[kind](params, lr=1.0, lr_style=None, weight_decay=0.0, **options)
     draw = generator(0)
-    for step in range(160):
+    for step in range(110):
         before = [param.detach().clone() for param in params]
         for param, (shape, size) in zip(params, cases, strict=True):
             gradient = size * torch.randn(shape, generator=draw)
             gradient[:3] = 0
             param.grad = gradient.to(stored)
         optimizer.step()
-        if how == "algebra" and step > 100:
+        if how == "algebra" and step > 80:
             for param, old, case in zip(params, before, cases, strict=True):
                 assert 0.05 < rms(param - old) < 1.12, case
     assert all_finite(optimizer, params)
@@ -54,12 +54,20 @@ def test_dead_rows(kind, dtype, how):
 @pytest.mark.parametrize("dtype", [torch.float32, *LOW], ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_recovery_from_a_spike(kind, dtype):
-    """A gradient 1e6 times as large: bounded at once by the clip, and white again 550 steps later."""
+    """A gradient 1e6 times as large: bounded at once by the clip, and white again 550 steps later.
+
+    Nothing happens in most of them: L, 1e12 too large, falls by 5 % a step and holds Q where it is. They are
+    taken at once.
+    """
     param = torch.nn.Parameter(torch.zeros(10, 10))
     optimizer = KINDS[kind]([param], lr=1.0, lr_style=None, weight_decay=0.0, momentum=0.5, dtype=dtype)
     draw = generator(0)
     sizes = []
-    for step in range(660):
+    for step in range(250):
+        if step == 80:
+            bounds = [optimizer.state[param][name] for name in ("L_left", "L_right")]
+            assert all(1e10 < float(bound) < 1e14 for bound in bounds)
+            torch._foreach_mul_(bounds, 0.95**410)
         before = param.detach().clone()
         param.grad = 1e-3 * torch.randn(10, 10, generator=draw) * (1e6 if step == 60 else 1)
         optimizer.step()
@@ -136,8 +144,8 @@ def test_gradients_that_stop(kind):
         param = torch.nn.Parameter(torch.zeros(6, 6))
         optimizer = KINDS[kind]([param], lr=1e-3, momentum=0.5, noise_scale=noise_scale)
         draw = generator(0)
-        for step in range(350):
-            alive = step < 50 or step >= 300
+        for step in range(220):
+            alive = step < 20 or step >= 180
             param.grad = torch.randn(6, 6, generator=draw) * alive
             optimizer.step()
         assert all_finite(optimizer, [param])
@@ -170,7 +178,7 @@ def test_late_gradients(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_extreme_sizes(kind, noise_scale):
     """Gradients whose squares float32 cannot hold are white from the first step on, and Q is fitted."""
-    sizes = [1e-30, 1e-25, 1e-20, 1e-15, 1e15, 1e20, 1e25, 1e30]
+    sizes = [1e-30, 1e-20, 1e-15, 1e15, 1e20, 1e30]
     cases, groups = [], {}
     for size, shape in itertools.product(sizes, [(5, 5), (3, 40), (12,)]):
         param = torch.nn.Parameter(torch.zeros(shape))
@@ -181,7 +189,7 @@ def test_extreme_sizes(kind, noise_scale):
         lr=1.0, lr_style=None, weight_decay=0.0, momentum=0.5,
     )  # fmt: skip
     draw = generator(0)
-    for step in range(100):
+    for step in range(60):
         before = [param.detach().clone() for _, param in cases]
         for size, param in cases:
             param.grad = size * torch.randn(param.shape, generator=draw)
@@ -192,8 +200,8 @@ def test_extreme_sizes(kind, noise_scale):
                 power = 4 if param.dim() == 2 else 2
                 measured = optimizer.state[param]["scale"].double().item() ** power
                 assert measured == pytest.approx(1 / rms(param.grad), rel=1e-4)
+    assert all_finite(optimizer, [param for _, param in cases])
     for _, param in cases:
-        assert all_finite(optimizer, [param])
         assert all(float(v) > 0 for name, v in optimizer.state[param].items() if name.startswith("L"))
 
 
@@ -225,7 +233,7 @@ def test_from_one_end_of_the_range_to_the_other(kind):
     up, down = params = [torch.nn.Parameter(torch.zeros(6, 6)) for _ in range(2)]
     optimizer = KINDS[kind](params, lr=1.0, lr_style=None, weight_decay=0.0, noise_scale=0.0)
     draw = generator(0)
-    for step in range(250):
+    for step in range(180):
         before = [param.detach().clone() for param in params]
         up.grad = (1e-30 if step < 5 else 1e30) * torch.randn(6, 6, generator=draw)
         down.grad = (1e30 if step < 5 else 1e-30) * torch.randn(6, 6, generator=draw)
@@ -247,8 +255,7 @@ def test_float16_algebra_survives_gradients_that_fall(kind):
             large = step < (1 if then == 1.0 else 20)
             weight.grad = torch.randn(shape, generator=draw) * (first if large else then)
         optimizer.step()
-        for weight, case in zip(weights, cases, strict=True):
-            assert all_finite(optimizer, [weight]), (step, case)
+        assert all_finite(optimizer, weights), step
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -257,8 +264,8 @@ def test_dtype_is_that_of_the_momentum_too(kind):
     reached = {}
     for dtype in (None, torch.float32):
         param = torch.nn.Parameter(torch.zeros(8, 8, dtype=torch.bfloat16))
-        optimizer = KINDS[kind]([param], lr=0.0, dtype=dtype)
-        for step in range(200):
+        optimizer = KINDS[kind]([param], lr=0.0, momentum=0.9, dtype=dtype)
+        for step in range(90):
             param.grad = torch.full_like(param, 1.0 if step else 0.5)
             optimizer.step()
         reached[dtype] = optimizer.state[param]["momentum_buffer"].float().mean().item()

@@ -76,6 +76,6 @@ def test_psgd_with_a_slow_fit(kind: str, rule: str):
 @pytest.mark.parametrize("rule", ["quad", "procrustes"])
 def test_psgd_with_its_defaults_takes_smaller_steps_and_never_larger_ones(kind: str, rule: str):
     """A fast fit shrinks the very gradient it has just seen, a square matrix's the most: by a sixth."""
-    sizes = updates(rule, LAYERS[kind](), 150)
+    sizes = updates(rule, LAYERS[kind](), 100)
     assert 0.16 <= sum(sizes[-20:]) / 20 <= 0.2
     assert max(sizes) <= 0.22 * 1.0001

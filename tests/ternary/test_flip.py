@@ -46,7 +46,7 @@ def test_training_follows_the_reference(kind, outward, accumulator, threshold, p
     counters = [0] * len(weights)
     drift = torch.randn(rows, columns, dtype=torch.float64)
     moved = 0
-    for _ in range(200 if threshold < 100 else 400):
+    for _ in range(100 if threshold < 100 else 250):
         votes = [[] for _ in weights]
         for _ in range(passes):
             grad = drift + torch.randn(rows, columns, dtype=torch.float64)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from peak_memory import highest
 from steepest.ternary import BinaryLinear, TernaryFlip, TernaryLinear
-
-from .memory import highest
 
 WIDTH, ROWS = 2048, 4
 BLOCK = 4 << 19  # bytes: 2**19 float32

@@ -3,12 +3,11 @@
 import pytest
 import torch
 
+from peak_memory import highest
 from steepest.compile.available import compiler_available
 from steepest.random import bits32
 from steepest.ternary import chunks, pack, top_k, unpack
 from steepest.ternary.top_k import flip_top_k
-
-from .memory import highest
 
 KEY = (1, 2)
 

@@ -14,7 +14,7 @@ from steepest.engine.collect import ParamBatch, ParamUpdate, describe
 from steepest.engine.layout import real_view
 from steepest.rule import Group, find_rule
 
-__all__ = ["all_finite", "both", "check_gradients", "check_together"]
+__all__ = ["all_finite", "both", "check", "check_gradients", "check_together"]
 
 
 def all_finite(tensors: list[Tensor]) -> Tensor:
@@ -81,6 +81,13 @@ def _complaint(members: list[ParamUpdate]) -> str:
         f"the gradient of {bad[0].name}{more} has {wrong} infinite or NaN of {bad[0].grad.numel()} elements; "
         "nothing was changed. Use nonfinite='skip' to pass over such steps."
     )
+
+
+def check(batches: list[ParamBatch], groups: Sequence[Group], *, sharded: bool) -> bool | Tensor:
+    """Return whether this step may be taken, which processes with shards of one tensor decide together."""
+    if sharded:
+        return check_together(batches, groups)
+    return check_gradients(batches)
 
 
 # -- sharded parameters

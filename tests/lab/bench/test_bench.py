@@ -13,7 +13,17 @@ import torch
 
 import steepest
 from steepest.lab import LabError, cli
-from steepest.lab.bench import BenchConfig, Column, Record, Result, Section, bench, runner
+from steepest.lab.bench import (
+    BenchConfig,
+    Column,
+    Record,
+    Result,
+    Section,
+    bench,
+    compile_check,
+    first_step,
+    runner,
+)
 from steepest.lab.bench.callbacks import Callback, TextLog
 from steepest.lab.bench.case import ours
 from steepest.lab.bench.first_step import first_step_seconds
@@ -215,11 +225,16 @@ def test_the_sweep_plans_models_that_exceed_the_memory(monkeypatch: pytest.Monke
 
 
 def test_slow_measurements_need_full_or_named_optimizers(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in set(MODELS) - {"tiny"}:
-        monkeypatch.setitem(MODELS, name, lambda name=name: replace(model_shapes("tiny"), name=name))
     largest = list(MODELS)[-1]
+    for name in set(MODELS) - {"tiny", "gpt2-124m", largest}:
+        monkeypatch.delitem(MODELS, name)
+    for name in ("gpt2-124m", largest):
+        monkeypatch.setitem(MODELS, name, lambda name=name: replace(model_shapes("tiny"), name=name))
     monkeypatch.setattr(first, "first_step_seconds", lambda *arguments: {"cold_seconds": 1.0})
     monkeypatch.setattr(first, "recompilations", lambda *arguments: 0)
+    module = importlib.import_module("steepest.lab.bench.compare")
+    row_of = module._case_row
+    monkeypatch.setattr(module, "_measure", lambda group, batch, *rest: [row_of(case) for case in batch])
 
     def measured(**options: Any) -> tuple[set[str], dict[str, str], str]:
         record = bench(["gpt2-124m"], sections=["first", "sweep"], rounds=1, peers=False, **options)
@@ -238,21 +253,20 @@ def test_slow_measurements_need_full_or_named_optimizers(monkeypatch: pytest.Mon
     assert measured(optimizers=["signgsd"])[0] == {"signgsd"}
 
 
-def test_the_first_step_is_timed_in_new_processes() -> None:
-    found = first_step_seconds(ours("signgsd", "eager"), "tiny", torch.device("cpu"), torch.float32)
-    assert set(found) == {"cold_seconds", "warm_seconds", "second_ms"}
+def test_the_first_step_is_timed_in_a_new_process(tmp_path: Path) -> None:
+    case = ours("signgsd", "eager")
+    found = first_step._run_process(case, "tiny", torch.device("cpu"), torch.float32, tmp_path)
+    assert set(found) == {"first", "second"}
     assert all(value > 0 for value in found.values())
 
 
-def test_a_failing_first_step_reports_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RuntimeError, match="no model 'none'"):
-        first_step_seconds(ours("signgsd", "eager"), "none", torch.device("cpu"), torch.float32)
-
-
 def test_an_uncompiled_first_step_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
-    with pytest.raises(RuntimeError, match=r"process failed: RuntimeError: .* made no graph"):
-        first_step_seconds(ours("signgsd", "compiled"), "tiny", torch.device("cpu"), torch.float32)
+    """As where TORCHDYNAMO_DISABLE is set: no graph, and no warning either."""
+    case = ours("signgsd", "compiled")
+    request = {"key": case.key, "model": "tiny", "device": "cpu", "dtype": "float32", "threads": 1}
+    monkeypatch.setattr(compile_check, "compiled_graph_count", lambda: 0)
+    with torch.compiler.set_stance("force_eager"), pytest.raises(RuntimeError, match="made no graph"):
+        first_step.main(request)
 
 
 def test_a_broken_compiler_is_reported_in_the_row_of_the_first_step(
