@@ -195,7 +195,7 @@ def element_pass(
         donate: whether parameter and state entries may be overwritten; the caller keeps no other use of them.
     """
     rule, wide, names = config.rule, config.compute, config.element_state
-    method = config.method if decays else None
+    method, compiling = config.method if decays else None, torch.compiler.is_compiling()
     options = dict(config.update_options)
     options.update({name: number for name, number in scalars.items() if name in rule.takes})
     first, later = (method, None) if which == "whole" and method not in ("l2", "cautious") else (None, method)
@@ -224,23 +224,22 @@ def element_pass(
             given["noise"] = lambda stream: stream_uniform(noise.words(), stream).to(wide)
         u, new = rule.update(grad, p, **options, **given)
         written: list[Tensor | None] = [None, None]
-        for name, entry in zip(names, entries, strict=True):
-            value = new.get(name)
-            if torch.compiler.is_compiling() and any(
-                value is given[other] for other in names if other != name
-            ):
-                # Inductor would drop the copy, and read the other entry after it was overwritten.
-                raise NotImplementedError(f"{rule.name!r} keeps one entry of its state as another")
-            if value is not None and value is not entry:
-                # A rule may keep another column, such as the last momentum, which this step overwrites.
-                kept = donate and any(map(partial(is_, value), columns))
-                value = (
-                    value.clone() if kept else value if value.dtype == entry.dtype else value.to(entry.dtype)
-                )
-            written.append(value)
         if which == "whole":
+            if into is not None and any(map(partial(is_, param), new.values())):
+                into = None
             stepped = descended(p, u, scalars, later, into)
             written[0] = narrowed(config, stepped, param.dtype, noise)
+        for name, entry in zip(names, entries, strict=True):
+            value = new.get(name)
+            if compiling and any(value is given[other] for other in names if other != name):
+                # Inductor would drop the copy, and read the other entry after it was overwritten.
+                raise NotImplementedError(f"{rule.name!r} keeps one entry of its state as another")
+            if value is not None and value.dtype != entry.dtype:
+                value = value.to(entry.dtype)
+            elif value is not entry and value is not None and any(map(partial(is_, value), columns)):
+                # The rule keeps another column, such as the last momentum, which this step overwrites.
+                value = value.clone()
+            written.append(value)
         if which == "before":
             written += u if isinstance(u, tuple) else (u,)
         return written
