@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from steepest.engine import chunks, reductions
-from steepest.engine.layout import Row, pieces
+from steepest.engine.layout import Row, chunks_of
 
 from .cases import CASES, RULES, Case, able, by_id, reach, spread
 from .training import gradient, identical, steps, train
@@ -169,7 +169,7 @@ def test_stacks_make_the_loop(case: Case, dtype: torch.dtype):
 def test_sums_over_a_tensor_hardly_depend_on_its_pieces(monkeypatch: pytest.MonkeyPatch):
     grad = torch.randn(1000, generator=torch.Generator().manual_seed(0))
     wide = grad.double()
-    monkeypatch.setattr(reductions, "_PIECE_ON_CPU", 7)
+    monkeypatch.setattr(reductions, "_CHUNK_ON_CPU", 7)
     count, total, square = reductions.moments(grad.view(10, 100).t())
     assert count == 1000
     assert total.item() == pytest.approx(wide.sum().item(), rel=1e-12)
@@ -183,7 +183,7 @@ def test_tensors_are_cut_small_whatever_their_strides(ordered: bool, limit: int,
     """Or a wide transposed matrix would be stepped whole, with temporaries of its size."""
     transposed = torch.arange(300.0).view(2, 50, 3).transpose(0, 2)
     tensors = [transposed, transposed.clone() if alike else transposed.contiguous()]
-    cut = list(pieces(Row(tensors, {}), limit, ordered=ordered))
+    cut = list(chunks_of(Row(tensors, {}), limit, ordered=ordered))
     assert max(param.numel() for (param, _), _ in cut) <= limit
     assert all(param.equal(other) for (param, other), _ in cut)
     assert torch.cat([param.reshape(-1) for (param, _), _ in cut]).sort().values.equal(torch.arange(300.0))
@@ -195,7 +195,7 @@ def test_tensors_are_cut_small_whatever_their_strides(ordered: bool, limit: int,
 @pytest.mark.parametrize("limit", [1, 7, 50, 64])
 def test_sums_come_in_logical_order_whatever_the_strides(limit: int, monkeypatch: pytest.MonkeyPatch):
     grad = torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(0)).permute(1, 2, 0)
-    monkeypatch.setattr(reductions, "_PIECE_ON_CPU", limit)
+    monkeypatch.setattr(reductions, "_CHUNK_ON_CPU", limit)
     assert reductions.moments(grad) == reductions.moments(grad.contiguous())
     assert reductions.moments(grad[1:, ::2]) == reductions.moments(grad[1:, ::2].contiguous())
 

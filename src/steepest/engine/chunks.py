@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steepest.engine.layout import Extent, Row, pieces
+from steepest.engine.layout import Extent, Row, chunks_of
 from steepest.engine.multi_tensor import SMALL, run_together
-from steepest.engine.update import NO_NOISE, Pass, PieceNoise, UpdateConfig, element_pass, store
+from steepest.engine.update import NO_NOISE, ChunkNoise, Pass, UpdateConfig, element_pass, store
 
 __all__ = ["chunk_length", "run_eager"]
 
@@ -67,7 +67,7 @@ def run_eager(
         batches.setdefault(key, []).append(row)
     for (own, dtypes), alike in batches.items():
         step = element_pass(which, config, {**numbers, **dict(own)}, decays=decays, donate=finite is None)
-        run = partial(_run_piece, step, finite, kept)
+        run = partial(_run_chunk, step, finite, kept)
         small: list[Row] = []
         limit = 0
         for row in alike:
@@ -80,8 +80,8 @@ def run_eager(
             if numel <= limit and not noisy:
                 run(row.columns, NO_NOISE)
                 continue
-            for piece, extent in pieces(row, limit, ordered=noisy):
-                run(piece, PieceNoise(row.key, partial(_places, extent, piece[0])) if noisy else NO_NOISE)
+            for chunk, extent in chunks_of(row, limit, ordered=noisy):
+                run(chunk, ChunkNoise(row.key, partial(_places, extent, chunk[0])) if noisy else NO_NOISE)
         if len(small) == 1:
             # A 0-dim tensor would be promoted to the dtype of 0-dim scalars.
             columns = small[0].columns
@@ -102,14 +102,14 @@ def _run_small(rows: list[Row], limit: int, run: Callable[..., None], written: l
     run_together(joinable, limit, partial(run, noise=NO_NOISE), written)
 
 
-def _run_piece(
+def _run_chunk(
     step: Callable[..., list[Tensor | None]],
     finite: Tensor | None,
     kept: int,
     columns: list[Tensor],
-    noise: PieceNoise,
+    noise: ChunkNoise,
 ) -> None:
-    # A separate function, because loop variables would keep one piece's results alive during the next.
+    # A separate function, because loop variables would keep one chunk's results alive during the next.
     for at, value in enumerate(step(columns, noise)):
         # Donated columns are already updated in place. The mask does not apply to buffers.
         if value is not None and value is not columns[at]:

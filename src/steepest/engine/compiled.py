@@ -21,7 +21,7 @@ from steepest.compile.unguarded import Code, compiled_code
 from steepest.engine.chunks import run_eager
 from steepest.engine.cuda_graphs import capturing
 from steepest.engine.layout import Row
-from steepest.engine.update import NO_NOISE, Pass, PieceNoise, UpdateConfig, element_pass, store
+from steepest.engine.update import NO_NOISE, ChunkNoise, Pass, UpdateConfig, element_pass, store
 
 __all__ = ["CompiledLaunch", "launches", "prepare", "run_compiled"]
 
@@ -300,5 +300,5 @@ def _step_part(
     noise = NO_NOISE
     if key is not None:
         place = functools.partial(torch.arange, device=part[0].device)
-        noise = PieceNoise((key[0], key[1]), lambda: place(part[0].numel()) * stride + first + key[2])
+        noise = ChunkNoise((key[0], key[1]), lambda: place(part[0].numel()) * stride + first + key[2])
     return element_pass(spec.which, config, scalars, decays=True, donate=False)(part, noise)

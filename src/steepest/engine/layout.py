@@ -11,7 +11,7 @@ from torch import Tensor
 
 from steepest.random import Key
 
-__all__ = ["Extent", "Row", "flat", "flattened", "pieces", "real_view"]
+__all__ = ["Extent", "Row", "chunks_of", "flat", "flattened", "real_view"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +123,7 @@ def flattened(tensors: Sequence[Tensor]) -> list[Tensor]:
     return [tensor if tensor.dim() == 1 else tensor.view(-1) for tensor in tensors]
 
 
-def pieces(row: Row, limit: int, *, ordered: bool) -> Iterator[tuple[list[Tensor], Extent]]:
+def chunks_of(row: Row, limit: int, *, ordered: bool) -> Iterator[tuple[list[Tensor], Extent]]:
     """Cut a row into views of at most ``limit`` elements, each with its extent.
 
     Columns that lie in memory alike are cut anywhere, others along their dimensions. Extents count in the
@@ -139,7 +139,7 @@ def pieces(row: Row, limit: int, *, ordered: bool) -> Iterator[tuple[list[Tensor
         yield from _cut(columns, limit, row.extent or Extent.of(shape))
 
 
-# Pieces start at multiples of this, for aligned vector instructions.
+# Chunks start at multiples of this, for aligned vector instructions.
 _GRAIN = 256
 
 
@@ -154,7 +154,7 @@ def _cut(columns: Sequence[Tensor], limit: int, extent: Extent) -> Iterator[tupl
         for at, part in enumerate(zip(*(column.unbind() for column in columns), strict=True)):
             yield from _cut(part, limit, Extent(start + at * stride, extent.strides[1:]))
         return
-    # Pieces of equal length, because a short last one would cost as many calls.
+    # Chunks of equal length, because a short last one would cost as many calls.
     count = -(-shape[0] // (limit // row))
     rows = -(-shape[0] // count)
     if row == 1 and limit >= _GRAIN:

@@ -23,7 +23,7 @@ from steepest.engine.layout import Extent, Row
 from steepest.engine.multi_tensor import SMALL
 from steepest.engine.reductions import write_measured
 from steepest.engine.step_count import add_step, noise_key
-from steepest.engine.update import Pass, PieceNoise, UpdateConfig, descended, narrowed, store
+from steepest.engine.update import ChunkNoise, Pass, UpdateConfig, descended, narrowed, store
 
 __all__ = ["UserFunctions", "step_matrices", "step_one_by_one"]
 
@@ -208,7 +208,7 @@ class _Run:
         before = _stacked_params(config, bucket)
         method = config.method if config.decays else None
         after = config.rule.retract(descended(before, direction, self.numbers, method), before, new)
-        noise = PieceNoise(_keys(config, bucket) if config.noisy else None, partial(_places, bucket))
+        noise = ChunkNoise(_keys(config, bucket) if config.noisy else None, partial(_places, bucket))
         written = narrowed(config, after, config.dtype, noise)
         for block, value in zip(bucket, written.unbind(), strict=True):
             param = block.columns[0]

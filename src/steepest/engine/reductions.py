@@ -14,13 +14,13 @@ from steepest.rule import Group, Moments
 
 __all__ = ["measure", "moments", "reads_back", "write_measured"]
 
-# A float64 copy of a piece, half a MiB, fits the L2 cache. Accelerators need fewer launches.
-_PIECE_ON_CPU = 1 << 16
-_PIECE_ELSEWHERE = 1 << 22
+# A float64 copy of a chunk, half a MiB, fits the L2 cache. Accelerators need fewer launches.
+_CHUNK_ON_CPU = 1 << 16
+_CHUNK_ELSEWHERE = 1 << 22
 
 
 def moments(grad: Tensor) -> Moments:
-    """Return count, sum and sum of squares of all elements, accumulated in float64 piece by piece.
+    """Return count, sum and sum of squares of all elements, accumulated in float64 chunk by chunk.
 
     >>> count, total, square = moments(torch.tensor([3.0, 4.0]))
     >>> count, total.item(), square.item()
@@ -31,7 +31,7 @@ def moments(grad: Tensor) -> Moments:
     total = torch.zeros((), dtype=accumulate, device=grad.device)
     square = torch.zeros_like(total)
     # A float64 copy of the whole gradient would be twice its size.
-    limit = _PIECE_ON_CPU if grad.device.type == "cpu" else _PIECE_ELSEWHERE
+    limit = _CHUNK_ON_CPU if grad.device.type == "cpu" else _CHUNK_ELSEWHERE
     for first in range(0, grad.numel(), limit):
         wide = torch.empty(min(limit, grad.numel() - first), dtype=accumulate, device=grad.device)
         _fill(wide, grad, first)

@@ -1,4 +1,4 @@
-"""Define the element passes over one piece of memory, once for eager and compiled execution.
+"""Define the element passes over one chunk of memory, once for eager and compiled execution.
 
 A rule without ``transform`` has one pass over parameter, gradient and state (``whole``). A rule with it has
 two: ``before`` writes the state and what ``transform`` is given, ``after`` applies the direction.
@@ -24,9 +24,9 @@ __all__ = [
     "LOW_PRECISION",
     "NO_NOISE",
     "PLAIN",
+    "ChunkNoise",
     "MatrixKind",
     "Pass",
-    "PieceNoise",
     "UpdateConfig",
     "decay_strength",
     "decayed",
@@ -181,8 +181,8 @@ def decay_strength(method: str, lr: Scalar, weight_decay: float, base_lr: float)
 
 def element_pass(
     which: Pass, config: UpdateConfig, scalars: Mapping[str, Any], *, decays: bool, donate: bool
-) -> Callable[[Sequence[Tensor], PieceNoise], list[Tensor | None]]:
-    """Return a pass as a function of a piece's columns and noise.
+) -> Callable[[Sequence[Tensor], ChunkNoise], list[Tensor | None]]:
+    """Return a pass as a function of a chunk's columns and noise.
 
     It returns what becomes of each column, in the dtype it has, and None where the column stays.
 
@@ -200,7 +200,7 @@ def element_pass(
     options.update({name: number for name, number in scalars.items() if name in rule.takes})
     first, later = (method, None) if which == "whole" and method not in ("l2", "cautious") else (None, method)
 
-    def run(columns: Sequence[Tensor], noise: PieceNoise) -> list[Tensor | None]:
+    def run(columns: Sequence[Tensor], noise: ChunkNoise) -> list[Tensor | None]:
         param, other = columns[0], columns[1]
         # torch's .to() takes half a microsecond even where there is nothing to convert.
         p = param if param.dtype == wide else param.to(wide)
@@ -267,8 +267,8 @@ def decayed(p: Tensor, strength: Scalar, method: str) -> Tensor:
     return p * strength
 
 
-class PieceNoise:
-    """A piece's noise. The words that all streams share are half of the work, and made on first use."""
+class ChunkNoise:
+    """A chunk's noise. The words that all streams share are half of the work, and made on first use."""
 
     def __init__(self, key: Key | None, index: Callable[[], Tensor] | None) -> None:
         self.key, self.index = key, index
@@ -283,10 +283,10 @@ class PieceNoise:
         return self.mixed
 
 
-NO_NOISE = PieceNoise(None, None)
+NO_NOISE = ChunkNoise(None, None)
 
 
-def narrowed(config: UpdateConfig, value: Tensor, dtype: torch.dtype, noise: PieceNoise) -> Tensor:
+def narrowed(config: UpdateConfig, value: Tensor, dtype: torch.dtype, noise: ChunkNoise) -> Tensor:
     """Return ``value`` in the parameter's dtype, rounded as the group says."""
     if config.rounds:
         return stochastic_round(value.to(torch.float32), dtype, stream_bits(noise.words(), _ROUNDING_STREAM))
