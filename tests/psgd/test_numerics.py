@@ -276,3 +276,21 @@ def test_dtype_is_that_of_the_momentum_too(kind):
     wide.grad = torch.ones(64, 64)
     optimizer.step()
     assert 6 * 64 * 64 <= optimizer.state_bytes() <= 6 * 64 * 64 + 16
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-33, float("inf")])
+@pytest.mark.parametrize("kind", KINDS)
+def test_nothing_is_fitted_to_a_gradient_that_says_nothing(kind, size):
+    """Q would grow on zeros and on values that underflow when squared, and become NaN on infinity."""
+    param = torch.nn.Parameter(torch.zeros(6, 4))
+    optimizer = KINDS[kind]([param], whiten="gradient", weight_decay=0.0)
+    draw = generator(0)
+    for _ in range(5):
+        param.grad = torch.randn(6, 4, generator=draw)
+        optimizer.step()
+    names = ("Q_left", "L_left", "Q_right", "L_right")
+    before = {name: optimizer.state[param][name].clone() for name in names}
+    param.grad = torch.full((6, 4), size)
+    optimizer.step()
+    for name in names:
+        assert optimizer.state[param][name].equal(before[name]), name
