@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import numbers
-from collections.abc import Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from operator import is_, itemgetter
 from typing import Any
 
@@ -15,67 +14,13 @@ from torch import Tensor
 
 from steepest.distributed.layout import Region
 from steepest.distributed.local import LocalState, checked_region, is_dtensor, local_part
+from steepest.engine.batches import ParamBatch, ParamUpdate, describe
 from steepest.engine.layout import Extent, real_view
+from steepest.engine.units import Sharding
 from steepest.engine.update import PLAIN, UpdateConfig
-from steepest.random import Key
-from steepest.rule import Group, Rule, Scalar, Targets, find_rule
+from steepest.rule import Group, Rule, Targets, find_rule
 
 __all__ = ["Collector", "ParamBatch", "ParamUpdate", "check_shard", "describe"]
-
-
-@dataclass(slots=True, eq=False)
-class ParamUpdate:
-    """One parameter with its gradient in this step.
-
-    Attributes:
-        group, group_index, index: where the parameter stands.
-        ordinal: its number among all parameters; with the step count and the element's place it keys noise.
-        owner: the parameter as the user has it.
-        param, grad: real views. A step tracks no gradients, so they need not be detached.
-        state: the parameter's.
-        columns: (param, grad, state entries per element…), once the state is made.
-        step: the number of the step being taken.
-        key: of the noise, where the step count is a device's; else None.
-        scalars: the step's numbers for the rule.
-        measured: the per-tensor state after the step.
-        target: what the parameter stands for, where its rule moves that.
-        extent: the places of the local shard if the owner is a DTensor, else None. ``param``, ``grad`` and
-            ``state`` are then local.
-    """
-
-    group: Group
-    group_index: int
-    index: int
-    ordinal: int
-    owner: Tensor
-    param: Tensor
-    grad: Tensor
-    state: MutableMapping[str, Any]
-    columns: list[Tensor] = field(default_factory=list)
-    step: Scalar = 0
-    key: Key | None = None
-    scalars: Mapping[str, Scalar] = field(default_factory=dict)
-    measured: Mapping[str, Scalar] | None = None
-    target: Any = None
-    extent: Extent | None = None
-
-    @property
-    def name(self) -> str:
-        """The parameter's description in messages."""
-        return describe(self.group, self.group_index, self.index)
-
-    @property
-    def label(self) -> str | None:
-        """The name given by the user, or None."""
-        return self.group["param_names"][self.index] if "param_names" in self.group else None
-
-
-@dataclass(slots=True, eq=False)
-class ParamBatch:
-    """Parameters of one group that share dtypes, device and configuration."""
-
-    config: UpdateConfig
-    members: list[ParamUpdate]
 
 
 def check_shard(who: str, param: Tensor, rule: Rule, group: Group) -> Region | None:
@@ -86,7 +31,7 @@ def check_shard(who: str, param: Tensor, rule: Rule, group: Group) -> Region | N
     """
     if type(param) in PLAIN or not is_dtensor(param):
         return None
-    if rule.scope != "element" or rule.moves:
+    if rule.scope == "tensor" or rule.moves:
         raise ValueError(
             f"{who} is a DTensor: {rule.name!r} needs whole tensors and does not take sharded ones yet; "
             "element rules do (lion, adamw, simba, ...)"
@@ -97,14 +42,6 @@ def check_shard(who: str, param: Tensor, rule: Rule, group: Group) -> Region | N
             "fully_shard(offload_policy=CPUOffloadPolicy()) keeps them and their state on the host"
         )
     return checked_region(who, param)
-
-
-def describe(group: Group, group_index: int, index: int) -> str:
-    """Return a parameter's name if the user gave one, else its position."""
-    if "param_names" in group:
-        return f"parameter {group['param_names'][index]!r}"
-    shape = tuple(group["params"][index].shape)
-    return f"parameter {index} of group {group_index} (shape {shape})"
 
 
 class _CheckedGroup:
@@ -142,8 +79,11 @@ class Collector:
         # The shapes of all vectors and whether there were matrices when the groups were made.
         self._vectors: set[torch.Size] = set()
         self._matrices = False
-        # Whether any parameter is or was a DTensor, so that processes must agree before a step.
+        # Whether any parameter is or was a DTensor, or processes share work, so that they must agree before a
+        # step.
         self.sharded = False
+        self.sharding = Sharding()
+        self._is_shared = False
 
     def remember(self, groups: Sequence[Group]) -> None:
         """Record the parameters of new groups; the next step checks their options."""
@@ -157,6 +97,7 @@ class Collector:
         self._vectors |= {param.shape for param in params if param.dim() < 2}
         self._matrices |= any(param.dim() > 1 for param in params)
         self.sharded = self.sharded or any(type(param) not in PLAIN and is_dtensor(param) for param in params)
+        self._is_shared = False
 
     def check(self, who: str, groups: Sequence[Group]) -> None:
         """Raise ``ValueError``, before the step begins, for options or parameters that would break it.
@@ -195,6 +136,8 @@ class Collector:
             checked.params = known.params
             self._groups[index] = checked
         checked.accept(group)
+        self.sharded = self.sharded or group.get("distributed") == "owners"
+        self._is_shared = False
         return checked
 
     def _check_replaced(self, known: _CheckedGroup, group: Group, group_index: int) -> None:
@@ -279,6 +222,24 @@ class Collector:
         member = self._member(group, group_index, index, ordinal, states)
         return ParamBatch(self._config(group_index, group, member), [member])
 
+    def share(
+        self,
+        groups: Sequence[Group],
+        batches: Sequence[ParamBatch],
+        user_functions: Callable[[ParamBatch], Any],
+    ) -> bool:
+        """Give the members their units; return whether processes share the work on any matrices.
+
+        ``user_functions`` gives the optimizer's own code for a batch, which must see whole parameters.
+        """
+        if not self._is_shared:
+            self.sharding.make(groups, lambda config: user_functions(ParamBatch(config, [])) is not None)
+            self._is_shared = True
+        for batch in batches:
+            for member in batch.members if batch.config.rule.transforms else ():
+                member.units = self.sharding.of(member.owner)
+        return self.sharding.is_shared
+
     def _member(
         self,
         group: Group,
@@ -337,7 +298,7 @@ def _local_member(
     whole = (*owner.shape, 2) if owner.is_complex() else owner.shape
     state = LocalState(owner, states.get(owner, {}))
     member = ParamUpdate(group, group_index, index, ordinal, owner, param, grad, state)
-    member.extent = Extent.within(whole, region.first)
+    member.extent, member.first = Extent.within(whole, region.first), region.first
     return member
 
 

@@ -83,17 +83,19 @@ def _complaint(members: list[ParamUpdate]) -> str:
     )
 
 
-def check(batches: list[ParamBatch], groups: Sequence[Group], *, sharded: bool) -> bool | Tensor:
+def check(
+    batches: list[ParamBatch], groups: Sequence[Group], *, sharded: bool, exchanging: bool = False
+) -> bool | Tensor:
     """Return whether this step may be taken, which processes with shards of one tensor decide together."""
     if sharded:
-        return check_together(batches, groups)
+        return check_together(batches, groups, exchanging=exchanging)
     return check_gradients(batches)
 
 
 # -- sharded parameters
 
 
-def check_together(batches: list[ParamBatch], groups: Sequence[Group]) -> bool:
+def check_together(batches: list[ParamBatch], groups: Sequence[Group], *, exchanging: bool) -> bool:
     """Return whether all processes may take this step; redistribute gradients to their parameters' layout.
 
     The processes first compare their gradients and options: if only some of them took the step, the shards
@@ -105,7 +107,7 @@ def check_together(batches: list[ParamBatch], groups: Sequence[Group]) -> bool:
         RuntimeError: on all processes, if parameters or options differ, or only some processes have a
             gradient of a parameter.
     """
-    if all(group["nonfinite"] == "ignore" for group in groups):
+    if all(group["nonfinite"] == "ignore" for group in groups) and not exchanging:
         _settle(batches)
         return True
     # Finite parts may add up to infinity.
