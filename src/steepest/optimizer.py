@@ -152,15 +152,10 @@ class Optimizer(torch.optim.Optimizer):
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             check_capture(batches, groups)
         taken: bool | Tensor = True
-        shares = collector.sharded and collector.share(groups, batches, self._user_functions)
         # A process without gradients must tell those that have some.
         if batches or collector.sharded:
-            watched = collector.sharded or any(group["nonfinite"] != "ignore" for group in groups)
-            may = (
-                partial(check, batches, groups, sharded=collector.sharded, exchanging=shares)
-                if watched
-                else lambda: True
-            )
+            shares = collector.sharded and collector.share(groups, batches, self._user_functions)
+            may = partial(check, batches, groups, sharded=collector.sharded, exchanging=shares)
             taken = self._take(batches, may() if targets is None else targets.agree(groups, state, may))
         if "_taken_in_backward" in self.__dict__:  # count both as one step
             taken = both(self.__dict__.pop("_taken_in_backward"), taken)
@@ -170,8 +165,8 @@ class Optimizer(torch.optim.Optimizer):
 
     def _take(self, batches: list[ParamBatch], finite: bool | Tensor) -> bool | Tensor:
         """Step these parameters if their gradients are finite, and return whether: see :func:`take_step`."""
-        groups, sharding = self.param_groups, self._collector.sharding
-        return take_step(batches, finite, groups, self.state, self._user_functions, sharding)
+        groups, shared = self.param_groups, self._collector.shared
+        return take_step(batches, finite, groups, self.state, self._user_functions, shared)
 
     def watch(self, targets: Targets) -> None:
         """Let ``step()`` also move the targets of parameters in the groups."""

@@ -82,8 +82,10 @@ class Collector:
         # Whether any parameter is or was a DTensor, or processes share work, so that they must agree before a
         # step.
         self.sharded = False
-        self.sharding = Sharding()
-        self._is_shared = False
+        # Who computes the matrices, if processes share the work on any.
+        self.shared: Sharding | None = None
+        self._sharding = Sharding()
+        self._is_made = False
 
     def remember(self, groups: Sequence[Group]) -> None:
         """Record the parameters of new groups; the next step checks their options."""
@@ -97,7 +99,7 @@ class Collector:
         self._vectors |= {param.shape for param in params if param.dim() < 2}
         self._matrices |= any(param.dim() > 1 for param in params)
         self.sharded = self.sharded or any(type(param) not in PLAIN and is_dtensor(param) for param in params)
-        self._is_shared = False
+        self._is_made = False
 
     def check(self, who: str, groups: Sequence[Group]) -> None:
         """Raise ``ValueError``, before the step begins, for options or parameters that would break it.
@@ -137,7 +139,7 @@ class Collector:
             self._groups[index] = checked
         checked.accept(group)
         self.sharded = self.sharded or group.get("distributed") == "owners"
-        self._is_shared = False
+        self._is_made = False
         return checked
 
     def _check_replaced(self, known: _CheckedGroup, group: Group, group_index: int) -> None:
@@ -232,13 +234,14 @@ class Collector:
 
         ``user_functions`` gives the optimizer's own code for a batch, which must see whole parameters.
         """
-        if not self._is_shared:
-            self.sharding.make(groups, lambda config: user_functions(ParamBatch(config, [])) is not None)
-            self._is_shared = True
+        if not self._is_made:
+            self._sharding.make(groups, lambda config: user_functions(ParamBatch(config, [])) is not None)
+            self._is_made = True
         for batch in batches:
             for member in batch.members if batch.config.rule.transforms else ():
-                member.units = self.sharding.of(member.owner)
-        return self.sharding.is_shared
+                member.units = self._sharding.of(member.owner)
+        self.shared = self._sharding if self._sharding.is_shared else None
+        return self.shared is not None
 
     def _member(
         self,

@@ -26,20 +26,17 @@ from steepest.engine.reductions import write_measured
 from steepest.engine.step_count import add_step, noise_key
 from steepest.engine.update import ChunkNoise, Pass, UpdateConfig, descended, narrowed, store
 
-__all__ = ["MatrixRun", "UserFunctions", "buckets", "step_matrices", "step_one_by_one", "working_bytes"]
+__all__ = ["MatrixRun", "UserFunctions", "buckets", "step_matrices", "step_one_by_one"]
 
 PassRunner = Callable[
     [Pass, UpdateConfig, Sequence[Row], Mapping[str, Any], "Tensor | None"],
     None,
 ]
 
-# Bytes of int64 indices and words per element that needs noise.
-_NOISE_BYTES = 48
-
 
 def step_matrices(batch: ParamBatch, finite: Tensor | None, compiled: bool) -> None:
     """Step every member of a batch, bucket by bucket."""
-    run = MatrixRun.of(batch.config, finite, compiled)
+    run = MatrixRun(batch.config, batch.config.numbers(), finite, run_compiled if compiled else run_eager)
     blocks = [block for member in batch.members for block in blocks_of(run.config, member)]
     for bucket in buckets(run.config, blocks):
         run.finish(bucket, *run.directions(bucket, None))
@@ -67,7 +64,7 @@ def step_one_by_one(
     They may raise: every parameter has then either been stepped or is as it was, and so is its state. No more
     memory is held than one parameter needs.
     """
-    run = MatrixRun.of(batch.config, finite, compiled)
+    run = MatrixRun(batch.config, batch.config.numbers(), finite, run_compiled if compiled else run_eager)
     for member in batch.members:
         _step_one(run, member, functions)
 
@@ -116,14 +113,9 @@ def buckets(config: UpdateConfig, blocks: Sequence[MatrixBlock]) -> Iterator[lis
     for (shape, _), alike in by_kind.items():
         if math.prod(shape) == 0:
             continue
-        count = max(1, config.group["bucket_bytes"] // (alike[0].kind.numel * working_bytes(config)))
+        count = max(1, config.group["bucket_bytes"] // (alike[0].kind.numel * config.working_bytes))
         for first in range(0, len(alike), count):
             yield alike[first : first + count]
-
-
-def working_bytes(config: UpdateConfig) -> int:
-    """Return the working memory of ``transform`` per element of a matrix and its entries."""
-    return config.rule.working_bytes(config.compute, config.group) + _NOISE_BYTES * config.draws
 
 
 @dataclass(slots=True)
@@ -135,11 +127,6 @@ class MatrixRun:
     finite: Tensor | None
     run: PassRunner
 
-    @classmethod
-    def of(cls, config: UpdateConfig, finite: Tensor | None, compiled: bool) -> MatrixRun:
-        """Return a batch's run."""
-        return cls(config, config.numbers(), finite, run_compiled if compiled else run_eager)
-
     def on(self, device: torch.device) -> MatrixRun:
         """Return this run, or a copy that computes on another device than that of the parameters."""
         if device == self.config.device:
@@ -149,60 +136,51 @@ class MatrixRun:
         return MatrixRun(config, config.numbers(), self.finite, self.run)
 
     def directions(
-        self, bucket: list[MatrixBlock], orthogonalize: Callable[[Tensor], Tensor] | None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Write the elementwise state, and return a bucket's stacked directions and new matrix entries."""
-        config = self.config
-        shape = (len(bucket), *bucket[0].kind.shape)
-        inputs = [
-            torch.empty(shape, dtype=config.compute, device=config.device) for _ in range(config.inputs)
-        ]
-        self._pass("before", bucket, inputs)
-        return self.transform(bucket, inputs, None, orthogonalize)
-
-    def transform(
         self,
         bucket: list[MatrixBlock],
-        inputs: list[Tensor],
-        params: Tensor | None,
         orthogonalize: Callable[[Tensor], Tensor] | None,
+        inputs: list[Tensor] | None = None,
+        params: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return a bucket's stacked directions and new matrix entries from what ``update`` returned for it.
-
-        ``params`` are the stacked parameters where the bucket's blocks have none.
-        """
-        given = self._given(bucket, params)
-        if "orthogonalize" in self.config.rule.transform_takes:
-            given["orthogonalize"] = orthogonalize
-        # The rule chooses the dtype of its products; autocast must not change it.
-        with torch.autocast(self.config.device.type, enabled=False):
-            return self.config.rule.transform(*inputs, **given)
-
-    def _pass(self, which: Pass, bucket: list[MatrixBlock], stacks: list[Tensor]) -> None:
-        """Run a pass over a bucket's blocks; ``stacks`` hold their last columns."""
-        slots = [
-            [stack[at].reshape(block.columns[0].shape) for stack in stacks] for at, block in enumerate(bucket)
-        ]
-        self.element_pass(which, bucket, slots, stacks)
-
-    def element_pass(
-        self, which: Pass, blocks: list[MatrixBlock], slots: list[list[Tensor]], stacks: Sequence[Tensor] = ()
-    ) -> None:
-        """Run a pass over blocks.
+        """Return a bucket's stacked directions and new matrix entries.
 
         Args:
-            which: ``"before"`` or ``"after"``.
-            blocks: of any shapes.
-            slots: the last columns of each.
-            stacks: those columns, stacked, if they lie in one tensor each.
+            bucket: matrices of one shape.
+            orthogonalize: the user's function, if any.
+            inputs: what ``update`` has returned for them, stacked; if None, the ``before`` pass writes the
+                elementwise state and returns it.
+            params: the stacked parameters, if the blocks have no columns.
         """
         config = self.config
+        if inputs is None:
+            shape = (len(bucket), *bucket[0].kind.shape)
+            inputs = [
+                torch.empty(shape, dtype=config.compute, device=config.device) for _ in range(config.inputs)
+            ]
+            self.element_pass("before", bucket, inputs)
+        given = self._given(bucket, params)
+        if "orthogonalize" in config.rule.transform_takes:
+            given["orthogonalize"] = orthogonalize
+        # The rule chooses the dtype of its products; autocast must not change it.
+        with torch.autocast(config.device.type, enabled=False):
+            return config.rule.transform(*inputs, **given)
+
+    def element_pass(
+        self,
+        which: Pass,
+        blocks: list[MatrixBlock],
+        stacks: list[Tensor],
+        slots: list[list[Tensor]] | None = None,
+    ) -> None:
+        """Run a pass over blocks, whose last columns are stacked, or given for each block as ``slots``."""
+        config = self.config
         rows = []
-        for block, last in zip(blocks, slots, strict=True):
+        for at, block in enumerate(blocks):
             columns, own = (
                 (block.columns, _numbers_of(config, block)) if which == "before" else (block.columns[:1], {})
             )
             key = noise_key(config, block.member) if config.noisy else None
+            last = slots[at] if slots else [stack[at].reshape(columns[0].shape) for stack in stacks]
             rows.append(Row([*columns, *last], own, key, block.extent))
         if len(rows) > 1 and rows[0].columns[0].numel() <= SMALL and not config.noisy and _alike(rows):
             # Stacking small matrices takes less time than one pass for each.
@@ -245,7 +223,7 @@ class MatrixRun:
                 param = block.columns[0]
                 store(param, value.reshape(param.shape), self.finite)
         else:
-            self._pass("after", bucket, [direction])
+            self.element_pass("after", bucket, [direction])
         for name, values in new.items():
             for block, value in zip(bucket, values.unbind(), strict=True):
                 home = block.entry(name)

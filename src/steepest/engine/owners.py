@@ -18,7 +18,7 @@ from steepest.distributed.ownership import Load, waves
 from steepest.engine.batches import ParamBatch, ParamUpdate
 from steepest.engine.blocks import MatrixBlock
 from steepest.engine.layout import Extent
-from steepest.engine.matrices import MatrixRun, UserFunctions, working_bytes
+from steepest.engine.matrices import MatrixRun, UserFunctions
 from steepest.engine.units import Sharding
 from steepest.engine.update import store
 from steepest.engine.waves import Task, Wave
@@ -91,7 +91,7 @@ def _waves(tasks: list[Task]) -> list[list[Task]]:
         config, kind = task.run.config, task.unit.kind
         loads.append(Load(config.rule.cost(kind.shape, config.group)))
         # Parcels of two waves exist at a time, there and back.
-        each = working_bytes(config) + 2 * (config.inputs + 1) * config.compute.itemsize
+        each = config.working_bytes + 2 * (config.inputs + 1) * config.compute.itemsize
         fill.append(kind.numel * each / config.group["bucket_bytes"])
     owners = [task.unit.owner or 0 for task in tasks]
     return [[tasks[at] for at in wave] for wave in waves(owners, loads, fill)]

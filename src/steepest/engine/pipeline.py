@@ -69,38 +69,45 @@ def take_step(
     compiled = [_compiles(batch, mask is not None) for batch in batches]
     steps = list(zip(batches, compiled, own, strict=True))
     # User code may raise, so it comes first, when the least has been stepped.
-    for of_users in (True, False):
-        chosen = [step for step in steps if (step[2] is not None) == of_users]
-        if sharding is not None:
-            chosen = _step_together(chosen, mask, sharding)
-        for batch, wish, functions in chosen:
-            if functions is not None:
-                step_one_by_one(batch, _on(mask, batch), wish, functions)
-            else:
-                _run(batch, _on(mask, batch), wish)
+    if sharding is not None:
+        steps = _step_together(steps, mask, sharding, of_users=True)
+    for batch, wish, functions in steps:
+        if functions is not None:
+            step_one_by_one(batch, _on(mask, batch), wish, functions)
+    if sharding is not None:
+        steps = _step_together(steps, mask, sharding, of_users=False)
+    for batch, wish, functions in steps:
+        if functions is None:
+            _run(batch, _on(mask, batch), wish)
     return finite
 
 
 _Step = tuple[ParamBatch, bool, "UserFunctions | None"]
 
 
-def _step_together(steps: list[_Step], mask: Tensor | None, sharding: Sharding) -> list[_Step]:
-    """Step the members that have units; return the steps of the others."""
-    exchanges, others = [], []
+def _step_together(
+    steps: list[_Step], mask: Tensor | None, sharding: Sharding, *, of_users: bool
+) -> list[_Step]:
+    """Step the members that have units, of batches with the user's own code or of the others.
+
+    Return what is left.
+    """
+    exchanges, left = [], []
     for batch, wish, functions in steps:
         shared = [member for member in batch.members if member.units is not None]
-        if not shared:
-            others.append((batch, wish, functions))
+        if not shared or (functions is not None) != of_users:
+            left.append((batch, wish, functions))
             continue
-        run = MatrixRun.of(batch.config, _on(mask, batch), wish)
-        exchanges.append(Exchange(ParamBatch(batch.config, shared), run, functions))
+        config, finite = batch.config, _on(mask, batch)
+        run = MatrixRun(config, config.numbers(), finite, run_compiled if wish else run_eager)
+        exchanges.append(Exchange(ParamBatch(config, shared), run, functions))
         alone = [member for member in batch.members if member.units is None]
         if alone:
-            others.append((ParamBatch(batch.config, alone), wish, functions))
+            left.append((ParamBatch(config, alone), wish, functions))
     step_together(exchanges, sharding)
     for exchange in exchanges:
         _finish(exchange.batch, exchange.run.finite)
-    return others
+    return left
 
 
 def _on(mask: Tensor | None, batch: ParamBatch) -> Tensor | None:

@@ -160,7 +160,7 @@ class Wave:
             tasks.append(task)
             written.append(inputs)
         for tasks, written in by_run.values():
-            tasks[0].run.element_pass("before", [task.part for task in tasks], written)
+            tasks[0].run.element_pass("before", [task.part for task in tasks], [], written)
         for place, value in copies:
             place.copy_(value)
 
@@ -269,7 +269,7 @@ class Wave:
                     store(task.part.columns[0], result, run.finite)
             else:
                 slots = [[result.to(run.config.compute)] for result in results]
-                run.element_pass("after", [task.part for task in tasks], slots)
+                run.element_pass("after", [task.part for task in tasks], [], slots)
         for task in self.tasks:
             task.matrix, task.result, task.entries = None, None, {}
 
@@ -290,7 +290,7 @@ def _transform(tasks: list[Task], device: torch.device) -> None:
     bucket = [task.whole for task in tasks]
     params = stacks[-1] if sends_param else None
     function = None if functions is None else partial(functions.orthogonalize, bucket[0].member)
-    direction, new = run.transform(bucket, stacks[: config.inputs], params, function)
+    direction, new = run.directions(bucket, function, stacks[: config.inputs], params)
     if params is not None and config.rule.retracts:
         direction = run.retracted(bucket, params, direction, new)
     for at, task in enumerate(tasks):
