@@ -155,7 +155,8 @@ class Optimizer(torch.optim.Optimizer):
         # A process without gradients must tell those that have some.
         if batches or collector.sharded:
             shares = collector.sharded and collector.share(groups, batches, self._user_functions)
-            may = partial(check, batches, groups, sharded=collector.sharded, exchanging=shares)
+            watched = collector.sharded or any(group["nonfinite"] != "ignore" for group in groups)
+            may = partial(check, batches, groups, collector.sharded, shares) if watched else lambda: True
             taken = self._take(batches, may() if targets is None else targets.agree(groups, state, may))
         if "_taken_in_backward" in self.__dict__:  # count both as one step
             taken = both(self.__dict__.pop("_taken_in_backward"), taken)

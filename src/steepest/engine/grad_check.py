@@ -84,7 +84,7 @@ def _complaint(members: list[ParamUpdate]) -> str:
 
 
 def check(
-    batches: list[ParamBatch], groups: Sequence[Group], *, sharded: bool, exchanging: bool = False
+    batches: list[ParamBatch], groups: Sequence[Group], sharded: bool, exchanging: bool
 ) -> bool | Tensor:
     """Return whether this step may be taken, which processes with shards of one tensor decide together."""
     if sharded:
