@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
@@ -11,6 +12,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 
 import steepest
+from steepest.distributed.ownership import assign
+from steepest.engine import units
 
 from .ranks import LAYOUTS, placed, run_on_ranks
 
@@ -103,5 +106,52 @@ def test_parameters_and_state_equal_one_process(layout: str):
             except BaseException as error:
                 error.add_note(f"{case} on rank {rank}")
                 raise
+
+    run_on_ranks(work)
+
+
+@pytest.mark.parametrize("case", ["muon", "normuon", "hyperball", "quad", "procrustes", "soap"])
+@pytest.mark.parametrize("layout", ["FSDP", "HSDP", "FSDP x TP, rows", "FSDP x TP, columns"])
+def test_a_state_dict_goes_on_with_other_owners(layout: str, case: str, monkeypatch: pytest.MonkeyPatch):
+    whole = in_one_process(case, torch.float32)
+    of_this_rank = threading.local()
+
+    def other_way_round(loads: Any, ranks: int, known: Any) -> list[int]:
+        owners = assign(loads, ranks, known)
+        return [ranks - 1 - owner for owner in owners] if hasattr(of_this_rank, "turned") else owners
+
+    monkeypatch.setattr(units, "assign", other_way_round)
+
+    def work(rank: int) -> None:
+        mesh_shape, placements = LAYOUTS[layout]
+        mesh = init_device_mesh("cpu", mesh_shape)
+
+        def started(step: int) -> tuple[list[Any], Any]:
+            params = [Parameter(placed(each, mesh, placements)) for each in wholes(step, torch.float32)]
+            return params, make(case, params)
+
+        def go_on(params: list[Any], optimizer: Any, steps: range) -> None:
+            for step in steps:
+                for param, grad in zip(params, wholes(step, torch.float32), strict=True):
+                    param.grad = placed(grad, mesh, placements)
+                optimizer.step()
+
+        params, optimizer = started(-1)
+        go_on(params, optimizer, range(STEPS - 1))
+        saved = optimizer.state_dict()
+        keys = {number: sorted(state) for number, state in saved["state"].items()}
+        assert keys == {at: sorted(whole[1].state[param]) for at, param in enumerate(whole[0])}
+        again, other = started(-1)
+        of_this_rank.turned = True
+        with torch.no_grad():
+            for one, two in zip(again, params, strict=True):
+                one.copy_(two)
+        other.load_state_dict(saved)
+        go_on(again, other, range(STEPS - 1, STEPS))
+        assert_parts(again, other, *whole)
+        del of_this_rank.turned
+        # The first one still has its factors.
+        go_on(params, optimizer, range(STEPS - 1, STEPS))
+        assert_parts(params, optimizer, *whole)
 
     run_on_ranks(work)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -108,12 +108,21 @@ def sharded_like(param: DTensor, local: Tensor) -> DTensor:
     )
 
 
-def check_state_layout(who: str, param: Tensor, state: Mapping[str, Any]) -> None:
-    """Raise ``ValueError`` for loaded DTensors whose mesh or placements differ from the parameter's."""
+def check_state_layout(
+    who: str, param: Tensor, state: Mapping[str, Any], per_element: Collection[str]
+) -> None:
+    """Raise ``ValueError`` for loaded DTensors that are not laid out as the parameter is.
+
+    Entries that are not ``per_element`` have placements of their own on the same mesh.
+    """
     for name, value in state.items():
         if not is_dtensor(value):
             continue
-        if not is_dtensor(param) or not _alike(value, param):
+        if (
+            not is_dtensor(param)
+            or value.device_mesh != param.device_mesh
+            or (name in per_element and value.placements != param.placements)
+        ):
             raise ValueError(
                 f"state {name!r} of {who} has the placements {tuple(map(str, value.placements))} in the "
                 "state dict, which the parameter does not have: torch.distributed.checkpoint reshards it "

@@ -82,9 +82,11 @@ class Collector:
         # Whether any parameter is or was a DTensor, or processes share work, so that they must agree before a
         # step.
         self.sharded = False
-        # Who computes the matrices, if processes share the work on any.
-        self.shared: Sharding | None = None
         self._sharding = Sharding()
+        self._is_made = False
+
+    def forget(self) -> None:
+        """Check everything in the next step, because groups were loaded."""
         self._is_made = False
 
     def remember(self, groups: Sequence[Group]) -> None:
@@ -224,24 +226,19 @@ class Collector:
         member = self._member(group, group_index, index, ordinal, states)
         return ParamBatch(self._config(group_index, group, member), [member])
 
-    def share(
-        self,
-        groups: Sequence[Group],
-        batches: Sequence[ParamBatch],
-        user_functions: Callable[[ParamBatch], Any],
-    ) -> bool:
-        """Give the members their units; return whether processes share the work on any matrices.
+    def sharding(
+        self, groups: Sequence[Group], user_functions: Callable[[ParamBatch], Any]
+    ) -> Sharding | None:
+        """Return who computes the matrices; None if processes share the work on none.
 
         ``user_functions`` gives the optimizer's own code for a batch, which must see whole parameters.
         """
+        if not self.sharded:
+            return None
         if not self._is_made:
             self._sharding.make(groups, lambda config: user_functions(ParamBatch(config, [])) is not None)
             self._is_made = True
-        for batch in batches:
-            for member in batch.members if batch.config.rule.transforms else ():
-                member.units = self._sharding.of(member.owner)
-        self.shared = self._sharding if self._sharding.is_shared else None
-        return self.shared is not None
+        return self._sharding if self._sharding.is_shared else None
 
     def _member(
         self,

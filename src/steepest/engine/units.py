@@ -15,6 +15,7 @@ from steepest.distributed.groups import Groups, Team, everyone, team_of
 from steepest.distributed.layout import Layout, Region, layout_of
 from steepest.distributed.local import is_dtensor
 from steepest.distributed.ownership import Load, assign, is_empty, overlap
+from steepest.engine.batches import ParamBatch
 from steepest.engine.blocks import cut_blocks, view_of
 from steepest.engine.layout import Extent
 from steepest.engine.update import PLAIN, MatrixKind, UpdateConfig
@@ -124,12 +125,18 @@ class Sharding:
         self.groups = Groups()
         self._units: dict[int, list[Unit]] = {}
         # Objects, not ids, because another tensor may get the id of one that is gone.
-        self._params: list[Tensor] = []
+        self.params: list[Tensor] = []
 
     @property
     def is_shared(self) -> bool:
         """Whether there is any such parameter."""
         return bool(self._units)
+
+    def bind(self, batches: Sequence[ParamBatch]) -> None:
+        """Give the members of a step their units."""
+        for batch in batches:
+            for member in batch.members if batch.config.rule.transforms else ():
+                member.units = self.of(member.owner)
 
     def of(self, param: Tensor) -> list[Unit] | None:
         """Return the units of a parameter whose processes share the work on it; None for others."""
@@ -143,14 +150,14 @@ class Sharding:
             whole: whether the optimizer's own code must see whole parameters.
         """
         params = [param for group in groups for param in group["params"]]
-        kept = {id(param) for param in params} & {id(param) for param in self._params}
+        kept = {id(param) for param in params} & {id(param) for param in self.params}
         before = {
             (key, unit.suffix, unit.rows): (unit.team, unit.owner)
             for key, units in self._units.items()
             if key in kept
             for unit in units
         }
-        self._params = params
+        self.params = params
         by_way: dict[_Way, list[_Found]] = {}
         for group in groups:
             if not find_rule(group["rule"]).transforms:
@@ -175,17 +182,15 @@ class Sharding:
             else:
                 team = team_of(mesh, cut_by, count if mode == "owners" else None)
             if len(team) > 1:
-                self._share(team, cut_by, mode, found, before)
+                self._share(team, mode, found, before)
 
-    def _share(
-        self, team: Team, cut_by: tuple[int, ...], mode: str, found: list[_Found], before: Mapping[Any, Any]
-    ) -> None:
+    def _share(self, team: Team, mode: str, found: list[_Found], before: Mapping[Any, Any]) -> None:
         """Give the units of parameters that are cut along the same dimensions of a mesh to a team."""
         loads: list[Load] = []
         known: list[int | None] = []
         for param, layout, config, units in found:
             self._units[id(param)] = units
-            held = _held(team, cut_by, layout, param)
+            held = _held(team, layout, param)
             blank = torch.empty(0, dtype=param.dtype, device="meta")
             for unit in units:
                 unit.team = team
@@ -220,18 +225,11 @@ def _way(param: Tensor, group: Group) -> tuple[_Way | None, Layout | None]:
     return (param.device_mesh, cut_by, mode or "owners"), layout
 
 
-def _held(team: Team, cut_by: tuple[int, ...], layout: Layout | None, param: Tensor) -> list[Region]:
+def _held(team: Team, layout: Layout | None, param: Tensor) -> list[Region]:
     """Return the region of a parameter that each process of a team holds."""
     if layout is None:
         return [Region((0,) * param.dim(), tuple(param.shape))] * len(team)
-    assert team.mesh is not None
-    regions = []
-    for shard in team.shards:
-        coordinate = [0] * team.mesh.ndim
-        for dim in reversed(cut_by):
-            shard, coordinate[dim] = divmod(shard, team.mesh.size(dim))
-        regions.append(layout.region(coordinate))
-    return regions
+    return [layout.region(coordinate) for coordinate in team.coordinates]
 
 
 def _units(
