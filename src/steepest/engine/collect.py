@@ -86,10 +86,10 @@ def check_shard(who: str, param: Tensor, rule: Rule, group: Group) -> Region | N
     """
     if type(param) in PLAIN or not is_dtensor(param):
         return None
-    if rule.scope != "element" or rule.moves:
+    if rule.scope == "matrix" or rule.moves:
         raise ValueError(
             f"{who} is a DTensor: {rule.name!r} needs whole tensors and does not take sharded ones yet; "
-            "element rules do (lion, adamw, simba, ...)"
+            "element rules do (lion, adamw, simba, ...), and so do sgd_sai and simba_leaky"
         )
     if group["state_device"] == "cpu" and param.device_mesh.device_type != "cpu":
         raise ValueError(
