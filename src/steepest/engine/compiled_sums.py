@@ -8,18 +8,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from steepest.compile.cache import CapturedTooSoon, compiled_once
+from steepest.compile.cache import compiled_once
 from steepest.compile.unguarded import Code, compiled_code
-from steepest.engine.compiled import laid_out
-from steepest.engine.cuda_graphs import capturing
+from steepest.engine.compiled import TRACED_SIZES, laid_out
+from steepest.engine.cuda_graphs import check_compiles_now
 from steepest.engine.layout import Row
 
 __all__ = ["sum_squares_compiled"]
 
-_ROWS = 4
-# All different, so that Dynamo takes no two for one symbol, and large, so that Inductor generates parallel
-# loops.
-_TRACED_SIZES = [(1 << 17) + 66 * row for row in range(1, _ROWS + 1)]
+_ROWS = len(TRACED_SIZES)
 
 
 def sum_squares_compiled(grads: Sequence[Tensor], anchors: Sequence[Tensor]) -> dict[int, Tensor]:
@@ -37,8 +34,7 @@ def sum_squares_compiled(grads: Sequence[Tensor], anchors: Sequence[Tensor]) -> 
     found: dict[int, Tensor] = {}
     for dtype, served in by_dtype.items():
         device = served[0][1].device
-        build = functools.partial(_compile, dtype, device)
-        code = compiled_once(("sum squares", dtype, device), build, "sums squares")
+        code = _code(dtype, device)
         if code is None:
             continue
         places = [place for place, _ in served]
@@ -54,13 +50,16 @@ def sum_squares_compiled(grads: Sequence[Tensor], anchors: Sequence[Tensor]) -> 
     return found
 
 
+def _code(dtype: torch.dtype, device: torch.device) -> Code | None:
+    """Return the code; None, with one warning, if it cannot be compiled."""
+    return compiled_once(
+        ("sum squares", dtype, device), functools.partial(_compile, dtype, device), "sums squares"
+    )
+
+
 def _compile(dtype: torch.dtype, device: torch.device) -> Code:
-    if capturing():
-        raise CapturedTooSoon(
-            "this step cannot be captured in a CUDA graph: its code is not compiled yet; take a few steps "
-            "with these options before. Nothing was changed"
-        )
-    rows = [[torch.zeros(size, dtype=dtype, device=device)] for size in _TRACED_SIZES]
+    check_compiles_now()
+    rows = [[torch.zeros(size, dtype=dtype, device=device)] for size in TRACED_SIZES]
     anchors = torch.ones(_ROWS, dtype=torch.float64, device=device)
     return compiled_code(_graph, rows, (anchors, torch.zeros(_ROWS, dtype=torch.int64, device=device)))
 
