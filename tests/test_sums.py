@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from steepest.engine import sums
+import steepest
+from steepest.compile.available import compiler_available
+from steepest.engine import reductions, sums
 from steepest.engine.sums import Summand, moments
 from strategies import bounded
 
@@ -120,3 +122,26 @@ def test_compiled_code_gives_the_same_bits(dtype: torch.dtype, monkeypatch: pyte
     )
     # Neither empty, nor with gaps, nor float64.
     assert served == [0, 1, 3, 4, 5, 8]
+
+
+class Seen(Exception):
+    """What a step wants to sum."""
+
+
+@pytest.mark.skipif(not compiler_available("cpu"), reason="needs a compiler")
+@pytest.mark.parametrize(
+    ("rule", "total", "compiled"), [("simba_leaky", False, True), ("sgd_sai", True, False)]
+)
+def test_what_is_measured_in_every_step_is_compiled(
+    rule: str, total: bool, compiled: bool, monkeypatch: pytest.MonkeyPatch
+):
+    def moments(summands: list[Summand]) -> None:
+        raise Seen(*[each[2:] for each in summands])
+
+    monkeypatch.setattr(reductions, "moments", moments)
+    for option in (True, False, None):
+        param = torch.nn.Parameter(torch.ones(4))
+        param.grad = torch.ones(4)
+        with pytest.raises(Seen) as seen:
+            steepest.create(rule, [param], compile=option).step()
+        assert seen.value.args == ((total, compiled and option is True),)

@@ -85,9 +85,12 @@ def _moments(summands: list[Summand], device: torch.device) -> list[Moments]:
     largest = _largest([each.grad for each in summands])
     # An all-reduce may lose NaN.
     largest = torch.where(largest.isnan(), torch.inf, largest)
-    each_largest = reduce_over_shards(largest, owners, "MAX").unbind()
-    largest = torch.stack([each_largest[at] for at, _ in sums])
-    exponents = torch.frexp(largest).exponent * _integers([power for _, power in sums], device)
+    largest = reduce_over_shards(largest, owners, "MAX")
+    if len(sums) > len(summands):
+        each = largest.unbind()
+        largest = torch.stack([each[at] for at, _ in sums])
+    powers = _integers([power for _, power in sums], device)
+    exponents = torch.frexp(largest).exponent.to(torch.int64) * powers
     bits = _integers([min(62 - max(counts[at] - 1, 0).bit_length(), 50) for at, _ in sums], device)
     # The anchors' exponent fields. The smallest allowed one gives the smallest normal unit.
     fields = exponents + (_BIAS + _FRACTION) - bits
@@ -115,10 +118,12 @@ def _largest(grads: list[Tensor]) -> Tensor:
 def _extremes(grad: Tensor) -> tuple[Tensor, Tensor]:
     if grad.numel() == 0:
         return grad.new_zeros(()), grad.new_zeros(())
+    if grad.is_contiguous():
+        return grad.aminmax()
+    # aminmax would copy others.
     dense = flat([grad], ordered=False)
     if dense is not None:
         return dense[0].aminmax()
-    # aminmax would copy it.
     return torch.stack([extreme for chunk in _chunks(grad) for extreme in chunk.aminmax()]).aminmax()
 
 
@@ -168,8 +173,13 @@ def _chunk_length(device: torch.device) -> int:
     return _CHUNK_ON_CPU if device.type == "cpu" else _CHUNK_ELSEWHERE
 
 
-def _integers(values: Sequence[int], device: torch.device) -> Tensor:
-    """Return integers as a tensor, without a copy from the host, which a CUDA graph forbids."""
+def _integers(values: Sequence[int], device: torch.device) -> Tensor | int:
+    """Return integers as a tensor, or one that they all are.
+
+    Nothing is copied from the host, which a CUDA graph forbids.
+    """
+    if len(set(values)) == 1:
+        return values[0]
     made = {value: torch.full((), value, dtype=torch.int64, device=device) for value in set(values)}
     return torch.stack([made[value] for value in values])
 
