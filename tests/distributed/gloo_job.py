@@ -76,6 +76,7 @@ WORLD = 2
 RULES: dict[str, tuple[str, torch.dtype, dict[str, Any]]] = {
     "adamw": ("adamw", torch.bfloat16, {"rounding": "stochastic", "nonfinite": "skip", "seed": 5}),
     "simba": ("simba", torch.float32, {}),
+    "sgd_sai": ("sgd_sai", torch.float32, {"warmup_batches": 3}),
 }
 MESHES = {"FSDP": (WORLD,), "HSDP": (WORLD, 1)}
 # On which mesh a checkpoint is saved, and on which it is loaded.

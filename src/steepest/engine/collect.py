@@ -31,11 +31,8 @@ def check_shard(who: str, param: Tensor, rule: Rule, group: Group) -> Region | N
     """
     if type(param) in PLAIN or not is_dtensor(param):
         return None
-    if rule.scope == "tensor" or rule.moves:
-        raise ValueError(
-            f"{who} is a DTensor: {rule.name!r} needs whole tensors and does not take sharded ones yet; "
-            "element rules do (lion, adamw, simba, ...)"
-        )
+    if rule.moves:
+        raise ValueError(f"{who} is a DTensor: {rule.name!r} needs whole tensors and does not take sharded ones")
     if group["state_device"] == "cpu" and param.device_mesh.device_type != "cpu":
         raise ValueError(
             f"{who} is a DTensor: state_device='cpu' does not take sharded parameters; "
