@@ -209,7 +209,8 @@ class CommonOptions(TypedDict, total=False):
     - ``capturable``: compute every number of a step, step counts too, on the parameters' device, so that a
       CUDA graph can capture and replay it (docs/cuda_graphs.md). Without a graph this is slower.
     - ``seed``: key of the noise of stochastic rounding and stochastic rules. The noise is a function of
-      (seed, step, element): it resumes exactly, and the global generator is never touched.
+      (seed, parameter, step, element): it resumes exactly, and the global generator is never touched. A
+      parameter is known by its name, or by its number in the optimizer if it has none.
     """
 
     weight_decay_method: WeightDecayMethod

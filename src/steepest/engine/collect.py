@@ -17,7 +17,7 @@ from steepest.distributed.layout import Region
 from steepest.distributed.local import LocalState, checked_region, is_dtensor, local_part
 from steepest.engine.layout import Extent, real_view
 from steepest.engine.update import PLAIN, UpdateConfig
-from steepest.random import Key
+from steepest.random import Key, tensor_word
 from steepest.rule import Group, Rule, Scalar, Targets, find_rule
 
 __all__ = ["Collector", "ParamBatch", "ParamUpdate", "check_shard", "describe"]
@@ -29,7 +29,9 @@ class ParamUpdate:
 
     Attributes:
         group, group_index, index: where the parameter stands.
-        ordinal: its number among all parameters; with the step count and the element's place it keys noise.
+        word: with the step count and the element's place it keys noise: a hash of the parameter's name, so
+            that an optimizer of some of the parameters draws what one of all draws; without names its
+            number among all parameters.
         owner: the parameter as the user has it.
         param, grad: real views. A step tracks no gradients, so they need not be detached.
         state: the parameter's.
@@ -46,7 +48,7 @@ class ParamUpdate:
     group: Group
     group_index: int
     index: int
-    ordinal: int
+    word: int
     owner: Tensor
     param: Tensor
     grad: Tensor
@@ -118,6 +120,9 @@ class _CheckedGroup:
         self.values: tuple[Any, ...] | None = None
         self.views = (rule.counts_matrices(group), copy.copy(group.get("views")))
         self.params: list[Tensor] = []
+        # A copy of the parameters' names, and the words of the noise's keys, if there are names.
+        self.names: list[str] | None = None
+        self.words: list[int] | None = None
         self.configs: dict[Any, UpdateConfig] = {}
 
     def accept(self, group: Group) -> None:
@@ -142,6 +147,8 @@ class Collector:
         # The shapes of all vectors and whether there were matrices when the groups were made.
         self._vectors: set[torch.Size] = set()
         self._matrices = False
+        # The key words on each device, kept as long as the optimizer: a captured graph reads them.
+        self._words: dict[Any, dict[int, Tensor]] = {}
         # Whether any parameter is or was a DTensor, so that processes must agree before a step.
         self.sharded = False
 
@@ -165,6 +172,7 @@ class Collector:
             who: the optimizer, for the message.
             groups: its param groups.
         """
+        renamed = len(self._groups) > len(groups)
         del self._groups[len(groups) :]
         for index, group in enumerate(groups):
             known = self._groups[index] if index < len(self._groups) else None
@@ -177,6 +185,26 @@ class Collector:
             if len(params) != len(known.params) or not all(map(is_, params, known.params)):
                 self._check_replaced(known, group, index)
                 self._remember(known, params)
+                renamed = True
+            renamed |= group.get("param_names") != known.names
+        if renamed:
+            self._hash_names(groups)
+
+    def _hash_names(self, groups: Sequence[Group]) -> None:
+        """Compute the words of all parameters' noise keys from their names."""
+        met: dict[int, int] = {}
+        for known, group in zip(self._groups, groups, strict=True):
+            names = group.get("param_names")
+            known.names, known.words = copy.copy(names), None
+            # Parameters may have been put into a group without names.
+            if names is None or len(names) != len(group["params"]):
+                continue
+            known.words = []
+            for name in names:
+                word = tensor_word(name)
+                times = met[word] = met.get(word, -1) + 1
+                # Two models' parameters may have the same names.
+                known.words.append(tensor_word(f"{name} {times}") if times else word)
 
     def _look_again(
         self, who: str, groups: Sequence[Group], index: int, known: _CheckedGroup | None
@@ -192,7 +220,7 @@ class Collector:
             if checked.views != known.views and not self._flattened(known, group):
                 for at, param in enumerate(group["params"]):
                     rule.check_param(describe(group, index, at), _label(group, at), param, group)
-            checked.params = known.params
+            checked.params, checked.names, checked.words = known.params, known.names, known.words
             self._groups[index] = checked
         checked.accept(group)
         return checked
@@ -248,13 +276,15 @@ class Collector:
         seen: set[int] = set()
         for group_index, group in enumerate(groups):
             by_config: dict[int, ParamBatch] = {}
-            moves = self._groups[group_index].rule.moves
+            known = self._groups[group_index]
+            moves, words = known.rule.moves, known.words
             waits = moves and targets is not None and targets.waits()
             for index, owner in enumerate(group["params"], ordinal):
                 if (owner.grad is None and not waits) or id(owner) in seen:
                     continue
                 seen.add(id(owner))
-                member = self._member(group, group_index, index - ordinal, index, states)
+                word = index if words is None else words[index - ordinal]
+                member = self._member(group, group_index, index - ordinal, word, states)
                 if moves:
                     member.target = _target(targets, member)
                 config = self._config(group_index, group, member)
@@ -274,9 +304,10 @@ class Collector:
         ordinal: int,
         states: Mapping[Tensor, MutableMapping[str, Any]],
     ) -> ParamBatch:
-        """Return one parameter, which has a gradient, as a batch."""
-        group = groups[group_index]
-        member = self._member(group, group_index, index, ordinal, states)
+        """Return one parameter, which has a gradient, as a batch; the groups are checked."""
+        group, words = groups[group_index], self._groups[group_index].words
+        word = ordinal if words is None else words[index]
+        member = self._member(group, group_index, index, word, states)
         return ParamBatch(self._config(group_index, group, member), [member])
 
     def _member(
@@ -284,13 +315,13 @@ class Collector:
         group: Group,
         group_index: int,
         index: int,
-        ordinal: int,
+        word: int,
         states: Mapping[Tensor, MutableMapping[str, Any]],
     ) -> ParamUpdate:
         owner: Tensor = group["params"][index]
         if type(owner) not in PLAIN and is_dtensor(owner):
             self.sharded = True
-            return _local_member(group, group_index, index, ordinal, states)
+            return _local_member(group, group_index, index, word, states)
         # A parameter without a gradient is collected only for its target.
         grad = torch.zeros_like(owner) if owner.grad is None else owner.grad
         if grad.layout is not torch.strided:
@@ -298,7 +329,7 @@ class Collector:
         param = owner
         if owner.is_complex():
             param, grad = real_view(owner), real_view(grad)
-        return ParamUpdate(group, group_index, index, ordinal, owner, param, grad, states.get(owner, {}))
+        return ParamUpdate(group, group_index, index, word, owner, param, grad, states.get(owner, {}))
 
     def _config(self, group_index: int, group: Group, member: ParamUpdate) -> UpdateConfig:
         """Return the configuration of a parameter in a checked group."""
@@ -310,6 +341,7 @@ class Collector:
             config = checked.configs[key] = UpdateConfig(
                 checked.rule, group, param.dtype, dtype, param.device
             )
+            config.words = self._words.setdefault((param.device, config.offloaded), {})
         # A copied group is a different dict with the same options.
         config.group = group
         return config
@@ -319,7 +351,7 @@ def _local_member(
     group: Group,
     group_index: int,
     index: int,
-    ordinal: int,
+    word: int,
     states: Mapping[Tensor, MutableMapping[str, Any]],
 ) -> ParamUpdate:
     """Return the local shard of a DTensor.
@@ -336,7 +368,7 @@ def _local_member(
     param, grad = real_view(local_part(owner)), real_view(local_part(owner.grad))
     whole = (*owner.shape, 2) if owner.is_complex() else owner.shape
     state = LocalState(owner, states.get(owner, {}))
-    member = ParamUpdate(group, group_index, index, ordinal, owner, param, grad, state)
+    member = ParamUpdate(group, group_index, index, word, owner, param, grad, state)
     member.extent = Extent.within(whole, region.first)
     return member
 

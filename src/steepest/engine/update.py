@@ -101,6 +101,8 @@ class UpdateConfig:
         self.hyper = {name: group[name] for name in rule.hyper if name != "lr"}
         self.inputs = rule.transform_inputs(group) if rule.transforms else 0
         self.matrices: dict[torch.Size, MatrixKind] = {}
+        # The parameters' key words on the device; the optimizer's configurations share them.
+        self.words: dict[int, Tensor] = {}
 
     def matrix(self, shape: torch.Size) -> MatrixKind:
         """Return how ``transform`` sees a parameter, or a block of one, of this shape."""
@@ -122,7 +124,7 @@ class UpdateConfig:
     def without_group(self) -> UpdateConfig:
         """Return a copy without the group, for code that outlives the optimizer and its parameters."""
         other = copy.copy(self)
-        other.group = {}
+        other.group, other.words = {}, {}
         return other
 
     def without_decay(self) -> UpdateConfig:
