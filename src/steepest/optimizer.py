@@ -155,7 +155,9 @@ class Optimizer(torch.optim.Optimizer):
         # A process without gradients must tell those that have some.
         if batches or collector.sharded:
             watched = collector.sharded or any(group["nonfinite"] != "ignore" for group in groups)
-            may = partial(check, batches, groups, sharded=collector.sharded) if watched else lambda: True
+            together, history = collector.sharded, collector.history
+            ask = partial(check, batches, groups, sharded=together, history=history)
+            may = ask if watched else lambda: True
             taken = self._take(batches, may() if targets is None else targets.agree(groups, state, may))
         if "_taken_in_backward" in self.__dict__:  # count both as one step
             taken = both(self.__dict__.pop("_taken_in_backward"), taken)

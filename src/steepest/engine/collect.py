@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steepest.distributed.agreement import History
 from steepest.distributed.layout import Region
 from steepest.distributed.local import LocalState, checked_region, is_dtensor, local_part
 from steepest.engine.layout import Extent, real_view
@@ -149,8 +150,9 @@ class Collector:
         self._matrices = False
         # The key words on each device, kept as long as the optimizer: a captured graph reads them.
         self._words: dict[Any, dict[int, Tensor]] = {}
-        # Whether any parameter is or was a DTensor, so that processes must agree before a step.
+        # Whether processes must agree before a step: a parameter is or was a DTensor, or a group asks for it.
         self.sharded = False
+        self.history = History()
 
     def remember(self, groups: Sequence[Group]) -> None:
         """Record the parameters of new groups; the next step checks their options."""
@@ -212,6 +214,7 @@ class Collector:
         group = groups[index]
         rule = find_rule(group["rule"])
         rule.check(who, {**group, "lr": rule.own_defaults["lr"]})
+        self.sharded |= group["agree"] == "all" or group.get("distributed") == "owners"
         checked = _CheckedGroup(rule, group)
         if known is None:
             self._groups.append(checked)
