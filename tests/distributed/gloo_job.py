@@ -84,14 +84,15 @@ MOVES = [("FSDP", "FSDP"), ("FSDP", "HSDP"), ("HSDP", "FSDP"), ("alone", "FSDP")
 WAYS = {"nested": {}, "flat": {"flatten_optimizer_state_dict": True}}
 
 
-def make(case: str, mesh: str | None) -> tuple[nn.Module, Any]:
+def make(case: str, mesh: str | None, **own: Any) -> tuple[nn.Module, Any]:
     """The model, sharded over a mesh or not, and its optimizer."""
     name, dtype, options = RULES[case]
     model = small_model().to(dtype)
     if mesh is not None:
         names = ("replicate", "shard")[-len(MESHES[mesh]) :]
         fully_shard(model, mesh=init_device_mesh("cpu", MESHES[mesh], mesh_dim_names=names))
-    return model, steepest.create(name, model.named_parameters(), lr=0.05, weight_decay=0.1, **options)
+    options = {"lr": 0.05, "weight_decay": 0.1, **options, **own}
+    return model, steepest.create(name, model.named_parameters(), **options)
 
 
 def train(model: nn.Module, optimizer: Any, steps: range) -> None:
@@ -175,6 +176,36 @@ def full_state() -> dict[str, Any]:
     set_optimizer_state_dict(model, again, state, options=options)
     train(model, again, range(2, 4))
     return {"adamw full": everything(model, again)}
+
+
+# -- optimizer in backward
+
+
+def released() -> dict[str, Any]:
+    """Steps within backward, and ordinary ones from the same start."""
+    done: dict[str, Any] = {}
+    for case in RULES:
+        for mesh in MESHES:
+            model, optimizer = make(case, mesh, nonfinite="ignore")
+            handle = steepest.release_gradients(model, optimizer)
+            dtype = next(model.parameters()).dtype
+            freed = True
+            for step in range(3):
+                with handle.accumulate():
+                    model(inputs(100 + step).to(dtype)).square().mean().backward()
+                model(inputs(step).to(dtype)).square().mean().backward()
+                freed &= all(param.grad is None for param in model.parameters())
+                optimizer.step()
+            done[f"{case} {mesh}"] = everything(model, optimizer)
+            done[f"{case} {mesh}, freed"] = freed
+            model, optimizer = make(case, mesh, nonfinite="ignore")
+            for step in range(3):
+                for at in (100 + step, step):
+                    model(inputs(at).to(dtype)).square().mean().backward()
+                optimizer.step()
+                optimizer.zero_grad()
+            done[f"{case} {mesh}, ordinary"] = everything(model, optimizer)
+    return done
 
 
 # -- what can go wrong
@@ -263,7 +294,12 @@ def lost(folder: str) -> dict[str, Any]:
     return {"said": said, "param": param.detach().to_local()}
 
 
-JOBS = {"fsdp1": lambda _: fsdp1(), "fsdp2": fsdp2, "failures": lambda _: failures()}
+JOBS = {
+    "fsdp1": lambda _: fsdp1(),
+    "fsdp2": fsdp2,
+    "failures": lambda _: failures(),
+    "released": lambda _: released(),
+}
 
 
 def main(rank: int, world: int, folder: str) -> None:
