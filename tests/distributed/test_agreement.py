@@ -391,6 +391,21 @@ def test_a_process_that_departs_raises_and_the_others_skip(change: str):
 
 
 @pytest.mark.usefixtures("unread")
+def test_where_nothing_is_skipped_there_is_no_mask():
+    def work(rank: int) -> None:
+        _, optimizer = make(init_device_mesh("cpu", (2,)), [Shard(0)])
+        collector = Collector()
+        for _ in range(5):
+            batches = collector.batches_of("a test", optimizer.param_groups, optimizer.state)
+            may = grad_check.check_together(
+                batches, optimizer.param_groups, exchanging=True, history=collector.history
+            )
+            assert may is True
+
+    run_on_ranks(work, 2)
+
+
+@pytest.mark.usefixtures("unread")
 def test_another_learning_rate_is_found_after_a_hundred_steps():
     def work(rank: int) -> None:
         _, optimizer = make(init_device_mesh("cpu", (2,)), [Shard(0)], nonfinite="skip")

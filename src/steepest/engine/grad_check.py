@@ -150,8 +150,8 @@ def check_together(
     # Even if this process knows that the step is skipped: others may not have read it.
     if _settle(batches):
         # Finite parts may add up to infinity.
-        agreed = both(agreed, _agreed(own, batches, groups))
-    # A mask would only count steps on the device.
+        agreed = _agreed(own, batches, groups)
+    # With a mask, step counts would have to be the device's.
     return True if ignored else agreed
 
 
