@@ -8,11 +8,12 @@ from typing import Any
 from torch import Tensor
 
 from steepest.compile.available import wants_compiling
-from steepest.engine.collect import ParamBatch, ParamUpdate
+from steepest.distributed.local import is_dtensor
+from steepest.engine.batches import ParamBatch, ParamUpdate
 from steepest.engine.sums import Summand, moments
-from steepest.rule import Group
+from steepest.rule import Group, find_rule
 
-__all__ = ["measure", "reads_back", "write_measured"]
+__all__ = ["adds_up_shards", "measure", "reads_back", "write_measured"]
 
 
 def reads_back(batches: list[ParamBatch]) -> bool:
@@ -23,6 +24,17 @@ def reads_back(batches: list[ParamBatch]) -> bool:
         if batch.config.measures
         for member in batch.members
     )
+
+
+def adds_up_shards(groups: Sequence[Group], states: Mapping[Tensor, Mapping[str, Any]]) -> bool:
+    """Return whether a step with all gradients would add up sums of shards; the same on all processes."""
+    for group in groups:
+        rule = find_rule(group["rule"])
+        if rule.measures and rule.needs_measure(group):
+            for param in group["params"]:
+                if is_dtensor(param) and rule.needs_moments(states.get(param, {}), group):
+                    return True
+    return False
 
 
 def measure(

@@ -53,7 +53,7 @@ class SGDSaIRule(Rule):
 
     def needs_moments(self, state: Mapping[str, Tensor], group: Group) -> bool:
         """Return whether the scale is still to be measured."""
-        return bool(abs(float(state["measured"])) < group["warmup_batches"])
+        return bool(abs(float(state.get("measured", 0.0))) < group["warmup_batches"])
 
     def reads_back(self, state: Mapping[str, Tensor], group: Group) -> bool:
         """Return whether the scale is still to be measured, or the momentum has not begun."""
