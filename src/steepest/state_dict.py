@@ -91,7 +91,9 @@ def _loadable(
                     target = None if targets is None else targets.find(param)
                     expected = blank_state(real_view(param), merged, label, target)
                     _check_state(who, state, expected, merged, extra_state, is_foreign)
-                    check_state_layout(who, param, state)
+                    # A target's state is laid out as the target is.
+                    if target is None:
+                        check_state_layout(who, param, state)
                 if state is not None:
                     found.append((param, merged, state))
     except ValueError as error:
@@ -201,7 +203,8 @@ def _restored(param: Tensor, group: Group, saved: Mapping[str, Any]) -> dict[str
     per_tensor = {"step", *(name for name, spec in specs.items() if spec.per == "tensor")}
     state: dict[str, Any] = {}
     for name, value in saved.items():
-        if name not in per_tensor and is_dtensor(param) and isinstance(value, Tensor):
+        is_sharded = name not in per_tensor and not rule.moves
+        if is_sharded and is_dtensor(param) and isinstance(value, Tensor):
             state[name] = sharded_entry(param, value)
             continue
         if isinstance(value, (int, float)) and name in per_tensor:

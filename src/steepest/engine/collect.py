@@ -79,14 +79,17 @@ class ParamBatch:
 
 
 def check_shard(who: str, param: Tensor, rule: Rule, group: Group) -> Region | None:
-    """Return the part of a DTensor that this process holds; None for other tensors.
+    """Return the part of a DTensor that this process holds; None for others and for those of targets.
 
     Raises:
         ValueError: the rule does not take DTensors, or no rule takes this one.
     """
     if type(param) in PLAIN or not is_dtensor(param):
         return None
-    if rule.scope != "element" or rule.moves:
+    if rule.moves:
+        # The rule itself knows how what the parameter stands for is divided.
+        return None
+    if rule.scope != "element":
         raise ValueError(
             f"{who} is a DTensor: {rule.name!r} needs whole tensors and does not take sharded ones yet; "
             "element rules do (lion, adamw, simba, ...)"
@@ -290,7 +293,8 @@ class Collector:
         owner: Tensor = group["params"][index]
         if type(owner) not in PLAIN and is_dtensor(owner):
             self.sharded = True
-            return _local_member(group, group_index, index, ordinal, states)
+            of = _member_of_target if self._groups[group_index].rule.moves else _local_member
+            return of(group, group_index, index, ordinal, states)
         # A parameter without a gradient is collected only for its target.
         grad = torch.zeros_like(owner) if owner.grad is None else owner.grad
         if grad.layout is not torch.strided:
@@ -339,6 +343,20 @@ def _local_member(
     member = ParamUpdate(group, group_index, index, ordinal, owner, param, grad, state)
     member.extent = Extent.within(whole, region.first)
     return member
+
+
+def _member_of_target(
+    group: Group,
+    group_index: int,
+    index: int,
+    ordinal: int,
+    states: Mapping[Tensor, MutableMapping[str, Any]],
+) -> ParamUpdate:
+    """Return a DTensor that stands for a target; its state is the target's, and not laid out as it is."""
+    owner = group["params"][index]
+    param = local_part(owner)
+    grad = torch.zeros_like(param) if owner.grad is None else local_part(owner.grad)
+    return ParamUpdate(group, group_index, index, ordinal, owner, param, grad, states.get(owner, {}))
 
 
 def _target(targets: Targets | None, member: ParamUpdate) -> Any:

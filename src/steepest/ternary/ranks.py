@@ -2,16 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["Group", "all_reduce", "rank_and_world_size"]
+from steepest.distributed.local import is_dtensor
+
+__all__ = ["Group", "all_reduce", "find_group", "rank_and_world_size"]
 
 # None: all processes, where torch.distributed is initialized. False: this process alone.
 Group: TypeAlias = "dist.ProcessGroup | Literal[False] | None"
+
+
+def find_group(asked: Group, votes: Mapping[str, Tensor]) -> Group:
+    """Return the ranks whose votes are summed: those asked for, else those that share the layers' parameters.
+
+    ``votes``: each layer's, by its name.
+    """
+    if asked is not None:
+        return asked
+    found: dict[Group, str] = {}
+    for name, param in votes.items():
+        found.setdefault(_group_of(name, param), name)
+    if len(found) > 1:
+        names = " and ".join(map(repr, list(found.values())[:2]))
+        raise ValueError(
+            f"TernaryFlip: the layers {names} lie on different processes: pass process_group, the "
+            "data-parallel ranks, whose votes are summed"
+        )
+    return next(iter(found))
+
+
+def _group_of(name: str, votes: Tensor) -> Group:
+    if not is_dtensor(votes):
+        return None
+    mesh = votes.device_mesh
+    if mesh.size() == dist.get_world_size():
+        return None
+    if mesh.ndim > 1:
+        raise ValueError(
+            f"TernaryFlip: layer {name!r} lies on a mesh of {tuple(mesh.shape)}, a part of all processes: "
+            "pass process_group, the data-parallel ranks, whose votes are summed"
+        )
+    return mesh.get_group()
 
 
 def rank_and_world_size(group: Group) -> tuple[int, int]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from steepest.compile.available import wants_compiling
+from steepest.distributed.local import is_dtensor
 from steepest.random import derive_key
 from steepest.rule import Group, find_rule
 from steepest.ternary.flipping import flip_layer
@@ -19,7 +20,7 @@ from steepest.ternary.layer import TernaryLinear
 from steepest.ternary.old_checkpoints import renewed
 from steepest.ternary.packing import count_zeros
 from steepest.ternary.ranks import Group as ProcessGroup
-from steepest.ternary.ranks import all_reduce, rank_and_world_size
+from steepest.ternary.ranks import all_reduce, find_group, rank_and_world_size
 from steepest.ternary.schedule import annealed
 from steepest.ternary.stats import FlipStats, LayerStats
 from steepest.ternary.vote_buffer import VoteBuffer, narrowest
@@ -60,7 +61,11 @@ class PackedWeights:
             if layer.packed.is_meta:
                 raise ValueError(f"layer {name!r} is on the meta device: materialize the model first")
         self._custom = custom
-        self.process_group = process_group
+        self._asked_group = process_group
+        # The ranks whose votes are summed.
+        self.process_group: ProcessGroup = False
+        # The parameters in the optimizer's groups.
+        self._votes: dict[str, Tensor] = {}
         # The votes of each layer, once the optimizer's groups are known.
         self.buffers: dict[str, VoteBuffer] = {}
         # Votes that a copy brought, until its buffers are made.
@@ -86,17 +91,20 @@ class PackedWeights:
         """Read votes' options from these groups."""
         moved = [group for group in groups if find_rule(group["rule"]).moves]
         by_param = {id(param): group for group in moved for param in group["params"]}
-        for name, layer in self.layers.items():
-            if id(layer.votes) not in by_param:
+        votes = {name: self._votes_of(name) for name in self.layers}
+        for name, param in votes.items():
+            if id(param) not in by_param:
                 raise ValueError(f"the votes of ternary layer {name!r} are not among the parameters")
         self._check_options(moved)
-        self._targets = {id(each.votes): _Target(name, each, self) for name, each in self.layers.items()}
+        self.process_group = find_group(self._asked_group, votes)
+        self._votes = votes
+        self._targets = {id(param): _Target(name, self.layers[name], self) for name, param in votes.items()}
         self._taken = self._steps(states)
         total = sum(layer.in_features * layer.out_features for layer in self.layers.values())
         for name, layer in self.layers.items():
-            group = by_param[id(layer.votes)]
-            if name in self.buffers:
-                self.buffers[name].options, self.buffers[name].step = group, self._taken
+            group = by_param[id(votes[name])]
+            if (buffer := self.buffers.get(name)) is not None:
+                buffer.options, buffer.step, buffer.group = group, self._taken, self.process_group
                 continue
             # Warns now if there is no compiler.
             wants_compiling(group["compile"], total, layer.packed.device)
@@ -153,7 +161,7 @@ class PackedWeights:
         # Frees memory for the next layer; and if a later layer fails, these votes are not counted twice.
         buffer.clear()
         self._flips.pop(name, None)
-        if votes is not None and layer.votes.requires_grad:
+        if votes is not None and self._votes[name].requires_grad:
             # Where the layer is now, and contiguous, since counters are read as words where they lie.
             a = state["accumulator"] = state["accumulator"].to(layer.packed.device).contiguous()
             flips = flip_layer(
@@ -192,8 +200,9 @@ class PackedWeights:
         """Return the fields in which the row of T differs from that of its parameter."""
         target = self.find(param)
         assert target is not None
-        bits = "1 bit" if target.layer.bits == 1 else "2 bits"
-        why = f"linear: {type(target.layer).__name__}, {bits} a weight"
+        # Not the layer's own class, which fully_shard replaces by one of its own.
+        kind = "BinaryLinear, 1 bit" if target.layer.bits == 1 else "TernaryLinear, 2 bits"
+        why = f"linear: {kind} a weight"
         if param.requires_grad:
             why += f"; moved by {group['votes']} votes, threshold {group['threshold']:g} {group['schedule']}"
         return {
@@ -229,8 +238,14 @@ class PackedWeights:
 
     def _steps(self, states: Mapping[Tensor, Mapping[str, Any]]) -> int:
         """Return the steps taken, one number for all layers, since a frozen layer may have no state."""
-        found = (states.get(layer.votes, {}).get("step", 0) for layer in self.layers.values())
+        found = (states.get(votes, {}).get("step", 0) for votes in self._votes.values())
         return max(int(step) for step in found)
+
+    def _votes_of(self, name: str) -> Tensor:
+        """Return the parameter that stands for T of a layer."""
+        known, now = self._votes.get(name), self.layers[name].votes
+        # After a forward pass, FSDP2 may leave a whole copy in a DTensor's place.
+        return now if known is None or is_dtensor(now) or not is_dtensor(known) else known
 
     def _sum(self, name: str, group: Group) -> Tensor | None:
         """Sum all ranks' votes for a layer, with room for a pull toward zero; None if nobody voted."""
@@ -262,7 +277,7 @@ class PackedWeights:
 
     def _check_owner(self) -> None:
         for name, layer in self.layers.items():
-            if id(layer.votes) not in self._targets:
+            if id(self._votes_of(name)) not in self._targets:
                 raise RuntimeError(
                     f"the votes of ternary layer {name!r} are another tensor than this optimizer was made "
                     "for, as after load_state_dict(assign=True); nothing was changed. Make the optimizer "
@@ -289,9 +304,9 @@ class PackedWeights:
                 )
 
     def _check_accumulators(self, states: Mapping[Tensor, Mapping[str, Any]]) -> None:
-        for name, layer in self.layers.items():
+        for name, votes in self._votes.items():
             asked = self.buffers[name].options["accumulator"]
-            a = states.get(layer.votes, {}).get("accumulator")
+            a = states.get(votes, {}).get("accumulator")
             if a is not None and a.dtype != asked:
                 raise ValueError(
                     f"TernaryFlip: accumulator was {a.dtype} when the accumulators were made and cannot "
@@ -301,8 +316,9 @@ class PackedWeights:
     def __getstate__(self) -> dict[str, Any]:
         """Copy the votes, not the buffers that hold them. Process groups cannot be copied."""
         votes = {name: (b.pending, b.passes, b.finite) for name, b in self.buffers.items()}
-        group = False if self.process_group is False else None
-        return {**self.__dict__, "buffers": {}, "_brought": votes, "_targets": {}, "process_group": group}
+        asked = False if self._asked_group is False else None
+        fresh = {"buffers": {}, "_targets": {}, "process_group": False}
+        return {**self.__dict__, **fresh, "_brought": votes, "_asked_group": asked}
 
 
 def _at_most(fraction: float, layer: TernaryLinear) -> int | None:
