@@ -12,15 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from steepest.compile.available import wants_compiling
-from steepest.distributed.local import is_dtensor
+from steepest.distributed.local import is_dtensor, local_part
 from steepest.random import derive_key
-from steepest.rule import Group, find_rule
+from steepest.rule import Group, StateSpec, find_rule
 from steepest.ternary.flipping import flip_layer
 from steepest.ternary.layer import TernaryLinear
 from steepest.ternary.old_checkpoints import renewed
 from steepest.ternary.packing import count_zeros
 from steepest.ternary.ranks import Group as ProcessGroup
 from steepest.ternary.ranks import all_reduce, find_group, rank_and_world_size
+from steepest.ternary.rows import WHOLE, AccumulatorRows, Rows, find_rows
 from steepest.ternary.schedule import annealed
 from steepest.ternary.stats import FlipStats, LayerStats
 from steepest.ternary.vote_buffer import VoteBuffer, narrowest
@@ -40,6 +41,11 @@ class _Target:
     @property
     def shape(self) -> tuple[int, int]:
         return self.layer.out_features, self.layer.in_features
+
+    def accumulator(self, group: Group) -> StateSpec:
+        rows = self.owner.rows(self.name, group)
+        device = self.layer.packed.device
+        return AccumulatorRows("matrix", group["accumulator"], self.shape, rows=rows, device=device)
 
     def move(self, state: MutableMapping[str, Any], group: Group) -> None:
         self.owner.move(self.name, state, group)
@@ -87,6 +93,13 @@ class PackedWeights:
         """Return True once there are votes: then all layers on all ranks step, so that their counts agree."""
         return self._taken > 0 or self._world_size() > 1 or any(b.passes > 0 for b in self.buffers.values())
 
+    def rows(self, name: str, group: Group) -> Rows | None:
+        """Return this rank's rows of a layer; None if it keeps the whole layer's accumulators."""
+        layer = self.layers[name]
+        if group["distributed"] is None:
+            return None
+        return find_rows(self.process_group, (layer.out_features, layer.in_features))
+
     def bind(self, groups: Sequence[Group], states: Mapping[Tensor, Mapping[str, Any]]) -> None:
         """Read votes' options from these groups."""
         moved = [group for group in groups if find_rule(group["rule"]).moves]
@@ -100,6 +113,7 @@ class PackedWeights:
         self._votes = votes
         self._targets = {id(param): _Target(name, self.layers[name], self) for name, param in votes.items()}
         self._taken = self._steps(states)
+        self._divide(by_param, states)
         total = sum(layer.in_features * layer.out_features for layer in self.layers.values())
         for name, layer in self.layers.items():
             group = by_param[id(votes[name])]
@@ -155,31 +169,41 @@ class PackedWeights:
         # torch's distributed checkpoints fill a fresh state by a step of their own, which must not count.
         if self._step == 0 and not any(self._largest.values()):
             return
-        layer, buffer = self.layers[name], self.buffers[name]
-        threshold = self._thresholds[id(buffer.options)]
+        buffer = self.buffers[name]
         votes = self._sum(name, group)
         # Frees memory for the next layer; and if a later layer fails, these votes are not counted twice.
         buffer.clear()
         self._flips.pop(name, None)
         if votes is not None and self._votes[name].requires_grad:
-            # Where the layer is now, and contiguous, since counters are read as words where they lie.
-            a = state["accumulator"] = state["accumulator"].to(layer.packed.device).contiguous()
-            flips = flip_layer(
-                layer.packed,
-                a,
-                votes,
-                bits=layer.bits,
-                threshold=math.ceil(min(threshold, torch.iinfo(a.dtype).max + 1)),
-                outward=group["outward"],
-                zero_pull=group["zero_pull"],
-                at_most=_at_most(group["max_flip_fraction"], layer),
-                key=derive_key(group["seed"], buffer.noise_id, self._step),
-                compiled=buffer.is_compiled(layer.packed.device),
-            )
-            self._flips[name] = flips
+            self._flips[name] = flips = self._flip(name, state, group, votes)
             self._total_flips[name] = self._total_flips.get(name, 0) + flips
         self._taken = buffer.step = self._step + 1
         state["step"].fill_(self._taken)
+
+    def _flip(self, name: str, state: MutableMapping[str, Any], group: Group, votes: Tensor) -> Tensor:
+        """Flip a layer, on every rank the whole of it or the own rows; return the layer's flips."""
+        layer, buffer, rows = self.layers[name], self.buffers[name], self.rows(name, group)
+        packed, a = layer.packed, state["accumulator"]
+        if rows is None:
+            # Where the layer is now, and contiguous, since counters are read as words where they lie.
+            a = state["accumulator"] = a.to(packed.device).contiguous()
+        else:
+            packed, a = packed[rows.own], local_part(a)
+        threshold = self._thresholds[id(buffer.options)]
+        flips = flip_layer(
+            packed,
+            a,
+            votes,
+            bits=layer.bits,
+            threshold=math.ceil(min(threshold, torch.iinfo(a.dtype).max + 1)),
+            outward=group["outward"],
+            zero_pull=group["zero_pull"],
+            at_most=_at_most(group["max_flip_fraction"], layer),
+            key=derive_key(group["seed"], buffer.noise_id, self._step),
+            compiled=buffer.is_compiled(packed.device),
+            part=WHOLE if rows is None else rows,
+        )
+        return flips if rows is None else rows.share(layer.packed, flips)
 
     def drop(self) -> None:
         """Drop votes that no step has counted."""
@@ -189,12 +213,31 @@ class PackedWeights:
     def check_load(self, groups: Sequence[Group], loaded: Mapping[str, Any]) -> dict[str, Any]:
         """Return a state dict with the current names; raise an error if it cannot be loaded."""
         self._check_owner()
-        loaded = renewed(groups, loaded, self.layers)
+        loaded = self._placed(groups, renewed(groups, loaded, self.layers))
         try:
             self._check_options(g for g in loaded["param_groups"] if g.get("rule") == "ternary_flip")
         except ValueError as error:
             raise ValueError(f"the state dict's {error}; nothing was loaded") from None
         return dict(loaded)
+
+    def _placed(self, groups: Sequence[Group], loaded: Mapping[str, Any]) -> dict[str, Any]:
+        """Keep the present ``distributed``, which belongs to the processes and not to the training."""
+        names = {id(votes): name for name, votes in self._votes.items()}
+        kept = [dict(theirs) for theirs in loaded["param_groups"]]
+        # Numbers of groups that differ are reported later.
+        for ours, theirs in zip(groups, kept, strict=False):
+            if "distributed" not in ours or theirs.get("rule") != ours["rule"]:
+                continue
+            theirs["distributed"] = ours["distributed"]
+            for votes, key in zip(ours["params"], theirs["params"], strict=False):
+                a = loaded["state"].get(key, {}).get("accumulator")
+                name = names.get(id(votes))
+                if name is not None and is_dtensor(a) and not _laid_out(a, self.rows(name, ours)):
+                    raise ValueError(
+                        f"the accumulator of ternary layer {name!r} is divided among processes in another "
+                        "way than here: load it with torch.distributed.checkpoint; nothing was loaded"
+                    )
+        return {**loaded, "param_groups": kept}
 
     def describe(self, param: Tensor, group: Group) -> dict[str, Any]:
         """Return the fields in which the row of T differs from that of its parameter."""
@@ -241,6 +284,15 @@ class PackedWeights:
         found = (states.get(votes, {}).get("step", 0) for votes in self._votes.values())
         return max(int(step) for step in found)
 
+    def _divide(self, groups: Mapping[int, Group], states: Mapping[Tensor, Mapping[str, Any]]) -> None:
+        """Cut whole accumulators, which a state dict may bring, where each rank keeps its rows."""
+        for name, votes in self._votes.items():
+            rows, state = self.rows(name, groups[id(votes)]), states.get(votes, {})
+            a = state.get("accumulator")
+            if rows is not None and a is not None and not is_dtensor(a):
+                assert isinstance(state, MutableMapping)
+                state["accumulator"] = rows.part_of(a)
+
     def _votes_of(self, name: str) -> Tensor:
         """Return the parameter that stands for T of a layer."""
         known, now = self._votes.get(name), self.layers[name].votes
@@ -248,7 +300,7 @@ class PackedWeights:
         return now if known is None or is_dtensor(now) or not is_dtensor(known) else known
 
     def _sum(self, name: str, group: Group) -> Tensor | None:
-        """Sum all ranks' votes for a layer, with room for a pull toward zero; None if nobody voted."""
+        """Sum all ranks' votes, for a layer or for the own rows, with room for a pull; None if nobody voted."""
         buffer, layer, largest = self.buffers[name], self.layers[name], self._largest[name]
         if largest == 0:
             return None
@@ -257,6 +309,8 @@ class PackedWeights:
         if mine is None:
             mine = torch.zeros(layer.out_features, layer.in_features, dtype=dtype, device=layer.packed.device)
         mine = mine.to(layer.packed.device, dtype)
+        if (rows := self.rows(name, group)) is not None:
+            return rows.sum_votes(mine)
         return all_reduce(self.process_group, mine) if self._world_size() > 1 else mine
 
     def _find_thresholds(self) -> dict[int, float]:
@@ -312,6 +366,12 @@ class PackedWeights:
                     f"TernaryFlip: accumulator was {a.dtype} when the accumulators were made and cannot "
                     f"become {asked}; nothing was changed"
                 )
+            if a is not None and not _laid_out(a, self.rows(name, self.buffers[name].options)):
+                raise ValueError(
+                    "TernaryFlip: distributed, or the number of processes, was another when the accumulator "
+                    f"of layer {name!r} was made; nothing was changed. Make a new optimizer, and load a "
+                    "checkpoint with torch.distributed.checkpoint"
+                )
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy the votes, not the buffers that hold them. Process groups cannot be copied."""
@@ -319,6 +379,11 @@ class PackedWeights:
         asked = False if self._asked_group is False else None
         fresh = {"buffers": {}, "_targets": {}, "process_group": False}
         return {**self.__dict__, **fresh, "_brought": votes, "_asked_group": asked}
+
+
+def _laid_out(accumulator: Tensor, rows: Rows | None) -> bool:
+    """Tell whether an accumulator is whole, or of these rows."""
+    return not is_dtensor(accumulator) if rows is None else rows.fits(accumulator)
 
 
 def _at_most(fraction: float, layer: TernaryLinear) -> int | None:

@@ -70,6 +70,10 @@ class TernaryFlip(Optimizer):
         nonfinite: what an infinite or NaN dT does: ``"ignore"``: as above. ``"skip"``: weights, a and
             step stay as they were, the votes are dropped, and :attr:`skipped_steps` counts. ``"raise"``:
             ``FloatingPointError`` with the layer's name; nothing changes. The last two cost a host sync.
+        distributed: which accumulators a rank keeps: those of all weights (None), or of its share of each
+            layer's rows (``"rows"``). With ``"rows"`` it flips only these, and the ranks exchange votes and
+            packed rows: 1.25 bytes a weight are sent (binary: 1.125) where None sends 2. T lies whole on all
+            ranks either way, and is the same, bit for bit. Fixed after the first step.
         compile: run flips, and the rounding of votes by magnitude, compiled: one graph for all layers. None:
             from 2**22 weights on, where there is a compiler; True warns if there is none.
         seed: of the noise, which is also keyed by the layers' names: two trainers of one seed draw the
@@ -113,6 +117,7 @@ class TernaryFlip(Optimizer):
         zero_pull: float = 0.0,
         max_flip_fraction: float = 1.0,
         nonfinite: Literal["ignore", "skip", "raise"] = "ignore",
+        distributed: Literal["rows"] | None = None,
         compile: bool | None = None,
         seed: int = 0,
         process_group: Group = None,
@@ -130,6 +135,7 @@ class TernaryFlip(Optimizer):
                 "zero_pull": zero_pull,
                 "max_flip_fraction": max_flip_fraction,
                 "nonfinite": nonfinite,
+                "distributed": distributed,
                 "compile": compile,
                 "seed": seed,
                 "process_group": process_group,
