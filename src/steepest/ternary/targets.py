@@ -300,7 +300,7 @@ class PackedWeights:
         return now if known is None or is_dtensor(now) or not is_dtensor(known) else known
 
     def _sum(self, name: str, group: Group) -> Tensor | None:
-        """Sum all ranks' votes, for a layer or for the own rows, with room for a pull; None if nobody voted."""
+        """Sum all ranks' votes for a layer, or for the own rows, with room for a pull; None without votes."""
         buffer, layer, largest = self.buffers[name], self.layers[name], self._largest[name]
         if largest == 0:
             return None
