@@ -136,7 +136,9 @@ class Rows(Part):
     def _gather(self, sent: Tensor) -> Tensor:
         """Stack the ranks' vectors of one length."""
         found = sent.new_empty(self.world_size, len(sent))
-        dist.all_gather_into_tensor(found.view(-1), sent, group=self.group or None)
+        # The name since torch 2.13, where the other one warns.
+        gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+        gather(found.view(-1), sent, group=self.group or None)
         return found
 
 
