@@ -21,6 +21,8 @@ from torch.distributed.tensor import DTensor
 
 import steepest
 
+from . import ternary_job
+
 
 def small_model() -> nn.Sequential:
     torch.manual_seed(0)
@@ -176,7 +178,7 @@ def full_state() -> dict[str, Any]:
     return {"adamw full": everything(model, again)}
 
 
-JOBS = {"fsdp1": lambda _: fsdp1(), "fsdp2": fsdp2}
+JOBS = {"fsdp1": lambda _: fsdp1(), "fsdp2": fsdp2, "ternary": ternary_job.run}
 
 
 def main(rank: int, world: int, folder: str) -> None:

@@ -34,8 +34,8 @@ def dense_weight(layer):
     rows = []
     for row in range(layer.out_features):
         scales = [
-            layer.scale
-            if layer.scale.dim() == 0
+            layer.scale[0]
+            if layer.scale.shape == (1,)
             else layer.scale[row]
             if layer.scale.dim() == 1
             else layer.scale[row, column // layer.group_size]
