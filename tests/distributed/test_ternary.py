@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from typing import Any
 
 import pytest
@@ -11,10 +12,11 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import steepest
 from steepest.distributed.local import region_of
-from steepest.ternary import BinaryLinear, TernaryLinear, flip_stats, top_k
+from steepest.ternary import BinaryLinear, TernaryLinear, flip_stats, ternarize, top_k
 from ternary.models import batch
 
 from .ranks import WORLD, placed, run_on_ranks
@@ -202,8 +204,8 @@ def test_what_a_step_sends(distributed: str | None, monkeypatch: pytest.MonkeyPa
         optimizer.step()
 
     run_on_ranks(work)
-    # Once for all layers: how many passes voted, and whether to skip.
-    table = ("all_reduce", 8 * 3)
+    # Once: how many passes each layer had, the checksums of T, and whether to skip.
+    table = ("all_reduce", 8 * (2 + 2 + 1))
     for rank, (high, low) in enumerate([(3, 1), (3, 1), (3, 0), (1, 0)]):
         calls = [call for who, *call in sent if who == rank]
         if distributed is None:
@@ -322,5 +324,76 @@ def test_the_ranks_that_vote_are_those_of_the_layers_mesh():
             build(made((mesh["dp"], rows)))
         group = mesh["dp"].get_group()
         assert build(made((mesh["dp"], rows)), process_group=group).targets.process_group is group
+
+    run_on_ranks(work)
+
+
+def test_ranks_with_different_weights_are_told_so_before_the_first_step():
+    originals = [fresh_model() for _ in range(WORLD)]
+    # fully_shard takes each process's buffers as they are.
+    originals[1][3].set_ternary(-originals[1][3].unpack())
+
+    def work(rank: int) -> None:
+        model = originals[rank]
+        before = model[0].packed.clone()
+        optimizer = build(model)
+        passes(model, 0, rank, "sign")
+        with pytest.raises(RuntimeError, match=r"different weights T in ternary layer '3'; nothing was"):
+            optimizer.step()
+        assert torch.equal(model[0].packed, before)
+
+    run_on_ranks(work)
+
+
+def test_layers_are_drawn_anew_where_they_are_sharded():
+    """As after fully_shard on the meta device and to_empty()."""
+    original = fresh_model()[3]
+    draw = threading.Lock()
+    torch.manual_seed(1)
+    expected = copy.deepcopy(original)
+    expected.reset_parameters()
+
+    def work(rank: int) -> None:
+        mesh = init_device_mesh("cpu", (WORLD,))
+        layer = copy.deepcopy(original)
+        for name in ("scale", "bias", "votes"):
+            blank = torch.full_like(getattr(layer, name), 7.0).detach()
+            setattr(layer, name, nn.Parameter(placed(blank, mesh, [Shard(0)])))
+        layer.packed.fill_(0)
+        # Threads share a generator.
+        with draw, torch.random.fork_rng():
+            torch.manual_seed(1)
+            layer.reset_parameters()
+        assert torch.equal(layer.packed, expected.packed)
+        for name in ("scale", "bias", "votes"):
+            own = getattr(layer, name).detach()
+            assert torch.equal(own.to_local(), region_of(own).of(getattr(expected, name).detach()))
+
+    run_on_ranks(work)
+
+
+def test_sharded_layers_are_not_converted():
+    def work(rank: int) -> None:
+        mesh = init_device_mesh("cpu", (WORLD,))
+        model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+        for layer in (model[0], model[2]):
+            layer.weight = nn.Parameter(placed(layer.weight.detach(), mesh, [Shard(0)]))
+        with pytest.raises(ValueError, match=r"0: its weight is sharded: call ternarize\(\) before"):
+            ternarize(model)
+        with pytest.raises(ValueError, match="the weight is a DTensor: make ternary layers before"):
+            TernaryLinear.from_linear(model[0])
+
+    run_on_ranks(work)
+
+
+@pytest.mark.parametrize("style", [ColwiseParallel, RowwiseParallel])
+def test_tensor_parallelism_is_refused_by_name(style: Any):
+    original = fresh_model()
+
+    def work(rank: int) -> None:
+        model = copy.deepcopy(original)
+        mesh = init_device_mesh("cpu", (WORLD,))
+        with pytest.raises(NotImplementedError, match=r"only supports? nn\.Linear"):
+            parallelize_module(model, mesh, {"0": style()})
 
     run_on_ranks(work)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 from typing_extensions import Self
 
+from steepest.distributed.local import assign, is_dtensor
 from steepest.ternary.chunks import all_finite, row_blocks
 from steepest.ternary.linear_op import scale_dims, spread, summed, ternary_linear
 from steepest.ternary.packing import (
@@ -129,13 +130,18 @@ class TernaryLinear(nn.Module):
         Where the weight is frozen (``requires_grad`` is False), the scales and T are too.
 
         Raises:
-            ValueError: the weight has infinite or NaN elements.
+            ValueError: the weight has infinite or NaN elements, or is sharded.
 
         >>> layer = TernaryLinear.from_linear(nn.Linear(8, 4, bias=False))
         >>> layer.in_features, layer.out_features, layer.bias
         (8, 4, None)
         """
         weight = linear.weight
+        if is_dtensor(weight):
+            raise ValueError(
+                f"{cls.__name__}.from_linear: the weight is a DTensor: make ternary layers before "
+                "fully_shard and parallelize_module"
+            )
         if not all_finite(weight):
             raise ValueError(f"{cls.__name__}.from_linear: the weight has infinite or NaN elements")
         sizes = linear.in_features, linear.out_features, linear.bias is not None
@@ -151,17 +157,21 @@ class TernaryLinear(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw weights and bias again, from torch's global generator, as the constructor did."""
+        """Draw weights and bias again, from torch's global generator, as the constructor did.
+
+        Where scales and bias are sharded, all processes draw everything: their generators must be equal.
+        """
         sizes, like = (self.in_features, self.out_features, self.bias is not None), self.scale
-        linear = nn.Linear(*sizes, device=like.device, dtype=like.dtype)
+        linear = nn.Linear(*sizes, device=self.packed.device, dtype=like.dtype)
         self._round(linear.weight)
+        self.votes.zero_()
         if self.bias is not None:
-            self.bias.copy_(linear.bias)
+            assign(self.bias, linear.bias)
 
     def _round(self, weight: Tensor) -> None:
         """Set T and s from float weights, in place, so that an optimizer's references stay valid."""
         wide = torch.promote_types(weight.dtype, torch.float32)
-        scale = torch.empty_like(self.scale, dtype=wide)
+        scale = torch.empty(self.scale.shape, dtype=wide, device=self.packed.device)
         # A single scale needs sums over all rows, so all rows are taken at once.
         blocks = row_blocks(self.out_features, self.in_features, weight.device)
         dims = scale_dims(scale)
@@ -174,7 +184,7 @@ class TernaryLinear(nn.Module):
             found = torch.where(kept > 0, (energy / kept.clamp(min=1)).sqrt(), fresh)
             scale[rows if dims > 0 else ...] = found
             self.packed[rows] = pack(values.to(torch.int8), bits=self.bits)
-        self.scale.copy_(scale)
+        assign(self.scale, scale)
 
     def _rounded(self, block: Tensor) -> Tensor:
         """Round some rows to T, as floats."""

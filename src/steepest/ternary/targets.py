@@ -20,7 +20,7 @@ from steepest.ternary.layer import TernaryLinear
 from steepest.ternary.old_checkpoints import renewed
 from steepest.ternary.packing import count_zeros
 from steepest.ternary.ranks import Group as ProcessGroup
-from steepest.ternary.ranks import all_reduce, find_group, rank_and_world_size
+from steepest.ternary.ranks import all_reduce, checksum, find_group, rank_and_world_size
 from steepest.ternary.rows import WHOLE, AccumulatorRows, Rows, find_rows
 from steepest.ternary.schedule import annealed
 from steepest.ternary.stats import FlipStats, LayerStats
@@ -151,10 +151,16 @@ class PackedWeights:
         # The largest sum rather than the number of passes: a rank without votes does not know their kind.
         largest = [b.passes * LARGEST_VOTE[b.kind] for b in self.buffers.values()]
         if self._world_size() > 1:
-            device = next(iter(self.layers.values())).packed.device
-            table = torch.tensor([*largest, not finite], dtype=torch.int64, device=device)
-            *largest, unfit = all_reduce(self.process_group, table).tolist()
+            packed = [layer.packed for layer in self.layers.values()]
+            # Once, since equal layers that take equal steps stay equal.
+            sums = [checksum(each) if self._taken == 0 else 0 for each in packed]
+            table = torch.tensor([*largest, *sums, not finite], dtype=torch.int64, device=packed[0].device)
+            *summed, unfit = all_reduce(self.process_group, table).tolist()
+            largest, totals = summed[: len(packed)], summed[len(packed) :]
             finite = unfit == 0
+            # Distributed checkpoints fill a fresh state by a step without votes, before they load T.
+            if error is None and any(largest):
+                self._check_equal(sums, totals)
         # The other ranks have learned of it.
         if error is not None:
             raise error
@@ -341,6 +347,15 @@ class PackedWeights:
                 raise RuntimeError(
                     f"the ternary layer {name!r} belongs to another TernaryFlip, made later for its model; "
                     "nothing was changed"
+                )
+
+    def _check_equal(self, sums: Sequence[int], totals: Sequence[int]) -> None:
+        """Raise ``RuntimeError`` on all ranks if their T differ; ``totals`` are ``sums`` over all ranks."""
+        for name, mine, total in zip(self.layers, sums, totals, strict=True):
+            if total != mine * self._world_size():
+                raise RuntimeError(
+                    f"the processes have different weights T in ternary layer {name!r}; nothing was changed. "
+                    "Make the model with the same seed on all of them: fully_shard does not broadcast buffers"
                 )
 
     def _check_options(self, groups: Any) -> None:
