@@ -280,6 +280,11 @@ def test_copies_and_state_dicts_go_on():
     run_on_ranks(work)
 
 
+def test_other_divisions_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"distributed must be one of None, 'rows', got 'columns'"):
+        build(fresh_model(), distributed="columns")
+
+
 def test_what_cannot_change_after_the_first_step_is_refused():
     original = fresh_model()
 
