@@ -15,8 +15,11 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import steepest
+from steepest.distributed.layout import region_at
 from steepest.distributed.local import region_of
-from steepest.ternary import BinaryLinear, TernaryLinear, flip_stats, ternarize, top_k
+from steepest.ternary import BinaryLinear, TernaryLinear, flip_stats, pack, ternarize, top_k
+from steepest.ternary.flipping import flip_layer
+from steepest.ternary.rows import Rows, find_rows
 from ternary.models import batch
 
 from .ranks import WORLD, placed, run_on_ranks
@@ -131,10 +134,6 @@ def test_ranks_equal_one_process_that_votes_for_all(case: str, distributed: str 
 @pytest.mark.parametrize("rows", [1, 3, 22])
 def test_the_largest_counters_of_all_ranks_flip(rows: int, bits: int, monkeypatch: pytest.MonkeyPatch):
     """With few bits to break ties, the last choice is by all of the noise, over all ranks."""
-    from steepest.ternary import pack
-    from steepest.ternary.flipping import flip_layer
-    from steepest.ternary.rows import find_rows
-
     monkeypatch.setattr(top_k, "_TIE_BITS", bits)
     columns = 20
     generator = torch.Generator().manual_seed(rows)
@@ -162,8 +161,6 @@ def test_the_largest_counters_of_all_ranks_flip(rows: int, bits: int, monkeypatc
 
 def test_noise_by_the_ranks_own_places_would_differ(monkeypatch: pytest.MonkeyPatch):
     """Negative control: what the tests above compare depends on the rows' places."""
-    from steepest.ternary.rows import Rows
-
     monkeypatch.setattr(Rows, "first", 0)
     original = fresh_model()
     expected = in_one_process(original, "sign")
@@ -177,8 +174,9 @@ def test_noise_by_the_ranks_own_places_would_differ(monkeypatch: pytest.MonkeyPa
     assert not any(run_on_ranks(work))
 
 
+@pytest.mark.parametrize("count", [1, 40, 130])
 @pytest.mark.parametrize("distributed", [None, "rows"])
-def test_what_a_step_sends(distributed: str | None, monkeypatch: pytest.MonkeyPatch):
+def test_what_a_step_sends(distributed: str | None, count: int, monkeypatch: pytest.MonkeyPatch):
     """By rows: a byte a vote for the others' rows, a quarter a weight of the own rows, and a count."""
     gather = "all_gather_single" if hasattr(dist, "all_gather_single") else "all_gather_into_tensor"
     sent: list[tuple[int, str, int]] = []
@@ -200,19 +198,22 @@ def test_what_a_step_sends(distributed: str | None, monkeypatch: pytest.MonkeyPa
     def work(rank: int) -> None:
         model = copy.deepcopy(original)
         optimizer = build(model, distributed=distributed)
-        model(torch.ones(2, 16)).sum().backward()
+        for _ in range(count):
+            model(torch.ones(2, 16)).sum().backward()
         optimizer.step()
 
     run_on_ranks(work)
-    # Once: how many passes each layer had, the checksums of T, and whether to skip.
-    table = ("all_reduce", 8 * (2 + 2 + 1))
+    # Once: what each rank has to say about each layer, five numbers.
+    table = ("all_reduce", 8 * 5 * 2)
+    # A byte holds 127 votes, those of all ranks or one's own; else the all-reduce sends int32.
+    of_sum, of_own = {1: (1, 1), 40: (4, 1), 130: (4, 2)}[count]
     for rank, (high, low) in enumerate([(3, 1), (3, 1), (3, 0), (1, 0)]):
         calls = [call for who, *call in sent if who == rank]
         if distributed is None:
-            expected = [table, ("all_reduce", 10 * 16), ("all_reduce", 2 * 10)]
+            expected = [table, ("all_reduce", of_sum * 10 * 16), ("all_reduce", of_sum * 2 * 10)]
         else:
             # All ranks send as many rows of T as one rank has at most.
-            votes = [("all_to_all_single", n) for n in ((10 - high) * 16, (2 - low) * 10)]
+            votes = [("all_to_all_single", of_own * n) for n in ((10 - high) * 16, (2 - low) * 10)]
             rows = [(gather, n + 8) for n in (3 * 4, 1 * 3)]
             expected = [table, votes[0], rows[0], votes[1], rows[1]]
         assert calls == [list(call) for call in expected]
@@ -348,6 +349,39 @@ def test_ranks_with_different_weights_are_told_so_before_the_first_step():
         assert torch.equal(model[0].packed, before)
 
     run_on_ranks(work)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("distributed", "rows"), ("votes", "magnitude"), ("seed", 1), ("threshold", 4.0)]
+)
+def test_ranks_with_different_options_all_raise(option: str, value: Any):
+    original = fresh_model()
+
+    def work(rank: int) -> None:
+        model = copy.deepcopy(original)
+        optimizer = build(model)
+        if rank == 3:
+            optimizer.param_groups[-1][option] = value
+        before = model[0].packed.clone()
+        passes(model, 0, rank, "sign")
+        with pytest.raises(
+            RuntimeError, match="different options for ternary layer '0'; nothing was changed"
+        ):
+            optimizer.step()
+        assert torch.equal(model[0].packed, before)
+
+    run_on_ranks(work)
+
+
+def test_rows_are_cut_as_dtensors_are():
+    for rows in range(1, 18):
+        for world_size in range(1, 7):
+            held = [Rows(None, rank, world_size, rows, 3).own for rank in range(world_size)]
+            assert [row for own in held for row in range(own.start, own.stop)] == list(range(rows))
+            for rank, own in enumerate(held):
+                region = region_at((rows, 3), (world_size,), (Shard(0),), (rank,))
+                assert region.shape[0] == own.stop - own.start
+                assert region.first[0] == own.start or own.start == own.stop
 
 
 def test_layers_are_drawn_anew_where_they_are_sharded():

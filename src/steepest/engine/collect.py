@@ -355,7 +355,8 @@ def _member_of_target(
     """Return a DTensor that stands for a target; its state is the target's, and not laid out as it is."""
     owner = group["params"][index]
     param = local_part(owner)
-    grad = torch.zeros_like(param) if owner.grad is None else local_part(owner.grad)
+    grad = torch.zeros_like(param) if owner.grad is None else owner.grad
+    grad = local_part(grad) if is_dtensor(grad) else grad
     return ParamUpdate(group, group_index, index, ordinal, owner, param, grad, states.get(owner, {}))
 
 

@@ -79,8 +79,8 @@ class Rows(Part):
         sent = torch.nn.functional.pad(numbers, (0, most - len(numbers)), value=-1)
         return self._gather(sent).view(-1)
 
-    def sum_votes(self, votes: Tensor) -> Tensor:
-        """Sum all ranks' votes for the own rows: a reduce-scatter."""
+    def sum_votes(self, votes: Tensor, dtype: torch.dtype) -> Tensor:
+        """Sum all ranks' votes, of one dtype, for the own rows in ``dtype``: a reduce-scatter."""
         row = self.columns * votes.itemsize
         sizes = [row * (held.stop - held.start) for held in map(self._of, range(self.world_size))]
         own = self.own.stop - self.own.start
@@ -88,10 +88,7 @@ class Rows(Part):
         found = torch.empty(self.world_size * own * row, dtype=torch.uint8, device=votes.device)
         sent = votes.contiguous().view(-1).view(torch.uint8)
         dist.all_to_all_single(found, sent, [own * row] * self.world_size, sizes, group=self.group or None)
-        first, *others = found.view(votes.dtype).view(self.world_size, own, self.columns).unbind(0)
-        for other in others:
-            first += other
-        return first
+        return found.view(votes.dtype).view(self.world_size, own, self.columns).sum(0, dtype=dtype)
 
     def share(self, packed: Tensor, flips: Tensor) -> Tensor:
         """Write all ranks' rows of T into ``packed``; return the sum of their flips."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from steepest.compile.available import wants_compiling
+from steepest.distributed.agreement import digest
 from steepest.distributed.local import is_dtensor, local_part
 from steepest.random import derive_key
 from steepest.rule import Group, StateSpec, find_rule
@@ -82,6 +83,8 @@ class PackedWeights:
         self._thresholds: dict[int, float] = {}
         # The largest possible sum of a weight's votes over all ranks.
         self._largest: dict[str, int] = {}
+        # Whether a byte holds each rank's own sum.
+        self._fits_byte: dict[str, bool] = {}
         self._flips: dict[str, Tensor] = {}
         self._total_flips: dict[str, Tensor | int] = {}
 
@@ -150,21 +153,14 @@ class PackedWeights:
             error = found
         # The largest sum rather than the number of passes: a rank without votes does not know their kind.
         largest = [b.passes * LARGEST_VOTE[b.kind] for b in self.buffers.values()]
+        wide = [int(narrowest(each) != torch.int8) for each in largest]
         if self._world_size() > 1:
-            packed = [layer.packed for layer in self.layers.values()]
-            # Once, since equal layers that take equal steps stay equal.
-            sums = [checksum(each) if self._taken == 0 else 0 for each in packed]
-            table = torch.tensor([*largest, *sums, not finite], dtype=torch.int64, device=packed[0].device)
-            *summed, unfit = all_reduce(self.process_group, table).tolist()
-            largest, totals = summed[: len(packed)], summed[len(packed) :]
-            finite = unfit == 0
-            # Distributed checkpoints fill a fresh state by a step without votes, before they load T.
-            if error is None and any(largest):
-                self._check_equal(sums, totals)
+            largest, wide, finite = self._agreed(largest, wide, finite, compare=error is None)
         # The other ranks have learned of it.
         if error is not None:
             raise error
         self._largest = dict(zip(self.buffers, largest, strict=True))
+        self._fits_byte = {name: each == 0 for name, each in zip(self.buffers, wide, strict=True)}
         if not finite:
             self.drop()
         return finite
@@ -254,6 +250,7 @@ class PackedWeights:
         why = f"linear: {kind} a weight"
         if param.requires_grad:
             why += f"; moved by {group['votes']} votes, threshold {group['threshold']:g} {group['schedule']}"
+            why += ", by rows" if self.rows(target.name, group) is not None else ""
         return {
             "name": f"{target.name}.packed" if target.name else "packed",
             "shape": target.shape,
@@ -314,15 +311,16 @@ class PackedWeights:
         mine = buffer.pending
         if mine is None:
             mine = torch.zeros(layer.out_features, layer.in_features, dtype=dtype, device=layer.packed.device)
+        rows = self.rows(name, group)
+        if rows is not None:
+            mine = mine.to(layer.packed.device, torch.int8 if self._fits_byte[name] else dtype)
+            return rows.sum_votes(mine, dtype)
         mine = mine.to(layer.packed.device, dtype)
-        if (rows := self.rows(name, group)) is not None:
-            return rows.sum_votes(mine)
         return all_reduce(self.process_group, mine) if self._world_size() > 1 else mine
 
     def _find_thresholds(self) -> dict[int, float]:
         """τ of the next step, by the id of a group."""
-        groups = {id(buffer.options): buffer.options for buffer in self.buffers.values()}
-        return {key: self._threshold(group) for key, group in groups.items()}
+        return {key: self._threshold(group) for key, group in self._groups().items()}
 
     def _threshold(self, group: Group) -> float:
         if group["schedule"] == "annealed":
@@ -349,14 +347,49 @@ class PackedWeights:
                     "nothing was changed"
                 )
 
-    def _check_equal(self, sums: Sequence[int], totals: Sequence[int]) -> None:
-        """Raise ``RuntimeError`` on all ranks if their T differ; ``totals`` are ``sums`` over all ranks."""
-        for name, mine, total in zip(self.layers, sums, totals, strict=True):
-            if total != mine * self._world_size():
+    def _agreed(
+        self, largest: list[int], wide: list[int], finite: bool, compare: bool
+    ) -> tuple[list[int], list[int], bool]:
+        """Return over all ranks: the largest sums of votes, how many are wide, whether all are finite.
+
+        Raises:
+            RuntimeError: on all ranks that ``compare``, if options or weights T differ.
+        """
+        packed = [layer.packed for layer in self.layers.values()]
+        digests = {id(group): self._digest(group) for group in self._groups().values()}
+        options = [digests[id(buffer.options)] for buffer in self.buffers.values()]
+        # Once, since equal layers that take equal steps stay equal.
+        weights = [checksum(each) if self._taken == 0 else 0 for each in packed]
+        unfit = [not finite] * len(packed)
+        table = torch.tensor([largest, wide, unfit, options, weights], device=packed[0].device)
+        largest, wide, unfit, *totals = all_reduce(self.process_group, table).tolist()
+        # Distributed checkpoints fill a fresh state by a step without votes, before they load T.
+        if compare and any(largest):
+            if (name := self._differing(options, totals[0])) is not None:
+                raise RuntimeError(
+                    f"the processes have different options for ternary layer {name!r}; nothing was changed"
+                )
+            if (name := self._differing(weights, totals[1])) is not None:
                 raise RuntimeError(
                     f"the processes have different weights T in ternary layer {name!r}; nothing was changed. "
                     "Make the model with the same seed on all of them: fully_shard does not broadcast buffers"
                 )
+        return largest, wide, not any(unfit)
+
+    def _groups(self) -> dict[int, Group]:
+        """Return the layers' param groups by id."""
+        return {id(buffer.options): buffer.options for buffer in self.buffers.values()}
+
+    def _digest(self, group: Group) -> int:
+        """Return 40 bits of the options that must be equal on all ranks, and of this step's threshold."""
+        names = {*find_rule(group["rule"]).hyper, "seed"} - {"lr", "weight_decay"}
+        return digest([self._thresholds[id(group)], *((name, group[name]) for name in sorted(names))]) >> 16
+
+    def _differing(self, numbers: Sequence[int], totals: Sequence[int]) -> str | None:
+        """Return the first layer whose number is not the same on all ranks, from the numbers' sums."""
+        world_size = self._world_size()
+        each = zip(self.layers, numbers, totals, strict=True)
+        return next((name for name, own, total in each if total != own * world_size), None)
 
     def _check_options(self, groups: Any) -> None:
         binary = next((name for name, layer in self.layers.items() if layer.bits == 1), None)
@@ -396,6 +429,10 @@ class PackedWeights:
         return {**self.__dict__, **fresh, "_brought": votes, "_asked_group": asked}
 
 
+# What torch.compile and activation checkpointing call the module that they wrap.
+_WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module")
+
+
 def _laid_out(accumulator: Tensor, rows: Rows | None) -> bool:
     """Tell whether an accumulator is whole, or of these rows."""
     return not is_dtensor(accumulator) if rows is None else rows.fits(accumulator)
@@ -409,12 +446,12 @@ def _at_most(fraction: float, layer: TernaryLinear) -> int | None:
 
 
 def ternary_layers(model: nn.Module) -> dict[str, TernaryLinear]:
-    """Find a model's ternary and binary layers, by their names without torch.compile's and DDP's prefixes."""
+    """Find a model's ternary and binary layers, by their names without the prefixes of torch's wrappers."""
     wrapper = nn.parallel.DistributedDataParallel
     while hasattr(model, inner := "module" if isinstance(model, wrapper) else "_orig_mod"):
         model = getattr(model, inner)
     return {
-        name.replace("_orig_mod.", ""): module
+        ".".join(part for part in name.split(".") if part not in _WRAPPED): module
         for name, module in model.named_modules()
         if isinstance(module, TernaryLinear)
     }
