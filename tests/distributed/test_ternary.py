@@ -121,6 +121,8 @@ def test_ranks_equal_one_process_that_votes_for_all(case: str, distributed: str 
         optimizer = build(model, **CASES[case], distributed=distributed)
         train(model, optimizer, rank, case, range(STEPS))
         assert_equal(model, optimizer, expected)
+        why = optimizer.explain().rows[-1].why
+        assert why.endswith("divided by rows") == (distributed == "rows")
         return optimizer.state_bytes()
 
     held = run_on_ranks(work)

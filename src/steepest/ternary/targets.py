@@ -250,7 +250,7 @@ class PackedWeights:
         why = f"linear: {kind} a weight"
         if param.requires_grad:
             why += f"; moved by {group['votes']} votes, threshold {group['threshold']:g} {group['schedule']}"
-            why += ", by rows" if self.rows(target.name, group) is not None else ""
+            why += "; accumulators divided by rows" if self.rows(target.name, group) is not None else ""
         return {
             "name": f"{target.name}.packed" if target.name else "packed",
             "shape": target.shape,
