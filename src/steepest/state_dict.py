@@ -116,8 +116,10 @@ def _loadable(
                     target = None if targets is None else targets.find(param)
                     expected = blank_state(real_view(param), merged, label, target)
                     _check_state(who, state, expected, merged, extra_state, is_foreign)
-                    own = [name for name in state if _is_per_element(name, merged, extra_state)]
-                    check_state_layout(who, param, state, own)
+                    # A target's state is laid out as the target is.
+                    if target is None:
+                        own = [name for name in state if _is_per_element(name, merged, extra_state)]
+                        check_state_layout(who, param, state, own)
                 if state is not None:
                     found.append((param, merged, state))
     except ValueError as error:
@@ -227,7 +229,7 @@ def _is_per_element(name: str, group: Group, extra_state: Collection[str]) -> bo
     if spec is not None:
         return spec.per == "element"
     # A rule with `transform` has no other entries but those of its matrices.
-    return name != "step" and (not rule.transforms or name in extra_state)
+    return name != "step" and not rule.moves and (not rule.transforms or name in extra_state)
 
 
 def _restored(
@@ -242,7 +244,7 @@ def _restored(
         if isinstance(value, Tensor) and is_dtensor(param) and _is_per_element(name, group, extra_state):
             state[name] = sharded_entry(param, value)
             continue
-        if is_dtensor(value):
+        if rule.transforms and is_dtensor(value):
             state[name] = value  # a factor, which its owner will get
             continue
         if isinstance(value, (int, float)) and name in per_tensor:

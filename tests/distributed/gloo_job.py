@@ -22,6 +22,8 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 import steepest
 
+from . import ternary_job
+
 
 def small_model() -> nn.Sequential:
     torch.manual_seed(0)
@@ -300,6 +302,7 @@ JOBS = {
     "fsdp2": fsdp2,
     "failures": lambda _: failures(),
     "released": lambda _: released(),
+    "ternary": ternary_job.run,
 }
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LocalState",
+    "assign",
     "check_state_layout",
     "checked_region",
     "is_dtensor",
@@ -69,6 +70,14 @@ def local_part(tensor: DTensor) -> Tensor:
     local = tensor.to_local()
     # An asynchronous collective returns a subclass.
     return local if type(local) is Tensor else getattr(local, "wait", lambda: local)()
+
+
+def assign(param: Tensor, whole: Tensor) -> None:
+    """Set a parameter, or this process's shard of it, in place."""
+    if is_dtensor(param):
+        local_part(param).copy_(region_of(param).of(whole))
+    else:
+        param.copy_(whole)
 
 
 def is_pending(grad: DTensor, param: DTensor) -> bool:

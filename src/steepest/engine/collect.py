@@ -26,7 +26,7 @@ __all__ = ["Collector", "ParamBatch", "ParamUpdate", "check_shard", "describe"]
 
 
 def check_shard(who: str, param: Tensor, rule: Rule, group: Group) -> Region | None:
-    """Return the part of a DTensor that this process holds; None for other tensors.
+    """Return the part of a DTensor that this process holds; None for others and for those of targets.
 
     Raises:
         ValueError: the rule does not take DTensors, or no rule takes this one.
@@ -34,9 +34,8 @@ def check_shard(who: str, param: Tensor, rule: Rule, group: Group) -> Region | N
     if type(param) in PLAIN or not is_dtensor(param):
         return None
     if rule.moves:
-        raise ValueError(
-            f"{who} is a DTensor: {rule.name!r} needs whole tensors and does not take sharded ones"
-        )
+        # The rule itself knows how what the parameter stands for is divided.
+        return None
     if group["state_device"] == "cpu" and param.device_mesh.device_type != "cpu":
         raise ValueError(
             f"{who} is a DTensor: state_device='cpu' does not take sharded parameters; "
@@ -282,7 +281,8 @@ class Collector:
         owner: Tensor = group["params"][index]
         if type(owner) not in PLAIN and is_dtensor(owner):
             self.sharded = True
-            return _local_member(group, group_index, index, word, states)
+            of = _member_of_target if self._groups[group_index].rule.moves else _local_member
+            return of(group, group_index, index, word, states)
         # A parameter without a gradient is collected only for its target.
         grad = torch.zeros_like(owner) if owner.grad is None else owner.grad
         if grad.layout is not torch.strided:
@@ -332,6 +332,21 @@ def _local_member(
     member = ParamUpdate(group, group_index, index, word, owner, param, grad, state)
     member.extent, member.first = Extent.within(whole, region.first), region.first
     return member
+
+
+def _member_of_target(
+    group: Group,
+    group_index: int,
+    index: int,
+    word: int,
+    states: Mapping[Tensor, MutableMapping[str, Any]],
+) -> ParamUpdate:
+    """Return a DTensor that stands for a target; its state is the target's, and not laid out as it is."""
+    owner = group["params"][index]
+    param = local_part(owner)
+    grad = torch.zeros_like(param) if owner.grad is None else owner.grad
+    grad = local_part(grad) if is_dtensor(grad) else grad
+    return ParamUpdate(group, group_index, index, word, owner, param, grad, states.get(owner, {}))
 
 
 def _target(targets: Targets | None, member: ParamUpdate) -> Any:
