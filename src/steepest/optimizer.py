@@ -154,9 +154,9 @@ class Optimizer(torch.optim.Optimizer):
         taken: bool | Tensor = True
         # A process without gradients must tell those that have some.
         if batches or collector.sharded:
+            shares = collector.sharded and collector.share(groups, batches, self._user_functions)
             watched = collector.sharded or any(group["nonfinite"] != "ignore" for group in groups)
-            together, history = collector.sharded, collector.history
-            ask = partial(check, batches, groups, sharded=together, history=history)
+            ask = partial(check, batches, groups, collector.sharded, shares, collector.history)
             may = ask if watched else lambda: True
             taken = self._take(batches, may() if targets is None else targets.agree(groups, state, may))
         if "_taken_in_backward" in self.__dict__:  # count both as one step
@@ -167,7 +167,8 @@ class Optimizer(torch.optim.Optimizer):
 
     def _take(self, batches: list[ParamBatch], finite: bool | Tensor) -> bool | Tensor:
         """Step these parameters if their gradients are finite, and return whether: see :func:`take_step`."""
-        return take_step(batches, finite, self.param_groups, self.state, self._user_functions)
+        groups, shared = self.param_groups, self._collector.shared
+        return take_step(batches, finite, groups, self.state, self._user_functions, shared)
 
     def watch(self, targets: Targets) -> None:
         """Let ``step()`` also move the targets of parameters in the groups."""

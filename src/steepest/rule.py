@@ -7,6 +7,7 @@ A rule has the phases whose methods it overrides: ``measure``, ``update``, ``tra
 from __future__ import annotations
 
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from steepest.hyperparameters import (
     COMMON_OPTIONS,
     CommonOptions,
     Hyperparameter,
+    choice,
     integer,
     near_miss,
 )
@@ -49,8 +51,13 @@ Noise = Callable[[int], Tensor]
 _FLAT = ("ds_id", "ds_tensor", "_is_flat_param", "_fsdp_flattened")
 
 # Options of every rule with ``transform``, because the engine cuts and stacks its matrices.
-_MATRIX_HYPER = {"views": fused_parameters(), "bucket_bytes": integer(low=1)}
-MATRIX_DEFAULTS = {"views": None, "bucket_bytes": 1 << 28}
+_MATRIX_HYPER = {
+    "views": fused_parameters(),
+    "bucket_bytes": integer(low=1),
+    "distributed": choice(None, "owners", "everywhere"),
+    "exchange_dtype": choice(None, torch.bfloat16, torch.float16, torch.float32, torch.float64),
+}
+MATRIX_DEFAULTS = {"views": None, "bucket_bytes": 1 << 28, "distributed": None, "exchange_dtype": None}
 
 
 class MatrixOptions(CommonOptions, total=False):
@@ -58,10 +65,18 @@ class MatrixOptions(CommonOptions, total=False):
 
     - ``views``: parameter names -> blocks (:mod:`steepest.views`) of fused parameters.
     - ``bucket_bytes``: bound, in bytes, on the working memory of matrices that are computed together.
+    - ``distributed``: where the matrices of several processes are computed. ``"owners"``: each by one
+      process, which sends the result to the others; None does so for sharded parameters (DTensors), while
+      every process computes those that it has whole. ``"everywhere"``: every process receives all shards and
+      computes all matrices.
+    - ``exchange_dtype``: the dtype in which matrices travel; None is that of the computation.
+      ``torch.bfloat16`` halves the bytes of float32, and rounds what a matrix function is given and returns.
     """
 
     views: Mapping[str, View] | None
     bucket_bytes: int
+    distributed: Literal["owners", "everywhere"] | None
+    exchange_dtype: torch.dtype | None
 
 
 @dataclass(frozen=True)
@@ -234,6 +249,11 @@ class Rule(ABC):
     def working_bytes(self, dtype: torch.dtype, group: Group) -> int:
         """Return the bytes per element of a matrix and its entries in use at once in ``transform``."""
         return self.working_copies * dtype.itemsize
+
+    def cost(self, shape: tuple[int, ...], group: Group) -> float:
+        """Return roughly the flops of ``transform`` for matrices [..., m, n], by which work is shared out."""
+        numel = math.prod(shape)
+        return 16.0 * numel * (min(shape[-2:]) if len(shape) > 1 else 1)
 
     def counts_matrices(self, group: Group) -> bool:
         """Return whether the leading dimensions of a parameter count matrices."""

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steepest.engine.collect import ParamUpdate
+from steepest.engine.batches import ParamUpdate
 from steepest.engine.layout import Extent
 from steepest.engine.update import MatrixKind, UpdateConfig
 from steepest.views import cut
@@ -24,15 +24,25 @@ class MatrixBlock:
         member: the parameter.
         suffix: of its entries' names in the parameter's state: ``""``, or ``".0"``, ``".1"``, … for blocks.
         kind: its shape as ``transform`` sees it, and its entries.
-        columns: its part of the parameter, the gradient and the state per element.
+        shape: its shape before matrices are merged to that.
+        columns: its part of the parameter, the gradient and the state per element; none where it is computed
+            for other processes, which have them.
         extent: its places in the parameter; None if it is all of it.
+        rows: the first index and the number of its matrices in a batch; None if it has all of them.
     """
 
     member: ParamUpdate
     suffix: str
     kind: MatrixKind
+    shape: torch.Size
     columns: list[Tensor]
     extent: Extent | None
+    rows: tuple[int, int] | None = None
+
+    def entry(self, name: str) -> Tensor:
+        """Return an entry of the state of this matrix."""
+        value: Tensor = self.member.state[name + self.suffix]
+        return value if self.rows is None else value.narrow(0, *self.rows)
 
 
 def view_of(config: UpdateConfig, label: str | None) -> Any:
@@ -55,7 +65,8 @@ def blocks_of(config: UpdateConfig, member: ParamUpdate) -> list[MatrixBlock]:
     """List the logical matrices of a parameter that has its state."""
     view = view_of(config, member.label)
     if view is None:
-        return [MatrixBlock(member, "", config.matrix(member.param.shape), member.columns, None)]
+        shape = member.param.shape
+        return [MatrixBlock(member, "", config.matrix(shape), shape, member.columns, None)]
     # The blocks of a contiguous meta tensor give each element's place by their offset and strides.
     whole = torch.empty(member.param.shape, device="meta")
     cuts = [cut_blocks(config, column, view) for column in (whole, *member.columns)]
@@ -64,6 +75,7 @@ def blocks_of(config: UpdateConfig, member: ParamUpdate) -> list[MatrixBlock]:
             member,
             suffix,
             config.matrix(place.shape),
+            place.shape,
             [column for _, column in columns],
             Extent(int(place.storage_offset()), place.stride()),
         )

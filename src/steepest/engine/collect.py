@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import numbers
-from collections.abc import Mapping, MutableMapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from operator import is_, itemgetter
 from typing import Any
 
@@ -16,69 +15,14 @@ from torch import Tensor
 from steepest.distributed.agreement import History
 from steepest.distributed.layout import Region
 from steepest.distributed.local import LocalState, checked_region, is_dtensor, local_part
+from steepest.engine.batches import ParamBatch, ParamUpdate, describe
 from steepest.engine.layout import Extent, real_view
+from steepest.engine.units import Sharding
 from steepest.engine.update import PLAIN, UpdateConfig
-from steepest.random import Key, tensor_word
-from steepest.rule import Group, Rule, Scalar, Targets, find_rule
+from steepest.random import tensor_word
+from steepest.rule import Group, Rule, Targets, find_rule
 
 __all__ = ["Collector", "ParamBatch", "ParamUpdate", "check_shard", "describe"]
-
-
-@dataclass(slots=True, eq=False)
-class ParamUpdate:
-    """One parameter with its gradient in this step.
-
-    Attributes:
-        group, group_index, index: where the parameter stands.
-        word: with the step count and the element's place it keys noise: a hash of the parameter's name, so
-            that an optimizer of some of the parameters draws what one of all draws; without names its
-            number among all parameters.
-        owner: the parameter as the user has it.
-        param, grad: real views. A step tracks no gradients, so they need not be detached.
-        state: the parameter's.
-        columns: (param, grad, state entries per element…), once the state is made.
-        step: the number of the step being taken.
-        key: of the noise, where the step count is a device's; else None.
-        scalars: the step's numbers for the rule.
-        measured: the per-tensor state after the step.
-        target: what the parameter stands for, where its rule moves that.
-        extent: the places of the local shard if the owner is a DTensor, else None. ``param``, ``grad`` and
-            ``state`` are then local.
-    """
-
-    group: Group
-    group_index: int
-    index: int
-    word: int
-    owner: Tensor
-    param: Tensor
-    grad: Tensor
-    state: MutableMapping[str, Any]
-    columns: list[Tensor] = field(default_factory=list)
-    step: Scalar = 0
-    key: Key | None = None
-    scalars: Mapping[str, Scalar] = field(default_factory=dict)
-    measured: Mapping[str, Scalar] | None = None
-    target: Any = None
-    extent: Extent | None = None
-
-    @property
-    def name(self) -> str:
-        """The parameter's description in messages."""
-        return describe(self.group, self.group_index, self.index)
-
-    @property
-    def label(self) -> str | None:
-        """The name given by the user, or None."""
-        return self.group["param_names"][self.index] if "param_names" in self.group else None
-
-
-@dataclass(slots=True, eq=False)
-class ParamBatch:
-    """Parameters of one group that share dtypes, device and configuration."""
-
-    config: UpdateConfig
-    members: list[ParamUpdate]
 
 
 def check_shard(who: str, param: Tensor, rule: Rule, group: Group) -> Region | None:
@@ -89,7 +33,7 @@ def check_shard(who: str, param: Tensor, rule: Rule, group: Group) -> Region | N
     """
     if type(param) in PLAIN or not is_dtensor(param):
         return None
-    if rule.scope != "element" or rule.moves:
+    if rule.scope == "tensor" or rule.moves:
         raise ValueError(
             f"{who} is a DTensor: {rule.name!r} needs whole tensors and does not take sharded ones yet; "
             "element rules do (lion, adamw, simba, ...)"
@@ -100,14 +44,6 @@ def check_shard(who: str, param: Tensor, rule: Rule, group: Group) -> Region | N
             "fully_shard(offload_policy=CPUOffloadPolicy()) keeps them and their state on the host"
         )
     return checked_region(who, param)
-
-
-def describe(group: Group, group_index: int, index: int) -> str:
-    """Return a parameter's name if the user gave one, else its position."""
-    if "param_names" in group:
-        return f"parameter {group['param_names'][index]!r}"
-    shape = tuple(group["params"][index].shape)
-    return f"parameter {index} of group {group_index} (shape {shape})"
 
 
 class _CheckedGroup:
@@ -150,9 +86,14 @@ class Collector:
         self._matrices = False
         # The key words on each device, kept as long as the optimizer: a captured graph reads them.
         self._words: dict[Any, dict[int, Tensor]] = {}
-        # Whether processes must agree before a step: a parameter is or was a DTensor, or a group asks for it.
+        # Whether processes must agree before a step: a parameter is or was a DTensor, processes share work,
+        # or a group asks for it.
         self.sharded = False
         self.history = History()
+        # Who computes the matrices, if processes share the work on any.
+        self.shared: Sharding | None = None
+        self._sharding = Sharding()
+        self._is_made = False
 
     def remember(self, groups: Sequence[Group]) -> None:
         """Record the parameters of new groups; the next step checks their options."""
@@ -166,6 +107,7 @@ class Collector:
         self._vectors |= {param.shape for param in params if param.dim() < 2}
         self._matrices |= any(param.dim() > 1 for param in params)
         self.sharded = self.sharded or any(type(param) not in PLAIN and is_dtensor(param) for param in params)
+        self._is_made = False
 
     def check(self, who: str, groups: Sequence[Group]) -> None:
         """Raise ``ValueError``, before the step begins, for options or parameters that would break it.
@@ -214,7 +156,6 @@ class Collector:
         group = groups[index]
         rule = find_rule(group["rule"])
         rule.check(who, {**group, "lr": rule.own_defaults["lr"]})
-        self.sharded |= group["agree"] == "all" or group.get("distributed") == "owners"
         checked = _CheckedGroup(rule, group)
         if known is None:
             self._groups.append(checked)
@@ -226,6 +167,8 @@ class Collector:
             checked.params, checked.names, checked.words = known.params, known.names, known.words
             self._groups[index] = checked
         checked.accept(group)
+        self.sharded |= group["agree"] == "all" or group.get("distributed") == "owners"
+        self._is_made = False
         return checked
 
     def _check_replaced(self, known: _CheckedGroup, group: Group, group_index: int) -> None:
@@ -313,6 +256,25 @@ class Collector:
         member = self._member(group, group_index, index, word, states)
         return ParamBatch(self._config(group_index, group, member), [member])
 
+    def share(
+        self,
+        groups: Sequence[Group],
+        batches: Sequence[ParamBatch],
+        user_functions: Callable[[ParamBatch], Any],
+    ) -> bool:
+        """Give the members their units; return whether processes share the work on any matrices.
+
+        ``user_functions`` gives the optimizer's own code for a batch, which must see whole parameters.
+        """
+        if not self._is_made:
+            self._sharding.make(groups, lambda config: user_functions(ParamBatch(config, [])) is not None)
+            self._is_made = True
+        for batch in batches:
+            for member in batch.members if batch.config.rule.transforms else ():
+                member.units = self._sharding.of(member.owner)
+        self.shared = self._sharding if self._sharding.is_shared else None
+        return self.shared is not None
+
     def _member(
         self,
         group: Group,
@@ -372,7 +334,7 @@ def _local_member(
     whole = (*owner.shape, 2) if owner.is_complex() else owner.shape
     state = LocalState(owner, states.get(owner, {}))
     member = ParamUpdate(group, group_index, index, word, owner, param, grad, state)
-    member.extent = Extent.within(whole, region.first)
+    member.extent, member.first = Extent.within(whole, region.first), region.first
     return member
 
 

@@ -100,7 +100,6 @@ def _complaint(members: list[ParamUpdate]) -> str:
 def check(
     batches: list[ParamBatch],
     groups: Sequence[Group],
-    *,
     sharded: bool,
     exchanging: bool = False,
     history: History | None = None,

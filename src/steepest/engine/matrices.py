@@ -6,6 +6,7 @@ stack into directions, ``after`` applies them. Only what ``transform`` is given 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steepest.engine.batches import ParamBatch, ParamUpdate
 from steepest.engine.blocks import MatrixBlock, blocks_of
 from steepest.engine.chunks import run_eager
-from steepest.engine.collect import ParamBatch, ParamUpdate
 from steepest.engine.compiled import run_compiled
 from steepest.engine.layout import Extent, Row
 from steepest.engine.multi_tensor import SMALL
@@ -25,22 +26,19 @@ from steepest.engine.reductions import write_measured
 from steepest.engine.step_count import add_step, noise_key
 from steepest.engine.update import ChunkNoise, Pass, UpdateConfig, descended, narrowed, store
 
-__all__ = ["UserFunctions", "step_matrices", "step_one_by_one"]
+__all__ = ["MatrixRun", "UserFunctions", "buckets", "step_matrices", "step_one_by_one"]
 
 PassRunner = Callable[
     [Pass, UpdateConfig, Sequence[Row], Mapping[str, Any], "Tensor | None"],
     None,
 ]
 
-# Bytes of int64 indices and words per element that needs noise.
-_NOISE_BYTES = 48
-
 
 def step_matrices(batch: ParamBatch, finite: Tensor | None, compiled: bool) -> None:
     """Step every member of a batch, bucket by bucket."""
-    run = _Run(batch.config, batch.config.numbers(), finite, run_compiled if compiled else run_eager)
+    run = MatrixRun(batch.config, batch.config.numbers(), finite, run_compiled if compiled else run_eager)
     blocks = [block for member in batch.members for block in blocks_of(run.config, member)]
-    for bucket in _buckets(run.config, blocks):
+    for bucket in buckets(run.config, blocks):
         run.finish(bucket, *run.directions(bucket, None))
 
 
@@ -66,12 +64,12 @@ def step_one_by_one(
     They may raise: every parameter has then either been stepped or is as it was, and so is its state. No more
     memory is held than one parameter needs.
     """
-    run = _Run(batch.config, batch.config.numbers(), finite, run_compiled if compiled else run_eager)
+    run = MatrixRun(batch.config, batch.config.numbers(), finite, run_compiled if compiled else run_eager)
     for member in batch.members:
         _step_one(run, member, functions)
 
 
-def _step_one(run: _Run, member: ParamUpdate, functions: UserFunctions) -> None:
+def _step_one(run: MatrixRun, member: ParamUpdate, functions: UserFunctions) -> None:
     # A separate function, because loop variables would keep one parameter's results alive during the next.
     config, finite = run.config, run.finite
     param, grad, *entries = member.columns
@@ -102,7 +100,7 @@ def _step_one(run: _Run, member: ParamUpdate, functions: UserFunctions) -> None:
     add_step(ParamBatch(config, [member]), finite)
 
 
-def _buckets(config: UpdateConfig, blocks: Sequence[MatrixBlock]) -> Iterator[list[MatrixBlock]]:
+def buckets(config: UpdateConfig, blocks: Sequence[MatrixBlock]) -> Iterator[list[MatrixBlock]]:
     """Yield blocks of equal shape and step count, with at most ``bucket_bytes`` of working memory.
 
     If only a device knows the step counts, blocks with different counts share a bucket.
@@ -115,14 +113,13 @@ def _buckets(config: UpdateConfig, blocks: Sequence[MatrixBlock]) -> Iterator[li
     for (shape, _), alike in by_kind.items():
         if math.prod(shape) == 0:
             continue
-        each = config.rule.working_bytes(config.compute, config.group) + _NOISE_BYTES * config.draws
-        count = max(1, config.group["bucket_bytes"] // (alike[0].kind.numel * each))
+        count = max(1, config.group["bucket_bytes"] // (alike[0].kind.numel * config.working_bytes))
         for first in range(0, len(alike), count):
             yield alike[first : first + count]
 
 
 @dataclass(slots=True)
-class _Run:
+class MatrixRun:
     """The step of one batch: configuration, numbers, the mask, and the function that runs passes."""
 
     config: UpdateConfig
@@ -130,47 +127,74 @@ class _Run:
     finite: Tensor | None
     run: PassRunner
 
+    def on(self, device: torch.device) -> MatrixRun:
+        """Return this run, or a copy that computes on another device than that of the parameters."""
+        if device == self.config.device:
+            return self
+        config = copy.copy(self.config)
+        config.device = device
+        return MatrixRun(config, config.numbers(), self.finite, self.run)
+
     def directions(
-        self, bucket: list[MatrixBlock], orthogonalize: Callable[[Tensor], Tensor] | None
+        self,
+        bucket: list[MatrixBlock],
+        orthogonalize: Callable[[Tensor], Tensor] | None,
+        inputs: list[Tensor] | None = None,
+        params: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Write the elementwise state, and return a bucket's stacked directions and new matrix entries."""
+        """Return a bucket's stacked directions and new matrix entries.
+
+        Args:
+            bucket: matrices of one shape.
+            orthogonalize: the user's function, if any.
+            inputs: what ``update`` has returned for them, stacked; if None, the ``before`` pass writes the
+                elementwise state and returns it.
+            params: the stacked parameters, if the blocks have no columns.
+        """
         config = self.config
-        shape = (len(bucket), *bucket[0].kind.shape)
-        inputs = [
-            torch.empty(shape, dtype=config.compute, device=config.device) for _ in range(config.inputs)
-        ]
-        self._pass("before", bucket, inputs)
-        given = self._given(bucket)
+        if inputs is None:
+            shape = (len(bucket), *bucket[0].kind.shape)
+            inputs = [
+                torch.empty(shape, dtype=config.compute, device=config.device) for _ in range(config.inputs)
+            ]
+            self.element_pass("before", bucket, inputs)
+        given = self._given(bucket, params)
         if "orthogonalize" in config.rule.transform_takes:
             given["orthogonalize"] = orthogonalize
         # The rule chooses the dtype of its products; autocast must not change it.
         with torch.autocast(config.device.type, enabled=False):
             return config.rule.transform(*inputs, **given)
 
-    def _pass(self, which: Pass, bucket: list[MatrixBlock], stacks: list[Tensor]) -> None:
-        """Run a pass over a bucket's blocks; ``stacks`` hold their last columns."""
+    def element_pass(
+        self,
+        which: Pass,
+        blocks: list[MatrixBlock],
+        stacks: list[Tensor],
+        slots: list[list[Tensor]] | None = None,
+    ) -> None:
+        """Run a pass over blocks, whose last columns are stacked, or given for each block as ``slots``."""
         config = self.config
         rows = []
-        for at, block in enumerate(bucket):
+        for at, block in enumerate(blocks):
             columns, own = (
                 (block.columns, _numbers_of(config, block)) if which == "before" else (block.columns[:1], {})
             )
             key = noise_key(config, block.member) if config.noisy else None
-            slots = [stack[at].reshape(columns[0].shape) for stack in stacks]
-            rows.append(Row([*columns, *slots], own, key, block.extent))
+            last = slots[at] if slots else [stack[at].reshape(columns[0].shape) for stack in stacks]
+            rows.append(Row([*columns, *last], own, key, block.extent))
         if len(rows) > 1 and rows[0].columns[0].numel() <= SMALL and not config.noisy and _alike(rows):
             # Stacking small matrices takes less time than one pass for each.
             tensors = list(zip(*[row.columns for row in rows], strict=True))
             kept = len(tensors) - len(stacks)
             joined = [torch.stack(column) for column in tensors[:kept]]
-            slots = [stack.reshape(joined[0].shape) for stack in stacks]
-            self.run(which, config, [Row([*joined, *slots], rows[0].scalars)], self.numbers, self.finite)
-            for column, values in list(zip(tensors, joined, strict=False))[2 * (which == "before") :]:
-                torch._foreach_copy_(column, values.unbind())
+            last = [stack.reshape(joined[0].shape) for stack in stacks]
+            self.run(which, config, [Row([*joined, *last], rows[0].scalars)], self.numbers, self.finite)
+            for at in range(2, kept) if which == "before" else (0,):
+                torch._foreach_copy_(tensors[at], joined[at].unbind())
         else:
             self.run(which, config, rows, self.numbers, self.finite)
 
-    def _given(self, bucket: list[MatrixBlock]) -> dict[str, Any]:
+    def _given(self, bucket: list[MatrixBlock], params: Tensor | None) -> dict[str, Any]:
         """Return the arguments that the rule's ``transform`` names."""
         config = self.config
         takes = config.rule.transform_takes
@@ -180,39 +204,42 @@ class _Run:
                 if name in takes:
                     given[name] = number
         for name in bucket[0].kind.specs:
-            entries = [block.member.state[name + block.suffix] for block in bucket]
-            given[name] = torch.stack(entries) if len(entries) > 1 else entries[0].unsqueeze(0)
+            entries = [block.entry(name) for block in bucket]
+            stacked = torch.stack(entries) if len(entries) > 1 else entries[0].unsqueeze(0)
+            given[name] = stacked if stacked.device == config.device else stacked.to(config.device)
         if "param" in takes:
-            given["param"] = _stacked_params(config, bucket)
+            given["param"] = _stacked_params(config, bucket) if params is None else params
         if "grad_dtype" in takes:
             given["grad_dtype"] = config.grad_dtype
         if "key" in takes:
-            given["key"], given["index"] = _keys(config, bucket), partial(_places, bucket)
+            given["key"], given["index"] = _keys(config, bucket), partial(_places, bucket, config.device)
         return given
 
     def finish(self, bucket: list[MatrixBlock], direction: Tensor, new: Mapping[str, Tensor]) -> None:
         """Apply a bucket's directions, and write its new entries."""
-        config = self.config
-        if config.rule.retracts:
-            self._retract(bucket, direction, new)
+        if self.config.rule.retracts:
+            written = self.retracted(bucket, _stacked_params(self.config, bucket), direction, new)
+            for block, value in zip(bucket, written.unbind(), strict=True):
+                param = block.columns[0]
+                store(param, value.reshape(param.shape), self.finite)
         else:
-            self._pass("after", bucket, [direction])
+            self.element_pass("after", bucket, [direction])
         for name, values in new.items():
             for block, value in zip(bucket, values.unbind(), strict=True):
-                home = block.member.state[name + block.suffix]
+                home = block.entry(name)
                 store(home, value.view(home.shape), self.finite)
 
-    def _retract(self, bucket: list[MatrixBlock], direction: Tensor, new: Mapping[str, Tensor]) -> None:
-        """Step whole matrices, stacked, and bring them back onto the rule's set."""
+    def retracted(
+        self, bucket: list[MatrixBlock], before: Tensor, direction: Tensor, new: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Return whole parameters, stacked, after a step that brings them back onto the rule's set."""
         config = self.config
-        before = _stacked_params(config, bucket)
         method = config.method if config.decays else None
         after = config.rule.retract(descended(before, direction, self.numbers, method), before, new)
-        noise = ChunkNoise(_keys(config, bucket) if config.noisy else None, partial(_places, bucket))
-        written = narrowed(config, after, config.dtype, noise)
-        for block, value in zip(bucket, written.unbind(), strict=True):
-            param = block.columns[0]
-            store(param, value.reshape(param.shape), self.finite)
+        noise = ChunkNoise(
+            _keys(config, bucket) if config.noisy else None, partial(_places, bucket, after.device)
+        )
+        return narrowed(config, after, config.dtype, noise)
 
 
 def _stacked_params(config: UpdateConfig, bucket: list[MatrixBlock]) -> Tensor:
@@ -225,7 +252,7 @@ def _numbers_of(config: UpdateConfig, block: MatrixBlock) -> Mapping[str, Any]:
     scalars = block.member.scalars
     for name, spec in block.kind.specs.items():
         if name in config.rule.takes and not spec.shape:
-            value = block.member.state[name + block.suffix]
+            value = block.entry(name)
             # On the CPU, a float is faster than a tensor and gives the same bits.
             known = value.device.type == "cpu" and not config.counts_on_device
             scalars = {**scalars, name: float(value) if known else value}
@@ -261,14 +288,12 @@ def _keys(config: UpdateConfig, bucket: list[MatrixBlock]) -> Any:
     return tuple(column.view(-1, *ones) for column in columns)
 
 
-def _places(bucket: list[MatrixBlock]) -> Tensor:
+def _places(bucket: list[MatrixBlock], device: torch.device) -> Tensor:
     """Return each element's place in its whole parameter, so that noise does not depend on the cut."""
-    shape, device = bucket[0].kind.shape, bucket[0].columns[0].device
+    shape = bucket[0].kind.shape
     if all(block.extent is None for block in bucket):
         return torch.arange(math.prod(shape), device=device).view(1, *shape)
-    extents = [
-        (block.extent or Extent.of(block.columns[0].shape), block.columns[0].shape) for block in bucket
-    ]
+    extents = [(block.extent or Extent.of(block.shape), block.shape) for block in bucket]
     return torch.stack(
         [extent.places(seen, device).to(torch.int64).reshape(shape) for extent, seen in extents]
     )

@@ -8,15 +8,17 @@ from typing import Any
 from torch import Tensor
 
 from steepest.compile.available import PAYS_FROM, wants_compiling
+from steepest.engine.batches import ParamBatch
 from steepest.engine.chunks import run_eager
-from steepest.engine.collect import ParamBatch
 from steepest.engine.compiled import prepare, run_compiled
 from steepest.engine.cpu_offload import on_host
 from steepest.engine.layout import Row
-from steepest.engine.matrices import UserFunctions, step_matrices, step_one_by_one
+from steepest.engine.matrices import MatrixRun, UserFunctions, step_matrices, step_one_by_one
+from steepest.engine.owners import Exchange, step_together
 from steepest.engine.reductions import measure, reads_back, write_measured
 from steepest.engine.state import make_state
 from steepest.engine.step_count import add_step, count_steps, noise_key
+from steepest.engine.units import Sharding
 from steepest.rule import Group
 
 __all__ = ["take_step"]
@@ -28,6 +30,7 @@ def take_step(
     groups: Sequence[Group],
     states: MutableMapping[Tensor, Any],
     user_functions: Callable[[ParamBatch], UserFunctions | None],
+    sharding: Sharding | None = None,
 ) -> bool | Tensor:
     """Step parameters if their gradients are finite.
 
@@ -37,6 +40,7 @@ def take_step(
         groups: all of the optimizer's.
         states: the parameters' states, which makes an entry where there is none.
         user_functions: gives a subclass's own code for a batch, if it has any.
+        sharding: who computes the matrices of members that have units; None if no member has any.
 
     Returns:
         Whether the step was taken: ``finite``, a tensor where only the device knows.
@@ -63,14 +67,47 @@ def take_step(
         own.append(functions)
     # Compiling may fail, so it comes before anything is written.
     compiled = [_compiles(batch, mask is not None) for batch in batches]
+    steps = list(zip(batches, compiled, own, strict=True))
     # User code may raise, so it comes first, when the least has been stepped.
-    for batch, wish, functions in zip(batches, compiled, own, strict=True):
+    if sharding is not None:
+        steps = _step_together(steps, mask, sharding, of_users=True)
+    for batch, wish, functions in steps:
         if functions is not None:
             step_one_by_one(batch, _on(mask, batch), wish, functions)
-    for batch, wish, functions in zip(batches, compiled, own, strict=True):
+    if sharding is not None:
+        steps = _step_together(steps, mask, sharding, of_users=False)
+    for batch, wish, functions in steps:
         if functions is None:
             _run(batch, _on(mask, batch), wish)
     return finite
+
+
+_Step = tuple[ParamBatch, bool, "UserFunctions | None"]
+
+
+def _step_together(
+    steps: list[_Step], mask: Tensor | None, sharding: Sharding, *, of_users: bool
+) -> list[_Step]:
+    """Step the members that have units, of batches with the user's own code or of the others.
+
+    Return what is left.
+    """
+    exchanges, left = [], []
+    for batch, wish, functions in steps:
+        shared = [member for member in batch.members if member.units is not None]
+        if not shared or (functions is not None) != of_users:
+            left.append((batch, wish, functions))
+            continue
+        config, finite = batch.config, _on(mask, batch)
+        run = MatrixRun(config, config.numbers(), finite, run_compiled if wish else run_eager)
+        exchanges.append(Exchange(ParamBatch(config, shared), run, functions))
+        alone = [member for member in batch.members if member.units is None]
+        if alone:
+            left.append((ParamBatch(config, alone), wish, functions))
+    step_together(exchanges, sharding)
+    for exchange in exchanges:
+        _finish(exchange.batch, exchange.run.finite)
+    return left
 
 
 def _on(mask: Tensor | None, batch: ParamBatch) -> Tensor | None:
@@ -107,6 +144,12 @@ def _run(batch: ParamBatch, finite: Tensor | None, compiled: bool) -> None:
             _step_elements(near, None, compiled)
     else:
         _step_elements(batch, finite, compiled)
+    _finish(batch, finite)
+
+
+def _finish(batch: ParamBatch, finite: Tensor | None) -> None:
+    """Write the new state per tensor, and count the step."""
+    config = batch.config
     if config.measures:
         write_measured(batch.members)
     # Existing counts go on even if no option needs them any more.

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from steepest.distributed.local import LocalState
+from steepest.engine.batches import ParamBatch, ParamUpdate
 from steepest.engine.blocks import cut_blocks, view_of
-from steepest.engine.collect import ParamBatch, ParamUpdate
+from steepest.engine.units import Unit
 from steepest.engine.update import UpdateConfig
 from steepest.rule import Group, StateSpec, find_rule
 
@@ -20,12 +21,21 @@ _STEP = StateSpec("tensor", torch.float32)
 
 
 def _entries(
-    config: UpdateConfig, param: Tensor, label: str | None, target: Any = None
+    config: UpdateConfig,
+    param: Tensor,
+    label: str | None,
+    target: Any = None,
+    units: Iterable[Unit] | None = None,
 ) -> Iterator[tuple[str, StateSpec, Tensor]]:
-    """Yield (name, spec, parameter or block) for every entry."""
+    """Yield (name, spec, parameter or block) for every entry that this process keeps."""
     for name, spec in config.specs.items():
         yield name, spec, param
-    if config.rule.transforms:
+    if units is not None:
+        # Units of one batch of matrices have the same entries.
+        for unit in {unit.suffix: unit for unit in units}.values():
+            for name, spec in unit.kept.items():
+                yield name + unit.suffix, spec, param
+    elif config.rule.transforms:
         for suffix, block in cut_blocks(config, param, view_of(config, label)):
             for name, spec in config.matrix(block.shape).specs.items():
                 yield name + suffix, spec, block
@@ -52,16 +62,20 @@ def blank_state(param: Tensor, group: Group, label: str | None, target: Any = No
 def lacks_state(config: UpdateConfig, member: ParamUpdate) -> bool:
     """Return whether a parameter lacks entries that the present options need."""
     if config.rule.moves:
-        return any(
-            name not in member.state for name, *_ in _entries(config, member.param, None, member.target)
-        )
+        return any(name not in member.state for name, *_ in _entries_of(config, member, member.param))
     if not config.rule.transforms:
         return not config.names <= member.state.keys()
     view = view_of(config, member.label) if config.group["views"] else None
-    if view is None:
+    if view is None and member.units is None:
         own = config.matrix(member.param.shape).specs
         return not (config.names <= member.state.keys() and own.keys() <= member.state.keys())
-    return any(name not in member.state for name, _, _ in _entries(config, member.param, member.label))
+    return any(name not in member.state for name, *_ in _entries_of(config, member, member.param))
+
+
+def _entries_of(
+    config: UpdateConfig, member: ParamUpdate, like: Tensor
+) -> Iterator[tuple[str, StateSpec, Tensor]]:
+    return _entries(config, like, member.label, member.target, member.units)
 
 
 def make_state(batches: Iterable[ParamBatch], states: MutableMapping[Tensor, Any]) -> None:
@@ -111,7 +125,7 @@ def _drop_unasked(config: UpdateConfig, member: ParamUpdate) -> None:
     """Drop entries that the present options do not need, because no step would update them."""
     optional = [name for name in member.state if name.partition(".")[0] in config.rule.optional_state]
     if optional:
-        asked = {name for name, _, _ in _entries(config, member.param, member.label)}
+        asked = {name for name, *_ in _entries_of(config, member, member.param)}
         for name in set(optional) - asked:
             del member.state[name]
 
@@ -122,7 +136,7 @@ def _fresh(config: UpdateConfig, member: ParamUpdate) -> dict[str, Tensor]:
     like = torch.empty_like(member.param, device="cpu") if config.offloaded else member.param
     state_dtype = config.group["state_dtype"]
     fresh: dict[str, Tensor] = {}
-    entries = list(_entries(config, like, member.label, member.target))
+    entries = list(_entries_of(config, member, like))
     of_matrices = [name for name, spec, _ in entries if spec.per == "matrix"]
     for name, spec, block in entries:
         if name in member.state:

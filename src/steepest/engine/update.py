@@ -40,6 +40,9 @@ PLAIN = (Tensor, torch.nn.Parameter)
 LOW_PRECISION = (torch.bfloat16, torch.float16)
 _ROUNDING_STREAM = 7  # apart from the streams that rules use
 
+# Bytes of int64 indices and words per element that needs noise.
+_NOISE_BYTES = 48
+
 Pass = Literal["whole", "before", "after"]
 
 
@@ -100,6 +103,8 @@ class UpdateConfig:
         self.traced = tuple(name for name in own if rule.hyper[name].traced)
         self.hyper = {name: group[name] for name in rule.hyper if name != "lr"}
         self.inputs = rule.transform_inputs(group) if rule.transforms else 0
+        # Per element of a matrix and its entries, in `transform`.
+        self.working_bytes = rule.working_bytes(self.compute, group) + _NOISE_BYTES * self.draws
         self.matrices: dict[torch.Size, MatrixKind] = {}
         # The parameters' key words on the device; the optimizer's configurations share them.
         self.words: dict[int, Tensor] = {}

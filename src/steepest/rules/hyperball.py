@@ -11,6 +11,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from steepest.constructor import constructor
+from steepest.distributed.local import is_dtensor
 from steepest.hyperparameters import Hyperparameter, optional, positive
 from steepest.rule import Group, StateSpec
 from steepest.rules.muon import Muon, MuonOptions, MuonRule
@@ -36,7 +37,8 @@ class HyperballRule(MuonRule):
     def check_param(self, who: str, name: str | None, param: Tensor, group: Group) -> None:
         """Refuse a matrix of zeros, which has no norm to hold."""
         super().check_param(who, name, param, group)
-        if group["radius"] is not None or param.is_meta or param.numel() == 0:
+        # A shard does not tell whether the whole matrix is zero.
+        if group["radius"] is not None or param.is_meta or param.numel() == 0 or is_dtensor(param):
             return
         view = (group["views"] or {}).get(name)
         for block in cut(param.detach(), view, group["view"] == "batch"):

@@ -132,6 +132,11 @@ class MuonRule(OrthogonalizedRule):
         own: torch.dtype = group["ns_dtype"] or dtype
         return self.working_copies * max(dtype.itemsize, own.itemsize)
 
+    def cost(self, shape: tuple[int, ...], group: Mapping[str, Any]) -> float:
+        """Return the flops of five Newton-Schulz iterations in the Gram form."""
+        short, long = sorted(shape[-2:])
+        return math.prod(shape[:-2]) * (8.0 * short**2 * long + 28.0 * short**3)
+
     def host_sync(self, group: Mapping[str, Any]) -> str | None:
         return "method='svd'" if group["method"] == "svd" else None
 

@@ -1,0 +1,85 @@
+"""The data of a step: parameters with their gradients and state, in batches of equal configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from steepest.engine.layout import Extent
+from steepest.engine.update import UpdateConfig
+from steepest.random import Key
+from steepest.rule import Group, Scalar
+
+__all__ = ["ParamBatch", "ParamUpdate", "describe"]
+
+
+@dataclass(slots=True, eq=False)
+class ParamUpdate:
+    """One parameter with its gradient in this step.
+
+    Attributes:
+        group, group_index, index: where the parameter stands.
+        word: with the step count and the element's place it keys noise: a hash of the parameter's name, so
+            that an optimizer of some of the parameters draws what one of all draws; without names its
+            number among all parameters.
+        owner: the parameter as the user has it.
+        param, grad: real views. A step tracks no gradients, so they need not be detached.
+        state: the parameter's.
+        columns: (param, grad, state entries per element…), once the state is made.
+        step: the number of the step being taken.
+        key: of the noise, where the step count is a device's; else None.
+        scalars: the step's numbers for the rule.
+        measured: the per-tensor state after the step.
+        target: what the parameter stands for, where its rule moves that.
+        extent: the places of the local shard if the owner is a DTensor, else None. ``param``, ``grad`` and
+            ``state`` are then local.
+        first: the index of the shard's first element in each dimension.
+        units: its matrices, if several processes share the work on them.
+    """
+
+    group: Group
+    group_index: int
+    index: int
+    word: int
+    owner: Tensor
+    param: Tensor
+    grad: Tensor
+    state: MutableMapping[str, Any]
+    columns: list[Tensor] = field(default_factory=list)
+    step: Scalar = 0
+    key: Key | None = None
+    scalars: Mapping[str, Scalar] = field(default_factory=dict)
+    measured: Mapping[str, Scalar] | None = None
+    target: Any = None
+    extent: Extent | None = None
+    first: tuple[int, ...] = ()
+    units: Sequence[Any] | None = None
+
+    @property
+    def name(self) -> str:
+        """The parameter's description in messages."""
+        return describe(self.group, self.group_index, self.index)
+
+    @property
+    def label(self) -> str | None:
+        """The name given by the user, or None."""
+        return self.group["param_names"][self.index] if "param_names" in self.group else None
+
+
+@dataclass(slots=True, eq=False)
+class ParamBatch:
+    """Parameters of one group that share dtypes, device and configuration."""
+
+    config: UpdateConfig
+    members: list[ParamUpdate]
+
+
+def describe(group: Group, group_index: int, index: int) -> str:
+    """Return a parameter's name if the user gave one, else its position."""
+    if "param_names" in group:
+        return f"parameter {group['param_names'][index]!r}"
+    shape = tuple(group["params"][index].shape)
+    return f"parameter {index} of group {group_index} (shape {shape})"

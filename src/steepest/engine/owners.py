@@ -1,0 +1,161 @@
+"""Step parameters whose matrices are computed by several processes, each by its owner.
+
+What ``update`` returns travels to the owners in waves, and the results back, while the owners compute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steepest.distributed.layout import Region
+from steepest.distributed.local import is_dtensor, local_part, sharded_like
+from steepest.distributed.ownership import Load, waves
+from steepest.engine.batches import ParamBatch, ParamUpdate
+from steepest.engine.blocks import MatrixBlock
+from steepest.engine.layout import Extent
+from steepest.engine.matrices import MatrixRun, UserFunctions
+from steepest.engine.units import Sharding
+from steepest.engine.update import store
+from steepest.engine.waves import Task, Wave
+
+__all__ = ["Exchange", "step_together"]
+
+
+@dataclass(slots=True, eq=False)
+class Exchange:
+    """Members of a batch whose processes share the work on their matrices."""
+
+    batch: ParamBatch
+    run: MatrixRun
+    functions: UserFunctions | None
+
+
+def step_together(exchanges: Sequence[Exchange], sharding: Sharding) -> None:
+    """Step the members of all exchanges, which either all have functions of the user's or none has.
+
+    All processes take part to the end, whatever fails on one of them.
+
+    Raises:
+        RuntimeError: a matrix could not be computed on another process; where it failed, its own error is
+            raised instead. With the user's functions, nothing was changed then.
+    """
+    by_team: dict[Any, list[Task]] = {}
+    for exchange in exchanges:
+        for member in exchange.batch.members:
+            for task in _tasks(exchange, member):
+                by_team.setdefault(task.unit.team, []).append(task)
+    cut = [
+        [Wave(wave, sharding.groups.of(team), _device(tasks[0])) for wave in _waves(tasks)]
+        for team, tasks in by_team.items()
+    ]
+    held = [exchange for exchange in exchanges if exchange.functions is not None]
+    if held:
+        errors = _step_or_restore(held, cut)
+    else:
+        errors = []
+        for found in cut:
+            for wave in _pipeline(found):
+                wave.apply()
+                errors += wave.errors
+    if errors:
+        raise errors[0]
+
+
+def _tasks(exchange: Exchange, member: ParamUpdate) -> Iterator[Task]:
+    shape = member.owner.shape
+    for unit in member.units or ():
+        whole = MatrixBlock(member, unit.suffix, unit.kind, unit.shape, [], unit.extent, unit.rows)
+        held = unit.own_part
+        at = tuple(a - b for a, b in zip(held.first, member.first or held.first, strict=True))
+        columns = [Region(at, held.shape).of(column) for column in member.columns]
+        extent = Extent.within(shape, held.first)
+        part = MatrixBlock(member, unit.suffix, unit.kind, columns[0].shape, columns, extent, unit.rows)
+        yield Task(exchange.run, exchange.functions, unit, whole, part)
+
+
+def _device(task: Task) -> torch.device:
+    """Return where matrices travel and are computed; FSDP2 may keep the parameters on the host."""
+    own, there = task.run.config.device, task.unit.team.device_type
+    return own if own.type == there else torch.device(there)
+
+
+def _waves(tasks: list[Task]) -> list[list[Task]]:
+    """Cut a team's tasks into waves whose working memory is bounded at each owner."""
+    loads, fill = [], []
+    for task in tasks:
+        config, kind = task.run.config, task.unit.kind
+        loads.append(Load(config.rule.cost(kind.shape, config.group)))
+        # Parcels of two waves exist at a time, there and back.
+        each = config.working_bytes + 2 * (config.inputs + 1) * config.compute.itemsize
+        fill.append(kind.numel * each / config.group["bucket_bytes"])
+    owners = [task.unit.owner or 0 for task in tasks]
+    return [[tasks[at] for at in wave] for wave in waves(owners, loads, fill)]
+
+
+def _pipeline(found: Sequence[Wave]) -> Iterator[Wave]:
+    """Run waves, and yield each while the next one's results are on their way."""
+    for at, wave in enumerate(found):
+        if at == 0:
+            wave.begin()
+        if at + 1 < len(found):
+            found[at + 1].begin()
+        wave.compute()
+        if at > 0:
+            yield found[at - 1]
+        wave.send_back()
+    yield from found[-1:]
+
+
+def _step_or_restore(exchanges: Sequence[Exchange], cut: Sequence[Sequence[Wave]]) -> list[BaseException]:
+    """Step by functions of the user's; if one raises on any process, nothing changes on all of them."""
+    errors: list[BaseException] = []
+    written: list[Tensor] = []
+    for exchange in exchanges:
+        for member in exchange.batch.members:
+            written += [member.columns[0], *member.columns[2:]]
+    before = [column.clone() for column in written]
+    for exchange in exchanges:
+        try:
+            _decay(exchange)
+        except Exception as error:
+            errors.append(error)
+    for found in cut:
+        if found:
+            found[0].errors += errors
+        for wave in _pipeline(found):
+            wave.arrive()
+            errors += [error for error in wave.errors if error not in errors]
+    if errors:
+        torch._foreach_copy_(written, before)
+        return errors
+    del before
+    for found in cut:
+        for wave in found:
+            wave.apply()
+    return errors
+
+
+def _decay(exchange: Exchange) -> None:
+    """Run the user's weight decay on all members."""
+    functions, finite = exchange.functions, exchange.run.finite
+    if functions is None or functions.decay is None:
+        return
+    config = exchange.batch.config
+    for member in exchange.batch.members:
+        param = member.columns[0]
+        before = None if finite is None else param.clone()
+        # With ``maximize``, the hook sees the negative gradient, and ``update`` will negate it again.
+        own = -member.grad if config.maximize else member.grad.clone()
+        seen = sharded_like(member.owner, own) if is_dtensor(member.owner) else own
+        with torch.autocast(config.device.type, enabled=False):
+            functions.decay(member, seen)
+        own = local_part(seen) if is_dtensor(seen) else own
+        member.columns[1] = own.neg_() if config.maximize else own
+        if before is not None:
+            assert finite is not None
+            store(param, torch.where(finite, param, before), None)

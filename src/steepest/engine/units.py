@@ -1,0 +1,280 @@
+"""Find out which process computes which matrix, for parameters whose processes share that work."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from steepest.distributed.groups import Groups, Team, everyone, team_of
+from steepest.distributed.layout import Layout, Region, layout_of
+from steepest.distributed.local import is_dtensor
+from steepest.distributed.ownership import Load, assign, is_empty, overlap
+from steepest.engine.blocks import cut_blocks, view_of
+from steepest.engine.layout import Extent
+from steepest.engine.update import PLAIN, MatrixKind, UpdateConfig
+from steepest.rule import Group, StateSpec, find_rule
+from steepest.views import is_transposed
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+__all__ = ["Sharding", "Unit", "is_large"]
+
+
+def is_large(spec: StateSpec, shape: Sequence[int]) -> bool:
+    """Return whether only the owner of a matrix of ``shape`` keeps an entry: if it is more than a vector."""
+    return spec.per == "matrix" and math.prod(spec.shape) > math.prod(shape[:-2]) * max(shape[-2:])
+
+
+@dataclass(slots=True)
+class Unit:
+    """A matrix of a parameter, or some of a batch of matrices, that is computed at one place.
+
+    Attributes:
+        suffix: of its entries' names in the parameter's state.
+        kind: its shape as ``transform`` sees it, and its entries.
+        shape: its shape before matrices are merged to that.
+        box: where it lies in the parameter.
+        swapped: the dimensions that its view swaps.
+        extent: its places in the parameter.
+        rows: in entries of a batch of matrices, the first index and the number of those that are its own;
+            None if they all are.
+        specs: the entries, of the whole batch.
+        team: the processes that share the work.
+        parts: what each of them holds, within the parameter.
+        owner: the position in the team of the one that computes it; None if each replica's processes all do.
+    """
+
+    suffix: str
+    kind: MatrixKind
+    shape: torch.Size
+    box: Region
+    swapped: tuple[int, int] | None
+    extent: Extent
+    rows: tuple[int, int] | None
+    specs: Mapping[str, StateSpec]
+    team: Team = field(init=False)
+    parts: list[Region] = field(init=False)
+    owner: int | None = None
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether this process computes it."""
+        return self.owner is None or self.owner == self.team.own
+
+    @property
+    def kept(self) -> dict[str, StateSpec]:
+        """The entries that this process keeps: the large ones only if it computes the unit."""
+        specs, shape = self.specs, self.kind.shape
+        return {name: spec for name, spec in specs.items() if self.is_mine or not is_large(spec, shape)}
+
+    @property
+    def own_part(self) -> Region:
+        """What this process holds."""
+        return self.parts[self.team.own]
+
+    def receivers(self, at: int) -> Sequence[int]:
+        """Return the processes to which one of them sends what it holds: the owner, or all of its replica."""
+        if self.owner is None:
+            return self.team.replica(at)
+        return [self.owner] if self.team.replicas[at] == self.team.replicas[self.owner] else []
+
+    def senders(self) -> Sequence[int]:
+        """Return the processes that send what they hold to this one, which computes the unit."""
+        return [at for at in self.team.replica(self.team.own) if not is_empty(self.parts[at])]
+
+    @property
+    def is_gathered(self) -> bool:
+        """Whether what ``update`` returns has to travel."""
+        return self.owner is None or self.parts[self.owner] != self.box
+
+    @property
+    def is_scattered(self) -> bool:
+        """Whether the direction has to travel."""
+        return self.owner is not None and any(
+            at != self.owner and not is_empty(part) for at, part in enumerate(self.parts)
+        )
+
+    def whole(self, matrix: Tensor) -> Tensor:
+        """Return a matrix as ``transform`` sees it in the parameter's dimensions."""
+        seen = matrix.view(self.shape)
+        return seen if self.swapped is None else seen.transpose(*self.swapped)
+
+    def within(self, matrix: Tensor, part: Region) -> Tensor:
+        """Return a part of the parameter within such a matrix."""
+        first = tuple(a - b for a, b in zip(part.first, self.box.first, strict=True))
+        return Region(first, part.shape).of(self.whole(matrix))
+
+
+# The mesh (None for plain tensors), its dimensions that cut the parameter, and "owners" or "everywhere".
+_Way = tuple["DeviceMesh | None", tuple[int, ...], str]
+_Found = tuple[Tensor, "Layout | None", UpdateConfig, list[Unit]]
+
+
+class Sharding:
+    """Which process computes which matrix; made from the groups, and again when their parameters change."""
+
+    def __init__(self) -> None:
+        self.groups = Groups()
+        self._units: dict[int, list[Unit]] = {}
+        # Objects, not ids, because another tensor may get the id of one that is gone.
+        self._params: list[Tensor] = []
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether there is any such parameter."""
+        return bool(self._units)
+
+    def of(self, param: Tensor) -> list[Unit] | None:
+        """Return the units of a parameter whose processes share the work on it; None for others."""
+        return self._units.get(id(param))
+
+    def make(self, groups: Sequence[Group], whole: Callable[[UpdateConfig], bool]) -> None:
+        """Make the units of all groups; those that there were keep their owners.
+
+        Args:
+            groups: the optimizer's.
+            whole: whether the optimizer's own code must see whole parameters.
+        """
+        params = [param for group in groups for param in group["params"]]
+        kept = {id(param) for param in params} & {id(param) for param in self._params}
+        before = {
+            (key, unit.suffix, unit.rows): (unit.team, unit.owner)
+            for key, units in self._units.items()
+            if key in kept
+            for unit in units
+        }
+        self._params = params
+        by_way: dict[_Way, list[_Found]] = {}
+        for group in groups:
+            if not find_rule(group["rule"]).transforms:
+                continue
+            configs: dict[Any, UpdateConfig] = {}
+            for index, param in enumerate(group["params"]):
+                way, layout = _way(param, group)
+                if way is None:
+                    continue
+                config = configs.get(param.dtype)
+                if config is None:
+                    rule, dtype = find_rule(group["rule"]), param.dtype
+                    config = configs[dtype] = UpdateConfig(rule, group, dtype, dtype, param.device)
+                label = group["param_names"][index] if "param_names" in group else None
+                units = list(_units(config, param, label, layout, whole(config)))
+                by_way.setdefault(way, []).append((param, layout, config, units))
+        self._units = {}
+        for (mesh, cut_by, mode), found in by_way.items():
+            count = sum(len(units) for *_, units in found)
+            if mesh is None:
+                team = everyone(count, found[0][0].device.type)
+            else:
+                team = team_of(mesh, cut_by, count if mode == "owners" else None)
+            if len(team) > 1:
+                self._share(team, cut_by, mode, found, before)
+
+    def _share(
+        self, team: Team, cut_by: tuple[int, ...], mode: str, found: list[_Found], before: Mapping[Any, Any]
+    ) -> None:
+        """Give the units of parameters that are cut along the same dimensions of a mesh to a team."""
+        loads: list[Load] = []
+        known: list[int | None] = []
+        for param, layout, config, units in found:
+            self._units[id(param)] = units
+            held = _held(team, cut_by, layout, param)
+            blank = torch.empty(0, dtype=param.dtype, device="meta")
+            for unit in units:
+                unit.team = team
+                unit.parts = [overlap(unit.box, region) for region in held]
+                holders = tuple(at for at, part in enumerate(unit.parts) if part == unit.box)
+                large = [spec for spec in unit.kind.specs.values() if is_large(spec, unit.kind.shape)]
+                loads.append(
+                    Load(
+                        config.rule.cost(unit.kind.shape, config.group),
+                        sum([spec.make(blank).nbytes for spec in large]),
+                        None if len(holders) in (0, len(team)) else holders,
+                    )
+                )
+                was, owner = before.get((id(param), unit.suffix, unit.rows), (None, None))
+                known.append(owner if was == team else None)
+        if mode == "owners":
+            units = [unit for *_, own in found for unit in own]
+            for unit, owner in zip(units, assign(loads, len(team), known), strict=True):
+                unit.owner = owner
+
+
+def _way(param: Tensor, group: Group) -> tuple[_Way | None, Layout | None]:
+    """Return how a parameter's processes share the work, or None, and its layout."""
+    mode = group["distributed"]
+    if type(param) in PLAIN or not is_dtensor(param):
+        shares = mode == "owners" and dist.is_available() and dist.is_initialized()
+        return ((None, (), mode) if shares else None), None
+    cut_by = tuple(dim for dim, each in enumerate(param.placements) if not each.is_replicate())
+    if not cut_by and mode != "owners":
+        return None, None
+    layout = layout_of(tuple(param.shape), tuple(param.device_mesh.shape), param.placements)
+    return (param.device_mesh, cut_by, mode or "owners"), layout
+
+
+def _held(team: Team, cut_by: tuple[int, ...], layout: Layout | None, param: Tensor) -> list[Region]:
+    """Return the region of a parameter that each process of a team holds."""
+    if layout is None:
+        return [Region((0,) * param.dim(), tuple(param.shape))] * len(team)
+    assert team.mesh is not None
+    regions = []
+    for shard in team.shards:
+        coordinate = [0] * team.mesh.ndim
+        for dim in reversed(cut_by):
+            shard, coordinate[dim] = divmod(shard, team.mesh.size(dim))
+        regions.append(layout.region(coordinate))
+    return regions
+
+
+def _units(
+    config: UpdateConfig, param: Tensor, label: str | None, layout: Layout | None, whole: bool
+) -> Iterator[Unit]:
+    """Cut a parameter into what one process may compute by itself."""
+    shape = tuple(param.shape)
+    # The blocks of a contiguous meta tensor give each element's place by their offset and strides.
+    blank = torch.empty(shape, device="meta")
+    view = view_of(config, label)
+    batch = config.rule.counts_matrices(config.group)
+    swapped = None
+    if is_transposed(view):
+        swapped = (len(shape) - 2, len(shape) - 1) if batch else (0, 1)
+    strides = blank.stride()
+    for suffix, block in cut_blocks(config, blank, view):
+        kind = config.matrix(block.shape)
+        counted = batch and not whole and len(block.shape) > 2 and swapped != (0, 1)
+        ranges = _ranges(block, kind, layout) if counted else None
+        for rows in ranges or (None,):
+            part = block if rows is None else block.narrow(0, *rows)
+            stored = part if swapped is None else part.transpose(*swapped)
+            offset = int(part.storage_offset())
+            first = []
+            for stride in strides:
+                at, offset = divmod(offset, stride) if stride else (0, offset)
+                first.append(at)
+            box = Region(tuple(first), tuple(stored.shape))
+            extent = Extent(int(part.storage_offset()), part.stride())
+            yield Unit(suffix, config.matrix(part.shape), part.shape, box, swapped, extent, rows, kind.specs)
+
+
+def _ranges(block: Tensor, kind: MatrixKind, layout: Layout | None) -> list[tuple[int, int]] | None:
+    """Cut a batch of matrices: where its processes' shards begin, or into single matrices.
+
+    None if it must stay whole, because it has entries that are not a matrix's own.
+    """
+    count = block.shape[0]
+    for spec in kind.specs.values():
+        if spec.shape[:1] != (count,) or is_large(spec, kind.shape):
+            return None
+    if layout is not None and layout.mesh_dims[0] and not any(layout.mesh_dims[1:]):
+        held = sorted({(run.start, run.stop) for run in layout.intervals[0].values() if len(run)})
+        if sum(stop - start for start, stop in held) == count:
+            return [(start, stop - start) for start, stop in held]
+    return [(at, 1) for at in range(count)]
