@@ -359,6 +359,32 @@ def test_a_flag_that_the_host_does_not_read_makes_all_skip(pending: bool):
 
 
 @pytest.mark.usefixtures("unread")
+def test_a_flag_that_the_host_does_not_read_masks_matrices_that_travel():
+    """Good steps are those of the same optimizer without the bad ones in between."""
+
+    def work(rank: int) -> None:
+        mesh = init_device_mesh("cpu", (4,))
+        start = torch.linspace(-1, 1, 48).view(8, 6)
+        ends = []
+        for bad in ([], [4, 6]):
+            param = Parameter(placed(start.clone(), mesh, [Shard(0)]))
+            optimizer = steepest.Muon([("w", param)], lr=0.1, nonfinite="skip")
+            for step in range(8):
+                if step in (4, 6) and not bad:
+                    continue
+                grad = torch.sin(start * (step + 2))
+                param.grad = placed(grad, mesh, [Shard(0)])
+                if step in bad and rank == 1:
+                    local(param.grad)[0, 0] = float("inf")
+                optimizer.step()
+            assert optimizer.skipped_steps == len(bad)
+            ends.append((local(param), local(optimizer.state[param]["momentum_buffer"])))
+        assert all(map(torch.equal, *ends))
+
+    run_on_ranks(work)
+
+
+@pytest.mark.usefixtures("unread")
 @pytest.mark.parametrize("change", ["lr", "option", "gradient"])
 def test_a_process_that_departs_raises_and_the_others_skip(change: str):
     def work(rank: int) -> str:

@@ -101,13 +101,14 @@ def test_what_needs_all_shards_is_refused_by_name(options: Any, how: Any, error:
                 assert all(map(torch.equal, before, (p.detach().to_local() for p in model.parameters())))
 
 
-def test_rules_that_need_whole_tensors_are_refused_by_name(monkeypatch: pytest.MonkeyPatch):
+def test_rules_that_need_whole_tensors_are_refused_by_name():
     with alone_as(0, 2):
-        model = Product(init_device_mesh("cpu", (2,)), [Shard(0)])
-        optimizer = steepest.Lion(model.named_parameters())
-        # Whether or not an ordinary step takes shards with them.
-        monkeypatch.setattr(type(optimizer.rule), "scope", "matrix")
-        with pytest.raises(ValueError, match="'weight' is a DTensor: 'lion' needs whole tensors"):
+        model = Module()
+        model.weight = Parameter(placed(torch.ones(4, 2), init_device_mesh("cpu", (2,)), [Shard(0)]))
+        optimizer = steepest.Muon(model.named_parameters())
+        with pytest.raises(
+            ValueError, match="'weight' is a DTensor: 'muon' needs whole tensors, and the proc"
+        ):
             steepest.release_gradients(model, optimizer)
 
 

@@ -155,7 +155,6 @@ class Collector:
         group = groups[index]
         rule = find_rule(group["rule"])
         rule.check(who, {**group, "lr": rule.own_defaults["lr"]})
-        self.sharded |= group["agree"] == "all" or group.get("distributed") == "owners"
         checked = _CheckedGroup(rule, group)
         if known is None:
             self._groups.append(checked)
@@ -167,7 +166,7 @@ class Collector:
             checked.params, checked.names, checked.words = known.params, known.names, known.words
             self._groups[index] = checked
         checked.accept(group)
-        self.sharded = self.sharded or group.get("distributed") == "owners"
+        self.sharded |= group["agree"] == "all" or group.get("distributed") == "owners"
         self._is_made = False
         return checked
 
