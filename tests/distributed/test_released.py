@@ -12,12 +12,12 @@ from torch.nn import Module, Parameter
 
 import steepest
 
-from .gloo_job import MESHES, RULES
+from .gloo_job import MESHES, RELEASED
 from .ranks import WORLD, alone_as, placed, run_on_ranks
 
 
 @pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize("case", RULES)
+@pytest.mark.parametrize("case", RELEASED)
 def test_fully_shard_with_steps_in_backward_equals_ordinary_steps(case: str, mesh: str, processes: list[Any]):
     for done in processes:
         ends, expected = (done["released"][f"{case} {mesh}{kind}"] for kind in ("", ", ordinary"))
