@@ -80,6 +80,8 @@ RULES: dict[str, tuple[str, torch.dtype, dict[str, Any]]] = {
     "adamw": ("adamw", torch.bfloat16, {"rounding": "stochastic", "nonfinite": "skip", "seed": 5}),
     "simba": ("simba", torch.float32, {}),
     "sgd_sai": ("sgd_sai", torch.float32, {"warmup_batches": 3}),
+    # Its dense factors exist on the owners only.
+    "quad": ("quad", torch.float32, {}),
 }
 MESHES = {"FSDP": (WORLD,), "HSDP": (WORLD, 1)}
 # On which mesh a checkpoint is saved, and on which it is loaded.
@@ -113,9 +115,10 @@ def whole(value: torch.Tensor) -> torch.Tensor:
 def everything(model: nn.Module, optimizer: Any) -> dict[str, torch.Tensor]:
     """Parameters and state, whole, by name. Not by full_tensor(), which gloo refuses for int16."""
     found = {}
-    for name, param in model.named_parameters():
+    states = optimizer.state_dict()["state"]
+    for number, (name, param) in enumerate(model.named_parameters()):
         found[name] = whole(param)
-        for entry, value in optimizer.state[param].items():
+        for entry, value in states[number].items():
             sent = value.to(torch.int32) if value.dtype == torch.int16 else value
             found[f"{name} {entry}"] = whole(sent).to(value.dtype)
     return found

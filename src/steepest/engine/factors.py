@@ -26,9 +26,6 @@ if TYPE_CHECKING:
 
 States = Mapping[Tensor, MutableMapping[str, Any]]
 
-# Sent as numbers.
-_DTYPES = (None, torch.float32, torch.bfloat16, torch.float16, torch.float64)
-
 
 class _Factor(NamedTuple):
     """An entry of a unit that only its owner keeps."""
@@ -60,7 +57,8 @@ def _factors(sharding: Sharding, states: States) -> dict[Team, list[_Factor]]:
             continue
         for unit in sharding.of(param) or ():
             for name, spec in unit.specs.items():
-                if is_large(spec, unit.kind.shape):
+                # Options may ask for entries that no step has made yet.
+                if is_large(spec, unit.kind.shape) and name + unit.suffix in states[param]:
                     factor = _Factor(param, unit, name + unit.suffix, spec.shape)
                     found.setdefault(unit.team, []).append(factor)
     return found
@@ -77,17 +75,7 @@ def scatter_factors(sharding: Sharding, states: States) -> dict[Tensor, dict[str
         if not factors:
             continue
         group, everyone = sharding.groups.of(team), range(len(team))
-        mine = [factor for factor in factors if factor.unit.is_mine]
-        # The others know neither whether a factor exists already nor the dtype it was loaded with.
-        told = Parcels([[Piece((len(mine),), torch.uint8)] for _ in everyone], team.device_type)
-        codes = [_DTYPES.index(getattr(states[f.param].get(f.name), "dtype", None)) for f in mine]
-        for each in told.tensors:
-            each[0].copy_(torch.tensor(codes, dtype=torch.uint8))
-        counts = [sum([factor.unit.owner == at for factor in factors]) for at in everyone]
-        heard = Parcels([[Piece((count,), torch.uint8)] for count in counts], team.device_type)
-        known = [iter(each[0].tolist()) for each in send(group, told, heard).wait()]
-        dtypes = [_DTYPES[next(known[factor.unit.owner or 0])] for factor in factors]
-        there = [(factor, dtype) for factor, dtype in zip(factors, dtypes, strict=True) if dtype is not None]
+        there = [(factor, states[factor.param][factor.name].dtype) for factor in factors]
         outgoing: list[list[Piece]] = [[] for _ in everyone]
         incoming: list[list[Piece]] = [[] for _ in everyone]
         for factor, dtype in there:
@@ -153,4 +141,5 @@ def gather_factors(sharding: Sharding, states: States) -> None:
                 states[factor.param][factor.name] = whole
         for factor in factors:
             if not factor.unit.is_mine:
-                states[factor.param].pop(factor.name, None)
+                entry = states[factor.param][factor.name]
+                states[factor.param][factor.name] = torch.empty(0, dtype=entry.dtype, device=entry.device)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -71,9 +71,16 @@ class Unit:
 
     @property
     def kept(self) -> dict[str, StateSpec]:
-        """The entries that this process keeps: the large ones only if it computes the unit."""
-        specs, shape = self.specs, self.kind.shape
-        return {name: spec for name, spec in specs.items() if self.is_mine or not is_large(spec, shape)}
+        """The entries that this process keeps; a large one is empty unless it computes the unit.
+
+        All processes have the same names, on which torch's checkpoints rely.
+        """
+        if self.is_mine:
+            return dict(self.specs)
+        return {
+            name: replace(spec, shape=(0,), fill=0.0) if is_large(spec, self.kind.shape) else spec
+            for name, spec in self.specs.items()
+        }
 
     @property
     def own_part(self) -> Region:
@@ -113,8 +120,22 @@ class Unit:
         return Region(first, part.shape).of(self.whole(matrix))
 
 
-# The mesh (None for plain tensors), its dimensions that cut the parameter, and "owners" or "everywhere".
-_Way = tuple["DeviceMesh | None", tuple[int, ...], str]
+class _Way(NamedTuple):
+    """How processes share the work on parameters.
+
+    Attributes:
+        mesh: the parameters'; None for plain tensors.
+        cut_by: its dimensions that cut them.
+        processes: how many there are.
+        mode: ``"owners"`` or ``"everywhere"``.
+    """
+
+    mesh: DeviceMesh | None
+    cut_by: tuple[int, ...]
+    processes: int
+    mode: str
+
+
 _Found = tuple[Tensor, "Layout | None", UpdateConfig, list[Unit]]
 
 
@@ -124,6 +145,8 @@ class Sharding:
     def __init__(self) -> None:
         self.groups = Groups()
         self._units: dict[int, list[Unit]] = {}
+        # Kept when parameters are added, so that owners keep their factors.
+        self._teams: dict[_Way, Team] = {}
         # Objects, not ids, because another tensor may get the id of one that is gone.
         self.params: list[Tensor] = []
 
@@ -152,7 +175,7 @@ class Sharding:
         params = [param for group in groups for param in group["params"]]
         kept = {id(param) for param in params} & {id(param) for param in self.params}
         before = {
-            (key, unit.suffix, unit.rows): (unit.team, unit.owner)
+            (key, unit.team, unit.suffix, unit.rows): unit.owner
             for key, units in self._units.items()
             if key in kept
             for unit in units
@@ -175,14 +198,13 @@ class Sharding:
                 units = list(_units(config, param, label, layout, whole(config)))
                 by_way.setdefault(way, []).append((param, layout, config, units))
         self._units = {}
-        for (mesh, cut_by, mode), found in by_way.items():
-            count = sum(len(units) for *_, units in found)
-            if mesh is None:
-                team = everyone(count, found[0][0].device.type)
-            else:
-                team = team_of(mesh, cut_by, count if mode == "owners" else None)
+        for way, found in by_way.items():
+            team = self._teams.get(way)
+            if team is None:
+                count = sum(len(units) for *_, units in found)
+                team = self._teams[way] = _team(way, count, found[0][0].device.type)
             if len(team) > 1:
-                self._share(team, mode, found, before)
+                self._share(team, way.mode, found, before)
 
     def _share(self, team: Team, mode: str, found: list[_Found], before: Mapping[Any, Any]) -> None:
         """Give the units of parameters that are cut along the same dimensions of a mesh to a team."""
@@ -204,8 +226,7 @@ class Sharding:
                         None if len(holders) in (0, len(team)) else holders,
                     )
                 )
-                was, owner = before.get((id(param), unit.suffix, unit.rows), (None, None))
-                known.append(owner if was == team else None)
+                known.append(before.get((id(param), team, unit.suffix, unit.rows)))
         if mode == "owners":
             units = [unit for *_, own in found for unit in own]
             for unit, owner in zip(units, assign(loads, len(team), known), strict=True):
@@ -217,12 +238,19 @@ def _way(param: Tensor, group: Group) -> tuple[_Way | None, Layout | None]:
     mode = group["distributed"]
     if type(param) in PLAIN or not is_dtensor(param):
         shares = mode == "owners" and dist.is_available() and dist.is_initialized()
-        return ((None, (), mode) if shares else None), None
+        return (_Way(None, (), dist.get_world_size(), mode) if shares else None), None
     cut_by = tuple(dim for dim, each in enumerate(param.placements) if not each.is_replicate())
     if not cut_by and mode != "owners":
         return None, None
-    layout = layout_of(tuple(param.shape), tuple(param.device_mesh.shape), param.placements)
-    return (param.device_mesh, cut_by, mode or "owners"), layout
+    mesh = param.device_mesh
+    layout = layout_of(tuple(param.shape), tuple(mesh.shape), param.placements)
+    return _Way(mesh, cut_by, mesh.size(), mode or "owners"), layout
+
+
+def _team(way: _Way, matrices: int, device_type: str) -> Team:
+    if way.mesh is None:
+        return everyone(matrices, device_type)
+    return team_of(way.mesh, way.cut_by, matrices if way.mode == "owners" else None)
 
 
 def _held(team: Team, layout: Layout | None, param: Tensor) -> list[Region]:
