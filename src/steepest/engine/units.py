@@ -159,7 +159,10 @@ class Sharding:
         """Give the members of a step their units."""
         for batch in batches:
             for member in batch.members if batch.config.rule.transforms else ():
-                member.units = self.of(member.owner)
+                member.units = units = self.of(member.owner)
+                if units and not batch.config.matrices:
+                    # Compiling needs the names of their entries.
+                    batch.config.matrices.update({unit.shape: unit.kind for unit in units})
 
     def of(self, param: Tensor) -> list[Unit] | None:
         """Return the units of a parameter whose processes share the work on it; None for others."""
