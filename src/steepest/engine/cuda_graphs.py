@@ -66,6 +66,9 @@ def _hindrance(batch: ParamBatch, groups: Sequence[Group]) -> str | None:
         return (
             f"{batch.members[0].name} is sharded, and with nonfinite='skip' its processes agree on the host"
         )
+    travel = any(member.extent is not None for member in batch.members)
+    if rule.transforms and (travel or group["distributed"] == "owners"):
+        return f"the matrix of {batch.members[0].name} travels between processes"
     if why := rule.host_sync(group):
         return f"{why} waits for the device"
     if isinstance(group["lr"], Tensor) and group["lr"].device.type == "cpu":
