@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, ClassVar, overload
+from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor
@@ -17,13 +17,11 @@ from steepest.engine.cuda_graphs import check_capture
 from steepest.engine.grad_check import both, check
 from steepest.engine.matrices import UserFunctions
 from steepest.engine.pipeline import take_step
+from steepest.explain import Explanation, Reasons, explain
 from steepest.hyperparameters import near_miss, plain
 from steepest.param_groups import check_views, checked, count_skipped, filled
 from steepest.rule import Rule, Targets, find_rule, register_rule
 from steepest.state_dict import loading
-
-if TYPE_CHECKING:
-    from steepest.explain import Explanation, Reasons
 
 __all__ = ["OPTIMIZERS", "Optimizer"]
 
@@ -206,15 +204,14 @@ class Optimizer(torch.optim.Optimizer):
         """Explain each tensor's rule and options, and why, as data; ``str()`` of it is a table.
 
         The reasons are those of :func:`steepest.build`; for other tensors they are "set by hand". State
-        dicts do not contain them.
+        dicts do not contain them. Sharded parameters have a layout and owners; nothing is communicated.
 
         >>> optimizer = Optimizer({"layer.weight": torch.nn.Parameter(torch.ones(4, 2))}.items(), rule="lion")
         >>> optimizer.explain().rows[0].rule, optimizer.explain().totals[0].state_bytes
         ('lion', 32)
         """
-        from steepest.explain import explain
-
-        return explain(self.param_groups, self.defaults["rule"], self.reasons, self.targets)
+        sharding = self._collector.sharding_of(self.param_groups, self._user_functions)
+        return explain(self.param_groups, self.defaults["rule"], self.reasons, self.targets, sharding)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a copy of a :meth:`state_dict`; every state tensor keeps the dtype it was saved with.

@@ -77,7 +77,7 @@ def team_of(mesh: DeviceMesh, cut_by: Sequence[int], matrices: int | None) -> Te
         ranks,
         tuple(places[rank][0] for rank in ranks),
         tuple(places[rank][1] for rank in ranks),
-        ranks.index(dist.get_rank()),
+        ranks.index(int(mesh.mesh[tuple(coordinate)])),
         mesh.device_type,
         mesh,
     )

@@ -243,6 +243,14 @@ class Collector:
         self.shared = self._sharding if self._sharding.is_shared else None
         return self.shared is not None
 
+    def sharding_of(
+        self, groups: Sequence[Group], user_functions: Callable[[ParamBatch], Any]
+    ) -> Sharding | None:
+        """Return who computes the matrices, made now if no step has made it; None if nothing is shared."""
+        if self.sharded or any(group.get("distributed") == "owners" for group in groups):
+            self.share(groups, (), user_functions)
+        return self.shared
+
     def _member(
         self,
         group: Group,

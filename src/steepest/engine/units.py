@@ -122,6 +122,8 @@ class Sharding:
 
     def __init__(self) -> None:
         self.groups = Groups()
+        # The units that each team shares, in the order of the parameters.
+        self.teams: dict[Team, list[tuple[UpdateConfig, Unit]]] = {}
         self._units: dict[int, list[Unit]] = {}
         # Objects, not ids, because another tensor may get the id of one that is gone.
         self._params: list[Tensor] = []
@@ -135,12 +137,18 @@ class Sharding:
         """Return the units of a parameter whose processes share the work on it; None for others."""
         return self._units.get(id(param))
 
-    def make(self, groups: Sequence[Group], whole: Callable[[UpdateConfig], bool]) -> None:
+    def make(
+        self,
+        groups: Sequence[Group],
+        whole: Callable[[UpdateConfig], bool],
+        way_of: Callable[[Tensor, Group], tuple[_Way | None, Layout | None]] | None = None,
+    ) -> None:
         """Make the units of all groups; those that there were keep their owners.
 
         Args:
             groups: the optimizer's.
             whole: whether the optimizer's own code must see whole parameters.
+            way_of: how a parameter's processes share the work, and its layout; by default, as it is placed.
         """
         params = [param for group in groups for param in group["params"]]
         kept = {id(param) for param in params} & {id(param) for param in self._params}
@@ -157,7 +165,7 @@ class Sharding:
                 continue
             configs: dict[Any, UpdateConfig] = {}
             for index, param in enumerate(group["params"]):
-                way, layout = _way(param, group)
+                way, layout = (way_of or _way)(param, group)
                 if way is None:
                     continue
                 config = configs.get(param.dtype)
@@ -167,7 +175,7 @@ class Sharding:
                 label = group["param_names"][index] if "param_names" in group else None
                 units = list(_units(config, param, label, layout, whole(config)))
                 by_way.setdefault(way, []).append((param, layout, config, units))
-        self._units = {}
+        self._units, self.teams = {}, {}
         for (mesh, cut_by, mode), found in by_way.items():
             count = sum(len(units) for *_, units in found)
             if mesh is None:
@@ -183,13 +191,19 @@ class Sharding:
         """Give the units of parameters that are cut along the same dimensions of a mesh to a team."""
         loads: list[Load] = []
         known: list[int | None] = []
+        shared = self.teams.setdefault(team, [])
+        # Most matrices of a model are alike, and a list has a box for each process.
+        parts: dict[Any, list[Region]] = {}
         for param, layout, config, units in found:
             self._units[id(param)] = units
-            held = _held(team, cut_by, layout, param)
+            held = parts.setdefault((id(layout), param.shape), [])
+            held += [] if held else _held(team, cut_by, layout, param)
             blank = torch.empty(0, dtype=param.dtype, device="meta")
             for unit in units:
                 unit.team = team
-                unit.parts = [overlap(unit.box, region) for region in held]
+                unit.parts = parts.setdefault((id(layout), param.shape, unit.box), [])
+                unit.parts += [] if unit.parts else [overlap(unit.box, region) for region in held]
+                shared.append((config, unit))
                 holders = tuple(at for at, part in enumerate(unit.parts) if part == unit.box)
                 large = [spec for spec in unit.kind.specs.values() if is_large(spec, unit.kind.shape)]
                 loads.append(
