@@ -167,10 +167,12 @@ def plan_sharded(
     cut_by = tuple(dim for dim, each in enumerate(placements) if not each.is_replicate())
 
     def way_of(param: Tensor, group: Group) -> Any:
+        name = next(name for name, each in zip(names, params, strict=True) if each is param)
+        if any(placements[at].dim >= param.dim() for at in cut_by):  # type: ignore[attr-defined]
+            raise ValueError(f"the placements cut a dimension that {name} {tuple(param.shape)} does not have")
         try:
             layout = layout_of(tuple(param.shape), paper.shape, tuple(placements))
         except ValueError as error:
-            name = next(name for name, each in zip(names, params, strict=True) if each is param)
             raise ValueError(f"{name} {error}") from None
         return (paper, cut_by, group["distributed"] or "owners"), layout
 

@@ -11,7 +11,7 @@ from itertools import zip_longest
 
 from steepest.engine.units import Sharding
 from steepest.explain.rows import Reasons, Row, Total, make_rows, make_totals, starred
-from steepest.explain.sharded import describe_sharding, ranges
+from steepest.explain.sharded import byte_words, describe_sharding, ranges
 from steepest.explain.warnings import find_notes, find_warnings
 from steepest.rule import Group, Targets
 from steepest.views import View, is_transposed
@@ -47,7 +47,7 @@ class Explanation:
         lines = [*_columns(_cells(self.rows), width), ""]
         sums = [("total", "tensors", "parameters", "state", "frozen")]
         for total in self.totals:
-            state = _bytes(total.state_bytes)
+            state = byte_words(total.state_bytes)
             sums.append((total.rule, str(total.tensors), f"{total.parameters:,}", state, str(total.frozen)))
         sizes = [max(map(len, column)) for column in zip(*sums, strict=True)]
         for rule, *counts in sums:
@@ -78,7 +78,7 @@ def explain(
 
 def _cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     """Return the cells of every line, header first; rows that differ only in numbers share one line."""
-    sharded = any(row.layout is not None for row in rows)
+    sharded = any(row.layout is not None or row.owners for row in rows)
     together: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         together.setdefault((starred(row.name), *_middle(row, sharded), starred(_why(row))), []).append(row)
@@ -142,10 +142,3 @@ def _columns(lines: list[tuple[str, ...]], width: int) -> list[str]:
 
 def _wrap(text: str, width: int) -> list[str]:
     return textwrap.wrap(text, width, subsequent_indent="  ", break_on_hyphens=False)
-
-
-def _bytes(count: int) -> str:
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} B"

@@ -10,7 +10,7 @@ from steepest.distributed.local import is_dtensor
 from steepest.engine.units import Sharding, Unit
 from steepest.engine.workload import Workload, workload
 
-__all__ = ["describe_sharding", "layout_words", "owner_ranks", "ranges"]
+__all__ = ["byte_words", "describe_sharding", "layout_words", "owner_ranks", "ranges"]
 
 
 def layout_words(param: Tensor) -> str | None:
@@ -59,9 +59,22 @@ def describe_sharding(sharding: Sharding | None) -> list[str]:
 
 
 def _sentence(work: Workload) -> str:
-    sent = work.sent.double()
+    waves = "1 wave" if work.waves == 1 else f"{work.waves} waves"
+    mean, most = int(work.sent.double().mean()), int(work.sent.max())
+    at_most = f" (at most {byte_words(most)})" if byte_words(most) != byte_words(mean) else ""
     return (
-        f"{len(work.team)} processes share {work.units} matrices in {work.waves} "
-        f"{'wave' if work.waves == 1 else 'waves'}: max/mean load {work.balance:.2f}, and each sends "
-        f"{float(sent.mean()) / 2**20:,.1f} MiB a step (at most {float(sent.max()) / 2**20:,.1f})"
+        f"{len(work.team)} processes share {work.units} matrices in {waves}: max/mean load "
+        f"{work.balance:.2f}, and each sends {byte_words(mean)} a step{at_most}"
     )
+
+
+def byte_words(count: int) -> str:
+    """Return a number of bytes in the largest unit that it fills.
+
+    >>> byte_words(640), byte_words(3 << 19)
+    ('640 B', '1.5 MiB')
+    """
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} B"
