@@ -22,6 +22,7 @@ LAYERS = [
     "distributed",
     "engine",
     "explain",
+    "sharded_plan",
     "param_groups",
     "migrations",
     "state_dict",
@@ -99,7 +100,7 @@ def test_imports_point_one_way(path):
 
 
 def test_the_lab_uses_the_public_names():
-    public = {"lab", "__init__", "compat", "compile", "hyperparameters", "linalg", "ternary"}
+    public = {"lab", "__init__", "compat", "compile", "hyperparameters", "linalg", "sharded_plan", "ternary"}
     for path in MODULES:
         if layer(".".join(dotted(path))) == "lab":
             assert {layer(n) for n in imported(path) if n.split(".")[0] == "steepest"} <= public, path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, overload
+from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor
@@ -17,13 +17,11 @@ from steepest.engine.grad_check import both
 from steepest.engine.matrices import UserFunctions
 from steepest.engine.pipeline import decide, take_step
 from steepest.engine.units import Sharding
+from steepest.explain import Explanation, Reasons, explain
 from steepest.hyperparameters import near_miss, plain
 from steepest.param_groups import check_views, checked, complete, count_skipped
 from steepest.rule import Rule, Targets, find_rule, register_rule
 from steepest.state_dict import loading, saving
-
-if TYPE_CHECKING:
-    from steepest.explain import Explanation, Reasons
 
 __all__ = ["OPTIMIZERS", "Optimizer"]
 
@@ -206,15 +204,14 @@ class Optimizer(torch.optim.Optimizer):
         """Explain each tensor's rule and options, and why, as data; ``str()`` of it is a table.
 
         The reasons are those of :func:`steepest.build`; for other tensors they are "set by hand". State
-        dicts do not contain them.
+        dicts do not contain them. Sharded parameters have a layout and owners; nothing is communicated.
 
         >>> optimizer = Optimizer({"layer.weight": torch.nn.Parameter(torch.ones(4, 2))}.items(), rule="lion")
         >>> optimizer.explain().rows[0].rule, optimizer.explain().totals[0].state_bytes
         ('lion', 32)
         """
-        from steepest.explain import explain
-
-        return explain(self.param_groups, self.defaults["rule"], self.reasons, self.targets)
+        sharding = self._collector.sharding(self.param_groups, self._user_functions)
+        return explain(self.param_groups, self.defaults["rule"], self.reasons, self.targets, sharding)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state and the groups; all processes must call it if each keeps factors of its own."""

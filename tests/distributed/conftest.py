@@ -23,25 +23,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def processes(folder: Path) -> list[dict[str, Any]]:
     """What each of two gloo processes got out of every job of ``gloo_job``."""
+    return run_processes("gloo_job", WORLD, folder)
+
+
+def run_processes(job: str, world: int, folder: Path) -> list[dict[str, Any]]:
+    """Run a module of this package in several processes; return what each has saved in the folder."""
     root = Path(__file__).parents[2]
+    command = [sys.executable, "-W", "ignore", "-m", f"tests.distributed.{job}"]
+    path = os.pathsep.join([str(root), *sys.path])
     jobs = [
         subprocess.Popen(
-            [
-                sys.executable,
-                "-W",
-                "ignore",
-                "-m",
-                "tests.distributed.gloo_job",
-                *map(str, (rank, WORLD, folder)),
-            ],
-            cwd=root,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *sys.path])},
+            [*command, *map(str, (rank, world, folder))], cwd=root, env={**os.environ, "PYTHONPATH": path}
         )
-        for rank in range(WORLD)
+        for rank in range(world)
     ]
     try:
-        assert [job.wait(timeout=240) for job in jobs] == [0] * WORLD
+        assert [each.wait(timeout=240) for each in jobs] == [0] * world
     finally:
-        for job in jobs:
-            job.kill()
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
+        for each in jobs:
+            each.kill()
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]

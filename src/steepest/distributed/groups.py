@@ -62,18 +62,20 @@ def team_of(mesh: DeviceMesh, cut_by: Sequence[int], matrices: int | None) -> Te
     assert coordinate is not None
     others = [dim for dim in range(mesh.ndim) if dim not in cut_by]
     whole = {dim: mesh.size(dim) for dim in others}
-    replicas = list(itertools.product(*map(range, whole.values())))
+    replicas = {at: number for number, at in enumerate(itertools.product(*map(range, whole.values())))}
     shards = math.prod(mesh.size(dim) for dim in cut_by)
     size = 1 if matrices is None else team_size(len(replicas), shards, matrices)
-    own = replicas.index(tuple([coordinate[dim] for dim in others]))
+    own = replicas[tuple([coordinate[dim] for dim in others])]
     first = own // size * size
     members = []
     for at in itertools.product(*map(range, mesh.shape)):
-        replica = replicas.index(tuple([at[dim] for dim in others]))
+        replica = replicas[tuple([at[dim] for dim in others])]
         if first <= replica < first + size:
             members.append((int(mesh.mesh[at]), replica, at))
     ranks, numbers, coordinates = zip(*sorted(members), strict=True)
-    return Team(ranks, numbers, coordinates, ranks.index(dist.get_rank()), mesh.device_type, mesh)
+    return Team(
+        ranks, numbers, coordinates, ranks.index(int(mesh.mesh[tuple(coordinate)])), mesh.device_type, mesh
+    )
 
 
 def everyone(matrices: int, device_type: str) -> Team:

@@ -132,11 +132,12 @@ def _intervals(size: int, cuts: tuple[Cut, ...]) -> dict[tuple[int, ...], range]
     for coordinate in itertools.product(*(range(cut.parts) for cut in cuts)):
         runs: Runs = [range(size)]
         for cut, index in zip(cuts, coordinate, strict=True):
-            runs = _joined(_chunks(piece, cut.parts)[index] for piece in _chunks(runs, cut.factor))
+            pieces = [_chunk(runs, cut.factor, at) for at in range(cut.factor)]
+            runs = _joined(_chunk(piece, cut.parts, index) for piece in pieces)
         if strided:
             other: Runs = [range(size)]
             for at in as_cut:
-                other = _chunks(other, cuts[at].parts)[coordinate[at]]
+                other = _chunk(other, cuts[at].parts, coordinate[at])
             if other != runs:
                 return None
         if len(runs) > 1:
@@ -145,10 +146,10 @@ def _intervals(size: int, cuts: tuple[Cut, ...]) -> dict[tuple[int, ...], range]
     return found
 
 
-def _chunks(runs: Runs, parts: int) -> list[Runs]:
-    """Cut indices as torch.chunk does, and add empty chunks if there are too few."""
+def _chunk(runs: Runs, parts: int, index: int) -> Runs:
+    """Return one of the chunks of torch.chunk; it is empty if there are too few."""
     width = -(-sum(map(len, runs)) // parts)
-    return [_slice(runs, at * width, (at + 1) * width) for at in range(parts)]
+    return _slice(runs, index * width, (index + 1) * width)
 
 
 def _slice(runs: Runs, first: int, last: int) -> Runs:

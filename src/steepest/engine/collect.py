@@ -100,6 +100,7 @@ class Collector:
             checked = _CheckedGroup(find_rule(groups[index]["rule"]), groups[index])
             self._groups.append(checked)
             self._remember(checked, groups[index]["params"])
+            self.sharded = self.sharded or groups[index].get("distributed") == "owners"
 
     def _remember(self, checked: _CheckedGroup, params: Sequence[Tensor]) -> None:
         checked.params = list(params)

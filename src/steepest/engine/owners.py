@@ -19,11 +19,11 @@ from steepest.engine.batches import ParamBatch, ParamUpdate
 from steepest.engine.blocks import MatrixBlock
 from steepest.engine.layout import Extent
 from steepest.engine.matrices import MatrixRun, UserFunctions
-from steepest.engine.units import Sharding
-from steepest.engine.update import store
+from steepest.engine.units import Sharding, Unit
+from steepest.engine.update import UpdateConfig, store
 from steepest.engine.waves import Task, Wave
 
-__all__ = ["Exchange", "step_together"]
+__all__ = ["Exchange", "cut_into_waves", "step_together", "working_bytes"]
 
 
 @dataclass(slots=True, eq=False)
@@ -50,7 +50,10 @@ def step_together(exchanges: Sequence[Exchange], sharding: Sharding) -> None:
             for task in _tasks(exchange, member):
                 by_team.setdefault(task.unit.team, []).append(task)
     cut = [
-        [Wave(wave, sharding.groups.of(team), _device(tasks[0])) for wave in _waves(tasks)]
+        [
+            Wave([tasks[at] for at in wave], sharding.groups.of(team), _device(tasks[0]))
+            for wave in cut_into_waves([(task.run.config, task.unit) for task in tasks])
+        ]
         for team, tasks in by_team.items()
     ]
     held = [exchange for exchange in exchanges if exchange.functions is not None]
@@ -84,17 +87,18 @@ def _device(task: Task) -> torch.device:
     return own if own.type == there else torch.device(there)
 
 
-def _waves(tasks: list[Task]) -> list[list[Task]]:
-    """Cut a team's tasks into waves whose working memory is bounded at each owner."""
-    loads, fill = [], []
-    for task in tasks:
-        config, kind = task.run.config, task.unit.kind
-        loads.append(Load(config.rule.cost(kind.shape, config.group)))
-        # Parcels of two waves exist at a time, there and back.
-        each = config.working_bytes + 2 * (config.inputs + 1) * config.compute.itemsize
-        fill.append(kind.numel * each / config.group["bucket_bytes"])
-    owners = [task.unit.owner or 0 for task in tasks]
-    return [[tasks[at] for at in wave] for wave in waves(owners, loads, fill)]
+def cut_into_waves(units: Sequence[tuple[UpdateConfig, Unit]]) -> list[list[int]]:
+    """Cut a team's units into waves whose working memory is bounded at each owner."""
+    loads = [Load(config.rule.cost(unit.kind.shape, config.group)) for config, unit in units]
+    fill = [working_bytes(config, unit) / config.group["bucket_bytes"] for config, unit in units]
+    return waves([unit.owner or 0 for _, unit in units], loads, fill)
+
+
+def working_bytes(config: UpdateConfig, unit: Unit) -> int:
+    """Return the bytes that a unit takes at its owner, parcels included."""
+    # Parcels of two waves exist at a time, there and back.
+    each = config.working_bytes + 2 * (config.inputs + 1) * config.compute.itemsize
+    return unit.kind.numel * each
 
 
 def _pipeline(found: Sequence[Wave]) -> Iterator[Wave]:

@@ -25,7 +25,7 @@ from steepest.views import is_transposed
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-__all__ = ["Sharding", "Unit", "is_large"]
+__all__ = ["Sharding", "Unit", "Way", "is_large"]
 
 
 def is_large(spec: StateSpec, shape: Sequence[int]) -> bool:
@@ -120,7 +120,7 @@ class Unit:
         return Region(first, part.shape).of(self.whole(matrix))
 
 
-class _Way(NamedTuple):
+class Way(NamedTuple):
     """How processes share the work on parameters.
 
     Attributes:
@@ -144,9 +144,11 @@ class Sharding:
 
     def __init__(self) -> None:
         self.groups = Groups()
+        # The units that each team shares, in the order of the parameters.
+        self.teams: dict[Team, list[tuple[UpdateConfig, Unit]]] = {}
         self._units: dict[int, list[Unit]] = {}
         # Kept when parameters are added, so that owners keep their factors.
-        self._teams: dict[_Way, Team] = {}
+        self._teams: dict[Way, Team] = {}
         # Objects, not ids, because another tensor may get the id of one that is gone.
         self.params: list[Tensor] = []
 
@@ -168,12 +170,18 @@ class Sharding:
         """Return the units of a parameter whose processes share the work on it; None for others."""
         return self._units.get(id(param))
 
-    def make(self, groups: Sequence[Group], whole: Callable[[UpdateConfig], bool]) -> None:
+    def make(
+        self,
+        groups: Sequence[Group],
+        whole: Callable[[UpdateConfig], bool],
+        way_of: Callable[[Tensor, Group], tuple[Way | None, Layout | None]] | None = None,
+    ) -> None:
         """Make the units of all groups; those that there were keep their owners.
 
         Args:
             groups: the optimizer's.
             whole: whether the optimizer's own code must see whole parameters.
+            way_of: how a parameter's processes share the work, and its layout; by default, as it is placed.
         """
         params = [param for group in groups for param in group["params"]]
         kept = {id(param) for param in params} & {id(param) for param in self.params}
@@ -184,13 +192,13 @@ class Sharding:
             for unit in units
         }
         self.params = params
-        by_way: dict[_Way, list[_Found]] = {}
+        by_way: dict[Way, list[_Found]] = {}
         for group in groups:
             if not find_rule(group["rule"]).transforms:
                 continue
             configs: dict[Any, UpdateConfig] = {}
             for index, param in enumerate(group["params"]):
-                way, layout = _way(param, group)
+                way, layout = (way_of or _way)(param, group)
                 if way is None:
                     continue
                 config = configs.get(param.dtype)
@@ -200,7 +208,7 @@ class Sharding:
                 label = group["param_names"][index] if "param_names" in group else None
                 units = list(_units(config, param, label, layout, whole(config)))
                 by_way.setdefault(way, []).append((param, layout, config, units))
-        self._units = {}
+        self._units, self.teams = {}, {}
         for way, found in by_way.items():
             team = self._teams.get(way)
             if team is None:
@@ -213,13 +221,19 @@ class Sharding:
         """Give the units of parameters that are cut along the same dimensions of a mesh to a team."""
         loads: list[Load] = []
         known: list[int | None] = []
+        shared = self.teams.setdefault(team, [])
+        # Most matrices of a model are alike, and a list has a box for each process.
+        parts: dict[Any, list[Region]] = {}
         for param, layout, config, units in found:
             self._units[id(param)] = units
-            held = _held(team, layout, param)
+            held = parts.setdefault((id(layout), param.shape), [])
+            held += [] if held else _held(team, layout, param)
             blank = torch.empty(0, dtype=param.dtype, device="meta")
             for unit in units:
                 unit.team = team
-                unit.parts = [overlap(unit.box, region) for region in held]
+                unit.parts = parts.setdefault((id(layout), param.shape, unit.box), [])
+                unit.parts += [] if unit.parts else [overlap(unit.box, region) for region in held]
+                shared.append((config, unit))
                 holders = tuple(at for at, part in enumerate(unit.parts) if part == unit.box)
                 large = [spec for spec in unit.kind.specs.values() if is_large(spec, unit.kind.shape)]
                 loads.append(
@@ -236,21 +250,21 @@ class Sharding:
                 unit.owner = owner
 
 
-def _way(param: Tensor, group: Group) -> tuple[_Way | None, Layout | None]:
+def _way(param: Tensor, group: Group) -> tuple[Way | None, Layout | None]:
     """Return how a parameter's processes share the work, or None, and its layout."""
     mode = group["distributed"]
     if type(param) in PLAIN or not is_dtensor(param):
         shares = mode == "owners" and dist.is_available() and dist.is_initialized()
-        return (_Way(None, (), dist.get_world_size(), mode) if shares else None), None
+        return (Way(None, (), dist.get_world_size(), mode) if shares else None), None
     cut_by = tuple(dim for dim, each in enumerate(param.placements) if not each.is_replicate())
     if not cut_by and mode != "owners":
         return None, None
     mesh = param.device_mesh
     layout = layout_of(tuple(param.shape), tuple(mesh.shape), param.placements)
-    return _Way(mesh, cut_by, mesh.size(), mode or "owners"), layout
+    return Way(mesh, cut_by, mesh.size(), mode or "owners"), layout
 
 
-def _team(way: _Way, matrices: int, device_type: str) -> Team:
+def _team(way: Way, matrices: int, device_type: str) -> Team:
     if way.mesh is None:
         return everyone(matrices, device_type)
     return team_of(way.mesh, way.cut_by, matrices if way.mode == "owners" else None)

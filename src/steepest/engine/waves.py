@@ -15,9 +15,42 @@ from steepest.distributed.ownership import is_empty
 from steepest.engine.blocks import MatrixBlock
 from steepest.engine.matrices import MatrixRun, UserFunctions, buckets
 from steepest.engine.units import Unit, is_large
-from steepest.engine.update import store
+from steepest.engine.update import MatrixKind, UpdateConfig, store
+from steepest.rule import Rule
 
-__all__ = ["Task", "Wave"]
+__all__ = ["FLAG", "Task", "Wave", "pieces_back", "pieces_there", "small_entries"]
+
+# Whether a process has failed: eight bytes, so that what follows is aligned.
+FLAG = Piece((1,), torch.int64)
+
+
+def sends_param(rule: Rule) -> bool:
+    """Return whether the owner must see the parameter."""
+    return "param" in rule.transform_takes or rule.retracts
+
+
+def small_entries(kind: MatrixKind) -> list[str]:
+    """Return the names of the entries that all processes keep."""
+    return [name for name, spec in kind.specs.items() if not is_large(spec, kind.shape)]
+
+
+def pieces_there(config: UpdateConfig, unit: Unit, at: int) -> list[Piece]:
+    """Return what a process sends of its part: what ``update`` returns, and the parameter if needed."""
+    shape = unit.parts[at].shape
+    if is_empty(unit.parts[at]):
+        return []
+    narrow = config.group["exchange_dtype"] if unit.is_gathered else None
+    return [Piece(shape, narrow or config.compute)] * config.inputs + [
+        Piece(shape, config.dtype)
+    ] * sends_param(config.rule)
+
+
+def pieces_back(config: UpdateConfig, unit: Unit, at: int, entries: list[Piece]) -> list[Piece]:
+    """Return what the owner sends to a process: its part of the result, and the new small entries."""
+    part = unit.parts[at]
+    narrow = config.group["exchange_dtype"] if unit.is_scattered else None
+    dtype = config.dtype if config.rule.retracts else narrow or config.compute
+    return [Piece(part.shape, dtype)] * (not is_empty(part)) + entries
 
 
 @dataclass(slots=True, eq=False)
@@ -48,34 +81,22 @@ class Task:
     @property
     def small(self) -> list[str]:
         """The entries that all processes keep."""
-        kind = self.unit.kind
-        return [name for name, spec in kind.specs.items() if not is_large(spec, kind.shape)]
+        return small_entries(self.unit.kind)
 
     @property
     def sends_param(self) -> bool:
         """Whether the owner must see the parameter."""
-        rule = self.run.config.rule
-        return "param" in rule.transform_takes or rule.retracts
+        return sends_param(self.run.config.rule)
 
     def pieces_there(self, at: int) -> list[Piece]:
-        """Return what a process sends of its part: what ``update`` returns, and the parameter if needed."""
-        shape, config = self.unit.parts[at].shape, self.run.config
-        if is_empty(self.unit.parts[at]):
-            return []
-        narrow = config.group["exchange_dtype"] if self.unit.is_gathered else None
-        return [Piece(shape, narrow or config.compute)] * config.inputs + [
-            Piece(shape, config.dtype)
-        ] * self.sends_param
+        """Return what a process sends of its part."""
+        return pieces_there(self.run.config, self.unit, at)
 
     def pieces_back(self, at: int) -> list[Piece]:
-        """Return what the owner sends to a process: its part of the result, and new entries."""
-        part, config = self.unit.parts[at], self.run.config
-        narrow = config.group["exchange_dtype"] if self.unit.is_scattered else None
-        dtype = config.dtype if config.rule.retracts else narrow or config.compute
+        """Return what the owner sends to a process."""
         entries = [self.whole.entry(name) for name in self.small]
-        return [Piece(part.shape, dtype)] * (not is_empty(part)) + [
-            Piece(tuple(entry.shape), entry.dtype) for entry in entries
-        ]
+        kept = [Piece(tuple(entry.shape), entry.dtype) for entry in entries]
+        return pieces_back(self.run.config, self.unit, at, kept)
 
     def put(self, to: int, slots: Iterator[Tensor]) -> None:
         """Write what the owner sends to a process; nothing if it has failed."""
@@ -198,8 +219,7 @@ class Wave:
         outgoing: list[list[Piece]] = [[] for _ in team.ranks]
         incoming: list[list[Piece]] = [[] for _ in team.ranks]
         if travels:
-            # Whether a process has failed: eight bytes, so that what follows is aligned.
-            flag = [Piece((1,), torch.int64)]
+            flag = [FLAG]
             own_code = shared[0].functions is not None
             self._flagged = range(len(team)) if own_code else {task.unit.owner for task in shared}
             outgoing = [flag * (team.own in self._flagged) for _ in team.ranks]

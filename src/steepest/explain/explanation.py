@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
+from steepest.engine.units import Sharding
 from steepest.explain.rows import Reasons, Row, Total, make_rows, make_totals, starred
+from steepest.explain.sharded import byte_words, describe_sharding, ranges
 from steepest.explain.warnings import find_notes, find_warnings
 from steepest.rule import Group, Targets
 from steepest.views import View, is_transposed
@@ -27,7 +29,7 @@ class Explanation:
     Attributes:
         rows: every tensor, in the order of the param groups.
         totals: per rule.
-        notes: facts that are not mistakes: tied, frozen and left-out tensors.
+        notes: facts that are not mistakes: tied, frozen and left-out tensors, the work on sharded matrices.
         warnings: likely mistakes.
     """
 
@@ -45,7 +47,7 @@ class Explanation:
         lines = [*_columns(_cells(self.rows), width), ""]
         sums = [("total", "tensors", "parameters", "state", "frozen")]
         for total in self.totals:
-            state = _bytes(total.state_bytes)
+            state = byte_words(total.state_bytes)
             sums.append((total.rule, str(total.tensors), f"{total.parameters:,}", state, str(total.frozen)))
         sizes = [max(map(len, column)) for column in zip(*sums, strict=True)]
         for rule, *counts in sums:
@@ -57,39 +59,55 @@ class Explanation:
 
 
 def explain(
-    groups: Sequence[Group], main: str, reasons: Reasons | None, targets: Targets | None
+    groups: Sequence[Group],
+    main: str,
+    reasons: Reasons | None,
+    targets: Targets | None,
+    sharding: Sharding | None = None,
 ) -> Explanation:
     """Explain param groups; ``main`` is the rule of the groups that name none."""
     reasons = reasons or Reasons()
-    rows = make_rows(groups, reasons, targets)
+    rows = make_rows(groups, reasons, targets, sharding)
     return Explanation(
         tuple(rows),
         make_totals(rows),
-        tuple(find_notes(rows, main, reasons)),
+        (*find_notes(rows, main, reasons), *describe_sharding(sharding)),
         tuple(find_warnings(groups, rows, main, reasons)),
     )
 
 
 def _cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     """Return the cells of every line, header first; rows that differ only in numbers share one line."""
-    together: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
+    sharded = any(row.layout is not None or row.owners for row in rows)
+    together: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        why = row.why + ("; frozen" if row.frozen else "")
-        cells = (
-            "×".join(map(str, row.shape)) or "scalar",
-            row.rule,
-            "" if math.isnan(row.lr) else f"{row.lr:.3g}",
-            f"{row.weight_decay:.3g}",
-            _words(row.view),
-        )
-        shared = (starred(row.name), *cells, starred(why))
-        together.setdefault(shared, []).append((row.name, *cells, why))
-    head = ("tensor", "shape", "rule", "lr", "decay", "view", "why")
-    lines = [
-        same[0] if len(same) == 1 else (f"{shared[0]} ({len(same)})", *shared[1:])
-        for shared, same in together.items()
-    ]
-    return [head, *lines]
+        together.setdefault((starred(row.name), *_middle(row, sharded), starred(_why(row))), []).append(row)
+    head = ["tensor", "shape", "rule", "lr", "decay", "view", *["layout", "owner"] * sharded, "why"]
+    lines = [tuple(head)]
+    for shared, same in together.items():
+        name, *middle, why = shared
+        if len(same) == 1:
+            name, why = same[0].name, _why(same[0])
+        else:
+            name = f"{name} ({len(same)})"
+        owners = {owner for row in same for owner in row.owners}
+        lines.append((name, *middle, *([ranges(owners)] if sharded else ()), why))
+    return lines
+
+
+def _middle(row: Row, sharded: bool) -> tuple[str, ...]:
+    return (
+        "×".join(map(str, row.shape)) or "scalar",
+        row.rule,
+        "" if math.isnan(row.lr) else f"{row.lr:.3g}",
+        f"{row.weight_decay:.3g}",
+        _words(row.view),
+        *((row.layout or "whole",) if sharded else ()),
+    )
+
+
+def _why(row: Row) -> str:
+    return row.why + ("; frozen" if row.frozen else "")
 
 
 def _words(view: View | str | None) -> str:
@@ -124,10 +142,3 @@ def _columns(lines: list[tuple[str, ...]], width: int) -> list[str]:
 
 def _wrap(text: str, width: int) -> list[str]:
     return textwrap.wrap(text, width, subsequent_indent="  ", break_on_hyphens=False)
-
-
-def _bytes(count: int) -> str:
-    for unit, size in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}"
-    return f"{count} B"

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from steepest.engine.layout import real_view
 from steepest.engine.state import blank_state
+from steepest.engine.units import Sharding
+from steepest.explain.sharded import layout_words, owner_ranks
 from steepest.rule import Group, Rule, Targets, find_rule
 from steepest.views import View
 
@@ -60,6 +62,9 @@ class Row:
         frozen: whether it requires no gradient.
         parameters: number of elements.
         state_bytes: bytes of its state once it has been stepped; 0 while it is frozen.
+        layout: how a mesh's processes hold it, as in ``"Shard(0) of 8"``; None for a plain tensor.
+        owners: the ranks that compute its matrices, in this process's team; empty if every process computes
+            what it needs.
     """
 
     name: str
@@ -73,6 +78,8 @@ class Row:
     frozen: bool
     parameters: int
     state_bytes: int
+    layout: str | None = None
+    owners: tuple[int, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -91,7 +98,9 @@ class Total:
     frozen: int
 
 
-def make_rows(groups: Sequence[Group], reasons: Reasons, targets: Targets | None) -> list[Row]:
+def make_rows(
+    groups: Sequence[Group], reasons: Reasons, targets: Targets | None, sharding: Sharding | None = None
+) -> list[Row]:
     """Make the rows of all parameters, or of their targets, in the order of the groups."""
     # Each reason is used once: a group that was added later may repeat a name.
     why, aliases = dict(reasons.why), dict(reasons.aliases)
@@ -114,6 +123,8 @@ def make_rows(groups: Sequence[Group], reasons: Reasons, targets: Targets | None
                 frozen=not param.requires_grad,
                 parameters=param.numel(),
                 state_bytes=sum(value.nbytes for value in state.values()),
+                layout=layout_words(param),
+                owners=() if sharding is None else owner_ranks(sharding.of(param) or ()),
             )
             if targets is not None and target is not None:
                 row = replace(row, **targets.describe(param, group))

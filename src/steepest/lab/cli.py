@@ -15,7 +15,7 @@ from rich.console import Console
 
 import steepest
 
-from . import corpus
+from . import corpus, sharded
 from .bench import bench
 from .bench.callbacks import ProgressBar
 from .bench.callbacks import TextLog as BenchTextLog
@@ -23,7 +23,7 @@ from .bench.params import num_threads
 from .bench.plot import DPI, plot
 from .bench.runner import DEFAULT_MODELS, DTYPES, PLOT, REPORT, ROUNDS
 from .bench.sections import SECTIONS
-from .bench.shapes import MODELS
+from .bench.shapes import MODELS, PLANNED_MODELS
 from .bench.terminal import table as bench_table
 from .errors import LabError
 from .models.gpt import GPTConfig
@@ -377,6 +377,83 @@ def bench_command(
         print(f"interrupted: {out} contains the results so far", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+@app.command("plan-sharded")
+def plan_sharded_command(
+    mesh: Annotated[
+        list[str],
+        typer.Option(metavar="SIZExSIZE…", help="A device mesh, as in 8x64; give several to compare."),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help=f"A model whose hidden matrices are planned for: {', '.join(PLANNED_MODELS)}.",
+            show_default=False,
+        ),
+    ] = None,
+    shapes: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead of a model, a file of names and shapes: JSON ({name: [rows, columns]}) or CSV "
+            "(name,ROWSxCOLUMNS).",
+            show_default=False,
+        ),
+    ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PLACEMENT,…",
+            help="For each mesh dimension replicate or shard(DIMENSION). Default: shard(0) in the last one, "
+            "replicate in the others.",
+            show_default=False,
+        ),
+    ] = None,
+    rule: Annotated[str, typer.Option(help="A matrix rule.")] = "muon",
+    dtype: Annotated[str, typer.Option(metavar="|".join(DTYPES), help="Dtype of parameters.")] = "float32",
+    exchange_dtype: Annotated[
+        str | None,
+        typer.Option(metavar="|".join(DTYPES), help="Dtype in which matrices travel.", show_default=False),
+    ] = None,
+    bucket_bytes: Annotated[
+        int | None,
+        typer.Option(help="Working memory of a wave at its owner. Default: the rule's.", show_default=False),
+    ] = None,
+    node: Annotated[int, typer.Option(help="Ranks of a node.")] = 8,
+    tflops: Annotated[float, typer.Option(help="TFLOP/s of a device.")] = sharded.FLOPS,
+    near: Annotated[float, typer.Option(help="GB/s that a device sends within its node.")] = sharded.NEAR,
+    far: Annotated[float, typer.Option(help="GB/s that a device sends to other nodes.")] = sharded.FAR,
+    owners: Annotated[bool, typer.Option("--owners", help="Also list each mesh's owners.")] = False,
+) -> int:
+    """Plan the sharded steps of a matrix rule: owners, waves, bytes and balance, without processes.
+
+    The optimizer's steps follow the same plan. Times are on paper, from the rates given.
+    """
+    if min(node, tflops, near, far) <= 0:
+        raise LabError("--node, --tflops, --near and --far must be positive")
+    options: dict[str, Any] = {"dtype": _dtype(dtype)}
+    if exchange_dtype is not None:
+        options["exchange_dtype"] = _dtype(exchange_dtype)
+    if bucket_bytes is not None:
+        options["bucket_bytes"] = bucket_bytes
+    listed = sharded.shapes_of(model, shapes)
+    console = _console()
+    wide = Console(width=max(console.width, _BENCH_WIDTH)) if not console.is_terminal else console
+    result = sharded.compare(
+        listed, mesh, layout, rule, node=node, flops=tflops, near=near, far=far, **options
+    )
+    wide.print(bench_table(result, wide.width))
+    for text in mesh if owners else ():
+        sizes = sharded.mesh_of(text)
+        found = sharded.plan(listed, sizes, sharded.layout_of(layout, sizes), rule, node, **options)
+        wide.print(bench_table(sharded.owners(found), wide.width))
+    return 0
+
+
+def _dtype(name: str) -> torch.dtype:
+    if name not in DTYPES:
+        raise LabError(f"no dtype {name!r}: give {', '.join(DTYPES)}")
+    return DTYPES[name]
 
 
 def _names(text: str) -> list[str]:

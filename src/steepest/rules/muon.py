@@ -133,9 +133,10 @@ class MuonRule(OrthogonalizedRule):
         return self.working_copies * max(dtype.itemsize, own.itemsize)
 
     def cost(self, shape: tuple[int, ...], group: Mapping[str, Any]) -> float:
-        """Return the flops of five Newton-Schulz iterations in the Gram form."""
+        """Return the flops of five Newton-Schulz iterations, in the form that takes fewer."""
         short, long = sorted(shape[-2:])
-        return math.prod(shape[:-2]) * (8.0 * short**2 * long + 28.0 * short**3)
+        gram, plain = (8.0 * long + 28.0 * short), (20.0 * long + 10.0 * short)
+        return math.prod(shape[:-2]) * short**2 * min(gram, plain)
 
     def host_sync(self, group: Mapping[str, Any]) -> str | None:
         return "method='svd'" if group["method"] == "svd" else None

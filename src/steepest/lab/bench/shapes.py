@@ -153,13 +153,14 @@ def vit_s16() -> ModelShapes:
     return ModelShapes("vit-s16", "ViT-S/16", tuple(tensors()))
 
 
-def llama_1b() -> ModelShapes:
-    """TinyLlama 1.1B (Zhang et al. 2024): grouped-query attention, gated MLP, no biases, untied embedding."""
-    width, inner, keys, vocabulary = 2048, 5632, 256, 32000
+def _llama(
+    name: str, title: str, width: int, inner: int, keys: int, depth: int, vocabulary: int
+) -> ModelShapes:
+    """Grouped-query attention, gated MLP, no biases, untied embedding."""
 
     def tensors() -> Iterator[ParamShape]:
         yield ParamShape("embed_tokens.weight", (vocabulary, width))
-        for block in range(22):
+        for block in range(depth):
             prefix = f"layers.{block}"
             for linear, out, into in (
                 ("self_attn.q_proj", width, width),
@@ -176,7 +177,17 @@ def llama_1b() -> ModelShapes:
         yield ParamShape("norm.weight", (width,))
         yield ParamShape("lm_head.weight", (vocabulary, width))
 
-    return ModelShapes("llama-1b", "Llama-style 1.1B", tuple(tensors()))
+    return ModelShapes(name, title, tuple(tensors()))
+
+
+def llama_1b() -> ModelShapes:
+    """TinyLlama 1.1B (Zhang et al. 2024)."""
+    return _llama("llama-1b", "Llama-style 1.1B", 2048, 5632, 256, 22, 32000)
+
+
+def llama_70b() -> ModelShapes:
+    """Llama 3 70B (Grattafiori et al. 2024)."""
+    return _llama("llama-70b", "Llama 3 70B", 8192, 28672, 1024, 80, 128256)
 
 
 MODELS: dict[str, Callable[[], ModelShapes]] = {
@@ -188,6 +199,9 @@ MODELS: dict[str, Callable[[], ModelShapes]] = {
     "llama-1b": llama_1b,
 }
 """Models by name, from small to large."""
+
+PLANNED_MODELS = {**MODELS, "llama-70b": llama_70b}
+"""Models to plan for, also those that are too large to be benchmarked on one machine."""
 
 TOY_MODELS = frozenset({"tiny"})
 """Models for smoke tests, too small for meaningful measurements."""
@@ -202,3 +216,14 @@ def model_shapes(name: str) -> ModelShapes:
     if name not in MODELS:
         raise LabError(f"no model {name!r} to benchmark; there are {', '.join(MODELS)}")
     return MODELS[name]()
+
+
+def planned_shapes(name: str) -> ModelShapes:
+    """Return the shapes of the model `name` for a plan.
+
+    Raises:
+        LabError: the name is unknown.
+    """
+    if name not in PLANNED_MODELS:
+        raise LabError(f"no model {name!r} to plan for; there are {', '.join(PLANNED_MODELS)}")
+    return PLANNED_MODELS[name]()
