@@ -18,7 +18,9 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.distributed.tensor.debug import CommDebugMode
 
 import steepest
 
@@ -217,6 +219,52 @@ def released() -> dict[str, Any]:
     return done
 
 
+# -- whole tensors on all processes
+
+
+def replicated() -> dict[str, Any]:
+    """DistributedDataParallel whose processes share the work, ZeRO-1, and one process that does all."""
+    done: dict[str, Any] = {}
+    for rule in ("lion", "sgd_sai", "muon", "quad"):
+        for way in ("alone", "ddp", "zero"):
+            torch.manual_seed(0)
+            model: nn.Module = nn.Sequential(*(nn.Linear(6, 6, bias=False) for _ in range(3)))
+            options = {"lr": 0.05, **({"method": "svd"} if rule == "muon" else {})}
+            if way == "zero":
+                kind = type(steepest.create(rule, model.parameters()))
+                optimizer: Any = ZeroRedundancyOptimizer(model.parameters(), optimizer_class=kind, **options)
+            else:
+                if way == "ddp":
+                    model = nn.parallel.DistributedDataParallel(model)
+                    options |= {"distributed": "owners"} if rule in ("muon", "quad") else {}
+                optimizer = steepest.create(rule, model.named_parameters(), **options)
+            train(model, optimizer, range(3))
+            done[f"{rule} {way}"] = torch.stack([param.detach().clone() for param in model.parameters()])
+            if way == "ddp":
+                saved = optimizer.state_dict()["state"]
+                done[f"{rule} state"] = {f"{at} {n}": v for at, s in saved.items() for n, v in s.items()}
+            elif way == "alone":
+                state = optimizer.state_dict()["state"]
+                done[f"{rule} state alone"] = {
+                    f"{at} {n}": v for at, s in state.items() for n, v in s.items()
+                }
+    return done
+
+
+def collectives() -> dict[str, Any]:
+    """What a step of Muon sends under FSDP2, counted by torch."""
+    model = nn.Sequential(*(nn.Linear(8, 8, bias=False) for _ in range(4)))
+    fully_shard(model, mesh=init_device_mesh("cpu", (WORLD,)))
+    optimizer = steepest.Muon(model.named_parameters())
+    done = {}
+    for step in range(2):
+        model(torch.ones(1, 8)).sum().backward()
+        with CommDebugMode() as counted:
+            optimizer.step()
+        done[str(step)] = {str(name): count for name, count in counted.get_comm_counts().items()}
+    return done
+
+
 # -- what can go wrong
 
 
@@ -308,6 +356,8 @@ JOBS = {
     "fsdp2": fsdp2,
     "failures": lambda _: failures(),
     "released": lambda _: released(),
+    "replicated": lambda _: replicated(),
+    "collectives": lambda _: collectives(),
     "ternary": ternary_job.run,
 }
 
