@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -61,6 +62,11 @@ class SOAPRule(Rule):
                 specs[f"GG_{side}"] = StateSpec("matrix", precise, (size, size))
                 specs[f"Q_{side}"] = StateSpec("matrix", precise, (size, size), "identity")
         return specs
+
+    def cost(self, shape: tuple[int, ...], group: Group) -> float:
+        """Return the flops of the rotations, and of L and R."""
+        numel, most = math.prod(shape), group["max_precond_dim"]
+        return 16.0 * numel + sum(8.0 * numel * size for size in shape if len(shape) == 2 and size <= most)
 
     def scalars(self, step: Scalar, **hyper: Any) -> dict[str, Scalar]:
         """Count steps from the second one, which is the first that moves the parameter."""

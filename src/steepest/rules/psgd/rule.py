@@ -126,6 +126,12 @@ class PSGDRule(Rule):
                 specs[f"P{name}"] = identity
         return specs
 
+    def cost(self, shape: tuple[int, ...], group: Group) -> float:
+        """Return the flops of the products with dense factors, in a step that fits them."""
+        numel = math.prod(shape)
+        sides = sides_of(shape, group["max_size_dense"], group["max_skew_dense"]).values()
+        return 16.0 * numel + sum(6.0 * (numel + size[0] ** 2) * size[0] for size in sides if len(size) == 2)
+
     def moves_like_adamw(self, group: Group) -> bool:
         """Return whether ``lr_style="adam"`` divides the update by 5."""
         return bool(group["lr_style"] == "adam")
