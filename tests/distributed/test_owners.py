@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.nn import Parameter
 
 import steepest
@@ -398,3 +398,48 @@ def test_a_mesh_of_one_process_needs_no_exchange(monkeypatch: pytest.MonkeyPatch
 
     run_on_ranks(work, 1)
     assert all(calls == [] for calls in sent.calls.values())
+
+
+def test_gradients_laid_out_otherwise_are_redistributed_before_they_travel():
+    whole, _ = alone(lambda params: steepest.Muon(params, **EXACT), steps=1)
+
+    def work(rank: int) -> None:
+        mesh = init_device_mesh("cpu", (WORLD,))
+        params = [Parameter(placed(each, mesh, [Shard(0)])) for each in wholes(-1)]
+        optimizer = steepest.Muon(named(params), **EXACT)
+        for at, (param, grad) in enumerate(zip(params, wholes(0), strict=True)):
+            # Quarters of it add up exactly.
+            parts = [grad, Replicate()] if at % 2 else [grad / WORLD, Partial()]
+            param.grad = DTensor.from_local(parts[0], mesh, [parts[1]])
+        optimizer.step()
+        assert_equal(params, whole)
+
+    run_on_ranks(work)
+
+
+def test_shared_and_plain_matrices_and_vectors_in_one_optimizer():
+    """Sharded and whole matrices, and a norm of an element rule, as tensor parallelism leaves them."""
+
+    def make(params: Any) -> Any:
+        return steepest.Muon(
+            [{"params": params[:6]}, {"params": params[6:], "rule": "adamw", "lr": 0.1}],
+            **EXACT,
+            nonfinite="skip",
+        )
+
+    whole, _ = alone(make)
+
+    def work(rank: int) -> None:
+        mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+        meshes = [(mesh, [Shard(0), Shard(1)]), (mesh["dp"], [Shard(0)]), (mesh["tp"], [Shard(1)]), None]
+
+        def lay(step: int) -> list[Any]:
+            each = [(value, meshes[at % 4]) for at, value in enumerate(wholes(step))]
+            return [value if where is None else placed(value, *where) for value, where in each]
+
+        params = [Parameter(each) for each in lay(-1)]
+        optimizer = make(named(params))
+        train(optimizer, params, 3, lay)
+        assert_equal(params, whole)
+
+    run_on_ranks(work)
