@@ -120,8 +120,9 @@ def _step_or_restore(exchanges: Sequence[Exchange], cut: Sequence[Sequence[Wave]
     errors: list[BaseException] = []
     written: list[Tensor] = []
     for exchange in exchanges:
+        decays = exchange.functions is not None and exchange.functions.decay is not None
         for member in exchange.batch.members:
-            written += [member.columns[0], *member.columns[2:]]
+            written += member.columns[2:] + member.columns[:1] * decays
     before = [column.clone() for column in written]
     for exchange in exchanges:
         try:
