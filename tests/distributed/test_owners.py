@@ -443,3 +443,33 @@ def test_shared_and_plain_matrices_and_vectors_in_one_optimizer():
         assert_equal(params, whole)
 
     run_on_ranks(work)
+
+
+@pytest.mark.parametrize("rule", ["quad", "soap"])
+def test_replicas_without_a_matrix_for_each_process_compute_it_each(rule: str):
+    """One matrix on two replicas of two shards: each replica has an owner, and a factor of its own."""
+
+    def make(params: Any) -> Any:
+        return steepest.create(rule, params, lr=0.05)
+
+    shapes = [(8, 6)]
+    whole, expected = alone(make, shapes=shapes)
+
+    def work(rank: int) -> list[int]:
+        params, optimizer = sharded(make, "HSDP", shapes=shapes)
+        assert_equal(params, whole)
+        saved = optimizer.state_dict()
+        again = Parameter(params[0].detach().clone())
+        other = make([("w0", again)])
+        other.load_state_dict(saved)
+        again.grad = params[0].grad
+        for each in (optimizer, other):
+            each.step()
+        assert torch.equal(again.to_local(), params[0].to_local())
+        held = sum(entry.numel() for entry in optimizer.state[params[0]].values() if entry.dim() > 1)
+        return [held, sum(entry.numel() for entry in saved["state"][0].values() if entry.dim() > 1)]
+
+    counts = run_on_ranks(work)
+    total = sum(entry.numel() for entry in expected.state[whole[0]].values() if entry.dim() > 1)
+    assert {count[1] for count in counts} == {total}
+    assert sum(count[0] > 48 for count in counts) == 2
