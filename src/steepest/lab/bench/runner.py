@@ -35,6 +35,7 @@ _PACKAGES = (
     "heavyball",
     "torch-optimi",
     "quad-torch",
+    "dion",
 )
 
 
