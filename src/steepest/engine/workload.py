@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,10 +71,10 @@ def workload(team: Team, units: Sequence[tuple[UpdateConfig, Unit]], node: int |
     sent = torch.zeros(2, 2, size, dtype=torch.int64, device="cpu")  # there and back, near and far
     alike = Counter(team.replicas)
     together = Counter(zip(team.replicas, nodes.tolist(), strict=True))
-    sizes: dict[tuple[int, int, bool, bool], tuple[Tensor, Tensor]] = {}
+    sizes: dict[Any, tuple[Tensor, Tensor]] = {}
     for config, unit in units:
         # Equal parameters share the list of their parts.
-        key = (id(unit.parts), id(config), unit.is_gathered, unit.is_scattered)
+        key = (id(unit.parts), unit.kind.shape, id(config), unit.is_gathered, unit.is_scattered)
         if key not in sizes:
             sizes[key] = _sizes(config, unit)
         there, back = sizes[key]
