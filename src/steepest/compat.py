@@ -22,9 +22,11 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from steepest.constructor import constructor
+from steepest.distributed.local import is_dtensor, redistributed
 from steepest.engine.layout import real_view
-from steepest.engine.reductions import moments
+from steepest.engine.sums import Summand, moments
 from steepest.hyperparameters import CommonOptions
+from steepest.rule import Moments
 from steepest.rules.orthogonalized import OrthogonalizedOptimizer
 from steepest.rules.procrustes import Procrustes
 from steepest.rules.quad import QUAD
@@ -145,16 +147,20 @@ class SGD_sai(SGDSaI):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            for param in group["params"] if group["rule"] == self.rule.name else ():
-                if param.grad is not None:
-                    self._measure(param, param.grad, group)
+        found = [
+            (param, group)
+            for group in self.param_groups
+            for param in (group["params"] if group["rule"] == self.rule.name else ())
+            if param.grad is not None
+        ]
+        summed = moments([Summand(real_view(_local_grad(param)), param) for param, _ in found])
+        for (param, group), sums in zip(found, summed, strict=True):
+            self._keep_scale(param, sums, group)
         self._said_to_be_warm = True
         return loss
 
-    def _measure(self, param: Tensor, grad: Tensor, group: Mapping[str, Any]) -> None:
-        count, total, square = moments(real_view(grad.to_dense()))
-        scale = gradient_scale(count, float(total), float(square), group)
+    def _keep_scale(self, param: Tensor, sums: Moments, group: Mapping[str, Any]) -> None:
+        scale = gradient_scale(sums.numel, float(sums.total), float(sums.square), group)
         if scale is None:
             return
         state = self.state[param]
@@ -164,3 +170,11 @@ class SGD_sai(SGDSaI):
         state["gsnr"] = torch.tensor(scale, dtype=precise, device="cpu")
         ahead = not has_momentum(gsnr, measured)
         state["measured"] = torch.tensor(-1.0 if ahead else 1.0, dtype=torch.float32, device="cpu")
+
+
+def _local_grad(param: Tensor) -> Tensor:
+    """Return a parameter's gradient, or this process's shard of it."""
+    assert param.grad is not None
+    if is_dtensor(param) and is_dtensor(param.grad):
+        return redistributed(param.grad, param)
+    return param.grad.to_dense()

@@ -201,6 +201,9 @@ class CommonOptions(TypedDict, total=False):
       leaves parameters, state and step counts unchanged and adds 1 to ``optimizer.skipped_steps`` (no
       host sync on an accelerator), ``"raise"`` raises ``FloatingPointError`` with the parameter's name
       (this waits for the device).
+    - ``agree``: which processes skip a step together, or raise, if one has an infinite or NaN gradient:
+      with None those that hold parts of the same tensors, with ``"all"`` all of them, as the stages of a
+      pipeline need to (docs/sharding.md). Without ``nonfinite`` no process skips any.
     - ``maximize``: ascend instead of descend.
     - ``compile``: True and False force it; None compiles where it pays: 2²² elements or more, if there is a
       compiler. Compiled code depends on the rule, its options and the dtypes, not on the model: the first
@@ -209,7 +212,8 @@ class CommonOptions(TypedDict, total=False):
     - ``capturable``: compute every number of a step, step counts too, on the parameters' device, so that a
       CUDA graph can capture and replay it (docs/cuda_graphs.md). Without a graph this is slower.
     - ``seed``: key of the noise of stochastic rounding and stochastic rules. The noise is a function of
-      (seed, step, element): it resumes exactly, and the global generator is never touched.
+      (seed, parameter, step, element): it resumes exactly, and the global generator is never touched. A
+      parameter is known by its name, or by its number in the optimizer if it has none.
     """
 
     weight_decay_method: WeightDecayMethod
@@ -217,6 +221,7 @@ class CommonOptions(TypedDict, total=False):
     state_device: Literal["cpu"] | None
     rounding: Literal["nearest", "stochastic"]
     nonfinite: Literal["ignore", "skip", "raise"]
+    agree: Literal["all"] | None
     maximize: bool
     compile: bool | None
     capturable: bool
@@ -229,6 +234,7 @@ _COMMON: dict[str, tuple[Hyperparameter, Any]] = {
     "state_device": (choice(None, "cpu"), None),
     "rounding": (choice("nearest", "stochastic"), "nearest"),
     "nonfinite": (choice("ignore", "skip", "raise"), "ignore"),
+    "agree": (choice(None, "all"), None),
     "maximize": (flag(), False),
     "compile": (choice(None, True, False), None),
     "capturable": (flag(), False),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, ClassVar, overload
 
 import torch
@@ -14,14 +13,15 @@ from steepest.constructor import signature_defaults, spell_out
 from steepest.distributed.local import is_dtensor, local_part
 from steepest.engine.collect import Collector, ParamBatch
 from steepest.engine.cuda_graphs import check_capture
-from steepest.engine.grad_check import both, check
+from steepest.engine.grad_check import both
 from steepest.engine.matrices import UserFunctions
-from steepest.engine.pipeline import take_step
+from steepest.engine.pipeline import decide, take_step
+from steepest.engine.units import Sharding
 from steepest.explain import Explanation, Reasons, explain
 from steepest.hyperparameters import near_miss, plain
-from steepest.param_groups import check_views, checked, count_skipped, filled
+from steepest.param_groups import check_views, checked, complete, count_skipped
 from steepest.rule import Rule, Targets, find_rule, register_rule
-from steepest.state_dict import loading
+from steepest.state_dict import loading, saving
 
 __all__ = ["OPTIMIZERS", "Optimizer"]
 
@@ -152,20 +152,20 @@ class Optimizer(torch.optim.Optimizer):
         taken: bool | Tensor = True
         # A process without gradients must tell those that have some.
         if batches or collector.sharded:
-            shares = collector.sharded and collector.share(groups, batches, self._user_functions)
-            watched = collector.sharded or any(group["nonfinite"] != "ignore" for group in groups)
-            may = partial(check, batches, groups, collector.sharded, shares) if watched else lambda: True
-            taken = self._take(batches, may() if targets is None else targets.agree(groups, state, may))
+            shared = collector.sharding(groups, self._user_functions) if collector.sharded else None
+            finite = decide(collector, batches, groups, state, targets, shared is not None)
+            taken = self._take(batches, finite, shared)
         if "_taken_in_backward" in self.__dict__:  # count both as one step
             taken = both(self.__dict__.pop("_taken_in_backward"), taken)
         if taken is not True:
             count_skipped(groups, taken)
         return loss
 
-    def _take(self, batches: list[ParamBatch], finite: bool | Tensor) -> bool | Tensor:
+    def _take(
+        self, batches: list[ParamBatch], finite: bool | Tensor, shared: Sharding | None = None
+    ) -> bool | Tensor:
         """Step these parameters if their gradients are finite, and return whether: see :func:`take_step`."""
-        groups, shared = self.param_groups, self._collector.shared
-        return take_step(batches, finite, groups, self.state, self._user_functions, shared)
+        return take_step(batches, finite, self.param_groups, self.state, self._user_functions, shared)
 
     def watch(self, targets: Targets) -> None:
         """Let ``step()`` also move the targets of parameters in the groups."""
@@ -210,8 +210,13 @@ class Optimizer(torch.optim.Optimizer):
         >>> optimizer.explain().rows[0].rule, optimizer.explain().totals[0].state_bytes
         ('lion', 32)
         """
-        sharding = self._collector.sharding_of(self.param_groups, self._user_functions)
+        sharding = self._collector.sharding(self.param_groups, self._user_functions)
         return explain(self.param_groups, self.defaults["rule"], self.reasons, self.targets, sharding)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state and the groups; all processes must call it if each keeps factors of its own."""
+        with saving(self):
+            return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a copy of a :meth:`state_dict`; every state tensor keeps the dtype it was saved with.
@@ -238,9 +243,7 @@ class Optimizer(torch.optim.Optimizer):
         if "rule" not in self.defaults:
             self.defaults["rule"] = self.rule.name
         for group, known in zip(self.param_groups, before, strict=True):
-            kept = {k: v for k, v in known.items() if k not in ("params", "param_names", "base_lr")}
-            group.update(filled({**kept, **group}, self.defaults))
-            group.setdefault("base_lr", float(group.get("initial_lr", group["lr"])))
+            complete(group, known, self.defaults)
         if "_collector" not in self.__dict__:  # never pickled: it holds the parameters' shapes
             self._collector = Collector()
             self._collector.remember(self.param_groups)

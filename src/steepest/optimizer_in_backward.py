@@ -8,18 +8,24 @@ import sys
 import weakref
 from collections.abc import Iterator, Sequence
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from steepest.distributed.local import is_dtensor, is_pending
 from steepest.engine.collect import describe
 from steepest.engine.cuda_graphs import capturing
 from steepest.engine.grad_check import both, check_gradients
+from steepest.engine.update import PLAIN
 from steepest.hyperparameters import optional, positive
 from steepest.optimizer import Optimizer
 from steepest.rule import Group, find_rule
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
+    from typing_extensions import TypeIs
 
 __all__ = ["ReleasedGradients", "release_gradients"]
 
@@ -54,6 +60,9 @@ def release_gradients(
       checkpoints, store it as ``last_grad_norm``.
     - Backward uses the learning rate of that moment; a pre-hook of ``step()`` runs too late to change it.
     - ``GradScaler.step()`` raises an error.
+    - With several processes, only sharded parameters (DTensors) of element rules are stepped in backward, as
+      ``fully_shard`` makes them: their gradients are reduced by then. Whatever needs all of a tensor's shards
+      is refused: other rules, ``nonfinite="skip"``, ``clip_norm``.
     - After an error in backward, every parameter is either stepped or unchanged. To continue, end the failed
       step with ``zero_grad()`` and ``step()``.
 
@@ -78,8 +87,9 @@ def release_gradients(
         ValueError: a clip that is not a number > 0; a parameter that is released already, or not the model's;
             a rule or an option refused above; a model within DistributedDataParallel or
             FullyShardedDataParallel. On a step's first gradient, before anything moves: as in ``step()``.
-        RuntimeError: in backward: a second gradient in one step; several processes, whose gradients
-            would have to be averaged first.
+        RuntimeError: in backward: a second gradient in one step; a parameter that is not sharded, in several
+            processes, whose gradients would have to be averaged first; a gradient of a sharded parameter
+            that must be redistributed first.
 
     Source: the technique is torch's tutorial "How to save memory by fusing the optimizer step into the
     backward pass"; see also Lv et al., "Full Parameter Fine-tuning for Large Language Models with Limited
@@ -123,7 +133,7 @@ class ReleasedGradients:
         if clip_value is not None and clip_norm is not None:
             raise ValueError("release_gradients(): choose one of clip_value and clip_norm")
         _refuse_wrapped(model)
-        if why := _unsupported(optimizer.param_groups):
+        if why := _unsupported(optimizer.param_groups, clip_norm):
             raise ValueError(why)
         _check_params(model, optimizer)
         self._optimizer = optimizer
@@ -194,7 +204,7 @@ class ReleasedGradients:
     @torch._disable_dynamo  # type: ignore[attr-defined]
     @torch.no_grad()
     def _on_gradient(self, param: Tensor) -> None:
-        _refuse_several_processes()
+        _refuse_unreduced(param)
         self._refuse_second(param)
         if not self._accumulating:
             self._step(param)
@@ -209,6 +219,7 @@ class ReleasedGradients:
         if place is None:
             return  # removed from the optimizer, which must leave its gradient alone
         optimizer = self._optimizer
+        _refuse_pending(param, optimizer.param_groups, *place[:2])
         batch = optimizer._collector.one(optimizer.param_groups, *place, optimizer.state)
         (member,) = batch.members
         # Not in place: the gradient may share memory with others that backward still needs.
@@ -225,7 +236,7 @@ class ReleasedGradients:
         groups = self._optimizer.param_groups
         _refuse_capture()
         self._optimizer._collector.check(type(self._optimizer).__name__, groups)
-        if why := _unsupported(groups):
+        if why := _unsupported(groups, self._clip_norm):
             raise RuntimeError(why)
 
     def _find_places(self) -> None:
@@ -293,6 +304,7 @@ class ReleasedGradients:
         """Step what backward did not reach, and update the counts and norms of the whole step."""
         left = [param for param in self._params().values() if param.grad is not None]
         for param in left:
+            _refuse_unreduced(param)
             self._refuse_second(param)
         for param in left:
             self._step(param)
@@ -334,7 +346,12 @@ class ReleasedGradients:
                 self._hooks[key] = (param, param.register_post_accumulate_grad_hook(hook))
 
 
-def _unsupported(groups: Sequence[Group]) -> str | None:
+def _is_sharded(param: Tensor) -> TypeIs[DTensor]:
+    """Return whether several processes hold a parameter together."""
+    return type(param) not in PLAIN and is_dtensor(param) and param.device_mesh.size() > 1
+
+
+def _unsupported(groups: Sequence[Group], clip_norm: float | None) -> str | None:
     """Return why a group's parameters cannot be stepped one at a time; None if all can."""
     for index, group in enumerate(groups):
         if group["nonfinite"] == "raise":
@@ -347,7 +364,40 @@ def _unsupported(groups: Sequence[Group]) -> str | None:
                 f"group {index}: with {why} a step of {group['rule']!r} depends on all tensors of a group, "
                 "so none can be stepped before the last gradient is ready"
             )
+        if why := _unsupported_shards(group, index, clip_norm):
+            return why
     return None
+
+
+def _unsupported_shards(group: Group, group_index: int, clip_norm: float | None) -> str | None:
+    """Return why a group's sharded parameters cannot be stepped without the other processes."""
+    rule = find_rule(group["rule"])
+    sharded = [] if rule.moves else [at for at, param in enumerate(group["params"]) if _is_sharded(param)]
+    if not sharded:
+        return None
+    who = describe(group, group_index, sharded[0])
+    alone = "the processes cannot communicate within backward"
+    if rule.scope != "element":
+        return f"{who} is a DTensor: {rule.name!r} needs whole tensors, and {alone}; element rules do not"
+    if group["nonfinite"] == "skip":
+        return (
+            f"{who} is a DTensor: nonfinite='skip' would skip it on some processes only, because {alone}; "
+            "use an ordinary step, or nonfinite='ignore'"
+        )
+    if clip_norm is not None:
+        return f"{who} is a DTensor: clip_norm needs the norm of all shards, and {alone}; use clip_value"
+    return None
+
+
+def _refuse_pending(param: Tensor, groups: Sequence[Group], group_index: int, index: int) -> None:
+    grad = param.grad
+    if _is_sharded(param) and is_dtensor(grad) and is_pending(grad, param):
+        placements = ["(" + ", ".join(map(str, each.placements)) + ")" for each in (grad, param)]
+        raise RuntimeError(
+            f"{describe(groups[group_index], group_index, index)} has the placements {placements[1]} and its "
+            f"gradient {placements[0]}: the processes cannot redistribute it within backward; use an "
+            "ordinary step"
+        )
 
 
 def _refuse_wrapped(model: nn.Module) -> None:
@@ -372,8 +422,10 @@ def _refuse_capture() -> None:
         )
 
 
-def _refuse_several_processes() -> None:
+def _refuse_unreduced(param: Tensor) -> None:
     distributed = torch.distributed
+    if _is_sharded(param):
+        return  # fully_shard calls hooks after it has reduced the gradient
     if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
         raise RuntimeError(
             f"gradients are released in one of {distributed.get_world_size()} processes: each would step "

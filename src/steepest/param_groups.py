@@ -15,7 +15,7 @@ from steepest.engine.update import PLAIN
 from steepest.hyperparameters import COMMON_OPTIONS, near_miss, plain
 from steepest.rule import Group, find_rule
 
-__all__ = ["RESERVED", "check_views", "checked", "count_skipped", "filled"]
+__all__ = ["RESERVED", "check_views", "checked", "complete", "count_skipped", "filled"]
 
 # Keys of a param group that belong to this library, to torch or to torch's schedulers.
 RESERVED = frozenset({"params", "param_names", "rule", "base_lr", "initial_lr", "skipped_steps"})
@@ -34,6 +34,13 @@ def filled(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, A
     shared = known if rule == defaults["rule"] else COMMON_OPTIONS.keys() - {"weight_decay_method"}
     own = {name: defaults[name] for name in shared if name in defaults}
     return {**known, **own, **found.conventions, "skipped_steps": 0, **group, "rule": rule}
+
+
+def complete(group: dict[str, Any], before: Group, defaults: Mapping[str, Any]) -> None:
+    """Fill in options that a loaded group lacks: as they were before, or else the defaults."""
+    kept = {k: v for k, v in before.items() if k not in ("params", "param_names", "base_lr")}
+    group.update(filled({**kept, **group}, defaults))
+    group.setdefault("base_lr", float(group.get("initial_lr", group["lr"])))
 
 
 def checked(

@@ -7,6 +7,7 @@ by constants below 2**31: no product overflows and no right shift moves a sign b
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import Any, TypeVar
 
@@ -24,11 +25,15 @@ __all__ = [
     "stochastic_round",
     "stream_bits",
     "stream_uniform",
+    "tensor_word",
     "uniform",
 ]
 
 _MASK = 0xFFFFFFFF
 _GOLDEN = 0x9E3779B9  # 2**32 / golden ratio: spreads consecutive integers over the range
+
+# Modules that wrap others and put their name into the names of all parameters.
+_WRAPPERS = frozenset({"module", "_orig_mod", "_checkpoint_wrapped_module"})
 
 Word = TypeVar("Word", int, Tensor)
 Key = tuple[int | Tensor, int | Tensor]
@@ -60,6 +65,20 @@ def derive_key(seed: int, *words: int | Tensor) -> Key:
         first = _mix((second + _mix((word ^ first) & _MASK)) & _MASK)
         second = _mix((first + _mix(((word >> 32) + second + _GOLDEN) & _MASK)) & _MASK)
     return first, second
+
+
+def tensor_word(name: str) -> int:
+    """Hash a parameter's name into a word for :func:`derive_key`: 64 bits, signed, as int64 tensors are.
+
+    The names of wrappers (``module.``, ``_orig_mod.``, ``_checkpoint_wrapped_module.``) do not count.
+
+    >>> tensor_word("module.head._orig_mod.weight") == tensor_word("head.weight")
+    True
+    """
+    *path, last = name.split(".")
+    plain = ".".join([*(part for part in path if part not in _WRAPPERS), last])
+    digest = hashlib.blake2b(plain.encode(errors="surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
 
 
 def bits32(key: Key, index: Tensor, stream: int = 0) -> Tensor:

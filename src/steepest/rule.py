@@ -111,7 +111,10 @@ class StateSpec:
 
 
 class Moments(NamedTuple):
-    """Sums over all elements of a whole tensor; for a sharded tensor, the shards' sums add up to them."""
+    """Sums over all elements of a whole tensor, also if it is sharded; NaN if they are not finite.
+
+    ``total``, the sum of the elements, is NaN also for a rule that does not set ``needs_total``.
+    """
 
     numel: int
     total: Tensor
@@ -143,6 +146,7 @@ class Rule(ABC):
         takes, transform_takes: the arguments that the signatures of ``update`` and ``transform`` name.
         measures, transforms, retracts, moves: whether the rule has these phases.
         has_scalars: whether the rule overrides :meth:`scalars`.
+        needs_total: whether :meth:`measure` reads ``Moments.total``.
     """
 
     name: ClassVar[str]
@@ -163,6 +167,7 @@ class Rule(ABC):
     retracts: ClassVar[bool] = False
     moves: ClassVar[bool] = False
     has_scalars: ClassVar[bool] = False
+    needs_total: ClassVar[bool] = False
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Derive the rule's phases and their arguments from its methods."""
@@ -299,16 +304,24 @@ class Rule(ABC):
         """Return whether the ``measure`` phase has anything to do under the group's current options."""
         return True
 
+    def needs_moments(self, state: Mapping[str, Tensor], group: Group) -> bool:
+        """Return whether :meth:`measure` needs the gradient's sums in this step.
+
+        They cost a pass over the gradient, and collectives if it is sharded: the result must not differ
+        between processes.
+        """
+        return True
+
     def reads_back(self, state: Mapping[str, Tensor], group: Group) -> bool:
         """Return whether :meth:`measure` reads a device's numbers on the host; ``state`` starts empty."""
         return False
 
     def measure(
-        self, moments: Callable[[], Moments], state: Mapping[str, Tensor], group: Group
+        self, moments: Moments | None, state: Mapping[str, Tensor], group: Group
     ) -> tuple[dict[str, Scalar], dict[str, Scalar]]:
         """Return one tensor's (scalars for ``update`` and ``transform``, new per-tensor state) in this step.
 
-        ``moments`` reads the whole gradient: call it at most once, and only if it is needed.
+        ``moments`` are the gradient's, or None if :meth:`needs_moments` returned False.
         """
         raise NotImplementedError
 

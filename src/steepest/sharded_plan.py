@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from steepest.distributed.layout import layout_of
-from steepest.engine.units import Sharding
+from steepest.engine.units import Sharding, Way
 from steepest.engine.workload import Leg, Workload, workload
 from steepest.rule import Group, find_rule
 
@@ -179,7 +179,8 @@ def plan_sharded(
             layout = layout_of(tuple(param.shape), paper.shape, tuple(placements))
         except ValueError as error:
             raise ValueError(f"{name} {error}") from None
-        return (paper, cut_by, group["distributed"] or "owners"), layout
+        mode = group["distributed"] or "owners"
+        return Way(paper, cut_by, math.prod(mesh), mode), layout  # type: ignore[arg-type]
 
     sharding = Sharding()
     sharding.make([group], lambda config: False, way_of)

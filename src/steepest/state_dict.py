@@ -11,20 +11,40 @@ from torch import Tensor
 
 from steepest.distributed.local import check_state_layout, is_dtensor, sharded_entry
 from steepest.engine.collect import describe
+from steepest.engine.factors import gather_factors, scatter_factors
 from steepest.engine.layout import real_view
 from steepest.engine.state import blank_state
 from steepest.migrations import TORCH_KEYS, Source, recognize
 from steepest.rule import Group, Targets, find_rule
 
-__all__ = ["loading"]
+__all__ = ["loading", "saving"]
 
 Saved = tuple[Tensor, Group, dict[str, Any]]
 
 
 @contextlib.contextmanager
-def loading(
-    optimizer: torch.optim.Optimizer, extra_state: Collection[str], targets: Targets | None
-) -> Iterator[None]:
+def saving(optimizer: Any) -> Iterator[None]:
+    """Let torch's ``state_dict`` hold the entries that only one process keeps."""
+    groups, state = optimizer.param_groups, optimizer.state
+    sharding = optimizer._collector.sharding(groups, optimizer._user_functions)
+    factors = {} if sharding is None else scatter_factors(sharding, state)
+
+    def add(_: Any, saved: dict[str, Any]) -> None:
+        # A param's number in the state dict counts over all groups.
+        params = dict.fromkeys(param for group in groups for param in group["params"])
+        for number, param in enumerate(params):
+            if param in factors:
+                saved["state"][number] = {**saved["state"][number], **factors[param]}
+
+    handle = optimizer.register_state_dict_post_hook(add, prepend=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextlib.contextmanager
+def loading(optimizer: Any, extra_state: Collection[str], targets: Targets | None) -> Iterator[None]:
     """Let torch's ``load_state_dict`` load only the param groups, and restore the state afterwards.
 
     torch would cast the state to the parameters' dtypes, and move it to their device, which may have no room.
@@ -39,7 +59,12 @@ def loading(
 
     def restore(_: torch.optim.Optimizer) -> None:
         for param, group, state in found:
-            optimizer.state[param] = _restored(param, group, state)
+            optimizer.state[param] = _restored(param, group, state, extra_state)
+        groups, collector = optimizer.param_groups, optimizer._collector
+        collector.forget()
+        sharding = collector.sharding(groups, optimizer._user_functions)
+        if sharding is not None:
+            gather_factors(sharding, optimizer.state)
 
     # Run after the user's pre-hooks, which may replace the dict, and before post-hooks, which need the state.
     before = optimizer.register_load_state_dict_pre_hook(check)
@@ -91,7 +116,10 @@ def _loadable(
                     target = None if targets is None else targets.find(param)
                     expected = blank_state(real_view(param), merged, label, target)
                     _check_state(who, state, expected, merged, extra_state, is_foreign)
-                    check_state_layout(who, param, state)
+                    # A target's state is laid out as the target is.
+                    if target is None:
+                        own = [name for name in state if _is_per_element(name, merged, extra_state)]
+                        check_state_layout(who, param, state, own)
                 if state is not None:
                     found.append((param, merged, state))
     except ValueError as error:
@@ -194,15 +222,30 @@ def _check_state(
         raise ValueError(f"state {name!r} of {who} {differs}")
 
 
-def _restored(param: Tensor, group: Group, saved: Mapping[str, Any]) -> dict[str, Any]:
+def _is_per_element(name: str, group: Group, extra_state: Collection[str]) -> bool:
+    """Return whether an entry of a DTensor's state is cut as the parameter is."""
+    rule = find_rule(group["rule"])
+    spec = rule.state_specs(group).get(name)
+    if spec is not None:
+        return spec.per == "element"
+    # A rule with `transform` has no other entries but those of its matrices.
+    return name != "step" and not rule.moves and (not rule.transforms or name in extra_state)
+
+
+def _restored(
+    param: Tensor, group: Group, saved: Mapping[str, Any], extra_state: Collection[str]
+) -> dict[str, Any]:
     """Return a copy of a parameter's saved state, on the device that keeps it."""
     rule, where = find_rule(group["rule"]), torch.device(group["state_device"] or param.device)
     specs = rule.state_specs(group)
     per_tensor = {"step", *(name for name, spec in specs.items() if spec.per == "tensor")}
     state: dict[str, Any] = {}
     for name, value in saved.items():
-        if name not in per_tensor and is_dtensor(param) and isinstance(value, Tensor):
+        if isinstance(value, Tensor) and is_dtensor(param) and _is_per_element(name, group, extra_state):
             state[name] = sharded_entry(param, value)
+            continue
+        if rule.transforms and is_dtensor(value):
+            state[name] = value  # a factor, which its owner will get
             continue
         if isinstance(value, (int, float)) and name in per_tensor:
             dtype = specs[name].make(real_view(param)).dtype if name in specs else torch.float32

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from steepest.engine import compiled
+from steepest.engine import compiled, compiled_sums
 from steepest.engine.update import UpdateConfig
 
 __all__ = ["Apart", "Recorded", "configure", "record_compiled"]
@@ -84,23 +84,26 @@ def configure(monkeypatch: pytest.MonkeyPatch, **values: Any) -> None:
 def record_compiled(monkeypatch: pytest.MonkeyPatch) -> list[Recorded]:
     """Let compiled code be recorded, which goes past torch's dispatch: by the last of the list, if any."""
     recorders: list[Recorded] = []
-    find_code = compiled._code
 
-    def watched(spec: Any, config: Any) -> Any:
-        with _disable_current_modes():
-            code = find_code(spec, config)
-        assert code is not None
-
-        def compute(*given: Any) -> None:
-            code(*given)
-
-        def run(*given: Any) -> None:
+    def watch(find_code: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(*wanted: Any) -> Any:
             with _disable_current_modes():
-                compute(*given)
-            if recorders:
-                recorders[-1].calls.append((compute, given, {}, None))
+                code = find_code(*wanted)
+            assert code is not None
 
-        return run
+            def compute(*given: Any) -> None:
+                code(*given)
 
-    monkeypatch.setattr(compiled, "_code", watched)
+            def run(*given: Any) -> None:
+                with _disable_current_modes():
+                    compute(*given)
+                if recorders:
+                    recorders[-1].calls.append((compute, given, {}, None))
+
+            return run
+
+        return watched
+
+    for module in (compiled, compiled_sums):
+        monkeypatch.setattr(module, "_code", watch(module._code))
     return recorders

@@ -523,7 +523,7 @@ def test_code_is_not_compiled_within_a_graph(monkeypatch: pytest.MonkeyPatch):
     before = values(params)
     monkeypatch.setattr(cache, "_made", {})
     with monkeypatch.context() as graph:
-        graph.setattr(compiled, "capturing", lambda: True)
+        graph.setattr(cuda_graphs, "capturing", lambda: True)
         with pytest.raises(RuntimeError, match="its code is not compiled yet"):
             optimizer.step()
         assert identical(values(params), before)

@@ -316,7 +316,7 @@ def test_what_a_graph_was_traced_with_is_not_kept():
     def kept() -> int:
         gc.collect()
         tensors = [each for each in gc.get_objects() if type(each) is Tensor]
-        return len([each for each in tensors if each.numel() in compiled._TRACED_SIZES])
+        return len([each for each in tensors if each.numel() in compiled.TRACED_SIZES])
 
     params = _plain()
     graphs, before = _graphs(), kept()

@@ -92,6 +92,7 @@ BAD: dict[str | tuple[str, str], list[Any]] = {
     "rounding": ["up", None, True],
     "state_device": ["cuda", "host", True, torch.device("cpu")],
     "nonfinite": ["error", None, True],
+    "agree": ["mesh", True, False],
     "state_dtype": [torch.int8, torch.complex64, "float32", 32],
     "compile": [0, 1, "True", "auto"],
     **dict.fromkeys(BOOLS, NOT_A_BOOL),
@@ -137,6 +138,7 @@ GOOD: dict[str | tuple[str, str], list[Any]] = {
     "seed": [0, 2**63, 2**64 - 1],
     "state_dtype": [None, torch.bfloat16, torch.float16, torch.float32, torch.float64],
     "compile": [None, True, False],
+    "agree": [None, "all"],
 }
 
 

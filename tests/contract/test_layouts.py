@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from steepest.engine import chunks, reductions
+from steepest.engine import chunks
 from steepest.engine.layout import Row, chunks_of
 
 from .cases import CASES, RULES, Case, able, by_id, reach, spread
@@ -166,16 +166,6 @@ def test_stacks_make_the_loop(case: Case, dtype: torch.dtype):
     assert identical(run(4 * 3 * 4 * 8 * 2), together), "two at a time"
 
 
-def test_sums_over_a_tensor_hardly_depend_on_its_pieces(monkeypatch: pytest.MonkeyPatch):
-    grad = torch.randn(1000, generator=torch.Generator().manual_seed(0))
-    wide = grad.double()
-    monkeypatch.setattr(reductions, "_CHUNK_ON_CPU", 7)
-    count, total, square = reductions.moments(grad.view(10, 100).t())
-    assert count == 1000
-    assert total.item() == pytest.approx(wide.sum().item(), rel=1e-12)
-    assert square.item() == pytest.approx((wide * wide).sum().item(), rel=1e-12)
-
-
 @pytest.mark.parametrize("ordered", [False, True])
 @pytest.mark.parametrize("limit", [1, 7, 100, 299, 300])
 @pytest.mark.parametrize("alike", [True, False])
@@ -190,14 +180,6 @@ def test_tensors_are_cut_small_whatever_their_strides(ordered: bool, limit: int,
     if ordered:
         places = torch.cat([extent.places(param.shape).reshape(-1) for (param, _), extent in cut])
         assert torch.cat([param.reshape(-1) for (param, _), _ in cut]).equal(transposed.flatten()[places])
-
-
-@pytest.mark.parametrize("limit", [1, 7, 50, 64])
-def test_sums_come_in_logical_order_whatever_the_strides(limit: int, monkeypatch: pytest.MonkeyPatch):
-    grad = torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(0)).permute(1, 2, 0)
-    monkeypatch.setattr(reductions, "_CHUNK_ON_CPU", limit)
-    assert reductions.moments(grad) == reductions.moments(grad.contiguous())
-    assert reductions.moments(grad[1:, ::2]) == reductions.moments(grad[1:, ::2].contiguous())
 
 
 @pytest.mark.parametrize(

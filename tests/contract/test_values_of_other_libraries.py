@@ -97,16 +97,17 @@ def test_where_nothing_can_be_compiled_it_runs_eagerly_with_one_warning(tmp_path
 
 def test_a_shard_that_replaces_a_parameter_is_refused_by_name(tmp_path):
     from torch.distributed import destroy_process_group, init_process_group
-    from torch.distributed.tensor import distribute_tensor, init_device_mesh
+    from torch.distributed.tensor import DTensor, Partial, init_device_mesh
 
     param = weight(4)
     optimizer = steepest.SGDSaI([("w", param)])
     init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
-        shard = torch.nn.Parameter(distribute_tensor(torch.ones(4), init_device_mesh("cpu", (1,))))
-        shard.grad = distribute_tensor(torch.ones(4), shard.device_mesh)
+        partial = DTensor.from_local(torch.ones(4), init_device_mesh("cpu", (1,)), [Partial()])
+        shard = torch.nn.Parameter(partial)
+        shard.grad = partial
         optimizer.param_groups[0]["params"][0] = shard
-        with pytest.raises(ValueError, match="'w' is a DTensor"):
+        with pytest.raises(ValueError, match=r"'w' is a DTensor that has the placement P\(sum\)"):
             optimizer.step()
         assert not optimizer.state
     finally:

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 from torch.distributed.tensor.placement_types import _StridedShard
 
 import steepest
@@ -80,12 +80,3 @@ def test_partial_parameters_and_wrong_local_tensors_are_refused_by_name():
             steepest.Lion([("w", torch.nn.Parameter(wrong))])
 
     run_on_ranks(work, 2)
-
-
-@pytest.mark.parametrize("rule", ["sgd_sai", "simba_leaky"])
-def test_rules_that_need_whole_tensors_refuse_shards_by_name(rule: str):
-    with alone_as(1, 2):
-        mesh = init_device_mesh("cpu", (2,))
-        param = torch.nn.Parameter(distribute_tensor(torch.ones(4, 4), mesh, [Shard(0)], src_data_rank=None))
-        with pytest.raises(ValueError, match=f"'w' is a DTensor: '{rule}' .*element rules"):
-            steepest.create(rule, [("w", param)])

@@ -172,7 +172,8 @@ def test_ranks_agree_and_their_routes_fit_together(
         with alone_as(rank, world):
             optimizer = optimizer_on(mesh, placements, shapes, view="batch", bucket_bytes=30_000)
             optimizer.step()
-            ((team, units),) = optimizer._collector.shared.teams.items()
+            sharding = optimizer._collector.sharding(optimizer.param_groups, optimizer._user_functions)
+            ((team, units),) = sharding.teams.items()
             assert team.ranks[team.own] == rank
             plans.setdefault(team.ranks, []).append([(unit.owner, unit.parts) for _, unit in units])
             for _, unit in units:

@@ -274,8 +274,7 @@ class PeakRule(steepest.rules.orthogonalized.OrthogonalizedRule):
         return {**super().state_specs(group), "peak": steepest.rule.StateSpec("tensor")}
 
     def measure(self, moments, state, group):
-        count, _, square = moments()
-        return {}, {"peak": max(float(state["peak"]), float(square) / count)}
+        return {}, {"peak": max(float(state["peak"]), float(moments.square) / moments.numel)}
 
 
 @pytest.mark.usefixtures("forgotten_rules")

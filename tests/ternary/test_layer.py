@@ -34,8 +34,8 @@ def dense_weight(layer):
     rows = []
     for row in range(layer.out_features):
         scales = [
-            layer.scale
-            if layer.scale.dim() == 0
+            layer.scale[0]
+            if layer.scale.shape == (1,)
             else layer.scale[row]
             if layer.scale.dim() == 1
             else layer.scale[row, column // layer.group_size]
@@ -426,3 +426,12 @@ def test_bytes_are_two_bits_a_weight_or_one():
     layer = TernaryLinear(1024, 256)
     assert layer.packed.nbytes * 4 == BinaryLinear(1024, 256).packed.nbytes * 8 == 1024 * 256
     assert math.isclose(layer.to_base3().numel() * 8 / (1024 * 256), 1.6, rel_tol=1e-4)
+
+
+def test_a_single_scale_saved_without_dimensions_loads():
+    layer, other = layer_of(5, 3, "tensor"), layer_of(5, 3, "tensor", seed=1)
+    saved = layer.state_dict()
+    saved["scale"] = saved["scale"].view(())
+    other.load_state_dict(saved)
+    assert torch.equal(other.scale, layer.scale)
+    assert layer.scale.shape == (1,)

@@ -738,3 +738,12 @@ def test_gradients_whose_sum_is_infinite_are_finite(size, skips):
     layer(torch.ones(1, 4)).backward(torch.full((1, 3), size))
     trainer.step()
     assert trainer.skipped_steps == skips
+
+
+def test_noise_is_the_same_within_torchs_wrappers():
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+
+    model = small_model()
+    names = TernaryFlip(model).targets.layers.keys()
+    model[3] = checkpoint_wrapper(model[3])
+    assert TernaryFlip(torch.compile(model)).targets.layers.keys() == names

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -26,7 +28,8 @@ class Team:
 
     Attributes:
         ranks: of the processes, in ascending order, as process groups have them.
-        replicas, shards: for each process, the number of its replica and of its shard.
+        replicas: for each process, the number of its replica.
+        coordinates: its place on the mesh.
         own: this process's position.
         device_type: where tensors lie when they travel.
         mesh: the mesh that the ranks are part of; None for the default process group.
@@ -34,7 +37,7 @@ class Team:
 
     ranks: tuple[int, ...]
     replicas: tuple[int, ...]
-    shards: tuple[int, ...]
+    coordinates: tuple[tuple[int, ...], ...]
     own: int
     device_type: str
     mesh: DeviceMesh | None
@@ -58,28 +61,20 @@ def team_of(mesh: DeviceMesh, cut_by: Sequence[int], matrices: int | None) -> Te
     coordinate = mesh.get_coordinate()
     assert coordinate is not None
     others = [dim for dim in range(mesh.ndim) if dim not in cut_by]
-    grid = mesh.mesh.permute(*others, *cut_by)
-    shards = 1
-    for dim in cut_by:
-        shards *= mesh.size(dim)
-    grid = grid.reshape(-1, shards)
-    size = 1 if matrices is None else team_size(grid.shape[0], shards, matrices)
-    replica = 0
-    for dim in others:
-        replica = replica * mesh.size(dim) + coordinate[dim]
-    first = replica // size * size
-    places = {
-        int(rank): (at // shards, at % shards)
-        for at, rank in enumerate(grid[first : first + size].flatten().tolist())
-    }
-    ranks = tuple(sorted(places))
+    whole = {dim: mesh.size(dim) for dim in others}
+    replicas = {at: number for number, at in enumerate(itertools.product(*map(range, whole.values())))}
+    shards = math.prod(mesh.size(dim) for dim in cut_by)
+    size = 1 if matrices is None else team_size(len(replicas), shards, matrices)
+    own = replicas[tuple([coordinate[dim] for dim in others])]
+    first = own // size * size
+    members = []
+    for at in itertools.product(*map(range, mesh.shape)):
+        replica = replicas[tuple([at[dim] for dim in others])]
+        if first <= replica < first + size:
+            members.append((int(mesh.mesh[at]), replica, at))
+    ranks, numbers, coordinates = zip(*sorted(members), strict=True)
     return Team(
-        ranks,
-        tuple(places[rank][0] for rank in ranks),
-        tuple(places[rank][1] for rank in ranks),
-        ranks.index(int(mesh.mesh[tuple(coordinate)])),
-        mesh.device_type,
-        mesh,
+        ranks, numbers, coordinates, ranks.index(int(mesh.mesh[tuple(coordinate)])), mesh.device_type, mesh
     )
 
 
@@ -89,7 +84,7 @@ def everyone(matrices: int, device_type: str) -> Team:
     size = team_size(world, 1, matrices)
     first = dist.get_rank() // size * size
     ranks = tuple(range(first, first + size))
-    return Team(ranks, tuple(range(size)), (0,) * size, dist.get_rank() - first, device_type, None)
+    return Team(ranks, tuple(range(size)), ((),) * size, dist.get_rank() - first, device_type, None)
 
 
 class Groups:

@@ -25,7 +25,8 @@ class Region(NamedTuple):
     def of(self, tensor: Tensor) -> Tensor:
         """Return this part of a tensor as a view; further dimensions of the tensor stay whole."""
         for dim, (first, size) in enumerate(zip(self.first, self.shape, strict=True)):
-            tensor = tensor.narrow(dim, first, size)
+            if size != tensor.shape[dim]:
+                tensor = tensor.narrow(dim, first, size)
         return tensor
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LocalState",
+    "assign",
     "check_state_layout",
     "checked_region",
     "is_dtensor",
@@ -71,6 +72,14 @@ def local_part(tensor: DTensor) -> Tensor:
     return local if type(local) is Tensor else getattr(local, "wait", lambda: local)()
 
 
+def assign(param: Tensor, whole: Tensor) -> None:
+    """Set a parameter, or this process's shard of it, in place."""
+    if is_dtensor(param):
+        local_part(param).copy_(region_of(param).of(whole))
+    else:
+        param.copy_(whole)
+
+
 def is_pending(grad: DTensor, param: DTensor) -> bool:
     """Return whether a gradient's placements differ from its parameter's."""
     return grad.placements != param.placements
@@ -108,12 +117,21 @@ def sharded_like(param: DTensor, local: Tensor) -> DTensor:
     )
 
 
-def check_state_layout(who: str, param: Tensor, state: Mapping[str, Any]) -> None:
-    """Raise ``ValueError`` for loaded DTensors whose mesh or placements differ from the parameter's."""
+def check_state_layout(
+    who: str, param: Tensor, state: Mapping[str, Any], per_element: Collection[str]
+) -> None:
+    """Raise ``ValueError`` for loaded DTensors that are not laid out as the parameter is.
+
+    Entries that are not ``per_element`` have placements of their own on the same mesh.
+    """
     for name, value in state.items():
         if not is_dtensor(value):
             continue
-        if not is_dtensor(param) or not _alike(value, param):
+        if (
+            not is_dtensor(param)
+            or value.device_mesh != param.device_mesh
+            or (name in per_element and value.placements != param.placements)
+        ):
             raise ValueError(
                 f"state {name!r} of {who} has the placements {tuple(map(str, value.placements))} in the "
                 "state dict, which the parameter does not have: torch.distributed.checkpoint reshards it "

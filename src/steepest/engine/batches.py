@@ -22,7 +22,9 @@ class ParamUpdate:
 
     Attributes:
         group, group_index, index: where the parameter stands.
-        ordinal: its number among all parameters; with the step count and the element's place it keys noise.
+        word: with the step count and the element's place it keys noise: a hash of the parameter's name, so
+            that an optimizer of some of the parameters draws what one of all draws; without names its
+            number among all parameters.
         owner: the parameter as the user has it.
         param, grad: real views. A step tracks no gradients, so they need not be detached.
         state: the parameter's.
@@ -41,7 +43,7 @@ class ParamUpdate:
     group: Group
     group_index: int
     index: int
-    ordinal: int
+    word: int
     owner: Tensor
     param: Tensor
     grad: Tensor

@@ -12,30 +12,30 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steepest.distributed.agreement import History
 from steepest.distributed.layout import Region
 from steepest.distributed.local import LocalState, checked_region, is_dtensor, local_part
 from steepest.engine.batches import ParamBatch, ParamUpdate, describe
 from steepest.engine.layout import Extent, real_view
 from steepest.engine.units import Sharding
 from steepest.engine.update import PLAIN, UpdateConfig
+from steepest.random import tensor_word
 from steepest.rule import Group, Rule, Targets, find_rule
 
 __all__ = ["Collector", "ParamBatch", "ParamUpdate", "check_shard", "describe"]
 
 
 def check_shard(who: str, param: Tensor, rule: Rule, group: Group) -> Region | None:
-    """Return the part of a DTensor that this process holds; None for other tensors.
+    """Return the part of a DTensor that this process holds; None for others and for those of targets.
 
     Raises:
         ValueError: the rule does not take DTensors, or no rule takes this one.
     """
     if type(param) in PLAIN or not is_dtensor(param):
         return None
-    if rule.scope == "tensor" or rule.moves:
-        raise ValueError(
-            f"{who} is a DTensor: {rule.name!r} needs whole tensors and does not take sharded ones yet; "
-            "element rules do (lion, adamw, simba, ...)"
-        )
+    if rule.moves:
+        # The rule itself knows how what the parameter stands for is divided.
+        return None
     if group["state_device"] == "cpu" and param.device_mesh.device_type != "cpu":
         raise ValueError(
             f"{who} is a DTensor: state_device='cpu' does not take sharded parameters; "
@@ -55,6 +55,9 @@ class _CheckedGroup:
         self.values: tuple[Any, ...] | None = None
         self.views = (rule.counts_matrices(group), copy.copy(group.get("views")))
         self.params: list[Tensor] = []
+        # A copy of the parameters' names, and the words of the noise's keys, if there are names.
+        self.names: list[str] | None = None
+        self.words: list[int] | None = None
         self.configs: dict[Any, UpdateConfig] = {}
 
     def accept(self, group: Group) -> None:
@@ -79,12 +82,16 @@ class Collector:
         # The shapes of all vectors and whether there were matrices when the groups were made.
         self._vectors: set[torch.Size] = set()
         self._matrices = False
-        # Whether any parameter is or was a DTensor, or processes share work, so that they must agree before a
-        # step.
+        # The key words on each device, kept as long as the optimizer: a captured graph reads them.
+        self._words: dict[Any, dict[int, Tensor]] = {}
+        # Whether processes must agree before a step: a parameter is or was a DTensor, or a group asks for it.
         self.sharded = False
-        # Who computes the matrices, if processes share the work on any.
-        self.shared: Sharding | None = None
+        self.history = History()
         self._sharding = Sharding()
+        self._is_made = False
+
+    def forget(self) -> None:
+        """Check everything in the next step, because groups were loaded."""
         self._is_made = False
 
     def remember(self, groups: Sequence[Group]) -> None:
@@ -93,6 +100,7 @@ class Collector:
             checked = _CheckedGroup(find_rule(groups[index]["rule"]), groups[index])
             self._groups.append(checked)
             self._remember(checked, groups[index]["params"])
+            self.sharded = self.sharded or groups[index].get("distributed") == "owners"
 
     def _remember(self, checked: _CheckedGroup, params: Sequence[Tensor]) -> None:
         checked.params = list(params)
@@ -108,6 +116,7 @@ class Collector:
             who: the optimizer, for the message.
             groups: its param groups.
         """
+        renamed = len(self._groups) > len(groups)
         del self._groups[len(groups) :]
         for index, group in enumerate(groups):
             known = self._groups[index] if index < len(self._groups) else None
@@ -120,6 +129,26 @@ class Collector:
             if len(params) != len(known.params) or not all(map(is_, params, known.params)):
                 self._check_replaced(known, group, index)
                 self._remember(known, params)
+                renamed = True
+            renamed |= group.get("param_names") != known.names
+        if renamed:
+            self._hash_names(groups)
+
+    def _hash_names(self, groups: Sequence[Group]) -> None:
+        """Compute the words of all parameters' noise keys from their names."""
+        met: dict[int, int] = {}
+        for known, group in zip(self._groups, groups, strict=True):
+            names = group.get("param_names")
+            known.names, known.words = copy.copy(names), None
+            # Parameters may have been put into a group without names.
+            if names is None or len(names) != len(group["params"]):
+                continue
+            known.words = []
+            for name in names:
+                word = tensor_word(name)
+                times = met[word] = met.get(word, -1) + 1
+                # Two models' parameters may have the same names.
+                known.words.append(tensor_word(f"{name} {times}") if times else word)
 
     def _look_again(
         self, who: str, groups: Sequence[Group], index: int, known: _CheckedGroup | None
@@ -135,10 +164,10 @@ class Collector:
             if checked.views != known.views and not self._flattened(known, group):
                 for at, param in enumerate(group["params"]):
                     rule.check_param(describe(group, index, at), _label(group, at), param, group)
-            checked.params = known.params
+            checked.params, checked.names, checked.words = known.params, known.names, known.words
             self._groups[index] = checked
         checked.accept(group)
-        self.sharded = self.sharded or group.get("distributed") == "owners"
+        self.sharded |= group["agree"] == "all" or group.get("distributed") == "owners"
         self._is_made = False
         return checked
 
@@ -193,13 +222,15 @@ class Collector:
         seen: set[int] = set()
         for group_index, group in enumerate(groups):
             by_config: dict[int, ParamBatch] = {}
-            moves = self._groups[group_index].rule.moves
+            known = self._groups[group_index]
+            moves, words = known.rule.moves, known.words
             waits = moves and targets is not None and targets.waits()
             for index, owner in enumerate(group["params"], ordinal):
                 if (owner.grad is None and not waits) or id(owner) in seen:
                     continue
                 seen.add(id(owner))
-                member = self._member(group, group_index, index - ordinal, index, states)
+                word = index if words is None else words[index - ordinal]
+                member = self._member(group, group_index, index - ordinal, word, states)
                 if moves:
                     member.target = _target(targets, member)
                 config = self._config(group_index, group, member)
@@ -219,50 +250,39 @@ class Collector:
         ordinal: int,
         states: Mapping[Tensor, MutableMapping[str, Any]],
     ) -> ParamBatch:
-        """Return one parameter, which has a gradient, as a batch."""
-        group = groups[group_index]
-        member = self._member(group, group_index, index, ordinal, states)
+        """Return one parameter, which has a gradient, as a batch; the groups are checked."""
+        group, words = groups[group_index], self._groups[group_index].words
+        word = ordinal if words is None else words[index]
+        member = self._member(group, group_index, index, word, states)
         return ParamBatch(self._config(group_index, group, member), [member])
 
-    def share(
-        self,
-        groups: Sequence[Group],
-        batches: Sequence[ParamBatch],
-        user_functions: Callable[[ParamBatch], Any],
-    ) -> bool:
-        """Give the members their units; return whether processes share the work on any matrices.
+    def sharding(
+        self, groups: Sequence[Group], user_functions: Callable[[ParamBatch], Any]
+    ) -> Sharding | None:
+        """Return who computes the matrices; None if processes share the work on none.
 
         ``user_functions`` gives the optimizer's own code for a batch, which must see whole parameters.
         """
+        if not self.sharded:
+            return None
         if not self._is_made:
             self._sharding.make(groups, lambda config: user_functions(ParamBatch(config, [])) is not None)
             self._is_made = True
-        for batch in batches:
-            for member in batch.members if batch.config.rule.transforms else ():
-                member.units = self._sharding.of(member.owner)
-        self.shared = self._sharding if self._sharding.is_shared else None
-        return self.shared is not None
-
-    def sharding_of(
-        self, groups: Sequence[Group], user_functions: Callable[[ParamBatch], Any]
-    ) -> Sharding | None:
-        """Return who computes the matrices, made now if no step has made it; None if nothing is shared."""
-        if self.sharded or any(group.get("distributed") == "owners" for group in groups):
-            self.share(groups, (), user_functions)
-        return self.shared
+        return self._sharding if self._sharding.is_shared else None
 
     def _member(
         self,
         group: Group,
         group_index: int,
         index: int,
-        ordinal: int,
+        word: int,
         states: Mapping[Tensor, MutableMapping[str, Any]],
     ) -> ParamUpdate:
         owner: Tensor = group["params"][index]
         if type(owner) not in PLAIN and is_dtensor(owner):
             self.sharded = True
-            return _local_member(group, group_index, index, ordinal, states)
+            of = _member_of_target if self._groups[group_index].rule.moves else _local_member
+            return of(group, group_index, index, word, states)
         # A parameter without a gradient is collected only for its target.
         grad = torch.zeros_like(owner) if owner.grad is None else owner.grad
         if grad.layout is not torch.strided:
@@ -270,7 +290,7 @@ class Collector:
         param = owner
         if owner.is_complex():
             param, grad = real_view(owner), real_view(grad)
-        return ParamUpdate(group, group_index, index, ordinal, owner, param, grad, states.get(owner, {}))
+        return ParamUpdate(group, group_index, index, word, owner, param, grad, states.get(owner, {}))
 
     def _config(self, group_index: int, group: Group, member: ParamUpdate) -> UpdateConfig:
         """Return the configuration of a parameter in a checked group."""
@@ -282,6 +302,7 @@ class Collector:
             config = checked.configs[key] = UpdateConfig(
                 checked.rule, group, param.dtype, dtype, param.device
             )
+            config.words = self._words.setdefault((param.device, config.offloaded), {})
         # A copied group is a different dict with the same options.
         config.group = group
         return config
@@ -291,7 +312,7 @@ def _local_member(
     group: Group,
     group_index: int,
     index: int,
-    ordinal: int,
+    word: int,
     states: Mapping[Tensor, MutableMapping[str, Any]],
 ) -> ParamUpdate:
     """Return the local shard of a DTensor.
@@ -308,9 +329,24 @@ def _local_member(
     param, grad = real_view(local_part(owner)), real_view(local_part(owner.grad))
     whole = (*owner.shape, 2) if owner.is_complex() else owner.shape
     state = LocalState(owner, states.get(owner, {}))
-    member = ParamUpdate(group, group_index, index, ordinal, owner, param, grad, state)
+    member = ParamUpdate(group, group_index, index, word, owner, param, grad, state)
     member.extent, member.first = Extent.within(whole, region.first), region.first
     return member
+
+
+def _member_of_target(
+    group: Group,
+    group_index: int,
+    index: int,
+    word: int,
+    states: Mapping[Tensor, MutableMapping[str, Any]],
+) -> ParamUpdate:
+    """Return a DTensor that stands for a target; its state is the target's, and not laid out as it is."""
+    owner = group["params"][index]
+    param = local_part(owner)
+    grad = torch.zeros_like(param) if owner.grad is None else owner.grad
+    grad = local_part(grad) if is_dtensor(grad) else grad
+    return ParamUpdate(group, group_index, index, word, owner, param, grad, states.get(owner, {}))
 
 
 def _target(targets: Targets | None, member: ParamUpdate) -> Any:

@@ -15,21 +15,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from steepest.compile.cache import CapturedTooSoon, compiled_once
+from steepest.compile.cache import compiled_once
 from steepest.compile.int16_pairs import halves, have_pairs, joined, needs_pairs, pairable, paired
 from steepest.compile.unguarded import Code, compiled_code
 from steepest.engine.chunks import run_eager
-from steepest.engine.cuda_graphs import capturing
+from steepest.engine.cuda_graphs import check_compiles_now
 from steepest.engine.layout import Row
 from steepest.engine.update import NO_NOISE, ChunkNoise, Pass, UpdateConfig, element_pass, store
 
-__all__ = ["CompiledLaunch", "launches", "prepare", "run_compiled"]
+__all__ = ["TRACED_SIZES", "CompiledLaunch", "laid_out", "launches", "prepare", "run_compiled"]
 
 _ROWS = 4
 
 # Sizes for tracing: all different, so that Dynamo takes no two for one symbol, and large, so
 # that Inductor generates parallel loops.
-_TRACED_SIZES = tuple((1 << 17) + 66 * row for row in range(1, _ROWS + 1))
+TRACED_SIZES = tuple((1 << 17) + 66 * row for row in range(1, _ROWS + 1))
 
 # Generated code for accelerators indexes with 32 bits.
 _MOST_ELSEWHERE = (1 << 31) - 1
@@ -216,18 +216,14 @@ def _code(spec: GraphSpec, config: UpdateConfig) -> Code | None:
 
 def _compile(spec: GraphSpec, config: UpdateConfig) -> Code:
     """Compile the graph, and run it once on tensors of its own."""
-    if capturing():
-        raise CapturedTooSoon(
-            "this step cannot be captured in a CUDA graph: its code is not compiled yet; take a few steps "
-            "with these options before. Nothing was changed"
-        )
+    check_compiles_now()
     there = config.device
     count = sum(max(count, 1) for _, count in spec.shared)
     numbers = torch.ones(count, dtype=torch.float64, device=there)
     own = torch.ones(spec.rows, len(spec.own), dtype=torch.float64, device=there)
     keys = torch.ones(spec.rows, 3 * spec.noisy, dtype=torch.int64, device=there)
     finite = torch.ones((), dtype=torch.bool, device=there) if spec.guarded else None
-    rows = _zeros(spec, there, _TRACED_SIZES[: spec.rows])
+    rows = _zeros(spec, there, TRACED_SIZES[: spec.rows])
     return compiled_code(_graph(spec, config), rows, (numbers, own, keys, finite))
 
 

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from steepest.compile.cache import CapturedTooSoon
 from steepest.engine.collect import ParamBatch, ParamUpdate
 from steepest.engine.state import lacks_state
 from steepest.engine.update import UpdateConfig
 from steepest.rule import Group
 
-__all__ = ["capturing", "check_capture"]
+__all__ = ["capturing", "check_capture", "check_compiles_now"]
 
 
 def capturing(device: torch.device | None = None) -> bool:
@@ -22,6 +23,15 @@ def capturing(device: torch.device | None = None) -> bool:
         return False
     with torch.cuda.device(device):
         return torch.cuda.is_current_stream_capturing()
+
+
+def check_compiles_now() -> None:
+    """Raise ``CapturedTooSoon`` if a CUDA graph is capturing a step whose code is yet to be compiled."""
+    if capturing():
+        raise CapturedTooSoon(
+            "this step cannot be captured in a CUDA graph: its code is not compiled yet; take a few steps "
+            "with these options before. Nothing was changed"
+        )
 
 
 def check_capture(batches: list[ParamBatch], groups: Sequence[Group]) -> None:
@@ -56,6 +66,9 @@ def _hindrance(batch: ParamBatch, groups: Sequence[Group]) -> str | None:
         return (
             f"{batch.members[0].name} is sharded, and with nonfinite='skip' its processes agree on the host"
         )
+    travel = any(member.extent is not None for member in batch.members)
+    if rule.transforms and (travel or group["distributed"] == "owners"):
+        return f"the matrix of {batch.members[0].name} travels between processes"
     if why := rule.host_sync(group):
         return f"{why} waits for the device"
     if isinstance(group["lr"], Tensor) and group["lr"].device.type == "cpu":

@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from steepest.distributed.agreement import agree, count_processes, digest
+from steepest.distributed.agreement import (
+    Groups,
+    History,
+    agree,
+    count_processes,
+    digest,
+    groups_of,
+    host_reads,
+)
 from steepest.distributed.local import is_dtensor, is_pending, is_sum, redistributed
 from steepest.engine.collect import ParamBatch, ParamUpdate, describe
+from steepest.engine.cuda_graphs import capturing
 from steepest.engine.layout import real_view
 from steepest.rule import Group, find_rule
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = ["all_finite", "both", "check", "check_gradients", "check_together"]
 
@@ -84,58 +98,165 @@ def _complaint(members: list[ParamUpdate]) -> str:
 
 
 def check(
-    batches: list[ParamBatch], groups: Sequence[Group], sharded: bool, exchanging: bool
+    batches: list[ParamBatch],
+    groups: Sequence[Group],
+    sharded: bool,
+    exchanging: bool,
+    history: History,
 ) -> bool | Tensor:
     """Return whether this step may be taken, which processes with shards of one tensor decide together."""
     if sharded:
-        return check_together(batches, groups, exchanging=exchanging)
+        return check_together(batches, groups, exchanging=exchanging, history=history)
     return check_gradients(batches)
 
 
-# -- sharded parameters
+# -- several processes
 
 
-def check_together(batches: list[ParamBatch], groups: Sequence[Group], *, exchanging: bool) -> bool:
+def check_together(
+    batches: list[ParamBatch],
+    groups: Sequence[Group],
+    *,
+    exchanging: bool = False,
+    history: History | None = None,
+) -> bool | Tensor:
     """Return whether all processes may take this step; redistribute gradients to their parameters' layout.
 
     The processes first compare their gradients and options: if only some of them took the step, the shards
-    would diverge, or the processes would wait for each other. With ``nonfinite="ignore"`` in all groups no
-    process skips a step, and nothing is compared.
+    would diverge, or the processes would wait for each other. If all groups have ``nonfinite="ignore"`` and
+    nothing is exchanged, no process skips a step, and nothing is compared.
+
+    Args:
+        batches: the step's.
+        groups: all of the optimizer's.
+        exchanging: whether the processes will send each other matrices in this step.
+        history: this process's last steps; without it the host always reads the result.
+
+    Returns:
+        A tensor where the host has not read the result.
 
     Raises:
         FloatingPointError: on all processes, if :func:`check_gradients` raises it on one.
         RuntimeError: on all processes, if parameters or options differ, or only some processes have a
             gradient of a parameter.
     """
-    if all(group["nonfinite"] == "ignore" for group in groups) and not exchanging:
+    ignored = all(group["nonfinite"] == "ignore" for group in groups)
+    if ignored and not exchanging:
         _settle(batches)
         return True
-    # Finite parts may add up to infinity.
-    return _agreed(batches, groups) and (not _settle(batches) or _agreed(batches, groups))
+    own = _Own.of(batches, groups, History() if history is None else history, exchanging)
+    agreed = _agreed(own, batches, groups)
+    # Even if this process knows that the step is skipped: others may not have read it.
+    if _settle(batches):
+        # Finite parts may add up to infinity.
+        agreed = _agreed(own, batches, groups)
+    # With a mask, step counts would have to be the device's.
+    return True if ignored else agreed
 
 
-def _agreed(batches: list[ParamBatch], groups: Sequence[Group]) -> bool:
-    """Compare gradients and options over all processes; return whether all gradients are finite."""
-    params = [param for group in groups for param in group["params"]]
-    meshes = list(dict.fromkeys(param.device_mesh for param in params if is_dtensor(param)))
-    error: FloatingPointError | None = None
-    finite = True
+@dataclass(slots=True)
+class _Own:
+    """What this process compares with others in a step.
+
+    Attributes:
+        over: the processes that compare parameters, options and gradients; None if there are no others.
+        everyone: whether all processes of the default group skip a step together.
+        device: where the numbers lie.
+        same: what must be equal: digests of parameters and options, and of which gradients there are.
+        present: which parameters have gradients.
+        before: which had them in the last step.
+        reads: whether the host reads the result.
+    """
+
+    over: Groups | None
+    everyone: bool
+    device: torch.device
+    same: list[int]
+    present: list[bool]
+    before: list[bool]
+    reads: bool
+
+    @classmethod
+    def of(
+        cls, batches: list[ParamBatch], groups: Sequence[Group], history: History, exchanging: bool
+    ) -> _Own:
+        params = [param for group in groups for param in group["params"]]
+        meshes = list(dict.fromkeys(each.device_mesh for each in params if is_dtensor(each)))
+        device = torch.device(meshes[0].device_type if meshes else params[0].device if params else "cpu")
+        several = dist.is_available() and dist.is_initialized()
+        over: Groups | None = None
+        if several and ((exchanging and not meshes) or _shares_whole_tensors(groups)):
+            # The default group has the processes of all meshes.
+            over = groups_of([])
+        elif meshes:
+            over = _groups_of_meshes(meshes, groups)
+        plans, numbers = zip(*map(_plan, groups), strict=True)
+        present = [param.grad is not None for param in params]
+        history.note(plan := digest(plans), present)
+        near = any(batch.config.device.type == "cpu" for batch in batches)
+        reads = host_reads(
+            "cpu" if near else device.type,
+            history.age,
+            raises=any(group["nonfinite"] == "raise" for group in groups),
+            capturing=capturing(),
+        )
+        everyone = several and any(group["agree"] == "all" for group in groups)
+        same = [digest((plan, numbers)), digest(present)]
+        return cls(over, everyone, device, same, present, history.before, reads)
+
+
+def _shares_whole_tensors(groups: Sequence[Group]) -> bool:
+    """Return whether processes that all have the whole tensors compute some each."""
+    return any(
+        group.get("distributed") == "owners" and not all(map(is_dtensor, group["params"])) for group in groups
+    )
+
+
+def _groups_of_meshes(meshes: Sequence[DeviceMesh], groups: Sequence[Group]) -> Groups:
     try:
-        finite = bool(check_gradients(batches))
+        return groups_of(meshes)
+    except RuntimeError as error:
+        places = ((each, at, i) for at, each in enumerate(groups) for i in range(len(each["params"])))
+        who = next(describe(*place) for place in places if is_dtensor(place[0]["params"][place[2]]))
+        raise RuntimeError(
+            f"{who} lies on a mesh whose process group is gone ({error}): shard the model again after "
+            "torch.distributed was initialized anew; nothing was changed"
+        ) from error
+
+
+def _agreed(own: _Own, batches: list[ParamBatch], groups: Sequence[Group]) -> bool | Tensor:
+    """Compare gradients and options over all processes; return whether all gradients are finite."""
+    error: FloatingPointError | None = None
+    finite: bool | Tensor = False
+    try:
+        finite = check_gradients(batches)
     except FloatingPointError as found:
         error = found
-    if not meshes:
-        # The user has replaced all DTensors by whole tensors.
+    if own.over is None and not own.everyone:
+        # The user has replaced all DTensors by whole tensors, or there is one process.
         if error is not None:
             raise error
         return finite
-    present = [param.grad is not None for param in params]
-    same = [digest([_plan(group) for group in groups]), digest(present)]
-    (plan, gradients), (skips, raises) = agree(meshes, same, [not finite, error is not None])
-    if plan is None:
+    unfit = ~finite if isinstance(finite, Tensor) else not finite
+    table = agree(own.over or [], own.same, [unfit, error is not None, not own.reads], own.device)
+    # Other processes may have other parameters, as the stages of a pipeline have.
+    every = agree([None], [], list(table), own.device) if own.everyone else table
+    if not own.reads:
+        return ~every[:-1].any()
+    plan, gradients, *_ = table.tolist()
+    *apart, skips, raises, unread = every.tolist()
+    if plan:
         raise RuntimeError("the processes have different parameters or options; nothing was changed")
-    if gradients is None:
-        raise RuntimeError(_missing(groups, *count_processes(meshes, present)))
+    if gradients and unread:
+        # Counting takes all processes.
+        raise RuntimeError(_departed(own, groups))
+    if gradients:
+        raise RuntimeError(_missing(groups, *count_processes(own.over or [], own.present, own.device)))
+    if any(apart):
+        raise RuntimeError(
+            "processes with other parameters than these differ among themselves in parameters, options or "
+            "gradients; nothing was changed"
+        )
     if error is not None:
         raise error
     if raises:
@@ -146,13 +267,27 @@ def _agreed(batches: list[ParamBatch], groups: Sequence[Group]) -> bool:
     return not skips
 
 
-def _plan(group: Group) -> list[Any]:
-    """Return the options and parameters that must be equal on all processes, except tensors."""
-    options = {name: group[name] for name in sorted(find_rule(group["rule"]).defaults())}
-    plain = [(name, value) for name, value in options.items() if not isinstance(value, Tensor)]
+def _plan(group: Group) -> tuple[Any, Any]:
+    """Return what must be equal on all processes, except tensors, and the numbers that schedules change."""
+    rule = find_rule(group["rule"])
+    options: list[tuple[str, Any]] = []
+    numbers: list[tuple[str, Any]] = []
+    for name in sorted(rule.defaults()):
+        if not isinstance(value := group[name], Tensor):
+            traced = name == "lr" or (name in rule.hyper and rule.hyper[name].traced)
+            (numbers if traced else options).append((name, value))
     # Names are faster to read than shapes, and reveal another order.
     params = group.get("param_names") or [tuple(param.shape) for param in group["params"]]
-    return [group["rule"], plain, params]
+    return (group["rule"], options, params), numbers
+
+
+def _departed(own: _Own, groups: Sequence[Group]) -> str:
+    """Return the error where the host of only some processes reads that gradients differ."""
+    places = [(group, at, index) for at, group in enumerate(groups) for index in range(len(group["params"]))]
+    pairs = zip(places, own.before, own.present, strict=True) if own.before else ()
+    changed = [f"{describe(*place)} has {'a' if now else 'no'}" for place, was, now in pairs if was != now]
+    here = f": unlike in the last step, {changed[0]} gradient in this process" if changed else ""
+    return f"only some processes have gradients of the same parameters{here}; nothing was changed"
 
 
 def _missing(groups: Sequence[Group], counts: list[int], processes: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -10,18 +11,49 @@ from torch import Tensor
 from steepest.compile.available import PAYS_FROM, wants_compiling
 from steepest.engine.batches import ParamBatch
 from steepest.engine.chunks import run_eager
+from steepest.engine.collect import Collector
 from steepest.engine.compiled import prepare, run_compiled
 from steepest.engine.cpu_offload import on_host
+from steepest.engine.grad_check import check
 from steepest.engine.layout import Row
 from steepest.engine.matrices import MatrixRun, UserFunctions, step_matrices, step_one_by_one
 from steepest.engine.owners import Exchange, step_together
-from steepest.engine.reductions import measure, reads_back, write_measured
+from steepest.engine.reductions import adds_up_shards, measure, reads_back, write_measured
 from steepest.engine.state import make_state
 from steepest.engine.step_count import add_step, count_steps, noise_key
 from steepest.engine.units import Sharding
-from steepest.rule import Group
+from steepest.rule import Group, Targets
 
-__all__ = ["take_step"]
+__all__ = ["decide", "take_step"]
+
+
+def decide(
+    collector: Collector,
+    batches: list[ParamBatch],
+    groups: Sequence[Group],
+    states: MutableMapping[Tensor, Any],
+    targets: Targets | None,
+    shares: bool,
+) -> bool | Tensor:
+    """Return whether the step may be taken, before anything changes; a tensor if only the device knows.
+
+    Args:
+        collector: the optimizer's.
+        batches: the step's.
+        groups, states: all of the optimizer's.
+        targets: what parameters stand for whose rule moves that.
+        shares: whether processes compute matrices for each other.
+
+    Raises:
+        FloatingPointError, RuntimeError: see :meth:`steepest.Optimizer.step`.
+    """
+    sharded = collector.sharded
+    watched = sharded or any(group["nonfinite"] != "ignore" for group in groups)
+    if not watched and targets is None:
+        return True
+    exchanging = sharded and (shares or adds_up_shards(groups, states))
+    may = partial(check, batches, groups, sharded, exchanging, collector.history) if watched else lambda: True
+    return may() if targets is None else targets.agree(groups, states, may)
 
 
 def take_step(
@@ -51,6 +83,8 @@ def take_step(
     if finite is False:
         return False
     mask = finite if isinstance(finite, Tensor) else None
+    if sharding is not None:
+        sharding.bind(batches)
     make_state(batches, states)
     measuring = False
     for batch in batches:

@@ -2,63 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from steepest.engine.collect import ParamBatch, ParamUpdate
-from steepest.rule import Group, Moments
+from steepest.compile.available import wants_compiling
+from steepest.distributed.local import is_dtensor
+from steepest.engine.batches import ParamBatch, ParamUpdate
+from steepest.engine.sums import Summand, moments
+from steepest.rule import Group, find_rule
 
-__all__ = ["measure", "moments", "reads_back", "write_measured"]
-
-# A float64 copy of a chunk, half a MiB, fits the L2 cache. Accelerators need fewer launches.
-_CHUNK_ON_CPU = 1 << 16
-_CHUNK_ELSEWHERE = 1 << 22
-
-
-def moments(grad: Tensor) -> Moments:
-    """Return count, sum and sum of squares of all elements, accumulated in float64 chunk by chunk.
-
-    >>> count, total, square = moments(torch.tensor([3.0, 4.0]))
-    >>> count, total.item(), square.item()
-    (2, 7.0, 25.0)
-    """
-    # Apple's GPUs have no float64.
-    accumulate = torch.float32 if grad.device.type == "mps" else torch.float64
-    total = torch.zeros((), dtype=accumulate, device=grad.device)
-    square = torch.zeros_like(total)
-    # A float64 copy of the whole gradient would be twice its size.
-    limit = _CHUNK_ON_CPU if grad.device.type == "cpu" else _CHUNK_ELSEWHERE
-    for first in range(0, grad.numel(), limit):
-        wide = torch.empty(min(limit, grad.numel() - first), dtype=accumulate, device=grad.device)
-        _fill(wide, grad, first)
-        total += wide.sum()
-        square += torch.dot(wide, wide)
-        # Free it before the next one is made.
-        del wide
-    return Moments(grad.numel(), total, square)
-
-
-def _fill(target: Tensor, source: Tensor, first: int) -> None:
-    """Fill a flat tensor with elements of another from ``first`` on, in logical order."""
-    if source.is_contiguous():
-        target.copy_(source.view(-1)[first : first + target.numel()])
-        return
-    row = source.numel() // source.shape[0]
-    done = 0
-    while done < target.numel():
-        at, within = divmod(first + done, row)
-        rows = (target.numel() - done) // row if within == 0 else 0
-        count = rows * row or min(row - within, target.numel() - done)
-        part = target[done : done + count]
-        if rows:
-            part.view(rows, *source.shape[1:]).copy_(source[at : at + rows])
-        else:
-            _fill(part, source[at], within)
-        done += count
+__all__ = ["adds_up_shards", "measure", "reads_back", "write_measured"]
 
 
 def reads_back(batches: list[ParamBatch]) -> bool:
@@ -71,32 +26,53 @@ def reads_back(batches: list[ParamBatch]) -> bool:
     )
 
 
+def adds_up_shards(groups: Sequence[Group], states: Mapping[Tensor, Mapping[str, Any]]) -> bool:
+    """Return whether a step with all gradients would add up sums of shards; the same on all processes."""
+    for group in groups:
+        rule = find_rule(group["rule"])
+        if rule.measures and rule.needs_measure(group):
+            for param in group["params"]:
+                if is_dtensor(param) and rule.needs_moments(states.get(param, {}), group):
+                    return True
+    return False
+
+
 def measure(
     batches: list[ParamBatch], groups: Sequence[Group], states: Mapping[Tensor, Mapping[str, Any]]
 ) -> None:
     """Run the ``measure`` phase; scalars and new per-tensor state go into the members.
 
-    The state itself is written when the step has been taken.
+    The state itself is written when the step has been taken. If tensors are sharded, their sums share the
+    collectives, in which all processes must take part.
 
     Args:
         batches: the step's, their state made; those whose rules do not measure are left alone.
         groups, states: all of the optimizer's.
     """
     batches = [batch for batch in batches if batch.config.measures]
+    summands: dict[int, Summand] = {}
+    for batch in batches:
+        rule, group = batch.config.rule, batch.config.group
+        count = sum([member.grad.numel() for member in batch.members])
+        for member in batch.members:
+            if rule.needs_moments(member.state, group):
+                # What the host reads is measured in few steps, which would not earn the compilation back.
+                compiled = not rule.reads_back(member.state, group) and wants_compiling(
+                    group["compile"], count, member.grad.device
+                )
+                summands[id(member)] = Summand(member.grad, member.owner, rule.needs_total, compiled)
+    summed = dict(zip(summands, moments(list(summands.values())), strict=True))
     for batch in batches:
         rule, group = batch.config.rule, batch.config.group
         for member in batch.members:
-            scalars, member.measured = rule.measure(
-                functools.partial(moments, member.grad), member.state, group
-            )
+            scalars, member.measured = rule.measure(summed.get(id(member)), member.state, group)
             member.scalars = {**member.scalars, **scalars}
     related = [batch for batch in batches if batch.config.rule.relates(batch.config.group)]
-    fresh = {id(m.state): m.measured or {} for b in batches for m in b.members} if related else {}
+    fresh = {m.owner: m.measured or {} for b in batches for m in b.members} if related else {}
     for group, together in _by_group(related):
         rule = together[0].config.rule
         params = [param for each in groups if each["rule"] == rule.name for param in each["params"]]
-        stepped = [states[param] for param in params if states.get(param)]
-        known = [{**state, **fresh.get(id(state), {})} for state in stepped]
+        known = [{**states[param], **fresh.get(param, {})} for param in params if states.get(param)]
         members = [member for batch in together for member in batch.members]
         own = [dict(member.scalars) for member in members]
         rule.relate(own, known, group)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, MutableMapping
 from typing import Any
 
@@ -69,7 +70,18 @@ def lacks_state(config: UpdateConfig, member: ParamUpdate) -> bool:
     if view is None and member.units is None:
         own = config.matrix(member.param.shape).specs
         return not (config.names <= member.state.keys() and own.keys() <= member.state.keys())
-    return any(name not in member.state for name, *_ in _entries_of(config, member, member.param))
+    entries = [(name, spec) for name, spec, _ in _entries_of(config, member, member.param)]
+    for name, spec in entries if member.units is not None else ():
+        if (
+            spec.per == "matrix"
+            and name in member.state
+            and member.state[name].numel() < math.prod(spec.shape)
+        ):
+            raise ValueError(
+                f"the {name} of {member.name} lies on another process, because an option was changed after a "
+                "step: load a checkpoint. Nothing was stepped"
+            )
+    return any(name not in member.state for name, _ in entries)
 
 
 def _entries_of(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from steepest.engine.collect import ParamBatch, ParamUpdate
+from steepest.engine.cuda_graphs import capturing
 from steepest.engine.update import UpdateConfig
 from steepest.random import Key, derive_key
 
@@ -53,7 +53,7 @@ def _count_on_device(config: UpdateConfig, members: list[ParamUpdate]) -> None:
     keys: Any = None
     if config.draws:
         seed = config.group["seed"]
-        first, second = derive_key(seed, _ordinals(members, device), steps.to(torch.int64))
+        first, second = derive_key(seed, _words(config, members), steps.to(torch.int64))
         keys = list(zip(first.unbind(), second.unbind(), strict=True))  # type: ignore[union-attr]
     for at, (member, step) in enumerate(zip(members, steps.unbind(), strict=True)):
         member.step = step
@@ -61,18 +61,26 @@ def _count_on_device(config: UpdateConfig, members: list[ParamUpdate]) -> None:
         member.key = None if keys is None else keys[at]
 
 
-def _ordinals(members: list[ParamUpdate], device: torch.device) -> Tensor:
-    """Return the members' ordinals on a device without a copy from the host, which a CUDA graph forbids."""
-    runs = groupby(enumerate(member.ordinal for member in members), lambda pair: pair[1] - pair[0])
-    spans = [[ordinal for _, ordinal in run] for _, run in runs]
-    return torch.cat([torch.arange(span[0], span[-1] + 1, device=device) for span in spans])
+def _words(config: UpdateConfig, members: list[ParamUpdate]) -> Tensor:
+    """Return the members' key words on the device; a CUDA graph forbids copies from the host."""
+    device, known = config.device, config.words
+    words = {
+        each.word: known[each.word]
+        if each.word in known
+        else torch.full((), each.word, dtype=torch.int64, device=device)
+        for each in members
+    }
+    # What a graph captures is only computed by its replays.
+    if not (device.type == "cuda" and capturing(device)):
+        known.update(words)
+    return torch.stack([words[each.word] for each in members])
 
 
 def noise_key(config: UpdateConfig, member: ParamUpdate) -> Key:
     """Return the key of a parameter's noise in this step."""
     if member.key is not None:
         return member.key
-    return derive_key(config.group["seed"], member.ordinal, int(member.step))
+    return derive_key(config.group["seed"], member.word, int(member.step))
 
 
 def add_step(batch: ParamBatch, finite: Tensor | None) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,7 @@ from steepest.distributed.groups import Groups, Team, everyone, team_of
 from steepest.distributed.layout import Layout, Region, layout_of
 from steepest.distributed.local import is_dtensor
 from steepest.distributed.ownership import Load, assign, is_empty, overlap
+from steepest.engine.batches import ParamBatch
 from steepest.engine.blocks import cut_blocks, view_of
 from steepest.engine.layout import Extent
 from steepest.engine.update import PLAIN, MatrixKind, UpdateConfig
@@ -24,7 +25,7 @@ from steepest.views import is_transposed
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-__all__ = ["Sharding", "Unit", "is_large"]
+__all__ = ["Sharding", "Unit", "Way", "is_large"]
 
 
 def is_large(spec: StateSpec, shape: Sequence[int]) -> bool:
@@ -70,9 +71,16 @@ class Unit:
 
     @property
     def kept(self) -> dict[str, StateSpec]:
-        """The entries that this process keeps: the large ones only if it computes the unit."""
-        specs, shape = self.specs, self.kind.shape
-        return {name: spec for name, spec in specs.items() if self.is_mine or not is_large(spec, shape)}
+        """The entries that this process keeps; a large one is empty unless it computes the unit.
+
+        All processes have the same names, on which torch's checkpoints rely.
+        """
+        if self.is_mine:
+            return dict(self.specs)
+        return {
+            name: replace(spec, shape=(0,), fill=0.0) if is_large(spec, self.kind.shape) else spec
+            for name, spec in self.specs.items()
+        }
 
     @property
     def own_part(self) -> Region:
@@ -112,8 +120,22 @@ class Unit:
         return Region(first, part.shape).of(self.whole(matrix))
 
 
-# The mesh (None for plain tensors), its dimensions that cut the parameter, and "owners" or "everywhere".
-_Way = tuple["DeviceMesh | None", tuple[int, ...], str]
+class Way(NamedTuple):
+    """How processes share the work on parameters.
+
+    Attributes:
+        mesh: the parameters'; None for plain tensors.
+        cut_by: its dimensions that cut them.
+        processes: how many there are.
+        mode: ``"owners"`` or ``"everywhere"``.
+    """
+
+    mesh: DeviceMesh | None
+    cut_by: tuple[int, ...]
+    processes: int
+    mode: str
+
+
 _Found = tuple[Tensor, "Layout | None", UpdateConfig, list[Unit]]
 
 
@@ -125,13 +147,24 @@ class Sharding:
         # The units that each team shares, in the order of the parameters.
         self.teams: dict[Team, list[tuple[UpdateConfig, Unit]]] = {}
         self._units: dict[int, list[Unit]] = {}
+        # Kept when parameters are added, so that owners keep their factors.
+        self._teams: dict[Way, Team] = {}
         # Objects, not ids, because another tensor may get the id of one that is gone.
-        self._params: list[Tensor] = []
+        self.params: list[Tensor] = []
 
     @property
     def is_shared(self) -> bool:
         """Whether there is any such parameter."""
         return bool(self._units)
+
+    def bind(self, batches: Sequence[ParamBatch]) -> None:
+        """Give the members of a step their units."""
+        for batch in batches:
+            for member in batch.members if batch.config.rule.transforms else ():
+                member.units = units = self.of(member.owner)
+                if units and not batch.config.matrices:
+                    # Compiling needs the names of their entries.
+                    batch.config.matrices.update({unit.shape: unit.kind for unit in units})
 
     def of(self, param: Tensor) -> list[Unit] | None:
         """Return the units of a parameter whose processes share the work on it; None for others."""
@@ -141,7 +174,7 @@ class Sharding:
         self,
         groups: Sequence[Group],
         whole: Callable[[UpdateConfig], bool],
-        way_of: Callable[[Tensor, Group], tuple[_Way | None, Layout | None]] | None = None,
+        way_of: Callable[[Tensor, Group], tuple[Way | None, Layout | None]] | None = None,
     ) -> None:
         """Make the units of all groups; those that there were keep their owners.
 
@@ -151,15 +184,15 @@ class Sharding:
             way_of: how a parameter's processes share the work, and its layout; by default, as it is placed.
         """
         params = [param for group in groups for param in group["params"]]
-        kept = {id(param) for param in params} & {id(param) for param in self._params}
+        kept = {id(param) for param in params} & {id(param) for param in self.params}
         before = {
-            (key, unit.suffix, unit.rows): (unit.team, unit.owner)
+            (key, unit.team, unit.suffix, unit.rows): unit.owner
             for key, units in self._units.items()
             if key in kept
             for unit in units
         }
-        self._params = params
-        by_way: dict[_Way, list[_Found]] = {}
+        self.params = params
+        by_way: dict[Way, list[_Found]] = {}
         for group in groups:
             if not find_rule(group["rule"]).transforms:
                 continue
@@ -176,18 +209,15 @@ class Sharding:
                 units = list(_units(config, param, label, layout, whole(config)))
                 by_way.setdefault(way, []).append((param, layout, config, units))
         self._units, self.teams = {}, {}
-        for (mesh, cut_by, mode), found in by_way.items():
-            count = sum(len(units) for *_, units in found)
-            if mesh is None:
-                team = everyone(count, found[0][0].device.type)
-            else:
-                team = team_of(mesh, cut_by, count if mode == "owners" else None)
+        for way, found in by_way.items():
+            team = self._teams.get(way)
+            if team is None:
+                count = sum(len(units) for *_, units in found)
+                team = self._teams[way] = _team(way, count, found[0][0].device.type)
             if len(team) > 1:
-                self._share(team, cut_by, mode, found, before)
+                self._share(team, way.mode, found, before)
 
-    def _share(
-        self, team: Team, cut_by: tuple[int, ...], mode: str, found: list[_Found], before: Mapping[Any, Any]
-    ) -> None:
+    def _share(self, team: Team, mode: str, found: list[_Found], before: Mapping[Any, Any]) -> None:
         """Give the units of parameters that are cut along the same dimensions of a mesh to a team."""
         loads: list[Load] = []
         known: list[int | None] = []
@@ -197,7 +227,7 @@ class Sharding:
         for param, layout, config, units in found:
             self._units[id(param)] = units
             held = parts.setdefault((id(layout), param.shape), [])
-            held += [] if held else _held(team, cut_by, layout, param)
+            held += [] if held else _held(team, layout, param)
             blank = torch.empty(0, dtype=param.dtype, device="meta")
             for unit in units:
                 unit.team = team
@@ -213,39 +243,38 @@ class Sharding:
                         None if len(holders) in (0, len(team)) else holders,
                     )
                 )
-                was, owner = before.get((id(param), unit.suffix, unit.rows), (None, None))
-                known.append(owner if was == team else None)
+                known.append(before.get((id(param), team, unit.suffix, unit.rows)))
         if mode == "owners":
             units = [unit for *_, own in found for unit in own]
             for unit, owner in zip(units, assign(loads, len(team), known), strict=True):
                 unit.owner = owner
 
 
-def _way(param: Tensor, group: Group) -> tuple[_Way | None, Layout | None]:
+def _way(param: Tensor, group: Group) -> tuple[Way | None, Layout | None]:
     """Return how a parameter's processes share the work, or None, and its layout."""
     mode = group["distributed"]
     if type(param) in PLAIN or not is_dtensor(param):
         shares = mode == "owners" and dist.is_available() and dist.is_initialized()
-        return ((None, (), mode) if shares else None), None
+        return (Way(None, (), dist.get_world_size(), mode) if shares else None), None
     cut_by = tuple(dim for dim, each in enumerate(param.placements) if not each.is_replicate())
     if not cut_by and mode != "owners":
         return None, None
-    layout = layout_of(tuple(param.shape), tuple(param.device_mesh.shape), param.placements)
-    return (param.device_mesh, cut_by, mode or "owners"), layout
+    mesh = param.device_mesh
+    layout = layout_of(tuple(param.shape), tuple(mesh.shape), param.placements)
+    return Way(mesh, cut_by, mesh.size(), mode or "owners"), layout
 
 
-def _held(team: Team, cut_by: tuple[int, ...], layout: Layout | None, param: Tensor) -> list[Region]:
+def _team(way: Way, matrices: int, device_type: str) -> Team:
+    if way.mesh is None:
+        return everyone(matrices, device_type)
+    return team_of(way.mesh, way.cut_by, matrices if way.mode == "owners" else None)
+
+
+def _held(team: Team, layout: Layout | None, param: Tensor) -> list[Region]:
     """Return the region of a parameter that each process of a team holds."""
     if layout is None:
         return [Region((0,) * param.dim(), tuple(param.shape))] * len(team)
-    assert team.mesh is not None
-    regions = []
-    for shard in team.shards:
-        coordinate = [0] * team.mesh.ndim
-        for dim in reversed(cut_by):
-            shard, coordinate[dim] = divmod(shard, team.mesh.size(dim))
-        regions.append(layout.region(coordinate))
-    return regions
+    return [layout.region(coordinate) for coordinate in team.coordinates]
 
 
 def _units(

@@ -106,6 +106,8 @@ class UpdateConfig:
         # Per element of a matrix and its entries, in `transform`.
         self.working_bytes = rule.working_bytes(self.compute, group) + _NOISE_BYTES * self.draws
         self.matrices: dict[torch.Size, MatrixKind] = {}
+        # The parameters' key words on the device; the optimizer's configurations share them.
+        self.words: dict[int, Tensor] = {}
 
     def matrix(self, shape: torch.Size) -> MatrixKind:
         """Return how ``transform`` sees a parameter, or a block of one, of this shape."""
@@ -127,7 +129,7 @@ class UpdateConfig:
     def without_group(self) -> UpdateConfig:
         """Return a copy without the group, for code that outlives the optimizer and its parameters."""
         other = copy.copy(self)
-        other.group = {}
+        other.group, other.words = {}, {}
         return other
 
     def without_decay(self) -> UpdateConfig:

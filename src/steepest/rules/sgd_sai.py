@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -33,6 +33,7 @@ class SGDSaIRule(Rule):
     """m ← μ m + (1−μ) g, and m ← g first;   p ← p − η·G·m   with G = ‖g‖₂ / (std(g) + ε) of the first g."""
 
     name = "sgd_sai"
+    needs_total = True
     hyper = {
         "lr": learning_rate(),
         "momentum": fraction(),
@@ -50,12 +51,16 @@ class SGDSaIRule(Rule):
         specs = {"gsnr": StateSpec("tensor"), "measured": StateSpec("tensor", torch.float32)}
         return specs | ({"momentum_buffer": StateSpec()} if group["momentum"] != 0 else {})
 
+    def needs_moments(self, state: Mapping[str, Tensor], group: Group) -> bool:
+        """Return whether the scale is still to be measured."""
+        return bool(abs(float(state.get("measured", 0.0))) < group["warmup_batches"])
+
     def reads_back(self, state: Mapping[str, Tensor], group: Group) -> bool:
         """Return whether the scale is still to be measured, or the momentum has not begun."""
         return bool(float(state.get("measured", 0.0)) < group["warmup_batches"])
 
     def measure(
-        self, moments: Callable[[], Moments], state: Mapping[str, Tensor], group: Group
+        self, moments: Moments | None, state: Mapping[str, Tensor], group: Group
     ) -> tuple[dict[str, Scalar], dict[str, Scalar]]:
         """Measure G on the first gradient that is neither zero nor non-finite; until then G = 1 and m = g.
 
@@ -65,9 +70,8 @@ class SGDSaIRule(Rule):
         gsnr, measured = float(state["gsnr"]), float(state["measured"])
         first = not has_momentum(gsnr, measured)
         measured = abs(measured)
-        if measured < group["warmup_batches"]:
-            count, total, square = moments()
-            fresh = gradient_scale(count, float(total), float(square), group)
+        if moments is not None:
+            fresh = gradient_scale(moments.numel, float(moments.total), float(moments.square), group)
             if fresh is not None:
                 # Round as the state does, so that a resumed run multiplies by the same number.
                 mean = (gsnr * measured + fresh) / (measured + 1)

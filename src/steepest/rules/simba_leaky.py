@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -31,11 +31,11 @@ class SimbaLeakyRule(Rule):
         return {"counts": StateSpec(dtype=torch.int16)}
 
     def measure(
-        self, moments: Callable[[], Moments], state: Mapping[str, Tensor], group: Group
+        self, moments: Moments | None, state: Mapping[str, Tensor], group: Group
     ) -> tuple[dict[str, Scalar], dict[str, Scalar]]:
         """Return 1/rms(g) over the whole tensor; 0, and so no vote, if the rms is zero or not finite."""
-        count, _, square = moments()
-        rms = (square / max(count, 1)).sqrt()
+        assert moments is not None
+        rms = (moments.square / max(moments.numel, 1)).sqrt()
         usable = (rms > 0) & rms.isfinite()
         return {"inverse_rms": torch.where(usable, rms.reciprocal(), 0.0)}, {}
 

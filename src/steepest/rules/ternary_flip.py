@@ -34,6 +34,7 @@ class TernaryFlipRule(Rule):
         "outward": choice("cancel", "drop"),
         "zero_pull": fraction(closed=True),
         "max_flip_fraction": fraction(closed=True),
+        "distributed": choice(None, "rows"),
     }
 
     def check(self, owner: str, group: Group) -> None:
@@ -66,7 +67,7 @@ class TernaryFlipRule(Rule):
         return {"step": StateSpec("tensor", torch.float32)}
 
     def target_specs(self, target: Any, group: Group) -> dict[str, StateSpec]:
-        return {"accumulator": StateSpec("matrix", group["accumulator"], tuple(target.shape))}
+        return {"accumulator": target.accumulator(group)}
 
     def update(self, grad: Tensor, param: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:  # type: ignore[override]
         """Return no direction: the parameter itself does not move."""

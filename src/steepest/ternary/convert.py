@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from steepest.distributed.local import is_dtensor
 from steepest.hyperparameters import near_miss
 from steepest.routing import find_roles, find_tensors
 from steepest.ternary.chunks import all_finite
@@ -169,6 +170,10 @@ def _obstacles(model: nn.Module, linears: Mapping[str, nn.Linear]) -> tuple[dict
             refused[name] = f"{type(linear).__name__} is an unknown subclass of nn.Linear"
         elif reader is not None:
             refused[name] = f"{reader} reads its weight without calling its forward"
+        elif is_dtensor(linear._parameters.get("weight")):
+            refused[name] = (
+                "its weight is sharded: call ternarize() before fully_shard and parallelize_module"
+            )
         elif role is None or tensor is None:
             refused[name] = "its weight is computed from other parameters"
         elif len({id(owner.module) for owner in tensor.owners}) > 1:

@@ -11,6 +11,7 @@ from steepest.random import Key, uniform
 from steepest.ternary.chunks import in_chunks, row_chunks
 from steepest.ternary.packing import unpack
 from steepest.ternary.planes import Kind, run_pass
+from steepest.ternary.rows import WHOLE, Part
 from steepest.ternary.top_k import flip_top_k
 from steepest.ternary.vote_buffer import Outward
 
@@ -32,6 +33,7 @@ def flip_layer(
     at_most: int | None,
     key: Key,
     compiled: bool = False,
+    part: Part = WHOLE,
 ) -> Tensor:
     """Add a layer's votes to its accumulator and flip, in place; return the number of flips, 0-dim int64.
 
@@ -47,15 +49,18 @@ def flip_layer(
             limit costs a host sync.)
         key: of the noise.
         compiled: run compiled graphs. Of a choice by ``at_most`` only the noise is compiled.
+        part: which part of the layer the tensors are. ``at_most`` holds for the whole layer; the returned
+            flips are the part's.
     """
     if pending.dtype not in (torch.int8, torch.int16):
         limit = torch.iinfo(torch.int16).max
         pending = pending.clamp(-limit, limit).to(torch.int16)
     if zero_pull > 0:
         rows, columns = pending.shape
-        for part in row_chunks(rows, columns, packed.device):
-            tensors = (pending[part], unpack(packed[part], columns))
-            in_chunks(_add_pull, tensors, part.start * columns, (*key, zero_pull), compiled=compiled)
+        for block in row_chunks(rows, columns, packed.device):
+            tensors = (pending[block], unpack(packed[block], columns))
+            first = part.first + block.start * columns
+            in_chunks(_add_pull, tensors, first, (*key, zero_pull), compiled=compiled)
     given: dict[str, Any] = {"bits": bits, "threshold": threshold, "compiled": compiled}
 
     def run(kind: Kind) -> Tensor:
@@ -64,9 +69,10 @@ def flip_layer(
     if threshold > torch.iinfo(accumulator.dtype).max:
         return torch.zeros_like(run("accumulate"))
     if at_most is not None:
-        reached = int(run("accumulate"))
-        if reached > at_most:
-            return flip_top_k(packed, accumulator, reached=reached, at_most=at_most, key=key, **given)
+        reached = run("accumulate")
+        if int(part.total(reached)) > at_most:
+            given |= {"reached": int(reached), "at_most": at_most, "key": key, "part": part}
+            return flip_top_k(packed, accumulator, **given)
         pending.zero_()
     return run("flip")
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 from typing_extensions import Self
 
+from steepest.distributed.local import assign, is_dtensor
 from steepest.ternary.chunks import all_finite, row_blocks
-from steepest.ternary.linear_op import spread, summed, ternary_linear
+from steepest.ternary.linear_op import scale_dims, spread, summed, ternary_linear
 from steepest.ternary.packing import (
     Bits,
     check_packed,
@@ -45,8 +46,8 @@ class TernaryLinear(nn.Module):
     Args:
         in_features, out_features: sizes of inputs and outputs, at least 1.
         bias: whether there is a bias.
-        scale: one scale per output (``"row"``, shape [out]), a single one (``"tensor"``, 0-dim), or one per
-            ``group_size`` consecutive weights of a row (``"group"``, shape [out, ⌈in/group_size⌉]).
+        scale: one scale per output (``"row"``, shape [out]), a single one (``"tensor"``, shape [1]), or one
+            per ``group_size`` consecutive weights of a row (``"group"``, shape [out, ⌈in/group_size⌉]).
         group_size: used with ``scale="group"``. The last group of a row may be smaller.
         device, dtype: of the layer; ``dtype`` is that of scales and bias.
 
@@ -104,7 +105,7 @@ class TernaryLinear(nn.Module):
         self.group_size = min(group_size, in_features)
         shapes: dict[str, tuple[int, ...]] = {
             "row": (out_features,),
-            "tensor": (),
+            "tensor": (1,),
             "group": (out_features, -(-in_features // self.group_size)),
         }
         if scale not in shapes:
@@ -129,13 +130,18 @@ class TernaryLinear(nn.Module):
         Where the weight is frozen (``requires_grad`` is False), the scales and T are too.
 
         Raises:
-            ValueError: the weight has infinite or NaN elements.
+            ValueError: the weight has infinite or NaN elements, or is sharded.
 
         >>> layer = TernaryLinear.from_linear(nn.Linear(8, 4, bias=False))
         >>> layer.in_features, layer.out_features, layer.bias
         (8, 4, None)
         """
         weight = linear.weight
+        if is_dtensor(weight):
+            raise ValueError(
+                f"{cls.__name__}.from_linear: the weight is a DTensor: make ternary layers before "
+                "fully_shard and parallelize_module"
+            )
         if not all_finite(weight):
             raise ValueError(f"{cls.__name__}.from_linear: the weight has infinite or NaN elements")
         sizes = linear.in_features, linear.out_features, linear.bias is not None
@@ -151,33 +157,38 @@ class TernaryLinear(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw weights and bias again, from torch's global generator, as the constructor did."""
+        """Draw weights and bias again, from torch's global generator, as the constructor did.
+
+        Where scales and bias are sharded, all processes draw everything: their generators must be equal.
+        """
         sizes, like = (self.in_features, self.out_features, self.bias is not None), self.scale
-        linear = nn.Linear(*sizes, device=like.device, dtype=like.dtype)
+        linear = nn.Linear(*sizes, device=self.packed.device, dtype=like.dtype)
         self._round(linear.weight)
+        self.votes.zero_()
         if self.bias is not None:
-            self.bias.copy_(linear.bias)
+            assign(self.bias, linear.bias)
 
     def _round(self, weight: Tensor) -> None:
         """Set T and s from float weights, in place, so that an optimizer's references stay valid."""
         wide = torch.promote_types(weight.dtype, torch.float32)
-        scale = torch.empty_like(self.scale, dtype=wide)
+        scale = torch.empty(self.scale.shape, dtype=wide, device=self.packed.device)
         # A single scale needs sums over all rows, so all rows are taken at once.
         blocks = row_blocks(self.out_features, self.in_features, weight.device)
-        for rows in blocks if scale.dim() > 0 else [slice(0, self.out_features)]:
+        dims = scale_dims(scale)
+        for rows in blocks if dims > 0 else [slice(0, self.out_features)]:
             block = weight[rows].to(wide)
             values = self._rounded(block)
-            energy, kept = (summed(each.square(), scale.dim(), self.group_size) for each in (block, values))
+            energy, kept = (summed(each.square(), dims, self.group_size) for each in (block, values))
             # Where all of T is 0, the scale is that of a fresh layer: with a scale of 0, T would never move.
             fresh = 1 / math.sqrt(2 * self.in_features)
             found = torch.where(kept > 0, (energy / kept.clamp(min=1)).sqrt(), fresh)
-            scale[rows if scale.dim() > 0 else ...] = found
+            scale[rows if dims > 0 else ...] = found
             self.packed[rows] = pack(values.to(torch.int8), bits=self.bits)
-        self.scale.copy_(scale)
+        assign(self.scale, scale)
 
     def _rounded(self, block: Tensor) -> Tensor:
         """Round some rows to T, as floats."""
-        dims, group_size = self.scale.dim(), self.group_size
+        dims, group_size = scale_dims(self.scale), self.group_size
         mean = summed(block.abs(), dims, group_size) / summed(torch.ones_like(block), dims, group_size)
         mean = torch.where(mean > 0, mean, 1.0)
         return (block / spread(mean, slice(None), self.in_features, group_size)).round().clamp(-1, 1)
@@ -274,6 +285,10 @@ class TernaryLinear(nn.Module):
         # Saved before there was such a parameter.
         saved = state_dict.get(f"{prefix}packed", self.packed)
         state_dict.setdefault(f"{prefix}votes", self.votes.new_zeros(1, device=saved.device))
+        # Saved when a single scale was 0-dim, which fully_shard refuses.
+        scale = state_dict.get(f"{prefix}scale")
+        if isinstance(scale, Tensor) and scale.dim() == 0:
+            state_dict[f"{prefix}scale"] = scale.view(1)
         wrong = self._misfit(state_dict, prefix)
         if wrong is None:
             super()._load_from_state_dict(state_dict, prefix, *arguments, **more)
@@ -303,7 +318,7 @@ class TernaryLinear(nn.Module):
         kinds = {0: "'tensor'", 1: "'row'", 2: f"'group', group_size={self.group_size}"}
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, "
-            f"bias={self.bias is not None}, scale={kinds[self.scale.dim()]}"
+            f"bias={self.bias is not None}, scale={kinds[scale_dims(self.scale)]}"
         )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -16,14 +16,20 @@ from steepest.ternary.chunks import row_blocks
 from steepest.ternary.packing import unpack_into
 from steepest.ternary.vote_buffer import find_vote_buffer, inverse_rms, sum_of_squares
 
-__all__ = ["spread", "summed", "ternary_linear"]
+__all__ = ["scale_dims", "spread", "summed", "ternary_linear"]
+
+
+def scale_dims(scale: Tensor) -> int:
+    """Return how many indices a weight's scale has: 0 (there is a single one), 1 (row), 2 (row, group)."""
+    return 2 if scale.dim() == 2 else int(scale.numel() > 1)
 
 
 def spread(scale: Tensor, rows: slice, columns: int, group_size: int) -> Tensor:
     """Expand the scales of some rows so that they broadcast over them: [rows or 1, columns or 1]."""
-    if scale.dim() == 0:
+    dims = scale_dims(scale)
+    if dims == 0:
         return scale.view(1, 1)
-    if scale.dim() == 1:
+    if dims == 1:
         return scale[rows, None]
     return scale[rows].repeat_interleave(group_size, dim=1)[:, :columns]
 
@@ -51,7 +57,7 @@ def ternary_linear(
 ) -> Tensor:
     """Multiply x [..., columns] by (s∘T)ᵀ: [..., out] of x's dtype.
 
-    ``packed`` is T, ``scale`` s: 0-dim, [out] or [out, groups]. Backward adds votes to the buffer with the
+    ``packed`` is T, ``scale`` s: [1], [out] or [out, groups]. Backward adds votes to the buffer with the
     handle ``vote_buffer``; None: T does not train. ``votes`` is the parameter that stands for T.
     """
     with torch.autocast(x.device.type, enabled=False):
@@ -142,8 +148,9 @@ def _backward(
             if needs_grad:
                 grad = grad_of(rows)
                 if needs_scale:
-                    part = ds if scale.dim() == 0 else ds[rows]
-                    part += summed(grad * weight, scale.dim(), group_size)
+                    dims = scale_dims(scale)
+                    part = ds[rows] if dims > 0 else ds
+                    part += summed(grad * weight, dims, group_size)
                 if vote_buffer is not None:
                     grad.mul_(factor)
                     if magnitudes and len(blocks) == 1:

@@ -2,16 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, TypeAlias
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["Group", "all_reduce", "rank_and_world_size"]
+from steepest.distributed.local import is_dtensor
+from steepest.ternary.chunks import row_chunks
+
+__all__ = ["Group", "all_reduce", "checksum", "find_group", "rank_and_world_size"]
 
 # None: all processes, where torch.distributed is initialized. False: this process alone.
 Group: TypeAlias = "dist.ProcessGroup | Literal[False] | None"
+
+
+def find_group(asked: Group, votes: Mapping[str, Tensor]) -> Group:
+    """Return the ranks whose votes are summed: those asked for, else those that share the layers' parameters.
+
+    ``votes``: each layer's, by its name.
+    """
+    if asked is not None:
+        return asked
+    found: dict[Group, str] = {}
+    for name, param in votes.items():
+        found.setdefault(_group_of(name, param), name)
+    if len(found) > 1:
+        names = " and ".join(map(repr, list(found.values())[:2]))
+        raise ValueError(
+            f"TernaryFlip: the layers {names} lie on different processes: pass process_group, the "
+            "data-parallel ranks, whose votes are summed"
+        )
+    return next(iter(found))
+
+
+def _group_of(name: str, votes: Tensor) -> Group:
+    if not is_dtensor(votes):
+        return None
+    mesh = votes.device_mesh
+    if mesh.size() == dist.get_world_size():
+        return None
+    if mesh.ndim > 1:
+        raise ValueError(
+            f"TernaryFlip: layer {name!r} lies on a mesh of {tuple(mesh.shape)}, a part of all processes: "
+            "pass process_group, the data-parallel ranks, whose votes are summed"
+        )
+    return mesh.get_group()
 
 
 def rank_and_world_size(group: Group) -> tuple[int, int]:
@@ -26,3 +63,20 @@ def all_reduce(group: Group, tensor: Tensor) -> Tensor:
     sent = tensor.to(torch.int32) if tensor.dtype == torch.int16 else tensor
     dist.all_reduce(sent, group=None if group is False else group)
     return sent
+
+
+def checksum(packed: Tensor) -> int:
+    """Return 40 bits that differ for layers that differ, almost certainly; a host sync.
+
+    >>> one, other = (torch.tensor(codes, dtype=torch.uint8) for codes in ([1, 2], [2, 1]))
+    >>> checksum(one) == checksum(one.clone()), checksum(one) == checksum(other)
+    (True, False)
+    """
+    flat = packed.reshape(-1)
+    total = torch.zeros((), dtype=torch.int64, device=packed.device)
+    for part in row_chunks(len(flat), 1, packed.device):
+        places = torch.arange(part.start, part.stop, device=packed.device) + 1
+        # 8 bits times 29 bits, at most 2**26 of them: no overflow.
+        total += (flat[part] * ((places * 0x9E3779B1) & 0x1FFFFFFF)).sum()
+        total &= (1 << 40) - 1
+    return int(total)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from steepest.random import Key, bits32
 from steepest.ternary.chunks import LARGE, in_chunks, row_chunks
+from steepest.ternary.rows import WHOLE, Part
 from steepest.ternary.swar import splat
 
 __all__ = ["flip_top_k"]
@@ -35,20 +36,22 @@ def flip_top_k(
     at_most: int,
     key: Key,
     compiled: bool,
+    part: Part = WHOLE,
 ) -> Tensor:
     """Move T one step toward sign(a), and a ← 0, for the ``at_most`` largest |a| ≥ threshold.
 
-    Returns the number of flips, 0-dim int64. ``reached`` counters have |a| ≥ threshold. ``compiled``: draw
-    the noise by a compiled graph. The rest as in :func:`steepest.ternary.flipping.flip_layer`.
+    Returns the number of flips, 0-dim int64. ``reached`` of the accumulator's counters have |a| ≥ threshold.
+    ``compiled``: draw the noise by a compiled graph. The rest as in
+    :func:`steepest.ternary.flipping.flip_layer`.
     """
     # A sort would take tens of bytes a candidate. Counting candidates by |a| finds the one size of which only
     # some may flip, and those are counted by random tie-breakers.
     counters = accumulator.view(-1)
     kept = _gathered(counters, threshold, reached)
     sized, most = counters if kept is None else counters[kept], torch.iinfo(counters.dtype).max
-    parts = row_chunks(sized.numel(), 1, sized.device)
-    sizes = _histogram((sized[part].abs() for part in parts), most + 1, sized.device)
-    size, left = _cut(sizes[threshold:], at_most)
+    chunks = row_chunks(sized.numel(), 1, sized.device)
+    sizes = _histogram((sized[chunk].abs() for chunk in chunks), most + 1, sized.device)
+    size, left = _cut(part.total(sizes[threshold:]), at_most)
     size += threshold
     if kept is None:
         kept = _gathered(counters, size, int(sizes[size:].sum()))
@@ -58,24 +61,29 @@ def flip_top_k(
     if left == 0:
         return flips
     # The counters above ``size`` are 0 by now.
-    draws = (_tie_breakers(indices, key, compiled) for indices in _reaching(counters, size, kept))
-    bound, left = _cut(_histogram(draws, 1 << _TIE_BITS, counters.device), left)
-    rest = []
+    ties = (indices + part.first for indices in _reaching(counters, size, kept))
+    draws = (_tie_breakers(places, key, compiled) for places in ties)
+    bound, left = _cut(part.total(_histogram(draws, 1 << _TIE_BITS, counters.device)), left)
+    rest = [counters.new_empty(0, dtype=torch.int64)]
     for indices in _reaching(counters, size, kept):
-        drawn = _tie_breakers(indices, key, compiled)
+        drawn = _tie_breakers(indices + part.first, key, compiled)
         flips += _flip(packed, accumulator, indices[drawn > bound], bits)
         rest.append(indices[drawn == bound])
     if left > 0:
         # Few share a tie-breaker: sort them by one number, all bits of the noise and then the index.
         last = torch.cat(rest)
-        order = (bits32(key, last, _TIES) >> 1 << 32) | last
-        flips += _flip(packed, accumulator, last[order.topk(left).indices], bits)
+        places = last + part.first
+        order = (bits32(key, places, _TIES) >> 1 << 32) | places
+        lowest = part.of_all(order).topk(left).values[-1]
+        flips += _flip(packed, accumulator, last[order >= lowest], bits)
     return flips
 
 
 def _gathered(counters: Tensor, threshold: int, reached: int) -> Tensor | None:
     """Find the indices of the counters that reach a threshold, if they are few."""
-    return torch.cat([*_reaching(counters, threshold)]) if reached * _KEPT <= counters.numel() else None
+    if reached * _KEPT > counters.numel():
+        return None
+    return torch.cat([counters.new_empty(0, dtype=torch.int64), *_reaching(counters, threshold)])
 
 
 def _histogram(chunks: Iterable[Tensor], bins: int, device: torch.device) -> Tensor:

@@ -70,18 +70,26 @@ class TernaryFlip(Optimizer):
         nonfinite: what an infinite or NaN dT does: ``"ignore"``: as above. ``"skip"``: weights, a and
             step stay as they were, the votes are dropped, and :attr:`skipped_steps` counts. ``"raise"``:
             ``FloatingPointError`` with the layer's name; nothing changes. The last two cost a host sync.
+        distributed: which accumulators a rank keeps: all of them (None), or those of its share of each
+            layer's rows (``"rows"``). With ``"rows"`` a rank flips its own rows, and the ranks exchange votes
+            and packed rows: 1.25 bytes a weight are sent (binary: 1.125) where None sends 2. T is whole on
+            all ranks, and the same bit for bit, either way. It cannot change after the first step.
         compile: run flips, and the rounding of votes by magnitude, compiled: one graph for all layers. None:
             from 2**22 weights on, where there is a compiler; True warns if there is none.
         seed: of the noise, which is also keyed by the layers' names: two trainers of one seed draw the
             same for layers of one name.
         process_group: the data-parallel ranks, whose votes are summed, as int8 where the sum fits: N ranks
-            do exactly what one process does with N times the passes. None: all processes, where
-            ``torch.distributed`` is initialized; False: this one alone.
+            do exactly what one process does with N times the passes. None: those of the mesh on which
+            ``fully_shard`` laid the layers, else all processes, where ``torch.distributed`` is initialized;
+            False: this one alone.
 
     Raises:
         TypeError: ``model`` is no module.
         ValueError: no ternary or binary layers; one on the meta device; a value out of range;
-            ``"annealed"`` without ``total_steps``; ``zero_pull`` with a binary layer.
+            ``"annealed"`` without ``total_steps``; ``zero_pull`` with a binary layer; layers on several
+            meshes, or on a mesh of several dimensions that is a part of all processes, without
+            ``process_group``.
+        RuntimeError: from ``step``, on all ranks: they have different options or weights T.
 
     Source: our own. Kin: Helwegen et al. 2019 (Bop) flips binary weights where an average of the gradient
     passes a threshold.
@@ -113,6 +121,7 @@ class TernaryFlip(Optimizer):
         zero_pull: float = 0.0,
         max_flip_fraction: float = 1.0,
         nonfinite: Literal["ignore", "skip", "raise"] = "ignore",
+        distributed: Literal["rows"] | None = None,
         compile: bool | None = None,
         seed: int = 0,
         process_group: Group = None,
@@ -130,6 +139,7 @@ class TernaryFlip(Optimizer):
                 "zero_pull": zero_pull,
                 "max_flip_fraction": max_flip_fraction,
                 "nonfinite": nonfinite,
+                "distributed": distributed,
                 "compile": compile,
                 "seed": seed,
                 "process_group": process_group,

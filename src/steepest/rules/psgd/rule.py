@@ -144,10 +144,10 @@ class PSGDRule(Rule):
         return bool(group["literal"])
 
     def measure(
-        self, moments: Callable[[], Moments], state: Mapping[str, Tensor], group: Group
+        self, moments: Moments | None, state: Mapping[str, Tensor], group: Group
     ) -> tuple[dict[str, Scalar], dict[str, Scalar]]:
-        count, _, square = moments()
-        return {"largest_square": square / max(count, 1)}, {}
+        assert moments is not None
+        return {"largest_square": moments.square / max(moments.numel, 1)}, {}
 
     def relate(
         self, scalars: Sequence[dict[str, Scalar]], states: Sequence[Mapping[str, Any]], group: Group
