@@ -29,8 +29,7 @@ class PlannedUnit:
         name: the parameter's.
         shape: the matrix's.
         cost: flops, by the rule.
-        owner: the rank that computes it; None if every replica's processes do. Of a mesh of several teams,
-            it is the first team's.
+        owner: the rank that computes it; None if every replica's processes do.
     """
 
     name: str
@@ -78,9 +77,10 @@ def _seconds(leg: Leg, near: float, far: float) -> float:
 
 @dataclass(frozen=True, eq=False)
 class _PaperMesh:
-    """What a plan must know of a DeviceMesh, seen from rank 0; ranks count along its last dimension."""
+    """What a plan must know of a DeviceMesh, seen from a rank; ranks count along its last dimension."""
 
     shape: tuple[int, ...]
+    rank: int
     device_type: str = "cpu"
 
     @property
@@ -89,13 +89,13 @@ class _PaperMesh:
 
     @property
     def mesh(self) -> Tensor:
-        return torch.arange(math.prod(self.shape)).view(self.shape)
+        return torch.arange(math.prod(self.shape), device="cpu").view(self.shape)
 
     def size(self, dim: int) -> int:
         return self.shape[dim]
 
     def get_coordinate(self) -> list[int]:
-        return [0] * self.ndim
+        return [(self.rank // math.prod(self.shape[dim + 1 :])) % self.shape[dim] for dim in range(self.ndim)]
 
 
 def plan_sharded(
@@ -106,6 +106,7 @@ def plan_sharded(
     *,
     dtype: torch.dtype = torch.float32,
     node: int | None = None,
+    rank: int = 0,
     **options: Any,
 ) -> ShardedPlan:
     """Plan the steps of a matrix rule on DTensors; it needs neither processes nor memory for the model.
@@ -120,6 +121,8 @@ def plan_sharded(
         rule: the rule's name.
         dtype: of the parameters.
         node: how many ranks a node has; by default, all are in one.
+        rank: a process of the team to plan for, where replicas are too many to share the work in one team.
+            The work of all teams is the same.
         **options: the rule's hyper-parameters and common options, such as ``bucket_bytes``,
             ``exchange_dtype`` and ``views``.
 
@@ -148,6 +151,8 @@ def plan_sharded(
     unknown = options.keys() - known.keys()
     if unknown:
         raise TypeError(f"the rule {rule!r} has no option {min(unknown)!r}")
+    if not 0 <= rank < math.prod(mesh):
+        raise ValueError(f"rank must be one of the mesh's {math.prod(mesh)}, got {rank}")
     names = [name for name, _ in shapes]
     params = [torch.empty(tuple(shape), dtype=dtype, device="meta") for _, shape in shapes]
     if not params:
@@ -163,7 +168,7 @@ def plan_sharded(
     found.check("plan_sharded()", group)
     for name, param in zip(names, params, strict=True):
         found.check_param(name, name, param, group)
-    paper = _PaperMesh(tuple(mesh))
+    paper = _PaperMesh(tuple(mesh), rank)
     cut_by = tuple(dim for dim, each in enumerate(placements) if not each.is_replicate())
 
     def way_of(param: Tensor, group: Group) -> Any:

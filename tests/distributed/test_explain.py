@@ -107,6 +107,13 @@ def test_plain_parameters_whose_work_is_shared_have_owners(silence: None):
         assert {row.layout for row in rows} == {None}
 
 
+def test_the_default_device_does_not_matter(silence: None):
+    with alone_as(0, 8):
+        optimizer = make((8,), (Shard(0),))
+        with torch.device("meta"):
+            assert "8 processes share" in str(optimizer.explain())
+
+
 def test_tables_of_plain_optimizers_are_as_before():
     table = str(steepest.Muon([Parameter(torch.ones(4, 4))]).explain())
     assert "layout" not in table

@@ -36,6 +36,9 @@ TABLE = {
 MIXED = [("a", (24, 16)), ("b", (24, 16)), ("c", (10, 30)), ("d", (7, 5)), ("e", (3, 9, 9)), ("f", (40, 8))]
 
 
+OPTIONS: list[dict[str, Any]] = [{}, {"bucket_bytes": 30_000}, {"distributed": "everywhere"}]
+
+
 def test_a_llama_of_70b_has_560_matrices():
     assert len(LLAMA) == 560
     assert round(sum(a * b for _, (a, b) in LLAMA) / 1e9, 1) == 68.5
@@ -61,6 +64,21 @@ def test_the_balance_of_a_llama():
     assert [round(each, 2) for each in found] == [1.0, 1.01, 1.57]
 
 
+@pytest.mark.parametrize("mesh", [(64, 64), (8, 512)])
+def test_the_teams_of_4096_ranks_agree(mesh: tuple[int, int]):
+    first = plan_sharded(LLAMA, mesh, (R, S))
+    size = len(first.work.team)
+    assert size == first.replicas * mesh[1]
+    for rank in (1, mesh[1] - 1, size, 2049, 4095):
+        plan = plan_sharded(LLAMA, mesh, (R, S), rank=rank)
+        start = rank // size * size
+        assert plan.work.team.ranks == tuple(range(start, start + size))
+        assert plan.work.team.ranks[plan.work.team.own] == rank
+        owners = [unit.owner - start for unit in plan.units if unit.owner is not None]
+        assert owners == [unit.owner for unit in first.units]
+        assert torch.equal(plan.work.sent, first.work.sent)
+
+
 def optimizer_on(mesh_shape: tuple[int, ...], placements: Any, shapes: Any, **options: Any) -> Any:
     mesh = init_device_mesh("cpu", mesh_shape)
     named = []
@@ -72,8 +90,14 @@ def optimizer_on(mesh_shape: tuple[int, ...], placements: Any, shapes: Any, **op
     return steepest.Muon(named, **options)
 
 
-@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "replicated"])
-@pytest.mark.parametrize("options", [{}, {"bucket_bytes": 30_000}, {"distributed": "everywhere"}], ids=str)
+@pytest.mark.parametrize(
+    ("layout", "options"),
+    [
+        *((name, options) for name in LAYOUTS if name != "replicated" for options in OPTIONS),
+        ("replicated", {"distributed": "owners"}),
+    ],
+    ids=str,
+)
 def test_a_plan_is_what_a_step_does(layout: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
     mesh, placements = LAYOUTS[layout]
     plan = plan_sharded(MIXED, mesh, placements, view="batch", **options)
@@ -191,6 +215,7 @@ def assert_covered_once(team: Any, unit: Any) -> None:
         ({"mesh": (2, 2)}, "a placement for each"),
         ({"placements": (R,)}, "cut nothing"),
         ({"mesh": (1,)}, "one process"),
+        ({"rank": 4}, "rank must be"),
         ({"shapes": []}, "at least one parameter"),
         ({"bucket_bytes": -1}, "bucket_bytes"),
     ],

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,26 +64,30 @@ class Workload:
 def workload(team: Team, units: Sequence[tuple[UpdateConfig, Unit]], node: int | None = None) -> Workload:
     """Count a team's work; ``node`` is the number of processes in a node, by default all."""
     size = len(team)
-    nodes = torch.tensor([0 if node is None else rank // node for rank in team.ranks])
-    replicas = torch.tensor(team.replicas)
-    flops = torch.zeros(size, dtype=torch.float64)
-    sent = torch.zeros(2, 2, size, dtype=torch.int64)  # there and back, near and far
-    sizes: dict[tuple[int, int, bool, bool], tuple[Tensor, Tensor]] = {}
+    # On the host, whatever torch.set_default_device says.
+    nodes = torch.tensor([0 if node is None else rank // node for rank in team.ranks], device="cpu")
+    replicas, places = torch.tensor(team.replicas, device="cpu"), torch.arange(size, device="cpu")
+    flops = torch.zeros(size, dtype=torch.float64, device="cpu")
+    sent = torch.zeros(2, 2, size, dtype=torch.int64, device="cpu")  # there and back, near and far
+    alike = Counter(team.replicas)
+    together = Counter(zip(team.replicas, nodes.tolist(), strict=True))
+    sizes: dict[Any, tuple[Tensor, Tensor]] = {}
     for config, unit in units:
         # Equal parameters share the list of their parts.
-        key = (id(unit.parts), id(config), unit.is_gathered, unit.is_scattered)
+        key = (id(unit.parts), unit.kind.shape, id(config), unit.is_gathered, unit.is_scattered)
         if key not in sizes:
             sizes[key] = _sizes(config, unit)
         there, back = sizes[key]
         cost = config.rule.cost(unit.kind.shape, config.group)
         if unit.owner is None:
             flops += cost
-            together, near = replicas[:, None] == replicas, nodes[:, None] == nodes
-            sent[0, 0] += there * ((together & near).sum(0) - 1)
-            sent[0, 1] += there * (together & ~near).sum(0)
+            for at, replica in enumerate(team.replicas):
+                within = together[replica, int(nodes[at])]
+                sent[0, 0, at] += there[at] * (within - 1)
+                sent[0, 1, at] += there[at] * (alike[replica] - within)
             continue
         flops[unit.owner] += cost
-        others, near = torch.arange(size) != unit.owner, nodes == nodes[unit.owner]
+        others, near = places != unit.owner, nodes == nodes[unit.owner]
         for at, where in enumerate((near, ~near)):
             sent[0, at] += there * (others & where & (replicas == replicas[unit.owner]))
             sent[1, at, unit.owner] += (back * (others & where)).sum()
@@ -107,10 +113,10 @@ def _sizes(config: UpdateConfig, unit: Unit) -> tuple[Tensor, Tensor]:
     blank = torch.empty(0, dtype=config.dtype, device="meta")
     small = [unit.kind.specs[name].make(blank) for name in small_entries(unit.kind)]
     entries = [Piece(tuple(entry.shape), entry.dtype) for entry in small]
-    there, back = {}, {}
+    sizes: dict[tuple[int, ...], list[int]] = {}
     for at, part in enumerate(unit.parts):
-        if part.shape not in there:
-            there[part.shape] = sum(piece.nbytes for piece in pieces_there(config, unit, at))
-            back[part.shape] = sum(piece.nbytes for piece in pieces_back(config, unit, at, entries))
-    shapes = [part.shape for part in unit.parts]
-    return torch.tensor([there[shape] for shape in shapes]), torch.tensor([back[shape] for shape in shapes])
+        if part.shape not in sizes:
+            legs = pieces_there(config, unit, at), pieces_back(config, unit, at, entries)
+            sizes[part.shape] = [sum(piece.nbytes for piece in pieces) for pieces in legs]
+    there, back = torch.tensor([sizes[part.shape] for part in unit.parts], device="cpu").unbind(1)
+    return there, back

@@ -15,14 +15,14 @@ from rich.console import Console
 
 import steepest
 
-from . import corpus, sharded
+from . import corpus, plan_sharded
 from .bench import bench
 from .bench.callbacks import ProgressBar
 from .bench.callbacks import TextLog as BenchTextLog
 from .bench.params import num_threads
 from .bench.plot import DPI, plot
 from .bench.runner import DEFAULT_MODELS, DTYPES, PLOT, REPORT, ROUNDS
-from .bench.sections import SECTIONS
+from .bench.sections import ON_REQUEST, SECTIONS
 from .bench.shapes import MODELS, PLANNED_MODELS
 from .bench.terminal import table as bench_table
 from .errors import LabError
@@ -270,7 +270,7 @@ def bench_command(
         str | None,
         typer.Option(
             metavar="NAME,NAME,…",
-            help="Optimizers to measure; machine, symmetric and ternary ignore this. Default: all.",
+            help="Optimizers to measure; machine, symmetric, ternary and sharded ignore this. Default: all.",
             show_default=False,
         ),
     ] = None,
@@ -278,7 +278,7 @@ def bench_command(
         str | None,
         typer.Option(
             metavar="NAME,NAME,…",
-            help=f"Sections to run: {', '.join(SECTIONS)}. Default: all.",
+            help=f"Sections to run: {', '.join(SECTIONS)}. Default: all but {', '.join(ON_REQUEST)}.",
             show_default=False,
         ),
     ] = None,
@@ -420,9 +420,11 @@ def plan_sharded_command(
         typer.Option(help="Working memory of a wave at its owner. Default: the rule's.", show_default=False),
     ] = None,
     node: Annotated[int, typer.Option(help="Ranks of a node.")] = 8,
-    tflops: Annotated[float, typer.Option(help="TFLOP/s of a device.")] = sharded.FLOPS,
-    near: Annotated[float, typer.Option(help="GB/s that a device sends within its node.")] = sharded.NEAR,
-    far: Annotated[float, typer.Option(help="GB/s that a device sends to other nodes.")] = sharded.FAR,
+    tflops: Annotated[float, typer.Option(help="TFLOP/s of a device.")] = plan_sharded.FLOPS,
+    near: Annotated[
+        float, typer.Option(help="GB/s that a device sends within its node.")
+    ] = plan_sharded.NEAR,
+    far: Annotated[float, typer.Option(help="GB/s of a device to other nodes.")] = plan_sharded.FAR,
     owners: Annotated[bool, typer.Option("--owners", help="Also list each mesh's owners.")] = False,
 ) -> int:
     """Plan the sharded steps of a matrix rule: owners, waves, bytes and balance, without processes.
@@ -436,17 +438,17 @@ def plan_sharded_command(
         options["exchange_dtype"] = _dtype(exchange_dtype)
     if bucket_bytes is not None:
         options["bucket_bytes"] = bucket_bytes
-    listed = sharded.shapes_of(model, shapes)
+    listed = plan_sharded.shapes_of(model, shapes)
     console = _console()
     wide = Console(width=max(console.width, _BENCH_WIDTH)) if not console.is_terminal else console
-    result = sharded.compare(
+    result = plan_sharded.compare(
         listed, mesh, layout, rule, node=node, flops=tflops, near=near, far=far, **options
     )
     wide.print(bench_table(result, wide.width))
     for text in mesh if owners else ():
-        sizes = sharded.mesh_of(text)
-        found = sharded.plan(listed, sizes, sharded.layout_of(layout, sizes), rule, node, **options)
-        wide.print(bench_table(sharded.owners(found), wide.width))
+        sizes = plan_sharded.mesh_of(text)
+        found = plan_sharded.plan(listed, sizes, plan_sharded.layout_of(layout, sizes), rule, node, **options)
+        wide.print(bench_table(plan_sharded.owners(found), wide.width))
     return 0
 
 

@@ -16,7 +16,7 @@ from .groups import select_groups
 from .params import available_bytes
 from .results import Record, markdown
 from .section import BenchConfig, Section
-from .sections import SECTIONS
+from .sections import ON_REQUEST, SECTIONS
 from .shapes import model_shapes
 
 ROUNDS = 9
@@ -35,6 +35,7 @@ _PACKAGES = (
     "heavyball",
     "torch-optimi",
     "quad-torch",
+    "dion",
 )
 
 
@@ -60,8 +61,8 @@ def bench(
     Args:
         models: Names from `MODELS`.
         optimizers: Names from `steepest.list_optimizers()`; by default all. The sections `machine`,
-            `symmetric` and `ternary` ignore them.
-        sections: Names from `SECTIONS`; by default all.
+            `symmetric`, `ternary` and `sharded` ignore them.
+        sections: Names from `SECTIONS`; by default all but those in `ON_REQUEST`.
         device: A CPU or CUDA device.
         dtype: Dtype of parameters and gradients: one of `DTYPES`.
         rounds: Rounds per measurement; results for publication need at least 9.
@@ -129,7 +130,8 @@ def _sections(names: Sequence[str] | None) -> list[Section]:
     for name in names or ():
         if name not in SECTIONS:
             raise LabError(f"no section {name!r}; there are {', '.join(SECTIONS)}")
-    return [section for name, section in SECTIONS.items() if names is None or name in names]
+    wanted = SECTIONS.keys() - ON_REQUEST if names is None else names
+    return [section for name, section in SECTIONS.items() if name in wanted]
 
 
 def _save(record: Record, out: Path | None) -> None:

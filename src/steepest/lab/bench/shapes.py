@@ -80,6 +80,16 @@ def _gpt2(name: str, title: str, width: int, depth: int, vocabulary: int, contex
     return ModelShapes(name, title, tuple(tensors()))
 
 
+def gpt2_blocks(width: int, depth: int) -> tuple[ParamShape, ...]:
+    """Return the hidden matrices of a GPT-2 of any size.
+
+    Example:
+        >>> [tensor.shape for tensor in gpt2_blocks(8, 1)]
+        [(24, 8), (8, 8), (32, 8), (8, 32)]
+    """
+    return _gpt2("blocks", "GPT-2 blocks", width, depth, 1, 1).hidden()
+
+
 def tiny() -> ModelShapes:
     """A tiny GPT-2 for smoke tests."""
     return _gpt2("tiny", "toy GPT-2", 32, 2, 128, 32)

@@ -7,6 +7,7 @@ from .first import First
 from .host import Host
 from .machine import Machine
 from .offload import Offload
+from .sharded import Sharded
 from .steps import Steps
 from .sweep import Sweep
 from .symmetric import Symmetric
@@ -14,6 +15,19 @@ from .ternary import Ternary
 
 SECTIONS: dict[str, Section] = {
     section.name: section
-    for section in (Machine(), Symmetric(), Steps(), Host(), Offload(), First(), Sweep(), Ternary())
+    for section in (
+        Machine(),
+        Symmetric(),
+        Steps(),
+        Host(),
+        Offload(),
+        First(),
+        Sweep(),
+        Ternary(),
+        Sharded(),
+    )
 }
 """To add a section, write a class with `name`, `work_units` and `run`, and list it here."""
+
+ON_REQUEST = frozenset({"sharded"})
+"""Sections that run only if they are named: their processes share the machine's cores."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from steepest.lab.errors import LabError
-from steepest.lab.sharded import compare, layout_of, mesh_of, owners, plan, shapes_of
+from steepest.lab.plan_sharded import compare, layout_of, mesh_of, owners, plan, shapes_of
 
 from .test_cli import run_main
 
