@@ -16,7 +16,6 @@ from steepest.engine.cuda_graphs import check_capture
 from steepest.engine.grad_check import both
 from steepest.engine.matrices import UserFunctions
 from steepest.engine.pipeline import decide, take_step
-from steepest.engine.units import Sharding
 from steepest.explain import Explanation, Reasons, explain
 from steepest.hyperparameters import near_miss, plain
 from steepest.param_groups import check_views, checked, complete, count_skipped
@@ -152,20 +151,19 @@ class Optimizer(torch.optim.Optimizer):
         taken: bool | Tensor = True
         # A process without gradients must tell those that have some.
         if batches or collector.sharded:
-            shared = collector.sharding(groups, self._user_functions) if collector.sharded else None
-            finite = decide(collector, batches, groups, state, targets, shared is not None)
-            taken = self._take(batches, finite, shared)
+            finite = decide(collector, batches, groups, state, targets, self._user_functions)
+            taken = self._take(batches, finite)
         if "_taken_in_backward" in self.__dict__:  # count both as one step
             taken = both(self.__dict__.pop("_taken_in_backward"), taken)
         if taken is not True:
             count_skipped(groups, taken)
         return loss
 
-    def _take(
-        self, batches: list[ParamBatch], finite: bool | Tensor, shared: Sharding | None = None
-    ) -> bool | Tensor:
+    def _take(self, batches: list[ParamBatch], finite: bool | Tensor) -> bool | Tensor:
         """Step these parameters if their gradients are finite, and return whether: see :func:`take_step`."""
-        return take_step(batches, finite, self.param_groups, self.state, self._user_functions, shared)
+        groups, functions = self.param_groups, self._user_functions
+        sharding = self._collector.sharding(groups, functions)
+        return take_step(batches, finite, groups, self.state, functions, sharding)
 
     def watch(self, targets: Targets) -> None:
         """Let ``step()`` also move the targets of parameters in the groups."""

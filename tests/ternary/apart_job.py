@@ -50,7 +50,7 @@ def train(rank, world, fault):
     return saved, counted
 
 
-def failing(batches, finite, shared):
+def failing(batches, finite):
     """A failure in every process, after the ranks have synchronized."""
     raise OSError
 

@@ -33,7 +33,7 @@ def decide(
     groups: Sequence[Group],
     states: MutableMapping[Tensor, Any],
     targets: Targets | None,
-    shares: bool,
+    user_functions: Callable[[ParamBatch], UserFunctions | None],
 ) -> bool | Tensor:
     """Return whether the step may be taken, before anything changes; a tensor if only the device knows.
 
@@ -42,7 +42,7 @@ def decide(
         batches: the step's.
         groups, states: all of the optimizer's.
         targets: what parameters stand for whose rule moves that.
-        shares: whether processes compute matrices for each other.
+        user_functions: gives a subclass's own code for a batch, if it has any.
 
     Raises:
         FloatingPointError, RuntimeError: see :meth:`steepest.Optimizer.step`.
@@ -51,7 +51,8 @@ def decide(
     watched = sharded or any(group["nonfinite"] != "ignore" for group in groups)
     if not watched and targets is None:
         return True
-    exchanging = sharded and (shares or adds_up_shards(groups, states))
+    shares = sharded and collector.sharding(groups, user_functions) is not None
+    exchanging = shares or (sharded and adds_up_shards(groups, states))
     may = partial(check, batches, groups, sharded, exchanging, collector.history) if watched else lambda: True
     return may() if targets is None else targets.agree(groups, states, may)
 
