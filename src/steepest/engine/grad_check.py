@@ -124,7 +124,8 @@ def check_together(
 
     The processes first compare their gradients and options: if only some of them took the step, the shards
     would diverge, or the processes would wait for each other. If all groups have ``nonfinite="ignore"`` and
-    nothing is exchanged, no process skips a step, and nothing is compared.
+    nothing is exchanged, no process skips a step, and nothing is compared, unless ``agree="all"``: processes
+    with other parameters may have something to exchange.
 
     Args:
         batches: the step's.
@@ -141,14 +142,15 @@ def check_together(
             gradient of a parameter.
     """
     ignored = all(group["nonfinite"] == "ignore" for group in groups)
-    if ignored and not exchanging:
+    if ignored and not exchanging and not any(group["agree"] == "all" for group in groups):
         _settle(batches)
         return True
     own = _Own.of(batches, groups, History() if history is None else history, exchanging)
     agreed = _agreed(own, batches, groups)
     # Even if this process knows that the step is skipped: others may not have read it.
-    if _settle(batches):
-        # Finite parts may add up to infinity.
+    summed = _settle(batches)
+    if summed or own.everyone:
+        # Finite parts may add up to infinity, perhaps those of a process with other parameters.
         agreed = _agreed(own, batches, groups)
     # With a mask, step counts would have to be the device's.
     return True if ignored else agreed
