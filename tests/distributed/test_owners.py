@@ -196,6 +196,77 @@ def test_if_a_rule_fails_on_one_process_all_raise(monkeypatch: pytest.MonkeyPatc
         assert "RuntimeError: rank 1 failed to compute the direction of parameter 'w" in said[rank]
 
 
+@pytest.fixture
+def poisoned() -> Any:
+    """Let memory that nobody has written hold NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_what_fails_where_nothing_travels_is_left_as_it_was(
+    poisoned: None, monkeypatch: pytest.MonkeyPatch
+):
+    real = MuonRule.transform
+
+    def failing(self: Any, u: torch.Tensor, **given: Any) -> Any:
+        if dist.is_initialized() and dist.get_rank() == 1:
+            raise MemoryError("none left")
+        return real(self, u, **given)
+
+    monkeypatch.setattr(MuonRule, "transform", failing)
+
+    def work(rank: int) -> None:
+        mesh = init_device_mesh("cpu", (WORLD,))
+        (whole,) = wholes(-1, [(8, 4, 3)])
+        param = Parameter(placed(whole, mesh, [Shard(0)]))
+        param.grad = torch.ones_like(param)
+        before = param.to_local().clone()
+        optimizer = steepest.Muon([param], view="batch", **EXACT)
+        if rank == 1:
+            with pytest.raises(MemoryError):
+                optimizer.step()
+        else:
+            optimizer.step()
+        assert torch.equal(param.to_local(), before) == (rank == 1)
+
+    run_on_ranks(work)
+
+
+def test_a_user_s_function_that_fails_where_nothing_travels_is_an_error_on_all():
+    def work(rank: int) -> str:
+        params, optimizer = sharded(lambda params: Own(params, lr=0.1), "FSDP", steps=1, shapes=[(1, 6)])
+        before = params[0].to_local().clone()
+        optimizer.fails_on = 0  # the only process that holds any of the matrix
+        with pytest.raises((ArithmeticError, RuntimeError)) as raised:
+            optimizer.step()
+        assert torch.equal(params[0].to_local(), before)
+        return f"{type(raised.value).__name__}: {raised.value}"
+
+    said = run_on_ranks(work)
+    assert said[0] == "ArithmeticError: no"
+    for each in said[1:]:
+        assert each.startswith("RuntimeError: rank 0 failed to compute the direction of parameter 'w0'")
+
+
+def test_the_state_of_a_matrix_without_elements_is_as_in_one_process(poisoned: None):
+    shapes = [(5, 0), (8, 6)]
+
+    def make(params: Any) -> Any:
+        return steepest.NorMuon(params, **EXACT)
+
+    whole, other = alone(make, shapes=shapes)
+
+    def work(rank: int) -> None:
+        params, optimizer = sharded(make, "FSDP", shapes=shapes)
+        assert_equal(params, whole)
+        for own, theirs in zip(params, whole, strict=True):
+            name = "second_momentum"
+            assert torch.equal(optimizer.state[own][name], other.state[theirs][name])
+
+    run_on_ranks(work)
+
+
 # -- gradients
 
 
