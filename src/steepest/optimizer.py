@@ -153,7 +153,7 @@ class Optimizer(torch.optim.Optimizer):
         # A process without gradients must tell those that have some.
         if batches or collector.sharded:
             shared = collector.sharding(groups, self._user_functions) if collector.sharded else None
-            finite = decide(collector, batches, groups, state, targets, shared is not None)
+            finite = decide(collector, batches, groups, state, targets, shared)
             taken = self._take(batches, finite, shared)
         if "_taken_in_backward" in self.__dict__:  # count both as one step
             taken = both(self.__dict__.pop("_taken_in_backward"), taken)

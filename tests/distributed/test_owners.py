@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from typing import Any
 
@@ -204,9 +205,7 @@ def poisoned() -> Any:
     torch.use_deterministic_algorithms(False)
 
 
-def test_what_fails_where_nothing_travels_is_left_as_it_was(
-    poisoned: None, monkeypatch: pytest.MonkeyPatch
-):
+def test_what_fails_where_nothing_travels_is_left_as_it_was(poisoned: None, monkeypatch: pytest.MonkeyPatch):
     real = MuonRule.transform
 
     def failing(self: Any, u: torch.Tensor, **given: Any) -> Any:
@@ -306,6 +305,36 @@ def test_parameters_without_gradients_are_left_alone_and_keep_their_owners():
 def owners_of(optimizer: Any, params: list[Any]) -> list[int]:
     sharding = optimizer._collector.sharding(optimizer.param_groups, optimizer._user_functions)
     return [unit.owner for param in params for unit in sharding.of(param)]
+
+
+@pytest.mark.parametrize("how", ["option", "copy"])
+def test_factors_that_lie_on_another_process_are_an_error_on_all(how: str):
+    def work(rank: int) -> str:
+        # Fewer matrices than processes, so that some lack nothing.
+        params, optimizer = sharded(lambda params: steepest.SOAP(params), "FSDP", steps=1, shapes=[(6, 4)])
+        if how == "option":
+            optimizer.param_groups[0]["distributed"] = "everywhere"
+        else:
+            extra = Parameter(placed(torch.ones(30, 30), params[0].device_mesh, [Shard(0)]))
+            extra.grad = torch.ones_like(extra)
+            optimizer.add_param_group({"params": [("extra", extra)]})
+            optimizer.step()
+            # The matrices of a copy are given out at once, the largest first.
+            optimizer = copy.deepcopy(optimizer)
+            params = [param for group in optimizer.param_groups for param in group["params"]]
+            for param in params:
+                param.grad = torch.ones_like(param)
+        before = [param.to_local().clone() for param in params]
+        with pytest.raises((ValueError, RuntimeError)) as raised:
+            optimizer.step()
+        assert all(torch.equal(a, b.to_local()) for a, b in zip(before, params, strict=True))
+        return str(raised.value)
+
+    said = run_on_ranks(work)
+    assert any("lies on another process" in each for each in said)
+    other = "another process cannot take this step, and its error says why; nothing was changed"
+    assert other in said
+    assert all(each == other or "load a checkpoint" in each for each in said)
 
 
 @pytest.mark.parametrize("nonfinite", ["skip", "raise"])
