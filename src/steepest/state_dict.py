@@ -61,7 +61,7 @@ def loading(optimizer: Any, extra_state: Collection[str], targets: Targets | Non
         for param, group, state in found:
             optimizer.state[param] = _restored(param, group, state, extra_state)
         groups, collector = optimizer.param_groups, optimizer._collector
-        collector.forget()
+        collector.forget(groups)
         sharding = collector.sharding(groups, optimizer._user_functions)
         if sharding is not None:
             gather_factors(sharding, optimizer.state)

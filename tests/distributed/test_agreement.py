@@ -241,6 +241,42 @@ def test_whole_tensors_of_pipeline_stages_agree_over_the_default_group(nonfinite
         assert all("on another process" in said[rank] for rank in (0, 2, 3))
 
 
+@pytest.mark.parametrize("nonfinite", ["ignore", "skip"])
+def test_stages_that_need_not_communicate_agree_with_those_that_must(
+    nonfinite: str, monkeypatch: pytest.MonkeyPatch
+):
+    sent: dict[int, list[Any]] = {rank: [] for rank in range(WORLD)}
+    real = agreement.agree
+
+    def counted(groups: Any, *rest: Any) -> torch.Tensor:
+        own = sent[torch.distributed.get_rank()]
+        own += [group for group in groups if group is None]
+        # A process that takes part once too often would wait.
+        assert len(own) <= 2
+        return real(groups, *rest)
+
+    monkeypatch.setattr(grad_check, "agree", counted)
+
+    def work(rank: int) -> None:
+        mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("pp", "dp"))["dp"]
+        if rank < 2:
+            # The matrix travels, and its gradient is a sum.
+            param = Parameter(placed(torch.ones(4, 4), mesh, [Shard(0)]))
+            optimizer: Any = steepest.Muon([("a", param)], lr=0.5, nonfinite=nonfinite, agree="all")
+            param.grad = DTensor.from_local(torch.eye(4), mesh, [Partial()], run_check=False)
+        else:
+            param = Parameter(torch.ones(4))
+            optimizer = steepest.Lion([("b", param)], lr=0.5, nonfinite=nonfinite, agree="all")
+            param.grad = torch.ones_like(param)
+        optimizer.step()
+        # What follows meets nothing that is left over.
+        torch.distributed.all_reduce(total := torch.ones(()))
+        assert total == WORLD
+
+    run_on_ranks(work)
+    assert {len(own) for own in sent.values()} == {2}
+
+
 def test_agreeing_with_all_is_nothing_in_one_process():
     param = Parameter(torch.ones(2))
     optimizer = steepest.Lion([param], lr=0.5, weight_decay=0.0, nonfinite="skip", agree="all")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import threading
 from typing import Any
 
@@ -196,6 +197,75 @@ def test_if_a_rule_fails_on_one_process_all_raise(monkeypatch: pytest.MonkeyPatc
         assert "RuntimeError: rank 1 failed to compute the direction of parameter 'w" in said[rank]
 
 
+@pytest.fixture
+def poisoned() -> Any:
+    """Let memory that nobody has written hold NaN."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_what_fails_where_nothing_travels_is_left_as_it_was(poisoned: None, monkeypatch: pytest.MonkeyPatch):
+    real = MuonRule.transform
+
+    def failing(self: Any, u: torch.Tensor, **given: Any) -> Any:
+        if dist.is_initialized() and dist.get_rank() == 1:
+            raise MemoryError("none left")
+        return real(self, u, **given)
+
+    monkeypatch.setattr(MuonRule, "transform", failing)
+
+    def work(rank: int) -> None:
+        mesh = init_device_mesh("cpu", (WORLD,))
+        (whole,) = wholes(-1, [(8, 4, 3)])
+        param = Parameter(placed(whole, mesh, [Shard(0)]))
+        param.grad = torch.ones_like(param)
+        before = param.to_local().clone()
+        optimizer = steepest.Muon([param], view="batch", **EXACT)
+        if rank == 1:
+            with pytest.raises(MemoryError):
+                optimizer.step()
+        else:
+            optimizer.step()
+        assert torch.equal(param.to_local(), before) == (rank == 1)
+
+    run_on_ranks(work)
+
+
+def test_a_user_s_function_that_fails_where_nothing_travels_is_an_error_on_all():
+    def work(rank: int) -> str:
+        params, optimizer = sharded(lambda params: Own(params, lr=0.1), "FSDP", steps=1, shapes=[(1, 6)])
+        before = params[0].to_local().clone()
+        optimizer.fails_on = 0  # the only process that holds any of the matrix
+        with pytest.raises((ArithmeticError, RuntimeError)) as raised:
+            optimizer.step()
+        assert torch.equal(params[0].to_local(), before)
+        return f"{type(raised.value).__name__}: {raised.value}"
+
+    said = run_on_ranks(work)
+    assert said[0] == "ArithmeticError: no"
+    for each in said[1:]:
+        assert each.startswith("RuntimeError: rank 0 failed to compute the direction of parameter 'w0'")
+
+
+def test_the_state_of_a_matrix_without_elements_is_as_in_one_process(poisoned: None):
+    shapes = [(5, 0), (8, 6)]
+
+    def make(params: Any) -> Any:
+        return steepest.NorMuon(params, **EXACT)
+
+    whole, other = alone(make, shapes=shapes)
+
+    def work(rank: int) -> None:
+        params, optimizer = sharded(make, "FSDP", shapes=shapes)
+        assert_equal(params, whole)
+        for own, theirs in zip(params, whole, strict=True):
+            name = "second_momentum"
+            assert torch.equal(optimizer.state[own][name], other.state[theirs][name])
+
+    run_on_ranks(work)
+
+
 # -- gradients
 
 
@@ -235,6 +305,36 @@ def test_parameters_without_gradients_are_left_alone_and_keep_their_owners():
 def owners_of(optimizer: Any, params: list[Any]) -> list[int]:
     sharding = optimizer._collector.sharding(optimizer.param_groups, optimizer._user_functions)
     return [unit.owner for param in params for unit in sharding.of(param)]
+
+
+@pytest.mark.parametrize("how", ["option", "copy"])
+def test_factors_that_lie_on_another_process_are_an_error_on_all(how: str):
+    def work(rank: int) -> str:
+        # Fewer matrices than processes, so that some lack nothing.
+        params, optimizer = sharded(lambda params: steepest.SOAP(params), "FSDP", steps=1, shapes=[(6, 4)])
+        if how == "option":
+            optimizer.param_groups[0]["distributed"] = "everywhere"
+        else:
+            extra = Parameter(placed(torch.ones(30, 30), params[0].device_mesh, [Shard(0)]))
+            extra.grad = torch.ones_like(extra)
+            optimizer.add_param_group({"params": [("extra", extra)]})
+            optimizer.step()
+            # The matrices of a copy are given out at once, the largest first.
+            optimizer = copy.deepcopy(optimizer)
+            params = [param for group in optimizer.param_groups for param in group["params"]]
+            for param in params:
+                param.grad = torch.ones_like(param)
+        before = [param.to_local().clone() for param in params]
+        with pytest.raises((ValueError, RuntimeError)) as raised:
+            optimizer.step()
+        assert all(torch.equal(a, b.to_local()) for a, b in zip(before, params, strict=True))
+        return str(raised.value)
+
+    said = run_on_ranks(work)
+    assert any("lies on another process" in each for each in said)
+    other = "another process cannot take this step, and its error says why; nothing was changed"
+    assert other in said
+    assert all(each == other or "load a checkpoint" in each for each in said)
 
 
 @pytest.mark.parametrize("nonfinite", ["skip", "raise"])

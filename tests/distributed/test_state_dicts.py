@@ -159,6 +159,32 @@ def test_plain_parameters_may_be_replaced_by_shards_and_back():
     run_on_ranks(work)
 
 
+def test_factors_are_loaded_for_shards_that_no_step_has_seen():
+    """As where Accelerate puts them in place of the parameters that the optimizer was made with."""
+
+    def work(rank: int) -> None:
+        mesh = init_device_mesh("cpu", (WORLD,))
+        grads = [torch.randn(6, 4, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+
+        def step(optimizer: Any, param: Any, grad: torch.Tensor) -> None:
+            param.grad = placed(grad, mesh, [Shard(0)])
+            optimizer.step()
+
+        first = Parameter(placed(torch.eye(6, 4), mesh, [Shard(0)]))
+        optimizer = steepest.SOAP([("w", first)])
+        for grad in grads[:2]:
+            step(optimizer, first, grad)
+        other = steepest.SOAP([("w", Parameter(torch.eye(6, 4)))])
+        second = Parameter(first.detach().clone())
+        other.param_groups[0]["params"][0] = second
+        other.load_state_dict(optimizer.state_dict())
+        step(optimizer, first, grads[2])
+        step(other, second, grads[2])
+        assert torch.equal(first.to_local(), second.to_local())
+
+    run_on_ranks(work)
+
+
 def test_a_copy_steps_on_as_the_original():
     def work(rank: int) -> None:
         mesh = init_device_mesh("cpu", (WORLD,))

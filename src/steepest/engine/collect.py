@@ -90,9 +90,11 @@ class Collector:
         self._sharding = Sharding()
         self._is_made = False
 
-    def forget(self) -> None:
-        """Check everything in the next step, because groups were loaded."""
+    def forget(self, groups: Sequence[Group]) -> None:
+        """Look at everything again, because groups were loaded."""
         self._is_made = False
+        # Parameters may have been replaced by shards, which no step has seen yet.
+        self.sharded |= any(map(is_dtensor, (param for group in groups for param in group["params"])))
 
     def remember(self, groups: Sequence[Group]) -> None:
         """Record the parameters of new groups; the next step checks their options."""

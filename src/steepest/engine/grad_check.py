@@ -103,10 +103,11 @@ def check(
     sharded: bool,
     exchanging: bool,
     history: History,
+    fault: ValueError | None = None,
 ) -> bool | Tensor:
     """Return whether this step may be taken, which processes with shards of one tensor decide together."""
     if sharded:
-        return check_together(batches, groups, exchanging=exchanging, history=history)
+        return check_together(batches, groups, exchanging=exchanging, history=history, fault=fault)
     return check_gradients(batches)
 
 
@@ -119,18 +120,21 @@ def check_together(
     *,
     exchanging: bool = False,
     history: History | None = None,
+    fault: ValueError | None = None,
 ) -> bool | Tensor:
     """Return whether all processes may take this step; redistribute gradients to their parameters' layout.
 
     The processes first compare their gradients and options: if only some of them took the step, the shards
     would diverge, or the processes would wait for each other. If all groups have ``nonfinite="ignore"`` and
-    nothing is exchanged, no process skips a step, and nothing is compared.
+    nothing is exchanged, no process skips a step, and nothing is compared, unless ``agree="all"``: processes
+    with other parameters may have something to exchange.
 
     Args:
         batches: the step's.
         groups: all of the optimizer's.
         exchanging: whether the processes will send each other matrices in this step.
         history: this process's last steps; without it the host always reads the result.
+        fault: an error that this process has found, for which none may take the step.
 
     Returns:
         A tensor where the host has not read the result.
@@ -138,17 +142,19 @@ def check_together(
     Raises:
         FloatingPointError: on all processes, if :func:`check_gradients` raises it on one.
         RuntimeError: on all processes, if parameters or options differ, or only some processes have a
-            gradient of a parameter.
+            gradient of a parameter; or another process has a ``fault``.
+        ValueError: the given ``fault``.
     """
     ignored = all(group["nonfinite"] == "ignore" for group in groups)
-    if ignored and not exchanging:
+    if ignored and not exchanging and not any(group["agree"] == "all" for group in groups):
         _settle(batches)
         return True
-    own = _Own.of(batches, groups, History() if history is None else history, exchanging)
+    own = _Own.of(batches, groups, History() if history is None else history, exchanging, fault)
     agreed = _agreed(own, batches, groups)
     # Even if this process knows that the step is skipped: others may not have read it.
-    if _settle(batches):
-        # Finite parts may add up to infinity.
+    summed = _settle(batches)
+    if summed or own.everyone:
+        # Finite parts may add up to infinity, perhaps those of a process with other parameters.
         agreed = _agreed(own, batches, groups)
     # With a mask, step counts would have to be the device's.
     return True if ignored else agreed
@@ -166,6 +172,7 @@ class _Own:
         present: which parameters have gradients.
         before: which had them in the last step.
         reads: whether the host reads the result.
+        fault: an error that this process has found.
     """
 
     over: Groups | None
@@ -175,10 +182,16 @@ class _Own:
     present: list[bool]
     before: list[bool]
     reads: bool
+    fault: ValueError | None
 
     @classmethod
     def of(
-        cls, batches: list[ParamBatch], groups: Sequence[Group], history: History, exchanging: bool
+        cls,
+        batches: list[ParamBatch],
+        groups: Sequence[Group],
+        history: History,
+        exchanging: bool,
+        fault: ValueError | None,
     ) -> _Own:
         params = [param for group in groups for param in group["params"]]
         meshes = list(dict.fromkeys(each.device_mesh for each in params if is_dtensor(each)))
@@ -202,7 +215,7 @@ class _Own:
         )
         everyone = several and any(group["agree"] == "all" for group in groups)
         same = [digest((plan, numbers)), digest(present)]
-        return cls(over, everyone, device, same, present, history.before, reads)
+        return cls(over, everyone, device, same, present, history.before, reads, fault)
 
 
 def _shares_whole_tensors(groups: Sequence[Group]) -> bool:
@@ -226,19 +239,20 @@ def _groups_of_meshes(meshes: Sequence[DeviceMesh], groups: Sequence[Group]) -> 
 
 def _agreed(own: _Own, batches: list[ParamBatch], groups: Sequence[Group]) -> bool | Tensor:
     """Compare gradients and options over all processes; return whether all gradients are finite."""
-    error: FloatingPointError | None = None
+    error: FloatingPointError | ValueError | None = own.fault
     finite: bool | Tensor = False
     try:
         finite = check_gradients(batches)
     except FloatingPointError as found:
-        error = found
+        error = error or found
     if own.over is None and not own.everyone:
         # The user has replaced all DTensors by whole tensors, or there is one process.
         if error is not None:
             raise error
         return finite
     unfit = ~finite if isinstance(finite, Tensor) else not finite
-    table = agree(own.over or [], own.same, [unfit, error is not None, not own.reads], own.device)
+    raising = 2 if own.fault is not None else int(error is not None)
+    table = agree(own.over or [], own.same, [unfit, raising, not own.reads], own.device)
     # Other processes may have other parameters, as the stages of a pipeline have.
     every = agree([None], [], list(table), own.device) if own.everyone else table
     if not own.reads:
@@ -259,6 +273,10 @@ def _agreed(own: _Own, batches: list[ParamBatch], groups: Sequence[Group]) -> bo
         )
     if error is not None:
         raise error
+    if raises > 1:
+        raise RuntimeError(
+            "another process cannot take this step, and its error says why; nothing was changed"
+        )
     if raises:
         raise FloatingPointError(
             "a gradient has infinite or NaN elements on another process, whose error names it; nothing was "

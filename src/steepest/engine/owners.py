@@ -120,9 +120,11 @@ def _step_or_restore(exchanges: Sequence[Exchange], cut: Sequence[Sequence[Wave]
     errors: list[BaseException] = []
     written: list[Tensor] = []
     for exchange in exchanges:
-        decays = exchange.functions is not None and exchange.functions.decay is not None
+        assert exchange.functions is not None
         for member in exchange.batch.members:
-            written += member.columns[2:] + member.columns[:1] * decays
+            param, _, *entries = member.columns
+            # Without the user's decay, parameters are written last of all.
+            written += entries if exchange.functions.decay is None else [param, *entries]
     before = [column.clone() for column in written]
     for exchange in exchanges:
         try:

@@ -19,7 +19,7 @@ from steepest.engine.layout import Row
 from steepest.engine.matrices import MatrixRun, UserFunctions, step_matrices, step_one_by_one
 from steepest.engine.owners import Exchange, step_together
 from steepest.engine.reductions import adds_up_shards, measure, reads_back, write_measured
-from steepest.engine.state import make_state
+from steepest.engine.state import lacks_state, make_state
 from steepest.engine.step_count import add_step, count_steps, noise_key
 from steepest.engine.units import Sharding
 from steepest.rule import Group, Targets
@@ -45,16 +45,34 @@ def decide(
         user_functions: gives a subclass's own code for a batch, if it has any.
 
     Raises:
-        FloatingPointError, RuntimeError: see :meth:`steepest.Optimizer.step`.
+        FloatingPointError, RuntimeError, ValueError: see :meth:`steepest.Optimizer.step`.
     """
     sharded = collector.sharded
     watched = sharded or any(group["nonfinite"] != "ignore" for group in groups)
     if not watched and targets is None:
         return True
-    shares = sharded and collector.sharding(groups, user_functions) is not None
-    exchanging = shares or (sharded and adds_up_shards(groups, states))
-    may = partial(check, batches, groups, sharded, exchanging, collector.history) if watched else lambda: True
+    sharding = collector.sharding(groups, user_functions) if sharded else None
+    exchanging = sharded and (sharding is not None or adds_up_shards(groups, states))
+    fault = None if sharding is None else _missing_factor(batches, sharding)
+    given = (batches, groups, sharded, exchanging, collector.history, fault)
+    may = partial(check, *given) if watched else lambda: True
     return may() if targets is None else targets.agree(groups, states, may)
+
+
+def _missing_factor(batches: list[ParamBatch], sharding: Sharding) -> ValueError | None:
+    """Return the error if this process lacks what it needs to compute its matrices; others would wait."""
+    if not sharding.unchecked:
+        return None
+    sharding.bind(batches)
+    for batch in batches:
+        for member in batch.members:
+            if id(member.owner) in sharding.unchecked:
+                try:
+                    lacks_state(batch.config, member)
+                except ValueError as error:
+                    return error
+                sharding.unchecked.remove(id(member.owner))
+    return None
 
 
 def take_step(

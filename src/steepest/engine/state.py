@@ -78,8 +78,8 @@ def lacks_state(config: UpdateConfig, member: ParamUpdate) -> bool:
             and member.state[name].numel() < math.prod(spec.shape)
         ):
             raise ValueError(
-                f"the {name} of {member.name} lies on another process, because an option was changed after a "
-                "step: load a checkpoint. Nothing was stepped"
+                f"the {name} of {member.name} lies on another process, because an option was changed, or "
+                "the optimizer copied, after a step: load a checkpoint. Nothing was stepped"
             )
     return any(name not in member.state for name, _ in entries)
 

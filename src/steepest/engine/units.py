@@ -151,6 +151,8 @@ class Sharding:
         self._teams: dict[Way, Team] = {}
         # Objects, not ids, because another tensor may get the id of one that is gone.
         self.params: list[Tensor] = []
+        # The ids of parameters that no step has found to have the state of this process's matrices.
+        self.unchecked: set[int] = set()
 
     @property
     def is_shared(self) -> bool:
@@ -216,6 +218,7 @@ class Sharding:
                 team = self._teams[way] = _team(way, count, found[0][0].device.type)
             if len(team) > 1:
                 self._share(team, way.mode, found, before)
+        self.unchecked = set(self._units)
 
     def _share(self, team: Team, mode: str, found: list[_Found], before: Mapping[Any, Any]) -> None:
         """Give the units of parameters that are cut along the same dimensions of a mesh to a team."""

@@ -99,17 +99,18 @@ class Task:
         return pieces_back(self.run.config, self.unit, at, kept)
 
     def put(self, to: int, slots: Iterator[Tensor]) -> None:
-        """Write what the owner sends to a process; nothing if it has failed."""
+        """Write what the owner sends to a process; zeros for a matrix that it failed to compute."""
         part = self.unit.parts[to]
         if not is_empty(part):
             place = next(slots)
-            if self.matrix is not None:
+            if self.matrix is None:
+                # A host that does not wait for its device takes it for the result.
+                place.zero_()
+            else:
                 place.copy_(self.unit.within(self.matrix, part))
         for name in self.small:
-            place = next(slots)
-            if self.matrix is not None:
-                value = self.entries.get(name)
-                place.copy_(self.whole.entry(name) if value is None else value.view(place.shape))
+            place, value = next(slots), self.entries.get(name)
+            place.copy_(self.whole.entry(name) if value is None else value.view(place.shape))
 
     def get(self, arrived: Iterator[Tensor], own: int) -> None:
         """Read what the owner has sent."""
@@ -215,12 +216,13 @@ class Wave:
         team = self.team
         shared = [task for task in self.tasks if task.unit.owner is not None]
         mine = [task for task in shared if task.unit.is_mine]
-        travels = any(task.unit.is_scattered or task.small for task in shared)
+        own_code = any(task.functions is not None for task in shared)
+        # If the user's function raises anywhere, all processes must know.
+        travels = own_code or any(task.unit.is_scattered or task.small for task in shared)
         outgoing: list[list[Piece]] = [[] for _ in team.ranks]
         incoming: list[list[Piece]] = [[] for _ in team.ranks]
         if travels:
             flag = [FLAG]
-            own_code = shared[0].functions is not None
             self._flagged = range(len(team)) if own_code else {task.unit.owner for task in shared}
             outgoing = [flag * (team.own in self._flagged) for _ in team.ranks]
             incoming = [flag * (at in self._flagged) for at in range(len(team))]
@@ -253,6 +255,8 @@ class Wave:
         # Reading them would make the host wait for a device; a launcher ends what one process has left.
         read = self.device.type == "cpu" or self.tasks[0].functions is not None
         failed = {at for at, flag in flags.items() if read and int(flag)}
+        if self.errors:
+            failed.add(self.team.own)
         for at in failed - {self.team.own}:
             self.errors.append(RuntimeError(self._failure(at)))
         for task in self.tasks:
