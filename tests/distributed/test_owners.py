@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import weakref
 from typing import Any
 
 import pytest
@@ -409,6 +410,29 @@ def test_more_waves_send_the_same_bytes_and_hold_less(monkeypatch: pytest.Monkey
     for calls in sent.calls.values():
         assert len(calls) == 4  # two waves of a matrix for each owner
         assert sum(calls) == 2 * 8 * 32 * 4 // WORLD * (WORLD - 1) // WORLD + 2 * 8 * (WORLD - 1)
+
+
+def test_what_has_arrived_is_freed_before_matrices_are_computed(monkeypatch: pytest.MonkeyPatch):
+    arrived: dict[int, list[Any]] = {rank: [] for rank in range(WORLD)}
+    alive: list[bool] = []
+    unpack, transform = exchange.Parcels.unpack, MuonRule.transform
+
+    def noted(self: Any) -> None:
+        arrived[dist.get_rank()] = [weakref.ref(piece) for each in self.tensors for piece in each]
+        unpack(self)
+
+    def looked(self: Any, u: torch.Tensor, **given: Any) -> Any:
+        alive.append(any(piece() is not None for piece in arrived[dist.get_rank()]))
+        return transform(self, u, **given)
+
+    monkeypatch.setattr(exchange.Parcels, "unpack", noted)
+    monkeypatch.setattr(MuonRule, "transform", looked)
+    run_on_ranks(
+        lambda rank: sharded(
+            lambda params: steepest.Muon(params, **EXACT), "FSDP", steps=1, shapes=[(8, 4)] * 8
+        )
+    )
+    assert alive == [False] * WORLD
 
 
 def test_matrices_that_lie_whole_on_one_process_do_not_travel(monkeypatch: pytest.MonkeyPatch):
