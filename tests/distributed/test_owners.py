@@ -249,6 +249,23 @@ def test_a_user_s_function_that_fails_where_nothing_travels_is_an_error_on_all()
         assert each.startswith("RuntimeError: rank 0 failed to compute the direction of parameter 'w0'")
 
 
+def test_a_user_s_function_that_fails_in_one_replica_is_an_error_in_all():
+    def work(rank: int) -> str:
+        # One matrix: each of two replicas computes it by itself.
+        params, optimizer = sharded(lambda params: Own(params, lr=0.1), "HSDP", steps=1, shapes=[(8, 6)])
+        before = params[0].to_local().clone()
+        optimizer.fails_on = 0
+        with pytest.raises((ArithmeticError, RuntimeError)) as raised:
+            optimizer.step()
+        assert torch.equal(params[0].to_local(), before)
+        return f"{type(raised.value).__name__}: {raised.value}"
+
+    said = run_on_ranks(work)
+    assert said[0] == "ArithmeticError: no"
+    assert "rank 0 failed to compute the direction of parameter 'w0'" in said[1]
+    assert all(each.startswith("RuntimeError: a process of other replicas failed") for each in said[2:])
+
+
 def test_the_state_of_a_matrix_without_elements_is_as_in_one_process(poisoned: None):
     shapes = [(5, 0), (8, 6)]
 
