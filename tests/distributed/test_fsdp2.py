@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from .gloo_job import MESHES, MOVES, RULES, WAYS, everything, load, make, train
+from .gloo_job import FULL, MESHES, MOVES, RULES, WAYS, everything, load, make, train
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -46,6 +46,7 @@ def test_what_a_mesh_saved_goes_on_in_one_process(
     assert same(everything(model, optimizer), processes[0]["fsdp2"][f"{case} alone"])
 
 
-def test_full_state_that_is_broadcast_from_one_rank(processes: list[Any]):
+@pytest.mark.parametrize("case", FULL)
+def test_full_state_that_is_broadcast_from_one_rank(case: str, processes: list[Any]):
     for done in processes:
-        assert same(done["fsdp2"]["adamw full"], done["fsdp2"]["adamw alone"])
+        assert same(done["fsdp2"][f"{case} full"], done["fsdp2"][f"{case} alone"])

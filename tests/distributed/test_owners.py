@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import weakref
 from typing import Any
 
 import pytest
@@ -248,6 +249,23 @@ def test_a_user_s_function_that_fails_where_nothing_travels_is_an_error_on_all()
         assert each.startswith("RuntimeError: rank 0 failed to compute the direction of parameter 'w0'")
 
 
+def test_a_user_s_function_that_fails_in_one_replica_is_an_error_in_all():
+    def work(rank: int) -> str:
+        # One matrix: each of two replicas computes it by itself.
+        params, optimizer = sharded(lambda params: Own(params, lr=0.1), "HSDP", steps=1, shapes=[(8, 6)])
+        before = params[0].to_local().clone()
+        optimizer.fails_on = 0
+        with pytest.raises((ArithmeticError, RuntimeError)) as raised:
+            optimizer.step()
+        assert torch.equal(params[0].to_local(), before)
+        return f"{type(raised.value).__name__}: {raised.value}"
+
+    said = run_on_ranks(work)
+    assert said[0] == "ArithmeticError: no"
+    assert "rank 0 failed to compute the direction of parameter 'w0'" in said[1]
+    assert all(each.startswith("RuntimeError: a process of other replicas failed") for each in said[2:])
+
+
 def test_the_state_of_a_matrix_without_elements_is_as_in_one_process(poisoned: None):
     shapes = [(5, 0), (8, 6)]
 
@@ -409,6 +427,29 @@ def test_more_waves_send_the_same_bytes_and_hold_less(monkeypatch: pytest.Monkey
     for calls in sent.calls.values():
         assert len(calls) == 4  # two waves of a matrix for each owner
         assert sum(calls) == 2 * 8 * 32 * 4 // WORLD * (WORLD - 1) // WORLD + 2 * 8 * (WORLD - 1)
+
+
+def test_what_has_arrived_is_freed_before_matrices_are_computed(monkeypatch: pytest.MonkeyPatch):
+    arrived: dict[int, list[Any]] = {rank: [] for rank in range(WORLD)}
+    alive: list[bool] = []
+    unpack, transform = exchange.Parcels.unpack, MuonRule.transform
+
+    def noted(self: Any) -> None:
+        arrived[dist.get_rank()] = [weakref.ref(piece) for each in self.tensors for piece in each]
+        unpack(self)
+
+    def looked(self: Any, u: torch.Tensor, **given: Any) -> Any:
+        alive.append(any(piece() is not None for piece in arrived[dist.get_rank()]))
+        return transform(self, u, **given)
+
+    monkeypatch.setattr(exchange.Parcels, "unpack", noted)
+    monkeypatch.setattr(MuonRule, "transform", looked)
+    run_on_ranks(
+        lambda rank: sharded(
+            lambda params: steepest.Muon(params, **EXACT), "FSDP", steps=1, shapes=[(8, 4)] * 8
+        )
+    )
+    assert alive == [False] * WORLD
 
 
 def test_matrices_that_lie_whole_on_one_process_do_not_travel(monkeypatch: pytest.MonkeyPatch):

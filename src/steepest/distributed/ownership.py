@@ -41,7 +41,7 @@ def team_size(replicas: int, shards: int, matrices: int) -> int:
 
 
 def assign(loads: Sequence[Load], ranks: int, known: Sequence[int | None] = ()) -> list[int]:
-    """Return the owner of each matrix: the dearest ones first, each to the rank with the least work.
+    """Return the owner of each matrix: the most expensive ones first, each to the rank with the least work.
 
     Among ranks with equal work, it is the one with the least memory, then the lowest.
 
@@ -82,7 +82,7 @@ def assign(loads: Sequence[Load], ranks: int, known: Sequence[int | None] = ()) 
 
 
 def waves(owners: Sequence[int], loads: Sequence[Load], fill: Sequence[float]) -> list[list[int]]:
-    """Cut every owner's matrices, the dearest first, into bucketfuls; wave k has the k-th of every owner.
+    """Cut owners' matrices, the most expensive first, into bucketfuls; wave k has the k-th of every owner.
 
     Args:
         owners: of the matrices.

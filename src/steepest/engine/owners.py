@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
+from steepest.distributed.agreement import agree, groups_of
+from steepest.distributed.groups import Team
 from steepest.distributed.layout import Region
 from steepest.distributed.local import is_dtensor, local_part, sharded_like
 from steepest.distributed.ownership import Load, waves
@@ -58,7 +61,7 @@ def step_together(exchanges: Sequence[Exchange], sharding: Sharding) -> None:
     ]
     held = [exchange for exchange in exchanges if exchange.functions is not None]
     if held:
-        errors = _step_or_restore(held, cut)
+        errors = _step_or_restore(held, cut, list(by_team))
     else:
         errors = []
         for found in cut:
@@ -115,7 +118,9 @@ def _pipeline(found: Sequence[Wave]) -> Iterator[Wave]:
     yield from found[-1:]
 
 
-def _step_or_restore(exchanges: Sequence[Exchange], cut: Sequence[Sequence[Wave]]) -> list[BaseException]:
+def _step_or_restore(
+    exchanges: Sequence[Exchange], cut: Sequence[Sequence[Wave]], teams: Sequence[Team]
+) -> list[BaseException]:
     """Step by functions of the user's; if one raises on any process, nothing changes on all of them."""
     errors: list[BaseException] = []
     written: list[Tensor] = []
@@ -137,6 +142,7 @@ def _step_or_restore(exchanges: Sequence[Exchange], cut: Sequence[Sequence[Wave]
         for wave in _pipeline(found):
             wave.arrive()
             errors += [error for error in wave.errors if error not in errors]
+    errors += _elsewhere(teams, failed=bool(errors))
     if errors:
         torch._foreach_copy_(written, before)
         return errors
@@ -145,6 +151,24 @@ def _step_or_restore(exchanges: Sequence[Exchange], cut: Sequence[Sequence[Wave]
         for wave in found:
             wave.apply()
     return errors
+
+
+def _elsewhere(teams: Sequence[Team], *, failed: bool) -> list[BaseException]:
+    """Return an error if a process has failed whose teams are others than these: replicas must stay equal."""
+    meshes = [team.mesh for team in teams if team.mesh is not None]
+    sizes = [dist.get_world_size() if team.mesh is None else team.mesh.size() for team in teams]
+    if list(map(len, teams)) == sizes and len(teams) < 2:
+        return []
+    # The default group has the processes of all meshes.
+    over = groups_of(meshes if len(meshes) == len(teams) else [])
+    (found,) = agree(over, [], [failed], torch.device(teams[0].device_type)).tolist()
+    if not found or failed:
+        return []
+    return [
+        RuntimeError(
+            "a process of other replicas failed, and its error names the matrix; nothing was changed"
+        )
+    ]
 
 
 def _decay(exchange: Exchange) -> None:

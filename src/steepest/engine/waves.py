@@ -199,6 +199,8 @@ class Wave:
                 (at, [next(arrived[at]) for _ in task.pieces_there(at)]) for at in task.unit.senders()
             ]
             by_run.setdefault(id(task.run), []).append(task)
+        # Nothing else may keep what has arrived once it is stacked.
+        arrived.clear()
         for tasks in by_run.values():
             task_of = {id(task.whole): task for task in tasks}
             alone = tasks[0].functions is not None
@@ -298,6 +300,16 @@ class Wave:
             task.matrix, task.result, task.entries = None, None, {}
 
 
+def _stack(tasks: list[Task], stacks: list[Tensor]) -> None:
+    """Place what has arrived, and free it."""
+    # A separate function, because loop variables would keep the last piece alive.
+    for at, task in enumerate(tasks):
+        for source, pieces in task.arrived:
+            for stack, piece in zip(stacks, pieces, strict=True):
+                task.unit.within(stack[at], task.unit.parts[source]).copy_(piece)
+        task.arrived = []
+
+
 def _transform(tasks: list[Task], device: torch.device) -> None:
     """Compute matrices of one shape and configuration, stacked."""
     run = tasks[0].run.on(device)
@@ -306,11 +318,7 @@ def _transform(tasks: list[Task], device: torch.device) -> None:
     stacks = [
         torch.empty(shape, dtype=config.compute, device=device) for _ in range(config.inputs + sends_param)
     ]
-    for at, task in enumerate(tasks):
-        for source, pieces in task.arrived:
-            for stack, piece in zip(stacks, pieces, strict=True):
-                task.unit.within(stack[at], task.unit.parts[source]).copy_(piece)
-        task.arrived = []
+    _stack(tasks, stacks)
     bucket = [task.whole for task in tasks]
     params = stacks[-1] if sends_param else None
     function = None if functions is None else partial(functions.orthogonalize, bucket[0].member)
