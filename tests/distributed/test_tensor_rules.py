@@ -18,7 +18,7 @@ from torch.nn import Parameter
 
 import steepest
 from steepest.compat import SGD_sai
-from steepest.engine import sums
+from steepest.engine import pipeline, sums
 from steepest.engine.sums import Summand, moments
 
 from .ranks import LAYOUTS, WORLD, placed, run_on_ranks
@@ -89,8 +89,8 @@ def test_sums_of_each_shard_alone_would_differ(case: str, monkeypatch: pytest.Mo
     """The negative control of the test above."""
     whole, _ = train(case, torch.clone)
     monkeypatch.setattr(sums, "reduce_over_shards", lambda numbers, owners, by: numbers)
-    # A process whose shard is empty would measure nothing, and disagree with the others on when to agree.
-    monkeypatch.setattr("steepest.engine.pipeline.adds_up_shards", lambda groups, states: False)
+    # Each shard has its own idea of what is still to be measured, so some processes would wait for others.
+    monkeypatch.setattr(pipeline, "adds_up_shards", lambda groups, states: False)
 
     def work(rank: int) -> int:
         params, _ = train(case, on_mesh("FSDP"))
