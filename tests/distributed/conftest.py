@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,34 @@ from .gloo_job import WORLD
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the processes leave their results and checkpoints."""
-    return tmp_path_factory.mktemp("gloo")
+    """Where the processes leave their results and checkpoints, for all workers of pytest-xdist."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return tmp_path_factory.mktemp("gloo")
+    shared = tmp_path_factory.getbasetemp().parent / "gloo"
+    shared.mkdir(exist_ok=True)
+    return shared
 
 
 @pytest.fixture(scope="session")
 def processes(folder: Path) -> list[dict[str, Any]]:
-    """What each of two gloo processes got out of every job of ``gloo_job``."""
-    return run_processes("gloo_job", WORLD, folder)
+    """What each of two gloo processes got out of every job of ``gloo_job``; one worker runs it for all."""
+    finished = folder / "finished"
+    try:
+        (folder / "started").mkdir()
+    except FileExistsError:
+        for _ in range(2400):
+            if finished.exists():
+                return saved(folder, WORLD)
+            time.sleep(0.1)
+        raise TimeoutError("the worker that runs the processes has not finished") from None
+    found = run_processes("gloo_job", WORLD, folder)
+    finished.touch()
+    return found
+
+
+def saved(folder: Path, world: int) -> list[dict[str, Any]]:
+    """Return what each process has saved in the folder."""
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
 
 
 def run_processes(job: str, world: int, folder: Path) -> list[dict[str, Any]]:
@@ -42,4 +63,4 @@ def run_processes(job: str, world: int, folder: Path) -> list[dict[str, Any]]:
     finally:
         for each in jobs:
             each.kill()
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
+    return saved(folder, world)

@@ -48,7 +48,8 @@ def test_cutting_and_placing_is_the_identity(case: Any, everywhere: bool):
     shapes, mesh, placements, options = case
     params = [Parameter(torch.arange(math.prod(shape)).view(shape).float()) for shape in shapes]
     optimizer = steepest.Muon([(f"w{at}", param) for at, param in enumerate(params)], **options)
-    paper = _PaperMesh(mesh)
+    # Any rank makes the same units.
+    paper = _PaperMesh(mesh, math.prod(mesh) - 1)
     cut_by = tuple(dim for dim, each in enumerate(placements) if not each.is_replicate())
 
     def way_of(param: Any, group: Any) -> Any:
