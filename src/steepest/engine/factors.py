@@ -17,7 +17,7 @@ from steepest.distributed.exchange import Parcels, Piece, send
 from steepest.distributed.groups import Team
 from steepest.distributed.layout import Region, region_at
 from steepest.distributed.local import is_dtensor, local_part
-from steepest.engine.units import Sharding, Unit, is_large
+from steepest.engine.units import Sharding, Unit
 
 __all__ = ["gather_factors", "scatter_factors"]
 
@@ -56,10 +56,10 @@ def _factors(sharding: Sharding, states: States) -> dict[Team, list[_Factor]]:
         if not states.get(param):
             continue
         for unit in sharding.of(param) or ():
-            for name, spec in unit.specs.items():
+            for name in unit.large:
                 # Options may ask for entries that no step has made yet.
-                if is_large(spec, unit.kind.shape) and name + unit.suffix in states[param]:
-                    factor = _Factor(param, unit, name + unit.suffix, spec.shape)
+                if name + unit.suffix in states[param]:
+                    factor = _Factor(param, unit, name + unit.suffix, unit.specs[name].shape)
                     found.setdefault(unit.team, []).append(factor)
     return found
 

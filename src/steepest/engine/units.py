@@ -78,9 +78,15 @@ class Unit:
         if self.is_mine:
             return dict(self.specs)
         return {
-            name: replace(spec, shape=(0,), fill=0.0) if is_large(spec, self.kind.shape) else spec
+            name: replace(spec, shape=(0,), fill=0.0) if name in self.large else spec
             for name, spec in self.specs.items()
         }
+
+    @property
+    def large(self) -> list[str]:
+        """The entries that only the process that computes it keeps."""
+        kind = self.kind
+        return [name for name, spec in kind.specs.items() if is_large(spec, kind.shape)]
 
     @property
     def own_part(self) -> Region:
