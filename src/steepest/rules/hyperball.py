@@ -102,7 +102,8 @@ class Hyperball(Muon, rule=HyperballRule(), defaults={"weight_decay": 0.0}):
     Raises:
         TypeError: an unknown keyword, or parameters that are not tensors.
         ValueError: a value out of range; a weight decay; a parameter with fewer than two dimensions, or one
-            that is zero and is given no radius, by name.
+            that is zero and is given no radius, by name. In a DTensor such a matrix is not detected; it stays
+            zero.
 
     Source: Wen et al., "Fantastic Pretraining Optimizers and Where to Find Them II: Hyperball
     Optimization", arXiv 2606.16899 (2026).
