@@ -15,9 +15,10 @@ SHAPES = [(8, 6), (7, 5), (12, 8), (3, 4), (8, 6), (16, 4), (4, 4), (6, 9)]
 EXACT = {"method": "svd", "lr": 0.05, "weight_decay": 0.1}
 
 
-def wholes(step: int, shapes: Any = SHAPES) -> list[torch.Tensor]:
+def wholes(step: int, shapes: Any = SHAPES, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    """The parameters (step -1) or their gradients."""
     generator = torch.Generator().manual_seed(step + 1)
-    return [torch.randn(shape, generator=generator) for shape in shapes]
+    return [torch.randn(shape, generator=generator).to(dtype) for shape in shapes]
 
 
 def named(params: list[Any]) -> list[tuple[str, Any]]:
@@ -31,19 +32,23 @@ def train(optimizer: Any, params: list[Any], steps: int, grad_of: Any) -> None:
         optimizer.step()
 
 
-def alone(make: Any, steps: int = 3, shapes: Any = SHAPES) -> tuple[list[Any], Any]:
-    params = [Parameter(whole) for whole in wholes(-1, shapes)]
+def alone(
+    make: Any, steps: int = 3, shapes: Any = SHAPES, dtype: torch.dtype = torch.float32
+) -> tuple[list[Any], Any]:
+    params = [Parameter(whole) for whole in wholes(-1, shapes, dtype)]
     optimizer = make(named(params))
-    train(optimizer, params, steps, lambda step: wholes(step, shapes))
+    train(optimizer, params, steps, lambda step: wholes(step, shapes, dtype))
     return params, optimizer
 
 
-def sharded(make: Any, layout: str, steps: int = 3, shapes: Any = SHAPES) -> tuple[list[Any], Any]:
+def sharded(
+    make: Any, layout: str, steps: int = 3, shapes: Any = SHAPES, dtype: torch.dtype = torch.float32
+) -> tuple[list[Any], Any]:
     mesh_shape, placements = LAYOUTS[layout]
     mesh = init_device_mesh("cpu", mesh_shape)
 
     def cut(step: int) -> list[Any]:
-        return [placed(whole, mesh, placements) for whole in wholes(step, shapes)]
+        return [placed(whole, mesh, placements) for whole in wholes(step, shapes, dtype)]
 
     params = [Parameter(each) for each in cut(-1)]
     optimizer = make(named(params))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import steepest
 from steepest.distributed.ownership import assign
 from steepest.engine import units
 
+from . import matrix_runs
 from .ranks import LAYOUTS, placed, run_on_ranks
 
 SHAPES = [(8, 6), (7, 5), (3, 4), (12, 8), (8, 6), (4, 3, 5)]
@@ -40,37 +42,20 @@ RULES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def wholes(step: int, dtype: torch.dtype) -> list[torch.Tensor]:
-    """The parameters (step -1) or their gradients."""
-    generator = torch.Generator().manual_seed(step + 1)
-    return [torch.randn(shape, generator=generator).to(dtype) for shape in SHAPES]
+    return matrix_runs.wholes(step, SHAPES, dtype)
 
 
-def make(case: str, params: list[torch.Tensor], **options: Any) -> steepest.Optimizer:
+def make(case: str, named: list[tuple[str, Any]], **options: Any) -> steepest.Optimizer:
     name, own = RULES[case]
-    named = [(f"w{at}", param) for at, param in enumerate(params)]
     return steepest.create(name, named, **{"lr": 0.05, "weight_decay": 0.1, **own, **options})
 
 
 def in_one_process(case: str, dtype: torch.dtype, **options: Any) -> tuple[list[Any], Any]:
-    params = [Parameter(whole) for whole in wholes(-1, dtype)]
-    optimizer = make(case, params, **options)
-    for step in range(STEPS):
-        for param, grad in zip(params, wholes(step, dtype), strict=True):
-            param.grad = grad
-        optimizer.step()
-    return params, optimizer
+    return matrix_runs.alone(partial(make, case, **options), STEPS, SHAPES, dtype)
 
 
 def on_mesh(case: str, dtype: torch.dtype, layout: str, **options: Any) -> tuple[list[Any], Any]:
-    mesh_shape, placements = LAYOUTS[layout]
-    mesh = init_device_mesh("cpu", mesh_shape)
-    params = [Parameter(placed(whole, mesh, placements)) for whole in wholes(-1, dtype)]
-    optimizer = make(case, params, **options)
-    for step in range(STEPS):
-        for param, grad in zip(params, wholes(step, dtype), strict=True):
-            param.grad = placed(grad, mesh, placements)
-        optimizer.step()
-    return params, optimizer
+    return matrix_runs.sharded(partial(make, case, **options), layout, STEPS, SHAPES, dtype)
 
 
 def assert_parts(params: list[Any], optimizer: Any, whole: list[Any], expected: Any) -> None:
@@ -163,7 +148,7 @@ def test_a_state_dict_goes_on_with_other_owners(layout: str, case: str, monkeypa
 
         def started(step: int) -> tuple[list[Any], Any]:
             params = [Parameter(placed(each, mesh, placements)) for each in wholes(step, torch.float32)]
-            return params, make(case, params)
+            return params, make(case, matrix_runs.named(params))
 
         def go_on(params: list[Any], optimizer: Any, steps: range) -> None:
             for step in steps:
