@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -10,6 +11,9 @@ import pytest
 import torch
 
 from steepest import optimizer, rule
+
+# What a test computes must not depend on what this machine's last timings said; subprocesses inherit it.
+os.environ["STEEPEST_AUTOTUNE"] = "off"
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 

@@ -12,6 +12,7 @@ import steepest
 ROOT = Path(steepest.__file__).parent
 # Each may import those before it. A new part of the library finds its place here first.
 LAYERS = [
+    "autotuning",
     "compile",
     "hyperparameters",
     "random",
@@ -100,7 +101,17 @@ def test_imports_point_one_way(path):
 
 
 def test_the_lab_uses_the_public_names():
-    public = {"lab", "__init__", "compat", "compile", "hyperparameters", "linalg", "sharded_plan", "ternary"}
+    public = {
+        "lab",
+        "__init__",
+        "autotuning",
+        "compat",
+        "compile",
+        "hyperparameters",
+        "linalg",
+        "sharded_plan",
+        "ternary",
+    }
     for path in MODULES:
         if layer(".".join(dotted(path))) == "lab":
             assert {layer(n) for n in imported(path) if n.split(".")[0] == "steepest"} <= public, path
@@ -114,7 +125,7 @@ def test_rules_know_no_other_rule_but_their_base_and_linalg_and_compile_stand_al
             assert known <= {name[2], BASES.get(name[2])}, path
         if name[1:2] == ["linalg"]:
             own = {layer(n) for n in names if n.split(".")[0] == "steepest"}
-            assert own <= {"linalg", "random", "hyperparameters"}, path
+            assert own <= {"linalg", "autotuning", "random", "hyperparameters"}, path
         if name[1:2] == ["compile"]:
             assert {layer(n) for n in names if n.split(".")[0] == "steepest"} <= {"compile"}, path
 

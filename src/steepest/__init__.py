@@ -1,6 +1,7 @@
 """steepest: memory-lean, post-Adam optimizers for PyTorch."""
 
 from steepest import compat, ternary, views
+from steepest.autotuning import autotune, autotune_file
 from steepest.explain import Explanation
 from steepest.hyperparameters import CommonOptions
 from steepest.optimizer import Optimizer
@@ -57,6 +58,8 @@ __all__ = [
     "Signum",
     "Simba",
     "SimbaLeaky",
+    "autotune",
+    "autotune_file",
     "build",
     "compat",
     "create",

@@ -242,10 +242,7 @@ class TestSymmetries:
     @pytest.mark.parametrize("name", NAMES)
     def test_transposition(self, name, m, n):
         x = randn(2, m, n)
-        if m == n:
-            assert error(newton_schulz(x.mT, name), newton_schulz(x, name).mT) < 1e-12
-        else:
-            assert torch.equal(newton_schulz(x.mT, name), newton_schulz(x, name).mT)
+        assert error(newton_schulz(x.mT, name), newton_schulz(x, name).mT) < 1e-12
 
     def test_odd(self):
         x = randn(4, 6, dtype=torch.float32)
@@ -413,7 +410,7 @@ class TestDtypes:
         assert 1e-3 < error(newton_schulz(x, dtype=torch.bfloat16), in_double) < 0.05
 
     def test_none_means_half_precision_where_it_is_faster(self, monkeypatch):
-        module = importlib.import_module("steepest.linalg.newton_schulz")
+        module = importlib.import_module("steepest.linalg.newton_schulz_ways")
         choose = functools.partial(module._computing_dtype, rows=128)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
         assert choose(torch.float32, "cuda", by_gram=False) == torch.bfloat16
@@ -424,7 +421,7 @@ class TestDtypes:
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: False)
         assert choose(torch.bfloat16, "cuda", by_gram=False) == torch.float32
         for has, expected in ((True, torch.bfloat16), (False, torch.float32)):
-            monkeypatch.setattr(module, "_cpu_multiplies_bfloat16", lambda has=has: has)
+            monkeypatch.setattr(module, "cpu_multiplies_bfloat16", lambda has=has: has)
             assert choose(torch.float32, "cpu", by_gram=False) == expected
             assert choose(torch.float16, "cpu", by_gram=True) == expected
             assert choose(torch.float64, "cpu", by_gram=True) == torch.float64

@@ -5,7 +5,7 @@ import torch
 from torch.autograd import forward_ad
 
 from steepest.linalg import product as MODULE
-from steepest.linalg.product import product
+from steepest.linalg.product import multiply, product
 from steepest.linalg.symmetric import mirrored_product
 
 # Rounding error of a float32 sum of 200 to 400 terms, relative to the largest |entry|.
@@ -65,16 +65,47 @@ def test_autograd_and_meta_tensors_do_not_use_onednn():
 def test_onednn_is_used_where_it_is_faster_and_can_be_disabled(monkeypatch):
     x, small = randn(257, 190), randn(20, 20)
     asked = []
-    monkeypatch.setattr(MODULE, "_by_onednn", lambda x, y, *more: asked.append(x.shape) or x @ y)
+    linear = MODULE._linear
+    monkeypatch.setattr(MODULE, "_linear", lambda x, y: asked.append(x.shape) or linear(x, y))
     product(small, small)
+    product(x.bfloat16(), x.bfloat16().mT)
+    product(x.double(), x.double().mT)
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert torch.equal(product(x, x.mT), x @ x.mT)
+    assert not asked
     product(x, x.mT)
     here = MODULE._onednn_linear() is not None
-    assert MODULE._goes_to_onednn(x, x.mT, None) is here
     assert asked == [x.shape] * here
-    assert not MODULE._goes_to_onednn(x.bfloat16(), x.bfloat16().mT, None)
-    with torch.backends.mkldnn.flags(enabled=False):
-        assert not MODULE._goes_to_onednn(x, x.mT, None)
-        assert torch.equal(product(x, x.mT), x @ x.mT)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_all_ways_agree(batch, dtype):
+    """Rounding by 2⁻⁹ in bfloat16, of a result summed in float32."""
+    tolerance = {torch.float32: CLOSE, torch.bfloat16: 0.004, torch.float64: 1e-14}[dtype]
+    x, y, added = randn(batch, 70, 130), randn(batch, 130, 90, seed=1), randn(batch, 70, 90, seed=2)
+    x, y, added = (each.to(dtype) for each in (x, y, added))
+    bare = x.double() @ y.double()
+    ways = ["batched", "loop"]
+    if MODULE._onednn_multiplies(dtype, x.device):
+        ways.append("onednn")
+    for way in ways:
+        for left, right in ((x, y), (x.mT.contiguous().mT, y.mT.contiguous().mT)):
+            for out in (None, torch.full_like(added, float("nan"))):
+                found = multiply(way, left, right, None, -2.0, 1.0, out)
+                assert far_from(found, -2.0 * bare) < tolerance
+                found = multiply(way, left, right, added, -2.0, 0.5, out)
+                assert far_from(found, 0.5 * added.double() - 2.0 * bare) < tolerance
+
+
+def test_out_may_take_the_result():
+    x, y = randn(2, 257, 190), randn(2, 190, 201, seed=1)
+    out = torch.full((2, 257, 201), float("nan"))
+    with torch.no_grad():
+        assert torch.equal(product(x, y, out=out), product(x, y))
+        square = torch.full((2, 257, 257), float("nan"))
+        assert torch.equal(mirrored_product(x, x.mT, out=square), mirrored_product(x, x.mT))
+        assert torch.equal(product(x[:, :3], y, out=out[:, :3].clone()), product(x[:, :3], y))
 
 
 @pytest.mark.parametrize(

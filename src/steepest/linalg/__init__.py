@@ -1,6 +1,7 @@
 """Provide the batched matrix functions [..., m, n] that the matrix rules use; each also works alone."""
 
-from steepest.linalg.newton_schulz import COEFFICIENTS, CoefficientSet, newton_schulz
+from steepest.linalg.coefficients import COEFFICIENTS, CoefficientSet
+from steepest.linalg.newton_schulz import newton_schulz
 from steepest.linalg.precision import MatmulPrecision, float32_matmul_precision
 from steepest.linalg.procrustes import procrustes_rotation
 from steepest.linalg.spectral_norm import spectral_norm_bound

@@ -2,150 +2,26 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from types import MappingProxyType
+from collections import deque
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from steepest.hyperparameters import near_miss
+from steepest.linalg.coefficients import CoefficientSet, Triple, coefficient_set
+from steepest.linalg.newton_schulz_ways import Form, Way, choose_way, runs_of
 from steepest.linalg.operand import COMPUTING_DTYPES, require_choice, require_matrices
-from steepest.linalg.product import product
+from steepest.linalg.product import differentiated, is_free, product
 from steepest.linalg.symmetric import mirrored_product
 
-__all__ = ["COEFFICIENTS", "CoefficientSet", "newton_schulz"]
+__all__ = ["newton_schulz"]
 
-Triple = tuple[float, float, float]
-Form = Literal["auto", "plain", "gram"]
 Method = Literal["newton_schulz", "svd"]
 
-
-@dataclass(frozen=True)
-class CoefficientSet:
-    """Hold the polynomials p(σ) = aσ + bσ³ + cσ⁵ of one Newton–Schulz run, in order.
-
-    Args:
-        triples: (a, b, c) of each iteration; at least one, all finite.
-        beyond: a run longer than the table starts it again ("cycle") or repeats its last triple ("repeat").
-        margin: a factor on the Frobenius norm in the normalization; above 1, it keeps rounding errors from
-            pushing σ out of the interval for which the polynomials were designed.
-        band: smallest and largest singular value after one full run, for σ/‖X‖_F ∈ [1e-3, 1].
-        source: the publication of the numbers.
-        gram_in_bfloat16: whether tests show the Gram form in bfloat16 to be as accurate as the plain form.
-
-    Raises:
-        ValueError: there are no triples, or one of them is not three finite numbers.
-
-    >>> newton = CoefficientSet(triples=((1.5, -0.5, 0.0),))  # the classical cubic
-    >>> newton_schulz(torch.eye(2), newton, steps=10)
-    tensor([[1., 0.],
-            [0., 1.]])
-    """
-
-    triples: tuple[Triple, ...]
-    beyond: Literal["cycle", "repeat"] = "cycle"
-    margin: float = 1.0
-    band: tuple[float, float] | None = None
-    source: str = ""
-    gram_in_bfloat16: bool = False
-
-    def __post_init__(self) -> None:
-        if not self.triples or not all(_is_triple(triple) for triple in self.triples):
-            raise ValueError(
-                f"coefficients must be triples (a, b, c) of finite numbers, got {self.triples!r}"
-            )
-
-    def schedule(self, steps: int | None = None) -> tuple[Triple, ...]:
-        """Return the triples for a run of ``steps`` iterations; None means the whole table once.
-
-        Raises:
-            ValueError: ``steps`` is neither None nor an integer ≥ 1.
-
-        >>> COEFFICIENTS["polar_express"].schedule(7)[-3:]
-        ((2.3465, -1.7098, 0.4232), (2.3465, -1.7098, 0.4232), (2.3465, -1.7098, 0.4232))
-        """
-        if steps is None:
-            return self.triples
-        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-            raise ValueError(f"newton_schulz: steps must be None or an integer ≥ 1, got {steps!r}")
-        more = self.triples[-1:] if self.beyond == "repeat" else self.triples
-        return (self.triples + more * steps)[:steps]
-
-
-def _is_triple(triple: object) -> bool:
-    return (
-        isinstance(triple, (tuple, list))
-        and len(triple) == 3
-        and all(isinstance(number, (int, float)) and math.isfinite(number) for number in triple)
-    )
-
-
-_JORDAN = (3.4445, -4.7750, 2.0315)
-
-#: The named coefficient sets for ``newton_schulz(x, name)``, each with its band and its source.
-COEFFICIENTS: Mapping[str, CoefficientSet] = MappingProxyType(
-    {
-        "jordan": CoefficientSet(
-            triples=(_JORDAN,) * 5,
-            band=(0.47, 1.20),
-            source='Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024)',
-            gram_in_bfloat16=True,
-        ),
-        "quintic": CoefficientSet(
-            triples=(
-                (4.0848, -6.8946, 2.9270),
-                (3.9505, -6.3029, 2.6377),
-                (3.7418, -5.5913, 2.3037),
-                (2.8769, -3.1427, 1.2046),
-                (2.8366, -3.0525, 1.2012),
-            ),
-            gram_in_bfloat16=True,
-            band=(0.48, 1.15),
-            source='Cesista, You, Jordan, "Squeezing 1-2% Efficiency Gains Out of Muon by Optimizing the '
-            'Newton-Schulz Coefficients" (2025)',
-        ),
-        "polar_express": CoefficientSet(
-            triples=(
-                (8.1566, -22.4833, 15.8788),
-                (4.0429, -2.8089, 0.5000),
-                (3.8917, -2.7725, 0.5061),
-                (3.2858, -2.3681, 0.4645),
-                (2.3465, -1.7098, 0.4232),
-            ),
-            beyond="repeat",
-            margin=1.02,
-            gram_in_bfloat16=True,
-            band=(0.85, 1.14),
-            source='Amsel, Persson, Musco, Gower, "The Polar Express: Optimal Matrix Sign Methods and Their '
-            'Application to the Muon Algorithm", arXiv 2505.16932 (2025)',
-        ),
-        "cans": CoefficientSet(
-            triples=(
-                (8.4703, -25.1081, 18.6293),
-                (4.1828, -3.1087, 0.5806),
-                (3.9619, -2.9541, 0.5630),
-                (3.2866, -2.4647, 0.5074),
-                (2.2737, -1.6447, 0.4162),
-            ),
-            beyond="repeat",
-            band=(0.88, 1.12),
-            source='Grishina, Smirnov, Rakhuba, "Accelerating Newton-Schulz Iteration for Orthogonalization '
-            'via Chebyshev-type Polynomials", arXiv 2506.10935 (2025)',
-        ),
-        "deepseekv4": CoefficientSet(
-            triples=(_JORDAN,) * 8 + ((2.0, -1.5, 0.5),) * 2,
-            beyond="repeat",
-            band=(1.00, 1.00),
-            source='DeepSeek-AI, "DeepSeek-V4: Towards Highly Efficient Million-Token Context Intelligence" '
-            "(2026): eight fast steps, then two that settle at 1",
-            gram_in_bfloat16=True,
-        ),
-    }
-)
+# Elements of a matrix from which results take memory that is there instead of new pages.
+_REUSED = 1 << 16
 
 
 def newton_schulz(
@@ -157,6 +33,7 @@ def newton_schulz(
     eps: float = 1e-30,
     form: Form = "auto",
     method: Method = "newton_schulz",
+    out: Tensor | None = None,
 ) -> Tensor:
     r"""Compute the approximate polar factor :math:`U V^\top` of :math:`X = U \Sigma V^\top`.
 
@@ -240,36 +117,44 @@ def newton_schulz(
     require_choice("newton_schulz", "dtype", dtype, (None, *COMPUTING_DTYPES))
     if not eps > 0:
         raise ValueError(f"newton_schulz: eps must be > 0, got {eps!r}")
-    table = _coefficient_set(coefficients)
+    if out is not None and out is not x:
+        _check_out(x, out)
+    table = coefficient_set(coefficients)
     schedule = table.schedule(steps)
     if x.numel() == 0:
-        return x.clone()
+        return x.clone() if out is None else out
 
-    tall = x.shape[-2] > x.shape[-1]
-    rows, columns = min(x.shape[-2:]), max(x.shape[-2:])
-    # Strided operands would make each product cost half as much again.
-    wide = (x.mT if tall else x).reshape(-1, rows, columns).contiguous()
-    # k iterations cost 4r²n + (8k − 6)r³ flops as one Gram run and k·(4r²n + 2r³) in the plain form, so the
-    # Gram form needs fewer for n > 1.5 r.
-    by_gram = form == "gram" or (form == "auto" and 2 * columns > 3 * rows)
-    dtype = dtype or _computing_dtype(x.dtype, x.device.type, by_gram, rows)
-    if form == "auto" and dtype == torch.bfloat16 and not table.gram_in_bfloat16:
-        by_gram = False
-    polar = _normalized(wide, table.margin, eps, dtype)
-    if method == "svd":
-        polar = _exact(polar)
-    else:
-        polar = polar.to(dtype)
-        for run in _runs(schedule, by_gram, dtype):
-            polar = _iterate(polar, run)
-    return (polar.mT.contiguous() if tall else polar).reshape(x.shape).to(x.dtype)
+    stack = x.reshape(-1, *x.shape[-2:])
+    way = choose_way(stack, schedule, form, dtype, table.gram_in_bfloat16, _iterated)
+    # A matrix that the caller gives away is scaled in its own memory.
+    polar = _normalized(stack, table.margin, eps, way.dtype, donated=out is x)
+    polar = _exact(polar) if method == "svd" else _iterated(polar, schedule, way)
+    polar = polar.reshape(x.shape)
+    return polar.to(x.dtype) if out is None else out.copy_(polar)
 
 
-def _normalized(x: Tensor, margin: float, eps: float, dtype: torch.dtype) -> Tensor:
-    """Return x / (margin·‖x‖_F + ε) in the most precise of x's dtype, float32 and ``dtype``."""
-    x = x.to(torch.promote_types(x.dtype, torch.promote_types(dtype, torch.float32)))
+def _check_out(x: Tensor, out: Tensor) -> None:
+    require_matrices("newton_schulz", out)
+    if (out.shape, out.dtype, out.device) != (x.shape, x.dtype, x.device):
+        raise ValueError(
+            f"newton_schulz: out must be of x's shape, dtype and device, {tuple(x.shape)}, {x.dtype} and "
+            f"{x.device}, got {tuple(out.shape)}, {out.dtype} and {out.device}"
+        )
+    if differentiated(x, out):
+        raise RuntimeError("newton_schulz: out= has no derivative: leave it out, or use torch.no_grad()")
+
+
+def _normalized(x: Tensor, margin: float, eps: float, dtype: torch.dtype, donated: bool) -> Tensor:
+    """Return x / (margin·‖x‖_F + ε) in the most precise of x's dtype, float32 and ``dtype``.
+
+    ``donated`` says that x may be overwritten.
+    """
+    precise = torch.promote_types(x.dtype, torch.promote_types(dtype, torch.float32))
+    donated = donated or x.dtype != precise
+    x = x.to(precise)
     largest = torch.maximum(x.amax((-2, -1), keepdim=True), -x.amin((-2, -1), keepdim=True))
-    x = x / torch.where(largest == 0, 1.0, largest)
+    largest = torch.where(largest == 0, 1.0, largest)
+    x = x.div_(largest) if donated else x / largest
     # Reduce the rows first: torch reduces two dimensions at once on a single CPU thread.
     norm: Tensor = torch.linalg.vector_norm(
         torch.linalg.vector_norm(x, dim=-1, keepdim=True), dim=-2, keepdim=True
@@ -277,54 +162,64 @@ def _normalized(x: Tensor, margin: float, eps: float, dtype: torch.dtype) -> Ten
     return x.div_(margin * norm + eps)
 
 
-def _iterate(x: Tensor, run: tuple[Triple, ...]) -> Tensor:
-    """Return pₖ(…p₁(X)) from one Gram matrix of X; a run of one iteration is the plain form."""
+def _iterated(x: Tensor, schedule: tuple[Triple, ...], way: Way) -> Tensor:
+    """Run all iterations on normalized matrices [b, m, n], in the way's dtype."""
+    wide = way.turned or x.shape[-2] <= x.shape[-1]
+    x = (x.mT if way.turned else x).to(way.dtype, memory_format=torch.contiguous_format).contiguous()
+    # Small results are allocated faster than they are found.
+    reuses = x[0].numel() >= _REUSED and is_free(x, x, None)
+    kept = None if reuses else 0
+    squares: deque[Tensor] = deque(maxlen=kept)
+    others: deque[Tensor] = deque(maxlen=kept)
+    runs = list(runs_of(schedule, way.by_gram, way.dtype))
+    for number, run in enumerate(runs, 1):
+        x = _iterate(x, run, wide, way.turned and number == len(runs), squares, others)
+    return x
+
+
+def _iterate(
+    x: Tensor, run: tuple[Triple, ...], wide: bool, turns: bool, squares: deque[Tensor], others: deque[Tensor]
+) -> Tensor:
+    """Return pₖ(…p₁(X)) from one Gram matrix R of X; a run of one iteration is the plain form.
+
+    Args:
+        x: [b, r, n], or [b, n, r] if not ``wide``; its memory may be used again.
+        run: the iterations.
+        wide: whether the rows are the shorter side.
+        turns: return the transpose of what has x's shape.
+        squares, others: memory to be used again, for results of R's shape and of x's.
+    """
     (a, b, c), *rest = run
-    r = mirrored_product(x, x.mT)
-    # Polynomials of R commute, so all products below are symmetric.
-    z = mirrored_product(r, r, added=r, alpha=c, beta=b)  # Z = bR + cR²
+    flat = x if wide else x.mT
+    r = mirrored_product(flat, flat.mT, out=squares.pop() if squares else None)
+    # Polynomials of R commute, so all products but the last are symmetric.
+    z = mirrored_product(r, r, added=r, alpha=c, beta=b, out=squares.pop() if squares else None)  # bR + cR²
+    out = others.pop() if others else None
+    if turns and out is not None:
+        out = out.view(x.mT.shape)
     if not rest:
-        return product(z, x, added=x, beta=a)  # aX + ZX
+        squares += (r, z)
+        others.append(x)
+        if turns:
+            return product(x.mT, z, added=x.mT, beta=a, out=out)
+        return product(*((z, x) if wide else (x, z)), added=x, beta=a, out=out)  # aX + ZX
     q = z.clone()
     q.diagonal(dim1=-2, dim2=-1).add_(a)
     for following in rest:
-        r = mirrored_product(r, z, added=r, beta=a)
-        r = mirrored_product(r, z, added=r, beta=a)  # (aI + Z) R (aI + Z)
+        rw = mirrored_product(r, z, added=r, beta=a, out=squares.pop() if squares else None)
+        squares.append(r)
+        r = mirrored_product(rw, z, added=rw, beta=a, out=squares.pop() if squares else None)  # W R W
+        squares += (rw, z)
         a, b, c = following
-        z = mirrored_product(r, r, added=r, alpha=c, beta=b)
-        q = mirrored_product(q, z, added=q, beta=a)  # Q(aI + Z)
-    return product(q, x)
-
-
-def _runs(schedule: tuple[Triple, ...], by_gram: bool, dtype: torch.dtype) -> Iterator[tuple[Triple, ...]]:
-    """Split the schedule into runs that start by computing R from X; the plain form has runs of one."""
-    if not by_gram:
-        starts = [*range(len(schedule))]
-    elif dtype == torch.bfloat16:
-        # 8 bits tolerate one amplification of a rounding error, but not by the first triple, the steepest.
-        starts = [0, *range(1, len(schedule), 2)]
-    else:
-        starts = [0, *range(2, len(schedule), 3)]
-    for start, end in zip(starts, [*starts[1:], len(schedule)], strict=True):
-        yield schedule[start:end]
-
-
-def _computing_dtype(dtype: torch.dtype, device_type: str, by_gram: bool, rows: int) -> torch.dtype:
-    if dtype == torch.float64:
-        return dtype
-    if device_type == "cpu":
-        # With fewer rows, converting to bfloat16 costs more time than the faster products save.
-        return torch.bfloat16 if rows >= 128 and _cpu_multiplies_bfloat16() else torch.float32
-    if device_type != "cuda" or not torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.float32
-    return torch.float16 if by_gram or dtype == torch.float16 else torch.bfloat16
-
-
-@functools.cache
-def _cpu_multiplies_bfloat16() -> bool:
-    """Return whether this CPU has bfloat16 products (AVX-512 BF16, AMX); without them, emulation is slow."""
-    has = torch.cpu.get_capabilities()
-    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+        z = mirrored_product(r, r, added=r, alpha=c, beta=b, out=squares.pop() if squares else None)
+        qw = mirrored_product(q, z, added=q, beta=a, out=squares.pop() if squares else None)  # Q (aI + Z)
+        squares.append(q)
+        q = qw
+    squares += (r, z, q)
+    others.append(x)
+    if turns:
+        return product(x.mT, q, out=out)
+    return product(*((q, x) if wide else (x, q)), out=out)
 
 
 def _exact(x: Tensor) -> Tensor:
@@ -333,16 +228,3 @@ def _exact(x: Tensor) -> Tensor:
     u, s, vt = torch.linalg.svd(torch.where(finite, x, 0.0), full_matrices=False)
     smallest = max(x.shape[-2:]) * torch.finfo(x.dtype).eps * s[..., :1]
     return torch.where(finite, (u * (s > smallest)[..., None, :]) @ vt, math.nan)
-
-
-def _coefficient_set(coefficients: str | CoefficientSet | Sequence[Triple]) -> CoefficientSet:
-    if isinstance(coefficients, CoefficientSet):
-        return coefficients
-    if not isinstance(coefficients, str):
-        return CoefficientSet(tuple(coefficients))
-    if coefficients not in COEFFICIENTS:
-        raise ValueError(
-            f"unknown coefficients {coefficients!r}{near_miss(coefficients, COEFFICIENTS)}; "
-            f"known: {', '.join(COEFFICIENTS)}"
-        )
-    return COEFFICIENTS[coefficients]

@@ -1,30 +1,52 @@
-"""Multiply matrices with the fastest library available: the only place that decides between libraries."""
+"""Multiply matrices in the fastest way: the only place that decides between libraries and batching."""
 
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-__all__ = ["differentiated", "is_plain", "product"]
+from steepest.autotuning import choose
 
-# Below this many multiplications, calling oneDNN costs more than it saves, measured on a CPU with 2 threads.
-_ONEDNN_FROM = 1 << 22
+__all__ = [
+    "ProductShape",
+    "differentiated",
+    "is_free",
+    "is_plain",
+    "multiply",
+    "multiply_one",
+    "product",
+    "product_way",
+]
+
+# Multiplications of one product from which oneDNN's gain exceeds the cost of calling it, and from which ways
+# are timed: some 0.1 ms, which a timing tells from chance.
+_LARGE = 1 << 22
+_TIMED = 1 << 25
 
 
 def product(
-    x: Tensor, y: Tensor, *, added: Tensor | None = None, alpha: float = 1.0, beta: float = 1.0
+    x: Tensor,
+    y: Tensor,
+    *,
+    added: Tensor | None = None,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Compute β ``added`` + α X Y, [..., m, n]: torch.baddbmm for any number of batch dimensions.
 
-    X and Y have the same ones. With ``beta=0``, ``added`` is not read.
+    X and Y have the same ones. With ``beta=0``, ``added`` is not read. ``out`` is memory that the result may
+    take; where it does not fit the way, or autograd needs a new tensor, the result is one.
 
-    On a CPU with AVX-512, float32 products use oneDNN, as torch's half-precision products do anyway. torch
-    itself would use MKL there, which reaches half of the processor's speed unless Intel made the processor.
-    Both sum in float32, but in a different order. ``torch.backends.mkldnn.enabled = False`` selects MKL.
+    Large products are multiplied in the way that :mod:`steepest.autotuning` found fastest: all matrices in
+    one call ("batched"), one call each ("loop"), or, for float32 on a CPU with AVX-512, by oneDNN
+    ("onednn"), the default there: torch itself would use MKL, which reaches half of the processor's speed
+    unless Intel made the processor. ``torch.backends.mkldnn.enabled = False`` rules oneDNN out.
 
     >>> product(torch.eye(2), torch.ones(2, 2), added=torch.eye(2), alpha=0.5, beta=2.0)
     tensor([[2.5000, 0.5000],
@@ -33,30 +55,137 @@ def product(
     if beta == 0:
         added = None
     # Small products are many, and asking more of them would take as long as they do.
-    large = x.shape[-2] * x.shape[-1] * y.shape[-1] >= _ONEDNN_FROM
-    if large and x.is_cpu and _goes_to_onednn(x, y, added):
-        return _by_onednn(x, y, added, alpha, beta)
+    if x.shape[-2] * x.shape[-1] * y.shape[-1] >= _LARGE and is_free(x, y, added):
+        shape = (*x.shape[:-1], y.shape[-1])
+        lefts, rights = x.reshape(-1, *x.shape[-2:]), y.reshape(-1, *y.shape[-2:])
+        addends = None if added is None else added.reshape(-1, *added.shape[-2:])
+        into = None if out is None else out.view(-1, *out.shape[-2:])
+        way = product_way(ProductShape.of(lefts, rights, addends))
+        return multiply(way, lefts, rights, addends, alpha, beta, into).view(shape)
+    if out is not None and (torch.is_grad_enabled() or not is_plain(x, y, added)):
+        out = None
     if added is None:
         # torch.matmul would first copy a transposed operand of a batched product; torch.bmm does not.
-        bare = torch.bmm(x, y) if x.dim() == 3 else x @ y
+        bare = torch.bmm(x, y, out=out) if x.dim() == 3 else torch.matmul(x, y, out=out)
         return bare if alpha == 1 else alpha * bare
     if x.dim() == 3:
-        return torch.baddbmm(added, x, y, alpha=alpha, beta=beta)
+        return torch.baddbmm(added, x, y, alpha=alpha, beta=beta, out=out)
     if x.dim() == 2:
-        return torch.addmm(added, x, y, alpha=alpha, beta=beta)
+        return torch.addmm(added, x, y, alpha=alpha, beta=beta, out=out)
     return beta * added + alpha * (x @ y)
 
 
-def _goes_to_onednn(x: Tensor, y: Tensor, added: Tensor | None) -> bool:
-    # The oneDNN operation has no derivative, and neither tracers nor tensor subclasses support it.
+def is_free(x: Tensor, y: Tensor, added: Tensor | None) -> bool:
+    """Return whether any way may compute it: not all have derivatives, or support tracers and subclasses."""
     return (
-        all(each is None or (each.dtype == torch.float32 and each.is_cpu) for each in (x, y, added))
-        and bool(torch.backends.mkldnn.enabled)
-        and not torch.compiler.is_compiling()
+        not torch.compiler.is_compiling()
         and is_plain(x, y, added)
+        and all(each is None or each.dtype == x.dtype for each in (y, added))
+        and x.device.type in ("cpu", "cuda")
         and not differentiated(x, y, added)
-        and _onednn_linear() is not None
     )
+
+
+class ProductShape(NamedTuple):
+    """On what the time of a product of stacks depends.
+
+    Attributes:
+        dtype, device: of all operands.
+        batch, m, k, n: β ``added`` [batch, m, n] + α X [batch, m, k] · Y [batch, k, n].
+        layout: "N" or "T" for X and Y: rows or columns are contiguous.
+        adds: whether there is ``added``.
+        settings: torch's for float32 products.
+    """
+
+    dtype: torch.dtype
+    device: torch.device
+    batch: int
+    m: int
+    k: int
+    n: int
+    layout: str
+    adds: bool
+    settings: str
+
+    @classmethod
+    def of(cls, x: Tensor, y: Tensor, added: Tensor | None) -> ProductShape:
+        """Return that of a product."""
+        layout = ("N" if x.stride(-1) == 1 else "T") + ("N" if y.stride(-1) == 1 else "T")
+        batch, m, k = x.shape
+        return cls(x.dtype, x.device, batch, m, k, y.shape[-1], layout, added is not None, _settings(x))
+
+    def question(self, what: str) -> tuple[Any, ...]:
+        """Return the words for :func:`~steepest.autotuning.choose`."""
+        size = f"{self.batch}x{self.m}x{self.k}x{self.n}"
+        return what, str(self.dtype)[6:], size, self.layout + "+" * self.adds, self.settings
+
+    def operands(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Make stacks to time ways with."""
+
+        def stack(rows: int, columns: int, layout: str) -> Tensor:
+            shape = (self.batch, rows, columns) if layout == "N" else (self.batch, columns, rows)
+            # Whatever memory held could be denormal numbers, which processors multiply slowly.
+            made = torch.full(shape, 0.01, dtype=self.dtype, device=self.device)
+            return made if layout == "N" else made.mT
+
+        added = stack(self.m, self.n, "N") if self.adds else None
+        return stack(self.m, self.k, self.layout[0]), stack(self.k, self.n, self.layout[1]), added
+
+
+def _settings(x: Tensor) -> str:
+    if x.dtype != torch.float32:
+        return ""
+    backends: Any = torch.backends
+    if x.is_cuda:
+        return str(backends.cuda.matmul.fp32_precision)
+    return f"{backends.mkldnn.matmul.fp32_precision}{'' if backends.mkldnn.enabled else ' without onednn'}"
+
+
+def product_way(shape: ProductShape) -> str:
+    """Return the way for a large product of stacks."""
+    ways = ["batched", "loop"]
+    if _onednn_multiplies(shape.dtype, shape.device):
+        ways.insert(0, "onednn")
+    if shape.m * shape.k * shape.n < _TIMED:
+        return ways[0]
+
+    def trials() -> dict[str, Callable[[], Any]]:
+        x, y, added = shape.operands()
+        out = x.new_empty(shape.batch, shape.m, shape.n)
+        return {way: functools.partial(multiply, way, x, y, added, 1.0, 1.0, out) for way in ways}
+
+    return choose(shape.question("product"), shape.device, ways, trials)
+
+
+def multiply(
+    way: str, x: Tensor, y: Tensor, added: Tensor | None, alpha: float, beta: float, out: Tensor | None
+) -> Tensor:
+    """Compute β ``added`` + α X Y of stacks [batch, ·, ·] in one of the ways, in ``out`` if that fits it."""
+    if way == "batched":
+        if added is not None:
+            return torch.baddbmm(added, x, y, alpha=alpha, beta=beta, out=out)
+        bare = torch.bmm(x, y, out=out)
+        return bare if alpha == 1 else bare.mul_(alpha)
+    if way == "onednn" and len(x) == 1:  # it allocates its result
+        return _scaled(_linear(x[0], y[0])[None], added, alpha, beta)
+    whole = x.new_empty(*x.shape[:-1], y.shape[-1]) if out is None else out
+    for at, into in enumerate(whole):
+        multiply_one(way, x[at], y[at], None if added is None else added[at], alpha, beta, into)
+    return whole
+
+
+def multiply_one(
+    way: str, x: Tensor, y: Tensor, added: Tensor | None, alpha: float, beta: float, out: Tensor
+) -> None:
+    """Write β ``added`` + α X Y of two matrices to ``out``, by oneDNN or, in all other ways, by torch."""
+    if way == "onednn":
+        out.copy_(_scaled(_linear(x, y), added, alpha, beta))
+    elif added is not None:
+        torch.addmm(added, x, y, alpha=alpha, beta=beta, out=out)
+    else:
+        torch.mm(x, y, out=out)
+        if alpha != 1:
+            out.mul_(alpha)
 
 
 def differentiated(*tensors: Tensor | None) -> bool:
@@ -77,23 +206,18 @@ def is_plain(*tensors: Tensor | None) -> bool:
     return all(each is None or type(each).__torch_dispatch__ is plain for each in tensors)
 
 
+def _onednn_multiplies(dtype: torch.dtype, device: torch.device) -> bool:
+    """Return whether torch has a product by oneDNN for this dtype apart from its own."""
+    wanted = dtype == torch.float32 and device.type == "cpu" and bool(torch.backends.mkldnn.enabled)
+    return wanted and _onednn_linear() is not None
+
+
 @functools.cache
 def _onednn_linear() -> Any:
     """Return oneDNN's X, W -> X Wᵀ, which torch.compile lowers to; None where it is missing or slower."""
     built: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     capable = built and torch.cpu.get_capabilities().get("avx512_f")
     return getattr(torch.ops.mkldnn, "_linear_pointwise", None) if capable else None
-
-
-def _by_onednn(x: Tensor, y: Tensor, added: Tensor | None, alpha: float, beta: float) -> Tensor:
-    shape = (*x.shape[:-1], y.shape[-1])
-    lefts, rights = x.reshape(-1, *x.shape[-2:]), y.reshape(-1, *y.shape[-2:])
-    if len(lefts) == 1:  # no copy into a batch
-        return _scaled(_linear(lefts[0], rights[0]).view(shape), added, alpha, beta)
-    whole = x.new_empty(shape)
-    for into, left, right in zip(whole.flatten(0, -3), lefts, rights, strict=True):
-        into.copy_(_linear(left, right))
-    return _scaled(whole, added, alpha, beta)
 
 
 def _linear(x: Tensor, y: Tensor) -> Tensor:

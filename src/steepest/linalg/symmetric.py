@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeAlias, get_args
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
 
+from steepest.autotuning import choose
 from steepest.linalg.operand import require_choice, require_matrices, require_shape
-from steepest.linalg.product import differentiated, is_plain, product
+from steepest.linalg.product import (
+    ProductShape,
+    differentiated,
+    is_free,
+    is_plain,
+    multiply,
+    multiply_one,
+    product,
+    product_way,
+)
 
 __all__ = ["SymmetricKernel", "gram", "mirrored_product", "preferred_symmetric_kernel", "symmetric_product"]
 
@@ -17,11 +29,13 @@ SymmetricKernel: TypeAlias = Literal["default", "triton"]
 # Process-wide, like the preferences in torch.backends.
 _preferred: SymmetricKernel = "default"
 
-# Fewest rows per panel. Measured on a CPU (2 threads, AVX-512) as a share of the full product's time: in
-# float32 0.77 for 768 rows and columns, 0.68 for 2304 columns, 0.56 for 2304 rows; in bfloat16 0.86, 0.72
-# and 0.64, with no gain below 512 rows. Accelerators have not been measured.
+# Fewest rows per panel, and most panels, unless a measured choice says otherwise. As a share of the full
+# product's time on an AMD processor (2 threads, AVX-512): in float32 0.77 for 768 rows and columns, 0.68 for
+# 2304 columns, 0.56 for 2304 rows; in bfloat16 0.86, 0.72 and 0.64, with no gain below 512 rows.
 _NARROWEST = {torch.float32: 192, torch.float64: 192, torch.bfloat16: 256}
+_FEWEST = 2 * min(_NARROWEST.values())
 _MOST_PANELS = 6
+_PANELS = ("1", "2", "3", "6")
 
 
 def preferred_symmetric_kernel(kernel: SymmetricKernel | None = None) -> SymmetricKernel:
@@ -74,7 +88,7 @@ def gram(x: Tensor) -> Tensor:
             [6., 9.]])
     """
     require_matrices("gram", x)
-    if _panels(x) > 1:
+    if not _narrow(x):
         x = x.contiguous()  # one copy here, instead of one per panel
     return mirrored_product(x, x.mT, exactly=True)
 
@@ -118,11 +132,13 @@ def mirrored_product(
     beta: float = 1.0,
     exactly: bool = False,
     averaged: bool = False,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Compute β ``added`` + α X Y of operands whose result is symmetric up to rounding, at the least cost.
 
     Blocks on the diagonal keep their rounding errors unless ``exactly`` is set, and the plain product, where
-    it is faster, unless ``averaged`` is. Callers must have checked the shapes.
+    it is faster, unless ``averaged`` is. ``out`` is memory that the result may take. Callers must have
+    checked the shapes.
     """
     if _preferred == "triton" and not torch.compiler.is_compiling() and is_plain(x, y, added):
         # Import Triton only after the user has selected it.
@@ -130,36 +146,77 @@ def mirrored_product(
 
         if serves(x, y, added) and not differentiated(x, y, added):
             return mirrored(x, y, added=added, alpha=alpha, beta=beta)
-    if (panels := _panels(x, y, added)) == 1:
-        whole = product(x, y, added=added, alpha=alpha, beta=beta)
-        return (whole + whole.mT) / 2 if averaged else whole
     rows, inner = x.shape[-2:]
-    out = x.new_empty(*x.shape[:-2], rows, rows)
-    count, size = out.shape[:-2].numel(), -(-rows // panels)
-    each = zip(
-        out.view(count, rows, rows),
-        x.reshape(count, rows, inner),
-        y.reshape(count, inner, rows),
-        [None] * count if added is None else added.reshape(count, rows, rows),
-        strict=True,
-    )
-    for into, left, right, addend in each:
-        for first in range(0, rows, size):
-            end = first + size
-            below = None if addend is None else addend[first:, first:end]
-            lower = product(left[first:], right[:, first:end], added=below, alpha=alpha, beta=beta)
-            into[first:, first:end] = lower
-            into[first:end, end:] = lower[size:].mT
-            if exactly:
-                corner = lower[:size]
-                into[first:end, first:end] = (corner + corner.mT).mul_(0.5)
+    if rows < _FEWEST or inner == 0 or _narrow(x) or not is_free(x, y, added):
+        # Writing panels into a preallocated tensor would lose derivatives.
+        whole = product(x, y, added=added, alpha=alpha, beta=beta, out=out)
+        return (whole + whole.mT) / 2 if averaged else whole
+    if out is None:
+        out = x.new_empty(*x.shape[:-2], rows, rows)
+    stack = out.view(-1, rows, rows)
+    count = len(stack)
+    lefts, rights = x.reshape(count, rows, inner), y.reshape(count, inner, rows)
+    addends = None if added is None else added.reshape(count, rows, rows)
+    shape = ProductShape.of(lefts, rights, addends)
+    panels, way = int(_symmetric_way(shape)), product_way(shape)
+    _in_panels(panels, way, lefts, rights, addends, alpha, beta, exactly or averaged, stack)
     return out
 
 
-def _panels(x: Tensor, *others: Tensor | None) -> int:
-    """Return the number of panels for a symmetric product [n, n] of X [n, k]; 1 means the plain product."""
-    if not x.is_cpu or x.dtype not in _NARROWEST:
-        return 1
-    panels = min(_MOST_PANELS, x.shape[-2] // _NARROWEST[x.dtype])
-    # Writing panels into a preallocated tensor loses derivatives.
-    return 1 if panels < 2 or differentiated(x, *others) else panels
+def _in_panels(
+    panels: int,
+    way: str,
+    x: Tensor,
+    y: Tensor,
+    added: Tensor | None,
+    alpha: float,
+    beta: float,
+    exactly: bool,
+    out: Tensor,
+) -> None:
+    """Compute stacks [batch, n, n]: panels of columns from the diagonal down, copied to the other side."""
+    if panels == 1:
+        whole = multiply(way, x, y, added, alpha, beta, out)
+        if exactly:
+            torch.add(whole, whole.mT, out=out).mul_(0.5) if whole is not out else out.copy_(
+                (whole + whole.mT).mul_(0.5)
+            )
+        elif whole is not out:
+            out.copy_(whole)
+        return
+    rows = out.shape[-1]
+    size = -(-rows // panels)
+    for at, into in enumerate(out):
+        left, right, addend = x[at], y[at], None if added is None else added[at]
+        for first in range(0, rows, size):
+            end = first + size
+            panel = into[first:, first:end]
+            below = None if addend is None else addend[first:, first:end]
+            multiply_one(way, left[first:], right[:, first:end], below, alpha, beta, panel)
+            if exactly:
+                corner = panel[:size]
+                corner.copy_((corner + corner.mT).mul_(0.5))
+            if end < rows:
+                into[first:end, end:] = panel[size:].mT
+
+
+def _narrow(x: Tensor) -> bool:
+    """Return whether a product of that many rows is not worth cutting."""
+    return not x.is_cpu or x.dtype not in _NARROWEST or x.shape[-2] < 2 * _NARROWEST[x.dtype]
+
+
+def _symmetric_way(shape: ProductShape) -> str:
+    """Return the number of panels, as a word, for stacks [batch, n, n]."""
+    default = str(min(_MOST_PANELS, shape.m // _NARROWEST[shape.dtype]))
+    ways = [default, *(panels for panels in _PANELS if panels != default)]
+
+    def trials() -> dict[str, Callable[[], Any]]:
+        x, y, added = shape.operands()
+        out = x.new_empty(shape.batch, shape.m, shape.n)
+        way = product_way(shape)
+        return {
+            panels: partial(_in_panels, int(panels), way, x, y, added, 1.0, 1.0, False, out)
+            for panels in ways
+        }
+
+    return choose(shape.question("symmetric"), shape.device, ways, trials)

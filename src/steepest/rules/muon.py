@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -74,12 +74,13 @@ def scaled_polar(
     ns_dtype: torch.dtype | None,
     scale: Scale,
     extra_scale: Scalar,
+    out: Tensor | None = None,
     **_: Any,
 ) -> Tensor:
-    """Return the polar factor of u [..., m, n], times its scale."""
+    """Return the polar factor of u [..., m, n], times its scale, in ``out`` if given, which may be u."""
     steps = _steps(coefficients, ns_steps)
-    polar = newton_schulz(u, coefficients, steps, dtype=ns_dtype, method=method)
-    return polar.to(u.dtype).mul_(extra_scale * scale_factor(scale, u.shape[-2], u.shape[-1]))
+    polar = newton_schulz(u, coefficients, steps, dtype=ns_dtype, method=method, out=out)
+    return polar.mul_(extra_scale * scale_factor(scale, u.shape[-2], u.shape[-1]))
 
 
 class MuonOptions(MatrixOptions, total=False):
@@ -100,6 +101,8 @@ class MuonRule(OrthogonalizedRule):
     """m ← m + (1−β)(g − m);   p ← p − η·scale(out, in)·polar(u),   u as in the base."""
 
     name = "muon"
+    keeps_input: ClassVar[bool] = False
+    """Whether :meth:`finish` reads u; otherwise the polar factor takes its memory."""
     hyper = {
         "lr": learning_rate(),
         "momentum": fraction(),
@@ -155,11 +158,17 @@ class MuonRule(OrthogonalizedRule):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the scaled polar factor, or the result of a subclass's own function, which also scales."""
         with float32_matmul_precision(options["fp32_matmul_prec"]):
-            polar = scaled_polar(u, **options) if orthogonalize is None else orthogonalize(u)
+            if orthogonalize is not None:
+                polar = orthogonalize(u)
+            else:
+                polar = scaled_polar(u, out=None if self.keeps_input else u, **options)
         return self.finish(polar, u, **options)
 
     def finish(self, polar: Tensor, u: Tensor, **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return (direction, new entries) from the scaled polar factor; Muon's variants override it."""
+        """Return (direction, new entries) from the scaled polar factor; Muon's variants override it.
+
+        Unless :attr:`keeps_input`, ``u`` has been overwritten.
+        """
         return polar, {}
 
 

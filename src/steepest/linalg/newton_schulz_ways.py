@@ -1,0 +1,133 @@
+"""Choose how a Newton-Schulz run computes its polynomials: the form, the dtype, and the side it works on."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from steepest.autotuning import choose
+from steepest.linalg.coefficients import Triple
+from steepest.linalg.product import is_free, product
+
+__all__ = ["Form", "Way", "choose_way", "cpu_multiplies_bfloat16", "runs_of"]
+
+Form = Literal["auto", "plain", "gram"]
+
+# Multiplications of a Gram matrix from which ways are compared.
+_COMPARED = 1 << 25
+
+_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+class Way(NamedTuple):
+    """A way to run the iterations.
+
+    Attributes:
+        by_gram: the Gram form.
+        dtype: of the products.
+        turned: tall matrices are transposed first, and back by the last product.
+    """
+
+    by_gram: bool
+    dtype: torch.dtype
+    turned: bool
+
+    @property
+    def words(self) -> str:
+        """Its name, such as "gram bfloat16 turned"."""
+        return f"{'gram' if self.by_gram else 'plain'} {str(self.dtype)[6:]}{' turned' * self.turned}"
+
+
+def choose_way(
+    x: Tensor,
+    schedule: tuple[Triple, ...],
+    form: Form,
+    dtype: torch.dtype | None,
+    gram_in_bfloat16: bool,
+    iterate: Callable[[Tensor, tuple[Triple, ...], Way], Tensor],
+) -> Way:
+    """Return the way for matrices [b, m, n]; ``iterate`` runs it, to be timed.
+
+    The default is the form with fewer flops, in bfloat16 where the processor has instructions for it.
+    """
+    m, n = x.shape[-2:]
+    rows, columns = min(m, n), max(m, n)
+    # k iterations cost 4r²n + (8k − 6)r³ flops as one Gram run and k·(4r²n + 2r³) in the plain form, so the
+    # Gram form needs fewer for n > 1.5 r.
+    measured = rows * rows * columns >= _COMPARED and is_free(x, x, None)
+    if measured and dtype is None and x.is_cpu and x.dtype != torch.float64 and cpu_multiplies_bfloat16():
+        dtype = _faster_dtype(rows)
+    default = _way(x, form, dtype, 2 * columns > 3 * rows, m > n, gram_in_bfloat16)
+    if not measured:
+        return default
+    others = {
+        _way(x, form, dtype, by_gram, turned, gram_in_bfloat16)
+        for by_gram in (False, True)
+        for turned in {False, m > n}
+    }
+    ways = {way.words: way for way in (default, *sorted(others - {default}, key=str))}
+
+    def trials() -> dict[str, Callable[[], Tensor]]:
+        given = torch.full_like(x, x[0].numel() ** -0.5, memory_format=torch.contiguous_format)
+        return {words: partial(iterate, given.clone(), schedule, way) for words, way in ways.items()}
+
+    size = "x".join(map(str, x.shape))
+    question = ("newton_schulz", str(x.dtype)[6:], size, f"{len(schedule)} iterations")
+    return ways[choose(question, x.device, list(ways), trials)]
+
+
+def _faster_dtype(rows: int) -> torch.dtype:
+    """Return the dtype in which a CPU multiplies squares faster."""
+    host = torch.device("cpu")
+
+    def trials() -> dict[str, Callable[[], Tensor]]:
+        squares = [torch.full((1, rows, rows), 0.01, dtype=each, device=host) for each in _DTYPES.values()]
+        return {words: partial(product, each, each) for words, each in zip(_DTYPES, squares, strict=True)}
+
+    return _DTYPES[choose(("newton_schulz dtype", f"{rows} rows"), host, list(_DTYPES), trials)]
+
+
+def _way(
+    x: Tensor, form: Form, dtype: torch.dtype | None, by_gram: bool, turned: bool, gram_in_bfloat16: bool
+) -> Way:
+    by_gram = form == "gram" or (form == "auto" and by_gram)
+    dtype = dtype or _computing_dtype(x.dtype, x.device.type, by_gram, min(x.shape[-2:]))
+    if form == "auto" and dtype == torch.bfloat16 and not gram_in_bfloat16:
+        by_gram = False
+    return Way(by_gram, dtype, turned)
+
+
+def runs_of(schedule: tuple[Triple, ...], by_gram: bool, dtype: torch.dtype) -> Iterator[tuple[Triple, ...]]:
+    """Split the schedule into runs that start by computing R from X; the plain form has runs of one."""
+    if not by_gram:
+        starts = [*range(len(schedule))]
+    elif dtype == torch.bfloat16:
+        # 8 bits tolerate one amplification of a rounding error, but not by the first triple, the steepest.
+        starts = [0, *range(1, len(schedule), 2)]
+    else:
+        starts = [0, *range(2, len(schedule), 3)]
+    for start, end in zip(starts, [*starts[1:], len(schedule)], strict=True):
+        yield schedule[start:end]
+
+
+def _computing_dtype(dtype: torch.dtype, device_type: str, by_gram: bool, rows: int) -> torch.dtype:
+    if dtype == torch.float64:
+        return dtype
+    if device_type == "cpu":
+        # With fewer rows, converting to bfloat16 costs more time than the faster products save.
+        return torch.bfloat16 if rows >= 128 and cpu_multiplies_bfloat16() else torch.float32
+    if device_type != "cuda" or not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float32
+    return torch.float16 if by_gram or dtype == torch.float16 else torch.bfloat16
+
+
+@functools.cache
+def cpu_multiplies_bfloat16() -> bool:
+    """Return whether this CPU has bfloat16 products (AVX-512 BF16, AMX); without them, emulation is slow."""
+    has = torch.cpu.get_capabilities()
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))

@@ -1,0 +1,302 @@
+"""Ways are timed once and the fastest is kept; nothing is timed where choices must agree or are not worth it."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import time
+
+import pytest
+import torch
+
+import steepest
+from steepest import autotuning
+from steepest.linalg import newton_schulz
+from steepest.linalg.newton_schulz_ways import Way, choose_way
+from steepest.linalg.product import multiply, product
+from steepest.linalg.symmetric import _in_panels, mirrored_product
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def fresh(tmp_path, monkeypatch):
+    """A process that has chosen nothing, and an empty cache folder."""
+    monkeypatch.setenv("STEEPEST_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(autotuning, "_chosen", {})
+    monkeypatch.setattr(autotuning, "_mode", "measure")
+    return monkeypatch
+
+
+class Trials:
+    """Functions that sleep; ``runs`` counts how often each was called."""
+
+    def __init__(self, **seconds: float) -> None:
+        self.seconds, self.runs = seconds, dict.fromkeys(seconds, 0)
+
+    def __call__(self):
+        return {way: lambda way=way: self.run(way) for way in self.seconds}
+
+    def run(self, way):
+        self.runs[way] += 1
+        time.sleep(self.seconds[way])
+
+    def choose(self, *question):
+        return autotuning.choose(question or ("sleep",), CPU, list(self.seconds), self)
+
+
+def forget():
+    """What a new process knows."""
+    autotuning._chosen.clear()
+
+
+def test_the_fastest_way_is_timed_once_and_kept():
+    trials = Trials(slow=0.02, fast=0.001, medium=0.005)
+    assert trials.choose() == "fast"
+    assert all(trials.runs.values())
+    runs = dict(trials.runs)
+    assert trials.choose() == "fast"
+    assert trials.runs == runs
+    assert trials.choose("another") == "fast"
+    assert trials.runs["fast"] > runs["fast"]
+
+
+def test_the_default_stays_unless_another_is_clearly_faster(monkeypatch):
+    """Times are given, not slept: the margin is 5 %."""
+    times = {"default": 1.00, "other": 0.97}
+    monkeypatch.setattr(autotuning, "_timed", lambda run, device: run())
+    monkeypatch.setattr(autotuning, "_BUDGET", 100)
+
+    def choose(question):
+        return autotuning.choose(
+            (question,), CPU, list(times), lambda: {w: lambda w=w: times[w] for w in times}
+        )
+
+    assert choose("close") == "default"
+    times["other"] = 0.94
+    assert choose("clear") == "other"
+
+
+def test_a_new_process_takes_the_choice_from_the_file_and_times_nothing():
+    assert Trials(slow=0.01, fast=0.001).choose() == "fast"
+    forget()
+    trials = Trials(slow=0.0, fast=0.01)
+    assert trials.choose() == "fast"
+    assert not any(trials.runs.values())
+
+
+def test_choices_belong_to_a_machine_and_its_threads():
+    assert Trials(slow=0.01, fast=0.001).choose() == "fast"
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        trials = Trials(slow=0.01, fast=0.001)
+        trials.choose()
+        assert all(trials.runs.values())
+    finally:
+        torch.set_num_threads(threads)
+    table = json.loads(steepest.autotune_file().read_text())
+    assert len(table) == 2
+    assert all(torch.__version__ in machine and "threads" in machine for machine in table)
+
+
+def test_a_way_that_the_file_names_and_nobody_knows_is_chosen_anew():
+    Trials(old=0.0, other=0.01).choose()
+    forget()
+    assert Trials(slow=0.01, fast=0.001).choose() == "fast"
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"m": 3}', '{"m": {"q": ', "\0"])
+def test_a_broken_file_counts_as_empty_and_is_replaced(content):
+    path = steepest.autotune_file()
+    path.parent.mkdir()
+    path.write_text(content)
+    assert Trials(slow=0.01, fast=0.001).choose() == "fast"
+    ((_, choices),) = json.loads(path.read_text()).items()
+    assert choices == {"sleep": "fast"}
+
+
+def test_without_a_folder_choices_last_as_long_as_the_process(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("STEEPEST_CACHE_DIR", str(tmp_path / "file" / "cache"))
+    trials = Trials(slow=0.01, fast=0.001)
+    assert trials.choose() == "fast"
+    runs = dict(trials.runs)
+    assert trials.choose() == "fast"
+    assert trials.runs == runs
+
+
+def _choose_in_a_process(number):
+    autotuning._chosen.clear()
+    return Trials(slow=0.004, fast=0.001).choose(f"question {number}")
+
+
+def test_processes_that_write_at_once_leave_a_whole_file():
+    with multiprocessing.get_context("fork").Pool(4) as pool:
+        assert pool.map(_choose_in_a_process, range(12), chunksize=1) == ["fast"] * 12
+    ((_, choices),) = json.loads(steepest.autotune_file().read_text()).items()
+    assert set(choices.values()) == {"fast"}
+    assert len(choices) > 1  # one may overwrite what another has just added; the next run adds it again
+    assert [path.name for path in steepest.autotune_file().parent.iterdir()] == ["autotune.json"]
+
+
+def test_a_slow_default_is_not_compared(monkeypatch):
+    monkeypatch.setattr(autotuning, "_BUDGET", 0.005)
+    trials = Trials(default=0.01, fast=0.0)
+    assert trials.choose() == "default"
+    assert trials.runs == {"default": 2, "fast": 0}
+
+
+class TestWhereNothingIsTimed:
+    def check(self, mode="measure"):
+        steepest.autotune(mode)
+        trials = Trials(default=0.01, fast=0.001)
+        assert trials.choose("unknown") == "default"
+        assert not any(trials.runs.values())
+        assert not steepest.autotune_file().exists()
+        steepest.autotune("measure")
+
+    def test_switched_off(self):
+        self.check("off")
+
+    def test_cached_uses_the_file_alone(self):
+        self.check("cached")
+        assert Trials(slow=0.01, fast=0.001).choose() == "fast"
+        forget()
+        steepest.autotune("cached")
+        trials = Trials(slow=0.01, fast=0.001)
+        assert trials.choose() == "fast"
+        assert not any(trials.runs.values())
+
+    def test_off_ignores_what_was_chosen(self):
+        assert Trials(slow=0.01, fast=0.001).choose() == "fast"
+        steepest.autotune("off")
+        assert Trials(slow=0.01, fast=0.001).choose() == "slow"
+
+    def test_deterministic_algorithms(self):
+        torch.use_deterministic_algorithms(True)
+        try:
+            self.check()
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+    def test_other_processes_would_choose_otherwise(self, monkeypatch):
+        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+        self.check()
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
+        assert Trials(slow=0.01, fast=0.001).choose() == "fast"
+        # A group that is made later must not find what this process has chosen.
+        monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+        assert Trials(slow=0.01, fast=0.001).choose() == "slow"
+
+
+def test_modes(monkeypatch):
+    assert steepest.autotune() == "measure"
+    assert steepest.autotune("cached") == "cached" == steepest.autotune()
+    with pytest.raises(ValueError, match="must be one of 'measure', 'cached', 'off', got 'on'"):
+        steepest.autotune("on")  # type: ignore[arg-type]
+    assert steepest.autotune() == "cached"
+    monkeypatch.setattr(autotuning, "_mode", None)
+    monkeypatch.setenv("STEEPEST_AUTOTUNE", "off")
+    assert steepest.autotune() == "off"
+    monkeypatch.setattr(autotuning, "_mode", None)
+    monkeypatch.setenv("STEEPEST_AUTOTUNE", "yes")
+    with pytest.raises(ValueError, match="STEEPEST_AUTOTUNE"):
+        steepest.autotune()
+
+
+def randn(*shape, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+def stored(**ways):
+    """Write choices for questions that begin with these words."""
+
+    def choose(question, device, known, trials):
+        for word, way in ways.items():
+            if question[0] == word:
+                assert way in known
+                return way
+        return known[0]
+
+    return choose
+
+
+@pytest.mark.parametrize("shape", [(384, 384), (384, 900), (900, 384), (2, 400, 390)], ids=str)
+def test_every_way_of_newton_schulz_agrees(shape, monkeypatch):
+    """In float32 to 3e-4 of the polar factor's norm, in bfloat16 to 0.04."""
+    x = randn(*shape)
+    exact = newton_schulz(x.double(), "polar_express")
+    schedule = ((2.0, -1.5, 0.5),)
+    ways = set()
+
+    def record(question, device, known, trials):
+        if question[0] == "newton_schulz":
+            ways.update(known)
+        return known[0]
+
+    monkeypatch.setattr("steepest.linalg.newton_schulz_ways.choose", record)
+    with torch.no_grad():
+        for dtype, tolerance in ((torch.float32, 3e-4), (torch.bfloat16, 0.04)):
+            ways.clear()
+            newton_schulz(x, "polar_express", dtype=dtype)
+            assert len(ways) == (4 if shape[-2] > shape[-1] else 2)
+            for way in sorted(ways):
+                monkeypatch.setattr("steepest.linalg.newton_schulz_ways.choose", stored(newton_schulz=way))
+                found = newton_schulz(x, "polar_express", dtype=dtype)
+                assert (found - exact).norm() < tolerance * exact.norm(), way
+            monkeypatch.setattr("steepest.linalg.newton_schulz_ways.choose", record)
+    assert isinstance(choose_way(x.reshape(-1, *x.shape[-2:]), schedule, "plain", None, True, None), Way)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("panels", [1, 2, 3, 4, 6])
+def test_all_numbers_of_panels_agree(panels, dtype):
+    x = randn(2, 410, 300, dtype=dtype)
+    exact = x.double() @ x.double().mT
+    for exactly in (False, True):
+        out = torch.full((2, 410, 410), float("nan"), dtype=dtype)
+        _in_panels(panels, "batched", x, x.mT, None, 1.0, 1.0, exactly, out)
+        assert (out - exact).abs().max() < {torch.bfloat16: 2.0, torch.float32: 1e-3}.get(dtype, 1e-11)
+        assert not exactly or torch.equal(out, out.mT)
+
+
+def test_a_step_times_its_ways_and_a_second_one_nothing(monkeypatch):
+    """Real trials, once: 384×800 is large enough."""
+    monkeypatch.setattr(autotuning, "_BUDGET", 0.02)
+    weight = torch.nn.Parameter(randn(800, 384))
+    optimizer = steepest.Muon([weight])
+    weight.grad = randn(800, 384)
+    random = torch.get_rng_state()
+    optimizer.step()
+    assert torch.equal(torch.get_rng_state(), random)
+    ((_, choices),) = json.loads(steepest.autotune_file().read_text()).items()
+    assert {"newton_schulz", "product"} <= {question.split()[0] for question in choices}
+    monkeypatch.setattr(autotuning, "_timed", None)
+    optimizer.step()
+
+
+def test_small_matrices_are_not_timed(monkeypatch):
+    monkeypatch.setattr(autotuning, "_timed", None)
+    with torch.no_grad():
+        newton_schulz(randn(200, 300))
+        x = randn(200, 210)
+        product(x, x.mT)
+        mirrored_product(x, x.mT)
+
+
+def test_derivatives_tracers_and_subclasses_are_not_timed(monkeypatch):
+    monkeypatch.setattr(autotuning, "_timed", None)
+    x = randn(600, 600).requires_grad_()
+    product(x, x.mT)
+    newton_schulz(torch.empty(600, 900, device="meta"))
+
+
+def test_ways_leave_their_operands_alone():
+    x, y = randn(1, 400, 300), randn(1, 300, 350)
+    before = x.clone(), y.clone()
+    for way in ("batched", "loop"):
+        multiply(way, x, y, None, -1.0, 1.0, None)
+    assert torch.equal(x, before[0])
+    assert torch.equal(y, before[1])
