@@ -1,4 +1,4 @@
-"""Ways are timed once and the fastest is kept; nothing is timed where choices must agree or are not worth it."""
+"""Ways are timed once and the fastest is kept; nothing is timed where choices must agree."""
 
 from __future__ import annotations
 
