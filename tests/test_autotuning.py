@@ -11,8 +11,8 @@ import torch
 
 import steepest
 from steepest import autotuning
-from steepest.linalg import newton_schulz
-from steepest.linalg.newton_schulz_ways import Way, choose_way
+from steepest.linalg import COEFFICIENTS, newton_schulz
+from steepest.linalg.newton_schulz_ways import Plan, Way, choose_way
 from steepest.linalg.product import multiply, product
 from steepest.linalg.symmetric import _in_panels, mirrored_product
 
@@ -223,12 +223,15 @@ def stored(**ways):
     return choose
 
 
+@pytest.mark.parametrize(
+    ("name", "within", "rounding"), [("polar_express", 3e-4, 0.04), ("minimax_9_17_3", 2e-3, 0.2)]
+)
 @pytest.mark.parametrize("shape", [(384, 384), (384, 900), (900, 384), (2, 400, 390)], ids=str)
-def test_every_way_of_newton_schulz_agrees(shape, monkeypatch):
-    """In float32 to 3e-4 of the polar factor's norm, in bfloat16 to 0.04."""
+def test_every_way_of_newton_schulz_agrees(shape, name, within, rounding, monkeypatch):
+    """Within these parts of the polar factor's norm in float32 and bfloat16."""
     x = randn(*shape)
-    exact = newton_schulz(x.double(), "polar_express")
-    schedule = ((2.0, -1.5, 0.5),)
+    exact = newton_schulz(x.double(), name)
+    plan = Plan(((2.0, -1.5, 0.5),), "frobenius", 1.0)
     ways = set()
 
     def record(question, device, known, trials):
@@ -238,16 +241,28 @@ def test_every_way_of_newton_schulz_agrees(shape, monkeypatch):
 
     monkeypatch.setattr("steepest.linalg.newton_schulz_ways.choose", record)
     with torch.no_grad():
-        for dtype, tolerance in ((torch.float32, 3e-4), (torch.bfloat16, 0.04)):
+        for dtype, tolerance in ((torch.float32, within), (torch.bfloat16, rounding)):
             ways.clear()
-            newton_schulz(x, "polar_express", dtype=dtype)
+            newton_schulz(x, name, dtype=dtype)
             assert len(ways) == (4 if shape[-2] > shape[-1] else 2)
             for way in sorted(ways):
                 monkeypatch.setattr("steepest.linalg.newton_schulz_ways.choose", stored(newton_schulz=way))
-                found = newton_schulz(x, "polar_express", dtype=dtype)
+                found = newton_schulz(x, name, dtype=dtype)
                 assert (found - exact).norm() < tolerance * exact.norm(), way
             monkeypatch.setattr("steepest.linalg.newton_schulz_ways.choose", record)
-    assert isinstance(choose_way(x.reshape(-1, *x.shape[-2:]), schedule, "plain", None, True, None), Way)
+    assert isinstance(choose_way(x.reshape(-1, *x.shape[-2:]), plan, "plain", None, True, None), Way)
+
+
+def test_questions_tell_sets_and_norms_apart():
+    """Sets of equally many triples take equally long, and the words of earlier versions stay valid."""
+
+    def words(name, normalization):
+        return Plan(COEFFICIENTS[name].schedule(), normalization, 1.0).words
+
+    assert words("jordan", "frobenius") == words("polar_express", "frobenius") == "5 iterations"
+    assert words("jordan", "schatten8") == "5 iterations, schatten8"
+    assert words("minimax_9_17_3", "schatten8") == "degrees 9 17 3, schatten8"
+    assert words("minimax_17_17_3", "aol") == "degrees 17 17 3, aol"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)

@@ -2,6 +2,7 @@
 
 from steepest.linalg.coefficients import COEFFICIENTS, CoefficientSet
 from steepest.linalg.newton_schulz import newton_schulz
+from steepest.linalg.normalization import Normalization
 from steepest.linalg.precision import MatmulPrecision, float32_matmul_precision
 from steepest.linalg.procrustes import procrustes_rotation
 from steepest.linalg.spectral_norm import spectral_norm_bound
@@ -11,6 +12,7 @@ __all__ = [
     "COEFFICIENTS",
     "CoefficientSet",
     "MatmulPrecision",
+    "Normalization",
     "float32_matmul_precision",
     "gram",
     "newton_schulz",

@@ -3,57 +3,85 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from steepest.hyperparameters import near_miss
+from steepest.linalg.gram_polynomial import DEGREES, Polynomial, factored
+from steepest.linalg.minimax import MINIMAX_9_17_3, MINIMAX_17_17, MINIMAX_17_17_3
+from steepest.linalg.normalization import Normalization
 
 __all__ = ["COEFFICIENTS", "CoefficientSet", "Triple", "coefficient_set"]
 
 Triple = tuple[float, float, float]
 
+_T = TypeVar("_T")
+
 
 @dataclass(frozen=True)
 class CoefficientSet:
-    """Hold the polynomials p(σ) = aσ + bσ³ + cσ⁵ of one Newton–Schulz run, in order.
+    """Hold the polynomials of one Newton–Schulz run, in order: p(σ) = aσ + bσ³ + cσ⁵ or of degree 3, 9 or 17.
 
     Args:
-        triples: (a, b, c) of each iteration; at least one, all finite.
-        beyond: a run longer than the table starts it again ("cycle") or repeats its last triple ("repeat").
-        margin: a factor on the Frobenius norm in the normalization; above 1, it keeps rounding errors from
-            pushing σ out of the interval for which the polynomials were designed.
-        band: smallest and largest singular value after one full run, for σ/‖X‖_F ∈ [1e-3, 1].
+        triples: (a, b, c) of each iteration, if all are of degree 5; at least one, all finite.
+        beyond: a run longer than the table starts it again ("cycle") or repeats its last polynomial
+            ("repeat").
+        margin: a factor on the norm in the normalization; above 1, it keeps rounding errors from pushing σ
+            out of the interval for which the polynomials were designed.
+        band: smallest and largest singular value after one full run, for σ/‖X‖ ∈ [1e-3, 1] in the norm of
+            the normalization.
         source: the publication of the numbers.
         gram_in_bfloat16: whether tests show the Gram form in bfloat16 to be as accurate as the plain form.
+        polynomials: (a, b, …) of each iteration, 2, 3, 5 or 9 numbers; given triples, the same.
+        tops: for each polynomial, the largest σ for which it was made; () means 1. Products are formed of
+            R/top², which keeps rounding errors of high degrees small.
+        normalization: the norm by which X is divided, unless :func:`~steepest.linalg.newton_schulz` is
+            called with another.
 
     Raises:
-        ValueError: there are no triples, or one of them is not three finite numbers.
+        ValueError: there are no polynomials, one of them is not 2, 3, 5 or 9 finite numbers, or not three
+            among the triples; there are other triples than polynomials; there are not as many tops; or a
+            polynomial of degree 17 has no form of three products.
 
     >>> import torch
     >>> from steepest.linalg import newton_schulz
-    >>> newton = CoefficientSet(triples=((1.5, -0.5, 0.0),))  # the classical cubic
+    >>> newton = CoefficientSet(polynomials=((1.5, -0.5),))  # the classical cubic
     >>> newton_schulz(torch.eye(2), newton, steps=10)
     tensor([[1., 0.],
             [0., 1.]])
     """
 
-    triples: tuple[Triple, ...]
+    triples: tuple[Triple, ...] = ()
     beyond: Literal["cycle", "repeat"] = "cycle"
     margin: float = 1.0
     band: tuple[float, float] | None = None
     source: str = ""
     gram_in_bfloat16: bool = False
+    polynomials: tuple[Polynomial, ...] = ()
+    tops: tuple[float, ...] = ()
+    normalization: Normalization = "frobenius"
 
     def __post_init__(self) -> None:
-        if not self.triples or not all(_is_triple(triple) for triple in self.triples):
+        if self.triples:
+            if self.polynomials not in ((), self.triples):
+                raise ValueError("coefficients: give either triples or polynomials")
+            object.__setattr__(self, "polynomials", self.triples)
+        lengths: Container[int] = (3,) if self.triples else DEGREES
+        if not self.polynomials or not all(_is_polynomial(each, lengths) for each in self.polynomials):
             raise ValueError(
-                f"coefficients must be triples (a, b, c) of finite numbers, got {self.triples!r}"
+                "coefficients must be triples (a, b, c) of finite numbers, or tuples of 2, 5 or 9 for the "
+                f"degrees 3, 9 and 17, got {self.polynomials!r}"
             )
+        if self.tops and not (len(self.tops) == len(self.polynomials) and min(self.tops) > 0):
+            raise ValueError(f"coefficients: tops must be positive, one per polynomial, got {self.tops!r}")
+        for polynomial in self.polynomials:
+            if len(polynomial) == 9:
+                _require_factors(polynomial)
 
-    def schedule(self, steps: int | None = None) -> tuple[Triple, ...]:
-        """Return the triples for a run of ``steps`` iterations; None means the whole table once.
+    def schedule(self, steps: int | None = None) -> tuple[Polynomial, ...]:
+        """Return the polynomials for a run of ``steps`` iterations; None means the whole table once.
 
         Raises:
             ValueError: ``steps`` is neither None nor an integer ≥ 1.
@@ -61,21 +89,53 @@ class CoefficientSet:
         >>> COEFFICIENTS["polar_express"].schedule(7)[-3:]
         ((2.3465, -1.7098, 0.4232), (2.3465, -1.7098, 0.4232), (2.3465, -1.7098, 0.4232))
         """
-        if steps is None:
-            return self.triples
+        return self.polynomials if steps is None else self._repeated(self.polynomials, steps)
+
+    def scaled_schedule(self, steps: int | None = None) -> tuple[Polynomial, ...]:
+        """Return the polynomials for a run in which each one has the interval [0, 1].
+
+        p̂ᵢ(σ) = pᵢ(topᵢ σ) / topᵢ₊₁; the first top must be 1, and the last polynomial is divided by nothing.
+
+        >>> CoefficientSet(polynomials=((3.0, -2.0), (1.5, -0.5)), tops=(1.0, 2.0)).scaled_schedule()
+        ((1.5, -1.0), (3.0, -4.0))
+        """
+        if not self.tops:
+            return self.polynomials if steps is None else self.schedule(steps)
+        tops = self.tops if steps is None else self._repeated(self.tops, steps)
+        return tuple(
+            tuple(value * top ** (2 * power + 1) / following for power, value in enumerate(polynomial))
+            for polynomial, top, following in zip(self.schedule(steps), tops, (*tops[1:], 1.0), strict=True)
+        )
+
+    def _repeated(self, table: tuple[_T, ...], steps: int) -> tuple[_T, ...]:
         if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
             raise ValueError(f"newton_schulz: steps must be None or an integer ≥ 1, got {steps!r}")
-        more = self.triples[-1:] if self.beyond == "repeat" else self.triples
-        return (self.triples + more * steps)[:steps]
+        more = table[-1:] if self.beyond == "repeat" else table
+        return (table + more * steps)[:steps]
 
 
-def _is_triple(triple: object) -> bool:
+def _is_polynomial(polynomial: object, lengths: Container[int]) -> bool:
     return (
-        isinstance(triple, (tuple, list))
-        and len(triple) == 3
-        and all(isinstance(number, (int, float)) and math.isfinite(number) for number in triple)
+        isinstance(polynomial, (tuple, list))
+        and len(polynomial) in lengths
+        and all(isinstance(number, (int, float)) and math.isfinite(number) for number in polynomial)
     )
 
+
+def _require_factors(polynomial: Polynomial) -> None:
+    try:
+        factored(polynomial)
+    except ZeroDivisionError:
+        raise ValueError(f"coefficients: {polynomial!r} has no form of three products") from None
+
+
+_MINIMAX: dict[str, Any] = {
+    "beyond": "repeat",
+    "margin": 1.02,
+    "normalization": "schatten8",
+    "gram_in_bfloat16": True,
+    "source": "greedy Remez, benchmarks/minimax_coefficients.py, after Amsel et al., arXiv 2505.16932",
+}
 
 _JORDAN = (3.4445, -4.7750, 2.0315)
 
@@ -137,16 +197,34 @@ COEFFICIENTS: Mapping[str, CoefficientSet] = MappingProxyType(
             "(2026): eight fast steps, then two that settle at 1",
             gram_in_bfloat16=True,
         ),
+        "minimax_17_17": CoefficientSet(
+            polynomials=MINIMAX_17_17.polynomials,
+            tops=MINIMAX_17_17.tops,
+            band=(0.14, 1.20),
+            **_MINIMAX,
+        ),
+        "minimax_9_17_3": CoefficientSet(
+            polynomials=MINIMAX_9_17_3.polynomials,
+            tops=MINIMAX_9_17_3.tops,
+            band=(0.20, 1.20),
+            **_MINIMAX,
+        ),
+        "minimax_17_17_3": CoefficientSet(
+            polynomials=MINIMAX_17_17_3.polynomials,
+            tops=MINIMAX_17_17_3.tops,
+            band=(0.32, 1.20),
+            **_MINIMAX,
+        ),
     }
 )
 
 
-def coefficient_set(coefficients: str | CoefficientSet | Sequence[Triple]) -> CoefficientSet:
-    """Return the named set, the set itself, or a set of these triples."""
+def coefficient_set(coefficients: str | CoefficientSet | Sequence[Polynomial]) -> CoefficientSet:
+    """Return the named set, the set itself, or a set of these polynomials."""
     if isinstance(coefficients, CoefficientSet):
         return coefficients
     if not isinstance(coefficients, str):
-        return CoefficientSet(tuple(coefficients))
+        return CoefficientSet(polynomials=tuple(coefficients))
     if coefficients not in COEFFICIENTS:
         raise ValueError(
             f"unknown coefficients {coefficients!r}{near_miss(coefficients, COEFFICIENTS)}; "

@@ -10,8 +10,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from steepest.linalg.coefficients import CoefficientSet, Triple, coefficient_set
-from steepest.linalg.newton_schulz_ways import Form, Way, choose_way, runs_of
+from steepest.linalg.coefficients import CoefficientSet, coefficient_set
+from steepest.linalg.gram_polynomial import Polynomial, without_constant
+from steepest.linalg.newton_schulz_ways import Form, Plan, Way, choose_way, runs_of
+from steepest.linalg.normalization import Normalization, frobenius, normalized_gram
 from steepest.linalg.operand import COMPUTING_DTYPES, require_choice, require_matrices
 from steepest.linalg.product import differentiated, is_free, product
 from steepest.linalg.symmetric import mirrored_product
@@ -26,9 +28,10 @@ _REUSED = 1 << 16
 
 def newton_schulz(
     x: Tensor,
-    coefficients: str | CoefficientSet | Sequence[Triple] = "quintic",
+    coefficients: str | CoefficientSet | Sequence[Polynomial] = "quintic",
     steps: int | None = None,
     *,
+    normalization: Normalization | None = None,
     dtype: torch.dtype | None = None,
     eps: float = 1e-30,
     form: Form = "auto",
@@ -38,41 +41,58 @@ def newton_schulz(
     r"""Compute the approximate polar factor :math:`U V^\top` of :math:`X = U \Sigma V^\top`.
 
     .. math::
-        X \leftarrow \frac{X}{\|X\|_F + \epsilon}, \qquad
-        \text{for each } (a, b, c): \quad R = X X^\top, \quad
-        Z = bR + cR^2, \quad X \leftarrow aX + ZX
+        X \leftarrow \frac{X}{\|X\| + \epsilon}, \qquad
+        \text{for each polynomial } (a, b, c, \ldots): \quad R = X X^\top, \quad
+        Z = bR + cR^2 + \ldots, \quad X \leftarrow aX + ZX
 
-    Each iteration maps every singular value to p(σ) = aσ + bσ³ + cσ⁵ and keeps U and V. Tall matrices are
+    Each iteration maps every singular value to p(σ) = aσ + bσ³ + cσ⁵ + … and keeps U and V. Tall matrices are
     transposed first. X is divided by its largest \|entry\| first, so ε never dominates the norm, and inputs
     scaled by 1e-30 to 1e30 give the same result in float32. A zero matrix stays exactly zero.
 
-    **Singular values after a run**, for σ/‖X‖_F in [1e-3, 1] (smaller ones end lower):
+    **Singular values after a run**, for σ/‖X‖ in [1e-3, 1] (smaller ones end lower):
 
-    ============= ===== =========== ======================
-    coefficients  steps result      more steps
-    ============= ===== =========== ======================
-    jordan        5     0.47 – 1.20 repeat (one triple)
-    quintic       5     0.48 – 1.15 cycle
-    polar_express 5     0.85 – 1.14 repeat the last triple
-    cans          5     0.88 – 1.12 repeat the last triple
-    deepseekv4    10    1.00        repeat the last triple
-    ============= ===== =========== ======================
+    =============== ========== =========== ============ ============================
+    coefficients    degrees    result      norm         more steps
+    =============== ========== =========== ============ ============================
+    jordan          5 times 5  0.47 – 1.20 frobenius    repeat (one triple)
+    quintic         5 times 5  0.48 – 1.15 frobenius    cycle
+    polar_express   5 times 5  0.85 – 1.14 frobenius    repeat the last triple
+    cans            5 times 5  0.88 – 1.12 frobenius    repeat the last triple
+    deepseekv4      10 times 5 1.00        frobenius    repeat the last triple
+    minimax_17_17   17, 17     0.14 – 1.20 schatten8    repeat the last polynomial
+    minimax_9_17_3  9, 17, 3   0.20 – 1.20 schatten8    repeat the last polynomial
+    minimax_17_17_3 17, 17, 3  0.32 – 1.20 schatten8    repeat the last polynomial
+    =============== ========== =========== ============ ============================
 
     Run "quintic" for a multiple of 5 steps: its steep first triple maps a σ that has reached 1.15 back to
     0.09. "cans" has no margin for rounding errors: in bfloat16 it reaches 1.5. A custom list cycles.
 
+    **High degrees.** An iteration of degree 3, 5, 9 or 17 needs two products with X or Xᵀ, and 0, 1, 2 or 3
+    of r×r matrices. The "minimax" sets bring σ/‖X‖ ≥ 0.0062, 0.0043 and 0.0027 to [0.8, 1.2] with fewer
+    products than "jordan". `docs/newton_schulz.md` compares errors and times.
+
+    **Normalization.** The Frobenius norm exceeds the spectral norm by a factor of up to √r, which costs
+    iterations. (Σσ⁴)^¼ and (Σσ⁸)^⅛ are closer, and come from R and R², which the first iteration computes.
+
     **Gram form.** For r×n matrices with r ≪ n, the same polynomials by r×r products: R = XXᵀ, Q = I; in
     each iteration Q ← Q(aI + Z), R ← (aI + Z) R (aI + Z); at the end X ← QX. An error in R grows by a² per
     iteration (an error in X does not), so R is recomputed from X after two iterations, and then after every
-    three; in bfloat16 after one, and then after every two, which is as accurate as the plain form. 5 steps
+    three; in bfloat16 after one, and then after every two, which is as accurate as the plain form; in half
+    precision before each polynomial of degree 9 or 17, which amplify more. 5 steps of degree 5
     cost 2·(4r²n) + 28r³ flops (bfloat16: 3·(4r²n) + 22r³), the plain form 5·(4r²n + 2r³). R and all r×r
     products are symmetric, so on a CPU they cost less than these counts (:func:`~steepest.linalg.gram`).
 
     Args:
         x: [..., m, n], float16, bfloat16, float32 or float64; any batch dimensions, including empty ones.
-        coefficients: a name in :data:`COEFFICIENTS`, a :class:`CoefficientSet`, or a list of (a, b, c).
+        coefficients: a name in :data:`COEFFICIENTS`, a :class:`CoefficientSet`, or a list of polynomials
+            (a, b, c) or of 2, 5 or 9 numbers.
         steps: number of iterations ≥ 1. None runs the table once, and more steps than it has continue as its
             ``beyond`` says.
+        normalization: the norm by which X is divided: "frobenius", "schatten4" (Σσ⁴)^¼, "schatten8"
+            (Σσ⁸)^⅛, or None for the set's own, the table's "norm" and "frobenius" for a custom list. "aol"
+            divides each row (of the shorter side) by the square root of the sum of R's \|entries\| in its
+            row. The result is then the polar factor of other rows: it is biased, by 0.1 to 0.4 per singular
+            direction on momenta of language models, and not equivariant under rotations of the rows.
         dtype: dtype of the products; the result always has ``x``'s dtype. None chooses: float64 for float64;
             on CUDA devices with native bfloat16, bfloat16 in the plain form, and float16 for float16 input
             and in the Gram form, which then needs fewer restarts; bfloat16 on CPUs with AVX-512 BF16 or AMX
@@ -95,11 +115,12 @@ def newton_schulz(
     Raises:
         TypeError: ``x`` is not a tensor of one of those dtypes.
         ValueError: ``x`` has fewer than two dimensions; the name is unknown (the message suggests the
-            closest); a triple is invalid; ``steps`` < 1; ``eps`` ≤ 0; or dtype, form or method is unknown.
+            closest); a polynomial is invalid; ``steps`` < 1; ``eps`` ≤ 0; or normalization,
+            dtype, form or method is unknown.
 
     Source: Bernstein and Newhouse, "Old Optimizer, New Norm: An Anthology", arXiv 2409.20325 (2024);
     :data:`COEFFICIENTS` names the source of each set. Gram form: Zhang, Amsel, Chen, Dao, "Gram
-    Newton-Schulz" (2026).
+    Newton-Schulz" (2026). "aol": Boissin et al., "Turbo-Muon", arXiv 2512.04632 (2025).
 
     >>> x = torch.tensor([[3.0, 0.0, 0.0], [0.0, -0.5, 0.0]])
     >>> newton_schulz(x, "deepseekv4").round(decimals=2) + 0.0
@@ -109,26 +130,30 @@ def newton_schulz(
     Traceback (most recent call last):
         ...
     ValueError: unknown coefficients 'polar_expres' (did you mean 'polar_express'?); known: jordan, quintic,
-    polar_express, cans, deepseekv4
+    polar_express, cans, deepseekv4, minimax_17_17, minimax_9_17_3, minimax_17_17_3
     """
     require_matrices("newton_schulz", x)
     require_choice("newton_schulz", "form", form, get_args(Form))
     require_choice("newton_schulz", "method", method, get_args(Method))
     require_choice("newton_schulz", "dtype", dtype, (None, *COMPUTING_DTYPES))
+    if normalization is not None:
+        require_choice("newton_schulz", "normalization", normalization, get_args(Normalization))
     if not eps > 0:
         raise ValueError(f"newton_schulz: eps must be > 0, got {eps!r}")
     if out is not None and out is not x:
         _check_out(x, out)
     table = coefficient_set(coefficients)
-    schedule = table.schedule(steps)
+    schedule = table.scaled_schedule(steps)
     if x.numel() == 0:
         return x.clone() if out is None else out
 
     stack = x.reshape(-1, *x.shape[-2:])
-    way = choose_way(stack, schedule, form, dtype, table.gram_in_bfloat16, _iterated)
+    plan = Plan(schedule, normalization or table.normalization, table.margin)
+    way = choose_way(stack, plan, form, dtype, table.gram_in_bfloat16, _iterated)
     # A matrix that the caller gives away is scaled in its own memory.
-    polar = _normalized(stack, table.margin, eps, way.dtype, donated=out is x)
-    polar = _exact(polar) if method == "svd" else _iterated(polar, schedule, way)
+    margin = table.margin if plan.normalization == "frobenius" else 1.0
+    polar = _normalized(stack, margin, eps, way.dtype, donated=out is x)
+    polar = _exact(polar) if method == "svd" else _iterated(polar, plan, way)
     polar = polar.reshape(x.shape)
     return polar.to(x.dtype) if out is None else out.copy_(polar)
 
@@ -155,15 +180,13 @@ def _normalized(x: Tensor, margin: float, eps: float, dtype: torch.dtype, donate
     largest = torch.maximum(x.amax((-2, -1), keepdim=True), -x.amin((-2, -1), keepdim=True))
     largest = torch.where(largest == 0, 1.0, largest)
     x = x.div_(largest) if donated else x / largest
-    # Reduce the rows first: torch reduces two dimensions at once on a single CPU thread.
-    norm: Tensor = torch.linalg.vector_norm(
-        torch.linalg.vector_norm(x, dim=-1, keepdim=True), dim=-2, keepdim=True
-    )
-    return x.div_(margin * norm + eps)
+    norm = margin * frobenius(x) + eps
+    # The norm's derivative needs x.
+    return x / norm if x.requires_grad and torch.is_grad_enabled() else x.div_(norm)
 
 
-def _iterated(x: Tensor, schedule: tuple[Triple, ...], way: Way) -> Tensor:
-    """Run all iterations on normalized matrices [b, m, n], in the way's dtype."""
+def _iterated(x: Tensor, plan: Plan, way: Way) -> Tensor:
+    """Run all iterations on matrices [b, m, n] of Frobenius norm ≤ 1, in the way's dtype."""
     wide = way.turned or x.shape[-2] <= x.shape[-1]
     x = (x.mT if way.turned else x).to(way.dtype, memory_format=torch.contiguous_format).contiguous()
     # Small results are allocated faster than they are found.
@@ -171,33 +194,45 @@ def _iterated(x: Tensor, schedule: tuple[Triple, ...], way: Way) -> Tensor:
     kept = None if reuses else 0
     squares: deque[Tensor] = deque(maxlen=kept)
     others: deque[Tensor] = deque(maxlen=kept)
-    runs = list(runs_of(schedule, way.by_gram, way.dtype))
+    runs = list(runs_of(plan.schedule, way.by_gram, way.dtype))
+    norm = None if plan.normalization == "frobenius" else (plan.normalization, plan.margin)
     for number, run in enumerate(runs, 1):
-        x = _iterate(x, run, wide, way.turned and number == len(runs), squares, others)
+        x = _iterate(x, run, wide, way.turned and number == len(runs), squares, others, norm)
+        norm = None
     return x
 
 
 def _iterate(
-    x: Tensor, run: tuple[Triple, ...], wide: bool, turns: bool, squares: deque[Tensor], others: deque[Tensor]
+    x: Tensor,
+    run: tuple[Polynomial, ...],
+    wide: bool,
+    turns: bool,
+    squares: deque[Tensor],
+    others: deque[Tensor],
+    norm: tuple[Normalization, float] | None,
 ) -> Tensor:
     """Return pₖ(…p₁(X)) from one Gram matrix R of X; a run of one iteration is the plain form.
 
     Args:
         x: [b, r, n], or [b, n, r] if not ``wide``; its memory may be used again.
-        run: the iterations.
+        run: the iterations, each X ← q(R) X.
         wide: whether the rows are the shorter side.
         turns: return the transpose of what has x's shape.
         squares, others: memory to be used again, for results of R's shape and of x's.
+        norm: X is divided by this norm times this margin first; None does nothing.
     """
-    (a, b, c), *rest = run
+    polynomial, *rest = run
     flat = x if wide else x.mT
     r = mirrored_product(flat, flat.mT, out=squares.pop() if squares else None)
+    d = powers = None
+    if norm is not None:
+        r, d, powers = normalized_gram(r, *norm)
     # Polynomials of R commute, so all products but the last are symmetric.
-    z = mirrored_product(r, r, added=r, alpha=c, beta=b, out=squares.pop() if squares else None)  # bR + cR²
+    a, z = polynomial[0], without_constant(polynomial, r, squares, powers)
     out = others.pop() if others else None
     if turns and out is not None:
         out = out.view(x.mT.shape)
-    if not rest:
+    if not rest and d is None:
         squares += (r, z)
         others.append(x)
         if turns:
@@ -210,16 +245,20 @@ def _iterate(
         squares.append(r)
         r = mirrored_product(rw, z, added=rw, beta=a, out=squares.pop() if squares else None)  # W R W
         squares += (rw, z)
-        a, b, c = following
-        z = mirrored_product(r, r, added=r, alpha=c, beta=b, out=squares.pop() if squares else None)
+        a, z = following[0], without_constant(following, r, squares)
         qw = mirrored_product(q, z, added=q, beta=a, out=squares.pop() if squares else None)  # Q (aI + Z)
         squares.append(q)
         q = qw
     squares += (r, z, q)
     others.append(x)
+    # Rounding leaves Q a little asymmetric, and applied from the wrong side its last factor, which does not
+    # fit what the others left, costs high degrees accuracy.
+    transposed = q if d is None and len(polynomial) == 3 else q.mT
+    if d is not None:
+        q, transposed = q * d.mT, transposed * d
     if turns:
-        return product(x.mT, q, out=out)
-    return product(*((q, x) if wide else (x, q)), out=out)
+        return product(x.mT, transposed, out=out)
+    return product(*((q, x) if wide else (x, transposed)), out=out)
 
 
 def _exact(x: Tensor) -> Tensor:

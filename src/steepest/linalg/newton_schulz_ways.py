@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from steepest.autotuning import choose
-from steepest.linalg.coefficients import Triple
+from steepest.linalg.gram_polynomial import DEGREES, Polynomial
+from steepest.linalg.normalization import Normalization
 from steepest.linalg.product import is_free, product
 
-__all__ = ["Form", "Way", "choose_way", "cpu_multiplies_bfloat16", "runs_of"]
+__all__ = ["Form", "Plan", "Way", "choose_way", "cpu_multiplies_bfloat16", "runs_of"]
 
 Form = Literal["auto", "plain", "gram"]
 
@@ -22,6 +23,29 @@ Form = Literal["auto", "plain", "gram"]
 _COMPARED = 1 << 25
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+class Plan(NamedTuple):
+    """What a run computes.
+
+    Attributes:
+        schedule: the polynomials.
+        normalization: the norm by which X is divided first.
+        margin: a factor on that norm.
+    """
+
+    schedule: tuple[Polynomial, ...]
+    normalization: Normalization
+    margin: float
+
+    @property
+    def words(self) -> str:
+        """Its name, as far as time depends on it, such as "5 iterations" or "degrees 9 17 3, schatten8"."""
+        degrees = [DEGREES[len(polynomial)] for polynomial in self.schedule]
+        name = f"{len(degrees)} iterations"
+        if {*degrees} != {5}:
+            name = f"degrees {' '.join(map(str, degrees))}"
+        return name if self.normalization == "frobenius" else f"{name}, {self.normalization}"
 
 
 class Way(NamedTuple):
@@ -45,11 +69,11 @@ class Way(NamedTuple):
 
 def choose_way(
     x: Tensor,
-    schedule: tuple[Triple, ...],
+    plan: Plan,
     form: Form,
     dtype: torch.dtype | None,
     gram_in_bfloat16: bool,
-    iterate: Callable[[Tensor, tuple[Triple, ...], Way], Tensor],
+    iterate: Callable[[Tensor, Plan, Way], Tensor],
 ) -> Way:
     """Return the way for matrices [b, m, n]; ``iterate`` runs it, to be timed.
 
@@ -57,8 +81,8 @@ def choose_way(
     """
     m, n = x.shape[-2:]
     rows, columns = min(m, n), max(m, n)
-    # k iterations cost 4r²n + (8k − 6)r³ flops as one Gram run and k·(4r²n + 2r³) in the plain form, so the
-    # Gram form needs fewer for n > 1.5 r.
+    # k iterations cost 4r²n + (8k − 6)r³ flops as one Gram run and k·(4r²n + 2r³) in the plain form: each one
+    # that continues a run costs 6r³ instead of 4r²n, whatever its degree, which is less for n > 1.5 r.
     measured = rows * rows * columns >= _COMPARED and is_free(x, x, None)
     if measured and dtype is None and x.is_cpu and x.dtype != torch.float64 and cpu_multiplies_bfloat16():
         dtype = _faster_dtype(rows)
@@ -74,10 +98,10 @@ def choose_way(
 
     def trials() -> dict[str, Callable[[], Tensor]]:
         given = torch.full_like(x, x[0].numel() ** -0.5, memory_format=torch.contiguous_format)
-        return {words: partial(iterate, given.clone(), schedule, way) for words, way in ways.items()}
+        return {words: partial(iterate, given.clone(), plan, way) for words, way in ways.items()}
 
     size = "x".join(map(str, x.shape))
-    question = ("newton_schulz", str(x.dtype)[6:], size, f"{len(schedule)} iterations")
+    question = ("newton_schulz", str(x.dtype)[6:], size, plan.words)
     return ways[choose(question, x.device, list(ways), trials)]
 
 
@@ -102,10 +126,14 @@ def _way(
     return Way(by_gram, dtype, turned)
 
 
-def runs_of(schedule: tuple[Triple, ...], by_gram: bool, dtype: torch.dtype) -> Iterator[tuple[Triple, ...]]:
+def runs_of(
+    schedule: tuple[Polynomial, ...], by_gram: bool, dtype: torch.dtype
+) -> Iterator[tuple[Polynomial, ...]]:
     """Split the schedule into runs that start by computing R from X; the plain form has runs of one."""
     if not by_gram:
         starts = [*range(len(schedule))]
+    elif any(len(polynomial) > 3 for polynomial in schedule):
+        starts = _starts_of_high_degrees(schedule, dtype)
     elif dtype == torch.bfloat16:
         # 8 bits tolerate one amplification of a rounding error, but not by the first triple, the steepest.
         starts = [0, *range(1, len(schedule), 2)]
@@ -113,6 +141,17 @@ def runs_of(schedule: tuple[Triple, ...], by_gram: bool, dtype: torch.dtype) -> 
         starts = [0, *range(2, len(schedule), 3)]
     for start, end in zip(starts, [*starts[1:], len(schedule)], strict=True):
         yield schedule[start:end]
+
+
+def _starts_of_high_degrees(schedule: tuple[Polynomial, ...], dtype: torch.dtype) -> list[int]:
+    """Return where runs start: in half precision, before all steep polynomials, which amplify errors."""
+    half = dtype.itemsize == 2
+    starts = [0]
+    for index, polynomial in enumerate(schedule[1:], 1):
+        length = index - starts[-1]
+        if length == (2 if half else 3) or (half and len(polynomial) > 3):
+            starts.append(index)
+    return starts
 
 
 def _computing_dtype(dtype: torch.dtype, device_type: str, by_gram: bool, rows: int) -> torch.dtype:

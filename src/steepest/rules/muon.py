@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from steepest.hyperparameters import (
     learning_rate,
     optional,
 )
-from steepest.linalg import MatmulPrecision, float32_matmul_precision, newton_schulz
+from steepest.linalg import MatmulPrecision, Normalization, float32_matmul_precision, newton_schulz
 from steepest.optimizer import Optimizer
 from steepest.rule import MatrixOptions, Scalar
 from steepest.rules.orthogonalized import OrthogonalizedOptimizer, OrthogonalizedRule, momentum_step
@@ -70,6 +70,7 @@ def scaled_polar(
     *,
     ns_steps: int | None,
     coefficients: Coefficients,
+    normalization: Normalization | None,
     method: Literal["newton_schulz", "svd"],
     ns_dtype: torch.dtype | None,
     scale: Scale,
@@ -79,7 +80,9 @@ def scaled_polar(
 ) -> Tensor:
     """Return the polar factor of u [..., m, n], times its scale, in ``out`` if given, which may be u."""
     steps = _steps(coefficients, ns_steps)
-    polar = newton_schulz(u, coefficients, steps, dtype=ns_dtype, method=method, out=out)
+    polar = newton_schulz(
+        u, coefficients, steps, normalization=normalization, dtype=ns_dtype, method=method, out=out
+    )
     return polar.mul_(extra_scale * scale_factor(scale, u.shape[-2], u.shape[-1]))
 
 
@@ -89,6 +92,7 @@ class MuonOptions(MatrixOptions, total=False):
     nesterov: bool
     ns_steps: int | None
     coefficients: Coefficients
+    normalization: Normalization | None
     scale: Scale
     extra_scale: float
     method: Literal["newton_schulz", "svd"]
@@ -113,6 +117,7 @@ class MuonRule(OrthogonalizedRule):
             lambda value: isinstance(value, str) or {len(triple) for triple in value} == {3},
             "a name or a list of triples",
         ),
+        "normalization": optional(choice(*get_args(Normalization))),
         "method": choice("newton_schulz", "svd"),
         "ns_dtype": optional(choice(torch.bfloat16, torch.float16, torch.float32, torch.float64)),
         "scale": choice("original", "match_rms_adamw", "spectral", "unit_rms_norm", "none"),
@@ -198,6 +203,8 @@ class Muon(OrthogonalizedOptimizer, rule=MuonRule()):
         ns_steps: Newton-Schulz iterations; None runs a named set's whole table, 5 for most, and a list of
             triples once, or for 5 iterations if it has fewer.
         coefficients: a named set of :func:`steepest.linalg.newton_schulz`, or a list of triples.
+        normalization: the norm that brings u below spectral norm 1, as in
+            :func:`~steepest.linalg.newton_schulz`; None is the set's own.
         scale: s, see :func:`scale_factor`; out and in are the matrix's rows and columns, as ``nn.Linear``
             stores them.
         extra_scale: a factor on s.
@@ -239,6 +246,7 @@ class Muon(OrthogonalizedOptimizer, rule=MuonRule()):
         nesterov: bool = True,
         ns_steps: int | None = None,
         coefficients: Coefficients = "quintic",
+        normalization: Normalization | None = None,
         method: Literal["newton_schulz", "svd"] = "newton_schulz",
         ns_dtype: torch.dtype | None = None,
         scale: Scale = "match_rms_adamw",

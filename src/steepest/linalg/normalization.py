@@ -1,0 +1,63 @@
+"""Bring a matrix near spectral norm 1 by norms of its Gram matrix, closer than the Frobenius norm does."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from steepest.linalg.symmetric import mirrored_product
+
+__all__ = ["Normalization", "frobenius", "normalized_gram"]
+
+Normalization = Literal["frobenius", "schatten4", "schatten8", "aol"]
+
+
+def normalized_gram(
+    r: Tensor, normalization: Normalization, margin: float
+) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor] | None]:
+    """Return D R D, D, and (D R D, its square) in float32 or better if the square has been computed.
+
+    R = X Xᵀ [b, r, r] belongs to an X of Frobenius norm 1 or 0.
+
+    D is diagonal, as a column [b, r, 1], or one number per matrix, [b, 1, 1]: 1/(margin·norm of X), where
+    the norm is at least the spectral norm,
+
+    - "schatten4": ‖R‖_F^½ = (Σσ⁴)^¼,
+    - "schatten8": ‖R²‖_F^¼ = (Σσ⁸)^⅛,
+    - "aol": one per row, (Σⱼ|Rᵢⱼ|)^½; ‖DX‖ ≤ 1 by Gershgorin's theorem.
+    """
+    if normalization == "aol":
+        rows = r.abs().sum(-1, keepdim=True, dtype=torch.promote_types(r.dtype, torch.float32))
+        d = _nonzero(rows, r.dtype).rsqrt().div(margin).to(r.dtype)
+        return r * d * d.mT, d, None
+    norm = _nonzero(frobenius(r), r.dtype)
+    if normalization == "schatten4":
+        d = norm.rsqrt().div(margin)
+        return r * (d * d).to(r.dtype), d.to(r.dtype), None
+    # The square of R/‖R‖_F stays within float16's range, and a power of two divides without rounding. The
+    # result does not depend on it, so it needs no derivative.
+    norm = norm.detach().log2().ceil().exp2()
+    r = r / norm.to(r.dtype)
+    square = mirrored_product(r, r)
+    root = _nonzero(frobenius(square), r.dtype).sqrt()
+    d = (norm.rsqrt() * root.rsqrt()).div(margin)
+    factor = 1 / (root * margin**2)
+    # Polynomials are differences of nearly equal numbers, so their terms are not rounded once more.
+    scaled = r * factor, square * (factor * factor)
+    return scaled[0].to(r.dtype), d.to(r.dtype), scaled
+
+
+def frobenius(x: Tensor) -> Tensor:
+    """Return the Frobenius norms [..., 1, 1] of matrices [..., m, n], in float32 or better."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    # Reduce the rows first: torch reduces two dimensions at once on a single CPU thread.
+    rows = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+    norm: Tensor = torch.linalg.vector_norm(rows, dim=-2, keepdim=True)
+    return norm
+
+
+def _nonzero(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return x raised to the smallest positive number of ``dtype``, so that zero / x is zero."""
+    return x.clamp_min(torch.finfo(dtype).smallest_normal)
