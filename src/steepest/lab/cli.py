@@ -270,7 +270,7 @@ def bench_command(
         str | None,
         typer.Option(
             metavar="NAME,NAME,…",
-            help="Optimizers to measure; machine, symmetric, ternary and sharded ignore this. Default: all.",
+            help="Optimizers to measure; machine, symmetric, polar, ternary and sharded ignore it.",
             show_default=False,
         ),
     ] = None,

@@ -61,7 +61,7 @@ def bench(
     Args:
         models: Names from `MODELS`.
         optimizers: Names from `steepest.list_optimizers()`; by default all. The sections `machine`,
-            `symmetric`, `ternary` and `sharded` ignore them.
+            `symmetric`, `polar`, `ternary` and `sharded` ignore them.
         sections: Names from `SECTIONS`; by default all but those in `ON_REQUEST`.
         device: A CPU or CUDA device.
         dtype: Dtype of parameters and gradients: one of `DTYPES`.

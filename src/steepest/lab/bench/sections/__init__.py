@@ -7,6 +7,7 @@ from .first import First
 from .host import Host
 from .machine import Machine
 from .offload import Offload
+from .polar import PolarFactors
 from .sharded import Sharded
 from .steps import Steps
 from .sweep import Sweep
@@ -18,6 +19,7 @@ SECTIONS: dict[str, Section] = {
     for section in (
         Machine(),
         Symmetric(),
+        PolarFactors(),
         Steps(),
         Host(),
         Offload(),

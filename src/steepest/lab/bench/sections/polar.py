@@ -1,0 +1,159 @@
+"""Newton-Schulz: the error of each coefficient set and normalization, and its time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
+from statistics import mean
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from steepest.linalg import COEFFICIENTS, Normalization, newton_schulz
+
+from ...clock import now
+from ...seeding import seeded
+from ..callbacks import Callback
+from ..interleaved import Timer, time_interleaved
+from ..momenta import momenta, random_matrices
+from ..results import Column, Result, Row
+from ..section import BenchConfig
+from ..shapes import ModelShapes
+
+SETS = ("jordan", "quintic", "polar_express", "minimax_9_17_3", "minimax_17_17_3", "minimax_17_17")
+KINDS = ("gaussian", "heavy-tailed", "low rank + noise", "momenta")
+TORCH = "torch.optim.Muon"
+
+Polar = Callable[[Tensor], Tensor]
+
+_ERRORS = (
+    Column("set", "coefficients"),
+    Column("norm", "norm"),
+    *(Column(kind, kind) for kind in KINDS),
+    Column("top", "largest σ", "ratio"),
+)
+_TIMES = (
+    Column("set", "coefficients"),
+    Column("norm", "norm"),
+    Column("ms", "ms", "ms"),
+    Column("times_faster", "× torch", "ratio"),
+    Column("reason", ""),
+)
+_ERROR_NOTE = (
+    "‖Y − UVᵀ‖_F / √r, mean / worst over the matrices, for the result Y in bfloat16 and the polar factor UVᵀ "
+    "of the SVD in float64; the largest singular value of all results. Random matrices: {rows} rows, as many "
+    "and three times as many columns. Momenta: of a GPT of width {width} at three of {steps} steps on the "
+    "text task."
+)
+_TIME_NOTE = (
+    "Medians of {rounds} interleaved rounds over the hidden matrices of one block, one after the other, in "
+    "bfloat16; torch's function over ours. Above 1, ours is faster."
+)
+
+
+class PolarFactors:
+    """A table of errors, and one of times with the shapes of each model."""
+
+    name = "polar"
+
+    def work_units(self, config: BenchConfig) -> int:
+        """Return one for the errors, and the number of models."""
+        return 1 + len(config.models)
+
+    def run(self, config: BenchConfig, callback: Callback) -> Iterator[Result]:
+        """Yield the errors, then a table per model."""
+        callback.on_unit_start("errors of polar factors")
+        yield errors(config)
+        callback.on_unit_end()
+        for shapes in config.models:
+            callback.on_unit_start(f"polar factors with {shapes.title}'s shapes")
+            yield _times(shapes, config, callback)
+            callback.on_unit_end()
+
+
+def errors(config: BenchConfig) -> Result:
+    """Compare all sets and norms on all kinds of matrices."""
+    rows, width, steps = (32, 32, 8) if config.toy else (256, 96, 200)
+    if config.full:
+        width = 256
+    matrices = {**random_matrices(rows), "momenta": momenta(width, steps)}
+    exact = {kind: [_polar(x) for x in each] for kind, each in matrices.items()}
+    table: list[Row] = []
+    for name, norm, function in _functions(get_args(Normalization)):
+        row: Row = {"set": name, "norm": norm, "top": 0.0}
+        for kind in KINDS:
+            found = [function(x.to(config.device)).double().cpu() for x in matrices[kind]]
+            off = [
+                (float(torch.linalg.vector_norm(y - polar)) / min(y.shape) ** 0.5)
+                for y, polar in zip(found, exact[kind], strict=True)
+            ]
+            row[kind] = f"{mean(off):.3f} / {max(off):.3f}"
+            row[f"{kind}, mean"], row[f"{kind}, worst"] = mean(off), max(off)
+            row["top"] = max(row["top"], *(float(torch.linalg.matrix_norm(y, ord=2)) for y in found))
+        table.append(row)
+    note = _ERROR_NOTE.format(rows=rows, width=width, steps=steps)
+    return Result(PolarFactors.name, "Errors of polar factors", _ERRORS, table, [note])
+
+
+def _times(shapes: ModelShapes, config: BenchConfig, callback: Callback) -> Result:
+    with seeded(0):
+        matrices = [
+            torch.randn(each.shape[0], each.numel // each.shape[0], device=config.device)
+            for each in shapes.hidden(1)
+        ]
+
+    def all_of(function: Polar) -> None:
+        for x in matrices:
+            function(x)
+
+    functions = [each for each in _functions(("frobenius", "schatten8", "aol")) if _timed(*each[:2])]
+    timers = [
+        Timer(f"{name} {norm}", partial(all_of, function), queued=config.device.type != "cpu")
+        for name, norm, function in functions
+    ]
+    times = time_interleaved(timers, config.rounds, lambda: now(config.device), callback.on_progress)
+    rows: list[Row] = []
+    for (name, norm, _), timer in zip(functions, timers, strict=True):
+        row: Row = {"set": name, "norm": norm, "reason": ""}
+        if timer.label in times.failed:
+            rows.append(row | {"status": "failed", "reason": times.failed[timer.label]})
+            continue
+        row |= {"ms": times.median_ms(timer.label), "quartiles_ms": times.quartiles_ms(timer.label)}
+        if timers[0].label in times.seconds:
+            row["times_faster"] = times.ratio(timers[0].label, timer.label)
+        rows.append(row | {"status": "ok", "rounds": len(times.seconds[timer.label])})
+    title = f"Times of polar factors with {shapes.title}'s shapes"
+    return Result(PolarFactors.name, title, _TIMES, rows, [_TIME_NOTE.format(rounds=config.rounds)])
+
+
+def _timed(name: str, norm: str) -> bool:
+    """Return whether a row is timed: each set with its own norm, and one set with each norm."""
+    return name in (TORCH, "jordan") or norm == COEFFICIENTS[name].normalization
+
+
+def _functions(norms: tuple[str, ...]) -> list[tuple[str, str, Polar]]:
+    """Return (coefficients, norm, function), torch's own first."""
+    ours: list[tuple[str, str, Polar]] = [
+        (name, norm, partial(_ours, name=name, norm=norm)) for name, norm in product(SETS, norms)
+    ]
+    return [(TORCH, "frobenius", _torch), *ours]
+
+
+def _ours(x: Tensor, *, name: str, norm: Any) -> Tensor:
+    return newton_schulz(x, name, normalization=norm, dtype=torch.bfloat16)
+
+
+def _torch(x: Tensor) -> Tensor:
+    # Imported here because the module is private.
+    from torch.optim._muon import _zeropower_via_newtonschulz
+
+    result: Tensor = _zeropower_via_newtonschulz(x, (3.4445, -4.7750, 2.0315), 5, 1e-7)
+    return result
+
+
+def _polar(x: Tensor) -> Tensor:
+    u, _, vt = torch.linalg.svd(x.double(), full_matrices=False)
+    polar: Tensor = u @ vt
+    return polar
