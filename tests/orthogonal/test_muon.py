@@ -7,6 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import steepest
+from steepest.linalg import newton_schulz
 from steepest.views import columns, heads, rows
 
 SHAPES = {"a": (6, 4), "b": (6, 4), "c": (4, 9), "conv": (6, 2, 3, 3), "qkv": (12, 4), "col": (4, 8)}
@@ -100,6 +101,28 @@ def test_default_scale_gives_adamws_rms(shape):
         optimizer.step()
         rms = (weight - before).square().mean().sqrt().item()
         assert rms == pytest.approx(0.2, rel=0.1)
+
+
+@pytest.mark.parametrize("normalization", [None, "frobenius", "schatten4", "schatten8", "aol"])
+@pytest.mark.parametrize("coefficients", ["jordan", "minimax_17_17"])
+@pytest.mark.parametrize("name", ["muon", "polargrad"])
+def test_coefficients_and_normalization_reach_newton_schulz(name, coefficients, normalization):
+    weight = torch.nn.Parameter(torch.zeros(6, 9, dtype=torch.float64))
+    weight.grad = torch.randn(6, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    options = {"coefficients": coefficients, "normalization": normalization}
+    steepest.create(name, [weight], lr=1.0, momentum=0.0, scale="none", **options).step()
+    polar = newton_schulz(weight.grad, coefficients, normalization=normalization)
+    expected = polar * (polar * weight.grad).sum() if name == "polargrad" else polar
+    torch.testing.assert_close(weight.detach(), -expected, rtol=1e-9, atol=1e-12)
+
+
+def test_groups_saved_before_there_were_norms_load():
+    weight = torch.nn.Parameter(torch.ones(3, 4))
+    saved = steepest.Muon([weight]).state_dict()
+    del saved["param_groups"][0]["normalization"]
+    optimizer = steepest.Muon([weight])
+    optimizer.load_state_dict(saved)
+    assert optimizer.param_groups[0]["normalization"] is None
 
 
 def test_unknown_coefficients_are_refused_before_the_first_step():
