@@ -251,8 +251,8 @@ def _iterate(
         q = qw
     squares += (r, z, q)
     others.append(x)
-    # Rounding leaves Q a little asymmetric, and applied from the wrong side its last factor, which does not
-    # fit what the others left, costs high degrees accuracy.
+    # Rounding leaves Q slightly asymmetric. With high degrees the side matters: X must meet the last factor
+    # of Q first, as in Q X; the other order ends with singular values of 1.7 instead of 1.25 in bfloat16.
     transposed = q if d is None and len(polynomial) == 3 else q.mT
     if d is not None:
         q, transposed = q * d.mT, transposed * d
