@@ -62,8 +62,8 @@ def test_the_fastest_way_is_timed_once_and_kept():
 
 
 def test_the_default_stays_unless_another_is_clearly_faster(monkeypatch):
-    """Times are given, not slept: the margin is 5 %."""
-    times = {"default": 1.00, "other": 0.97}
+    """Times are given, not slept: the margin is 3 %."""
+    times = {"default": 1.00, "other": 0.98}
     monkeypatch.setattr(autotuning, "_timed", lambda run, device: run())
     monkeypatch.setattr(autotuning, "_BUDGET", 100)
 
@@ -144,7 +144,14 @@ def test_a_slow_default_is_not_compared(monkeypatch):
     monkeypatch.setattr(autotuning, "_BUDGET", 0.005)
     trials = Trials(default=0.01, fast=0.0)
     assert trials.choose() == "default"
-    assert trials.runs == {"default": 2, "fast": 0}
+    assert trials.runs == {"default": 1, "fast": 0}
+
+
+def test_answers_to_other_questions_on_the_way_are_not_timed():
+    """The first run of the way that asks more questions takes longer than the other way."""
+    inner = Trials(slow=0.02, fast=0.0)
+    ways = {"other": lambda: time.sleep(0.01), "asks": lambda: inner.choose("inner")}
+    assert autotuning.choose(("outer",), CPU, list(ways), lambda: ways) == "asks"
 
 
 class TestWhereNothingIsTimed:
@@ -280,8 +287,8 @@ def test_a_step_times_its_ways_and_a_second_one_nothing(monkeypatch):
 def test_small_matrices_are_not_timed(monkeypatch):
     monkeypatch.setattr(autotuning, "_timed", None)
     with torch.no_grad():
-        newton_schulz(randn(200, 300))
-        x = randn(200, 210)
+        newton_schulz(randn(190, 200))
+        x = randn(190, 200)
         product(x, x.mT)
         mirrored_product(x, x.mT)
 

@@ -21,6 +21,9 @@ Form = Literal["auto", "plain", "gram"]
 # Multiplications of a Gram matrix from which ways are compared.
 _COMPARED = 1 << 25
 
+# Columns of tall matrices from which transposing them saves more time in products than it takes.
+_TURNED = 512
+
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -62,7 +65,7 @@ def choose_way(
     measured = rows * rows * columns >= _COMPARED and is_free(x, x, None)
     if measured and dtype is None and x.is_cpu and x.dtype != torch.float64 and cpu_multiplies_bfloat16():
         dtype = _faster_dtype(rows)
-    default = _way(x, form, dtype, 2 * columns > 3 * rows, m > n, gram_in_bfloat16)
+    default = _way(x, form, dtype, 2 * columns > 3 * rows, m > n and n >= _TURNED, gram_in_bfloat16)
     if not measured:
         return default
     others = {

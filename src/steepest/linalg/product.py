@@ -24,9 +24,9 @@ __all__ = [
 ]
 
 # Multiplications of one product from which oneDNN's gain exceeds the cost of calling it, and from which ways
-# are timed: some 0.1 ms, which a timing tells from chance.
+# are timed: some 50 µs, of which a few timings tell more than chance.
 _LARGE = 1 << 22
-_TIMED = 1 << 25
+_TIMED = 1 << 23
 
 
 def product(
@@ -56,6 +56,8 @@ def product(
         added = None
     # Small products are many, and asking more of them would take as long as they do.
     if x.shape[-2] * x.shape[-1] * y.shape[-1] >= _LARGE and is_free(x, y, added):
+        if x.dim() == 3:
+            return multiply(product_way(ProductShape.of(x, y, added)), x, y, added, alpha, beta, out)
         shape = (*x.shape[:-1], y.shape[-1])
         lefts, rights = x.reshape(-1, *x.shape[-2:]), y.reshape(-1, *y.shape[-2:])
         addends = None if added is None else added.reshape(-1, *added.shape[-2:])
@@ -77,13 +79,12 @@ def product(
 
 def is_free(x: Tensor, y: Tensor, added: Tensor | None) -> bool:
     """Return whether any way may compute it: not all have derivatives, or support tracers and subclasses."""
-    return (
-        not torch.compiler.is_compiling()
-        and is_plain(x, y, added)
-        and all(each is None or each.dtype == x.dtype for each in (y, added))
-        and x.device.type in ("cpu", "cuda")
-        and not differentiated(x, y, added)
-    )
+    # This is asked for every product, so what most tensors answer comes first.
+    if y.dtype != x.dtype or (added is not None and added.dtype != x.dtype):
+        return False
+    if not (x.is_cpu or x.is_cuda) or torch.compiler.is_compiling():
+        return False
+    return is_plain(x, y, added) and not differentiated(x, y, added)
 
 
 class ProductShape(NamedTuple):
@@ -114,10 +115,9 @@ class ProductShape(NamedTuple):
         batch, m, k = x.shape
         return cls(x.dtype, x.device, batch, m, k, y.shape[-1], layout, added is not None, _settings(x))
 
-    def question(self, what: str) -> tuple[Any, ...]:
-        """Return the words for :func:`~steepest.autotuning.choose`."""
+    def __str__(self) -> str:
         size = f"{self.batch}x{self.m}x{self.k}x{self.n}"
-        return what, str(self.dtype)[6:], size, self.layout + "+" * self.adds, self.settings
+        return f"{str(self.dtype)[6:]} {size} {self.layout}{'+' * self.adds} {self.settings}".rstrip()
 
     def operands(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Make stacks to time ways with."""
@@ -154,7 +154,7 @@ def product_way(shape: ProductShape) -> str:
         out = x.new_empty(shape.batch, shape.m, shape.n)
         return {way: functools.partial(multiply, way, x, y, added, 1.0, 1.0, out) for way in ways}
 
-    return choose(shape.question("product"), shape.device, ways, trials)
+    return choose(("product", shape), shape.device, ways, trials)
 
 
 def multiply(
@@ -169,8 +169,8 @@ def multiply(
     if way == "onednn" and len(x) == 1:  # it allocates its result
         return _scaled(_linear(x[0], y[0])[None], added, alpha, beta)
     whole = x.new_empty(*x.shape[:-1], y.shape[-1]) if out is None else out
-    for at, into in enumerate(whole):
-        multiply_one(way, x[at], y[at], None if added is None else added[at], alpha, beta, into)
+    for at in range(len(x)):
+        multiply_one(way, x[at], y[at], None if added is None else added[at], alpha, beta, whole[at])
     return whole
 
 
@@ -194,8 +194,10 @@ def differentiated(*tensors: Tensor | None) -> bool:
     if torch._C._are_functorch_transforms_active():
         return True
     there = [each for each in tensors if each is not None]
-    if torch.is_grad_enabled() and any(each.requires_grad for each in there):
+    if torch.is_grad_enabled() and any([each.requires_grad for each in there]):  # noqa: C419
         return True
+    if forward_ad._current_level < 0:
+        return False
     tangents = (forward_ad.unpack_dual(each).tangent for each in there)  # type: ignore[no-untyped-call]
     return any(tangent is not None for tangent in tangents)
 
@@ -203,7 +205,8 @@ def differentiated(*tensors: Tensor | None) -> bool:
 def is_plain(*tensors: Tensor | None) -> bool:
     """Return whether no tensor is of a subclass with its own dispatch: sharded, fake or quantized."""
     plain = Tensor.__torch_dispatch__
-    return all(each is None or type(each).__torch_dispatch__ is plain for each in tensors)
+    kinds = [type(each) for each in tensors if each is not None]
+    return all([kind is Tensor or kind.__torch_dispatch__ is plain for kind in kinds])  # noqa: C419
 
 
 def _onednn_multiplies(dtype: torch.dtype, device: torch.device) -> bool:
