@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import re
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -307,3 +309,14 @@ def test_ways_leave_their_operands_alone():
         multiply(way, x, y, None, -1.0, 1.0, None)
     assert torch.equal(x, before[0])
     assert torch.equal(y, before[1])
+
+
+def test_the_page_s_python_runs(capsys):
+    text = (Path(__file__).parents[1] / "docs" / "autotuning.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    exec(compile(block, "autotuning.md", "exec"), {})
+    assert capsys.readouterr().out == "autotune.json\n"
+    for way in ("batched", "loop", "onednn", "turned"):
+        assert f"`{way}`" in text
+    assert f"{autotuning._BUDGET} seconds" in text
+    assert f"{autotuning._MARGIN - 1:.0%}".replace("%", " %") in text

@@ -50,7 +50,7 @@ def preferred_symmetric_kernel(kernel: SymmetricKernel | None = None) -> Symmetr
     Choose before a CUDA graph is captured, and before its warm-up steps.
 
     Triton is not the default because nobody has measured yet where it is faster; ``steepest bench --sections
-    symmetric --device cuda`` does. The two kernels round differently, so none is chosen by measured time.
+    symmetric --device cuda`` does. It is not among the ways that :func:`steepest.autotune` times.
 
     Raises:
         ValueError: an unknown kernel.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..section import Section
+from .families import Families
 from .first import First
 from .host import Host
 from .machine import Machine
@@ -19,6 +20,7 @@ SECTIONS: dict[str, Section] = {
         Machine(),
         Symmetric(),
         Steps(),
+        Families(),
         Host(),
         Offload(),
         First(),
