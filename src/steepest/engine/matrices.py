@@ -25,6 +25,7 @@ from steepest.engine.multi_tensor import SMALL
 from steepest.engine.reductions import write_measured
 from steepest.engine.step_count import add_step, noise_key
 from steepest.engine.update import ChunkNoise, Pass, UpdateConfig, descended, narrowed, store
+from steepest.scratch import borrow, give_back
 
 __all__ = ["MatrixRun", "UserFunctions", "buckets", "step_matrices", "step_one_by_one"]
 
@@ -39,7 +40,9 @@ def step_matrices(batch: ParamBatch, finite: Tensor | None, compiled: bool) -> N
     run = MatrixRun(batch.config, batch.config.numbers(), finite, run_compiled if compiled else run_eager)
     blocks = [block for member in batch.members for block in blocks_of(run.config, member)]
     for bucket in buckets(run.config, blocks):
-        run.finish(bucket, *run.directions(bucket, None))
+        inputs = run.inputs(bucket)
+        run.finish(bucket, *run.directions(bucket, None, inputs))
+        give_back(*inputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +89,7 @@ def _step_one(run: MatrixRun, member: ParamUpdate, functions: UserFunctions) -> 
                 store(param, torch.where(finite, param, before[0]), None)
         orthogonalize = partial(functions.orthogonalize, member)
         done = [
-            ([block], *run.directions([block], orthogonalize))
+            ([block], *run.directions([block], orthogonalize, run.inputs([block])))
             for block in blocks_of(config, member)
             if math.prod(block.kind.shape) > 0
         ]
@@ -135,11 +138,19 @@ class MatrixRun:
         config.device = device
         return MatrixRun(config, config.numbers(), self.finite, self.run)
 
+    def inputs(self, bucket: list[MatrixBlock]) -> list[Tensor]:
+        """Return what ``update`` returns for a bucket, stacked, after writing the state per element."""
+        config = self.config
+        shape = (len(bucket), *bucket[0].kind.shape)
+        stacks = [borrow(shape, config.compute, config.device) for _ in range(config.inputs)]
+        self.element_pass("before", bucket, stacks)
+        return stacks
+
     def directions(
         self,
         bucket: list[MatrixBlock],
         orthogonalize: Callable[[Tensor], Tensor] | None,
-        inputs: list[Tensor] | None = None,
+        inputs: list[Tensor],
         params: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return a bucket's stacked directions and new matrix entries.
@@ -147,17 +158,10 @@ class MatrixRun:
         Args:
             bucket: matrices of one shape.
             orthogonalize: the user's function, if any.
-            inputs: what ``update`` has returned for them, stacked; if None, the ``before`` pass writes the
-                elementwise state and returns it.
+            inputs: what ``update`` has returned for them, stacked; the rule may overwrite it.
             params: the stacked parameters, if the blocks have no columns.
         """
         config = self.config
-        if inputs is None:
-            shape = (len(bucket), *bucket[0].kind.shape)
-            inputs = [
-                torch.empty(shape, dtype=config.compute, device=config.device) for _ in range(config.inputs)
-            ]
-            self.element_pass("before", bucket, inputs)
         given = self._given(bucket, params)
         if "orthogonalize" in config.rule.transform_takes:
             given["orthogonalize"] = orthogonalize

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from steepest.autotuning import choose
+from steepest.scratch import borrow
 
 __all__ = [
     "ProductShape",
@@ -168,7 +169,7 @@ def multiply(
         return bare if alpha == 1 else bare.mul_(alpha)
     if way == "onednn" and len(x) == 1:  # it allocates its result
         return _scaled(_linear(x[0], y[0])[None], added, alpha, beta)
-    whole = x.new_empty(*x.shape[:-1], y.shape[-1]) if out is None else out
+    whole = borrow((*x.shape[:-1], y.shape[-1]), x.dtype, x.device) if out is None else out
     for at in range(len(x)):
         multiply_one(way, x[at], y[at], None if added is None else added[at], alpha, beta, whole[at])
     return whole
