@@ -17,6 +17,7 @@ from steepest.distributed.layout import Region
 from steepest.distributed.local import LocalState, checked_region, is_dtensor, local_part
 from steepest.engine.batches import ParamBatch, ParamUpdate, describe
 from steepest.engine.layout import Extent, real_view
+from steepest.engine.plan import Plan
 from steepest.engine.units import Sharding
 from steepest.engine.update import PLAIN, UpdateConfig
 from steepest.random import tensor_word
@@ -89,10 +90,11 @@ class Collector:
         self.history = History()
         self._sharding = Sharding()
         self._is_made = False
+        self._plan: Plan | None = None
 
     def forget(self, groups: Sequence[Group]) -> None:
         """Look at everything again, because groups were loaded."""
-        self._is_made = False
+        self._is_made, self._plan = False, None
         # Parameters may have been replaced by shards, which no step has seen yet.
         self.sharded |= any(map(is_dtensor, (param for group in groups for param in group["params"])))
 
@@ -109,7 +111,7 @@ class Collector:
         self._vectors |= {param.shape for param in params if param.dim() < 2}
         self._matrices |= any(param.dim() > 1 for param in params)
         self.sharded = self.sharded or any(type(param) not in PLAIN and is_dtensor(param) for param in params)
-        self._is_made = False
+        self._is_made, self._plan = False, None
 
     def check(self, who: str, groups: Sequence[Group]) -> None:
         """Raise ``ValueError``, before the step begins, for options or parameters that would break it.
@@ -138,6 +140,7 @@ class Collector:
 
     def _hash_names(self, groups: Sequence[Group]) -> None:
         """Compute the words of all parameters' noise keys from their names."""
+        self._plan = None
         met: dict[int, int] = {}
         for known, group in zip(self._groups, groups, strict=True):
             names = group.get("param_names")
@@ -170,7 +173,7 @@ class Collector:
             self._groups[index] = checked
         checked.accept(group)
         self.sharded |= group["agree"] == "all" or group.get("distributed") == "owners"
-        self._is_made = False
+        self._is_made, self._plan = False, None
         return checked
 
     def _check_replaced(self, known: _CheckedGroup, group: Group, group_index: int) -> None:
@@ -200,6 +203,30 @@ class Collector:
             return False
         return all(param.dim() < 2 and param.shape not in self._vectors for param in params)
 
+    def plan(
+        self,
+        who: str,
+        groups: Sequence[Group],
+        states: Mapping[Tensor, MutableMapping[str, Any]],
+        targets: Targets | None = None,
+    ) -> Plan:
+        """Return the last step's plan if it still holds, else one of :meth:`batches_of` the same arguments.
+
+        :meth:`keep` gives it back, unless the step raises.
+        """
+        self.check(who, groups)
+        plan, self._plan = self._plan, None
+        if plan is not None and targets is None and plan.holds(groups, states):
+            return plan
+        # What has been dropped since then need not be alive while the next state is made.
+        del plan
+        return Plan(self._collect(groups, states, targets))
+
+    def keep(self, plan: Plan, groups: Sequence[Group], states: Mapping[Tensor, Any]) -> None:
+        """Keep a step's plan for the next one, if processes need not agree on the step."""
+        if not self.sharded and plan.keep(groups, states):
+            self._plan = plan
+
     def batches_of(
         self,
         who: str,
@@ -219,6 +246,14 @@ class Collector:
             ValueError: see :meth:`check`.
         """
         self.check(who, groups)
+        return self._collect(groups, states, targets)
+
+    def _collect(
+        self,
+        groups: Sequence[Group],
+        states: Mapping[Tensor, MutableMapping[str, Any]],
+        targets: Targets | None,
+    ) -> list[ParamBatch]:
         batches: list[ParamBatch] = []
         ordinal = 0
         seen: set[int] = set()

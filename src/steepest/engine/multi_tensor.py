@@ -43,7 +43,7 @@ def _run(rows: Sequence[Columns], step: Callable[[Columns], None], written: Sequ
     step(joined)
     sizes = [row[0].numel() for row in rows]
     for number in written:
-        torch._foreach_copy_(columns[number], torch.split(joined[number], sizes))
+        torch.split_with_sizes_copy(joined[number], sizes, out=columns[number])
 
 
 def _together(rows: Sequence[Columns], limit: int) -> Iterator[list[Columns]]:
