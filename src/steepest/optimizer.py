@@ -149,8 +149,7 @@ class Optimizer(torch.optim.Optimizer):
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             check_capture(plan.batches, groups)
         taken: bool | Tensor = True
-        # A process without gradients must tell those that have some.
-        if plan.batches or collector.sharded:
+        if plan.batches or collector.sharded:  # a process without gradients must tell those that have some
             finite = decide(collector, plan.batches, groups, state, targets, self._user_functions)
             taken = self._take(plan.batches, finite)
         if "_taken_in_backward" in self.__dict__:  # count both as one step

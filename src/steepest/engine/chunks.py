@@ -61,7 +61,8 @@ def run_eager(
     """
     decays, noisy, kept = config.decays, config.noisy, 2 + len(config.element_state)
     batches: dict[Any, list[Row]] = {}
-    last, own = None, ()
+    last: Mapping[str, Any] | None = None
+    own: tuple[Any, ...] = ()
     for row in rows:
         # Most rows share one mapping.
         if row.scalars is not last:

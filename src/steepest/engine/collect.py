@@ -94,7 +94,8 @@ class Collector:
 
     def forget(self, groups: Sequence[Group]) -> None:
         """Look at everything again, because groups were loaded."""
-        self._is_made, self._plan = False, None
+        self._is_made = False
+        self._plan = None
         # Parameters may have been replaced by shards, which no step has seen yet.
         self.sharded |= any(map(is_dtensor, (param for group in groups for param in group["params"])))
 
@@ -111,7 +112,7 @@ class Collector:
         self._vectors |= {param.shape for param in params if param.dim() < 2}
         self._matrices |= any(param.dim() > 1 for param in params)
         self.sharded = self.sharded or any(type(param) not in PLAIN and is_dtensor(param) for param in params)
-        self._is_made, self._plan = False, None
+        self._is_made = False
 
     def check(self, who: str, groups: Sequence[Group]) -> None:
         """Raise ``ValueError``, before the step begins, for options or parameters that would break it.
@@ -121,6 +122,7 @@ class Collector:
             groups: its param groups.
         """
         renamed = len(self._groups) > len(groups)
+        anew = False
         del self._groups[len(groups) :]
         for index, group in enumerate(groups):
             known = self._groups[index] if index < len(self._groups) else None
@@ -129,6 +131,7 @@ class Collector:
                 _check_lr(f"{who}, group {index}", lr)
             if known is None or not known.same_options(group):
                 known = self._look_again(f"{who}, group {index}", groups, index, known)
+                anew = True
             params = group["params"]
             if len(params) != len(known.params) or not all(map(is_, params, known.params)):
                 self._check_replaced(known, group, index)
@@ -137,10 +140,11 @@ class Collector:
             renamed |= group.get("param_names") != known.names
         if renamed:
             self._hash_names(groups)
+        if renamed or anew:
+            self._plan = None
 
     def _hash_names(self, groups: Sequence[Group]) -> None:
         """Compute the words of all parameters' noise keys from their names."""
-        self._plan = None
         met: dict[int, int] = {}
         for known, group in zip(self._groups, groups, strict=True):
             names = group.get("param_names")
@@ -173,7 +177,7 @@ class Collector:
             self._groups[index] = checked
         checked.accept(group)
         self.sharded |= group["agree"] == "all" or group.get("distributed") == "owners"
-        self._is_made, self._plan = False, None
+        self._is_made = False
         return checked
 
     def _check_replaced(self, known: _CheckedGroup, group: Group, group_index: int) -> None:
@@ -216,7 +220,7 @@ class Collector:
         """
         self.check(who, groups)
         plan, self._plan = self._plan, None
-        if plan is not None and targets is None and plan.holds(groups, states):
+        if plan is not None and targets is None and plan.renew(groups, states):
             return plan
         # What has been dropped since then need not be alive while the next state is made.
         del plan

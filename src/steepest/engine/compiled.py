@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import is_
 from typing import Any, NamedTuple
 
 import torch
@@ -163,12 +164,12 @@ def _launches(
     numbers = pack([shared], torch.float64)[0]
     owns = keys = [torch.empty(spec.rows, 0, device="cpu")] * count
     if spec.own:
-        first = served[0][0].scalars
-        if all([row.scalars is first for row, _ in served]):
-            same = [first[name] for name in spec.own]
+        mappings = [row.scalars for row, _ in served]
+        if all(map(functools.partial(is_, mappings[0]), mappings)):
+            same = [mappings[0][name] for name in spec.own]
             owns = [pack([same] * spec.rows, torch.float64)] * count
         else:
-            own = [[row.scalars[name] for name in spec.own] for row, _ in served]
+            own = [[each[name] for name in spec.own] for each in mappings]
             owns = list(pack(own, torch.float64).view(count, spec.rows, -1).unbind())
     if spec.noisy:
         words = [[*(row.key or (0, 0)), row.extent.start if row.extent else 0] for row, _ in served]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
 from operator import attrgetter, is_
 from typing import Any
@@ -20,6 +20,7 @@ __all__ = ["Plan"]
 # Stands for a gradient between two steps.
 _GONE = torch.empty(0, device="cpu")
 
+_values: Callable[[Any], Iterable[Any]] = dict.values
 _grad, _dtype, _layout = attrgetter("grad"), attrgetter("dtype"), attrgetter("layout")
 
 
@@ -59,17 +60,26 @@ class Plan:
                     member.scalars = {}
         return True
 
-    def holds(self, groups: Sequence[Group], states: Mapping[Tensor, Any]) -> bool:
-        """Return whether the batches are still right; then they have the present gradients.
+    def renew(self, groups: Sequence[Group], states: Mapping[Tensor, Any]) -> bool:
+        """Give the members the present gradients, and return True; False if the plan does not hold."""
+        grads = [*map(_grad, self._owners)]
+        if not self._holds(grads, groups, states):
+            return False
+        for member, row, grad in zip(self._members, self._rows, grads, strict=True):
+            member.grad = member.columns[1] = grad
+            if row.flats is not None:
+                row.flats[1] = grad if grad.dim() == 1 else grad.view(-1)
+        return True
 
-        This alone decides it. The groups' options and lists of parameters have been compared before: see
-        :meth:`~steepest.engine.collect.Collector.check`.
+    def _holds(self, grads: Sequence[Any], groups: Sequence[Group], states: Mapping[Tensor, Any]) -> bool:
+        """Return whether the batches are still right; this alone decides it.
+
+        The groups' options, names and lists of parameters have been compared before, and the plan dropped if
+        they differ: see :meth:`~steepest.engine.collect.Collector.check`.
         """
         # A property of all tensors is read in C, in a third of the time that a loop over tensors takes.
-        grads = [*map(_grad, self._owners)]
-        entries = chain.from_iterable(map(dict.values, self._states))
-        objects = [*groups, *states, *states.values(), *entries]
-        if not (
+        objects = [*groups, *states, *states.values(), *chain.from_iterable(map(_values, self._states))]
+        return (
             # Every parameter that had a gradient has one of the same kind, and no other has one.
             set(map(type, grads)) == {Tensor}
             and set(map(type, map(_grad, self._idle))) <= {type(None)}
@@ -83,13 +93,7 @@ class Plan:
             and [*map(tuple, self._states)] == self._names
             # Parameters and state are where they were: neither ``.data`` nor their shape was replaced.
             and all(map(Tensor.is_set_to, self._tensors, self._aliases))
-        ):
-            return False
-        for member, row, grad in zip(self._members, self._rows, grads, strict=True):
-            member.grad = member.columns[1] = grad
-            if row.flats is not None:
-                row.flats[1] = grad if grad.dim() == 1 else grad.view(-1)
-        return True
+        )
 
     def _record(self, groups: Sequence[Group], states: Mapping[Tensor, Any]) -> None:
         self._members = [member for batch in self.batches for member in batch.members]
@@ -99,8 +103,7 @@ class Plan:
         known = {id(owner) for owner in self._owners}
         self._idle = [p for group in groups for p in group["params"] if id(p) not in known]
         self._states = [member.state for member in self._members]
-        entries = chain.from_iterable(map(dict.values, self._states))
-        self._objects = [*groups, *states, *states.values(), *entries]
+        self._objects = [*groups, *states, *states.values(), *chain.from_iterable(map(_values, self._states))]
         self._names = [*map(tuple, self._states)]
         self._tensors: list[Tensor] = []
         self._aliases: list[Tensor] = []
@@ -127,7 +130,7 @@ def _can_stay(batch: ParamBatch) -> bool:
     config = batch.config
     if config.offloaded or config.rule.moves or config.home.type not in ("cpu", "cuda"):
         return False
-    return all([_is_plain(member) for member in batch.members])
+    return all(map(_is_plain, batch.members))
 
 
 def _is_plain(member: ParamUpdate) -> bool:
