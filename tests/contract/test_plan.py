@@ -387,3 +387,18 @@ def test_tensors_with_a_plan_can_be_swapped():
     params, _ = trained("adamw", False)
     torch.utils.swap_tensors(params[0], Parameter(torch.ones(8, 8)))
     assert torch.equal(params[0], torch.ones(8, 8))
+
+
+def test_tensors_that_torch_cannot_compare_have_changed(monkeypatch: pytest.MonkeyPatch):
+    # A model that moved to another device; torch compares tensors of one device only.
+    def refuse(*_: Any) -> bool:
+        raise RuntimeError("Expected all tensors to be on the same device")
+
+    params, optimizer = trained("adamw", False)
+    others, other = twin_of(params, optimizer)
+    plan = optimizer._collector._plan
+    monkeypatch.setattr(Plan, "_holds", refuse)
+    for each in (optimizer, other):
+        each.step()
+    assert optimizer._collector._plan is not plan
+    assert all(map(same, params, others))

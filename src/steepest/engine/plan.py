@@ -63,7 +63,11 @@ class Plan:
     def renew(self, groups: Sequence[Group], states: Mapping[Tensor, Any]) -> bool:
         """Give the members the present gradients, and return True; False if the plan does not hold."""
         grads = [*map(_grad, self._owners)]
-        if not self._holds(grads, groups, states):
+        try:
+            if not self._holds(grads, groups, states):
+                return False
+        except RuntimeError:
+            # torch does not compare tensors on two devices; the model was moved.
             return False
         for member, row, grad in zip(self._members, self._rows, grads, strict=True):
             member.grad = member.columns[1] = grad
@@ -77,7 +81,7 @@ class Plan:
         The groups' options, names and lists of parameters have been compared before, and the plan dropped if
         they differ: see :meth:`~steepest.engine.collect.Collector.check`.
         """
-        # A property of all tensors is read in C, in a third of the time that a loop over tensors takes.
+        # A property of all tensors is read without a Python loop, in a third of the time.
         objects = [*groups, *states, *states.values(), *chain.from_iterable(map(_values, self._states))]
         return (
             # Every parameter that had a gradient has one of the same kind, and no other has one.
