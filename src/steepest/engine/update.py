@@ -232,8 +232,8 @@ def element_pass(
         u, new = rule.update(grad, p, **options, **given)
         written: list[Tensor | None] = [None, None]
         if which == "whole":
-            for value in new.values() if into is not None else ():
-                if value is param:
+            for kept in new.values():
+                if kept is param:
                     into = None
             stepped = descended(p, u, scalars, later, into)
             written[0] = narrowed(config, stepped, param.dtype, noise)
