@@ -107,6 +107,7 @@ def take_step(
     mask = finite if isinstance(finite, Tensor) else None
     if sharding is not None:
         sharding.bind(batches)
+    # Batches of a plan have their state.
     if not all(map(_kept_rows, batches)):
         make_state(batches, states)
     measuring = False
@@ -117,7 +118,7 @@ def take_step(
     if measuring:
         measure(batches, groups, states)
     own: list[UserFunctions | None] = []
-    batches = [*batches]
+    batches = [*batches]  # a plan keeps its own as they are
     for at, batch in enumerate(batches):
         functions = user_functions(batch) if batch.config.rule.transforms else None
         if functions is not None and functions.decay is not None:
