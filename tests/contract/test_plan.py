@@ -322,8 +322,10 @@ def test_a_plan_that_is_not_checked_goes_wrong(name: str, monkeypatch: pytest.Mo
 def test_a_plan_is_used_while_nothing_changes(rule: str, monkeypatch: pytest.MonkeyPatch):
     params = [Parameter(torch.ones(4, 4)), Parameter(torch.ones(5, 4))]
     optimizer = steepest.create(rule, params)
-    give(params, 0)
-    optimizer.step()
+    for seed in range(2):
+        assert optimizer._collector._plan is None
+        give(params, seed)
+        optimizer.step()
     plan = optimizer._collector._plan
     assert plan is not None
     for seed in range(3):
@@ -331,6 +333,16 @@ def test_a_plan_is_used_while_nothing_changes(rule: str, monkeypatch: pytest.Mon
         give(params, seed)
         optimizer.step()
         assert optimizer._collector._plan is plan
+
+
+def test_no_plan_is_made_while_gradients_take_turns():
+    params, optimizer = trained("adamw", False)
+    for seed in range(4):
+        give(params, seed)
+        for param in params[seed % 2 :: 2]:
+            param.grad = None
+        optimizer.step()
+        assert optimizer._collector._plan is None
 
 
 def test_a_plan_keeps_no_gradient():

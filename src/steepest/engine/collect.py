@@ -91,6 +91,8 @@ class Collector:
         self._sharding = Sharding()
         self._is_made = False
         self._plan: Plan | None = None
+        # The ids of the parameters that the last step had gradients of.
+        self._stepped: list[int] = []
 
     def forget(self, groups: Sequence[Group]) -> None:
         """Look at everything again, because groups were loaded."""
@@ -227,8 +229,13 @@ class Collector:
         return Plan(self._collect(groups, states, targets))
 
     def keep(self, plan: Plan, groups: Sequence[Group], states: Mapping[Tensor, Any]) -> None:
-        """Keep a step's plan for the next one, if processes need not agree on the step."""
-        if not self.sharded and plan.keep(groups, states):
+        """Keep a step's plan for the next one, if processes need not agree on the step.
+
+        Making it ready costs as much as a step saves, so the last step must have had the same gradients.
+        """
+        settled = plan.stepped == self._stepped
+        self._stepped = plan.stepped
+        if settled and not self.sharded and plan.keep(groups, states):
             self._plan = plan
 
     def batches_of(

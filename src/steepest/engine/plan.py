@@ -36,6 +36,7 @@ class Plan:
 
     def __init__(self, batches: list[ParamBatch]) -> None:
         self.batches = batches
+        self.stepped = [id(member.owner) for batch in batches for member in batch.members]
         self._members: list[ParamUpdate] = []
 
     def keep(self, groups: Sequence[Group], states: Mapping[Tensor, Any]) -> bool:
@@ -104,7 +105,7 @@ class Plan:
         self._owners = [member.owner for member in self._members]
         grads = [member.grad for member in self._members]
         self._dtypes, self._dense = [*map(_dtype, grads)], [*map(Tensor.is_contiguous, grads)]
-        known = {id(owner) for owner in self._owners}
+        known = {*self.stepped}
         self._idle = [p for group in groups for p in group["params"] if id(p) not in known]
         self._states = [member.state for member in self._members]
         self._objects = [*groups, *states, *states.values(), *chain.from_iterable(map(_values, self._states))]
