@@ -17,7 +17,7 @@ from torch import Tensor
 __all__ = ["KEPT_BYTES", "borrow", "give_back"]
 
 KEPT_BYTES = 1 << 26
-"""The most memory that is kept, per thread. Larger temporaries take so long to compute that pages do not matter."""
+"""The most memory that is kept, per thread: beside larger temporaries' products, pages do not matter."""
 
 # glibc serves smaller blocks from memory that it keeps itself.
 _SMALLEST = 1 << 18
