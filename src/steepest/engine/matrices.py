@@ -29,6 +29,8 @@ from steepest.scratch import borrow, give_back
 
 __all__ = ["MatrixRun", "UserFunctions", "buckets", "step_matrices", "step_one_by_one"]
 
+_ALL = slice(None)
+
 PassRunner = Callable[
     [Pass, UpdateConfig, Sequence[Row], Mapping[str, Any], "Tensor | None"],
     None,
@@ -292,12 +294,23 @@ def _keys(config: UpdateConfig, bucket: list[MatrixBlock]) -> Any:
     return tuple(column.view(-1, *ones) for column in columns)
 
 
-def _places(bucket: list[MatrixBlock], device: torch.device) -> Tensor:
-    """Return each element's place in its whole parameter, so that noise does not depend on the cut."""
+def _places(
+    bucket: list[MatrixBlock], device: torch.device, rows: slice = _ALL, columns: slice = _ALL
+) -> Tensor:
+    """Return the place of each element of these rows and columns in its whole parameter.
+
+    So noise does not depend on how parameters are cut.
+    """
     shape = bucket[0].kind.shape
-    if all(block.extent is None for block in bucket):
-        return torch.arange(math.prod(shape), device=device).view(1, *shape)
-    extents = [(block.extent or Extent.of(block.shape), block.shape) for block in bucket]
-    return torch.stack(
-        [extent.places(seen, device).to(torch.int64).reshape(shape) for extent, seen in extents]
-    )
+    if any(block.extent is not None for block in bucket):
+        extents = [(block.extent or Extent.of(block.shape), block.shape) for block in bucket]
+        whole = torch.stack(
+            [extent.places(seen, device).to(torch.int64).reshape(shape) for extent, seen in extents]
+        )
+        return whole if len(shape) < 2 else whole[..., rows, columns]
+    if len(shape) != 2:
+        whole = torch.arange(math.prod(shape), device=device).view(1, *shape)
+        return whole if len(shape) < 2 else whole[..., rows, columns]
+    m, n = shape
+    first = torch.arange(0, m * n, n, device=device)[rows, None]
+    return (first + torch.arange(n, device=device)[columns]).unsqueeze(0)
