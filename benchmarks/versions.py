@@ -31,6 +31,9 @@ CASES: dict[str, tuple[str, Shapes, dict[str, Any]]] = {
     **{f"{rule}, 150 of 128x128, eager": (rule, [(128, 128)] * 150, {"compile": False})
        for rule in ("adamw", "lion", "sgd_sai", "simba")},
     "adamw, 300 of 64, eager": ("adamw", [(64,)] * 300, {"compile": False}),
+    "adamw, 148 of 64, compiled": ("adamw", [(64,)] * 148, {"compile": True}),
+    **{f"{rule}, 10000 of 16, eager": (rule, [(16,)] * 10_000, {"compile": False})
+       for rule in ("adamw", "sgd")},
     **{f"{rule}, 2048x2048, eager": (rule, [(2048, 2048)], {"compile": False})
        for rule in ("adamw", "lion", "simba", "simba_leaky")},
     **{f"{rule}, 4 blocks of GPT-2, compiled": (rule, BLOCK * 4, {"compile": True})

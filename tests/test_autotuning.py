@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import re
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -62,8 +64,8 @@ def test_the_fastest_way_is_timed_once_and_kept():
 
 
 def test_the_default_stays_unless_another_is_clearly_faster(monkeypatch):
-    """Times are given, not slept: the margin is 5 %."""
-    times = {"default": 1.00, "other": 0.97}
+    """Times are given, not slept: the margin is 3 %."""
+    times = {"default": 1.00, "other": 0.98}
     monkeypatch.setattr(autotuning, "_timed", lambda run, device: run())
     monkeypatch.setattr(autotuning, "_BUDGET", 100)
 
@@ -144,7 +146,14 @@ def test_a_slow_default_is_not_compared(monkeypatch):
     monkeypatch.setattr(autotuning, "_BUDGET", 0.005)
     trials = Trials(default=0.01, fast=0.0)
     assert trials.choose() == "default"
-    assert trials.runs == {"default": 2, "fast": 0}
+    assert trials.runs == {"default": 1, "fast": 0}
+
+
+def test_answers_to_other_questions_on_the_way_are_not_timed():
+    """The first run of the way that asks more questions takes longer than the other way."""
+    inner = Trials(slow=0.02, fast=0.0)
+    ways = {"other": lambda: time.sleep(0.01), "asks": lambda: inner.choose("inner")}
+    assert autotuning.choose(("outer",), CPU, list(ways), lambda: ways) == "asks"
 
 
 class TestWhereNothingIsTimed:
@@ -295,8 +304,8 @@ def test_a_step_times_its_ways_and_a_second_one_nothing(monkeypatch):
 def test_small_matrices_are_not_timed(monkeypatch):
     monkeypatch.setattr(autotuning, "_timed", None)
     with torch.no_grad():
-        newton_schulz(randn(200, 300))
-        x = randn(200, 210)
+        newton_schulz(randn(160, 160))
+        x = randn(160, 160)
         product(x, x.mT)
         mirrored_product(x, x.mT)
 
@@ -315,3 +324,14 @@ def test_ways_leave_their_operands_alone():
         multiply(way, x, y, None, -1.0, 1.0, None)
     assert torch.equal(x, before[0])
     assert torch.equal(y, before[1])
+
+
+def test_the_page_s_python_runs(capsys):
+    text = (Path(__file__).parents[1] / "docs" / "autotuning.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    exec(compile(block, "autotuning.md", "exec"), {})
+    assert capsys.readouterr().out == "autotune.json\n"
+    for way in ("batched", "loop", "onednn", "turned"):
+        assert f"`{way}`" in text
+    assert f"{autotuning._BUDGET} seconds" in text
+    assert f"{autotuning._MARGIN - 1:.0%}".replace("%", " %") in text

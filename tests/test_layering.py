@@ -13,6 +13,7 @@ ROOT = Path(steepest.__file__).parent
 # Each may import those before it. A new part of the library finds its place here first.
 LAYERS = [
     "autotuning",
+    "scratch",
     "compile",
     "hyperparameters",
     "random",
@@ -125,7 +126,7 @@ def test_rules_know_no_other_rule_but_their_base_and_linalg_and_compile_stand_al
             assert known <= {name[2], BASES.get(name[2])}, path
         if name[1:2] == ["linalg"]:
             own = {layer(n) for n in names if n.split(".")[0] == "steepest"}
-            assert own <= {"linalg", "autotuning", "random", "hyperparameters"}, path
+            assert own <= {"linalg", "autotuning", "scratch", "random", "hyperparameters"}, path
         if name[1:2] == ["compile"]:
             assert {layer(n) for n in names if n.split(".")[0] == "steepest"} <= {"compile"}, path
 

@@ -26,16 +26,18 @@ AutotuneMode = Literal["measure", "cached", "off"]
 
 Ways = Mapping[str, Callable[[], Any]]
 
-# Seconds of timing for one question, besides one warm-up of each way and the round that is running when they
-# are over. Where the default alone takes longer, nothing else is tried.
-_BUDGET = 0.5
-_ROUNDS = 5
+# Seconds of timing for one question, besides the round that is running when they are over. Where the default
+# alone takes half of it, nothing else is tried. Preparations of a first run are short beside a way that is
+# timed only once, and the minimum leaves them out for others.
+_BUDGET = 0.3
+_ROUNDS = 6
 
 # How much faster another way must be than the default; timings of equal ways differ by less.
-_MARGIN = 1.05
+_MARGIN = 1.03
 
 _mode: AutotuneMode | None = None
 _chosen: dict[Hashable, str] = {}
+_answered = 0  # questions, by timing
 _lock = threading.RLock()
 
 
@@ -43,8 +45,8 @@ def autotune(mode: AutotuneMode | None = None) -> AutotuneMode:
     """Return how the ways of matrix products are chosen, after setting it if a mode is passed.
 
     ``"measure"``, the default, times the ways at the first step of a shape: on memory of its own, in turns,
-    for half a second and the turn that is running then; not for matrices of fewer than some hundred rows,
-    nor for products that take longer than that by themselves. The choices are kept in :func:`autotune_file`.
+    for 0.3 seconds and the turn that is running then; not for matrices of fewer than some hundred rows, nor
+    where the default takes longer than half of that. The choices are kept in :func:`autotune_file`.
     ``"cached"`` uses the choices of that file and measures nothing. ``"off"`` uses the defaults, which depend
     on dtypes, shapes and the processor's instructions only.
 
@@ -128,24 +130,26 @@ def choose(
 
 
 def _fastest(ways: Ways, device: torch.device, default: str) -> str:
-    # The first run of a way also pays for one-time preparations, other questions among them.
-    ways[default]()
-    best = {default: _timed(ways[default], device)}
-    if best[default] > _BUDGET:
-        return default
-    for way in ways:
-        if way != default:
-            ways[way]()
-    start, alive = time.perf_counter(), list(ways)
+    global _answered
+    best = {default: _timed_alone(ways[default], device)}
+    alive = list(ways) if best[default] <= _BUDGET / 2 else []
+    start = time.perf_counter()
     for _ in range(_ROUNDS):
         # In turns, because a machine may be slower for a while.
         for way in alive:
-            best[way] = min(best.get(way, math.inf), _timed(ways[way], device))
+            best[way] = min(best.get(way, math.inf), _timed_alone(ways[way], device))
         if time.perf_counter() - start > _BUDGET:
             break
         alive = [way for way in alive if best[way] < 1.5 * min(best.values())]
+    _answered += 1
     winner = min(best, key=best.__getitem__)
     return default if best[default] <= _MARGIN * best[winner] else winner
+
+
+def _timed_alone(run: Callable[[], Any], device: torch.device) -> float:
+    """Return the seconds of a run that answers no other questions on the way."""
+    before, seconds = _answered, _timed(run, device)
+    return seconds if _answered == before else _timed(run, device)
 
 
 def _timed(run: Callable[[], Any], device: torch.device) -> float:

@@ -145,18 +145,18 @@ class Optimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         groups, state, targets, collector = self.param_groups, self.state, self.targets, self._collector
-        batches = collector.batches_of(type(self).__name__, groups, state, targets)
+        plan = collector.plan(type(self).__name__, groups, state, targets)
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-            check_capture(batches, groups)
+            check_capture(plan.batches, groups)
         taken: bool | Tensor = True
-        # A process without gradients must tell those that have some.
-        if batches or collector.sharded:
-            finite = decide(collector, batches, groups, state, targets, self._user_functions)
-            taken = self._take(batches, finite)
+        if plan.batches or collector.sharded:  # a process without gradients must tell those that have some
+            finite = decide(collector, plan.batches, groups, state, targets, self._user_functions)
+            taken = self._take(plan.batches, finite)
         if "_taken_in_backward" in self.__dict__:  # count both as one step
             taken = both(self.__dict__.pop("_taken_in_backward"), taken)
         if taken is not True:
             count_skipped(groups, taken)
+        collector.keep(plan, groups, state)
         return loss
 
     def _take(self, batches: list[ParamBatch], finite: bool | Tensor) -> bool | Tensor:

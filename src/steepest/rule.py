@@ -357,9 +357,10 @@ class Rule(ABC):
         """Return (direction, new matrix entries) of stacked matrices u [batch, ..., m, n]; may overwrite u.
 
         The signature names the arguments, as for ``update``: stacked matrix entries, in the state's dtype;
-        ``key`` and ``index`` for noise (two words [batch, 1, ...], and a function that returns the elements'
-        places in their parameters); ``param``, the stacked parameters; ``grad_dtype``; ``orthogonalize``,
-        the optimizer's own matrix function or None. Scalars derived from a step count on a device are
+        ``key`` and ``index`` for noise (two words [batch, 1, ...], and a function of two slices, of rows and
+        of columns, all by default, that returns their elements' places in the parameters); ``param``, the
+        stacked parameters; ``grad_dtype``; ``orthogonalize``, the optimizer's own matrix function or None.
+        Scalars derived from a step count on a device are
         tensors, 0-dim for one matrix, [batch] for a stack.
         """
         raise NotImplementedError

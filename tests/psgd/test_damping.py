@@ -18,7 +18,9 @@ def draws(count, m, n):
     """Draw noise for ``count`` matrices, one key each."""
     first = torch.arange(count).view(-1, 1, 1)
     index = torch.arange(m * n).view(1, m, n)
-    return damping_noise((first, 7 * first + 1), lambda: index, torch.Size((count, m, n))).double()
+    return damping_noise(
+        (first, 7 * first + 1), lambda *part: index[(0, *part)][None], torch.Size((count, m, n))
+    ).double()
 
 
 def test_second_moments():
@@ -60,9 +62,9 @@ def test_noise_is_added_to_the_fit_and_not_to_the_update(kind, literal, monkeypa
     """The amount is noise_scale, plus ε rms(m) without literal; spies record the input of the factors."""
     applied, drawn = [], []
 
-    def spy_whitened(x, *args):
+    def spy_whitened(x, *args, **options):
         applied.append(x.clone())
-        return factors.whitened(x, *args)
+        return factors.whitened(x, *args, **options)
 
     def spy_noise(*args):
         drawn.append(damping_noise(*args))

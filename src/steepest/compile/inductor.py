@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steepest.compile.sign import with_sign
+
 __all__ = ["inductor"]
 
 # The code must accept tensors of any size, so Inductor must not assert sizes.
@@ -20,18 +22,24 @@ _TRUST_VECTORS = {**_OPTIONS, "cpp.vec_isa_ok": True}
 def inductor(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> Callable[..., Any]:
     """Compile a graph with Inductor."""
     # Importing Inductor takes seconds, which only users who compile should pay for.
-    from torch._inductor import compile, config
+    from torch._inductor import config
+    from torch._inductor.compile_fx import compile_fx
+    from torch._inductor.decomposition import select_decomp_table
 
-    code: Callable[..., Any]
+    table = with_sign(select_decomp_table())
+
+    def compiled(options: dict[str, Any]) -> Callable[..., Any]:
+        code: Any = compile_fx(graph, [*examples], config_patches=options, decompositions=table)
+        made: Callable[..., Any] = code
+        return made
+
     if config.cpp.vec_isa_ok is None:
         try:
-            code = compile(graph, [*examples], options=_TRUST_VECTORS)
-            return code
+            return compiled(_TRUST_VECTORS)
         except Exception:
             # The C++ compiler may be older than the processor. Inductor has cached the instructions that it
             # was told to assume; clear them, so that the second attempt tests each one.
             from torch._inductor.cpu_vec_isa import valid_vec_isa_list
 
             valid_vec_isa_list.cache_clear()
-    code = compile(graph, [*examples], options=_OPTIONS)
-    return code
+    return compiled(_OPTIONS)

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from steepest.engine.layout import Extent
+from steepest.engine.layout import Extent, Row
 from steepest.engine.update import UpdateConfig
 from steepest.random import Key
 from steepest.rule import Group, Scalar
@@ -71,10 +71,16 @@ class ParamUpdate:
 
 @dataclass(slots=True, eq=False)
 class ParamBatch:
-    """Parameters of one group that share dtypes, device and configuration."""
+    """Parameters of one group that share dtypes, device and configuration.
+
+    Attributes:
+        rows: the members' rows for element passes, if it is a kept :class:`~steepest.engine.plan.Plan`'s;
+            the members then have their state.
+    """
 
     config: UpdateConfig
     members: list[ParamUpdate]
+    rows: list[Row] | None = None
 
 
 def describe(group: Group, group_index: int, index: int) -> str:

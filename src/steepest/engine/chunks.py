@@ -61,9 +61,14 @@ def run_eager(
     """
     decays, noisy, kept = config.decays, config.noisy, 2 + len(config.element_state)
     batches: dict[Any, list[Row]] = {}
+    last: Mapping[str, Any] | None = None
+    own: tuple[Any, ...] = ()
     for row in rows:
+        # Most rows share one mapping.
+        if row.scalars is not last:
+            last, own = row.scalars, tuple(row.scalars.items())
         # Tensors compare by identity here, so rows with numbers on a device run alone.
-        key = (tuple(row.scalars.items()), tuple([column.dtype for column in row.columns]))
+        key = (own, row.dtypes or tuple([column.dtype for column in row.columns]))
         batches.setdefault(key, []).append(row)
     for (own, dtypes), alike in batches.items():
         step = element_pass(which, config, {**numbers, **dict(own)}, decays=decays, donate=finite is None)
@@ -94,7 +99,7 @@ def run_eager(
 def _run_small(rows: list[Row], limit: int, run: Callable[..., None], written: list[int]) -> None:
     joinable = []
     for row in rows:
-        columns = row.flat(ordered=False)
+        columns = row.flats or row.flat(ordered=False)
         if columns is None:
             run(row.columns, NO_NOISE)
         else:

@@ -17,6 +17,7 @@ from steepest.distributed.layout import Region
 from steepest.distributed.local import LocalState, checked_region, is_dtensor, local_part
 from steepest.engine.batches import ParamBatch, ParamUpdate, describe
 from steepest.engine.layout import Extent, real_view
+from steepest.engine.plan import Plan
 from steepest.engine.units import Sharding
 from steepest.engine.update import PLAIN, UpdateConfig
 from steepest.random import tensor_word
@@ -89,10 +90,14 @@ class Collector:
         self.history = History()
         self._sharding = Sharding()
         self._is_made = False
+        self._plan: Plan | None = None
+        # The ids of the parameters that the last step had gradients of.
+        self._stepped: list[int] = []
 
     def forget(self, groups: Sequence[Group]) -> None:
         """Look at everything again, because groups were loaded."""
         self._is_made = False
+        self._plan = None
         # Parameters may have been replaced by shards, which no step has seen yet.
         self.sharded |= any(map(is_dtensor, (param for group in groups for param in group["params"])))
 
@@ -119,6 +124,7 @@ class Collector:
             groups: its param groups.
         """
         renamed = len(self._groups) > len(groups)
+        anew = False
         del self._groups[len(groups) :]
         for index, group in enumerate(groups):
             known = self._groups[index] if index < len(self._groups) else None
@@ -127,6 +133,7 @@ class Collector:
                 _check_lr(f"{who}, group {index}", lr)
             if known is None or not known.same_options(group):
                 known = self._look_again(f"{who}, group {index}", groups, index, known)
+                anew = True
             params = group["params"]
             if len(params) != len(known.params) or not all(map(is_, params, known.params)):
                 self._check_replaced(known, group, index)
@@ -135,6 +142,8 @@ class Collector:
             renamed |= group.get("param_names") != known.names
         if renamed:
             self._hash_names(groups)
+        if renamed or anew:
+            self._plan = None
 
     def _hash_names(self, groups: Sequence[Group]) -> None:
         """Compute the words of all parameters' noise keys from their names."""
@@ -200,6 +209,35 @@ class Collector:
             return False
         return all(param.dim() < 2 and param.shape not in self._vectors for param in params)
 
+    def plan(
+        self,
+        who: str,
+        groups: Sequence[Group],
+        states: Mapping[Tensor, MutableMapping[str, Any]],
+        targets: Targets | None = None,
+    ) -> Plan:
+        """Return the last step's plan if it still holds, else one of :meth:`batches_of` the same arguments.
+
+        :meth:`keep` gives it back, unless the step raises.
+        """
+        self.check(who, groups)
+        plan, self._plan = self._plan, None
+        if plan is not None and targets is None and plan.renew(groups, states):
+            return plan
+        # What has been dropped since then need not be alive while the next state is made.
+        del plan
+        return Plan(self._collect(groups, states, targets))
+
+    def keep(self, plan: Plan, groups: Sequence[Group], states: Mapping[Tensor, Any]) -> None:
+        """Keep a step's plan for the next one, if processes need not agree on the step.
+
+        Making it ready costs as much as a step saves, so the last step must have had the same gradients.
+        """
+        settled = plan.stepped == self._stepped
+        self._stepped = plan.stepped
+        if settled and not self.sharded and plan.keep(groups, states):
+            self._plan = plan
+
     def batches_of(
         self,
         who: str,
@@ -219,6 +257,14 @@ class Collector:
             ValueError: see :meth:`check`.
         """
         self.check(who, groups)
+        return self._collect(groups, states, targets)
+
+    def _collect(
+        self,
+        groups: Sequence[Group],
+        states: Mapping[Tensor, MutableMapping[str, Any]],
+        targets: Targets | None,
+    ) -> list[ParamBatch]:
         batches: list[ParamBatch] = []
         ordinal = 0
         seen: set[int] = set()

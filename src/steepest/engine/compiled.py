@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import is_
 from typing import Any, NamedTuple
 
 import torch
@@ -133,14 +134,14 @@ def launches(
         if columns is None:
             left.append(row)
         elif columns[0].numel() > 0:
-            by_dtypes.setdefault(tuple([column.dtype for column in columns]), []).append((row, columns))
+            dtypes = row.dtypes or tuple([column.dtype for column in columns])
+            by_dtypes.setdefault(dtypes, []).append((row, columns))
     for dtypes, served in by_dtypes.items():
         pairs = needs_pairs(dtypes, config.device)
         if pairs:
-            left += [row for row, columns in served if not pairable(columns)]
-            served = [
-                (row, [paired(column) for column in columns]) for row, columns in served if pairable(columns)
-            ]
+            tried = [(row, _in_pairs(row, columns)) for row, columns in served]
+            left += [row for row, columns in tried if columns is None]
+            served = [(row, columns) for row, columns in tried if columns is not None]
         if served:
             own = tuple(sorted(served[0][0].scalars))
             spec = _spec(which, config, numbers, own, dtypes, pairs, guarded)
@@ -163,8 +164,13 @@ def _launches(
     numbers = pack([shared], torch.float64)[0]
     owns = keys = [torch.empty(spec.rows, 0, device="cpu")] * count
     if spec.own:
-        own = [[row.scalars[name] for name in spec.own] for row, _ in served]
-        owns = list(pack(own, torch.float64).view(count, spec.rows, -1).unbind())
+        mappings = [row.scalars for row, _ in served]
+        if all(map(functools.partial(is_, mappings[0]), mappings)):
+            same = [mappings[0][name] for name in spec.own]
+            owns = [pack([same] * spec.rows, torch.float64)] * count
+        else:
+            own = [[each[name] for name in spec.own] for each in mappings]
+            owns = list(pack(own, torch.float64).view(count, spec.rows, -1).unbind())
     if spec.noisy:
         words = [[*(row.key or (0, 0)), row.extent.start if row.extent else 0] for row, _ in served]
         keys = list(pack(words, torch.int64).view(count, spec.rows, 3).unbind())
@@ -196,12 +202,30 @@ def run_compiled(
 def laid_out(row: Row, ordered: bool) -> Columns | None:
     """Return flat views of a row's columns for a graph, or None if the graph cannot take them."""
     columns = row.columns
+    if not columns[0].is_cpu and columns[0].numel() > _MOST_ELSEWHERE:
+        return None
+    if row.flats is not None:
+        return row.flats
     # Compiled code reads raw memory, which does not hold the values of wrappers and negated views.
     if not all(map(_holds_elements, set(map(type, columns)))) or any(map(Tensor.is_neg, columns)):
         return None
-    if not columns[0].is_cpu and columns[0].numel() > _MOST_ELSEWHERE:
-        return None
     return row.flat(ordered=ordered)
+
+
+def _in_pairs(row: Row, columns: Columns) -> Columns | None:
+    """View a row's flat columns in pairs, or return None if that is not possible."""
+    pairs = row.pairs
+    if pairs is None:
+        if not pairable(columns):
+            return None
+        pairs = [paired(column) for column in columns]
+        if row.flats is not None:
+            row.pairs = pairs
+    elif not pairable(columns[1:2]):
+        return None
+    else:
+        pairs[1] = paired(columns[1])
+    return pairs
 
 
 @functools.cache

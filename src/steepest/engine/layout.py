@@ -76,15 +76,23 @@ class Row:
         scalars: the numbers that are this row's own.
         key: of its noise.
         extent: of its elements; None is a whole tensor's.
+        flats: 1-D views of contiguous plain columns, if they are kept between steps.
+        pairs: the same, viewed in pairs (:mod:`steepest.compile.int16_pairs`).
+        dtypes: of the columns, if they are kept.
     """
 
     columns: list[Tensor]
     scalars: Mapping[str, Any]
     key: Key | None = None
     extent: Extent | None = None
+    flats: list[Tensor] | None = None
+    pairs: list[Tensor] | None = None
+    dtypes: tuple[torch.dtype, ...] | None = None
 
     def flat(self, *, ordered: bool) -> list[Tensor] | None:
         """Return :func:`flat` columns; with ``ordered``, None also if the places have gaps."""
+        if self.flats is not None:
+            return self.flats
         if ordered and self.extent is not None and not self.extent.is_gapless(self.columns[0].shape):
             return None
         return flat(self.columns, ordered=ordered)

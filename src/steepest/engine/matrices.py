@@ -25,8 +25,11 @@ from steepest.engine.multi_tensor import SMALL
 from steepest.engine.reductions import write_measured
 from steepest.engine.step_count import add_step, noise_key
 from steepest.engine.update import ChunkNoise, Pass, UpdateConfig, descended, narrowed, store
+from steepest.scratch import borrow, give_back
 
 __all__ = ["MatrixRun", "UserFunctions", "buckets", "step_matrices", "step_one_by_one"]
+
+_ALL = slice(None)
 
 PassRunner = Callable[
     [Pass, UpdateConfig, Sequence[Row], Mapping[str, Any], "Tensor | None"],
@@ -39,7 +42,9 @@ def step_matrices(batch: ParamBatch, finite: Tensor | None, compiled: bool) -> N
     run = MatrixRun(batch.config, batch.config.numbers(), finite, run_compiled if compiled else run_eager)
     blocks = [block for member in batch.members for block in blocks_of(run.config, member)]
     for bucket in buckets(run.config, blocks):
-        run.finish(bucket, *run.directions(bucket, None))
+        inputs = run.inputs(bucket)
+        run.finish(bucket, *run.directions(bucket, None, inputs))
+        give_back(*inputs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +91,7 @@ def _step_one(run: MatrixRun, member: ParamUpdate, functions: UserFunctions) -> 
                 store(param, torch.where(finite, param, before[0]), None)
         orthogonalize = partial(functions.orthogonalize, member)
         done = [
-            ([block], *run.directions([block], orthogonalize))
+            ([block], *run.directions([block], orthogonalize, run.inputs([block])))
             for block in blocks_of(config, member)
             if math.prod(block.kind.shape) > 0
         ]
@@ -135,11 +140,19 @@ class MatrixRun:
         config.device = device
         return MatrixRun(config, config.numbers(), self.finite, self.run)
 
+    def inputs(self, bucket: list[MatrixBlock]) -> list[Tensor]:
+        """Return what ``update`` returns for a bucket, stacked, after writing the state per element."""
+        config = self.config
+        shape = (len(bucket), *bucket[0].kind.shape)
+        stacks = [borrow(shape, config.compute, config.device) for _ in range(config.inputs)]
+        self.element_pass("before", bucket, stacks)
+        return stacks
+
     def directions(
         self,
         bucket: list[MatrixBlock],
         orthogonalize: Callable[[Tensor], Tensor] | None,
-        inputs: list[Tensor] | None = None,
+        inputs: list[Tensor],
         params: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return a bucket's stacked directions and new matrix entries.
@@ -147,17 +160,10 @@ class MatrixRun:
         Args:
             bucket: matrices of one shape.
             orthogonalize: the user's function, if any.
-            inputs: what ``update`` has returned for them, stacked; if None, the ``before`` pass writes the
-                elementwise state and returns it.
+            inputs: what ``update`` has returned for them, stacked; the rule may overwrite it.
             params: the stacked parameters, if the blocks have no columns.
         """
         config = self.config
-        if inputs is None:
-            shape = (len(bucket), *bucket[0].kind.shape)
-            inputs = [
-                torch.empty(shape, dtype=config.compute, device=config.device) for _ in range(config.inputs)
-            ]
-            self.element_pass("before", bucket, inputs)
         given = self._given(bucket, params)
         if "orthogonalize" in config.rule.transform_takes:
             given["orthogonalize"] = orthogonalize
@@ -288,12 +294,23 @@ def _keys(config: UpdateConfig, bucket: list[MatrixBlock]) -> Any:
     return tuple(column.view(-1, *ones) for column in columns)
 
 
-def _places(bucket: list[MatrixBlock], device: torch.device) -> Tensor:
-    """Return each element's place in its whole parameter, so that noise does not depend on the cut."""
+def _places(
+    bucket: list[MatrixBlock], device: torch.device, rows: slice = _ALL, columns: slice = _ALL
+) -> Tensor:
+    """Return the place of each element of these rows and columns in its whole parameter.
+
+    So noise does not depend on how parameters are cut.
+    """
     shape = bucket[0].kind.shape
-    if all(block.extent is None for block in bucket):
-        return torch.arange(math.prod(shape), device=device).view(1, *shape)
-    extents = [(block.extent or Extent.of(block.shape), block.shape) for block in bucket]
-    return torch.stack(
-        [extent.places(seen, device).to(torch.int64).reshape(shape) for extent, seen in extents]
-    )
+    if any(block.extent is not None for block in bucket):
+        extents = [(block.extent or Extent.of(block.shape), block.shape) for block in bucket]
+        whole = torch.stack(
+            [extent.places(seen, device).to(torch.int64).reshape(shape) for extent, seen in extents]
+        )
+        return whole if len(shape) < 2 else whole[..., rows, columns]
+    if len(shape) != 2:
+        whole = torch.arange(math.prod(shape), device=device).view(1, *shape)
+        return whole if len(shape) < 2 else whole[..., rows, columns]
+    m, n = shape
+    first = torch.arange(0, m * n, n, device=device)[rows, None]
+    return (first + torch.arange(n, device=device)[columns]).unsqueeze(0)

@@ -43,7 +43,11 @@ def _run(rows: Sequence[Columns], step: Callable[[Columns], None], written: Sequ
     step(joined)
     sizes = [row[0].numel() for row in rows]
     for number in written:
-        torch._foreach_copy_(columns[number], torch.split(joined[number], sizes))
+        if joined[number].is_cpu:
+            # Makes no views, which would take a third of the time.
+            torch.split_with_sizes_copy(joined[number], sizes, out=columns[number])
+        else:
+            torch._foreach_copy_(columns[number], torch.split(joined[number], sizes))
 
 
 def _together(rows: Sequence[Columns], limit: int) -> Iterator[list[Columns]]:

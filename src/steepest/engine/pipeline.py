@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, MutableMapping, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 from torch import Tensor
@@ -25,6 +26,8 @@ from steepest.engine.units import Sharding
 from steepest.rule import Group, Targets
 
 __all__ = ["decide", "take_step"]
+
+_kept_rows, _dtypes = attrgetter("rows"), attrgetter("dtypes")
 
 
 def decide(
@@ -104,7 +107,9 @@ def take_step(
     mask = finite if isinstance(finite, Tensor) else None
     if sharding is not None:
         sharding.bind(batches)
-    make_state(batches, states)
+    # Batches of a plan have their state.
+    if not all(map(_kept_rows, batches)):
+        make_state(batches, states)
     measuring = False
     for batch in batches:
         if batch.config.counted:
@@ -113,10 +118,11 @@ def take_step(
     if measuring:
         measure(batches, groups, states)
     own: list[UserFunctions | None] = []
-    for batch in batches:
+    batches = [*batches]  # a plan keeps its own as they are
+    for at, batch in enumerate(batches):
         functions = user_functions(batch) if batch.config.rule.transforms else None
         if functions is not None and functions.decay is not None:
-            batch.config = batch.config.without_decay()
+            batches[at] = ParamBatch(batch.config.without_decay(), batch.members)
         own.append(functions)
     # Compiling may fail, so it comes before anything is written.
     compiled = [_compiles(batch, mask is not None) for batch in batches]
@@ -178,7 +184,11 @@ def _compiles(batch: ParamBatch, guarded: bool) -> bool:
     if not wants_compiling(option, PAYS_FROM, config.device):
         return False
     if not config.offloaded:
-        dtypes = {tuple([column.dtype for column in member.columns]) for member in batch.members}
+        dtypes = (
+            {tuple([column.dtype for column in member.columns]) for member in batch.members}
+            if batch.rows is None
+            else set(map(_dtypes, batch.rows))
+        )
         prepare(config, dtypes, batch.members[0].scalars, guarded)
     return True
 
@@ -212,10 +222,10 @@ def _finish(batch: ParamBatch, finite: Tensor | None) -> None:
 
 def _step_elements(batch: ParamBatch, finite: Tensor | None, compiled: bool) -> None:
     config = batch.config
-    noisy = config.noisy
-    rows = [
-        Row(member.columns, member.scalars, noise_key(config, member) if noisy else None, member.extent)
-        for member in batch.members
-    ]
+    rows = batch.rows or [Row(member.columns, {}, None, member.extent) for member in batch.members]
+    for row, member in zip(rows, batch.members, strict=True):
+        row.scalars = member.scalars
+        if config.noisy:
+            row.key = noise_key(config, member)
     run = run_compiled if compiled else run_eager
     run("whole", config, rows, config.numbers(), finite)

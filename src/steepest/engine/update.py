@@ -232,8 +232,9 @@ def element_pass(
         u, new = rule.update(grad, p, **options, **given)
         written: list[Tensor | None] = [None, None]
         if which == "whole":
-            if into is not None and any(map(partial(is_, param), new.values())):
-                into = None
+            for kept in new.values():
+                if kept is param:
+                    into = None
             stepped = descended(p, u, scalars, later, into)
             written[0] = narrowed(config, stepped, param.dtype, noise)
         for name, entry in zip(names, entries, strict=True):

@@ -194,7 +194,7 @@ def _iterated(x: Tensor, plan: Plan, way: Way) -> Tensor:
     kept = None if reuses else 0
     squares: deque[Tensor] = deque(maxlen=kept)
     others: deque[Tensor] = deque(maxlen=kept)
-    runs = list(runs_of(plan.schedule, way.by_gram, way.dtype))
+    runs = runs_of(plan.schedule, way.by_gram, way.dtype)
     norm = None if plan.normalization == "frobenius" else (plan.normalization, plan.margin)
     for number, run in enumerate(runs, 1):
         x = _iterate(x, run, wide, way.turned and number == len(runs), squares, others, norm)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -21,6 +21,9 @@ Form = Literal["auto", "plain", "gram"]
 
 # Multiplications of a Gram matrix from which ways are compared.
 _COMPARED = 1 << 25
+
+# Columns of tall matrices from which transposing them saves more time in products than it takes.
+_TURNED = 512
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -86,7 +89,7 @@ def choose_way(
     measured = rows * rows * columns >= _COMPARED and is_free(x, x, None)
     if measured and dtype is None and x.is_cpu and x.dtype != torch.float64 and cpu_multiplies_bfloat16():
         dtype = _faster_dtype(rows)
-    default = _way(x, form, dtype, 2 * columns > 3 * rows, m > n, gram_in_bfloat16)
+    default = _way(x, form, dtype, 2 * columns > 3 * rows, m > n and n >= _TURNED, gram_in_bfloat16)
     if not measured:
         return default
     others = {
@@ -128,7 +131,7 @@ def _way(
 
 def runs_of(
     schedule: tuple[Polynomial, ...], by_gram: bool, dtype: torch.dtype
-) -> Iterator[tuple[Polynomial, ...]]:
+) -> list[tuple[Polynomial, ...]]:
     """Split the schedule into runs that start by computing R from X; the plain form has runs of one."""
     if not by_gram:
         starts = [*range(len(schedule))]
@@ -139,8 +142,7 @@ def runs_of(
         starts = [0, *range(1, len(schedule), 2)]
     else:
         starts = [0, *range(2, len(schedule), 3)]
-    for start, end in zip(starts, [*starts[1:], len(schedule)], strict=True):
-        yield schedule[start:end]
+    return [schedule[start:end] for start, end in zip(starts, [*starts[1:], len(schedule)], strict=True)]
 
 
 def _starts_of_high_degrees(schedule: tuple[Polynomial, ...], dtype: torch.dtype) -> list[int]:

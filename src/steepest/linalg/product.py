@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from steepest.autotuning import choose
+from steepest.scratch import borrow
 
 __all__ = [
     "ProductShape",
@@ -23,10 +24,8 @@ __all__ = [
     "product_way",
 ]
 
-# Multiplications of one product from which oneDNN's gain exceeds the cost of calling it, and from which ways
-# are timed: some 0.1 ms, which a timing tells from chance.
+# Multiplications of one product from which its ways are timed: some 20 µs, which exceed the cost of asking.
 _LARGE = 1 << 22
-_TIMED = 1 << 25
 
 
 def product(
@@ -56,6 +55,8 @@ def product(
         added = None
     # Small products are many, and asking more of them would take as long as they do.
     if x.shape[-2] * x.shape[-1] * y.shape[-1] >= _LARGE and is_free(x, y, added):
+        if x.dim() == 3:
+            return multiply(product_way(ProductShape.of(x, y, added)), x, y, added, alpha, beta, out)
         shape = (*x.shape[:-1], y.shape[-1])
         lefts, rights = x.reshape(-1, *x.shape[-2:]), y.reshape(-1, *y.shape[-2:])
         addends = None if added is None else added.reshape(-1, *added.shape[-2:])
@@ -77,13 +78,12 @@ def product(
 
 def is_free(x: Tensor, y: Tensor, added: Tensor | None) -> bool:
     """Return whether any way may compute it: not all have derivatives, or support tracers and subclasses."""
-    return (
-        not torch.compiler.is_compiling()
-        and is_plain(x, y, added)
-        and all(each is None or each.dtype == x.dtype for each in (y, added))
-        and x.device.type in ("cpu", "cuda")
-        and not differentiated(x, y, added)
-    )
+    # This is asked for every product, so what most tensors answer comes first.
+    if y.dtype != x.dtype or (added is not None and added.dtype != x.dtype):
+        return False
+    if not (x.is_cpu or x.is_cuda) or torch.compiler.is_compiling():
+        return False
+    return is_plain(x, y, added) and not differentiated(x, y, added)
 
 
 class ProductShape(NamedTuple):
@@ -114,10 +114,9 @@ class ProductShape(NamedTuple):
         batch, m, k = x.shape
         return cls(x.dtype, x.device, batch, m, k, y.shape[-1], layout, added is not None, _settings(x))
 
-    def question(self, what: str) -> tuple[Any, ...]:
-        """Return the words for :func:`~steepest.autotuning.choose`."""
+    def __str__(self) -> str:
         size = f"{self.batch}x{self.m}x{self.k}x{self.n}"
-        return what, str(self.dtype)[6:], size, self.layout + "+" * self.adds, self.settings
+        return f"{str(self.dtype)[6:]} {size} {self.layout}{'+' * self.adds} {self.settings}".rstrip()
 
     def operands(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Make stacks to time ways with."""
@@ -146,15 +145,13 @@ def product_way(shape: ProductShape) -> str:
     ways = ["batched", "loop"]
     if _onednn_multiplies(shape.dtype, shape.device):
         ways.insert(0, "onednn")
-    if shape.m * shape.k * shape.n < _TIMED:
-        return ways[0]
 
     def trials() -> dict[str, Callable[[], Any]]:
         x, y, added = shape.operands()
         out = x.new_empty(shape.batch, shape.m, shape.n)
         return {way: functools.partial(multiply, way, x, y, added, 1.0, 1.0, out) for way in ways}
 
-    return choose(shape.question("product"), shape.device, ways, trials)
+    return choose(("product", shape), shape.device, ways, trials)
 
 
 def multiply(
@@ -168,9 +165,9 @@ def multiply(
         return bare if alpha == 1 else bare.mul_(alpha)
     if way == "onednn" and len(x) == 1:  # it allocates its result
         return _scaled(_linear(x[0], y[0])[None], added, alpha, beta)
-    whole = x.new_empty(*x.shape[:-1], y.shape[-1]) if out is None else out
-    for at, into in enumerate(whole):
-        multiply_one(way, x[at], y[at], None if added is None else added[at], alpha, beta, into)
+    whole = borrow((*x.shape[:-1], y.shape[-1]), x.dtype, x.device) if out is None else out
+    for at in range(len(x)):
+        multiply_one(way, x[at], y[at], None if added is None else added[at], alpha, beta, whole[at])
     return whole
 
 
@@ -194,8 +191,10 @@ def differentiated(*tensors: Tensor | None) -> bool:
     if torch._C._are_functorch_transforms_active():
         return True
     there = [each for each in tensors if each is not None]
-    if torch.is_grad_enabled() and any(each.requires_grad for each in there):
+    if torch.is_grad_enabled() and any([each.requires_grad for each in there]):  # noqa: C419
         return True
+    if forward_ad._current_level < 0:
+        return False
     tangents = (forward_ad.unpack_dual(each).tangent for each in there)  # type: ignore[no-untyped-call]
     return any(tangent is not None for tangent in tangents)
 
@@ -203,7 +202,8 @@ def differentiated(*tensors: Tensor | None) -> bool:
 def is_plain(*tensors: Tensor | None) -> bool:
     """Return whether no tensor is of a subclass with its own dispatch: sharded, fake or quantized."""
     plain = Tensor.__torch_dispatch__
-    return all(each is None or type(each).__torch_dispatch__ is plain for each in tensors)
+    kinds = [type(each) for each in tensors if each is not None]
+    return all([kind is Tensor or kind.__torch_dispatch__ is plain for kind in kinds])  # noqa: C419
 
 
 def _onednn_multiplies(dtype: torch.dtype, device: torch.device) -> bool:

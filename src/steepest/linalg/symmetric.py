@@ -50,7 +50,7 @@ def preferred_symmetric_kernel(kernel: SymmetricKernel | None = None) -> Symmetr
     Choose before a CUDA graph is captured, and before its warm-up steps.
 
     Triton is not the default because nobody has measured yet where it is faster; ``steepest bench --sections
-    symmetric --device cuda`` does. The two kernels round differently, so none is chosen by measured time.
+    symmetric --device cuda`` does. It is not among the ways that :func:`steepest.autotune` times.
 
     Raises:
         ValueError: an unknown kernel.
@@ -153,13 +153,15 @@ def mirrored_product(
         return (whole + whole.mT) / 2 if averaged else whole
     if out is None:
         out = x.new_empty(*x.shape[:-2], rows, rows)
-    stack = out.view(-1, rows, rows)
-    count = len(stack)
-    lefts, rights = x.reshape(count, rows, inner), y.reshape(count, inner, rows)
-    addends = None if added is None else added.reshape(count, rows, rows)
-    shape = ProductShape.of(lefts, rights, addends)
+    stack = out
+    if x.dim() != 3:
+        stack = out.view(-1, rows, rows)
+        count = len(stack)
+        x, y = x.reshape(count, rows, inner), y.reshape(count, inner, rows)
+        added = None if added is None else added.reshape(count, rows, rows)
+    shape = ProductShape.of(x, y, added)
     panels, way = int(_symmetric_way(shape)), product_way(shape)
-    _in_panels(panels, way, lefts, rights, addends, alpha, beta, exactly or averaged, stack)
+    _in_panels(panels, way, x, y, added, alpha, beta, exactly or averaged, stack)
     return out
 
 
@@ -219,4 +221,4 @@ def _symmetric_way(shape: ProductShape) -> str:
             for panels in ways
         }
 
-    return choose(shape.question("symmetric"), shape.device, ways, trials)
+    return choose(("symmetric", shape), shape.device, ways, trials)

@@ -67,7 +67,7 @@ class SGDSaIRule(Rule):
         A negative ``measured`` counts gradients that were measured before the first step, when the momentum
         has not begun. A G whose ``measured`` is 0 is measured again, while the momentum continues.
         """
-        gsnr, measured = float(state["gsnr"]), float(state["measured"])
+        gsnr, measured = before = float(state["gsnr"]), float(state["measured"])
         first = not has_momentum(gsnr, measured)
         measured = abs(measured)
         if moments is not None:
@@ -81,7 +81,7 @@ class SGDSaIRule(Rule):
         mu = group["momentum"]
         return (
             {"keep": 0.0 if first else mu, "take": 1.0 if first else 1 - mu, "gain": gain},
-            {"gsnr": gsnr, "measured": measured},
+            {} if (gsnr, measured) == before else {"gsnr": gsnr, "measured": measured},
         )
 
     def relates(self, group: Group) -> str | None:

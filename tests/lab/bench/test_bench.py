@@ -41,10 +41,10 @@ def test_a_run_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert record == Record.load(out / "bench.json")
     assert record.settings["optimizers"] == ["lion", "muon"]
     assert [result.section for result in record.results] == [
-        *("machine", "symmetric", "polar", "polar", "steps", "steps", "host", "offload"),
+        *("machine", "symmetric", "polar", "polar", "steps", "steps", "families", "host", "offload"),
         *("sweep", "ternary", "ternary"),
     ]
-    machine, _, _, _, element, matrix, host, _, sizes, *_ = record.results
+    machine, _, _, _, element, matrix, _, host, _, sizes, *_ = record.results
     assert {row["unit"] for row in machine.rows} == {"GB/s", "Gflop/s"}
     assert all(row["rate"] > 0 for row in machine.rows)
     assert [row["label"] for row in element.rows] == ["axpy", "lion"]
@@ -176,7 +176,7 @@ def test_the_callback_receives_as_many_work_units_as_announced() -> None:
 
     callback = Counting()
     bench(["tiny"], ["lion", "muon"], rounds=1, compiled=False, peers=False, callback=callback)
-    assert callback.planned == callback.begun == callback.finished == 9
+    assert callback.planned == callback.begun == callback.finished == 11
     assert callback.closed == 1
     assert 0 < min(callback.fractions) <= max(callback.fractions) <= 1
 

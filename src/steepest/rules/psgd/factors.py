@@ -60,12 +60,19 @@ def sides_of(
     }
 
 
-def whitened(x: Tensor, sides: list[Side], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return (W, size) with P_l X P_r = size·W; dense factors multiply a unit-sized X in ``dtype``."""
+def whitened(
+    x: Tensor, sides: list[Side], dtype: torch.dtype, donated: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Return (W, size) with P_l X P_r = size·W; dense factors multiply a unit-sized X in ``dtype``.
+
+    ``donated`` says that X may be overwritten.
+    """
     for side in sides:
         if not side.dense:
-            x = x * (side.p if x.dim() == 2 else side.p.unsqueeze(side.across)).to(x.dtype)
-    x, size = unit(x)
+            p = (side.p if x.dim() == 2 else side.p.unsqueeze(side.across)).to(x.dtype)
+            x = x.mul_(p) if donated else x * p
+            donated = True
+    x, size = unit(x, donated)
     for side in sides:
         if side.dense:
             x, p = x.to(dtype), side.p
@@ -81,8 +88,11 @@ def second_moment(a: Tensor, side: Side) -> Tensor:
     """Return A Aᵀ or Aᵀ A of the stack, or for a diagonal side the sums of A² over the other dimension."""
     if side.dense:
         return gram(a if side.name == "_left" else a.mT)
-    square = a.to(side.q.dtype).square()
-    return square if a.dim() == 2 else square.sum(side.across)
+    if a.dim() == 2:
+        return a.to(side.q.dtype).square()
+    # Unlike a sum of squares, the norm needs no temporary of A's size.
+    length: Tensor = torch.linalg.vector_norm(a, dim=side.across, dtype=side.q.dtype)
+    return length.square()
 
 
 def balanced(sides: list[Side], scale: Tensor, due: bool | Tensor) -> tuple[list[Side], Tensor]:
@@ -98,26 +108,26 @@ def balanced(sides: list[Side], scale: Tensor, due: bool | Tensor) -> tuple[list
     return made, scale
 
 
-def damping_noise(key: tuple[Tensor, Tensor], index: Callable[[], Tensor], shape: torch.Size) -> Tensor:
+def damping_noise(key: tuple[Tensor, Tensor], index: Callable[..., Tensor], shape: torch.Size) -> Tensor:
     """Draw N(0, 1) for each element of a stack [batch, m, n] or [batch, n], in float32.
 
     A matrix is Hankel, N_ij = z_(i+j) of m+n−1 draws: damping only needs the second moments E[N Nᵀ] = nI and
     E[Nᵀ N] = mI, which hold as for mn draws, but those would take a quarter of the step.
     """
-    places = index()
     if len(shape) == 2:
-        return normal(key, places, _STREAM)
+        return normal(key, index(), _STREAM)
     # Draws for the elements of the first column and the last row, which blocks do not share.
-    border = torch.cat([places[:, :, 0], places[:, -1, 1:]], 1)
+    column, row = index(slice(None), slice(1)), index(slice(shape[1] - 1, None), slice(1, None))
+    border = torch.cat([column.flatten(1), row.flatten(1)], 1)
     draws = normal((key[0].flatten(1), key[1].flatten(1)), border, _STREAM).contiguous()
     return draws.as_strided((len(draws), *shape[1:]), (draws.stride(0), 1, 1))
 
 
-def unit(x: Tensor) -> tuple[Tensor, Tensor]:
+def unit(x: Tensor, donated: bool = False) -> tuple[Tensor, Tensor]:
     """Divide x by a power of two [batch, 1, ...], so that its largest magnitude is in [½, 1); return both.
 
     Squares then neither overflow nor underflow. Zero stays zero, with power 1; at the very ends of the
-    dtype's range the magnitude is in [¼, 4) or below.
+    dtype's range the magnitude is in [¼, 4) or below. ``donated`` says that x may be overwritten.
     """
     precise = torch.promote_types(x.dtype, torch.float32)
     largest = largest_magnitude(x).to(precise)
@@ -125,6 +135,8 @@ def unit(x: Tensor) -> tuple[Tensor, Tensor]:
     exponent = torch.frexp(largest).exponent.clamp(-reach, reach)
     usable = (largest > 0) & largest.isfinite()
     power = torch.where(usable, torch.ldexp(torch.ones_like(largest), exponent), 1.0)
+    if donated and power.dtype == x.dtype:
+        return x.div_(power), power
     return (x / power).to(x.dtype), power
 
 
@@ -138,7 +150,11 @@ def largest_magnitude(x: Tensor) -> Tensor:
 def root_mean_square(x: Tensor) -> Tensor:
     """Return the rms of each member of a stack, dimensions kept, even if squares overflow or underflow."""
     x, size = unit(x)
-    return x.square().mean(tuple(range(1, x.dim())), keepdim=True).sqrt() * size
+    # Rows first: torch reduces two dimensions at once on a single CPU thread.
+    length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    if x.dim() > 2:
+        length = torch.linalg.vector_norm(length, dim=tuple(range(1, x.dim() - 1)), keepdim=True)
+    return length / math.sqrt(max(1, x[0].numel())) * size
 
 
 def over(values: Tensor, like: Tensor) -> Tensor:

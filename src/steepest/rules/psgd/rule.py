@@ -225,11 +225,11 @@ class PSGDRule(Rule):
         if fit is not False:
             target = u if gradient is None else gradient
             sides = self._fitted(sides, target, scale, step_size, fit, dtype, key, index, given)
-        white, size = whitened(u, sides, dtype)
+        white, size = whitened(u, sides, dtype, donated=True)
         white = white.to(u.dtype)
         # min(f, 1.1/rms(W)) is f·1.1/max(rms(fW), 1.1), without the overflow.
         factor = rms_clip_factor(over(_gain(scale, sides), u) * size, root_mean_square(white), _CLIP)
-        direction = white * factor
+        direction = white.mul_(factor)
         state = {"scale": scale}
         for side in sides:
             state |= {f"Q{side.name}": side.q, f"L{side.name}": side.bound}
@@ -275,9 +275,9 @@ class PSGDRule(Rule):
             if not given["literal"]:
                 amount = amount + torch.finfo(dtype).eps * root_mean_square(target).flatten()
             noise = damping_noise(key, index, target.shape).to(target.dtype)
-            target = target + over(amount, target) * noise
-        a, size = whitened(target, sides, dtype)
-        a, more = unit(a)
+            target = torch.addcmul(target, over(amount, target), noise)
+        a, size = whitened(target, sides, dtype, donated=noise_scale > 0)
+        a, more = unit(a, donated=True)
         factor = (over(_gain(scale, sides), target) * size * more).flatten().clamp(max=_LARGEST)
         probes = (key[0].flatten(), key[1].flatten())
         norm = partial(torch.linalg.matrix_norm, ord=2) if given["norm"] == "exact" else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ..section import Section
+from .families import Families
 from .first import First
 from .host import Host
 from .machine import Machine
@@ -21,6 +22,7 @@ SECTIONS: dict[str, Section] = {
         Symmetric(),
         PolarFactors(),
         Steps(),
+        Families(),
         Host(),
         Offload(),
         First(),

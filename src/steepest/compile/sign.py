@@ -1,0 +1,40 @@
+"""The sign of float32 in integer arithmetic, as Inductor is told to compute it on a CPU.
+
+Inductor's own takes two comparisons, whose masks it turns into vectors and back: half of the time of a sign
+rule's loop over data in the cache. Integers need neither.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["sign", "with_sign"]
+
+_ONE, _INFINITY, _MAGNITUDE = 0x3F800000, 0x7F800000, 0x7FFFFFFF
+
+
+def sign(x: Tensor) -> Tensor:
+    """Compute ``torch.sign(x)`` of float32, bit by bit the same: 0 for ±0 and NaN.
+
+    >>> sign(torch.tensor([-2.0, -0.0, 1e-45, float("nan")]))
+    tensor([-1.,  0.,  1.,  0.])
+    """
+    bits = x.view(torch.int32)
+    magnitude = bits & _MAGNITUDE
+    nonzero = -magnitude.clamp(max=1)  # all ones, or 0
+    number = ~((_INFINITY - magnitude) >> 31)  # 0 for NaN
+    return ((bits & ~_MAGNITUDE | _ONE) & nonzero & number).view(torch.float32)
+
+
+def with_sign(table: dict[Any, Any]) -> dict[Any, Any]:
+    """Return Inductor's table of decompositions with this one of ``sign`` for the CPU."""
+
+    def decomposed(x: Tensor) -> Any:
+        if x.dtype != torch.float32 or x.device.type != "cpu":
+            return NotImplemented
+        return sign(x)
+
+    return {**table, torch.ops.aten.sign.default: decomposed}

@@ -1,0 +1,52 @@
+"""The compiled sign of a float32 equals torch's for every kind of number."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import steepest
+from steepest.compile.available import compiler_available
+from steepest.compile.sign import sign
+
+
+def all_kinds() -> torch.Tensor:
+    """All signs and exponents with several mantissas: zeros, NaN, infinities, denormals."""
+    head = torch.arange(1 << 16, dtype=torch.int64) << 16
+    bits = torch.cat([head, head + 1, head + 0x7FFF, head + 0xFFFF])
+    return torch.where(bits >= 1 << 31, bits - (1 << 32), bits).to(torch.int32).view(torch.float32)
+
+
+def test_it_equals_torchs_for_all_kinds_of_numbers():
+    x = all_kinds()
+    assert x.isnan().any()
+    assert torch.equal(sign(x).view(torch.int32), x.sign().view(torch.int32))
+
+
+@pytest.mark.skipif(not compiler_available("cpu"), reason="no C++ compiler")
+def test_compiled_steps_use_it_and_equal_eager_ones():
+    x = all_kinds()
+    finite = torch.where(x.isfinite(), x, 1.0)
+    stepped = []
+    for compile_ in (False, True):
+        weight = torch.nn.Parameter(finite.clone())
+        optimizer = steepest.SignGSD([weight], lr=0.5, weight_decay=0.0, compile=compile_)
+        weight.grad = x.flip(0).clone()
+        optimizer.step()
+        stepped.append(weight.detach())
+    assert torch.equal(stepped[0], stepped[1])
+
+
+@pytest.mark.skipif(not compiler_available("cpu"), reason="no C++ compiler")
+def test_inductor_is_given_it(monkeypatch):
+    """With another decomposition in its place, a compiled step changes."""
+    from steepest.compile import inductor
+
+    def doubled(table):
+        return {**table, torch.ops.aten.sign.default: lambda x: x + x}
+
+    monkeypatch.setattr(inductor, "with_sign", doubled)
+    with torch._inductor.config.patch(force_disable_caches=True):
+        graph = torch.fx.symbolic_trace(lambda x: (torch.sign(x),))
+        code = inductor.inductor(graph, [torch.ones(64)])
+        assert torch.equal(code(torch.full((64,), 3.0))[0], torch.full((64,), 6.0))
