@@ -304,7 +304,7 @@ def test_a_step_times_its_ways_and_a_second_one_nothing(monkeypatch):
 def test_small_matrices_are_not_timed(monkeypatch):
     monkeypatch.setattr(autotuning, "_timed", None)
     with torch.no_grad():
-        newton_schulz(randn(160, 160))
+        newton_schulz(randn(120, 120))
         x = randn(160, 160)
         product(x, x.mT)
         mirrored_product(x, x.mT)
@@ -335,3 +335,20 @@ def test_the_page_s_python_runs(capsys):
         assert f"`{way}`" in text
     assert f"{autotuning._BUDGET} seconds" in text
     assert f"{autotuning._MARGIN - 1:.0%}".replace("%", " %") in text
+
+
+def test_explain_names_the_way_without_timing_it(monkeypatch):
+    weight = torch.nn.Parameter(randn(300, 128))
+    optimizer = steepest.Muon([("weight", weight)], ns_dtype=torch.float32)
+    monkeypatch.setattr(autotuning, "_timed", None)
+    assert optimizer.explain().rows[0].way == "gram float32"
+    words = "newton_schulz float32 300x128 5 iterations"
+    path = steepest.autotune_file()
+    path.parent.mkdir()
+    path.write_text(json.dumps({autotuning.machine_words(CPU): {words: "plain float32 turned"}}))
+    assert optimizer.explain().rows[0].way == "plain float32 turned"
+    assert "matrices computed by 'plain float32 turned' (autotune): 300×128" in optimizer.explain().notes
+    steepest.autotune("off")
+    assert optimizer.explain().rows[0].way == "gram float32"
+    assert not any("autotune" in note for note in optimizer.explain().notes)
+    assert steepest.Lion([weight]).explain().rows[0].way is None

@@ -94,7 +94,10 @@ def autotune_file() -> Path:
 
 
 def choose(
-    question: tuple[Hashable, ...], device: torch.device, ways: Sequence[str], trials: Callable[[], Ways]
+    question: tuple[Hashable, ...],
+    device: torch.device,
+    ways: Sequence[str],
+    trials: Callable[[], Ways] | None,
 ) -> str:
     """Return the fastest way for a question; the first one where nothing is known or may be measured.
 
@@ -103,7 +106,8 @@ def choose(
             words that ``str`` makes of it are its name in the file.
         device: where.
         ways: their names, first that of the default. Others in the file are ignored.
-        trials: makes the functions to time, which must leave no trace; called only if they are timed.
+        trials: makes the functions to time, which must leave no trace; called only if they are timed. None
+            times nothing.
     """
     default = ways[0]
     mode = autotune()
@@ -120,9 +124,10 @@ def choose(
             made = _read(autotune_file()).get(machine, {}).get(words)
             if made not in ways:
                 made = None
-            if made is None and (mode == "cached" or _capturing(device)):
+            if made is None and (trials is None or mode == "cached" or _capturing(device)):
                 return default
             if made is None:
+                assert trials is not None
                 made = _fastest(trials(), device, default)
                 _write(autotune_file(), machine, words, made)
             _chosen[key] = made

@@ -247,6 +247,12 @@ class Rule(ABC):
         """Return what makes the host wait for the device, which no CUDA graph can capture; or None."""
         return None
 
+    def way(
+        self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, group: Group
+    ) -> str | None:
+        """Return how ``transform`` computes matrices of this shape, where that is chosen by timing."""
+        return None
+
     def compute_dtype(self, group: Group) -> torch.dtype | None:
         """Return the dtype of the algebra if an option sets it; float64 is then not rounded on the way."""
         return None

@@ -289,6 +289,19 @@ class TestSymmetries:
         for scale in (1e-35, 1e-30, 1e-12, 1e12, 1e30, 3.4e38):
             assert torch.allclose(newton_schulz(x * scale, method=method), base, atol=3e-5)
 
+    @pytest.mark.parametrize("shape", [(2, 256, 300), (300, 256)], ids=str)
+    def test_scale_of_large_matrices(self, shape):
+        """Norms whose squares are safe are used as they are; the bits do not tell."""
+        x = randn(*shape, dtype=torch.float32)
+        base = newton_schulz(x)
+        for power in (-120, -100, -41, -24, 24, 41, 100):
+            assert torch.equal(newton_schulz(x * 2.0**power), base)
+        mixed = torch.stack([x * 1e-30, torch.zeros_like(x), x])
+        result = newton_schulz(mixed)
+        assert torch.equal(result[1], mixed[1])
+        assert error(result[0], base) < 0.01  # bfloat16 on some machines
+        assert error(result[2], base) < 0.01
+
     def test_scale_in_half_precision(self):
         x = randn(6, 12, dtype=torch.float32)
         x = (x / x.abs().max()).bfloat16()
@@ -409,6 +422,26 @@ class TestGram:
         plain, gram = (newton_schulz(x, name, form=form, dtype=torch.bfloat16) for form in ("plain", "gram"))
         assert error(gram, exact) < 1.5 * error(plain, exact) + 0.02
         assert torch.linalg.svdvals(gram).max() < torch.linalg.svdvals(plain).max() + 0.15
+
+    @pytest.mark.parametrize("spectrum", ["random", "heavy-tailed", "decaying", "low rank and noise"])
+    def test_a_first_run_of_three_is_as_accurate_in_bfloat16(self, spectrum):
+        """Three iterations with one R, and a restart after them; without the restart σ reaches 10 or more."""
+        x = randn(128, 300)
+        if spectrum == "heavy-tailed":
+            x = x / randn(128, 300, seed=1)
+        if spectrum == "decaying":
+            x = with_singular_values(torch.logspace(-5, 0, 128).double(), 128, 300)[0]
+        if spectrum == "low rank and noise":
+            x = randn(128, 4) @ randn(4, 300, seed=1) + 0.01 * x
+        assert COEFFICIENTS["jordan"].first_run == 3
+        exact = newton_schulz(x, method="svd")
+        errors, tops = {}, {}
+        for form in ("plain", "gram"):
+            found = newton_schulz(x, "jordan", form=form, dtype=torch.bfloat16)
+            errors[form] = error(found, exact)
+            tops[form] = float(torch.linalg.svdvals(found).max())
+        assert errors["gram"] < errors["plain"] + 0.01
+        assert tops["gram"] < tops["plain"] + 0.05
 
     def test_auto_uses_gram_in_bfloat16_for_the_named_sets_but_cans(self):
         x = randn(4, 64, dtype=torch.float32)

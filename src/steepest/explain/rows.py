@@ -6,6 +6,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from steepest.engine.layout import real_view
@@ -13,7 +14,7 @@ from steepest.engine.state import blank_state
 from steepest.engine.units import Sharding
 from steepest.explain.sharded import layout_words, owner_ranks
 from steepest.rule import Group, Rule, Targets, find_rule
-from steepest.views import View
+from steepest.views import View, cut
 
 __all__ = ["BY_NAME", "Reasons", "Row", "Total", "make_rows", "make_totals", "starred"]
 
@@ -65,6 +66,8 @@ class Row:
         layout: how a mesh's processes hold it, as in ``"Shard(0) of 8"``; None for a plain tensor.
         owners: the ranks that compute its matrices, in this process's team; empty if every process computes
             what it needs.
+        way: how its matrices are computed, as in ``"gram bfloat16 turned"``, where that is chosen by timing
+            (:func:`steepest.autotune`); the default until the first step.
     """
 
     name: str
@@ -80,6 +83,7 @@ class Row:
     state_bytes: int
     layout: str | None = None
     owners: tuple[int, ...] = ()
+    way: str | None = None
 
     @property
     def kind(self) -> str:
@@ -125,6 +129,7 @@ def make_rows(
                 state_bytes=sum(value.nbytes for value in state.values()),
                 layout=layout_words(param),
                 owners=() if sharding is None else owner_ranks(sharding.of(param) or ()),
+                way=_way(rule, param, label, group) if rule.transforms and param.requires_grad else None,
             )
             if targets is not None and target is not None:
                 row = replace(row, **targets.describe(param, group))
@@ -153,3 +158,12 @@ def _view(rule: Rule, param: Tensor, label: str | None, group: Group) -> View | 
         return None
     arranged = group.get("view", "merge") if param.dim() > 2 else None
     return (group.get("views") or {}).get(label) or arranged
+
+
+def _way(rule: Rule, param: Tensor, label: str | None, group: Group) -> str | None:
+    """Return how the rule computes the parameter's matrices, or the first of its blocks."""
+    view = None if label is None else (group.get("views") or {}).get(label)
+    shape = param.shape
+    if view is not None:
+        shape = cut(torch.empty(shape, device="meta"), view, rule.counts_matrices(group))[0].shape
+    return rule.way(rule.matrix_shape(shape, group), param.dtype, param.device, group)

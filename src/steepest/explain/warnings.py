@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from steepest.autotuning import autotune
 from steepest.explain.rows import BY_NAME, Reasons, Row, starred
 from steepest.rule import Group, find_rule
 
@@ -15,7 +16,7 @@ _GATE_UP = re.compile(r"gate_up|gate_and_up|w1_?w?3|w1_?w?2$", re.IGNORECASE)
 
 
 def find_notes(rows: Sequence[Row], main: str, reasons: Reasons) -> list[str]:
-    """Note tied, frozen and left-out tensors, an unused fallback, and vectors that are not decayed."""
+    """Note tied, frozen and left-out tensors, ways, an unused fallback, and vectors that are not decayed."""
     notes = [
         f"{row.name} is also {', '.join(row.aliases)}: stepped once, under its first name"
         for row in rows
@@ -32,6 +33,11 @@ def find_notes(rows: Sequence[Row], main: str, reasons: Reasons) -> list[str]:
         notes.append(
             f"{len(reasons.left_out)} frozen tensors are left out because they can never train: {shown}"
         )
+    ways: dict[str, dict[str, None]] = {}
+    for row in rows:
+        if row.way is not None and autotune() != "off":
+            ways.setdefault(row.way, {})["×".join(map(str, row.shape))] = None
+    notes += [f"matrices computed by {way!r} (autotune): {', '.join(shapes)}" for way, shapes in ways.items()]
     if reasons.fallback not in (None, main) and not find_rule(main).hidden_only:
         notes.append(f"the fallback {reasons.fallback!r} is not used: {main!r} takes every tensor")
     undecayed = any(row.weight_decay == 0 and row.kind in ("norm", "bias", "gain") for row in rows)

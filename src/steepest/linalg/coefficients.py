@@ -34,6 +34,8 @@ class CoefficientSet:
             the normalization.
         source: the publication of the numbers.
         gram_in_bfloat16: whether tests show the Gram form in bfloat16 to be as accurate as the plain form.
+        first_run: iterations of the Gram form in bfloat16 from the first R; all later runs take two. Errors
+            of R grow by a² in each, and the runs that follow make up for those of the first.
         polynomials: (a, b, …) of each iteration, 2, 3, 5 or 9 numbers; given triples, the same.
         tops: for each polynomial, the largest σ for which it was made; () means 1. Products are formed of
             R/top², which keeps rounding errors of high degrees small.
@@ -59,6 +61,7 @@ class CoefficientSet:
     band: tuple[float, float] | None = None
     source: str = ""
     gram_in_bfloat16: bool = False
+    first_run: int = 1
     polynomials: tuple[Polynomial, ...] = ()
     tops: tuple[float, ...] = ()
     normalization: Normalization = "frobenius"
@@ -147,6 +150,7 @@ COEFFICIENTS: Mapping[str, CoefficientSet] = MappingProxyType(
             band=(0.47, 1.20),
             source='Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024)',
             gram_in_bfloat16=True,
+            first_run=3,
         ),
         "quintic": CoefficientSet(
             triples=(

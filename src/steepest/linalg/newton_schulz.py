@@ -10,7 +10,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from steepest.linalg.coefficients import CoefficientSet, coefficient_set
+from steepest.linalg.coefficients import CoefficientSet, Triple, coefficient_set
 from steepest.linalg.gram_polynomial import Polynomial, without_constant
 from steepest.linalg.newton_schulz_ways import Form, Plan, Way, choose_way, runs_of
 from steepest.linalg.normalization import Normalization, frobenius, normalized_gram
@@ -18,9 +18,13 @@ from steepest.linalg.operand import COMPUTING_DTYPES, require_choice, require_ma
 from steepest.linalg.product import differentiated, is_free, product
 from steepest.linalg.symmetric import mirrored_product
 
-__all__ = ["newton_schulz"]
+__all__ = ["newton_schulz", "newton_schulz_way"]
 
 Method = Literal["newton_schulz", "svd"]
+
+# Norms whose squares neither overflow nor underflow, and an ε that cannot be told from 0 beside them.
+_SAFE = (2.0**-40, 2.0**40)
+_NEGLIGIBLE = 1e-20
 
 # Elements of a matrix from which results take memory that is there instead of new pages.
 _REUSED = 1 << 16
@@ -46,8 +50,9 @@ def newton_schulz(
         Z = bR + cR^2 + \ldots, \quad X \leftarrow aX + ZX
 
     Each iteration maps every singular value to p(σ) = aσ + bσ³ + cσ⁵ + … and keeps U and V. Tall matrices are
-    transposed first. X is divided by its largest \|entry\| first, so ε never dominates the norm, and inputs
-    scaled by 1e-30 to 1e30 give the same result in float32. A zero matrix stays exactly zero.
+    transposed first. X is divided by a power of two near its largest \|entry\| first, unless all squares are
+    safe without that, so ε never dominates the norm, and inputs scaled by 1e-30 to 1e30 give the same result
+    in float32. A zero matrix stays exactly zero.
 
     **Singular values after a run**, for σ/‖X‖ in [1e-3, 1] (smaller ones end lower):
 
@@ -98,8 +103,8 @@ def newton_schulz(
             and in the Gram form, which then needs fewer restarts; bfloat16 on CPUs with AVX-512 BF16 or AMX
             for matrices of at least 128 rows and columns; float32 everywhere else. X is always normalized in
             float32 or better. On CUDA, float32 products follow torch's float32 matmul precision.
-        eps: > 0, relative to the largest \|entry\|. It keeps zero at zero; the default is negligible beside
-            any other norm.
+        eps: > 0, relative to about the largest \|entry\|. It keeps zero at zero; the default is negligible
+            beside any other norm.
         form: "plain", "gram", or "auto" for the one with fewer flops: Gram if the longer side is more than
             1.5 times the shorter. In bfloat16, "auto" chooses Gram only for the named sets other than
             "cans", which overshoots more in the Gram form.
@@ -148,7 +153,7 @@ def newton_schulz(
         return x.clone() if out is None else out
 
     stack = x.reshape(-1, *x.shape[-2:])
-    plan = Plan(schedule, normalization or table.normalization, table.margin)
+    plan = Plan(schedule, normalization or table.normalization, table.margin, table.first_run)
     way = choose_way(stack, plan, form, dtype, table.gram_in_bfloat16, _iterated)
     # A matrix that the caller gives away is scaled in its own memory.
     margin = table.margin if plan.normalization == "frobenius" else 1.0
@@ -156,6 +161,29 @@ def newton_schulz(
     polar = _exact(polar) if method == "svd" else _iterated(polar, plan, way)
     polar = polar.reshape(x.shape)
     return polar.to(x.dtype) if out is None else out.copy_(polar)
+
+
+def newton_schulz_way(
+    shape: Sequence[int],
+    coefficients: str | CoefficientSet | Sequence[Triple] = "quintic",
+    steps: int | None = None,
+    *,
+    operand_dtype: torch.dtype,
+    device: torch.device,
+    normalization: Normalization | None = None,
+    dtype: torch.dtype | None = None,
+) -> str:
+    """Return in words how :func:`newton_schulz` computes matrices of this shape; nothing is timed.
+
+    >>> newton_schulz_way((64, 32), operand_dtype=torch.float32, device=torch.device("cpu"))
+    'gram float32'
+    """
+    table = coefficient_set(coefficients)
+    plan = Plan(
+        table.scaled_schedule(steps), normalization or table.normalization, table.margin, table.first_run
+    )
+    x = torch.empty((), dtype=operand_dtype, device=device).expand(1, *shape[-2:])
+    return choose_way(x, plan, "auto", dtype, table.gram_in_bfloat16, None).words
 
 
 def _check_out(x: Tensor, out: Tensor) -> None:
@@ -177,9 +205,17 @@ def _normalized(x: Tensor, margin: float, eps: float, dtype: torch.dtype, donate
     precise = torch.promote_types(x.dtype, torch.promote_types(dtype, torch.float32))
     donated = donated or x.dtype != precise
     x = x.to(precise)
+    if x.is_cpu and x[0].numel() >= _REUSED and eps <= _NEGLIGIBLE and is_free(x, x, None):
+        # A look at the norms, which a device would have to be waited for, saves two passes.
+        norm = frobenius(x)
+        low, high = map(float, norm.aminmax())
+        if _SAFE[0] < low and high < _SAFE[1]:
+            return x.div_(norm.mul_(margin)) if donated else x / norm.mul_(margin)
     largest = torch.maximum(x.amax((-2, -1), keepdim=True), -x.amin((-2, -1), keepdim=True))
-    largest = torch.where(largest == 0, 1.0, largest)
-    x = x.div_(largest) if donated else x / largest
+    # A power of two divides exactly, so that results do not depend on the scale.
+    power = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 1)
+    scale = torch.where(largest.isfinite(), torch.where(largest == 0, 1.0, power), largest).detach()
+    x = x.div_(scale) if donated else x / scale
     norm = margin * frobenius(x) + eps
     # The norm's derivative needs x.
     return x / norm if x.requires_grad and torch.is_grad_enabled() else x.div_(norm)
@@ -194,7 +230,7 @@ def _iterated(x: Tensor, plan: Plan, way: Way) -> Tensor:
     kept = None if reuses else 0
     squares: deque[Tensor] = deque(maxlen=kept)
     others: deque[Tensor] = deque(maxlen=kept)
-    runs = runs_of(plan.schedule, way.by_gram, way.dtype)
+    runs = runs_of(plan, way.by_gram, way.dtype)
     norm = None if plan.normalization == "frobenius" else (plan.normalization, plan.margin)
     for number, run in enumerate(runs, 1):
         x = _iterate(x, run, wide, way.turned and number == len(runs), squares, others, norm)

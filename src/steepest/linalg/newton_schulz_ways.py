@@ -20,7 +20,7 @@ __all__ = ["Form", "Plan", "Way", "choose_way", "cpu_multiplies_bfloat16", "runs
 Form = Literal["auto", "plain", "gram"]
 
 # Multiplications of a Gram matrix from which ways are compared.
-_COMPARED = 1 << 25
+_COMPARED = 1 << 21
 
 # Columns of tall matrices from which transposing them saves more time in products than it takes.
 _TURNED = 512
@@ -35,11 +35,13 @@ class Plan(NamedTuple):
         schedule: the polynomials.
         normalization: the norm by which X is divided first.
         margin: a factor on that norm.
+        first_run: iterations of the first run in bfloat16.
     """
 
     schedule: tuple[Polynomial, ...]
     normalization: Normalization
     margin: float
+    first_run: int = 1
 
     @property
     def words(self) -> str:
@@ -76,9 +78,9 @@ def choose_way(
     form: Form,
     dtype: torch.dtype | None,
     gram_in_bfloat16: bool,
-    iterate: Callable[[Tensor, Plan, Way], Tensor],
+    iterate: Callable[[Tensor, Plan, Way], Tensor] | None,
 ) -> Way:
-    """Return the way for matrices [b, m, n]; ``iterate`` runs it, to be timed.
+    """Return the way for matrices [b, m, n]; ``iterate`` runs it, to be timed; None times nothing.
 
     The default is the form with fewer flops, in bfloat16 where the processor has instructions for it.
     """
@@ -88,7 +90,7 @@ def choose_way(
     # that continues a run costs 6r³ instead of 4r²n, whatever its degree, which is less for n > 1.5 r.
     measured = rows * rows * columns >= _COMPARED and is_free(x, x, None)
     if measured and dtype is None and x.is_cpu and x.dtype != torch.float64 and cpu_multiplies_bfloat16():
-        dtype = _faster_dtype(rows)
+        dtype = _faster_dtype(rows, timed=iterate is not None)
     default = _way(x, form, dtype, 2 * columns > 3 * rows, m > n and n >= _TURNED, gram_in_bfloat16)
     if not measured:
         return default
@@ -101,14 +103,14 @@ def choose_way(
 
     def trials() -> dict[str, Callable[[], Tensor]]:
         given = torch.full_like(x, x[0].numel() ** -0.5, memory_format=torch.contiguous_format)
+        assert iterate is not None
         return {words: partial(iterate, given.clone(), plan, way) for words, way in ways.items()}
 
-    size = "x".join(map(str, x.shape))
-    question = ("newton_schulz", str(x.dtype)[6:], size, plan.words)
-    return ways[choose(question, x.device, list(ways), trials)]
+    question = ("newton_schulz", str(x.dtype)[6:], f"{m}x{n}", plan.words)
+    return ways[choose(question, x.device, list(ways), None if iterate is None else trials)]
 
 
-def _faster_dtype(rows: int) -> torch.dtype:
+def _faster_dtype(rows: int, timed: bool) -> torch.dtype:
     """Return the dtype in which a CPU multiplies squares faster."""
     host = torch.device("cpu")
 
@@ -116,7 +118,8 @@ def _faster_dtype(rows: int) -> torch.dtype:
         squares = [torch.full((1, rows, rows), 0.01, dtype=each, device=host) for each in _DTYPES.values()]
         return {words: partial(product, each, each) for words, each in zip(_DTYPES, squares, strict=True)}
 
-    return _DTYPES[choose(("newton_schulz dtype", f"{rows} rows"), host, list(_DTYPES), trials)]
+    question = ("newton_schulz dtype", f"{rows} rows")
+    return _DTYPES[choose(question, host, list(_DTYPES), trials if timed else None)]
 
 
 def _way(
@@ -129,17 +132,18 @@ def _way(
     return Way(by_gram, dtype, turned)
 
 
-def runs_of(
-    schedule: tuple[Polynomial, ...], by_gram: bool, dtype: torch.dtype
-) -> list[tuple[Polynomial, ...]]:
+def runs_of(plan: Plan, by_gram: bool, dtype: torch.dtype) -> list[tuple[Polynomial, ...]]:
     """Split the schedule into runs that start by computing R from X; the plain form has runs of one."""
+    schedule = plan.schedule
     if not by_gram:
         starts = [*range(len(schedule))]
     elif any(len(polynomial) > 3 for polynomial in schedule):
         starts = _starts_of_high_degrees(schedule, dtype)
     elif dtype == torch.bfloat16:
-        # 8 bits tolerate one amplification of a rounding error, but not by the first triple, the steepest.
-        starts = [0, *range(1, len(schedule), 2)]
+        # 8 bits tolerate one amplification of a rounding error, but not by the steepest triples, unless
+        # another run follows, which corrects it.
+        first = plan.first_run if len(schedule) > plan.first_run else 1
+        starts = [0, *range(first, len(schedule), 2)]
     else:
         starts = [0, *range(2, len(schedule), 3)]
     return [schedule[start:end] for start, end in zip(starts, [*starts[1:], len(schedule)], strict=True)]

@@ -25,6 +25,7 @@ from steepest.hyperparameters import (
     optional,
 )
 from steepest.linalg import MatmulPrecision, Normalization, float32_matmul_precision, newton_schulz
+from steepest.linalg.newton_schulz import newton_schulz_way
 from steepest.optimizer import Optimizer
 from steepest.rule import MatrixOptions, Scalar
 from steepest.rules.orthogonalized import OrthogonalizedOptimizer, OrthogonalizedRule, momentum_step
@@ -145,6 +146,22 @@ class MuonRule(OrthogonalizedRule):
         short, long = sorted(shape[-2:])
         gram, plain = (8.0 * long + 28.0 * short), (20.0 * long + 10.0 * short)
         return math.prod(shape[:-2]) * short**2 * min(gram, plain)
+
+    def way(
+        self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, group: Mapping[str, Any]
+    ) -> str | None:
+        """Return the form and dtype of the iterations, and whether tall matrices are transposed."""
+        if group["method"] == "svd" or 0 in shape:
+            return None
+        return newton_schulz_way(
+            shape,
+            group["coefficients"],
+            _steps(group["coefficients"], group["ns_steps"]),
+            operand_dtype=torch.promote_types(torch.float32, dtype),
+            device=device,
+            normalization=group["normalization"],
+            dtype=group["ns_dtype"],
+        )
 
     def host_sync(self, group: Mapping[str, Any]) -> str | None:
         return "method='svd'" if group["method"] == "svd" else None
