@@ -92,6 +92,12 @@ def run_eager(
             for chunk, extent in chunks_of(row, limit, ordered=noisy):
                 run(chunk, ChunkNoise(row.key, partial(_places, extent, chunk[0])) if noisy else NO_NOISE)
     for (_, dtypes), alike in small.items():
+        if len(alike) == 1:
+            # A 0-dim tensor would be promoted to the dtype of 0-dim scalars.
+            columns = alike[0].columns
+            run = run_with(alike[0].scalars)
+            run(columns if columns[0].dim() else [column.view(1) for column in columns], NO_NOISE)
+            continue
         written = [at for at in range(len(dtypes)) if at != 1 and (at > 0 or which != "before")]
         _run_small(alike, chunk_length(config, dtypes, joined=True), run_with, written)
 
@@ -105,11 +111,9 @@ def _run_small(
     joined: list[Row] = []
     flats: list[list[Tensor]] = []
     for row in rows:
-        columns = (row.flats or row.flat(ordered=False)) if len(rows) > 1 else None
+        columns = row.flats or row.flat(ordered=False)
         if columns is None:
-            # A 0-dim tensor would be promoted to the dtype of 0-dim scalars.
-            columns = [column if column.dim() else column.view(1) for column in row.columns]
-            run_with(row.scalars)(columns, NO_NOISE)
+            run_with(row.scalars)(row.columns, NO_NOISE)
         else:
             joined.append(row)
             flats.append(columns)

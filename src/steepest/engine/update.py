@@ -165,10 +165,6 @@ class UpdateConfig:
         return self.method is not None and self.group["weight_decay"] != 0
 
 
-def _tensor(number: Scalar, dtype: torch.dtype) -> Tensor:
-    return number if isinstance(number, Tensor) else torch.scalar_tensor(number, dtype=dtype, device="cpu")
-
-
 def _hashable(value: Any) -> Any:
     return tuple(_hashable(item) for item in value) if isinstance(value, (list, tuple)) else value
 
@@ -213,8 +209,10 @@ def element_pass(
     options.update({name: number for name, number in scalars.items() if name in rule.takes})
     if not compiling and config.device.type == "cpu" and wide in _EXACT:
         # Every operation makes a tensor of a number, which takes as long as the rest of a short one.
-        numbers = ("lr",) if method == "sign" else ("lr", "decay")
-        scalars = {**scalars, **{name: _tensor(scalars[name], wide) for name in numbers}}
+        scalars = dict(scalars)
+        for name in ("lr",) if method is None or method == "sign" else ("lr", "decay"):
+            if not isinstance(scalars[name], Tensor):
+                scalars[name] = torch.scalar_tensor(scalars[name], dtype=wide, device="cpu")
     first, later = (method, None) if which == "whole" and method not in ("l2", "cautious") else (None, method)
 
     def run(columns: Sequence[Tensor], noise: ChunkNoise) -> list[Tensor | None]:
