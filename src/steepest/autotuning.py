@@ -7,6 +7,7 @@ once, kept for the process, and kept in a file, so that a run that is resumed on
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import math
@@ -14,11 +15,17 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 __all__ = ["AutotuneMode", "autotune", "autotune_file", "choose"]
 
@@ -31,6 +38,7 @@ Ways = Mapping[str, Callable[[], Any]]
 # timed only once, and the minimum leaves them out for others.
 _BUDGET = 0.3
 _ROUNDS = 6
+_LONG = 2.0
 
 # How much faster another way must be than the default; timings of equal ways differ by less.
 _MARGIN = 1.03
@@ -71,7 +79,7 @@ def autotune(mode: AutotuneMode | None = None) -> AutotuneMode:
     """
     global _mode
     if mode is None and _mode is None:
-        mode = os.environ.get("STEEPEST_AUTOTUNE", "measure")  # type: ignore[assignment]
+        mode = os.environ.get("STEEPEST_AUTOTUNE") or "measure"  # type: ignore[assignment]
     if mode is not None:
         if mode not in get_args(AutotuneMode):
             known = ", ".join(map(repr, get_args(AutotuneMode)))
@@ -81,16 +89,18 @@ def autotune(mode: AutotuneMode | None = None) -> AutotuneMode:
     return _mode
 
 
-def autotune_file() -> Path:
+def autotune_file() -> Path | None:
     """Return the file of the choices, by machine: JSON, in ``STEEPEST_CACHE_DIR`` or the user's cache folder.
 
-    It may be deleted, copied to equal machines, and edited. If it cannot be written, choices last as long as
-    the process.
+    It may be deleted, copied to equal machines, and edited. None where there is no home folder; then, and if
+    it cannot be written, choices last as long as the process.
     """
-    folder: str | Path | None = os.environ.get("STEEPEST_CACHE_DIR")
-    if folder is None:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "steepest"
-    return Path(folder) / "autotune.json"
+    folder = os.environ.get("STEEPEST_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME")
+    try:
+        place = Path(folder) if folder else Path.home() / ".cache"
+    except RuntimeError:
+        return None
+    return (place if os.environ.get("STEEPEST_CACHE_DIR") else place / "steepest") / "autotune.json"
 
 
 def choose(
@@ -114,47 +124,56 @@ def choose(
     alone = not (torch.are_deterministic_algorithms_enabled() or _in_group())
     if mode == "off" or (mode == "measure" and not alone) or torch.compiler.is_compiling():
         return default
-    key = (question, device, torch.get_num_threads())
+    key = (mode, question, device, torch.get_num_threads())
     known = _chosen.get(key)
-    if known is not None:
+    if known is not None and known in ways:
         return known
     with _lock:
-        if key not in _chosen:
-            words, machine = " ".join(map(str, question)), machine_words(device)
-            made = _read(autotune_file()).get(machine, {}).get(words)
+        words, machine = " ".join(map(str, question)), machine_words(device)
+        if mode == "cached":
+            # Read once, so that what other processes add meanwhile changes nothing.
+            made = _file_of_this_process().get(machine, {}).get(words, default)
+            made = made if made in ways else default
+        else:
+            made = _read(autotune_file()).get(machine, {}).get(words, "")
             if made not in ways:
-                made = None
-            if made is None and (trials is None or mode == "cached" or _capturing(device)):
-                return default
-            if made is None:
-                assert trials is not None
-                made = _fastest(trials(), device, default)
-                _write(autotune_file(), machine, words, made)
-            _chosen[key] = made
-        return _chosen[key]
+                if trials is None or _capturing(device):
+                    return default
+                made = _written(machine, words, _fastest(trials, device, default), ways)
+        _chosen[key] = made
+        return made
 
 
-def _fastest(ways: Ways, device: torch.device, default: str) -> str:
+def _fastest(trials: Callable[[], Ways], device: torch.device, default: str) -> str:
+    """Return the fastest way; a way that fails, for lack of memory, say, is none."""
     global _answered
-    best = {default: _timed_alone(ways[default], device)}
+    try:
+        ways = dict(trials())
+        best = {default: _timed_alone(ways[default], device)}
+    except RuntimeError:
+        return default
     alive = list(ways) if best[default] <= _BUDGET / 2 else []
     start = time.perf_counter()
     for _ in range(_ROUNDS):
         # In turns, because a machine may be slower for a while.
-        for way in alive:
-            best[way] = min(best.get(way, math.inf), _timed_alone(ways[way], device))
+        for way in list(alive):
+            try:
+                best[way] = min(best.get(way, math.inf), _timed_alone(ways[way], device))
+            except RuntimeError:
+                alive.remove(way)
+                best.pop(way, None)
         if time.perf_counter() - start > _BUDGET:
             break
         alive = [way for way in alive if best[way] < 1.5 * min(best.values())]
     _answered += 1
-    winner = min(best, key=best.__getitem__)
-    return default if best[default] <= _MARGIN * best[winner] else winner
+    winner = min(best, key=best.__getitem__, default=default)
+    return default if best.get(default, math.inf) <= _MARGIN * best.get(winner, math.inf) else winner
 
 
 def _timed_alone(run: Callable[[], Any], device: torch.device) -> float:
-    """Return the seconds of a run that answers no other questions on the way."""
+    """Return the seconds of a run that answers no other questions on the way, unless they are many anyway."""
     before, seconds = _answered, _timed(run, device)
-    return seconds if _answered == before else _timed(run, device)
+    return seconds if _answered == before or seconds > _LONG else _timed(run, device)
 
 
 def _timed(run: Callable[[], Any], device: torch.device) -> float:
@@ -188,8 +207,11 @@ def _machine(device: torch.device, threads: int) -> str:
         return f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}"
     has = torch.cpu.get_capabilities()
     units = [name for name in ("amx_bf16", "avx512_bf16", "avx512_f", "avx2") if has.get(name)]
+    # Virtual machines often hide the processor's name, but not its caches.
+    caches = [has[name] >> 10 for name in ("l1d_cache_size", "l2_cache_size") if has.get(name)]
     name = has.get("cpu_name") or has.get("architecture") or "CPU"
-    return f"{name} ({' '.join(units)}), {threads} threads, torch {torch.__version__}"
+    own = " ".join([*units, *map("{}K".format, caches)])
+    return f"{name} ({own}), {threads} threads, torch {torch.__version__}"
 
 
 def machine_words(device: torch.device) -> str:
@@ -200,27 +222,55 @@ def machine_words(device: torch.device) -> str:
 _Table = dict[str, dict[str, str]]
 
 
-def _read(path: Path) -> _Table:
+@functools.cache
+def _file_of_this_process() -> _Table:
+    return _read(autotune_file())
+
+
+def _read(path: Path | None) -> _Table:
     """Return the file's choices; none where it is missing or no table of them."""
     try:
-        table = json.loads(path.read_text())
+        table = json.loads("{}" if path is None else path.read_text())
         return {
             str(machine): {str(question): str(way) for question, way in each.items()}
             for machine, each in table.items()
         }
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
 
 
-def _write(path: Path, machine: str, question: str, way: str) -> None:
-    """Add a choice to the file, which another process may have changed meanwhile, or may be reading."""
+def _written(machine: str, question: str, way: str, ways: Sequence[str]) -> str:
+    """Add a choice to the file and return it, or the one that another process has added meanwhile."""
+    path = autotune_file()
+    if path is None:
+        return way
+    temporary = ""
     try:
-        table = _read(path)
-        table.setdefault(machine, {})[question] = way
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".json")
-        with os.fdopen(handle, "w") as file:
-            json.dump(table, file, indent=1, sort_keys=True)
-        Path(temporary).replace(path)
+        with _locked(path):
+            table = _read(path)
+            choices = table.setdefault(machine, {})
+            if choices.get(question) in ways:
+                return choices[question]
+            choices[question] = way
+            handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+            with os.fdopen(handle, "w") as file:
+                json.dump(table, file, indent=1, sort_keys=True)
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(path)
     except OSError:
-        pass  # a read-only home: the choice lasts as long as the process
+        # A read-only home, say: the choice lasts as long as the process.
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+    return way
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Keep other processes from writing the file meanwhile, on systems that have file locks."""
+    if fcntl is None:
+        yield
+        return
+    with path.with_suffix(".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

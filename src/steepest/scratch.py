@@ -46,7 +46,11 @@ def give_back(*tensors: Tensor) -> None:
     """Keep the memory of contiguous tensors that nobody uses any more."""
     blocks = _kept.blocks
     for tensor in tensors:
-        if tensor.device.type == "cpu" and _SMALLEST <= tensor.nbytes <= KEPT_BYTES:
+        if (
+            tensor.device.type == "cpu"
+            and not tensor.is_inference()
+            and _SMALLEST <= tensor.nbytes <= KEPT_BYTES
+        ):
             blocks.append(tensor.view(-1))
     while sum([block.nbytes for block in blocks]) > KEPT_BYTES:
         del blocks[0]

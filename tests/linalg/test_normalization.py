@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from steepest.linalg import COEFFICIENTS, newton_schulz
-from steepest.linalg.newton_schulz_ways import Plan, Way
+from steepest.linalg.newton_schulz_ways import Iterations, Way
 from steepest.linalg.normalization import normalized_gram
 
 SCHATTEN = {"frobenius": 2, "schatten4": 4, "schatten8": 8}
@@ -63,7 +63,7 @@ def test_turned_runs_are_the_same(normalization, by_gram):
     module = importlib.import_module("steepest.linalg.newton_schulz")
     x = randn(2, 24, 6)
     x = x / torch.linalg.matrix_norm(x, keepdim=True)
-    plan = Plan(COEFFICIENTS["minimax_9_17_3"].scaled_schedule(), normalization, 1.02)
+    plan = Iterations(COEFFICIENTS["minimax_9_17_3"].scaled_schedule(), normalization, 1.02)
     results = [
         module._iterated(x.clone(), plan, Way(by_gram, torch.float64, turned)) for turned in (False, True)
     ]

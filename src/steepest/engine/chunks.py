@@ -70,7 +70,8 @@ def run_eager(
         if row.scalars is not last:
             last, own = row.scalars, tuple(row.scalars.items())
             # Tensors compare by identity here, so rows with numbers on a device run alone.
-            spreads = config.device.type == "cpu" and Tensor not in map(type, last.values())
+            on_host = config.device.type == "cpu" and not config.counts_on_device
+            spreads = on_host and Tensor not in map(type, last.values())
             joins = tuple(last) if spreads else own
         dtypes = row.dtypes or tuple([column.dtype for column in row.columns])
         numel = row.columns[0].numel()

@@ -207,7 +207,7 @@ def element_pass(
     method, compiling = config.method if decays else None, torch.compiler.is_compiling()
     options = dict(config.update_options)
     options.update({name: number for name, number in scalars.items() if name in rule.takes})
-    if not compiling and config.device.type == "cpu" and wide in _EXACT:
+    if not compiling and config.device.type == "cpu" and wide in _EXACT and not config.counts_on_device:
         # Every operation makes a tensor of a number, which takes as long as the rest of a short one.
         scalars = dict(scalars)
         for name in ("lr",) if method is None or method == "sign" else ("lr", "decay"):

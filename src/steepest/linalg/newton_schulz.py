@@ -12,7 +12,7 @@ from torch import Tensor
 
 from steepest.linalg.coefficients import CoefficientSet, Triple, coefficient_set
 from steepest.linalg.gram_polynomial import Polynomial, without_constant
-from steepest.linalg.newton_schulz_ways import Form, Plan, Way, choose_way, runs_of
+from steepest.linalg.newton_schulz_ways import Form, Iterations, Way, choose_way, runs_of
 from steepest.linalg.normalization import Normalization, frobenius, normalized_gram
 from steepest.linalg.operand import COMPUTING_DTYPES, require_choice, require_matrices
 from steepest.linalg.product import differentiated, is_free, product
@@ -113,12 +113,16 @@ def newton_schulz(
             Singular values below max(m, n)·(machine epsilon)·(the largest) count as zero and stay zero.
             ``coefficients``, ``steps``, ``eps`` and ``form`` are checked but have no effect.
 
+        out: a tensor of ``x``'s shape, dtype and device that the result is written to and that is returned;
+            it may be ``x`` itself.
+
     Returns:
         A tensor of ``x``'s shape and dtype. A matrix with an entry that is not finite becomes all NaN with
         either method; the other matrices of its batch are unaffected.
 
     Raises:
         TypeError: ``x`` is not a tensor of one of those dtypes.
+        RuntimeError: ``out`` where autograd needs a derivative.
         ValueError: ``x`` has fewer than two dimensions; the name is unknown (the message suggests the
             closest); a polynomial is invalid; ``steps`` < 1; ``eps`` ≤ 0; or normalization,
             dtype, form or method is unknown.
@@ -145,7 +149,7 @@ def newton_schulz(
         require_choice("newton_schulz", "normalization", normalization, get_args(Normalization))
     if not eps > 0:
         raise ValueError(f"newton_schulz: eps must be > 0, got {eps!r}")
-    if out is not None and out is not x:
+    if out is not None and (out is not x or (x.requires_grad and torch.is_grad_enabled())):
         _check_out(x, out)
     table = coefficient_set(coefficients)
     schedule = table.scaled_schedule(steps)
@@ -153,7 +157,7 @@ def newton_schulz(
         return x.clone() if out is None else out
 
     stack = x.reshape(-1, *x.shape[-2:])
-    plan = Plan(schedule, normalization or table.normalization, table.margin, table.first_run)
+    plan = Iterations(schedule, normalization or table.normalization, table.margin, table.first_run)
     way = choose_way(stack, plan, form, dtype, table.gram_in_bfloat16, _iterated)
     # A matrix that the caller gives away is scaled in its own memory.
     margin = table.margin if plan.normalization == "frobenius" else 1.0
@@ -179,7 +183,7 @@ def newton_schulz_way(
     'gram float32'
     """
     table = coefficient_set(coefficients)
-    plan = Plan(
+    plan = Iterations(
         table.scaled_schedule(steps), normalization or table.normalization, table.margin, table.first_run
     )
     x = torch.empty((), dtype=operand_dtype, device=device).expand(1, *shape[-2:])
@@ -221,7 +225,7 @@ def _normalized(x: Tensor, margin: float, eps: float, dtype: torch.dtype, donate
     return x / norm if x.requires_grad and torch.is_grad_enabled() else x.div_(norm)
 
 
-def _iterated(x: Tensor, plan: Plan, way: Way) -> Tensor:
+def _iterated(x: Tensor, plan: Iterations, way: Way) -> Tensor:
     """Run all iterations on matrices [b, m, n] of Frobenius norm ≤ 1, in the way's dtype."""
     wide = way.turned or x.shape[-2] <= x.shape[-1]
     x = (x.mT if way.turned else x).to(way.dtype, memory_format=torch.contiguous_format).contiguous()

@@ -15,7 +15,7 @@ from steepest.linalg.gram_polynomial import DEGREES, Polynomial
 from steepest.linalg.normalization import Normalization
 from steepest.linalg.product import is_free, product
 
-__all__ = ["Form", "Plan", "Way", "choose_way", "cpu_multiplies_bfloat16", "runs_of"]
+__all__ = ["Form", "Iterations", "Way", "choose_way", "cpu_multiplies_bfloat16", "runs_of"]
 
 Form = Literal["auto", "plain", "gram"]
 
@@ -28,7 +28,7 @@ _TURNED = 512
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-class Plan(NamedTuple):
+class Iterations(NamedTuple):
     """What a run computes.
 
     Attributes:
@@ -74,11 +74,11 @@ class Way(NamedTuple):
 
 def choose_way(
     x: Tensor,
-    plan: Plan,
+    plan: Iterations,
     form: Form,
     dtype: torch.dtype | None,
     gram_in_bfloat16: bool,
-    iterate: Callable[[Tensor, Plan, Way], Tensor] | None,
+    iterate: Callable[[Tensor, Iterations, Way], Tensor] | None,
 ) -> Way:
     """Return the way for matrices [b, m, n]; ``iterate`` runs it, to be timed; None times nothing.
 
@@ -89,7 +89,12 @@ def choose_way(
     # k iterations cost 4r²n + (8k − 6)r³ flops as one Gram run and k·(4r²n + 2r³) in the plain form: each one
     # that continues a run costs 6r³ instead of 4r²n, whatever its degree, which is less for n > 1.5 r.
     measured = rows * rows * columns >= _COMPARED and is_free(x, x, None)
-    if measured and dtype is None and x.is_cpu and x.dtype != torch.float64 and cpu_multiplies_bfloat16():
+    if (
+        measured
+        and dtype is None
+        and x.is_cpu
+        and _computing_dtype(x.dtype, "cpu", False, rows) == torch.bfloat16
+    ):
         dtype = _faster_dtype(rows, timed=iterate is not None)
     default = _way(x, form, dtype, 2 * columns > 3 * rows, m > n and n >= _TURNED, gram_in_bfloat16)
     if not measured:
@@ -99,14 +104,23 @@ def choose_way(
         for by_gram in (False, True)
         for turned in {False, m > n}
     }
+    if len(others | {default}) == 1:
+        return default
     ways = {way.words: way for way in (default, *sorted(others - {default}, key=str))}
 
     def trials() -> dict[str, Callable[[], Tensor]]:
-        given = torch.full_like(x, x[0].numel() ** -0.5, memory_format=torch.contiguous_format)
         assert iterate is not None
-        return {words: partial(iterate, given.clone(), plan, way) for words, way in ways.items()}
+        run = iterate
 
-    question = ("newton_schulz", str(x.dtype)[6:], f"{m}x{n}", plan.words)
+        def timed(way: Way) -> Tensor:
+            given = torch.full_like(x, x[0].numel() ** -0.5, memory_format=torch.contiguous_format)
+            return run(given, plan, way)
+
+        return {words: partial(timed, way) for words, way in ways.items()}
+
+    # Options that exclude ways make it another question.
+    among = "/".join(sorted(ways))
+    question = ("newton_schulz", str(x.dtype)[6:], f"{m}x{n}", plan.words, f"({among})")
     return ways[choose(question, x.device, list(ways), None if iterate is None else trials)]
 
 
@@ -132,7 +146,7 @@ def _way(
     return Way(by_gram, dtype, turned)
 
 
-def runs_of(plan: Plan, by_gram: bool, dtype: torch.dtype) -> list[tuple[Polynomial, ...]]:
+def runs_of(plan: Iterations, by_gram: bool, dtype: torch.dtype) -> list[tuple[Polynomial, ...]]:
     """Split the schedule into runs that start by computing R from X; the plain form has runs of one."""
     schedule = plan.schedule
     if not by_gram:

@@ -83,6 +83,8 @@ def is_free(x: Tensor, y: Tensor, added: Tensor | None) -> bool:
         return False
     if not (x.is_cpu or x.is_cuda) or torch.compiler.is_compiling():
         return False
+    if torch.is_autocast_enabled("cpu" if x.is_cpu else "cuda"):  # it changes the dtype of some ways only
+        return False
     return is_plain(x, y, added) and not differentiated(x, y, added)
 
 

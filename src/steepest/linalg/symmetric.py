@@ -74,10 +74,10 @@ def preferred_symmetric_kernel(kernel: SymmetricKernel | None = None) -> Symmetr
 def gram(x: Tensor) -> Tensor:
     r"""Compute the Gram matrix :math:`X X^\top` of X [..., m, n], in X's dtype.
 
-    On a CPU, from 384 rows in float32 and float64 and from 512 in bfloat16, and on CUDA if
-    :func:`preferred_symmetric_kernel` selects Triton, only the lower blocks are computed and the upper ones
-    are copied, so the result is exactly symmetric. In all other cases, and whenever autograd may need a
-    derivative, this is the plain product.
+    The result is exactly symmetric on a CPU from 384 rows in float32 and float64 and from 512 in bfloat16,
+    and on CUDA if :func:`preferred_symmetric_kernel` selects Triton: there, blocks below the diagonal are
+    computed and copied to the other side, unless the whole product has been timed to be faster. In all other
+    cases, and whenever autograd may need a derivative, this is the plain product.
 
     Raises:
         TypeError: ``x`` is not a floating-point tensor.

@@ -24,6 +24,7 @@ class HyperballRule(MuonRule):
     """p ← R·normalize(p − η·R·normalize(O)),   R = ‖p‖_F as it was at first."""
 
     name = "hyperball"
+    keeps_input = False
     hyper = {
         **MuonRule.hyper,
         "weight_decay": Hyperparameter(

@@ -106,8 +106,8 @@ class MuonRule(OrthogonalizedRule):
     """m ← m + (1−β)(g − m);   p ← p − η·scale(out, in)·polar(u),   u as in the base."""
 
     name = "muon"
-    keeps_input: ClassVar[bool] = False
-    """Whether :meth:`finish` reads u; otherwise the polar factor takes its memory."""
+    keeps_input: ClassVar[bool] = True
+    """Whether an overridden :meth:`finish` reads u; otherwise the polar factor takes its memory."""
     hyper = {
         "lr": learning_rate(),
         "momentum": fraction(),
@@ -183,7 +183,8 @@ class MuonRule(OrthogonalizedRule):
             if orthogonalize is not None:
                 polar = orthogonalize(u)
             else:
-                polar = scaled_polar(u, out=None if self.keeps_input else u, **options)
+                keeps = self.keeps_input and type(self).finish is not MuonRule.finish
+                polar = scaled_polar(u, out=None if keeps else u, **options)
         return self.finish(polar, u, **options)
 
     def finish(self, polar: Tensor, u: Tensor, **options: Any) -> tuple[Tensor, dict[str, Tensor]]:

@@ -21,6 +21,7 @@ class NorMuonRule(MuonRule):
     """v ← β₂ v + (1−β₂) mean(O², over a row);   Ô = O / (√v + ε);   p ← p − η·Ô·‖O‖_F / ‖Ô‖_F."""
 
     name = "normuon"
+    keeps_input = False
     hyper = {**MuonRule.hyper, "beta2": fraction(), "eps": positive()}
 
     def matrix_specs(self, shape: tuple[int, ...], dtype: torch.dtype, group: Group) -> dict[str, StateSpec]:

@@ -19,7 +19,6 @@ class PolarGradRule(MuonRule):
     """p ← p − η·⟨O, u⟩·O,   O = polar(u),   ⟨O, u⟩ being u's nuclear norm when O is exact."""
 
     name = "polargrad"
-    keeps_input = True
 
     def moves_like_adamw(self, group: Group) -> bool:
         """Return False: whatever the scale, an update is as large as the gradient's nuclear norm."""

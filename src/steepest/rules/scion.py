@@ -20,6 +20,7 @@ class ScionRule(MuonRule):
     """p ← (1−η) p − η·ρ·√(out/in)·polar(m):   Muon with λ = 1, the RMS-to-RMS scale, and a radius ρ."""
 
     name = "scion"
+    keeps_input = False
     hyper = {**MuonRule.hyper, "radius": positive()}
 
     def moves_like_adamw(self, group: Group) -> bool:
