@@ -381,17 +381,19 @@ def test_a_graph_that_does_not_compile_is_given_up_once(monkeypatch: pytest.Monk
 
 def test_a_compiler_without_the_processors_instructions_is_asked_what_it_has(monkeypatch: pytest.MonkeyPatch):
     """Trying takes seconds, so it is done where the first attempt fails; and torch forgets that one."""
-    tried = []
-    make_code = torch._inductor.compile
+    from torch._inductor import compile_fx
 
-    def compile(graph: Any, examples: Any, options: dict[str, Any]) -> Any:
-        tried.append(dict(options))
-        if "cpp.vec_isa_ok" in options:
+    tried = []
+    make_code = compile_fx.compile_fx
+
+    def compile(graph: Any, examples: Any, config_patches: dict[str, Any], **more: Any) -> Any:
+        tried.append(dict(config_patches))
+        if "cpp.vec_isa_ok" in config_patches:
             raise RuntimeError("unrecognized command-line option -mavx512f")
         assert torch._inductor.cpu_vec_isa.valid_vec_isa_list.cache_info().currsize == 0
-        return make_code(graph, examples, options)
+        return make_code(graph, examples, config_patches=config_patches, **more)
 
-    monkeypatch.setattr(torch._inductor, "compile", compile)
+    monkeypatch.setattr(compile_fx, "compile_fx", compile)
     monkeypatch.setattr(cache, "_made", {})
     params, twins = _plain(), _plain()
     with warnings.catch_warnings():

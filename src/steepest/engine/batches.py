@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -15,9 +14,6 @@ from steepest.random import Key
 from steepest.rule import Group, Scalar
 
 __all__ = ["ParamBatch", "ParamUpdate", "describe"]
-
-# One mapping for all members, because rows with one mapping are known to have the same numbers.
-_NO_SCALARS: Mapping[str, Scalar] = MappingProxyType({})
 
 
 @dataclass(slots=True, eq=False)
@@ -55,7 +51,7 @@ class ParamUpdate:
     columns: list[Tensor] = field(default_factory=list)
     step: Scalar = 0
     key: Key | None = None
-    scalars: Mapping[str, Scalar] = field(default_factory=lambda: _NO_SCALARS)
+    scalars: Mapping[str, Scalar] = field(default_factory=dict)
     measured: Mapping[str, Scalar] | None = None
     target: Any = None
     extent: Extent | None = None

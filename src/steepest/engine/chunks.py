@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from steepest.engine.layout import Extent, Row, chunks_of
-from steepest.engine.multi_tensor import SMALL, own_numbers, run_together
+from steepest.engine.multi_tensor import SMALL, run_together
 from steepest.engine.update import NO_NOISE, ChunkNoise, Pass, UpdateConfig, element_pass, store
 
 __all__ = ["chunk_length", "run_eager"]
@@ -59,70 +59,52 @@ def run_eager(
         numbers: those that all rows share.
         finite: 0-dim bool if only the device knows whether the step is taken, else None.
     """
-    noisy, kept = config.noisy, 2 + len(config.element_state)
-    large: dict[Any, list[Row]] = {}
-    small: dict[Any, list[Row]] = {}
+    decays, noisy, kept = config.decays, config.noisy, 2 + len(config.element_state)
+    batches: dict[Any, list[Row]] = {}
     last: Mapping[str, Any] | None = None
     own: tuple[Any, ...] = ()
-    joins = own
     for row in rows:
         # Most rows share one mapping.
         if row.scalars is not last:
             last, own = row.scalars, tuple(row.scalars.items())
-            # Tensors compare by identity here, so rows with numbers on a device run alone.
-            on_host = config.device.type == "cpu" and not config.counts_on_device
-            spreads = on_host and Tensor not in map(type, last.values())
-            joins = tuple(last) if spreads else own
-        dtypes = row.dtypes or tuple([column.dtype for column in row.columns])
-        numel = row.columns[0].numel()
-        if noisy or numel > SMALL:
-            large.setdefault((own, dtypes), []).append(row)
-        elif numel > 0:
-            small.setdefault((joins, dtypes), []).append(row)
-
-    def run_with(own: Mapping[str, Any]) -> Callable[[list[Tensor], ChunkNoise], None]:
-        step = element_pass(which, config, {**numbers, **own}, decays=config.decays, donate=finite is None)
-        return partial(_run_chunk, step, finite, kept)
-
-    for (own, dtypes), alike in large.items():
-        run, limit = run_with(dict(own)), chunk_length(config, dtypes)
+        # Tensors compare by identity here, so rows with numbers on a device run alone.
+        key = (own, row.dtypes or tuple([column.dtype for column in row.columns]))
+        batches.setdefault(key, []).append(row)
+    for (own, dtypes), alike in batches.items():
+        step = element_pass(which, config, {**numbers, **dict(own)}, decays=decays, donate=finite is None)
+        run = partial(_run_chunk, step, finite, kept)
+        small: list[Row] = []
+        limit = 0
         for row in alike:
-            if row.columns[0].numel() <= limit and not noisy:
+            numel = row.columns[0].numel()
+            if numel <= SMALL and not noisy:
+                if numel > 0:
+                    small.append(row)
+                continue
+            limit = limit or chunk_length(config, dtypes)
+            if numel <= limit and not noisy:
                 run(row.columns, NO_NOISE)
                 continue
             for chunk, extent in chunks_of(row, limit, ordered=noisy):
                 run(chunk, ChunkNoise(row.key, partial(_places, extent, chunk[0])) if noisy else NO_NOISE)
-    for (_, dtypes), alike in small.items():
-        if len(alike) == 1:
+        if len(small) == 1:
             # A 0-dim tensor would be promoted to the dtype of 0-dim scalars.
-            columns = alike[0].columns
-            run = run_with(alike[0].scalars)
+            columns = small[0].columns
             run(columns if columns[0].dim() else [column.view(1) for column in columns], NO_NOISE)
-            continue
-        written = [at for at in range(len(dtypes)) if at != 1 and (at > 0 or which != "before")]
-        _run_small(alike, chunk_length(config, dtypes, joined=True), run_with, written)
+        elif small:
+            written = [at for at in range(len(dtypes)) if at != 1 and (at > 0 or which != "before")]
+            _run_small(small, chunk_length(config, dtypes, joined=True), run, written)
 
 
-def _run_small(
-    rows: list[Row],
-    limit: int,
-    run_with: Callable[[Mapping[str, Any]], Callable[..., None]],
-    written: list[int],
-) -> None:
-    joined: list[Row] = []
-    flats: list[list[Tensor]] = []
+def _run_small(rows: list[Row], limit: int, run: Callable[..., None], written: list[int]) -> None:
+    joinable = []
     for row in rows:
         columns = row.flats or row.flat(ordered=False)
         if columns is None:
-            run_with(row.scalars)(row.columns, NO_NOISE)
+            run(row.columns, NO_NOISE)
         else:
-            joined.append(row)
-            flats.append(columns)
-
-    def step(columns: list[Tensor], which: slice) -> None:
-        run_with(own_numbers(joined[which]))(columns, NO_NOISE)
-
-    run_together(flats, limit, step, written)
+            joinable.append(columns)
+    run_together(joinable, limit, partial(run, noise=NO_NOISE), written)
 
 
 def _run_chunk(

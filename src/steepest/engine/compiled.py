@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from operator import is_
 from typing import Any, NamedTuple
 
@@ -222,8 +221,7 @@ def _in_pairs(row: Row, columns: Columns) -> Columns | None:
         pairs = [paired(column) for column in columns]
         if row.flats is not None:
             row.pairs = pairs
-    elif columns[1].storage_offset() % 2:
-        # Of a kept row only the gradient may be another.
+    elif not pairable(columns[1:2]):
         return None
     else:
         pairs[1] = paired(columns[1])
@@ -259,10 +257,9 @@ def _listed(shared: Mapping[str, Any]) -> list[Any]:
 
 def _pack(rows: list[list[Any]], dtype: torch.dtype, device: torch.device, there: bool) -> Tensor:
     """Pack numbers and 0-dim tensors into one tensor; with ``there``, without a copy from the host."""
-    given = [*chain.from_iterable(rows)]
-    if not there and not any(issubclass(kind, Tensor) for kind in {*map(type, given)}):
-        packed = torch.tensor(given, dtype=dtype, device="cpu").view(len(rows), -1)
-        return packed.to(device, non_blocking=True)
+    given = [value for row in rows for value in row]
+    if not there and not any(isinstance(value, Tensor) for value in given):
+        return torch.tensor(rows, dtype=dtype, device="cpu").to(device, non_blocking=True)
     # Most numbers are the same for all rows, so each is made once.
     made = {
         value: torch.full((), value, dtype=dtype, device=device)

@@ -26,19 +26,14 @@ def count_steps(batch: ParamBatch) -> None:
         members = [member for member in members if "step" not in member.state]
     # Members share these scalars; later phases replace the mapping, never change it.
     by_step: dict[float, dict[str, Any]] = {}
-    last = 0.0
-    scalars: dict[str, Any] | None = None
     for member in members:
         count = member.state.get("step")
         step = 1.0
         if count is not None:
-            member.step = step = count.item() + 1.0
-        if step != last or scalars is None:
-            scalars = by_step.get(step)
-            if scalars is None:
-                scalars = by_step[step] = config.rule.scalars(step, **config.hyper)
-            last = step
-        member.scalars = scalars
+            member.step = step = float(count) + 1
+        if step not in by_step:
+            by_step[step] = config.rule.scalars(step, **config.hyper)
+        member.scalars = by_step[step]
 
 
 def _count_on_device(config: UpdateConfig, members: list[ParamUpdate]) -> None:

@@ -38,8 +38,6 @@ __all__ = [
 
 PLAIN = (Tensor, torch.nn.Parameter)
 LOW_PRECISION = (torch.bfloat16, torch.float16)
-# In these dtypes an operation uses a number as it rounds to the dtype; in narrower ones, as it is.
-_EXACT = (torch.float32, torch.float64)
 _ROUNDING_STREAM = 7  # apart from the streams that rules use
 
 # Bytes of int64 indices and words per element that needs noise.
@@ -207,12 +205,6 @@ def element_pass(
     method, compiling = config.method if decays else None, torch.compiler.is_compiling()
     options = dict(config.update_options)
     options.update({name: number for name, number in scalars.items() if name in rule.takes})
-    if not compiling and config.device.type == "cpu" and wide in _EXACT and not config.counts_on_device:
-        # Every operation makes a tensor of a number, which takes as long as the rest of a short one.
-        scalars = dict(scalars)
-        for name in ("lr",) if method is None or method == "sign" else ("lr", "decay"):
-            if not isinstance(scalars[name], Tensor):
-                scalars[name] = torch.scalar_tensor(scalars[name], dtype=wide, device="cpu")
     first, later = (method, None) if which == "whole" and method not in ("l2", "cautious") else (None, method)
 
     def run(columns: Sequence[Tensor], noise: ChunkNoise) -> list[Tensor | None]:
@@ -229,7 +221,7 @@ def element_pass(
         if method == "l2":
             grad = (scalars["decay"] * p).add_(grad)
         elif first is not None:
-            p = decayed(p, scalars["decay"], first, into)
+            p = decayed(p, scalars["decay"], first)
         entries = columns[2 : 2 + len(names)]
         given: dict[str, Any] = {
             name: entry.to(wide) if entry.dtype != wide else entry if donate else entry.clone()
@@ -270,18 +262,17 @@ def descended(
     if method == "cautious":
         p = torch.where(direction * p >= 0, p * scalars["decay"], p)
     elif method is not None and method != "l2":
-        p = decayed(p, scalars["decay"], method, into)
-    # Reuses the product's buffer; a fresh large tensor costs page faults.
-    stepped: Tensor = direction * scalars["lr"]
-    return torch.sub(p, stepped, out=stepped if into is None else into)
+        p = decayed(p, scalars["decay"], method)
+    # Bitwise equal to p − lr·d, but reuses the product's buffer; a fresh large tensor costs page faults.
+    stepped: Tensor = direction * -scalars["lr"]
+    return torch.add(stepped, p, out=stepped if into is None else into)
 
 
-def decayed(p: Tensor, strength: Scalar, method: str, into: Tensor | None = None) -> Tensor:
-    """Return p after weight decay, written to ``into`` if given, for the methods that depend on p alone."""
+def decayed(p: Tensor, strength: Scalar, method: str) -> Tensor:
+    """Return p after weight decay, for the methods that depend on p alone."""
     if method == "sign":
-        shift = torch.clamp(p, -strength, strength)  # type: ignore[arg-type]
-        return p - shift if into is None else torch.sub(p, shift, out=into)
-    return p * strength if into is None else torch.mul(p, strength, out=into)
+        return p - torch.clamp(p, -strength, strength)  # type: ignore[arg-type]
+    return p * strength
 
 
 class ChunkNoise:

@@ -176,7 +176,7 @@ def test_the_callback_receives_as_many_work_units_as_announced() -> None:
 
     callback = Counting()
     bench(["tiny"], ["lion", "muon"], rounds=1, compiled=False, peers=False, callback=callback)
-    assert callback.planned == callback.begun == callback.finished == 11
+    assert callback.planned == callback.begun == callback.finished == 13
     assert callback.closed == 1
     assert 0 < min(callback.fractions) <= max(callback.fractions) <= 1
 
