@@ -386,7 +386,9 @@ def test_a_compiler_without_the_processors_instructions_is_asked_what_it_has(mon
     tried = []
     make_code = compile_fx.compile_fx
 
-    def compile(graph: Any, examples: Any, config_patches: dict[str, Any], **more: Any) -> Any:
+    def compile(graph: Any, examples: Any, *, config_patches: Any = None, **more: Any) -> Any:
+        if config_patches is None:  # Inductor calls itself with the options set
+            return make_code(graph, examples, **more)
         tried.append(dict(config_patches))
         if "cpp.vec_isa_ok" in config_patches:
             raise RuntimeError("unrecognized command-line option -mavx512f")

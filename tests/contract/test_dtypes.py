@@ -203,11 +203,15 @@ def test_training_in_every_dtype_follows_float64(rule: Case):
         for index, (param, other) in enumerate(zip(params, wide, strict=True)):
             param.grad = gradient(param, index, 0)
             other.grad = param.grad.double()
+        before = [p.detach().clone() for p in wide]
         optimizer.step()
         oracle.step()
-        for param, other in zip(params, wide, strict=True):
+        for param, other, old in zip(params, wide, before, strict=True):
             eps = torch.finfo(dtype).eps
-            torch.testing.assert_close(param.detach().double(), other.detach(), rtol=4 * eps, atol=4 * eps)
+            # A direction's error of one rounding grows with the step.
+            moved = max(1.0, float((other.detach() - old).abs().max()))
+            close = 4 * eps * moved
+            torch.testing.assert_close(param.detach().double(), other.detach(), rtol=4 * eps, atol=close)
 
 
 def test_a_parameter_may_be_cast_between_steps(rule: Case):
