@@ -53,10 +53,10 @@ def autotune(mode: AutotuneMode | None = None) -> AutotuneMode:
     """Return how the ways of matrix products are chosen, after setting it if a mode is passed.
 
     ``"measure"``, the default, times the ways at the first step of a shape: on memory of its own, in turns,
-    for 0.3 seconds and the turn that is running then; not for matrices of fewer than some hundred rows, nor
-    where the default takes longer than half of that. The choices are kept in :func:`autotune_file`.
-    ``"cached"`` uses the choices of that file and measures nothing. ``"off"`` uses the defaults, which depend
-    on dtypes, shapes and the processor's instructions only.
+    each question for 0.3 seconds and the turn that is running then; not for matrices of fewer than some
+    hundred rows, nor where the default takes longer than half of that. The choices are kept in
+    :func:`autotune_file`. ``"cached"`` uses the choices of that file and measures nothing. ``"off"`` uses the
+    defaults, which depend on dtypes, shapes and the processor's instructions only.
 
     All ways compute the same, but round differently. A choice therefore stays as it is for the process, and,
     through the file, for later ones. ``"measure"`` acts like ``"off"`` where choices must not differ: in a
