@@ -18,6 +18,7 @@ LAYERS = [
     "hyperparameters",
     "random",
     "arithmetic",
+    "formats",
     "linalg",
     "views",
     "rule",
@@ -118,7 +119,7 @@ def test_the_lab_uses_the_public_names():
             assert {layer(n) for n in imported(path) if n.split(".")[0] == "steepest"} <= public, path
 
 
-def test_rules_know_no_other_rule_but_their_base_and_linalg_and_compile_stand_alone():
+def test_rules_know_no_other_rule_but_their_base_and_linalg_compile_and_formats_stand_alone():
     for path in MODULES:
         name, names = dotted(path), imported(path)
         if name[1:2] == ["rules"] and len(name) >= 3:
@@ -129,6 +130,8 @@ def test_rules_know_no_other_rule_but_their_base_and_linalg_and_compile_stand_al
             assert own <= {"linalg", "autotuning", "scratch", "random", "hyperparameters"}, path
         if name[1:2] == ["compile"]:
             assert {layer(n) for n in names if n.split(".")[0] == "steepest"} <= {"compile"}, path
+        if name[1:2] == ["formats"]:
+            assert {layer(n) for n in names if n.split(".")[0] == "steepest"} <= {"formats", "random"}, path
 
 
 def test_the_library_depends_on_torch_alone():
