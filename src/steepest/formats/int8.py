@@ -81,7 +81,7 @@ def encode_nonnegative(x: Tensor, u: Tensor | None) -> tuple[Tensor, Tensor]:
     t.clamp_(max=1.0)
     code = t.clamp(min=_TINY).rsqrt_().rsqrt_()
     code *= _FLOOR_FACTOR
-    code = torch.maximum(code.floor_(), x.clone().gt_(0.0))
+    code = torch.maximum(code.floor_(), x.clone().gt_(0.0))  # at least 1 where x > 0
     low = _fourth_power(code)
     gap = _fourth_power(code + 1.0)
     gap -= low
