@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from steepest import optimizer, rule
 
 # What a test computes must not depend on what this machine's last timings said; subprocesses inherit it.
 os.environ["STEEPEST_AUTOTUNE"] = "off"
+# torch.compile believes what the processor says of its vectors: to try them takes seconds in every process.
+os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "1"
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -22,15 +25,6 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Every device of this machine, one after the other."""
     return torch.device(request.param)
-
-
-@pytest.fixture
-def known_processor() -> Iterator[None]:
-    """torch.compile believes what the processor says of its vectors: to try them takes ten seconds of CPU."""
-    from torch._inductor import config
-
-    with config.patch({"cpp.vec_isa_ok": True}):
-        yield
 
 
 @pytest.fixture
@@ -57,6 +51,12 @@ def pytest_runtest_setup() -> None:
     # The singleton exists and is complete; __new__ returns it, and only __init__ would run again.
     table._kept = True
     table.__init__ = lambda self: None
+
+
+def pytest_collection_finish() -> None:
+    """The garbage collector need not look at thousands of tests again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

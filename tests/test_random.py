@@ -81,7 +81,6 @@ def test_slices_chunks_and_shapes_do_not_matter():
     assert torch.equal(bits32(key, order), whole[order])
 
 
-@pytest.mark.usefixtures("known_processor")
 def test_compiled_is_eager():
     def both(first, second, index):
         return bits32((first, second), index, 3), uniform((first, second), index, 1)

@@ -147,7 +147,6 @@ def test_shape_is_kept():
         assert stochastic_round(x, torch.bfloat16, noise_for(x)).shape == shape
 
 
-@pytest.mark.usefixtures("known_processor")
 def test_compiled_is_eager():
     def both(x, bits):
         return [stochastic_round(x, dtype, bits) for dtype in DTYPES]

@@ -99,7 +99,6 @@ def test_extreme_values(values: list[float], dtype: torch.dtype, total: float, s
     assert [each.item() for each in found[1:]] == pytest.approx([total, square], rel=0, abs=0, nan_ok=True)
 
 
-@pytest.mark.usefixtures("known_processor")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_compiled_code_gives_the_same_bits(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch):
     shapes = [(300, 7), (), (0,), (5,), (1 << 17,), (9, 4)]

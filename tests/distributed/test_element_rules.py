@@ -159,7 +159,6 @@ def test_complex_parameters(case: str):
 
 
 @pytest.mark.parametrize("placement", [Shard(0), Shard(1)], ids=str)
-@pytest.mark.usefixtures("known_processor")
 def test_compiled_steps_draw_by_the_logical_place_too(placement: Shard):
     """Columns have gaps between their places, so they are left to the eager pass."""
     start, grad = torch.randn(9, 8).bfloat16(), torch.randn(9, 8).bfloat16()

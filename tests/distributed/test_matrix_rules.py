@@ -117,7 +117,6 @@ def test_parameters_and_state_equal_one_process(layout: str, way: str, dtype: to
 
 
 @pytest.mark.parametrize("case", ["muon, stochastic", "quad"])
-@pytest.mark.usefixtures("known_processor")
 @pytest.mark.filterwarnings("error::RuntimeWarning")
 def test_compiled_passes_of_shards_equal_those_of_one_process(case: str):
     whole = in_one_process(case, torch.bfloat16, compile=True)

@@ -73,7 +73,6 @@ def test_parameters_and_state_equal_one_process(layout: str):
     run_on_ranks(work)
 
 
-@pytest.mark.usefixtures("known_processor")
 def test_compiled_sums_equal_one_process_too():
     whole = train("simba_leaky", torch.clone, compile=True)
     assert all(map(torch.equal, whole[0], train("simba_leaky", torch.clone, compile=False)[0]))

@@ -539,7 +539,6 @@ class TestErrors:
             newton_schulz(x)
 
 
-@pytest.mark.usefixtures("known_processor")
 def test_compiles_without_graph_breaks():
     x = randn(2, 6, 20, dtype=torch.float32)
     backend = "inductor" if compiler_available("cpu") else "aot_eager"

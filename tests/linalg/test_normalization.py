@@ -175,7 +175,6 @@ def test_transposition_and_derivatives(name, m, n, normalization):
     assert torch.autograd.gradcheck(run, x)
 
 
-@pytest.mark.usefixtures("known_processor")
 @pytest.mark.parametrize("normalization", ALL)
 def test_compiles_without_graph_breaks(normalization):
     x = randn(2, 6, 20).float()

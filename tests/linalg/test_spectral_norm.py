@@ -202,7 +202,6 @@ def test_unsupported_dtype_and_kind():
         spectral_norm_bound(torch.ones(2, 2), kind="sym")
 
 
-@pytest.mark.usefixtures("known_processor")
 def test_compiles_without_graph_breaks():
     t = wishart(2, 20, dtype=torch.float32)
     backend = "inductor" if compiler_available("cpu") else "aot_eager"

@@ -13,7 +13,6 @@ from steepest.ternary.flipping import flip_layer
 from .models import assert_same, mixed_model, small_model, snapshot
 
 compiled_only = pytest.mark.skipif(not compiler_available("cpu"), reason="needs a C++ compiler")
-pytestmark = pytest.mark.usefixtures("known_processor")
 
 
 def votes(trainer):

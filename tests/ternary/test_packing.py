@@ -200,7 +200,6 @@ def test_compiled_packing_is_the_same_for_all_sizes_by_one_graph(threads, bits):
 
 
 @pytest.mark.skipif(not compiler_available("cpu"), reason="needs a C++ compiler")
-@pytest.mark.usefixtures("known_processor")
 def test_compiled_packing_may_be_traced_faked_and_switched_off():
     values = ternary(4, 64)
 

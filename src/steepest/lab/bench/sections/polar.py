@@ -75,7 +75,7 @@ class PolarFactors:
 
 def errors(config: BenchConfig) -> Result:
     """Compare all sets and norms on all kinds of matrices."""
-    rows, width, steps = (32, 32, 8) if config.toy else (256, 96, 200)
+    rows, width, steps = (32, 16, 2) if config.toy else (256, 96, 200)
     if config.full:
         width = 256
     matrices = {**random_matrices(rows), "momenta": momenta(width, steps)}
@@ -91,7 +91,7 @@ def errors(config: BenchConfig) -> Result:
             ]
             row[kind] = f"{mean(off):.3f} / {max(off):.3f}"
             row[f"{kind}, mean"], row[f"{kind}, worst"] = mean(off), max(off)
-            row["top"] = max(row["top"], *(float(torch.linalg.matrix_norm(y, ord=2)) for y in found))
+            row["top"] = max(row["top"], *map(_spectral_norm, found))
         table.append(row)
     note = _ERROR_NOTE.format(rows=rows, width=width, steps=steps)
     return Result(PolarFactors.name, "Errors of polar factors", _ERRORS, table, [note])
@@ -151,6 +151,12 @@ def _torch(x: Tensor) -> Tensor:
 
     result: Tensor = _zeropower_via_newtonschulz(x, (3.4445, -4.7750, 2.0315), 5, 1e-7)
     return result
+
+
+def _spectral_norm(x: Tensor) -> float:
+    # A tenth of the time of the SVD, and the largest singular value as exact.
+    gram = x @ x.mT if x.shape[0] <= x.shape[1] else x.mT @ x
+    return float(torch.linalg.eigvalsh(gram)[-1]) ** 0.5
 
 
 def _polar(x: Tensor) -> Tensor:
