@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import product
@@ -156,7 +157,7 @@ def _torch(x: Tensor) -> Tensor:
 def _spectral_norm(x: Tensor) -> float:
     # A tenth of the time of the SVD, and the largest singular value as exact.
     gram = x @ x.mT if x.shape[0] <= x.shape[1] else x.mT @ x
-    return float(torch.linalg.eigvalsh(gram)[-1]) ** 0.5
+    return math.sqrt(float(torch.linalg.eigvalsh(gram)[-1]))
 
 
 def _polar(x: Tensor) -> Tensor:
