@@ -15,11 +15,16 @@ from typing import Any, Literal, TypeAlias, TypedDict, get_args
 
 import torch
 
+from steepest.formats.master import Master
+
+StateDtype: TypeAlias = "torch.dtype | Literal['int8'] | None"
+
 __all__ = [
     "COMMON_DEFAULTS",
     "COMMON_OPTIONS",
     "CommonOptions",
     "Hyperparameter",
+    "StateDtype",
     "at_least",
     "betas",
     "choice",
@@ -33,6 +38,7 @@ __all__ = [
     "plain",
     "positive",
     "rate",
+    "state_dtype",
 ]
 
 
@@ -159,6 +165,15 @@ def floating_dtype() -> Hyperparameter:
     return optional(Hyperparameter(accepts, "a signed torch floating point dtype"))
 
 
+def state_dtype() -> Hyperparameter:
+    """Accept None, a floating point dtype with a sign and a zero, or "int8", which torch.int8 becomes."""
+    floating = floating_dtype()
+    return Hyperparameter(
+        lambda value: value in ("int8", torch.int8) or floating.accepts(value),
+        f'"int8", {floating.allowed}',
+    )
+
+
 def optional(hyper: Hyperparameter) -> Hyperparameter:
     """Accept None as well. Compiled code is specialized to the value, since None is not a number."""
     return Hyperparameter(lambda value: value is None or hyper.accepts(value), f"None or {hyper.allowed}")
@@ -192,8 +207,14 @@ class CommonOptions(TypedDict, total=False):
     - ``state_dtype``: dtype of momentum and the like; None means the parameter's. An average in bfloat16
       stops growing when its increments fall below half a unit in the last place: at 0.8 of the mean
       with β = 0.99, at a quarter with β = 0.999. Use float32 for slow averages such as AdamW's second.
-    - ``rounding``: how a result is rounded into a bfloat16 or float16 parameter: to ``"nearest"``, or
-      ``"stochastic"``, up or down with a probability that makes the expectation exact.
+      ``"int8"`` stores averages of matrices as codes of one byte with a float32 scale for 64 elements, and
+      leaves vectors and small tensors in float32 (docs/memory.md).
+    - ``master``: what a bfloat16 or float16 parameter keeps of the bits that it drops, so that small updates
+      are not lost and no float32 copy exists: ``"split8"`` one byte, 24 bits in all, ``"split16"`` two, all
+      32 bits of a float32. None keeps nothing. Wider parameters need none.
+    - ``rounding``: how a result is rounded into a bfloat16 or float16 parameter, with ``"split8"`` into its
+      24 bits: to ``"nearest"``, or ``"stochastic"``, up or down with a probability that makes the
+      expectation exact. ``"split16"`` rounds nothing.
     - ``state_device``: None keeps state with its parameter. ``"cpu"`` keeps it in host memory and takes
       the step there, for parameters on an accelerator, and copies parameters and gradients back and forth
       meanwhile. Matrix rules refuse it: their products belong on the accelerator.
@@ -217,7 +238,8 @@ class CommonOptions(TypedDict, total=False):
     """
 
     weight_decay_method: WeightDecayMethod
-    state_dtype: torch.dtype | None
+    state_dtype: StateDtype
+    master: Master | None
     state_device: Literal["cpu"] | None
     rounding: Literal["nearest", "stochastic"]
     nonfinite: Literal["ignore", "skip", "raise"]
@@ -230,7 +252,8 @@ class CommonOptions(TypedDict, total=False):
 
 _COMMON: dict[str, tuple[Hyperparameter, Any]] = {
     "weight_decay_method": (choice(*get_args(WeightDecayMethod)), "decoupled"),
-    "state_dtype": (floating_dtype(), None),
+    "state_dtype": (state_dtype(), None),
+    "master": (choice(None, *get_args(Master)), None),
     "state_device": (choice(None, "cpu"), None),
     "rounding": (choice("nearest", "stochastic"), "nearest"),
     "nonfinite": (choice("ignore", "skip", "raise"), "ignore"),

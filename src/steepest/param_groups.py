@@ -51,6 +51,8 @@ def checked(
     rule = find_rule(full["rule"])
     rule.check(f"{owner}, group {index}", full)
     full |= {name: plain(full[name]) for name in rule.defaults()}
+    if full["state_dtype"] is torch.int8:
+        full["state_dtype"] = "int8"  # plain data
     full.setdefault("base_lr", float(full["lr"]))
     params = full["params"]
     # A generator can be read only once, and after an error the caller may try again with the same dict.

@@ -18,11 +18,13 @@ import torch
 from torch import Tensor
 
 from steepest.arithmetic import Scalar
+from steepest.formats.int8 import Range
 from steepest.hyperparameters import (
     COMMON_DEFAULTS,
     COMMON_OPTIONS,
     CommonOptions,
     Hyperparameter,
+    StateDtype,
     choice,
     integer,
     near_miss,
@@ -90,16 +92,24 @@ class StateSpec:
             parameter's dtype, or float32 if that is wider.
         shape: the shape of an entry per matrix.
         fill: the initial value; ``"identity"`` starts a square matrix as I.
+        range: of an average per element whose values ``state_dtype="int8"`` may store as codes
+            (:mod:`steepest.formats.int8`): ``"signed"`` or ``"nonnegative"``. None is never coded.
     """
 
     per: Literal["element", "tensor", "matrix"] = "element"
     dtype: torch.dtype | None = None
     shape: tuple[int, ...] = ()
     fill: float | Literal["identity"] = 0.0
+    range: Range | None = None
 
-    def make(self, param: Tensor, state_dtype: torch.dtype | None = None) -> Tensor:
-        """Return the entry before the first step, for a parameter or a block of one, on any device."""
+    def make(self, param: Tensor, state_dtype: StateDtype = None) -> Tensor:
+        """Return the entry before the first step, for a parameter or a block of one, on any device.
+
+        With ``"int8"`` this is what a tensor has that is not coded.
+        """
         if self.per == "element":
+            if state_dtype == "int8":
+                state_dtype = torch.promote_types(param.dtype, torch.float32)
             dtype = self.dtype or state_dtype or param.dtype
             return torch.zeros_like(param, dtype=dtype, requires_grad=False)
         dtype = self.dtype or torch.promote_types(param.dtype, torch.float32)

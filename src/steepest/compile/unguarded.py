@@ -78,7 +78,7 @@ def compiled_code(
     calls.clear()
     # Dynamo chooses which inputs the code takes and in which order. The recorded call shows it: sizes are
     # recognized by their values, tensors by their addresses.
-    at = {row[0].numel(): place for place, row in enumerate(rows)}
+    at = {row[0].shape[0]: place for place, row in enumerate(rows)}
     tensors = [*itertools.chain.from_iterable(rows), *others]
     begins = {t.data_ptr(): len(rows) + n for n, t in enumerate(tensors) if t is not None and t.numel()}
     places = [at[x] if isinstance(x, int) else begins[x.data_ptr()] for x in given]

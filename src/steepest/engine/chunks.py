@@ -26,6 +26,9 @@ _BYTES_ELSEWHERE = 1 << 27
 _NOISE_BYTES = 12
 _ROUNDING_BYTES = 12
 
+# Temporaries of decoding and encoding an entry.
+_CODING = 4
+
 # Temporaries whose size does not depend on the chunk.
 _SPARE = 1 << 12
 
@@ -41,7 +44,11 @@ def chunk_length(config: UpdateConfig, dtypes: Sequence[torch.dtype], *, joined:
     # Casts, the decayed parameter and the negated gradient are temporaries too.
     held = config.rule.temporaries + sum([dtype != config.compute for dtype in dtypes])
     held += config.maximize + config.decays * (3 if config.method == "cautious" else 1)
-    held += 2 * config.noisy
+    held += (
+        2 * config.noisy
+        + _CODING * len(config.storage.ranges)
+        + _CODING * (config.storage.correction is not None)
+    )
     each = config.compute.itemsize * held + _NOISE_BYTES * config.noisy + _ROUNDING_BYTES * config.rounds
     if joined:
         each += sum([dtype.itemsize for dtype in dtypes])
@@ -77,7 +84,7 @@ def run_eager(
         limit = 0
         for row in alike:
             numel = row.columns[0].numel()
-            if numel <= SMALL and not noisy:
+            if numel <= SMALL and not noisy and row.block is None:
                 if numel > 0:
                     small.append(row)
                 continue

@@ -18,6 +18,7 @@ from steepest.distributed.local import LocalState, checked_region, is_dtensor, l
 from steepest.engine.batches import ParamBatch, ParamUpdate, describe
 from steepest.engine.layout import Extent, real_view
 from steepest.engine.plan import Plan
+from steepest.engine.storage import Storage, storage_of
 from steepest.engine.units import Sharding
 from steepest.engine.update import PLAIN, UpdateConfig
 from steepest.random import tensor_word
@@ -37,6 +38,11 @@ def check_shard(who: str, param: Tensor, rule: Rule, group: Group) -> Region | N
     if rule.moves:
         # The rule itself knows how what the parameter stands for is divided.
         return None
+    if group["state_dtype"] == "int8" or group["master"] is not None:
+        raise ValueError(
+            f"{who} is a DTensor: state_dtype='int8' and master do not take sharded parameters; "
+            "state_dtype=torch.bfloat16 does"
+        )
     if group["state_device"] == "cpu" and param.device_mesh.device_type != "cpu":
         raise ValueError(
             f"{who} is a DTensor: state_device='cpu' does not take sharded parameters; "
@@ -60,6 +66,7 @@ class _CheckedGroup:
         self.names: list[str] | None = None
         self.words: list[int] | None = None
         self.configs: dict[Any, UpdateConfig] = {}
+        self.storages: dict[Any, Storage] = {}
 
     def accept(self, group: Group) -> None:
         """Record the present options as checked."""
@@ -344,16 +351,30 @@ class Collector:
         """Return the configuration of a parameter in a checked group."""
         checked = self._groups[group_index]
         param, dtype = member.param, member.grad.dtype
-        key = (param.dtype, dtype, param.device)
+        storage = _storage(checked, group, member)
+        key = (param.dtype, dtype, param.device, storage)
         config = checked.configs.get(key)
         if config is None:
             config = checked.configs[key] = UpdateConfig(
-                checked.rule, group, param.dtype, dtype, param.device
+                checked.rule, group, param.dtype, dtype, param.device, storage
             )
             config.words = self._words.setdefault((param.device, config.offloaded), {})
         # A copied group is a different dict with the same options.
         config.group = group
         return config
+
+
+def _storage(checked: _CheckedGroup, group: Group, member: ParamUpdate) -> Storage:
+    """Return how the parameter's state is stored."""
+    view = (group.get("views") or {}).get(member.label)
+    shape = (*member.owner.shape, 2) if member.owner.is_complex() else member.owner.shape
+    dtypes = {name: entry.dtype for name, entry in member.state.items() if isinstance(entry, Tensor)}
+    key = (member.param.dtype, shape, repr(view), *dtypes.items())
+    storage = checked.storages.get(key)
+    if storage is None:
+        storage = storage_of(checked.rule, group, member.param.dtype, shape, view, dtypes)
+        checked.storages[key] = storage
+    return storage
 
 
 def _local_member(

@@ -43,7 +43,8 @@ class GraphSpec(NamedTuple):
 
     ``config`` is the part of the update's configuration that code depends on. ``shared`` holds (name, how
     many numbers; 0 for a plain scalar), ``own`` the names of a row's own scalars, ``dtypes`` those of its
-    columns; ``pairs`` says that columns hold two elements in one (:mod:`steepest.compile.int16_pairs`).
+    columns; ``pairs`` says that columns hold two elements in one (:mod:`steepest.compile.int16_pairs`);
+    ``widths`` how many elements of each column belong to a block, if there are blocks.
     """
 
     which: Pass
@@ -54,6 +55,7 @@ class GraphSpec(NamedTuple):
     pairs: bool
     guarded: bool
     noisy: bool
+    widths: tuple[int, ...] | None
 
     @property
     def rows(self) -> int:
@@ -96,7 +98,8 @@ def prepare(
             inputs = (config.compute,) * config.inputs
             passes = [("before", (*each, *inputs), rule.takes & {*own, *entries})]
             if not rule.retracts:
-                passes.append(("after", (each[0], config.compute), ()))
+                corrections = each[-1:] if config.storage.correction is not None else ()
+                passes.append(("after", (each[0], config.compute, *corrections), ()))
         for which, columns, names in passes:
             pairs = needs_pairs(columns, config.device)
             if pairs and not have_pairs(columns):
@@ -114,7 +117,8 @@ def _spec(
     guarded: bool,
 ) -> GraphSpec:
     sizes = tuple([(n, len(v) if isinstance(v, (tuple, list)) else 0) for n, v in shared.items()])
-    return GraphSpec(which, config.key, sizes, own, dtypes, pairs, guarded, config.noisy)
+    widths = None if which == "after" else config.storage.widths(len(dtypes))
+    return GraphSpec(which, config.key, sizes, own, dtypes, pairs, guarded, config.noisy, widths)
 
 
 def launches(
@@ -174,7 +178,7 @@ def _launches(
     if spec.noisy:
         words = [[*(row.key or (0, 0)), row.extent.start if row.extent else 0] for row, _ in served]
         keys = list(pack(words, torch.int64).view(count, spec.rows, 3).unbind())
-    sizes = [columns[0].numel() for _, columns in served]
+    sizes = [columns[0].shape[0] for _, columns in served]
     tensors = [column for _, columns in served for column in columns]
     width = spec.rows * len(spec.dtypes)
     return [
@@ -272,6 +276,16 @@ def _pack(rows: list[list[Any]], dtype: torch.dtype, device: torch.device, there
 
 def _zeros(spec: GraphSpec, device: torch.device, sizes: Sequence[int]) -> list[Columns]:
     """Make rows of zeros of these sizes, to trace the graph with."""
+    if spec.widths is not None:
+        columns = list(zip(spec.widths, spec.dtypes, strict=True))
+        counts = [size // max(spec.widths) for size in sizes]
+        return [
+            [
+                torch.zeros((count, width) if width > 1 else (count,), dtype=dtype, device=device)
+                for width, dtype in columns
+            ]
+            for count in counts
+        ]
     rows = [[torch.zeros(size, dtype=dtype, device=device) for dtype in spec.dtypes] for size in sizes]
     return [[paired(column) for column in row] for row in rows] if spec.pairs else list(rows)
 
@@ -279,7 +293,7 @@ def _zeros(spec: GraphSpec, device: torch.device, sizes: Sequence[int]) -> list[
 @functools.lru_cache(maxsize=64)
 def _filling(spec: GraphSpec, device: torch.device) -> list[Columns]:
     """Make rows that fill up the last launch."""
-    return _zeros(spec, device, [4] * spec.rows)
+    return _zeros(spec, device, [4 * max(spec.widths or (1,))] * spec.rows)
 
 
 def _graph(spec: GraphSpec, config: UpdateConfig) -> Callable[..., None]:
@@ -320,5 +334,8 @@ def _step_part(
     noise = NO_NOISE
     if key is not None:
         place = functools.partial(torch.arange, device=part[0].device)
-        noise = ChunkNoise((key[0], key[1]), lambda: place(part[0].numel()) * stride + first + key[2])
+        noise = ChunkNoise(
+            (key[0], key[1]),
+            lambda: (place(part[0].numel()) * stride + first + key[2]).view(part[0].shape),
+        )
     return element_pass(spec.which, config, scalars, decays=True, donate=False)(part, noise)

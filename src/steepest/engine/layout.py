@@ -79,6 +79,8 @@ class Row:
         flats: 1-D views of contiguous plain columns, if they are kept between steps.
         pairs: the same, viewed in pairs (:mod:`steepest.compile.int16_pairs`).
         dtypes: of the columns, if they are kept.
+        block: elements that share a scale. Columns of the parameter's shape are then seen as [k, block], and
+            scales as [k].
     """
 
     columns: list[Tensor]
@@ -88,6 +90,7 @@ class Row:
     flats: list[Tensor] | None = None
     pairs: list[Tensor] | None = None
     dtypes: tuple[torch.dtype, ...] | None = None
+    block: int | None = None
 
     def flat(self, *, ordered: bool) -> list[Tensor] | None:
         """Return :func:`flat` columns; with ``ordered``, None also if the places have gaps."""
@@ -95,6 +98,9 @@ class Row:
             return self.flats
         if ordered and self.extent is not None and not self.extent.is_gapless(self.columns[0].shape):
             return None
+        if self.block is not None:
+            dense = all(map(Tensor.is_contiguous, self.columns))
+            return flattened(self.columns, self.block) if dense else None
         return flat(self.columns, ordered=ordered)
 
 
@@ -126,8 +132,11 @@ def flat(tensors: Sequence[Tensor], *, ordered: bool) -> list[Tensor] | None:
     return flattened(tensors)
 
 
-def flattened(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return 1-D views of contiguous tensors."""
+def flattened(tensors: Sequence[Tensor], block: int | None = None) -> list[Tensor]:
+    """Return 1-D views of contiguous tensors; with ``block``, [k, block] of all but those of k elements."""
+    if block is not None:
+        k = tensors[0].numel() // block
+        return [tensor.view(k) if tensor.numel() == k else tensor.view(k, block) for tensor in tensors]
     return [tensor if tensor.dim() == 1 else tensor.view(-1) for tensor in tensors]
 
 
@@ -141,7 +150,11 @@ def chunks_of(row: Row, limit: int, *, ordered: bool) -> Iterator[tuple[list[Ten
     if columns[0].numel() == 0:
         return
     joined = row.flat(ordered=ordered)
-    if joined is not None:
+    if row.block is not None:
+        first = row.extent.start if row.extent else 0
+        extent = Extent(first, (row.block, 1)) if joined else row.extent or Extent.of(shape)
+        yield from _cut_rows(joined or columns, limit, extent)
+    elif joined is not None:
         yield from _cut(joined, limit, Extent(row.extent.start if row.extent else 0, (1,)))
     else:
         yield from _cut(columns, limit, row.extent or Extent.of(shape))
@@ -149,6 +162,15 @@ def chunks_of(row: Row, limit: int, *, ordered: bool) -> Iterator[tuple[list[Ten
 
 # Chunks start at multiples of this, for aligned vector instructions.
 _GRAIN = 256
+
+
+def _cut_rows(columns: Sequence[Tensor], limit: int, extent: Extent) -> Iterator[tuple[list[Tensor], Extent]]:
+    """Cut between rows only, because a row may have scales of its own."""
+    count = columns[0].shape[0]
+    rows = max(1, limit * count // columns[0].numel())
+    for first in range(0, count, rows):
+        start = extent.start + first * extent.strides[0]
+        yield [column[first : first + rows] for column in columns], Extent(start, extent.strides)
 
 
 def _cut(columns: Sequence[Tensor], limit: int, extent: Extent) -> Iterator[tuple[list[Tensor], Extent]]:

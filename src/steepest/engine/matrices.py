@@ -185,10 +185,19 @@ class MatrixRun:
             columns, own = (
                 (block.columns, _numbers_of(config, block)) if which == "before" else (block.columns[:1], {})
             )
+            corrections = block.columns[-1:] if which == "after" and config.storage.correction else []
             key = noise_key(config, block.member) if config.noisy else None
             last = slots[at] if slots else [stack[at].reshape(columns[0].shape) for stack in stacks]
-            rows.append(Row([*columns, *last], own, key, block.extent))
-        if len(rows) > 1 and rows[0].columns[0].numel() <= SMALL and not config.noisy and _alike(rows):
+            width = config.storage.block if which == "before" else None
+            rows.append(Row([*columns, *last, *corrections], own, key, block.extent, block=width))
+        plain = config.storage.block is None and config.storage.correction is None
+        if (
+            len(rows) > 1
+            and rows[0].columns[0].numel() <= SMALL
+            and not config.noisy
+            and plain
+            and _alike(rows)
+        ):
             # Stacking small matrices takes less time than one pass for each.
             tensors = list(zip(*[row.columns for row in rows], strict=True))
             kept = len(tensors) - len(stacks)
@@ -224,10 +233,11 @@ class MatrixRun:
     def finish(self, bucket: list[MatrixBlock], direction: Tensor, new: Mapping[str, Tensor]) -> None:
         """Apply a bucket's directions, and write its new entries."""
         if self.config.rule.retracts:
-            written = self.retracted(bucket, _stacked_params(self.config, bucket), direction, new)
-            for block, value in zip(bucket, written.unbind(), strict=True):
-                param = block.columns[0]
-                store(param, value.reshape(param.shape), self.finite)
+            before = _stacked_params(self.config, bucket)
+            for at, written in zip((0, -1), self.retracted(bucket, before, direction, new), strict=True):
+                for block, value in zip(bucket, () if written is None else written.unbind(), strict=False):
+                    home = block.columns[at]
+                    store(home, value.reshape(home.shape), self.finite)
         else:
             self.element_pass("after", bucket, [direction])
         for name, values in new.items():
@@ -237,8 +247,11 @@ class MatrixRun:
 
     def retracted(
         self, bucket: list[MatrixBlock], before: Tensor, direction: Tensor, new: Mapping[str, Tensor]
-    ) -> Tensor:
-        """Return whole parameters, stacked, after a step that brings them back onto the rule's set."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return whole parameters, stacked, after a step that brings them back onto the rule's set.
+
+        Their corrections come with them, if masters are kept.
+        """
         config = self.config
         method = config.method if config.decays else None
         after = config.rule.retract(descended(before, direction, self.numbers, method), before, new)
@@ -250,6 +263,9 @@ class MatrixRun:
 
 def _stacked_params(config: UpdateConfig, bucket: list[MatrixBlock]) -> Tensor:
     shape = bucket[0].kind.shape
+    if config.storage.correction is not None:
+        masters = [config.storage.join(each.columns[0], each.columns[-1], config.compute) for each in bucket]
+        return torch.stack([master.reshape(shape) for master in masters])
     return torch.stack([block.columns[0].reshape(shape) for block in bucket]).to(config.compute).contiguous()
 
 

@@ -222,7 +222,8 @@ def _finish(batch: ParamBatch, finite: Tensor | None) -> None:
 
 def _step_elements(batch: ParamBatch, finite: Tensor | None, compiled: bool) -> None:
     config = batch.config
-    rows = batch.rows or [Row(member.columns, {}, None, member.extent) for member in batch.members]
+    block = config.storage.block
+    rows = batch.rows or [Row(each.columns, {}, None, each.extent, block=block) for each in batch.members]
     for row, member in zip(rows, batch.members, strict=True):
         row.scalars = member.scalars
         if config.noisy:

@@ -73,7 +73,7 @@ class Plan:
         for member, row, grad in zip(self._members, self._rows, grads, strict=True):
             member.grad = member.columns[1] = grad
             if row.flats is not None:
-                row.flats[1] = grad if grad.dim() == 1 else grad.view(-1)
+                row.flats[1] = grad.view(row.flats[0].shape) if row.block or grad.dim() != 1 else grad
         return True
 
     def _holds(self, grads: Sequence[Any], groups: Sequence[Group], states: Mapping[Tensor, Any]) -> bool:
@@ -114,18 +114,18 @@ class Plan:
         self._aliases: list[Tensor] = []
         self._rows: list[Row] = []
         for batch in self.batches:
-            batch.rows = [self._row(member) for member in batch.members]
+            batch.rows = [self._row(member, batch.config.storage.block) for member in batch.members]
             self._rows += batch.rows
 
-    def _row(self, member: ParamUpdate) -> Row:
+    def _row(self, member: ParamUpdate, block: int | None) -> Row:
         param, grad, *entries = member.columns
         # A view would refer to the parameter itself, which forbids torch.utils.swap_tensors().
         aliases = [tensor.detach() for tensor in (param, *entries)]
         self._tensors += param, *entries
         self._aliases += aliases
-        row = Row(member.columns, {}, dtypes=tuple(map(_dtype, member.columns)))
+        row = Row(member.columns, {}, dtypes=tuple(map(_dtype, member.columns)), block=block)
         if all(map(Tensor.is_contiguous, (grad, *aliases))) and not any(map(Tensor.is_neg, aliases)):
-            first, *others = flattened(aliases)
+            first, *others = flattened(aliases, block)
             row.flats = [first, _GONE, *others]
         return row
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from steepest.distributed.local import LocalState
 from steepest.engine.batches import ParamBatch, ParamUpdate
 from steepest.engine.blocks import cut_blocks, view_of
+from steepest.engine.storage import SCALE, storage_of
 from steepest.engine.units import Unit
 from steepest.engine.update import UpdateConfig
 from steepest.rule import Group, StateSpec, find_rule
@@ -19,6 +20,7 @@ from steepest.rule import Group, StateSpec, find_rule
 __all__ = ["blank_state", "lacks_state", "make_state"]
 
 _STEP = StateSpec("tensor", torch.float32)
+_BESIDE = StateSpec()
 
 
 def _entries(
@@ -31,6 +33,8 @@ def _entries(
     """Yield (name, spec, parameter or block) for every entry that this process keeps."""
     for name, spec in config.specs.items():
         yield name, spec, param
+    for name in config.storage.beside:
+        yield name, _BESIDE, param
     if units is not None:
         # Units of one batch of matrices have the same entries.
         for unit in {unit.suffix: unit for unit in units}.values():
@@ -53,10 +57,12 @@ def blank_state(param: Tensor, group: Group, label: str | None, target: Any = No
     ``param`` is a real view; it may be on the meta device itself. ``target`` is what it stands for, if any.
     """
     blank = torch.empty_like(param, device="meta")
-    config = UpdateConfig(find_rule(group["rule"]), group, blank.dtype, blank.dtype, blank.device)
+    rule = find_rule(group["rule"])
+    view = (group.get("views") or {}).get(label)
+    storage = storage_of(rule, group, blank.dtype, blank.shape, view, {})
+    config = UpdateConfig(rule, group, blank.dtype, blank.dtype, blank.device, storage)
     return {
-        name: spec.make(block, group["state_dtype"])
-        for name, spec, block in _entries(config, blank, label, target)
+        name: _made(config, name, spec, block) for name, spec, block in _entries(config, blank, label, target)
     }
 
 
@@ -115,7 +121,7 @@ def make_state(batches: Iterable[ParamBatch], states: MutableMapping[Tensor, Any
             columns = [member.param, member.grad]
             for name in names:
                 entry = state[name]
-                if entry.shape != shape:
+                if entry.shape != shape and entry.shape != config.storage.shape_of(name, shape):
                     raise ValueError(
                         f"{member.name} has shape {tuple(shape)}, its {name} {tuple(entry.shape)}: the "
                         "parameter was given another shape after a step; make a new optimizer, or clear its "
@@ -135,7 +141,8 @@ def make_state(batches: Iterable[ParamBatch], states: MutableMapping[Tensor, Any
 
 def _drop_unasked(config: UpdateConfig, member: ParamUpdate) -> None:
     """Drop entries that the present options do not need, because no step would update them."""
-    optional = [name for name in member.state if name.partition(".")[0] in config.rule.optional_state]
+    kept = config.rule.optional_state
+    optional = [n for n in member.state if n.partition(".")[0].removesuffix(SCALE) in kept]
     if optional:
         asked = {name for name, *_ in _entries_of(config, member, member.param)}
         for name in set(optional) - asked:
@@ -146,7 +153,6 @@ def _fresh(config: UpdateConfig, member: ParamUpdate) -> dict[str, Tensor]:
     """Make the entries that a parameter lacks."""
     # An offloaded step has its state on the host. The values do not matter.
     like = torch.empty_like(member.param, device="cpu") if config.offloaded else member.param
-    state_dtype = config.group["state_dtype"]
     fresh: dict[str, Tensor] = {}
     entries = list(_entries_of(config, member, like))
     of_matrices = [name for name, spec, _ in entries if spec.per == "matrix"]
@@ -158,5 +164,12 @@ def _fresh(config: UpdateConfig, member: ParamUpdate) -> dict[str, Tensor]:
                 f"{member.name} has been stepped and has no {name!r}, which the present options ask for: an "
                 "option of its group was changed that cannot change after the first step. Nothing was stepped"
             )
-        fresh[name] = spec.make(block, state_dtype)
+        fresh[name] = _made(config, name, spec, block)
     return fresh
+
+
+def _made(config: UpdateConfig, name: str, spec: StateSpec, block: Tensor) -> Tensor:
+    storage = config.storage
+    if name in storage.coded or name in storage.beside:
+        return storage.make(name, block)
+    return spec.make(block, config.group["state_dtype"])

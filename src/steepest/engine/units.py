@@ -18,6 +18,7 @@ from steepest.distributed.ownership import Load, assign, is_empty, overlap
 from steepest.engine.batches import ParamBatch
 from steepest.engine.blocks import cut_blocks, view_of
 from steepest.engine.layout import Extent
+from steepest.engine.storage import storage_of
 from steepest.engine.update import PLAIN, MatrixKind, UpdateConfig
 from steepest.rule import Group, StateSpec, find_rule
 from steepest.views import is_transposed
@@ -212,7 +213,9 @@ class Sharding:
                 config = configs.get(param.dtype)
                 if config is None:
                     rule, dtype = find_rule(group["rule"]), param.dtype
-                    config = configs[dtype] = UpdateConfig(rule, group, dtype, dtype, param.device)
+                    storage = storage_of(rule, group, dtype, (), None, {})
+                    config = UpdateConfig(rule, group, dtype, dtype, param.device, storage)
+                    configs[dtype] = config
                 label = group["param_names"][index] if "param_names" in group else None
                 units = list(_units(config, param, label, layout, whole(config)))
                 by_way.setdefault(way, []).append((param, layout, config, units))

@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from steepest.engine.storage import Storage
 from steepest.random import Key, Words, element_words, stochastic_round, stream_bits, stream_uniform
 from steepest.rule import Group, Rule, Scalar, StateSpec
 
@@ -62,6 +63,7 @@ class UpdateConfig:
         rule, group: the rule and the param group.
         dtype, grad_dtype: of the parameters and their gradients (complex ones as pairs of reals).
         home: the parameters' device.
+        storage: how their state per element is stored.
     """
 
     rule: Rule
@@ -69,16 +71,22 @@ class UpdateConfig:
     dtype: torch.dtype
     grad_dtype: torch.dtype
     home: torch.device
+    storage: Storage
 
     def __post_init__(self) -> None:
         group, rule = self.group, self.rule
         # Offloaded: the step runs on the host, the parameters are on another device.
         self.offloaded: bool = group["state_device"] == "cpu" and self.home.type != "cpu"
         self.device = torch.device("cpu") if self.offloaded else self.home
-        self.rounds: bool = group["rounding"] == "stochastic" and self.dtype in LOW_PRECISION
-        self.noisy: bool = self.rounds or not rule.takes.isdisjoint({"noise"})
+        specs = rule.state_specs(group)
+        self.specs = specs
+        # A master weight of 32 bits loses nothing.
+        narrow = self.dtype in LOW_PRECISION and self.storage.correction != torch.int16
+        self.rounds: bool = group["rounding"] == "stochastic" and narrow
+        drawn = self.rounds or self.storage.noisy
+        self.noisy: bool = drawn or not rule.takes.isdisjoint({"noise"})
         self.draws = self.noisy or "key" in rule.transform_takes
-        self.counts: bool = (rule.counts_steps or self.rounds) and not rule.moves
+        self.counts: bool = (rule.counts_steps or drawn) and not rule.moves
         # If steps may be skipped on the device, or replayed, only the device knows their number.
         skips = group["nonfinite"] == "skip" and self.device.type != "cpu"
         self.counts_on_device: bool = skips or bool(group["capturable"])
@@ -91,10 +99,8 @@ class UpdateConfig:
         # float64 algebra or state must not be rounded to float32 on the way.
         wide = torch.float64 in (group["state_dtype"], rule.compute_dtype(group))
         self.compute = torch.float64 if wide else torch.promote_types(torch.float32, self.dtype)
-        specs = rule.state_specs(group)
-        self.specs = specs
-        self.element_state = tuple(sorted(name for name, spec in specs.items() if spec.per == "element"))
-        self.names = frozenset(specs) | ({"step"} if self.counts else set())
+        self.element_state = self.storage.columns
+        self.names = frozenset([*specs, *self.element_state, *["step"] * self.counts])
         taken = rule.takes | rule.transform_takes
         own = sorted(name for name in rule.hyper if name in taken and name != "lr")
         self.fixed = {name: group[name] for name in own if not rule.hyper[name].traced}
@@ -123,7 +129,7 @@ class UpdateConfig:
     def key(self) -> tuple[Any, ...]:
         """The part of the configuration on which compiled code is specialized."""
         fixed = tuple((name, _hashable(value)) for name, value in self.fixed.items())
-        state = self.element_state
+        state = self.storage
         return (self.rule, fixed, state, self.method, self.maximize, self.rounds, self.compute, self.device)
 
     def without_group(self) -> UpdateConfig:
@@ -195,13 +201,15 @@ def element_pass(
 
     Args:
         which: ``"whole"`` and ``"before"`` are given (parameter, gradient, state entries…), ``"before"`` also
-            the buffers of what ``transform`` is given; ``"after"`` is given (parameter, direction).
+            the buffers of what ``transform`` is given; ``"after"`` is given (parameter, direction), and the
+            correction if masters are kept.
         config: the parameter's.
         scalars: shared and per-parameter numbers by name, floats or 0-dim tensors.
         decays: whether the weight decay is applied.
         donate: whether parameter and state entries may be overwritten; the caller keeps no other use of them.
     """
-    rule, wide, names = config.rule, config.compute, config.element_state
+    rule, wide, names, storage = config.rule, config.compute, config.element_state, config.storage
+    floats, master = storage.floats, storage.correction is not None
     method, compiling = config.method if decays else None, torch.compiler.is_compiling()
     options = dict(config.update_options)
     options.update({name: number for name, number in scalars.items() if name in rule.takes})
@@ -211,10 +219,14 @@ def element_pass(
         param, other = columns[0], columns[1]
         # torch's .to() takes half a microsecond even where there is nothing to convert.
         p = param if param.dtype == wide else param.to(wide)
+        if master:
+            p = storage.join(param, columns[2 if which == "after" else 1 + len(names)], wide)
         # Tensor subclasses may keep their elements elsewhere, where only copy_ writes.
         into = param if donate and p is param and type(param) in PLAIN else None
         if which == "after":
-            return [narrowed(config, descended(p, other, scalars, method, into), param.dtype, noise), None]
+            stepped = descended(p, other, scalars, method, into)
+            rounded, correction = narrowed(config, stepped, param.dtype, noise)
+            return [rounded, None, correction] if master else [rounded, None]
         grad = other if other.dtype == wide else other.to(wide)
         if config.maximize:
             grad = -grad
@@ -225,21 +237,25 @@ def element_pass(
         entries = columns[2 : 2 + len(names)]
         given: dict[str, Any] = {
             name: entry.to(wide) if entry.dtype != wide else entry if donate else entry.clone()
-            for name, entry in zip(names, entries, strict=True)
+            for name, entry in zip(floats, entries, strict=False)
         }
+        if storage.ranges:
+            state = dict(zip(names, entries, strict=True))
+            given |= storage.decode(state, wide)
         if "noise" in rule.takes:
             given["noise"] = lambda stream: stream_uniform(noise.words(), stream).to(wide)
         u, new = rule.update(grad, p, **options, **given)
         written: list[Tensor | None] = [None, None]
+        correction = None
         if which == "whole":
             for kept in new.values():
                 if kept is param:
                     into = None
             stepped = descended(p, u, scalars, later, into)
-            written[0] = narrowed(config, stepped, param.dtype, noise)
-        for name, entry in zip(names, entries, strict=True):
+            written[0], correction = narrowed(config, stepped, param.dtype, noise)
+        for name, entry in zip(floats, entries, strict=False):
             value = new.get(name)
-            if compiling and any(value is given[other] for other in names if other != name):
+            if compiling and any(value is given[other] for other in floats if other != name):
                 # Inductor would drop the copy, and read the other entry after it was overwritten.
                 raise NotImplementedError(f"{rule.name!r} keeps one entry of its state as another")
             if value is not None and value.dtype != entry.dtype:
@@ -248,6 +264,11 @@ def element_pass(
                 # The rule keeps another column, such as the last momentum, which this step overwrites.
                 value = value.clone()
             written.append(value)
+        if storage.ranges:
+            encoded = storage.encode(state, new, lambda stream: stream_uniform(noise.words(), stream))
+            written += [encoded.get(name) for name in storage.coded]
+        if master:
+            written.append(correction)
         if which == "before":
             written += u if isinstance(u, tuple) else (u,)
         return written
@@ -294,11 +315,16 @@ class ChunkNoise:
 NO_NOISE = ChunkNoise(None, None)
 
 
-def narrowed(config: UpdateConfig, value: Tensor, dtype: torch.dtype, noise: ChunkNoise) -> Tensor:
-    """Return ``value`` in the parameter's dtype, rounded as the group says."""
-    if config.rounds:
-        return stochastic_round(value.to(torch.float32), dtype, stream_bits(noise.words(), _ROUNDING_STREAM))
-    return value if value.dtype == dtype else value.to(dtype)
+def narrowed(
+    config: UpdateConfig, value: Tensor, dtype: torch.dtype, noise: ChunkNoise
+) -> tuple[Tensor, Tensor | None]:
+    """Return ``value`` in the parameter's dtype, rounded as the group says, and its correction, if any."""
+    bits = stream_bits(noise.words(), _ROUNDING_STREAM) if config.rounds else None
+    if config.storage.correction is not None:
+        return config.storage.part(value, dtype, bits)
+    if bits is not None:
+        return stochastic_round(value.to(torch.float32), dtype, bits), None
+    return (value if value.dtype == dtype else value.to(dtype)), None
 
 
 def store(old: Tensor, new: Tensor, finite: Tensor | None) -> None:

@@ -324,7 +324,7 @@ def _transform(tasks: list[Task], device: torch.device) -> None:
     function = None if functions is None else partial(functions.orthogonalize, bucket[0].member)
     direction, new = run.directions(bucket, function, stacks[: config.inputs], params)
     if params is not None and config.rule.retracts:
-        direction = run.retracted(bucket, params, direction, new)
+        direction, _ = run.retracted(bucket, params, direction, new)
     for at, task in enumerate(tasks):
         task.matrix = direction[at]
         small = task.small

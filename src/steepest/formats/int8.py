@@ -7,11 +7,24 @@ two vectorized loops of a graph with blocks as rows, [k, block] with dynamic k: 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-__all__ = ["decode", "decode_nonnegative", "decode_signed", "encode_nonnegative", "encode_signed"]
+__all__ = [
+    "DTYPES",
+    "Range",
+    "decode",
+    "decode_nonnegative",
+    "decode_signed",
+    "encode_nonnegative",
+    "encode_signed",
+]
+
+Range = Literal["signed", "nonnegative"]
+
+DTYPES: dict[Range, torch.dtype] = {"signed": torch.int8, "nonnegative": torch.uint8}
 
 _TINY = torch.finfo(torch.float32).tiny  # 2⁻¹²⁶: the reciprocals of smaller numbers may be infinite
 

@@ -35,8 +35,11 @@ class AdamWRule(Rule):
         return True
 
     def state_specs(self, group: Group) -> dict[str, StateSpec]:
-        names = ["exp_avg", "exp_avg_sq"] + ["max_exp_avg_sq"] * group["amsgrad"]
-        return dict.fromkeys(names, StateSpec())
+        squares = ["exp_avg_sq"] + ["max_exp_avg_sq"] * group["amsgrad"]
+        return {
+            "exp_avg": StateSpec(range="signed"),
+            **dict.fromkeys(squares, StateSpec(range="nonnegative")),
+        }
 
     def scalars(self, step: Scalar, **hyper: Any) -> dict[str, Scalar]:
         beta1, beta2 = hyper["betas"]

@@ -38,7 +38,8 @@ class AdEMAMixRule(Rule):
         return True
 
     def state_specs(self, group: Group) -> dict[str, StateSpec]:
-        return dict.fromkeys(("exp_avg", "exp_avg_slow", "exp_avg_sq"), StateSpec())
+        averages = dict.fromkeys(("exp_avg", "exp_avg_slow"), StateSpec(range="signed"))
+        return {**averages, "exp_avg_sq": StateSpec(range="nonnegative")}
 
     def scalars(self, step: Scalar, **hyper: Any) -> dict[str, Scalar]:
         beta1, beta2, beta3 = hyper["betas"]

@@ -47,7 +47,7 @@ class OrthogonalizedRule(Rule):
         return shape[0], math.prod(shape[1:])
 
     def state_specs(self, group: Group) -> dict[str, StateSpec]:
-        return {"momentum_buffer": StateSpec()}
+        return {"momentum_buffer": StateSpec(range="signed")}
 
     def update(
         self,

@@ -40,7 +40,7 @@ class SGDRule(Rule):
             )
 
     def state_specs(self, group: Group) -> dict[str, StateSpec]:
-        return {"momentum_buffer": StateSpec()} if group["momentum"] != 0 else {}
+        return {"momentum_buffer": StateSpec(range="signed")} if group["momentum"] != 0 else {}
 
     def scalars(self, step: Scalar, **hyper: Any) -> dict[str, Scalar]:
         """Return the gradient's weight, 1 in the first step."""

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from steepest.distributed.local import is_dtensor, local_part
+from steepest.hyperparameters import StateDtype
 from steepest.rule import StateSpec
 from steepest.ternary.ranks import Group, all_reduce, rank_and_world_size
 
@@ -152,7 +153,7 @@ class AccumulatorRows(StateSpec):
     rows: Rows | None = None
     device: torch.device | None = None
 
-    def make(self, param: Tensor, state_dtype: torch.dtype | None = None) -> Tensor:
+    def make(self, param: Tensor, state_dtype: StateDtype = None) -> Tensor:
         """Return the zeros of the own rows; on the meta device the whole accumulator."""
         if self.rows is None or param.is_meta:
             return super().make(param, state_dtype)
