@@ -14,13 +14,17 @@ __all__ = ["inductor"]
 
 # The code must accept tensors of any size, so Inductor must not assert sizes.
 _OPTIONS = {"size_asserts": False}
+# From some number of operations on, Inductor writes an intermediate result to memory, as large as a tensor.
+_FUSED = {"realize_opcount_threshold": 10_000, "realize_reads_threshold": 10_000}
 # Inductor knows the processor's vector instructions, but test-compiles each of them as well, which takes
 # 5 of the 10 seconds of a first compilation. Assume that the C++ compiler supports them.
-_TRUST_VECTORS = {**_OPTIONS, "cpp.vec_isa_ok": True}
+_TRUST_VECTORS = {"cpp.vec_isa_ok": True}
 
 
-def inductor(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> Callable[..., Any]:
-    """Compile a graph with Inductor."""
+def inductor(
+    graph: torch.fx.GraphModule, examples: Sequence[Tensor], *, fused: bool = False
+) -> Callable[..., Any]:
+    """Compile a graph with Inductor; ``fused`` keeps all that is long in one loop, which compiles longer."""
     # Importing Inductor takes seconds, which only users who compile should pay for.
     from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx
@@ -29,6 +33,7 @@ def inductor(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> Callabl
     table = with_sign(select_decomp_table())
 
     def compiled(options: dict[str, Any]) -> Callable[..., Any]:
+        options = {**_OPTIONS, **(_FUSED if fused else {}), **options}
         code: Any = compile_fx(graph, [*examples], config_patches=options, decompositions=table)
         made: Callable[..., Any] = code
         return made
@@ -42,4 +47,4 @@ def inductor(graph: torch.fx.GraphModule, examples: Sequence[Tensor]) -> Callabl
             from torch._inductor.cpu_vec_isa import valid_vec_isa_list
 
             valid_vec_isa_list.cache_clear()
-    return compiled(_OPTIONS)
+    return compiled({})

@@ -27,7 +27,11 @@ Code = Callable[[Sequence[int], Sequence[Tensor], Sequence[Tensor | None]], Any]
 
 
 def compiled_code(
-    function: Callable[..., None], rows: Sequence[Sequence[Tensor]], others: Sequence[Tensor | None]
+    function: Callable[..., None],
+    rows: Sequence[Sequence[Tensor]],
+    others: Sequence[Tensor | None],
+    *,
+    fused: bool = False,
 ) -> Code:
     """Compile ``function(rows, *others)``, run it on these tensors, and return the code without its guards.
 
@@ -39,6 +43,7 @@ def compiled_code(
         rows: flat tensors to compile with. Each row has a size of its own, so that Dynamo does not take two
             sizes for one symbol.
         others: tensors of fixed shapes, or None.
+        fused: see :func:`~steepest.compile.inductor.inductor`.
 
     Raises:
         NotCompiled: compilation is switched off. Errors of torch.compile itself propagate.
@@ -46,7 +51,7 @@ def compiled_code(
     calls: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
 
     def backend(graph: torch.fx.GraphModule, examples: list[Tensor]) -> Callable[..., Any]:
-        code = inductor(graph, examples)
+        code = inductor(graph, examples, fused=fused)
 
         def watched(*given: Any) -> Any:
             calls.append((code, given))

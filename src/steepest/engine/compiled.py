@@ -21,12 +21,16 @@ from steepest.compile.int16_pairs import halves, have_pairs, joined, needs_pairs
 from steepest.compile.unguarded import Code, compiled_code
 from steepest.engine.chunks import run_eager
 from steepest.engine.cuda_graphs import check_compiles_now
-from steepest.engine.layout import Row
+from steepest.engine.layout import Row, chunks_of
+from steepest.engine.multi_tensor import SMALL
 from steepest.engine.update import NO_NOISE, ChunkNoise, Pass, UpdateConfig, element_pass, store
 
 __all__ = ["TRACED_SIZES", "CompiledLaunch", "laid_out", "launches", "prepare", "run_compiled"]
 
 _ROWS = 4
+
+# Elements whose corrections are widened at once: 1 MiB.
+_WIDENED = 1 << 18
 
 # Sizes for tracing: all different, so that Dynamo takes no two for one symbol, and large, so
 # that Inductor generates parallel loops.
@@ -86,6 +90,9 @@ def prepare(
     """
     shared = config.numbers()
     rule = config.rule
+    if _widens(config):
+        config = config.with_wide_corrections
+        dtypes = [(*each[:-1], torch.int32) for each in dtypes]
     for each in dtypes:
         passes: list[tuple[Pass, tuple[torch.dtype, ...], Iterable[str]]] = [("whole", each, own)]
         if rule.transforms:
@@ -196,11 +203,37 @@ def run_compiled(
     which: Pass, config: UpdateConfig, rows: Sequence[Row], numbers: Mapping[str, Any], finite: Tensor | None
 ) -> None:
     """Run a pass compiled; :func:`~steepest.engine.chunks.run_eager` takes the rows that are left."""
+    if _widens(config):
+        _run_widened(which, config, rows, numbers, finite)
+        return
     made, left = launches(which, config, rows, numbers, finite is not None)
     for launch in made:
         launch.code(launch.sizes, launch.columns, (*launch.numbers, finite))
     if left:
         run_eager(which, config, left, numbers, finite)
+
+
+def _widens(config: UpdateConfig) -> bool:
+    """Return whether graphs take corrections of 16 bits as 32, for which there are vectors."""
+    return config.storage.correction == torch.int16 and config.device.type == "cpu"
+
+
+def _run_widened(
+    which: Pass, config: UpdateConfig, rows: Sequence[Row], numbers: Mapping[str, Any], finite: Tensor | None
+) -> None:
+    wide = config.with_wide_corrections
+    at = 2 if which == "after" else 1 + len(config.element_state)
+    small = [row for row in rows if row.columns[0].numel() <= SMALL]
+    run_eager(which, config, small, numbers, finite)
+    for row in rows:
+        if row.columns[0].numel() <= SMALL:
+            continue
+        for columns, extent in chunks_of(row, _WIDENED, ordered=config.noisy):
+            narrow = columns[at]
+            columns[at] = narrow.to(torch.int32)
+            part = Row(columns, row.scalars, row.key, extent, block=row.block)
+            run_compiled(which, wide, [part], numbers, finite)
+            narrow.copy_(columns[at])
 
 
 def laid_out(row: Row, ordered: bool) -> Columns | None:
@@ -252,7 +285,8 @@ def _compile(spec: GraphSpec, config: UpdateConfig) -> Code:
     keys = torch.ones(spec.rows, 3 * spec.noisy, dtype=torch.int64, device=there)
     finite = torch.ones((), dtype=torch.bool, device=there) if spec.guarded else None
     rows = _zeros(spec, there, TRACED_SIZES[: spec.rows])
-    return compiled_code(_graph(spec, config), rows, (numbers, own, keys, finite))
+    others = (numbers, own, keys, finite)
+    return compiled_code(_graph(spec, config), rows, others, fused=config.storage.correction is not None)
 
 
 def _listed(shared: Mapping[str, Any]) -> list[Any]:

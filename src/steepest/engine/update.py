@@ -7,6 +7,7 @@ two: ``before`` writes the state and what ``transform`` is given, ``after`` appl
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -136,6 +137,14 @@ class UpdateConfig:
         """Return a copy without the group, for code that outlives the optimizer and its parameters."""
         other = copy.copy(self)
         other.group, other.words = {}, {}
+        return other
+
+    @cached_property
+    def with_wide_corrections(self) -> UpdateConfig:
+        """A copy for corrections that are held in 32 bits."""
+        other = copy.copy(self)
+        other.storage = dataclasses.replace(self.storage, correction=torch.int32)
+        other.__dict__.pop("key", None)
         return other
 
     def without_decay(self) -> UpdateConfig:
