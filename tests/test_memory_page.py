@@ -35,3 +35,30 @@ def test_its_call_of_build_works():
     model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
     groups = eval(call, {"steepest": steepest, "model": model}).param_groups
     assert {(group["rule"], group["state_device"]) for group in groups} >= {("adamw", "cpu"), ("muon", None)}
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "options"),
+    [
+        ("Lion, Signum, SGD, SGDSaI, Muon and kin", "Muon", {}),
+        ("AdamW", "AdamW", {}),
+        ("AdamW with AMSGrad, AdEMAMix", "AdamW", {"amsgrad": True}),
+    ],
+)
+def test_bytes_of_every_format_are_the_optimizers_own(words, name, options):
+    found = []
+    for state_dtype, master in [
+        (torch.float32, None),
+        (torch.bfloat16, None),
+        ("int8", None),
+        ("int8", "split8"),
+        ("int8", "split16"),
+    ]:
+        dtype = torch.float32 if master is None else torch.bfloat16
+        weight = torch.nn.Parameter(torch.ones(64, 128, dtype=dtype))
+        weight.grad = torch.ones_like(weight)
+        optimizer = getattr(steepest, name)([weight], state_dtype=state_dtype, master=master, **options)
+        optimizer.step()
+        entries = [entry for entry in optimizer.state[weight].values() if entry.dim() > 0]
+        found.append(sum(entry.nbytes for entry in entries) / weight.numel())
+    assert f"| {words} | " + " | ".join(f"{each:g}" for each in found) + " |" in TEXT

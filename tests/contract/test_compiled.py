@@ -361,7 +361,7 @@ def test_gradients_that_are_not_what_lies_in_memory_are_stepped_eagerly(disguise
 def test_a_graph_that_does_not_compile_is_given_up_once(monkeypatch: pytest.MonkeyPatch):
     tried = []
 
-    def broken(function: Any, rows: Any, others: Any) -> None:
+    def broken(function: Any, rows: Any, others: Any, **options: Any) -> None:
         tried.append(function)
         raise torch._dynamo.exc.TorchDynamoException("no such header")
 

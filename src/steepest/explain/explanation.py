@@ -79,10 +79,13 @@ def explain(
 def _cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     """Return the cells of every line, header first; rows that differ only in numbers share one line."""
     sharded = any(row.layout is not None or row.owners for row in rows)
+    masters = any(row.master is not None for row in rows)
+    stored = masters or any("int8" in (row.state or "") for row in rows)
+    shown = [*["state"] * stored, *["master"] * masters, *["layout"] * sharded]
     together: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        together.setdefault((starred(row.name), *_middle(row, sharded), starred(_why(row))), []).append(row)
-    head = ["tensor", "shape", "rule", "lr", "decay", "view", *["layout", "owner"] * sharded, "why"]
+        together.setdefault((starred(row.name), *_middle(row, shown), starred(_why(row))), []).append(row)
+    head = ["tensor", "shape", "rule", "lr", "decay", "view", *shown, *["owner"] * sharded, "why"]
     lines = [tuple(head)]
     for shared, same in together.items():
         name, *middle, why = shared
@@ -95,14 +98,15 @@ def _cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     return lines
 
 
-def _middle(row: Row, sharded: bool) -> tuple[str, ...]:
+def _middle(row: Row, shown: Sequence[str]) -> tuple[str, ...]:
+    optional = {"state": row.state or "", "master": row.master or "", "layout": row.layout or "whole"}
     return (
         "×".join(map(str, row.shape)) or "scalar",
         row.rule,
         "" if math.isnan(row.lr) else f"{row.lr:.3g}",
         f"{row.weight_decay:.3g}",
         _words(row.view),
-        *((row.layout or "whole",) if sharded else ()),
+        *(optional[name] for name in shown),
     )
 
 

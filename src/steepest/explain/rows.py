@@ -13,6 +13,7 @@ from steepest.engine.layout import real_view
 from steepest.engine.state import blank_state
 from steepest.engine.units import Sharding
 from steepest.explain.sharded import layout_words, owner_ranks
+from steepest.explain.storage import master_words, state_words
 from steepest.rule import Group, Rule, Targets, find_rule
 from steepest.views import View, cut
 
@@ -66,6 +67,9 @@ class Row:
         layout: how a mesh's processes hold it, as in ``"Shard(0) of 8"``; None for a plain tensor.
         owners: the ranks that compute its matrices, in this process's team; empty if every process computes
             what it needs.
+        state: how its averages are stored, as in ``"float32"`` or ``"int8/64"`` (one byte each, with a scale for
+            64); None where it has none.
+        master: the format of its master weight; None where none is kept.
         way: how its matrices are computed, as in ``"gram bfloat16 turned"``, where that is chosen by timing
             (:func:`steepest.autotune`); the default until the first step.
     """
@@ -83,6 +87,8 @@ class Row:
     state_bytes: int
     layout: str | None = None
     owners: tuple[int, ...] = ()
+    state: str | None = None
+    master: str | None = None
     way: str | None = None
 
     @property
@@ -129,6 +135,8 @@ def make_rows(
                 state_bytes=sum(value.nbytes for value in state.values()),
                 layout=layout_words(param),
                 owners=() if sharding is None else owner_ranks(sharding.of(param) or ()),
+                state=state_words(rule, group, param.shape, state),
+                master=master_words(state),
                 way=_way(rule, param, label, group) if rule.transforms and param.requires_grad else None,
             )
             if targets is not None and target is not None:

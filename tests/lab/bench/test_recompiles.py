@@ -58,7 +58,7 @@ def test_an_uncompiled_step_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_failed_compilation_is_reported_even_after_successful_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*arguments: object) -> Any:
+    def broken(*arguments: object, **options: object) -> Any:
         raise RuntimeError("no disk")
 
     monkeypatch.setitem(counters["stats"], "unique_graphs", 7)

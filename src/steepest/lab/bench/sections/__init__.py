@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..section import Section
 from .families import Families
 from .first import First
+from .formats import Formats
 from .host import Host
 from .machine import Machine
 from .offload import Offload
@@ -29,9 +30,10 @@ SECTIONS: dict[str, Section] = {
         Sweep(),
         Ternary(),
         Sharded(),
+        Formats(),
     )
 }
 """To add a section, write a class with `name`, `work_units` and `run`, and list it here."""
 
-ON_REQUEST = frozenset({"sharded"})
-"""Sections that run only if they are named: their processes share the machine's cores."""
+ON_REQUEST = frozenset({"sharded", "formats"})
+"""Sections that run only if they are named: their processes share the cores, or they compile for minutes."""
