@@ -30,10 +30,12 @@ def test_its_bytes_add_up(name):
     assert re.search(rf"\| {name}, gradients released \| 4 \| – \| {state} \| \**{4 + state}\** \|", TEXT)
 
 
-def test_its_call_of_build_works():
-    (call,) = re.findall(r"`(steepest\.build\(.*?\))`", TEXT)
+def test_its_calls_of_build_work():
+    least, offloaded = re.findall(r"`(steepest\.build\(.*?\))`", TEXT)
     model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
-    groups = eval(call, {"steepest": steepest, "model": model}).param_groups
+    groups = eval(least, {"steepest": steepest, "model": model}).param_groups
+    assert {group["state_dtype"] for group in groups} == {"int8"}
+    groups = eval(offloaded, {"steepest": steepest, "model": model}).param_groups
     assert {(group["rule"], group["state_device"]) for group in groups} >= {("adamw", "cpu"), ("muon", None)}
 
 

@@ -40,6 +40,24 @@ def test_a_view_that_cuts_columns_is_a_reason_too():
     assert [row.state for row in optimizer.explain().rows] == ["int8/64"]
 
 
+def test_the_least_memory_is_short_for_options_and_yields_to_them():
+    stored = ("state_dtype", "master", "rounding")
+
+    def options(model, **given):
+        optimizer = steepest.build(model, "muon", memory="least", **given)
+        return {tuple(group[name] for name in stored) for group in optimizer.param_groups}
+
+    assert options(_model()) == {("int8", "split8", "stochastic")}
+    assert options(_model().float()) == {("int8", None, "nearest")}
+    assert options(_model(), master="split16") == {("int8", "split16", "stochastic")}
+    assert options(_model(), fallback={"rule": "adamw", "state_dtype": torch.float32}) == {
+        ("int8", "split8", "stochastic"),
+        (torch.float32, "split8", "stochastic"),
+    }
+    with pytest.raises(ValueError, match="memory must be None or 'least', got 'low'"):
+        steepest.build(_model(), memory="low")
+
+
 def test_who_asked_for_neither_sees_no_columns_of_them():
     head = str(steepest.build(_model(), "lion").explain()).splitlines()[0]
     assert "state" not in head

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from steepest.routing.options import (
     as_options,
     as_table,
     fallback_options,
+    least_memory,
     main_options,
     matching,
     tensor_options,
@@ -42,6 +43,7 @@ def build(
     views: Mapping[str, View | None] | None = None,
     decay_vectors: bool = False,
     ternary: Mapping[str, Any] | bool | None = None,
+    memory: Literal["least"] | None = None,
     **hyper: Any,
 ) -> Optimizer:
     """Make one optimizer for all parameters of a model, with the right rule for each of them.
@@ -86,14 +88,17 @@ def build(
         ternary: options of :class:`steepest.ternary.TernaryFlip` for a model with ternary layers. The
             optimizer also moves their weights, in a group of its own. None does so without options if
             there are such layers, True requires that there are some, and False leaves them alone.
+        memory: ``"least"`` stores averages in one byte, and what half-precision parameters drop in another
+            (docs/memory.md): it is short for ``state_dtype="int8"`` and, if the model has bfloat16 or float16
+            parameters, ``master="split8", rounding="stochastic"``. Options that are given take precedence.
         **hyper: hyper-parameters of the main rule, and common options (:class:`~steepest.CommonOptions`),
             which apply to all groups except for ``weight_decay_method``.
 
     Raises:
         TypeError: ``model`` is not a module; ``ternary`` is not a dict, bool or None; a keyword or a group
             option that the rule does not know.
-        ValueError: an unknown rule; a value out of range; nothing to train; a pattern that matches nothing;
-            a fallback that does not take every tensor; parameters, by name, that are flattened or
+        ValueError: an unknown rule or ``memory``; a value out of range; nothing to train; a pattern that
+            matches nothing; a fallback that does not take every tensor; parameters, by name, that are flattened or
             partitioned (FSDP1, DeepSpeed ZeRO), on the meta device or uninitialized, or DTensors for a rule
             that needs whole matrices; options for ternary layers that the model does not have.
 
@@ -107,6 +112,8 @@ def build(
         raise TypeError(f"build() takes a torch.nn.Module, got {type(model).__name__}")
     if not (ternary is None or isinstance(ternary, (bool, Mapping))):
         raise TypeError(f"ternary must be a dict of TernaryFlip's options, a bool or None, got {ternary!r}")
+    if memory is not None:
+        hyper = {**least_memory(memory, model.parameters()), **hyper}
     main = main_options(rule, lr, hyper)
     rest = fallback_options(fallback, fallback_lr, main)
     found = find_tensors(model)

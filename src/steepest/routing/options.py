@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor
 
 from steepest.hyperparameters import near_miss
@@ -21,6 +22,7 @@ __all__ = [
     "as_options",
     "as_table",
     "fallback_options",
+    "least_memory",
     "main_options",
     "matching",
     "tensor_options",
@@ -149,3 +151,13 @@ def matching(table: Mapping[str, Any], tensor: Routed) -> list[str]:
 def _matches(pattern: str, names: Iterable[str]) -> bool:
     """Return whether the pattern equals a name, which may contain brackets itself, or matches one."""
     return any(pattern == name or fnmatchcase(name, pattern) for name in names)
+
+
+def least_memory(memory: str, params: Iterable[Tensor]) -> Options:
+    """Return the common options of ``build(…, memory="least")``."""
+    if memory != "least":
+        raise ValueError(f"memory must be None or 'least', got {memory!r}")
+    options: Options = {"state_dtype": "int8"}
+    if any(param.dtype in (torch.bfloat16, torch.float16) for param in params):
+        options |= {"master": "split8", "rounding": "stochastic"}
+    return options
