@@ -252,7 +252,7 @@ def stored(**ways):
 @pytest.mark.parametrize(
     ("name", "within", "rounding"), [("polar_express", 3e-4, 0.04), ("minimax_9_17_3", 2e-3, 0.2)]
 )
-@pytest.mark.parametrize("shape", [(384, 384), (384, 900), (900, 384), (2, 400, 390)], ids=str)
+@pytest.mark.parametrize("shape", [(192, 192), (160, 400), (400, 160), (2, 200, 190)], ids=str)
 def test_every_way_of_newton_schulz_agrees(shape, name, within, rounding, monkeypatch):
     """Within these parts of the polar factor's norm in float32 and bfloat16."""
     x = randn(*shape)

@@ -182,7 +182,7 @@ PAIRS = {
 
 @pytest.mark.parametrize("pair", PAIRS)
 def test_independence(pair):
-    one, other = (draw(**where, count=1 << 18) for where in PAIRS[pair])
+    one, other = (draw(**where, count=1 << 17) for where in PAIRS[pair])
     n = len(one)
     # As numbers,
     x, y = (b.double() / 2**32 - 0.5 for b in (one, other))
