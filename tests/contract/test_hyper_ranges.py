@@ -94,7 +94,8 @@ BAD: dict[str | tuple[str, str], list[Any]] = {
     "state_device": ["cuda", "host", True, torch.device("cpu")],
     "nonfinite": ["error", None, True],
     "agree": ["mesh", True, False],
-    "state_dtype": [torch.int8, torch.complex64, "float32", 32],
+    "state_dtype": [torch.int16, torch.complex64, "float32", "int4", 32],
+    "master": ["split4", 8, True],
     "compile": [0, 1, "True", "auto"],
     **dict.fromkeys(BOOLS, NOT_A_BOOL),
 }
@@ -138,7 +139,8 @@ GOOD: dict[str | tuple[str, str], list[Any]] = {
     "window_size": [1, 126, 32766],
     "warmup_batches": [1, 100],
     "seed": [0, 2**63, 2**64 - 1],
-    "state_dtype": [None, torch.bfloat16, torch.float16, torch.float32, torch.float64],
+    "state_dtype": [None, torch.bfloat16, torch.float16, torch.float32, torch.float64, "int8"],
+    "master": [None],
     "compile": [None, True, False],
     "agree": [None, "all"],
 }
