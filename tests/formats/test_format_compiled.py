@@ -9,7 +9,6 @@ from steepest.compile.inductor import inductor
 from steepest.formats.int8 import decode_nonnegative, decode_signed, encode_nonnegative, encode_signed
 from steepest.formats.master import join, part
 
-pytestmark = pytest.mark.usefixtures("known_processor")
 SIZES = [3, 257, 1000]
 
 

@@ -67,8 +67,8 @@ class Row:
         layout: how a mesh's processes hold it, as in ``"Shard(0) of 8"``; None for a plain tensor.
         owners: the ranks that compute its matrices, in this process's team; empty if every process computes
             what it needs.
-        state: how its averages are stored: ``"float32"``, or ``"int8/64"`` for a byte each and a scale for 64;
-            None where it has none.
+        state: how its averages are stored: ``"float32"``, or ``"int8/64"`` for a byte each and one scale for
+            64; None where it has none.
         master: the format of its master weight; None where none is kept.
         way: how its matrices are computed, as in ``"gram bfloat16 turned"``, where that is chosen by timing
             (:func:`steepest.autotune`); the default until the first step.
