@@ -82,6 +82,9 @@ def check_stored(
         expected: its state with these options, of which only dtypes and shapes count.
     """
     specs = find_rule(group["rule"]).state_specs(group)
+    for name in specs:
+        if name + SCALE in saved and name not in saved:
+            raise ValueError(f"the state of {who} has {name + SCALE!r} and no {name!r}")
     for name, codes in saved.items():
         if is_beside(name, saved):
             continue
