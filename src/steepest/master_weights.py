@@ -92,7 +92,6 @@ def set_master_weight(self: Any, param: Tensor, value: Tensor) -> None:
         where = group["state_device"] or param.device
         correction = torch.zeros_like(param, dtype=width, device=where, requires_grad=False)
         self.state[param][CORRECTION] = correction
-        self._collector.forget(self.param_groups)
     correction.copy_(rest)
 
 

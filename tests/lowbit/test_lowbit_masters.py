@@ -84,6 +84,25 @@ def test_one_set_before_the_first_step_is_saved_and_loaded(name, master):
     assert steps is None or steps.item() == 2, "a correction does not count as a step"
 
 
+@pytest.mark.parametrize("name", ELEMENTWISE)
+def test_a_master_that_is_asked_for_late(name):
+    narrow, wide = Parameter(torch.zeros(8, 64, dtype=BF16)), Parameter(torch.zeros(8, 64))
+    optimizer, float32 = OPTIMIZERS[name](narrow), OPTIMIZERS[name](wide)
+    step(optimizer, narrow, range(4))
+    step(float32, wide, range(4))
+    state = {name: value.clone() for name, value in optimizer.state[narrow].items()}
+    for entry, value in state.items():
+        float32.state[wide][entry].copy_(value)
+    optimizer.param_groups[0]["master"] = "split16"
+    value = normal(8, 64, seed=99)
+    optimizer.set_master_weight(narrow, value)
+    with torch.no_grad():
+        wide.copy_(value)
+    step(optimizer, narrow, range(10, 13))
+    step(float32, wide, range(10, 13))
+    assert torch.equal(optimizer.master_weight(narrow), wide)
+
+
 NUMBERS = [1.0001, -3.3333, 0.0, -0.0, 1e-30, -1e30, float("inf"), float("-inf"), float("nan"), 3.4e38]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import pickle
 import warnings
 from collections.abc import Callable
@@ -69,6 +70,12 @@ def averages(case: Case) -> set[str]:
 # Resume
 
 
+# Every rule with every kind, and each of the other cases with one.
+RESUMED = [(case, kind) for case in RULES for kind in KINDS] + list(
+    zip(CASES[len(RULES) :], itertools.cycle(KINDS), strict=False)
+)
+
+
 def resumed(case: Case, kind: str, on_disk: Callable[[dict[str, Any]], Any] = through_a_file) -> bool:
     optimizer, params = trained(case, kind)
     saved = on_disk(optimizer.state_dict())
@@ -81,8 +88,7 @@ def resumed(case: Case, kind: str, on_disk: Callable[[dict[str, Any]], Any] = th
     return identical(snapshot(again, twins), snapshot(optimizer, params))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize(("case", "kind"), RESUMED, ids=str)
 def test_a_resumed_run_is_the_run_that_never_stopped(case: Case, kind: str):
     assert resumed(case, kind)
 
@@ -407,16 +413,61 @@ def test_other_blocks(theirs: int, ours: int, monkeypatch: pytest.MonkeyPatch):
 def test_corrections_are_dropped_with_one_warning(name: str, dtype: torch.dtype):
     case = Case(name)
     source = trained(case, "split8")[0]
-    here, params = made(case, dtype, **({"master": "split8"} if dtype == F32 else {}))
+    here, params = made(case, dtype)
     with pytest.warns(UserWarning, match="3 parameters with no master") as caught:
         here.load_state_dict(source.state_dict())
     assert len(caught) == 1
     assert "master_state_dict" in str(caught[0].message)
     assert caught[0].filename == __file__
     assert not any("correction" in here.state[param] for param in params)
-    assert here.param_groups[0]["master"] == (None if dtype == BF16 else "split8")
+    assert here.param_groups[0]["master"] is None
     steps(here, params, range(2))
     assert not any("correction" in here.state[param] for param in params)
+
+
+def test_wider_parameters_beside_narrow_ones():
+    source = trained(Case("lion"), "split8")[0]
+    params = [
+        Parameter(torch.ones(shape, dtype=dtype))
+        for shape, dtype in (((64, 64), F32), ((128, 32), BF16), ((7,), F32))
+    ]
+    here = steepest.Lion(params, master="split16")
+    with pytest.warns(UserWarning, match="2 parameters with no master or a wider dtype"):
+        here.load_state_dict(source.state_dict())
+    assert ["correction" in here.state[param] for param in params] == [False, True, False]
+    steps(here, params, range(2))
+    assert ["correction" in here.state[param] for param in params] == [False, True, False]
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd_sai", "muon"])
+def test_checkpoints_of_before(name: str):
+    """Their groups know neither of codes nor of masters."""
+    case = Case(name)
+    source, params = made(case, BF16, state_dtype=F32)
+    steps(source, params, range(2))
+    saved = copy.deepcopy(source.state_dict())
+    for group in saved["param_groups"]:
+        del group["master"]
+    here, twins = made(case, BF16, **KINDS["both"][1])
+    put(twins, params)
+    here.load_state_dict(through_a_file(saved))
+    assert {name: here.param_groups[0][name] for name in ("master", "state_dtype")} == {
+        "master": "split8",
+        "state_dtype": "int8",
+    }
+    for number, param in enumerate(twins):
+        state = here.state[param]
+        assert not state["correction"].any()
+        for entry in averages(case):
+            if number < 2:
+                check_encoded(state[entry], state[entry + "_scale"], saved["state"][number][entry])
+    steps(here, twins, range(2, 4))
+    floats, twins = made(case, BF16, state_dtype=F32)
+    put(twins, params)
+    floats.load_state_dict(saved)
+    steps(floats, twins, range(2, 4))
+    steps(source, params, range(2, 4))
+    assert identical(snapshot(floats, twins), snapshot(source, params))
 
 
 def test_nothing_else_warns():
@@ -575,18 +626,21 @@ def test_torch_s_own_loading_would_cast_the_codes():
     assert [state["exp_avg"].dtype for state in again.state.values()] == [torch.int8, torch.int8, F32]
 
 
-def test_entries_that_the_present_options_do_not_ask_for():
-    """A coded maximum of a run with AMSGrad; its groups say nothing."""
-    optimizer, _ = trained(Case("adamw", {"amsgrad": True}), "int8")
+@pytest.mark.parametrize(("theirs", "ours"), [("int8", None), (None, "int8"), ("int8", "int8")])
+def test_entries_that_the_present_options_do_not_ask_for(theirs: Any, ours: Any):
+    """The maximum of a run with AMSGrad, whose groups do not say so."""
+    optimizer, params = made(Case("adamw", {"amsgrad": True}), F32, state_dtype=theirs)
+    steps(optimizer, params, range(2))
     saved = copy.deepcopy(optimizer.state_dict())
-    assert saved["state"][0]["max_exp_avg_sq"].dtype == torch.uint8
+    assert saved["state"][0]["max_exp_avg_sq"].dtype == (torch.uint8 if theirs else F32)
     saved["param_groups"] = [{"params": [0, 1, 2]}]
-    for option in (None, "int8"):
-        here, twins = made(Case("adamw"), F32, state_dtype=option)
-        here.load_state_dict(saved)
-        here.param_groups[0]["amsgrad"] = True
-        steps(here, twins, range(3))
-        assert all(twin.isfinite().all() for twin in twins)
+    here, twins = made(Case("adamw"), F32, state_dtype=ours)
+    here.load_state_dict(saved)
+    assert not any(name.startswith("max") for name in here.state[twins[0]])
+    here.param_groups[0]["amsgrad"] = True
+    steps(here, twins, range(3))
+    assert here.state[twins[0]]["max_exp_avg_sq"].dtype == (torch.uint8 if ours else F32)
+    assert all(twin.isfinite().all() for twin in twins)
 
 
 # Copies
