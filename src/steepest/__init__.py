@@ -4,6 +4,7 @@ from steepest import compat, ternary, views
 from steepest.autotuning import autotune, autotune_file
 from steepest.explain import Explanation
 from steepest.hyperparameters import CommonOptions
+from steepest.master_weights import master_state_dict
 from steepest.optimizer import Optimizer
 from steepest.optimizer_in_backward import ReleasedGradients, release_gradients
 from steepest.registry import create, list_optimizers
@@ -64,6 +65,7 @@ __all__ = [
     "compat",
     "create",
     "list_optimizers",
+    "master_state_dict",
     "release_gradients",
     "ternary",
     "views",

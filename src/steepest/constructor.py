@@ -12,7 +12,7 @@ from typing_extensions import get_type_hints
 from steepest.hyperparameters import near_miss
 from steepest.rule import MATRIX_DEFAULTS, MatrixOptions, Rule
 
-__all__ = ["constructor", "signature_defaults", "spell_out"]
+__all__ = ["check_name", "constructor", "signature_defaults", "spell_out"]
 
 Init = TypeVar("Init", bound=Callable[..., None])
 _KINDS = inspect.Parameter
@@ -26,6 +26,14 @@ def constructor(declared: Init) -> Init:
     signature's ``**`` have the defaults that the class inherits.
     """
     return cast(Init, _bound_by(declared, inspect.signature(declared)))
+
+
+def check_name(name: str, cls: type, known: type) -> None:
+    """Raise ``ValueError`` for a rule's name that another class than ``cls`` has."""
+    taken, own = (f"{each.__module__}.{each.__qualname__}" for each in (known, cls))
+    # Reloading a module defines the same class again, which is not a clash.
+    if taken != own:
+        raise ValueError(f"the rule name {name!r} is taken by {taken}")
 
 
 def signature_defaults(cls: type, rule: Rule, changed: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from steepest.constructor import signature_defaults, spell_out
+from steepest import master_weights
+from steepest.constructor import check_name, signature_defaults, spell_out
 from steepest.distributed.local import is_dtensor, local_part
 from steepest.engine.collect import Collector, ParamBatch
 from steepest.engine.cuda_graphs import check_capture
@@ -63,7 +64,7 @@ class Optimizer(torch.optim.Optimizer):
 
     rule: ClassVar[Rule]
     extra_state: ClassVar[frozenset[str]] = frozenset()
-    """Names of state that a subclass keeps besides its rules'. State dicts with other names are refused."""
+    """Names of a subclass's own state. State dicts with other names than these and the rules' are refused."""
     targets: Targets | None = None
     """The targets of parameters whose rule moves those; :mod:`steepest.ternary` sets it by :meth:`watch`."""
     reasons: Reasons | None = None
@@ -78,11 +79,7 @@ class Optimizer(torch.optim.Optimizer):
         """
         super().__init_subclass__(**kwargs)
         if rule is not None:
-            known = OPTIMIZERS.get(rule.name, cls)
-            taken, own = (f"{each.__module__}.{each.__qualname__}" for each in (known, cls))
-            # Reloading a module defines the same class again, which is not a clash.
-            if taken != own:
-                raise ValueError(f"the rule name {rule.name!r} is taken by {taken}")
+            check_name(rule.name, cls, OPTIMIZERS.get(rule.name, cls))
             rule.own_defaults = signature_defaults(cls, rule, defaults or {})
             cls.rule = rule
             register_rule(rule)
@@ -198,6 +195,9 @@ class Optimizer(torch.optim.Optimizer):
         entries = [e for state in self.state.values() for e in state.values() if isinstance(e, Tensor)]
         return sum((local_part(entry) if is_dtensor(entry) else entry).nbytes for entry in entries)
 
+    master_weight = master_weights.master_weight
+    set_master_weight = master_weights.set_master_weight
+
     def explain(self) -> Explanation:
         """Explain each tensor's rule and options, and why, as data; ``str()`` of it is a table.
 
@@ -217,15 +217,16 @@ class Optimizer(torch.optim.Optimizer):
             return super().state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a copy of a :meth:`state_dict`; every state tensor keeps the dtype it was saved with.
+        """Load a copy of a :meth:`state_dict`; state in floats keeps the dtype it was saved with.
 
+        Coded state and floats are converted to what this run's ``state_dtype`` and ``master`` ask for.
         Checkpoints of other optimizers load if their state means the same: those of ``torch.optim.AdamW``,
         ``SGD`` and ``Muon``, ``lion_pytorch``, ``sgd_sai``, quad_torch, Emerging-Optimizers, and the original
         Simba. Options that they lack keep their current values.
 
         Raises:
-            ValueError: the number of groups or parameters, a rule, or the shape of a state differs; the rule
-                does not know a state, or cannot use another optimizer's. Nothing was loaded.
+            ValueError: the number of groups or parameters, a rule, or a state's shape or format differs; the
+                rule does not know a state, or cannot use another optimizer's. Nothing was loaded.
         """
         with loading(self, self.extra_state, self.targets):
             super().load_state_dict(state_dict)
@@ -243,7 +244,6 @@ class Optimizer(torch.optim.Optimizer):
         for group, known in zip(self.param_groups, before, strict=True):
             complete(group, known, self.defaults)
         if "_collector" not in self.__dict__:  # never pickled: it holds the parameters' shapes
-            self._collector = Collector()
-            self._collector.remember(self.param_groups)
+            self._collector = Collector(self.param_groups)
         if self.targets is not None:
             self.targets.bind(self.param_groups, self.state)

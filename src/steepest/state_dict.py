@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,17 +15,28 @@ from steepest.engine.collect import describe
 from steepest.engine.factors import gather_factors, scatter_factors
 from steepest.engine.layout import real_view
 from steepest.engine.state import blank_state
+from steepest.engine.storage import CORRECTION, SCALE
 from steepest.migrations import TORCH_KEYS, Source, recognize
 from steepest.rule import Group, Targets, find_rule
+from steepest.stored_state import (
+    STATE_FORMAT,
+    check_state_format,
+    check_stored,
+    convert_stored,
+    is_beside,
+    keep_formats,
+    record_state_format,
+)
 
 __all__ = ["loading", "saving"]
 
-Saved = tuple[Tensor, Group, dict[str, Any]]
+# A parameter, its group, its state in the state dict, and a blank one as it is about to be stored.
+Saved = tuple[Tensor, Group, dict[str, Any], dict[str, Tensor]]
 
 
 @contextlib.contextmanager
 def saving(optimizer: Any) -> Iterator[None]:
-    """Let torch's ``state_dict`` hold the entries that only one process keeps."""
+    """Let torch's ``state_dict`` hold the entries that only one process keeps, and the formats' version."""
     groups, state = optimizer.param_groups, optimizer.state
     sharding = optimizer._collector.sharding(groups, optimizer._user_functions)
     factors = {} if sharding is None else scatter_factors(sharding, state)
@@ -35,6 +47,7 @@ def saving(optimizer: Any) -> Iterator[None]:
         for number, param in enumerate(params):
             if param in factors:
                 saved["state"][number] = {**saved["state"][number], **factors[param]}
+        record_state_format(groups, state, saved["param_groups"])
 
     handle = optimizer.register_state_dict_post_hook(add, prepend=True)
     try:
@@ -58,7 +71,8 @@ def loading(optimizer: Any, extra_state: Collection[str], targets: Targets | Non
         return here
 
     def restore(_: torch.optim.Optimizer) -> None:
-        for param, group, state in found:
+        for param, group, state, expected in found:
+            state = convert_stored(param, group, state, expected)
             optimizer.state[param] = _restored(param, group, state, extra_state)
         groups, collector = optimizer.param_groups, optimizer._collector
         collector.forget(groups)
@@ -74,6 +88,7 @@ def loading(optimizer: Any, extra_state: Collection[str], targets: Targets | Non
     finally:
         before.remove()
         after.remove()
+    _warn_of_dropped(found)
     if targets is not None:
         targets.drop()
         targets.bind(optimizer.param_groups, optimizer.state)
@@ -93,17 +108,20 @@ def _loadable(
         for index, (ours, theirs) in enumerate(zip(groups, loaded["param_groups"], strict=True)):
             states = [_entries(others.pop(key)) if key in others else None for key in theirs["params"]]
             source = None
-            if is_foreign := "rule" not in theirs and not theirs.keys() <= {"params", "param_names"}:
+            anonymous = {"params", "param_names", STATE_FORMAT}
+            if is_foreign := "rule" not in theirs and not theirs.keys() <= anonymous:
                 group, source = _foreign_group(index, ours, theirs, [state for state in states if state])
             else:
                 _check_own(index, ours, theirs)
                 # Groups used to hold the options of the optimizer's other rules too.
                 group = {name: value for name, value in theirs.items() if name in ours or name not in options}
-            group["state_device"] = ours["state_device"]
+                group.pop(STATE_FORMAT, None)
+            keep_formats(ours, group)
             translated.append(group)
             merged = {**ours, **group}
             find_rule(ours["rule"]).check(f"group {index} of the state dict", merged)
             for at, (param, state) in enumerate(zip(ours["params"], states, strict=False)):
+                expected: dict[str, Tensor] = {}
                 if state:
                     who = describe(ours, index, at)
                     if source is not None:
@@ -115,13 +133,14 @@ def _loadable(
                     label = ours["param_names"][at] if "param_names" in ours else None
                     target = None if targets is None else targets.find(param)
                     expected = blank_state(real_view(param), merged, label, target)
+                    check_stored(who, param, merged, state, expected)
                     _check_state(who, state, expected, merged, extra_state, is_foreign)
                     # A target's state is laid out as the target is.
                     if target is None:
                         own = [name for name in state if _is_per_element(name, merged, extra_state)]
                         check_state_layout(who, param, state, own)
                 if state is not None:
-                    found.append((param, merged, state))
+                    found.append((param, merged, state, expected))
     except ValueError as error:
         raise ValueError(f"{error}; nothing was loaded") from None
     return {**loaded, "state": others, "param_groups": translated}, found
@@ -133,7 +152,8 @@ def _entries(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_own(index: int, ours: Group, theirs: Group) -> None:
-    """Refuse a group of this library that was saved with another rule or other views."""
+    """Refuse a group of this library that a later version saved, or with another rule or other views."""
+    check_state_format(index, theirs)
     if "rule" not in theirs:
         return
     saved, rule = f"group {index} of the state dict was saved with", theirs["rule"]
@@ -194,32 +214,56 @@ def _check_state(
     unknown = [
         repr(name)
         for name in saved
-        if name not in expected and name.partition(".")[0] not in known and name not in extra_state
+        if name not in expected
+        and name.partition(".")[0] not in known
+        and name not in extra_state
+        and not is_beside(name, saved)
     ]
     if unknown:
         raise ValueError(f"the state of {who} has {', '.join(unknown)}, which {rule.name!r} does not know")
     # The first step creates entries that own state dicts lack. torch.optim.SGD counts no steps.
-    missing = [repr(name) for name in expected if name not in saved and name != "step"]
+    missing = [
+        repr(name)
+        for name in expected
+        if name not in saved and name != "step" and not is_beside(name, expected)
+    ]
     if missing and is_foreign:
         raise ValueError(
             f"the state of {who} is another optimizer's and has no {', '.join(missing)}, which "
             f"{rule.name!r} needs"
         )
+    specs = rule.state_specs(group)
     for name, value in saved.items():
-        if name not in expected:
+        if name not in expected or is_beside(name, saved):
             continue
         blank = expected[name]
+        is_average = name in specs and specs[name].range is not None
         if not isinstance(value, Tensor):
             if isinstance(value, (int, float)) and blank.dim() == 0:
                 continue
             differs = f"is a {type(value).__name__} in the state dict"
         elif value.shape != blank.shape:
             differs = f"has shape {tuple(value.shape)} in the state dict and {tuple(blank.shape)} here"
+        elif is_average and (name + SCALE in saved or value.is_floating_point()):
+            continue  # codes and floats become each other
         elif value.dtype != blank.dtype and not (value.is_floating_point() and blank.is_floating_point()):
             differs = f"has dtype {value.dtype} in the state dict and {blank.dtype} here"
         else:
             continue
         raise ValueError(f"state {name!r} of {who} {differs}")
+
+
+def _warn_of_dropped(found: Sequence[Saved]) -> None:
+    """Warn once of all corrections that were not loaded."""
+    count = sum(CORRECTION in state and CORRECTION not in expected for _, _, state, expected in found)
+    if count:
+        warnings.warn(
+            f"the state dict has corrections, the lower bits of master weights, of {count} "
+            f"parameter{'s' * (count > 1)} with no master or a wider dtype here: they were dropped. "
+            "steepest.master_state_dict(model, optimizer) in the run that saved them gives float32 weights",
+            UserWarning,
+            stacklevel=5,
+        )
 
 
 def _is_per_element(name: str, group: Group, extra_state: Collection[str]) -> bool:
@@ -253,7 +297,7 @@ def _restored(
         if isinstance(value, Tensor):
             value = value.detach().to("cpu" if name in per_tensor else where, copy=True)
         state[name] = value
-    if rule.counts_steps and state and "step" not in state:
-        # torch.optim.SGD counts no steps, but has taken the first one.
+    if rule.counts_steps and state.keys() - {CORRECTION} and "step" not in state:
+        # torch.optim.SGD counts no steps, but has taken the first one. A correction may be set before it.
         state["step"] = torch.ones((), dtype=torch.float32, device="cpu")
     return state

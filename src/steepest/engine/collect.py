@@ -85,7 +85,7 @@ class Collector:
     It is no state of the optimizer: without it the next step checks everything.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, groups: Sequence[Group] = ()) -> None:
         self._groups: list[_CheckedGroup] = []
         # The shapes of all vectors and whether there were matrices when the groups were made.
         self._vectors: set[torch.Size] = set()
@@ -100,6 +100,7 @@ class Collector:
         self._plan: Plan | None = None
         # The ids of the parameters that the last step had gradients of.
         self._stepped: list[int] = []
+        self.remember(groups)
 
     def forget(self, groups: Sequence[Group]) -> None:
         """Look at everything again, because groups were loaded."""

@@ -11,7 +11,7 @@ from steepest.formats import int8
 from steepest.formats.blocks import BLOCKS, scale_shape
 from steepest.formats.master import dropped_bits
 
-__all__ = ["convert_correction", "decode", "encode", "reblock"]
+__all__ = ["block_of", "convert_correction", "decode", "encode", "reblock"]
 
 
 def encode(value: Tensor, block: int, *, nonnegative: bool) -> tuple[Tensor, Tensor]:
@@ -53,7 +53,7 @@ def decode(codes: Tensor, scale: Tensor) -> Tensor:
     >>> decode(*encode(torch.full((32, 64), -0.5), 64, nonnegative=False)).unique()
     tensor([-0.5000])
     """
-    rows = codes.reshape(*scale.shape, _block(codes, scale))
+    rows = codes.reshape(*scale.shape, block_of(codes, scale))
     return int8.decode(rows, scale).view(codes.shape)
 
 
@@ -71,7 +71,7 @@ def reblock(codes: Tensor, scale: Tensor, block: int) -> tuple[Tensor, Tensor]:
     >>> [part.shape for part in reblock(codes, scale, 64)]
     [torch.Size([32, 64]), torch.Size([32, 1])]
     """
-    if _block(codes, scale) == block:
+    if block_of(codes, scale) == block:
         return codes.contiguous(), scale
     return encode(decode(codes, scale), block, nonnegative=codes.dtype == torch.uint8)
 
@@ -111,7 +111,15 @@ def convert_correction(correction: Tensor | None, param: Tensor, width: torch.dt
     return new.copy_(bits)
 
 
-def _block(codes: Tensor, scale: Tensor) -> int:
+def block_of(codes: Tensor, scale: Tensor) -> int:
+    """Return how many elements of these codes share a scale; only dtypes and shapes are read.
+
+    Raises:
+        ValueError: as :func:`decode` raises it.
+
+    >>> block_of(torch.zeros(3, 64, dtype=torch.int8), torch.zeros(3, 2))
+    32
+    """
     if codes.dtype not in (torch.int8, torch.uint8) or scale.dtype != torch.float32:
         raise ValueError(f"codes are int8 or uint8 and scales float32, not {codes.dtype} and {scale.dtype}")
     # From the rows, since a shard may have none.

@@ -1,0 +1,176 @@
+"""Formats of saved state, codes or floats, with or without corrections: check them, convert to this run's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steepest.distributed.local import is_dtensor
+from steepest.engine.layout import real_view
+from steepest.engine.storage import CORRECTION, SCALE
+from steepest.formats.int8 import DTYPES
+from steepest.formats.load import block_of, convert_correction, decode, encode, reblock
+from steepest.formats.master import CORRECTIONS
+from steepest.rule import Group, find_rule
+
+__all__ = [
+    "STATE_FORMAT",
+    "check_state_format",
+    "check_stored",
+    "convert_stored",
+    "is_beside",
+    "keep_formats",
+    "record_state_format",
+]
+
+STATE_FORMAT = "state_format"
+"""The key of a saved group whose state has codes or corrections: the version of how they are written."""
+
+_VERSION = 1
+
+
+def is_beside(name: str, state: Mapping[str, Any]) -> bool:
+    """Return whether an entry is a correction, or the scales of another entry of this state."""
+    return name == CORRECTION or (name.endswith(SCALE) and name.removesuffix(SCALE) in state)
+
+
+def record_state_format(
+    groups: Sequence[Group], states: Mapping[Tensor, Mapping[str, Any]], saved: Sequence[dict[str, Any]]
+) -> None:
+    """Write the version into those saved groups whose state has codes or corrections.
+
+    Other groups are saved as before there were any, so that older versions of this library load them.
+    """
+    for group, packed in zip(groups, saved, strict=True):
+        own = [states[param] for param in group["params"] if param in states]
+        if any(is_beside(name, state) for state in own for name in state):
+            packed[STATE_FORMAT] = _VERSION
+
+
+def check_state_format(index: int, saved: Group) -> None:
+    """Raise ``ValueError`` for a group that a later version of this library saved."""
+    version = saved.get(STATE_FORMAT, _VERSION)
+    if version != _VERSION:
+        raise ValueError(
+            f"group {index} of the state dict has {STATE_FORMAT} {version!r}; this version of steepest "
+            f"knows {_VERSION}"
+        )
+
+
+def keep_formats(ours: Group, loaded: dict[str, Any]) -> None:
+    """Set the options of a loaded group that stay this run's: where state lies, and in which format.
+
+    Float dtypes stay the checkpoint's, unless it is coded and this run is not.
+    """
+    loaded["state_device"], loaded["master"] = ours["state_device"], ours["master"]
+    if "int8" in (ours["state_dtype"], loaded.get("state_dtype")):
+        loaded["state_dtype"] = ours["state_dtype"]
+
+
+def check_stored(
+    who: str, param: Tensor, group: Group, saved: Mapping[str, Any], expected: Mapping[str, Tensor]
+) -> None:
+    """Raise ``ValueError`` for codes, scales and corrections that :func:`convert_stored` could not convert.
+
+    Args:
+        who: the parameter, for messages.
+        param, group: the parameter, and its group with the options that it is about to have.
+        saved: its state in the state dict.
+        expected: its state with these options, of which only dtypes and shapes count.
+    """
+    specs = find_rule(group["rule"]).state_specs(group)
+    for name in specs:
+        if name + SCALE in saved and name not in saved:
+            raise ValueError(f"the state of {who} has {name + SCALE!r} and no {name!r}")
+    for name, codes in saved.items():
+        if is_beside(name, saved):
+            continue
+        kind = specs[name].range if name in specs else None
+        scale = saved.get(name + SCALE)
+        if scale is None:
+            if kind is not None and isinstance(codes, Tensor) and codes.dtype in DTYPES.values():
+                raise ValueError(
+                    f"state {name!r} of {who} has codes of {codes.dtype} and no scales, {name + SCALE!r}, "
+                    "without which nothing can be decoded"
+                )
+            continue
+        if name in specs and kind is None:
+            raise ValueError(f"the state of {who} has {name + SCALE!r}, but {name!r} is never coded")
+        dtypes = DTYPES.values() if kind is None else [DTYPES[kind]]
+        if not (isinstance(codes, Tensor) and codes.dtype in dtypes):
+            has = f"dtype {codes.dtype}" if isinstance(codes, Tensor) else f"type {type(codes).__name__}"
+            raise ValueError(
+                f"state {name!r} of {who} has scales and {has} in the state dict; its codes are "
+                f"{' or '.join(map(str, dtypes))}"
+            )
+        if name in expected and codes.shape != expected[name].shape:
+            continue  # which is an error with or without scales
+        try:
+            if not isinstance(scale, Tensor):
+                raise ValueError(f"scales are a tensor, not a {type(scale).__name__}")
+            block_of(codes, scale)
+        except ValueError as error:
+            raise ValueError(f"state {name + SCALE!r} of {who}: {error}") from None
+    if CORRECTION in saved:
+        correction, shape = saved[CORRECTION], real_view(param).shape
+        if not isinstance(correction, Tensor):
+            differs = f"is a {type(correction).__name__}"
+        elif correction.dtype not in CORRECTIONS.values():
+            differs = f"has dtype {correction.dtype}, which is neither torch.int8 nor torch.int16,"
+        elif correction.shape != shape:
+            differs = f"has shape {tuple(correction.shape)}, the parameter {tuple(shape)},"
+        else:
+            return
+        raise ValueError(f"state {CORRECTION!r} of {who} {differs} in the state dict")
+
+
+def convert_stored(
+    param: Tensor, group: Group, saved: Mapping[str, Any], expected: Mapping[str, Tensor]
+) -> dict[str, Any]:
+    """Return a parameter's saved state in the formats of this run; entries that have them are not copied.
+
+    ============================ ================= ==============================================
+    saved                        here              result
+    ============================ ================= ==============================================
+    floats                       codes             encoded; nonnegative ones to nearest, at least 1
+    codes                        floats            decoded to float32, then the dtype of this run
+    codes with another block     codes             decoded and encoded
+    a correction                 no master         without
+    none, or of another width    a master          zeros; rounded to int8, or exact in int16
+    ============================ ================= ==============================================
+
+    Args:
+        param, group, saved, expected: as :func:`check_stored` has accepted them.
+    """
+    state = {name: value for name, value in saved.items() if not is_beside(name, saved)}
+    takes = find_rule(group["rule"]).takes
+    coded = any(name + SCALE in expected for name in expected)
+    for name in list(state):
+        scale, new_scale = saved.get(name + SCALE), expected.get(name + SCALE)
+        if name not in expected:
+            # The present options do not ask for it. Should they later, it would have to be stored as all is.
+            if scale is not None or (coded and name in takes):
+                del state[name]
+        elif new_scale is not None:
+            block = block_of(expected[name], new_scale)
+            if scale is None:
+                nonnegative = expected[name].dtype == DTYPES["nonnegative"]
+                coded_now = encode(state[name].detach(), block, nonnegative=nonnegative)
+            else:
+                coded_now = reblock(state[name].detach(), scale.detach(), block)
+            state[name], state[name + SCALE] = coded_now
+        elif scale is not None:
+            numbers, blank = decode(state[name].detach(), scale.detach()), expected[name]
+            if is_dtensor(blank):
+                state[name] = numbers.to(blank.dtype)
+            else:  # with the parameter's strides
+                state[name] = torch.empty_like(blank, device=numbers.device).copy_(numbers)
+    if CORRECTION in expected and saved:
+        correction, width = saved.get(CORRECTION), expected[CORRECTION].dtype
+        if correction is None or correction.dtype != width:
+            correction = convert_correction(correction, real_view(param), width)
+        state[CORRECTION] = correction
+    return state
