@@ -32,6 +32,7 @@ __all__ = [
     "floating_dtype",
     "fraction",
     "integer",
+    "is_int8",
     "learning_rate",
     "near_miss",
     "optional",
@@ -165,13 +166,26 @@ def floating_dtype() -> Hyperparameter:
     return optional(Hyperparameter(accepts, "a signed torch floating point dtype"))
 
 
+class _StateDtype(Hyperparameter):
+    def check(self, owner: str, name: str, value: Any) -> None:
+        """Say why there is no state of 4 bits, which other libraries have."""
+        if isinstance(value, (str, torch.dtype)) and str(value).removeprefix("torch.") in ("int4", "uint4"):
+            raise ValueError(
+                f"{owner}: {name}={value!r} is not offered: with 4 bits directions were 40 to 50 % off and "
+                'Muon lost 0.08 bits per byte; use "int8"'
+            )
+        super().check(owner, name, value)
+
+
 def state_dtype() -> Hyperparameter:
     """Accept None, a floating point dtype with a sign and a zero, or "int8", which torch.int8 becomes."""
     floating = floating_dtype()
-    return Hyperparameter(
-        lambda value: value in ("int8", torch.int8) or floating.accepts(value),
-        f'"int8", {floating.allowed}',
-    )
+    return _StateDtype(lambda value: is_int8(value) or floating.accepts(value), f'"int8", {floating.allowed}')
+
+
+def is_int8(value: StateDtype) -> bool:
+    """Return whether a ``state_dtype`` asks for codes; a live group may say so with a dtype."""
+    return value in ("int8", torch.int8)
 
 
 def optional(hyper: Hyperparameter) -> Hyperparameter:

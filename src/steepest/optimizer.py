@@ -19,7 +19,7 @@ from steepest.engine.matrices import UserFunctions
 from steepest.engine.pipeline import decide, take_step
 from steepest.explain import Explanation, Reasons, explain
 from steepest.hyperparameters import near_miss, plain
-from steepest.param_groups import check_views, checked, complete, count_skipped
+from steepest.param_groups import check_masters, check_views, checked, complete, count_skipped
 from steepest.rule import Rule, Targets, find_rule, register_rule
 from steepest.state_dict import loading, saving
 
@@ -100,6 +100,7 @@ class Optimizer(torch.optim.Optimizer):
         self._collector = Collector()
         super().__init__(params, {k: plain(v) if k in known else v for k, v in defaults.items()})
         check_views(self.defaults.get("views") or {}, self.param_groups)
+        check_masters(owner, self.param_groups)
 
     def _construct(self, params: ParamsT, options: dict[str, Any]) -> None:
         """Initialize with the class's rule and the arguments of its :func:`constructor`."""

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from steepest.engine.collect import check_shard
-from steepest.engine.update import PLAIN
-from steepest.hyperparameters import COMMON_OPTIONS, near_miss, plain
+from steepest.engine.update import LOW_PRECISION, PLAIN
+from steepest.hyperparameters import COMMON_OPTIONS, is_int8, near_miss, plain
 from steepest.rule import Group, find_rule
 
-__all__ = ["RESERVED", "check_views", "checked", "complete", "count_skipped", "filled"]
+__all__ = ["RESERVED", "check_masters", "check_views", "checked", "complete", "count_skipped", "filled"]
 
 # Keys of a param group that belong to this library, to torch or to torch's schedulers.
 RESERVED = frozenset({"params", "param_names", "rule", "base_lr", "initial_lr", "skipped_steps"})
@@ -51,7 +51,7 @@ def checked(
     rule = find_rule(full["rule"])
     rule.check(f"{owner}, group {index}", full)
     full |= {name: plain(full[name]) for name in rule.defaults()}
-    if full["state_dtype"] is torch.int8:
+    if is_int8(full["state_dtype"]):
         full["state_dtype"] = "int8"  # plain data
     full.setdefault("base_lr", float(full["lr"]))
     params = full["params"]
@@ -68,6 +68,16 @@ def checked(
     if isinstance(own_views, Mapping) and own_views is not defaults.get("views"):
         check_views(own_views, [new])
     return full
+
+
+def check_masters(owner: str, groups: Sequence[Group]) -> None:
+    """Raise ``ValueError`` for ``master`` where no parameter of any group is bfloat16 or float16."""
+    wished = [group["master"] for group in groups if group["master"] is not None]
+    if wished and not any(param.dtype in LOW_PRECISION for group in groups for param in group["params"]):
+        raise ValueError(
+            f"{owner}: master={wished[0]!r} has no effect: no parameter is bfloat16 or float16, and wider "
+            "ones drop no bits"
+        )
 
 
 def check_views(views: Mapping[str, Any], groups: Sequence[Group]) -> None:

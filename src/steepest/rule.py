@@ -27,6 +27,7 @@ from steepest.hyperparameters import (
     StateDtype,
     choice,
     integer,
+    is_int8,
     near_miss,
 )
 from steepest.views import View, check_view, fused_parameters
@@ -108,8 +109,8 @@ class StateSpec:
         With ``"int8"`` this is what a tensor has that is not coded.
         """
         if self.per == "element":
-            if state_dtype == "int8":
-                state_dtype = torch.promote_types(param.dtype, torch.float32)
+            if not isinstance(state_dtype, torch.dtype) or is_int8(state_dtype):
+                state_dtype = None if state_dtype is None else torch.promote_types(param.dtype, torch.float32)
             dtype = self.dtype or state_dtype or param.dtype
             return torch.zeros_like(param, dtype=dtype, requires_grad=False)
         dtype = self.dtype or torch.promote_types(param.dtype, torch.float32)
@@ -234,6 +235,13 @@ class Rule(ABC):
                 "tensors. Use DistributedDataParallel, or an element rule, which takes any; of sharded "
                 "tensors only those of fully_shard (FSDP2) keep their shapes"
             )
+        if param.dtype in (torch.float64, torch.complex128) and is_int8(group["state_dtype"]):
+            coded = [entry for entry, spec in self.state_specs(group).items() if spec.range is not None]
+            if coded:
+                raise ValueError(
+                    f"{who} has dtype {param.dtype}: state_dtype='int8' would store its {coded[0]} in eight "
+                    "bits, with scales in float32; state_dtype=None keeps it in 64"
+                )
         if not self.transforms:
             return
         if param.is_complex():

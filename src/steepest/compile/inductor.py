@@ -14,8 +14,9 @@ __all__ = ["inductor"]
 
 # The code must accept tensors of any size, so Inductor must not assert sizes.
 _OPTIONS = {"size_asserts": False}
-# From some number of operations on, Inductor writes an intermediate result to memory, as large as a tensor.
-_FUSED = {"realize_opcount_threshold": 10_000, "realize_reads_threshold": 10_000}
+# From 30 operations or 4 reads on, Inductor writes an intermediate result to memory, as large as a tensor.
+# These limits keep a step with master weights in one loop; far higher ones compile for a minute.
+_FUSED = {"realize_opcount_threshold": 200, "realize_reads_threshold": 16}
 # Inductor knows the processor's vector instructions, but test-compiles each of them as well, which takes
 # 5 of the 10 seconds of a first compilation. Assume that the C++ compiler supports them.
 _TRUST_VECTORS = {"cpp.vec_isa_ok": True}

@@ -21,6 +21,7 @@ from steepest.engine.plan import Plan
 from steepest.engine.storage import Storage, storage_of
 from steepest.engine.units import Sharding
 from steepest.engine.update import PLAIN, UpdateConfig
+from steepest.hyperparameters import is_int8
 from steepest.random import tensor_word
 from steepest.rule import Group, Rule, Targets, find_rule
 
@@ -38,7 +39,7 @@ def check_shard(who: str, param: Tensor, rule: Rule, group: Group) -> Region | N
     if rule.moves:
         # The rule itself knows how what the parameter stands for is divided.
         return None
-    if group["state_dtype"] == "int8" or group["master"] is not None:
+    if is_int8(group["state_dtype"]) or group["master"] is not None:
         raise ValueError(
             f"{who} is a DTensor: state_dtype='int8' and master do not take sharded parameters; "
             "state_dtype=torch.bfloat16 does"

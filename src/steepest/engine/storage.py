@@ -17,6 +17,7 @@ from steepest.formats import int8
 from steepest.formats.blocks import block_size, scale_shape
 from steepest.formats.int8 import Range
 from steepest.formats.master import CORRECTIONS, join, part
+from steepest.hyperparameters import is_int8
 from steepest.rule import Group, Rule
 from steepest.views import View, is_transposed
 
@@ -157,14 +158,14 @@ def storage_of(
     specs = rule.state_specs(group)
     names = sorted(name for name, spec in specs.items() if spec.per == "element")
     averages = [(name, kind) for name in names if (kind := specs[name].range) is not None]
-    codes = group["state_dtype"] == "int8"
+    codes = is_int8(group["state_dtype"])
     if there := [name for name, _ in averages if name in stored]:
         codes = any(name + SCALE in stored for name in there)
     block = block_size(shape) if codes and _keeps_rows(view) else None
     if block is None:
         averages = []
     width: torch.dtype | None = None
-    if dtype in (torch.bfloat16, torch.float16):
+    if dtype in (torch.bfloat16, torch.float16) and not rule.moves:
         width = stored.get(CORRECTION) or (CORRECTIONS[group["master"]] if group["master"] else None)
     floats = tuple(name for name in names if name not in dict(averages))
     return Storage(floats, block, tuple(averages), width)
