@@ -26,8 +26,8 @@ _BYTES_ELSEWHERE = 1 << 27
 _NOISE_BYTES = 12
 _ROUNDING_BYTES = 12
 
-# Temporaries of decoding and encoding an entry.
-_CODING = 4
+# Of an entry that is decoded and encoded, and of a correction, beyond what the rule holds at the same time.
+_CODING = 1
 
 # Temporaries whose size does not depend on the chunk.
 _SPARE = 1 << 12

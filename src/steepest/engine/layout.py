@@ -153,7 +153,7 @@ def chunks_of(row: Row, limit: int, *, ordered: bool) -> Iterator[tuple[list[Ten
     if row.block is not None:
         first = row.extent.start if row.extent else 0
         extent = Extent(first, (row.block, 1)) if joined else row.extent or Extent.of(shape)
-        yield from _cut_rows(joined or columns, limit, extent)
+        yield from _cut_rows(joined or columns, limit, extent, row.block)
     elif joined is not None:
         yield from _cut(joined, limit, Extent(row.extent.start if row.extent else 0, (1,)))
     else:
@@ -164,9 +164,18 @@ def chunks_of(row: Row, limit: int, *, ordered: bool) -> Iterator[tuple[list[Ten
 _GRAIN = 256
 
 
-def _cut_rows(columns: Sequence[Tensor], limit: int, extent: Extent) -> Iterator[tuple[list[Tensor], Extent]]:
-    """Cut between rows only, because a row may have scales of its own."""
+def _cut_rows(
+    columns: Sequence[Tensor], limit: int, extent: Extent, block: int
+) -> Iterator[tuple[list[Tensor], Extent]]:
+    """Cut between rows, each of which has scales of its own; those of matrices also between blocks."""
     count = columns[0].shape[0]
+    if columns[0].numel() > limit * count and columns[0].dim() == 2 and columns[0].shape[1] > block:
+        start, (down, right) = extent.start, extent.strides
+        for at, row in enumerate(zip(*(column.unbind() for column in columns), strict=True)):
+            k = row[0].numel() // block
+            blocks = [each if each.numel() == k else each.unflatten(0, (k, block)) for each in row]
+            yield from _cut_rows(blocks, limit, Extent(start + at * down, (right * block, right)), block)
+        return
     rows = max(1, limit * count // columns[0].numel())
     for first in range(0, count, rows):
         start = extent.start + first * extent.strides[0]

@@ -1,0 +1,104 @@
+"""Options of low-bit state: what is refused, by name and with the reason, and what has no effect."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+import steepest
+from peak_memory import highest
+
+
+def matrix(dtype: torch.dtype = torch.float32, shape: tuple[int, ...] = (64, 128)) -> Parameter:
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return Parameter(values.to(dtype))
+
+
+def step(optimizer: torch.optim.Optimizer, params: list[Parameter], count: int = 1) -> None:
+    for _ in range(count):
+        for param in params:
+            param.grad = (0.5 * param.detach() + 0.25).to(param.dtype)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("value", ["int4", "uint4", torch.uint4], ids=str)
+def test_four_bits_are_refused_with_what_was_measured(value: object):
+    with pytest.raises(ValueError, match=r"state_dtype.*40 to 50 %.*0\.08 bits per byte"):
+        steepest.create("muon", [matrix()], state_dtype=value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+def test_float64_is_not_coded(dtype: torch.dtype):
+    with pytest.raises(ValueError, match=r"'layer\.weight'.*float64|'layer\.weight'.*complex128"):
+        steepest.create("adamw", [("layer.weight", matrix(dtype))], state_dtype="int8")
+    # A rule without averages ignores the option.
+    params = [matrix(dtype)]
+    step(steepest.create("signgsd", params, state_dtype="int8"), params)
+
+
+def test_the_dtype_is_the_name_also_in_a_live_group():
+    params, twins, named = ([matrix()] for _ in range(3))
+    optimizer = steepest.create("lion", params, state_dtype=torch.int8)
+    assert optimizer.param_groups[0]["state_dtype"] == "int8"
+    live = steepest.create("lion", twins)
+    live.param_groups[0]["state_dtype"] = torch.int8
+    other = steepest.create("lion", named, state_dtype="int8")
+    for each, some in ((optimizer, params), (live, twins), (other, named)):
+        step(each, some, 3)
+    states = [each.state[some[0]] for each, some in ((optimizer, params), (live, twins), (other, named))]
+    assert states[0]["exp_avg"].dtype == torch.int8
+    for state in states[1:]:
+        assert state.keys() == states[0].keys()
+        assert all(torch.equal(state[name], value) for name, value in states[0].items())
+    assert torch.equal(params[0], twins[0])
+
+
+def test_a_master_without_narrow_parameters_is_refused():
+    for given in ([matrix()], [{"params": [matrix()], "master": "split16"}]):
+        with pytest.raises(ValueError, match=r"Lion: master='split(8|16)' has no effect"):
+            steepest.create("lion", given, master="split8")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_one_narrow_parameter_in_any_group_is_enough(dtype: torch.dtype):
+    wide, narrow, later = matrix(), matrix(dtype), matrix()
+    optimizer = steepest.create("lion", [{"params": [wide]}, {"params": [narrow]}], master="split8")
+    optimizer.add_param_group({"params": [later]})
+    step(optimizer, [wide, narrow, later])
+    assert "correction" in optimizer.state[narrow]
+    assert "correction" not in optimizer.state[wide]
+    assert "correction" not in optimizer.state[later]
+
+
+def transposed(rows: int, columns: int, dtype: torch.dtype) -> Parameter:
+    return Parameter(matrix(dtype, (rows, columns)).detach().t().contiguous().t())
+
+
+@pytest.mark.parametrize("name", ["lion", "adamw"])
+def test_long_rows_of_other_strides_are_cut_between_blocks(name: str, monkeypatch: pytest.MonkeyPatch):
+    """Bit for bit what contiguous parameters become, noise included."""
+    monkeypatch.setattr("steepest.engine.chunks.chunk_length", lambda *_, **__: 256)
+    options = {"state_dtype": "int8", "master": "split8", "rounding": "stochastic", "compile": False}
+    straight, other = [matrix(torch.bfloat16, (3, 1600))], [transposed(3, 1600, torch.bfloat16)]
+    optimizers = [steepest.create(name, some, lr=0.01, **options) for some in (straight, other)]
+    for optimizer, some in zip(optimizers, (straight, other), strict=True):
+        step(optimizer, some, 4)
+    states = [optimizers[0].state[straight[0]], optimizers[1].state[other[0]]]
+    assert torch.equal(straight[0], other[0])
+    assert all(torch.equal(states[1][entry], value) for entry, value in states[0].items())
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+@pytest.mark.parametrize("master", [None, "split8", "split16"])
+@pytest.mark.parametrize("name", ["lion", "adamw"])
+def test_temporaries_stay_within_the_chunk_s_room(name: str, master: str | None, rounding: str):
+    dtype = torch.float32 if master is None else torch.bfloat16
+    for make in (lambda: matrix(dtype, (1 << 8, 1 << 12)), lambda: transposed(2, 1 << 19, dtype)):
+        param: Tensor = make()
+        options = {"state_dtype": "int8", "master": master, "rounding": rounding, "compile": False}
+        optimizer = steepest.create(name, [param], weight_decay=0.1, maximize=True, **options)
+        param.grad = torch.full_like(param, 0.25)
+        optimizer.step()
+        assert highest(optimizer.step) <= 1 << 20
