@@ -26,9 +26,6 @@ _BYTES_ELSEWHERE = 1 << 27
 _NOISE_BYTES = 12
 _ROUNDING_BYTES = 12
 
-# Of an entry that is decoded and encoded, and of a correction, beyond what the rule holds at the same time.
-_CODING = 1
-
 # Temporaries whose size does not depend on the chunk.
 _SPARE = 1 << 12
 
@@ -44,11 +41,8 @@ def chunk_length(config: UpdateConfig, dtypes: Sequence[torch.dtype], *, joined:
     # Casts, the decayed parameter and the negated gradient are temporaries too.
     held = config.rule.temporaries + sum([dtype != config.compute for dtype in dtypes])
     held += config.maximize + config.decays * (3 if config.method == "cautious" else 1)
-    held += (
-        2 * config.noisy
-        + _CODING * len(config.storage.ranges)
-        + _CODING * (config.storage.correction is not None)
-    )
+    # Codes and corrections are read and written beside what the rule holds at the same time.
+    held += 2 * config.noisy + len(config.storage.ranges) + (config.storage.correction is not None)
     each = config.compute.itemsize * held + _NOISE_BYTES * config.noisy + _ROUNDING_BYTES * config.rounds
     if joined:
         each += sum([dtype.itemsize for dtype in dtypes])
