@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import steepest
+from peak_memory import highest
 from steepest.compile.available import compiler_available
 from steepest.engine import chunks
 from steepest.formats.master import join
@@ -202,6 +203,15 @@ def test_compiled_is_eager(name, words):
     options = FORMATS[words]
     eager, compiled = (_run(name, _params()[:1], compile=wish, **options) for wish in (False, True))
     assert _equal(eager, compiled)
+
+
+@needs_compiler
+def test_compiled_steps_with_a_master_need_no_temporary_of_a_tensors_size():
+    weight = nn.Parameter(torch.zeros(1 << 10, 1 << 11, dtype=torch.bfloat16))
+    lion = steepest.Lion([weight], lr=0.01, compile=True, master="split16")
+    weight.grad = torch.ones_like(weight)
+    lion.step()
+    assert highest(lion.step) <= 1 << 20
 
 
 @pytest.mark.parametrize("options", FORMATS.values(), ids=FORMATS)

@@ -29,8 +29,10 @@ __all__ = ["TRACED_SIZES", "CompiledLaunch", "laid_out", "launches", "prepare", 
 
 _ROWS = 4
 
-# Elements whose corrections are widened at once: 1 MiB.
-_WIDENED = 1 << 18
+# Elements of a parameter with a master that a launch takes: a float32 temporary and, on a CPU, a correction
+# of 32 bits stay within the room of an eager chunk.
+_PIECE_ON_CPU = 15 << 13
+_PIECE_ELSEWHERE = 1 << 24
 
 # Sizes for tracing: all different, so that Dynamo takes no two for one symbol, and large, so
 # that Inductor generates parallel loops.
@@ -203,9 +205,15 @@ def run_compiled(
     which: Pass, config: UpdateConfig, rows: Sequence[Row], numbers: Mapping[str, Any], finite: Tensor | None
 ) -> None:
     """Run a pass compiled; :func:`~steepest.engine.chunks.run_eager` takes the rows that are left."""
-    if _widens(config):
-        _run_widened(which, config, rows, numbers, finite)
-        return
+    if config.storage.correction is not None:
+        _run_with_masters(which, config, rows, numbers, finite)
+    else:
+        _run_rows(which, config, rows, numbers, finite)
+
+
+def _run_rows(
+    which: Pass, config: UpdateConfig, rows: Sequence[Row], numbers: Mapping[str, Any], finite: Tensor | None
+) -> None:
     made, left = launches(which, config, rows, numbers, finite is not None)
     for launch in made:
         launch.code(launch.sizes, launch.columns, (*launch.numbers, finite))
@@ -218,22 +226,26 @@ def _widens(config: UpdateConfig) -> bool:
     return config.storage.correction == torch.int16 and config.device.type == "cpu"
 
 
-def _run_widened(
+def _run_with_masters(
     which: Pass, config: UpdateConfig, rows: Sequence[Row], numbers: Mapping[str, Any], finite: Tensor | None
 ) -> None:
-    wide = config.with_wide_corrections
+    """Run rows in pieces, because Inductor may write one result as large as they are to memory."""
+    wide = config.with_wide_corrections if _widens(config) else config
+    longest = _PIECE_ON_CPU if config.device.type == "cpu" else _PIECE_ELSEWHERE
     at = 2 if which == "after" else 1 + len(config.element_state)
     small = [row for row in rows if row.columns[0].numel() <= SMALL]
     run_eager(which, config, small, numbers, finite)
     for row in rows:
         if row.columns[0].numel() <= SMALL:
             continue
-        for columns, extent in chunks_of(row, _WIDENED, ordered=config.noisy):
+        for columns, extent in chunks_of(row, longest, ordered=config.noisy):
             narrow = columns[at]
-            columns[at] = narrow.to(torch.int32)
+            if wide is not config:
+                columns[at] = narrow.to(torch.int32)
             part = Row(columns, row.scalars, row.key, extent, block=row.block)
-            run_compiled(which, wide, [part], numbers, finite)
-            narrow.copy_(columns[at])
+            _run_rows(which, wide, [part], numbers, finite)
+            if wide is not config:
+                narrow.copy_(columns[at])
 
 
 def laid_out(row: Row, ordered: bool) -> Columns | None:
