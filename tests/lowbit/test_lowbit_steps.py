@@ -12,6 +12,7 @@ import steepest
 from peak_memory import highest
 from steepest.compile.available import compiler_available
 from steepest.engine import chunks
+from steepest.engine import compiled as compiled_passes
 from steepest.formats.master import join
 
 needs_compiler = pytest.mark.skipif(not compiler_available("cpu"), reason="no C++ compiler")
@@ -198,8 +199,9 @@ def test_steps_do_not_depend_on_the_gradients_size(name, power):
 
 @needs_compiler
 @pytest.mark.parametrize(("name", "words"), [("adamw", "int8"), ("muon", "split16")])
-def test_compiled_is_eager(name, words):
-    """A format's graph takes ten seconds and more to compile; tests/formats has the formats alone."""
+def test_compiled_is_eager(name, words, monkeypatch):
+    """In several pieces, too. Few formats, as each compiles for ten seconds; tests/formats has others."""
+    monkeypatch.setattr(compiled_passes, "_PIECE_ON_CPU", 4096)
     options = FORMATS[words]
     eager, compiled = (_run(name, _params()[:1], compile=wish, **options) for wish in (False, True))
     assert _equal(eager, compiled)
