@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from steepest.distributed.local import is_dtensor, local_part, shard_of, sharded_like
 from steepest.engine.storage import CORRECTION
 from steepest.formats.master import CORRECTIONS, join, part
 from steepest.rule import Group
@@ -44,6 +45,9 @@ def master_weight(self: Any, param: Tensor) -> Tensor:
     """
     _group_of(self, param)
     correction = self.state.get(param, {}).get(CORRECTION)
+    if correction is not None and is_dtensor(param):
+        own = join(local_part(param).detach(), local_part(correction))
+        return sharded_like(param, own)
     if correction is not None:
         return join(param.detach(), correction.to(param.device))
     return param.detach().to(torch.promote_types(param.dtype, torch.float32), copy=True)
@@ -61,7 +65,8 @@ def set_master_weight(self: Any, param: Tensor, value: Tensor) -> None:
 
     Args:
         param: one of this optimizer's.
-        value: a real tensor of the parameter's shape, of any dtype and device.
+        value: a real tensor of the parameter's shape, of any dtype and device. For a DTensor, one that is
+            laid out as it is, or the whole tensor, of which each process takes its part.
 
     Raises:
         ValueError: the parameter is not one of this optimizer's, or the value has another shape. Nothing was
@@ -83,16 +88,21 @@ def set_master_weight(self: Any, param: Tensor, value: Tensor) -> None:
     width = None if correction is None else correction.dtype
     if correction is None and group["master"] and param.dtype in (torch.bfloat16, torch.float16):
         width = CORRECTIONS[group["master"]]
+    home = param
+    if is_dtensor(param):
+        home, value = local_part(param), shard_of(param, value)
     if width is None:
-        param.copy_(value)
+        home.copy_(value)
         return
-    rounded, rest = part(value.detach().to(param.device, torch.float32), param.dtype, width)
-    param.copy_(rounded)
+    rounded, rest = part(value.detach().to(home.device, torch.float32), param.dtype, width)
+    home.copy_(rounded)
     if correction is None:
-        where = group["state_device"] or param.device
-        correction = torch.zeros_like(param, dtype=width, device=where, requires_grad=False)
+        where = group["state_device"] or home.device
+        correction = torch.zeros_like(home, dtype=width, device=where, requires_grad=False)
+        if is_dtensor(param):
+            correction = sharded_like(param, correction)
         self.state[param][CORRECTION] = correction
-    correction.copy_(rest)
+    (local_part(correction) if is_dtensor(correction) else correction).copy_(rest)
 
 
 def master_state_dict(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

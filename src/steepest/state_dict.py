@@ -10,7 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steepest.distributed.local import check_state_layout, is_dtensor, sharded_entry
+from steepest.distributed.local import (
+    check_state_layout,
+    is_dtensor,
+    local_part,
+    shard_of,
+    sharded_entry,
+    sharded_like,
+)
 from steepest.engine.collect import describe
 from steepest.engine.factors import gather_factors, scatter_factors
 from steepest.engine.layout import real_view
@@ -20,6 +27,7 @@ from steepest.migrations import TORCH_KEYS, Source, recognize
 from steepest.rule import Group, Targets, find_rule
 from steepest.stored_state import (
     STATE_FORMAT,
+    check_filled,
     check_state_format,
     check_stored,
     convert_stored,
@@ -72,7 +80,10 @@ def loading(optimizer: Any, extra_state: Collection[str], targets: Targets | Non
 
     def restore(_: torch.optim.Optimizer) -> None:
         for param, group, state, expected in found:
-            state = convert_stored(param, group, state, expected)
+            if is_dtensor(param) and not find_rule(group["rule"]).moves:
+                state = _converted_shards(param, group, state, expected, extra_state)
+            else:
+                state = convert_stored(param, group, state, expected)
             optimizer.state[param] = _restored(param, group, state, extra_state)
         groups, collector = optimizer.param_groups, optimizer._collector
         collector.forget(groups)
@@ -134,6 +145,7 @@ def _loadable(
                     target = None if targets is None else targets.find(param)
                     expected = blank_state(real_view(param), merged, label, target)
                     check_stored(who, param, merged, state, expected)
+                    check_filled(who, merged, theirs, state)
                     _check_state(who, state, expected, merged, extra_state, is_foreign)
                     # A target's state is laid out as the target is.
                     if target is None:
@@ -266,12 +278,39 @@ def _warn_of_dropped(found: Sequence[Saved]) -> None:
         )
 
 
+def _converted_shards(
+    param: Any,
+    group: Group,
+    saved: Mapping[str, Any],
+    expected: Mapping[str, Tensor],
+    extra_state: Collection[str],
+) -> dict[str, Any]:
+    """Return a DTensor's saved state in the formats of this run: shards by themselves, whole tensors whole.
+
+    A whole tensor's blocks need not be whole in the shards here, if these are not coded.
+    """
+    own = {name for name in saved if _is_per_element(name, group, extra_state)}
+    cut = {name for name in own if is_dtensor(saved[name]) or name == CORRECTION}
+    parts = {name: shard_of(param, value) if name in cut else value for name, value in saved.items()}
+    state = convert_stored(local_part(param), group, parts, expected)
+    cut |= {CORRECTION, *(name + SCALE for name in cut)}
+    for name, value in state.items():
+        if isinstance(value, Tensor) and _is_per_element(name, group, extra_state):
+            whole = expected[name] if name in expected else saved[name]
+            part = value if name in cut else shard_of(param, value)
+            state[name] = sharded_like(param, part, whole.shape)
+    return state
+
+
 def _is_per_element(name: str, group: Group, extra_state: Collection[str]) -> bool:
     """Return whether an entry of a DTensor's state is cut as the parameter is."""
     rule = find_rule(group["rule"])
-    spec = rule.state_specs(group).get(name)
+    specs = rule.state_specs(group)
+    spec = specs.get(name) or specs.get(name.removesuffix(SCALE))
     if spec is not None:
         return spec.per == "element"
+    if name == CORRECTION:
+        return True
     # A rule with `transform` has no other entries but those of its matrices.
     return name != "step" and not rule.moves and (not rule.transforms or name in extra_state)
 

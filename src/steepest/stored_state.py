@@ -8,16 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steepest.distributed.local import is_dtensor
+from steepest.distributed.local import is_dtensor, local_part
 from steepest.engine.layout import real_view
 from steepest.engine.storage import CORRECTION, SCALE
+from steepest.formats.blocks import block_size
 from steepest.formats.int8 import DTYPES
 from steepest.formats.load import block_of, convert_correction, decode, encode, reblock
 from steepest.formats.master import CORRECTIONS
+from steepest.hyperparameters import is_int8
 from steepest.rule import Group, find_rule
 
 __all__ = [
     "STATE_FORMAT",
+    "check_filled",
     "check_state_format",
     "check_stored",
     "convert_stored",
@@ -125,6 +128,29 @@ def check_stored(
         else:
             return
         raise ValueError(f"state {CORRECTION!r} of {who} {differs} in the state dict")
+
+
+def check_filled(who: str, group: Group, saved_group: Group, saved: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` for codes that torch.distributed.checkpoint put into floats, without scales.
+
+    It fills in what the optimizer that loads asks for, and casts. Nothing but the values then tells.
+    """
+    if not is_int8(saved_group.get("state_dtype")):
+        return
+    for name, spec in find_rule(group["rule"]).state_specs(group).items():
+        value = saved.get(name)
+        if spec.range is None or name + SCALE in saved or not isinstance(value, Tensor):
+            continue
+        own = local_part(value) if is_dtensor(value) else value
+        if not own.is_floating_point() or block_size(value.shape) is None or not own.any():
+            continue
+        if bool((own == own.round()).all() & (own.abs() <= 255).all()):
+            raise ValueError(
+                f"state {name!r} of {who} is one-byte codes without their scales: it was saved with "
+                "state_dtype='int8', and torch.distributed.checkpoint gives an optimizer only what its own "
+                "state dict asks for. Load it into one with state_dtype='int8' that is sharded so that its "
+                "blocks stay whole, and load that one's state_dict() here"
+            )
 
 
 def convert_stored(

@@ -251,6 +251,8 @@ def test_shards_that_are_kept_on_the_host_have_their_state_there():
         optimizer.step()
         entry = optimizer.state[param]["exp_avg"]
         assert (entry.to_local().device.type, entry.shape) == ("cpu", (5, 3))
+        # What the first step has written, and not a copy from before it.
+        assert torch.equal(entry.to_local(), torch.full((2, 3), 1 - 0.99))
         again = steepest.Lion([param], lr=0.5)
         again.load_state_dict(optimizer.state_dict())
         assert torch.equal(again.state[param]["exp_avg"].to_local(), entry.to_local())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping
+from collections.abc import Collection, Iterator, Mapping, MutableMapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,6 +26,7 @@ __all__ = [
     "local_part",
     "redistributed",
     "region_of",
+    "shard_of",
     "sharded_entry",
     "sharded_like",
 ]
@@ -95,26 +96,45 @@ def redistributed(grad: DTensor, param: DTensor) -> Tensor:
     return local_part(grad.redistribute(param.device_mesh, param.placements))
 
 
-def sharded_like(param: DTensor, local: Tensor) -> DTensor:
+def sharded_like(param: DTensor, local: Tensor, shape: Sequence[int] | None = None) -> DTensor:
     """Wrap a local tensor in a DTensor with the parameter's mesh and placements.
 
-    The state of a complex parameter is real and has one dimension more.
+    Args:
+        param: the parameter.
+        local: what this process holds.
+        shape: the whole's; by default the parameter's, with one dimension more where ``local`` has that, as
+            the real state of a complex parameter has.
     """
     from torch.distributed.tensor import DTensor
 
-    mesh = param.device_mesh
-    shape, stride = tuple(param.shape), tuple(param.stride())
+    mesh, strides = param.device_mesh, tuple(param.stride())
     if local.dim() > param.dim():
-        shape, stride = (*shape, 2), (*(2 * step for step in stride), 1)
+        strides = (*(2 * step for step in strides), 1)
+    if shape is None:
+        shape = (*param.shape, 2) if local.dim() > param.dim() else tuple(param.shape)
+    if local.is_contiguous():
+        strides = torch.empty(shape, device="meta").stride()
     if mesh.device_type != local.device.type:
         # FSDP2's CPUOffloadPolicy keeps shards on the host, and from_local would move them to the device.
-        like = torch.view_as_real(param.detach()) if local.dim() > param.dim() else param.detach()
-        made: DTensor = torch.empty_like(like, dtype=local.dtype)  # type: ignore[assignment]
+        made = _empty_on_host(param, local, shape)
         local_part(made).copy_(local)
         return made
     return DTensor.from_local(
-        local, mesh, param.placements, run_check=False, shape=torch.Size(shape), stride=stride
+        local, mesh, param.placements, run_check=False, shape=torch.Size(shape), stride=strides
     )
+
+
+def _empty_on_host(param: DTensor, local: Tensor, shape: Sequence[int]) -> DTensor:
+    """Return an empty DTensor of this shape, laid out as the parameter, with its shard on the host."""
+    like: Any = param.detach()
+    if like.is_complex():
+        like = torch.view_as_real(like)
+    if tuple(shape) == tuple(like.shape):
+        made: Any = torch.empty_like(like, dtype=local.dtype)
+    else:  # scales: one number of each block
+        blocks = torch.empty_like(like, dtype=torch.int8).view(*shape, -1)
+        made = blocks.select(-1, 0).to(local.dtype)
+    return made  # type: ignore[no-any-return]
 
 
 def check_state_layout(
@@ -141,8 +161,18 @@ def check_state_layout(
 
 def sharded_entry(param: DTensor, value: Tensor) -> DTensor:
     """Return a sharded copy of loaded state, which is a whole tensor or sharded as the parameter."""
-    part = local_part(value) if is_dtensor(value) else region_of(param).of(value.detach())
-    return sharded_like(param, part.to(local_part(param).device, copy=True))
+    part = shard_of(param, value.detach())
+    return sharded_like(param, part.to(local_part(param).device, copy=True), value.shape)
+
+
+def shard_of(param: DTensor, value: Tensor) -> Tensor:
+    """Return this process's part of a tensor that is laid out as the parameter is, or whole."""
+    if is_dtensor(value):
+        return local_part(value)
+    mesh = param.device_mesh
+    coordinate = mesh.get_coordinate()
+    assert coordinate is not None
+    return region_at(tuple(value.shape), tuple(mesh.shape), param.placements, tuple(coordinate)).of(value)
 
 
 def _alike(one: DTensor, other: DTensor) -> bool:
@@ -179,8 +209,8 @@ class LocalState(MutableMapping[str, Any]):
     def __len__(self) -> int:
         return len(self._entries)
 
-    def add(self, fresh: Mapping[str, Tensor], per_element: Iterable[str]) -> None:
-        """Add local entries; store those per element as DTensors."""
-        names = set(per_element)
+    def add(self, fresh: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]) -> None:
+        """Add local entries; store those with a shape as DTensors, which have it as a whole."""
         for name, value in fresh.items():
-            self._entries[name] = sharded_like(self._param, value) if name in names else value
+            whole = shapes.get(name)
+            self._entries[name] = value if whole is None else sharded_like(self._param, value, whole)

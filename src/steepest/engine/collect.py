@@ -21,7 +21,6 @@ from steepest.engine.plan import Plan
 from steepest.engine.storage import Storage, storage_of
 from steepest.engine.units import Sharding
 from steepest.engine.update import PLAIN, UpdateConfig
-from steepest.hyperparameters import is_int8
 from steepest.random import tensor_word
 from steepest.rule import Group, Rule, Targets, find_rule
 
@@ -39,11 +38,6 @@ def check_shard(who: str, param: Tensor, rule: Rule, group: Group) -> Region | N
     if rule.moves:
         # The rule itself knows how what the parameter stands for is divided.
         return None
-    if is_int8(group["state_dtype"]) or group["master"] is not None:
-        raise ValueError(
-            f"{who} is a DTensor: state_dtype='int8' and master do not take sharded parameters; "
-            "state_dtype=torch.bfloat16 does"
-        )
     if group["state_device"] == "cpu" and param.device_mesh.device_type != "cpu":
         raise ValueError(
             f"{who} is a DTensor: state_device='cpu' does not take sharded parameters; "
@@ -368,13 +362,15 @@ class Collector:
 
 def _storage(checked: _CheckedGroup, group: Group, member: ParamUpdate) -> Storage:
     """Return how the parameter's state is stored."""
-    view = (group.get("views") or {}).get(member.label)
-    shape = (*member.owner.shape, 2) if member.owner.is_complex() else member.owner.shape
+    owner, view = member.owner, (group.get("views") or {}).get(member.label)
     dtypes = {name: entry.dtype for name, entry in member.state.items() if isinstance(entry, Tensor)}
-    key = (member.param.dtype, shape, repr(view), *dtypes.items())
+    placed = None
+    if type(owner) not in PLAIN and is_dtensor(owner):
+        placed = (tuple(owner.device_mesh.shape), owner.placements)
+    key = (owner.dtype, owner.shape, placed, repr(view), *dtypes.items())
     storage = checked.storages.get(key)
     if storage is None:
-        storage = storage_of(checked.rule, group, member.param.dtype, shape, view, dtypes)
+        storage = storage_of(checked.rule, group, owner, view, dtypes)
         checked.storages[key] = storage
     return storage
 

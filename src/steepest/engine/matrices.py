@@ -234,7 +234,8 @@ class MatrixRun:
         """Apply a bucket's directions, and write its new entries."""
         if self.config.rule.retracts:
             before = _stacked_params(self.config, bucket)
-            for at, written in zip((0, -1), self.retracted(bucket, before, direction, new), strict=True):
+            parts = self.narrowed(bucket, self.retracted(before, direction, new))
+            for at, written in zip((0, -1), parts, strict=True):
                 for block, value in zip(bucket, () if written is None else written.unbind(), strict=False):
                     home = block.columns[at]
                     store(home, value.reshape(home.shape), self.finite)
@@ -245,20 +246,16 @@ class MatrixRun:
                 home = block.entry(name)
                 store(home, value.view(home.shape), self.finite)
 
-    def retracted(
-        self, bucket: list[MatrixBlock], before: Tensor, direction: Tensor, new: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return whole parameters, stacked, after a step that brings them back onto the rule's set.
+    def retracted(self, before: Tensor, direction: Tensor, new: Mapping[str, Tensor]) -> Tensor:
+        """Return whole parameters, stacked, after a step that brings them back onto the rule's set."""
+        method = self.config.method if self.config.decays else None
+        return self.config.rule.retract(descended(before, direction, self.numbers, method), before, new)
 
-        Their corrections come with them, if masters are kept.
-        """
-        config = self.config
-        method = config.method if config.decays else None
-        after = config.rule.retract(descended(before, direction, self.numbers, method), before, new)
-        noise = ChunkNoise(
-            _keys(config, bucket) if config.noisy else None, partial(_places, bucket, after.device)
-        )
-        return narrowed(config, after, config.dtype, noise)
+    def narrowed(self, bucket: list[MatrixBlock], after: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return stacked parameters in their dtype, and their corrections, if masters are kept."""
+        keys = _keys(self.config, bucket) if self.config.noisy else None
+        noise = ChunkNoise(keys, partial(_places, bucket, after.device))
+        return narrowed(self.config, after, self.config.dtype, noise)
 
 
 def _stacked_params(config: UpdateConfig, bucket: list[MatrixBlock]) -> Tensor:

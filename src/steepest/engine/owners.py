@@ -78,7 +78,9 @@ def _tasks(exchange: Exchange, member: ParamUpdate) -> Iterator[Task]:
         whole = MatrixBlock(member, unit.suffix, unit.kind, unit.shape, [], unit.extent, unit.rows)
         held = unit.own_part
         at = tuple(a - b for a, b in zip(held.first, member.first or held.first, strict=True))
-        columns = [Region(at, held.shape).of(column) for column in member.columns]
+        box, rows = Region(at, held.shape), Region(at[:1], held.shape[:1])
+        # Scales have fewer columns, of which a unit has all: see `storage_of`.
+        columns = [(box if each.shape == member.param.shape else rows).of(each) for each in member.columns]
         extent = Extent.within(shape, held.first)
         part = MatrixBlock(member, unit.suffix, unit.kind, columns[0].shape, columns, extent, unit.rows)
         yield Task(exchange.run, exchange.functions, unit, whole, part)

@@ -59,7 +59,7 @@ def blank_state(param: Tensor, group: Group, label: str | None, target: Any = No
     blank = torch.empty_like(param, device="meta")
     rule = find_rule(group["rule"])
     view = (group.get("views") or {}).get(label)
-    storage = storage_of(rule, group, blank.dtype, blank.shape, view, {})
+    storage = storage_of(rule, group, blank, view, {})
     config = UpdateConfig(rule, group, blank.dtype, blank.dtype, blank.device, storage)
     return {
         name: _made(config, name, spec, block) for name, spec, block in _entries(config, blank, label, target)
@@ -115,7 +115,7 @@ def make_state(batches: Iterable[ParamBatch], states: MutableMapping[Tensor, Any
                 # FSDP1 flattens parameters in place, perhaps after the optimizer was made.
                 config.rule.check_param(member.name, member.label, member.owner, member.group)
                 fresh = _fresh(config, member)
-                made.append((member, fresh, names))
+                made.append((member, fresh, config))
                 state = {**state, **fresh}
             shape = member.param.shape
             columns = [member.param, member.grad]
@@ -129,13 +129,17 @@ def make_state(batches: Iterable[ParamBatch], states: MutableMapping[Tensor, Any
                     )
                 columns.append(entry)
             member.columns = columns
-    for member, fresh, names in made:
-        state = states[member.owner]
+    for member, fresh, config in made:
+        owner, state = member.owner, states[member.owner]
         if member.extent is None:
             state.update(fresh)
         else:
-            state = LocalState(member.owner, state)  # type: ignore[arg-type]
-            state.add(fresh, names)
+            whole = (*owner.shape, 2) if owner.is_complex() else owner.shape
+            state = LocalState(owner, state)  # type: ignore[arg-type]
+            names = config.element_state
+            state.add(fresh, {name: config.storage.shape_of(name, whole) for name in names})
+            # Shards on the host are copied into their DTensors.
+            member.columns[2:] = [state[name] for name in names]
         member.state = state
 
 

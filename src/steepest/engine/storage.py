@@ -5,14 +5,18 @@ No rule knows of it: the engine decodes before ``update`` and encodes after it.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from steepest.distributed.layout import layout_of
+from steepest.distributed.local import is_dtensor
 from steepest.formats import int8
 from steepest.formats.blocks import block_size, scale_shape
 from steepest.formats.int8 import Range
@@ -20,6 +24,9 @@ from steepest.formats.master import CORRECTIONS, join, part
 from steepest.hyperparameters import is_int8
 from steepest.rule import Group, Rule
 from steepest.views import View, is_transposed
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor.placement_types import Placement
 
 __all__ = ["CORRECTION", "SCALE", "Storage", "storage_of"]
 
@@ -138,20 +145,15 @@ def _in_blocks(values: Tensor, scale: Tensor, block: int | None) -> Tensor:
 
 
 def storage_of(
-    rule: Rule,
-    group: Group,
-    dtype: torch.dtype,
-    shape: Sequence[int],
-    view: View | None,
-    stored: Mapping[str, torch.dtype],
+    rule: Rule, group: Group, param: Tensor, view: View | None, stored: Mapping[str, torch.dtype]
 ) -> Storage:
     """Return the storage of a parameter's state.
 
     What is stored already stays as it is: an option that was changed after the first step changes nothing.
 
     Args:
-        rule, group, dtype: the parameter's.
-        shape: the logical tensor's, never a shard's.
+        rule, group: the parameter's.
+        param: it itself, never a local shard of it; real or complex.
         view: the parameter's, if it is a fused one.
         stored: the dtypes of the entries that there are, by name.
     """
@@ -161,16 +163,47 @@ def storage_of(
     codes = is_int8(group["state_dtype"])
     if there := [name for name, _ in averages if name in stored]:
         codes = any(name + SCALE in stored for name in there)
-    block = block_size(shape) if codes and _keeps_rows(view) else None
+    block = _block_of(param, view) if codes and averages else None
     if block is None:
         averages = []
     width: torch.dtype | None = None
-    if dtype in (torch.bfloat16, torch.float16) and not rule.moves:
+    if param.dtype in (torch.bfloat16, torch.float16) and not rule.moves:
         width = stored.get(CORRECTION) or (CORRECTIONS[group["master"]] if group["master"] else None)
     floats = tuple(name for name in names if name not in dict(averages))
     return Storage(floats, block, tuple(averages), width)
 
 
-def _keeps_rows(view: View | None) -> bool:
-    """Return whether a view leaves rows whole, with the blocks in them."""
-    return view is None or (view[0] == "rows" and not is_transposed(view))
+def _block_of(param: Tensor, view: View | None) -> int | None:
+    """Return how many elements of a parameter's averages share a scale; None if they are not coded."""
+    if view is not None and (view[0] != "rows" or is_transposed(view)):
+        return None  # it does not leave the blocks in their rows
+    shape = (*param.shape, 2) if param.is_complex() else tuple(param.shape)
+    block = block_size(shape)
+    if block is not None and is_dtensor(param):
+        mesh = tuple(param.device_mesh.shape)
+        return block if _shards_keep(block, shape, mesh, tuple(param.placements)) else None
+    return block
+
+
+@functools.lru_cache(maxsize=4096)
+def _shards_keep(
+    block: int, shape: tuple[int, ...], mesh: tuple[int, ...], placements: tuple[Placement, ...]
+) -> bool:
+    """Return whether every shard consists of whole blocks, and the scales' shards are the scales of these.
+
+    That is looked at for all processes of the mesh, because all must store the same.
+    """
+    codes = layout_of(shape, mesh, placements)
+    if any(codes.mesh_dims[2:]):
+        return False
+    if not codes.mesh_dims[1]:
+        return True
+    try:
+        scales = layout_of(scale_shape(shape, block), mesh, placements)
+    except ValueError:
+        return False
+    below = math.prod(shape[2:])
+    return all(
+        (run.start * below, run.stop * below) == (own.start * block, own.stop * block)
+        for run, own in zip(codes.intervals[1].values(), scales.intervals[1].values(), strict=True)
+    )

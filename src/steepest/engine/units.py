@@ -213,7 +213,8 @@ class Sharding:
                 config = configs.get(param.dtype)
                 if config is None:
                     rule, dtype = find_rule(group["rule"]), param.dtype
-                    storage = storage_of(rule, group, dtype, (), None, {})
+                    # Units know of masters, not of codes, of which the steps' own configurations know.
+                    storage = storage_of(rule, group, torch.empty(0, dtype=dtype, device="meta"), None, {})
                     config = UpdateConfig(rule, group, dtype, dtype, param.device, storage)
                     configs[dtype] = config
                 label = group["param_names"][index] if "param_names" in group else None

@@ -14,8 +14,9 @@ from steepest.distributed.exchange import Parcels, Piece, Transfer, send
 from steepest.distributed.ownership import is_empty
 from steepest.engine.blocks import MatrixBlock
 from steepest.engine.matrices import MatrixRun, UserFunctions, buckets
+from steepest.engine.step_count import noise_key
 from steepest.engine.units import Unit, is_large
-from steepest.engine.update import MatrixKind, UpdateConfig, store
+from steepest.engine.update import ChunkNoise, MatrixKind, UpdateConfig, narrowed, store
 from steepest.rule import Rule
 
 __all__ = ["FLAG", "Task", "Wave", "pieces_back", "pieces_there", "small_entries"]
@@ -41,7 +42,7 @@ def pieces_there(config: UpdateConfig, unit: Unit, at: int) -> list[Piece]:
         return []
     narrow = config.group["exchange_dtype"] if unit.is_gathered else None
     return [Piece(shape, narrow or config.compute)] * config.inputs + [
-        Piece(shape, config.dtype)
+        Piece(shape, _param_dtype(config))
     ] * sends_param(config.rule)
 
 
@@ -49,8 +50,13 @@ def pieces_back(config: UpdateConfig, unit: Unit, at: int, entries: list[Piece])
     """Return what the owner sends to a process: its part of the result, and the new small entries."""
     part = unit.parts[at]
     narrow = config.group["exchange_dtype"] if unit.is_scattered else None
-    dtype = config.dtype if config.rule.retracts else narrow or config.compute
+    dtype = _param_dtype(config) if config.rule.retracts else narrow or config.compute
     return [Piece(part.shape, dtype)] * (not is_empty(part)) + entries
+
+
+def _param_dtype(config: UpdateConfig) -> torch.dtype:
+    """Return the dtype in which parameters travel: masters as a whole."""
+    return config.dtype if config.storage.correction is None else config.compute
 
 
 @dataclass(slots=True, eq=False)
@@ -177,7 +183,11 @@ class Wave:
                     for _ in range(config.inputs)
                 ]
                 copies += [pair for each in places for pair in zip(each, inputs, strict=False)]
-            copies += [(each[-1], columns[0]) for each in places if task.sends_param]
+            if task.sends_param:
+                seen = columns[0]
+                if config.storage.correction is not None:
+                    seen = config.storage.join(seen, columns[-1], config.compute)
+                copies += [(each[-1], seen) for each in places]
             tasks, written = by_run.setdefault(id(task.run), ([], []))
             tasks.append(task)
             written.append(inputs)
@@ -292,12 +302,26 @@ class Wave:
             results = [task.result.to(run.config.device) for task in tasks if task.result is not None]
             if run.config.rule.retracts:
                 for task, result in zip(tasks, results, strict=True):
-                    store(task.part.columns[0], result, run.finite)
+                    rounded, correction = _parted(task, result)
+                    store(task.part.columns[0], rounded, run.finite)
+                    if correction is not None:
+                        store(task.part.columns[-1], correction, run.finite)
             else:
                 slots = [[result.to(run.config.compute)] for result in results]
                 run.element_pass("after", [task.part for task in tasks], [], slots)
         for task in self.tasks:
             task.matrix, task.result, task.entries = None, None, {}
+
+
+def _parted(task: Task, result: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return a part of a retracted parameter in its dtype; with its correction, if masters are kept."""
+    config, part = task.run.config, task.part
+    if config.storage.correction is None:
+        return result, None
+    assert part.extent is not None
+    key = noise_key(config, part.member) if config.noisy else None
+    noise = ChunkNoise(key, partial(part.extent.places, part.shape, result.device))
+    return narrowed(config, result, config.dtype, noise)
 
 
 def _stack(tasks: list[Task], stacks: list[Tensor]) -> None:
@@ -324,7 +348,9 @@ def _transform(tasks: list[Task], device: torch.device) -> None:
     function = None if functions is None else partial(functions.orthogonalize, bucket[0].member)
     direction, new = run.directions(bucket, function, stacks[: config.inputs], params)
     if params is not None and config.rule.retracts:
-        direction, _ = run.retracted(bucket, params, direction, new)
+        direction = run.retracted(params, direction, new)
+        if config.storage.correction is None:
+            direction, _ = run.narrowed(bucket, direction)
     for at, task in enumerate(tasks):
         task.matrix = direction[at]
         small = task.small

@@ -135,7 +135,7 @@ def make_rows(
                 state_bytes=sum(value.nbytes for value in state.values()),
                 layout=layout_words(param),
                 owners=() if sharding is None else owner_ranks(sharding.of(param) or ()),
-                state=state_words(rule, group, param.shape, state),
+                state=state_words(rule, group, param, label, state),
                 master=master_words(state),
                 way=_way(rule, param, label, group) if rule.transforms and param.requires_grad else None,
             )

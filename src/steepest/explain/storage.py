@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from torch import Tensor
 
@@ -13,7 +13,9 @@ from steepest.rule import Group, Rule
 __all__ = ["master_words", "state_words"]
 
 
-def state_words(rule: Rule, group: Group, shape: Sequence[int], state: Mapping[str, Tensor]) -> str | None:
+def state_words(
+    rule: Rule, group: Group, param: Tensor, label: str | None, state: Mapping[str, Tensor]
+) -> str | None:
     """Return the formats of the averages, as in ``"int8/64"``; None where there are none.
 
     Where one byte was asked for and the tensor is not coded, the reason follows, as in
@@ -29,7 +31,7 @@ def state_words(rule: Rule, group: Group, shape: Sequence[int], state: Mapping[s
     }
     why = ""
     if group["state_dtype"] == "int8" and not any(scale is not None for _, scale in found):
-        why = f" ({_why_not(shape)})"
+        why = f" ({_why_not(param, label, group)})"
     return ", ".join(sorted(words)) + why
 
 
@@ -40,12 +42,15 @@ def master_words(state: Mapping[str, Tensor]) -> str | None:
     return f"split{8 * state[CORRECTION].itemsize}"
 
 
-def _why_not(shape: Sequence[int]) -> str:
-    """Return why a parameter of this shape is not coded; see :func:`~steepest.formats.blocks.block_size`."""
+def _why_not(param: Tensor, label: str | None, group: Group) -> str:
+    """Return why a parameter is not coded; see :func:`~steepest.engine.storage.storage_of`."""
+    shape = (*param.shape, 2) if param.is_complex() else tuple(param.shape)
     numel = math.prod(shape)
     if len(shape) < 2:
         return "vector"
     if numel < 4096:
         return f"{numel} elements"
     row = numel // shape[0]
-    return f"rows of {row}" if row % 32 else "view"
+    if row % 32:
+        return f"rows of {row}"
+    return "view" if (group.get("views") or {}).get(label) else "shards cut blocks"

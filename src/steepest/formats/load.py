@@ -53,6 +53,8 @@ def decode(codes: Tensor, scale: Tensor) -> Tensor:
     >>> decode(*encode(torch.full((32, 64), -0.5), 64, nonnegative=False)).unique()
     tensor([-0.5000])
     """
+    if codes.numel() == 0:  # a shard without columns does not say how long the blocks are
+        return codes.to(torch.float32)
     rows = codes.reshape(*scale.shape, block_of(codes, scale))
     return int8.decode(rows, scale).view(codes.shape)
 
@@ -71,7 +73,7 @@ def reblock(codes: Tensor, scale: Tensor, block: int) -> tuple[Tensor, Tensor]:
     >>> [part.shape for part in reblock(codes, scale, 64)]
     [torch.Size([32, 64]), torch.Size([32, 1])]
     """
-    if block_of(codes, scale) == block:
+    if codes.numel() > 0 and block_of(codes, scale) == block:
         return codes.contiguous(), scale
     return encode(decode(codes, scale), block, nonnegative=codes.dtype == torch.uint8)
 
