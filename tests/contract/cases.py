@@ -25,10 +25,12 @@ from .training import SHAPES, make_params, steps
 
 __all__ = [
     "CASES",
+    "LOW_BIT",
     "LR",
     "PECULIAR",
     "RULES",
     "Case",
+    "LowBit",
     "able",
     "by_id",
     "cannot",
@@ -188,6 +190,16 @@ class Case:
         return {name for name, spec in specs.items() if spec.per == "tensor"}
 
 
+@dataclass(frozen=True)
+class LowBit(Case):
+    """A case with matrices that are large enough to be stored in one byte, beside tensors that are not."""
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """The shapes of three parameters: with blocks of 64, of 32, and without."""
+        return ((64, 64), (48, 96), self.shape((5,)))
+
+
 def deterministic(case: Case) -> bool:
     """Whether the rule draws no noise of its own, so that a parameter's place does not matter."""
     return (case.rule.takes | case.rule.transform_takes).isdisjoint({"noise", "key"})
@@ -279,3 +291,15 @@ def _variants(rules: Iterable[Case]) -> list[Case]:
 
 RULES = [Case(name) for name in steepest.list_optimizers()]
 CASES = [*RULES, *_variants(RULES)]
+
+_INT8: dict[str, Any] = {"state_dtype": "int8"}
+# Averages in one byte, masters in pieces, and both: all go their own way through the engine.
+LOW_BIT: list[tuple[Case, torch.dtype]] = [
+    (LowBit("lion", _INT8), torch.float32),
+    (LowBit("adamw", {**_INT8, "amsgrad": True}), torch.complex64),
+    (LowBit("adamw", {**_INT8, "master": "split8"}), torch.bfloat16),
+    (LowBit("sgd_sai", {**_INT8, "master": "split16"}), torch.float16),
+    (LowBit("simba", {"master": "split8"}), torch.float16),
+    (LowBit("muon", {**_INT8, "master": "split8"}), torch.bfloat16),
+    (LowBit("hyperball", {**_INT8, "master": "split16"}), torch.bfloat16),
+]

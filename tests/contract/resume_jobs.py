@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 import steepest
 
-from .cases import CASES, LR, RULES, Case, spread
+from .cases import CASES, LOW_BIT, LR, RULES, Case, spread
 from .training import snapshot, steps
 
 BEFORE, AFTER = range(3), range(3, 6)
@@ -56,7 +56,7 @@ class Job:
 
     def make(self) -> tuple[Net, steepest.Optimizer]:
         """The untrained model and its optimizer."""
-        dtype, options = getattr(torch, self.kind.split("-")[0]), KINDS[self.kind]
+        dtype, options = getattr(torch, self.kind.split("-")[0]), KINDS.get(self.kind, {})
         options = {"weight_decay": 0.125, "nonfinite": "skip", **options}
         if self.case is not None:
             net = Net(dtype, [self.case])
@@ -74,7 +74,11 @@ def result(net: Net, optimizer: steepest.Optimizer) -> dict[str, Any]:
     return snapshot(optimizer, net.parameters())
 
 
-JOBS = [Job(*each) for each in spread(CASES, KINDS)] + [Job(None, kind) for kind in KINDS]
+JOBS = [
+    *(Job(*each) for each in spread(CASES, KINDS)),
+    *(Job(None, kind) for kind in KINDS),
+    *(Job(case, str(dtype).removeprefix("torch.")) for case, dtype in LOW_BIT),
+]
 
 
 def _save_files(folder: Path, trained: dict[str, Any]) -> None:

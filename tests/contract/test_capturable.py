@@ -27,7 +27,7 @@ from steepest.engine.update import UpdateConfig
 from steepest.param_groups import count_skipped
 from steepest.rule import find_rule
 
-from .cases import CASES, RULES, Case, able, by_id, one_of_each, related, spread
+from .cases import CASES, LOW_BIT, RULES, Case, able, by_id, one_of_each, related, spread
 from .recording import Apart, Recorded, configure, record_compiled
 from .training import gradient, identical, make_params, set_gradients, snapshot, steps, values
 
@@ -84,7 +84,7 @@ def check_replays(case: Case, dtype: torch.dtype, recorders: list[Recorded] | No
 
 @pytest.mark.parametrize(
     ("case", "dtype"),
-    spread([*CASES, DAMPED], [torch.float32, torch.bfloat16, torch.complex64]),
+    [*spread([*CASES, DAMPED], [torch.float32, torch.bfloat16, torch.complex64]), *LOW_BIT],
     ids=str,
 )
 def test_the_steps_are_the_ordinary_ones(case: Case, dtype: torch.dtype):
@@ -192,7 +192,7 @@ def test_counts_are_the_device_s_where_it_alone_knows_them(
 
 
 @pytest.mark.parametrize(
-    ("case", "dtype"), spread([*QUIET, DAMPED], [torch.float32, torch.bfloat16]), ids=str
+    ("case", "dtype"), [*spread([*QUIET, DAMPED], [torch.float32, torch.bfloat16]), *LOW_BIT], ids=str
 )
 def test_a_replay_is_the_next_step(case: Case, dtype: torch.dtype):
     check_replays(case, dtype, compile=False)

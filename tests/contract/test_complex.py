@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from .cases import CASES, Case, able, by_id, related, spread
+from .cases import CASES, LOW_BIT, Case, able, by_id, related, spread
 from .training import gradient, identical, steps, train
 
 every_case = pytest.mark.parametrize("case", able(CASES, "complex"), ids=by_id)
@@ -21,7 +21,10 @@ OPTIONS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize(
     ("case", "dtype", "options"),
-    spread(able(CASES, "complex"), [torch.complex64, torch.complex128], OPTIONS),
+    [
+        *spread(able(CASES, "complex"), [torch.complex64, torch.complex128], OPTIONS),
+        *((case, dtype, OPTIONS[0]) for case, dtype in LOW_BIT if dtype.is_complex),
+    ],
     ids=str,
 )
 def test_a_complex_parameter_is_its_real_view(case: Case, dtype: torch.dtype, options: dict[str, Any]):

@@ -20,7 +20,7 @@ from steepest.compile.available import compiler_available
 from steepest.engine import grad_check, pipeline
 from steepest.engine.collect import Collector, ParamBatch
 
-from .cases import CASES, RULES, Case, able, by_id, deterministic, one_of_each, reach, spread
+from .cases import CASES, LOW_BIT, RULES, Case, able, by_id, deterministic, one_of_each, reach, spread
 from .recording import configure
 from .training import identical, make_params, set_gradients, snapshot, values
 
@@ -113,7 +113,9 @@ def _equal_runs(case: Case, make: Callable[[], list[Parameter]], **options: Any)
 
 
 @pytest.mark.parametrize(
-    ("case", "dtype"), spread(CASES, [torch.float32, torch.bfloat16, torch.complex64]), ids=str
+    ("case", "dtype"),
+    [*spread(CASES, [torch.float32, torch.bfloat16, torch.complex64]), *LOW_BIT],
+    ids=str,
 )
 @pytest.mark.usefixtures("on_device")
 def test_eagerly_it_equals_the_host_s_decision(case: Case, dtype: torch.dtype):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from steepest.rule import StateSpec
 
-from .cases import CASES, Case, by_id, spread
+from .cases import CASES, LOW_BIT, Case, by_id, spread
 from .training import identical, set_gradients, snapshot, steps, train
 
 
@@ -93,7 +93,9 @@ def test_a_pre_hook_that_raises(case: Case):
     assert identical(snapshot(optimizer, params), before)
 
 
-@pytest.mark.parametrize(("case", "dtype"), spread(CASES, [torch.float32, torch.bfloat16]), ids=str)
+@pytest.mark.parametrize(
+    ("case", "dtype"), [*spread(CASES, [torch.float32, torch.bfloat16]), *LOW_BIT], ids=str
+)
 def test_the_global_generators_are_never_touched(case: Case, dtype: torch.dtype):
     torch.manual_seed(5)
     random.seed(5)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from .cases import CASES, Case, by_id, deterministic, reach, related, spread
+from .cases import CASES, LOW_BIT, Case, by_id, deterministic, reach, related, spread
 from .training import identical, set_gradients, snapshot, steps, values
 
 OPTIONS = [
@@ -18,11 +18,14 @@ OPTIONS = [
 
 @pytest.mark.parametrize(
     ("case", "dtype", "options"),
-    spread(
-        [c for c in CASES if "decay_overshoot" not in c.options],
-        [torch.float32, torch.bfloat16, torch.complex64],
-        OPTIONS,
-    ),
+    [
+        *spread(
+            [c for c in CASES if "decay_overshoot" not in c.options],
+            [torch.float32, torch.bfloat16, torch.complex64],
+            OPTIONS,
+        ),
+        *((*each, OPTIONS[-1]) for each in LOW_BIT),
+    ],
     ids=str,
 )
 def test_the_gradient_is_left_as_it_was(case: Case, dtype: torch.dtype, options: dict[str, object]):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from .cases import CASES, Case, reach, spread
+from .cases import CASES, LOW_BIT, Case, reach, spread
 from .training import identical, set_gradients
 
 OPTIONS: list[dict[str, Any]] = [
@@ -20,12 +20,15 @@ OPTIONS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize(
     ("case", "dtype", "options"),
-    spread(
-        [c for c in CASES if "decay_overshoot" not in c.options],
-        [torch.float32, torch.bfloat16, torch.complex64],
-        OPTIONS,
-        alike=reach,
-    ),
+    [
+        *spread(
+            [c for c in CASES if "decay_overshoot" not in c.options],
+            [torch.float32, torch.bfloat16, torch.complex64],
+            OPTIONS,
+            alike=reach,
+        ),
+        *((*each, OPTIONS[1]) for each in LOW_BIT),
+    ],
     ids=str,
 )
 def test_maximize_is_minimizing_the_negated_loss(case: Case, dtype: torch.dtype, options: dict[str, Any]):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from .cases import CASES, RULES, Case, by_id, reach, related, spread
+from .cases import CASES, LOW_BIT, RULES, Case, by_id, reach, related, spread
 from .training import identical, set_gradients, snapshot, steps, train, values
 
 BAD = [torch.nan, torch.inf, -torch.inf]
@@ -43,7 +43,10 @@ def test_skip_changes_nothing_but_the_count(case: Case, at: int, value: float):
 
 @pytest.mark.parametrize(
     ("case", "dtype", "value"),
-    spread(CASES, [torch.float32, torch.float64, torch.float16, torch.complex64], BAD, alike=reach),
+    [
+        *spread(CASES, [torch.float32, torch.float64, torch.float16, torch.complex64], BAD, alike=reach),
+        *((*each, BAD[0]) for each in LOW_BIT),
+    ],
     ids=str,
 )
 def test_after_a_skipped_step_training_is_as_if_it_had_not_been(case: Case, value: float, dtype: torch.dtype):

@@ -22,7 +22,7 @@ import steepest
 from steepest.compile.available import compiler_available
 from steepest.engine import compiled, cpu_offload
 
-from .cases import CASES, RULES, Case, by_id, spread, with_dtypes
+from .cases import CASES, LOW_BIT, RULES, Case, by_id, spread, with_dtypes
 from .recording import configure
 from .released import holder, ordinary_run, released_run
 from .training import identical, make_params, set_gradients, snapshot, steps, train, values
@@ -74,17 +74,23 @@ def far(monkeypatch: pytest.MonkeyPatch) -> list[LateLanes]:
 
 
 @pytest.mark.parametrize(
-    ("case", "dtype"), spread(STEPPED_ON_HOST, [torch.float32, torch.bfloat16, torch.complex64]), ids=str
+    ("case", "dtype"),
+    [
+        *spread(STEPPED_ON_HOST, [torch.float32, torch.bfloat16, torch.complex64]),
+        *(each for each in LOW_BIT if each[0].rule.scope != "matrix"),
+    ],
+    ids=str,
 )
 def test_the_steps_are_the_cpu_s(case: Case, dtype: torch.dtype, far: list[LateLanes]):
     params, twins = case.params(dtype), case.params(dtype)
     optimizer = case.make(params, state_device="cpu", **OPTIONS)
     twin = case.make(twins, **OPTIONS)
     ordinary_run(optimizer, params, range(6))
-    assert len(far) == 6
+    batches = len(far)
+    assert batches >= 6
     assert all(lanes.finished for lanes in far)
     ordinary_run(twin, twins, range(6))
-    assert len(far) == 6, "what asks for nothing is stepped where it is"
+    assert len(far) == batches, "what asks for nothing is stepped where it is"
     assert identical(params, twins)
     assert identical(optimizer.state_dict()["state"], twin.state_dict()["state"])
 

@@ -20,7 +20,7 @@ import steepest
 from steepest.compile.available import compiler_available
 from steepest.lab.models.gpt import GPT, GPTConfig
 
-from .cases import CASES, RULES, Case, able, by_id, related, spread
+from .cases import CASES, LOW_BIT, RULES, Case, able, by_id, related, spread
 from .released import backward, holder, ordinary_run, released_run
 from .training import identical, make_params, set_gradients, values
 
@@ -37,7 +37,7 @@ def agree(case: Case, ours: Any, theirs: Any) -> bool:
     return identical(ours, theirs)
 
 
-@pytest.mark.parametrize(("case", "dtype"), spread(RELEASABLE, DTYPES), ids=str)
+@pytest.mark.parametrize(("case", "dtype"), [*spread(RELEASABLE, DTYPES), *LOW_BIT], ids=str)
 def test_it_takes_the_steps_of_the_ordinary_loop(case: Case, dtype: torch.dtype):
     params, twins = case.params(dtype), case.params(dtype)
     optimizer, twin = case.make(params, **OPTIONS), case.make(twins, **OPTIONS)
