@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import steepest
+from contract.recording import configure
 from steepest import AdamW, Lion, Muon, master_state_dict
+from steepest.engine import grad_check
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 
@@ -253,3 +255,44 @@ def test_subclasses_and_several_rules_have_masters():
     optimizer.set_master_weight(vector, value[0])
     assert torch.equal(optimizer.master_weight(matrix), value)
     assert torch.equal(optimizer.master_weight(vector), value[0].to(BF16).float())
+
+
+class OwnDecay(steepest.OrthogonalizedOptimizer):
+    """Decays by its own code, which calls the library's; it has no products."""
+
+    def _apply_weight_decay_inplace(self, p: Tensor, grad: Tensor, lr: Any, weight_decay: float) -> None:
+        super()._apply_weight_decay_inplace(p, grad, lr, weight_decay)
+
+    def orthogonalize(self, p: Tensor, grad: Tensor, **options: Any) -> Tensor:
+        return grad.float().sign()
+
+
+@pytest.mark.parametrize("method", ["decoupled", "sign"])
+def test_a_subclass_s_decay_moves_the_master(method: str):
+    """A decay of a millionth would not move a bfloat16 parameter alone."""
+    start = normal(64, 64).to(BF16)
+    runs = []
+    for dtype, options in ((F32, {}), (BF16, {"master": "split16"})):
+        param = Parameter(start.to(dtype))
+        optimizer = OwnDecay(
+            [param], lr=1e-5, weight_decay=0.1, weight_decay_method=method, state_dtype=F32, **options
+        )
+        step(optimizer, param, range(5))
+        runs.append(optimizer.master_weight(param))
+    assert torch.equal(*runs)
+    assert not torch.equal(runs[0].to(BF16), runs[0])
+
+
+def test_a_subclass_s_decay_is_undone_where_the_device_skips_a_step(monkeypatch: pytest.MonkeyPatch):
+    param = Parameter(normal(64, 64).to(BF16))
+    optimizer = OwnDecay([param], lr=0.01, weight_decay=0.1, master="split16", nonfinite="skip")
+    step(optimizer, param, range(2))
+    before = optimizer.master_weight(param)
+    check = grad_check.check_gradients
+    monkeypatch.setattr(grad_check, "check_gradients", lambda batches: torch.tensor(check(batches)))
+    configure(monkeypatch, counts_on_device=lambda group: True)
+    param.grad = torch.full_like(param, torch.nan)
+    optimizer.step()
+    assert torch.equal(optimizer.master_weight(param), before)
+    step(optimizer, param, range(2, 3))
+    assert not torch.equal(optimizer.master_weight(param), before)

@@ -27,7 +27,14 @@ from steepest.engine.step_count import add_step, noise_key
 from steepest.engine.update import ChunkNoise, Pass, UpdateConfig, descended, narrowed, store
 from steepest.scratch import borrow, give_back
 
-__all__ = ["MatrixRun", "UserFunctions", "buckets", "step_matrices", "step_one_by_one"]
+__all__ = [
+    "MatrixRun",
+    "UserFunctions",
+    "buckets",
+    "step_matrices",
+    "step_one_by_one",
+    "undo_unless",
+]
 
 _ALL = slice(None)
 
@@ -88,7 +95,7 @@ def _step_one(run: MatrixRun, member: ParamUpdate, functions: UserFunctions) -> 
                 functions.decay(member, own)
             member.columns[1] = own.neg_() if config.maximize else own
             if finite is not None:
-                store(param, torch.where(finite, param, before[0]), None)
+                undo_unless(finite, config, member, before[0], before[-1])
         orthogonalize = partial(functions.orthogonalize, member)
         done = [
             ([block], *run.directions([block], orthogonalize, run.inputs([block])))
@@ -103,6 +110,16 @@ def _step_one(run: MatrixRun, member: ParamUpdate, functions: UserFunctions) -> 
         run.finish(*each)
     write_measured([member])
     add_step(ParamBatch(config, [member]), finite)
+
+
+def undo_unless(
+    finite: Tensor, config: UpdateConfig, member: ParamUpdate, param: Tensor, correction: Tensor
+) -> None:
+    """Put back a parameter, and its correction if it has one, if the step is to be skipped."""
+    columns = member.columns
+    columns[0].copy_(torch.where(finite, columns[0], param))
+    if config.storage.correction is not None:
+        columns[-1].copy_(torch.where(finite, columns[-1], correction))
 
 
 def buckets(config: UpdateConfig, blocks: Sequence[MatrixBlock]) -> Iterator[list[MatrixBlock]]:

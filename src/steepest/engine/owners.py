@@ -21,9 +21,9 @@ from steepest.distributed.ownership import Load, waves
 from steepest.engine.batches import ParamBatch, ParamUpdate
 from steepest.engine.blocks import MatrixBlock
 from steepest.engine.layout import Extent
-from steepest.engine.matrices import MatrixRun, UserFunctions
+from steepest.engine.matrices import MatrixRun, UserFunctions, undo_unless
 from steepest.engine.units import Sharding, Unit
-from steepest.engine.update import UpdateConfig, store
+from steepest.engine.update import UpdateConfig
 from steepest.engine.waves import Task, Wave
 
 __all__ = ["Exchange", "cut_into_waves", "step_together", "working_bytes"]
@@ -180,8 +180,7 @@ def _decay(exchange: Exchange) -> None:
         return
     config = exchange.batch.config
     for member in exchange.batch.members:
-        param = member.columns[0]
-        before = None if finite is None else param.clone()
+        before = None if finite is None else (member.columns[0].clone(), member.columns[-1].clone())
         # With ``maximize``, the hook sees the negative gradient, and ``update`` will negate it again.
         own = -member.grad if config.maximize else member.grad.clone()
         seen = sharded_like(member.owner, own) if is_dtensor(member.owner) else own
@@ -191,4 +190,4 @@ def _decay(exchange: Exchange) -> None:
         member.columns[1] = own.neg_() if config.maximize else own
         if before is not None:
             assert finite is not None
-            store(param, torch.where(finite, param, before), None)
+            undo_unless(finite, config, member, *before)

@@ -14,6 +14,7 @@ from torch.optim.optimizer import ParamsT
 from steepest.constructor import constructor
 from steepest.engine.collect import ParamBatch, ParamUpdate
 from steepest.engine.matrices import UserFunctions
+from steepest.engine.storage import CORRECTION
 from steepest.engine.update import decay_strength, decayed
 from steepest.hyperparameters import at_least, choice, flag, fraction, learning_rate
 from steepest.linalg import MatmulPrecision, float32_matmul_precision
@@ -285,6 +286,7 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
         The step calls an override instead of decaying by itself: for each parameter, before it updates the
         momentum, even with ``weight_decay=0``. It may call this method, which decays as
         ``weight_decay_method`` says and rounds to the parameter's dtype; the step then rounds a second time.
+        With ``master`` it decays the master weight, as an override can by :meth:`set_master_weight`.
 
         Args:
             p: the parameter, as it was given to the optimizer.
@@ -305,10 +307,13 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
                 "_apply_weight_decay_inplace is overridden"
             )
         strength = decay_strength(method, lr, weight_decay, group["base_lr"])
+        master = self.master_weight(p) if CORRECTION in self.state.get(p, {}) else p
         if method == "l2":
-            grad += strength * p
-        else:
+            grad += strength * master
+        elif master is p:
             p.copy_(decayed(p, strength, method))
+        else:
+            self.set_master_weight(p, decayed(master, strength, method))
 
     # -- attributes and copies
 

@@ -1,4 +1,4 @@
-"""Measure the peak memory of a training step with and without releasing gradients in the backward pass.
+"""Measure the peak memory of a training step: formats of weights and state, and gradients released or not.
 
 Each line comes from a separate process that trains a GPT for a few steps and reports two peaks:
 
@@ -7,9 +7,11 @@ Each line comes from a separate process that trains a GPT for a few steps and re
 - ``torch``: the peak of torch's allocator during a step, including the parameters: on a CPU from the
   profiler's record of every allocation, on CUDA ``max_memory_allocated``.
 
-``--time`` instead compares the times of a training step, interleaved in one process.
+``--formats`` compares float32, bfloat16 with stochastic rounding, and the least memory: bfloat16 weights with
+split8 masters and one-byte averages. ``--time`` compares the times of a training step, interleaved in one
+process.
 
-    python benchmarks/release_gradients.py [--device cuda] [--time]
+    python benchmarks/training_memory.py [--device cuda] [--formats | --time]
 """
 
 from __future__ import annotations
@@ -36,6 +38,12 @@ import steepest
 from steepest.lab.models.gpt import GPT, GPTConfig
 
 RULES = ("adamw", "lion", "signgsd")
+FORMATS: dict[str, tuple[torch.dtype, dict[str, Any]]] = {
+    "float32": (torch.float32, {}),
+    "bfloat16": (torch.bfloat16, {"rounding": "stochastic"}),
+    "least": (torch.bfloat16, {"memory": "least"}),
+}
+FORMATTED_RULES = ("adamw", "lion", "sgd_sai", "muon")
 MODES = ("ordinary", "released", "on host", "released, on host")
 WARM_UP, STEPS = 2, 3
 
@@ -82,16 +90,17 @@ def record_peak(device: str, result: dict[str, int]) -> Iterator[None]:
     result["extra"] = peak_bytes(prof.profiler.kineto_results.events())
 
 
-def measure(rule: str, mode: str, device: str, width: int, depth: int) -> dict[str, float]:
-    """Return both peaks for one rule and mode, and the bytes of parameters and state."""
-    model = model_on(device, width, depth)
+def measure(rule: str, mode: str, formats: str, device: str, width: int, depth: int) -> dict[str, float]:
+    """Return both peaks for one rule, mode and formats, and the bytes of parameters and state."""
+    dtype, own = FORMATS[formats]
+    model = model_on(device, width, depth).to(dtype)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     tokens = torch.randint(256, (1, 65), device=device)
     model(tokens[:, :-1])  # allocates the libraries' own buffers
     before = resident("VmRSS")
     state_device = "cpu" if "on host" in mode else None
     # The peak of a compilation would hide that of the training.
-    optimizer = steepest.create(rule, model.parameters(), compile=False, state_device=state_device)
+    optimizer = steepest.build(model, rule, compile=False, state_device=state_device, **own)
     if "released" in mode:
         steepest.release_gradients(model, optimizer)
     for _ in range(WARM_UP):
@@ -137,8 +146,9 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--depth", type=int, default=12)
     parser.add_argument("--time", action="store_true", help="measure time instead of memory")
+    parser.add_argument("--formats", action="store_true", help="compare formats of weights and state")
     parser.add_argument("--rounds", type=int, default=11, help="timed steps")
-    parser.add_argument("--one", nargs=2, metavar=("RULE", "MODE"), help=argparse.SUPPRESS)
+    parser.add_argument("--one", nargs=3, metavar=("RULE", "MODE", "FORMATS"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     size = (options.device, options.width, options.depth)
     if options.one:
@@ -152,17 +162,20 @@ def main() -> None:
             table.add_row(rule, f"{1e3 * seconds:.0f}", f"{ratio:.2f}")
         console.print(table)
         return
-    columns = ("rule", "mode", "parameters", "state on device", "torch peak", "resident increase")
+    columns = ("rule", "formats", "mode", "parameters", "state on device", "torch peak", "resident increase")
     table = Table(*columns, title="MB (10⁶ bytes)")
     # On a CPU the state is on the host in all modes.
-    for rule in RULES:
-        for mode in MODES if options.device == "cuda" else MODES[:2]:
-            command = [sys.executable, __file__, "--one", rule, mode, "--device", options.device]
-            command += ["--width", str(options.width), "--depth", str(options.depth)]
-            line = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-            result = json.loads(line.splitlines()[-1])
-            keys = ("weights", "state", "torch", "resident")
-            table.add_row(rule, mode, *(f"{result[key] / 1e6:.0f}" for key in keys))
+    modes = MODES if options.device == "cuda" and not options.formats else MODES[:2]
+    rows = itertools.product(
+        FORMATTED_RULES if options.formats else RULES, FORMATS if options.formats else ["float32"], modes
+    )
+    for rule, formats, mode in rows:
+        command = [sys.executable, __file__, "--one", rule, mode, formats, "--device", options.device]
+        command += ["--width", str(options.width), "--depth", str(options.depth)]
+        line = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        result = json.loads(line.splitlines()[-1])
+        keys = ("weights", "state", "torch", "resident")
+        table.add_row(rule, formats, mode, *(f"{result[key] / 1e6:.0f}" for key in keys))
     console.print(table)
 
 
