@@ -186,7 +186,7 @@ def test_counts_are_the_device_s_where_it_alone_knows_them(
     optimizer = steepest.AdamW(params, **options)
     set_gradients(params, 0)
     group, weight = optimizer.param_groups[0], torch.float32
-    rule, storage = find_rule("adamw"), storage_of(find_rule("adamw"), group, weight, (), None, {})
+    rule, storage = find_rule("adamw"), storage_of(find_rule("adamw"), group, params[0], None, {})
     config = UpdateConfig(rule, group, weight, weight, torch.device(device), storage)
     assert config.counts_on_device is there
 
