@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from steepest.distributed.local import is_dtensor, local_part, shard_of, sharded_like
+from steepest.engine.state import make_state
 from steepest.engine.storage import CORRECTION
-from steepest.formats.master import CORRECTIONS, join, part
-from steepest.rule import Group
+from steepest.engine.update import LOW_PRECISION
+from steepest.formats.master import join, part
+from steepest.rule import Group, find_rule
 
 __all__ = ["master_state_dict", "master_weight", "set_master_weight"]
 
@@ -45,6 +47,8 @@ def master_weight(self: Any, param: Tensor) -> Tensor:
     """
     _group_of(self, param)
     correction = self.state.get(param, {}).get(CORRECTION)
+    if param.dtype not in LOW_PRECISION:
+        correction = None  # the model was converted after a step
     if correction is not None and is_dtensor(param):
         own = join(local_part(param).detach(), local_part(correction))
         return sharded_like(param, own)
@@ -61,7 +65,8 @@ def set_master_weight(self: Any, param: Tensor, value: Tensor) -> None:
     ``"split8"`` the value rounded to 24 bits, within 2⁻¹⁶ of it. Without a master this only rounds. A
     parameter that is overwritten otherwise keeps its old correction, up to half of its last place.
 
-    It may be called at any time, also before the first step.
+    It may be called at any time. Before the first step it makes the state of all parameters, as that would;
+    for sharded parameters of matrix rules, all processes must then call it.
 
     Args:
         param: one of this optimizer's.
@@ -69,8 +74,8 @@ def set_master_weight(self: Any, param: Tensor, value: Tensor) -> None:
             laid out as it is, or the whole tensor, of which each process takes its part.
 
     Raises:
-        ValueError: the parameter is not one of this optimizer's, or the value has another shape. Nothing was
-            written.
+        ValueError: the parameter is not one of this optimizer's, or the value has another shape or is a
+            DTensor with another layout. Nothing was written.
 
     >>> from steepest import Lion
     >>> weight = torch.nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))
@@ -84,25 +89,46 @@ def set_master_weight(self: Any, param: Tensor, value: Tensor) -> None:
         raise ValueError(
             f"a master weight of shape {tuple(value.shape)} for a parameter of {tuple(param.shape)}"
         )
-    correction = self.state.get(param, {}).get(CORRECTION)
-    width = None if correction is None else correction.dtype
-    if correction is None and group["master"] and param.dtype in (torch.bfloat16, torch.float16):
-        width = CORRECTIONS[group["master"]]
+    if is_dtensor(value) and not (
+        is_dtensor(param) and (value.device_mesh, value.placements) == (param.device_mesh, param.placements)
+    ):
+        raise ValueError(
+            "a master weight must be laid out as its parameter is, or be a whole plain tensor: "
+            "redistribute it"
+        )
     home = param
     if is_dtensor(param):
         home, value = local_part(param), shard_of(param, value)
-    if width is None:
+    narrow = param.dtype in LOW_PRECISION
+    if narrow and group["master"] and CORRECTION not in self.state.get(param, {}):
+        _make_states(self)
+    correction = self.state.get(param, {}).get(CORRECTION) if narrow else None
+    if correction is None:
         home.copy_(value)
         return
-    rounded, rest = part(value.detach().to(home.device, torch.float32), param.dtype, width)
+    rounded, rest = part(value.detach().to(home.device, torch.float32), param.dtype, correction.dtype)
     home.copy_(rounded)
-    if correction is None:
-        where = group["state_device"] or home.device
-        correction = torch.zeros_like(home, dtype=width, device=where, requires_grad=False)
-        if is_dtensor(param):
-            correction = sharded_like(param, correction)
-        self.state[param][CORRECTION] = correction
     (local_part(correction) if is_dtensor(correction) else correction).copy_(rest)
+
+
+def _make_states(optimizer: Any) -> None:
+    """Make what the first step would make, for all parameters.
+
+    torch.distributed.checkpoint loads only the entries that an optimizer has, if it has any.
+    """
+    groups, collector = optimizer.param_groups, optimizer._collector
+    collector.check(type(optimizer).__name__, groups)
+    sharding = collector.sharding(groups, optimizer._user_functions)
+    ordinal = 0
+    for index, group in enumerate(groups):
+        moves = find_rule(group["rule"]).moves
+        for at, param in enumerate(group["params"]):
+            if param.requires_grad and not moves:
+                batch = collector.one(groups, index, at, ordinal + at, optimizer.state)
+                if sharding is not None:
+                    sharding.bind([batch])
+                make_state([batch], optimizer.state)
+        ordinal += len(group["params"])
 
 
 def master_state_dict(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -209,8 +209,9 @@ class Optimizer(torch.optim.Optimizer):
         >>> optimizer.explain().rows[0].rule, optimizer.explain().totals[0].state_bytes
         ('lion', 32)
         """
-        sharding = self._collector.sharding(self.param_groups, self._user_functions)
-        return explain(self.param_groups, self.defaults["rule"], self.reasons, self.targets, sharding)
+        groups, rule = self.param_groups, self.defaults["rule"]
+        sharding = self._collector.sharding(groups, self._user_functions)
+        return explain(groups, rule, self.reasons, self.targets, sharding, self.state)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state and the groups; all processes must call it if each keeps factors of its own."""

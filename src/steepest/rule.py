@@ -41,6 +41,7 @@ __all__ = [
     "Rule",
     "Scalar",
     "StateSpec",
+    "States",
     "Targets",
     "find_rule",
     "register_rule",
@@ -95,13 +96,21 @@ class StateSpec:
         fill: the initial value; ``"identity"`` starts a square matrix as I.
         range: of an average per element whose values ``state_dtype="int8"`` may store as codes
             (:mod:`steepest.formats.int8`): ``"signed"`` or ``"nonnegative"``. None is never coded.
+        beta: how much of a signed average a step keeps. Above 0.99 its codes are rounded stochastically.
     """
 
     per: Literal["element", "tensor", "matrix"] = "element"
     dtype: torch.dtype | None = None
     shape: tuple[int, ...] = ()
     fill: float | Literal["identity"] = 0.0
-    range: Range | None = None
+    range: Literal["signed", "nonnegative"] | None = None
+    beta: float = 0.0
+
+    @property
+    def coded(self) -> Range | None:
+        """How ``state_dtype="int8"`` stores the entry; None if not as codes."""
+        # At 0.999, increments are so far below a code that nearest ones lose a third of the direction.
+        return "slow" if self.range == "signed" and self.beta > 0.99 else self.range
 
     def make(self, param: Tensor, state_dtype: StateDtype = None) -> Tensor:
         """Return the entry before the first step, for a parameter or a block of one, on any device.

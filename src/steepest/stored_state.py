@@ -69,7 +69,7 @@ def keep_formats(ours: Group, loaded: dict[str, Any]) -> None:
     Float dtypes stay the checkpoint's, unless it is coded and this run is not.
     """
     loaded["state_device"], loaded["master"] = ours["state_device"], ours["master"]
-    if "int8" in (ours["state_dtype"], loaded.get("state_dtype")):
+    if is_int8(ours["state_dtype"]) or is_int8(loaded.get("state_dtype")):
         loaded["state_dtype"] = ours["state_dtype"]
 
 
@@ -111,6 +111,10 @@ def check_stored(
             )
         if name in expected and codes.shape != expected[name].shape:
             continue  # which is an error with or without scales
+        if is_dtensor(codes) != is_dtensor(scale):
+            raise ValueError(
+                f"state {name!r} of {who} and its scales are not both DTensors in the state dict, or whole"
+            )
         try:
             if not isinstance(scale, Tensor):
                 raise ValueError(f"scales are a tensor, not a {type(scale).__name__}")
@@ -141,16 +145,30 @@ def check_filled(who: str, group: Group, saved_group: Group, saved: Mapping[str,
         value = saved.get(name)
         if spec.range is None or name + SCALE in saved or not isinstance(value, Tensor):
             continue
-        own = local_part(value) if is_dtensor(value) else value
-        if not own.is_floating_point() or block_size(value.shape) is None or not own.any():
+        if not value.is_floating_point() or block_size(value.shape) is None:
             continue
-        if bool((own == own.round()).all() & (own.abs() <= 255).all()):
+        nonzero, others = _count_codes(value)
+        if nonzero > 0 and others == 0:
             raise ValueError(
                 f"state {name!r} of {who} is one-byte codes without their scales: it was saved with "
                 "state_dtype='int8', and torch.distributed.checkpoint gives an optimizer only what its own "
                 "state dict asks for. Load it into one with state_dtype='int8' that is sharded so that its "
                 "blocks stay whole, and load that one's state_dict() here"
             )
+
+
+def _count_codes(value: Tensor) -> list[int]:
+    """Return how many elements are not 0, and how many no code has; for a DTensor, of all shards."""
+    own = local_part(value) if is_dtensor(value) else value
+    is_code = (own == own.round()) & (own.abs() <= 255)
+    counts = torch.stack([own.count_nonzero(), (~is_code).count_nonzero()])
+    if is_dtensor(value):
+        from torch.distributed.tensor import DTensor, Partial
+
+        mesh = value.device_mesh
+        # All processes must say the same.
+        counts = DTensor.from_local(counts, mesh, [Partial()] * mesh.ndim, run_check=False).full_tensor()
+    return counts.tolist()
 
 
 def convert_stored(
@@ -172,7 +190,8 @@ def convert_stored(
         param, group, saved, expected: as :func:`check_stored` has accepted them.
     """
     state = {name: value for name, value in saved.items() if not is_beside(name, saved)}
-    takes = find_rule(group["rule"]).takes
+    rule = find_rule(group["rule"])
+    takes, specs = rule.takes, rule.state_specs(group)
     coded = any(name + SCALE in expected for name in expected)
     for name in list(state):
         scale, new_scale = saved.get(name + SCALE), expected.get(name + SCALE)
@@ -188,7 +207,11 @@ def convert_stored(
             else:
                 coded_now = reblock(state[name].detach(), scale.detach(), block)
             state[name], state[name + SCALE] = coded_now
-        elif scale is not None:
+        elif scale is None:
+            if is_int8(group["state_dtype"]) and name in specs and specs[name].range is not None:
+                # What is not coded has float32, whatever the checkpoint has.
+                state[name] = state[name].detach().to(expected[name].dtype)
+        else:
             numbers, blank = decode(state[name].detach(), scale.detach()), expected[name]
             if is_dtensor(blank):
                 state[name] = numbers.to(blank.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ import steepest
 from steepest import master_state_dict
 from steepest.engine.storage import _shards_keep
 from steepest.formats.blocks import block_size
+from steepest.rule import find_rule
 
 from .ranks import LAYOUTS, WORLD, alone_as, placed, run_on_ranks
 
@@ -46,6 +48,8 @@ CASES: dict[str, tuple[str, torch.dtype, dict[str, Any]]] = {
     "muon": ("muon", BF16, {**SPLIT8, "method": "svd"}),
     # It moves whole masters back onto a sphere.
     "hyperball": ("hyperball", BF16, {**SPLIT8, "method": "svd", "weight_decay": 0.0}),
+    "ademamix": ("ademamix", F32, {}),
+    "normuon": ("normuon", BF16, {**SPLIT8, "method": "svd"}),
     "hyperball, exact": (
         "hyperball",
         BF16,
@@ -59,7 +63,7 @@ def wholes(step: int, case: str) -> list[Tensor]:
     name, dtype, _ = CASES[case]
     generator = torch.Generator().manual_seed(step + 1)
     values = [torch.randn(shape, generator=generator).to(dtype) for shape in SHAPES]
-    return values if name in ("lion", "adamw", "sgd_sai") else values[:-1]
+    return values[:-1] if find_rule(name).transforms else values
 
 
 def make(case: str, params: list[Any], **options: Any) -> steepest.Optimizer:
@@ -111,8 +115,13 @@ def assert_parts(optimizer: Any, expected: Any, at: int) -> None:
         assert torch.equal(here, there), name
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "layout"),
+    [
+        *itertools.product(["lion", "adamw", "hyperball"], LAYOUTS),
+        *itertools.product(CASES.keys() - {"lion", "adamw", "hyperball"}, ["FSDP", "HSDP", "columns"]),
+    ],
+)
 def test_steps_equal_one_process(case: str, layout: str):
     coded = in_one_process(case)
     floats = in_one_process(case, state_dtype=F32)
@@ -402,6 +411,100 @@ def test_master_weights_are_written_and_read_as_shards():
         assert torch.equal(optimizer.master_weight(param).full_tensor(), before)
 
     run_on_ranks(work)
+
+
+def test_a_master_of_another_layout_is_refused():
+    def work(rank: int) -> None:
+        mesh = init_device_mesh("cpu", (2, 2))
+        value = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+        param = Parameter(placed(torch.zeros(64, 64, dtype=BF16), mesh, [Shard(0), Shard(1)]))
+        plain = Parameter(torch.zeros(64, 64, dtype=BF16))
+        optimizer = steepest.Lion([param, plain], master="split16")
+        for placements in ([Shard(1), Shard(0)], [Replicate(), Replicate()]):
+            for own in (param, plain):
+                with pytest.raises(ValueError, match="must be laid out as its parameter"):
+                    optimizer.set_master_weight(own, placed(value, mesh, placements))
+        assert not optimizer.state
+        assert not plain.any()
+
+    run_on_ranks(work)
+
+
+def test_a_master_before_a_resume_costs_no_state():
+    """All processes make the state of all parameters, matrices of other owners too."""
+    expected = in_one_process("hyperball")
+
+    def work(rank: int) -> None:
+        mesh = init_device_mesh("cpu", (WORLD,))
+
+        def place(whole: Tensor) -> Any:
+            return placed(whole, mesh, [Shard(0)])
+
+        optimizer = make("hyperball", [Parameter(place(whole)) for whole in wholes(-1, "hyperball")])
+        first = optimizer.param_groups[0]["params"][0]
+        optimizer.set_master_weight(first, first.detach().float())
+        train(optimizer, "hyperball", range(3), place)
+        for at in range(len(SHAPES) - 1):
+            assert_parts(optimizer, expected, at)
+
+    run_on_ranks(work)
+
+
+def test_codes_in_floats_are_refused_by_all_processes_or_none():
+    """Where a process has only zeros, too."""
+
+    def work(rank: int) -> str:
+        mesh = init_device_mesh("cpu", (WORLD,))
+        whole = torch.zeros(128, 64)
+        param = Parameter(placed(whole, mesh, [Shard(0)]))
+        optimizer = steepest.Lion([("w", param)], state_dtype=F32)
+        codes = whole.clone()
+        codes[3] = 7
+        group = {**optimizer.state_dict()["param_groups"][0], "state_dtype": "int8"}
+        saved = {"state": {0: {"exp_avg": placed(codes, mesh, [Shard(0)])}}, "param_groups": [group]}
+        try:
+            optimizer.load_state_dict(saved)
+        except ValueError as error:
+            return str(error)
+        return "loaded"
+
+    assert all("one-byte codes without their scales" in each for each in run_on_ranks(work))
+
+
+def test_codes_and_scales_come_in_one_kind_of_tensor():
+    def work(rank: int) -> None:
+        optimizer, _ = on_mesh("lion", "FSDP", steps=1)
+        saved = copy.deepcopy(optimizer.state_dict())
+        saved["param_groups"][0]["lr"] = 0.7
+        saved["state"][0]["exp_avg_scale"] = torch.ones(saved["state"][0]["exp_avg_scale"].shape)
+        before = optimizer.state[optimizer.param_groups[0]["params"][0]]["exp_avg"].to_local().clone()
+        with pytest.raises(ValueError, match="not both DTensors"):
+            optimizer.load_state_dict(saved)
+        assert optimizer.param_groups[0]["lr"] == 0.05
+        after = optimizer.state[optimizer.param_groups[0]["params"][0]]["exp_avg"].to_local()
+        assert torch.equal(before, after)
+
+    run_on_ranks(work)
+
+
+def test_a_layout_that_cuts_codes_is_refused_after_a_step():
+    def work(rank: int) -> None:
+        mesh = init_device_mesh("cpu", (2,))
+        param = Parameter(torch.zeros(64, 64))
+        optimizer = steepest.Lion([("w", param)], state_dtype="int8")
+        param.grad = torch.ones(64, 64)
+        optimizer.step()
+        before = param.detach().clone()
+        # As those do who replace parameters and keep their state.
+        shard = Parameter(placed(before.clone(), mesh, [Shard(1)]))
+        optimizer.param_groups[0]["params"][0] = shard
+        optimizer.state[shard] = optimizer.state.pop(param)
+        shard.grad = placed(torch.ones(64, 64), mesh, [Shard(1)])
+        with pytest.raises(ValueError, match=r"'w'.*whose blocks its view or layout cuts"):
+            optimizer.step()
+        assert torch.equal(shard.detach().to_local(), placed(before, mesh, [Shard(1)]).to_local())
+
+    run_on_ranks(work, 2)
 
 
 def test_shards_that_are_kept_on_the_host_have_their_scales_there():

@@ -127,6 +127,9 @@ NONNEGATIVE = torch.arange(256, dtype=torch.uint8)
 
 def test_writing_what_was_read_changes_nothing():
     check_again(encode_signed, SIGNED, 2 * TINY)
+    for u in (0.001, 0.5, LAST):
+        # Below 2e-34 the least codes stand for subnormal numbers.
+        check_again(lambda x, u=u: encode_signed(x, u * torch.ones_like(x)), SIGNED, 2e-34)
     for u in (None, 0.001, 0.5, LAST):
         # Below 1e-27 the least codes stand for subnormal numbers, or for 0.
         check_again(lambda x, u=u: encode_nonnegative(x, u), NONNEGATIVE, 1e-27)
@@ -262,6 +265,27 @@ def test_encodings_are_right_in_the_mean():
     check_mean(encode_nonnegative)
     fails(check_mean, nearest)
     fails(check_mean, lambda x, u: encode_nonnegative(x, 0.97 * u))
+
+
+def check_signed_mean(encode):
+    """The same of 63 values of both signs."""
+    count = 200_000
+    half = torch.cat([torch.logspace(-4.5, -0.002, 31), torch.ones(1)]) * 3e-7
+    v = torch.cat([half, -half])
+    codes, scale = encode(v.expand(count, -1), noise(v.expand(count, -1), 6))
+    mean = (codes.double().abs() * codes.double() / 127**2).mean(0) * float(scale[0])
+    t = v.double().abs() / v.double().max()
+    low = (127 * t.sqrt() + 1e-5).floor().clamp(max=126)
+    lower, upper = ((code / 127) ** 2 for code in (low, low + 1))
+    up = (t - lower) / (upper - lower)
+    sigma = (upper - lower) * (up * (1 - up)).clamp(min=0).sqrt() / math.sqrt(count)
+    assert ((mean - v.double()).abs() <= (4 * sigma + 1e-6 * t) * float(v.max())).all()
+
+
+def test_signed_encodings_are_right_in_the_mean():
+    check_signed_mean(encode_signed)
+    fails(check_signed_mean, lambda x, u: encode_signed(x))
+    fails(check_signed_mean, lambda x, u: encode_signed(x, 0.97 * u))
 
 
 def check_average(encode):

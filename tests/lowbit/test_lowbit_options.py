@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -102,3 +105,59 @@ def test_temporaries_stay_within_the_chunk_s_room(name: str, master: str | None,
         param.grad = torch.full_like(param, 0.25)
         optimizer.step()
         assert highest(optimizer.step) <= 1 << 20
+
+
+@pytest.mark.parametrize("view", [steepest.views.columns(64, 64), steepest.views.transposed()], ids=str)
+def test_a_view_that_cuts_codes_is_refused_after_a_step(view: Any):
+    weight = matrix()
+    optimizer = steepest.Muon([("w", weight)], state_dtype="int8")
+    step(optimizer, [weight])
+    before, codes = weight.detach().clone(), optimizer.state[weight]["momentum_buffer"].clone()
+    optimizer.param_groups[0]["views"] = {"w": view}
+    with pytest.raises(
+        ValueError, match=r"'w': its averages are stored as one-byte codes.*Nothing was stepped"
+    ):
+        step(optimizer, [weight])
+    assert torch.equal(weight, before)
+    assert torch.equal(optimizer.state[weight]["momentum_buffer"], codes)
+    again = steepest.Muon([("w", weight)], state_dtype="int8", views={"w": view})
+    saved = optimizer.state_dict()
+    saved["param_groups"][0]["views"] = {"w": view}
+    again.load_state_dict(saved)
+    step(again, [weight])
+    assert again.state[weight]["momentum_buffer"].dtype == torch.float32
+
+
+def test_a_dtype_in_a_live_group_is_the_name_when_state_is_loaded():
+    coded, floats = ([matrix()] for _ in range(2))
+    one, other = steepest.Lion(coded, state_dtype="int8"), steepest.Lion(floats, state_dtype=torch.float32)
+    one.param_groups[0]["state_dtype"] = torch.int8
+    step(one, coded)
+    step(other, floats)
+    saved = copy.deepcopy(one.state_dict()), copy.deepcopy(other.state_dict())
+    one.load_state_dict(saved[1])
+    other.load_state_dict(saved[0])
+    assert one.state[coded[0]]["exp_avg"].dtype == torch.int8
+    assert other.state[floats[0]]["exp_avg"].dtype == torch.float32
+    assert other.param_groups[0]["state_dtype"] == torch.float32
+
+
+def test_explain_shows_what_is_stored():
+    weight, vector = matrix(), Parameter(torch.zeros(5))
+    optimizer = steepest.Lion([weight, vector], state_dtype=torch.float32)
+    step(optimizer, [weight, vector])
+    optimizer.param_groups[0]["state_dtype"] = "int8"
+    assert [row.state for row in optimizer.explain().rows] == ["float32 (stored before)", "float32 (vector)"]
+    optimizer.state.clear()
+    assert optimizer.explain().rows[0].state == "int8/64"
+
+
+def test_what_is_not_coded_is_float32_after_loading_too():
+    weight, vector = matrix(torch.bfloat16), Parameter(torch.zeros(5, dtype=torch.bfloat16))
+    theirs = torch.optim.AdamW([weight, vector])
+    step(theirs, [weight, vector])
+    optimizer = steepest.AdamW([weight, vector], state_dtype="int8")
+    optimizer.load_state_dict(theirs.state_dict())
+    assert optimizer.state[vector]["exp_avg_sq"].dtype == torch.float32
+    assert optimizer.state[weight]["exp_avg_sq"].dtype == torch.uint8
+    assert optimizer.state_bytes() == sum(row.state_bytes for row in optimizer.explain().rows)

@@ -18,6 +18,7 @@ import steepest
 from steepest.formats import int8
 from steepest.lab.models.gpt import GPTConfig
 from steepest.lab.tasks.text import text_task
+from steepest.rule import StateSpec
 
 Encode = Callable[..., tuple[Tensor, Tensor]]
 
@@ -58,7 +59,7 @@ def over_columns(function: Callable[..., Any]) -> Callable[..., Any]:
         return value if value.numel() == 64 else value.reshape(64, 64).t().reshape(value.shape)
 
     def turned(*given: Any) -> Any:
-        made = function(*map(turn, given))
+        made = function(*(each if each is None else turn(each) for each in given))
         return tuple(map(turn, made)) if isinstance(made, tuple) else turn(made)
 
     return turned
@@ -203,3 +204,42 @@ def test_adamws_steps_do_not_depend_on_the_gradients_size(power: int):
         assert torch.equal(one, other)
         for name in ("exp_avg", "exp_avg_sq"):
             assert torch.equal(*(twin.optimizer.state[twin.params[0]][name] for twin in runs))
+
+
+def slow_average(name: str, entry: str, noise: float, **options: Any) -> float:
+    """The cosine to float32's average after the mean gradient has changed."""
+    means = [torch.randn(64, 64, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)]
+    twins = []
+    for state_dtype in (torch.float32, "int8"):
+        weight = nn.Parameter(torch.zeros(64, 64))
+        draw = torch.Generator().manual_seed(0)
+        optimizer = steepest.create(name, [weight], lr=0.0, state_dtype=state_dtype, compile=False, **options)
+        for step in range(2000):
+            weight.grad = means[step >= 1000] + noise * torch.randn(64, 64, generator=draw)
+            optimizer.step()
+        state = optimizer.state[weight]
+        if state_dtype == "int8":
+            twins.append(int8.decode(state[entry].view(64, 1, 64), state[entry + "_scale"]).flatten())
+        else:
+            twins.append(state[entry].flatten())
+    return float(nn.functional.cosine_similarity(*twins, dim=0))
+
+
+@pytest.mark.parametrize(
+    ("name", "entry", "options"),
+    [
+        ("ademamix", "exp_avg_slow", {}),
+        ("lion", "exp_avg", {"betas": (0.9, 0.999)}),
+        ("signum", "momentum_buffer", {"momentum": 0.999}),
+    ],
+)
+def test_averages_over_thousands_of_steps_keep_their_direction(
+    name: str, entry: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    assert slow_average(name, entry, 3.0, **options) > 0.97
+    monkeypatch.setattr(StateSpec, "coded", property(lambda spec: spec.range))
+    assert slow_average(name, entry, 3.0, **options) < 0.9
+
+
+def test_averages_of_a_hundred_steps_draw_no_noise():
+    assert slow_average("lion", "exp_avg", 3.0) > 0.99

@@ -370,7 +370,10 @@ def _storage(checked: _CheckedGroup, group: Group, member: ParamUpdate) -> Stora
     key = (owner.dtype, owner.shape, placed, repr(view), *dtypes.items())
     storage = checked.storages.get(key)
     if storage is None:
-        storage = storage_of(checked.rule, group, owner, view, dtypes)
+        try:
+            storage = storage_of(checked.rule, group, owner, view, dtypes)
+        except ValueError as error:
+            raise ValueError(f"{member.name}: {error}") from None
         checked.storages[key] = storage
     return storage
 
@@ -391,9 +394,11 @@ def _local_member(
     who = describe(group, group_index, index)
     region = check_shard(who, owner, find_rule(group["rule"]), group)
     assert region is not None
-    if not is_dtensor(owner.grad) or owner.grad.device_mesh != owner.device_mesh:
+    # Without one, its state is made before the first step.
+    given = torch.zeros_like(owner) if owner.grad is None else owner.grad
+    if not is_dtensor(given) or given.device_mesh != owner.device_mesh:
         raise ValueError(f"{who} is a DTensor and its gradient is not, or lies on another mesh")
-    param, grad = real_view(local_part(owner)), real_view(local_part(owner.grad))
+    param, grad = real_view(local_part(owner)), real_view(local_part(given))
     whole = (*owner.shape, 2) if owner.is_complex() else owner.shape
     state = LocalState(owner, states.get(owner, {}))
     member = ParamUpdate(group, group_index, index, word, owner, param, grad, state)

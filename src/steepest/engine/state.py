@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from steepest.distributed.local import LocalState
 from steepest.engine.batches import ParamBatch, ParamUpdate
 from steepest.engine.blocks import cut_blocks, view_of
-from steepest.engine.storage import SCALE, storage_of
+from steepest.engine.storage import CORRECTION, SCALE, storage_of
 from steepest.engine.units import Unit
 from steepest.engine.update import UpdateConfig
 from steepest.rule import Group, StateSpec, find_rule
@@ -51,15 +51,25 @@ def _entries(
         yield "step", _STEP, param
 
 
-def blank_state(param: Tensor, group: Group, label: str | None, target: Any = None) -> dict[str, Tensor]:
+def blank_state(
+    param: Tensor,
+    group: Group,
+    label: str | None,
+    target: Any = None,
+    stored: Mapping[str, torch.dtype] | None = None,
+) -> dict[str, Tensor]:
     """Make the state of a parameter's first step on the meta device, with ``step`` if the rule counts.
 
-    ``param`` is a real view; it may be on the meta device itself. ``target`` is what it stands for, if any.
+    Args:
+        param: a real view; it may be on the meta device itself.
+        group, label: the parameter's.
+        target: what it stands for, if any.
+        stored: the dtypes of the entries that it has, by name, whose formats stay.
     """
     blank = torch.empty_like(param, device="meta")
     rule = find_rule(group["rule"])
     view = (group.get("views") or {}).get(label)
-    storage = storage_of(rule, group, blank, view, {})
+    storage = storage_of(rule, group, blank, view, stored or {})
     config = UpdateConfig(rule, group, blank.dtype, blank.dtype, blank.device, storage)
     return {
         name: _made(config, name, spec, block) for name, spec, block in _entries(config, blank, label, target)
@@ -111,6 +121,8 @@ def make_state(batches: Iterable[ParamBatch], states: MutableMapping[Tensor, Any
             state = member.state
             if config.rule.optional_state:
                 _drop_unasked(config, member)
+            if CORRECTION in state and config.storage.correction is None:
+                del state[CORRECTION]  # the parameter was given a wider dtype
             if not state or not config.names <= state.keys() or (special and lacks_state(config, member)):
                 # FSDP1 flattens parameters in place, perhaps after the optimizer was made.
                 config.rule.check_param(member.name, member.label, member.owner, member.group)

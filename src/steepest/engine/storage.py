@@ -28,7 +28,7 @@ from steepest.views import View, is_transposed
 if TYPE_CHECKING:
     from torch.distributed.tensor.placement_types import Placement
 
-__all__ = ["CORRECTION", "SCALE", "Storage", "storage_of"]
+__all__ = ["CORRECTION", "SCALE", "Storage", "block_of", "storage_of"]
 
 SCALE = "_scale"
 CORRECTION = "correction"
@@ -86,7 +86,7 @@ class Storage:
     @property
     def noisy(self) -> bool:
         """Whether encoding draws noise."""
-        return any(each == "nonnegative" for _, each in self.ranges)
+        return any(each != "signed" for _, each in self.ranges)
 
     def make(self, name: str, like: Tensor) -> Tensor:
         """Return a code, scale or correction before the first step, for a parameter or its local shard."""
@@ -122,10 +122,9 @@ class Storage:
                 continue
             scale = state[name + SCALE]
             rows = _in_blocks(numbers[name].to(torch.float32), scale, self.block)
-            if kind == "signed":
-                codes, new[name + SCALE] = int8.encode_signed(rows)
-            else:
-                codes, new[name + SCALE] = int8.encode_nonnegative(rows, noise(stream).reshape(rows.shape))
+            u = None if kind == "signed" else noise(stream).reshape(rows.shape)
+            encode = int8.encode_nonnegative if kind == "nonnegative" else int8.encode_signed
+            codes, new[name + SCALE] = encode(rows, u)
             new[name] = codes.view(state[name].shape)
         return new
 
@@ -156,14 +155,22 @@ def storage_of(
         param: it itself, never a local shard of it; real or complex.
         view: the parameter's, if it is a fused one.
         stored: the dtypes of the entries that there are, by name.
+
+    Raises:
+        ValueError: the parameter has codes whose blocks are not whole now. The message continues a sentence.
     """
     specs = rule.state_specs(group)
     names = sorted(name for name, spec in specs.items() if spec.per == "element")
-    averages = [(name, kind) for name in names if (kind := specs[name].range) is not None]
+    averages = [(name, kind) for name in names if (kind := specs[name].coded) is not None]
     codes = is_int8(group["state_dtype"])
     if there := [name for name, _ in averages if name in stored]:
         codes = any(name + SCALE in stored for name in there)
-    block = _block_of(param, view) if codes and averages else None
+    block = block_of(param, view) if codes and averages else None
+    if there and codes and block is None:
+        raise ValueError(
+            "its averages are stored as one-byte codes, whose blocks its view or layout cuts since a step; "
+            "load a state dict, which converts them. Nothing was stepped"
+        )
     if block is None:
         averages = []
     width: torch.dtype | None = None
@@ -173,7 +180,7 @@ def storage_of(
     return Storage(floats, block, tuple(averages), width)
 
 
-def _block_of(param: Tensor, view: View | None) -> int | None:
+def block_of(param: Tensor, view: View | None) -> int | None:
     """Return how many elements of a parameter's averages share a scale; None if they are not coded."""
     if view is not None and (view[0] != "rows" or is_transposed(view)):
         return None  # it does not leave the blocks in their rows

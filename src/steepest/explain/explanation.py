@@ -13,7 +13,7 @@ from steepest.engine.units import Sharding
 from steepest.explain.rows import Reasons, Row, Total, make_rows, make_totals, starred
 from steepest.explain.sharded import byte_words, describe_sharding, ranges
 from steepest.explain.warnings import find_notes, find_warnings
-from steepest.rule import Group, Targets
+from steepest.rule import Group, States, Targets
 from steepest.views import View, is_transposed
 
 __all__ = ["Explanation", "explain"]
@@ -64,10 +64,11 @@ def explain(
     reasons: Reasons | None,
     targets: Targets | None,
     sharding: Sharding | None = None,
+    states: States | None = None,
 ) -> Explanation:
     """Explain param groups; ``main`` is the rule of the groups that name none."""
     reasons = reasons or Reasons()
-    rows = make_rows(groups, reasons, targets, sharding)
+    rows = make_rows(groups, reasons, targets, sharding, states)
     return Explanation(
         tuple(rows),
         make_totals(rows),

@@ -14,7 +14,7 @@ from steepest.engine.state import blank_state
 from steepest.engine.units import Sharding
 from steepest.explain.sharded import layout_words, owner_ranks
 from steepest.explain.storage import master_words, state_words
-from steepest.rule import Group, Rule, Targets, find_rule
+from steepest.rule import Group, Rule, States, Targets, find_rule
 from steepest.views import View, cut
 
 __all__ = ["BY_NAME", "Reasons", "Row", "Total", "make_rows", "make_totals", "starred"]
@@ -109,7 +109,11 @@ class Total:
 
 
 def make_rows(
-    groups: Sequence[Group], reasons: Reasons, targets: Targets | None, sharding: Sharding | None = None
+    groups: Sequence[Group],
+    reasons: Reasons,
+    targets: Targets | None,
+    sharding: Sharding | None = None,
+    states: States | None = None,
 ) -> list[Row]:
     """Make the rows of all parameters, or of their targets, in the order of the groups."""
     # Each reason is used once: a group that was added later may repeat a name.
@@ -120,7 +124,11 @@ def make_rows(
         labels = group.get("param_names", [None] * len(group["params"]))
         for index, (label, param) in enumerate(zip(labels, group["params"], strict=True)):
             target = None if targets is None else targets.find(param)
-            state = blank_state(real_view(param), group, label, target) if param.requires_grad else {}
+            own = {} if states is None else states.get(param, {})
+            stored = {name: each.dtype for name, each in own.items() if isinstance(each, Tensor)}
+            state: dict[str, Tensor] = {}
+            if param.requires_grad:
+                state = blank_state(real_view(param), group, label, target, stored)
             row = Row(
                 name=f"parameter {index} of group {group_index}" if label is None else label,
                 aliases=tuple(aliases.pop(label, ())),

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from steepest.engine.storage import CORRECTION, SCALE
+from steepest.engine.storage import CORRECTION, SCALE, block_of
+from steepest.hyperparameters import is_int8
 from steepest.rule import Group, Rule
 
 __all__ = ["master_words", "state_words"]
@@ -30,7 +31,7 @@ def state_words(
         for entry, scale in found
     }
     why = ""
-    if group["state_dtype"] == "int8" and not any(scale is not None for _, scale in found):
+    if is_int8(group["state_dtype"]) and not any(scale is not None for _, scale in found):
         why = f" ({_why_not(param, label, group)})"
     return ", ".join(sorted(words)) + why
 
@@ -53,4 +54,7 @@ def _why_not(param: Tensor, label: str | None, group: Group) -> str:
     row = numel // shape[0]
     if row % 32:
         return f"rows of {row}"
-    return "view" if (group.get("views") or {}).get(label) else "shards cut blocks"
+    view = (group.get("views") or {}).get(label)
+    if block_of(param, view) is not None:
+        return "stored before"
+    return "view" if view else "shards cut blocks"

@@ -22,24 +22,29 @@ __all__ = [
     "encode_signed",
 ]
 
-Range = Literal["signed", "nonnegative"]
+Range = Literal["signed", "slow", "nonnegative"]
+"""Of the values of an average: of both signs, the same in an average so slow that rounding to nearest would
+stop it, or never negative."""
 
-DTYPES: dict[Range, torch.dtype] = {"signed": torch.int8, "nonnegative": torch.uint8}
+DTYPES: dict[Range, torch.dtype] = {"signed": torch.int8, "slow": torch.int8, "nonnegative": torch.uint8}
 
 _TINY = torch.finfo(torch.float32).tiny  # 2⁻¹²⁶: the reciprocals of smaller numbers may be infinite
 
 # A little more than 255: what a code represents exactly must not have the code below for its floor after a
 # few roundings. A larger excess would keep a slowly falling average from falling.
 _FLOOR_FACTOR = 255 + 2.0**-13
+_ROOT_FACTOR = 127 + 2.0**-14
 
 
-def encode_signed(x: Tensor) -> tuple[Tensor, Tensor]:
+def encode_signed(x: Tensor, u: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Encode as sign(x)·round(127·√(|x|/a)), where a is the largest magnitude of a block.
 
     The error is at most a·(√(|x|/a)/127 + 1/254²); magnitudes of more than a/254² have a code other than 0.
+    Rounded stochastically it may be twice as large, and the expectation of the decoded value is x.
 
     Args:
         x: float32 [..., block]; it is not changed.
+        u: uniform in [0, 1), float32 of x's shape, to round stochastically; None rounds the root to nearest.
 
     Returns:
         Codes, int8 [..., block], and scales a, float32 [...]. Codes and scale are 0 if a < 2⁻¹²⁶; the codes
@@ -50,9 +55,20 @@ def encode_signed(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     scale = _scale(x.abs().amax(-1))
     t = x * scale.reciprocal().unsqueeze(-1)
-    t *= t.abs().clamp_(min=_TINY).rsqrt_()
-    t *= 127.0
-    return _zero_unless_positive(t.round_(), scale).to(torch.int8), scale
+    if u is None:
+        t *= t.abs().clamp_(min=_TINY).rsqrt_()
+        t *= 127.0
+        code = t.round_()
+    else:
+        t = t.abs_().clamp_(max=1.0)
+        code = t * t.clamp(min=_TINY).rsqrt_()
+        code *= _ROOT_FACTOR
+        code.floor_()
+        t *= 127.0**2
+        t -= code * code
+        code += t.gt_((code * 2.0 + 1.0) * u)
+        code = torch.copysign(code, x)
+    return _zero_unless_positive(code, scale).to(torch.int8), scale
 
 
 def decode_signed(codes: Tensor, scale: Tensor) -> Tensor:

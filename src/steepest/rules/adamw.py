@@ -37,7 +37,7 @@ class AdamWRule(Rule):
     def state_specs(self, group: Group) -> dict[str, StateSpec]:
         squares = ["exp_avg_sq"] + ["max_exp_avg_sq"] * group["amsgrad"]
         return {
-            "exp_avg": StateSpec(range="signed"),
+            "exp_avg": StateSpec(range="signed", beta=group["betas"][0]),
             **dict.fromkeys(squares, StateSpec(range="nonnegative")),
         }
 

@@ -38,8 +38,12 @@ class AdEMAMixRule(Rule):
         return True
 
     def state_specs(self, group: Group) -> dict[str, StateSpec]:
-        averages = dict.fromkeys(("exp_avg", "exp_avg_slow"), StateSpec(range="signed"))
-        return {**averages, "exp_avg_sq": StateSpec(range="nonnegative")}
+        beta1, _, beta3 = group["betas"]
+        return {
+            "exp_avg": StateSpec(range="signed", beta=beta1),
+            "exp_avg_slow": StateSpec(range="signed", beta=beta3),
+            "exp_avg_sq": StateSpec(range="nonnegative"),
+        }
 
     def scalars(self, step: Scalar, **hyper: Any) -> dict[str, Scalar]:
         beta1, beta2, beta3 = hyper["betas"]

@@ -24,7 +24,7 @@ class LionRule(Rule):
     hyper = {"lr": learning_rate(), "betas": betas(2), "weight_decay": at_least(0)}
 
     def state_specs(self, group: Group) -> dict[str, StateSpec]:
-        return {"exp_avg": StateSpec(range="signed")}
+        return {"exp_avg": StateSpec(range="signed", beta=group["betas"][1])}
 
     def update(
         self, grad: Tensor, param: Tensor, exp_avg: Tensor, *, betas: tuple[Any, Any]

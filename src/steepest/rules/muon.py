@@ -27,7 +27,7 @@ from steepest.hyperparameters import (
 from steepest.linalg import MatmulPrecision, Normalization, float32_matmul_precision, newton_schulz
 from steepest.linalg.newton_schulz import newton_schulz_way
 from steepest.optimizer import Optimizer
-from steepest.rule import MatrixOptions, Scalar
+from steepest.rule import MatrixOptions, Scalar, StateSpec
 from steepest.rules.orthogonalized import OrthogonalizedOptimizer, OrthogonalizedRule, momentum_step
 
 __all__ = ["Muon", "MuonOptions", "MuonRule", "Scale", "scale_factor", "scaled_polar"]
@@ -169,6 +169,9 @@ class MuonRule(OrthogonalizedRule):
     def moves_like_adamw(self, group: Mapping[str, Any]) -> bool:
         """Return whether the scale is the one made for that; variants that rescale it return False."""
         return bool(group["scale"] == "match_rms_adamw" and group["extra_scale"] == 1)
+
+    def state_specs(self, group: Mapping[str, Any]) -> dict[str, StateSpec]:
+        return {"momentum_buffer": StateSpec(range="signed", beta=group["momentum"])}
 
     def update(  # type: ignore[override]
         self, grad: Tensor, param: Tensor, momentum_buffer: Tensor, *, momentum: Scalar, nesterov: bool

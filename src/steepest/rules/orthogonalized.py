@@ -48,7 +48,7 @@ class OrthogonalizedRule(Rule):
         return shape[0], math.prod(shape[1:])
 
     def state_specs(self, group: Group) -> dict[str, StateSpec]:
-        return {"momentum_buffer": StateSpec(range="signed")}
+        return {"momentum_buffer": StateSpec(range="signed", beta=group["momentum_beta"])}
 
     def update(
         self,

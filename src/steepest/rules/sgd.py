@@ -40,7 +40,8 @@ class SGDRule(Rule):
             )
 
     def state_specs(self, group: Group) -> dict[str, StateSpec]:
-        return {"momentum_buffer": StateSpec(range="signed")} if group["momentum"] != 0 else {}
+        beta = group["momentum"]
+        return {"momentum_buffer": StateSpec(range="signed", beta=beta)} if beta != 0 else {}
 
     def scalars(self, step: Scalar, **hyper: Any) -> dict[str, Scalar]:
         """Return the gradient's weight, 1 in the first step."""

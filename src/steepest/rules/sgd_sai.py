@@ -49,7 +49,8 @@ class SGDSaIRule(Rule):
     def state_specs(self, group: Group) -> dict[str, StateSpec]:
         """Return the momentum, the scale G, and how many gradients it was measured on."""
         specs = {"gsnr": StateSpec("tensor"), "measured": StateSpec("tensor", torch.float32)}
-        return specs | ({"momentum_buffer": StateSpec(range="signed")} if group["momentum"] != 0 else {})
+        beta = group["momentum"]
+        return specs | ({"momentum_buffer": StateSpec(range="signed", beta=beta)} if beta != 0 else {})
 
     def needs_moments(self, state: Mapping[str, Tensor], group: Group) -> bool:
         """Return whether the scale is still to be measured."""

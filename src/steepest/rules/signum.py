@@ -22,7 +22,7 @@ class SignumRule(Rule):
     hyper = {"lr": learning_rate(), "momentum": fraction(), "weight_decay": at_least(0)}
 
     def state_specs(self, group: Group) -> dict[str, StateSpec]:
-        return {"momentum_buffer": StateSpec(range="signed")}
+        return {"momentum_buffer": StateSpec(range="signed", beta=group["momentum"])}
 
     def update(
         self, grad: Tensor, param: Tensor, momentum_buffer: Tensor, *, momentum: Scalar

@@ -62,7 +62,7 @@ class SimbaRule(Rule):
         if group["memory"] == "counts" or group["choice"] == "threshold":
             specs["counts"] = StateSpec(dtype=group["counter_dtype"])
         if group["memory"] == "momentum" or group["choice"] == "lion":
-            specs["exp_avg"] = StateSpec(range="signed")
+            specs["exp_avg"] = StateSpec(range="signed", beta=group["betas"][1])
         return specs
 
     def scalars(self, step: Scalar, **hyper: Any) -> dict[str, Scalar]:

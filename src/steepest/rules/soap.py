@@ -51,7 +51,7 @@ class SOAPRule(Rule):
         return merged_shape(shape)
 
     def state_specs(self, group: Group) -> dict[str, StateSpec]:
-        return {"exp_avg": StateSpec(range="signed")}
+        return {"exp_avg": StateSpec(range="signed", beta=group["betas"][0])}
 
     def matrix_specs(self, shape: tuple[int, ...], dtype: torch.dtype, group: Group) -> dict[str, StateSpec]:
         """Return the second moment in the eigenbases, and L or R and its basis for each rotated side."""

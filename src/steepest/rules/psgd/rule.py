@@ -109,7 +109,8 @@ class PSGDRule(Rule):
     def state_specs(self, group: Group) -> dict[str, StateSpec]:
         """Return the momentum, in ``dtype`` if set, except float16, which could not hold every gradient."""
         algebra = None if group["dtype"] == torch.float16 else group["dtype"]
-        return {"momentum_buffer": StateSpec(dtype=None if group["state_dtype"] else algebra, range="signed")}
+        dtype = None if group["state_dtype"] else algebra
+        return {"momentum_buffer": StateSpec(dtype=dtype, range="signed", beta=group["momentum"])}
 
     def matrix_specs(self, shape: tuple[int, ...], dtype: torch.dtype, group: Group) -> dict[str, StateSpec]:
         """Return Q/s = I and L = 0 of each side; s, 0 until measured; and P, if it is kept between steps."""
