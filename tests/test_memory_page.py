@@ -19,15 +19,31 @@ def test_its_python_runs(capsys):
     assert skipped == "0"
 
 
-@pytest.mark.parametrize("name", ["AdamW", "Lion", "SignGSD"])
-def test_its_bytes_add_up(name):
-    weight = torch.nn.Parameter(torch.ones(1000))
-    optimizer = getattr(steepest, name)([weight])
-    weight.grad = torch.ones(1000)
-    optimizer.step()
-    state = round(optimizer.state_bytes() / 1000)
-    assert f"| {name} | 4 | 4 | {state} | {8 + state} |" in TEXT
-    assert re.search(rf"\| {name}, gradients released \| 4 \| – \| {state} \| \**{4 + state}\** \|", TEXT)
+FORMATS = {
+    "float32": (torch.float32, {}),
+    "bfloat16": (torch.bfloat16, {"rounding": "stochastic"}),
+    "least": (torch.bfloat16, {"memory": "least"}),
+}
+
+
+def test_its_bytes_add_up():
+    table = TEXT[TEXT.index("| | formats |") : TEXT.index("![")]
+    name, seen = "", []
+    for line in table.splitlines()[2:-1]:
+        rule, formats, weights, gradients, state, together, _, released, _ = line.strip("|").split("|")
+        name = rule.strip() or name
+        seen.append((name, formats.strip()))
+        dtype, options = FORMATS[formats.strip()]
+        model = torch.nn.Linear(64, 128, bias=False, dtype=dtype)
+        optimizer = steepest.build(model, name.lower().replace("sgdsai", "sgd_sai"), **options)
+        model.weight.grad = torch.ones_like(model.weight)
+        optimizer.step()
+        entries = [entry for entry in optimizer.state[model.weight].values() if entry.dim() > 0]
+        own = sum(entry.nbytes for entry in entries) / model.weight.numel()
+        size = dtype.itemsize
+        assert [float(weights), float(gradients), float(state)] == [size, size, own]
+        assert [float(together), float(released)] == [2 * size + own, size + own]
+    assert len(seen) == len(set(seen)) == 13
 
 
 def test_its_calls_of_build_work():

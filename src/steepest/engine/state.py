@@ -121,7 +121,7 @@ def make_state(batches: Iterable[ParamBatch], states: MutableMapping[Tensor, Any
             state = member.state
             if config.rule.optional_state:
                 _drop_unasked(config, member)
-            if CORRECTION in state and config.storage.correction is None:
+            if config.storage.correction is None and CORRECTION in state:
                 del state[CORRECTION]  # the parameter was given a wider dtype
             if not state or not config.names <= state.keys() or (special and lacks_state(config, member)):
                 # FSDP1 flattens parameters in place, perhaps after the optimizer was made.
