@@ -302,7 +302,7 @@ class Rule(ABC):
         return False
 
     def moves_like_adamw(self, group: Group) -> bool:
-        """Return whether updates have AdamW's rms, so that its learning rate and weight decay carry over."""
+        """Return whether updates have AdamW's rms, so that equal learning rates move parameters as far."""
         return False
 
     # -- state

@@ -91,7 +91,7 @@ def test_overridden_orthogonalize_receives_each_parameter():
 
 @pytest.mark.parametrize("shape", [(32, 32), (64, 16), (16, 64), (256, 8), (16, 4, 3, 3)])
 def test_default_scale_gives_adamws_rms(shape):
-    """The rms is 0.2 within 10 %, so a learning rate carries over from AdamW."""
+    """The rms is 0.2 within 10 %, as AdamW's is."""
     draw = torch.Generator().manual_seed(0)
     weight = torch.nn.Parameter(torch.zeros(shape))
     optimizer = steepest.Muon([weight], lr=1.0, weight_decay=0.0)

@@ -240,7 +240,7 @@ MATCHES_ADAMW = [
 @pytest.mark.parametrize(("options", "shape", "low", "high"), MATCHES_ADAMW, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_update_has_the_rms_of_adamw(kind, options, shape, low, high):
-    """lr_style="adam" promises rms 0.2, so AdamW's learning rate carries over."""
+    """lr_style="adam" promises rms 0.2, as AdamW's is."""
     params = [torch.nn.Parameter(torch.zeros(shape)) for _ in range(4)]
     optimizer = KINDS[kind](params, lr=1.0, weight_decay=0.0, **options)
     draw = torch.Generator().manual_seed(0)
