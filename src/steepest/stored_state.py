@@ -113,7 +113,7 @@ def check_stored(
             continue  # which is an error with or without scales
         if is_dtensor(codes) != is_dtensor(scale):
             raise ValueError(
-                f"state {name!r} of {who} and its scales are not both DTensors in the state dict, or whole"
+                f"state {name!r} of {who} and its scales must both be DTensors in the state dict, or neither"
             )
         try:
             if not isinstance(scale, Tensor):
@@ -137,7 +137,8 @@ def check_stored(
 def check_filled(who: str, group: Group, saved_group: Group, saved: Mapping[str, Any]) -> None:
     """Raise ``ValueError`` for codes that torch.distributed.checkpoint put into floats, without scales.
 
-    It fills in what the optimizer that loads asks for, and casts. Nothing but the values then tells.
+    It fills the entries that the loading optimizer has, and casts to their dtypes, so that only the values
+    show what they are.
     """
     if not is_int8(saved_group.get("state_dtype")):
         return
@@ -150,7 +151,7 @@ def check_filled(who: str, group: Group, saved_group: Group, saved: Mapping[str,
         nonzero, others = _count_codes(value)
         if nonzero > 0 and others == 0:
             raise ValueError(
-                f"state {name!r} of {who} is one-byte codes without their scales: it was saved with "
+                f"state {name!r} of {who} holds one-byte codes without their scales: it was saved with "
                 "state_dtype='int8', and torch.distributed.checkpoint gives an optimizer only what its own "
                 "state dict asks for. Load it into one with state_dtype='int8' that is sharded so that its "
                 "blocks stay whole, and load that one's state_dict() here"
@@ -158,7 +159,7 @@ def check_filled(who: str, group: Group, saved_group: Group, saved: Mapping[str,
 
 
 def _count_codes(value: Tensor) -> list[int]:
-    """Return how many elements are not 0, and how many no code has; for a DTensor, of all shards."""
+    """Count the elements that are not 0, and those that no code could be; for a DTensor, in all shards."""
     own = local_part(value) if is_dtensor(value) else value
     is_code = (own == own.round()) & (own.abs() <= 255)
     counts = torch.stack([own.count_nonzero(), (~is_code).count_nonzero()])

@@ -273,35 +273,6 @@ def test_a_fused_parameter_steps_as_its_blocks_do(options):
 # -- options
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
-def test_64_bits_are_not_stored_in_8(dtype):
-    weight = nn.Parameter(torch.zeros(64, 64, dtype=dtype))
-    with pytest.raises(ValueError, match=r"parameter 'w' has dtype torch\.\w+: state_dtype='int8' would"):
-        steepest.Lion([("w", weight)], state_dtype="int8")
-    steepest.SignGSD([("w", weight)], state_dtype="int8")
-
-
-def test_four_bits_are_refused_with_what_was_measured():
-    with pytest.raises(ValueError, match=r"state_dtype='int4' is not offered: .* 0\.08 bits per byte"):
-        steepest.Lion([nn.Parameter(torch.zeros(2))], state_dtype="int4")
-
-
-def test_a_master_needs_a_parameter_that_drops_bits():
-    whole, half = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2, dtype=torch.float16))
-    with pytest.raises(ValueError, match="master='split8' has no effect: no parameter is bfloat16"):
-        steepest.Lion([whole], master="split8")
-    optimizer = steepest.Lion([whole, half], master="split8")
-    whole.grad, half.grad = torch.ones(2), torch.ones(2, dtype=torch.float16)
-    optimizer.step()
-    assert "correction" in optimizer.state[half]
-    assert "correction" not in optimizer.state[whole]
-
-
-def test_a_dtype_becomes_its_word_and_groups_are_plain_data():
-    optimizer = steepest.Lion([nn.Parameter(torch.zeros(64, 64))], state_dtype=torch.int8)
-    assert optimizer.param_groups[0]["state_dtype"] == "int8"
-
-
 def test_state_goes_on_in_its_format_when_the_option_changes():
     params = _params(torch.float32)
     optimizer = _run("adamw", params, state_dtype="int8")

@@ -102,8 +102,8 @@ def sharded_like(param: DTensor, local: Tensor, shape: Sequence[int] | None = No
     Args:
         param: the parameter.
         local: what this process holds.
-        shape: the whole's; by default the parameter's, with one dimension more where ``local`` has that, as
-            the real state of a complex parameter has.
+        shape: the global shape; by default the parameter's, with one dimension more where ``local`` has
+            that, as the real state of a complex parameter has.
     """
     from torch.distributed.tensor import DTensor
 
@@ -129,12 +129,11 @@ def _empty_on_host(param: DTensor, local: Tensor, shape: Sequence[int]) -> DTens
     like: Any = param.detach()
     if like.is_complex():
         like = torch.view_as_real(like)
-    if tuple(shape) == tuple(like.shape):
-        made: Any = torch.empty_like(like, dtype=local.dtype)
-    else:  # scales: one number of each block
-        blocks = torch.empty_like(like, dtype=torch.int8).view(*shape, -1)
-        made = blocks.select(-1, 0).to(local.dtype)
-    return made  # type: ignore[no-any-return]
+    same = tuple(shape) == tuple(like.shape)
+    empty: Any = torch.empty_like(like, dtype=local.dtype if same else torch.int8)
+    # Scales are one number of each block.
+    made: DTensor = empty if same else empty.reshape(*shape, -1).select(-1, 0).to(local.dtype)
+    return made
 
 
 def check_state_layout(
@@ -210,7 +209,7 @@ class LocalState(MutableMapping[str, Any]):
         return len(self._entries)
 
     def add(self, fresh: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]) -> None:
-        """Add local entries; store those with a shape as DTensors, which have it as a whole."""
+        """Add local entries; store those that have a global shape here as DTensors of that shape."""
         for name, value in fresh.items():
             whole = shapes.get(name)
             self._entries[name] = value if whole is None else sharded_like(self._param, value, whole)

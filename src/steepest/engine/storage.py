@@ -152,7 +152,7 @@ def storage_of(
 
     Args:
         rule, group: the parameter's.
-        param: it itself, never a local shard of it; real or complex.
+        param: the parameter, real or complex; for a DTensor the DTensor, not its local shard.
         view: the parameter's, if it is a fused one.
         stored: the dtypes of the entries that there are, by name.
 
@@ -168,8 +168,8 @@ def storage_of(
     block = block_of(param, view) if codes and averages else None
     if there and codes and block is None:
         raise ValueError(
-            "its averages are stored as one-byte codes, whose blocks its view or layout cuts since a step; "
-            "load a state dict, which converts them. Nothing was stepped"
+            "its averages are stored as one-byte codes, and its view or layout, changed after a step, cuts "
+            "their blocks: load a state dict, which converts them. Nothing was stepped"
         )
     if block is None:
         averages = []
@@ -196,9 +196,9 @@ def block_of(param: Tensor, view: View | None) -> int | None:
 def _shards_keep(
     block: int, shape: tuple[int, ...], mesh: tuple[int, ...], placements: tuple[Placement, ...]
 ) -> bool:
-    """Return whether every shard consists of whole blocks, and the scales' shards are the scales of these.
+    """Return whether every shard holds whole blocks, and the same shard of the scales belongs to them.
 
-    That is looked at for all processes of the mesh, because all must store the same.
+    All processes of the mesh are checked, because all must store the state in one format.
     """
     codes = layout_of(shape, mesh, placements)
     if any(codes.mesh_dims[2:]):

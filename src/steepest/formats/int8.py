@@ -23,8 +23,8 @@ __all__ = [
 ]
 
 Range = Literal["signed", "slow", "nonnegative"]
-"""Of the values of an average: of both signs, the same in an average so slow that rounding to nearest would
-stop it, or never negative."""
+"""The values of an average: of either sign, of either sign in an average so slow that rounding to nearest
+would stop it, or never negative."""
 
 DTYPES: dict[Range, torch.dtype] = {"signed": torch.int8, "slow": torch.int8, "nonnegative": torch.uint8}
 
