@@ -16,7 +16,7 @@ from torch.nn import Parameter
 import steepest
 from steepest.distributed.ownership import is_empty
 from steepest.lab.bench.shapes import planned_shapes
-from steepest.sharded_plan import plan_sharded
+from steepest.planning import plan_sharded
 
 from .ranks import LAYOUTS, alone_as, placed, run_on_ranks
 

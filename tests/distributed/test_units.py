@@ -17,7 +17,7 @@ from steepest import views
 from steepest.distributed.layout import layout_of
 from steepest.distributed.ownership import Load, assign, balance, is_empty, overlap, team_size, waves
 from steepest.engine.units import Sharding, Way
-from steepest.sharded_plan import _PaperMesh
+from steepest.planning.sharded import _PaperMesh
 
 
 @st.composite

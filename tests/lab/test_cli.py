@@ -172,7 +172,15 @@ def test_an_interrupt_at_any_other_time_does_the_same(
         raise KeyboardInterrupt
 
     arguments = ["race", "--task", "digits", *QUICK, "--out", str(tmp_path)]
-    for place in ("cli._task", "cli._console", "report.write", "cli.table", "cli.run", "__main__.find_spec"):
+    race = "cli.race"
+    for place in (
+        f"{race}._task",
+        f"{race}.make_console",
+        "report.write",
+        f"{race}.table",
+        "cli.run",
+        "__main__.find_spec",
+    ):
         with monkeypatch.context() as patch:
             patch.setattr(f"steepest.lab.{place}", interrupted)
             assert run_main(*arguments) == 130, place

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from steepest.sharded_plan import ShardedPlan, plan_sharded
+from steepest.planning import ShardedPlan, plan_sharded
 
 from .bench.results import Column, Result
 from .bench.shapes import planned_shapes

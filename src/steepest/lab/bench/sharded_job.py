@@ -24,7 +24,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 import steepest
-from steepest.sharded_plan import plan_sharded
+from steepest.planning import plan_sharded
 
 from ..clock import now
 from .case import LR, WEIGHT_DECAY, Params

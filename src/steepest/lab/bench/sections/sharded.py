@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from steepest.sharded_plan import plan_sharded
+from steepest.planning import plan_sharded
 
 from ..callbacks import Callback
 from ..interleaved import error_line

@@ -1,0 +1,5 @@
+"""The command line of the lab."""
+
+from .app import run
+
+__all__ = ["run"]

@@ -1,0 +1,72 @@
+"""The command line: one file per command, each a thin layer over the Python API."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import torch
+import typer
+
+import steepest
+
+from ..errors import LabError
+from .bench import bench_command
+from .options import BAD_REQUEST, INTERRUPTED
+from .plan_sharded import plan_sharded_command
+from .race import race_command
+
+app = typer.Typer(
+    name="steepest",
+    help="Memory-lean optimizers for PyTorch: find out which one suits you.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+app.command("race")(race_command)
+app.command("bench")(bench_command)
+app.command("plan-sharded")(plan_sharded_command)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line and return its exit status.
+
+    A bad request prints one line on standard error and returns 2.
+    """
+    try:
+        status = app(args=list(arguments), prog_name="steepest", standalone_mode=False)
+    except LabError as error:
+        return _report_error(str(error))
+    except (KeyboardInterrupt, typer.Abort):
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        # Typer's usage errors have this method. Typer would print them in a box; one line is enough.
+        format_message = getattr(error, "format_message", None)
+        if format_message is None:
+            raise
+        return _report_error(format_message()) if format_message() else BAD_REQUEST
+    return status if isinstance(status, int) else 0
+
+
+def _report_error(text: str) -> int:
+    print(f"steepest: error: {' '.join(text.split())}", file=sys.stderr)
+    return BAD_REQUEST
+
+
+def _version(requested: bool) -> None:
+    if requested:
+        print(f"steepest {steepest.__version__}, torch {torch.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _steepest(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print versions and exit.")
+    ] = False,
+) -> None:
+    """Memory-lean optimizers for PyTorch: find out which one suits you."""
