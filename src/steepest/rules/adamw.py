@@ -84,6 +84,9 @@ class AdamW(Optimizer, rule=AdamWRule()):
     t counts the steps of the parameter. Checkpoints of ``torch.optim.AdamW`` load, except for complex
     parameters, whose state consists of pairs of reals here.
 
+    A float32 gradient above 1.8e19 has no finite square: it makes the parameter NaN, as an infinite one does,
+    and ``nonfinite`` does not look for it. torch's AdamW keeps such a parameter as it is for ever.
+
     State: ``exp_avg`` and ``exp_avg_sq`` (and ``max_exp_avg_sq`` with AMSGrad), of the parameter's
     shape in ``state_dtype``: 8 (12) bytes per float32 parameter; and one step count per tensor.
 

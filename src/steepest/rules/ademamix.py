@@ -115,6 +115,9 @@ class AdEMAMix(Optimizer, rule=AdEMAMixRule()):
     β₁'s to β₃'s within T steps; None takes α and β₃ from the first step on, which may diverge early. The
     paper sets T to the total number of steps. Learning rate and weight decay are AdamW's.
 
+    A float32 gradient above 1.8e19 has no finite square: it makes the parameter NaN, as an infinite one does,
+    and ``nonfinite`` does not look for it.
+
     State: ``exp_avg``, ``exp_avg_slow`` and ``exp_avg_sq``, of the parameter's shape in ``state_dtype``: 12
     bytes per float32 parameter; and one step count per tensor. The slow average takes steps of
     (1 − β₃)·(g − m₂), which bfloat16 loses: leave it float32.

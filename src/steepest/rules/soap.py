@@ -217,6 +217,9 @@ class SOAP(Optimizer, rule=SOAPRule()):
     128×576. A side larger than ``max_precond_dim`` is not rotated. 0-D and 1-D parameters, and matrices of
     one row or column, are stepped by Adam. Parameters of one shape are stacked.
 
+    A float32 gradient above 1.8e19 has no finite square: it makes the parameter NaN, as an infinite one does,
+    and ``nonfinite`` does not look for it.
+
     State: ``exp_avg``, of the parameter's shape in ``state_dtype``; in float32 at least, ``exp_avg_sq`` and,
     for each rotated side of size s, ``GG_left`` and ``Q_left`` (``_right``), 2·s² numbers. Float32 bytes of
     an m×n matrix: 8 (mn + m² + n²); and one step count per tensor.
