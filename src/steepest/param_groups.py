@@ -15,10 +15,28 @@ from steepest.engine.update import LOW_PRECISION, PLAIN
 from steepest.hyperparameters import COMMON_OPTIONS, is_int8, near_miss, plain
 from steepest.rule import Group, find_rule
 
-__all__ = ["RESERVED", "check_masters", "check_views", "checked", "complete", "count_skipped", "filled"]
+__all__ = [
+    "RESERVED",
+    "STATE_FORMAT",
+    "VERSION",
+    "check_masters",
+    "check_views",
+    "checked",
+    "complete",
+    "count_skipped",
+    "filled",
+]
+
+STATE_FORMAT = "state_format"
+"""The key of every group, and so of every checkpoint, with the version of how state is written."""
+
+VERSION = 1
+"""Checkpoints without a version are from before there were codes and corrections, and load as this one."""
 
 # Keys of a param group that belong to this library, to torch or to torch's schedulers.
-RESERVED = frozenset({"params", "param_names", "rule", "base_lr", "initial_lr", "skipped_steps"})
+RESERVED = frozenset(
+    {"params", "param_names", "rule", "base_lr", "initial_lr", "skipped_steps", STATE_FORMAT}
+)
 
 
 def filled(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -33,7 +51,8 @@ def filled(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, A
     # The rule sets the default decay method; the optimizer sets all other common options.
     shared = known if rule == defaults["rule"] else COMMON_OPTIONS.keys() - {"weight_decay_method"}
     own = {name: defaults[name] for name in shared if name in defaults}
-    return {**known, **own, **found.conventions, "skipped_steps": 0, **group, "rule": rule}
+    ours = {"skipped_steps": 0, STATE_FORMAT: VERSION}
+    return {**known, **own, **found.conventions, **ours, **group, "rule": rule}
 
 
 def complete(group: dict[str, Any], before: Group, defaults: Mapping[str, Any]) -> None:

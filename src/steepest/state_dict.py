@@ -24,16 +24,15 @@ from steepest.engine.layout import real_view
 from steepest.engine.state import blank_state
 from steepest.engine.storage import CORRECTION, SCALE
 from steepest.migrations import TORCH_KEYS, Source, recognize
+from steepest.param_groups import STATE_FORMAT
 from steepest.rule import Group, Targets, find_rule
 from steepest.stored_state import (
-    STATE_FORMAT,
     check_filled,
     check_state_format,
     check_stored,
     convert_stored,
     is_beside,
     keep_formats,
-    record_state_format,
 )
 
 __all__ = ["loading", "saving"]
@@ -44,10 +43,13 @@ Saved = tuple[Tensor, Group, dict[str, Any], dict[str, Tensor]]
 
 @contextlib.contextmanager
 def saving(optimizer: Any) -> Iterator[None]:
-    """Let torch's ``state_dict`` hold the entries that only one process keeps, and the formats' version."""
+    """Let torch's ``state_dict`` hold the entries that only one process keeps."""
     groups, state = optimizer.param_groups, optimizer.state
     sharding = optimizer._collector.sharding(groups, optimizer._user_functions)
-    factors = {} if sharding is None else scatter_factors(sharding, state)
+    if sharding is None:
+        yield
+        return
+    factors = scatter_factors(sharding, state)
 
     def add(_: Any, saved: dict[str, Any]) -> None:
         # A param's number in the state dict counts over all groups.
@@ -55,7 +57,6 @@ def saving(optimizer: Any) -> Iterator[None]:
         for number, param in enumerate(params):
             if param in factors:
                 saved["state"][number] = {**saved["state"][number], **factors[param]}
-        record_state_format(groups, state, saved["param_groups"])
 
     handle = optimizer.register_state_dict_post_hook(add, prepend=True)
     try:
@@ -126,7 +127,6 @@ def _loadable(
                 _check_own(index, ours, theirs)
                 # Groups used to hold the options of the optimizer's other rules too.
                 group = {name: value for name, value in theirs.items() if name in ours or name not in options}
-                group.pop(STATE_FORMAT, None)
             keep_formats(ours, group)
             translated.append(group)
             merged = {**ours, **group}
@@ -153,6 +153,12 @@ def _loadable(
                         check_state_layout(who, param, state, own)
                 if state is not None:
                     found.append((param, merged, state, expected))
+        sizes = [
+            (len(each["params"]), len(own["params"])) for each, own in zip(translated, groups, strict=True)
+        ]
+        extra = [str(key) for key in others if isinstance(key, int)]
+        if extra and all(one == other for one, other in sizes):  # otherwise torch raises
+            raise ValueError(f"the state dict has state of {', '.join(extra)}, which none of its groups has")
     except ValueError as error:
         raise ValueError(f"{error}; nothing was loaded") from None
     return {**loaded, "state": others, "param_groups": translated}, found
@@ -233,17 +239,19 @@ def _check_state(
     ]
     if unknown:
         raise ValueError(f"the state of {who} has {', '.join(unknown)}, which {rule.name!r} does not know")
-    # The first step creates entries that own state dicts lack. torch.optim.SGD counts no steps.
+    # torch.optim.SGD counts no steps, and formats that need noise count some that others do not.
+    counted = rule.counts_steps and not is_foreign
     missing = [
         repr(name)
         for name in expected
-        if name not in saved and name != "step" and not is_beside(name, expected)
+        if name not in saved
+        and (counted or name != "step")
+        and name.partition(".")[0] not in rule.optional_state
+        and not is_beside(name, expected)
     ]
-    if missing and is_foreign:
-        raise ValueError(
-            f"the state of {who} is another optimizer's and has no {', '.join(missing)}, which "
-            f"{rule.name!r} needs"
-        )
+    if missing:
+        whose = "is another optimizer's and has" if is_foreign else "has"
+        raise ValueError(f"the state of {who} {whose} no {', '.join(missing)}, which {rule.name!r} needs")
     specs = rule.state_specs(group)
     for name, value in saved.items():
         if name not in expected or is_beside(name, saved):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,23 +16,17 @@ from steepest.formats.int8 import DTYPES
 from steepest.formats.load import block_of, convert_correction, decode, encode, reblock
 from steepest.formats.master import CORRECTIONS
 from steepest.hyperparameters import is_int8
+from steepest.param_groups import STATE_FORMAT, VERSION
 from steepest.rule import Group, find_rule
 
 __all__ = [
-    "STATE_FORMAT",
     "check_filled",
     "check_state_format",
     "check_stored",
     "convert_stored",
     "is_beside",
     "keep_formats",
-    "record_state_format",
 ]
-
-STATE_FORMAT = "state_format"
-"""The key of a saved group whose state has codes or corrections: the version of how they are written."""
-
-_VERSION = 1
 
 
 def is_beside(name: str, state: Mapping[str, Any]) -> bool:
@@ -40,26 +34,13 @@ def is_beside(name: str, state: Mapping[str, Any]) -> bool:
     return name == CORRECTION or (name.endswith(SCALE) and name.removesuffix(SCALE) in state)
 
 
-def record_state_format(
-    groups: Sequence[Group], states: Mapping[Tensor, Mapping[str, Any]], saved: Sequence[dict[str, Any]]
-) -> None:
-    """Write the version into those saved groups whose state has codes or corrections.
-
-    Other groups are saved as before there were any, so that older versions of this library load them.
-    """
-    for group, packed in zip(groups, saved, strict=True):
-        own = [states[param] for param in group["params"] if param in states]
-        if any(is_beside(name, state) for state in own for name in state):
-            packed[STATE_FORMAT] = _VERSION
-
-
 def check_state_format(index: int, saved: Group) -> None:
     """Raise ``ValueError`` for a group that a later version of this library saved."""
-    version = saved.get(STATE_FORMAT, _VERSION)
-    if version != _VERSION:
+    version = saved.get(STATE_FORMAT, VERSION)
+    if version != VERSION:
         raise ValueError(
             f"group {index} of the state dict has {STATE_FORMAT} {version!r}; this version of steepest "
-            f"knows {_VERSION}"
+            f"knows {VERSION}"
         )
 
 

@@ -82,6 +82,28 @@ def test_another_shape(case: Case, shapes: Any):
         _refused(case, saved, "shape")
 
 
+def test_a_missing_entry(case: Case):
+    """A rule that made it anew would forget, or measure again, and say nothing."""
+    optimizer, params = _optimizer(case)
+    before, saved = snapshot(optimizer, params), copy.deepcopy(optimizer.state_dict())
+    names = list(saved["state"][1])
+    for name in names if len(names) > 1 else ():  # a parameter without any was not stepped yet
+        broken = copy.deepcopy(saved)
+        del broken["state"][1][name]
+        if name == "step" and not case.rule.counts_steps:
+            continue  # counted for its noise alone, which another format of the state may not need
+        words = rf"the state of parameter 1 of group 0 .*has no '{name}', which '{case.rule.name}' needs"
+        with pytest.raises(ValueError, match=words + "; nothing was loaded"):
+            optimizer.load_state_dict(broken)
+        assert identical(snapshot(optimizer, params), before)
+
+
+def test_state_of_a_parameter_that_is_in_no_group(rule: Case):
+    saved = _saved(rule)
+    saved["state"][7] = saved["state"].get(0, {})
+    _refused(rule, saved, "state of 7, which none of its groups has; nothing was loaded")
+
+
 def test_a_per_tensor_number_must_be_one_number(case: Case):
     saved = _saved(case)
     names = [name for name, value in saved["state"][0].items() if value.dim() == 0]

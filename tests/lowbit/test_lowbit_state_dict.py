@@ -132,7 +132,6 @@ def test_what_is_saved(case: Case):
                 assert scale.dtype == F32
                 assert scale.shape == (param.shape[0], param.shape[1:].numel() // block)
     assert saved["param_groups"][0]["state_format"] == 1
-    assert "state_format" not in optimizer.param_groups[0]
 
 
 def test_the_bytes_are_those_that_are_planned():
@@ -147,25 +146,6 @@ def test_the_bytes_are_those_that_are_planned():
 
 
 # The version of the formats
-
-
-def two_groups(**second: Any) -> steepest.Optimizer:
-    groups = [{"params": [Parameter(torch.ones(64, 64))]}, {"params": [Parameter(torch.ones(5))], **second}]
-    optimizer = steepest.Lion(groups, lr=0.01, state_dtype="int8")
-    steps(optimizer, [group["params"][0] for group in optimizer.param_groups], range(2))
-    return optimizer
-
-
-def test_the_version_is_of_groups_with_codes_or_corrections():
-    saved = two_groups().state_dict()
-    assert [group.get("state_format") for group in saved["param_groups"]] == [1, None]
-    for options in ({}, {"state_dtype": BF16}, {"rounding": "stochastic"}):
-        optimizer, params = made(Case("adamw"), BF16, **options)
-        steps(optimizer, params, range(1))
-        assert "state_format" not in optimizer.state_dict()["param_groups"][0]
-    assert (
-        "state_format" not in made(Case("adamw"), F32, state_dtype="int8")[0].state_dict()["param_groups"][0]
-    )
 
 
 def refused(case: Case, kind: str, saved: dict[str, Any], words: str) -> None:
@@ -335,7 +315,6 @@ def test_codes_become_floats_of_this_run_s_dtype(name: str, dtype: torch.dtype, 
             assert now[entry].dtype == expected[entry].dtype
             assert name == "procrustes" or now[entry].dtype == stored
             torch.testing.assert_close(now[entry].double(), wide.to(stored).double(), **near)
-    assert "state_format" not in here.state_dict()["param_groups"][0]
     steps(here, twins, range(3, 5))
     assert all(twin.isfinite().all() for twin in twins)
 
@@ -354,8 +333,6 @@ def test_only_the_groups_that_are_coded_here():
     here.load_state_dict(source.state_dict())
     assert [here.state[param]["exp_avg"].dtype for param in twins] == [F32, torch.int8]
     assert [group["state_dtype"] for group in here.param_groups] == [None, "int8"]
-    saved = here.state_dict()
-    assert [group.get("state_format") for group in saved["param_groups"]] == [None, 1]
 
 
 def test_a_transposed_parameter_gets_floats_that_lie_as_it_does():
