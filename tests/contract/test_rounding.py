@@ -44,6 +44,22 @@ def test_a_decay_too_small_for_nearest_rounding_moves_the_weights(case: Case, dt
     assert abs(rounded.mean().item() - (1 - STEP[dtype])) < 5 * sigma
 
 
+@pytest.mark.parametrize(
+    "case", [each for each in able(RULES, "weight_decay") if not each.rule.transforms], ids=by_id
+)
+def test_a_decay_of_a_millionth_moves_the_weights_in_expectation(case: Case):
+    """Only one in 3,900 weights moves in a step, by 3,900 times as much."""
+    size, count = 1 << 16, 10
+    param = case.ones(size, dtype=torch.bfloat16)
+    after = _decay_once(case, param, rounding="stochastic", steps=count, lr=1.0, weight_decay=1e-6)
+    grid = BELOW_ONE[torch.bfloat16]
+    # The float32 next to 1 - 1e-6, in which the step is computed.
+    step = 1 - float(torch.tensor(1.0) - torch.tensor(1e-6))
+    moved = float((1 - after).sum()) / grid
+    expected = size * count * step / grid
+    assert abs(moved - expected) < 5 * math.sqrt(expected)
+
+
 @pytest.mark.parametrize("case", able(RULES, "weight_decay"), ids=by_id)
 def test_it_is_unbiased_over_seeds_and_steps(case: Case):
     """One element's rounding depends on the seed and the step too, not on its place alone."""
