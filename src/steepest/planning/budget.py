@@ -58,11 +58,13 @@ class Choice:
         options: the rule with its options, and the state's format.
         state_bytes: of the tensor.
         temporary_bytes: of a step with this rule and format for all tensors that may have them.
+        hidden: whether the tensor is one that rules for the matrices of hidden layers take.
     """
 
     options: Options
     state_bytes: int
     temporary_bytes: int = 0
+    hidden: bool = False
 
     @property
     def words(self) -> str:
@@ -176,7 +178,7 @@ def _levels(
         if not any(hidden) and row.name in last and (told or not takes):
             takes.insert(0, last[row.name])
         if takes:
-            levels[row.name] = [each for own in takes for each in own]
+            levels[row.name] = [replace(each, hidden=any(hidden)) for own in takes for each in own]
     return levels
 
 
@@ -271,25 +273,30 @@ def _arguments(
     arguments: dict[str, Any] = {"state_dtype": form, **main}
     if find_rule(main["rule"]).hidden_only:
         arguments["fallback"] = fallback
-    overrides: dict[str, Any] = {}
-    for name, each in chosen.items():
-        overrides[name] = each.options
-    table = {**_patterns(overrides), **(shared.get("overrides") or {})}
+    table = {**_overrides(main, fallback, form, chosen), **(shared.get("overrides") or {})}
     return {**arguments, **shared, **({"overrides": table} if table else {})}
 
 
-def _patterns(overrides: Mapping[str, Options]) -> dict[str, Options]:
-    """Join overrides of tensors whose names differ only in numbers, if they all are the same."""
-    together: dict[str, list[str]] = {}
-    for name in overrides:
-        together.setdefault(starred(name), []).append(name)
-    table = {}
-    for pattern, names in together.items():
-        alike = all(overrides[name] == overrides[names[0]] for name in names)
-        if alike and [name for name in overrides if fnmatchcase(name, pattern)] == names:
-            table[pattern] = overrides[names[0]]
+def _overrides(
+    main: Options, fallback: Options, form: StateDtype, chosen: Mapping[str, Choice]
+) -> dict[str, Options]:
+    """Return an override for each tensor whose choice is not the one that build() makes by itself.
+
+    Those of tensors whose names differ only in numbers are joined if all of them have the same.
+    """
+    takes_all = not find_rule(main["rule"]).hidden_only
+    together: dict[str, dict[str, Options | None]] = {}
+    for name, each in chosen.items():
+        usual = {"state_dtype": form, **(main if each.hidden or takes_all else fallback)}
+        together.setdefault(starred(name), {})[name] = None if each.options == usual else dict(each.options)
+    table: dict[str, Options] = {}
+    for pattern, own in together.items():
+        first = next(iter(own.values()))
+        alike = all(each == first for each in own.values())
+        if alike and first is not None and [n for n in chosen if fnmatchcase(n, pattern)] == list(own):
+            table[pattern] = first
         else:
-            table |= {name: overrides[name] for name in names}
+            table |= {name: each for name, each in own.items() if each is not None}
     return table
 
 

@@ -83,7 +83,7 @@ def plan(
     >>> with torch.device("meta"):
     ...     model = nn.Sequential(nn.Embedding(10**6, 4096), nn.Linear(4096, 4096), nn.Linear(4096, 10**6))
     >>> plan(model, "lion", state_dtype="int8").bytes_per_parameter
-    1.0629...
+    1.062...
     >>> fitting = plan(model, rules=["adamw", "lion"], budget="80GB")
     >>> fitting.total_bytes <= 80e9, fitting.arguments["rule"]
     (True, 'adamw')

@@ -28,6 +28,7 @@ from steepest.engine.step_count import count_steps
 from steepest.engine.sums import working_bytes as summing_bytes
 from steepest.engine.units import Sharding, Unit
 from steepest.engine.update import UpdateConfig
+from steepest.engine.waves import sends_param
 from steepest.scratch import KEPT_BYTES
 
 __all__ = ["temporary_bytes"]
@@ -73,7 +74,7 @@ def temporary_bytes(
             here = max(here, summed, _element_bytes(config, batch.members))
             continue
         alone = [member for member in batch.members if member.units is None]
-        units += [(config, unit, member) for member in batch.members for unit in member.units or ()]
+        units += [(batch.config, unit, member) for member in batch.members for unit in member.units or ()]
         most, stacks = _matrix_bytes(batch.config, config, alone)
         here, kept = max(here, summed, most), kept + stacks
     if sharding is not None and units:
@@ -94,24 +95,36 @@ def _element_bytes(config: UpdateConfig, members: Sequence[ParamUpdate]) -> int:
 def _matrix_bytes(config: UpdateConfig, real: UpdateConfig, members: Sequence[ParamUpdate]) -> tuple[int, int]:
     """Return the most that a bucket takes, and the bytes of the stacks that a CPU keeps."""
     blocks = [block for member in members for block in blocks_of(config, member)]
+    found = {(len(each), each[0].kind.shape): each for each in buckets(config, blocks)}
     most = stacks = 0
-    known: dict[Any, int] = {}
-    for bucket in buckets(config, blocks):
-        shape = (len(bucket), *bucket[0].kind.shape)
-        inputs = config.inputs * math.prod(shape) * config.compute.itemsize
-        if shape not in known:
-            stacks += inputs
-            numel = bucket[0].columns[0].numel()
-            small = numel <= SMALL and len(bucket) > 1
-            dtypes = [column.dtype for column in bucket[0].columns]
-            chunk = chunk_bytes(real, dtypes, numel * (len(bucket) if small else 1), joined=small)
-            # What a pass gives back is among the columns, and beside them are the direction and new entries.
-            known[shape] = max(_transform_bytes(config, bucket), inputs + chunk)
-        most = max(most, known[shape])
-    return most, stacks
+    for (count, shape), bucket in found.items():
+        inputs = config.inputs * count * math.prod(shape) * config.compute.itemsize
+        stacks += inputs
+        numel = bucket[0].columns[0].numel()
+        small = numel <= SMALL and count > 1
+        dtypes = [column.dtype for column in bucket[0].columns]
+        chunk = chunk_bytes(real, dtypes, numel * (count if small else 1), joined=small)
+        # Of the stacks, the last pass has the direction beside the input.
+        most = max(most, 2 * inputs + chunk)
+    return _most_transformed(config, found.values(), most), stacks
 
 
-def _transform_bytes(config: UpdateConfig, bucket: list[MatrixBlock], params: bool = False) -> int:
+def _most_transformed(
+    config: UpdateConfig, found: Iterable[list[MatrixBlock]], most: int = 0, *, params: bool = False
+) -> int:
+    """Return the larger of ``most`` and the peak of transforming one of these buckets.
+
+    ``params`` says that their parameters travel with them.
+    """
+    # The rules' own bounds, by which buckets are cut, are several times too large, but cost nothing.
+    bounded = [(len(bucket) * bucket[0].kind.numel * config.working_bytes, bucket) for bucket in found]
+    for bound, bucket in sorted(bounded, key=lambda each: -each[0]):
+        if bound > most:
+            most = max(most, _transform_bytes(config, bucket, params))
+    return most
+
+
+def _transform_bytes(config: UpdateConfig, bucket: list[MatrixBlock], params: bool) -> int:
     """Return the peak of transforming and retracting a bucket, with its input, on the meta device."""
     own = {value for name, value in config.hyper.items() if type(value) is int and 1 < value < 10**6}
     numel = len(bucket) * bucket[0].kind.numel
@@ -191,42 +204,34 @@ class _LiveBytes(TorchDispatchMode):
 
 def _exchange_bytes(units: Sequence[tuple[UpdateConfig, Unit, ParamUpdate]]) -> int:
     """Return the most that two waves' parcels and a bucket of the own matrices take."""
-    most = 0
     by_team: dict[int, list[tuple[UpdateConfig, Unit, ParamUpdate]]] = {}
     for each in units:
         by_team.setdefault(id(each[1].team), []).append(each)
+    most = 0
     for shared in by_team.values():
-        parcels = [0]
+        waves = cut_into_waves([(config, unit) for config, unit, _ in shared])
+        parcels = [sum(_parcel_bytes(*shared[at][:2]) for at in wave) for wave in waves]
         transformed = 0
-        for wave in cut_into_waves([(config, unit) for config, unit, _ in shared]):
-            there = [shared[at] for at in wave]
-            # Parts that are sent and results that come; at the owner whole matrices that arrive, their
-            # directions, and those as they are sent.
-            parcels.append(
-                sum(
-                    config.compute.itemsize
-                    * (
-                        math.prod(unit.own_part.shape) * (config.inputs + 2)
-                        + unit.is_mine * math.prod(unit.kind.shape) * (config.inputs + 3)
-                    )
-                    for config, unit, _ in there
-                )
-            )
-            by_config: dict[int, tuple[UpdateConfig, list[MatrixBlock]]] = {}
-            for config, unit, member in there:
-                if unit.is_mine:
-                    block = MatrixBlock(
-                        member, unit.suffix, unit.kind, unit.shape, [], unit.extent, unit.rows
-                    )
-                    by_config.setdefault(id(config), (config, []))[1].append(block)
-            for config, blocks in by_config.values():
-                on_meta = copy.copy(config)
-                on_meta.device = torch.device("meta")
-                sends = "param" in config.rule.transform_takes or config.rule.retracts
-                for bucket in buckets(on_meta, blocks):
-                    transformed = max(transformed, _transform_bytes(on_meta, bucket, sends))
-        most = max(most, transformed + max(a + b for a, b in itertools.pairwise([*parcels, 0])))
+        for wave in waves:
+            mine: dict[int, tuple[UpdateConfig, list[MatrixBlock]]] = {}
+            for config, unit, member in (shared[at] for at in wave):
+                block = MatrixBlock(member, unit.suffix, unit.kind, unit.shape, [], unit.extent, unit.rows)
+                mine.setdefault(id(config), (config, []))[1].extend([block] * unit.is_mine)
+            for config, blocks in mine.values():
+                sends = sends_param(config.rule)
+                found = {(len(each), each[0].kind.shape): each for each in buckets(config, blocks)}
+                transformed = _most_transformed(config, found.values(), transformed, params=sends)
+        most = max(most, transformed + max(a + b for a, b in itertools.pairwise([0, *parcels, 0])))
     return most
+
+
+def _parcel_bytes(config: UpdateConfig, unit: Unit) -> int:
+    """Return the bytes that a unit has in parcels here, on the way to its owner and back."""
+    part, whole = math.prod(unit.own_part.shape), math.prod(unit.kind.shape) * unit.is_mine
+    sent = config.inputs + sends_param(config.rule)
+    # Parts that are sent, and results that come. At the owner also matrices that arrive, directions, and
+    # directions as they are sent.
+    return config.compute.itemsize * (part * (sent + 2) + whole * (sent + 2))
 
 
 def _flip_bytes(member: ParamUpdate) -> int:
