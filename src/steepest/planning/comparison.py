@@ -39,7 +39,7 @@ def compare_plans(
     model: nn.Module | Shapes,
     optimizers: Sequence[str] | Mapping[str, str | Mapping[str, Any]],
     *,
-    dtype: torch.dtype | None = None,
+    param_dtype: torch.dtype | None = None,
     mesh: Sequence[int] | None = None,
     placements: Sequence[Placement] | None = None,
     rank: int = 0,
@@ -51,7 +51,7 @@ def compare_plans(
     Args:
         model: a module or names and shapes, as in :func:`steepest.plan`.
         optimizers: rules' names; or labels with a rule's name or its options including ``"rule"``.
-        dtype, mesh, placements, rank, device: as in :func:`steepest.plan`.
+        param_dtype, mesh, placements, rank, device: as in :func:`steepest.plan`.
         **options: arguments of :func:`steepest.build` for all of them.
 
     Raises:
@@ -76,6 +76,6 @@ def compare_plans(
         if "rule" not in chosen:
             raise ValueError(f"optimizers[{label!r}] names no rule: {chosen!r}")
         chosen["rule"] = optimizer_class(chosen["rule"]).rule.name
-        meta, where = prepare(model, dtype, mesh, placements, rank, device)
+        meta, where = prepare(model, param_dtype, mesh, placements, rank, device)
         plans[label] = make_plan(meta, where, {**options, **chosen})
     return Comparison(plans)

@@ -147,7 +147,7 @@ class Plan:
 
 def prepare(
     model: nn.Module | Shapes,
-    dtype: torch.dtype | None,
+    param_dtype: torch.dtype | None,
     mesh: Sequence[int] | None,
     placements: Sequence[Placement] | None,
     rank: int,
@@ -155,13 +155,13 @@ def prepare(
 ) -> tuple[nn.Module, torch.device]:
     """Return the model on the meta device, sharded as asked, and the device on which it will be trained."""
     if isinstance(model, nn.Module):
-        if dtype is not None:
-            raise ValueError("dtype is for shapes: a model's parameters have their own dtypes")
+        if param_dtype is not None:
+            raise ValueError("param_dtype is for shapes: a model's parameters have their own dtypes")
         own = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
     elif isinstance(model, (str, bytes, type)) or not hasattr(model, "__iter__"):
         raise TypeError(f"plan() takes a torch.nn.Module or names and shapes, got {type(model).__name__}")
     else:
-        model, own = model_of(model, torch.float32 if dtype is None else dtype), torch.device("cpu")
+        model, own = model_of(model, param_dtype or torch.float32), torch.device("cpu")
     where = own if device is None else torch.device(device)
     if where.type == "meta":
         raise ValueError("device is where the model will be trained, such as 'cuda'; got 'meta'")
@@ -203,8 +203,10 @@ def _first_step(optimizer: Optimizer) -> tuple[list[ParamBatch], Sharding | None
     """Collect what a first step with all gradients would step, and make its state, on the meta device."""
     groups, collector = optimizer.param_groups, optimizer._collector
     for group in groups:
+        # Once some ternary weights have votes, a step makes the state of frozen ones, too.
+        moves = find_rule(group["rule"]).moves and any(param.requires_grad for param in group["params"])
         for param in group["params"]:
-            param.grad = blank(param) if param.requires_grad else None
+            param.grad = blank(param) if param.requires_grad or moves else None
     batches = collector.batches_of("plan()", groups, optimizer.state, optimizer.targets)
     shared = collector.sharding(groups, optimizer._user_functions)
     if shared is not None:

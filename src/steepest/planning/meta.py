@@ -97,8 +97,10 @@ def sharding(
     if not 0 <= rank < world:
         raise ValueError(f"rank must be one of the mesh's {world}, got {rank}")
     ranks = torch.arange(world, device="cpu").view(*mesh)
-    # Without a backend it needs no processes; the coordinate follows from the rank.
-    paper = DeviceMesh(device_type, ranks, _init_backend=False, _rank=rank)
+    # Without a backend it needs no processes; the coordinate follows from the rank. Its names must say the
+    # rank, since torch takes equal meshes for the same, and remembers what it has done with the first.
+    names = tuple(f"rank_{rank}_of_dim_{dim}" for dim in range(len(mesh)))
+    paper = DeviceMesh(device_type, ranks, mesh_dim_names=names, _init_backend=False, _rank=rank)
 
     def place(name: str, param: Tensor) -> Tensor:
         if is_dtensor(param):

@@ -26,7 +26,7 @@ def plan(
     budget: int | str | None = None,
     rules: Sequence[str | Mapping[str, Any]] | None = None,
     state_dtypes: Sequence[StateDtype] = FORMATS,
-    dtype: torch.dtype | None = None,
+    param_dtype: torch.dtype | None = None,
     mesh: Sequence[int] | None = None,
     placements: Sequence[Placement] | None = None,
     rank: int = 0,
@@ -58,7 +58,7 @@ def plan(
         rules: with a budget, rules from the best to the last resort, as names or dicts of group options
             including ``"rule"``; by default ``rule`` alone.
         state_dtypes: with a budget, formats of the state from the best to the last resort.
-        dtype: of the parameters, if ``model`` are shapes; by default float32.
+        param_dtype: of the parameters, if ``model`` are shapes; by default float32.
         mesh, placements, rank: the sizes of a device mesh, how it cuts the parameters (``Replicate()`` or
             ``Shard(dim)`` for each of its dimensions), and the process to plan for, for a model that is not
             yet sharded. What lacks a dimension is replicated. A model of DTensors is planned as it is.
@@ -91,7 +91,7 @@ def plan(
     if budget is None:
         if rules is not None:
             raise TypeError("rules needs a budget to choose by; without one give rule")
-        meta, where = prepare(model, dtype, mesh, placements, rank, device)
+        meta, where = prepare(model, param_dtype, mesh, placements, rank, device)
         return make_plan(meta, where, {"rule": "muon" if rule is None else rule, **options})
     if rules is not None and rule is not None:
         raise TypeError("give rule or rules: the first of rules is the main one")
@@ -102,7 +102,7 @@ def plan(
     limit = parse_bytes(budget)
 
     def planned(arguments: Mapping[str, Any]) -> Plan:
-        meta, where = prepare(model, dtype, mesh, placements, rank, device)
+        meta, where = prepare(model, param_dtype, mesh, placements, rank, device)
         return make_plan(meta, where, arguments)
 
     return choose(planned, ranked, state_dtypes, limit, options)
