@@ -175,15 +175,15 @@ class _LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        known = {
-            each.untyped_storage()._cdata
-            for each in tree_leaves((args, kwargs))
-            if isinstance(each, Tensor) and each.is_meta
-        }
+        given = [each for each in tree_leaves((args, kwargs)) if isinstance(each, Tensor) and each.is_meta]
+        known = {each.untyped_storage()._cdata for each in given}
         out = func(*args, **(kwargs or {}))
         for each in tree_leaves(out):
             if isinstance(each, Tensor) and each.is_meta and each.untyped_storage()._cdata not in known:
                 self.add(each)
+        if "linalg" in str(func):
+            # LAPACK is given a copy in its own order and a workspace of that size, norms a wider copy.
+            self.most = max(self.most, self.held + 2 * sum(each.nbytes for each in given))
         return out
 
     def add(self, tensor: Tensor) -> None:
