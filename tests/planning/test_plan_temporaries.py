@@ -41,14 +41,21 @@ def layers(*shapes: tuple[int, int], dtype: torch.dtype = torch.float32) -> nn.M
     return nn.ModuleDict({"blocks": model})
 
 
-SHAPES = [((256, 256),) * 3 + ((8, 8),), ((128, 512), (512, 128), (8, 8))]
+SHAPES = [((256, 256),) * 3 + ((8, 8),), ((128, 256), (8, 8))]
 # Eager steps hold up to a MiB of chunks that rules divide by what they hold at most; Newton-Schulz
 # iterations on a CPU reuse memory that accelerators' do not.
 NEAR = {"sgd": 4.0, "muon": 2.6, "normuon": 2.6, "scion": 2.6, "polargrad": 2.6}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", [name for name in steepest.list_optimizers() if name != "orthogonalized"])
+NAMES = [name for name in steepest.list_optimizers() if name != "orthogonalized"]
+NARROW = [name for name in NAMES if name not in ("quad", "soap", "hyperball", "scion", "normuon", "polargrad")]
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [*[(name, torch.float32) for name in NAMES], *[(name, torch.bfloat16) for name in NARROW]],
+    ids=str,
+)
 def test_the_bound_holds_and_is_near(name: str, dtype: torch.dtype):
     matrices = find_rule(name).transforms
     for shapes in SHAPES if matrices else [((1024, 1024), (100, 100), (8, 8))]:

@@ -33,8 +33,8 @@ from steepest.scratch import KEPT_BYTES
 
 __all__ = ["temporary_bytes"]
 
-# Steps whose matrices are transformed on the meta device: the first, a usual one, one that balances PSGD's
-# factors, and those that the rule's integer options name, such as SOAP's precondition_frequency.
+# Steps that are tried on the meta device: the first, a usual one, one that balances PSGD's factors, and those
+# that a rule's integer options name, such as SOAP's precondition_frequency.
 _STEPS = (1, 2, 100)
 # Parameters in transfer to the host at a time: see steepest.engine.cpu_offload.
 _IN_TRANSFER = 3
@@ -75,8 +75,8 @@ def temporary_bytes(
             continue
         alone = [member for member in batch.members if member.units is None]
         units += [(batch.config, unit, member) for member in batch.members for unit in member.units or ()]
-        most, stacks = _matrix_bytes(batch.config, config, alone)
-        here, kept = max(here, summed, most), kept + stacks
+        here, stacks = _matrix_bytes(batch.config, config, alone, max(here, summed))
+        kept += stacks
     if sharding is not None and units:
         here = max(here, _exchange_bytes(units))
     # On a CPU, stacks are kept for the next step: see steepest.scratch.
@@ -92,11 +92,13 @@ def _element_bytes(config: UpdateConfig, members: Sequence[ParamUpdate]) -> int:
     return max(chunk_bytes(config, dtypes, large), joined)
 
 
-def _matrix_bytes(config: UpdateConfig, real: UpdateConfig, members: Sequence[ParamUpdate]) -> tuple[int, int]:
-    """Return the most that a bucket takes, and the bytes of the stacks that a CPU keeps."""
+def _matrix_bytes(
+    config: UpdateConfig, real: UpdateConfig, members: Sequence[ParamUpdate], most: int
+) -> tuple[int, int]:
+    """Return the most that a bucket takes, at least ``most``, and the bytes of the stacks that a CPU keeps."""
     blocks = [block for member in members for block in blocks_of(config, member)]
     found = {(len(each), each[0].kind.shape): each for each in buckets(config, blocks)}
-    most = stacks = 0
+    stacks = 0
     for (count, shape), bucket in found.items():
         inputs = config.inputs * count * math.prod(shape) * config.compute.itemsize
         stacks += inputs
@@ -126,12 +128,20 @@ def _most_transformed(
 
 def _transform_bytes(config: UpdateConfig, bucket: list[MatrixBlock], params: bool) -> int:
     """Return the peak of transforming and retracting a bucket, with its input, on the meta device."""
-    own = {value for name, value in config.hyper.items() if type(value) is int and 1 < value < 10**6}
-    numel = len(bucket) * bucket[0].kind.numel
     try:
-        return max(_peak(config, bucket, step, params) for step in sorted({*_STEPS, *own}))
+        return max(_peak(config, bucket, step, params) for step in _steps(config))
     except (NotImplementedError, RuntimeError):  # the rule reads a number that the meta device does not have
-        return numel * config.working_bytes
+        return len(bucket) * bucket[0].kind.numel * config.working_bytes
+
+
+def _steps(config: UpdateConfig) -> list[int]:
+    """Return steps that differ in what the rule's scalars switch on and off."""
+    own = {value for value in config.hyper.values() if type(value) is int and 1 < value < 10**6}
+    found = {}
+    for step in sorted({*_STEPS, *own, *(value + 1 for value in own)}):
+        numbers = config.rule.scalars(float(step), **config.hyper)
+        found.setdefault(str({name: value for name, value in numbers.items() if value in (0, 1)}), step)
+    return list(found.values())
 
 
 def _peak(config: UpdateConfig, bucket: list[MatrixBlock], step: int, params: bool) -> int:
