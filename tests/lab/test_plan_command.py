@@ -31,9 +31,7 @@ def test_optimizers_are_compared(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"{expected}\n"
 
 
-def test_of_one_optimizer_the_tensors_are_listed(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_of_one_optimizer_the_tensors_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "shapes.json"
     path.write_text(json.dumps(dict(TINY)))
     options = ["--dtype", "bfloat16", "--memory", "least", "--mesh", "2x2", "--rank", "3"]

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from routing.zoo import MODELS
 from torch import nn
 
 import steepest
+from routing.zoo import MODELS
 from steepest.planning.budget import Choice, descend, parse_bytes
 
 from .test_plan_bytes import bytes_alone, step
@@ -90,7 +90,7 @@ def test_choices_whose_temporaries_are_too_large_are_not_taken():
 
 @pytest.mark.usefixtures("bytes_alone")
 @pytest.mark.parametrize("rules", [RANKED, ["lion", "signgsd"], ["muon", "adamw", "lion"]], ids=str)
-@pytest.mark.parametrize("share", [1.0, 0.8, 0.5, 0.2, 0.0])
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.0])
 def test_build_takes_the_arguments_and_allocates_what_was_planned(rules: list[str], share: float):
     model = Net()
     first = steepest.plan(model, rules=rules, budget="1GB")
@@ -122,7 +122,9 @@ def test_build_takes_the_arguments_and_allocates_what_was_planned(rules: list[st
 def test_what_is_ranked_first_is_taken_first():
     model = Net()
     plan = steepest.plan(model, rules=RANKED, budget="1GB")
-    assert {row.rule for row in plan.rows if row.name.startswith("blocks") and "weight" in row.name} == {"muon"}
+    assert {row.rule for row in plan.rows if row.name.startswith("blocks") and "weight" in row.name} == {
+        "muon"
+    }
     assert {row.rule for row in plan.rows if not row.name.startswith("blocks")} == {"lion"}
     assert plan.arguments == {"rule": "muon", "state_dtype": None, "fallback": {"rule": "lion"}}
     told = steepest.plan(model, rules=RANKED, fallback="adamw", budget="1GB")

@@ -41,8 +41,10 @@ def chunk_length(config: UpdateConfig, dtypes: Sequence[torch.dtype], *, joined:
     return max(1, (room - _SPARE) // _bytes_each(config, dtypes, joined) // _GRAIN) * _GRAIN
 
 
-def chunk_bytes(config: UpdateConfig, dtypes: Sequence[torch.dtype], numel: int, *, joined: bool = False) -> int:
-    """Return a bound on the temporaries of an eager pass over ``numel`` elements; see :func:`chunk_length`."""
+def chunk_bytes(
+    config: UpdateConfig, dtypes: Sequence[torch.dtype], numel: int, *, joined: bool = False
+) -> int:
+    """Return a bound on the temporaries of an eager pass over ``numel`` elements."""
     count = min(numel, chunk_length(config, dtypes, joined=joined))
     return _SPARE + count * _bytes_each(config, dtypes, joined) if numel else 0
 

@@ -45,7 +45,9 @@ def parse_bytes(budget: int | str) -> int:
         return budget
     found = _SIZE.fullmatch(budget) if isinstance(budget, str) else None
     if found is None:
-        raise ValueError(f"budget must be a number of bytes > 0, or such as '22GB' or '800 MiB', got {budget!r}")
+        raise ValueError(
+            f"budget must be a number of bytes > 0, or such as '22GB' or '800 MiB', got {budget!r}"
+        )
     number, unit, binary = found.groups()
     return int(float(number) * (1024 if binary else 1000) ** _POWERS[unit.lower()])
 

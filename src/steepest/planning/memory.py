@@ -185,13 +185,13 @@ def make_plan(meta: nn.Module, device: torch.device, arguments: Mapping[str, Any
     """
     optimizer = route(meta, **arguments, materialized=False)
     batches, shared = _first_step(optimizer)
-    states = {
-        id(member.owner): member.state for batch in batches for member in batch.members
-    }
+    states = {id(member.owner): member.state for batch in batches for member in batch.members}
     explained = iter(optimizer.explain().rows)
     rows = []
     for group in optimizer.param_groups:
-        offloaded = group["state_device"] == "cpu" and device.type != "cpu" and not find_rule(group["rule"]).moves
+        offloaded = (
+            group["state_device"] == "cpu" and device.type != "cpu" and not find_rule(group["rule"]).moves
+        )
         for param in group["params"]:
             target = None if optimizer.targets is None else optimizer.targets.find(param)
             rows.append(_row(next(explained), param, states.get(id(param), {}), target, offloaded=offloaded))
@@ -215,14 +215,14 @@ def _first_step(optimizer: Optimizer) -> tuple[list[ParamBatch], Sharding | None
         for member in batch.members:
             member.state = fresh_state(batch.config, member)
             member.columns = [
-                member.param, member.grad, *[member.state[name] for name in batch.config.element_state]
+                member.param,
+                member.grad,
+                *[member.state[name] for name in batch.config.element_state],
             ]
     return batches, shared
 
 
-def _row(
-    row: Row, param: Tensor, state: Mapping[str, Any], target: Any, *, offloaded: bool
-) -> PlanRow:
+def _row(row: Row, param: Tensor, state: Mapping[str, Any], target: Any, *, offloaded: bool) -> PlanRow:
     local = local_part(param) if is_dtensor(param) else param
     numel, held, grad = local.numel(), local.nbytes, 0 if row.frozen else local.nbytes
     adamw = 0 if row.frozen else 2 * local.nbytes + 4

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -95,7 +95,8 @@ def _layer(path: str, own: Mapping[str, tuple[int, ...]], *, listed: bool) -> nn
         return nn.Linear(shape[1], shape[0], bias=bias, device="meta")
     if len(shape) in _CONVS and min(shape) > 0 and not (len(shape) == 3 and _EXPERTS.search(path)):
         groups = shape[0] if shape[1] == 1 else 1
-        made: nn.Module = _CONVS[len(shape)](
+        kind: Any = _CONVS[len(shape)]
+        made: nn.Module = kind(
             shape[1] * groups, shape[0], shape[2:], groups=groups, bias=bias, device="meta"
         )
         return made

@@ -68,7 +68,9 @@ def comparison_table(plans: Mapping[str, Plan]) -> str:
     """Format a line for each plan, below one for ``torch.optim.AdamW``."""
     first = next(iter(plans.values()))
     adamw, numel = first.adamw_bytes, max(1, first.parameters)
-    lines = [("optimizer", "state", "a parameter", "of AdamW's", "temporaries", "together")]
+    lines: list[tuple[str, ...]] = [
+        ("optimizer", "state", "a parameter", "of AdamW's", "temporaries", "together")
+    ]
     lines.append(("torch.optim.AdamW", byte_words(adamw), f"{adamw / numel:.4g} B", "100%", "", ""))
     for label, plan in plans.items():
         share = f"{plan.state_bytes / adamw:.0%}" if adamw else ""

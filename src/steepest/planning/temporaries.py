@@ -95,7 +95,7 @@ def _element_bytes(config: UpdateConfig, members: Sequence[ParamUpdate]) -> int:
 def _matrix_bytes(
     config: UpdateConfig, real: UpdateConfig, members: Sequence[ParamUpdate], most: int
 ) -> tuple[int, int]:
-    """Return the most that a bucket takes, at least ``most``, and the bytes of the stacks that a CPU keeps."""
+    """Return what a bucket takes at most, or ``most``, and the bytes of the stacks that a CPU keeps."""
     blocks = [block for member in members for block in blocks_of(config, member)]
     found = {(len(each), each[0].kind.shape): each for each in buckets(config, blocks)}
     stacks = 0
@@ -137,7 +137,7 @@ def _transform_bytes(config: UpdateConfig, bucket: list[MatrixBlock], params: bo
 def _steps(config: UpdateConfig) -> list[int]:
     """Return steps that differ in what the rule's scalars switch on and off."""
     own = {value for value in config.hyper.values() if type(value) is int and 1 < value < 10**6}
-    found = {}
+    found: dict[str, int] = {}
     for step in sorted({*_STEPS, *own, *(value + 1 for value in own)}):
         numbers = config.rule.scalars(float(step), **config.hyper)
         found.setdefault(str({name: value for name, value in numbers.items() if value in (0, 1)}), step)
@@ -152,9 +152,7 @@ def _peak(config: UpdateConfig, bucket: list[MatrixBlock], step: int, params: bo
     count_steps(ParamBatch(config, members))
     run = MatrixRun(config, config.numbers(), None, _no_pass)
     shape = (len(bucket), *bucket[0].kind.shape)
-    stacks = [
-        torch.empty(shape, dtype=config.compute, device="meta") for _ in range(config.inputs + params)
-    ]
+    stacks = [torch.empty(shape, dtype=config.compute, device="meta") for _ in range(config.inputs + params)]
     given = stacks.pop() if params else None
     with _LiveBytes() as live:
         for each in stacks if given is None else [*stacks, given]:
@@ -166,21 +164,21 @@ def _peak(config: UpdateConfig, bucket: list[MatrixBlock], step: int, params: bo
         elif config.rule.retracts:
             assert given is not None
             run.retracted(given, direction, new)
-    return live.most
+    return int(live.most)
 
 
 def _no_pass(*args: Any) -> None:
     """Stand for an element pass, whose chunks are counted apart."""
 
 
-class _LiveBytes(TorchDispatchMode):
+class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Count the bytes of the storages on the meta device that were made in this context and still live."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.held = self.most = 0
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.held: int = 0
+        self.most: int = 0
         self._seen: dict[int, Any] = {}
-        self._numbers = itertools.count()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -191,8 +189,8 @@ class _LiveBytes(TorchDispatchMode):
         for each in tree_leaves(out):
             if isinstance(each, Tensor) and each.is_meta and each.untyped_storage()._cdata not in known:
                 self.add(each)
-        if "linalg" in str(func):
-            # LAPACK is given a copy in its own order and a workspace of that size, norms a wider copy.
+        if "linalg" in str(func) and "norm" not in str(func):
+            # LAPACK is given a copy in its own order, and a workspace.
             self.most = max(self.most, self.held + 2 * sum(each.nbytes for each in given))
         return out
 

@@ -105,7 +105,8 @@ def _kind(parametrizations: nn.Module, local: str) -> Literal["whole", "magnitud
 def refuse_unsupported(tensors: list[Routed], *, materialized: bool = True) -> None:
     """Raise ``ValueError``, with the parameter's name and the reason, if routing would be a guess.
 
-    ``materialized`` refuses the meta device, too. The optimizer itself refuses what its rules do not take: integers, sparse storage, most DTensors.
+    ``materialized`` refuses the meta device, too. The optimizer itself refuses what its rules do not take:
+    integers, sparse storage, most DTensors.
     """
     element = "steepest.create('lion', model.parameters())"
     for tensor in tensors:

@@ -44,13 +44,16 @@ def plan_command(
     dtype: Annotated[
         str | None,
         typer.Option(
-            metavar="|".join(DTYPES), help="Dtype of the parameters. Default: float32, or the model's own.",
+            metavar="|".join(DTYPES),
+            help="Dtype of the parameters. Default: float32, or the model's own.",
             show_default=False,
         ),
     ] = None,
     state_dtype: Annotated[
         str | None,
-        typer.Option(metavar=_STATES, help="How state is stored. Default: as parameters.", show_default=False),
+        typer.Option(
+            metavar=_STATES, help="How state is stored. Default: as parameters.", show_default=False
+        ),
     ] = None,
     memory: Annotated[
         str | None, typer.Option(metavar="least", help="build()'s memory.", show_default=False)
