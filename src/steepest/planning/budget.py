@@ -282,23 +282,29 @@ def _arguments(
 def _overrides(
     main: Options, fallback: Options, form: StateDtype, chosen: Mapping[str, Choice]
 ) -> dict[str, Options]:
-    """Return an override for each tensor whose choice is not the one that build() makes by itself.
+    """Return overrides for the tensors whose choice is not the one that build() makes by itself.
 
-    Those of tensors whose names differ only in numbers are joined if all of them have the same.
+    Tensors whose names differ only in numbers share a pattern, and the few that differ follow by name.
     """
     takes_all = not find_rule(main["rule"]).hidden_only
-    together: dict[str, dict[str, Options | None]] = {}
+    together: dict[str, list[str]] = {}
+    usual: dict[str, Options] = {}
     for name, each in chosen.items():
-        usual = {"state_dtype": form, **(main if each.hidden or takes_all else fallback)}
-        together.setdefault(starred(name), {})[name] = None if each.options == usual else dict(each.options)
+        together.setdefault(starred(name), []).append(name)
+        usual[name] = {"state_dtype": form, **(main if each.hidden or takes_all else fallback)}
     table: dict[str, Options] = {}
-    for pattern, own in together.items():
-        first = next(iter(own.values()))
-        alike = all(each == first for each in own.values())
-        if alike and first is not None and [n for n in chosen if fnmatchcase(n, pattern)] == list(own):
-            table[pattern] = first
+    for pattern, names in together.items():
+        most = max((chosen[name].options for name in names), key=[chosen[n].options for n in names].count)
+        rest = [name for name in names if chosen[name].options != most]
+        # Options of both are merged, so that the later ones must set all of the earlier ones.
+        merges = all(most.keys() <= chosen[name].options.keys() for name in rest)
+        own = [name for name in chosen if fnmatchcase(name, pattern)] == names
+        if len(names) > 1 and own and merges and most != usual[names[0]]:
+            table[pattern] = dict(most)
+            names = rest
         else:
-            table |= {name: each for name, each in own.items() if each is not None}
+            names = [name for name in names if chosen[name].options != usual[name]]
+        table |= {name: dict(chosen[name].options) for name in names}
     return table
 
 

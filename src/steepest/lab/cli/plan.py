@@ -113,7 +113,8 @@ def plan_command(
         if budget is not None:
             found = steepest.plan(planned, rules=names, budget=budget, **options)
             print(found)
-            print(f"steepest.build(model, **{pprint.pformat(dict(found.arguments), sort_dicts=False)})")
+            arguments = pprint.pformat(dict(found.arguments), width=110, sort_dicts=False)
+            print(f"steepest.build(model, **{arguments})")
         elif len(names) == 1:
             print(steepest.plan(planned, names[0], **options))
         else:
