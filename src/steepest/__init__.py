@@ -7,6 +7,7 @@ from steepest.hyperparameters import CommonOptions
 from steepest.master_weights import master_state_dict
 from steepest.optimizer import Optimizer
 from steepest.optimizer_in_backward import ReleasedGradients, release_gradients
+from steepest.planning import Plan, compare_plans, plan
 from steepest.registry import create, list_optimizers
 from steepest.routing import build
 from steepest.rule import Rule
@@ -49,6 +50,7 @@ __all__ = [
     "NorMuon",
     "Optimizer",
     "OrthogonalizedOptimizer",
+    "Plan",
     "PolarGrad",
     "Procrustes",
     "ReleasedGradients",
@@ -62,10 +64,12 @@ __all__ = [
     "autotune",
     "autotune_file",
     "build",
+    "compare_plans",
     "compat",
     "create",
     "list_optimizers",
     "master_state_dict",
+    "plan",
     "release_gradients",
     "ternary",
     "views",

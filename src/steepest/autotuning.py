@@ -124,6 +124,8 @@ def choose(
     alone = not (torch.are_deterministic_algorithms_enabled() or _in_group())
     if mode == "off" or (mode == "measure" and not alone) or torch.compiler.is_compiling():
         return default
+    if device.type == "meta":  # nothing is computed there
+        return default
     key = (mode, question, device, torch.get_num_threads())
     known = _chosen.get(key)
     if known is not None and known in ways:

@@ -46,7 +46,7 @@ def wants_compiling(option: bool | None, elements: int, device: torch.device) ->
         elements: of all tensors that share the compiled code, together.
         device: where the tensors are.
     """
-    if option is False or (option is None and elements < PAYS_FROM):
+    if option is False or (option is None and elements < PAYS_FROM) or device.type == "meta":
         return False
     available = compiler_available(device.type)
     if option and not available:

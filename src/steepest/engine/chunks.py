@@ -13,7 +13,7 @@ from steepest.engine.layout import Extent, Row, chunks_of
 from steepest.engine.multi_tensor import SMALL, run_together
 from steepest.engine.update import NO_NOISE, ChunkNoise, Pass, UpdateConfig, element_pass, store
 
-__all__ = ["chunk_length", "run_eager"]
+__all__ = ["chunk_bytes", "chunk_length", "run_eager"]
 
 # Bound on all temporaries of one chunk. Chunks of several MiB are slower where malloc returns their
 # memory to the system and requests it again. An accelerator idles if an operation ends
@@ -38,6 +38,19 @@ def chunk_length(config: UpdateConfig, dtypes: Sequence[torch.dtype], *, joined:
     ``dtypes`` are those of the columns. With ``joined``, the chunk itself is a temporary too.
     """
     room = _BYTES_ON_CPU if config.device.type == "cpu" else _BYTES_ELSEWHERE
+    return max(1, (room - _SPARE) // _bytes_each(config, dtypes, joined) // _GRAIN) * _GRAIN
+
+
+def chunk_bytes(
+    config: UpdateConfig, dtypes: Sequence[torch.dtype], numel: int, *, joined: bool = False
+) -> int:
+    """Return a bound on the temporaries of an eager pass over ``numel`` elements."""
+    count = min(numel, chunk_length(config, dtypes, joined=joined))
+    return _SPARE + count * _bytes_each(config, dtypes, joined) if numel else 0
+
+
+def _bytes_each(config: UpdateConfig, dtypes: Sequence[torch.dtype], joined: bool) -> int:
+    """Return the bytes of temporaries per element of a chunk."""
     # Casts, the decayed parameter and the negated gradient are temporaries too.
     held = config.rule.temporaries + sum([dtype != config.compute for dtype in dtypes])
     held += config.maximize + config.decays * (3 if config.method == "cautious" else 1)
@@ -46,7 +59,7 @@ def chunk_length(config: UpdateConfig, dtypes: Sequence[torch.dtype], *, joined:
     each = config.compute.itemsize * held + _NOISE_BYTES * config.noisy + _ROUNDING_BYTES * config.rounds
     if joined:
         each += sum([dtype.itemsize for dtype in dtypes])
-    return max(1, (room - _SPARE) // each // _GRAIN) * _GRAIN
+    return each
 
 
 def run_eager(

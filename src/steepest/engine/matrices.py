@@ -6,6 +6,7 @@ stack into directions, ``after`` applies them. Only what ``transform`` is given 
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -184,8 +185,9 @@ class MatrixRun:
         given = self._given(bucket, params)
         if "orthogonalize" in config.rule.transform_takes:
             given["orthogonalize"] = orthogonalize
-        # The rule chooses the dtype of its products; autocast must not change it.
-        with torch.autocast(config.device.type, enabled=False):
+        # The rule chooses the dtype of its products; autocast must not change it. The meta device has none.
+        kind = config.device.type
+        with contextlib.nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False):
             return config.rule.transform(*inputs, **given)
 
     def element_pass(

@@ -17,7 +17,7 @@ from steepest.engine.units import Unit
 from steepest.engine.update import UpdateConfig
 from steepest.rule import Group, StateSpec, find_rule
 
-__all__ = ["blank_state", "lacks_state", "make_state"]
+__all__ = ["blank_state", "fresh_state", "lacks_state", "make_state"]
 
 _STEP = StateSpec("tensor", torch.float32)
 _BESIDE = StateSpec()
@@ -126,7 +126,7 @@ def make_state(batches: Iterable[ParamBatch], states: MutableMapping[Tensor, Any
             if not state or not config.names <= state.keys() or (special and lacks_state(config, member)):
                 # FSDP1 flattens parameters in place, perhaps after the optimizer was made.
                 config.rule.check_param(member.name, member.label, member.owner, member.group)
-                fresh = _fresh(config, member)
+                fresh = fresh_state(config, member)
                 made.append((member, fresh, config))
                 state = {**state, **fresh}
             shape = member.param.shape
@@ -165,7 +165,7 @@ def _drop_unasked(config: UpdateConfig, member: ParamUpdate) -> None:
             del member.state[name]
 
 
-def _fresh(config: UpdateConfig, member: ParamUpdate) -> dict[str, Tensor]:
+def fresh_state(config: UpdateConfig, member: ParamUpdate) -> dict[str, Tensor]:
     """Make the entries that a parameter lacks."""
     # An offloaded step has its state on the host. The values do not matter.
     like = torch.empty_like(member.param, device="cpu") if config.offloaded else member.param

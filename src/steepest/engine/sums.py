@@ -22,7 +22,7 @@ from steepest.engine.compiled_sums import sum_squares_compiled
 from steepest.engine.layout import Row, chunks_of, flat
 from steepest.rule import Moments
 
-__all__ = ["Summand", "moments"]
+__all__ = ["Summand", "moments", "working_bytes"]
 
 # A float64 copy of a chunk, half a MiB, fits the L2 cache. Accelerators need fewer launches.
 _CHUNK_ON_CPU = 1 << 16
@@ -167,6 +167,11 @@ def _chunks(grad: Tensor) -> Iterator[Tensor]:
         return
     for (chunk,), _ in chunks_of(Row([grad], {}), limit, ordered=False):
         yield chunk
+
+
+def working_bytes(numel: int, device: torch.device) -> int:
+    """Return the bytes of working memory that summing a gradient of ``numel`` elements takes, eagerly."""
+    return torch.float64.itemsize * min(numel, _chunk_length(device))
 
 
 def _chunk_length(device: torch.device) -> int:

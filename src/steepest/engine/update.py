@@ -77,7 +77,8 @@ class UpdateConfig:
     def __post_init__(self) -> None:
         group, rule = self.group, self.rule
         # Offloaded: the step runs on the host, the parameters are on another device.
-        self.offloaded: bool = group["state_device"] == "cpu" and self.home.type != "cpu"
+        # Nothing is moved on the meta device, where plans are made.
+        self.offloaded: bool = group["state_device"] == "cpu" and self.home.type not in ("cpu", "meta")
         self.device = torch.device("cpu") if self.offloaded else self.home
         specs = rule.state_specs(group)
         self.specs = specs

@@ -19,7 +19,7 @@ from steepest.engine.units import Unit, is_large
 from steepest.engine.update import ChunkNoise, MatrixKind, UpdateConfig, narrowed, store
 from steepest.rule import Rule
 
-__all__ = ["FLAG", "Task", "Wave", "pieces_back", "pieces_there", "small_entries"]
+__all__ = ["FLAG", "Task", "Wave", "pieces_back", "pieces_there", "sends_param", "small_entries"]
 
 # Whether a process has failed: eight bytes, so that what follows is aligned.
 FLAG = Piece((1,), torch.int64)

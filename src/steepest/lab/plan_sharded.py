@@ -57,21 +57,28 @@ def shapes_of(model: str | None, file: Path | None) -> Shapes:
     if file is None:
         assert model is not None
         return [(tensor.name, tensor.shape) for tensor in planned_shapes(model).hidden()]
+    # Matrix rules leave vectors to other rules.
+    return [(name, shape) for name, shape in read_shapes(file) if len(shape) > 1]
+
+
+def read_shapes(file: Path) -> Shapes:
+    """Return the names and shapes that a file lists.
+
+    Raises:
+        LabError: the file cannot be read.
+    """
     try:
         text = file.read_text(encoding="utf-8")
         if file.suffix == ".json":
             listed = json.loads(text)
             pairs = listed.items() if isinstance(listed, dict) else listed
-            found = [(str(name), tuple(map(int, shape))) for name, shape in pairs]
-        else:
-            rows = [row for row in csv.reader(text.splitlines()) if row]
-            found = [(name, tuple(map(int, shape.split("x")))) for name, shape in rows if shape != "shape"]
+            return [(str(name), tuple(map(int, shape))) for name, shape in pairs]
+        rows = [row for row in csv.reader(text.splitlines()) if row]
+        return [(name, tuple(map(int, shape.split("x")))) for name, shape in rows if shape != "shape"]
     except (OSError, ValueError, TypeError) as error:
         raise LabError(
             f"cannot read {file} as JSON ({{name: [rows, columns]}}) or CSV (name,ROWSxCOLUMNS): {error}"
         ) from error
-    # Matrix rules leave vectors to other rules.
-    return [(name, shape) for name, shape in found if len(shape) > 1]
 
 
 def mesh_of(text: str) -> tuple[int, ...]:
@@ -104,6 +111,14 @@ def layout_of(text: str | None, mesh: Sequence[int]) -> list[str]:
     return words
 
 
+def placements_of(layout: Sequence[str]) -> list[Any]:
+    """Return torch's placements of such words."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    cuts = [_SHARD.fullmatch(word) for word in layout]
+    return [Replicate() if cut is None else Shard(int(cut[1])) for cut in cuts]
+
+
 def plan(
     shapes: Shapes, mesh: Sequence[int], layout: Sequence[str], rule: str, node: int, **options: Any
 ) -> ShardedPlan:
@@ -112,12 +127,8 @@ def plan(
     Raises:
         LabError: the request is invalid.
     """
-    from torch.distributed.tensor import Replicate, Shard
-
-    cuts = [_SHARD.fullmatch(word) for word in layout]
-    placements = [Replicate() if cut is None else Shard(int(cut[1])) for cut in cuts]
     try:
-        return plan_sharded(shapes, mesh, placements, rule, node=node, **options)
+        return plan_sharded(shapes, mesh, placements_of(layout), rule, node=node, **options)
     except (ValueError, TypeError) as error:
         raise LabError(str(error)) from error
 

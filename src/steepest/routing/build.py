@@ -29,7 +29,7 @@ from steepest.routing.tensors import find_tensors, refuse_unsupported
 from steepest.rule import find_rule
 from steepest.views import View, is_transposed, rows
 
-__all__ = ["build"]
+__all__ = ["build", "route"]
 
 
 def build(
@@ -108,6 +108,44 @@ def build(
     [('muon', ['1.weight']), ('adamw', ['0.weight', '3.weight']), ('adamw', ['1.bias', '2.weight', ...])]
     >>> optimizer = build(model, "muon", lr=1e-3, overrides={"3.weight": "lion", "*.bias": {"lr": 0.01}})
     """
+    optimizer = route(
+        model,
+        rule,
+        lr=lr,
+        fallback=fallback,
+        fallback_lr=fallback_lr,
+        overrides=overrides,
+        views=views,
+        decay_vectors=decay_vectors,
+        ternary=ternary,
+        memory=memory,
+        **hyper,
+    )
+    for warning in optimizer.explain().warnings:
+        if warning.startswith("nothing goes to"):
+            warnings.warn(warning, UserWarning, stacklevel=2)
+    return optimizer
+
+
+def route(
+    model: nn.Module,
+    rule: str = "muon",
+    *,
+    lr: float | Tensor | None = None,
+    fallback: str | Mapping[str, Any] = "adamw",
+    fallback_lr: float | Tensor | None = None,
+    overrides: Mapping[str, str | Mapping[str, Any]] | None = None,
+    views: Mapping[str, View | None] | None = None,
+    decay_vectors: bool = False,
+    ternary: Mapping[str, Any] | bool | None = None,
+    memory: Literal["least"] | None = None,
+    materialized: bool = True,
+    **hyper: Any,
+) -> Optimizer:
+    """Do what :func:`build` does, without a warning; for plans also on the meta device.
+
+    ``materialized`` says whether parameters on the meta device are refused.
+    """
     if not isinstance(model, nn.Module):
         raise TypeError(f"build() takes a torch.nn.Module, got {type(model).__name__}")
     if not (ternary is None or isinstance(ternary, (bool, Mapping))):
@@ -121,7 +159,7 @@ def build(
     # The votes stand for packed weights, which have a rule of their own.
     votes = {id(layer.votes) for layer in layers.values()}
     tensors = [tensor for tensor in found if id(tensor.param) not in votes]
-    refuse_unsupported(tensors)
+    refuse_unsupported(tensors, materialized=materialized)
     override_table = {
         pattern: as_options(f"overrides[{pattern!r}]", value)
         for pattern, value in as_table("overrides", overrides, tensors).items()
@@ -195,9 +233,6 @@ def build(
         fallback=rest["rule"],
         known_views=frozenset(known_views),
     )
-    for warning in optimizer.explain().warnings:
-        if warning.startswith("nothing goes to"):
-            warnings.warn(warning, UserWarning, stacklevel=2)
     return optimizer
 
 

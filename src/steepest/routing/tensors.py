@@ -102,17 +102,18 @@ def _kind(parametrizations: nn.Module, local: str) -> Literal["whole", "magnitud
     return "whole" if names == {"_SpectralNorm"} else "factor"
 
 
-def refuse_unsupported(tensors: list[Routed]) -> None:
+def refuse_unsupported(tensors: list[Routed], *, materialized: bool = True) -> None:
     """Raise ``ValueError``, with the parameter's name and the reason, if routing would be a guess.
 
-    The optimizer itself refuses what its rules do not take: integers, sparse storage, most DTensors.
+    ``materialized`` refuses the meta device, too. The optimizer itself refuses what its rules do not take:
+    integers, sparse storage, most DTensors.
     """
     element = "steepest.create('lion', model.parameters())"
     for tensor in tensors:
         param = tensor.param
         if is_lazy(param):
             reason = "has no shape yet: run the model once, then build the optimizer"
-        elif param.is_meta:
+        elif materialized and param.is_meta:
             reason = (
                 "is on the meta device: materialize the model first. That makes new parameters, and the "
                 "optimizer would keep the old ones"

@@ -64,9 +64,6 @@ class PackedWeights:
         self.layers = ternary_layers(model)
         if not self.layers:
             raise ValueError(f"{kind} has no ternary layers: steepest.ternary.ternarize(model) makes some")
-        for name, layer in self.layers.items():
-            if layer.packed.is_meta:
-                raise ValueError(f"layer {name!r} is on the meta device: materialize the model first")
         self._custom = custom
         self._asked_group = process_group
         # The ranks whose votes are summed.

@@ -145,6 +145,9 @@ class TernaryFlip(Optimizer):
                 "process_group": process_group,
             },
         )
+        for name, layer in weights.layers.items():
+            if layer.packed.is_meta:
+                raise ValueError(f"layer {name!r} is on the meta device: materialize the model first")
         super().__init__([group], rule=TernaryFlipRule.name)
         self.watch(weights)
 

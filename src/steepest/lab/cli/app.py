@@ -14,6 +14,7 @@ import steepest
 from ..errors import LabError
 from .bench import bench_command
 from .options import BAD_REQUEST, INTERRUPTED
+from .plan import plan_command
 from .plan_sharded import plan_sharded_command
 from .race import race_command
 
@@ -28,6 +29,7 @@ app = typer.Typer(
 
 app.command("race")(race_command)
 app.command("bench")(bench_command)
+app.command("plan")(plan_command)
 app.command("plan-sharded")(plan_sharded_command)
 
 

@@ -1,0 +1,124 @@
+"""`steepest plan`: the bytes that training a model takes, under one or several optimizers."""
+
+from __future__ import annotations
+
+import pprint
+from typing import Annotated, Any
+
+import torch
+import typer
+
+import steepest
+
+from .. import plan_sharded
+from ..bench.runner import DTYPES
+from ..bench.shapes import PLANNED_MODELS
+from ..errors import LabError
+from ..planned_model import load_shapes, make_model
+from .options import parse_dtype, split_names
+
+_STATES = "|".join([*DTYPES, "int8"])
+
+
+def plan_command(
+    shapes: Annotated[
+        str | None,
+        typer.Option(
+            help=f"A model by its shapes: {', '.join(PLANNED_MODELS)}; or a file of names and shapes, JSON "
+            "({name: [rows, columns]}) or CSV (name,ROWSxCOLUMNS).",
+            show_default=False,
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PACKAGE.MODULE:FACTORY",
+            help="Instead, a function that returns the model; it is called on the meta device.",
+            show_default=False,
+        ),
+    ] = None,
+    optimizers: Annotated[
+        str,
+        typer.Option(help="Optimizers to compare; with --budget from the best to the last resort."),
+    ] = "adamw,lion,muon",
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="|".join(DTYPES),
+            help="Dtype of the parameters. Default: float32, or the model's own.",
+            show_default=False,
+        ),
+    ] = None,
+    state_dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar=_STATES, help="How state is stored. Default: as parameters.", show_default=False
+        ),
+    ] = None,
+    memory: Annotated[
+        str | None, typer.Option(metavar="least", help="build()'s memory.", show_default=False)
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Choose among the optimizers, and among formats of the state, what fits into e.g. 22GB.",
+            show_default=False,
+        ),
+    ] = None,
+    mesh: Annotated[
+        str | None,
+        typer.Option(metavar="SIZExSIZE…", help="Plan for a rank of a device mesh.", show_default=False),
+    ] = None,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PLACEMENT,…",
+            help="For each mesh dimension replicate or shard(DIMENSION). Default: shard(0) in the last one, "
+            "replicate in the others.",
+            show_default=False,
+        ),
+    ] = None,
+    rank: Annotated[int, typer.Option(help="The rank to plan for.")] = 0,
+    device: Annotated[str, typer.Option(help="Where the model will be trained.")] = "cpu",
+) -> int:
+    """Plan the memory of training: parameters, gradients, state and a step's temporaries, to the byte.
+
+    Nothing is allocated. Several optimizers are compared, of one the tensors are listed.
+    """
+    if (shapes is None) == (model is None):
+        raise LabError("give --shapes or --model")
+    if layout is not None and mesh is None:
+        raise LabError("--layout needs --mesh")
+    names = split_names(optimizers)
+    options: dict[str, Any] = {"rank": rank, "device": device}
+    if mesh is not None:
+        sizes = plan_sharded.mesh_of(mesh)
+        placements = plan_sharded.placements_of(plan_sharded.layout_of(layout, sizes))
+        options |= {"mesh": sizes, "placements": placements}
+    if state_dtype is not None:
+        options["state_dtype"] = "int8" if state_dtype == "int8" else parse_dtype(state_dtype)
+    if memory is not None:
+        options["memory"] = memory
+    wide = None if dtype is None else parse_dtype(dtype)
+    planned: Any
+    if model is not None:
+        planned = make_model(model)
+        planned = planned if wide is None else planned.to(wide)
+    else:
+        assert shapes is not None
+        planned = load_shapes(shapes)
+        options["param_dtype"] = wide or torch.float32
+    try:
+        if budget is not None:
+            found = steepest.plan(planned, rules=names, budget=budget, **options)
+            print(found)
+            arguments = pprint.pformat(dict(found.arguments), width=110, sort_dicts=False)
+            print(f"steepest.build(model, **{arguments})")
+        elif len(names) == 1:
+            print(steepest.plan(planned, names[0], **options))
+        else:
+            print(steepest.compare_plans(planned, names, **options))
+    except (ValueError, TypeError, RuntimeError) as error:
+        raise LabError(str(error)) from error
+    return 0

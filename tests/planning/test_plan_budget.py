@@ -1,0 +1,232 @@
+"""Plans within a budget: what is chosen fits, is close to the best, and is what build() makes."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import steepest
+from routing.zoo import MODELS
+from steepest.planning.budget import Choice, descend, parse_bytes
+
+from .test_plan_bytes import bytes_alone, step
+
+__all__ = ["bytes_alone"]
+
+FORMATS = (None, torch.bfloat16, "int8")
+RANKED = ["muon", "lion", "signgsd"]
+
+
+class Net(nn.Module):
+    """Matrices of several sizes, an embedding, an output layer, and vectors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(80, 64)
+        self.blocks = nn.ModuleList(
+            [nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, 64)) for width in (64, 96, 128)]
+        )
+        self.lm_head = nn.Linear(64, 80)
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("22GB", 22 * 10**9), ("1.5 GiB", 3 << 29), ("800mb", 8 * 10**8), ("7 B", 7), ("1TiB", 1 << 40), (5, 5)],
+    ids=str,
+)
+def test_sizes(text: str | int, count: int):
+    assert parse_bytes(text) == count
+
+
+@pytest.mark.parametrize("bad", ["22", "GB", "-1GB", "1e3 MB", 0, -5, True, 2.5, None, "2 XB"], ids=repr)
+def test_no_sizes(bad: Any):
+    with pytest.raises(ValueError, match=r"budget must be a number of bytes > 0, or such as '22GB'"):
+        parse_bytes(bad)
+
+
+def cost(levels: dict[str, list[Choice]], size: dict[str, int], ranks: dict[str, int]) -> int:
+    return sum(size[name] * rank for name, rank in ranks.items())
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_descending_is_at_most_one_move_from_the_best(seed: int):
+    """Against all assignments of a few tensors."""
+    generator = random.Random(seed)
+    size = {f"t{at}": generator.choice([1, 2, 2, 5, 8, 13]) * 10 for at in range(5)}
+    levels = {
+        name: [Choice({}, int(count * width), 0) for width in generator.sample([8, 4, 4.5, 2, 1, 0, 12], 4)]
+        for name, count in size.items()
+    }
+    every = [dict(zip(size, ranks, strict=True)) for ranks in itertools.product(range(4), repeat=5)]
+    sums = {id(r): sum(levels[n][rank].state_bytes for n, rank in r.items()) for r in every}
+    least, most = min(sums.values()), sum(own[0].state_bytes for own in levels.values())
+    move = 3 * max(size.values())
+    exact = 0
+    for room in range(least, most + 20, max(1, (most - least) // 12)):
+        ranks = descend(levels, size, room, 0)
+        assert ranks is not None
+        assert sum(levels[name][rank].state_bytes for name, rank in ranks.items()) <= room
+        best = min(cost(levels, size, each) for each in every if sums[id(each)] <= room)
+        assert best <= cost(levels, size, ranks) <= best + move
+        exact += cost(levels, size, ranks) == best
+    assert exact >= 4
+    assert descend(levels, size, least - 1, 0) is None
+
+
+def test_choices_whose_temporaries_are_too_large_are_not_taken():
+    levels = {"a": [Choice({}, 4, 1000), Choice({}, 4, 10), Choice({}, 2, 0)]}
+    assert descend(levels, {"a": 1}, 4, 1000) == {"a": 0}
+    assert descend(levels, {"a": 1}, 4, 10) == {"a": 1}
+    assert descend(levels, {"a": 1}, 3, 1000) == {"a": 2}
+    assert descend(levels, {"a": 1}, 3, -1) is None
+
+
+@pytest.mark.usefixtures("bytes_alone")
+@pytest.mark.parametrize("rules", [RANKED, ["lion", "signgsd"], ["muon", "adamw", "lion"]], ids=str)
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.0])
+def test_build_takes_the_arguments_and_allocates_what_was_planned(rules: list[str], share: float):
+    model = Net()
+    first = steepest.plan(model, rules=rules, budget="1GB")
+    assert not any(row.moved for row in first.rows)
+    with pytest.raises(ValueError, match="the least that these rules and state_dtypes take") as error:
+        steepest.plan(model, rules=rules, budget=1)
+    least = int(re.search(r"take is ([\d,]+) bytes", str(error.value))[1].replace(",", ""))
+    budget = least + int(share * (first.total_bytes - least))
+    plan = steepest.plan(model, rules=rules, budget=budget)
+    assert least <= plan.total_bytes <= budget == plan.budget
+    optimizer = step(model, **plan.arguments)
+    assert optimizer.state_bytes() == plan.state_bytes
+    found = {row.name: row.rule for row in optimizer.explain().rows}
+    assert found == {row.name: row.rule for row in plan.rows}
+    assert steepest.plan(model, rules=rules, budget=budget) == plan
+    if share == 1.0:
+        assert plan == steepest.plan(model, rules=rules, budget=budget)
+        assert not any(row.moved for row in plan.rows)
+    if share == 0.5:
+        assert any(row.moved for row in plan.rows)
+        # Nothing that went down would still fit at its first choice.
+        best = {row.name: row.state_bytes for row in first.rows}
+        for row in plan.rows:
+            if row.moved:
+                assert plan.total_bytes - row.state_bytes + best[row.name] > budget
+
+
+@pytest.mark.usefixtures("bytes_alone")
+def test_what_is_ranked_first_is_taken_first():
+    model = Net()
+    plan = steepest.plan(model, rules=RANKED, budget="1GB")
+    assert {row.rule for row in plan.rows if row.name.startswith("blocks") and "weight" in row.name} == {
+        "muon"
+    }
+    assert {row.rule for row in plan.rows if not row.name.startswith("blocks")} == {"lion"}
+    assert plan.arguments == {"rule": "muon", "state_dtype": None, "fallback": {"rule": "lion"}}
+    told = steepest.plan(model, rules=RANKED, fallback="adamw", budget="1GB")
+    assert {row.rule for row in told.rows if not row.name.startswith("blocks")} == {"adamw"}
+    alone = steepest.plan(model, "muon", budget="1GB", lr=0.5, nesterov=False, overrides={"lm_head.*": "sgd"})
+    assert {row.rule for row in alone.rows} == {"muon", "adamw", "sgd"}
+    assert alone.arguments["lr"] == 0.5
+    own = steepest.plan(model, rules=[{"rule": "adamw", "state_dtype": "int8"}, "lion"], budget="1GB")
+    assert {row.state for row in own.rows if row.name == "embed.weight"} == {"int8/64"}
+
+
+@pytest.mark.usefixtures("bytes_alone")
+def test_the_least_is_the_last_resort_for_everything():
+    plan = steepest.plan(Net(), rules=RANKED, budget=2 * sum(p.nbytes for p in Net().parameters()))
+    assert plan.state_bytes == 0
+    assert {row.rule for row in plan.rows} == {"signgsd"}
+    assert plan.arguments["rule"] == "signgsd"
+    assert all("saves" in row.moved for row in plan.rows)
+
+
+def test_temporaries_count():
+    """Muon's buckets take more than the room: the other rule does, whose chunks are small."""
+    shapes = {f"{at}.fc.weight": (512, 512) for at in range(4)} | {"lm_head.weight": (8, 512)}
+    whole = steepest.plan(shapes, "muon")
+    budget = whole.total_bytes - whole.temporary_bytes // 2
+    assert whole.temporary_bytes > whole.state_bytes
+    plan = steepest.plan(shapes, rules=["muon", "lion"], state_dtypes=[None], budget=budget)
+    assert {row.rule for row in plan.rows} == {"lion"}
+    assert plan.total_bytes <= budget
+
+
+@pytest.mark.usefixtures("bytes_alone")
+@pytest.mark.parametrize("name", ["gpt", "moe", "resnet"])
+def test_models_of_the_zoo(name: str):
+    model = MODELS[name]()
+    whole = steepest.plan(model, rules=RANKED, budget="1GB")
+    plan = steepest.plan(model, rules=RANKED, budget=whole.total_bytes - whole.state_bytes // 3)
+    assert step(model, **plan.arguments).state_bytes() == plan.state_bytes < whole.state_bytes
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "words"),
+    [
+        ({"rules": ["lion"]}, TypeError, "rules needs a budget"),
+        ({"rule": "lion", "rules": ["lion"], "budget": 9}, TypeError, "give rule or rules"),
+        ({"budget": "1GB", "memory": "least"}, TypeError, "memory is not for a budget"),
+        ({"budget": "1GB", "state_dtype": None}, TypeError, "state_dtype is not for a budget"),
+        ({"budget": "1GB", "rules": []}, ValueError, "at least one entry"),
+        ({"budget": "1GB", "rules": [{"lr": 1.0}]}, ValueError, "names no rule"),
+        ({"budget": "1GB", "momentun": 1.0}, TypeError, "unexpected keyword argument 'momentun'"),
+        ({"mesh": (2,)}, ValueError, "mesh and placements belong together"),
+        ({"rank": 1}, ValueError, "needs a mesh"),
+        ({"device": "meta"}, ValueError, "where the model will be trained"),
+        ({"param_dtype": torch.float32}, ValueError, "param_dtype is for shapes"),
+    ],
+    ids=str,
+)
+def test_requests_that_make_no_sense(given: dict[str, Any], error: type[Exception], words: str):
+    with pytest.raises(error, match=words):
+        steepest.plan(Net(), **given)
+
+
+@pytest.mark.parametrize(
+    ("shapes", "error"),
+    [
+        ({}, ValueError),
+        ([("a", (2,)), ("a", (2,))], ValueError),
+        ({"a": (2,), "a.b": (2,)}, ValueError),
+        ({"a.b": (2,), "a": (2,)}, ValueError),
+        ({"a..b": (2,)}, ValueError),
+        ({"a": (-2,)}, ValueError),
+        ({"a": 2}, TypeError),
+        ([("a",)], TypeError),
+        ("gpt2", TypeError),
+        (None, TypeError),
+        (nn.Linear, TypeError),
+    ],
+    ids=str,
+)
+def test_shapes_that_are_none(shapes: Any, error: type[Exception]):
+    with pytest.raises(error):
+        steepest.plan(shapes)
+
+
+@pytest.mark.usefixtures("bytes_alone")
+def test_the_comparison_has_adamw_as_its_yardstick():
+    shapes = {"wte.weight": (50, 64), "h.0.fc.weight": (256, 256), "h.0.ln.weight": (64,)}
+    found = steepest.compare_plans(shapes, {"a": "AdamW", "b": {"rule": "lion", "state_dtype": "int8"}})
+    assert found.plans["b"] == steepest.plan(shapes, "lion", state_dtype="int8")
+    assert found.plans["a"].state_bytes == found.plans["b"].adamw_bytes
+    for names in ([], ["lion", "lion"]):
+        with pytest.raises(ValueError, match="none twice"):
+            steepest.compare_plans(shapes, names)
+    with pytest.raises(TypeError, match="momentun"):
+        steepest.compare_plans(shapes, ["muon"], momentun=1)
+
+
+@pytest.mark.usefixtures("bytes_alone")
+def test_the_table_joins_layers_and_says_what_exceeds_adamw():
+    shapes = {f"h.{at}.fc.weight": (256, 256) for at in range(30)} | {"lm_head.weight": (8, 256)}
+    text = steepest.plan(shapes, "procrustes").table()
+    assert "h.*.fc.weight (30)  256×256  procrustes  float32    22.5 MiB         12 B  15.0 MiB" in text
+    assert "more state than AdamW's: h.*.fc.weight (30)" in text
+    assert len(text.splitlines()) < 12
+    assert math.isclose(steepest.plan(shapes, "procrustes").bytes_per_parameter, 12, rel_tol=1e-2)
