@@ -31,6 +31,16 @@ from steepest.rules import (
     Simba,
     SimbaLeaky,
 )
+from steepest.trust import (
+    DictCallback,
+    Measurements,
+    Telemetry,
+    TensorBoardCallback,
+    Verification,
+    VerificationError,
+    telemetry,
+    verify,
+)
 
 __version__ = "0.1.0"
 
@@ -41,9 +51,11 @@ __all__ = [
     "AdEMAMix",
     "AdamW",
     "CommonOptions",
+    "DictCallback",
     "Explanation",
     "Hyperball",
     "Lion",
+    "Measurements",
     "Muon",
     "MuonOptions",
     "NorMuon",
@@ -59,6 +71,10 @@ __all__ = [
     "Signum",
     "Simba",
     "SimbaLeaky",
+    "Telemetry",
+    "TensorBoardCallback",
+    "Verification",
+    "VerificationError",
     "autotune",
     "autotune_file",
     "build",
@@ -67,6 +83,8 @@ __all__ = [
     "list_optimizers",
     "master_state_dict",
     "release_gradients",
+    "telemetry",
     "ternary",
+    "verify",
     "views",
 ]
