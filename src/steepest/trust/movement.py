@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 import torch
 from torch import Tensor
 
+from steepest.distributed.local import is_dtensor
 from steepest.optimizer import Optimizer
 from steepest.rule import find_rule
 from steepest.trust.applied import dense, own_part, values_of
@@ -57,10 +58,12 @@ class Movement:
         """
         allowed = {*may_rest, *(f"parameter {name!r}" for name in may_rest)}
         for index, group in enumerate(optimizer.param_groups):
-            tensors = [param for param in group["params"] if param.numel() > 0]
+            tensors = [param for param in group["params"] if own_part(param).numel() > 0]
             resting = [each for each in tensors if each not in self._moved and names[each] not in allowed]
             if group["rounding"] == "stochastic":  # it may keep a few elements where they are, for a while
                 resting = [each for each in resting if each not in self._pulled & self._paced]
+            # Whether the rows of another process moved is seen there.
+            resting = [each for each in resting if not is_dtensor(each) or each in self._pulled]
             wanted = [param for param in resting if param.requires_grad]
             if wanted:
                 raise VerificationError(

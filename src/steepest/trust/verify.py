@@ -55,7 +55,8 @@ def verify(
 
     It costs a copy of parameters, gradients and state, a second step and, for Muon, singular values; use it
     around a few steps. Outside of the context there is nothing that costs anything. Take at least two steps:
-    SOAP's first one moves nothing.
+    SOAP's first one moves nothing. With several processes all must verify the same steps; each sees its own
+    shards of DTensors.
 
     Args:
         optimizer: one of this library's. Schedulers, GradScaler, closures and subclasses are fine.

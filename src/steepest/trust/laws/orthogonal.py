@@ -28,8 +28,9 @@ __all__ = [
 # Singular values of the input, over its norm, from which the band's lower end holds. Half precision moves
 # them by its rounding, and directions that were smaller than that may come out as anything.
 _LEAST, _LEAST_HALF = 1e-3, 2e-2
-# What rounding adds to the band. "cans" has no margin for errors, and overshoots most.
-_SLACK, _SLACK_HALF, _SLACK_CANS = 0.02, 0.15, 0.45
+# What rounding adds to the band. In half precision "cans", and polynomials without a margin where the norm is
+# near the spectral one, overshoot more.
+_SLACK, _SLACK_HALF, _SLACK_TIGHT = 0.02, 0.15, 0.45
 _POWERS: dict[Normalization, int] = {"frobenius": 2, "schatten4": 4, "schatten8": 8}
 
 
@@ -186,7 +187,8 @@ def _matrix(
         half = _half(group, step.before, u)
         slack = _SLACK
         if half:
-            slack = _SLACK_CANS if group["coefficients"] == "cans" else _SLACK_HALF
+            tight = chosen.margin == 1 and normalization != "frobenius"
+            slack = _SLACK_TIGHT if tight or group["coefficients"] == "cans" else _SLACK_HALF
         low, high, least = low - slack, high + slack, _LEAST_HALF if half else _LEAST
         if normalization == "aol":
             least = math.inf  # its rows are scaled first, so that u tells too little
