@@ -160,11 +160,14 @@ def test_the_whitening_residual_falls_where_gradients_have_one_covariance():
     optimizer = steepest.QUAD({"w": weight}.items(), momentum=0.0, preconditioner_lr=0.1)
     skew = torch.diag(torch.logspace(0, -0.7, 6))
     residuals = []
-    with verify(optimizer) as verification:
-        for _ in range(150):
-            weight.grad = skew @ torch.linalg.qr(torch.randn(6, 6, generator=draw))[0]
+    for at in range(150):
+        weight.grad = skew @ torch.linalg.qr(torch.randn(6, 6, generator=draw))[0]
+        if at not in (0, 1, 149):
             optimizer.step()
-            residuals.append(verification.report["parameter 'w'"].get("whitening_residual"))
+            continue
+        with verify(optimizer) as verification:
+            optimizer.step()
+        residuals.append(verification.report["parameter 'w'"].get("whitening_residual"))
     # Orthogonal gradients in one skewed frame can be whitened exactly; at first they are as skewed as that.
     assert residuals[0] is None
     assert residuals[1] > 0.5

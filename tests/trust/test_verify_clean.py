@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import steepest
-from contract.cases import CASES, LOW_BIT, Case, by_id
+from contract.cases import CASES, LOW_BIT, RULES, Case, by_id
 from contract.training import set_gradients
 from steepest.trust.laws import LAWS
 
@@ -83,12 +83,40 @@ def test_a_report_holds_what_the_laws_measured():
     assert report == pytest.approx({"largest singular value": 1.0, "smallest singular value": 1.0}, abs=1e-5)
 
 
+@pytest.mark.parametrize("case", [*RULES, Case("hyperball", {"radius": 2.0})], ids=by_id)
+def test_odd_gradients_and_empty_tensors_verify(case: Case):
+    # None, zeros, tiny and huge ones, sparse and constant ones, and one that is not finite, in any order.
+    for seed, dtype in ((0, torch.float32), (1, torch.float16)):
+        draw = torch.Generator().manual_seed(seed)
+        params = case.params(dtype, shapes=((4, 3), (9, 7), (5,), (0, 3)))
+        named = [(f"p{index}", param) for index, param in enumerate(params)]
+        options = {"weight_decay": 0.1, "weight_decay_method": "cautious", "maximize": seed == 0}
+        optimizer = case.make(named, nonfinite="skip", lr=0.001, **options)
+        with steepest.verify(optimizer, may_rest=dict(named)):
+            for step in range(5):
+                for param in params:
+                    noise = torch.randn(param.shape, generator=draw)
+                    kinds = [
+                        None,
+                        0 * noise,
+                        1e-30 * noise,
+                        1e4 * noise,
+                        noise.relu(),
+                        torch.ones_like(noise),
+                    ]
+                    kind = kinds[int(torch.randint(0, len(kinds), (), generator=draw))]
+                    param.grad = None if kind is None else kind.to(dtype)
+                if step == 3:
+                    params[0].grad = torch.full_like(params[0], torch.nan)
+                optimizer.step()
+
+
 @pytest.mark.parametrize("wide", [8, 128])
 @pytest.mark.parametrize("name", ["muon", "scion", "polargrad", "normuon", "hyperball"])
-@pytest.mark.parametrize("coefficients", ["quintic", "jordan", "polar_express", "minimax_17_17"])
+@pytest.mark.parametrize("coefficients", ["quintic", "jordan", "minimax_17_17"])
 def test_muons_band_holds_for_bad_gradients(name: str, coefficients: str, wide: int):
     # Rank-deficient, badly scaled, with a few huge or tiny columns; at 128 perhaps in half precision.
-    for seed in range(10 if wide == 8 else 2):
+    for seed in range(6 if wide == 8 else 1):
         draw = torch.Generator().manual_seed(seed)
         weight = nn.Parameter(torch.randn(wide, wide + 5, generator=draw))
         optimizer = steepest.create(name, [weight], lr=1.0, coefficients=coefficients, weight_decay=0.0)

@@ -77,7 +77,7 @@ class AppliedStep:
 def applied_step(
     optimizer: Optimizer, twin: Optimizer, batch: ParamBatch, member: ParamUpdate, owner: Tensor
 ) -> AppliedStep | None:
-    """Return what a step did to a tensor; None if nothing follows from it: lr is 0, or numbers not finite.
+    """Return what a step did to a tensor; None if nothing follows: lr is 0, it is empty, or not finite.
 
     Args:
         optimizer: after the step.
@@ -93,7 +93,11 @@ def applied_step(
         widened(real_view(own_part(weight)))
         for weight in (weight_of(twin, member.owner), weight_of(optimizer, owner))
     )
-    if lr <= 0 or not all(bool(each.isfinite().all()) for each in (gradient, before, after)):
+    if (
+        lr <= 0
+        or gradient.numel() == 0
+        or not all(bool(each.isfinite().all()) for each in (gradient, before, after))
+    ):
         return None
     if group["maximize"]:
         gradient = -gradient
@@ -105,9 +109,9 @@ def applied_step(
     if method not in (None, "l2"):
         direction = (decayed(before, float(strength), method or "") - after) / lr
     if method == "cautious":
-        # Only where the step and the weight have one sign was there a decay.
+        # Decayed only where the step also goes toward 0: of the two readings the smaller is the true one.
         shrunk = (before * float(strength) - after) / lr
-        direction = torch.where(plain * before < 0, plain, shrunk)
+        direction = torch.where(plain.abs() < shrunk.abs(), plain, shrunk)
     # Products, sums and the learning rate are rounded in the dtype of the computation, then p is stored.
     largest = torch.maximum(before.abs(), after.abs())
     computing = 4 * torch.finfo(config.compute).eps * (largest + lr * plain.abs())

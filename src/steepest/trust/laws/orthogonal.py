@@ -102,10 +102,14 @@ def holds_the_norm(step: AppliedStep) -> str | None:
             norm, allowed = float(now.norm()), float(off.norm()) * step.lr + 1e-5 * radius
             if abs(norm - radius) > allowed and not torch.equal(was, now):
                 return f"‖p‖ must be {radius:.6g}, and is {norm:.6g} after the step"
-            # In its first step a matrix may come from another norm than the radius that was asked for.
+            # At first a matrix may have another norm than the radius that was asked for.
             chord = float((now - was).norm())
             most = 2 * radius * math.sin(math.asin(min(step.lr, 1.0)) / 2)
-            if step.state_before and step.lr < 1 and chord > most * (1 + 1e-4) + 2 * allowed:
+            if (
+                abs(float(was.norm()) - radius) <= allowed
+                and step.lr < 1
+                and chord > most * (1 + 1e-4) + 2 * allowed
+            ):
                 return f"p must turn by at most arcsin(lr), so that ‖Δp‖ ≤ {most:.4g}; it is {chord:.4g}"
     return None
 
@@ -133,7 +137,7 @@ def polar_band(polynomials: tuple[Polynomial, ...], margin: float = 1.0) -> tupl
 
 def _outside(matrix: _Matrix, values: Tensor, step: AppliedStep) -> str | None:
     error, low, high = matrix.error, matrix.low, matrix.high
-    largest = float(values.amax()) if values.numel() else 0.0
+    largest = float(values.amax())
     step.report["largest singular value"] = largest
     if largest > high + error:
         return (
@@ -157,8 +161,6 @@ def _matrices(step: AppliedStep, factor: float) -> Iterator[_Matrix]:
     blocks = zip(*map(step.matrices, (step.direction, step.rounding, given, error)), strict=True)
     for (_, direction), (_, rounding), (_, u), (_, off) in blocks:
         rows, columns = direction.shape[-2:]
-        if rows * columns == 0:
-            continue
         scale = scale_factor(step.group["scale"], rows, columns) * step.group["extra_scale"] * factor
         if scale == 0:
             continue
@@ -214,8 +216,7 @@ def _input(step: AppliedStep) -> tuple[Tensor, Tensor]:
     m, g, beta = stored.to(step.gradient.dtype), step.gradient, step.group["momentum"]
     if step.group["state_dtype"] == "int8":
         # A code is off by at most 1/127 of the largest in its block, or less.
-        eps = m.abs().amax().clamp_min(0) / 127 if m.numel() else m
-        off = torch.full_like(m, float(eps)) if m.numel() else m
+        off = torch.full_like(m, float(m.abs().amax()) / 127)
     else:
         off = m.abs() * max(torch.finfo(stored.dtype).eps, torch.finfo(torch.float32).eps)
     return (g + beta * (m - g) if step.group["nesterov"] else m), off

@@ -16,7 +16,7 @@ def is_a_sign(step: AppliedStep) -> str | None:
         direction = direction - step.group["weight_decay"] * step.before.sign()
     size = direction.abs()
     off = torch.minimum(size, (size - 1).abs()) - step.rounding
-    if size.numel() == 0 or float(off.max()) <= 0:
+    if float(off.max()) <= 0:
         return None
     worst = int(off.flatten().argmax())
     return (
