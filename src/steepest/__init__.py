@@ -32,6 +32,16 @@ from steepest.rules import (
     Simba,
     SimbaLeaky,
 )
+from steepest.trust import (
+    DictCallback,
+    Measurements,
+    Telemetry,
+    TensorBoardCallback,
+    Verification,
+    VerificationError,
+    telemetry,
+    verify,
+)
 
 __version__ = "0.1.0"
 
@@ -42,9 +52,11 @@ __all__ = [
     "AdEMAMix",
     "AdamW",
     "CommonOptions",
+    "DictCallback",
     "Explanation",
     "Hyperball",
     "Lion",
+    "Measurements",
     "Muon",
     "MuonOptions",
     "NorMuon",
@@ -61,6 +73,10 @@ __all__ = [
     "Signum",
     "Simba",
     "SimbaLeaky",
+    "Telemetry",
+    "TensorBoardCallback",
+    "Verification",
+    "VerificationError",
     "autotune",
     "autotune_file",
     "build",
@@ -71,6 +87,8 @@ __all__ = [
     "master_state_dict",
     "plan",
     "release_gradients",
+    "telemetry",
     "ternary",
+    "verify",
     "views",
 ]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
     from typing_extensions import TypeIs
 
-__all__ = ["ReleasedGradients", "release_gradients"]
+__all__ = ["ReleasedGradients", "is_released", "release_gradients"]
 
 # As in torch.nn.utils.clip_grad_norm_, against a division by zero.
 _CLIP_EPS = 1e-6
@@ -108,6 +108,11 @@ def release_gradients(
     [[-0.5, 0.5]]
     """
     return ReleasedGradients(model, optimizer, clip_value=clip_value, clip_norm=clip_norm)
+
+
+def is_released(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether an optimizer's parameters are stepped in backward at present."""
+    return any(each._optimizer is optimizer for each in _live)
 
 
 class ReleasedGradients:
@@ -446,5 +451,5 @@ def _check_params(model: nn.Module, optimizer: Optimizer) -> None:
             if id(param) in released:
                 who = describe(group, group_index, index)
                 raise ValueError(f"{who} is released already; remove() that first")
-    if any(other._optimizer is optimizer for other in _live):
+    if is_released(optimizer):
         raise ValueError("the optimizer's gradients are released already; remove() that first")

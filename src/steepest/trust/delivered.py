@@ -1,0 +1,122 @@
+"""Compare the gradients that are stepped with those that backward delivered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from steepest.engine.layout import real_view
+from steepest.trust.applied import dense, widened
+from steepest.trust.errors import VerificationError
+
+__all__ = ["DeliveredGradients"]
+
+_TOLERANCE = 0.01  # of half precision's rounding; whoever divides twice divides by 2 at least
+_CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_'s
+
+
+class DeliveredGradients:
+    """The sums, since the gradients were last cleared, of what backward delivered to some parameters.
+
+    Args:
+        params: the parameters, with their names for messages.
+        scale: what a stepped gradient must be over that sum, or a function that returns it at each step.
+        max_norm: the norm to which ``torch.nn.utils.clip_grad_norm_`` clips all of them together, after that.
+    """
+
+    def __init__(
+        self, params: Mapping[Tensor, str], scale: float | Callable[[], float], max_norm: float | None
+    ) -> None:
+        self._names, self._scale, self._max_norm = params, scale, max_norm
+        self._sums: dict[Tensor, Tensor] = {}
+        self._arriving: dict[Tensor, tuple[Tensor, bool]] = {}
+        self._hooks: list[RemovableHandle] = []
+        # Wrappers average the gradients of several processes, after they were delivered.
+        if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+            return
+        for param in params:
+            if param.requires_grad and param.is_leaf:
+                # Only both hooks together tell what is added to .grad from what torch.autograd.grad returns.
+                watch: Any = param  # torch has no types for its hooks
+                self._hooks.append(watch.register_hook(partial(self._arrives, param)))
+                self._hooks.append(watch.register_post_accumulate_grad_hook(self._is_added))
+
+    def remove(self) -> None:
+        """Watch no longer."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+        self._sums.clear()
+        self._arriving.clear()
+
+    def _arrives(self, param: Tensor, gradient: Tensor) -> None:
+        fresh = param.grad is None or not bool(dense(param.grad).any())
+        self._arriving[param] = (gradient, fresh)
+
+    @torch.no_grad()
+    def _is_added(self, param: Tensor) -> None:
+        if param not in self._arriving:
+            return
+        gradient, fresh = self._arriving.pop(param)
+        gradient = dense(gradient.detach())
+        if fresh:
+            self._sums[param] = gradient.clone()
+        elif param in self._sums:  # not what was there before anybody watched
+            self._sums[param] = self._sums[param] + gradient
+
+    @torch.no_grad()
+    def check(self, stepped: Collection[Tensor]) -> None:
+        """Raise :class:`VerificationError` if a gradient is not what backward delivered, times the scale.
+
+        Gradients to which no backward has added since the watch began are not compared, nor are those of
+        parameters that are not ``stepped``; these belong to the norm alone.
+        """
+        watched = [param for param in self._names if param in self._sums and param.grad is not None]
+        if not watched:
+            return
+        scale = float(self._scale() if callable(self._scale) else self._scale)
+        sums = {param: _wide(self._sums[param]) for param in watched}
+        if not all(bool(total.isfinite().all()) for total in sums.values()):
+            return  # skipped, or NaN whatever they are multiplied by
+        expected, norm = scale, 0.0
+        if self._max_norm is not None:
+            norm = abs(scale) * torch.stack([total.norm().cpu() for total in sums.values()]).norm().item()
+            expected *= min(1.0, self._max_norm / (norm + _CLIP_EPS))
+        for param in watched:
+            if param in stepped:
+                self._compare(param, sums[param], expected)
+
+    def _compare(self, param: Tensor, total: Tensor, expected: float) -> None:
+        assert param.grad is not None
+        stepped, name = _wide(dense(param.grad)), self._names[param]
+        if not bool(stepped.isfinite().all()):
+            return  # ``nonfinite`` says what becomes of it
+        square = total.square().sum()
+        factor = float((stepped * total).sum() / square) if float(square) > 0 else 0.0
+        # What float16 cannot hold is lost in the division, not by anybody's mistake.
+        least = torch.finfo(param.grad.dtype).smallest_normal * stepped.numel() ** 0.5
+        off = float((stepped - factor * total).norm())
+        if off > _TOLERANCE * float(stepped.norm()) + least:
+            raise VerificationError(
+                f"{name}: the gradient that was stepped is not the one that backward delivered, times a "
+                "number: something changed it in between. If it should have, say gradient_scale=None"
+            )
+        missed = float((stepped - expected * total).norm())
+        if missed > _TOLERANCE * abs(expected) * float(total.norm()) + least:
+            raise VerificationError(
+                f"{name}: the gradient that was stepped is {factor:.6g} times what backward delivered "
+                f"since it was cleared, and should be {expected:.6g} times that. Is it divided twice, or "
+                "not at all? State what is meant: gradient_scale=1/k where the sum of k backward passes is "
+                "averaged by hand, gradient_scale=lambda: 1 / scaler.get_scale() with a GradScaler, "
+                "max_norm=c with clip_grad_norm_(parameters, c), gradient_scale=None for no such check"
+            )
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return widened(real_view(tensor))

@@ -1,0 +1,235 @@
+"""What verification finds, each by a run that went wrong in just this way; the tensor is named."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import steepest
+from steepest import VerificationError, verify
+from steepest.registry import optimizer_class
+
+from .training import backward, make_model, rejected, train
+
+
+class Wrapper:
+    """A wrapper that says it trains with the given optimizer, and trains with another."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self.own = torch.optim.AdamW(p for group in optimizer.param_groups for p in group["params"])
+
+    def step(self) -> None:
+        self.own.step()
+
+    def zero_grad(self) -> None:
+        self.own.zero_grad()
+
+
+def test_a_wrapper_that_trains_with_another_optimizer():
+    model = make_model()
+    optimizer = steepest.Muon(
+        [{"params": [("w", model[0].weight)]}, {"params": [("b", model[0].bias)], "rule": "lion"}]
+    )
+    with rejected("'w' changed before any optimizer.step", optimizer):
+        train(model, Wrapper(optimizer))
+
+
+def test_a_wrapper_that_calls_both():
+    model = make_model()
+    optimizer = steepest.Lion(model.named_parameters())
+    wrapper = Wrapper(optimizer)
+    with rejected(r"'0.weight' changed after the last", optimizer):
+        train(model, optimizer, 1)
+        wrapper.step()
+        train(model, optimizer, 1)
+
+
+@pytest.mark.parametrize("name", steepest.list_optimizers())
+def test_a_step_that_is_another_optimizers_inside(name: str):
+    weight = nn.Parameter(torch.randn(8, 6, generator=torch.Generator().manual_seed(0)))
+    cls = optimizer_class(name)
+
+    class Disguised(cls):
+        def step(self, closure=None):
+            torch.optim.RMSprop(self.param_groups[0]["params"], lr=0.01).step()
+
+    named = {"layer.weight": weight}.items()
+    options = {"scaled_orthogonalize_fn": lambda u: u} if name == "orthogonalized" else {}
+    with rejected("'layer.weight'", Disguised(named, **options)) as run:
+        weight.grad = torch.randn(8, 6, generator=torch.Generator().manual_seed(1))
+        run._optimizer.step()
+
+
+class ClippedMuon(steepest.Muon):
+    """Clips the norm after orthogonalizing, where the norm is what was chosen."""
+
+    def orthogonalize(self, p, grad, **options):
+        polar = super().orthogonalize(p, grad, **options)
+        return polar * (0.3 / polar.norm()).clamp(max=1)
+
+
+def test_clipping_after_orthogonalization_by_a_subclass():
+    # The copy has the same subclass's code, so that only the singular values tell.
+    model = make_model()
+    optimizer = ClippedMuon({"0.weight": model[0].weight}.items())
+    with rejected(r"'0.weight', stepped by 'muon': 6 singular values .* ≥ 0.4", optimizer):
+        train(model, optimizer)
+
+
+def test_clipping_after_orthogonalization_by_a_hook():
+    model = make_model()
+    weight = model[0].weight
+    optimizer = steepest.Muon({"0.weight": weight}.items(), weight_decay=0.0)
+    kept = {}
+
+    def keep(optimizer, args, kwargs):
+        kept["p"] = weight.detach().clone()
+
+    def clip(optimizer, args, kwargs):
+        with torch.no_grad():
+            weight.copy_(kept["p"] + 0.9 * (weight - kept["p"]))
+
+    optimizer.register_step_pre_hook(keep)
+    optimizer.register_step_post_hook(clip)
+    # 0.9 leaves the singular values in the band; the comparison with the copy tells.
+    with rejected(r"'0.weight', in a group of 'muon': it moved by", optimizer):
+        train(model, optimizer)
+
+
+def dead(kind: str) -> tuple[nn.Module, steepest.Optimizer]:
+    """A model and its optimizer, whose second group is dead."""
+    model = make_model()
+    groups = [
+        {"params": list(model[0].named_parameters("0"))},
+        {"params": list(model[2].named_parameters("2")), **({"lr": 0.0} if kind == "learning rate" else {})},
+    ]
+    optimizer = steepest.AdamW(groups, lr=0.01, weight_decay=0.0)
+    if kind in ("requires", "no gradient"):
+        model[2].requires_grad_(False)
+    if kind == "no gradient":
+        for param in optimizer.param_groups[1]["params"]:
+            param.requires_grad_(True)
+        model[2].forward = lambda x: torch.nn.functional.linear(
+            x, model[2].weight.detach(), model[2].bias.detach()
+        )
+    if kind == "gradient is 0":
+        model[2].register_forward_hook(lambda module, args, out: 0 * out + args[0][:, :4])
+    return model, optimizer
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("learning rate", "'2.weight' did not move in 3 steps: its learning rate is 0; 2 of the 2"),
+        ("requires", "group 1 is dead: none of its 2 tensors requires a gradient, parameter '2.weight'"),
+        ("no gradient", "'2.weight' did not move in 3 steps: it had no gradient"),
+        ("gradient is 0", "'2.weight' did not move in 3 steps: its gradient is 0"),
+    ],
+)
+def test_a_dead_group(kind: str, said: str):
+    model, optimizer = dead(kind)
+    with rejected(said, optimizer):
+        train(model, optimizer)
+
+
+def test_a_step_lost_to_rounding_and_the_master_that_keeps_it():
+    for options in ({}, {"master": "split16"}):
+        weight = nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
+        optimizer = steepest.Lion({"weight": weight}.items(), lr=1e-4, **options)
+        run = verify(optimizer)
+        run.__enter__()
+        weight.grad = torch.ones_like(weight)
+        optimizer.step()
+        if options:
+            run.__exit__(None, None, None)
+        else:
+            with pytest.raises(VerificationError, match=r"'weight' did not move .* torch.bfloat16 can show"):
+                run.__exit__(None, None, None)
+
+
+def test_tensors_that_may_rest_are_named():
+    model, optimizer = dead("learning rate")
+    with verify(optimizer, may_rest=["2.weight", "2.bias"]):
+        train(model, optimizer)
+    with rejected("'2.bias' did not move", optimizer, may_rest=["2.weight"]):
+        train(model, optimizer)
+
+
+def test_a_parameter_that_nobody_steps():
+    model = make_model()
+    named = [(name, param) for name, param in model.named_parameters() if name != "2.bias"]
+    optimizer = steepest.Lion(named)
+    with verify(optimizer):
+        train(model, optimizer)
+    with rejected("'2.bias' of the model is in no group .* nobody stepped it", optimizer, model=model):
+        train(model, optimizer)
+    # A second optimizer's parameters are stepped by somebody, frozen ones by nobody on purpose.
+    other = torch.optim.SGD([model[2].bias], lr=0.1)
+    with verify(optimizer, model=model):
+        train(model, optimizer, between=other.step)
+    model[2].bias.requires_grad_(False)
+    with verify(optimizer, model=model):
+        train(model, optimizer)
+
+
+def test_names_of_the_model_are_used_if_the_optimizer_has_none():
+    model = make_model()
+    optimizer = steepest.Lion(model.parameters(), lr=0.0)
+    with rejected(r"parameter '0.weight' did not move", optimizer, model=model):
+        train(model, optimizer)
+    with rejected(r"parameter 0 of group 0 \(shape \(8, 6\)\) did not move", optimizer):
+        train(model, optimizer)
+
+
+def test_no_step_at_all():
+    model = make_model()
+    with rejected("no step was taken", steepest.Lion(model.parameters())):
+        backward(model, 0)
+
+
+def test_a_step_that_should_have_been_skipped():
+    model = make_model()
+    optimizer = steepest.Lion(model.named_parameters(), nonfinite="skip")
+
+    def write(optimizer, args, kwargs):
+        with torch.no_grad():
+            model[0].bias.add_(1)
+
+    optimizer.register_step_post_hook(write)
+    with rejected(r"'0.bias' changed in a step that had to be skipped", optimizer):
+        backward(model, 0)
+        model[2].weight.grad[0, 0] = torch.nan
+        optimizer.step()
+
+
+def test_packed_weights_that_somebody_else_flips():
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
+    steepest.ternary.ternarize(model)
+    optimizer = steepest.build(model, "lion", ternary={"threshold": 2})
+    optimizer.register_step_post_hook(lambda *_: model[0].packed[0, 0].bitwise_xor_(1))
+    with rejected("'0.votes'.*1 bytes of packed weights", optimizer):
+        model(torch.randn(8, 16)).square().mean().backward()
+        optimizer.step()
+
+
+def test_what_is_not_served_is_refused():
+    model = make_model()
+    with pytest.raises(TypeError, match=r"takes an optimizer of steepest, got torch.optim.adamw.AdamW"):
+        verify(torch.optim.AdamW(model.parameters()))
+    optimizer = steepest.Lion(model.parameters())
+    with steepest.release_gradients(model, optimizer), pytest.raises(ValueError, match="are released"):
+        verify(optimizer).__enter__()
+    with verify(optimizer) as run:
+        train(model, optimizer)
+        with pytest.raises(ValueError, match="entered already"):
+            run.__enter__()
+
+
+def test_an_error_in_the_context_is_not_hidden():
+    model = make_model()
+    optimizer = steepest.Lion(model.parameters())
+    with pytest.raises(KeyError), verify(optimizer):
+        raise KeyError("ours")
+    assert not optimizer._optimizer_step_pre_hooks
