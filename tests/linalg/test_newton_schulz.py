@@ -88,11 +88,21 @@ class TestCoefficients:
         }
         assert {name: table.margin for name, table in COEFFICIENTS.items() if table.margin != 1} == {
             "polar_express": 1.02,
+            "cans": 1.02,
             "minimax_17_17": 1.02,
             "minimax_9_17_3": 1.02,
             "minimax_17_17_3": 1.02,
         }
         assert all(table.source for table in COEFFICIENTS.values())
+
+    @pytest.mark.parametrize("name", sorted(COEFFICIENTS))
+    def test_low_ranks_stay_bounded_in_bfloat16(self, name):
+        """Their singular values come near 1, beyond which a polynomial may rise without bound."""
+        for seed in range(8):
+            generator, rank = torch.Generator().manual_seed(seed), 1 + seed % 4
+            x = torch.randn(128, rank, generator=generator) @ torch.randn(rank, 133, generator=generator)
+            largest = torch.linalg.matrix_norm(newton_schulz(x, name, dtype=torch.bfloat16).double(), 2)
+            assert largest < 1.3
 
     def test_table_is_frozen(self):
         with pytest.raises(TypeError):

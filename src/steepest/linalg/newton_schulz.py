@@ -70,7 +70,7 @@ def newton_schulz(
     =============== ========== =========== ============ ============================
 
     Run "quintic" for a multiple of 5 steps: its steep first triple maps a σ that has reached 1.15 back to
-    0.09. "cans" has no margin for rounding errors: in bfloat16 it reaches 1.5. A custom list cycles.
+    0.09. "cans" in the Gram form and in bfloat16 reached 2.7. A custom list cycles.
 
     **High degrees.** An iteration of degree 3, 5, 9 or 17 needs two products with X or Xᵀ, and 0, 1, 2 or 3
     of r×r matrices. The "minimax" sets bring σ/‖X‖ ≥ 0.0062, 0.0043 and 0.0027 to [0.8, 1.2] with fewer
@@ -124,8 +124,8 @@ def newton_schulz(
         TypeError: ``x`` is not a tensor of one of those dtypes.
         RuntimeError: ``out`` where autograd needs a derivative.
         ValueError: ``x`` has fewer than two dimensions; the name is unknown (the message suggests the
-            closest); a polynomial is invalid; ``steps`` < 1; ``eps`` ≤ 0; or normalization,
-            dtype, form or method is unknown.
+            closest); a polynomial is invalid; ``steps`` < 1; ``eps`` ≤ 0; normalization, dtype, form or
+            method is unknown; or the normalization does not go with "cans".
 
     Source: Bernstein and Newhouse, "Old Optimizer, New Norm: An Anthology", arXiv 2409.20325 (2024);
     :data:`COEFFICIENTS` names the source of each set. Gram form: Zhang, Amsel, Chen, Dao, "Gram
@@ -152,6 +152,11 @@ def newton_schulz(
     if out is not None and (out is not x or (x.requires_grad and torch.is_grad_enabled())):
         _check_out(x, out)
     table = coefficient_set(coefficients)
+    if table.tight and normalization not in (None, table.normalization):
+        raise ValueError(
+            f"newton_schulz: these coefficients need normalization={table.normalization!r}, got "
+            f"{normalization!r}: with it, half precision overflows"
+        )
     schedule = table.scaled_schedule(steps)
     if x.numel() == 0:
         return x.clone() if out is None else out

@@ -28,8 +28,8 @@ __all__ = [
 # Singular values of the input, over its norm, from which the band's lower end holds. Half precision moves
 # them by its rounding, and directions that were smaller than that may come out as anything.
 _LEAST, _LEAST_HALF = 1e-3, 2e-2
-# What rounding adds to the band. In half precision "cans", and polynomials without a margin where the norm is
-# near the spectral one, overshoot more.
+# What rounding adds to the band. In half precision polynomials without a margin overshoot more where the norm
+# is near the spectral one.
 _SLACK, _SLACK_HALF, _SLACK_TIGHT = 0.02, 0.15, 0.45
 _POWERS: dict[Normalization, int] = {"frobenius": 2, "schatten4": 4, "schatten8": 8}
 
@@ -190,7 +190,7 @@ def _matrix(
         slack = _SLACK
         if half:
             tight = chosen.margin == 1 and normalization != "frobenius"
-            slack = _SLACK_TIGHT if tight or group["coefficients"] == "cans" else _SLACK_HALF
+            slack = _SLACK_TIGHT if tight else _SLACK_HALF
         low, high, least = low - slack, high + slack, _LEAST_HALF if half else _LEAST
         if normalization == "aol":
             least = math.inf  # its rows are scaled first, so that u tells too little
