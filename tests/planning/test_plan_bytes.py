@@ -233,6 +233,24 @@ def test_ternary_models(bits: int, accumulator: torch.dtype, frozen: bool):
     assert row.gradient_bytes == 16 * 8 + layer.votes.nbytes
 
 
+@pytest.mark.usefixtures("bytes_alone")
+def test_rows_of_accumulators_on_several_processes():
+    def work(rank: int) -> list[int]:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(12, 14), nn.ReLU(), nn.Linear(14, 2))
+        ternarize(model)
+        options: dict[str, Any] = {"ternary": {"distributed": "rows"}, "compile": False}
+        plan = steepest.plan(model, "lion", **options)
+        optimizer = steepest.build(model, "lion", **options)
+        model(torch.ones(2, 12)).sum().backward()
+        optimizer.step()
+        assert plan.state_bytes == optimizer.state_bytes()
+        return [row.state_bytes for row in plan.rows if row.name == "0.packed"]
+
+    # Four rows for each but the last, of twelve bytes, and a count of steps.
+    assert run_on_ranks(work) == [[52], [52], [52], [28]]
+
+
 # -- names and shapes
 
 

@@ -13,6 +13,7 @@ import steepest
 from distributed.ranks import alone_as
 from peak_memory import highest
 from steepest.rule import find_rule
+from steepest.ternary import ternarize
 
 
 def step(model: nn.Module, rule: str, **options: Any) -> steepest.Optimizer:
@@ -116,6 +117,21 @@ def test_the_bound_holds_on_shards(name: str, rank: int):
         plan = steepest.plan(model, name, compile=False)
         step(model, name)
         seen = measured(model, name)
+    assert seen <= plan.temporary_bytes <= 4 * seen, plan.temporary_bytes / seen
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"zero_pull": 0.1}, {"max_flip_fraction": 0.001}, {"accumulator": torch.int16}], ids=str
+)
+def test_the_bound_holds_for_ternary_weights(options: dict[str, Any]):
+    model = nn.Sequential(nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 8))
+    ternarize(model)
+    plan = steepest.plan(model, "lion", ternary=options, compile=False)
+    optimizer = steepest.build(model, "lion", ternary=options, compile=False)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(torch.ones(2, 1024)).sum().backward()
+        seen = highest(optimizer.step)
     assert seen <= plan.temporary_bytes <= 4 * seen, plan.temporary_bytes / seen
 
 

@@ -214,6 +214,11 @@ def _first_step(optimizer: Optimizer) -> tuple[list[ParamBatch], Sharding | None
     for batch in batches:
         for member in batch.members:
             member.state = fresh_state(batch.config, member)
+            if (target := member.target) is not None:
+                # On the meta device accumulators are whole, also where each process keeps its own rows.
+                rows = target.owner.rows(target.name, member.group)
+                whole = member.state["accumulator"]
+                member.state["accumulator"] = whole if rows is None else whole[rows.own]
             member.columns = [
                 member.param,
                 member.grad,

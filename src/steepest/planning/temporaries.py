@@ -30,6 +30,7 @@ from steepest.engine.units import Sharding, Unit
 from steepest.engine.update import UpdateConfig
 from steepest.engine.waves import sends_param
 from steepest.scratch import KEPT_BYTES
+from steepest.ternary.chunks import LARGE, row_chunks
 
 __all__ = ["temporary_bytes"]
 
@@ -60,7 +61,7 @@ def temporary_bytes(
         config = copy.copy(batch.config)
         config.device = device
         if config.rule.moves:
-            here = max(here, *[_flip_bytes(member) for member in batch.members])
+            here = max(here, *[_flip_bytes(member, device) for member in batch.members])
             continue
         if config.group["state_device"] == "cpu" and device.type != "cpu":
             config.device = torch.device("cpu")
@@ -242,6 +243,9 @@ def _parcel_bytes(config: UpdateConfig, unit: Unit) -> int:
     return config.compute.itemsize * (part * (sent + 2) + whole * (sent + 2))
 
 
-def _flip_bytes(member: ParamUpdate) -> int:
-    """Return what the step of ternary weights takes: votes of a wider dtype, and a block of rows."""
-    return int(math.prod(member.target.shape)) + (1 << 21)
+def _flip_bytes(member: ParamUpdate, device: torch.device) -> int:
+    """Return what a chunk of ternary weights takes: counters as words, their masks, and a pull's noise."""
+    group, (rows, columns) = member.group, member.target.shape
+    chunk = row_chunks(rows, columns, device, LARGE)[0]
+    each = 4 * group["accumulator"].itemsize + 8 * (group["zero_pull"] > 0)
+    return int(chunk.stop - chunk.start) * int(columns) * int(each)

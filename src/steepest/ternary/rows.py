@@ -154,11 +154,9 @@ class AccumulatorRows(StateSpec):
     device: torch.device | None = None
 
     def make(self, param: Tensor, state_dtype: StateDtype = None) -> Tensor:
-        """Return the zeros of the own rows: a DTensor, but on the meta device, for counting, they alone."""
-        if self.rows is None:
+        """Return the zeros of the own rows; on the meta device the whole accumulator."""
+        if self.rows is None or param.is_meta:
             return super().make(param, state_dtype)
         own = self.rows.own
         shape = own.stop - own.start, self.rows.columns
-        if param.is_meta:
-            return torch.zeros(shape, dtype=self.dtype, device="meta")
         return self.rows.sharded(torch.zeros(shape, dtype=self.dtype, device=self.device))
