@@ -31,6 +31,7 @@ from steepest.rules import (
     Simba,
     SimbaLeaky,
 )
+from steepest.trust import flatten_state_dict, load_checkpoint, save_checkpoint, unflatten_state_dict
 
 __version__ = "0.1.0"
 
@@ -64,9 +65,13 @@ __all__ = [
     "build",
     "compat",
     "create",
+    "flatten_state_dict",
     "list_optimizers",
+    "load_checkpoint",
     "master_state_dict",
     "release_gradients",
+    "save_checkpoint",
     "ternary",
+    "unflatten_state_dict",
     "views",
 ]
