@@ -31,7 +31,14 @@ from steepest.rules import (
     Simba,
     SimbaLeaky,
 )
-from steepest.trust import flatten_state_dict, load_checkpoint, save_checkpoint, unflatten_state_dict
+from steepest.trust import (
+    Certificate,
+    certify,
+    flatten_state_dict,
+    load_checkpoint,
+    save_checkpoint,
+    unflatten_state_dict,
+)
 
 __version__ = "0.1.0"
 
@@ -41,6 +48,7 @@ __all__ = [
     "SOAP",
     "AdEMAMix",
     "AdamW",
+    "Certificate",
     "CommonOptions",
     "Explanation",
     "Hyperball",
@@ -63,6 +71,7 @@ __all__ = [
     "autotune",
     "autotune_file",
     "build",
+    "certify",
     "compat",
     "create",
     "flatten_state_dict",

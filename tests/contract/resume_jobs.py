@@ -97,9 +97,9 @@ _OTHERS = [
     *(Job(None, kind) for kind in KINDS),
     *(Job(case, str(dtype).removeprefix("torch.")) for case, dtype in LOW_BIT),
 ]
-# Files are cheap; an entry of a distributed checkpoint takes a fifth of a millisecond to save and to load, and
-# a flat one has an entry for each option of each parameter. So every rule goes with every kind of parameter,
-# and every variant of a rule with one kind, each another.
+# Files are cheap; an entry of a distributed checkpoint takes a fifth of a millisecond to save and to load,
+# and a flat one has an entry for each option of each parameter. So every rule goes with every kind of
+# parameter, and every variant of a rule with one kind, each another.
 EVERY = [*(Job(case, kind) for case in CASES for kind in KINDS), *_OTHERS]
 DISTRIBUTED = [
     *(Job(case, kind) for case in RULES for kind in KINDS),

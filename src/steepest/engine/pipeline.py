@@ -150,9 +150,9 @@ def _for_a_checkpoint() -> bool:
     """Return whether torch.distributed.checkpoint takes this first step only so that the state exists.
 
     It steps with zero gradients and lr = 0 to save the state or to load into it. As a step, that would count,
-    which shifts bias corrections and schedules, and an L2 decay would enter the momentum, even in the run that
-    saves. Zero gradients are no sign of it where one of several processes may have no others; the caller is the
-    same on all.
+    which shifts bias corrections and schedules, and an L2 decay would enter the momentum, even in the run
+    that saves. Zero gradients are no sign of it, as one of several processes may have no others; the caller
+    is the same on all.
     """
     frame: FrameType | None = sys._getframe()
     while frame is not None and frame.f_code.co_name != "_init_optim_state":

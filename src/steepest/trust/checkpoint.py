@@ -1,4 +1,4 @@
-"""Checkpoints that a crash cannot lose: written beside the last good one, which is kept until they are whole."""
+"""Checkpoints that a crash cannot lose: the last good one is kept until the next is whole."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from torch.utils._pytree import keystr, tree_leaves_with_path, tree_map_only
 
 from steepest.distributed.local import is_dtensor
 
-__all__ = ["load_checkpoint", "save_checkpoint"]
+__all__ = ["generator_states", "load_checkpoint", "save_checkpoint", "set_generators"]
 
 _FORMAT = "steepest.save_checkpoint"
 _VERSION = 1
@@ -50,8 +50,8 @@ def save_checkpoint(
         model: saved by its ``state_dict()``; or a state dict.
         optimizer: any torch optimizer, by its ``state_dict()``; or a state dict.
         extra: whatever else training goes on from, by name. Objects with a ``state_dict()`` (schedulers, a
-            ``GradScaler``, samplers) are saved by it; the rest is plain data: numbers, strings, tensors, dtypes,
-            and lists, tuples and dicts of those.
+            ``GradScaler``, samplers) are saved by it; the rest is plain data: numbers, strings, tensors,
+            dtypes, and lists, tuples and dicts of those.
         rng: also save the state of torch's generators, CPU and CUDA, and of Python's ``random``, from which
             dropout and shuffling go on.
 
@@ -76,7 +76,7 @@ def save_checkpoint(
         content[name] = _packed(name, value)
     content["extra"] = {name: _packed(f"extra[{name!r}]", value) for name, value in (extra or {}).items()}
     if rng:
-        content["rng"] = _generator_states()
+        content["rng"] = generator_states()
     leftover = re.compile(re.escape(path.name) + r"\.[0-9a-f]{8}\.tmp")
     for each in path.parent.iterdir():
         if leftover.fullmatch(each.name):
@@ -138,7 +138,7 @@ def load_checkpoint(
     names = sorted(takers, key=lambda name: (name != "model", name != "optimizer"))
     _load_all(path, {name: takers[name] for name in names}, states)
     if rng and optimizer is not None and "rng" in content:
-        _set_generators(content["rng"])
+        set_generators(content["rng"])
     return {name: value for name, value in content["extra"].items() if name not in (extra or {})}
 
 
@@ -159,7 +159,8 @@ def _packed(name: str, value: Any) -> Any:
         reason = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
         reason = reason.strip().partition(" was not an allowed global")[0].partition("\n")[0]
         raise ValueError(
-            f"{name} is not plain data that torch.load(weights_only=True) accepts: {reason}. Nothing was saved"
+            f"{name} is not plain data that torch.load(weights_only=True) accepts: {reason}. "
+            "Nothing was saved"
         ) from error
     return value
 
@@ -229,9 +230,11 @@ def _newest(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Load a file after comparing its checksums, which torch does not; raise ``_DamagedError`` if they differ.
+    """Load a file after comparing its checksums, which torch does not.
 
-    A file of another program or version raises ``ValueError``.
+    Raises:
+        _DamagedError: they differ, or the file ends early.
+        ValueError: another program wrote it, or a later version of this one.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -250,7 +253,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise _DamagedError(f"is damaged ({error})") from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise ValueError(
-            f"{path} is not a checkpoint of steepest.save_checkpoint: load it with torch.load. Nothing was loaded"
+            f"{path} is not a checkpoint of steepest.save_checkpoint: load it with torch.load. "
+            "Nothing was loaded"
         )
     if content["version"] != _VERSION:
         raise ValueError(
@@ -299,7 +303,7 @@ def _check_dtypes(what: str, ours: Mapping[str, Any], theirs: Mapping[str, Any])
         raise ValueError(f"{what}: {', '.join(differing[:_SHOWN])}{more}. Nothing was loaded")
 
 
-def _generator_states() -> dict[str, Any]:
+def generator_states() -> dict[str, Any]:
     """Return the states of torch's default generators and of Python's; CUDA's if it is in use."""
     states: dict[str, Any] = {"cpu": torch.get_rng_state(), "python": random.getstate()}
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
@@ -307,7 +311,7 @@ def _generator_states() -> dict[str, Any]:
     return states
 
 
-def _set_generators(states: Mapping[str, Any]) -> None:
+def set_generators(states: Mapping[str, Any]) -> None:
     """Set the generators; of the GPUs those that there are."""
     torch.set_rng_state(states["cpu"])
     version, numbers, gauss = states["python"]

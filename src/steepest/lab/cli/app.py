@@ -13,6 +13,7 @@ import steepest
 
 from ..errors import LabError
 from .bench import bench_command
+from .certify import certify_command
 from .options import BAD_REQUEST, INTERRUPTED
 from .plan_sharded import plan_sharded_command
 from .race import race_command
@@ -29,6 +30,7 @@ app = typer.Typer(
 app.command("race")(race_command)
 app.command("bench")(bench_command)
 app.command("plan-sharded")(plan_sharded_command)
+app.command("certify")(certify_command)
 
 
 def run(arguments: Sequence[str]) -> int:
