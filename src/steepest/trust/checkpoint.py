@@ -286,7 +286,8 @@ def _load_all(path: Path, takers: Mapping[str, Any], states: Mapping[str, Any]) 
             takers[name].load_state_dict(before[name])
         if not isinstance(error, Exception):
             raise
-        raise ValueError(f"{path}: {done[-1]}: {error}\nNothing was loaded") from error
+        reason = str(error) if "nothing was loaded" in str(error) else f"{error}; nothing was loaded"
+        raise ValueError(f"{path}: {done[-1]}: {reason}") from error
 
 
 def _check_dtypes(what: str, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
