@@ -20,7 +20,7 @@ def _in_the_folder_of_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
         (
             "job",
             0,
-            "identical: 2 steps, save (torch.save), new process, load, 2 steps = 4 steps without stopping",
+            "identical: 2 steps, save (torch.save), new process, load, 2 steps = 4 steps, in every bit",
         ),
         ("broken_job", 1, "NOT IDENTICAL: 2 steps, save (torch.save), new process"),
     ],

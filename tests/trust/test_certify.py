@@ -101,6 +101,7 @@ def test_before_the_first_step_torchs_adamw_counts_the_step_of_distributed_check
     assert certificate.first == Difference(1, "parameter 0.weight", None, *_numbers(certificate.first))
     steps = [each for each in certificate.differences if each.name == "state step of 0.weight"]
     assert steps[0].largest == 1.0
+    assert "save after the first step" in certificate.causes[0]
 
 
 def _numbers(difference: Difference) -> tuple[Any, ...]:

@@ -135,11 +135,11 @@ BROKEN: dict[str, tuple[Any, Any, str, int, str]] = {
 
 
 def job() -> dict[str, Any]:
-    """Local functions, because a new process calls this one itself."""
+    """Local functions, and batches that are drawn, because a new process calls this one itself."""
     return {
         "make_model": lambda: dropout(),
         "make_optimizer": lambda model: scheduled(model),
-        "batches": lambda i: batch(i),
+        "batches": [torch.randn(5, 6) for _ in range(10)],
         "loss": lambda model, batch: square(model, batch),
     }
 

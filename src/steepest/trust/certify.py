@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from steepest.trust.resume import MISSING, Resume, in_new_process, kept
-from steepest.trust.training import NamedFunction, Run, Training, digest, own_randomness
+from steepest.trust.training import NamedFunction, Run, Training, digest, own_randomness, seed_generators
 from steepest.trust.verdict import Certificate, Difference, compare
 from steepest.trust.ways import WAYS, Way, save
 
@@ -73,8 +73,8 @@ def certify(
     >>> certificate.identical
     True
     >>> print(certificate)
-    identical: 5 steps, save (torch.save), new objects in the same process, load, 5 steps = 10 steps without
-    stopping, in every bit of ... tensors and options
+    identical: 5 steps, save (torch.save), new objects in the same process, load, 5 steps = 10 steps, in every
+    bit of ... tensors and options
     """
     if not callable(batches) and not hasattr(batches, "__getitem__"):
         batches = list(itertools.islice(batches, steps))
@@ -97,7 +97,7 @@ def certify_function(
 
     The function takes no arguments and returns :func:`steepest.certify`'s first four, as a tuple or as a
     dict of ``make_model``, ``make_optimizer``, ``batches`` and ``loss``. They may be local to it: the new
-    process calls it too.
+    process calls it too, with the generators seeded alike.
 
     Args:
         name: of the function, such as ``"package.module:function"``.
@@ -128,6 +128,7 @@ def _certify(
     if isinstance(via, str) and via not in WAYS:
         raise ValueError(f"via must be one of {', '.join(WAYS)}, or a pair of functions, got {via!r}")
     with own_randomness(), tempfile.TemporaryDirectory(prefix="steepest-certify-") as name:
+        seed_generators(seed)
         training, folder = source(), Path(name)
         expected: list[dict[str, str]] = []
         _straight(training, seed, steps, lambda step, values: expected.append(_digests(values)))
@@ -142,7 +143,7 @@ def _certify(
         deterministic = not differences
         if deterministic:
             save(via, folder / "checkpoint", run)
-            resume = Resume(source, folder / "checkpoint", via, seed + 1, stop, expected)
+            resume = Resume(source, folder / "checkpoint", via, seed, stop, expected)
             found = in_new_process(resume, folder) if process == "new" else resume()
             if found:
                 true: dict[str, Any] = {}

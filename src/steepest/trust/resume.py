@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steepest.trust.training import Run, Training, digest
+from steepest.trust.training import Run, Training, digest, seed_generators
 from steepest.trust.ways import Way, load
 
 __all__ = ["MISSING", "Resume", "in_new_process", "kept"]
@@ -30,7 +30,10 @@ _START = (
 
 @dataclass(frozen=True)
 class Resume:
-    """What the second half needs: the training, the checkpoint, and digests of the run that never stopped."""
+    """What the second half needs: the training, the checkpoint, and digests of the run that never stopped.
+
+    The training's batches are made with the same seed as there, the model with another.
+    """
 
     source: Callable[[], Training]
     checkpoint: Path
@@ -42,7 +45,8 @@ class Resume:
 
     def __call__(self) -> dict[str, tuple[int, Any]]:
         """Load and go on; return the step at which each differing value first differs, and the value then."""
-        run = Run(self.source(), self.seed)
+        seed_generators(self.seed)
+        run = Run(self.source(), self.seed + 1)
         load(self.way, self.checkpoint, run)
         run.taken = self.stop_after
         found: dict[str, tuple[int, Any]] = {}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import keystr, tree_leaves_with_path
 
-__all__ = ["NamedFunction", "Run", "Training", "digest", "own_randomness"]
+__all__ = ["NamedFunction", "Run", "Training", "digest", "own_randomness", "seed_generators"]
 
 _PLAIN = (bool, int, float, str, type(None), torch.dtype)
 
@@ -75,12 +75,17 @@ def own_randomness() -> Iterator[None]:
             random.setstate(before)
 
 
+def seed_generators(seed: int) -> None:
+    """Seed torch's generators and Python's."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+
+
 class Run:
     """A model and its optimizer, made with a seed, and the steps they have taken."""
 
     def __init__(self, training: Training, seed: int) -> None:
-        torch.manual_seed(seed)
-        random.seed(seed)
+        seed_generators(seed)
         self.training = training
         self.model = training.make_model()
         self.made = training.make_optimizer(self.model)

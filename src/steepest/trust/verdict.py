@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from steepest.trust.resume import MISSING
 __all__ = ["Certificate", "Difference", "compare"]
 
 _SHOWN = 6
+_WIDTH = 100
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,7 @@ class Certificate:
         way = f"{self.stop_after} steps, save ({self.via}), {where}, load, {left} steps"
         if self.identical:
             return (
-                f"identical: {way} = {self.steps} steps without stopping, in every bit of "
-                f"{self.compared} tensors and options"
+                f"identical: {way} = {self.steps} steps, in every bit of {self.compared} tensors and options"
             )
         if self.deterministic:
             lines = [f"NOT IDENTICAL: {way} differ from {self.steps} steps without stopping"]
@@ -127,7 +128,9 @@ class Certificate:
             lines.append(f"  {each}")
         if len(self.differences) > _SHOWN:
             lines.append(f"  and {len(self.differences) - _SHOWN} more")
-        lines += ["usual causes:", *(f"  - {cause}" for cause in self.causes)]
+        lines.append("usual causes:")
+        for cause in self.causes:
+            lines += textwrap.wrap(cause, _WIDTH, initial_indent="  - ", subsequent_indent="    ")
         return "\n".join(lines)
 
 
@@ -141,9 +144,14 @@ def _causes(certificate: Certificate) -> list[str]:
             "system's), or that change with each call",
             "kernels that add in any order: torch.use_deterministic_algorithms(True) names them",
         ]
+    if stop == 0 and certificate.via.startswith("dcp"):
+        return [
+            "torch.distributed.checkpoint steps with zero gradients and lr = 0 so that there is state, and "
+            "this optimizer takes that for a step of its own: save after the first step"
+        ]
     loaded = [each for each in differences if each.step == stop]
     if loaded:
-        return _causes_of_loaded(certificate, loaded)
+        return _causes_of_loaded(loaded)
     if differences[0].step == stop + 1:
         return [
             "the optimizer keeps something on itself that its state dict lacks (a step count, a buffer), or "
@@ -166,7 +174,7 @@ def _dropout(certificate: Certificate) -> list[str]:
     return ["dropout: the state of torch's generator is part of a checkpoint (torch.get_rng_state)"]
 
 
-def _causes_of_loaded(certificate: Certificate, loaded: Sequence[Difference]) -> list[str]:
+def _causes_of_loaded(loaded: Sequence[Difference]) -> list[str]:
     state = [each for each in loaded if each.name.startswith("state ")]
     causes = []
     if any(each.mismatch is not None and "torch." in each.mismatch for each in state):
@@ -176,12 +184,7 @@ def _causes_of_loaded(certificate: Certificate, loaded: Sequence[Difference]) ->
         )
     if any(each.mismatch == "missing" for each in state):
         causes.append("the optimizer drops state when it is saved or loaded, or makes it anew")
-    if certificate.stop_after == 0 and certificate.via.startswith("dcp"):
-        causes.append(
-            "torch.distributed.checkpoint steps with zero gradients and lr = 0 so that there is state, and "
-            "this optimizer counts that step"
-        )
-    elif any(each.mismatch is None or "shape" in each.mismatch for each in state):
+    if any(each.mismatch is None or "shape" in each.mismatch for each in state):
         causes.append("the optimizer's load_state_dict changes state: it converts, resets or shares it")
     if any(each.name.startswith("parameter ") for each in loaded):
         causes.append("parameters are not saved, or not loaded")
