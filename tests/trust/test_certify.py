@@ -108,6 +108,25 @@ def _numbers(difference: Difference) -> tuple[Any, ...]:
     return difference.largest, difference.differing, difference.elements
 
 
+class Mixed(torch.nn.Module):
+    """A layer after what it draws at random and does not save."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(6, 1)
+        self.register_buffer("mix", torch.randn(6, 6), persistent=False)
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        return self.layer(batch @ self.mix)
+
+
+def test_what_the_checkpoint_lacks_is_not_right_by_chance():
+    """The process that resumes has another seed."""
+    certificate = steepest.certify(Mixed, trainings.lion, batch, square, steps=2, process="same")
+    assert (certificate.first.name, certificate.first.step) == ("buffer mix", 1)
+    assert "persistent=False" in certificate.causes[0]
+
+
 def test_a_training_that_no_seed_repeats_is_named_so():
     certificate = steepest.certify(linear, trainings.lion, batch, trainings.noisy_loss, process="same")
     assert not certificate.identical
