@@ -231,4 +231,7 @@ def test_values_are_compared_by_bits_and_described():
     assert compare(1, "x", torch.ones(2), torch.tensor([1.0, 1.5])) == Difference(1, "x", None, 0.5, 1, 2)
     assert compare(1, "x", -zero[:1], zero[:1]) == Difference(1, "x", None, 0.0, 1, 1)
     assert compare(1, "x", torch.ones(2), torch.ones(3)).mismatch == "shape (3,) instead of (2,)"
+    pair = torch.ones(2, dtype=torch.complex64)
+    assert compare(1, "x", pair, torch.ones(2)).mismatch == "torch.float32 instead of torch.complex64"
+    assert compare(1, "x", pair, pair + 0.5j) == Difference(1, "x", None, 0.5, 2, 4)
     assert str(compare(1, "option lr of group 0", 0.1, 0.2)) == "option lr of group 0: 0.2 instead of 0.1"

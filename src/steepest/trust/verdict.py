@@ -51,7 +51,7 @@ class Difference:
 
 def compare(step: int, name: str, expected: Any, found: Any) -> Difference:
     """Describe how a value of the resumed run differs from the one expected."""
-    if found is MISSING or (isinstance(found, str) and found == MISSING):
+    if isinstance(found, str) and found == MISSING:
         return Difference(step, name, "missing")
     if isinstance(expected, str) and expected == MISSING:
         return Difference(step, name, "only the resumed run has it")
@@ -65,6 +65,8 @@ def compare(step: int, name: str, expected: Any, found: Any) -> Difference:
         shapes = f"shape {tuple(found.shape)} instead of {tuple(expected.shape)}"
         return Difference(step, name, shapes)
     mismatch = None if found.dtype == expected.dtype else f"{found.dtype} instead of {expected.dtype}"
+    if found.is_complex() != expected.is_complex():
+        return Difference(step, name, mismatch)
     ours, theirs = (torch.view_as_real(t) if t.is_complex() else t for t in (found, expected))
     ours, theirs = ours.to(torch.float64), theirs.to(torch.float64)
     same = ((ours == theirs) & (ours.signbit() == theirs.signbit())) | (ours.isnan() & theirs.isnan())
