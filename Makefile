@@ -9,7 +9,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 PEERS  := $(VENV)/.peers
 
-.PHONY: race bench test lint clean
+.PHONY: race bench test kill lint clean
 .DELETE_ON_ERROR:
 
 race: $(READY)
@@ -25,6 +25,11 @@ TESTS ?=
 JOBS  ?= auto
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=worksteal $(TESTS)
+
+# The suite kills a process that saves 300 times; this, many more.
+KILLS ?= 5000
+kill: $(READY)
+	cd tests && OMP_NUM_THREADS=1 $(abspath $(BIN))/python -m trust.kill_saves $$(mktemp -d) $(KILLS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -22,8 +22,8 @@ torch.optim's contract, written and unwritten
   test_layouts.py; mixed dtypes and ``grad_dtype``: test_dtypes.py; sparse gradients: test_sparse.py
 - what a state dict holds, ``weights_only``, every dtype kept, no memory shared: test_state_dict.py;
   one that does not fit: test_bad_state_dict.py
-- exact resume in a new process, by file and by torch.distributed.checkpoint: test_resume.py; its other
-  habits: test_distributed_checkpoint.py
+- exact resume in a new process, by file, flat dict and torch.distributed.checkpoint: test_resume.py;
+  its other habits: test_distributed_checkpoint.py
 - shards over four processes, all rules bit for bit as whole tensors: test_sharded.py
 - GradScaler: test_grad_scaler.py; every scheduler: test_schedulers.py
 - ``swap_in_optimizer_params_and_state`` and parameters replaced in the groups: test_swapped_in.py

@@ -7,7 +7,8 @@ from the folder, goes on, and writes the results there.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,16 @@ from torch.distributed.checkpoint.state_dict import (
 import steepest
 
 from .cases import CASES, LOW_BIT, LR, RULES, Case, spread
-from .training import snapshot, steps
-
-BEFORE, AFTER = range(3), range(3, 6)
+from .training import make_params, snapshot, steps
 
 KINDS: dict[str, dict[str, Any]] = {
     "float32": {},
     "float64": {},
     "float16": {},
-    "bfloat16-stochastic": {"rounding": "stochastic"},
-    "bfloat16-float32_state": {"state_dtype": torch.float32},
+    "float16-stochastic": {"rounding": "stochastic"},
+    "bfloat16": {},
+    # torch would load this state as bfloat16.
+    "bfloat16-stochastic": {"rounding": "stochastic", "state_dtype": torch.float32},
 }
 
 
@@ -50,14 +51,25 @@ class Job:
 
     case: Case | None
     kind: str
+    compile: bool = False
+    before: int = 3
+    """The number of steps before saving. Two follow."""
 
     def __str__(self) -> str:
-        return f"{self.case or 'all_rules_at_once'}-{self.kind}"
+        named = f"{self.case or 'all_rules_at_once'}-{self.kind}"
+        return f"{named}-{'compiled' if self.compile else f'after_{self.before}'}"
+
+    def __hash__(self) -> int:
+        return hash(str(self))
 
     def make(self) -> tuple[Net, steepest.Optimizer]:
         """The untrained model and its optimizer."""
         dtype, options = getattr(torch, self.kind.split("-")[0]), KINDS.get(self.kind, {})
-        options = {"weight_decay": 0.125, "nonfinite": "skip", **options}
+        options = {"weight_decay": 0.125, "nonfinite": "skip", "compile": self.compile, **options}
+        if self.compile and self.case is not None:
+            net = Net(dtype, [])
+            net.layers = torch.nn.ParameterList(make_params(dtype, shapes=[(4, 3)]))  # one graph
+            return net, self.case.make(net.parameters(), **options)
         if self.case is not None:
             net = Net(dtype, [self.case])
             return net, self.case.make(net.parameters(), **options)
@@ -68,84 +80,137 @@ class Job:
         ]
         return net, steepest.Optimizer(groups, rule="adamw", **options)
 
+    def go_on(self, net: Net, optimizer: steepest.Optimizer) -> None:
+        """Take the steps after saving."""
+        steps(optimizer, list(net.parameters()), range(self.before, self.before + 2))
+
+
+Made = Mapping[Job, tuple[Net, steepest.Optimizer]]
+
 
 def result(net: Net, optimizer: steepest.Optimizer) -> dict[str, Any]:
     """Everything that must be equal in the end, what lies outside the state dict too."""
     return snapshot(optimizer, net.parameters())
 
 
-JOBS = [
-    *(Job(*each) for each in spread(CASES, KINDS)),
+_OTHERS = [
     *(Job(None, kind) for kind in KINDS),
     *(Job(case, str(dtype).removeprefix("torch.")) for case, dtype in LOW_BIT),
 ]
+# Files are cheap; an entry of a distributed checkpoint takes a fifth of a millisecond to save and to load,
+# and a flat one has an entry for each option of each parameter. So every rule goes with every kind of
+# parameter, and every variant of a rule with one kind, each another.
+EVERY = [*(Job(case, kind) for case in CASES for kind in KINDS), *_OTHERS]
+DISTRIBUTED = [
+    *(Job(case, kind) for case in RULES for kind in KINDS),
+    *(Job(*each) for each in spread(CASES, KINDS, alike=lambda case: "") if each[0] not in RULES),
+    *_OTHERS,
+]
+# Before the first step the state is what torch.distributed.checkpoint makes exist, whatever it would become.
+UNTRAINED = [Job(*each, before=0) for each in spread(CASES, KINDS, alike=lambda case: "")]
+# test_compiled.py shows that a compiled step has the bits of an eager one, and what follows from that is
+# above. These are the compiled passes there are: elements, sums over a tensor, matrices, noise.
+COMPILED = [
+    Job(Case("lion"), "bfloat16-stochastic", compile=True),
+    Job(Case("sgd_sai"), "float32", compile=True),
+    Job(Case("muon"), "float32", compile=True),
+]
 
 
-def _save_files(folder: Path, trained: dict[str, Any]) -> None:
-    for name, (net, optimizer) in trained.items():
-        torch.save({"net": net.state_dict(), "optimizer": optimizer.state_dict()}, folder / f"{name}.pt")
+def _save_files(path: Path, trained: Made) -> None:
+    saved = {
+        str(job): {"net": net.state_dict(), "optimizer": optimizer.state_dict()}
+        for job, (net, optimizer) in trained.items()
+    }
+    torch.save(saved, path)
 
 
-def _load_files(folder: Path, fresh: dict[str, Any]) -> None:
-    for name, (net, optimizer) in fresh.items():
-        saved = torch.load(folder / f"{name}.pt", weights_only=True)
-        net.load_state_dict(saved["net"])
-        optimizer.load_state_dict(saved["optimizer"])
+def _load_files(path: Path, fresh: Made) -> None:
+    saved = torch.load(path, weights_only=True)
+    for job, (net, optimizer) in fresh.items():
+        net.load_state_dict(saved[str(job)]["net"])
+        optimizer.load_state_dict(saved[str(job)]["optimizer"])
+
+
+def _save_flat(path: Path, trained: Made) -> None:
+    saved = {}
+    for job, (net, optimizer) in trained.items():
+        tensors, metadata = steepest.flatten_state_dict(optimizer.state_dict())
+        assert {type(value) for value in metadata.values()} == {str}
+        saved[str(job)] = {"net": net.state_dict(), "tensors": tensors, "metadata": metadata}
+    torch.save(saved, path)
+
+
+def _load_flat(path: Path, fresh: Made) -> None:
+    saved = torch.load(path, weights_only=True)
+    for job, (net, optimizer) in fresh.items():
+        own = saved[str(job)]
+        net.load_state_dict(own["net"])
+        optimizer.load_state_dict(steepest.unflatten_state_dict(own["tensors"], own["metadata"]))
+
+
+def _save_checkpoints(path: Path, trained: Made) -> None:
+    path.mkdir()
+    for index, (net, optimizer) in enumerate(trained.values()):
+        steepest.save_checkpoint(path / f"{index}.pt", model=net, optimizer=optimizer)
+
+
+def _load_checkpoints(path: Path, fresh: Made) -> None:
+    for index, (net, optimizer) in enumerate(fresh.values()):
+        steepest.load_checkpoint(path / f"{index}.pt", model=net, optimizer=optimizer)
 
 
 def _distributed(flatten: bool) -> tuple[Callable[..., None], Callable[..., None]]:
     options = StateDictOptions(flatten_optimizer_state_dict=flatten)
 
-    def tree(jobs: dict[str, Any]) -> dict[str, Any]:
+    def tree(jobs: Made) -> dict[str, Any]:
         return {
-            name: {
+            str(job): {
                 "net": net.state_dict(),
                 "optimizer": get_optimizer_state_dict(net, optimizer, options=options),
             }
-            for name, (net, optimizer) in jobs.items()
+            for job, (net, optimizer) in jobs.items()
         }
 
-    def save(folder: Path, trained: dict[str, Any]) -> None:
-        writer = dcp.FileSystemWriter(folder / f"dcp{flatten}")
-        dcp.save(tree(trained), storage_writer=writer, no_dist=True)
+    def save(path: Path, trained: Made) -> None:
+        dcp.save(tree(trained), storage_writer=dcp.FileSystemWriter(path), no_dist=True)
 
-    def load(folder: Path, fresh: dict[str, Any]) -> None:
+    def load(path: Path, fresh: Made) -> None:
         loaded = tree(fresh)
-        dcp.load(loaded, storage_reader=dcp.FileSystemReader(folder / f"dcp{flatten}"), no_dist=True)
-        for name, (net, optimizer) in fresh.items():
-            net.load_state_dict(loaded[name]["net"])
-            set_optimizer_state_dict(net, optimizer, loaded[name]["optimizer"], options=options)
+        dcp.load(loaded, storage_reader=dcp.FileSystemReader(path), no_dist=True)
+        for job, (net, optimizer) in fresh.items():
+            net.load_state_dict(loaded[str(job)]["net"])
+            set_optimizer_state_dict(net, optimizer, loaded[str(job)]["optimizer"], options=options)
 
     return save, load
 
 
-WAYS: dict[str, tuple[Callable[..., None], Callable[..., None]]] = {
-    "torch.save": (_save_files, _load_files),
-    "dcp": _distributed(flatten=False),
-    "dcp_flat": _distributed(flatten=True),
+Way = tuple[Callable[[Path, Made], None], Callable[[Path, Made], None], list[Job]]
+WAYS: dict[str, Way] = {
+    "torch.save": (_save_files, _load_files, [*EVERY, *UNTRAINED, *COMPILED]),
+    "flat": (_save_flat, _load_flat, [*EVERY, *UNTRAINED]),
+    "save_checkpoint": (_save_checkpoints, _load_checkpoints, [Job(None, kind) for kind in KINDS]),
+    "dcp": (*_distributed(flatten=False), [*DISTRIBUTED, *UNTRAINED]),
+    "dcp_flat": (*_distributed(flatten=True), [*DISTRIBUTED, *UNTRAINED]),
 }
-
-
-def go_on(jobs: Iterable[tuple[Net, steepest.Optimizer]], which: range) -> None:
-    """Take these steps with every job."""
-    for net, optimizer in jobs:
-        steps(optimizer, list(net.parameters()), which)
 
 
 def _resume(folder: Path) -> None:
     results: dict[str, dict[str, Any]] = {}
-    for way, (_, load) in WAYS.items():
-        fresh = {str(job): job.make() for job in JOBS}
+    for way, (_, load, jobs) in WAYS.items():
+        fresh = {job: job.make() for job in jobs}
         try:
-            load(folder, fresh)
+            load(folder / way, fresh)
         except Exception as error:
             results[way] = {"error": f"{type(error).__name__}: {error}"}
             continue
-        go_on(fresh.values(), AFTER)
-        results[way] = {name: result(*made) for name, made in fresh.items()}
+        for job, made in fresh.items():
+            job.go_on(*made)
+        results[way] = {str(job): result(*made) for job, made in fresh.items()}
     torch.save(results, folder / "results.pt")
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    warnings.simplefilter("error", RuntimeWarning)  # a compilation that is given up
     _resume(Path(sys.argv[1]))

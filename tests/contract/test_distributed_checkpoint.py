@@ -36,6 +36,18 @@ def test_asking_a_trained_optimizer_changes_nothing(case: Case, way: str):
     assert identical(snapshot(optimizer, net.parameters()), before)
 
 
+@pytest.mark.parametrize(("case", "way"), spread(CASES, WAYS), ids=str)
+def test_asking_an_untrained_one_makes_its_state_and_takes_no_step(case: Case, way: str):
+    net, twin = _net(case), _net(case)
+    optimizer, other = (case.make(each.parameters(), weight_decay=0.125) for each in (net, twin))
+    get_optimizer_state_dict(net, optimizer, options=StateDictOptions(**WAYS[way]))
+    assert identical(list(net.parameters()), list(twin.parameters()))
+    assert all(state["step"] == 0 for state in optimizer.state.values() if "step" in state)
+    steps(optimizer, list(net.parameters()), range(3))
+    steps(other, list(twin.parameters()), range(3))
+    assert identical(snapshot(optimizer, net.parameters()), snapshot(other, twin.parameters()))
+
+
 @pytest.mark.parametrize("case", CASES, ids=by_id)
 def test_flat_state_is_one_plain_value_a_name(case: Case):
     net = _net(case)

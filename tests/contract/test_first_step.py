@@ -1,4 +1,7 @@
-"""The step that torch.distributed.checkpoint makes so that the state exists: zero gradients, lr = 0."""
+"""A step that is made so that the state exists: zero gradients, lr = 0.
+
+Of torch.distributed.checkpoint's own only the state is made, and nothing is counted: test_resume.py.
+"""
 
 from __future__ import annotations
 

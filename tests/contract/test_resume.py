@@ -10,20 +10,24 @@ from typing import Any
 import pytest
 import torch
 
-from .resume_jobs import AFTER, BEFORE, JOBS, WAYS, Job, go_on, result
-from .training import identical
+from .resume_jobs import WAYS, result
+from .training import identical, steps
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """Results by way of saving, those of the run that never stopped under "straight"."""
     folder = tmp_path_factory.mktemp("resume")
-    trained = {str(job): job.make() for job in JOBS}
-    go_on(trained.values(), BEFORE)
-    for save, _ in WAYS.values():
-        save(folder, trained)
-    go_on(trained.values(), AFTER)
-    straight = {name: result(*made) for name, made in trained.items()}
+    trained = {job: job.make() for job in {job: None for _, _, jobs in WAYS.values() for job in jobs}}
+    for job, (net, optimizer) in trained.items():
+        steps(optimizer, list(net.parameters()), range(job.before))
+    for way, (save, _, jobs) in WAYS.items():
+        save(folder / way, {job: trained[job] for job in jobs})
+    for job, made in trained.items():
+        if job.before == 0:
+            made = trained[job] = job.make()  # of which no state dict was ever asked
+        job.go_on(*made)
+    straight = {str(job): result(*made) for job, made in trained.items()}
     tests = Path(__file__).parents[1]
     command = [sys.executable, "-m", "contract.resume_jobs", str(folder)]
     subprocess.run(command, cwd=tests, check=True, timeout=240)
@@ -31,9 +35,15 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("job", JOBS, ids=str)
-def test_a_resumed_run_is_the_run_that_never_stopped(job: Job, way: str, runs: dict[str, Any]):
-    resumed, straight = runs[way], runs["straight"][str(job)]
+def test_a_resumed_run_is_the_run_that_never_stopped(way: str, runs: dict[str, Any]):
+    """One test a way, because a process that runs any of them makes all of the checkpoints."""
+    resumed, straight = runs[way], runs["straight"]
     assert "error" not in resumed, resumed["error"]
-    assert identical(resumed[str(job)]["params"], straight["params"])
-    assert identical(resumed[str(job)]["optimizer"], straight["optimizer"])
+    assert list(resumed) == [str(job) for job in WAYS[way][2]]
+    differing = [
+        f"{what} of {job}"
+        for job, found in resumed.items()
+        for what in ("params", "optimizer")
+        if not identical(found[what], straight[job][what])
+    ]
+    assert not differing

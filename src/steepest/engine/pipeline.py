@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, MutableMapping, Sequence
 from functools import partial
 from operator import attrgetter
+from types import FrameType
 from typing import Any
 
 from torch import Tensor
@@ -109,7 +111,10 @@ def take_step(
         sharding.bind(batches)
     # Batches of a plan have their state.
     if not all(map(_kept_rows, batches)):
+        first = not states
         make_state(batches, states)
+        if first and _for_a_checkpoint():
+            return finite
     measuring = False
     for batch in batches:
         if batch.config.counted:
@@ -139,6 +144,20 @@ def take_step(
         if functions is None:
             _run(batch, _on(mask, batch), wish)
     return finite
+
+
+def _for_a_checkpoint() -> bool:
+    """Return whether torch.distributed.checkpoint takes this first step only so that the state exists.
+
+    It steps with zero gradients and lr = 0 to save the state or to load into it. As a step, that would count,
+    which shifts bias corrections and schedules, and an L2 decay would enter the momentum, even in the run
+    that saves. Zero gradients are no sign of it, as one of several processes may have no others; the caller
+    is the same on all.
+    """
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_code.co_name != "_init_optim_state":
+        frame = frame.f_back
+    return frame is not None
 
 
 _Step = tuple[ParamBatch, bool, "UserFunctions | None"]

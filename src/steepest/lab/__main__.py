@@ -14,6 +14,8 @@ _EXTRA_PACKAGES = ("typer", "rich", "matplotlib", "jinja2", "sklearn")
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its status: 0, 2 for a bad request, 130 when interrupted.
 
+    `certify` exits with 1 if runs differ.
+
     Args:
         arguments: The command-line arguments without the program's name; by default `sys.argv[1:]`.
     """

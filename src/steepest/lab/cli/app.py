@@ -13,6 +13,7 @@ import steepest
 
 from ..errors import LabError
 from .bench import bench_command
+from .certify import certify_command
 from .options import BAD_REQUEST, INTERRUPTED
 from .plan import plan_command
 from .plan_sharded import plan_sharded_command
@@ -31,6 +32,7 @@ app.command("race")(race_command)
 app.command("bench")(bench_command)
 app.command("plan")(plan_command)
 app.command("plan-sharded")(plan_sharded_command)
+app.command("certify")(certify_command)
 
 
 def run(arguments: Sequence[str]) -> int:
