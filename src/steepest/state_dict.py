@@ -30,6 +30,7 @@ from steepest.stored_state import (
     check_filled,
     check_state_format,
     check_stored,
+    check_structure,
     convert_stored,
     is_beside,
     keep_formats,
@@ -73,6 +74,7 @@ def loading(optimizer: Any, extra_state: Collection[str], targets: Targets | Non
     found: list[Saved] = []
 
     def check(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
+        check_structure(loaded)
         if targets is not None:
             loaded = targets.check_load(optimizer.param_groups, loaded)
         here, found[:] = _loadable(optimizer.param_groups, loaded, extra_state, targets)
