@@ -235,7 +235,9 @@ class Optimizer(torch.optim.Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the attributes that copies and pickles keep: torch's, the reasons and the targets."""
-        return {**super().__getstate__(), "reasons": self.reasons, "targets": self.targets}
+        own = ("reasons", "targets")
+        kept: dict[str, Any] = {name: self.__dict__[name] for name in own if name in self.__dict__}
+        return {**super().__getstate__(), **kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Unpickle or load; options that the groups lack keep their current values, or get defaults."""
