@@ -9,7 +9,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 PEERS  := $(VENV)/.peers
 
-.PHONY: race bench test kill lint clean
+.PHONY: race bench test fuzz kill lint clean
 .DELETE_ON_ERROR:
 
 race: $(READY)
@@ -30,6 +30,11 @@ test: $(READY)
 KILLS ?= 5000
 kill: $(READY)
 	cd tests && OMP_NUM_THREADS=1 $(abspath $(BIN))/python -m trust.kill_saves $$(mktemp -d) $(KILLS)
+
+# Cases beyond the suite's fixed few hundred, with new random seeds each time; a failure prints how to repeat it.
+CASES ?= 12000
+fuzz: $(READY)
+	OMP_NUM_THREADS=1 STEEPEST_FUZZ=$(CASES) $(BIN)/python -m pytest --hypothesis-show-statistics tests/fuzz
 
 lint: $(READY)
 	$(BIN)/ruff check .

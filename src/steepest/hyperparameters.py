@@ -28,6 +28,7 @@ __all__ = [
     "at_least",
     "betas",
     "choice",
+    "count",
     "flag",
     "floating_dtype",
     "fraction",
@@ -138,6 +139,19 @@ def integer(low: int, high: float = math.inf) -> Hyperparameter:
         return whole and low <= int(value) <= high
 
     return Hyperparameter(accepts, f"an integer ≥ {low}" + ("" if high == math.inf else f" and ≤ {high}"))
+
+
+def count() -> Hyperparameter:
+    """Accept an integer ≥ 0, or a tensor of one (not read on a device, which would sync)."""
+    whole = integer(low=0)
+
+    def accepts(value: Any) -> bool:
+        if isinstance(value, torch.Tensor):
+            integral = not (value.is_floating_point() or value.is_complex())
+            return value.numel() == 1 and integral and (value.device.type != "cpu" or int(value) >= 0)
+        return whole.accepts(value)
+
+    return Hyperparameter(accepts, "an integer ≥ 0")
 
 
 def choice(*values: Any) -> Hyperparameter:

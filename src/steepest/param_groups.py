@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
-from operator import itemgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from steepest.engine.collect import check_shard
-from steepest.engine.update import LOW_PRECISION, PLAIN
+from steepest.engine.param_check import check_overlaps, check_param
+from steepest.engine.update import LOW_PRECISION
 from steepest.hyperparameters import COMMON_OPTIONS, is_int8, near_miss, plain
 from steepest.rule import Group, find_rule
 
@@ -78,11 +76,17 @@ def checked(
     if not isinstance(params, (Tensor, list)):
         group["params"] = params = list(params)
     full["params"] = params = [params] if isinstance(params, Tensor) else params
+    for each in params:
+        if isinstance(each, tuple) and not (len(each) == 2 and isinstance(each[0], str)):
+            raise ValueError(
+                f"group {index}: a tuple among the parameters must be a (name, tensor) pair whose name is a "
+                f"str, got {each!r}"
+            )
     named = [each if isinstance(each, tuple) else (None, each) for each in params]
     _check_params(named, index, full)
     names = [name for name, _ in named if name is not None]
     new = {**full, "params": [param for _, param in named], **({"param_names": names} if names else {})}
-    _check_overlaps([*others, new])
+    check_overlaps([*others, new])
     own_views = group.get("views")
     if isinstance(own_views, Mapping) and own_views is not defaults.get("views"):
         check_views(own_views, [new])
@@ -123,49 +127,9 @@ def check_views(views: Mapping[str, Any], groups: Sequence[Group]) -> None:
 def _check_params(named: list[Any], group_index: int, group: Group) -> None:
     """Refuse parameters that this rule, or every rule, cannot step; torch itself refuses non-tensors."""
     for index, (name, param) in enumerate(named):
-        if not isinstance(param, Tensor):
-            continue
-        who = f"parameter {name!r}" if name is not None else f"parameter {index} of group {group_index}"
-        if not (param.is_floating_point() or param.is_complex()):
-            raise ValueError(f"{who} has dtype {param.dtype}: only real and complex numbers are optimized")
-        if param.dtype.itemsize < 2 or param.dtype in (torch.complex32,):
-            raise ValueError(f"{who} has dtype {param.dtype}, in which torch does no arithmetic")
-        if param.layout is not torch.strided:
-            raise ValueError(f"{who} has layout {param.layout}: only strided parameters are optimized")
-        check_shard(who, param, find_rule(group["rule"]), group)
-        sizes = () if param.is_contiguous() else zip(param.stride(), param.shape, strict=True)
-        if any(stride == 0 and size > 1 for stride, size in sizes):
-            raise ValueError(f"{who} is expanded: several of its elements are one number in memory")
-        if param.is_conj():
-            raise ValueError(f"{who} is a conjugate view: pass the result of its resolve_conj()")
-        find_rule(group["rule"]).check_param(who, name, param, group)
-
-
-def _check_overlaps(groups: Sequence[Group]) -> None:
-    """Refuse parameters that share memory: a step over both at once would lose the update of one."""
-    spans: dict[int, list[tuple[int, int, int, Tensor]]] = {}
-    for index, group in enumerate(groups):
-        for param in group["params"]:
-            if type(param) not in PLAIN or param.is_meta or param.numel() == 0:
-                continue
-            if not param.is_contiguous():
-                # Only a tensor without gaps covers all the memory between its ends.
-                ends = zip(param.shape, param.stride(), strict=True)
-                if sum((size - 1) * stride for size, stride in ends) + 1 != param.numel():
-                    continue
-            first = param.data_ptr()
-            spans.setdefault(param.get_device(), []).append((first, first + param.nbytes, index, param))
-    for together in spans.values():
-        together.sort(key=itemgetter(0))
-        for (_, end, one, param), (first, _, other, next_param) in pairwise(together):
-            if first < end and param is not next_param:
-                names = " and ".join(_name(groups[at], p) for at, p in ((one, param), (other, next_param)))
-                raise ValueError(f"parameters {names} share memory: give the optimizer one of them")
-
-
-def _name(group: Group, param: Tensor) -> str:
-    index = next(index for index, each in enumerate(group["params"]) if each is param)
-    return repr(group["param_names"][index]) if "param_names" in group else f"of shape {tuple(param.shape)}"
+        if isinstance(param, Tensor):
+            who = f"parameter {name!r}" if name is not None else f"parameter {index} of group {group_index}"
+            check_param(who, name, param, find_rule(group["rule"]), group)
 
 
 def count_skipped(groups: Iterable[dict[str, Any]], taken: bool | Tensor) -> None:

@@ -25,7 +25,9 @@ from steepest.hyperparameters import (
     CommonOptions,
     Hyperparameter,
     StateDtype,
+    at_least,
     choice,
+    count,
     integer,
     is_int8,
     near_miss,
@@ -61,6 +63,8 @@ _MATRIX_HYPER = {
     "distributed": choice(None, "owners", "everywhere"),
     "exchange_dtype": choice(None, torch.bfloat16, torch.float16, torch.float32, torch.float64),
 }
+# What the library itself keeps in a group.
+_BOOKKEEPING = {"base_lr": at_least(0), "skipped_steps": count()}
 MATRIX_DEFAULTS = {"views": None, "bucket_bytes": 1 << 28, "distributed": None, "exchange_dtype": None}
 
 
@@ -226,6 +230,9 @@ class Rule(ABC):
             raise ValueError(f"{owner}: Tensor lr must be 1-element, got shape {tuple(lr.shape)}")
         for name, hyper in options.items():
             hyper.check(owner, name, group[name])
+        for name, hyper in _BOOKKEEPING.items():
+            if name in group:
+                hyper.check(owner, name, group[name])
         for name, ours in self.conventions.items():
             if group.get(name, ours) != ours:
                 raise ValueError(f"{owner}: {name} of {self.name!r} is {ours!r}, got {group[name]!r}")
@@ -453,9 +460,9 @@ def register_rule(rule: Rule) -> None:
     _RULES[rule.name] = rule
 
 
-def find_rule(name: str) -> Rule:
+def find_rule(name: Any) -> Rule:
     """Return the rule called ``name``, or raise ``ValueError`` with the closest name."""
-    if (rule := _RULES.get(name)) is None:
+    if not isinstance(name, str) or (rule := _RULES.get(name)) is None:
         raise ValueError(
             f"unknown rule {name!r}{near_miss(name, _RULES)}; known: {', '.join(sorted(_RULES))}"
         )

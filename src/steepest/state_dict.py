@@ -18,7 +18,7 @@ from steepest.distributed.local import (
     sharded_entry,
     sharded_like,
 )
-from steepest.engine.collect import describe
+from steepest.engine.batches import describe, name_of
 from steepest.engine.factors import gather_factors, scatter_factors
 from steepest.engine.layout import real_view
 from steepest.engine.state import blank_state
@@ -30,6 +30,7 @@ from steepest.stored_state import (
     check_filled,
     check_state_format,
     check_stored,
+    check_structure,
     convert_stored,
     is_beside,
     keep_formats,
@@ -74,6 +75,7 @@ def loading(optimizer: Any, extra_state: Collection[str], targets: Targets | Non
     found: list[Saved] = []
 
     def check(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
+        check_structure(loaded)
         if targets is not None:
             loaded = targets.check_load(optimizer.param_groups, loaded)
         here, found[:] = _loadable(optimizer.param_groups, loaded, extra_state, targets)
@@ -85,7 +87,8 @@ def loading(optimizer: Any, extra_state: Collection[str], targets: Targets | Non
                 state = _converted_shards(param, group, state, expected, extra_state)
             else:
                 state = convert_stored(param, group, state, expected)
-            optimizer.state[param] = _restored(param, group, state, extra_state)
+            with torch.inference_mode(False):  # no later step could change what is made there
+                optimizer.state[param] = _restored(param, group, state, extra_state)
         groups, collector = optimizer.param_groups, optimizer._collector
         collector.forget(groups)
         sharding = collector.sharding(groups, optimizer._user_functions)
@@ -141,7 +144,7 @@ def _loadable(
                         except ValueError as error:
                             raise ValueError(f"the state of {who} is {source.name}'s: {error}") from None
                         who += f" ({source.name}'s, by its group's keys)"
-                    label = ours["param_names"][at] if "param_names" in ours else None
+                    label = name_of(ours, at)
                     target = None if targets is None else targets.find(param)
                     expected = blank_state(real_view(param), merged, label, target)
                     check_stored(who, param, merged, state, expected)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,10 +24,29 @@ __all__ = [
     "check_filled",
     "check_state_format",
     "check_stored",
+    "check_structure",
     "convert_stored",
     "is_beside",
     "keep_formats",
 ]
+
+
+def check_structure(loaded: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` for a state dict that is not built as :meth:`Optimizer.state_dict` builds it."""
+    groups, states = loaded.get("param_groups"), loaded.get("state")
+    keys = (int, str)
+    if not isinstance(groups, Sequence) or not all(
+        isinstance(group, Mapping)
+        and isinstance(group.get("params"), Sequence)
+        and all(isinstance(key, keys) for key in group["params"])
+        for group in groups
+    ):
+        raise ValueError(
+            "param_groups of the state dict must be a list of dicts, each with a list of numbers as params; "
+            "nothing was loaded"
+        )
+    if not isinstance(states, Mapping) or not all(isinstance(state, Mapping) for state in states.values()):
+        raise ValueError("state of the state dict must be a dict of dicts; nothing was loaded")
 
 
 def is_beside(name: str, state: Mapping[str, Any]) -> bool:
@@ -65,6 +85,17 @@ def check_stored(
         saved: its state in the state dict.
         expected: its state with these options, of which only dtypes and shapes count.
     """
+    for name, value in saved.items():
+        if isinstance(value, Tensor) and (
+            value.layout is not torch.strided or (value.is_meta and not param.is_meta)
+        ):
+            what = "no data" if value.is_meta else f"layout {value.layout}"
+            raise ValueError(f"state {name!r} of {who} has {what} in the state dict")
+    step = saved.get("step", 0)
+    if isinstance(step, Tensor) and step.numel() == 1 and not step.is_complex():
+        step = step.item()
+    if isinstance(step, (int, float)) and not 0 <= step < math.inf:
+        raise ValueError(f"state 'step' of {who} is {step} in the state dict, which counts no steps")
     specs = find_rule(group["rule"]).state_specs(group)
     for name in specs:
         if name + SCALE in saved and name not in saved:

@@ -144,3 +144,57 @@ def test_a_refused_load_leaves_an_optimizer_that_steps_on(case: Case):
     with pytest.raises(ValueError, match="groups"):
         optimizer.load_state_dict({"state": {}, "param_groups": []})
     assert identical(train(optimizer, params, 2), train(twin, twins, 2))
+
+
+STRUCTURES: dict[str, Any] = {
+    "no groups": lambda saved: saved.pop("param_groups"),
+    "no state": lambda saved: saved.pop("state"),
+    "groups that are none": lambda saved: saved.update(param_groups=[1, 2]),
+    "a group without params": lambda saved: saved["param_groups"][1].pop("params"),
+    "params that are no numbers": lambda saved: saved["param_groups"][1].update(params=[[2]]),
+    "state that is no dict": lambda saved: saved.update(state=[]),
+    "a parameter's state that is no dict": lambda saved: saved["state"].update({0: 3}),
+}
+
+
+@pytest.mark.parametrize("how", STRUCTURES)
+def test_what_is_not_built_as_a_state_dict(rule: Case, how: str):
+    saved = _saved(rule)
+    STRUCTURES[how](saved)
+    _refused(rule, saved, "of the state dict must be")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [(lambda t: t.to_sparse(), "layout torch.sparse_coo"), (lambda t: t.to("meta"), "has no data")],
+    ids=["sparse", "meta"],
+)
+def test_state_that_holds_no_dense_numbers(rule: Case, change: Any, words: str):
+    for name, value in _saved(rule)["state"].get(0, {}).items():
+        if value.dim() > 0:
+            optimizer, params = _optimizer(rule)
+            before, saved = snapshot(optimizer, params), _saved(rule)
+            saved["state"][0][name] = change(value)
+            with pytest.raises(ValueError, match=f"'{name}' of parameter 0 of group 0 .*{words}"):
+                optimizer.load_state_dict(saved)
+            assert identical(snapshot(optimizer, params), before)
+
+
+@pytest.mark.parametrize("step", [torch.nan, -1.0, torch.inf])
+def test_a_step_that_counts_nothing(rule: Case, step: float):
+    if "step" in _saved(rule)["state"].get(0, {}):
+        for value in (step, torch.tensor(step)):
+            saved = _saved(rule)
+            saved["state"][0]["step"] = value
+            _refused(rule, saved, "'step' of parameter 0 of group 0 .*counts no steps")
+
+
+def test_somebody_else_s_views(case: Case):
+    """An unknown key of an element rule's group is nobody's business."""
+    if not case.rule.transforms:
+        optimizer, params = _optimizer(case)
+        optimizer.param_groups[0]["views"] = (1, 2)
+        saved = optimizer.state_dict()
+        optimizer.load_state_dict(saved)
+        train(optimizer, params, 1)
+        str(optimizer.explain())

@@ -13,7 +13,7 @@ from steepest.engine.update import UpdateConfig
 from steepest.random import Key
 from steepest.rule import Group, Scalar
 
-__all__ = ["ParamBatch", "ParamUpdate", "describe"]
+__all__ = ["ParamBatch", "ParamUpdate", "describe", "name_of"]
 
 
 @dataclass(slots=True, eq=False)
@@ -66,7 +66,7 @@ class ParamUpdate:
     @property
     def label(self) -> str | None:
         """The name given by the user, or None."""
-        return self.group["param_names"][self.index] if "param_names" in self.group else None
+        return name_of(self.group, self.index)
 
 
 @dataclass(slots=True, eq=False)
@@ -83,9 +83,16 @@ class ParamBatch:
     rows: list[Row] | None = None
 
 
+def name_of(group: Group, index: int) -> str | None:
+    """Return the name that the user gave a parameter, or None; one put into the list later has none."""
+    names: Sequence[str] = group.get("param_names") or ()
+    return names[index] if index < len(names) else None
+
+
 def describe(group: Group, group_index: int, index: int) -> str:
     """Return a parameter's name if the user gave one, else its position."""
-    if "param_names" in group:
-        return f"parameter {group['param_names'][index]!r}"
+    name = name_of(group, index)
+    if name is not None:
+        return f"parameter {name!r}"
     shape = tuple(group["params"][index].shape)
     return f"parameter {index} of group {group_index} (shape {shape})"

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from steepest.distributed.agreement import History
-from steepest.distributed.layout import Region
-from steepest.distributed.local import LocalState, checked_region, is_dtensor, local_part
-from steepest.engine.batches import ParamBatch, ParamUpdate, describe
+from steepest.distributed.local import LocalState, is_dtensor, local_part
+from steepest.engine.batches import ParamBatch, ParamUpdate, describe, name_of
 from steepest.engine.layout import Extent, real_view
+from steepest.engine.param_check import check_overlaps, check_param, check_shard
 from steepest.engine.plan import Plan
 from steepest.engine.storage import Storage, storage_of
 from steepest.engine.units import Sharding
@@ -24,26 +24,10 @@ from steepest.engine.update import PLAIN, UpdateConfig
 from steepest.random import tensor_word
 from steepest.rule import Group, Rule, Targets, find_rule
 
-__all__ = ["Collector", "ParamBatch", "ParamUpdate", "check_shard", "describe"]
+__all__ = ["Collector", "ParamBatch", "ParamUpdate", "describe"]
 
 
-def check_shard(who: str, param: Tensor, rule: Rule, group: Group) -> Region | None:
-    """Return the part of a DTensor that this process holds; None for others and for those of targets.
-
-    Raises:
-        ValueError: the rule does not take DTensors, or no rule takes this one.
-    """
-    if type(param) in PLAIN or not is_dtensor(param):
-        return None
-    if rule.moves:
-        # The rule itself knows how what the parameter stands for is divided.
-        return None
-    if group["state_device"] == "cpu" and param.device_mesh.device_type != "cpu":
-        raise ValueError(
-            f"{who} is a DTensor: state_device='cpu' does not take sharded parameters; "
-            "fully_shard(offload_policy=CPUOffloadPolicy()) keeps them and their state on the host"
-        )
-    return checked_region(who, param)
+_LISTS = (list, tuple)
 
 
 class _CheckedGroup:
@@ -131,18 +115,23 @@ class Collector:
         del self._groups[len(groups) :]
         for index, group in enumerate(groups):
             known = self._groups[index] if index < len(self._groups) else None
-            lr = group["lr"]
+            lr = group.get("lr")
             if not (type(lr) is float and math.isfinite(lr)):
-                _check_lr(f"{who}, group {index}", lr)
+                _check_lr(f"{who}, group {index}", lr, reads=not group.get("capturable"))
             if known is None or not known.same_options(group):
                 known = self._look_again(f"{who}, group {index}", groups, index, known)
                 anew = True
-            params = group["params"]
+            params = group.get("params")
+            if not isinstance(params, _LISTS):
+                raise ValueError(f"{who}, group {index}: params must be a list of tensors, got {params!r}")
+            if (names := group.get("param_names")) != known.names:
+                _check_names(f"{who}, group {index}", names)
+                renamed = True
             if len(params) != len(known.params) or not all(map(is_, params, known.params)):
                 self._check_replaced(known, group, index)
+                check_overlaps([each for each in groups if isinstance(each.get("params"), _LISTS)])
                 self._remember(known, params)
                 renamed = True
-            renamed |= group.get("param_names") != known.names
         if renamed:
             self._hash_names(groups)
         if renamed or anew:
@@ -168,8 +157,8 @@ class Collector:
         self, who: str, groups: Sequence[Group], index: int, known: _CheckedGroup | None
     ) -> _CheckedGroup:
         group = groups[index]
-        rule = find_rule(group["rule"])
-        rule.check(who, {**group, "lr": rule.own_defaults["lr"]})
+        rule = find_rule(group.get("rule"))
+        rule.check(who, {"base_lr": None, **group, "lr": rule.own_defaults["lr"]})
         checked = _CheckedGroup(rule, group)
         if known is None:
             self._groups.append(checked)
@@ -177,7 +166,7 @@ class Collector:
         else:
             if checked.views != known.views and not self._flattened(known, group):
                 for at, param in enumerate(group["params"]):
-                    rule.check_param(describe(group, index, at), _label(group, at), param, group)
+                    rule.check_param(describe(group, index, at), name_of(group, at), param, group)
             checked.params, checked.names, checked.words = known.params, known.names, known.words
             self._groups[index] = checked
         checked.accept(group)
@@ -187,6 +176,12 @@ class Collector:
 
     def _check_replaced(self, known: _CheckedGroup, group: Group, group_index: int) -> None:
         """Refuse parameters swapped into a group that its rule cannot serve."""
+        for at, param in enumerate(group["params"]):
+            if not isinstance(param, Tensor):
+                raise ValueError(
+                    f"parameter {at} of group {group_index} was replaced by a {type(param).__name__}: only "
+                    "tensors are stepped"
+                )
         if self._flattened(known, group):
             raise ValueError(
                 f"{describe(group, group_index, 0)} is a vector of shape {tuple(group['params'][0].shape)}, "
@@ -198,9 +193,7 @@ class Collector:
         ids = {id(param) for param in known.params}
         for at, param in enumerate(group["params"]):
             if id(param) not in ids:
-                who = describe(group, group_index, at)
-                check_shard(who, param, known.rule, group)
-                known.rule.check_param(who, _label(group, at), param, group)
+                check_param(describe(group, group_index, at), name_of(group, at), param, known.rule, group)
 
     def _flattened(self, known: _CheckedGroup, group: Group) -> bool:
         """Return whether tensors of a rule that needs whole ones were replaced by flat vectors.
@@ -351,6 +344,8 @@ class Collector:
         key = (param.dtype, dtype, param.device, storage)
         config = checked.configs.get(key)
         if config is None:
+            if dtype.is_complex:
+                raise ValueError(f"{member.name} is real and its gradient {dtype}: nothing was stepped")
             config = checked.configs[key] = UpdateConfig(
                 checked.rule, group, param.dtype, dtype, param.device, storage
             )
@@ -362,7 +357,8 @@ class Collector:
 
 def _storage(checked: _CheckedGroup, group: Group, member: ParamUpdate) -> Storage:
     """Return how the parameter's state is stored."""
-    owner, view = member.owner, (group.get("views") or {}).get(member.label)
+    owner, views = member.owner, group.get("views") if checked.rule.transforms else None
+    view = (views or {}).get(member.label)
     dtypes = {name: entry.dtype for name, entry in member.state.items() if isinstance(entry, Tensor)}
     placed = None
     if type(owner) not in PLAIN and is_dtensor(owner):
@@ -431,15 +427,19 @@ def _target(targets: Targets | None, member: ParamUpdate) -> Any:
     return target
 
 
-def _label(group: Group, index: int) -> str | None:
-    return group["param_names"][index] if "param_names" in group else None
+def _check_names(who: str, names: Any) -> None:
+    if names is not None and not (
+        isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+    ):
+        raise ValueError(f"{who}: param_names must be a list of names, got {names!r}")
 
 
-def _check_lr(who: str, lr: Any) -> None:
+def _check_lr(who: str, lr: Any, *, reads: bool) -> None:
     # A schedule may end slightly below 0 by rounding, which is harmless. Reading a tensor's value would
-    # wait for its device.
+    # wait for its device, and a captured step may read none.
     if isinstance(lr, Tensor):
-        good = lr.numel() == 1 and not lr.is_complex()
+        real = lr.numel() == 1 and not lr.is_complex() and lr.dtype is not torch.bool
+        good = real and (not (reads and lr.is_cpu) or math.isfinite(lr))
     else:
         good = isinstance(lr, numbers.Real) and not isinstance(lr, bool) and math.isfinite(lr)
     if not good:

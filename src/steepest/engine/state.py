@@ -12,6 +12,7 @@ from torch import Tensor
 from steepest.distributed.local import LocalState
 from steepest.engine.batches import ParamBatch, ParamUpdate
 from steepest.engine.blocks import cut_blocks, view_of
+from steepest.engine.param_check import check_memory
 from steepest.engine.storage import CORRECTION, SCALE, storage_of
 from steepest.engine.units import Unit
 from steepest.engine.update import UpdateConfig
@@ -68,7 +69,7 @@ def blank_state(
     """
     blank = torch.empty_like(param, device="meta")
     rule = find_rule(group["rule"])
-    view = (group.get("views") or {}).get(label)
+    view = (group.get("views") or {}).get(label) if rule.transforms else None
     storage = storage_of(rule, group, blank, view, stored or {})
     config = UpdateConfig(rule, group, blank.dtype, blank.dtype, blank.device, storage)
     return {
@@ -118,7 +119,8 @@ def make_state(batches: Iterable[ParamBatch], states: MutableMapping[Tensor, Any
         config = batch.config
         names, special = config.element_state, config.rule.transforms or config.rule.moves
         for member in batch.members:
-            state = member.state
+            state, shape = member.state, member.param.shape
+            _check_fits(config, member, shape)
             if config.rule.optional_state:
                 _drop_unasked(config, member)
             if config.storage.correction is None and CORRECTION in state:
@@ -126,10 +128,10 @@ def make_state(batches: Iterable[ParamBatch], states: MutableMapping[Tensor, Any
             if not state or not config.names <= state.keys() or (special and lacks_state(config, member)):
                 # FSDP1 flattens parameters in place, perhaps after the optimizer was made.
                 config.rule.check_param(member.name, member.label, member.owner, member.group)
-                fresh = fresh_state(config, member)
+                with torch.inference_mode(False):  # no later step could change what is made there
+                    fresh = fresh_state(config, member)
                 made.append((member, fresh, config))
                 state = {**state, **fresh}
-            shape = member.param.shape
             columns = [member.param, member.grad]
             for name in names:
                 entry = state[name]
@@ -153,6 +155,18 @@ def make_state(batches: Iterable[ParamBatch], states: MutableMapping[Tensor, Any
             # Shards on the host are copied into their DTensors.
             member.columns[2:] = [state[name] for name in names]
         member.state = state
+
+
+def _check_fits(config: UpdateConfig, member: ParamUpdate, shape: torch.Size) -> None:
+    """Refuse a parameter whose ``.data`` was replaced and no longer fits its gradient, or a step."""
+    if config.rule.transforms and shape not in config.matrices:
+        config.rule.check_param(member.name, member.label, member.owner, member.group)
+    if member.grad.shape != shape:
+        raise ValueError(
+            f"{member.name} has shape {tuple(shape)}, its gradient {tuple(member.grad.shape)}: the parameter "
+            "was given another shape after the backward pass. Nothing was stepped"
+        )
+    check_memory(member.name, member.param)
 
 
 def _drop_unasked(config: UpdateConfig, member: ParamUpdate) -> None:

@@ -15,7 +15,7 @@ from steepest.distributed.groups import Groups, Team, everyone, team_of
 from steepest.distributed.layout import Layout, Region, layout_of
 from steepest.distributed.local import is_dtensor
 from steepest.distributed.ownership import Load, assign, is_empty, overlap
-from steepest.engine.batches import ParamBatch
+from steepest.engine.batches import ParamBatch, name_of
 from steepest.engine.blocks import cut_blocks, view_of
 from steepest.engine.layout import Extent
 from steepest.engine.storage import storage_of
@@ -217,7 +217,7 @@ class Sharding:
                     storage = storage_of(rule, group, torch.empty(0, dtype=dtype, device="meta"), None, {})
                     config = UpdateConfig(rule, group, dtype, dtype, param.device, storage)
                     configs[dtype] = config
-                label = group["param_names"][index] if "param_names" in group else None
+                label = name_of(group, index)
                 units = list(_units(config, param, label, layout, whole(config)))
                 by_way.setdefault(way, []).append((param, layout, config, units))
         self._units, self.teams = {}, {}

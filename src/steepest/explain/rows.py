@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from steepest.engine.batches import name_of
 from steepest.engine.layout import real_view
 from steepest.engine.state import blank_state
 from steepest.engine.units import Sharding
@@ -121,8 +123,8 @@ def make_rows(
     rows = []
     for group_index, group in enumerate(groups):
         rule = find_rule(group["rule"])
-        labels = group.get("param_names", [None] * len(group["params"]))
-        for index, (label, param) in enumerate(zip(labels, group["params"], strict=True)):
+        for index, param in enumerate(group["params"]):
+            label: Any = name_of(group, index)
             target = None if targets is None else targets.find(param)
             own = {} if states is None else states.get(param, {})
             stored = {name: each.dtype for name, each in own.items() if isinstance(each, Tensor)}

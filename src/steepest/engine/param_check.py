@@ -1,0 +1,93 @@
+"""Check the tensors that a group is given: what no rule can step, and memory that two of them share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from operator import itemgetter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from steepest.distributed.layout import Region
+from steepest.distributed.local import checked_region, is_dtensor
+from steepest.engine.batches import name_of
+from steepest.engine.update import PLAIN
+from steepest.rule import Group, Rule
+
+__all__ = ["check_memory", "check_overlaps", "check_param", "check_shard"]
+
+
+def check_param(who: str, name: str | None, param: Tensor, rule: Rule, group: Group) -> None:
+    """Raise ``ValueError``, beginning with ``who``, for a parameter that this rule or none can step."""
+    if not (param.is_floating_point() or param.is_complex()):
+        raise ValueError(f"{who} has dtype {param.dtype}: only real and complex numbers are optimized")
+    if param.dtype.itemsize < 2 or param.dtype in (torch.complex32,):
+        raise ValueError(f"{who} has dtype {param.dtype}, in which torch does no arithmetic")
+    if param.layout is not torch.strided:
+        raise ValueError(f"{who} has layout {param.layout}: only strided parameters are optimized")
+    check_shard(who, param, rule, group)
+    check_memory(who, param)
+    if param.is_conj():
+        raise ValueError(f"{who} is a conjugate view: pass the result of its resolve_conj()")
+    rule.check_param(who, name, param, group)
+
+
+def check_shard(who: str, param: Tensor, rule: Rule, group: Group) -> Region | None:
+    """Return the part of a DTensor that this process holds; None for others and for those of targets.
+
+    Raises:
+        ValueError: the rule does not take DTensors, or no rule takes this one.
+    """
+    if type(param) in PLAIN or not is_dtensor(param):
+        return None
+    if rule.moves:
+        # The rule itself knows how what the parameter stands for is divided.
+        return None
+    if group["state_device"] == "cpu" and param.device_mesh.device_type != "cpu":
+        raise ValueError(
+            f"{who} is a DTensor: state_device='cpu' does not take sharded parameters; "
+            "fully_shard(offload_policy=CPUOffloadPolicy()) keeps them and their state on the host"
+        )
+    return checked_region(who, param)
+
+
+def check_memory(who: str, param: Tensor) -> None:
+    """Raise ``ValueError``, beginning with ``who``, for a parameter that no step may write to."""
+    sizes = () if param.is_contiguous() else zip(param.stride(), param.shape, strict=True)
+    if any(stride == 0 and size > 1 for stride, size in sizes):
+        raise ValueError(f"{who} is expanded: several of its elements are one number in memory")
+    if param.is_inference():
+        raise ValueError(
+            f"{who} was made in inference mode: autograd cannot use it, nor can a step change it outside; "
+            "clone it outside that mode"
+        )
+
+
+def check_overlaps(groups: Sequence[Group]) -> None:
+    """Refuse parameters that share memory: a step over both at once would lose the update of one."""
+    spans: dict[int, list[tuple[int, int, int, Tensor]]] = {}
+    for index, group in enumerate(groups):
+        for param in group["params"]:
+            if type(param) not in PLAIN or param.is_meta or param.numel() == 0:
+                continue
+            if not param.is_contiguous():
+                # Only a tensor without gaps covers all the memory between its ends.
+                ends = zip(param.shape, param.stride(), strict=True)
+                if sum((size - 1) * stride for size, stride in ends) + 1 != param.numel():
+                    continue
+            first = param.data_ptr()
+            spans.setdefault(param.get_device(), []).append((first, first + param.nbytes, index, param))
+    for together in spans.values():
+        together.sort(key=itemgetter(0))
+        for (_, end, one, param), (first, _, other, next_param) in pairwise(together):
+            if first < end and param is not next_param:
+                names = " and ".join(_name(groups[at], p) for at, p in ((one, param), (other, next_param)))
+                raise ValueError(f"parameters {names} share memory: give the optimizer one of them")
+
+
+def _name(group: Group, param: Any) -> str:
+    index = next(index for index, each in enumerate(group["params"]) if each is param)
+    name = name_of(group, index)
+    return f"of shape {tuple(param.shape)}" if name is None else repr(name)

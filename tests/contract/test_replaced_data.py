@@ -1,0 +1,191 @@
+"""Parameters and gradients that were given other data between two steps: stepped, or refused by name."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import Parameter
+
+import steepest
+
+from .cases import Case
+from .training import identical, set_gradients, snapshot, steps, train
+
+
+def _refused(optimizer: Any, params: list[Parameter], words: str) -> None:
+    before = snapshot(optimizer, params)
+    with pytest.raises(ValueError, match=words):
+        optimizer.step()
+    assert identical(snapshot(optimizer, params), before)
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["first step", "later step"])
+@pytest.mark.parametrize("shape", [(3, 4), (1, 3), (5, 4, 3), (2, 1, 3), ()], ids=str)
+def test_another_shape_beside_an_old_gradient(rule: Case, shape: tuple[int, ...], trained: bool):
+    """Some shapes would broadcast, silently."""
+    params = rule.params(shapes=[(4, 3), (4, 3)])
+    optimizer = rule.make([("first", params[0]), ("second", params[1])])
+    steps(optimizer, params, range(3 * trained))
+    set_gradients(params, 5)
+    params[1].data = torch.ones(shape)
+    _refused(optimizer, params, "parameter 'second' .*shape")
+
+
+def test_expanded_data(rule: Case):
+    params = rule.params(shapes=[(4, 3), (4, 3)])
+    optimizer = rule.make([("first", params[0]), ("second", params[1])])
+    train(optimizer, params, 3)
+    params[1].data = torch.ones(1, 3).expand(4, 3)
+    _refused(optimizer, params, "parameter 'second' is expanded")
+
+
+def test_data_from_inference_mode(rule: Case):
+    params = rule.params(shapes=[(4, 3), (4, 3)])
+    optimizer = rule.make([("first", params[0]), ("second", params[1])])
+    train(optimizer, params, 3)
+    with torch.inference_mode():
+        made = torch.ones(4, 3)
+    params[1].data = made
+    _refused(optimizer, params, "parameter 'second' was made in inference mode")
+    with torch.inference_mode():
+        made = Parameter(torch.ones(4, 3))
+    with pytest.raises(ValueError, match="parameter 'odd' was made in inference mode"):
+        rule.make([("odd", made)])
+
+
+def test_a_step_in_inference_mode_is_a_step(case: Case):
+    """Its state can be changed outside too."""
+    params, twins = case.params(), case.params()
+    optimizer, twin = case.make(params), case.make(twins)
+    for step in range(4):
+        set_gradients(params, step)
+        with torch.inference_mode(step % 2 == 0):
+            optimizer.step()
+    assert identical(train(twin, twins, 4), params)
+
+
+def test_a_state_dict_that_was_loaded_in_inference_mode(rule: Case):
+    params, twins = rule.params(), rule.params()
+    optimizer, twin = rule.make(params), rule.make(twins)
+    train(optimizer, params, 2)
+    train(twin, twins, 2)
+    with torch.inference_mode():
+        optimizer.load_state_dict(optimizer.state_dict())
+    steps(optimizer, params, range(2, 4))
+    steps(twin, twins, range(2, 4))
+    assert identical(params, twins)
+
+
+def test_a_complex_gradient_of_a_real_parameter(rule: Case):
+    """Computing with its real part alone would be silent."""
+    params = rule.params(shapes=[(4, 3), (4, 3)])
+    optimizer = rule.make([("first", params[0]), ("second", params[1])])
+    train(optimizer, params, 3)
+    params[1].grad, params[1].grad_dtype = None, None
+    params[1].grad = torch.ones(4, 3, dtype=torch.complex64)
+    _refused(optimizer, params, "parameter 'second' is real and its gradient torch.complex64")
+
+
+BAD_OBJECTS = {
+    "a str": lambda: "weight",
+    "torch.int64": lambda: Parameter(torch.ones(4, 3, dtype=torch.int64), requires_grad=False),
+    "sparse": lambda: Parameter(torch.ones(4, 3).to_sparse()),
+    "expanded": lambda: Parameter(torch.ones(1).expand(4, 3)),
+}
+
+
+@pytest.mark.parametrize("words", BAD_OBJECTS)
+def test_an_object_that_cannot_be_stepped_is_put_into_a_group(rule: Case, words: str):
+    """What the constructor refuses, a step refuses too."""
+    params = rule.params(shapes=[(4, 3), (4, 3)])
+    optimizer = rule.make(params)
+    train(optimizer, params, 2)
+    made, group = BAD_OBJECTS[words](), optimizer.param_groups[0]
+    group["params"] = [params[0], made]
+    before = [param.detach().clone() for param in params]
+    with pytest.raises(ValueError, match=f"parameter 1 of group 0.*{words}"):
+        optimizer.step()
+    assert identical(params, before)
+    group["params"] = params
+    optimizer.step()
+
+
+def test_memory_of_another_parameter_is_put_into_a_group(rule: Case):
+    params = rule.params(shapes=[(4, 3), (4, 3)])
+    optimizer = rule.make([("first", params[0]), ("second", params[1])])
+    train(optimizer, params, 2)
+    optimizer.param_groups[0]["params"] = [params[0], Parameter(params[0].detach())]
+    with pytest.raises(ValueError, match="share memory"):
+        optimizer.step()
+
+
+def test_a_nameless_parameter_is_put_into_a_group_of_named_ones(rule: Case):
+    params, twins = rule.params(shapes=[(4, 3)] * 2), rule.params(shapes=[(4, 3)] * 2)
+    optimizer, twin = rule.make([("first", params[0])]), rule.make(twins)
+    optimizer.param_groups[0]["params"].append(params[1])
+    if rule.name not in ("simba_leaky", "quad", "procrustes"):  # whose noise knows a parameter by its name
+        assert identical(train(optimizer, params), train(twin, twins))
+    params[1].grad = torch.ones(4, 3)
+    optimizer.param_groups[0]["nonfinite"] = "raise"
+    params[1].grad.fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match=re.escape("parameter 1 of group 0 (shape (4, 3))")):
+        optimizer.step()
+    assert "parameter 1 of group 0" in str(optimizer.explain())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("lr", torch.tensor(torch.nan), "lr must be a finite number"),
+        ("lr", torch.tensor(True), "lr must be a finite number"),
+        ("base_lr", "0.1", "base_lr must be"),
+        ("rule", ["lion"], "unknown rule"),
+        ("params", None, "params must be a list"),
+        ("param_names", 3, "param_names must be a list"),
+        ("param_names", [3, 4], "param_names must be a list"),
+        *[(key, ..., key) for key in ("lr", "base_lr", "rule", "params", "weight_decay")],
+    ],
+)
+def test_a_live_group_s_own_entries(rule: Case, key: str, value: Any, words: str):
+    params = rule.params(shapes=[(4, 3), (4, 3)])
+    optimizer = rule.make(params)
+    train(optimizer, params, 2)
+    group, before = optimizer.param_groups[0], [param.detach().clone() for param in params]
+    good = group.get(key)
+    if value is ...:
+        del group[key]
+    else:
+        group[key] = value
+    with pytest.raises(ValueError, match=words):
+        optimizer.step()
+    assert identical(params, before)
+    group[key] = good
+    optimizer.step()
+
+
+def test_names_that_are_no_strings():
+    with pytest.raises(ValueError, match=r"group 0: .* whose name is a str, got \(0, "):
+        steepest.Lion(enumerate([Parameter(torch.ones(2))]))
+
+
+@pytest.mark.parametrize("value", ["0", -1, None, 0.5])
+def test_a_count_of_skipped_steps_that_is_none(rule: Case, value: Any):
+    params = rule.params()
+    optimizer = rule.make(params)
+    saved = optimizer.state_dict()
+    saved["param_groups"][0]["skipped_steps"] = value
+    with pytest.raises(ValueError, match="skipped_steps must be an integer ≥ 0"):
+        optimizer.load_state_dict(saved)
+
+
+def test_one_group_s_parameters_are_replaced_and_another_s_are_gone(rule: Case):
+    params = rule.params(shapes=[(4, 3), (4, 3)])
+    optimizer = rule.make([{"params": params[:1]}, {"params": params[1:]}])
+    train(optimizer, params, 1)
+    optimizer.param_groups[0]["params"] = [Parameter(params[0].detach().clone())]
+    optimizer.param_groups[1]["params"] = None
+    with pytest.raises(ValueError, match="group 1: params must be a list"):
+        optimizer.step()
