@@ -15,6 +15,7 @@ from steepest.distributed.local import is_dtensor, local_part
 from steepest.engine.collect import Collector, ParamBatch
 from steepest.engine.cuda_graphs import check_capture
 from steepest.engine.grad_check import both
+from steepest.engine.interrupts import HeldInterrupts
 from steepest.engine.matrices import UserFunctions
 from steepest.engine.pipeline import decide, take_step
 from steepest.explain import Explanation, Reasons, explain
@@ -129,6 +130,8 @@ class Optimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Take one step with all parameters that have a gradient, or none if this raises.
 
+        Ctrl-C during the step raises ``KeyboardInterrupt`` when all have been stepped; a second one at once.
+
         Args:
             closure: evaluates the model and its gradients again, and returns the loss, as ``step()`` then
                 does; called once, with gradients enabled, before anything else.
@@ -149,7 +152,8 @@ class Optimizer(torch.optim.Optimizer):
         taken: bool | Tensor = True
         if plan.batches or collector.sharded:  # a process without gradients must tell those that have some
             finite = decide(collector, plan.batches, groups, state, targets, self._user_functions)
-            taken = self._take(plan.batches, finite)
+            with HeldInterrupts():
+                taken = self._take(plan.batches, finite)
         if "_taken_in_backward" in self.__dict__:  # count both as one step
             taken = both(self.__dict__.pop("_taken_in_backward"), taken)
         if taken is not True:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import random
+import signal
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,7 +15,7 @@ from torch import Tensor
 from steepest.rule import StateSpec
 
 from .cases import CASES, LOW_BIT, Case, by_id, spread
-from .training import identical, set_gradients, snapshot, steps, train
+from .training import identical, set_gradients, snapshot, steps, train, values
 
 
 def _cannot(self: Any, *_: Any, **__: Any) -> Any:
@@ -76,6 +79,72 @@ def test_a_rule_that_fails_in_its_first_measurement_is_not_poisoned(
         with pytest.raises(RuntimeError, match="cannot"):
             optimizer.step()
     assert identical(train(optimizer, params), train(twin, twins))
+
+
+def _interrupting(case: Case, monkeypatch: pytest.MonkeyPatch, at: int, times: int = 1) -> None:
+    """Let Ctrl-C be pressed in the middle of a step: in this call of the rule's update."""
+    original, calls = type(case.rule).update, []
+
+    def update(self: Any, *args: Any, **given: Any) -> Any:
+        calls.append(1)
+        if len(calls) == at:
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
+        return original(self, *args, **given)
+
+    update.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
+    monkeypatch.setattr(type(case.rule), "update", update)
+
+
+@pytest.fixture
+def default_handler() -> Iterator[None]:
+    """Python's own, which is not there in a process that was started in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
+
+
+@pytest.mark.usefixtures("default_handler")
+@pytest.mark.parametrize("at", [1, 2])
+def test_an_interrupted_step_is_finished_first(case: Case, at: int, monkeypatch: pytest.MonkeyPatch):
+    dtypes = [torch.float32, torch.float64]  # which take a call of update each
+    params, twins = ([case.params(dtype)[0] for dtype in dtypes] for _ in range(2))
+    optimizer, twin = case.make(params, compile=False), case.make(twins, compile=False)
+    train(optimizer, params, 2)
+    set_gradients(params, 2)
+    with monkeypatch.context() as patch:
+        _interrupting(case, patch, at)
+        with pytest.raises(KeyboardInterrupt):
+            optimizer.step()
+    train(twin, twins, 3)
+    assert identical(params, twins)
+    assert identical(optimizer.state_dict()["state"], twin.state_dict()["state"])
+
+
+@pytest.mark.usefixtures("default_handler")
+def test_a_second_interrupt_is_not_held(monkeypatch: pytest.MonkeyPatch):
+    case = Case("lion")
+    params = case.params()
+    optimizer, before = case.make(params), values(params)
+    set_gradients(params, 0)
+    _interrupting(case, monkeypatch, 1, times=2)
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step()
+    assert identical(params, before)
+
+
+def test_a_program_s_own_handler_is_called_at_once(monkeypatch: pytest.MonkeyPatch):
+    case, seen = Case("lion"), []
+    params = case.params()
+    optimizer, before = case.make(params), values(params)
+    set_gradients(params, 0)
+    _interrupting(case, monkeypatch, 1)
+    previous = signal.signal(signal.SIGINT, lambda *_: seen.append(identical(values(params), before)))
+    try:
+        optimizer.step()
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    assert seen == [True]
 
 
 def test_a_pre_hook_that_raises(case: Case):
