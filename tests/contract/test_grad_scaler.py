@@ -86,6 +86,54 @@ def test_an_overflow_skips_the_step_and_halves_the_scale(case: Case, bad: float,
     assert optimizer.skipped_steps == 0, "the scaler skipped, not the optimizer"
 
 
+@pytest.mark.parametrize(("case", "bad"), spread(CASES, [torch.inf, torch.nan], alike=reach), ids=str)
+def test_clipping_by_a_norm_that_is_not_finite_is_skipped(case: Case, bad: float, device: torch.device):
+    """One bad element makes the norm infinite or NaN, and clipping then spoils every gradient."""
+    params, twins = case.params(device=device), case.params(device=device)
+    optimizer, twin = case.make(params, nonfinite="skip"), case.make(twins)
+    for step in range(4):
+        for some in (params, twins):
+            for index, param in enumerate(some):
+                param.grad = gradient(param, index, step)
+        clip_grad_norm_(twins, 1.0)
+        twin.step()
+        params[1].grad.view(-1)[0] = bad
+        assert not clip_grad_norm_(params, 1.0).isfinite()
+        assert sum(bool(param.grad.isnan().any()) for param in params) == (3 if bad != bad else 1)
+        optimizer.step()
+        for index, param in enumerate(params):
+            param.grad = gradient(param, index, step)
+        clip_grad_norm_(params, 1.0)
+        optimizer.step()
+    assert identical(params, twins)
+    assert identical(optimizer.state_dict()["state"], twin.state_dict()["state"])
+    assert optimizer.skipped_steps == 4
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_the_optimizer_skips_what_the_scaler_does_not_see(case: Case, device: torch.device):
+    """The scaler looks at gradients when it unscales them; the optimizer skips what spoils them later."""
+    params, twins = case.params(device=device), case.params(device=device)
+    optimizer, twin = case.make(params, nonfinite="skip"), case.make(twins)
+    scaler = _scaler(device)
+    for step in range(3):
+        for spoil in (True, False):
+            for index, param in enumerate(params):
+                param.grad = gradient(param, index, step) * scaler.get_scale()
+            scaler.unscale_(optimizer)
+            if spoil:
+                params[0].grad.view(-1)[0] = torch.nan
+            scaler.step(optimizer)
+            scaler.update()
+        for index, other in enumerate(twins):
+            other.grad = gradient(other, index, step)
+        twin.step()
+    assert identical(params, twins)
+    assert identical(optimizer.state_dict()["state"], twin.state_dict()["state"])
+    assert optimizer.skipped_steps == 3
+    assert scaler.get_scale() > SCALE, "the scaler saw no overflow"
+
+
 def test_with_autocast_and_a_real_backward(case: Case, device: torch.device):
     def run(scaled: bool) -> list[Tensor]:
         params = case.params(device=device, shapes=[(3, 3)])

@@ -62,6 +62,22 @@ def test_after_a_skipped_step_training_is_as_if_it_had_not_been(case: Case, valu
     assert optimizer.skipped_steps == 4
 
 
+@pytest.mark.parametrize("case", CASES, ids=by_id)
+def test_a_skipped_step_draws_no_noise(case: Case):
+    """Noise follows the steps that a parameter has taken, not those that were tried."""
+    params, twins = case.params(torch.bfloat16), case.params(torch.bfloat16)
+    options = {"rounding": "stochastic", "weight_decay": 0.125}
+    optimizer, twin = case.make(params, nonfinite="skip", **options), case.make(twins, **options)
+    for step in range(4):
+        for bad in range(step):
+            _bad_step(optimizer, params, BAD[bad], at=bad)
+        steps(optimizer, params, [step])
+        steps(twin, twins, [step])
+    assert identical(params, twins)
+    assert identical(optimizer.state_dict()["state"], twin.state_dict()["state"])
+    assert optimizer.skipped_steps == 6
+
+
 def test_a_skipped_first_step_makes_no_state(case: Case):
     params = case.params()
     optimizer = case.make(params, nonfinite="skip")
