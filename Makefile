@@ -9,7 +9,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 PEERS  := $(VENV)/.peers
 
-.PHONY: race bench test lint clean
+.PHONY: race bench test fuzz lint clean
 .DELETE_ON_ERROR:
 
 race: $(READY)
@@ -25,6 +25,11 @@ TESTS ?=
 JOBS  ?= auto
 test: $(READY)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=worksteal $(TESTS)
+
+# Cases beyond the suite's fixed few hundred, with new random seeds each time; a failure prints how to repeat it.
+CASES ?= 12000
+fuzz: $(READY)
+	OMP_NUM_THREADS=1 STEEPEST_FUZZ=$(CASES) $(BIN)/python -m pytest --hypothesis-show-statistics tests/fuzz
 
 lint: $(READY)
 	$(BIN)/ruff check .
