@@ -179,3 +179,13 @@ def test_a_count_of_skipped_steps_that_is_none(rule: Case, value: Any):
     saved["param_groups"][0]["skipped_steps"] = value
     with pytest.raises(ValueError, match="skipped_steps must be an integer ≥ 0"):
         optimizer.load_state_dict(saved)
+
+
+def test_one_group_s_parameters_are_replaced_and_another_s_are_gone(rule: Case):
+    params = rule.params(shapes=[(4, 3), (4, 3)])
+    optimizer = rule.make([{"params": params[:1]}, {"params": params[1:]}])
+    train(optimizer, params, 1)
+    optimizer.param_groups[0]["params"] = [Parameter(params[0].detach().clone())]
+    optimizer.param_groups[1]["params"] = None
+    with pytest.raises(ValueError, match="group 1: params must be a list"):
+        optimizer.step()

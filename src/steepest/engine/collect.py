@@ -27,6 +27,9 @@ from steepest.rule import Group, Rule, Targets, find_rule
 __all__ = ["Collector", "ParamBatch", "ParamUpdate", "describe"]
 
 
+_LISTS = (list, tuple)
+
+
 class _CheckedGroup:
     """A snapshot of a group at its last check, so that a step only checks changes."""
 
@@ -119,14 +122,14 @@ class Collector:
                 known = self._look_again(f"{who}, group {index}", groups, index, known)
                 anew = True
             params = group.get("params")
-            if not isinstance(params, (list, tuple)):
+            if not isinstance(params, _LISTS):
                 raise ValueError(f"{who}, group {index}: params must be a list of tensors, got {params!r}")
             if (names := group.get("param_names")) != known.names:
                 _check_names(f"{who}, group {index}", names)
                 renamed = True
             if len(params) != len(known.params) or not all(map(is_, params, known.params)):
                 self._check_replaced(known, group, index)
-                check_overlaps(groups)
+                check_overlaps([each for each in groups if isinstance(each.get("params"), _LISTS)])
                 self._remember(known, params)
                 renamed = True
         if renamed:
@@ -435,7 +438,7 @@ def _check_lr(who: str, lr: Any, *, reads: bool) -> None:
     # A schedule may end slightly below 0 by rounding, which is harmless. Reading a tensor's value would
     # wait for its device, and a captured step may read none.
     if isinstance(lr, Tensor):
-        real = lr.numel() == 1 and not lr.is_complex() and lr.dtype is not torch.bool and not lr.is_meta
+        real = lr.numel() == 1 and not lr.is_complex() and lr.dtype is not torch.bool
         good = real and (not (reads and lr.is_cpu) or math.isfinite(lr))
     else:
         good = isinstance(lr, numbers.Real) and not isinstance(lr, bool) and math.isfinite(lr)
