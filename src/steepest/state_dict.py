@@ -75,9 +75,9 @@ def loading(optimizer: Any, extra_state: Collection[str], targets: Targets | Non
     found: list[Saved] = []
 
     def check(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
-        check_structure(loaded)
         if targets is not None:
-            loaded = targets.check_load(optimizer.param_groups, loaded)
+            loaded = targets.check_load(optimizer.param_groups, loaded)  # which may come in an older format
+        check_structure(loaded)
         here, found[:] = _loadable(optimizer.param_groups, loaded, extra_state, targets)
         return here
 

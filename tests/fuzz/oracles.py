@@ -65,9 +65,6 @@ REFERENCES: dict[str, Callable[..., Reference]] = {
     "signum": sign.Signum,
     "lion": sign.Lion,
 }
-# The squares of gradients of 1e30 overflow float32, and not the reference's float64.
-SQUARES = {"adamw", "ademamix"}
-SQUARES_OVERFLOW = True
 
 WIDE = (torch.float32, torch.float64)
 _NOT_THE_REFERENCE_S = ("rounding", "state_dtype")
@@ -122,7 +119,8 @@ class Beside:
                 continue
             dense = gradient.to_dense() if gradient.layout is not torch.strided else gradient
             huge = dense.numel() > 0 and dense.abs().max() > 1e15
-            squares = SQUARES_OVERFLOW and isinstance(reference, (baselines.AdamW, baselines.AdEMAMix))
+            # The squares of gradients of 1e30 overflow float32, and not the reference's float64.
+            squares = isinstance(reference, (baselines.AdamW, baselines.AdEMAMix))
             if not dense.isfinite().all() or (huge and squares):
                 del self.followed[at]
                 continue
