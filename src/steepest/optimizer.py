@@ -128,9 +128,10 @@ class Optimizer(torch.optim.Optimizer):
     @torch._disable_dynamo  # type: ignore[attr-defined]
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Take one step with all parameters that have a gradient, or none if this raises.
+        """Take one step with all parameters that have a gradient, or none if it raises an error listed below.
 
         Ctrl-C during the step raises ``KeyboardInterrupt`` when all have been stepped; a second one at once.
+        Where memory runs out within the step, some parameters may be a step ahead of others.
 
         Args:
             closure: evaluates the model and its gradients again, and returns the loss, as ``step()`` then

@@ -266,3 +266,15 @@ def test_nothing_to_train(model: nn.Module):
 def test_muon_without_any_hidden_matrix_warns():
     with pytest.warns(UserWarning, match="nothing goes to 'muon'"):
         steepest.build(nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5)), "muon")
+
+
+def test_memory_is_simba_s_own_option_unless_it_is_the_least():
+    """Both have the name; no value is both."""
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.Linear(64, 64))
+    for memory in ("counts", "momentum"):
+        assert steepest.build(model, "simba", memory=memory).param_groups[0]["memory"] == memory
+    assert steepest.build(model, "simba", memory="least").param_groups[0]["state_dtype"] == "int8"
+    with pytest.raises(ValueError, match="memory must be None or 'least', got 'momentum'"):
+        steepest.build(model, "lion", memory="momentum")
+    with pytest.raises(ValueError, match="memory must be"):
+        steepest.build(model, "simba", memory="more")

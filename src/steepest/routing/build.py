@@ -43,7 +43,7 @@ def build(
     views: Mapping[str, View | None] | None = None,
     decay_vectors: bool = False,
     ternary: Mapping[str, Any] | bool | None = None,
-    memory: Literal["least"] | None = None,
+    memory: Literal["least", "counts", "momentum"] | None = None,
     **hyper: Any,
 ) -> Optimizer:
     """Make one optimizer for all parameters of a model, with the right rule for each of them.
@@ -91,6 +91,7 @@ def build(
         memory: ``"least"`` stores averages in one byte, and what half-precision parameters drop in another
             (docs/memory.md): it is short for ``state_dtype="int8"`` and, if the model has bfloat16 or float16
             parameters, ``master="split8", rounding="stochastic"``. Options that are given take precedence.
+            Simba's own option of this name, ``"counts"`` or ``"momentum"``, may be given here, too.
         **hyper: hyper-parameters of the main rule, and common options (:class:`~steepest.CommonOptions`),
             which apply to all groups except for ``weight_decay_method``.
 
@@ -138,7 +139,7 @@ def route(
     views: Mapping[str, View | None] | None = None,
     decay_vectors: bool = False,
     ternary: Mapping[str, Any] | bool | None = None,
-    memory: Literal["least"] | None = None,
+    memory: Literal["least", "counts", "momentum"] | None = None,
     materialized: bool = True,
     **hyper: Any,
 ) -> Optimizer:
@@ -150,7 +151,9 @@ def route(
         raise TypeError(f"build() takes a torch.nn.Module, got {type(model).__name__}")
     if not (ternary is None or isinstance(ternary, (bool, Mapping))):
         raise TypeError(f"ternary must be a dict of TernaryFlip's options, a bool or None, got {ternary!r}")
-    if memory is not None:
+    if memory not in (None, "least") and "memory" in find_rule(rule).hyper:
+        hyper["memory"] = memory
+    elif memory is not None:
         hyper = {**least_memory(memory, model.parameters()), **hyper}
     main = main_options(rule, lr, hyper)
     rest = fallback_options(fallback, fallback_lr, main)
