@@ -25,7 +25,7 @@ from steepest.engine.state import blank_state
 from steepest.engine.storage import CORRECTION, SCALE
 from steepest.migrations import TORCH_KEYS, Source, recognize
 from steepest.param_groups import STATE_FORMAT
-from steepest.rule import Group, Targets, find_rule
+from steepest.rule import Group, StateSpec, Targets, find_rule
 from steepest.stored_state import (
     check_filled,
     check_state_format,
@@ -262,7 +262,7 @@ def _check_state(
         blank = expected[name]
         is_average = name in specs and specs[name].range is not None
         if not isinstance(value, Tensor):
-            if isinstance(value, (int, float)) and blank.dim() == 0:
+            if isinstance(value, (int, float)) and name in _per_tensor(specs):
                 continue
             differs = f"is a {type(value).__name__} in the state dict"
         elif value.shape != blank.shape:
@@ -274,6 +274,11 @@ def _check_state(
         else:
             continue
         raise ValueError(f"state {name!r} of {who} {differs}")
+
+
+def _per_tensor(specs: Mapping[str, StateSpec]) -> set[str]:
+    """Return the names of entries that are one number for a tensor, which need not be a tensor themselves."""
+    return {"step", *(name for name, spec in specs.items() if spec.per == "tensor")}
 
 
 def _warn_of_dropped(found: Sequence[Saved]) -> None:
@@ -332,7 +337,7 @@ def _restored(
     """Return a copy of a parameter's saved state, on the device that keeps it."""
     rule, where = find_rule(group["rule"]), torch.device(group["state_device"] or param.device)
     specs = rule.state_specs(group)
-    per_tensor = {"step", *(name for name, spec in specs.items() if spec.per == "tensor")}
+    per_tensor = _per_tensor(specs)
     state: dict[str, Any] = {}
     for name, value in saved.items():
         if isinstance(value, Tensor) and is_dtensor(param) and _is_per_element(name, group, extra_state):

@@ -114,6 +114,19 @@ def test_a_per_tensor_number_must_be_one_number(case: Case):
             _refused(case, broken, "shape")
 
 
+def test_a_number_for_a_scalar_parameter_s_average(case: Case):
+    """It has the shape of one; a step computes with a tensor."""
+    optimizer, params = _optimizer(case)
+    before, saved = snapshot(optimizer, params), copy.deepcopy(optimizer.state_dict())
+    numbers = case.tensor_state | {"step"}
+    for name in saved["state"][2].keys() - numbers:
+        broken = copy.deepcopy(saved)
+        broken["state"][2][name] = 1.0
+        with pytest.raises(ValueError, match=f"'{name}' of parameter 0 of group 1 .* is a float"):
+            optimizer.load_state_dict(broken)
+        assert identical(snapshot(optimizer, params), before)
+
+
 def test_the_message_names_the_parameter(rule: Case):
     saved = _saved(rule)
     shaped = {name: value.shape for name, value in saved["state"][1].items() if value.dim() > 0}
