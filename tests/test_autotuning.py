@@ -380,7 +380,7 @@ def test_options_that_exclude_ways_ask_another_question():
         {"dtype": torch.bfloat16},
         {"dtype": torch.float32, "form": "plain"},
         {"dtype": torch.float32, "form": "gram"},
-        {"coefficients": "cans", "dtype": torch.bfloat16},
+        {"coefficients": [(3.4445, -4.7750, 2.0315)], "dtype": torch.bfloat16},
         {"coefficients": "minimax_17_17"},
         {},
     ]

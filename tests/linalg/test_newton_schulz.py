@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+import steepest
 from steepest.compile.available import compiler_available
 from steepest.linalg import COEFFICIENTS, newton_schulz
 
@@ -88,21 +89,31 @@ class TestCoefficients:
         }
         assert {name: table.margin for name, table in COEFFICIENTS.items() if table.margin != 1} == {
             "polar_express": 1.02,
-            "cans": 1.02,
             "minimax_17_17": 1.02,
             "minimax_9_17_3": 1.02,
             "minimax_17_17_3": 1.02,
         }
         assert all(table.source for table in COEFFICIENTS.values())
 
-    @pytest.mark.parametrize("name", sorted(COEFFICIENTS))
-    def test_low_ranks_stay_bounded_in_bfloat16(self, name):
-        """Their singular values come near 1, beyond which a polynomial may rise without bound."""
+    @pytest.mark.parametrize("name", sorted(COEFFICIENTS.keys() - {"cans"}))
+    def test_bounded_in_bfloat16(self, name):
+        """Near 1, where those of low rank come, a polynomial may rise without bound."""
         for seed in range(8):
-            generator, rank = torch.Generator().manual_seed(seed), 1 + seed % 4
+            generator, rank = torch.Generator().manual_seed(seed), [1, 2, 4, 128][seed % 4]
             x = torch.randn(128, rank, generator=generator) @ torch.randn(rank, 133, generator=generator)
             largest = torch.linalg.matrix_norm(newton_schulz(x, name, dtype=torch.bfloat16).double(), 2)
             assert largest < 1.3
+
+    def test_the_set_that_overflows_in_half_precision_is_computed_in_float32(self):
+        """In bfloat16 this matrix reached 4e8 with some seeds, a larger one 2."""
+        for seed in range(50):
+            x = torch.randn(5, 9, generator=torch.Generator().manual_seed(seed)).bfloat16()
+            assert torch.linalg.matrix_norm(newton_schulz(x, "cans").double(), 2) < 1.14
+        for half in (torch.bfloat16, torch.float16):
+            with pytest.raises(ValueError, match=f"overflow in {half}; use float32"):
+                newton_schulz(x, "cans", dtype=half)
+            with pytest.raises(ValueError, match=f"overflow in {half}; use float32"):
+                steepest.Muon([torch.ones(2, 2)], coefficients="cans", ns_dtype=half)
 
     def test_table_is_frozen(self):
         with pytest.raises(TypeError):
@@ -392,6 +403,8 @@ class TestGram:
     def test_gram_form_equals_plain_form(self, name, steps, spectrum, dtype, tolerance):
         """Compare with the plain form in float64. Beyond some tables, steep steps amplify rounding errors."""
         steps = min(steps, {"quintic": 5, "minimax_17_17": 2}.get(name, steps))
+        if not COEFFICIENTS[name].half_precision and dtype == torch.float16:
+            dtype, tolerance = torch.float32, 3e-4
         if spectrum == "random":
             x = randn(2, 16, 48)
         else:
@@ -453,10 +466,10 @@ class TestGram:
         assert errors["gram"] < errors["plain"] + 0.01
         assert tops["gram"] < tops["plain"] + 0.05
 
-    def test_auto_uses_gram_in_bfloat16_for_the_named_sets_but_cans(self):
+    def test_auto_uses_gram_in_bfloat16_for_the_named_sets(self):
         x = randn(4, 64, dtype=torch.float32)
         custom = COEFFICIENTS["jordan"].triples
-        for coefficients, form in (("quintic", "gram"), ("cans", "plain"), (custom, "plain")):
+        for coefficients, form in (("quintic", "gram"), (custom, "plain")):
             auto, expected = (
                 newton_schulz(x, coefficients, dtype=torch.bfloat16, form=f) for f in ("auto", form)
             )

@@ -41,8 +41,7 @@ class CoefficientSet:
             R/top², which keeps rounding errors of high degrees small.
         normalization: the norm by which X is divided, unless :func:`~steepest.linalg.newton_schulz` is
             called with another.
-        tight: whether it must not be called with another, because norms that bring σ close to 1 let rounding
-            errors grow without bound in half precision.
+        half_precision: whether products may be in half precision; float32 is the default otherwise.
 
     Raises:
         ValueError: there are no polynomials, one of them is not 2, 3, 5 or 9 finite numbers, or not three
@@ -67,7 +66,7 @@ class CoefficientSet:
     polynomials: tuple[Polynomial, ...] = ()
     tops: tuple[float, ...] = ()
     normalization: Normalization = "frobenius"
-    tight: bool = False
+    half_precision: bool = True
 
     def __post_init__(self) -> None:
         if self.triples:
@@ -192,9 +191,8 @@ COEFFICIENTS: Mapping[str, CoefficientSet] = MappingProxyType(
                 (2.2737, -1.6447, 0.4162),
             ),
             beyond="repeat",
-            # The authors have none: in bfloat16 momenta of rank one then reached singular values of 2,700.
-            margin=1.02,
-            tight=True,
+            # In bfloat16, singular values of ordinary matrices grew to 10⁸ (5×9) and 2 (128×512).
+            half_precision=False,
             band=(0.88, 1.12),
             source='Grishina, Smirnov, Rakhuba, "Accelerating Newton-Schulz Iteration for Orthogonalization '
             'via Chebyshev-type Polynomials", arXiv 2506.10935 (2025)',

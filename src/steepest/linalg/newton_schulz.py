@@ -70,7 +70,7 @@ def newton_schulz(
     =============== ========== =========== ============ ============================
 
     Run "quintic" for a multiple of 5 steps: its steep first triple maps a σ that has reached 1.15 back to
-    0.09. "cans" in the Gram form and in bfloat16 reached 2.7. A custom list cycles.
+    0.09. "cans" overflows in half precision, so that its products are in float32. A custom list cycles.
 
     **High degrees.** An iteration of degree 3, 5, 9 or 17 needs two products with X or Xᵀ, and 0, 1, 2 or 3
     of r×r matrices. The "minimax" sets bring σ/‖X‖ ≥ 0.0062, 0.0043 and 0.0027 to [0.8, 1.2] with fewer
@@ -99,15 +99,15 @@ def newton_schulz(
             row. The result is then the polar factor of other rows: it is biased, by 0.1 to 0.4 per singular
             direction on momenta of language models, and not equivariant under rotations of the rows.
         dtype: dtype of the products; the result always has ``x``'s dtype. None chooses: float64 for float64;
-            on CUDA devices with native bfloat16, bfloat16 in the plain form, and float16 for float16 input
-            and in the Gram form, which then needs fewer restarts; bfloat16 on CPUs with AVX-512 BF16 or AMX
-            for matrices of at least 128 rows and columns; float32 everywhere else. X is always normalized in
-            float32 or better. On CUDA, float32 products follow torch's float32 matmul precision.
+            on CUDA devices with native bfloat16, for matrices of at least 32 rows and columns, bfloat16 in
+            the plain form, and float16 for float16 input and in the Gram form, which then needs fewer
+            restarts; bfloat16 on CPUs with AVX-512 BF16 or AMX for matrices of at least 128 rows and columns;
+            float32 everywhere else. X is always normalized in float32 or better. On CUDA, float32 products
+            follow torch's float32 matmul precision.
         eps: > 0, relative to about the largest \|entry\|. It keeps zero at zero; the default is negligible
             beside any other norm.
         form: "plain", "gram", or "auto" for the one with fewer flops: Gram if the longer side is more than
-            1.5 times the shorter. In bfloat16, "auto" chooses Gram only for the named sets other than
-            "cans", which overshoots more in the Gram form.
+            1.5 times the shorter. In bfloat16, "auto" chooses Gram only for the named sets.
         method: "newton_schulz", or "svd" for the exact polar factor in float32 or better, as an oracle and
             for parity between devices (the iteration amplifies rounding errors in near-null directions).
             Singular values below max(m, n)·(machine epsilon)·(the largest) count as zero and stay zero.
@@ -125,7 +125,7 @@ def newton_schulz(
         RuntimeError: ``out`` where autograd needs a derivative.
         ValueError: ``x`` has fewer than two dimensions; the name is unknown (the message suggests the
             closest); a polynomial is invalid; ``steps`` < 1; ``eps`` ≤ 0; normalization, dtype, form or
-            method is unknown; or the normalization does not go with "cans".
+            method is unknown; or "cans" in half precision.
 
     Source: Bernstein and Newhouse, "Old Optimizer, New Norm: An Anthology", arXiv 2409.20325 (2024);
     :data:`COEFFICIENTS` names the source of each set. Gram form: Zhang, Amsel, Chen, Dao, "Gram
@@ -152,11 +152,7 @@ def newton_schulz(
     if out is not None and (out is not x or (x.requires_grad and torch.is_grad_enabled())):
         _check_out(x, out)
     table = coefficient_set(coefficients)
-    if table.tight and normalization not in (None, table.normalization):
-        raise ValueError(
-            f"newton_schulz: these coefficients need normalization={table.normalization!r}, got "
-            f"{normalization!r}: with it, half precision overflows"
-        )
+    dtype = _allowed(dtype, table, x.dtype)
     schedule = table.scaled_schedule(steps)
     if x.numel() == 0:
         return x.clone() if out is None else out
@@ -192,7 +188,19 @@ def newton_schulz_way(
         table.scaled_schedule(steps), normalization or table.normalization, table.margin, table.first_run
     )
     x = torch.empty((), dtype=operand_dtype, device=device).expand(1, *shape[-2:])
+    dtype = _allowed(dtype, table, operand_dtype)
     return choose_way(x, plan, "auto", dtype, table.gram_in_bfloat16, None).words
+
+
+def _allowed(
+    dtype: torch.dtype | None, table: CoefficientSet, operand_dtype: torch.dtype
+) -> torch.dtype | None:
+    """Return the dtype of the products, or None for one that the processor is good at."""
+    if table.half_precision:
+        return dtype
+    if dtype is not None and dtype.itemsize == 2:
+        raise ValueError(f"newton_schulz: products with these coefficients overflow in {dtype}; use float32")
+    return dtype or torch.promote_types(operand_dtype, torch.float32)
 
 
 def _check_out(x: Tensor, out: Tensor) -> None:

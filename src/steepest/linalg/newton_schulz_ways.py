@@ -25,6 +25,7 @@ _COMPARED = 1 << 21
 # Columns of tall matrices from which transposing them saves more time in products than it takes.
 _TURNED = 512
 
+_FEW = 32
 _DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -180,7 +181,8 @@ def _computing_dtype(dtype: torch.dtype, device_type: str, by_gram: bool, rows: 
     if device_type == "cpu":
         # With fewer rows, converting to bfloat16 costs more time than the faster products save.
         return torch.bfloat16 if rows >= 128 and cpu_multiplies_bfloat16() else torch.float32
-    if device_type != "cuda" or not torch.cuda.is_bf16_supported(including_emulation=False):
+    # In half precision, rounding errors of a few rows can leave the band without bound.
+    if rows < _FEW or device_type != "cuda" or not torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.float32
     return torch.float16 if by_gram or dtype == torch.float16 else torch.bfloat16
 

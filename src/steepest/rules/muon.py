@@ -133,8 +133,9 @@ class MuonRule(OrthogonalizedRule):
         try:
             # On an empty matrix, this only checks the arguments.
             steps = _steps(group["coefficients"], group["ns_steps"])
-            empty, norm = torch.empty(0, 0, device="cpu"), group["normalization"]
-            newton_schulz(empty, group["coefficients"], steps, normalization=norm)
+            newton_schulz(
+                torch.empty(0, 0, device="cpu"), group["coefficients"], steps, dtype=group["ns_dtype"]
+            )
         except ValueError as error:
             raise ValueError(f"{owner}: {error}") from None
 
