@@ -4,6 +4,7 @@ from steepest import compat, ternary, views
 from steepest.autotuning import autotune, autotune_file
 from steepest.explain import Explanation
 from steepest.hyperparameters import CommonOptions
+from steepest.learning_rates import shadow, suggest_lr
 from steepest.master_weights import master_state_dict
 from steepest.optimizer import Optimizer
 from steepest.optimizer_in_backward import ReleasedGradients, release_gradients
@@ -67,6 +68,8 @@ __all__ = [
     "list_optimizers",
     "master_state_dict",
     "release_gradients",
+    "shadow",
+    "suggest_lr",
     "ternary",
     "views",
 ]

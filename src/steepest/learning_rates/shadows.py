@@ -26,6 +26,8 @@ Squares = dict[Place, Tensor]
 
 # The roles of tensors that no build() has looked at.
 _MATRIX, _VECTOR = "matrix", "vector"
+# How many steps a report rests on at most, unless it is told.
+_RECENT = 50
 
 
 def shadow(optimizer: Optimizer, candidates: Iterable[str | Mapping[str, Any]]) -> Shadow:
@@ -33,9 +35,9 @@ def shadow(optimizer: Optimizer, candidates: Iterable[str | Mapping[str, Any]]) 
 
     Every step of ``optimizer`` is followed by one of each candidate, on copies of the parameters that are
     discarded. Both updates are measured without weight decay, for each role of tensors (``"linear"``,
-    ``"embedding"``, ``"norm"``, …, as :func:`steepest.build` found them; ``"matrix"`` and ``"vector"`` in groups
-    made by hand). With :math:`u` the rms of an update over its learning rate, a candidate moves a role as far as the
-    running optimizer does at
+    ``"embedding"``, ``"norm"``, …, as :func:`steepest.build` found them; ``"matrix"`` and ``"vector"`` in
+    groups made by hand). With :math:`u` the rms of an update over its learning rate, a candidate moves a
+    role as far as the running optimizer does at
 
     .. math:: \eta_c = \eta\,\frac{u}{u_c}, \qquad \lambda_c = \lambda\,\frac{\eta}{\eta_c}
 
@@ -47,9 +49,9 @@ def shadow(optimizer: Optimizer, candidates: Iterable[str | Mapping[str, Any]]) 
     step as much more as the candidates' steps take. A candidate for hidden matrices gets only those. It sees
     a group's views if the running rule has them; otherwise give ``{"rule": "muon", "views": {...}}``.
 
-    Not measured: parameters without a gradient in a step; groups added later; ternary weights. Decay that is part of the
-    direction (``"l2"``, SignGSD's) is not taken out. If parameters are bfloat16 or float16, rounding is part
-    of the running optimizer's update.
+    Not measured: parameters without a gradient in a step; groups added later; ternary weights. Decay that is
+    part of the direction (``"l2"``, SignGSD's) is not taken out. If parameters are bfloat16 or float16,
+    rounding is part of the running optimizer's update.
 
     Args:
         optimizer: an optimizer of this library.
@@ -150,10 +152,10 @@ class _Tensors:
     """The parameters of one role in one group, with their copies and, if they have any, names."""
 
     params: list[Tensor] = field(default_factory=list)
-    copies: list[Parameter] = field(default_factory=list)
+    copies: list[Tensor] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
 
-    def stepped(self) -> list[tuple[Tensor, Parameter]]:
+    def stepped(self) -> list[tuple[Tensor, Tensor]]:
         """Return the parameters that have a gradient, and their copies."""
         pairs = zip(self.params, self.copies, strict=True)
         return [pair for pair in pairs if pair[0].grad is not None]
@@ -161,11 +163,16 @@ class _Tensors:
 
 @dataclass
 class _Candidate:
-    """A candidate's optimizer over the copies of the roles that it takes, and the rms it has measured."""
+    """A candidate's optimizer over copies of the roles that it takes, and the rms it has measured.
+
+    A rule that holds its parameters on a set keeps copies of its own there; the others share theirs, which
+    follow the running optimizer.
+    """
 
     label: str
     optimizer: Optimizer
-    places: list[Place]
+    copies: dict[Place, list[Tensor]]
+    follows: bool
     squares: list[Squares] = field(default_factory=list)
 
 
@@ -204,9 +211,10 @@ class Shadow:
             handle.remove()
 
     def report(self, last: int | None = None) -> ShadowReport:
-        """Return the learning rates that match in the ``last`` steps; by default in the latter half.
+        """Return the learning rates that match in the ``last`` steps.
 
-        In a candidate's first steps its averages are still short, so that they are left out.
+        By default these are the latter half, but no more than 50: early on a candidate's averages are short,
+        and the running optimizer's rms changes as training goes on.
 
         Raises:
             ValueError: no step has been taken, or ``last`` is not positive.
@@ -216,10 +224,10 @@ class Shadow:
             raise ValueError("shadow: there is nothing to report before the optimizer's first step")
         if last is not None and last < 1:
             raise ValueError(f"shadow: last must be a positive number of steps, got {last!r}")
-        last = min(seen, (seen + 1) // 2 if last is None else last)
+        last = min((seen + 1) // 2, _RECENT) if last is None else min(seen, last)
         rows = []
         for candidate in self._candidates:
-            for place in candidate.places:
+            for place, copies in candidate.copies.items():
                 index, role = place
                 ratio = _ratio(self._squares[-last:], candidate.squares[-last:], place)
                 group, tensors = self._optimizer.param_groups[index], self._tensors[place]
@@ -232,7 +240,7 @@ class Shadow:
                         _matched_decay(candidate.optimizer, group, ratio),
                         ratio,
                         sum(param.numel() for param in tensors.params),
-                        _state_bytes(candidate.optimizer, tensors.copies),
+                        _state_bytes(candidate.optimizer, copies),
                         _state_bytes(self._optimizer, tensors.params),
                     )
                 )
@@ -249,13 +257,14 @@ class Shadow:
         if not places:
             raise ValueError(f"shadow: candidate {label!r} takes none of the optimizer's tensors")
         views = options.pop("views", None) or {}
+        copies = {place: self._tensors[place].copies for place in places}
+        if rule.retracts:
+            copies = {place: [Parameter(each.clone()) for each in own] for place, own in copies.items()}
         groups = []
-        for place in places:
+        for place, own in copies.items():
             running, tensors = self._optimizer.param_groups[place[0]], self._tensors[place]
             group = {name: running[name] for name in ("maximize", "nonfinite")}
-            group["params"] = tensors.copies
-            if tensors.names:
-                group["params"] = list(zip(tensors.names, tensors.copies, strict=True))
+            group["params"] = list(zip(tensors.names, own, strict=True)) if tensors.names else own
             if "views" in rule.hyper:
                 known = {**(running.get("views") or {}), **views}
                 group["views"] = {name: known[name] for name in tensors.names if name in known}
@@ -264,7 +273,9 @@ class Shadow:
             groups.append({**group, **options})
         if "weight_decay" in rule.hyper:
             options["weight_decay"] = 0.0
-        return _Candidate(label, Optimizer(groups, rule=rule.name, **options), places)
+        if not rule.retracts:  # other steps are linear in the learning rate, and large ones round least
+            options["lr"] = 1.0
+        return _Candidate(label, Optimizer(groups, rule=rule.name, **options), copies, not rule.retracts)
 
     @torch.no_grad()
     def _before(self, *_: Any) -> None:
@@ -281,22 +292,27 @@ class Shadow:
                 squares[place] = _sum_of_squares(moved) / lr**2
         self._squares.append(squares)
         for candidate in self._candidates:
-            for place in candidate.places:
-                tensors = self._tensors[place]
-                torch._foreach_copy_(tensors.copies, tensors.params)
-                for param, copy in zip(tensors.params, tensors.copies, strict=True):
-                    copy.grad = None if param.grad is None else param.grad.to(copy.dtype)
-            candidate.optimizer.step()
-            own: Squares = {}
-            for place in candidate.places:
-                pairs = self._tensors[place].stepped()
-                if pairs:
-                    moved = [copy - param for param, copy in pairs]
-                    own[place] = _sum_of_squares(moved) / candidate.optimizer.param_groups[0]["lr"] ** 2
-            candidate.squares.append(own)
-        for tensors in self._tensors.values():
-            for copy in tensors.copies:
-                copy.grad = None
+            candidate.squares.append(self._step(candidate))
+
+    def _step(self, candidate: _Candidate) -> Squares:
+        """Step the candidate's copies with the running gradients, and return how far they moved."""
+        before = {}
+        for place, copies in candidate.copies.items():
+            params = self._tensors[place].params
+            if candidate.follows:
+                torch._foreach_copy_(copies, params)
+            before[place] = params if candidate.follows else [each.clone() for each in copies]
+            for param, each in zip(params, copies, strict=True):
+                each.grad = None if param.grad is None else param.grad.to(each.dtype)
+        candidate.optimizer.step()
+        squares: Squares = {}
+        for place, copies in candidate.copies.items():
+            pairs = zip(copies, before[place], strict=True)
+            moved = [after - start for after, start in pairs if after.grad is not None]
+            if moved:
+                squares[place] = _sum_of_squares(moved) / candidate.optimizer.param_groups[0]["lr"] ** 2
+        candidate.optimizer.zero_grad()
+        return squares
 
 
 def _options(candidate: str | Mapping[str, Any]) -> dict[str, Any]:
@@ -349,7 +365,8 @@ def _moved(param: Tensor, before: Tensor, group: Mapping[str, Any]) -> Tensor:
 
 
 def _sum_of_squares(tensors: list[Tensor]) -> Tensor:
-    return torch.stack(torch._foreach_norm(tensors)).square().sum()
+    norms = torch._foreach_norm(tensors)
+    return torch.stack([norm.to(norms[0].device) for norm in norms]).square().sum()
 
 
 def _ratio(running: Sequence[Squares], candidate: Sequence[Squares], place: Place) -> float:
@@ -368,7 +385,11 @@ def _ratio(running: Sequence[Squares], candidate: Sequence[Squares], place: Plac
 
 def _matched_decay(candidate: Optimizer, running: Mapping[str, Any], ratio: float) -> float:
     """Return the weight decay at which the candidate shrinks parameters as fast as the running group."""
-    lr, weight_decay, method = float(running["lr"]), float(running["weight_decay"]), running["weight_decay_method"]
+    lr, weight_decay, method = (
+        float(running["lr"]),
+        float(running["weight_decay"]),
+        running["weight_decay_method"],
+    )
     if weight_decay == 0:
         return 0.0
     strength = decay_strength(method, lr, weight_decay, running["base_lr"])
