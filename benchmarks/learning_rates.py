@@ -7,6 +7,7 @@ mean lies between worse ones. Kinds of lines:
   together  all groups of ``steepest.build(model, rule)``, in the ratio of their defaults; no weight decay
   alone     the learning rate of a rule for hidden matrices; the rest stays with AdamW at AdamW's best
   suggest   what ``steepest.suggest_lr`` suggests for all groups together
+  ramp      where the loss is lowest in a single training whose learning rate rises, for comparison
 
 Run it again to go on where it was interrupted:
 
@@ -21,7 +22,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, median, stdev
 from typing import Any
 
 import torch
@@ -45,6 +46,8 @@ SEEDS = (0, 1, 2)
 # Without the rule for ternary weights, and the base class, which has no matrix function of its own.
 RULES = [name for name in steepest.list_optimizers() if name not in ("orthogonalized", "ternary_flip")]
 HIDDEN_ONLY = ["hyperball", "muon", "normuon", "polargrad", "scion"]
+# The learning rates of a ramp: 100 steps from 1e-6 to 100.
+RAMP = [10 ** (-6 + 8 * step / 99) for step in range(100)]
 OWN_DECAY = ["hyperball", "scion"]
 # Where the search begins: near the best of earlier races, which saves trials and changes no result.
 START = {
@@ -161,12 +164,36 @@ class Sweeps:
                 return
             k = best_k
 
+    def has(self, task: str, rule: str, kind: str, seed: int) -> bool:
+        """Return whether the file has such a line."""
+        wanted = (task, rule, kind, seed)
+        return any((row["task"], row["rule"], row["kind"], row["seed"]) == wanted for row in self.rows)
+
+    def ramp(self, task: str, rule: str, seed: int) -> None:
+        """Append the losses of a single training whose learning rate rises, unless they are there."""
+        if self.has(task, rule, "ramp", seed):
+            return
+        problem, losses = self.task(task), []
+        with seeded(seed):
+            model = problem.make(seed)
+            optimizer, batches = build(model, rule), infinite_batches(problem, seed)
+            first = optimizer.param_groups[0]["lr"]
+            ratios = [group["lr"] / first for group in optimizer.param_groups]
+            for lr in RAMP:
+                for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
+                    group["lr"] = lr * ratio
+                optimizer.zero_grad()
+                loss = problem.loss(model, next(batches))
+                if not loss.item() < 11 * (losses[0] if losses else math.inf):
+                    break
+                losses.append(round(loss.item(), 4))
+                loss.backward()
+                optimizer.step()
+        self.append(task, rule, "ramp", ramp_lr(losses), seed, losses=losses)
+
     def suggest(self, task: str, rule: str, seed: int) -> None:
         """Append what ``suggest_lr`` suggests, unless it is there."""
-        if any(
-            (row["task"], row["rule"], row["kind"], row["seed"]) == (task, rule, "suggest", seed)
-            for row in self.rows
-        ):
+        if self.has(task, rule, "suggest", seed):
             return
         problem = self.task(task)
         with seeded(seed):
@@ -174,7 +201,17 @@ class Sweeps:
             batches = infinite_batches(problem, seed)
             suggestion = steepest.suggest_lr(model, build(model, rule), batches, problem.loss)
         lrs, losses = suggestion.lrs, [None if math.isinf(loss) else loss for loss in suggestion.losses]
-        self.append(task, rule, "suggest", suggestion.lr, seed, lrs=lrs, losses=losses)
+        initial = suggestion.initial_loss
+        self.append(task, rule, "suggest", suggestion.lr, seed, initial=initial, lrs=lrs, losses=losses)
+
+
+def ramp_lr(losses: list[float]) -> float:
+    """Return where the loss of a ramp, averaged with a momentum of 0.9, is lowest."""
+    average, smooth = 0.0, []
+    for step, loss in enumerate(losses, 1):
+        average = 0.9 * average + 0.1 * loss
+        smooth.append(average / (1 - 0.9**step))
+    return RAMP[smooth.index(min(smooth))]
 
 
 def build(model: nn.Module, rule: str, **options: Any) -> steepest.Optimizer:
@@ -206,7 +243,9 @@ def run(path: Path) -> None:
         found.search(task, rule, kind)
     for rule in RULES:
         for task in ("text", "digits"):
-            found.suggest(task, rule, SEEDS[0])
+            found.ramp(task, rule, SEEDS[0])
+            for seed in SEEDS[:2]:
+                found.suggest(task, rule, seed)
     for seeds in range(2, len(SEEDS) + 1):
         for task, rule, kind in sweeps():
             found.repeat(task, rule, kind, seeds)
@@ -230,13 +269,19 @@ def report(path: Path) -> None:
             own = found.scores(task, "adamw", "together")
             factors.append(f"{grid(best(scores)) / grid(best(own)):.2g}" if scores else "")
         print(f"{rule}: {', '.join(factors)}")
-    print("\n| rule | task | best | suggested | ratio |\n| --- | --- | --- | --- | --- |")
-    for row in found.rows:
-        if row["kind"] == "suggest":
-            optimum = grid(best(found.scores(row["task"], row["rule"], "together")))
-            ratio = row["lr"] / optimum
-            mark = "" if 1 / 3 <= ratio <= 3 else " missed"
-            print(f"| `{row['rule']}` | {row['task']} | {optimum:g} | {row['lr']:.2g} | {ratio:.2f}{mark} |")
+    for kind in ("suggest", "ramp"):
+        ratios = {
+            (row["task"], row["rule"], row["seed"]): row["lr"]
+            / grid(best(found.scores(row["task"], row["rule"], "together")))
+            for row in found.rows
+            if row["kind"] == kind
+        }
+        middle = median(ratios.values()) if kind == "ramp" else 1.0
+        print(f"\n{kind}: {min(ratios.values()):.2f} to {max(ratios.values()):.2f} times the best")
+        missed = {key: ratio for key, ratio in ratios.items() if not 1 / 3 <= ratio / middle <= 3}
+        print(f"over {middle:.2g}, beyond a factor of 3: {len(missed)} of {len(ratios)}")
+        for (task, rule, seed), ratio in missed.items():
+            print(f"{task}, {rule}, seed {seed}: {ratio:.2f}")
 
 
 def best_words(scores: Scores) -> str:

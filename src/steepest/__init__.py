@@ -4,7 +4,7 @@ from steepest import compat, ternary, views
 from steepest.autotuning import autotune, autotune_file
 from steepest.explain import Explanation
 from steepest.hyperparameters import CommonOptions
-from steepest.learning_rates import shadow, suggest_lr
+from steepest.learning_rates import from_adamw, shadow, suggest_lr
 from steepest.master_weights import master_state_dict
 from steepest.optimizer import Optimizer
 from steepest.optimizer_in_backward import ReleasedGradients, release_gradients
@@ -65,6 +65,7 @@ __all__ = [
     "build",
     "compat",
     "create",
+    "from_adamw",
     "list_optimizers",
     "master_state_dict",
     "release_gradients",

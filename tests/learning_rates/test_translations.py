@@ -8,7 +8,6 @@ from pathlib import Path
 from statistics import fmean
 
 import pytest
-import torch
 from torch import nn
 
 import steepest
@@ -57,8 +56,8 @@ def test_the_best_learning_rate_lies_between_worse_ones(rule, task):
 def test_the_page_has_the_same_table():
     cells = [
         [cell.strip() for cell in line.strip("|").split("|")]
-        for line in PAGE.splitlines()
-        if re.match(r"\| `\w+` \| [\d.×]+ \| ", line)
+        for line in PAGE[: PAGE.index("\nSources:\n")].splitlines()
+        if line.startswith("| `") and "](#" not in line
     ]
     assert [[*cell[:3], cell[4]] for cell in cells] == [
         [
@@ -74,6 +73,35 @@ def test_the_page_has_the_same_table():
         assert each.source in PAGE
 
 
+def test_the_page_says_what_was_suggested_and_what_was_missed():
+    hits = []
+    for rule in RULES:
+        expected = []
+        for task in ("text", "digits"):
+            optimum = best(task, rule, "together")[0]
+            rows = [r for r in ROWS if (r["kind"], r["task"], r["rule"]) == ("suggest", task, rule)]
+            lrs = [row["lr"] for row in sorted(rows, key=lambda row: row["seed"])]
+            ratios = [lr / optimum for lr in lrs]
+            hits += [1 / 3 <= ratio <= 3 for ratio in ratios]
+            shown = [f"{ratio:.2f}" if 1 / 3 <= ratio <= 3 else f"**{ratio:.2f}**" for ratio in ratios]
+            expected += [f"{optimum:g}", ", ".join(f"{lr:.2g}" for lr in lrs), ", ".join(shown)]
+        assert f"| `{rule}` | {' | '.join(expected)} |" in PAGE
+    assert f"{sum(hits)} of {len(hits)} are" in PAGE
+
+
+def test_the_pages_python_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    assert len(blocks) == 3
+    names = {}
+    for block in blocks:
+        exec(compile(block, "learning_rates.md", "exec"), names)
+    printed = capsys.readouterr().out
+    assert "sgd momentum=0.9" in printed
+    assert "learning rate" in printed
+    assert (tmp_path / "lr.png").exists()
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_create_and_build_take_the_options(rule):
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
@@ -84,12 +112,15 @@ def test_create_and_build_take_the_options(rule):
     created = steepest.create(rule, [model[1].weight], **options).param_groups[0]
     assert (created["rule"], created["lr"]) == (rule, pytest.approx(1.8e-3 * row.lr))
     if row.weight_decay is None:
-        assert created["weight_decay"] == steepest.Optimizer([torch.ones(2, 2)], rule=rule).defaults["weight_decay"]
+        assert created["weight_decay"] == {"hyperball": 0.0, "scion": 1.0}[rule]
     else:
         assert created["lr"] * created["weight_decay"] == pytest.approx(1.8e-4)
         assert created["weight_decay_method"] == "decoupled"
     fallback = {"rule": "adamw", "lr": 1.8e-3, "weight_decay": 0.1}
-    groups = {group["rule"]: group for group in steepest.build(model, rule, fallback=fallback, **options).param_groups}
+    groups = {
+        group["rule"]: group
+        for group in steepest.build(model, rule, fallback=fallback, **options).param_groups
+    }
     assert groups[rule]["lr"] == created["lr"]
     assert rule not in MATRIX_RULES or groups["adamw"]["lr"] == 1.8e-3
 
@@ -106,10 +137,14 @@ def test_papers_speak_below_the_sweep():
     assert (muon["lr"], muon["weight_decay"], muon["scale"]) == (3e-4, 0.1, "match_rms_adamw")
 
 
-@pytest.mark.parametrize(("lr", "source"), [(1e-4, "text"), (9e-3, "text"), (1.2e-2, "digits"), (0.5, "digits")])
+@pytest.mark.parametrize(
+    ("lr", "source"), [(1e-4, "text"), (9e-3, "text"), (1.2e-2, "digits"), (0.5, "digits")]
+)
 def test_beyond_the_sweep_there_is_a_warning_and_the_nearest_row(lr, source):
     (row,) = [each for each in TRANSLATIONS if (each.to, each.source) == ("soap", f"sweep: {source}")]
-    with pytest.warns(UserWarning, match=f"no source is valid for 'soap' at AdamW's lr={lr:g}.*sweep: {source}"):
+    with pytest.warns(
+        UserWarning, match=f"no source is valid for 'soap' at AdamW's lr={lr:g}.*sweep: {source}"
+    ):
         assert steepest.from_adamw(lr, to="soap")["lr"] == pytest.approx(lr * row.lr)
 
 
@@ -117,7 +152,7 @@ def test_beyond_the_sweep_there_is_a_warning_and_the_nearest_row(lr, source):
     ("given", "words"),
     [
         ({"lr": 1e-3, "to": "loin"}, "did you mean 'lion'"),
-        ({"lr": 1e-3, "to": "ternary_flip"}, "no translation to 'ternary_flip'"),
+        ({"lr": 1e-3, "to": "orthogonalized"}, "no translation to 'orthogonalized'"),
         ({"lr": 0.0, "to": "lion"}, "lr must be a finite number > 0"),
         ({"lr": 1e-3, "weight_decay": -1.0, "to": "lion"}, "weight_decay must be a finite number ≥ 0"),
     ],

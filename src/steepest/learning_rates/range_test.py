@@ -67,6 +67,8 @@ class Suggestion:
     def plot(self, path: str | Path) -> None:
         """Draw the losses over the learning rates, with the suggestion, into a file such as ``lr.png``.
 
+        A dotted line is the loss before training; crosses at the top are losses clearly above it.
+
         Raises:
             ImportError: matplotlib is not installed.
         """
@@ -76,11 +78,14 @@ class Suggestion:
             raise ImportError("plot() needs matplotlib: pip install matplotlib") from error
         figure = Figure(figsize=(6, 3.6), dpi=120, layout="constrained")
         axes = figure.subplots()
-        shown = [(lr, loss) for lr, loss in zip(self.lrs, self.losses, strict=True) if math.isfinite(loss)]
+        best = min(self.losses)
+        top = max(self.initial_loss, best) + 0.2 * abs(self.initial_loss - best)
+        tried = list(zip(self.lrs, self.losses, strict=True))
+        shown = [(lr, loss) for lr, loss in tried if loss <= top]
         axes.plot(*zip(*shown, strict=True), marker="o", color="#3060a0")
-        for lr, loss in zip(self.lrs, self.losses, strict=True):
-            if math.isinf(loss):
-                axes.plot(lr, 0.97, marker="x", color="#b03030", transform=axes.get_xaxis_transform())
+        for lr, loss in tried:
+            if loss > top:
+                axes.plot(lr, 0.96, marker="x", color="#b03030", transform=axes.get_xaxis_transform())
         axes.axhline(self.initial_loss, color="gray", linewidth=0.8, linestyle=":")
         axes.axvline(self.lr, color="#207040", linewidth=1.2)
         axes.annotate(f" {self.lr:.2g}", (self.lr, 0.9), xycoords=("data", "axes fraction"), color="#207040")
@@ -96,7 +101,7 @@ def suggest_lr(
     *,
     low: float | None = None,
     high: float | None = None,
-    steps: int = 40,
+    steps: int = 60,
 ) -> Suggestion:
     r"""Suggest a learning rate by a range test: short trainings of copies, each at another learning rate.
 
@@ -106,8 +111,9 @@ def suggest_lr(
     It is a peak for a schedule that decays. All param groups keep the ratios of their learning rates.
 
     Smith's range test raises the learning rate within one training. That finds where training breaks, which
-    was 0.4 to 10 times the best learning rate, depending on the rule; starting anew each time finds the best
-    itself (docs/learning_rates.md has the measurements, and where they miss).
+    was 0.5 to 100 times the best learning rate, depending on rule and task; starting anew each time finds
+    the best itself, within a factor of 3 for most (docs/learning_rates.md has the measurements, and where it
+    misses: PolarGrad above all). It cannot know how long the training will be.
 
     The copies are deep: parameters, buffers, gradients, the optimizer and its state, and the random
     generators of torch, Python and numpy are afterwards as before, bit for bit, also after an error. A copy
@@ -125,7 +131,7 @@ def suggest_lr(
         steps: steps of every training, ≥ 1.
 
     Returns:
-        The :class:`Suggestion`; nothing is changed to it.
+        The :class:`Suggestion`; the optimizer keeps its learning rates.
 
     Raises:
         ValueError: a value out of range; no batches; a loss that is no scalar, or does not depend on the

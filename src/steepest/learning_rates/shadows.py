@@ -49,9 +49,10 @@ def shadow(optimizer: Optimizer, candidates: Iterable[str | Mapping[str, Any]]) 
     step as much more as the candidates' steps take. A candidate for hidden matrices gets only those. It sees
     a group's views if the running rule has them; otherwise give ``{"rule": "muon", "views": {...}}``.
 
-    Not measured: parameters without a gradient in a step; groups added later; ternary weights. Decay that is
-    part of the direction (``"l2"``, SignGSD's) is not taken out. If parameters are bfloat16 or float16,
-    rounding is part of the running optimizer's update.
+    Not measured: parameters that have no gradient in ``step()`` (:func:`steepest.release_gradients` frees
+    them before); groups added later; ternary weights. Decay that is part of the direction (``"l2"``,
+    SignGSD's) is not taken out. If parameters are bfloat16 or float16, rounding is part of the running
+    optimizer's update.
 
     Args:
         optimizer: an optimizer of this library.

@@ -43,6 +43,22 @@ _TASKS = {"text": (0.00056, 0.0056), "digits": (0.018, 0.18)}
 # has the trials, and a test computes the numbers from them.
 _SWEEP: dict[str, tuple[float, float, dict[str, Any]]] = {
     "adamw": (1.0, 1.0, {"betas": (0.9, 0.999)}),
+    "ademamix": (1.0, 1.0, {"betas": (0.9, 0.999, 0.9999)}),
+    "hyperball": (18.0, 1.0, {"momentum": 0.95}),
+    "lion": (0.31, 0.57, {"betas": (0.9, 0.99)}),
+    "muon": (10.0, 0.57, {"momentum": 0.95}),
+    "normuon": (10.0, 1.8, {"momentum": 0.95}),
+    "polargrad": (180.0, 10.0, {"momentum": 0.95}),
+    "procrustes": (5.6, 1.0, {"momentum": 0.95}),
+    "quad": (5.6, 1.0, {"momentum": 0.95}),
+    "scion": (0.31, 1.8, {"momentum": 0.9, "radius": 50.0}),
+    "sgd": (56.0, 18.0, {"weight_decay_method": "decoupled"}),
+    "sgd_sai": (1.0, 1.8, {"momentum": 0.9}),
+    "signgsd": (1.8, 0.57, {"weight_decay_method": "decoupled"}),
+    "signum": (0.31, 0.57, {"momentum": 0.9}),
+    "simba": (1.0, 0.18, {}),
+    "simba_leaky": (0.31, 0.1, {}),
+    "soap": (5.6, 0.57, {"betas": (0.95, 0.95)}),
 }
 # Their decay is a part of the rule: the norm is held, or λ = 1 keeps the weights within a ball.
 _OWN_DECAY = frozenset({"hyperball", "scion"})
@@ -132,8 +148,8 @@ def from_adamw(lr: float, weight_decay: float = 0.0, *, to: str) -> dict[str, An
     if _distance(lr, found.valid) > 0:
         low, high = found.valid
         warnings.warn(
-            f"from_adamw(): no source is valid for {rule!r} at AdamW's lr={lr:g}; the nearest ({found.source}) "
-            f"is from {low:g} to {high:g}. steepest.suggest_lr measures instead",
+            f"from_adamw(): no source is valid for {rule!r} at AdamW's lr={lr:g}; the nearest "
+            f"({found.source}) is from {low:g} to {high:g}. steepest.suggest_lr measures instead",
             UserWarning,
             stacklevel=2,
         )
