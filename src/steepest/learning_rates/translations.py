@@ -114,8 +114,10 @@ def from_adamw(lr: float, weight_decay: float = 0.0, *, to: str) -> dict[str, An
     The product of learning rate and weight decay is kept, and with it how many steps the weights remember,
     :math:`1/(\eta\lambda)` (Wang and Aitchison, arXiv 2405.13698), except by Muon's paper, which keeps both.
 
-    For a rule for hidden matrices, everything else stays with AdamW at its own learning rate:
-    ``steepest.build(model, "muon", fallback_lr=lr, **steepest.from_adamw(lr, weight_decay, to="muon"))``.
+    For a rule for hidden matrices, the sweep had everything else with AdamW as it was; so does
+    ``steepest.build(model, "muon", fallback={"rule": "adamw", "lr": lr, "weight_decay": weight_decay},
+    **steepest.from_adamw(lr, weight_decay, to="muon"))``. Without ``fallback``, AdamW
+    gets Muon's values.
 
     Args:
         lr: AdamW's learning rate, > 0: the peak of its schedule. The schedule stays.
