@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +29,8 @@ Squares = dict[Place, Tensor]
 _MATRIX, _VECTOR = "matrix", "vector"
 # How many steps a report rests on at most, unless it is told.
 _RECENT = 50
+# How many steps are remembered.
+_KEPT = 1000
 
 
 def shadow(optimizer: Optimizer, candidates: Iterable[str | Mapping[str, Any]]) -> Shadow:
@@ -174,7 +177,7 @@ class _Candidate:
     optimizer: Optimizer
     copies: dict[Place, list[Tensor]]
     follows: bool
-    squares: list[Squares] = field(default_factory=list)
+    squares: deque[Squares] = field(default_factory=lambda: deque(maxlen=_KEPT))
 
 
 class Shadow:
@@ -193,7 +196,7 @@ class Shadow:
             raise ValueError("shadow() needs a candidate, such as 'lion'; steepest.list_optimizers() has all")
         self._optimizer = optimizer
         self._tensors = _by_place(optimizer)
-        self._squares: list[Squares] = []
+        self._squares: deque[Squares] = deque(maxlen=_KEPT)
         self._candidates = [self._build(each) for each in given]
         self._handles = [
             optimizer.register_step_pre_hook(self._before),
@@ -215,7 +218,7 @@ class Shadow:
         """Return the learning rates that match in the ``last`` steps.
 
         By default these are the latter half, but no more than 50: early on a candidate's averages are short,
-        and the running optimizer's rms changes as training goes on.
+        and the running optimizer's rms changes as training goes on. The last 1,000 steps are remembered.
 
         Raises:
             ValueError: no step has been taken, or ``last`` is not positive.
@@ -230,7 +233,7 @@ class Shadow:
         for candidate in self._candidates:
             for place, copies in candidate.copies.items():
                 index, role = place
-                ratio = _ratio(self._squares[-last:], candidate.squares[-last:], place)
+                ratio = _ratio(self._squares, candidate.squares, last, place)
                 group, tensors = self._optimizer.param_groups[index], self._tensors[place]
                 rows.append(
                     ShadowRow(
@@ -289,7 +292,7 @@ class Shadow:
         for place, tensors in self._tensors.items():
             group, lr = self._optimizer.param_groups[place[0]], self._optimizer.param_groups[place[0]]["lr"]
             moved = [_moved(param, copy, group) for param, copy in tensors.stepped()]
-            if moved and not (isinstance(lr, float) and lr == 0):
+            if moved and (isinstance(lr, Tensor) or lr > 0):
                 squares[place] = _sum_of_squares(moved) / lr**2
         self._squares.append(squares)
         for candidate in self._candidates:
@@ -370,11 +373,11 @@ def _sum_of_squares(tensors: list[Tensor]) -> Tensor:
     return torch.stack([norm.to(norms[0].device) for norm in norms]).square().sum()
 
 
-def _ratio(running: Sequence[Squares], candidate: Sequence[Squares], place: Place) -> float:
+def _ratio(running: Iterable[Squares], candidate: Iterable[Squares], last: int, place: Place) -> float:
     """Return the candidate's learning rate over the running one; steps that are not finite are left out."""
     pairs = [
         (ours[place], theirs[place])
-        for ours, theirs in zip(running, candidate, strict=True)
+        for ours, theirs in list(zip(running, candidate, strict=True))[-last:]
         if place in ours and place in theirs
     ]
     if not pairs:
