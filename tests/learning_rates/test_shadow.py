@@ -141,7 +141,7 @@ def test_gradients_with_weight_decay_in_them_have_none_to_translate():
 def test_a_schedule_changes_the_learning_rate_and_not_the_multiplier():
     weight = Parameter(torch.zeros(4))
     optimizer = steepest.SGD([weight], lr=0.5)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: [1.0, 0.0, 0.25][step])
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: [1, 0, 0.25][step])
     shadowed = steepest.shadow(optimizer, "lion")
     for _ in range(2):
         weight.grad = torch.full((4,), 3.0)
