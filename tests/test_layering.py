@@ -39,6 +39,7 @@ LAYERS = [
     "ternary",
     "planning",
     "trust",
+    "learning_rates",
     "compat",
     "__init__",
     "lab",
@@ -52,7 +53,10 @@ BASES = {
 # typing_extensions comes with torch, which requires it; so does triton with its builds for CUDA, and the one
 # file that asks for it goes on without.
 DEPENDENCIES = {"torch", "typing_extensions"}
-OPTIONAL = {"steepest.linalg.triton_symmetric": {"triton"}}
+OPTIONAL = {
+    "steepest.learning_rates.range_test": {"matplotlib"},
+    "steepest.linalg.triton_symmetric": {"triton"},
+}
 MODULES = sorted(ROOT.rglob("*.py"))
 
 

@@ -4,6 +4,7 @@ from steepest import compat, ternary, views
 from steepest.autotuning import autotune, autotune_file
 from steepest.explain import Explanation
 from steepest.hyperparameters import CommonOptions
+from steepest.learning_rates import from_adamw, shadow, suggest_lr
 from steepest.master_weights import master_state_dict
 from steepest.optimizer import Optimizer
 from steepest.optimizer_in_backward import ReleasedGradients, release_gradients
@@ -92,12 +93,15 @@ __all__ = [
     "compat",
     "create",
     "flatten_state_dict",
+    "from_adamw",
     "list_optimizers",
     "load_checkpoint",
     "master_state_dict",
     "plan",
     "release_gradients",
     "save_checkpoint",
+    "shadow",
+    "suggest_lr",
     "telemetry",
     "ternary",
     "unflatten_state_dict",
