@@ -232,9 +232,12 @@ class Optimizer(torch.optim.Optimizer):
         Simba. Options that they lack keep their current values.
 
         Raises:
-            ValueError: the number of groups or parameters, a rule, or a state's shape or format differs; the
-                rule does not know a state, or cannot use another optimizer's. Nothing was loaded.
+            ValueError: the number of groups or parameters, the order of named ones, a rule, or a state's
+                shape or format differs; an entry is missing; the rule does not know a state, or cannot use
+                another optimizer's. Nothing was loaded.
         """
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(f"load_state_dict() takes a state dict, got {type(state_dict).__name__}")
         with loading(self, self.extra_state, self.targets):
             super().load_state_dict(state_dict)
 

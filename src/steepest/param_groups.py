@@ -11,12 +11,10 @@ from torch import Tensor
 from steepest.engine.param_check import check_overlaps, check_param
 from steepest.engine.update import LOW_PRECISION
 from steepest.hyperparameters import COMMON_OPTIONS, is_int8, near_miss, plain
-from steepest.rule import Group, find_rule
+from steepest.rule import STATE_FORMAT, VERSION, Group, find_rule
 
 __all__ = [
     "RESERVED",
-    "STATE_FORMAT",
-    "VERSION",
     "check_masters",
     "check_views",
     "checked",
@@ -24,12 +22,6 @@ __all__ = [
     "count_skipped",
     "filled",
 ]
-
-STATE_FORMAT = "state_format"
-"""The key of every group, and so of every checkpoint, with the version of how state is written."""
-
-VERSION = 1
-"""Checkpoints without a version are from before there were codes and corrections, and load as this one."""
 
 # Keys of a param group that belong to this library, to torch or to torch's schedulers.
 RESERVED = frozenset(

@@ -36,6 +36,8 @@ from steepest.views import View, check_view, fused_parameters
 
 __all__ = [
     "MATRIX_DEFAULTS",
+    "STATE_FORMAT",
+    "VERSION",
     "Group",
     "MatrixOptions",
     "Moments",
@@ -64,7 +66,13 @@ _MATRIX_HYPER = {
     "exchange_dtype": choice(None, torch.bfloat16, torch.float16, torch.float32, torch.float64),
 }
 # What the library itself keeps in a group.
-_BOOKKEEPING = {"base_lr": at_least(0), "skipped_steps": count()}
+STATE_FORMAT = "state_format"
+"""The key of every group, and so of every checkpoint, with the version of how state is written."""
+
+VERSION = 1
+"""Checkpoints without a version are from before there were codes and corrections, and load as this one."""
+
+_BOOKKEEPING = {"base_lr": at_least(0), "skipped_steps": count(), STATE_FORMAT: choice(VERSION)}
 MATRIX_DEFAULTS = {"views": None, "bucket_bytes": 1 << 28, "distributed": None, "exchange_dtype": None}
 
 

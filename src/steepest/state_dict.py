@@ -24,8 +24,7 @@ from steepest.engine.layout import real_view
 from steepest.engine.state import blank_state
 from steepest.engine.storage import CORRECTION, SCALE
 from steepest.migrations import TORCH_KEYS, Source, recognize
-from steepest.param_groups import STATE_FORMAT
-from steepest.rule import Group, StateSpec, Targets, find_rule
+from steepest.rule import STATE_FORMAT, Group, StateSpec, Targets, find_rule
 from steepest.stored_state import (
     check_filled,
     check_state_format,
@@ -44,13 +43,13 @@ Saved = tuple[Tensor, Group, dict[str, Any], dict[str, Tensor]]
 
 @contextlib.contextmanager
 def saving(optimizer: Any) -> Iterator[None]:
-    """Let torch's ``state_dict`` hold the entries that only one process keeps."""
+    """Let torch's ``state_dict`` hold what only one process keeps, and nothing of tensors in no group."""
     groups, state = optimizer.param_groups, optimizer.state
     sharding = optimizer._collector.sharding(groups, optimizer._user_functions)
-    if sharding is None:
-        yield
-        return
-    factors = scatter_factors(sharding, state)
+    factors = {} if sharding is None else scatter_factors(sharding, state)
+    listed = {id(param) for group in groups for param in group["params"]}
+    # torch could not number these: parameters that were replaced in their group.
+    left = {key: state.pop(key) for key in list(state) if isinstance(key, Tensor) and id(key) not in listed}
 
     def add(_: Any, saved: dict[str, Any]) -> None:
         # A param's number in the state dict counts over all groups.
@@ -64,6 +63,7 @@ def saving(optimizer: Any) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+        state.update(left)
 
 
 @contextlib.contextmanager
@@ -173,8 +173,13 @@ def _entries(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_own(index: int, ours: Group, theirs: Group) -> None:
-    """Refuse a group of this library that a later version saved, or with another rule or other views."""
+    """Refuse a group of this library that a later version saved, or with another order, rule or views."""
     check_state_format(index, theirs)
+    names, known = theirs.get("param_names"), ours.get("param_names")
+    if names and known and list(names) != list(known) and sorted(names) == sorted(known):
+        raise ValueError(
+            f"group {index} of the state dict has the parameters {names}, and here they are {known}"
+        )
     if "rule" not in theirs:
         return
     saved, rule = f"group {index} of the state dict was saved with", theirs["rule"]
@@ -252,7 +257,8 @@ def _check_state(
         and name.partition(".")[0] not in rule.optional_state
         and not is_beside(name, expected)
     ]
-    if missing:
+    # A scale may be measured ahead of the first step, which makes the rest.
+    if missing and (is_foreign or not saved.keys() <= _per_tensor(rule.state_specs(group)) - {"step"}):
         whose = "is another optimizer's and has" if is_foreign else "has"
         raise ValueError(f"the state of {who} {whose} no {', '.join(missing)}, which {rule.name!r} needs")
     specs = rule.state_specs(group)

@@ -17,8 +17,7 @@ from steepest.formats.int8 import DTYPES
 from steepest.formats.load import block_of, convert_correction, decode, encode, reblock
 from steepest.formats.master import CORRECTIONS
 from steepest.hyperparameters import is_int8
-from steepest.param_groups import STATE_FORMAT, VERSION
-from steepest.rule import Group, find_rule
+from steepest.rule import STATE_FORMAT, VERSION, Group, find_rule
 
 __all__ = [
     "check_filled",

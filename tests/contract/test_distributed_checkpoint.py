@@ -97,3 +97,15 @@ def test_a_frozen_parameter(case: Case, way: str):
     set_optimizer_state_dict(net, again, saved, options=options)
     _go_on(net, again, range(2, 3))
     assert identical(list(net.parameters()), list(twin.parameters()))
+
+
+def test_only_torchs_own_function_of_that_name_keeps_a_first_step_from_being_taken():
+    def _init_optim_state(optimizer: torch.optim.Optimizer) -> None:
+        optimizer.step()
+
+    (param,) = params = Case("sgd").params(shapes=[(2,)])
+    before = param.detach().clone()
+    optimizer = Case("sgd").make(params)
+    param.grad = torch.ones(2)
+    _init_optim_state(optimizer)
+    assert (param < before).all()

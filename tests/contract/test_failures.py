@@ -177,3 +177,20 @@ def test_the_global_generators_are_never_touched(case: Case, dtype: torch.dtype)
     optimizer.step()
     assert torch.equal(torch.get_rng_state(), before)
     assert random.getstate() == python_before
+
+
+@pytest.mark.usefixtures("default_handler")
+def test_ctrl_c_is_not_lost_in_a_step_that_raises(monkeypatch: pytest.MonkeyPatch):
+    case = Case("signgsd")
+    params = case.params()
+    optimizer = case.make(params)
+    set_gradients(params, 0)
+
+    def update(*_: Any, **given: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(type(case.rule), "update", update)
+    with pytest.raises(KeyboardInterrupt) as raised:
+        optimizer.step()
+    assert str(raised.value.__cause__) == "out of memory"

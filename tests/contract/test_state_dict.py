@@ -286,3 +286,16 @@ def test_a_default_device_and_dtype_change_nothing(case: Case):
         torch.set_default_dtype(before)
     assert identical(params, twins)
     assert identical(optimizer.state_dict()["state"], twin.state_dict()["state"])
+
+
+def test_state_of_a_replaced_parameter_is_left_out(rule: Case):
+    """torch's own state_dict raises a KeyError with its id."""
+    params = rule.params()
+    optimizer = rule.make(params)
+    train(optimizer, params, 2)
+    old, group = params[0], optimizer.param_groups[0]
+    params[0] = group["params"][0] = torch.nn.Parameter(old.detach().clone())
+    stateful = bool(optimizer.state)
+    saved = optimizer.state_dict()
+    assert set(saved["state"]) == ({1, 2} if stateful else set())
+    assert (old in optimizer.state) == stateful

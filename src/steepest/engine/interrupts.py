@@ -36,8 +36,8 @@ class HeldInterrupts:
         """Put Python's handler back, and raise what was held."""
         if self._holds:
             signal.signal(SIGINT, default_int_handler)
-            if self._came and error is None:
-                raise KeyboardInterrupt
+            if self._came and not isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt from error
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self._came:

@@ -155,9 +155,12 @@ def _for_a_checkpoint() -> bool:
     is the same on all.
     """
     frame: FrameType | None = sys._getframe()
-    while frame is not None and frame.f_code.co_name != "_init_optim_state":
+    while frame is not None:
+        if frame.f_code.co_name == "_init_optim_state":
+            module: str = frame.f_globals.get("__name__", "")
+            return module.startswith("torch.distributed.checkpoint")
         frame = frame.f_back
-    return frame is not None
+    return False
 
 
 _Step = tuple[ParamBatch, bool, "UserFunctions | None"]

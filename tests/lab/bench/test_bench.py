@@ -29,6 +29,7 @@ from steepest.lab.bench.case import ours
 from steepest.lab.bench.first_step import first_step_seconds
 from steepest.lab.bench.sections import SECTIONS, first, sweep
 from steepest.lab.bench.shapes import MODELS, model_shapes
+from steepest.lab.cli.options import BAD_REQUEST, INTERRUPTED
 
 QUICK = ["--quick", "--no-compile", "--no-peers", "--optimizers", "lion,muon"]
 
@@ -83,7 +84,7 @@ def test_a_run_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_a_bad_request_prints_one_line_and_writes_nothing(
     arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.run(["bench", *arguments, "--out", str(tmp_path / "out")]) == cli.BAD_REQUEST
+    assert cli.run(["bench", *arguments, "--out", str(tmp_path / "out")]) == BAD_REQUEST
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
@@ -126,7 +127,7 @@ def test_an_interrupt_keeps_the_results_so_far(
     for section in (Weather(), Interrupting()):
         monkeypatch.setitem(SECTIONS, section.name, section)
     status = cli.run(["bench", "--quick", "--sections", "weather,interrupting", "--out", str(tmp_path)])
-    assert status == cli.INTERRUPTED
+    assert status == INTERRUPTED
     assert "contains the results so far" in capsys.readouterr().err
     record = Record.load(tmp_path / "bench.json")
     assert record.interrupted
