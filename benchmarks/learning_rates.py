@@ -6,7 +6,8 @@ mean lies between worse ones. Kinds of lines:
 
   together  all groups of ``steepest.build(model, rule)``, in the ratio of their defaults; no weight decay
   alone     the learning rate of a rule for hidden matrices; the rest stays with AdamW at AdamW's best
-  suggest   what ``steepest.suggest_lr`` suggests for all groups together
+  suggest   what ``steepest.suggest_lr`` suggests for all groups together, in a third of the task's steps;
+            suggest_60 in 60 steps
   ramp      where the loss is lowest in a single training whose learning rate rises, for comparison
 
 Run it again to go on where it was interrupted:
@@ -191,18 +192,18 @@ class Sweeps:
                 optimizer.step()
         self.append(task, rule, "ramp", ramp_lr(losses), seed, losses=losses)
 
-    def suggest(self, task: str, rule: str, seed: int) -> None:
+    def suggest(self, task: str, rule: str, seed: int, kind: str, steps: int) -> None:
         """Append what ``suggest_lr`` suggests, unless it is there."""
-        if self.has(task, rule, "suggest", seed):
+        if self.has(task, rule, kind, seed):
             return
         problem = self.task(task)
         with seeded(seed):
             model = problem.make(seed)
             batches = infinite_batches(problem, seed)
-            suggestion = steepest.suggest_lr(model, build(model, rule), batches, problem.loss)
+            suggestion = steepest.suggest_lr(model, build(model, rule), batches, problem.loss, steps=steps)
         lrs, losses = suggestion.lrs, [None if math.isinf(loss) else loss for loss in suggestion.losses]
         initial = suggestion.initial_loss
-        self.append(task, rule, "suggest", suggestion.lr, seed, initial=initial, lrs=lrs, losses=losses)
+        self.append(task, rule, kind, suggestion.lr, seed, initial=initial, lrs=lrs, losses=losses)
 
 
 def ramp_lr(losses: list[float]) -> float:
@@ -245,7 +246,8 @@ def run(path: Path) -> None:
         for task in ("text", "digits"):
             found.ramp(task, rule, SEEDS[0])
             for seed in SEEDS[:2]:
-                found.suggest(task, rule, seed)
+                found.suggest(task, rule, seed, "suggest", STEPS[task] // 3)
+                found.suggest(task, rule, seed, "suggest_60", 60)
     for seeds in range(2, len(SEEDS) + 1):
         for task, rule, kind in sweeps():
             found.repeat(task, rule, kind, seeds)
@@ -269,7 +271,7 @@ def report(path: Path) -> None:
             own = found.scores(task, "adamw", "together")
             factors.append(f"{grid(best(scores)) / grid(best(own)):.2g}" if scores else "")
         print(f"{rule}: {', '.join(factors)}")
-    for kind in ("suggest", "ramp"):
+    for kind in ("suggest", "suggest_60", "ramp"):
         ratios = {
             (row["task"], row["rule"], row["seed"]): row["lr"]
             / grid(best(found.scores(row["task"], row["rule"], "together")))
