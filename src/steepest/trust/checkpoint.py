@@ -138,8 +138,8 @@ def load_checkpoint(
     for name, taker in takers.items():
         if not (hasattr(taker, "state_dict") and hasattr(taker, "load_state_dict")):
             raise TypeError(
-                f"{name} is of type {type(taker).__name__}, which has no load_state_dict(): leave plain data out, "
-                "load_checkpoint returns it. Nothing was loaded"
+                f"{name} is of type {type(taker).__name__}, which has no load_state_dict(): leave plain "
+                "data out, load_checkpoint returns it. Nothing was loaded"
             )
     path = Path(path).resolve()
     content = _newest(path)
@@ -266,7 +266,7 @@ def _read(path: Path) -> dict[str, Any]:
     if broken is not None:
         raise _DamagedError(f"is damaged (a wrong checksum of {broken})")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except RuntimeError as error:
         if "PytorchStreamReader" not in str(error):
             raise
@@ -283,7 +283,8 @@ def _read(path: Path) -> dict[str, Any]:
             f"{path} has version {content['version']}; this version of steepest knows {_VERSION}. "
             "Nothing was loaded"
         )
-    return content
+    ours: dict[str, Any] = content
+    return ours
 
 
 def _load_all(path: Path, takers: Mapping[str, Any], states: Mapping[str, Any]) -> None:
