@@ -51,7 +51,7 @@ def test_the_verdict_is_printed_and_is_the_status(
     [
         (["trust.trainings:nothing"], "has no function 'nothing'"),
         (["trust.trainings"], "package.module:function"),
-        (["trust.trainings:job", "--steps", "0"], "less than steps"),
+        (["trust.trainings:job", "--steps", "0"], "steps must be at least 1, got 0"),
         (["trust.trainings:job", "--via", "disk"], "via must be one of torch.save, dcp, dcp_flat"),
         (["trust.trainings:job", "--steps", "few"], "'--steps'"),
     ],
@@ -67,6 +67,15 @@ def test_bad_requests_are_one_line(
     assert words in captured.err
 
 
-def test_an_error_of_the_users_own_has_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_main("certify", "trust.trainings:raises") == 2
-    assert "ZeroDivisionError: the user's own" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        ("raises", "ZeroDivisionError: the user's own"),
+        ("loss_that_raises", "raise ValueError(\"the loss's own\")\nValueError: the loss's own"),
+    ],
+)
+def test_an_error_of_the_users_own_has_its_traceback(
+    function: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_main("certify", f"trust.trainings:{function}") == 2
+    assert words in capsys.readouterr().err

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from importlib import import_module
 from typing import Any
 
 import pytest
 import torch
 
 import steepest
-from steepest.trust import Difference, certify_function
+from steepest.trust import CertifyRequestError, Difference, certify_function
+from steepest.trust.training import Run, Training
 from steepest.trust.verdict import compare
 
 from . import trainings
 from .trainings import BROKEN, batch, linear, square
+
+module = import_module("steepest.trust.certify")  # its package has the function under this name
 
 
 @pytest.mark.parametrize("via", ["torch.save", "dcp", "dcp_flat"])
@@ -193,10 +198,17 @@ def test_the_generators_are_left_alone():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"steps": 0}, "stop_after must be at least 0 and less than steps, got 0 of 0"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"steps": 4, "stop_after": 4}, "got 4 of 4"),
         ({"stop_after": -1}, "got -1 of 10"),
         ({"via": "pickle"}, "via must be one of torch.save, dcp, dcp_flat"),
+        ({"via": (1,)}, r"via must be one of .*, or a pair of functions, got \(1,\)"),
+        ({"via": ["torch.save"]}, r"via must be one of .*, or a pair of functions, got \['torch.save'\]"),
+        ({"process": "newer"}, "process must be 'new' or 'same', got 'newer'"),
+        (
+            {"make_optimizer": lambda model: (trainings.lion(model), None, None)},
+            "make_optimizer must return an optimizer, or a tuple of it and a scheduler, not a tuple of 3",
+        ),
         ({"batches": [1, 2]}, "2 batches are too few for 10 steps"),
         (
             {"loss": lambda model, batch: None, "process": "new"},
@@ -205,9 +217,9 @@ def test_the_generators_are_left_alone():
     ],
 )
 def test_requests_that_make_no_sense(options: dict[str, Any], words: str):
-    given = {"batches": batch, "loss": square, **options}
-    with pytest.raises(ValueError, match=words):
-        steepest.certify(linear, trainings.lion, **given)
+    given = {"make_optimizer": trainings.lion, "batches": batch, "loss": square, **options}
+    with pytest.raises(CertifyRequestError, match=words):
+        steepest.certify(linear, **given)
 
 
 @pytest.mark.parametrize(
@@ -220,8 +232,98 @@ def test_requests_that_make_no_sense(options: dict[str, Any], words: str):
     ],
 )
 def test_names_of_functions_that_are_none(name: str, words: str):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(CertifyRequestError, match=words):
         certify_function(name)
+
+
+def test_a_named_function_may_return_an_iterator_of_batches(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(module, "in_new_process", lambda resume, folder: resume())
+    certificate = certify_function("trust.trainings:iterator_of_batches", steps=4)
+    assert certificate.identical, str(certificate)
+    with pytest.raises(CertifyRequestError, match="1000 batches are too few for 1001 steps"):
+        certify_function("trust.trainings:iterator_of_batches", steps=1001)
+
+
+class _Stream(torch.utils.data.IterableDataset[torch.Tensor]):
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return map(batch, range(6))
+
+
+class _StreamOfSix(_Stream):
+    def __len__(self) -> int:
+        return 6
+
+
+@pytest.mark.parametrize("stream", [_Stream, _StreamOfSix])
+def test_batches_of_an_iterable_dataset(stream: type[_Stream]):
+    certificate = steepest.certify(linear, trainings.lion, stream(), square, steps=6, process="same")
+    assert certificate.identical, str(certificate)
+
+
+def _lbfgs(model: torch.nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=3)
+
+
+def _plateau(model: torch.nn.Module) -> Any:
+    optimizer = trainings.lion(model)
+    return optimizer, torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=1, threshold=10.0)
+
+
+@pytest.mark.parametrize("optimizer", [_lbfgs, _plateau])
+def test_a_step_that_needs_a_closure_and_a_schedule_that_needs_the_loss(optimizer: Any):
+    certificate = steepest.certify(linear, optimizer, batch, square, process="same")
+    assert certificate.identical, str(certificate)
+
+
+def test_the_schedule_gets_the_loss_and_the_closure_is_that_of_the_loss():
+    """Against the loop that a user would write."""
+    for make in (_lbfgs, _plateau):
+        run = Run(Training(linear, make, batch, square), seed=0)
+        torch.manual_seed(0)
+        model = linear()
+        made = make(model)
+        optimizer, schedule = made if isinstance(made, tuple) else (made, None)
+        for i in range(5):
+            run.step()
+
+            def closure(i: int = i, model: Any = model, optimizer: Any = optimizer) -> torch.Tensor:
+                optimizer.zero_grad()
+                loss = square(model, batch(i))
+                loss.backward()
+                return loss
+
+            loss = optimizer.step(closure)
+            if schedule is not None:
+                schedule.step(loss.item())
+        for ours, theirs in zip(run.model.parameters(), model.parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+        assert run.optimizer.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"]
+        assert (schedule is None) or optimizer.param_groups[0]["lr"] < 0.01, "the plateau was seen"
+
+
+def test_a_model_that_is_made_once_is_named():
+    shared = linear()
+    certificate = steepest.certify(lambda: shared, trainings.lion, batch, square)
+    assert (certificate.deterministic, certificate.first.step) == (False, 0)
+    assert "make_model" in certificate.causes[0]
+
+
+class _Counts(torch.nn.Module):
+    """A model that multiplies by a number that its state dict lacks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.calls = torch.nn.Linear(6, 1), 0
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return self.layer(batch) * self.calls
+
+
+def test_a_counter_on_the_model_has_the_model_among_the_causes():
+    certificate = steepest.certify(_Counts, trainings.torch_adamw, batch, square, process="same")
+    assert (certificate.deterministic, certificate.first.step) == (True, 6)
+    assert "the optimizer, or the model, keeps something on itself" in certificate.causes[0]
 
 
 def test_values_are_compared_by_bits_and_described():

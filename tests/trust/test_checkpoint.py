@@ -181,14 +181,21 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path: Path):
     assert sorted(each.name for each in tmp_path.iterdir()) == sorted(["run.pt", *others])
 
 
+def _within_itself() -> dict[str, Any]:
+    made: dict[str, Any] = {}
+    made["itself"] = made
+    return made
+
+
 @pytest.mark.parametrize(
     ("value", "words"),
     [
         (lambda: None, r"extra\['mine'\] is not plain data .*lambda"),
         (object(), r"extra\['mine'\] is not plain data .*object"),
         ({"deep": [random.Random(0)]}, r"extra\['mine'\] is not plain data .*Random"),
+        (_within_itself(), r"extra\['mine'\] is not plain data .*: it contains itself"),
     ],
-    ids=["lambda", "object", "nested"],
+    ids=["lambda", "object", "nested", "within itself"],
 )
 def test_what_could_not_be_loaded_is_not_saved(value: Any, words: str, tmp_path: Path):
     path = tmp_path / "run.pt"
@@ -283,7 +290,7 @@ def _changed_state(optimizer: steepest.Optimizer, **entries: Any) -> dict[str, A
         ("state shape", r"optimizer: state 'exp_avg' of parameter '0\.weight' has shape \(7,\)"),
         ("unknown state", r"optimizer: the state of parameter '0\.weight' has 'other'"),
         ("groups", r"optimizer: loaded state dict has a different number of parameter groups"),
-        ("no optimizer", r"has no optimizer; it has extra\['scheduler'\], model"),
+        ("no optimizer", r"has no optimizer; it has model, extra\['scheduler'\]"),
         ("no scheduler", r"has no extra\['scheduler'\]; it has model, optimizer"),
         ("scheduler", r"extra\['scheduler'\]: 'int' object is not iterable"),
     ],
@@ -317,6 +324,8 @@ def test_what_does_not_fit_is_refused_by_name_and_nothing_changes(how: str, word
         ),
         ({"model": {}}, "is not a checkpoint of steepest.save_checkpoint: load it with torch.load"),
         ([1, 2], "is not a checkpoint of steepest.save_checkpoint"),
+        ({"format": "steepest.save_checkpoint", "extra": {}}, "is not a checkpoint of steepest.save"),
+        ({"format": "steepest.save_checkpoint", "version": 1}, "is not a checkpoint of steepest.save"),
     ],
 )
 def test_other_files_are_refused(content: Any, words: str, tmp_path: Path):
@@ -325,3 +334,59 @@ def test_other_files_are_refused(content: Any, words: str, tmp_path: Path):
     torch.save(content, tmp_path / "run.pt")
     with pytest.raises(ValueError, match=words):
         steepest.load_checkpoint(tmp_path / "run.pt")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"extra": {"step": 0}}, r"extra\['step'\] is of type int, which has no load_state_dict\(\)"),
+        ({"model": {}}, r"model is of type dict, which has no load_state_dict\(\)"),
+        ({"extra": [1]}, "extra must be a dict .* got a list"),
+    ],
+)
+def test_what_cannot_take_a_state_is_refused_before_the_file_is_read(
+    given: dict[str, Any], words: str, tmp_path: Path
+):
+    with pytest.raises(TypeError, match=words):
+        steepest.load_checkpoint(tmp_path / "none.pt", **given)
+
+
+def test_an_extra_that_is_no_dict_is_not_saved(tmp_path: Path):
+    with pytest.raises(TypeError, match=r"extra must be a dict .* got a list"):
+        steepest.save_checkpoint(tmp_path / "run.pt", extra=[1])  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
+class _Refuses:
+    """An object that takes no state, not even its own."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        raise KeyError("first" if state else "again")
+
+
+def test_an_object_that_refuses_its_own_state_too_does_not_hide_why(tmp_path: Path):
+    model, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    before = copy.deepcopy(other.state_dict())
+    steepest.save_checkpoint(tmp_path / "run.pt", model=model, extra={"sampler": {"at": 3}})
+    words = r"extra\['sampler'\]: 'first'; nothing was loaded, but extra\['sampler'\], .*may be changed"
+    with pytest.raises(ValueError, match=words):
+        steepest.load_checkpoint(tmp_path / "run.pt", model=other, extra={"sampler": _Refuses()})
+    assert _equal(other.state_dict(), before)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="symbolic links need rights elsewhere")
+def test_a_symbolic_link_stays_one(tmp_path: Path):
+    real, link = tmp_path / "disk" / "run.pt", tmp_path / "latest.pt"
+    real.parent.mkdir()
+    link.symlink_to(real)
+    for step in range(2):
+        steepest.save_checkpoint(link, extra={"step": step})
+    assert sorted(each.name for each in real.parent.iterdir()) == ["run.pt", "run.pt.previous"]
+    assert [each.name for each in tmp_path.iterdir() if not each.is_dir()] == ["latest.pt"]
+    assert link.is_symlink()
+    real.unlink()
+    with pytest.warns(UserWarning, match="loading run.pt.previous"):
+        assert steepest.load_checkpoint(link) == {"step": 0}

@@ -49,3 +49,36 @@ def test_what_does_not_belong_together_is_refused():
         steepest.unflatten_state_dict({}, metadata)
     with pytest.raises(ValueError, match="the metadata has no 'state_dict'"):
         steepest.unflatten_state_dict(tensors, {"format": json.dumps("pt")})
+
+
+@pytest.mark.parametrize(
+    ("tree", "name"),
+    [
+        ({"a": {1: torch.ones(1), "1": torch.zeros(1)}}, "a.1"),
+        ({"a.b": {"c": torch.ones(1)}, "a": {"b.c": torch.zeros(1)}}, "a.b.c"),
+    ],
+    ids=["number and text", "dots"],
+)
+def test_a_name_that_two_tensors_would_have_is_refused(tree: dict[str, Any], name: str):
+    with pytest.raises(ValueError, match=f"would have the name '{name}'"):
+        steepest.flatten_state_dict(tree)
+
+
+def test_tensors_that_are_left_over_are_named():
+    tensors, metadata = steepest.flatten_state_dict({"state": {0: {"exp_avg": torch.ones(1)}}})
+    with pytest.raises(ValueError, match="that the state dict does not have: 'other'"):
+        steepest.unflatten_state_dict({**tensors, "other": torch.ones(1)}, metadata)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "the 'state_dict' of the metadata is not JSON"),
+        ("3", "the 'state_dict' of the metadata is no dict"),
+        ('{"dtype": "Tensor"}', "the dtype 'Tensor' of the state dict is none of torch's"),
+        ('{"set": []}', "the state dict has a 'set'"),
+    ],
+)
+def test_a_text_that_is_no_state_dict_is_refused(text: str, words: str):
+    with pytest.raises(ValueError, match=words):
+        steepest.unflatten_state_dict({}, {"state_dict": text})

@@ -154,3 +154,14 @@ def not_a_job() -> int:
 
 def raises() -> None:
     raise ZeroDivisionError("the user's own")
+
+
+def loss_that_raises() -> tuple[Any, ...]:
+    def loss(model: torch.nn.Module, batch: Tensor) -> Tensor:
+        raise ValueError("the loss's own")
+
+    return linear, lion, batch, loss
+
+
+def iterator_of_batches() -> tuple[Any, ...]:
+    return linear, lion, map(batch, range(1000)), square

@@ -3,7 +3,7 @@
 from steepest.trust.applied import AppliedStep
 from steepest.trust.certify import certify, certify_function
 from steepest.trust.checkpoint import load_checkpoint, save_checkpoint
-from steepest.trust.errors import VerificationError
+from steepest.trust.errors import CertifyRequestError, VerificationError
 from steepest.trust.flat import flatten_state_dict, unflatten_state_dict
 from steepest.trust.telemetry import DictCallback, Measurements, Telemetry, TensorBoardCallback, telemetry
 from steepest.trust.verdict import Certificate, Difference
@@ -12,6 +12,7 @@ from steepest.trust.verify import Verification, verify
 __all__ = [
     "AppliedStep",
     "Certificate",
+    "CertifyRequestError",
     "DictCallback",
     "Difference",
     "Measurements",

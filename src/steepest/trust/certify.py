@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import pickle
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -12,8 +11,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from steepest.trust.errors import CertifyRequestError
 from steepest.trust.resume import MISSING, Resume, in_new_process, kept
-from steepest.trust.training import NamedFunction, Run, Training, digest, own_randomness, seed_generators
+from steepest.trust.training import (
+    NamedFunction,
+    Run,
+    Training,
+    digest,
+    indexable,
+    own_randomness,
+    seed_generators,
+)
 from steepest.trust.verdict import Certificate, Difference, compare
 from steepest.trust.ways import WAYS, Way, save
 
@@ -41,7 +49,8 @@ def certify(
     Args:
         make_model: makes the model, on its device.
         make_optimizer: makes any torch optimizer for it; or, as a tuple, it and a learning-rate scheduler,
-            which then steps after each of its steps.
+            which then steps after each of its steps. A step that needs a closure, as L-BFGS's, gets one
+            (torch.distributed.checkpoint cannot save L-BFGS); ``ReduceLROnPlateau`` gets the loss.
         batches: a function of i that returns batch i, a sequence of batches, or an iterable (of which the
             first ``steps`` are kept).
         loss: returns the scalar whose gradients are computed.
@@ -60,7 +69,8 @@ def certify(
         causes.
 
     Raises:
-        ValueError: numbers that make no sense; too few batches; functions that no new process can import.
+        ValueError: arguments that make no sense; too few batches; functions that no new process can import.
+            It is a ``steepest.trust.CertifyRequestError``; errors of these functions are raised as they are.
         RuntimeError: the new process failed.
 
     >>> import steepest
@@ -76,14 +86,13 @@ def certify(
     identical: 5 steps, save (torch.save), new objects in the same process, load, 5 steps = 10 steps, in every
     bit of ... tensors and options
     """
-    if not callable(batches) and not hasattr(batches, "__getitem__"):
-        batches = list(itertools.islice(batches, steps))
-    training = Training(make_model, make_optimizer, batches, loss)  # type: ignore[arg-type]
-    if not callable(batches) and len(training.batches) < steps:  # type: ignore[arg-type]
-        raise ValueError(f"{len(training.batches)} batches are too few for {steps} steps")  # type: ignore[arg-type]
+    _check(steps, stop_after, via)
+    if process not in (None, "new", "same"):
+        raise CertifyRequestError(f"process must be 'new' or 'same', got {process!r}")
+    training = Training(make_model, make_optimizer, indexable(batches, steps), loss)
     importable = process == "same" or _is_importable((training, via))
     if process == "new" and not importable:
-        raise ValueError(
+        raise CertifyRequestError(
             "a new process cannot import these functions: define them at the top of a module other than the "
             "script that is run, or leave process out"
         )
@@ -108,7 +117,22 @@ def certify_function(
             :func:`steepest.certify`.
         RuntimeError: the new process failed.
     """
-    return _certify(NamedFunction(name), steps, stop_after, via, seed, "new")
+    _check(steps, stop_after, via)
+    return _certify(NamedFunction(name, steps), steps, stop_after, via, seed, "new")
+
+
+def _check(steps: int, stop_after: int | None, via: Any) -> None:
+    if steps < 1:
+        raise CertifyRequestError(f"steps must be at least 1, got {steps}")
+    if stop_after is not None and not 0 <= stop_after < steps:
+        raise CertifyRequestError(
+            f"stop_after must be at least 0 and less than steps, got {stop_after} of {steps}"
+        )
+    is_pair = isinstance(via, tuple) and len(via) == 2 and all(map(callable, via))
+    if not (is_pair or (isinstance(via, str) and via in WAYS)):
+        raise CertifyRequestError(
+            f"via must be one of {', '.join(WAYS)}, or a pair of functions, got {via!r}"
+        )
 
 
 def _is_importable(functions: Any) -> bool:
@@ -123,10 +147,6 @@ def _certify(
     source: Callable[[], Training], steps: int, stop_after: int | None, via: Way, seed: int, process: str
 ) -> Certificate:
     stop = steps // 2 if stop_after is None else stop_after
-    if steps < 1 or not 0 <= stop < steps:
-        raise ValueError(f"stop_after must be at least 0 and less than steps, got {stop} of {steps}")
-    if isinstance(via, str) and via not in WAYS:
-        raise ValueError(f"via must be one of {', '.join(WAYS)}, or a pair of functions, got {via!r}")
     with own_randomness(), tempfile.TemporaryDirectory(prefix="steepest-certify-") as name:
         seed_generators(seed)
         training, folder = source(), Path(name)

@@ -43,10 +43,11 @@ def save_checkpoint(
     ``path`` + ``".previous"``, and the new one to ``path``. If saving raises, the present file stays, and
     nothing is left of the new one. What a killed process has left, the next call removes.
 
-    One process saves: tensors must be whole. torch.distributed.checkpoint saves shards.
+    One process, and of it one thread at a time, saves to a path: another would remove the file that this one
+    is writing. Tensors must be whole; torch.distributed.checkpoint saves shards.
 
     Args:
-        path: the file, in a directory that exists.
+        path: the file, in a directory that exists; or a symbolic link to one, which stays.
         model: saved by its ``state_dict()``; or a state dict.
         optimizer: any torch optimizer, by its ``state_dict()``; or a state dict.
         extra: whatever else training goes on from, by name. Objects with a ``state_dict()`` (schedulers, a
@@ -56,6 +57,7 @@ def save_checkpoint(
             dropout and shuffling go on.
 
     Raises:
+        TypeError: ``extra`` is no dict.
         ValueError: a value that ``torch.load(weights_only=True)`` would refuse, or a DTensor, by name.
         OSError: the file could not be written.
 
@@ -67,7 +69,8 @@ def save_checkpoint(
     ...     load_checkpoint(folder + "/run.pt", model=model, optimizer=optimizer)
     {'step': 7}
     """
-    path = Path(path)
+    _check_extra(extra)
+    path = Path(path).resolve()
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a directory; save_checkpoint writes a file")
     content: dict[str, Any] = {"format": _FORMAT, "version": _VERSION}
@@ -109,37 +112,52 @@ def load_checkpoint(
     Args:
         path: the file.
         model: takes the checkpoint's tensors. Names, shapes and dtypes must be the same.
-        optimizer: takes the checkpoint's state; without one, it is left alone.
-        extra: the objects with a ``load_state_dict()`` among the ``extra`` that was saved, by name.
+        optimizer: takes the checkpoint's state; without one, it is left alone. Those of this library compare
+            rule, entries, shapes, and floats with integers; float state keeps the checkpoint's dtype, and a
+            parameter may have no state at all, as before its first step. ``torch.optim``'s compare only the
+            numbers of groups and parameters, and take state of any shape.
+        extra: the objects with a ``load_state_dict()`` among the ``extra`` that was saved, by name. What they
+            check is theirs.
         rng: together with an optimizer, also set the generators to the states that were saved, if they were.
 
     Returns:
         The ``extra`` that no object has taken: plain data, and state dicts. Tensors are on the CPU.
 
     Raises:
+        TypeError: ``model``, ``optimizer`` or one of ``extra`` has no ``load_state_dict()``.
         FileNotFoundError: there is neither the file nor the one before it.
         ValueError: both are damaged; the file is no such checkpoint, or a later version's, or lacks a part;
-            the model or the optimizer does not fit. Nothing was loaded.
+            the model or the optimizer does not fit. Nothing was loaded, unless the message names an object
+            that also refused the state it had before.
     """
-    path = Path(path)
+    _check_extra(extra)
+    parts = {"model": model, "optimizer": optimizer}
+    takers: dict[str, Any] = {name: taker for name, taker in parts.items() if taker is not None}
+    # The model goes first: an optimizer may look at the values of its parameters.
+    takers |= {f"extra[{name!r}]": taker for name, taker in (extra or {}).items()}
+    for name, taker in takers.items():
+        if not (hasattr(taker, "state_dict") and hasattr(taker, "load_state_dict")):
+            raise TypeError(
+                f"{name} is of type {type(taker).__name__}, which has no load_state_dict(): leave plain "
+                "data out, load_checkpoint returns it. Nothing was loaded"
+            )
+    path = Path(path).resolve()
     content = _newest(path)
-    takers = {f"extra[{name!r}]": taker for name, taker in (extra or {}).items()}
-    states = {f"extra[{name!r}]": state for name, state in content["extra"].items()}
-    for name, taker in (("model", model), ("optimizer", optimizer)):
-        if taker is not None:
-            takers[name] = taker
-        if name in content:
-            states[name] = content[name]
+    states = {name: content[name] for name in parts if name in content}
+    states |= {f"extra[{name!r}]": state for name, state in content["extra"].items()}
     if missing := [name for name in takers if name not in states]:
         raise ValueError(
             f"{path} has no {', '.join(missing)}; it has {', '.join(states) or 'nothing'}. Nothing was loaded"
         )
-    # The model goes first: an optimizer may look at the values of its parameters.
-    names = sorted(takers, key=lambda name: (name != "model", name != "optimizer"))
-    _load_all(path, {name: takers[name] for name in names}, states)
+    _load_all(path, takers, states)
     if rng and optimizer is not None and "rng" in content:
         set_generators(content["rng"])
     return {name: value for name, value in content["extra"].items() if name not in (extra or {})}
+
+
+def _check_extra(extra: Any) -> None:
+    if extra is not None and not isinstance(extra, Mapping):
+        raise TypeError(f"extra must be a dict of what to save or load by name, got a {type(extra).__name__}")
 
 
 def _packed(name: str, value: Any) -> Any:
@@ -147,9 +165,9 @@ def _packed(name: str, value: Any) -> Any:
     if isinstance(value, torch.nn.Module):
         _check_whole(name, dict(value.named_parameters()))  # before anything is gathered
     value = value.state_dict() if hasattr(value, "state_dict") else value
-    _check_whole(name, value)
     buffer = io.BytesIO()
     try:
+        _check_whole(name, value)
         # Without the elements, which take time and can always be loaded.
         torch.save(tree_map_only(_is_plain_tensor, lambda _: torch.empty(0), value), buffer)
         buffer.seek(0)
@@ -158,6 +176,8 @@ def _packed(name: str, value: Any) -> Any:
         # torch's advice goes on for lines.
         reason = str(error).partition("WeightsUnpickler error: ")[2] or str(error)
         reason = reason.strip().partition(" was not an allowed global")[0].partition("\n")[0]
+        if isinstance(error, RecursionError):
+            reason = "it contains itself, or is nested too deeply"
         raise ValueError(
             f"{name} is not plain data that torch.load(weights_only=True) accepts: {reason}. "
             "Nothing was saved"
@@ -246,26 +266,29 @@ def _read(path: Path) -> dict[str, Any]:
     if broken is not None:
         raise _DamagedError(f"is damaged (a wrong checksum of {broken})")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except RuntimeError as error:
         if "PytorchStreamReader" not in str(error):
             raise
         raise _DamagedError(f"is damaged ({error})") from error
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+    is_ours = isinstance(content, dict) and content.get("format") == _FORMAT and "version" in content
+    is_newer = is_ours and content["version"] != _VERSION  # whose content may be another
+    if not is_ours or not (is_newer or isinstance(content.get("extra"), dict)):
         raise ValueError(
             f"{path} is not a checkpoint of steepest.save_checkpoint: load it with torch.load. "
             "Nothing was loaded"
         )
-    if content["version"] != _VERSION:
+    if is_newer:
         raise ValueError(
             f"{path} has version {content['version']}; this version of steepest knows {_VERSION}. "
             "Nothing was loaded"
         )
-    return content
+    ours: dict[str, Any] = content
+    return ours
 
 
 def _load_all(path: Path, takers: Mapping[str, Any], states: Mapping[str, Any]) -> None:
-    """Load every state dict, or raise ``ValueError`` and leave every object as it was."""
+    """Load every state dict, or raise ``ValueError`` and give every object the state that it had."""
     for name, taker in takers.items():
         if isinstance(taker, torch.nn.Module):
             _check_dtypes(f"{path}: {name}", taker.state_dict(), states[name])
@@ -282,11 +305,17 @@ def _load_all(path: Path, takers: Mapping[str, Any], states: Mapping[str, Any]) 
             done.append(name)
             taker.load_state_dict(states[name])
     except BaseException as error:
+        changed = []
         for name in done:
-            takers[name].load_state_dict(before[name])
+            try:
+                takers[name].load_state_dict(before[name])
+            except Exception:
+                changed.append(name)
         if not isinstance(error, Exception):
             raise
         reason = str(error) if "nothing was loaded" in str(error) else f"{error}; nothing was loaded"
+        if changed:
+            reason += f", but {', '.join(changed)}, which took back its own state no more, may be changed"
         raise ValueError(f"{path}: {done[-1]}: {reason}") from error
 
 

@@ -1,8 +1,12 @@
-"""The error of a proof that failed."""
+"""The errors of a proof that failed, and of one that cannot be begun."""
 
 from __future__ import annotations
 
-__all__ = ["VerificationError"]
+__all__ = ["CertifyRequestError", "VerificationError"]
+
+
+class CertifyRequestError(ValueError):
+    """What :func:`steepest.certify` is asked for makes no sense; a training's own errors are never of it."""
 
 
 class VerificationError(Exception):

@@ -29,6 +29,8 @@ def flatten_state_dict(state_dict: Mapping[str, Any]) -> tuple[dict[str, Tensor]
 
     Raises:
         TypeError: a value of another type, by its name.
+        ValueError: two tensors would have one name, as those at ``1`` and ``"1"``, or at ``"a.b"`` and within
+            ``"a"``.
 
     >>> import steepest
     >>> weight = torch.nn.Parameter(torch.ones(2))
@@ -48,11 +50,20 @@ def unflatten_state_dict(tensors: Mapping[str, Tensor], metadata: Mapping[str, s
     """Return the state dict that :func:`flatten_state_dict` has split; it has the tensors themselves.
 
     Raises:
-        ValueError: the metadata is not that of a state dict, or a tensor is missing, by its name.
+        ValueError: the metadata is not that of a state dict; a tensor is missing, or is none of it, by name.
     """
     if _KEY not in metadata:
         raise ValueError(f"the metadata has no {_KEY!r}: it is not what flatten_state_dict returned")
-    state_dict: dict[str, Any] = _decoded(json.loads(metadata[_KEY]), tensors)
+    try:
+        encoded = json.loads(metadata[_KEY])
+    except ValueError as error:
+        raise ValueError(f"the {_KEY!r} of the metadata is not JSON: {error}") from error
+    left = dict(tensors)
+    state_dict = _decoded(encoded, left)
+    if not isinstance(state_dict, dict):
+        raise ValueError(f"the {_KEY!r} of the metadata is no dict: flatten_state_dict did not write it")
+    if left:
+        raise ValueError(f"tensors that the state dict does not have: {', '.join(map(repr, sorted(left)))}")
     return state_dict
 
 
@@ -61,6 +72,8 @@ def _encoded(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Tensor):
+        if name in tensors:
+            raise ValueError(f"two tensors of the state dict would have the name {name!r}: rename a key")
         tensors[name] = value.detach().contiguous()
         return {"tensor": name}
     if isinstance(value, torch.dtype):
@@ -78,18 +91,23 @@ def _encoded(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     )
 
 
-def _decoded(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+def _decoded(value: Any, left: dict[str, Tensor]) -> Any:
+    """Return the value, whose tensors are taken out of those that are left."""
     if isinstance(value, list):
-        return [_decoded(each, tensors) for each in value]
+        return [_decoded(each, left) for each in value]
     if not isinstance(value, dict):
         return value
     ((kind, content),) = value.items()
     if kind == "dict":
-        return {key: _decoded(each, tensors) for key, each in content}
+        return {key: _decoded(each, left) for key, each in content}
     if kind == "tuple":
-        return tuple(_decoded(each, tensors) for each in content)
+        return tuple(_decoded(each, left) for each in content)
     if kind == "dtype":
-        return getattr(torch, content)
-    if content not in tensors:
+        if not isinstance(dtype := getattr(torch, content, None), torch.dtype):
+            raise ValueError(f"the dtype {content!r} of the state dict is none of torch's")
+        return dtype
+    if kind != "tensor":
+        raise ValueError(f"the state dict has a {kind!r}, which flatten_state_dict does not write")
+    if content not in left:
         raise ValueError(f"the tensor {content!r} of the state dict is missing")
-    return tensors[content]
+    return left.pop(content)

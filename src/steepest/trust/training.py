@@ -6,16 +6,20 @@ import contextlib
 import ctypes
 import hashlib
 import importlib
+import inspect
+import itertools
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import keystr, tree_leaves_with_path
 
-__all__ = ["NamedFunction", "Run", "Training", "digest", "own_randomness", "seed_generators"]
+from steepest.trust.errors import CertifyRequestError
+
+__all__ = ["NamedFunction", "Run", "Training", "digest", "indexable", "own_randomness", "seed_generators"]
 
 _PLAIN = (bool, int, float, str, type(None), torch.dtype)
 
@@ -34,34 +38,53 @@ class Training:
         return self
 
 
+def indexable(batches: Any, steps: int) -> Any:
+    """Return a function or a sequence as it is, and of an iterable a list of the first ``steps``.
+
+    Raises:
+        CertifyRequestError: there are fewer.
+    """
+    if callable(batches):
+        return batches
+    # torch gives an IterableDataset the method that a sequence has.
+    of_iterable = isinstance(batches, torch.utils.data.IterableDataset)
+    if of_iterable or not (hasattr(batches, "__getitem__") and hasattr(batches, "__len__")):
+        batches = list(itertools.islice(batches, steps))
+    if len(batches) < steps:
+        raise CertifyRequestError(f"{len(batches)} batches are too few for {steps} steps")
+    return batches
+
+
 @dataclass(frozen=True)
 class NamedFunction:
     """A function of no arguments that returns a training, as ``package.module:function``."""
 
     name: str
+    steps: int
 
     def __call__(self) -> Training:
         """Import the function and call it.
 
         Raises:
-            ValueError: there is no such function, or it returns something else.
+            CertifyRequestError: there is no such function, or it returns something else.
         """
         module, colon, function = self.name.partition(":")
         if not (module and colon and function):
-            raise ValueError(f"name a function as package.module:function, not {self.name!r}")
+            raise CertifyRequestError(f"name a function as package.module:function, not {self.name!r}")
         try:
             found = importlib.import_module(module)
         except ModuleNotFoundError as error:
-            raise ValueError(f"cannot import {module!r}: {error}") from error
-        if not callable(made := getattr(found, function, None)):
-            raise ValueError(f"the module {module!r} has no function {function!r}")
-        parts = made()
+            raise CertifyRequestError(f"cannot import {module!r}: {error}") from error
+        if not callable(make := getattr(found, function, None)):
+            raise CertifyRequestError(f"the module {module!r} has no function {function!r}")
+        parts = make()
         names = [field.name for field in fields(Training)]
-        if isinstance(parts, tuple) and len(parts) == len(names):
-            return Training(*parts)
         if isinstance(parts, Mapping) and set(parts) == set(names):
-            return Training(**parts)
-        raise ValueError(f"{self.name} must return a tuple or a dict of {', '.join(names)}")
+            parts = tuple(parts[name] for name in names)
+        if not (isinstance(parts, tuple) and len(parts) == len(names)):
+            raise CertifyRequestError(f"{self.name} must return a tuple or a dict of {', '.join(names)}")
+        made = Training(*parts)
+        return replace(made, batches=indexable(made.batches, self.steps))
 
 
 @contextlib.contextmanager
@@ -90,17 +113,34 @@ class Run:
         self.model = training.make_model()
         self.made = training.make_optimizer(self.model)
         """What ``make_optimizer`` returned: the optimizer, or it and a scheduler."""
-        self.optimizer, self.scheduler = self.made if isinstance(self.made, tuple) else (self.made, None)
+        pair = self.made if isinstance(self.made, tuple) else (self.made, None)
+        if len(pair) != 2:
+            raise CertifyRequestError(
+                "make_optimizer must return an optimizer, or a tuple of it and a scheduler, not a tuple of "
+                f"{len(pair)}"
+            )
+        self.optimizer, self.scheduler = pair
         self.taken = 0
 
     def step(self) -> None:
         """Train on the next batch."""
         batches = self.training.batches
         batch = batches(self.taken) if callable(batches) else batches[self.taken]
-        self.optimizer.zero_grad()
-        self.training.loss(self.model, batch).backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        if self.scheduler is not None:
+
+        def closure() -> Tensor:
+            self.optimizer.zero_grad()
+            loss = self.training.loss(self.model, batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+            return loss
+
+        if _needs_closure(self.optimizer):
+            loss = self.optimizer.step(closure)
+        else:
+            loss = closure()
+            self.optimizer.step()
+        if isinstance(self.scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            self.scheduler.step(loss.item())
+        elif self.scheduler is not None:
             self.scheduler.step()
         self.taken += 1
 
@@ -122,6 +162,12 @@ class Run:
             for key, value in self.scheduler.state_dict().items():
                 values |= _leaves(value, f"{key} of the scheduler", "")
         return values
+
+
+def _needs_closure(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether ``step`` cannot be called without one, as L-BFGS's."""
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
 
 
 def _leaves(value: Any, name: str, whose: str) -> dict[str, Any]:

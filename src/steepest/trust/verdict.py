@@ -141,7 +141,12 @@ def _causes(certificate: Certificate) -> list[str]:
     if not differences:
         return []
     if not certificate.deterministic:
+        shared = (
+            "make_model returns a model that the run before has trained: it must make one anew, with values "
+            "from torch's and Python's generators alone"
+        )
         return [
+            *([shared] if differences[0].step == 0 else []),
             "batches or a loss that draw from a generator other than torch's and Python's (NumPy's, the "
             "system's), or that change with each call",
             "kernels that add in any order: torch.use_deterministic_algorithms(True) names them",
@@ -156,8 +161,8 @@ def _causes(certificate: Certificate) -> list[str]:
         return _causes_of_loaded(loaded)
     if differences[0].step == stop + 1:
         return [
-            "the optimizer keeps something on itself that its state dict lacks (a step count, a buffer), or "
-            "measures something in its first step, again after loading",
+            "the optimizer, or the model, keeps something on itself that its state dict lacks (a step count, "
+            "a buffer), or measures something in its first step, again after loading",
             "batch i depends on what was drawn before it, or on a generator that is not saved (NumPy's)",
             *_dropout(certificate),
             "what make_model draws at random and the model's state dict lacks",
@@ -165,7 +170,7 @@ def _causes(certificate: Certificate) -> list[str]:
     later = differences[0].step - stop
     return [
         f"something that happens every few steps and is counted from loading, as it differs {later} steps "
-        "later: a counter on the optimizer, a schedule",
+        "later: a counter on the optimizer or on the model, a schedule",
         *_dropout(certificate),
     ]
 

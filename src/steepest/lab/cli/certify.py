@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from steepest.trust import certify_function
+from steepest.trust import CertifyRequestError, certify_function
 
 from ..errors import LabError
 from .options import BAD_REQUEST
@@ -48,7 +48,7 @@ def certify_command(
     sys.path.insert(0, str(Path.cwd()))
     try:
         certificate = certify_function(function, steps=steps, stop_after=stop_after, via=via, seed=seed)
-    except ValueError as error:
+    except CertifyRequestError as error:
         raise LabError(str(error)) from error
     except Exception:
         traceback.print_exc()
