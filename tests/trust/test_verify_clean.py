@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from typing import Any
 
@@ -251,3 +252,55 @@ def test_a_verified_run_is_the_same_run():
         assert torch.equal(generator, torch.get_rng_state())
         runs.append([param.detach().clone() for param in model.parameters()])
     assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
+
+
+@pytest.mark.parametrize("changed", ["lr", "load", "add", "nothing"])
+@pytest.mark.parametrize("subclass", [False, True])
+def test_what_is_changed_after_a_step_that_raised_counts_for_the_next(changed: str, subclass: bool):
+    class Own(steepest.Lion):
+        def step(self, closure=None):
+            return super().step(closure)
+
+    model = make_model()
+    steepest.Lion(model.parameters())  # so that torch's hooks surround the step of the base class, too
+    optimizer = (Own if subclass else steepest.Lion)(list(model[0].named_parameters("0")), nonfinite="raise")
+    with steepest.verify(optimizer) as verification:
+        train(model, optimizer, 1)
+        saved = copy.deepcopy(optimizer.state_dict())
+        train(model, optimizer, 1)
+        model[0].weight.grad[0, 0] = torch.nan
+        with pytest.raises(FloatingPointError) as kept:
+            optimizer.step()
+        if changed == "lr":
+            optimizer.param_groups[0]["lr"] /= 2
+        if changed == "load":
+            optimizer.load_state_dict(saved)
+        if changed == "add":
+            optimizer.add_param_group({"params": list(model[2].named_parameters("2"))})
+        train(model, optimizer, 2)
+    assert kept.value
+    assert verification.steps == 4
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_the_other_arguments_of_a_subclass_reach_its_step(by_name: bool):
+    class Tagged(steepest.Lion):
+        def step(self, closure=None, tag=None, *, more=None):
+            tags.append((tag, more))
+            return super().step(closure)
+
+    tags = []
+    model = make_model()
+    optimizer = Tagged(model.named_parameters())
+
+    def closure():
+        optimizer.zero_grad()
+        backward(model, 0)
+        return 1.5
+
+    with steepest.verify(optimizer):
+        if by_name:
+            assert optimizer.step(closure=closure, tag="x", more=2) == 1.5
+        else:
+            assert optimizer.step(closure, "x", more=2) == 1.5
+    assert tags == [("x", 2)]

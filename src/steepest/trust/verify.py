@@ -20,6 +20,7 @@ from steepest.trust.delivered import DeliveredGradients
 from steepest.trust.errors import VerificationError
 from steepest.trust.laws import LAWS, Law
 from steepest.trust.movement import Movement
+from steepest.trust.nesting import is_nested
 from steepest.trust.replay import check_replay
 from steepest.trust.twin import Twin
 
@@ -147,9 +148,8 @@ class Verification:
         self._movement = Movement()
         self._skipped = 0
         if self._scale is not None:
-            watched = dict(self._names)
-            watched |= {param: f"parameter {name!r}" for name, (param, _) in self._others.items()}
-            self._delivered = DeliveredGradients(watched, self._scale, self._max_norm)
+            self._delivered = DeliveredGradients(self._scale, self._max_norm)
+            self._delivered.watch(_all_names(optimizer, self._model))
             self._hooks.append(self._delivered)
         self._hooks.append(optimizer.register_step_pre_hook(self._before_step))
         self._hooks.append(optimizer.register_step_post_hook(self._after_step))
@@ -171,6 +171,8 @@ class Verification:
     def _before_step(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if not is_nested(optimizer):
+            self._twin = None  # of a step that raised
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
             self._begin()
@@ -181,12 +183,16 @@ class Verification:
             self._begin()
             return loss
 
-        return (args[0], evaluated), {}
+        if len(args) > 1:
+            return (args[0], evaluated, *args[2:]), kwargs
+        return args, {**kwargs, "closure": evaluated}
 
     @torch.no_grad()
     def _begin(self) -> None:
         """Copy everything before the step; within a subclass's own ``step()``, only the gradients again."""
         if self._scale is not None:
+            # Parameters may have been added, or unfrozen.
+            self._delivered.watch(_all_names(self._optimizer, self._model))
             self._delivered.check(_names(self._optimizer, None))
         if self._twin is not None:
             self._twin.take_gradients()
@@ -205,6 +211,8 @@ class Verification:
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         twin, self._twin = self._twin, None
+        if self._scale is not None and not is_nested(optimizer):
+            self._delivered.step_taken()
         if twin is None:  # the end of a subclass's own step(), whose inner one has been verified
             self._check_unchanged()
             return
@@ -311,6 +319,12 @@ def _names(optimizer: Optimizer, model: nn.Module | None) -> dict[Tensor, str]:
         for index, group in enumerate(optimizer.param_groups)
         for at, param in enumerate(group["params"])
     }
+
+
+def _all_names(optimizer: Optimizer, model: nn.Module | None) -> dict[Tensor, str]:
+    """Return the names of the optimizer's tensors and of the model's parameters."""
+    named = () if model is None else model.named_parameters()
+    return {**{param: f"parameter {name!r}" for name, param in named}, **_names(optimizer, model)}
 
 
 def _must_skip(copied: Optimizer) -> bool:
