@@ -247,3 +247,17 @@ def test_the_norm_of_gradients_that_were_not_all_watched(how: str):
     if how != "assigned":  # once all of them are watched, the norm is checked again
         with rejected("is 0.[0-9]+ times", optimizer, max_norm=limit):
             step(3, 0.5)
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_a_hook_that_scales_belongs_to_what_is_delivered_if_it_was_there_before(within: bool):
+    model = make_model()
+    optimizer = steepest.SGD(model.named_parameters(), lr=0.01)
+    if within:
+        with rejected("'2.bias': .* is 0.5 times what backward delivered", optimizer):
+            model[2].bias.register_hook(lambda gradient: gradient / 2)
+            train(model, optimizer)
+    else:
+        model[2].bias.register_hook(lambda gradient: gradient / 2)
+        with verify(optimizer):
+            train(model, optimizer)
