@@ -151,3 +151,113 @@ def test_sparse_gradients_and_bfloat16():
             for _ in range(3):
                 model(torch.tensor([1, 2, 2, 3 + step])).square().mean().backward()
             optimizer.step()
+
+
+class Experts(nn.Module):
+    """A layer that all batches use, and two of which each batch uses one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.shared = nn.Linear(6, 6)
+        self.experts = nn.ModuleList([nn.Linear(6, 4), nn.Linear(6, 4)])
+        self.used = 0
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        return self.experts[self.used](self.shared(batch))
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+@pytest.mark.parametrize("limit", [None, 0.01])
+def test_a_layer_that_some_steps_do_not_reach(set_to_none: bool, limit: float | None):
+    model = Experts()
+    optimizer = steepest.SGD(model.named_parameters(), lr=0.01)
+    with verify(optimizer, model=model, max_norm=limit):
+        for step in range(4):
+            model.used = step % 2
+            optimizer.zero_grad(set_to_none)
+            backward(model, step)
+            if limit is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), limit)
+            optimizer.step()
+
+
+@pytest.mark.parametrize("set_to_none", [True, False])
+def test_gradients_that_are_cleared_on_purpose_are_not_dropped(set_to_none: bool):
+    model = Experts()
+    optimizer = steepest.SGD(model.named_parameters(), lr=0.01)
+    with verify(optimizer):
+        for step in range(2):
+            for used in (0, 1):
+                backward(model, step)
+                optimizer.zero_grad(set_to_none)
+                # Both are cleared; the batch that is stepped reaches one of them.
+                model.used = used
+                for again in range(2):
+                    backward(model, again)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none)
+
+
+def test_a_gradient_that_is_dropped():
+    model = make_model()
+    optimizer = steepest.SGD(model.named_parameters(), lr=0.01)
+
+    def drop() -> None:
+        model[2].bias.grad = None
+
+    with rejected("'2.bias': backward delivered a gradient, and at the step there is none", optimizer):
+        train(model, optimizer, between=drop)
+    with verify(optimizer, gradient_scale=None, may_rest=["2.bias"]):
+        train(model, optimizer, between=drop)
+
+
+@pytest.mark.parametrize("how", ["unfrozen", "added", "begun before", "assigned"])
+def test_the_norm_of_gradients_that_were_not_all_watched(how: str):
+    model, limit = make_model(), 0.01
+    if how == "unfrozen":
+        model[2].requires_grad_(False)
+    named = [(n, p) for n, p in model.named_parameters() if how != "added" or n[0] == "0"]
+    optimizer = steepest.SGD(named, lr=0.01)
+    model[2].requires_grad_(how != "added" and how != "unfrozen")
+
+    def step(batch: int, factor: float = 1.0) -> None:
+        backward(model, batch)
+        if how == "assigned":
+            model[2].weight.grad = torch.ones_like(model[2].weight)
+        nn.utils.clip_grad_norm_(model.parameters(), limit)
+        for param in model.parameters():
+            if param.grad is not None:
+                param.grad *= factor
+        optimizer.step()
+        optimizer.zero_grad()
+
+    if how == "begun before":
+        backward(model, 9)
+        model[0].zero_grad()  # so that some gradients are all new
+    if how == "assigned":
+        named[2][1].requires_grad_(False)
+    with verify(optimizer, max_norm=limit, may_rest=["2.weight"]):
+        step(0)
+        model[2].requires_grad_(how != "assigned")
+        if how == "added":
+            optimizer.add_param_group({"params": list(model[2].named_parameters("2"))})
+        for batch in range(2):
+            step(batch)
+    if how != "assigned":  # once all of them are watched, the norm is checked again
+        with rejected("is 0.[0-9]+ times", optimizer, max_norm=limit):
+            step(3, 0.5)
+
+
+@pytest.mark.parametrize("within", [False, True])
+def test_a_hook_that_scales_belongs_to_what_is_delivered_if_it_was_there_before(within: bool):
+    model = make_model()
+    optimizer = steepest.SGD(model.named_parameters(), lr=0.01)
+    if within:
+        with rejected("'2.bias': .* is 0.5 times what backward delivered", optimizer):
+            model[2].bias.register_hook(lambda gradient: gradient / 2)
+            train(model, optimizer)
+    else:
+        model[2].bias.register_hook(lambda gradient: gradient / 2)
+        with verify(optimizer):
+            train(model, optimizer)

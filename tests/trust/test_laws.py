@@ -239,6 +239,12 @@ def test_bands_are_the_published_ones(name: str, low: float, high: float):
     assert found == pytest.approx((low, high), abs=0.011)
 
 
+@pytest.mark.parametrize("name", list(steepest.linalg.COEFFICIENTS))
+def test_bands_are_those_that_the_sets_state(name: str):
+    chosen = steepest.linalg.COEFFICIENTS[name]
+    assert polar_band(chosen.schedule(), chosen.margin) == pytest.approx(chosen.band, abs=0.011)
+
+
 def test_the_band_of_a_polynomial_by_hand():
     # σ(3 − σ²)/2 rises to 1 at σ = 1; its least on [0.001, 1] is at 0.001.
     assert polar_band(((1.5, -0.5),)) == pytest.approx((0.0015, 1.0), rel=1e-5)

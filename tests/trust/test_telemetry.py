@@ -208,3 +208,32 @@ def test_bad_arguments():
         pytest.raises(ValueError, match="gradients are released"),
     ):
         telemetry(optimizer, DictCallback())
+
+
+def test_a_step_within_a_step_is_counted_once():
+    class Own(steepest.Lion):
+        def step(self, closure=None):
+            return super().step(closure)
+
+    model = make_model()
+    steepest.Lion(model.parameters())  # so that torch's hooks surround the step of the base class, too
+    optimizer = Own(model.named_parameters(), nonfinite="raise")
+    with telemetry(optimizer, history := DictCallback()):
+        train(model, optimizer, 2)
+        model[0].weight.grad[0, 0] = torch.nan
+        with pytest.raises(FloatingPointError):
+            optimizer.step()
+        train(model, optimizer, 1)
+    assert history.steps == [1, 2, 3]
+
+
+def test_tensors_of_one_name_in_several_groups_are_told_apart():
+    one, two, three = (nn.Parameter(torch.ones(2)) for _ in range(3))
+    optimizer = steepest.SGD(
+        [{"params": [("w", one)]}, {"params": [("v", three)]}, {"params": [("w", two)]}], lr=1.0
+    )
+    one.grad, two.grad, three.grad = torch.ones(2), torch.full((2,), 3.0), torch.ones(2)
+    with telemetry(optimizer, history := DictCallback()):
+        optimizer.step()
+    rms = {name: values["update_rms"][0] for name, values in history.items()}
+    assert rms == pytest.approx({"w of group 0": 1.0, "v": 1.0, "w of group 2": 3.0})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+import weakref
 from typing import Any
 
 import pytest
@@ -251,3 +253,116 @@ def test_a_verified_run_is_the_same_run():
         assert torch.equal(generator, torch.get_rng_state())
         runs.append([param.detach().clone() for param in model.parameters()])
     assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
+
+
+@pytest.mark.parametrize("changed", ["lr", "load", "add", "nothing"])
+@pytest.mark.parametrize("subclass", [False, True])
+def test_what_is_changed_after_a_step_that_raised_counts_for_the_next(changed: str, subclass: bool):
+    class Own(steepest.Lion):
+        def step(self, closure=None):
+            return super().step(closure)
+
+    model = make_model()
+    steepest.Lion(model.parameters())  # so that torch's hooks surround the step of the base class, too
+    optimizer = (Own if subclass else steepest.Lion)(list(model[0].named_parameters("0")), nonfinite="raise")
+    with steepest.verify(optimizer) as verification:
+        train(model, optimizer, 1)
+        saved = copy.deepcopy(optimizer.state_dict())
+        train(model, optimizer, 1)
+        model[0].weight.grad[0, 0] = torch.nan
+        with pytest.raises(FloatingPointError) as kept:
+            optimizer.step()
+        if changed == "lr":
+            optimizer.param_groups[0]["lr"] /= 2
+        if changed == "load":
+            optimizer.load_state_dict(saved)
+        if changed == "add":
+            optimizer.add_param_group({"params": list(model[2].named_parameters("2"))})
+        train(model, optimizer, 2)
+    assert kept.value
+    assert verification.steps == 4
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_the_other_arguments_of_a_subclass_reach_its_step(by_name: bool):
+    class Tagged(steepest.Lion):
+        def step(self, closure=None, tag=None, *, more=None):
+            tags.append((tag, more))
+            return super().step(closure)
+
+    tags = []
+    model = make_model()
+    optimizer = Tagged(model.named_parameters())
+
+    def closure():
+        optimizer.zero_grad()
+        backward(model, 0)
+        return 1.5
+
+    with steepest.verify(optimizer):
+        if by_name:
+            assert optimizer.step(closure=closure, tag="x", more=2) == 1.5
+        else:
+            assert optimizer.step(closure, "x", more=2) == 1.5
+    assert tags == [("x", 2)]
+
+
+def test_a_ternary_layer_whose_votes_all_became_flips():
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16))
+    steepest.ternary.ternarize(model)
+    optimizer = steepest.build(model, "lion", ternary={"threshold": 2})
+    packed = model[0].packed.clone()
+    with steepest.verify(optimizer, model=model):
+        for _ in range(2):
+            model(torch.ones(8, 16)).square().mean().backward()
+        optimizer.step()
+    assert not torch.equal(packed, model[0].packed)
+    assert not any(state["accumulator"].any() for state in optimizer.state.values() if "accumulator" in state)
+
+
+def test_a_state_dict_may_be_loaded_and_what_is_added_later_is_known():
+    model = make_model()
+    optimizer = steepest.AdamW(model[0].named_parameters("0"))
+    with steepest.verify(optimizer, model=model[0]):
+        train(model, optimizer, 1)
+        saved = copy.deepcopy(optimizer.state_dict())
+        train(model, optimizer, 2)
+        optimizer.load_state_dict(saved)
+        train(model, optimizer, 2)
+        optimizer.add_param_group({"params": list(model[2].named_parameters("2"))})
+        train(model, optimizer, 1)
+
+
+def test_frozen_groups_that_build_makes():
+    model = make_model()
+    model[2].weight.requires_grad_(False)
+    for name in ("lion", "muon"):
+        optimizer = steepest.build(model, name)
+        with steepest.verify(optimizer, model=model):
+            train(model, optimizer)
+
+
+def test_an_empty_parameter_of_the_model_needs_nobody():
+    model = make_model()
+    optimizer = steepest.Lion(model.named_parameters())
+    model.empty = nn.Parameter(torch.zeros(0, 3))
+    with steepest.verify(optimizer, model=model):
+        train(model, optimizer)
+
+
+def test_no_copies_are_kept_and_a_second_use_counts_anew():
+    model = make_model()
+    optimizer = steepest.AdamW([model[0].weight, model[0].bias])
+    verification = steepest.verify(optimizer, model=model, may_rest=[])
+    for steps in (3, 2):
+        model.zero_grad()
+        other = torch.optim.SGD(model[2].parameters(), lr=0.1)
+        with verification:
+            train(model, optimizer, steps, between=other.step)
+            copies = [each.weights for each in verification._last.values()]
+            copies += [first for _, first in verification._others.values()]
+            copies += verification._delivered._sums.values()
+            copies = [weakref.ref(each) for each in copies]
+            assert len(copies) == 2 + 2 + 4
+        assert verification.steps == steps
+        assert [copy() for copy in copies] == [None] * len(copies)

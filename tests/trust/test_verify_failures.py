@@ -233,3 +233,95 @@ def test_an_error_in_the_context_is_not_hidden():
     with pytest.raises(KeyError), verify(optimizer):
         raise KeyError("ours")
     assert not optimizer._optimizer_step_pre_hooks
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "soap", "muon", "quad"])
+@pytest.mark.parametrize("early", [True, False])
+def test_state_that_somebody_else_writes(name: str, early: bool):
+    model = make_model()
+    optimizer = steepest.create(name, {"0.weight": model[0].weight}.items())
+
+    def write(optimizer, args, kwargs):
+        for entry in optimizer.state[model[0].weight].values():
+            if entry.shape == model[0].weight.shape:
+                entry.mul_(100)
+
+    if early:  # before verify sees what the step has left
+        optimizer.register_step_post_hook(write)
+    said = (
+        r"in a group of .*: the state '.*' is not what"
+        if early
+        else r"the state '.*' of parameter '0.weight'"
+    )
+    with rejected(said, optimizer):
+        train(model, optimizer, 1)
+        if not early:
+            optimizer.register_step_post_hook(write)
+        train(model, optimizer, 2)
+
+
+@pytest.mark.parametrize("early", [True, False])
+def test_state_that_is_cleared_before_each_step(early: bool):
+    model = make_model()
+    optimizer = steepest.AdamW(model.named_parameters())
+    if early:
+        optimizer.register_step_pre_hook(lambda *_: optimizer.state.clear())
+        with rejected(r"the state '\w+' of parameter '0.weight' changed after the last", optimizer):
+            train(model, optimizer)
+    else:
+        with rejected(r"'0.weight', in a group of 'adamw'", optimizer):
+            train(model, optimizer, 1)
+            optimizer.register_step_pre_hook(lambda *_: optimizer.state.clear())
+            train(model, optimizer, 1)
+
+
+@pytest.mark.parametrize("options", [{"state_dtype": "int8"}, {"state_dtype": torch.bfloat16}], ids=str)
+def test_stored_state_that_somebody_else_writes(options):
+    weight = nn.Parameter(torch.ones(512))
+    optimizer = steepest.AdamW({"w": weight}.items(), **options)
+
+    def write(optimizer, args, kwargs):
+        optimizer.state[weight]["exp_avg"][3] = 0
+
+    optimizer.register_step_post_hook(write)
+    with rejected("'w', in a group of 'adamw': the state 'exp_avg' is not what", optimizer):
+        weight.grad = torch.randn(512, generator=torch.Generator().manual_seed(0))
+        weight.grad[3] = 9.0
+        optimizer.step()
+
+
+def test_a_dead_layer_that_decays():
+    model, _ = dead("gradient is 0")
+    optimizer = steepest.AdamW(model.named_parameters(), weight_decay=0.01)
+    with rejected("'2.weight' moved in 3 steps by weight decay or old momentum alone: its grad", optimizer):
+        train(model, optimizer)
+    with verify(optimizer, may_rest=["2.weight", "2.bias"]):
+        train(model, optimizer)
+
+
+def test_numbers_that_are_not_finite_are_compared():
+    model = make_model()
+    with torch.no_grad():
+        model[0].weight[0, :3] = torch.tensor([torch.nan, torch.inf, 1.0])
+    optimizer = steepest.Lion(model.named_parameters())
+    for at, value in ((0, 0.0), (1, torch.finfo(torch.float32).max), (2, torch.nan)):
+        with rejected("'0.weight' changed before any", optimizer), torch.no_grad():
+            model[0].weight[0, at] = value
+
+
+def test_a_group_added_after_the_last_step():
+    model = make_model()
+    optimizer = steepest.Lion(model[0].named_parameters("0"))
+    with rejected(r"'2.weight' did not move in 3 steps: its group was added after the last one", optimizer):
+        train(model, optimizer)
+        optimizer.add_param_group({"params": list(model[2].named_parameters("2"))})
+
+
+def test_arguments_that_would_be_ignored_are_refused():
+    optimizer = steepest.Lion(make_model().named_parameters())
+    with pytest.raises(ValueError, match="loin"):
+        verify(optimizer, laws={"loin": None})
+    with pytest.raises(ValueError, match="gradient_scale=None compares no gradients, and max_norm"):
+        verify(optimizer, gradient_scale=None, max_norm=1.0)
+    with pytest.raises(TypeError, match=r"may_rest=\['2.bias'\]"):
+        verify(optimizer, may_rest="2.bias")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-import torch
 from torch import Tensor
 
 from steepest.distributed.local import is_dtensor
 from steepest.optimizer import Optimizer
 from steepest.rule import find_rule
-from steepest.trust.applied import dense, own_part, values_of
+from steepest.trust.applied import dense, own_part
 from steepest.trust.errors import VerificationError
+from steepest.trust.snapshot import Snapshot
 from steepest.trust.twin import Twin
 
 __all__ = ["Movement"]
@@ -21,24 +21,25 @@ class Movement:
     """Which of an optimizer's tensors have moved so far."""
 
     def __init__(self) -> None:
+        self._seen: set[Tensor] = set()
         self._moved: set[Tensor] = set()
         # Tensors that had a gradient, one that is not zero, and a learning rate that is not.
         self._given: set[Tensor] = set()
         self._pulled: set[Tensor] = set()
         self._paced: set[Tensor] = set()
 
-    def note(self, optimizer: Optimizer, twin: Twin, before: Mapping[Tensor, Tensor]) -> None:
-        """Note what a step moved, from the values that tensors had ``before`` and the twin's gradients."""
+    def note(self, optimizer: Optimizer, twin: Twin, before: Mapping[Tensor, Snapshot]) -> None:
+        """Note what a step moved, from what tensors were ``before`` and the twin's gradients."""
         for group, theirs in zip(optimizer.param_groups, twin.optimizer.param_groups, strict=True):
             moves = find_rule(group["rule"]).moves
             for param in group["params"]:
                 gradient = twin.params[param].grad
+                changed = before[param].weights_differ(optimizer, param)
                 if moves:
                     # Votes gather for many steps before a weight flips.
                     accumulator = optimizer.state.get(param, {}).get("accumulator")
-                    changed = accumulator is not None and bool(accumulator.any())
-                else:
-                    changed = not torch.equal(values_of(optimizer, param), before[param])
+                    changed = changed or (accumulator is not None and bool(accumulator.any()))
+                self._seen.add(param)
                 self._moved |= {param} if changed else set()
                 self._paced |= {param} if moves or float(theirs["lr"]) > 0 else set()
                 if gradient is not None:
@@ -70,13 +71,24 @@ class Movement:
                     f"{names[wanted[0]]} did not move in {steps} steps: {self._reason(wanted[0])}; "
                     f"{len(wanted)} of the {len(tensors)} tensors of group {index} did not"
                 )
-            if resting and len(resting) == len(tensors):
+            if not find_rule(group["rule"]).moves:  # their gradients are votes
+                still = [each for each in tensors if names[each] not in allowed and not is_dtensor(each)]
+                still = [each for each in still if each.requires_grad and each not in self._pulled]
+                if still:
+                    raise VerificationError(
+                        f"{names[still[0]]} moved in {steps} steps by weight decay or old momentum alone: "
+                        "its gradient was 0 in all of them"
+                    )
+            # build() puts all parameters into groups, frozen ones, too.
+            if resting and len(resting) == len(tensors) and optimizer.reasons is None:
                 raise VerificationError(
                     f"group {index} is dead: none of its {len(tensors)} tensors requires a gradient, "
                     f"{names[resting[0]]} first"
                 )
 
     def _reason(self, param: Tensor) -> str:
+        if param not in self._seen:
+            return "its group was added after the last one"
         if param not in self._given:
             return "it had no gradient"
         if param not in self._paced:

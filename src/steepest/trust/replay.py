@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from steepest.engine.layout import real_view
-from steepest.engine.storage import CORRECTION
+from steepest.engine.storage import CORRECTION, SCALE
 from steepest.optimizer import Optimizer
-from steepest.rule import find_rule
+from steepest.rule import Group, Rule, find_rule
 from steepest.trust.applied import own_part, spacing, values_of, weight_of, widened
 from steepest.trust.errors import VerificationError
 from steepest.trust.twin import Twin
@@ -24,7 +24,7 @@ _ELEMENTS, _MATRICES = (1e-3, 0.02), (0.02, 0.2)
 
 
 def check_replay(optimizer: Optimizer, twin: Twin, names: Mapping[Tensor, str]) -> None:
-    """Step the copy; raise :class:`VerificationError` where the optimizer's parameters are not the copy's."""
+    """Step the copy; raise :class:`VerificationError` where the optimizer's tensors are not the copy's."""
     copied = twin.optimizer
     before = {param: values_of(copied, copy) for param, copy in twin.params.items()}
     twin.step()
@@ -40,6 +40,7 @@ def check_replay(optimizer: Optimizer, twin: Twin, names: Mapping[Tensor, str]) 
                 correction = optimizer.state.get(param, {}).get(CORRECTION)
                 stored = (param.dtype.to_real(), None if correction is None else correction.dtype)
                 wrong = _difference(now, should, _values(before[param]), stored, allowed)
+            wrong = wrong or _state_difference(optimizer, param, copied, copy, rule, group)
             if wrong is not None:
                 raise VerificationError(
                     f"{names[param]}, in a group of {rule.name!r}: {wrong}. The step was changed, or was "
@@ -84,3 +85,32 @@ def _packed_weights(optimizer: Optimizer, param: Tensor, copied: Optimizer, copy
     if torch.equal(now, should):
         return None
     return f"{int((now != should).sum())} bytes of packed weights are not as the rule's step leaves them"
+
+
+def _state_difference(
+    optimizer: Optimizer, param: Tensor, copied: Optimizer, copy: Tensor, rule: Rule, group: Group
+) -> str | None:
+    """Compare the state with the copy's; of rules on matrices, what is kept per element and per tensor.
+
+    What is kept per matrix, such as eigenvectors, may differ by more than rounding after rounding.
+    """
+    now, should = ({**each} for each in (optimizer.state.get(param, {}), copied.state.get(copy, {})))
+    names = sorted(should.keys() & rule.state_specs(group).keys() if rule.transforms else should.keys())
+    for name in names:
+        entry = should[name]
+        if name == CORRECTION or not isinstance(entry, Tensor):  # it belongs to the weight
+            continue
+        mine = now.get(name)
+        if not isinstance(mine, Tensor) or mine.shape != entry.shape:
+            return f"the state {name!r} is not there, or has another shape than the rule's own step leaves"
+        if entry.is_floating_point() or entry.is_complex():
+            values, expected = _values(mine), _values(entry)
+            stored, allowed = (entry.dtype.to_real(), None), _MATRICES if rule.transforms else _ELEMENTS
+            wrong = _difference(values, expected, torch.zeros_like(expected), stored, allowed)
+            differs = wrong is not None
+        else:  # codes, which rounding moves by one, or counters
+            apart = (own_part(mine).long() - own_part(entry).long()).abs()
+            differs = bool((apart > (1 if name + SCALE in should else 0)).any())
+        if differs:
+            return f"the state {name!r} is not what the rule's own step leaves"
+    return None

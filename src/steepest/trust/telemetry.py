@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from steepest.optimizer import Optimizer
 from steepest.optimizer_in_backward import is_released
 from steepest.rule import find_rule
 from steepest.trust.applied import dense, own_part, values_of
+from steepest.trust.nesting import is_nested
 
 __all__ = ["DictCallback", "Measurements", "Telemetry", "TensorBoardCallback", "telemetry"]
 
@@ -31,7 +32,8 @@ class Measurements(NamedTuple):
         relative_change: ‖Δp‖/‖p‖ with p before the step; 0 if nothing moved, infinite if only p was 0.
         cosine: of −Δp and the gradient, in [−1, 1]: 1 for steepest descent (−1 with ``maximize``), above 0
             for any descent; 0 if one of them is 0.
-        flipped: the fraction of p's elements that changed from above 0 to below, or the opposite.
+        flipped: the fraction of p's elements that changed from above 0 to below, or the opposite. Of a
+            complex number the real and the imaginary part count as one element each.
     """
 
     update_rms: float
@@ -52,7 +54,8 @@ def telemetry(optimizer: Optimizer, callback: Callback, every: int = 1) -> Telem
     ``master``, p is the master weight.
 
     Args:
-        optimizer: one of this library's; tensors' names are those of its named parameters.
+        optimizer: one of this library's; tensors' names are those of its named parameters, followed by
+            "of group 1" and the like where several groups use one name.
         callback: called as ``callback(step, {name: Measurements})``; steps count from 1, from now on.
             :class:`DictCallback` and :class:`TensorBoardCallback` are two. What it raises, ``step()`` raises.
         every: measure each so-many-th step, ≥ 1: the first at ``step == every``.
@@ -116,6 +119,9 @@ class Telemetry:
     def _before_step(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
+        if is_nested(optimizer):
+            return
+        self._before = None  # of a step that raised
         if (self._step + 1) % self._every == 0:
             self._before = {param: values_of(self._optimizer, param) for param in _measured(self._optimizer)}
 
@@ -124,6 +130,8 @@ class Telemetry:
     def _after_step(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
+        if is_nested(optimizer):
+            return
         self._step += 1
         before, self._before = self._before, None
         if before is None:
@@ -200,14 +208,16 @@ class TensorBoardCallback:
 
 
 def _measured(optimizer: Optimizer) -> dict[Tensor, str]:
-    """Return the names of the parameters that are stepped as they are."""
-    return {
-        param: group["param_names"][at] if "param_names" in group else describe(group, index, at)
+    """Return the names of the parameters that are stepped as they are, with the group's index if shared."""
+    found = [
+        (param, index, group["param_names"][at] if "param_names" in group else describe(group, index, at))
         for index, group in enumerate(optimizer.param_groups)
         if not find_rule(group["rule"]).moves
         for at, param in enumerate(group["params"])
         if param.numel() > 0
-    }
+    ]
+    times = Counter(name for _, _, name in found)
+    return {param: name if times[name] == 1 else f"{name} of group {index}" for param, index, name in found}
 
 
 def _gradient(param: Tensor) -> Tensor:

@@ -15,12 +15,14 @@ from steepest.optimizer import Optimizer
 from steepest.optimizer_in_backward import is_released
 from steepest.rule import find_rule
 from steepest.rules import OrthogonalizedOptimizer
-from steepest.trust.applied import applied_step, dense, own_part, values_of
+from steepest.trust.applied import applied_step, dense, own_part
 from steepest.trust.delivered import DeliveredGradients
 from steepest.trust.errors import VerificationError
 from steepest.trust.laws import LAWS, Law
 from steepest.trust.movement import Movement
+from steepest.trust.nesting import is_nested
 from steepest.trust.replay import check_replay
+from steepest.trust.snapshot import Snapshot
 from steepest.trust.twin import Twin
 
 __all__ = ["Verification", "verify"]
@@ -47,16 +49,17 @@ def verify(
     - **the rule itself**: a copy of the optimizer, made before the step with its state and gradients,
       takes the step by the library's own code. All rules have this law, users' rules too.
     - **the gradients**: what is stepped must be what backward delivered, times ``gradient_scale``.
-    - **stillness**: no tensor of the optimizer may change between its steps, and a step that is skipped
-      because a gradient is not finite must leave all of them as they are.
+    - **stillness**: no tensor of the optimizer, nor its state, may change between its steps, unless a state
+      dict is loaded, and a step that is skipped because a gradient is not finite must leave all as it is.
 
-    At the end every tensor that requires a gradient must have moved, something in every group, and at least
-    one step must have been taken. Rounding is allowed for: half precision hides what is below its spacing.
+    At the end every tensor that requires a gradient must have moved, and have had one that is not 0; a group
+    all of whose tensors are frozen is an error, unless :func:`steepest.build` made it; and at least one step
+    must have been taken. Rounding is allowed for: half precision hides what is below its spacing.
 
-    It costs a copy of parameters, gradients and state, a second step and, for Muon, singular values; use it
-    around a few steps. Outside of the context there is nothing that costs anything. Take at least two steps:
-    SOAP's first one moves nothing. With several processes all must verify the same steps; each sees its own
-    shards of DTensors.
+    It costs two copies of parameters and state, one of gradients, a second step and, for Muon, singular
+    values; use it around a few steps. Outside of the context there is nothing that costs anything. Take at
+    least two steps: SOAP's first one moves nothing. With several processes all must verify the same steps;
+    each sees its own shards of DTensors.
 
     Args:
         optimizer: one of this library's. Schedulers, GradScaler, closures and subclasses are fine.
@@ -80,9 +83,10 @@ def verify(
 
     Raises:
         VerificationError: as above, in ``step()`` or at the end, naming the tensor.
-        TypeError: ``optimizer`` is not of this library.
-        ValueError: its gradients are released (they are gone before ``step()``); it has DTensors of a rule
-            that needs more than a shard; the context is entered twice.
+        TypeError: ``optimizer`` is not of this library; ``may_rest`` is a string.
+        ValueError: ``laws`` names no rule; ``max_norm`` is given with ``gradient_scale=None``; the gradients
+            are released (they are gone before ``step()``); there are DTensors of a rule that needs more than
+            a shard; the context is entered twice.
 
     >>> from steepest import Lion
     >>> weight = torch.nn.Parameter(torch.ones(2))
@@ -103,6 +107,12 @@ def verify(
             f"verify() takes an optimizer of steepest, got {type(optimizer).__module__}."
             f"{type(optimizer).__name__}; give it the one that a wrapper wraps"
         )
+    if isinstance(may_rest, str):
+        raise TypeError(f"verify(): may_rest is a collection of names; say may_rest=[{may_rest!r}]")
+    if max_norm is not None and gradient_scale is None:
+        raise ValueError("verify(): gradient_scale=None compares no gradients, and max_norm says how to")
+    for rule in laws or {}:
+        find_rule(rule)  # raises for those that there are not
     return Verification(optimizer, model, gradient_scale, max_norm, may_rest, laws)
 
 
@@ -138,21 +148,22 @@ class Verification:
         optimizer = self._optimizer
         self._check_supported()
         self._names = _names(optimizer, self._model)
-        self._last = {param: values_of(optimizer, param) for param in self._names}
+        self.steps, self.report = 0, {}
+        self._remember(optimizer)
         self._others = {
             name: (param, own_part(param.detach()).clone())
             for name, param in (() if self._model is None else self._model.named_parameters())
-            if param.requires_grad and param not in self._names
+            if param.requires_grad and param not in self._names and own_part(param).numel() > 0
         }
         self._movement = Movement()
         self._skipped = 0
         if self._scale is not None:
-            watched = dict(self._names)
-            watched |= {param: f"parameter {name!r}" for name, (param, _) in self._others.items()}
-            self._delivered = DeliveredGradients(watched, self._scale, self._max_norm)
+            self._delivered = DeliveredGradients(self._scale, self._max_norm)
+            self._delivered.watch(_all_names(optimizer, self._model))
             self._hooks.append(self._delivered)
         self._hooks.append(optimizer.register_step_pre_hook(self._before_step))
         self._hooks.append(optimizer.register_step_post_hook(self._after_step))
+        self._hooks.append(optimizer.register_load_state_dict_post_hook(self._remember))
         return self
 
     def __exit__(
@@ -162,8 +173,19 @@ class Verification:
             hook.remove()
         self._hooks.clear()
         self._twin = None
-        if kind is None:
-            self._check_end()
+        try:
+            if kind is None:
+                self._check_end()
+        finally:  # the copies are as large as the training's own tensors
+            self._last.clear()
+            self._others.clear()
+            self._names = {}
+            self._movement = Movement()
+
+    @torch.no_grad()
+    def _remember(self, optimizer: torch.optim.Optimizer) -> None:
+        """Copy what must stay as it is until the next step."""
+        self._last = {param: Snapshot.of(self._optimizer, param) for param in self._names}
 
     # -- the step
 
@@ -171,6 +193,8 @@ class Verification:
     def _before_step(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if not is_nested(optimizer):
+            self._twin = None  # of a step that raised
         closure = args[1] if len(args) > 1 else kwargs.get("closure")
         if closure is None:
             self._begin()
@@ -181,12 +205,16 @@ class Verification:
             self._begin()
             return loss
 
-        return (args[0], evaluated), {}
+        if len(args) > 1:
+            return (args[0], evaluated, *args[2:]), kwargs
+        return args, {**kwargs, "closure": evaluated}
 
     @torch.no_grad()
     def _begin(self) -> None:
         """Copy everything before the step; within a subclass's own ``step()``, only the gradients again."""
         if self._scale is not None:
+            # Parameters may have been added, or unfrozen.
+            self._delivered.watch(_all_names(self._optimizer, self._model))
             self._delivered.check(_names(self._optimizer, None))
         if self._twin is not None:
             self._twin.take_gradients()
@@ -194,7 +222,7 @@ class Verification:
         self._check_supported()
         self._names = _names(self._optimizer, self._model)  # groups may have been added
         for param in self._names.keys() - self._last.keys():
-            self._last[param] = values_of(self._optimizer, param)
+            self._last[param] = Snapshot.of(self._optimizer, param)
         self._check_unchanged()
         self._twin = Twin(self._optimizer)
         self._skipped_before = self._optimizer.skipped_steps
@@ -205,6 +233,8 @@ class Verification:
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         twin, self._twin = self._twin, None
+        if self._scale is not None and not is_nested(optimizer):
+            self._delivered.step_taken()
         if twin is None:  # the end of a subclass's own step(), whose inner one has been verified
             self._check_unchanged()
             return
@@ -217,7 +247,7 @@ class Verification:
         self._check_laws(twin)
         check_replay(self._optimizer, twin, self._names)
         self._movement.note(self._optimizer, twin, self._last)
-        self._last = {param: values_of(self._optimizer, param) for param in self._names}
+        self._remember(optimizer)
 
     def _check_laws(self, twin: Twin) -> None:
         """Check the properties of Δp that rules have."""
@@ -254,27 +284,30 @@ class Verification:
         for param, last in self._last.items():
             if param not in self._names:
                 continue
-            now = values_of(self._optimizer, param)
-            if now.shape == last.shape and torch.equal(now.nan_to_num(), last.nan_to_num()):
-                continue
+            what = self._names[param]
+            if not last.weights_differ(self._optimizer, param):
+                entry = last.changed_entry(self._optimizer, param)
+                if entry is None:
+                    continue
+                what = f"the state {entry!r} of {what}"
             self._twin = None
             if when:
-                raise VerificationError(f"{self._names[param]} changed{when}")
+                raise VerificationError(f"{what} changed{when}")
             after = "after the last optimizer.step()" if self.steps else "before any optimizer.step()"
             raise VerificationError(
-                f"{self._names[param]} changed {after}, outside of it: another optimizer steps it, or other "
-                "code writes it"
+                f"{what} changed {after}, outside of it: another optimizer steps it, or other code writes it"
             )
 
     # -- the end
 
     @torch.no_grad()
     def _check_end(self) -> None:
+        self._names = _names(self._optimizer, self._model)
         self._check_unchanged()
         if self.steps == 0:
             raise VerificationError("no step was taken: optimizer.step() was never called in the context")
         for name, (param, first) in self._others.items():
-            if torch.equal(own_part(param.detach()), first):
+            if param not in self._names and torch.equal(own_part(param.detach()), first):
                 raise VerificationError(
                     f"parameter {name!r} of the model is in no group of the optimizer, and nobody stepped it"
                 )
@@ -311,6 +344,12 @@ def _names(optimizer: Optimizer, model: nn.Module | None) -> dict[Tensor, str]:
         for index, group in enumerate(optimizer.param_groups)
         for at, param in enumerate(group["params"])
     }
+
+
+def _all_names(optimizer: Optimizer, model: nn.Module | None) -> dict[Tensor, str]:
+    """Return the names of the optimizer's tensors and of the model's parameters."""
+    named = () if model is None else model.named_parameters()
+    return {**{param: f"parameter {name!r}" for name, param in named}, **_names(optimizer, model)}
 
 
 def _must_skip(copied: Optimizer) -> bool:
