@@ -186,7 +186,7 @@ def _matrix(
             steps = max(5, len(group["coefficients"]))
         normalization = group["normalization"] or chosen.normalization
         low, high = polar_band(chosen.schedule(steps), chosen.margin)
-        half = _half(group, step.before, u)
+        half = chosen.half_precision and _half(group, u)
         slack = _SLACK
         if half:
             tight = chosen.margin == 1 and normalization != "frobenius"
@@ -202,12 +202,12 @@ def _matrix(
     return _Matrix(direction, u * scale, error, shares, low, high, least, rank)
 
 
-def _half(group: Group, weight: Tensor, u: Tensor) -> bool:
+def _half(group: Group, u: Tensor) -> bool:
     """Return whether the products may have been in half precision."""
     dtype: Any = group["ns_dtype"]
     if dtype is not None:
         return dtype in (torch.bfloat16, torch.float16)
-    return u.device.type != "cpu" or min(u.shape) >= 128
+    return min(u.shape) >= (128 if u.device.type == "cpu" else 32)
 
 
 def _input(step: AppliedStep) -> tuple[Tensor, Tensor]:
