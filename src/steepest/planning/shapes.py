@@ -55,13 +55,13 @@ def model_of(shapes: Shapes, dtype: torch.dtype = torch.float32) -> nn.Module:
         except (TypeError, ValueError):
             raise TypeError(f"shapes must be pairs of a name and a shape, got {pair!r}") from None
         if isinstance(shape, Tensor):
-            raise TypeError(f"shapes must be pairs of a name and a shape: {name!r} has a tensor, give its shape")
+            raise TypeError(
+                f"shapes must be pairs of a name and a shape: {name!r} has a tensor, give its shape"
+            )
         try:
             sizes = tuple(map(operator.index, shape))
         except TypeError:
-            raise TypeError(
-                f"shapes must be pairs of a name and a shape of integers, got {pair!r}"
-            ) from None
+            raise TypeError(f"shapes must be pairs of a name and a shape of integers, got {pair!r}") from None
         if not isinstance(name, str):
             raise TypeError(f"shapes must be pairs of a name and a shape, got {pair!r}")
         *path, local = name.split(".")
