@@ -78,7 +78,7 @@ def test_a_budget_prints_what_build_takes(capsys: pytest.CaptureFixture[str]) ->
         (["--shapes", "tiny", "--dtype", "int3"], "no dtype 'int3'"),
         (["--shapes", "tiny", "--memory", "most"], "memory must be None or 'least'"),
         (["--shapes", "tiny", "--budget", "lots"], "budget must be a number of bytes"),
-        (["--shapes", "tiny", "--budget", "1kB"], "nothing fits into 1,000 bytes"),
+        (["--shapes", "tiny", "--budget", "1kB"], "nothing that fits into 1,000 bytes"),
         (["--shapes", "tiny", "--mesh", "a"], "no mesh 'a'"),
         (["--shapes", "tiny", "--mesh", "2", "--rank", "2"], "rank must be one of the mesh's 2"),
         (["--shapes", "tiny", "--layout", "replicate"], "--layout needs --mesh"),

@@ -45,7 +45,9 @@ def test_sizes(text: str | int, count: int):
     assert parse_bytes(text) == count
 
 
-@pytest.mark.parametrize("bad", ["22", "GB", "-1GB", "1e3 MB", 0, -5, True, 2.5, None, "2 XB"], ids=repr)
+@pytest.mark.parametrize(
+    "bad", ["22", "GB", "-1GB", "1e3 MB", "0GB", "0.0000001B", 0, -5, True, 2.5, None, "2 XB"], ids=repr
+)
 def test_no_sizes(bad: Any):
     with pytest.raises(ValueError, match=r"budget must be a number of bytes > 0, or such as '22GB'"):
         parse_bytes(bad)
@@ -55,7 +57,7 @@ def cost(levels: dict[str, list[Choice]], size: dict[str, int], ranks: dict[str,
     return sum(size[name] * rank for name, rank in ranks.items())
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(12))
 def test_descending_is_at_most_one_move_from_the_best(seed: int):
     """Against all assignments of a few tensors."""
     generator = random.Random(seed)
@@ -95,9 +97,9 @@ def test_build_takes_the_arguments_and_allocates_what_was_planned(rules: list[st
     model = Net()
     first = steepest.plan(model, rules=rules, budget="1GB")
     assert not any(row.moved for row in first.rows)
-    with pytest.raises(ValueError, match="the least that these rules and state_dtypes take") as error:
+    with pytest.raises(ValueError, match="the least found") as error:
         steepest.plan(model, rules=rules, budget=1)
-    least = int(re.search(r"take is ([\d,]+) bytes", str(error.value))[1].replace(",", ""))
+    least = int(re.search(r"takes ([\d,]+) bytes", str(error.value))[1].replace(",", ""))
     budget = least + int(share * (first.total_bytes - least))
     plan = steepest.plan(model, rules=rules, budget=budget)
     assert least <= plan.total_bytes <= budget == plan.budget
@@ -156,6 +158,40 @@ def test_temporaries_count():
     assert plan.total_bytes <= budget
 
 
+def test_the_temporaries_of_one_large_matrix_do_not_count_for_the_small_ones():
+    shapes = {"big.fc.weight": (1024, 1024)} | {f"{at}.fc.weight": (64, 64) for at in range(20)}
+    muon = {"rule": "muon", "bucket_bytes": 1 << 16}
+    best = steepest.plan(shapes, **muon, overrides={"big.fc.weight": "adamw"})
+    plan = steepest.plan(shapes, rules=[muon, "adamw"], state_dtypes=[None], budget=best.total_bytes)
+    assert {row.name for row in plan.rows if row.moved} == {"big.fc.weight"}
+    assert plan.total_bytes == best.total_bytes
+    assert plan.total_bytes < steepest.plan(shapes, "adamw").total_bytes
+
+
+def test_small_matrices_keep_their_rule_where_one_large_one_needs_too_much():
+    shapes = {"big.fc.weight": (512, 512)} | {f"{at}.fc.weight": (64, 64) for at in range(20)}
+    best = steepest.plan(shapes, "soap", overrides={"big.fc.weight": "lion"})
+    plan = steepest.plan(shapes, rules=["soap", "lion"], state_dtypes=[None], budget=best.total_bytes)
+    assert {row.name for row in plan.rows if row.moved} == {"big.fc.weight"}
+
+
+@pytest.mark.parametrize("rules", [["muon", "adamw"], ["muon", "signgsd"]], ids=str)
+def test_against_the_plans_of_all_assignments(rules: list[str]):
+    shapes = {"0.fc.weight": (96, 96), "1.fc.weight": (128, 64), "2.fc.weight": (64, 64)}
+    size = {name: math.prod(shape) for name, shape in shapes.items()}
+    every = []
+    for ranks in itertools.product((0, 1), repeat=len(shapes)):
+        overrides = {name: rules[rank] for name, rank in zip(shapes, ranks, strict=True)}
+        cost = sum(size[name] for name, rank in zip(shapes, ranks, strict=True) if rank)
+        every.append((steepest.plan(shapes, rules[1], overrides=overrides).total_bytes, cost))
+    for budget, _ in every:
+        best = min(cost for total, cost in every if total <= budget)
+        plan = steepest.plan(shapes, rules=rules, fallback=rules[1], state_dtypes=[None], budget=budget)
+        assert plan.total_bytes <= budget
+        cost = sum(row.numel for row in plan.rows if row.rule == rules[1])
+        assert best <= cost <= best + max(size.values())
+
+
 @pytest.mark.usefixtures("bytes_alone")
 @pytest.mark.parametrize("name", ["gpt", "moe", "resnet"])
 def test_models_of_the_zoo(name: str):
@@ -175,6 +211,10 @@ def test_models_of_the_zoo(name: str):
         ({"budget": "1GB", "rules": []}, ValueError, "at least one entry"),
         ({"budget": "1GB", "rules": [{"lr": 1.0}]}, ValueError, "names no rule"),
         ({"budget": "1GB", "momentun": 1.0}, TypeError, "unexpected keyword argument 'momentun'"),
+        ({"budget": "1GB", "rules": "muon"}, TypeError, "rules must be a list.*got 'muon'"),
+        ({"budget": "1GB", "rules": {"rule": "muon"}}, TypeError, "rules must be a list"),
+        ({"budget": "1GB", "state_dtypes": "int8"}, TypeError, "state_dtypes must be a list.*got 'int8'"),
+        ({"budget": "1GB", "state_dtypes": torch.bfloat16}, TypeError, "state_dtypes must be a list"),
         ({"mesh": (2,)}, ValueError, "mesh and placements belong together"),
         ({"rank": 1}, ValueError, "needs a mesh"),
         ({"device": "meta"}, ValueError, "where the model will be trained"),
@@ -197,6 +237,8 @@ def test_requests_that_make_no_sense(given: dict[str, Any], error: type[Exceptio
         ({"a..b": (2,)}, ValueError),
         ({"a": (-2,)}, ValueError),
         ({"a": 2}, TypeError),
+        ({"a": "768"}, TypeError),
+        ({"a": (3.5, 2)}, TypeError),
         ([("a",)], TypeError),
         ("gpt2", TypeError),
         (None, TypeError),
@@ -209,6 +251,29 @@ def test_shapes_that_are_none(shapes: Any, error: type[Exception]):
         steepest.plan(shapes)
 
 
+def test_tensors_are_not_printed_in_place_of_shapes():
+    with pytest.raises(TypeError, match="'weight' has a tensor, give its shape") as error:
+        steepest.plan(nn.Linear(64, 64).state_dict())
+    assert len(str(error.value)) < 100
+
+
+@pytest.mark.usefixtures("bytes_alone")
+def test_pairs_may_come_from_a_generator():
+    shapes = {"0.weight": (8, 4), "1.weight": (2, 8)}
+    assert steepest.plan(iter(shapes.items()), budget="1GB") == steepest.plan(shapes, budget="1GB")
+    names = ["lion", "adamw"]
+    found = steepest.compare_plans(iter(shapes.items()), names)
+    assert found == steepest.compare_plans(shapes, names)
+
+
+@pytest.mark.usefixtures("bytes_alone")
+def test_plans_are_made_in_inference_mode_too():
+    model = Net()
+    with torch.inference_mode():
+        plan = steepest.plan(model, rules=RANKED, budget="1GB")
+    assert plan == steepest.plan(model, rules=RANKED, budget="1GB")
+
+
 @pytest.mark.usefixtures("bytes_alone")
 def test_the_comparison_has_adamw_as_its_yardstick():
     shapes = {"wte.weight": (50, 64), "h.0.fc.weight": (256, 256), "h.0.ln.weight": (64,)}
@@ -218,6 +283,8 @@ def test_the_comparison_has_adamw_as_its_yardstick():
     for names in ([], ["lion", "lion"]):
         with pytest.raises(ValueError, match="none twice"):
             steepest.compare_plans(shapes, names)
+    with pytest.raises(TypeError, match="optimizers must be a list"):
+        steepest.compare_plans(shapes, "muon")
     with pytest.raises(TypeError, match="momentun"):
         steepest.compare_plans(shapes, ["muon"], momentun=1)
 

@@ -38,6 +38,9 @@ COMBINATIONS = [
     *[(torch.float16, each) for each in ({}, {"master": "split8"})],
     *[(torch.float64, each) for each in ({}, {"state_dtype": torch.float32}, {"state_dtype": "int8"})],
 ]
+# A rule's other options are tried with these alone.
+FEW = [COMBINATIONS[0], (torch.bfloat16, {"master": "split16", "state_dtype": "int8"}), (torch.float16, {})]
+FIRST_OF_RULES = list({case.rule: case for case in reversed(CASES)}.values())
 
 
 @pytest.fixture
@@ -100,7 +103,8 @@ def assert_exact(model: nn.Module, rule: str, **options: Any) -> steepest.Plan:
 def test_every_rule_dtype_and_option(case: Case):
     own = {name: value for name, value in case.options.items() if name != "leak"}
     tried = 0
-    for dtype, each in COMBINATIONS:
+    combinations = COMBINATIONS if case in FIRST_OF_RULES else FEW
+    for dtype, each in combinations:
         # By an override, since Simba's option memory has the name of an argument of build().
         options = (
             {"overrides": {"*": {"rule": case.rule.name, **own}}, **each}
@@ -117,7 +121,7 @@ def test_every_rule_dtype_and_option(case: Case):
         plan = steepest.plan(model, case.rule.name, compile=False, **options)
         assert plan.state_bytes == optimizer.state_bytes(), (dtype, each)
         tried += 1
-    assert tried >= 14
+    assert tried >= len(combinations) * 2 // 3
 
 
 def test_what_build_refuses_is_not_planned():
@@ -343,7 +347,7 @@ def test_shards_take_what_a_process_has(layout: str, rule: str, options: dict[st
 
     found = run_on_ranks(work)
     assert not dist.is_initialized()
-    for rank in range(4):
+    for rank in (0, 3):
         # On paper, without any processes.
         paper = steepest.plan(WHOLE, rule, mesh=shape, placements=placements, rank=rank, **options)
         assert {row.name: row.state_bytes for row in paper.rows} == found[rank]

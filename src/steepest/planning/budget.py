@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
@@ -44,12 +44,15 @@ def parse_bytes(budget: int | str) -> int:
     if isinstance(budget, int) and not isinstance(budget, bool) and budget > 0:
         return budget
     found = _SIZE.fullmatch(budget) if isinstance(budget, str) else None
-    if found is None:
+    count = 0
+    if found is not None:
+        number, unit, binary = found.groups()
+        count = int(float(number) * (1024 if binary else 1000) ** _POWERS[unit.lower()])
+    if count < 1:
         raise ValueError(
             f"budget must be a number of bytes > 0, or such as '22GB' or '800 MiB', got {budget!r}"
         )
-    number, unit, binary = found.groups()
-    return int(float(number) * (1024 if binary else 1000) ** _POWERS[unit.lower()])
+    return count
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Choice:
     Attributes:
         options: the rule with its options, and the state's format.
         state_bytes: of the tensor.
-        temporary_bytes: of a step with this rule and format for all tensors that may have them.
+        temporary_bytes: of a step of all tensors of its shape with this rule and format.
         hidden: whether the tensor is one that rules for the matrices of hidden layers take.
     """
 
@@ -78,6 +81,7 @@ class Choice:
 
 def choose(
     planned: Callable[[Mapping[str, Any]], Plan],
+    rows_of: Callable[[Mapping[str, Any]], list[tuple[PlanRow, int]]],
     ranked: Sequence[str | Mapping[str, Any]],
     formats: Sequence[StateDtype],
     limit: int,
@@ -87,11 +91,19 @@ def choose(
 
     Args:
         planned: makes a plan of arguments of :func:`steepest.build`.
+        rows_of: makes the rows alone, each with the temporaries of the tensors of its shape.
         ranked: rules, or their options including ``"rule"``.
         formats: of the state.
         limit: bytes.
         options: further arguments of :func:`steepest.build`.
     """
+    for what, value, example in (
+        ("rules", ranked, "['muon', 'lion']"),
+        ("state_dtypes", formats, "[None, torch.bfloat16, 'int8']"),
+    ):
+        if isinstance(value, (str, Mapping, torch.dtype)) or not isinstance(value, Iterable):
+            raise TypeError(f"{what} must be a list, such as {example}, got {value!r}")
+    formats = tuple(formats)
     rules = [_entry(f"rules[{at}]", each) for at, each in enumerate(ranked)]
     if not rules or not formats:
         raise ValueError("rules and state_dtypes must have at least one entry each")
@@ -103,11 +115,12 @@ def choose(
     shared = {name: given.pop(name) for name in (*_BUILD, *COMMON_OPTIONS) if name in given}
     rules[0] = {**given, **rules[0]}
 
-    base = planned(_arguments(rules, rest, formats[0], shared, {}))
-    levels = _levels(planned, rules, rest, told, formats, shared, base)
-    size = {row.name: row.numel for row in base.rows}
-    fixed = sum(row.parameter_bytes + row.gradient_bytes for row in base.rows)
-    fixed += sum(row.state_bytes - row.host_bytes for row in base.rows if row.name not in levels)
+    base = rows_of(_arguments(rules, rest, formats[0], shared, {}))
+    levels = _levels(rows_of, rules, rest, told, formats, shared, [row for row, _ in base])
+    size = {row.name: row.numel for row, _ in base}
+    fixed = sum(row.parameter_bytes + row.gradient_bytes for row, _ in base)
+    fixed += sum(row.state_bytes - row.host_bytes for row, _ in base if row.name not in levels)
+    floor = max((held for row, held in base if row.name not in levels), default=0)
 
     def made(ranks: Mapping[str, int]) -> Plan:
         chosen = {name: levels[name][rank] for name, rank in ranks.items()}
@@ -115,28 +128,31 @@ def choose(
         rows = [_moved(row, levels.get(row.name, ()), ranks.get(row.name, 0)) for row in found.rows]
         return replace(found, rows=tuple(rows), budget=limit)
 
-    bounds = sorted({each.temporary_bytes for own in levels.values() for each in own})
-    excess = 0
-    while True:
-        found = []
-        for bound in bounds:
-            ranks = descend(levels, size, limit - excess - fixed - bound, bound)
-            if ranks is not None:
-                cost = sum(size[name] * rank for name, rank in ranks.items())
-                found.append((cost, sum(levels[name][r].state_bytes for name, r in ranks.items()), ranks))
-        if not found:
-            break
-        result = made(min(found, key=lambda each: each[:2])[2])
-        # Temporaries of a mixture may exceed the largest of its parts, and owners may change.
+    needs = {each.temporary_bytes for own in levels.values() for each in own}
+    bounds = sorted({max(floor, each) for each in needs}) or [floor]
+    heap: list[tuple[int, int, int, int, dict[str, int]]] = []
+
+    def search(bound: int, room: int) -> None:
+        if (ranks := descend(levels, size, room, bound)) is not None:
+            cost = sum(size[name] * rank for name, rank in ranks.items())
+            state = sum(levels[name][rank].state_bytes for name, rank in ranks.items())
+            heapq.heappush(heap, (cost, state, bound, room, ranks))
+
+    for bound in bounds:
+        search(bound, limit - fixed - bound)
+    while heap:
+        _, _, bound, room, ranks = heapq.heappop(heap)
+        result = made(ranks)
         if result.total_bytes <= limit:
             return result
-        excess += result.total_bytes - limit
+        # Temporaries of a mixture may exceed the largest of its parts, and owners may change.
+        search(bound, room - (result.total_bytes - limit))
     smallest = min((made(each) for each in _least(levels, bounds)), key=lambda each: each.total_bytes)
     if smallest.total_bytes <= limit:
         return smallest
     raise ValueError(
-        f"nothing fits into {limit:,} bytes: the least that these rules and state_dtypes take is "
-        f"{smallest.total_bytes:,} bytes ({byte_words(smallest.total_bytes)}), of which parameters "
+        f"found nothing that fits into {limit:,} bytes: the least found with these rules and state_dtypes "
+        f"takes {smallest.total_bytes:,} bytes ({byte_words(smallest.total_bytes)}), of which parameters "
         f"{byte_words(smallest.parameter_bytes)}, gradients {byte_words(smallest.gradient_bytes)}, state "
         f"{byte_words(smallest.state_bytes - smallest.host_bytes)}, temporaries "
         f"{byte_words(smallest.temporary_bytes)}"
@@ -151,13 +167,13 @@ def _entry(what: str, value: str | Mapping[str, Any]) -> Options:
 
 
 def _levels(
-    planned: Callable[[Mapping[str, Any]], Plan],
+    rows_of: Callable[[Mapping[str, Any]], list[tuple[PlanRow, int]]],
     rules: Sequence[Options],
     rest: Options,
     told: bool,
     formats: Sequence[StateDtype],
     shared: Mapping[str, Any],
-    base: Plan,
+    base: Sequence[PlanRow],
 ) -> dict[str, list[Choice]]:
     """Return the choices of each tensor that has any, from the best to the last resort."""
     has_fallback = any(find_rule(each["rule"]).hidden_only for each in rules)
@@ -165,16 +181,15 @@ def _levels(
     for entry in [*rules, *[rest] * has_fallback]:
         own: dict[str, list[Choice]] = {}
         for form in [entry["state_dtype"]] if "state_dtype" in entry else formats:
-            found = planned(_arguments([entry], rest, form, shared, {}))
             chosen = {**entry, "state_dtype": form}
-            for row in found.rows:
+            for row, held in rows_of(_arguments([entry], rest, form, shared, {})):
                 if row.rule == entry["rule"] and not row.frozen:
-                    each = Choice(chosen, row.state_bytes - row.host_bytes, found.temporary_bytes)
+                    each = Choice(chosen, row.state_bytes - row.host_bytes, held)
                     own.setdefault(row.name, []).append(each)
         by_rule.append(own)
     last = by_rule.pop() if has_fallback else {}
     levels = {}
-    for row in base.rows:
+    for row in base:
         takes = [own[row.name] for own in by_rule if row.name in own]
         hidden = [find_rule(each[0].options["rule"]).hidden_only for each in takes]
         if not any(hidden) and row.name in last and (told or not takes):
@@ -245,8 +260,10 @@ def _least(levels: Mapping[str, Sequence[Choice]], bounds: Sequence[int]) -> lis
     for bound in bounds:
         fewest = {
             name: min(
-                (each.state_bytes, rank) for rank, each in enumerate(own) if each.temporary_bytes <= bound
-            )[1]
+                (each.state_bytes, each.temporary_bytes, rank)
+                for rank, each in enumerate(own)
+                if each.temporary_bytes <= bound
+            )[2]
             for name, own in levels.items()
             if any(each.temporary_bytes <= bound for each in own)
         }

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from steepest.planning.memory import Plan, make_plan, prepare
-from steepest.planning.shapes import Shapes
+from steepest.planning.shapes import Shapes, listed
 from steepest.planning.table import comparison_table
 from steepest.registry import optimizer_class
 from steepest.routing.options import as_options
@@ -55,7 +55,7 @@ def compare_plans(
         **options: arguments of :func:`steepest.build` for all of them.
 
     Raises:
-        TypeError: an option that a rule does not know.
+        TypeError: an option that a rule does not know; a string in place of a list of optimizers.
         ValueError: no optimizers, or one listed twice; see also :func:`steepest.plan`.
 
     >>> shapes = {"embed.weight": (100, 64), "layers.0.fc.weight": (256, 64), "norm.weight": (64,)}
@@ -67,9 +67,12 @@ def compare_plans(
     lion                89.2 KiB         4 B         50%  ...
     signgsd                  0 B         0 B          0%  ...
     """
+    if isinstance(optimizers, str):
+        raise TypeError(f"optimizers must be a list, such as ['muon', 'lion'], or a dict, got {optimizers!r}")
     named = dict(optimizers) if isinstance(optimizers, Mapping) else {name: name for name in optimizers}
     if not named or len(named) != len(optimizers):
         raise ValueError(f"optimizers must name at least one, and none twice, got {optimizers!r}")
+    model = listed(model)
     plans = {}
     for label, value in named.items():
         chosen = as_options(f"optimizers[{label!r}]", value)

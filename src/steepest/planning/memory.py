@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from steepest.distributed.local import is_dtensor, local_part
-from steepest.engine.batches import ParamBatch
+from steepest.engine.batches import ParamBatch, ParamUpdate
 from steepest.engine.state import fresh_state
 from steepest.engine.units import Sharding
 from steepest.explain import Row
@@ -25,7 +25,7 @@ from steepest.rule import find_rule
 if TYPE_CHECKING:
     from torch.distributed.tensor.placement_types import Placement
 
-__all__ = ["Plan", "PlanRow", "make_plan", "prepare"]
+__all__ = ["Plan", "PlanRow", "make_plan", "own_temporaries", "prepare"]
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,7 @@ class Plan:
         return plan_table(self, max(width, 80))
 
 
+@torch.inference_mode(False)
 def prepare(
     model: nn.Module | Shapes,
     param_dtype: torch.dtype | None,
@@ -175,6 +176,7 @@ def prepare(
     return on_meta(model, place), where
 
 
+@torch.inference_mode(False)
 def make_plan(meta: nn.Module, device: torch.device, arguments: Mapping[str, Any]) -> Plan:
     """Plan for a model on the meta device, which must not be in use otherwise.
 
@@ -183,6 +185,35 @@ def make_plan(meta: nn.Module, device: torch.device, arguments: Mapping[str, Any
         device: where it will be trained.
         arguments: of :func:`steepest.build`, beside the model.
     """
+    rows, batches, shared = _planned(meta, device, arguments)
+    here, on_host = temporary_bytes(batches, shared, device)
+    return Plan(rows, here, on_host, dict(arguments))
+
+
+@torch.inference_mode(False)
+def own_temporaries(
+    meta: nn.Module, device: torch.device, arguments: Mapping[str, Any]
+) -> list[tuple[PlanRow, int]]:
+    """Return all rows of a plan, each with what a step of the tensors of its shape and rule holds at most.
+
+    The arguments are :func:`make_plan`'s.
+    """
+    rows, batches, shared = _planned(meta, device, arguments)
+    parts: dict[tuple[str, tuple[int, ...]], list[ParamBatch]] = {}
+    for batch in batches:
+        by_shape: dict[tuple[int, ...], list[ParamUpdate]] = {}
+        for member in batch.members:
+            by_shape.setdefault(tuple(member.owner.shape), []).append(member)
+        for shape, members in by_shape.items():
+            parts.setdefault((batch.config.rule.name, shape), []).append(ParamBatch(batch.config, members))
+    found = {key: temporary_bytes(part, shared, device)[0] for key, part in parts.items()}
+    return [(row, found.get((row.rule, row.shape), 0)) for row in rows]
+
+
+def _planned(
+    meta: nn.Module, device: torch.device, arguments: Mapping[str, Any]
+) -> tuple[tuple[PlanRow, ...], list[ParamBatch], Sharding | None]:
+    """Return the rows of a plan, and what its first step would step."""
     optimizer = route(meta, **arguments, materialized=False)
     batches, shared = _first_step(optimizer)
     states = {id(member.owner): member.state for batch in batches for member in batch.members}
@@ -195,8 +226,7 @@ def make_plan(meta: nn.Module, device: torch.device, arguments: Mapping[str, Any
         for param in group["params"]:
             target = None if optimizer.targets is None else optimizer.targets.find(param)
             rows.append(_row(next(explained), param, states.get(id(param), {}), target, offloaded=offloaded))
-    here, on_host = temporary_bytes(batches, shared, device)
-    return Plan(tuple(rows), here, on_host, dict(arguments))
+    return tuple(rows), batches, shared
 
 
 def _first_step(optimizer: Optimizer) -> tuple[list[ParamBatch], Sharding | None]:

@@ -10,8 +10,8 @@ from torch import nn
 
 from steepest.hyperparameters import StateDtype
 from steepest.planning.budget import FORMATS, choose, parse_bytes
-from steepest.planning.memory import Plan, make_plan, prepare
-from steepest.planning.shapes import Shapes
+from steepest.planning.memory import Plan, PlanRow, make_plan, own_temporaries, prepare
+from steepest.planning.shapes import Shapes, listed
 
 if TYPE_CHECKING:
     from torch.distributed.tensor.placement_types import Placement
@@ -69,11 +69,13 @@ def plan(
     With a budget, every tensor starts with the best rule that takes it in the best format. While the sum
     exceeds the budget, the tensor moves down the ranking (all formats of a rule come before the next rule)
     that saves the most bytes for each of its parameters and ranks; in the end, those go up again that still
-    fit. The sum of parameters times ranks is then at most one tensor's move away from the least possible.
+    fit. This is tried below every bound on temporaries that some choice has, and the plan with the smallest
+    sum of parameters times ranks is taken. It is a good one, not proven to be the best.
     ``Plan.arguments`` are the arguments of ``build``, and ``PlanRow.moved`` says what was saved.
 
     Raises:
-        TypeError: an option that the rule does not know, or that does not go with the others.
+        TypeError: an option that the rule does not know, or that does not go with the others; a string in
+            place of a list, or a tensor in place of a shape.
         ValueError: a budget into which nothing fits; see also :func:`steepest.build`, which does not take
             models on the meta device.
 
@@ -99,10 +101,14 @@ def plan(
     if taken:
         raise TypeError(f"{min(taken)} is not for a budget, which chooses among state_dtypes")
     ranked = rules if rules is not None else ["muon" if rule is None else rule]
-    limit = parse_bytes(budget)
+    limit, model = parse_bytes(budget), listed(model)
 
     def planned(arguments: Mapping[str, Any]) -> Plan:
         meta, where = prepare(model, param_dtype, mesh, placements, rank, device)
         return make_plan(meta, where, arguments)
 
-    return choose(planned, ranked, state_dtypes, limit, options)
+    def rows_of(arguments: Mapping[str, Any]) -> list[tuple[PlanRow, int]]:
+        meta, where = prepare(model, param_dtype, mesh, placements, rank, device)
+        return own_temporaries(meta, where, arguments)
+
+    return choose(planned, rows_of, ranked, state_dtypes, limit, options)

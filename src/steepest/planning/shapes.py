@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["Shapes", "model_of"]
+__all__ = ["Shapes", "listed", "model_of"]
 
 Shapes: TypeAlias = Mapping[str, Sequence[int]] | Iterable[tuple[str, Sequence[int]]]
 
@@ -22,6 +23,11 @@ _EXPERTS = re.compile(r"experts?", re.IGNORECASE)
 _CONVS = {3: nn.Conv1d, 4: nn.Conv2d, 5: nn.Conv3d}
 
 
+def listed(model: nn.Module | Shapes) -> nn.Module | Shapes:
+    """Return what can be read more than once: a list in place of an iterator."""
+    return list(model) if isinstance(model, Iterator) else model
+
+
 def model_of(shapes: Shapes, dtype: torch.dtype = torch.float32) -> nn.Module:
     """Return modules on the meta device that have these parameters, for :func:`steepest.build`'s rules.
 
@@ -31,7 +37,7 @@ def model_of(shapes: Shapes, dtype: torch.dtype = torch.float32) -> nn.Module:
     under a name with ``expert`` are experts' matrices. Numbered modules form lists.
 
     Raises:
-        TypeError: ``shapes`` are neither pairs nor a dict.
+        TypeError: ``shapes`` are neither pairs nor a dict; a size that is no integer.
         ValueError: no parameters; a name that is empty, given twice, or within another parameter; a negative
             size.
 
@@ -46,9 +52,16 @@ def model_of(shapes: Shapes, dtype: torch.dtype = torch.float32) -> nn.Module:
     for pair in pairs:
         try:
             name, shape = pair
-            sizes = tuple(int(size) for size in shape)
         except (TypeError, ValueError):
             raise TypeError(f"shapes must be pairs of a name and a shape, got {pair!r}") from None
+        if isinstance(shape, Tensor):
+            raise TypeError(
+                f"shapes must be pairs of a name and a shape: {name!r} has a tensor, give its shape"
+            )
+        try:
+            sizes = tuple(map(operator.index, shape))
+        except TypeError:
+            raise TypeError(f"shapes must be pairs of a name and a shape of integers, got {pair!r}") from None
         if not isinstance(name, str):
             raise TypeError(f"shapes must be pairs of a name and a shape, got {pair!r}")
         *path, local = name.split(".")
