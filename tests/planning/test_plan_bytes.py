@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import re
 from typing import Any
@@ -239,10 +240,13 @@ def test_ternary_models(bits: int, accumulator: torch.dtype, frozen: bool):
 
 @pytest.mark.usefixtures("bytes_alone")
 def test_rows_of_accumulators_on_several_processes():
+    # Ranks are threads, which share a generator.
+    torch.manual_seed(0)
+    common = nn.Sequential(nn.Linear(12, 14), nn.ReLU(), nn.Linear(14, 2))
+    ternarize(common)
+
     def work(rank: int) -> list[int]:
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(12, 14), nn.ReLU(), nn.Linear(14, 2))
-        ternarize(model)
+        model = copy.deepcopy(common)
         options: dict[str, Any] = {"ternary": {"distributed": "rows"}, "compile": False}
         plan = steepest.plan(model, "lion", **options)
         optimizer = steepest.build(model, "lion", **options)

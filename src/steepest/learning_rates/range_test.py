@@ -128,7 +128,8 @@ def suggest_lr(
             which is a copy.
         low: the lowest learning rate of the first group, > 0; None is a thousandth of its present one.
         high: the highest, > ``low``; None is a thousand times the present one.
-        steps: steps of every training, ≥ 1.
+        steps: steps of every training, ≥ 1. A third of those of the training to come is what the suggestions
+            were measured with; rules with small steps at first, such as PolarGrad, need as many.
 
     Returns:
         The :class:`Suggestion`; the optimizer keeps its learning rates.

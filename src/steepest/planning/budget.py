@@ -26,6 +26,8 @@ FORMATS: tuple[StateDtype, ...] = (None, torch.bfloat16, "int8")
 """The formats of state among which a budget chooses by default, from the best to the last resort."""
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b\s*", re.IGNORECASE)
+# Mixtures that are planned before the one with the least state is taken.
+_MOST_PLANS = 64
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
 # Arguments of build() that are no options of a group.
 _BUILD = [
@@ -140,13 +142,15 @@ def choose(
 
     for bound in bounds:
         search(bound, limit - fixed - bound)
-    while heap:
-        _, _, bound, room, ranks = heapq.heappop(heap)
+    for _ in range(_MOST_PLANS):
+        if not heap:
+            break
+        _, state, bound, room, ranks = heapq.heappop(heap)
         result = made(ranks)
         if result.total_bytes <= limit:
             return result
         # Temporaries of a mixture may exceed the largest of its parts, and owners may change.
-        search(bound, room - (result.total_bytes - limit))
+        search(bound, min(room - (result.total_bytes - limit), state - 1))
     smallest = min((made(each) for each in _least(levels, bounds)), key=lambda each: each.total_bytes)
     if smallest.total_bytes <= limit:
         return smallest
