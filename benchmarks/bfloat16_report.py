@@ -31,7 +31,7 @@ STEPS, DECAY, ELEMENTS = 4000, 1e-6, 1 << 16
 def decays(rounding: str) -> list[float]:
     """Return the mean of bfloat16 weights that start at 1 and decay, every 100 steps."""
     weight = torch.nn.Parameter(torch.ones(ELEMENTS, dtype=torch.bfloat16))
-    optimizer = steepest.SGD([weight], lr=1.0, weight_decay=DECAY, rounding=rounding, state_dtype=None)  # type: ignore[arg-type]
+    optimizer = steepest.create("sgd", [weight], lr=1.0, weight_decay=DECAY, rounding=rounding)
     weight.grad = torch.zeros_like(weight)
     means = [1.0]
     for step in range(1, STEPS + 1):

@@ -371,7 +371,7 @@ def test_an_object_that_refuses_its_own_state_too_does_not_hide_why(tmp_path: Pa
     model, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
     before = copy.deepcopy(other.state_dict())
     steepest.save_checkpoint(tmp_path / "run.pt", model=model, extra={"sampler": {"at": 3}})
-    words = r"extra\['sampler'\]: 'first'; nothing was loaded, but extra\['sampler'\], .*may be changed"
+    words = r"'first'; nothing was loaded, but extra\['sampler'\] could not be restored and may be changed"
     with pytest.raises(ValueError, match=words):
         steepest.load_checkpoint(tmp_path / "run.pt", model=other, extra={"sampler": _Refuses()})
     assert _equal(other.state_dict(), before)

@@ -315,7 +315,7 @@ def _load_all(path: Path, takers: Mapping[str, Any], states: Mapping[str, Any]) 
             raise
         reason = str(error) if "nothing was loaded" in str(error) else f"{error}; nothing was loaded"
         if changed:
-            reason += f", but {', '.join(changed)}, which took back its own state no more, may be changed"
+            reason += f", but {', '.join(changed)} could not be restored and may be changed"
         raise ValueError(f"{path}: {done[-1]}: {reason}") from error
 
 

@@ -17,7 +17,7 @@ from steepest.trust.errors import VerificationError
 
 __all__ = ["DeliveredGradients"]
 
-_TOLERANCE = 0.01  # of half precision's rounding; whoever divides twice divides by 2 at least
+_TOLERANCE = 0.01  # covers half precision's rounding; a second division is by 2 at least
 _CLIP_EPS = 1e-6  # torch.nn.utils.clip_grad_norm_'s
 
 
