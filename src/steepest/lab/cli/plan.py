@@ -82,9 +82,9 @@ def plan_command(
     rank: Annotated[int, typer.Option(help="The rank to plan for.")] = 0,
     device: Annotated[str, typer.Option(help="Where the model will be trained.")] = "cpu",
 ) -> int:
-    """Plan the memory of training: parameters, gradients, state and a step's temporaries, to the byte.
+    """Plan the memory of training: state to the byte, and a bound on the temporaries of a step.
 
-    Nothing is allocated. Several optimizers are compared, of one the tensors are listed.
+    Nothing is allocated. Several optimizers are compared; for a single one, the tensors are listed.
     """
     if (shapes is None) == (model is None):
         raise LabError("give --shapes or --model")
