@@ -1,149 +1,220 @@
-"""Trial records: a line of JSON for every finished trial, so that an interrupted race can resume."""
+"""What an experiment leaves on disk: one `experiment.json` and a line of `records.jsonl` per trial."""
 
 from __future__ import annotations
 
-import json
-import math
-import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
 from .errors import LabError
 
-Status = Literal["ok", "diverged"]
-Phase = Literal["search", "seeds"]
-Point = tuple[int, float, float]
-"""Step, training seconds so far, value."""
+VERSION = 1
+EXPERIMENT_FILE = "experiment.json"
+RECORDS_FILE = "records.jsonl"
+
+Phase = Literal["search", "tuned", "default", "decayed"]
+"""`search` tries hyper-parameters and sees validation data only. The others train with the final seeds: `tuned`
+with the search's best hyper-parameters, `default` with the optimizer's own, and `decayed` as `tuned`, but with the
+schedule ending at the step at which `tuned` reached the baseline's final metric."""
+
+FINAL_PHASES: tuple[Phase, ...] = ("tuned", "default", "decayed")
 
 
-@dataclass(frozen=True)
-class TrialSpec:
-    """The parameters that identify a trial and its record."""
-
-    phase: Phase
-    """"search" tries a learning rate; "seeds" repeats the best one with another seed."""
-    round: int
-    """In the search, the number of the optimizer's earlier trials; among the seeds, the seed."""
-    optimizer: str
-    lr: float
-    seed: int
+class _Model(BaseModel):
+    # NaN and infinity as strings: the files are strict JSON, and pydantic reads the strings back as floats.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
-@dataclass(frozen=True)
-class Record:
-    """The result of one finished trial."""
+class Metric(_Model):
+    """A metric's name and direction.
 
-    phase: Phase
-    round: int
-    optimizer: str
-    lr: float
-    seed: int
-    status: Status
-    metric: float
-    """The task's final metric; NaN if the trial diverged (null in the file)."""
-    steps: int
-    """Steps taken; fewer than planned only if the trial diverged."""
-    curve: list[Point]
-    """The training loss; each point is the mean since the previous one."""
-    validation: list[Point]
-    """The task's metric during training, starting with the untrained model."""
-    parameters: int
-    state_bytes: int
-    state_bytes_per_parameter: float
-    optimizer_ms: float
-    """Median milliseconds of `optimizer.step()` in this trial."""
-    step_ms: float
-    """Median milliseconds of a training step in this trial."""
-    seconds: float
-    """Seconds of the whole trial: building, training and evaluating."""
-    schedule: str
-    hyper: dict[str, Any]
-    machine: dict[str, Any]
-
-    @property
-    def trial(self) -> TrialSpec:
-        """The trial that produced this record."""
-        return TrialSpec(self.phase, self.round, self.optimizer, self.lr, self.seed)
-
-    @property
-    def finite(self) -> bool:
-        """Whether the trial ended with a finite metric."""
-        return self.status == "ok" and math.isfinite(self.metric)
-
-    def to_json(self) -> str:
-        """Serialize the record as one line of strict JSON (NaN and infinities become null)."""
-        return json.dumps(_without_nonfinite(asdict(self)), allow_nan=False)
-
-    @classmethod
-    def from_json(cls, line: str) -> Record:
-        """Parse a line that `to_json` wrote.
-
-        Raises:
-            ValueError: the line is not the JSON of a record.
-        """
-        data = json.loads(line)
-        if not isinstance(data, dict) or set(data) != {field.name for field in fields(cls)}:
-            raise ValueError("not a trial record")
-        for name in ("curve", "validation"):
-            data[name] = [(step, seconds, _nan_if_none(value)) for step, seconds, value in data[name]]
-        for name in ("metric", "optimizer_ms", "step_ms"):
-            data[name] = _nan_if_none(data[name])
-        return cls(**data)
-
-
-class RecordFile:
-    """The records of one race on disk.
-
-    If a crash left the last line incomplete, `read` ignores it and `append` overwrites it.
+    Example:
+        >>> Metric(name="accuracy", unit="%", lower_is_better=False).score(97.5)
+        -97.5
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    name: str
+    unit: str = ""
+    lower_is_better: bool = True
 
-    def read(self) -> list[Record]:
-        """Return all complete records in the order of writing; none if there is no file.
+    def score(self, value: float) -> float:
+        """Return the value with its sign chosen so that lower is better."""
+        return value if self.lower_is_better else -value
+
+
+class Evaluation(_Model):
+    """The metrics after a number of steps."""
+
+    step: int
+    seconds: float
+    """Training seconds so far, without the evaluations."""
+    metrics: dict[str, float]
+
+
+class Record(_Model):
+    """One finished trial."""
+
+    version: Literal[1] = 1
+    experiment: str
+    task: str
+    optimizer: str
+    phase: Phase
+    seed: int
+    searched: dict[str, float]
+    """The values of the searched hyper-parameters, such as lr and weight_decay. Empty in phase `default`."""
+    hyperparameters: dict[str, Any]
+    """All hyper-parameters of the optimizer in this trial, including the searched ones."""
+    status: Literal["finished", "diverged"]
+    steps: int
+    """The steps planned, after which the schedule ends."""
+    last_step: int
+    """The steps taken; fewer than planned only if the trial diverged."""
+    training_loss: list[tuple[int, float, float]]
+    """Points (step, training seconds, mean loss since the previous point)."""
+    validation: list[Evaluation]
+    """Metrics on validation data, starting with the untrained model at step 0."""
+    test: dict[str, float] | None
+    """Metrics on test data at `chosen_step`; None in phase `search` and for diverged trials."""
+    chosen_step: int
+    """The step whose weights were tested: the last, or the best by validation if the task says so."""
+    parameters: int
+    state_bytes: int
+    seconds: float
+    """Seconds of the whole trial, building, training and evaluating, on a machine that may be busy."""
+    schedule: str
+    machine: dict[str, str | int]
+    series: dict[str, list[tuple[int, float]]] = Field(default_factory=dict)
+    """Further measurements over the steps, by name, for example local gains."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether the trial ended with finite metrics."""
+        return self.status == "finished"
+
+    def validated(self, metric: str) -> float:
+        """Return a validation metric of the weights that the trial kept; NaN if it diverged."""
+        if not self.finished:
+            return float("nan")
+        return next(e.metrics[metric] for e in self.validation if e.step == self.chosen_step)
+
+
+class Cost(_Model):
+    """What one optimizer's step costs on one model; all optimizers were timed in turns."""
+
+    optimizer: str
+    model: str
+    parameters: int
+    state_bytes: int
+    optimizer_ms: float | None
+    """Median milliseconds of `optimizer.step()`; None if the model did not fit and was only planned."""
+    optimizer_ms_quartiles: tuple[float, float] | None = None
+    gradient_ms: float | None = None
+    """Median milliseconds of a forward and backward pass of the same model."""
+    peak_bytes: int | None = None
+    """Peak bytes during a step beyond parameters and gradients, state included; None if not measured."""
+    planned: bool = False
+    """Whether the bytes come from `steepest.plan` on the meta device, because the model did not fit."""
+
+
+class OptimizerEntry(_Model):
+    """An optimizer of an experiment."""
+
+    entry: str
+    """How the request named it, for example `muon` or `torch.optim:AdamW`."""
+    hyperparameters: dict[str, Any]
+    """Its hyper-parameters in phase `default`."""
+    space: dict[str, tuple[float, float] | list[float]]
+    """What the search varies: by name, a range on a logarithmic axis or a list of values (a grid)."""
+
+
+class Experiment(_Model):
+    """What was asked and how it was run."""
+
+    version: Literal[1] = 1
+    name: str
+    kind: str
+    """`race`, `sweep`, or a study's name."""
+    title: str
+    task: str
+    config: dict[str, Any]
+    """The task's sizes and data."""
+    metrics: list[Metric]
+    """The first one is the primary metric: the search minimizes it and the ranking sorts by it."""
+    steps: int
+    schedule: str
+    trials: int
+    """Trials of each optimizer's search."""
+    search_seed: int
+    seeds: list[int]
+    """The final seeds, which the search does not use."""
+    baseline: str | None
+    optimizers: dict[str, OptimizerEntry]
+    not_run: dict[str, str] = Field(default_factory=dict)
+    """Requested optimizers that were not run, with the reason."""
+    costs: dict[str, Cost] = Field(default_factory=dict)
+    notes: list[str] = Field(default_factory=list)
+    """Further conditions for the page, a sentence each."""
+    command: str
+    revision: str
+    machine: dict[str, str | int]
+    created: str
+
+    @property
+    def metric(self) -> Metric:
+        """The primary metric."""
+        return self.metrics[0]
+
+    def save(self, directory: Path) -> None:
+        """Write `experiment.json` atomically."""
+        _replace(directory / EXPERIMENT_FILE, self.model_dump_json(indent=1) + "\n")
+
+    @classmethod
+    def load(cls, directory: Path) -> Experiment:
+        """Read `experiment.json`.
 
         Raises:
-            LabError: a line that ends in a newline is not a record.
+            LabError: there is none, or this version cannot read it.
         """
-        records = []
-        lines = self._whole_lines()
-        for number, line in enumerate(lines, start=1):
-            try:
-                records.append(Record.from_json(line.decode()))
-            except ValueError as error:
-                raise LabError(
-                    f"line {number} of {self.path} is not a trial record; choose another directory or --fresh"
-                ) from error
-        return records
-
-    def append(self, record: Record) -> None:
-        """Append a record and flush it to the disk."""
-        whole = sum(len(line) + 1 for line in self._whole_lines())
-        with self.path.open("ab") as file:
-            file.truncate(whole)
-            file.write(record.to_json().encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-    def _whole_lines(self) -> list[bytes]:
-        """Return the lines that end in a newline, which is written last."""
-        if not self.path.exists():
-            return []
-        return self.path.read_bytes().split(b"\n")[:-1]
+        path = directory / EXPERIMENT_FILE
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            raise LabError(f"{directory} holds no experiment: there is no {EXPERIMENT_FILE}") from None
+        except ValidationError as error:
+            raise LabError(f"{path} is not an experiment that this version can read: {_first(error)}") from error
 
 
-def _without_nonfinite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {key: _without_nonfinite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nonfinite(item) for item in value]
-    return value
+def read_records(directory: Path) -> list[Record]:
+    """Return the records of a directory; an incomplete last line, left by a crash, is ignored.
+
+    Raises:
+        LabError: a whole line is not a record of this version.
+    """
+    path = directory / RECORDS_FILE
+    if not path.exists():
+        return []
+    records = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            records.append(Record.model_validate_json(line))
+        except ValidationError as error:
+            raise LabError(f"line {number} of {path} is not a record: {_first(error)}") from error
+    return records
 
 
-def _nan_if_none(value: float | None) -> float:
-    return math.nan if value is None else value
+def write_records(directory: Path, records: list[Record]) -> None:
+    """Replace the records of a directory atomically."""
+    _replace(directory / RECORDS_FILE, "".join(record.model_dump_json() + "\n" for record in records))
+
+
+def _replace(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".draft")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
+
+
+def _first(error: ValidationError) -> str:
+    detail = error.errors()[0]
+    return f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}"
