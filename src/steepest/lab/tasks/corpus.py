@@ -1,4 +1,4 @@
-"""Text corpora: bytes read in a reproducible order and split by file into training and held-out data."""
+"""Text corpora: bytes read in a reproducible order and split by file into training, validation and test data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import LabError
+from ..errors import LabError
 
 # These are not typical source code: tests are repetitive, codec tables and pydoc's topics are data, and
 # the rest is third-party packages.
@@ -29,16 +29,18 @@ _STDLIB_SKIP = frozenset(
         "turtledemo",
     }
 )
-_HELD_OUT = 0.1
+_HELD_OUT = 0.05
+"""The fraction of the bytes in the validation data, and in the test data."""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Training and held-out bytes, which share no file; bytes of a single file do not overlap."""
+    """Training, validation and test bytes, which share no file; bytes of a single file do not overlap."""
 
     source: str
     train: bytes
-    held_out: bytes
+    validation: bytes
+    test: bytes
     files: int
     held_out_files: int
 
@@ -46,8 +48,9 @@ class Corpus:
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits of a hash of the text and its split."""
         digest = hashlib.sha256(self.train)
-        digest.update(b"\0held out\0")
-        digest.update(self.held_out)
+        for name, text in (("validation", self.validation), ("test", self.test)):
+            digest.update(f"\0{name}\0".encode())
+            digest.update(text)
         return digest.hexdigest()[:12]
 
 
@@ -127,30 +130,37 @@ def _corpus(source: str, root: Path, paths: list[Path], max_bytes: int) -> Corpu
     texts = _read(paths, root, max_bytes)
     if not texts:
         raise LabError(f"no text in {source}{_why_no_text(paths)}")
-    names = _choose_held_out({name: len(text) for name, text in texts.items()})
-    if names:
-        train = b"".join(text for name, text in texts.items() if name not in names)
-        held_out = b"".join(text for name, text in texts.items() if name in names)
-    else:
-        # There are too few files to hold one out: hold out the end of each file instead.
-        cuts = {name: round(len(text) * (1 - _HELD_OUT)) for name, text in texts.items()}
-        train = b"".join(text[: cuts[name]] for name, text in texts.items())
-        held_out = b"".join(text[cuts[name] :] for name, text in texts.items())
-    return Corpus(source, train, held_out, len(texts), len(names))
+    sizes = {name: len(text) for name, text in texts.items()}
+    validation = _choose_held_out(sizes, set())
+    test = _choose_held_out(sizes, validation)
+    if validation and test:
+        splits = [b"".join(texts[name] for name in texts if name in names) for names in (validation, test)]
+        train = b"".join(text for name, text in texts.items() if name not in validation | test)
+        return Corpus(source, train, splits[0], splits[1], len(texts), len(validation | test))
+    # There are too few files to hold some out: hold out the end of each file instead.
+    ends = [
+        {name: round(size * (1 - share * _HELD_OUT)) for name, size in sizes.items()} for share in (2, 1, 0)
+    ]
+    starts = [dict.fromkeys(sizes, 0), *ends]
+    parts = [
+        b"".join(text[start[name] : end[name]] for name, text in texts.items())
+        for start, end in zip(starts, ends, strict=False)
+    ]
+    return Corpus(source, parts[0], parts[1], parts[2], len(texts), 0)
 
 
-def _choose_held_out(sizes: dict[str, int]) -> set[str]:
-    """Choose files with about a tenth of the bytes by the hashes of their names.
+def _choose_held_out(sizes: dict[str, int], taken: set[str]) -> set[str]:
+    """Choose files with about a twentieth of the bytes by the hashes of their names.
 
     Hashes make the choice reproducible on every machine and independent of the alphabetical order.
     """
     total = sum(sizes.values())
     chosen: set[str] = set()
     chosen_bytes = 0
-    for name in sorted(sizes, key=_hash):
+    for name in sorted(sizes.keys() - taken, key=_hash):
         if chosen_bytes >= _HELD_OUT * total:
             break
-        # Skip a file that would make the held-out data larger than two tenths.
+        # Skip a file that would make the held-out data twice as large as intended.
         if chosen_bytes + sizes[name] <= 2 * _HELD_OUT * total:
             chosen.add(name)
             chosen_bytes += sizes[name]

@@ -1,4 +1,4 @@
-"""The text task: train a byte-level GPT on files; the metric is validation bits per byte."""
+"""The text task: train a byte-level GPT on files; the metric is bits per byte."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..corpus import Corpus, standard_library
 from ..errors import LabError
 from ..models.gpt import GPT, GPTConfig
-from ..task import Task
+from ..records import Metric
+from .corpus import Corpus, standard_library
+from .task import Split, Task
 
 Windows = tuple[Tensor, Tensor]
 
@@ -34,11 +35,12 @@ def text_task(
         corpus: The text; by default the source of Python's standard library.
         model: The GPT's hyper-parameters; by default it has 0.27 million parameters.
         batch: Number of windows of `model.context` bytes per step.
-        eval_bytes: Number of held-out bytes for the metric, in evenly spaced windows.
+        eval_bytes: Number of validation bytes for the metric, in evenly spaced windows; of test bytes,
+            four times as many.
         device: The training device.
 
     Returns:
-        The task; its metric is validation bits per byte (8 for a uniform prediction).
+        The task; its metric is bits per byte (8 for a uniform prediction).
 
     Raises:
         LabError: the text is too short for the model's context.
@@ -47,14 +49,17 @@ def text_task(
     config = GPTConfig() if model is None else model
     context = config.context
     minimum = _MIN_WINDOWS * (context + 1)
-    if len(corpus.train) < minimum or len(corpus.held_out) <= context:
-        total = len(corpus.train) + len(corpus.held_out)
+    if len(corpus.train) < minimum or min(len(corpus.validation), len(corpus.test)) <= context:
+        total = len(corpus.train) + len(corpus.validation) + len(corpus.test)
         raise LabError(
             f"the text is too short: {total} bytes in {corpus.source}, but a context of {context} needs "
-            f"about {math.ceil(minimum / 0.9 + 1)}"
+            f"about {math.ceil(max(minimum / 0.9, 20 * (context + 2)))}"
         )
     train = as_tensor(corpus.train, device)
-    held_out = evenly_spaced(as_tensor(corpus.held_out, device), context, eval_bytes)
+    held_out = {
+        "validation": evenly_spaced(as_tensor(corpus.validation, device), context, eval_bytes),
+        "test": evenly_spaced(as_tensor(corpus.test, device), context, 4 * eval_bytes),
+    }
 
     def make(seed: int) -> nn.Module:
         return GPT(config).to(device)
@@ -69,22 +74,24 @@ def text_task(
         inputs, targets = batch
         return F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
 
+    def evaluate(model: nn.Module, split: Split) -> dict[str, float]:
+        return {"bits per byte": bits_per_byte(model, *held_out[split])}
+
     return Task(
         name="text",
         make=make,
         batches=batches,
         loss=loss,
-        evaluate=lambda model: bits_per_byte(model, *held_out),
-        metric="validation bits per byte",
-        unit="bits/byte",
+        evaluate=evaluate,
+        metrics=(Metric(name="bits per byte"),),
         config={
             "corpus": corpus.source,
             "corpus_fingerprint": corpus.fingerprint,
             "train_bytes": len(corpus.train),
-            "held_out_bytes": len(corpus.held_out),
             "files": corpus.files,
             "held_out_files": corpus.held_out_files,
-            "judged_bytes": held_out[1].numel(),
+            "validation_bytes": held_out["validation"][1].numel(),
+            "test_bytes": held_out["test"][1].numel(),
             "batch": batch,
             **asdict(config),
         },

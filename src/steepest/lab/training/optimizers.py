@@ -1,10 +1,13 @@
-"""The optimizers of a race: a label, a factory, and the default learning rate."""
+"""The optimizers of an experiment: names of ours, and anybody's as `module:attribute`."""
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import json
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,13 +16,13 @@ from torch.optim import Optimizer
 
 import steepest
 
-from .errors import LabError
+from ..errors import LabError
 
 Factory = Callable[..., Optimizer]
-"""Called as `factory(params)` for the defaults and as `factory(params, lr=...)` for a trial."""
+"""Called as `factory(params, **hyperparameters)`."""
 
-Builder = Callable[[nn.Module, float | None], Optimizer]
-"""Builds an optimizer for a model; if lr is None, with the optimizer's default."""
+Builder = Callable[[nn.Module, Mapping[str, Any]], Optimizer]
+"""Builds an optimizer for a model; hyper-parameters that are not given have the optimizer's defaults."""
 
 
 @dataclass(frozen=True)
@@ -28,19 +31,27 @@ class OptimizerSpec:
 
     label: str
     builder: Builder
-    default_lr: float
-    hyper: Mapping[str, Any]
-    """All hyper-parameters but lr, as plain JSON values."""
+    hyperparameters: Mapping[str, Any]
+    """All hyper-parameters at their defaults, lr included, as plain JSON values."""
+    entry: str = ""
+    """How the request named it."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Hyper-parameters that the request fixed."""
     changes_model: bool = False
     """Whether `builder` modifies the model, so that other optimizers cannot share it."""
 
-    def build(self, model: nn.Module, lr: float) -> Optimizer:
+    @property
+    def default_lr(self) -> float:
+        """The learning rate without a search."""
+        return float(self.hyperparameters["lr"])
+
+    def build(self, model: nn.Module, values: Mapping[str, Any]) -> Optimizer:
         """Build a fresh optimizer for the model's trainable parameters."""
-        return self.builder(model, lr)
+        return self.builder(model, {**self.settings, **values})
 
 
 OptimizerLike = str | Factory | tuple[str, Factory] | OptimizerSpec
-"""A name that `steepest.build` knows, an optimizer class, a (label, factory) pair, or an `OptimizerSpec`."""
+"""`name`, `module:attribute`, `label=name`, an optimizer class, a (label, factory) pair, or an `OptimizerSpec`."""
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
@@ -49,30 +60,37 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
 
 
 def resolve_optimizers(
-    entries: OptimizerLike | Iterable[OptimizerLike], model: nn.Module
+    entries: OptimizerLike | Iterable[OptimizerLike],
+    model: nn.Module,
+    settings: Sequence[str] = (),
 ) -> list[OptimizerSpec]:
     """Build every optimizer once, so that a bad entry fails before any time is spent on training.
 
     Args:
-        entries: Names, optimizer classes or (label, factory) pairs; a single name or class is one entry.
+        entries: `muon` and the other names of `steepest.list_optimizers()`, built by `steepest.build`;
+            `torch.optim:AdamW` or any `module:attribute` called as `factory(params, **hyperparameters)`;
+            `label=entry` for a second variant of the same optimizer; optimizer classes and
+            (label, factory) pairs. A single entry need not be in a list.
         model: The model to be trained. The optimizers are built for it, but take no step.
+        settings: Hyper-parameters as `label.name=value`, where the value is JSON or a string.
 
     Raises:
         LabError: no entries, a duplicate label, an unknown name, no default lr, an optimizer that
-            rejects the model or an lr, or one that needs a closure.
+            rejects the model or a hyper-parameter, or one that needs a closure.
     """
-    labelled = [_with_label(entry) for entry in _as_list(entries)]
-    if not labelled:
-        raise LabError("no optimizers to race: name at least one, such as 'adamw'; " + _known_names())
-    labels = [entry.label if isinstance(entry, OptimizerSpec) else entry[0] for entry in labelled]
+    listed = _as_list(entries)
+    if not listed:
+        raise LabError("no optimizers: name at least one, such as 'adamw'; " + _known_names())
+    labels = [_label(entry) for entry in listed]
     for label in labels:
         if labels.count(label) > 1:
-            raise LabError(f"optimizer {label!r} is listed twice")
-    return [entry if isinstance(entry, OptimizerSpec) else _resolve(*entry, model) for entry in labelled]
+            raise LabError(f"optimizer {label!r} is listed twice; write other={label} for a variant")
+    fixed = _parse_settings(settings, labels)
+    return [_resolve(entry, label, model, fixed[label]) for entry, label in zip(listed, labels, strict=True)]
 
 
 def _as_list(entries: OptimizerLike | Iterable[OptimizerLike]) -> list[OptimizerLike]:
-    if isinstance(entries, (str, OptimizerSpec)) or (callable(entries) and not isinstance(entries, Iterable)):
+    if isinstance(entries, str | OptimizerSpec) or (callable(entries) and not isinstance(entries, Iterable)):
         return [entries]
     if isinstance(entries, tuple) and len(entries) == 2 and isinstance(entries[0], str):
         label, factory = entries
@@ -86,46 +104,88 @@ def _as_list(entries: OptimizerLike | Iterable[OptimizerLike]) -> list[Optimizer
     return list(entries)
 
 
-def _with_label(entry: OptimizerLike) -> tuple[str, Factory | None] | OptimizerSpec:
-    """Return the entry's label and factory (None for steepest's names), or an `OptimizerSpec` unchanged."""
+def _label(entry: OptimizerLike) -> str:
     if isinstance(entry, OptimizerSpec):
-        return entry
+        return entry.label
     if isinstance(entry, str):
-        return entry, None
+        return entry.partition("=")[0]
     if isinstance(entry, tuple):
         if len(entry) == 2 and isinstance(entry[0], str) and callable(entry[1]):
-            return entry
+            return entry[0]
     elif callable(entry):
         name = getattr(entry, "__name__", "<partial>")
         if name.startswith("<"):
             raise LabError(f"an optimizer has no name: pass it as ('label', {_short_repr(entry)})")
-        return name, entry
+        return str(name)
     raise LabError(
         f"an optimizer must be a name, a class or a (label, factory) pair, not {_short_repr(entry)}"
     )
 
 
-def _resolve(label: str, factory: Factory | None, model: nn.Module) -> OptimizerSpec:
-    builder = _build_by_name(label) if factory is None else _build_by_factory(factory)
+def _parse_settings(settings: Sequence[str], labels: Sequence[str]) -> dict[str, dict[str, Any]]:
+    fixed: dict[str, dict[str, Any]] = {label: {} for label in labels}
+    for setting in settings:
+        target, equals, text = setting.partition("=")
+        # A label such as torch.optim:AdamW has dots itself.
+        label, dot, name = target.rpartition(".")
+        if not (equals and dot and name) or label not in fixed:
+            raise LabError(
+                f"bad setting {setting!r}: write OPTIMIZER.NAME=VALUE, with one of {', '.join(labels)}"
+            )
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        fixed[label][name] = tuple(value) if isinstance(value, list) else value
+    return fixed
+
+
+def _resolve(entry: OptimizerLike, label: str, model: nn.Module, settings: Mapping[str, Any]) -> OptimizerSpec:
+    if isinstance(entry, OptimizerSpec):
+        if settings:
+            raise LabError(f"{label} is an OptimizerSpec: set its hyper-parameters there")
+        return entry
+    if isinstance(entry, str):
+        written = entry.partition("=")[2] or entry
+        builder = _from_factory(_load(written)) if ":" in written else _from_name(written)
+    else:
+        factory = entry[1] if isinstance(entry, tuple) else entry
+        written, builder = getattr(factory, "__qualname__", label), _from_factory(factory)
     try:
-        optimizer = builder(model, None)
+        optimizer = builder(model, settings)
         defaults = optimizer.defaults
         required = _required_argument(optimizer.step)
     except (AttributeError, TypeError, ValueError) as error:
-        raise LabError(str(error) if factory is None else f"{label}: {error}") from error
+        raise LabError(str(error) if label in str(error) else f"{label}: {error}") from error
     if not isinstance(optimizer, Optimizer):
         raise LabError(f"{label}: its factory returned {_short_repr(optimizer)}, not a torch.optim.Optimizer")
     if required:
-        raise LabError(f"{label} cannot race: its step() needs {required!r}, which the race does not pass")
+        raise LabError(f"{label} cannot be trained here: its step() needs {required!r}")
     lr = defaults.get("lr")
     if not isinstance(lr, int | float | torch.Tensor) or not float(lr) > 0:
         raise LabError(f"{label} has no positive default lr, which the search starts from")
     try:
-        builder(model, float(lr))
+        builder(model, {**settings, "lr": float(lr)})
     except (TypeError, ValueError) as error:
         raise LabError(f"{label}: it must accept lr= for the search: {error}") from error
-    hyper = {name: to_json_value(value) for name, value in defaults.items() if name != "lr"}
-    return OptimizerSpec(label, builder, float(lr), hyper)
+    values = {name: to_json_value(value) for name, value in defaults.items()}
+    return OptimizerSpec(label, builder, {**values, "lr": float(lr)}, written, dict(settings))
+
+
+def _load(entry: str) -> Factory:
+    """Import `module:attribute`, also from the current directory, as `python -m` does."""
+    module_name, _, attribute = entry.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        value: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            value = getattr(value, part)
+    except (ImportError, AttributeError) as error:
+        raise LabError(f"cannot load {entry!r}: {error}") from error
+    if not callable(value):
+        raise LabError(f"{entry!r} is {_short_repr(value)}, not an optimizer class or a factory")
+    return value  # type: ignore[no-any-return]
 
 
 def _required_argument(call: Callable[..., Any]) -> str | None:
@@ -139,13 +199,25 @@ def _required_argument(call: Callable[..., Any]) -> str | None:
     return None
 
 
-def _build_by_name(name: str) -> Builder:
+def _from_name(name: str) -> Builder:
     # `build` gives each tensor a suitable rule, because matrix rules do not support all tensors.
-    return lambda model, lr: steepest.build(model, name, lr=lr)
+    return lambda model, values: steepest.build(model, name, **values)
 
 
-def _build_by_factory(factory: Factory) -> Builder:
-    return lambda model, lr: factory(trainable(model), **({} if lr is None else {"lr": lr}))
+def _from_factory(factory: Factory) -> Builder:
+    def build(model: nn.Module, values: Mapping[str, Any]) -> Optimizer:
+        parameters = trainable(model)
+        optimizer = factory(parameters, **values)
+        if not getattr(optimizer, "defaults", {}).get("weight_decay"):
+            return optimizer
+        # As `steepest.build` does: gains and biases are not decayed.
+        groups = [
+            {"params": [p for p in parameters if p.ndim > 1]},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        return factory([group for group in groups if group["params"]], **values)
+
+    return build
 
 
 def _known_names() -> str:

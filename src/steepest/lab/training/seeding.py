@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import torch
 
-from .errors import LabError
-from .task import Batch, Task
+from ..errors import LabError
+from ..tasks.task import Batch, Task
 
 _EPOCH_STRIDE = 1_000_003
 

@@ -1,70 +1,89 @@
-"""One trial: train a fresh model with one optimizer at one learning rate."""
+"""One trial: train a fresh model with one optimizer, one set of hyper-parameters and one seed."""
 
 from __future__ import annotations
 
+import copy
 import math
 import time
-from collections.abc import Callable
-from statistics import median
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from . import schedule
+from ..records import Evaluation, Phase, Record
+from ..tasks.task import Batch, Split, Task
+from . import machine
 from .clock import device_of, now
-from .optimizer_spec import OptimizerSpec, trainable
-from .records import Point, Record, TrialSpec
+from .optimizers import OptimizerSpec, trainable
+from .schedule import Schedule
 from .seeding import infinite_batches, seeded
 from .state_memory import state_bytes
-from .task import Batch, Task
 
-MAX_CURVE_POINTS = 40
-"""Maximum number of points of a training curve."""
+MAX_LOSS_POINTS = 50
+"""Maximum number of points of the training loss."""
 
-OnStep = Callable[[int, float], None]
-"""Receives the step and the mean training loss since the previous call."""
+Series = dict[str, list[tuple[int, float]]]
+Observe = Callable[[nn.Module, Optimizer], Series]
+"""Called once before the first step; may register hooks that fill the series it returns."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What identifies a trial within an experiment."""
+
+    optimizer: str
+    phase: Phase
+    seed: int
+    values: Mapping[str, float]
+    """The searched hyper-parameters."""
+    steps: int
 
 
 def run_trial(
     task: Task[Batch],
     spec: OptimizerSpec,
-    trial: TrialSpec,
+    trial: Trial,
     *,
-    steps: int,
-    evaluations: int,
-    machine: dict[str, Any],
-    on_step: OnStep = lambda step, loss: None,
+    experiment: str = "",
+    schedule: Schedule | None = None,
+    on_step: Callable[[int, float], None] = lambda step, loss: None,
+    observe: Observe | None = None,
 ) -> Record:
     """Run a trial and return its record.
 
-    Initial weights, data order and all random numbers that training draws from torch's global
-    generators depend on the seed alone, so they are the same for every optimizer. The caller's
-    generators stay unchanged. A loss or metric that is not finite ends the trial as diverged.
+    Initial weights, data order and all random numbers that training draws from torch's global generators
+    depend on the seed alone, so they are the same for every optimizer. The caller's generators stay
+    unchanged. A loss or metric that is not finite ends the trial as diverged. Trials of the phase `search`
+    never touch the test data.
 
     Args:
         task: The training problem.
         spec: The optimizer.
-        trial: The trial's learning rate and seed.
-        steps: Number of steps.
-        evaluations: Number of evaluations besides the one at the start; see `evaluation_steps`.
-        machine: The description of the machine, stored in the record.
-        on_step: Called at most `MAX_CURVE_POINTS` times.
+        trial: Its phase, seed, searched hyper-parameters and number of steps.
+        experiment: The experiment's name, stored in the record.
+        schedule: The learning-rate schedule; by default warm-up and cosine decay.
+        on_step: Called at most `MAX_LOSS_POINTS` times with the step and the mean loss since the last call.
+        observe: Adds further measurements to the record.
     """
-    trial_start = time.perf_counter()
+    began = time.perf_counter()
+    schedule = Schedule() if schedule is None else schedule
+    steps = trial.steps
     with seeded(trial.seed):
         model = task.make(trial.seed)
         device = device_of(model)
-        optimizer = spec.build(model, trial.lr)
-        scheduler = schedule.warmup_cosine(optimizer, steps)
+        optimizer = spec.build(model, trial.values)
+        series = {} if observe is None else observe(model, optimizer)
+        scheduler = schedule.attach(optimizer, steps)
         batches = infinite_batches(task, trial.seed)
-        every = math.ceil(steps / MAX_CURVE_POINTS)
-        evaluated = evaluation_steps(steps, evaluations)
-        curve: list[Point] = []
-        validation: list[Point] = [(0, 0.0, evaluate(task, model))]
+        every = math.ceil(steps / MAX_LOSS_POINTS)
+        evaluated = evaluation_steps(steps, task.evaluations)
+        training_loss: list[tuple[int, float, float]] = []
+        validation = [Evaluation(step=0, seconds=0.0, metrics=evaluate(task, model, "validation"))]
         losses: list[Tensor] = []
-        optimizer_times: list[float] = []
-        step_times: list[float] = []
+        best, best_step, best_weights = math.inf, 0, None
         trained = 0.0
         step = 0
         diverged = False
@@ -72,59 +91,59 @@ def run_trial(
         model.train()
         while step < steps and not diverged:
             step += 1
-            # `now` synchronizes with the device, so only the steps that report the loss are timed.
-            reporting = step % every == 0 or step == steps
-            start = now(device) if reporting else 0.0
             optimizer.zero_grad(set_to_none=True)
             loss = task.loss(model, next(batches))
             loss.backward()  # type: ignore[no-untyped-call]
-            middle = now(device) if reporting else 0.0
             optimizer.step()
-            stop = now(device) if reporting else 0.0
             scheduler.step()
             losses.append(loss.detach())
-            if reporting:
-                optimizer_times.append(stop - middle)
-                step_times.append(stop - start)
+            if step % every == 0 or step == steps:
                 mean = torch.stack(losses).double().mean().item()
                 losses.clear()
                 diverged = not math.isfinite(mean)
-                curve.append((step, trained + now(device) - since, mean))
+                training_loss.append((step, trained + now(device) - since, mean))
                 on_step(step, mean)
             if step in evaluated and not diverged:
                 trained += now(device) - since
-                metric = evaluate(task, model)
+                metrics = evaluate(task, model, "validation")
                 model.train()
-                diverged = not math.isfinite(metric)
-                validation.append((step, trained, metric))
+                validation.append(Evaluation(step=step, seconds=trained, metrics=metrics))
+                score = task.metric.score(metrics[task.metric.name])
+                diverged = not math.isfinite(score)
+                if task.keep_best and score < best:
+                    best, best_step, best_weights = score, step, copy.deepcopy(model.state_dict())
                 since = now(device)
-        parameters = sum(parameter.numel() for parameter in trainable(model))
-        state = state_bytes(optimizer)
+        test = None
+        if trial.phase != "search" and not diverged:
+            if best_weights is not None:
+                model.load_state_dict(best_weights)
+            test = evaluate(task, model, "test")
         return Record(
+            experiment=experiment,
+            task=task.name,
+            optimizer=spec.label,
             phase=trial.phase,
-            round=trial.round,
-            optimizer=trial.optimizer,
-            lr=trial.lr,
             seed=trial.seed,
-            status="diverged" if diverged else "ok",
-            metric=math.nan if diverged else validation[-1][2],
-            steps=step,
-            curve=curve,
+            searched=dict(trial.values),
+            hyperparameters={**spec.hyperparameters, **trial.values},
+            status="diverged" if diverged else "finished",
+            steps=steps,
+            last_step=step,
+            training_loss=training_loss,
             validation=validation,
-            parameters=parameters,
-            state_bytes=state,
-            state_bytes_per_parameter=state / parameters,
-            optimizer_ms=1e3 * median(optimizer_times),
-            step_ms=1e3 * median(step_times),
-            seconds=time.perf_counter() - trial_start,
-            schedule=schedule.describe(steps),
-            hyper=dict(spec.hyper),
-            machine=machine,
+            test=test,
+            chosen_step=best_step if task.keep_best and not diverged else step,
+            parameters=sum(parameter.numel() for parameter in trainable(model)),
+            state_bytes=state_bytes(optimizer),
+            seconds=time.perf_counter() - began,
+            schedule=str(schedule),
+            machine=machine.describe(device),
+            series=series,
         )
 
 
 def evaluation_steps(steps: int, evaluations: int) -> set[int]:
-    """Return the steps after which the metric is evaluated, denser early on, where curves are steep.
+    """Return the steps after which the metrics are evaluated, denser early on, where curves are steep.
 
     Example:
         >>> sorted(evaluation_steps(160, 8))
@@ -133,8 +152,8 @@ def evaluation_steps(steps: int, evaluations: int) -> set[int]:
     return {max(1, round(steps * (number / evaluations) ** 2)) for number in range(1, evaluations + 1)}
 
 
-def evaluate(task: Task[Any], model: nn.Module) -> float:
-    """Return the task's metric, in evaluation mode, without gradients or effects on random generators."""
+def evaluate(task: Task[Any], model: nn.Module, split: Split) -> dict[str, float]:
+    """Return the task's metrics, in evaluation mode, without gradients or effects on random generators."""
     model.eval()
     with torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        return float(task.evaluate(model))
+        return {name: float(value) for name, value in task.evaluate(model, split).items()}
