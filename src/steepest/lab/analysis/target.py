@@ -1,0 +1,45 @@
+"""Steps to target: after how many steps an optimizer reaches the baseline's final metric."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import fmean
+
+from ..records import Metric, Record
+
+Curve = list[tuple[int, float]]
+"""Steps and scores (lower is better), starting with the untrained model."""
+
+
+def mean_curve(records: Sequence[Record], metric: Metric) -> Curve:
+    """Return the mean validation curve of the trials that did not diverge; empty if all diverged.
+
+    Args:
+        records: Trials of one optimizer in one phase, with the same number of steps.
+        metric: The metric.
+    """
+    finite = [record.validation for record in records if record.finished]
+    return [
+        (points[0].step, fmean(metric.score(point.metrics[metric.name]) for point in points))
+        for points in zip(*finite, strict=True)
+    ]
+
+
+def steps_to_target(curve: Curve, target: float) -> float | None:
+    """Return the step at which a curve first reaches `target`, interpolating linearly between points.
+
+    Example:
+        >>> steps_to_target([(0, 8.0), (100, 4.0), (200, 3.0)], 3.5)
+        150.0
+        >>> steps_to_target([(0, 8.0), (100, 4.0)], 3.5) is None
+        True
+    """
+    previous: tuple[int, float] | None = None
+    for step, score in curve:
+        if score <= target:
+            if previous is None or not math.isfinite(previous[1]):
+                return float(step)
+            return previous[0] + (step - previous[0]) * (previous[1] - target) / (previous[1] - score)
+        previous = (step, score)
+    return None

@@ -1,0 +1,1 @@
+"""Experiments: which trials to run, where their records are kept, and which run next."""

@@ -1,0 +1,300 @@
+"""Run an experiment's missing trials, alone or beside other workers.
+
+Every optimizer gets the same number of search trials. The trials take turns among the optimizers, so that
+an interrupted experiment has tried all of them about equally often. The final trials follow: seeds that the
+search has not seen, with the best hyper-parameters and with the defaults.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import records as files
+from ..analysis.target import mean_curve, steps_to_target
+from ..errors import LabError
+from ..progress import Callback
+from ..records import Experiment, Phase, Record
+from ..tasks.task import Task
+from ..training.optimizers import OptimizerSpec
+from ..training.schedule import Schedule
+from ..training.trial import Observe, Trial, run_trial
+from .sampler import make_sampler
+from .storage import Storage
+
+_WAIT_SECONDS = 1.0
+
+
+def join(directory: Path, wanted: Experiment, storage: Storage) -> Experiment:
+    """Return the experiment to run: `wanted`, or the one that the storage already holds, with its additions.
+
+    Optimizers and final seeds may be added to an experiment, even to a finished one.
+
+    Raises:
+        LabError: the storage holds an experiment that differs otherwise; the message says in what.
+    """
+    saved = storage.load_experiment()
+    if saved is not None:
+        free = {"optimizers", "not_run", "seeds", "costs", "command", "revision", "machine", "created", "notes"}
+        differing = [
+            f"{name} is {getattr(saved, name)} there and {getattr(wanted, name)} here"
+            for name in Experiment.model_fields
+            if name not in free and getattr(saved, name) != getattr(wanted, name)
+        ]
+        differing += [
+            f"{label}: {saved.optimizers[label].hyperparameters} there, {entry.hyperparameters} here"
+            for label, entry in wanted.optimizers.items()
+            if label in saved.optimizers and saved.optimizers[label] != entry
+        ]
+        if differing:
+            raise LabError(
+                f"{directory} holds another experiment: {'; '.join(differing)}. "
+                "Choose another directory, or --fresh to start over"
+            )
+        added = {**saved.optimizers, **wanted.optimizers}
+        wanted = saved.model_copy(
+            update={
+                "optimizers": added,
+                "not_run": {
+                    k: v for k, v in {**saved.not_run, **wanted.not_run}.items() if k not in added
+                },
+                "seeds": sorted({*saved.seeds, *wanted.seeds}),
+                "costs": {**saved.costs, **wanted.costs},
+            }
+        )
+    storage.save_experiment(wanted)
+    wanted.save(directory)
+    return wanted
+
+
+@dataclass(frozen=True)
+class _Job:
+    trial: Trial
+    chosen: bool = True
+    """Whether the values are fixed; otherwise the search's sampler chooses them."""
+
+
+class Runner:
+    """Runs the missing trials of an experiment.
+
+    Args:
+        directory: Where `records.jsonl` is exported.
+        experiment: The experiment, as `join` returned it.
+        task: Its task.
+        specs: Its optimizers.
+        storage: Its storage.
+        schedule: The learning-rate schedule of every trial.
+        callback: Receives progress events.
+        observe: Adds further measurements to the records of the final trials.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        experiment: Experiment,
+        task: Task[Any],
+        specs: Sequence[OptimizerSpec],
+        storage: Storage,
+        schedule: Schedule,
+        callback: Callback,
+        observe: Observe | None = None,
+    ) -> None:
+        self._directory = directory
+        self._experiment = experiment
+        self._task = task
+        self._specs = {spec.label: spec for spec in specs}
+        self._storage = storage
+        self._schedule = schedule
+        self._callback = callback
+        self._observe = observe
+
+    def run(self) -> list[Record]:
+        """Run all missing trials, wait for those of other workers, and return all records."""
+        records = self.export()
+        self._callback.on_start(self._experiment, records)
+        try:
+            while True:
+                job = self._next()
+                if job is not None:
+                    self._run(job)
+                elif self._others_run():
+                    time.sleep(_WAIT_SECONDS)
+                else:
+                    return self.export()
+        finally:
+            self.export()
+            self._callback.on_end()
+
+    def records(self) -> list[Record]:
+        """Return the finished trials, for every optimizer the same number of search trials at most."""
+        found: list[Record] = []
+        for label in self._experiment.optimizers:
+            found += [record for _, record in self._searched(label)]
+            for phase in files.FINAL_PHASES:
+                found += [record for _, record in self._storage.finished(label, phase)]
+        return found
+
+    def export(self) -> list[Record]:
+        """Write `records.jsonl` and return the records."""
+        records = self.records()
+        files.write_records(self._directory, records)
+        return records
+
+    def _searched(self, label: str) -> list[tuple[dict[str, float], Record]]:
+        # Two workers may have started the last trial at once.
+        return self._storage.finished(label, "search")[: self._experiment.trials]
+
+    def _next(self) -> _Job | None:
+        return self._next_search() or self._next_final()
+
+    def _next_search(self) -> _Job | None:
+        experiment = self._experiment
+        tried = {
+            label: [values for values, _ in self._searched(label)] + self._storage.running(label, "search")
+            for label in self._specs
+            if experiment.optimizers[label].space
+        }
+        missing = [label for label, values in tried.items() if len(values) < experiment.trials]
+        if not missing:
+            return None
+        label = min(missing, key=lambda name: len(tried[name]))
+        space = experiment.optimizers[label].space
+        if any(isinstance(values, list) for values in space.values()):
+            for values in grid(space):
+                if values not in tried[label]:
+                    return self._job(label, "search", experiment.search_seed, values)
+            return None
+        if not tried[label]:
+            return self._job(label, "search", experiment.search_seed, self._start(label))
+        return _Job(Trial(label, "search", experiment.search_seed, {}, experiment.steps), chosen=False)
+
+    def _start(self, label: str) -> dict[str, float]:
+        """Return the optimizer's defaults, moved into the searched ranges."""
+        entry = self._experiment.optimizers[label]
+        start = {}
+        for name, (low, high) in entry.space.items():
+            start[name] = min(max(float(entry.hyperparameters[name]), low), high)
+        return start
+
+    def _next_final(self) -> _Job | None:
+        experiment = self._experiment
+        best = {label: self._best(label) for label in self._specs}
+        for phase in ("tuned", "default"):
+            for seed, label in itertools.product(experiment.seeds, self._specs):
+                values = best[label] if phase == "tuned" else {}
+                if values is not None and not self._known(label, phase, seed):
+                    return self._job(label, phase, seed, values)
+        for label in self._specs:
+            steps = self._decayed_steps(label)
+            values = best[label]
+            if steps is None or values is None:
+                continue
+            for seed in experiment.seeds:
+                if not self._known(label, "decayed", seed):
+                    return self._job(label, "decayed", seed, values, steps)
+        return None
+
+    def _job(
+        self, label: str, phase: Phase, seed: int, values: Mapping[str, float], steps: int | None = None
+    ) -> _Job:
+        return _Job(Trial(label, phase, seed, values, steps or self._experiment.steps))
+
+    def _known(self, label: str, phase: Phase, seed: int) -> bool:
+        done = [record.seed for _, record in self._storage.finished(label, phase)]
+        return seed in done or {"seed": float(seed)} in self._storage.running(label, phase)
+
+    def _best(self, label: str) -> dict[str, float] | None:
+        """Return the best values of a finished search; None before its end and if every trial diverged."""
+        space = self._experiment.optimizers[label].space
+        if not space:
+            return None
+        found = self._searched(label)
+        if len(found) < self._experiment.trials:
+            return None
+        metric = self._experiment.metric
+        finite = [(metric.score(record.validated(metric.name)), values) for values, record in found if record.finished]
+        return min(finite, key=lambda pair: pair[0])[1] if finite else None
+
+    def _decayed_steps(self, label: str) -> int | None:
+        """Return the step at which the tuned optimizer reaches the baseline's final metric, before the end."""
+        experiment = self._experiment
+        baseline = experiment.baseline
+        if baseline not in experiment.optimizers or label == baseline:
+            return None
+        curves = []
+        for name in (baseline, label):
+            tuned = [record for _, record in self._storage.finished(name, "tuned")]
+            if len(tuned) < len(experiment.seeds):
+                return None
+            curves.append(mean_curve(tuned, experiment.metric))
+        if not all(curves):
+            return None
+        step = steps_to_target(curves[1], curves[0][-1][1])
+        return None if step is None or math.ceil(step) >= experiment.steps else max(1, math.ceil(step))
+
+    def _others_run(self) -> bool:
+        return any(
+            self._storage.running(label, phase)
+            for label in self._experiment.optimizers
+            for phase in ("search", *files.FINAL_PHASES)
+        )
+
+    def _run(self, job: _Job) -> None:
+        trial = job.trial
+        space = self._experiment.optimizers[trial.optimizer].space
+        metric = self._experiment.metric
+        searching = trial.phase == "search"
+
+        def objective(values: dict[str, float]) -> tuple[float, Record]:
+            this = Trial(trial.optimizer, trial.phase, trial.seed, values if searching else trial.values, trial.steps)
+            self._callback.on_trial_start(this)
+            record = run_trial(
+                self._task,
+                self._specs[trial.optimizer],
+                this,
+                experiment=self._experiment.name,
+                schedule=self._schedule,
+                on_step=self._callback.on_step,
+                observe=None if searching else self._observe,
+            )
+            self._callback.on_trial_end(record)
+            # A search needs finite values; diverging is as bad as not training.
+            untrained = metric.score(record.validation[0].metrics[metric.name])
+            score = metric.score(record.validated(metric.name)) if record.finished else untrained
+            return min(score, untrained), record
+
+        number = len(self._storage.finished(trial.optimizer, "search"))
+        ranges = {name: value for name, value in space.items() if isinstance(value, tuple)}
+        self._storage.run(
+            trial.optimizer,
+            trial.phase,
+            objective,
+            values=(trial.values if searching else {"seed": float(trial.seed)}) if job.chosen else None,
+            ranges=ranges if searching and len(ranges) == len(space) else None,
+            sampler=None if job.chosen else make_sampler(self._experiment.search_seed, number),
+        )
+
+
+def grid(space: Mapping[str, Any]) -> list[dict[str, float]]:
+    """Return all combinations of lists of values.
+
+    Example:
+        >>> grid({"lr": [0.1, 0.2], "weight_decay": [0.0]})
+        [{'lr': 0.1, 'weight_decay': 0.0}, {'lr': 0.2, 'weight_decay': 0.0}]
+    """
+    return [dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())]
+
+
+def use_threads(number: int | None) -> None:
+    """Set torch's CPU threads."""
+    if number is not None:
+        if number < 1:
+            raise LabError(f"threads must be at least 1, got {number}")
+        torch.set_num_threads(number)

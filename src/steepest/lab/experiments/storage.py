@@ -1,0 +1,161 @@
+"""Where trials are kept: Optuna studies in a database that several workers can share.
+
+Each optimizer has a study for every phase. A trial's record is an attribute of its Optuna trial, so the
+database alone holds the whole experiment; `records.jsonl` is an export.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import FloatDistribution
+from optuna.samplers import BaseSampler, RandomSampler
+from optuna.trial import FrozenTrial, TrialState
+from sqlalchemy import event
+from sqlalchemy.exc import SQLAlchemyError
+
+from ..errors import LabError
+from ..records import Experiment, Record
+
+HEARTBEAT_SECONDS = 5
+GRACE_SECONDS = 20
+"""A trial whose worker has given no sign of life for this long is run again."""
+
+_EXPERIMENT = "experiment"
+_RECORD = "record"
+# Values that the lab chooses itself may lie anywhere.
+_ANY = FloatDistribution(-1e30, 1e30)
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+
+class Storage:
+    """The studies of one experiment.
+
+    Args:
+        directory: The experiment's directory; the default database is `study.db` in it.
+        name: The experiment's name, which begins the names of its studies.
+        url: Another database, such as `postgresql+psycopg://user@host/database`.
+
+    Raises:
+        LabError: the database cannot be opened.
+    """
+
+    def __init__(self, directory: Path, name: str, url: str | None = None) -> None:
+        self.name = name
+        self.url = url or f"sqlite:///{(directory / 'study.db').resolve()}"
+        try:
+            storage = optuna.storages.RDBStorage(
+                self.url,
+                engine_kwargs={"connect_args": {"timeout": 60}} if self.url.startswith("sqlite") else None,
+                heartbeat_interval=HEARTBEAT_SECONDS,
+                grace_period=GRACE_SECONDS,
+            )
+        except (SQLAlchemyError, ImportError, sqlite3.Error) as error:
+            raise LabError(f"cannot open the storage {self.url}: {error}") from error
+        if self.url.startswith("sqlite"):
+            # Two workers that write at once wait for each other instead of failing.
+            event.listen(storage.engine, "connect", _write_ahead)
+        self._storage = storage
+        self._studies: dict[tuple[str, str], optuna.Study] = {}
+
+    def load_experiment(self) -> Experiment | None:
+        """Return the experiment as it was last saved; None before that."""
+        saved = self.study("", "experiment").user_attrs.get(_EXPERIMENT)
+        return None if saved is None else Experiment.model_validate(saved)
+
+    def save_experiment(self, experiment: Experiment) -> None:
+        """Save the experiment for all workers."""
+        self.study("", "experiment").set_user_attr(_EXPERIMENT, experiment.model_dump(mode="json"))
+
+    def study(self, optimizer: str, phase: str) -> optuna.Study:
+        """Return an optimizer's study for a phase."""
+        key = (optimizer, phase)
+        if key not in self._studies:
+            self._studies[key] = optuna.create_study(
+                study_name=f"{self.name}/{optimizer}/{phase}",
+                storage=self._storage,
+                sampler=RandomSampler(),
+                load_if_exists=True,
+            )
+        return self._studies[key]
+
+    def finished(self, optimizer: str, phase: str) -> list[tuple[dict[str, float], Record]]:
+        """Return the values and records of the finished trials, oldest first, without duplicates."""
+        found: dict[str, tuple[dict[str, float], Record]] = {}
+        for trial in self._trials(optimizer, phase, TrialState.COMPLETE):
+            found.setdefault(
+                str(sorted(trial.params.items())),
+                (trial.params, Record.model_validate(trial.user_attrs[_RECORD])),
+            )
+        return list(found.values())
+
+    def running(self, optimizer: str, phase: str) -> list[dict[str, float]]:
+        """Return the values of the trials that a live worker runs; trials of dead workers are given up."""
+        study = self.study(optimizer, phase)
+        if self._trials(optimizer, phase, TrialState.RUNNING):
+            optuna.storages.fail_stale_trials(study)
+        return [trial.params for trial in self._trials(optimizer, phase, TrialState.RUNNING)]
+
+    def run(
+        self,
+        optimizer: str,
+        phase: str,
+        objective: Callable[[dict[str, float]], tuple[float, Record]],
+        *,
+        values: Mapping[str, float] | None = None,
+        ranges: Mapping[str, tuple[float, float]] | None = None,
+        sampler: BaseSampler | None = None,
+    ) -> None:
+        """Run one trial and keep its record.
+
+        Another worker may have begun the same trial since the caller chose it; then nothing is run.
+
+        Args:
+            optimizer: The optimizer's label.
+            phase: The phase.
+            objective: Receives the values and returns the value to minimize, and the record.
+            values: What the trial trains with; without them, `sampler` chooses values within `ranges`.
+            ranges: The searched hyper-parameters on logarithmic axes.
+            sampler: Chooses the values.
+        """
+        study = self.study(optimizer, phase)
+        study.sampler = RandomSampler() if sampler is None else sampler
+        if values is not None:
+            study.enqueue_trial(dict(values))
+
+        def body(trial: optuna.Trial) -> float:
+            names = trial.system_attrs.get("fixed_params", ranges or {})
+            chosen = {
+                name: trial.suggest_float(name, *ranges[name], log=True)
+                if ranges is not None
+                else trial.suggest_float(name, _ANY.low, _ANY.high)
+                for name in names
+            }
+            if self._is_duplicate(study, trial):
+                raise optuna.TrialPruned
+            value, record = objective(chosen)
+            trial.set_user_attr(_RECORD, record.model_dump(mode="json"))
+            return value
+
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Fixed parameter")
+            study.optimize(body, n_trials=1)
+
+    def _trials(self, optimizer: str, phase: str, state: TrialState) -> list[FrozenTrial]:
+        return self.study(optimizer, phase).get_trials(deepcopy=False, states=(state,))
+
+    @staticmethod
+    def _is_duplicate(study: optuna.Study, trial: optuna.Trial) -> bool:
+        others = study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.COMPLETE))
+        return any(other.number < trial.number and other.params == trial.params for other in others)
+
+
+def _write_ahead(connection: Any, record: Any) -> None:
+    connection.execute("PRAGMA journal_mode=WAL")

@@ -1,0 +1,1 @@
+"""Training one model with one optimizer, and what it costs."""
