@@ -1,12 +1,24 @@
 """The lab trains and times optimizers in order to compare them.
 
-`race` gives every optimizer the same initial weights, the same data and the same number of trials, on a
-built-in task or on a `Task` of your own. The command line runs it as `steepest race`.
+`race` gives every optimizer the same initial weights, the same data and the same search of learning rate and
+weight decay, on a built-in task or on a `Task` of your own; `sweep` searches anything. The command line runs
+them as `steepest race` and `steepest sweep`.
 """
 
 from .errors import LabError
-from .racing import DEFAULT_OPTIMIZERS, RaceResult, race
-from .ranking import Row
-from .task import Task
+from .experiments.race import DEFAULT_OPTIMIZERS, race
+from .experiments.sweep import Result, sweep
+from .records import Experiment, Metric, Record
+from .tasks.task import Task
 
-__all__ = ["DEFAULT_OPTIMIZERS", "LabError", "RaceResult", "Row", "Task", "race"]
+__all__ = [
+    "DEFAULT_OPTIMIZERS",
+    "Experiment",
+    "LabError",
+    "Metric",
+    "Record",
+    "Result",
+    "Task",
+    "race",
+    "sweep",
+]

@@ -117,6 +117,13 @@ class Cost(_Model):
     """Whether the bytes come from `steepest.plan` on the meta device, because the model did not fit."""
 
 
+class Range(_Model):
+    """A range that a search covers on a logarithmic axis."""
+
+    low: float = Field(gt=0)
+    high: float
+
+
 class OptimizerEntry(_Model):
     """An optimizer of an experiment."""
 
@@ -124,8 +131,8 @@ class OptimizerEntry(_Model):
     """How the request named it, for example `muon` or `torch.optim:AdamW`."""
     hyperparameters: dict[str, Any]
     """Its hyper-parameters in phase `default`."""
-    space: dict[str, tuple[float, float] | list[float]]
-    """What the search varies: by name, a range on a logarithmic axis or a list of values (a grid)."""
+    space: dict[str, Range | list[float]]
+    """What the search varies: by name, a range, or the values of a grid."""
 
 
 class Experiment(_Model):

@@ -11,7 +11,7 @@ import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from .. import records as files
 from ..analysis.target import mean_curve, steps_to_target
 from ..errors import LabError
 from ..progress import Callback
-from ..records import Experiment, Phase, Record
+from ..records import Experiment, OptimizerEntry, Phase, Range, Record
 from ..tasks.task import Task
 from ..training.optimizers import OptimizerSpec
 from ..training.schedule import Schedule
@@ -42,6 +42,8 @@ def join(directory: Path, wanted: Experiment, storage: Storage) -> Experiment:
     """
     saved = storage.load_experiment()
     if saved is not None:
+        # As it will be read: JSON knows no tuples.
+        wanted = Experiment.model_validate_json(wanted.model_dump_json())
         free = {"optimizers", "not_run", "seeds", "costs", "command", "revision", "machine", "created", "notes"}
         differing = [
             f"{name} is {getattr(saved, name)} there and {getattr(wanted, name)} here"
@@ -49,9 +51,12 @@ def join(directory: Path, wanted: Experiment, storage: Storage) -> Experiment:
             if name not in free and getattr(saved, name) != getattr(wanted, name)
         ]
         differing += [
-            f"{label}: {saved.optimizers[label].hyperparameters} there, {entry.hyperparameters} here"
+            f"{label}'s {name} is {there.get(name)} there and {here.get(name)} here"
             for label, entry in wanted.optimizers.items()
-            if label in saved.optimizers and saved.optimizers[label] != entry
+            if label in saved.optimizers
+            for here, there in [(_flat(entry), _flat(saved.optimizers[label]))]
+            for name in {**there, **here}
+            if here.get(name) != there.get(name)
         ]
         if differing:
             raise LabError(
@@ -72,6 +77,11 @@ def join(directory: Path, wanted: Experiment, storage: Storage) -> Experiment:
     storage.save_experiment(wanted)
     wanted.save(directory)
     return wanted
+
+
+def _flat(entry: OptimizerEntry) -> dict[str, Any]:
+    searched = {f"range of {name}": values for name, values in entry.space.items()}
+    return {"entry": entry.entry, **entry.hyperparameters, **searched}
 
 
 @dataclass(frozen=True)
@@ -166,21 +176,19 @@ class Runner:
             return None
         label = min(missing, key=lambda name: len(tried[name]))
         space = experiment.optimizers[label].space
-        if any(isinstance(values, list) for values in space.values()):
-            for values in grid(space):
-                if values not in tried[label]:
-                    return self._job(label, "search", experiment.search_seed, values)
-            return None
-        if not tried[label]:
-            return self._job(label, "search", experiment.search_seed, self._start(label))
+        fixed = grid(space) or [self._start(label)]
+        untried = [values for values in fixed if values not in tried[label]]
+        if untried:
+            return self._job(label, "search", experiment.search_seed, untried[0])
         return _Job(Trial(label, "search", experiment.search_seed, {}, experiment.steps), chosen=False)
 
     def _start(self, label: str) -> dict[str, float]:
         """Return the optimizer's defaults, moved into the searched ranges."""
         entry = self._experiment.optimizers[label]
         start = {}
-        for name, (low, high) in entry.space.items():
-            start[name] = min(max(float(entry.hyperparameters[name]), low), high)
+        for name, values in entry.space.items():
+            assert isinstance(values, Range)
+            start[name] = min(max(float(entry.hyperparameters[name]), values.low), values.high)
         return start
 
     def _next_final(self) -> _Job | None:
@@ -253,7 +261,10 @@ class Runner:
         searching = trial.phase == "search"
 
         def objective(values: dict[str, float]) -> tuple[float, Record]:
-            this = Trial(trial.optimizer, trial.phase, trial.seed, values if searching else trial.values, trial.steps)
+            # The values may be those of a trial that another worker has queued.
+            this = (
+                replace(trial, values=values) if searching else replace(trial, seed=round(values["seed"]))
+            )
             self._callback.on_trial_start(this)
             record = run_trial(
                 self._task,
@@ -271,24 +282,26 @@ class Runner:
             return min(score, untrained), record
 
         number = len(self._storage.finished(trial.optimizer, "search"))
-        ranges = {name: value for name, value in space.items() if isinstance(value, tuple)}
+        ranges = {n: (each.low, each.high) for n, each in space.items() if isinstance(each, Range)}
         self._storage.run(
             trial.optimizer,
             trial.phase,
             objective,
             values=(trial.values if searching else {"seed": float(trial.seed)}) if job.chosen else None,
-            ranges=ranges if searching and len(ranges) == len(space) else None,
+            ranges=ranges if searching and ranges else None,
             sampler=None if job.chosen else make_sampler(self._experiment.search_seed, number),
         )
 
 
 def grid(space: Mapping[str, Any]) -> list[dict[str, float]]:
-    """Return all combinations of lists of values.
+    """Return all combinations of lists of values; none if the space has ranges.
 
     Example:
         >>> grid({"lr": [0.1, 0.2], "weight_decay": [0.0]})
         [{'lr': 0.1, 'weight_decay': 0.0}, {'lr': 0.2, 'weight_decay': 0.0}]
     """
+    if not all(isinstance(values, list) for values in space.values()):
+        return []
     return [dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())]
 
 

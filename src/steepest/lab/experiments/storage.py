@@ -31,7 +31,7 @@ _RECORD = "record"
 # Values that the lab chooses itself may lie anywhere.
 _ANY = FloatDistribution(-1e30, 1e30)
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)
+optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
@@ -131,12 +131,11 @@ class Storage:
             study.enqueue_trial(dict(values))
 
         def body(trial: optuna.Trial) -> float:
-            names = trial.system_attrs.get("fixed_params", ranges or {})
             chosen = {
                 name: trial.suggest_float(name, *ranges[name], log=True)
                 if ranges is not None
                 else trial.suggest_float(name, _ANY.low, _ANY.high)
-                for name in names
+                for name in (values or ranges or {})
             }
             if self._is_duplicate(study, trial):
                 raise optuna.TrialPruned

@@ -1,9 +1,12 @@
-"""A description of the machine, stored with every result."""
+"""A description of the machine, the code and the command, stored with every result."""
 
 from __future__ import annotations
 
 import os
 import platform
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -24,6 +27,28 @@ def describe(device: torch.device) -> dict[str, str | int]:
         "torch": torch.__version__,
         "steepest": steepest.__version__,
     }
+
+
+def revision() -> str:
+    """Return the git revision of a checkout of steepest, or its version."""
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=Path(steepest.__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return steepest.__version__
+    return found.stdout.strip()
+
+
+def command() -> str:
+    """Return the command line of this process."""
+    program = Path(sys.argv[0])
+    name = "steepest" if program.name in ("steepest", "__main__.py") else f"python {program.name}"
+    return shlex.join([*name.split(), *sys.argv[1:]])
 
 
 def _cpu_model() -> str:

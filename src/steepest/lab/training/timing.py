@@ -173,7 +173,7 @@ def training_costs(
         setup, built, peaks = {}, {}, {}
         for spec in optimizers:
             own = task.make(0).train() if spec.changes_model else model
-            optimizer = built[spec.label] = spec.build(own, spec.default_lr * _LR_FACTOR)
+            optimizer = built[spec.label] = spec.build(own, {"lr": spec.default_lr * _LR_FACTOR})
             calls[spec.label], setup[spec.label] = optimizer.step, partial(gradient, own)
             gradient(own)
             optimizer.step()

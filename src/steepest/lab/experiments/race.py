@@ -1,0 +1,160 @@
+"""The race: a sweep over lr and weight decay that fits a time budget."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import LabError
+from ..progress import Callback
+from ..records import Cost
+from ..tasks.task import Task
+from ..training.clock import format_duration
+from ..training.optimizers import OptimizerLike
+from .sweep import Result, sweep
+
+DEFAULT_OPTIMIZERS = (
+    "adamw",
+    "muon",
+    "lion",
+    "signgsd",
+    "sgd_sai",
+    "quad",
+    "simba",
+    "procrustes",
+    "signum",
+)
+DEFAULT_BUDGET = "8m"
+MIN_TRIALS = 6
+"""A search over lr and weight decay with fewer trials finds little."""
+MAX_TRIALS = 16
+PLANNED_FRACTION = 0.8
+"""The part of the budget that the plan uses; the rest covers evaluations, the report and a slower machine."""
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+_PART = r"(\d+(?:\.\d+)?)\s*([smh])"
+
+
+def race(
+    task: Task[Any],
+    optimizers: OptimizerLike | Iterable[OptimizerLike] = DEFAULT_OPTIMIZERS,
+    *,
+    budget: str | float | None = None,
+    trials: int | None = None,
+    seeds: int = 3,
+    steps: int | None = None,
+    workers: int = 1,
+    out: str | Path = "runs/race",
+    callback: Callback | None = None,
+    **options: Any,
+) -> Result:
+    """Race optimizers on a task: an equal search of lr and weight decay for each, then other seeds.
+
+    Args:
+        task: The training problem.
+        optimizers: See `steepest.lab.training.optimizers.resolve_optimizers`. With a budget they are taken
+            in this order while they fit.
+        budget: Time for the whole race: "8m", "1h30m" or seconds. It decides, after timing the steps, how
+            many optimizers run and how many search trials each has. Eight minutes without `trials`.
+        trials: Search trials of each optimizer, instead of a budget.
+        seeds: The number of final seeds.
+        steps: Steps of every trial; by default the task's.
+        workers: The number of processes that will share the race, for the budget.
+        out: The race's directory.
+        callback: Receives progress events.
+        options: Passed to `steepest.lab.sweep`.
+
+    Raises:
+        LabError: a bad request, or the budget is too small for two optimizers.
+    """
+    if trials is not None and budget is not None:
+        raise LabError("give trials or a budget, not both")
+    callback = Callback() if callback is None else callback
+    seconds = None if trials is not None else parse_seconds(DEFAULT_BUDGET if budget is None else budget)
+    number_of_steps = task.steps if steps is None else steps
+
+    def fit(costs: Mapping[str, Cost]) -> tuple[int, list[str], dict[str, str]]:
+        assert seconds is not None
+        chosen, labels = fit_budget(costs, number_of_steps, seeds, PLANNED_FRACTION * seconds * workers, seconds)
+        reason = f"it did not fit the budget of {format_duration(seconds)}"
+        callback.message(
+            f"{len(labels)} optimizers fit the budget: {', '.join(labels)}; each {chosen} search trials and "
+            f"{2 * seeds} final ones of {number_of_steps} steps"
+        )
+        return chosen, labels, {label: reason for label in costs if label not in labels}
+
+    return sweep(
+        task,
+        optimizers,
+        trials=trials or 1,
+        seeds=seeds,
+        steps=steps,
+        out=out,
+        kind=options.pop("kind", "race"),
+        budget=None if seconds is None else fit,
+        callback=callback,
+        **options,
+    )
+
+
+def fit_budget(
+    costs: Mapping[str, Cost], steps: int, seeds: int, seconds: float, asked: float
+) -> tuple[int, list[str]]:
+    """Return the number of search trials and the optimizers that fit.
+
+    As many optimizers as possible run, in their order, each with at least `MIN_TRIALS` search trials;
+    remaining time makes the searches longer. The final trials come twice, tuned and with the defaults, and
+    once more from the target on.
+
+    Args:
+        costs: The cost of each optimizer's step.
+        steps: Steps of a trial.
+        seeds: Final seeds.
+        seconds: The time of all workers together.
+        asked: The budget as the user gave it, for the message.
+
+    Raises:
+        LabError: not even two optimizers (or the only one) fit.
+    """
+    each = {
+        label: steps * ((cost.gradient_ms or 0.0) + (cost.optimizer_ms or 0.0)) / 1e3
+        for label, cost in costs.items()
+    }
+    labels = [*each]
+    finals = 2.5 * seeds
+    for count in range(len(labels), 0, -1):
+        per_trial = sum(each[label] for label in labels[:count])
+        trials = math.floor(seconds / per_trial - finals)
+        if trials >= MIN_TRIALS:
+            return min(trials, MAX_TRIALS), labels[:count]
+        if count <= 2:
+            needed = asked * per_trial * (MIN_TRIALS + finals) / seconds
+            raise LabError(
+                f"a budget of {format_duration(asked)} is too small for {' and '.join(labels[:count])}: give "
+                f"at least {format_duration(math.ceil(1.1 * needed))}, a smaller task, or fewer steps"
+            )
+    raise AssertionError("unreachable")
+
+
+def parse_seconds(text: str | float) -> float:
+    """Parse a duration and return it in seconds.
+
+    Raises:
+        LabError: it has another form than "5m", "90s", "1h", "1h30m" or a number, or is not positive.
+
+    Example:
+        >>> parse_seconds("5m"), parse_seconds("1h30m"), parse_seconds("90")
+        (300.0, 5400.0, 90.0)
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        parts = re.findall(_PART, str(text), re.IGNORECASE)
+        whole = re.fullmatch(rf"\s*(?:{_PART}\s*)+", str(text), re.IGNORECASE)
+        value = sum(float(number) * _UNITS[unit.lower()] for number, unit in parts) if whole else math.nan
+    if not 0 < value < math.inf:
+        raise LabError(f"bad budget {text!r}: give a positive time such as 90s, 5m, 1h or a number of seconds")
+    return value
