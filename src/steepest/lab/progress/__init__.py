@@ -1,5 +1,5 @@
-"""Progress display: callbacks that log lines or update a live table."""
+"""Progress: one callback interface, shown as lines, as a live table, or in TensorBoard."""
 
-from .callback import Callback
+from .callback import Callback, Several
 
-__all__ = ["Callback"]
+__all__ = ["Callback", "Several"]

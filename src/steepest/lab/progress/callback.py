@@ -31,3 +31,40 @@ class Callback:
 
     def on_end(self) -> None:
         """Handle the end: all trials finished, an interrupt, or an error."""
+
+
+class Several(Callback):
+    """Passes every event to several callbacks."""
+
+    def __init__(self, *callbacks: Callback) -> None:
+        self._callbacks = callbacks
+
+    def message(self, text: str) -> None:
+        """Pass the message on."""
+        for callback in self._callbacks:
+            callback.message(text)
+
+    def on_start(self, experiment: Experiment, records: Sequence[Record]) -> None:
+        """Pass the event on."""
+        for callback in self._callbacks:
+            callback.on_start(experiment, records)
+
+    def on_trial_start(self, trial: Trial) -> None:
+        """Pass the event on."""
+        for callback in self._callbacks:
+            callback.on_trial_start(trial)
+
+    def on_step(self, step: int, loss: float) -> None:
+        """Pass the event on."""
+        for callback in self._callbacks:
+            callback.on_step(step, loss)
+
+    def on_trial_end(self, record: Record) -> None:
+        """Pass the event on."""
+        for callback in self._callbacks:
+            callback.on_trial_end(record)
+
+    def on_end(self) -> None:
+        """Pass the event on."""
+        for callback in self._callbacks:
+            callback.on_end()
