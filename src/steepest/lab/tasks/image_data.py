@@ -1,0 +1,245 @@
+"""Labelled images from CIFAR's python batches, from folders of image files, and scikit-learn's digits."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import LabError
+
+HELD_OUT = 0.1
+_SPLIT_SEED = 0
+_SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp"}
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Pixels, uint8 of shape (count, channels, size, size), and labels, int64 of shape (count,)."""
+
+    pixels: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: Tensor) -> Labelled:
+        """Return the images with these indices."""
+        return Labelled(self.pixels[index], self.labels[index])
+
+    def to(self, device: str | torch.device) -> Labelled:
+        """Return the images on a device."""
+        return Labelled(self.pixels.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """Training, validation and test images."""
+
+    source: str
+    classes: int
+    train: Labelled
+    validation: Labelled
+    test: Labelled
+
+    @property
+    def fingerprint(self) -> str:
+        """Return a digest of all pixels and labels in their order."""
+        digest = hashlib.sha256()
+        for part in (self.train, self.validation, self.test):
+            digest.update(part.pixels.numpy().tobytes())
+            digest.update(part.labels.numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def stratified(labels: Tensor, fraction: float, seed: int = _SPLIT_SEED) -> tuple[Tensor, Tensor]:
+    """Split indices at random into (rest, chosen), with about `fraction` of each class chosen, at least one.
+
+    Example:
+        >>> rest, chosen = stratified(torch.tensor([0, 1] * 10), 0.2)
+        >>> len(rest), (chosen % 2).tolist()
+        (16, [0, 1, 0, 1])
+    """
+    generator = torch.Generator().manual_seed(seed)
+    selected = torch.zeros(len(labels), dtype=torch.bool)
+    for label in labels.unique():
+        members = (labels == label).nonzero().squeeze(1)
+        order = torch.randperm(len(members), generator=generator)
+        selected[members[order[: max(1, round(fraction * len(members)))]]] = True
+    return (~selected).nonzero().squeeze(1), selected.nonzero().squeeze(1)
+
+
+def digits(size: int) -> ImageData:
+    """Enlarge scikit-learn's 8×8 digits; a fifth is test data, and a fifth of the rest validation data."""
+    from sklearn.datasets import load_digits
+
+    loaded = load_digits()
+    small = torch.from_numpy(loaded.images).float().unsqueeze(1) * (255 / 16)
+    pixels = F.interpolate(small, (size, size), mode="bilinear").round().to(torch.uint8)
+    images = Labelled(pixels, torch.from_numpy(loaded.target).long())
+    # With only 1,797 digits a tenth would tell accuracies apart in steps of 0.6 points.
+    rest, test = stratified(images.labels, 2 * HELD_OUT)
+    return _held_out("scikit-learn's digits", 10, images.take(rest), images.take(test), 2 * HELD_OUT)
+
+
+def load_images(path: Path, size: int) -> ImageData:
+    """Read CIFAR-10's or CIFAR-100's python batches, or a folder of images with a subfolder for each class.
+
+    A stratified tenth of the training data, chosen with a fixed seed, is validation data.
+
+    Args:
+        path: A folder with `data_batch_1` … and `test_batch` (CIFAR-10), or `train` and `test` (CIFAR-100,
+            of which the 100 fine labels are used), or `train/CLASS/…` with `test/CLASS/…` or `val/CLASS/…`
+            (with both, `val` is validation data), or `CLASS/…` alone, of which a tenth of each
+            class, chosen by hashes of the files' names, is test data.
+        size: Height and width of the images. Image files are scaled and cropped at the center; CIFAR has 32.
+
+    Raises:
+        LabError: `path` holds none of these, or a file is malformed.
+    """
+    if not path.is_dir():
+        raise LabError(f"no folder {path}: give CIFAR's python batches or a folder with images by class")
+    for inner in ("cifar-10-batches-py", "cifar-100-python"):
+        if (path / inner).is_dir():
+            path = path / inner
+    batches = sorted(path.glob("data_batch_*"))
+    if batches:
+        return _cifar(path, batches, path / "test_batch", size)
+    if (path / "train").is_file():
+        return _cifar(path, [path / "train"], path / "test", size)
+    return _folder(path, size)
+
+
+def _held_out(
+    source: str, classes: int, train: Labelled, test: Labelled, fraction: float = HELD_OUT
+) -> ImageData:
+    counts = train.labels.bincount(minlength=classes)
+    if counts.min() < 2:
+        raise LabError(f"{source}: class {int(counts.argmin())} has fewer than 2 training images")
+    rest, validation = stratified(train.labels, fraction)
+    return ImageData(source, classes, train.take(rest), train.take(validation), test)
+
+
+class _CifarUnpickler(pickle.Unpickler):
+    """Unpickles dicts, lists, strings, bytes, numbers and numpy arrays, and refuses everything else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
+            return getattr(np, name)
+        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
+            return np.empty(0).__reduce__()[0]
+        if module in ("numpy.core.numeric", "numpy._core.numeric") and name == "_frombuffer":
+            return _frombuffer
+        if (module, name) == ("_codecs", "encode"):
+            return _latin1
+        raise pickle.UnpicklingError(f"it needs {module}.{name}, which CIFAR's files do not")
+
+
+def _frombuffer(buffer: bytes, dtype: Any, shape: tuple[int, ...], order: Any) -> Any:
+    return np.frombuffer(buffer, dtype).reshape(shape, order=order)
+
+
+def _latin1(text: str, encoding: str) -> bytes:
+    """Stand for `codecs.encode`, with which pickles of protocol 2 hold bytes: any other codec is refused."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it needs the codec {encoding}")
+    return text.encode("latin1")
+
+
+def _cifar(path: Path, train: list[Path], test: Path, size: int) -> ImageData:
+    if size != 32:
+        raise LabError(f"CIFAR's images have 32×32 pixels, got size={size}")
+    parts = [_cifar_batch(file) for file in train]
+    images = Labelled(torch.cat([p.pixels for p in parts]), torch.cat([p.labels for p in parts]))
+    tested = _cifar_batch(test)
+    classes = 1 + int(images.labels.max())
+    if int(tested.labels.max()) >= classes:
+        raise LabError(f"{test}: a label is {int(tested.labels.max())}, but training has {classes} classes")
+    return _held_out(str(path), classes, images, tested)
+
+
+def _cifar_batch(file: Path) -> Labelled:
+    try:
+        with file.open("rb") as stream:
+            content = _CifarUnpickler(stream, encoding="bytes").load()
+        batch = {k.decode() if isinstance(k, bytes) else k: v for k, v in content.items()}
+        labels = torch.tensor(batch["fine_labels" if "fine_labels" in batch else "labels"])
+        pixels = torch.tensor(np.asarray(batch["data"])).view(-1, 3, 32, 32)
+    except FileNotFoundError:
+        raise LabError(f"there is no {file}") from None
+    except KeyError as error:
+        raise LabError(f"{file} is no batch of CIFAR: it has no {error}") from error
+    # A malformed pickle may raise anything.
+    except Exception as error:
+        raise LabError(f"{file} is no batch of CIFAR: {error}") from error
+    if pixels.dtype != torch.uint8 or labels.dtype != torch.int64 or len(labels) != len(pixels):
+        raise LabError(
+            f"{file} is no batch of CIFAR: it has {len(pixels)} images of {pixels.dtype} and "
+            f"{len(labels)} labels of {labels.dtype}"
+        )
+    if len(labels) == 0 or labels.min() < 0:
+        raise LabError(f"{file} is no batch of CIFAR: it has no labels, or negative ones")
+    return Labelled(pixels, labels)
+
+
+def _folder(path: Path, size: int) -> ImageData:
+    train = _by_class(path / "train" if (path / "train").is_dir() else path)
+    if not train:
+        raise LabError(
+            f"{path} has no images: expected CIFAR's data_batch_1 and test_batch, or train and test, "
+            f"or subfolders by class with files ending in {', '.join(sorted(_SUFFIXES))}"
+        )
+    names = sorted(train)
+    other = {split: _by_class(path / split) for split in ("test", "val")}
+    if (path / "train").is_dir():
+        test = other["test"] or other["val"]
+        if not test:
+            raise LabError(f"{path} has train/ but no images in test/ or val/")
+    else:
+        test = {}
+        for name, files in train.items():
+            files.sort(key=lambda file: hashlib.sha256(f"{file.parent.name}/{file.name}".encode()).digest())
+            count = max(1, round(HELD_OUT * len(files)))
+            test[name], train[name] = files[:count], files[count:]
+    training, tested = _read(train, names, size), _read(test, names, size)
+    if other["test"] and other["val"]:
+        return ImageData(str(path), len(names), training, _read(other["val"], names, size), tested)
+    return _held_out(str(path), len(names), training, tested)
+
+
+def _by_class(path: Path) -> dict[str, list[Path]]:
+    """Return the image files of each subfolder that has any."""
+    folders = sorted(path.iterdir()) if path.is_dir() else []
+    found = {
+        folder.name: sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES)
+        for folder in folders
+        if folder.is_dir()
+    }
+    return {name: files for name, files in found.items() if files}
+
+
+def _read(files: dict[str, list[Path]], names: list[str], size: int) -> Labelled:
+    from PIL import Image, ImageOps
+
+    pixels, labels = [], []
+    for name in sorted(files):
+        if name not in names:
+            raise LabError(f"{files[name][0].parent} is a class that the training images do not have")
+        for file in files[name]:
+            try:
+                with Image.open(file) as image:
+                    fitted = ImageOps.fit(image.convert("RGB"), (size, size))
+            except (OSError, SyntaxError, ValueError) as error:
+                raise LabError(f"cannot read the image {file}: {error}") from error
+            pixels.append(torch.from_numpy(np.array(fitted)).permute(2, 0, 1))
+            labels.append(names.index(name))
+    if not labels:
+        raise LabError(f"there are too few images: the split leaves none of classes {', '.join(names)}")
+    return Labelled(torch.stack(pixels), torch.tensor(labels))

@@ -1,0 +1,220 @@
+"""Tasks by name, and tasks of your own from `package.module:attribute`."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+import types
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import Tensor, nn
+
+from ..errors import LabError
+from ..records import Metric
+from .task import Split, Task
+
+TASKS = ("text", "digits", "images", "sasrec")
+"""The built-in tasks: the module of each has the function NAME_task."""
+
+_FROM_TEXT = (int, float, bool, str, Path, type(None))
+
+
+def load_task(
+    name: str, settings: Mapping[str, str] | None = None, *, device: str | torch.device = "cpu"
+) -> Task[Any]:
+    """Return a built-in task, or your own.
+
+    Your own is `package.module:attribute`, imported with the current folder on the path. The attribute is a
+    `Task`, or a callable that returns a `Task` or a triple (model, batches, loss), where `batches` is a list,
+    a data set of batches or a DataLoader, and `loss(model, batch)` returns the scalar to minimize. From a
+    triple the last tenth of the batches (at least one) becomes test data, the tenth before validation data,
+    and the rest is trained on in an order given by the seed. The metric is the mean loss of the batches. The
+    callable is called again for each trial, under the trial's seed, for a fresh model; batches and loss are
+    those of the first call. Model and batches are moved to `device`, which the callable also receives
+    if it has a parameter of that name.
+
+    Args:
+        name: "text", "digits", "images", "sasrec", or "package.module:attribute".
+        settings: Arguments of the task's function as text, by name, such as {"model": "convnet"}.
+        device: The training device.
+
+    Raises:
+        LabError: there is no such task, setting or value; the import fails; or the callable returns
+            anything else, fewer than three batches, batches that can be read only once, or the same
+            model again.
+    """
+    if name in TASKS:
+        module = importlib.import_module(f"{__package__}.{name}")
+        return cast("Task[Any]", _bind(name, getattr(module, f"{name}_task"), settings or {}, device)())
+    module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise LabError(f"no task {name!r}: give {', '.join(TASKS)}, or your own as package.module:task")
+    found = _import(module_name, attribute)
+    if isinstance(found, Task):
+        if settings:
+            raise LabError(f"{name} is a Task, which has no settings: got {', '.join(settings)}")
+        return found
+    if not callable(found):
+        raise LabError(f"{name} is neither a Task nor callable: {found!r}")
+    build = _bind(name, found, settings or {}, device)
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(0)
+        made = build()
+    return made if isinstance(made, Task) else _from_triple(name, build, made, device)
+
+
+def parse_settings(name: str, function: Callable[..., Any], settings: Mapping[str, str]) -> dict[str, Any]:
+    """Convert settings to the types in the function's signature; `device` is no setting.
+
+    A parameter without an annotation has the type of its default.
+
+    Example:
+        >>> def task(model: Literal["small", "large"] = "small", *, batch: int = 8): ...
+        >>> parse_settings("mine", task, {"batch": "16"})
+        {'batch': 16}
+        >>> parse_settings("mine", task, {"bach": "16"})
+        Traceback (most recent call last):
+        steepest.lab.errors.LabError: mine has no setting 'bach': it has model, batch
+    """
+    hints = get_type_hints(function) if inspect.isroutine(function) else {}
+    known: dict[str, Any] = {}
+    for parameter in inspect.signature(function).parameters.values():
+        default = str if parameter.default in (parameter.empty, None) else type(parameter.default)
+        hint = hints.get(parameter.name, default)
+        if (
+            parameter.name != "device"
+            and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+            and _readable(hint)
+        ):
+            known[parameter.name] = hint
+    values = {}
+    for key, text in settings.items():
+        if key not in known:
+            raise LabError(f"{name} has no setting {key!r}: it has {', '.join(known) or 'none'}")
+        try:
+            values[key] = TypeAdapter(known[key]).validate_strings(text)
+        except ValidationError as error:
+            raise LabError(f"{name}: {key}={text!r}: {error.errors()[0]['msg']}") from error
+    return values
+
+
+def _readable(hint: Any) -> bool:
+    """Return whether a value of this type can be read from text."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return all(map(_readable, get_args(hint)))
+    return hint in _FROM_TEXT or get_origin(hint) is Literal
+
+
+def _bind(
+    name: str, function: Callable[..., Any], settings: Mapping[str, str], device: str | torch.device
+) -> Callable[[], Any]:
+    arguments = parse_settings(name, function, settings)
+    if "device" in inspect.signature(function).parameters:
+        arguments["device"] = device
+    try:
+        inspect.signature(function).bind(**arguments)
+    except TypeError as error:
+        raise LabError(f"{name}: {error}; give it as a setting") from error
+    return lambda: function(**arguments)
+
+
+def _import(module_name: str, attribute: str) -> Any:
+    # The `steepest` script has its own folder on the path, not the current one.
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        module = importlib.import_module(module_name)
+    # The module is the user's: importing it may raise anything.
+    except Exception as error:
+        raise LabError(f"cannot import {module_name}: {type(error).__name__}: {error}") from error
+    if not hasattr(module, attribute):
+        raise LabError(f"{module_name} ({getattr(module, '__file__', None)}) has no {attribute!r}")
+    return getattr(module, attribute)
+
+
+def _from_triple(name: str, build: Callable[[], Any], made: Any, device: str | torch.device) -> Task[Any]:
+    match made:
+        case (nn.Module() as first, batches, loss) if callable(loss):
+            pass
+        case _:
+            raise LabError(
+                f"{name} must return a Task or (model, batches, loss), a module, batches and a function; "
+                f"it returned {_describe(made)}"
+            )
+    data = _sequence(name, batches)
+    held_out = max(1, len(data) // 10)
+    count = len(data) - 2 * held_out
+    if count < 1:
+        raise LabError(
+            f"{name} has {len(data)} batches, but needs 3 at least: for training, validation and test"
+        )
+    parts: dict[Split, range] = {
+        "validation": range(count, count + held_out),
+        "test": range(count + held_out, len(data)),
+    }
+    original = weakref.ref(first)
+
+    def make(seed: int) -> nn.Module:
+        model: nn.Module = build()[0]
+        if model is original():
+            raise LabError(f"{name} returns the same model again, which is trained already: build it within")
+        return model.to(device)
+
+    def ordered(seed: int) -> Iterator[Any]:
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+        return (_move(data[index], device) for index in order.tolist())
+
+    def evaluate(model: nn.Module, split: Split) -> dict[str, float]:
+        losses = [loss(model, _move(data[index], device)).detach() for index in parts[split]]
+        return {"loss": torch.stack(losses).double().mean().item()}
+
+    return Task(
+        name=name,
+        make=make,
+        batches=ordered,
+        loss=loss,
+        evaluate=evaluate,
+        metrics=(Metric(name="loss"),),
+        config={
+            "train_batches": count,
+            "validation_batches": held_out,
+            "test_batches": held_out,
+        },
+    )
+
+
+def _sequence(name: str, batches: Any) -> Sequence[Any]:
+    """Return the batches as a sequence; a DataLoader's are read now, since it may shuffle at each pass."""
+    if isinstance(batches, Iterator):
+        raise LabError(
+            f"{name}: its batches are {_describe(batches)}, which can be read only once: return a list"
+        )
+    if hasattr(batches, "__getitem__") and hasattr(batches, "__len__"):
+        return cast("Sequence[Any]", batches)
+    if not isinstance(batches, Iterable):
+        raise LabError(f"{name}: its batches are {_describe(batches)}: return a list or a DataLoader")
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(0)
+        return list(batches)
+
+
+def _move(batch: Any, device: str | torch.device) -> Any:
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {key: _move(value, device) for key, value in batch.items()}
+    if isinstance(batch, list | tuple) and type(batch) in (list, tuple):
+        return type(batch)(_move(item, device) for item in batch)
+    return batch
+
+
+def _describe(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(type(item).__name__ for item in value)})"
+    return f"a {type(value).__name__}"
