@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,9 +15,11 @@ from ..errors import LabError
 from ..progress import Callback, Several
 from ..progress.live import Live
 from ..progress.plain import Plain
+from ..progress.tensorboard import TensorBoard
 from ..tasks.load import load_task
 from ..tasks.task import Task
 from ..training.schedule import Schedule
+from .workers import Workers, is_worker
 
 INTERRUPTED = 130
 BAD_REQUEST = 2
@@ -30,7 +28,6 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 
 _LOG_WIDTH = 120
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
-_WORKER = "STEEPEST_WORKER"
 
 TaskOption = Annotated[
     str, typer.Option("--task", help="text, digits, images, sasrec, or your own: package.module:task.")
@@ -106,7 +103,7 @@ def parse_task(name: str, settings: Sequence[str] | None, text: Path | None, dev
         if name != "text":
             raise LabError("--text requires --task text")
         values["path"] = str(text)
-    return load_task(name, values, parse_device(device))
+    return load_task(name, values, device=parse_device(device))
 
 
 def parse_schedule(decay: str, warmup: float) -> Schedule:
@@ -118,36 +115,14 @@ def parse_schedule(decay: str, warmup: float) -> Schedule:
     return Schedule(decay=decay, warmup=warmup)  # type: ignore[arg-type]
 
 
-@contextlib.contextmanager
-def workers(number: int | None, device: str, threads: int) -> Iterator[int]:
-    """Run this command in further processes, too, which share its storage; yield how many there are.
-
-    They end with the block: when it fails or is interrupted they are stopped, and their trials are run again.
-    """
-    if threads < 1 or (number is not None and number < 1):
-        raise LabError("threads and workers must be at least 1")
-    torch.set_num_threads(threads)
-    if _WORKER in os.environ:
-        yield 1
-        return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    number = number or (1 if parse_device(device).type != "cpu" else max(1, cores // threads))
-    others: list[subprocess.Popen[bytes]] = []
-
-    yield number
-    del others
-
-
-def make_callback(console: Console, tensorboard: Path | None = None) -> Callback:
-    """Return the display for this terminal, pipe or worker."""
-    if _WORKER in os.environ:
+def make_callback(
+    console: Console, arguments: Sequence[str], number: int = 1, tensorboard: Path | None = None
+) -> Callback:
+    """Return the display for this terminal, pipe or worker, which also starts the other workers."""
+    if is_worker():
         return Callback()
     shown: Callback = Live(console) if console.is_terminal else Plain()
-    if tensorboard is None:
-        return shown
-    from ..progress.tensorboard import TensorBoard
-
-    return Several(shown, TensorBoard(tensorboard))
+    return Several(Workers(arguments, number), shown, *([TensorBoard(tensorboard)] if tensorboard else []))
 
 
 def make_console() -> Console:
@@ -155,3 +130,25 @@ def make_console() -> Console:
     # A pipe has no width; rich would assume a narrow terminal and wrap the table's lines.
     console = Console()
     return console if console.is_terminal else Console(width=_LOG_WIDTH)
+
+
+def parse_device(name: str) -> torch.device:
+    """Return the device of a name, or raise ``LabError`` if this machine has none."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    # mps is not supported, because the lab computes means in float64, which mps does not have.
+    if not _DEVICE.fullmatch(name):
+        raise LabError(f"no device {name!r}: give auto, cpu, cuda or cuda:N")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise LabError(f"no device {name!r} on this machine") from error
+    return device
+
+
+def parse_dtype(name: str) -> torch.dtype:
+    """Return the dtype of a name, or raise ``LabError``."""
+    if name not in DTYPES:
+        raise LabError(f"no dtype {name!r}: give {', '.join(DTYPES)}")
+    return DTYPES[name]

@@ -28,8 +28,8 @@ DEFAULT_OPTIMIZERS = (
     "signum",
 )
 DEFAULT_BUDGET = "8m"
-MIN_TRIALS = 6
-"""A search over lr and weight decay with fewer trials finds little."""
+MIN_TRIALS = 8
+"""A search over lr and weight decay with fewer trials finds little (see `sampler.py`)."""
 MAX_TRIALS = 16
 PLANNED_FRACTION = 0.8
 """The part of the budget that the plan uses; the rest covers evaluations, the report and a slower machine."""

@@ -15,8 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .. import records as files
 from ..analysis.target import mean_curve, steps_to_target
 from ..errors import LabError
@@ -128,9 +126,11 @@ class Runner:
     def run(self) -> list[Record]:
         """Run all missing trials, wait for those of other workers, and return all records."""
         records = self.export()
+        self._shown = {_key(record) for record in records}
         self._callback.on_start(self._experiment, records)
         try:
             while True:
+                self._show_new()
                 job = self._next()
                 if job is not None:
                     self._run(job)
@@ -141,6 +141,13 @@ class Runner:
         finally:
             self.export()
             self._callback.on_end()
+
+    def _show_new(self) -> None:
+        """Report the trials that finished since the last time, those of other workers too."""
+        for record in self.records():
+            if _key(record) not in self._shown:
+                self._shown.add(_key(record))
+                self._callback.on_trial_end(record)
 
     def records(self) -> list[Record]:
         """Return the finished trials, for every optimizer the same number of search trials at most."""
@@ -183,12 +190,14 @@ class Runner:
         return _Job(Trial(label, "search", experiment.search_seed, {}, experiment.steps), chosen=False)
 
     def _start(self, label: str) -> dict[str, float]:
-        """Return the optimizer's defaults, moved into the searched ranges."""
+        """Return the optimizer's defaults, or the middle of the range where they lie outside."""
         entry = self._experiment.optimizers[label]
         start = {}
         for name, values in entry.space.items():
             assert isinstance(values, Range)
-            start[name] = min(max(float(entry.hyperparameters[name]), values.low), values.high)
+            default = float(entry.hyperparameters[name])
+            inside = values.low <= default <= values.high
+            start[name] = default if inside else math.sqrt(values.low * values.high)
         return start
 
     def _next_final(self) -> _Job | None:
@@ -275,7 +284,6 @@ class Runner:
                 on_step=self._callback.on_step,
                 observe=None if searching else self._observe,
             )
-            self._callback.on_trial_end(record)
             # A search needs finite values; diverging is as bad as not training.
             untrained = metric.score(record.validation[0].metrics[metric.name])
             score = metric.score(record.validated(metric.name)) if record.finished else untrained
@@ -293,6 +301,10 @@ class Runner:
         )
 
 
+def _key(record: Record) -> tuple[Any, ...]:
+    return record.optimizer, record.phase, record.seed, *record.searched.items()
+
+
 def grid(space: Mapping[str, Any]) -> list[dict[str, float]]:
     """Return all combinations of lists of values; none if the space has ranges.
 
@@ -303,11 +315,3 @@ def grid(space: Mapping[str, Any]) -> list[dict[str, float]]:
     if not all(isinstance(values, list) for values in space.values()):
         return []
     return [dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())]
-
-
-def use_threads(number: int | None) -> None:
-    """Set torch's CPU threads."""
-    if number is not None:
-        if number < 1:
-            raise LabError(f"threads must be at least 1, got {number}")
-        torch.set_num_threads(number)

@@ -1,4 +1,16 @@
-"""How the search chooses hyper-parameters."""
+"""How the search chooses hyper-parameters: a Gaussian process, after the default and three random points.
+
+Chosen by simulation: lr curves of 17 optimizers, measured on the text task, with a made-up valley over the
+product of lr and weight decay and noise of 0.01. The mean excess in bits per byte over the best point, in ranges
+of four decades for lr and three for weight decay:
+
+| trials | 6 | 8 | 10 | 12 | 16 |
+| --- | --- | --- | --- | --- | --- |
+| Gaussian process | 0.10 | 0.034 | 0.019 | 0.018 | 0.014 |
+| tree-structured Parzen estimator | 0.22 | 0.16 | 0.094 | 0.059 | 0.040 |
+| steps of a factor of 4 from the default, then a Gaussian process | 0.048 | 0.034 | 0.023 | 0.016 | 0.011 |
+| Gaussian process after the default alone | 0.12 | 0.050 | 0.035 | 0.023 | 0.009 |
+"""
 
 from __future__ import annotations
 

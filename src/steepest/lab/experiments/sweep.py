@@ -31,6 +31,7 @@ WEIGHT_DECAY_RANGE = (1e-3, 1.0)
 Values = tuple[float, float] | Sequence[float]
 Space = Mapping[str, Values]
 """By hyper-parameter: a range (low, high) on a logarithmic axis, or a list of values, which makes a grid."""
+SpaceOf = Callable[[OptimizerSpec], Space]
 
 Budget = Callable[[Mapping[str, Cost]], tuple[int, Sequence[str], Mapping[str, str]]]
 """Receives the costs by label; returns the number of trials, the labels to run, and why the others do not."""
@@ -48,7 +49,7 @@ class Result:
 def sweep(
     task: Task[Any],
     optimizers: OptimizerLike | Iterable[OptimizerLike],
-    space: Space | None = None,
+    space: Space | SpaceOf | None = None,
     *,
     trials: int = 10,
     seeds: int | Sequence[int] = 3,
@@ -76,8 +77,9 @@ def sweep(
     Args:
         task: The training problem.
         optimizers: See `steepest.lab.training.optimizers.resolve_optimizers`.
-        space: What is searched, for every optimizer alike. By default lr, within a factor of 100 of the
-            optimizer's default, and weight_decay from 0.001 to 1 where the optimizer has it.
+        space: What is searched, for every optimizer alike or as a function of the optimizer. By default lr,
+            within a factor of 100 of the optimizer's default, and weight_decay from 0.001 to 1 where the
+            optimizer has it.
         trials: Trials of each optimizer's search. A space of lists is a grid, which sets the number itself.
         seeds: The number of final seeds (1, 2, …), or the seeds. The search uses seed 0.
         steps: Steps of every trial; by default the task's.
@@ -132,8 +134,7 @@ def sweep(
         raise LabError(f"the model of task {task.name!r} has no trainable parameters")
     specs = resolve_optimizers(optimizers, model, settings)
     entries = {spec.label: _entry(spec, space) for spec in specs}
-    if space and any(not isinstance(values, tuple) for values in space.values()):
-        trials = len(grid(next(iter(entries.values())).space))
+    trials = max((len(grid(entry.space)) for entry in entries.values()), default=0) or trials
     if fresh:
         shutil.rmtree(directory, ignore_errors=True)
     try:
@@ -199,11 +200,15 @@ def _final_seeds(seeds: int | Sequence[int]) -> list[int]:
     return chosen
 
 
-def _entry(spec: OptimizerSpec, space: Space | None) -> OptimizerEntry:
-    if space is None:
-        space = {"lr": (spec.default_lr / LR_SPAN, spec.default_lr * LR_SPAN)}
-        if "weight_decay" in spec.hyperparameters:
-            space = {**space, "weight_decay": WEIGHT_DECAY_RANGE}
+def default_space(spec: OptimizerSpec) -> Space:
+    """Return the ranges that a race searches: lr, and weight decay where the optimizer has it."""
+    lr = {"lr": (spec.default_lr / LR_SPAN, spec.default_lr * LR_SPAN)}
+    return {**lr, "weight_decay": WEIGHT_DECAY_RANGE} if "weight_decay" in spec.hyperparameters else lr
+
+
+def _entry(spec: OptimizerSpec, space: Space | SpaceOf | None) -> OptimizerEntry:
+    if not isinstance(space, Mapping):
+        space = (space or default_space)(spec)
     chosen = {}
     for name, values in space.items():
         if name not in spec.hyperparameters:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import LabError
-from ..models.gpt import GPT, GPTConfig
+from ..models.gpt import GPT, GPTConfig, Positions
 from ..records import Metric
-from .corpus import Corpus, standard_library
+from .corpus import Corpus, from_path, standard_library
 from .task import Split, Task
 
 Windows = tuple[Tensor, Tensor]
@@ -22,9 +23,15 @@ _MIN_WINDOWS = 10
 
 
 def text_task(
-    corpus: Corpus | None = None,
-    model: GPTConfig | None = None,
+    path: Path | None = None,
     *,
+    corpus: Corpus | None = None,
+    width: int = 64,
+    depth: int = 2,
+    heads: int = 4,
+    context: int = 64,
+    positions: Positions = "rotary",
+    tied: bool = False,
     batch: int = 8,
     eval_bytes: int = 8_192,
     device: str | torch.device = "cpu",
@@ -32,9 +39,15 @@ def text_task(
     """Create a task that trains a byte-level GPT on text.
 
     Args:
-        corpus: The text; by default the source of Python's standard library.
-        model: The GPT's hyper-parameters; by default it has 0.27 million parameters.
-        batch: Number of windows of `model.context` bytes per step.
+        path: A file or directory with text; by default the source of Python's standard library.
+        corpus: The text itself, instead of a path.
+        width: Features per position. By default the model has 0.13 million parameters.
+        depth: Number of blocks.
+        heads: Number of attention heads.
+        context: Bytes that the model sees.
+        positions: "rotary" or "learned".
+        tied: Whether the output layer shares the embedding's weights.
+        batch: Number of windows of `context` bytes per step.
         eval_bytes: Number of validation bytes for the metric, in evenly spaced windows; of test bytes,
             four times as many.
         device: The training device.
@@ -43,11 +56,14 @@ def text_task(
         The task; its metric is bits per byte (8 for a uniform prediction).
 
     Raises:
-        LabError: the text is too short for the model's context.
+        LabError: there is no text, or too little for the context; or the sizes do not fit together.
     """
-    corpus = standard_library() if corpus is None else corpus
-    config = GPTConfig() if model is None else model
-    context = config.context
+    try:
+        config = GPTConfig(width, depth, heads, context, positions, tied)
+    except ValueError as error:
+        raise LabError(str(error)) from error
+    if corpus is None:
+        corpus = standard_library() if path is None else from_path(path)
     minimum = _MIN_WINDOWS * (context + 1)
     if len(corpus.train) < minimum or min(len(corpus.validation), len(corpus.test)) <= context:
         total = len(corpus.train) + len(corpus.validation) + len(corpus.test)
