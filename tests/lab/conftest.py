@@ -1,14 +1,18 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from steepest.lab import Task
-from steepest.lab.plan import Plan, Request, StepTimes
-from steepest.lab.records import Phase, Record
+from steepest.lab.records import Evaluation, Experiment, Metric, OptimizerEntry, Phase, Record
+from steepest.lab.tasks.task import Split, Task
+
+MACHINE: dict[str, str | int] = {"cpu": "an abacus", "cores": 1, "threads": 1, "device": "cpu", "torch": "2"}
+LOSS = Metric(name="loss", unit="nats")
 
 
 @pytest.fixture(autouse=True)
@@ -21,16 +25,11 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write reports without their plots, which take most of the time."""
-    monkeypatch.setattr("steepest.lab.report.PLOTS", ())
-
-
-@pytest.fixture
 def plane() -> Task[Tensor]:
     """A regression task with randomness in the data order and in training (dropout)."""
     x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
     y = x @ torch.tensor([1.0, -2.0, 3.0, 0.5])
+    rows = {"validation": slice(0, 32), "test": slice(32, 64)}
 
     def batches(seed: int) -> Iterator[Tensor]:
         order = torch.randperm(64, generator=torch.Generator().manual_seed(seed))
@@ -39,95 +38,115 @@ def plane() -> Task[Tensor]:
     def loss(model: nn.Module, batch: Tensor) -> Tensor:
         return (model(x[batch]).squeeze(1) - y[batch]).square().mean()
 
+    def evaluate(model: nn.Module, split: Split) -> dict[str, float]:
+        return {"squared error": (model(x[rows[split]]).squeeze(1) - y[rows[split]]).square().mean().item()}
+
     return Task(
         name="plane",
         make=lambda seed: nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.1), nn.Linear(8, 1)),
         batches=batches,
         loss=loss,
-        evaluate=lambda model: (model(x).squeeze(1) - y).square().mean().item(),
-        metric="squared error",
+        evaluate=evaluate,
+        metrics=(Metric(name="squared error"),),
+        steps=1000,
     )
 
 
-def make_plan(
-    labels: tuple[str, ...] = ("a", "b"),
+def make_experiment(
+    optimizers: Sequence[str] = ("adamw", "lion"),
     *,
+    metric: Metric = LOSS,
+    steps: int = 1000,
     trials: int = 3,
-    seeds: int = 3,
-    limit: float | None = None,
-    lower_is_better: bool = True,
-    default_lr: float = 1e-3,
-) -> Plan:
-    """A plan without measurements."""
-    return Plan(
-        request=Request(
-            task="made up",
-            metric="loss",
-            unit="nats",
-            lower_is_better=lower_is_better,
-            config={"size": 3},
-            parameters=10,
-            device="cpu",
-            threads=1,
-            optimizers={label: {"lr": default_lr, "betas": [0.9, 0.99]} for label in labels},
-            trials=trials,
-            seeds=seeds,
-            evaluations=2,
-            steps=10,
-            budget=None if limit is None else limit / 1.3,
-        ),
-        steps=10,
-        schedule="none",
-        limit=limit,
-        setup_seconds=0.0,
-        times=StepTimes(9, 10.0, dict.fromkeys(labels, 1.0), dict.fromkeys(labels, (0.9, 1.1)), 0.1),
-        machine=MACHINE,
+    seeds: Sequence[int] = (1, 2, 3),
+    space: dict[str, tuple[float, float] | list[float]] | None = None,
+    **others: Any,
+) -> Experiment:
+    """Make an experiment that never ran; the baseline is the first optimizer."""
+    space = {"lr": [1e-4, 1e-3, 1e-2]} if space is None else space
+    entries = {
+        name: OptimizerEntry(entry=name, hyperparameters={"lr": 1e-3, "weight_decay": 0.0}, space=space)
+        for name in optimizers
+    }
+    return Experiment.model_validate(
+        {
+            "name": "made up",
+            "kind": "race",
+            "title": "A made-up race",
+            "task": "made up",
+            "config": {"size": 3},
+            "metrics": [metric],
+            "steps": steps,
+            "schedule": "constant",
+            "trials": trials,
+            "search_seed": 0,
+            "seeds": list(seeds),
+            "baseline": optimizers[0],
+            "optimizers": entries,
+            "command": "steepest race --task made-up",
+            "revision": "0123abc",
+            "machine": MACHINE,
+            "created": "2026-01-01T00:00:00",
+            **others,
+        }
     )
-
-
-MACHINE = {
-    "cpu": "an abacus",
-    "cores": 1,
-    "threads": 1,
-    "device": "cpu",
-    "device_name": "cpu",
-    "system": "none",
-    "python": "3",
-    "torch": "2",
-    "steepest": "0",
-}
 
 
 def make_record(
-    optimizer: str = "a",
-    lr: float = 1e-3,
-    metric: float = 1.0,
+    optimizer: str = "adamw",
+    value: float = 1.0,
     *,
     phase: Phase = "search",
-    number: int = 0,
-    seed: int = 0,
-    seconds: float = 1.0,
+    seed: int | None = None,
+    lr: float = 1e-3,
+    metric: Metric = LOSS,
+    steps: int = 1000,
+    curve: Sequence[tuple[int, float]] | None = None,
+    state_bytes: int = 800,
+    **others: Any,
 ) -> Record:
-    """The record of a trial that never ran; a metric of NaN means that it diverged."""
-    diverged = metric != metric
-    return Record(
-        phase=phase,
-        round=number,
-        optimizer=optimizer,
-        lr=lr,
-        seed=seed,
-        status="diverged" if diverged else "ok",
-        metric=metric,
-        steps=10,
-        curve=[(5, 0.5, 3.0), (10, 1.0, metric)],
-        validation=[(0, 0.0, 5.0), (5, 0.5, 3.0), (10, 1.0, metric)],
-        parameters=10,
-        state_bytes=40,
-        state_bytes_per_parameter=4.0,
-        optimizer_ms=1.0,
-        step_ms=10.0,
-        seconds=seconds,
-        schedule="none",
-        hyper={"betas": [0.9, 0.99]},
-        machine=MACHINE,
+    """Make the record of a trial that never ran.
+
+    Args:
+        optimizer: The optimizer's name.
+        value: The final metric on validation data, and on test data too but in phase `search`. NaN means
+            that the trial diverged.
+        phase: The phase.
+        seed: The seed; 0 in phase `search` and 1 in the others if not given.
+        lr: The only searched hyper-parameter, unless `searched` is given.
+        metric: The primary metric.
+        steps: The number of steps.
+        curve: (step, validation metric) points before the last; the default is 5 at step 0, 3 in the middle.
+        state_bytes: Bytes of state; there are 100 parameters.
+        others: Further fields of the record.
+    """
+    diverged = math.isnan(value)
+    points = [*([(0, 5.0), (steps // 2, 3.0)] if curve is None else curve), (steps, value)]
+    searched = {} if phase == "default" else {"lr": lr}
+    return Record.model_validate(
+        {
+            "experiment": "made up",
+            "task": "made up",
+            "optimizer": optimizer,
+            "phase": phase,
+            "seed": (0 if phase == "search" else 1) if seed is None else seed,
+            "searched": searched,
+            "hyperparameters": {"lr": lr, "weight_decay": 0.0, **others.get("searched", searched)},
+            "status": "diverged" if diverged else "finished",
+            "steps": steps,
+            "last_step": steps // 2 + 1 if diverged else steps,
+            "training_loss": [(step, step / 100, number) for step, number in points[1:]],
+            "validation": [
+                Evaluation(step=step, seconds=step / 100, metrics={metric.name: number})
+                for step, number in (points[:-1] if diverged else points)
+            ],
+            "test": None if diverged or phase == "search" else {metric.name: value},
+            "chosen_step": steps,
+            "parameters": 100,
+            "state_bytes": state_bytes,
+            "seconds": 12.0,
+            "schedule": "constant",
+            "machine": MACHINE,
+            **others,
+        }
     )
