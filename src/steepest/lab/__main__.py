@@ -8,7 +8,18 @@ from importlib.util import find_spec
 
 _BAD_REQUEST = 2
 _INTERRUPTED = 130
-_EXTRA_PACKAGES = ("typer", "rich", "matplotlib", "jinja2", "sklearn")
+_EXTRA_PACKAGES = (
+    "altair",
+    "jinja2",
+    "optuna",
+    "pandas",
+    "pydantic",
+    "rich",
+    "scipy",
+    "sklearn",
+    "typer",
+    "vl_convert",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -18,6 +18,7 @@ from .options import BAD_REQUEST, INTERRUPTED
 from .plan import plan_command
 from .plan_sharded import plan_sharded_command
 from .race import race_command
+from .sweep import sweep_command
 
 app = typer.Typer(
     name="steepest",
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 
 app.command("race")(race_command)
+app.command("sweep")(sweep_command)
 app.command("bench")(bench_command)
 app.command("plan")(plan_command)
 app.command("plan-sharded")(plan_sharded_command)
@@ -41,7 +43,8 @@ def run(arguments: Sequence[str]) -> int:
     A bad request prints one line on standard error and returns 2.
     """
     try:
-        status = app(args=list(arguments), prog_name="steepest", standalone_mode=False)
+        # The workers of a command run it with the same arguments.
+        status = app(args=list(arguments), prog_name="steepest", standalone_mode=False, obj=list(arguments))
     except LabError as error:
         return _report_error(str(error))
     except (KeyboardInterrupt, typer.Abort):
