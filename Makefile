@@ -3,7 +3,7 @@
 # `make bench` measures the steps beside other packages' optimizers, which it installs there too.
 PYTHON ?= python3
 VENV   ?= .venv
-BUDGET ?= 6m
+BUDGET ?= 8m
 OUT    ?= runs/race
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
