@@ -63,7 +63,8 @@ def _short(experiment: Experiment, trials: pd.DataFrame) -> Iterator[str]:
 
 def _unfinished(experiment: Experiment, trials: pd.DataFrame) -> Iterator[str]:
     if trials.empty:
-        yield "Not finished: no trial has ended yet."
+        if not experiment.costs:  # otherwise it only measured
+            yield "Not finished: no trial has ended yet."
         return
     expected = {"tuned": experiment.seeds, "default": experiment.seeds}
     if experiment.kind != "race":  # only a race promises the untuned defaults too

@@ -20,7 +20,7 @@ from altair.utils import schemapi
 from ..analysis import frame
 from ..analysis.ranking import cells, good_region, mean_curve, step_ms, target_value, tuned
 from .merge import Section
-from .table import number
+from .table import decimals, number
 from .theme import Mode, Style, config
 
 Spec = dict[str, Any]
@@ -117,7 +117,7 @@ class _Draw:
                 x=x, y=y, color=color, shape=self.shape(shown), opacity=_opacity(1), tooltip=_tips(*tips)
             ),
         ]
-        return alt.layer(*layers)
+        return _layer(layers)
 
 
 def frontier(section: Section, draw: _Draw) -> Figure | None:
@@ -143,7 +143,7 @@ def frontier(section: Section, draw: _Draw) -> Figure | None:
     line = means.set_index("optimizer").loc[[row.optimizer for row in best]].reset_index()
     widest = max(1.0, float(means["bytes"].max()))
     shown = _known(draw.names, means)
-    x = alt.X("bytes:Q", title="state, bytes per parameter").scale(
+    x = alt.X("bytes:Q", title="state, bytes per parameter", axis=alt.Axis(tickCount=8)).scale(
         domain=[-0.04 * widest, 1.06 * widest], nice=False, zero=False
     )
     y = alt.Y("at:Q", title=_named(section, "test")).scale(domain=[low, high], nice=False, zero=False)
@@ -162,7 +162,9 @@ def frontier(section: Section, draw: _Draw) -> Figure | None:
         .encode(x=x, y=y, color=draw.color(shown), shape=draw.shape(shown), opacity=_opacity(1), tooltip=tooltip),
         *_outside(outside, x, y, metric.lower_is_better, draw),
     ]  # fmt: skip
-    for left, side in means.groupby(means["bytes"] > 0.6 * widest):
+    # On a phone the plot is about 250 pixels wide, and a letter 7.5.
+    room = 250 * (1 - means["bytes"] / (1.1 * widest))
+    for left, side in means.groupby(room < 20 + 7.5 * means["optimizer"].str.len()):
         layers.append(
             alt.Chart(side)
             .mark_text(align="right" if left else "left", dx=-11 if left else 11, fontWeight=600)
@@ -178,7 +180,7 @@ def frontier(section: Section, draw: _Draw) -> Figure | None:
         "is better. On the dashed frontier no other optimizer is better with as little state."
         + (f" Not drawn, for lack of a final result: {', '.join(missing)}." if missing else ""),
         f"State per parameter and mean {metric.name} on test data: {each}. On the frontier: {on}.",
-        [_panel(alt.layer(*layers), _ROWS, zoom=True)],
+        [_panel(_layer(layers), _ROWS, zoom=True)],
         seeds.drop(columns="at"),
     )
 
@@ -234,7 +236,7 @@ def curves(section: Section, draw: _Draw) -> Figure | None:
         f"{experiment.metric.name} on validation data: {ends}.",
         panels,
         points,
-        columns=2,
+        columns=3,
     )
 
 
@@ -280,7 +282,7 @@ def search(section: Section, draw: _Draw) -> Figure | None:
                 alt.Chart(inside[same]).mark_point(size=230, style="outline", filled=False).encode(x=x, y=y)
             )
         best = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in row.best.items()) or "all diverged"
-        panels.append(_panel(alt.layer(*layers), _SMALL, title=[row.optimizer, best], optimizer=row.optimizer))
+        panels.append(_panel(_layer(layers), _SMALL, title=[row.optimizer, best], optimizer=row.optimizer))
         words.append(f"{row.optimizer}: best at {best}; {len(diverged)} of {len(own)} diverged")
     return Figure(
         "search",
@@ -312,7 +314,7 @@ def heat_maps(section: Section, draw: _Draw) -> Figure | None:
         grid = best_first.groupby([x, y], as_index=False).first().assign(optimizer=row.optimizer)
         worst = _range(score, True)[1]
         grid["shade"] = ((worst - grid["score"]) / ((worst - grid["score"].min()) or 1)).clip(0, 1)
-        grid["text"] = [number(v) or "×" for v in grid["validation"]]
+        grid["text"] = ["×" if math.isnan(v) else f"{v:.{min(3, decimals(section.rows))}f}" for v in grid["validation"]]
         grid["best"] = grid["score"] == grid["score"].min()
         at: dict[str, Any] = {
             "x": alt.X(f"{x}:O", title=x.replace("_", " "), axis=alt.Axis(format="~g", labelAngle=0)),
@@ -336,7 +338,7 @@ def heat_maps(section: Section, draw: _Draw) -> Figure | None:
         ]
         share = f"{row.good_cells} of {row.cells} cells within 1 %"
         title, top = [row.optimizer, share], best_first.iloc[0]
-        panels.append(_panel(alt.layer(*layers), 45 + 34 * grid[y].nunique(), title=title, optimizer=row.optimizer))
+        panels.append(_panel(_layer(layers), 45 + 34 * grid[y].nunique(), title=title, optimizer=row.optimizer))
         words.append(f"{row.optimizer}: best {number(top['validation'], 4)} at {x} {top[x]:g}, {y} {top[y]:g}; {share}")
         tables.append(grid.drop(columns=["score", "shade", "text"]))
     if not panels:
@@ -417,7 +419,7 @@ def costs(section: Section, draw: _Draw) -> Figure | None:
             alt.Chart(own[~own["planned"]]).mark_point(size=70).encode(**marks),
             alt.Chart(own[own["planned"]]).mark_point(size=70, filled=False, strokeWidth=1.8).encode(**marks),
         ]
-        panels.append(_panel(alt.layer(*layers), 300, title=title, zoom=True))
+        panels.append(_panel(_layer(layers), 300, title=title, zoom=True))
     largest = table[(table["quantity"] == "state_bytes") & (table["parameters"] == table["parameters"].max())]
     each = "; ".join(f"{name} {number(v / 2**30)} GiB" for name, v in zip(largest["optimizer"], largest["value"], strict=True))
     return Figure(
@@ -458,7 +460,7 @@ def series(section: Section, draw: _Draw) -> list[Figure]:
                     x=x, y=y, detail=alt.Detail("tensor:N"), color=draw.color([]).legend(None), opacity=_opacity(0.7),
                     tooltip=_tips("optimizer:N", "tensor:N", "step:Q", "value:Q"),
                 )  # fmt: skip
-                panels.append(_panel(alt.layer(line), _SMALL, title=str(name), optimizer=str(name)))
+                panels.append(_panel(_layer([line]), _SMALL, title=str(name), optimizer=str(name)))
             else:
                 layer = draw.lines(own, x, y, ["optimizer:N", "tensor:N", "step:Q", "value:Q"])
                 panels.append(_panel(layer, _SMALL, title=str(name or quantity)))
@@ -499,16 +501,23 @@ def _panel(
     return spec
 
 
+def _layer(charts: Sequence[alt.Chart]) -> alt.LayerChart:
+    return alt.layer(*(chart for chart in charts if len(chart.data)))  # Vega warns of a scale without data
+
+
 def _outside(table: pd.DataFrame, x: alt.X, y: alt.Y, lower: bool, draw: _Draw) -> list[alt.Chart]:
     """Draw arrows at the range's end for values beyond it, with the values as text."""
     if table.empty:
         return []
-    table = table.assign(text=[number(value) for value in table["value"]])
-    base = alt.Chart(table).encode(x=x, y=y, opacity=_opacity(1), tooltip=_tips("optimizer:N", "value:Q"))
-    up = "triangle-up" if lower else "triangle-down"
+    field = str(x.shorthand).split(":")[0]  # type: ignore[attr-defined]
+    ends = table.groupby(["optimizer", field, "at"], as_index=False)["value"].agg(["min", "max"])
+    ends["text"] = ["–".join(dict.fromkeys((number(a), number(b)))) for a, b in zip(ends["min"], ends["max"], strict=True)]
+    arrows = alt.Chart(table).mark_point(shape="triangle-up" if lower else "triangle-down", size=80)
+    tooltip, color = _tips("optimizer:N", f"{field}:Q", "value:Q"), draw.color([]).legend(None)
+    words = alt.Chart(ends).mark_text(dy=14 if lower else -14, fontSize=11)
     return [
-        base.mark_point(shape=up, size=80).encode(color=draw.color([]).legend(None)),
-        base.mark_text(dy=14 if lower else -14, fontSize=11).encode(text=alt.Text("text:N")),
+        arrows.encode(x=x, y=y, opacity=_opacity(1), tooltip=tooltip, color=color),
+        words.encode(x=x, y=y, opacity=_opacity(1), text=alt.Text("text:N")),
     ]
 
 
@@ -528,7 +537,7 @@ def _range(values: Any, lower_is_better: bool) -> tuple[float, float]:
 
 def _label_places(means: pd.DataFrame, gap: float) -> list[float]:
     """Return heights at which the labels of nearby points do not overlap."""
-    near = 0.3 * max(1.0, float(means["bytes"].max()))
+    near = 0.25 * max(1.0, float(means["bytes"].max()))
     placed: list[tuple[float, float]] = []
     for x, y in zip(means["bytes"], means["at"], strict=True):
         shifts = sorted(range(-len(means), len(means) + 1), key=abs)

@@ -121,9 +121,9 @@ def columns(section: Section) -> list[Column]:
         lambda row: number(row.state_bytes), lambda row: row.state_bytes)
     add(1, "step ms", "Median milliseconds of optimizer.step(); all optimizers took turns on one model.",
         lambda row: number(_ms(row)), _ms)
-    add(4, f"× {base}", f"Step time divided by {base}'s.", lambda row: number(row.step_ratio), lambda row: row.step_ratio)
+    add(4, f"× {base}", f"Step time divided by {base}'s.", lambda row: "" if math.isnan(row.step_ratio) else f"{row.step_ratio:.2f}", lambda row: row.step_ratio)
     add(2, f"steps to {base}'s", f"Steps after which the mean curve reaches {base}'s final value on validation data.",
-        lambda row: number(row.steps_to_target, 4) or "–" * bool(base), lambda row: row.steps_to_target)
+        lambda row: number(round(row.steps_to_target) if row.steps_to_target >= 0 else math.nan, 6) or "–" * bool(base), lambda row: row.steps_to_target)
     add(1, f"seconds to {base}'s", "These steps × the timed milliseconds of a training step.",
         lambda row: number(row.seconds_to_target) or "–" * bool(base), lambda row: row.seconds_to_target)
     add(6, "decayed there", f"Test {metric.name} if the schedule ends at that step. ✓: its validation mean reaches the target.",
@@ -138,10 +138,10 @@ def columns(section: Section) -> list[Column]:
 
 def verdict(section: Section) -> str:
     """Return the answer in a sentence or two."""
-    rows, metric = section.rows, section.experiment.metric
+    experiment, rows, metric = section.experiment, section.rows, section.experiment.metric
     ranked = [row for row in rows if row.test.finite]
     if not ranked:
-        return "No optimizer has a final result yet."
+        return "Nothing was trained." if not experiment.seeds or not section.records and experiment.costs else "No optimizer has a final result yet."
     first, places = ranked[0], decimals(rows)
     tied = [row.optimizer for row in ranked[1:] if row.tie]
     text = f"{first.optimizer} has the best {metric.name} on test data, {estimate(first.test, places)}"
