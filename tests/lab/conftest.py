@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from steepest.lab.records import Evaluation, Experiment, Metric, OptimizerEntry, Phase, Record
+from steepest.lab.records import Evaluation, Experiment, Metric, OptimizerEntry, Phase, Range, Record
 from steepest.lab.tasks.task import Split, Task
 
 MACHINE: dict[str, str | int] = {"cpu": "an abacus", "cores": 1, "threads": 1, "device": "cpu", "torch": "2"}
@@ -59,7 +59,7 @@ def make_experiment(
     steps: int = 1000,
     trials: int = 3,
     seeds: Sequence[int] = (1, 2, 3),
-    space: dict[str, tuple[float, float] | list[float]] | None = None,
+    space: dict[str, Range | list[float]] | None = None,
     **others: Any,
 ) -> Experiment:
     """Make an experiment that never ran; the baseline is the first optimizer."""

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ..records import Cost, Experiment, Record
+from ..records import Cost, Experiment, Range, Record
 from . import frame
 
 SIGNIFICANT = 0.01
@@ -202,7 +202,9 @@ def good_region(experiment: Experiment, table: pd.DataFrame) -> pd.Series[bool]:
     return (table["validation"] - best).abs() <= GOOD * abs(best)
 
 
-def edges(best: Mapping[str, float], tried: pd.DataFrame, space: Mapping[str, Sequence[float]]) -> dict[str, Edge]:
+def edges(
+    best: Mapping[str, float], tried: pd.DataFrame, space: Mapping[str, Range | list[float]]
+) -> dict[str, Edge]:
     """Return which best values are the lowest or the highest of those tried, or lie at their range's bound.
 
     A lowest value of 0 is no edge, as nothing lies beyond it. A value that was not varied has no edges.
@@ -212,7 +214,8 @@ def edges(best: Mapping[str, float], tried: pd.DataFrame, space: Mapping[str, Se
         values = tried[name].dropna() if name in tried else pd.Series(dtype=float)
         if values.nunique() < 2:
             continue
-        bounds = [*space.get(name, ())]
+        searched = space.get(name, [])
+        bounds = [searched.low, searched.high] if isinstance(searched, Range) else searched
         # A sampler rarely proposes the bound itself: 2 % beside it is at it.
         if value >= values.max() or (bounds and value >= max(bounds) / 1.02):
             found[name] = "highest"
