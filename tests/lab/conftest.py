@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from steepest.lab.records import Evaluation, Experiment, Metric, OptimizerEntry, Phase, Record
+from steepest.lab.records import Evaluation, Experiment, Metric, OptimizerEntry, Phase, Range, Record
 from steepest.lab.tasks.task import Split, Task
 
 MACHINE: dict[str, str | int] = {"cpu": "an abacus", "cores": 1, "threads": 1, "device": "cpu", "torch": "2"}
@@ -24,7 +24,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def plane() -> Task[Tensor]:
     """A regression task with randomness in the data order and in training (dropout)."""
     x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
@@ -59,7 +59,7 @@ def make_experiment(
     steps: int = 1000,
     trials: int = 3,
     seeds: Sequence[int] = (1, 2, 3),
-    space: dict[str, tuple[float, float] | list[float]] | None = None,
+    space: dict[str, Range | list[float]] | None = None,
     **others: Any,
 ) -> Experiment:
     """Make an experiment that never ran; the baseline is the first optimizer."""
