@@ -24,7 +24,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def plane() -> Task[Tensor]:
     """A regression task with randomness in the data order and in training (dropout)."""
     x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -189,7 +190,9 @@ class Experiment(_Model):
         except FileNotFoundError:
             raise LabError(f"{directory} holds no experiment: there is no {EXPERIMENT_FILE}") from None
         except ValidationError as error:
-            raise LabError(f"{path} is not an experiment that this version can read: {_first(error)}") from error
+            raise LabError(
+                f"{path} is not an experiment that this version can read: {_first(error)}"
+            ) from error
 
 
 def read_records(directory: Path) -> list[Record]:
@@ -217,7 +220,8 @@ def write_records(directory: Path, records: list[Record]) -> None:
 
 def _replace(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".draft")
+    # Several workers may write at once.
+    draft = path.with_suffix(f".{os.getpid()}.draft")
     draft.write_text(text, encoding="utf-8")
     draft.replace(path)
 

@@ -78,7 +78,9 @@ def race(
 
     def fit(costs: Mapping[str, Cost]) -> tuple[int, list[str], dict[str, str]]:
         assert seconds is not None
-        chosen, labels = fit_budget(costs, number_of_steps, seeds, PLANNED_FRACTION * seconds * workers, seconds)
+        chosen, labels = fit_budget(
+            costs, number_of_steps, seeds, PLANNED_FRACTION * seconds * workers, seconds
+        )
         reason = f"it did not fit the budget of {format_duration(seconds)}"
         callback.message(
             f"{len(labels)} optimizers fit the budget: {', '.join(labels)}; each {chosen} search trials and "
@@ -89,7 +91,7 @@ def race(
     return sweep(
         task,
         optimizers,
-        trials=trials or 1,
+        trials=1 if trials is None else trials,
         seeds=seeds,
         steps=steps,
         out=out,
@@ -156,5 +158,7 @@ def parse_seconds(text: str | float) -> float:
         whole = re.fullmatch(rf"\s*(?:{_PART}\s*)+", str(text), re.IGNORECASE)
         value = sum(float(number) * _UNITS[unit.lower()] for number, unit in parts) if whole else math.nan
     if not 0 < value < math.inf:
-        raise LabError(f"bad budget {text!r}: give a positive time such as 90s, 5m, 1h or a number of seconds")
+        raise LabError(
+            f"bad budget {text!r}: give a positive time such as 90s, 5m, 1h or a number of seconds"
+        )
     return value

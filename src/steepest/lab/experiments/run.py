@@ -42,7 +42,17 @@ def join(directory: Path, wanted: Experiment, storage: Storage) -> Experiment:
     if saved is not None:
         # As it will be read: JSON knows no tuples.
         wanted = Experiment.model_validate_json(wanted.model_dump_json())
-        free = {"optimizers", "not_run", "seeds", "costs", "command", "revision", "machine", "created", "notes"}
+        free = {
+            "optimizers",
+            "not_run",
+            "seeds",
+            "costs",
+            "command",
+            "revision",
+            "machine",
+            "created",
+            "notes",
+        }
         differing = [
             f"{name} is {getattr(saved, name)} there and {getattr(wanted, name)} here"
             for name in Experiment.model_fields
@@ -65,9 +75,7 @@ def join(directory: Path, wanted: Experiment, storage: Storage) -> Experiment:
         wanted = saved.model_copy(
             update={
                 "optimizers": added,
-                "not_run": {
-                    k: v for k, v in {**saved.not_run, **wanted.not_run}.items() if k not in added
-                },
+                "not_run": {k: v for k, v in {**saved.not_run, **wanted.not_run}.items() if k not in added},
                 "seeds": sorted({*saved.seeds, *wanted.seeds}),
                 "costs": {**saved.costs, **wanted.costs},
             }
@@ -122,25 +130,31 @@ class Runner:
         self._schedule = schedule
         self._callback = callback
         self._observe = observe
+        self._repeated = False
 
     def run(self) -> list[Record]:
         """Run all missing trials, wait for those of other workers, and return all records."""
         records = self.export()
         self._shown = {_key(record) for record in records}
-        self._callback.on_start(self._experiment, records)
         try:
+            self._callback.on_start(self._experiment, records)
             while True:
+                self._storage.refresh()
                 self._show_new()
                 job = self._next()
                 if job is not None:
                     self._run(job)
-                elif self._others_run():
+                elif self._next(alone=True) is not None or self._others_run():
                     time.sleep(_WAIT_SECONDS)
                 else:
-                    return self.export()
+                    break
         finally:
-            self.export()
-            self._callback.on_end()
+            # The other workers of this command stop first, so that no older export replaces this one.
+            try:
+                self._callback.on_end()
+            finally:
+                records = self.export()
+        return records
 
     def _show_new(self) -> None:
         """Report the trials that finished since the last time, those of other workers too."""
@@ -151,8 +165,10 @@ class Runner:
 
     def records(self) -> list[Record]:
         """Return the finished trials, for every optimizer the same number of search trials at most."""
+        # Another process may have added optimizers.
+        saved = self._storage.load_experiment() or self._experiment
         found: list[Record] = []
-        for label in self._experiment.optimizers:
+        for label in saved.optimizers:
             found += [record for _, record in self._searched(label)]
             for phase in files.FINAL_PHASES:
                 found += [record for _, record in self._storage.finished(label, phase)]
@@ -160,6 +176,7 @@ class Runner:
 
     def export(self) -> list[Record]:
         """Write `records.jsonl` and return the records."""
+        self._storage.refresh()
         records = self.records()
         files.write_records(self._directory, records)
         return records
@@ -168,13 +185,17 @@ class Runner:
         # Two workers may have started the last trial at once.
         return self._storage.finished(label, "search")[: self._experiment.trials]
 
-    def _next(self) -> _Job | None:
-        return self._next_search() or self._next_final()
+    def _running(self, label: str, phase: Phase, alone: bool) -> list[dict[str, float]]:
+        return [] if alone else self._storage.running(label, phase)
 
-    def _next_search(self) -> _Job | None:
+    def _next(self, alone: bool = False) -> _Job | None:
+        """Return the next trial that nobody runs; if `alone`, the next that has not finished."""
+        return self._next_search(alone) or self._next_final(alone)
+
+    def _next_search(self, alone: bool) -> _Job | None:
         experiment = self._experiment
         tried = {
-            label: [values for values, _ in self._searched(label)] + self._storage.running(label, "search")
+            label: [values for values, _ in self._searched(label)] + self._running(label, "search", alone)
             for label in self._specs
             if experiment.optimizers[label].space
         }
@@ -200,13 +221,13 @@ class Runner:
             start[name] = default if inside else math.sqrt(values.low * values.high)
         return start
 
-    def _next_final(self) -> _Job | None:
+    def _next_final(self, alone: bool) -> _Job | None:
         experiment = self._experiment
         best = {label: self._best(label) for label in self._specs}
         for phase in ("tuned", "default"):
             for seed, label in itertools.product(experiment.seeds, self._specs):
                 values = best[label] if phase == "tuned" else {}
-                if values is not None and not self._known(label, phase, seed):
+                if values is not None and not self._known(label, phase, seed, alone):
                     return self._job(label, phase, seed, values)
         for label in self._specs:
             steps = self._decayed_steps(label)
@@ -214,7 +235,7 @@ class Runner:
             if steps is None or values is None:
                 continue
             for seed in experiment.seeds:
-                if not self._known(label, "decayed", seed):
+                if not self._known(label, "decayed", seed, alone):
                     return self._job(label, "decayed", seed, values, steps)
         return None
 
@@ -223,9 +244,9 @@ class Runner:
     ) -> _Job:
         return _Job(Trial(label, phase, seed, values, steps or self._experiment.steps))
 
-    def _known(self, label: str, phase: Phase, seed: int) -> bool:
+    def _known(self, label: str, phase: Phase, seed: int, alone: bool) -> bool:
         done = [record.seed for _, record in self._storage.finished(label, phase)]
-        return seed in done or {"seed": float(seed)} in self._storage.running(label, phase)
+        return seed in done or {"seed": float(seed)} in self._running(label, phase, alone)
 
     def _best(self, label: str) -> dict[str, float] | None:
         """Return the best values of a finished search; None before its end and if every trial diverged."""
@@ -233,10 +254,15 @@ class Runner:
         if not space:
             return None
         found = self._searched(label)
-        if len(found) < self._experiment.trials:
+        # One trial too many may still run, but be older than a finished one, which it will then replace.
+        if len(found) < self._experiment.trials or self._storage.running(label, "search"):
             return None
         metric = self._experiment.metric
-        finite = [(metric.score(record.validated(metric.name)), values) for values, record in found if record.finished]
+        finite = [
+            (metric.score(record.validated(metric.name)), values)
+            for values, record in found
+            if record.finished
+        ]
         return min(finite, key=lambda pair: pair[0])[1] if finite else None
 
     def _decayed_steps(self, label: str) -> int | None:
@@ -245,6 +271,10 @@ class Runner:
         baseline = experiment.baseline
         if baseline not in experiment.optimizers or label == baseline:
             return None
+        done = self._storage.finished(label, "decayed")
+        if done:
+            # Seeds that were added later must not move the target.
+            return done[0][1].steps
         curves = []
         for name in (baseline, label):
             tuned = [record for _, record in self._storage.finished(name, "tuned")]
@@ -271,9 +301,7 @@ class Runner:
 
         def objective(values: dict[str, float]) -> tuple[float, Record]:
             # The values may be those of a trial that another worker has queued.
-            this = (
-                replace(trial, values=values) if searching else replace(trial, seed=round(values["seed"]))
-            )
+            this = replace(trial, values=values) if searching else replace(trial, seed=round(values["seed"]))
             self._callback.on_trial_start(this)
             record = run_trial(
                 self._task,
@@ -286,18 +314,27 @@ class Runner:
             )
             # A search needs finite values; diverging is as bad as not training.
             untrained = metric.score(record.validation[0].metrics[metric.name])
+            if not math.isfinite(untrained):
+                raise LabError(
+                    f"task {self._task.name!r}: {metric.name} of the untrained model is {abs(untrained)}"
+                )
             score = metric.score(record.validated(metric.name)) if record.finished else untrained
             return min(score, untrained), record
 
-        number = len(self._storage.finished(trial.optimizer, "search"))
+        number = len(
+            self._storage.finished(trial.optimizer, "search")
+            + self._storage.running(trial.optimizer, "search")
+        )
         ranges = {n: (each.low, each.high) for n, each in space.items() if isinstance(each, Range)}
-        self._storage.run(
+        self._repeated = not self._storage.run(
             trial.optimizer,
             trial.phase,
             objective,
             values=(trial.values if searching else {"seed": float(trial.seed)}) if job.chosen else None,
             ranges=ranges if searching and ranges else None,
-            sampler=None if job.chosen else make_sampler(self._experiment.search_seed, number),
+            sampler=None
+            if job.chosen
+            else make_sampler(self._experiment.search_seed, number, anywhere=self._repeated),
         )
 
 
@@ -312,6 +349,6 @@ def grid(space: Mapping[str, Any]) -> list[dict[str, float]]:
         >>> grid({"lr": [0.1, 0.2], "weight_decay": [0.0]})
         [{'lr': 0.1, 'weight_decay': 0.0}, {'lr': 0.2, 'weight_decay': 0.0}]
     """
-    if not all(isinstance(values, list) for values in space.values()):
+    if not space or not all(isinstance(values, list) for values in space.values()):
         return []
     return [dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())]

@@ -64,6 +64,20 @@ class Storage:
             event.listen(storage.engine, "connect", _write_ahead)
         self._storage = storage
         self._studies: dict[tuple[str, str], optuna.Study] = {}
+        self._trials: dict[tuple[str, str], list[FrozenTrial]] = {}
+        self._records: dict[int, Record] = {}
+
+    def clear(self) -> None:
+        """Delete the experiment's studies."""
+        for name in optuna.get_all_study_names(self._storage):
+            if name.startswith(f"{self.name}/"):
+                optuna.delete_study(study_name=name, storage=self._storage)
+        self._studies.clear()
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Forget what was read of the trials, so that the next call sees those of other workers."""
+        self._trials.clear()
 
     def load_experiment(self) -> Experiment | None:
         """Return the experiment as it was last saved; None before that."""
@@ -89,19 +103,20 @@ class Storage:
     def finished(self, optimizer: str, phase: str) -> list[tuple[dict[str, float], Record]]:
         """Return the values and records of the finished trials, oldest first, without duplicates."""
         found: dict[str, tuple[dict[str, float], Record]] = {}
-        for trial in self._trials(optimizer, phase, TrialState.COMPLETE):
+        for trial in self._read(optimizer, phase, TrialState.COMPLETE):
+            if trial._trial_id not in self._records:
+                self._records[trial._trial_id] = Record.model_validate(trial.user_attrs[_RECORD])
             found.setdefault(
-                str(sorted(trial.params.items())),
-                (trial.params, Record.model_validate(trial.user_attrs[_RECORD])),
+                str(sorted(trial.params.items())), (trial.params, self._records[trial._trial_id])
             )
         return list(found.values())
 
     def running(self, optimizer: str, phase: str) -> list[dict[str, float]]:
         """Return the values of the trials that a live worker runs; trials of dead workers are given up."""
-        study = self.study(optimizer, phase)
-        if self._trials(optimizer, phase, TrialState.RUNNING):
-            optuna.storages.fail_stale_trials(study)
-        return [trial.params for trial in self._trials(optimizer, phase, TrialState.RUNNING)]
+        if self._read(optimizer, phase, TrialState.RUNNING):
+            optuna.storages.fail_stale_trials(self.study(optimizer, phase))
+            self._trials.pop((optimizer, phase))
+        return [_values(trial) for trial in self._read(optimizer, phase, TrialState.RUNNING)]
 
     def run(
         self,
@@ -112,10 +127,11 @@ class Storage:
         values: Mapping[str, float] | None = None,
         ranges: Mapping[str, tuple[float, float]] | None = None,
         sampler: BaseSampler | None = None,
-    ) -> None:
-        """Run one trial and keep its record.
+    ) -> bool:
+        """Run one trial and keep its record; return whether it was run.
 
-        Another worker may have begun the same trial since the caller chose it; then nothing is run.
+        It is not, if the same trial was begun before: by another worker since the caller chose it, or because
+        the sampler repeats itself.
 
         Args:
             optimizer: The optimizer's label.
@@ -127,10 +143,12 @@ class Storage:
         """
         study = self.study(optimizer, phase)
         study.sampler = RandomSampler() if sampler is None else sampler
+        ran = False
         if values is not None:
             study.enqueue_trial(dict(values))
 
         def body(trial: optuna.Trial) -> float:
+            nonlocal ran
             chosen = {
                 name: trial.suggest_float(name, *ranges[name], log=True)
                 if ranges is not None
@@ -139,22 +157,37 @@ class Storage:
             }
             if self._is_duplicate(study, trial):
                 raise optuna.TrialPruned
+            ran = True
             value, record = objective(chosen)
             trial.set_user_attr(_RECORD, record.model_dump(mode="json"))
             return value
 
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Fixed parameter")
-            study.optimize(body, n_trials=1)
+        try:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", message="Fixed parameter")
+                study.optimize(body, n_trials=1)
+        finally:
+            self.refresh()
+        return ran
 
-    def _trials(self, optimizer: str, phase: str, state: TrialState) -> list[FrozenTrial]:
-        return self.study(optimizer, phase).get_trials(deepcopy=False, states=(state,))
+    def _read(self, optimizer: str, phase: str, state: TrialState) -> list[FrozenTrial]:
+        key = (optimizer, phase)
+        if key not in self._trials:
+            self._trials[key] = self.study(optimizer, phase).get_trials(deepcopy=False)
+        return [trial for trial in self._trials[key] if trial.state == state]
 
     @staticmethod
     def _is_duplicate(study: optuna.Study, trial: optuna.Trial) -> bool:
         others = study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.COMPLETE))
-        return any(other.number < trial.number and other.params == trial.params for other in others)
+        return any(other.number < trial.number and _values(other) == trial.params for other in others)
+
+
+def _values(trial: FrozenTrial) -> dict[str, float]:
+    # A trial that has just begun may not have taken up all of its values yet.
+    return {**trial.system_attrs.get("fixed_params", {}), **trial.params}
 
 
 def _write_ahead(connection: Any, record: Any) -> None:
     connection.execute("PRAGMA journal_mode=WAL")
+    # With a write-ahead log this survives a crash of the process, and saves most of the waiting for the disk.
+    connection.execute("PRAGMA synchronous=NORMAL")

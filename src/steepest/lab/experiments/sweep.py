@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -91,7 +90,8 @@ def sweep(
         schedule: The learning-rate schedule; by default warm-up and cosine decay.
         baseline: The optimizer whose final metric is the target; by default `adamw` if it is there.
         storage: The database's URL; by default an SQLite file in `out`.
-        fresh: Delete an earlier experiment in `out` first.
+        fresh: Delete an earlier experiment of this name from the storage first. Files that an experiment
+            does not write stay in `out`.
         timing_seconds: How long the optimizers' steps are timed in turns; 0 leaves out the timing.
         budget: Chooses, from the costs, how many trials and which optimizers a new experiment has.
         notes: Sentences for the report.
@@ -134,14 +134,19 @@ def sweep(
         raise LabError(f"the model of task {task.name!r} has no trainable parameters")
     specs = resolve_optimizers(optimizers, model, settings)
     entries = {spec.label: _entry(spec, space) for spec in specs}
-    trials = max((len(grid(entry.space)) for entry in entries.values()), default=0) or trials
-    if fresh:
-        shutil.rmtree(directory, ignore_errors=True)
+    cells = {len(grid(entry.space)) for entry in entries.values() if entry.space}
+    if len(cells) > 1:
+        raise LabError(
+            "every optimizer needs the same number of trials: give all a grid of the same size, or ranges"
+        )
+    trials = max(cells, default=0) or trials
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise LabError(f"cannot write to {directory}: {error.strerror or error}") from error
     store = Storage(directory, name or directory.name, storage)
+    if fresh:
+        store.clear()
     saved = store.load_experiment()
     known = set() if saved is None else {*saved.optimizers, *saved.not_run}
     costs: Mapping[str, Cost] = {}
@@ -155,12 +160,11 @@ def sweep(
         else:
             trials, run, not_run = saved.trials, [*entries], saved.not_run
         entries = {label: entries[label] for label in run if label not in not_run}
-    if baseline is not None and baseline not in entries:
-        raise LabError(f"the baseline {baseline!r} is not among the optimizers {', '.join(entries)}")
-    if saved is not None:
-        baseline = saved.baseline
-    elif baseline is None and "adamw" in entries:
-        baseline = "adamw"
+    candidates = entries if saved is None else {**saved.optimizers, **entries}
+    if baseline is None:
+        baseline = saved.baseline if saved is not None else "adamw" if "adamw" in entries else None
+    elif baseline not in candidates:
+        raise LabError(f"the baseline {baseline!r} is not among the optimizers {', '.join(candidates)}")
     experiment = join(
         directory,
         Experiment(
@@ -195,15 +199,23 @@ def sweep(
 
 def _final_seeds(seeds: int | Sequence[int]) -> list[int]:
     chosen = list(range(1, seeds + 1)) if isinstance(seeds, int) else sorted(set(seeds))
+    if not chosen:
+        raise LabError(f"seeds must be at least 1, got {seeds}")
     if SEARCH_SEED in chosen or any(seed < 0 for seed in chosen):
         raise LabError(f"final seeds must be positive, because the search uses seed {SEARCH_SEED}: {chosen}")
     return chosen
 
 
 def default_space(spec: OptimizerSpec) -> Space:
-    """Return the ranges that a race searches: lr, and weight decay where the optimizer has it."""
-    lr = {"lr": (spec.default_lr / LR_SPAN, spec.default_lr * LR_SPAN)}
-    return {**lr, "weight_decay": WEIGHT_DECAY_RANGE} if "weight_decay" in spec.hyperparameters else lr
+    """Return the ranges that a race searches: lr, and weight decay where the optimizer has it.
+
+    What the request has fixed is not searched.
+    """
+    ranges = {
+        "lr": (spec.default_lr / LR_SPAN, spec.default_lr * LR_SPAN),
+        "weight_decay": WEIGHT_DECAY_RANGE,
+    }
+    return {n: r for n, r in ranges.items() if n in spec.hyperparameters and n not in spec.settings}
 
 
 def _entry(spec: OptimizerSpec, space: Space | SpaceOf | None) -> OptimizerEntry:
@@ -216,14 +228,14 @@ def _entry(spec: OptimizerSpec, space: Space | SpaceOf | None) -> OptimizerEntry
         chosen[name] = _values(name, values)
         if len({type(values) for values in chosen.values()}) > 1:
             raise LabError("give ranges for all searched hyper-parameters, or lists for all")
-    return OptimizerEntry(
-        entry=spec.entry, hyperparameters=dict(spec.hyperparameters), space=chosen
-    )
+    return OptimizerEntry(entry=spec.entry, hyperparameters=dict(spec.hyperparameters), space=chosen)
 
 
 def _values(name: str, values: Values) -> Range | list[float]:
     if not isinstance(values, tuple):
-        return [float(value) for value in values]
+        if not values:
+            raise LabError(f"the grid has no values of {name}")
+        return list(dict.fromkeys(float(value) for value in values))
     low, high = values
     if not 0 < low < high:
         raise LabError(f"the range of {name} must satisfy 0 < low < high, got {low} to {high}")

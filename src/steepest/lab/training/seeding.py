@@ -10,7 +10,8 @@ import torch
 from ..errors import LabError
 from ..tasks.task import Batch, Task
 
-_EPOCH_STRIDE = 1_000_003
+STRIDE = 1_000_003
+"""Between the seeds of successive epochs, and of steps, so that they do not repeat those of another trial."""
 
 
 @contextmanager
@@ -31,6 +32,16 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+def reseed(seed: int, device: torch.device) -> None:
+    """Seed the global generators of the CPU and of `device`.
+
+    Unlike `torch.manual_seed`, this takes microseconds, and stores nothing where CUDA is not initialized.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+
+
 def infinite_batches(task: Task[Batch], seed: int) -> Iterator[Batch]:
     """Yield the task's batches for `seed`, epoch after epoch, each epoch in a different order.
 
@@ -42,7 +53,7 @@ def infinite_batches(task: Task[Batch], seed: int) -> Iterator[Batch]:
     while True:
         # The first epoch uses the trial's seed itself. The stride keeps later epochs from repeating
         # the first epoch of another seed.
-        batches: Iterable[Batch] = task.batches(seed + epoch * _EPOCH_STRIDE)
+        batches: Iterable[Batch] = task.batches(seed + epoch * STRIDE)
         empty = True
         for batch in batches:
             empty = False

@@ -19,7 +19,7 @@ from . import machine
 from .clock import device_of, now
 from .optimizers import OptimizerSpec, trainable
 from .schedule import Schedule
-from .seeding import infinite_batches, seeded
+from .seeding import STRIDE, infinite_batches, reseed, seeded
 from .state_memory import state_bytes
 
 MAX_LOSS_POINTS = 50
@@ -91,6 +91,8 @@ def run_trial(
         model.train()
         while step < steps and not diverged:
             step += 1
+            # Some optimizers draw from the global generators, which must not change data or dropout.
+            reseed(trial.seed + step * STRIDE, device)
             optimizer.zero_grad(set_to_none=True)
             loss = task.loss(model, next(batches))
             loss.backward()  # type: ignore[no-untyped-call]
