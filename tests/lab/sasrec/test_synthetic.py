@@ -8,7 +8,7 @@ from torch import Tensor
 
 from steepest.lab.tasks.sasrec import Synthetic, SyntheticConfig, baselines, generate
 
-CONFIG = SyntheticConfig(users=1000, items=200, clusters=5, max_length=16, seed=3)
+CONFIG = SyntheticConfig(users=1000, items=200, clusters=5, successors=3, max_length=16, seed=3)
 
 
 @pytest.fixture(scope="module")

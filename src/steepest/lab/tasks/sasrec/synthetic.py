@@ -35,8 +35,8 @@ class SyntheticConfig:
 
     users: int = 2000
     items: int = 400
-    clusters: int = 10
-    successors: int = 3
+    clusters: int = 4
+    successors: int = 2
     min_length: int = 8
     max_length: int = 24
     seed: int = 0

@@ -33,7 +33,7 @@ def sasrec_task(
     model: SASRecConfig | None = None,
     *,
     batch: int = 64,
-    steps: int = 1500,
+    steps: int = 1200,
     device: str | torch.device = "cpu",
 ) -> Task[Sequences]:
     """Create a task that trains SASRec to rank each user's next item.
@@ -81,7 +81,7 @@ def reversal_task(
     model: SASRecConfig | None = None,
     *,
     batch: int = 64,
-    steps: int = 1500,
+    steps: int = 1200,
     evaluations: int = 30,
     device: str | torch.device = "cpu",
 ) -> Task[Sequences]:
