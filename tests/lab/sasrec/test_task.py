@@ -2,16 +2,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
 
+from steepest.lab.errors import LabError
+from steepest.lab.tasks.load import load_task
 from steepest.lab.tasks.sasrec import SASRecConfig, SyntheticConfig, baselines, generate
 from steepest.lab.tasks.sasrec.interactions import Interactions
-from steepest.lab.tasks.sasrec.task import TrainingData, held_out_items, reversal_task, sasrec_task
+from steepest.lab.tasks.sasrec.task import (
+    TrainingData,
+    held_out_items,
+    next_item_task,
+    reversal_task,
+    sasrec_task,
+)
 
 DATA = SyntheticConfig(users=300, items=60, clusters=3, max_length=14)
-LARGER = SyntheticConfig(users=400, items=120, clusters=3)
+LARGER = SyntheticConfig(users=400, items=90, clusters=3, max_length=12)
 MODEL = SASRecConfig(width=16, blocks=1, dropout=0.1)
 
 
@@ -64,7 +73,7 @@ def test_negatives_are_uniform_over_what_the_user_has_not_seen() -> None:
 
 def test_batches_follow_the_seed_and_cover_an_epoch() -> None:
     data = generate(DATA).interactions
-    task = sasrec_task(data, MODEL, batch=100)
+    task = next_item_task(data, MODEL, batch=100)
     first, again, other = (list(islice(iter(task.batches(seed)), 3)) for seed in (5, 5, 6))
     for (a, b, c), (x, y, z) in zip(first, again, strict=True):
         assert torch.equal(a, x)
@@ -77,16 +86,16 @@ def test_batches_follow_the_seed_and_cover_an_epoch() -> None:
 
 
 def test_training_beats_popularity_and_follows_a_reversal() -> None:
-    task = reversal_task(LARGER, MODEL, batch=50, steps=600)
+    task = reversal_task(LARGER, replace(MODEL, width=32), batch=50, steps=300)
     popularity = baselines(generate(LARGER))["popularity"]["NDCG@10"]
     margin = 3 * 0.5 / 400**0.5  # three standard errors, at most, of a mean over 400 users
     torch.manual_seed(0)
     model = task.make(0)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     batches = iter(task.batches(0))
     measured = []
     for _ in range(2):
-        for batch in islice(batches, 300):
+        for batch in islice(batches, 150):
             optimizer.zero_grad()
             task.loss(model.train(), batch).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
@@ -98,15 +107,34 @@ def test_training_beats_popularity_and_follows_a_reversal() -> None:
 
 
 def test_the_config_tells_data_apart() -> None:
-    config = sasrec_task(generate(DATA), MODEL).config
-    other = sasrec_task(generate(replace(DATA, seed=1)), MODEL).config
+    config = next_item_task(generate(DATA), MODEL).config
+    other = next_item_task(generate(replace(DATA, seed=1)), MODEL).config
     assert config["fingerprint"] != other["fingerprint"]
     assert (config["users"], config["items"], config["width"]) == (300, 60, 16)
 
 
+def test_the_task_by_name_reads_a_file_or_generates(tmp_path: Path) -> None:
+    made = load_task("sasrec", {"users": "40", "items": "28", "width": "8"}).config
+    assert (made["data"], made["users"], made["items"], made["width"]) == (
+        "synthetic data, seed 0",
+        40,
+        28,
+        8,
+    )
+    path = tmp_path / "own.csv"
+    path.write_text("".join(f"{item},{user},5,{item}\n" for user in range(6) for item in range(7)))
+    read = load_task("sasrec", {"data": str(path), "format": "amazon-2018", "batch": "4"})
+    assert (read.config["data"], read.config["users"], read.config["items"]) == ("own.csv", 6, 7)
+    assert read.steps == 1200
+    with pytest.raises(LabError, match="width 9 is not a multiple of heads 2"):
+        sasrec_task(width=9, heads=2)
+    with pytest.raises(LabError, match="do not fill 4 clusters"):
+        sasrec_task(items=41)
+
+
 @pytest.mark.parametrize("split", ["validation", "test"])
 def test_metrics_are_the_ones_promised(split: str) -> None:
-    task = sasrec_task(generate(DATA), MODEL)
+    task = next_item_task(generate(DATA), MODEL)
     model = task.make(0).eval()
     with torch.no_grad():
         measured = task.evaluate(model, split)  # type: ignore[arg-type]

@@ -4,7 +4,7 @@ from .baselines import baselines
 from .interactions import Format, Interactions, read_interactions
 from .model import SASRec, SASRecConfig
 from .synthetic import Synthetic, SyntheticConfig, generate
-from .task import reversal_task, sasrec_task
+from .task import next_item_task, reversal_task, sasrec_task
 
 __all__ = [
     "Format",
@@ -15,6 +15,7 @@ __all__ = [
     "SyntheticConfig",
     "baselines",
     "generate",
+    "next_item_task",
     "read_interactions",
     "reversal_task",
     "sasrec_task",

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from itertools import islice
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from ...errors import LabError
 from ...records import Metric
 from ..task import Split, Task
-from .interactions import Interactions
+from .interactions import Format, Interactions, read_interactions
 from .metrics import HeldOut, evaluate
 from .model import SASRec, SASRecConfig
 from .synthetic import Synthetic, SyntheticConfig, generate
@@ -26,34 +28,80 @@ METRICS = (
 )
 _BACK: dict[Split, int] = {"validation": 2, "test": 1}
 _REDRAWS = 3
+_STEPS = 1200
+_EPOCHS = 100
 
 
 def sasrec_task(
-    data: Interactions | Synthetic | None = None,
-    model: SASRecConfig | None = None,
+    data: Path | None = None,
     *,
-    batch: int = 64,
-    steps: int = 1200,
+    format: Format | None = None,
+    core: int = 5,
+    users: int = SyntheticConfig.users,
+    items: int = SyntheticConfig.items,
+    maxlen: int = SASRecConfig.maxlen,
+    width: int = SASRecConfig.width,
+    blocks: int = SASRecConfig.blocks,
+    heads: int = SASRecConfig.heads,
+    dropout: float = SASRecConfig.dropout,
+    batch: int | None = None,
     device: str | torch.device = "cpu",
 ) -> Task[Sequences]:
     """Create a task that trains SASRec to rank each user's next item.
 
     Args:
-        data: The interactions; by default synthetic ones.
+        data: A file of interactions, see `read_interactions`. By default synthetic ones.
+        format: The file's format.
+        core: The minimum number of interactions of the file's users and items.
+        users: Number of synthetic users.
+        items: Number of synthetic items.
+        maxlen: Maximum number of items of a history.
+        width: Features per item.
+        blocks: Number of blocks.
+        heads: Number of attention heads.
+        dropout: Dropout probability.
+        batch: Users per step; by default 128 as in the paper (synthetic data: 64).
+        device: The training device.
+
+    Returns:
+        The task, see `next_item_task`.
+
+    Raises:
+        LabError: the file cannot be read, or a size does not fit.
+    """
+    try:
+        model = SASRecConfig(maxlen=maxlen, width=width, blocks=blocks, heads=heads, dropout=dropout)
+        synthetic = SyntheticConfig(users=users, items=items)
+    except ValueError as error:
+        raise LabError(str(error)) from error
+    found = generate(synthetic) if data is None else read_interactions(data, format, core)
+    return next_item_task(found, model, batch=batch, device=device)
+
+
+def next_item_task(
+    data: Interactions | Synthetic,
+    model: SASRecConfig | None = None,
+    *,
+    batch: int | None = None,
+    device: str | torch.device = "cpu",
+) -> Task[Sequences]:
+    """Create a task that trains SASRec to rank each user's next item.
+
+    Args:
+        data: The interactions.
         model: The model's sizes.
-        batch: Number of users per step.
-        steps: Number of steps of a trial.
+        batch: Users per step; by default 128 (synthetic data: 64).
         device: The training device.
 
     Returns:
         The task. Each user's last item is the test target, and the one before it the validation target; the
         history of a test target includes the validation item. The weights with the best validation NDCG@10
-        are tested.
+        are tested. It has 1200 steps, or on other than synthetic data 100 epochs if these are more.
     """
-    data = generate() if data is None else data
+    synthetic = isinstance(data, Synthetic)
     interactions = data.interactions if isinstance(data, Synthetic) else data
     config = model or SASRecConfig()
-    stream = TrainingData(interactions, config.maxlen, batch, device)
+    stream = TrainingData(interactions, config.maxlen, batch or (64 if synthetic else 128), device)
     held_out = held_out_items(interactions, config.maxlen, device)
     return Task(
         name="sasrec",
@@ -62,7 +110,7 @@ def sasrec_task(
         loss=sequence_loss,
         evaluate=lambda model, split: evaluate_model(model, held_out[split]),
         metrics=METRICS,
-        steps=steps,
+        steps=_STEPS if synthetic else max(_STEPS, _EPOCHS * (interactions.users // stream.batch)),
         keep_best=True,
         config={
             "data": interactions.source,
@@ -80,9 +128,9 @@ def reversal_task(
     data: SyntheticConfig | None = None,
     model: SASRecConfig | None = None,
     *,
-    batch: int = 64,
-    steps: int = 1200,
-    evaluations: int = 30,
+    batch: int | None = None,
+    steps: int = _STEPS,
+    evaluations: int = 40,
     device: str | torch.device = "cpu",
 ) -> Task[Sequences]:
     """Create a task whose successor tables are reversed after half of the steps.
@@ -90,7 +138,7 @@ def reversal_task(
     Args:
         data: The sizes of the synthetic data.
         model: The model's sizes.
-        batch: Number of users per step.
+        batch: Users per step.
         steps: Number of steps of a trial, half of them before the reversal.
         evaluations: Number of evaluations.
         device: The training device.
@@ -100,9 +148,10 @@ def reversal_task(
         before.
     """
     data = data or SyntheticConfig()
-    before, after = (generate(replace(data, reverse=reverse)).interactions for reverse in (False, True))
-    original = sasrec_task(before, model, batch=batch, steps=steps, device=device)
-    task = sasrec_task(after, model, batch=batch, steps=steps, device=device)
+    original, task = (
+        next_item_task(generate(replace(data, reverse=reverse)), model, batch=batch, device=device)
+        for reverse in (False, True)
+    )
 
     def batches(seed: int) -> Iterator[Sequences]:
         yield from islice(original.batches(seed), steps // 2)
@@ -117,6 +166,7 @@ def reversal_task(
         name="sasrec-reversal",
         batches=batches,
         evaluate=evaluate,
+        steps=steps,
         metrics=(*METRICS, Metric(name="NDCG@10 before", lower_is_better=False)),
         evaluations=evaluations,
         keep_best=False,
