@@ -10,8 +10,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 import torch
-from scipy import stats
+from scipy.stats import kendalltau
 
+from ...analysis.ranking import SIGNIFICANT, welch
 from ...analysis.target import steps_to_target
 from ...errors import LabError
 from ...progress import Callback
@@ -69,7 +70,6 @@ PUBLISHED = {
 PUBLISHED_MARGIN = 2 * math.sqrt(2) * 0.001
 """Two standard deviations of the difference of two HR@10, if each has the 0.001 seen on Amazon Beauty."""
 
-SIGNIFICANT = 0.01
 RECOVERED = 0.9
 """The share of NDCG@10 before the reversal that counts as recovered."""
 
@@ -217,9 +217,9 @@ def compare_with_published(records: Sequence[Record]) -> Iterator[str]:
             found.append(f"{a} above {b}")
     if total := len(agree) + len(opposite) + len(ties):
         here = [fmean(scores[label]) for label in known]
-        tau = stats.kendalltau([PUBLISHED[label].ndcg for label in known], here).statistic
+        tau = kendalltau([PUBLISHED[label].ndcg for label in known], here).statistic
         yield (
-            f"Of the {total} pairs whose published HR@10 differ by more than {PUBLISHED_MARGIN:.4f}, "
+            f"{total} pairs of published HR@10 differ by more than {PUBLISHED_MARGIN:.4f}. Of these, "
             f"{len(agree)} come out in the published order by NDCG@10 (p < {SIGNIFICANT}), {len(opposite)} "
             f"in the opposite order, and {len(ties)} cannot be told apart. Kendall's τ of the {len(known)} "
             f"rows is {tau:.2f}."
@@ -310,8 +310,7 @@ def tuned_scores(records: Sequence[Record], metric: str = "NDCG@10") -> dict[str
 
 def difference(scores: Scores, a: str, b: str) -> tuple[float, float]:
     """Return the mean of `b` minus that of `a`, and the p-value of Welch's test."""
-    p = float(stats.ttest_ind(scores[a], scores[b], equal_var=False).pvalue)
-    return fmean(scores[b]) - fmean(scores[a]), p
+    return fmean(scores[b]) - fmean(scores[a]), welch(scores[a], scores[b])
 
 
 def at_reversal(record: Record, switch: int) -> dict[str, float]:
