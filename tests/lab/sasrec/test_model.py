@@ -34,7 +34,7 @@ def test_padding_changes_nothing(model: SASRec) -> None:
     items = torch.randint(1, 31, (4, 5))
     padded = F.pad(items, (7, 0))
     torch.testing.assert_close(model(padded)[:, -5:], model(items))
-    # Not even if the padding's embedding is not zero.
+    # Nor does the padding's embedding.
     before = model(padded)[:, -5:]
     model.embedding.weight[0] = 3.0
     torch.testing.assert_close(model(padded)[:, -5:], before)
@@ -77,9 +77,8 @@ def test_the_loss_is_of_the_scores(model: SASRec) -> None:
     torch.testing.assert_close(model.loss(history, target, negative), by_hand)
 
 
-def test_the_padding_stays_zero(model: SASRec) -> None:
+def test_the_padding_has_no_gradient(model: SASRec) -> None:
     model.train()
-    model.embedding.weight.data[0] = 0
     model.loss(torch.tensor([[0, 3, 4]]), torch.tensor([[0, 4, 5]]), torch.tensor([[1, 2, 6]])).backward()
     assert model.embedding.weight.grad is not None
     assert not model.embedding.weight.grad[0].any()

@@ -85,7 +85,7 @@ class Block(nn.Module):
 class SASRec(nn.Module):
     """Predicts each item of a history from the items before it.
 
-    Items are 1, …, `items`, and 0 pads a history on the left. The scores are the dot products of the last
+    Items are 1, …, `items`, and 0 pads a history on the left; nothing depends on its embedding. The scores are the dot products of the last
     block's features with the embeddings of the items, which the input uses too.
 
     Example:
@@ -97,19 +97,14 @@ class SASRec(nn.Module):
     def __init__(self, items: int, config: SASRecConfig | None = None) -> None:
         super().__init__()
         self.config = config = config or SASRecConfig()
-        self.embedding = nn.Embedding(items + 1, config.width, padding_idx=PADDING)
+        self.embedding = nn.Embedding(items + 1, config.width)
         self.positions = nn.Parameter(torch.empty(config.maxlen, config.width))
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
         self.norm = nn.LayerNorm(config.width)
-        self._initialize()
-
-    def _initialize(self) -> None:
         for parameter in self.parameters():
             if parameter.ndim > 1:
                 nn.init.normal_(parameter, std=0.02)
-        with torch.no_grad():
-            self.embedding.weight[PADDING].zero_()
 
     def forward(self, histories: Tensor) -> Tensor:
         """Return the features after each position.
