@@ -140,6 +140,7 @@ def test_the_study_compares_and_reverses(tmp_path: Path, monkeypatch: pytest.Mon
         assert record.hyperparameters["lr"] == chosen[record.optimizer]["lr"]
         assert record.hyperparameters["weight_decay"] == chosen[record.optimizer]["weight_decay"]
         assert "constant" in record.schedule
-    assert len(second.records) == 2
+    assert [(r.phase, r.seed) for r in second.records] == [("tuned", 1)] * 2
+    assert second.experiment.trials == 0
     with pytest.raises(LabError, match="the study has no adam: it has adamw,"):
         sasrec.run(out, path, optimizers=["adam"])

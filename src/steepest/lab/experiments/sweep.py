@@ -79,7 +79,7 @@ def sweep(
         optimizers: See `steepest.lab.training.optimizers.resolve_optimizers`.
         space: What is searched, for every optimizer alike or as a function of the optimizer. By default lr,
             within a factor of 100 of the optimizer's default, and weight_decay from 0.001 to 1 where the
-            optimizer has it.
+            optimizer has it. With {} nothing is searched.
         trials: Trials of each optimizer's search. A space of lists is a grid, which sets the number itself.
         seeds: The number of final seeds (1, 2, …), or the seeds. The search uses seed 0.
         steps: Steps of every trial; by default the task's.
@@ -134,7 +134,10 @@ def sweep(
         raise LabError(f"the model of task {task.name!r} has no trainable parameters")
     specs = resolve_optimizers(optimizers, model, settings)
     entries = {spec.label: _entry(spec, space) for spec in specs}
-    trials = max((len(grid(entry.space)) for entry in entries.values()), default=0) or trials
+    if any(entry.space for entry in entries.values()):
+        trials = max(len(grid(entry.space)) for entry in entries.values()) or trials
+    else:
+        trials = 0
     if fresh:
         shutil.rmtree(directory, ignore_errors=True)
     try:
