@@ -51,7 +51,7 @@ def _digits(name: str, make: Callable[[], nn.Module]) -> Task[Any]:
 TASKS: Mapping[str, Callable[[], Task[Any]]] = {
     "mlp": lambda: _digits("mlp", normed_mlp),
     "convnet": lambda: _digits("convnet", PatchConvNet),
-    "text": text_task,
+    "text": lambda: text_task(width=96),
 }
 
 
@@ -62,6 +62,7 @@ def run(
     steps: int | None = None,
     seeds: int | None = None,
     lrs: Iterable[float] = LRS,
+    storage: str | None = None,
     fresh: bool = False,
     callback: Callback | None = None,
 ) -> list[Result]:
@@ -73,6 +74,7 @@ def run(
         steps: Steps of each trial; by default the tasks'.
         seeds: The number of final seeds; by default 5, for text 3.
         lrs: The learning rates that each method tries.
+        storage: The database's URL; by default an SQLite file in each subfolder.
         fresh: Delete earlier results first.
         callback: Receives progress events.
 
@@ -95,6 +97,7 @@ def run(
                 out=Path(out) / name,
                 kind="ternary",
                 title=f"Ternary training: {task.name}",
+                storage=storage,
                 fresh=fresh,
                 notes=("The weight decay is 0 for all.", "The thresholds of votes and Bop are not searched."),
                 callback=callback,
