@@ -67,7 +67,9 @@ def _unfinished(experiment: Experiment, trials: pd.DataFrame) -> Iterator[str]:
             yield "Not finished: no trial has ended yet."
         return
     expected = {"tuned": experiment.seeds, "default": experiment.seeds}
-    if experiment.kind != "race":  # only a race promises the untuned defaults too
+    if not any(entry.space for entry in experiment.optimizers.values()):
+        del expected["tuned"]
+    elif experiment.kind != "race":  # only a race promises the untuned defaults too
         del expected["default"]
     for phase, seeds in expected.items():
         found = tuned(experiment, trials, phase).groupby("optimizer")["seed"].agg(set)
