@@ -103,6 +103,8 @@ def _outcome(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
 
 def conditions(experiment: Experiment, records: Sequence[Record]) -> list[str]:
     """Return under which conditions the optimizers were compared."""
+    if not records and experiment.costs:  # it only measured
+        return experiment.notes
     metric = experiment.metric
     spaces = {name for entry in experiment.optimizers.values() for name in entry.space}
     lines = [

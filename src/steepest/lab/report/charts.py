@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any, Literal
 
 import altair as alt
@@ -16,6 +17,7 @@ import numpy as np
 import pandas as pd
 import vl_convert
 from altair.utils import schemapi
+from PIL import Image
 
 from ..analysis import frame
 from ..analysis.ranking import cells, curve, good_region, step_ms, target, tuned
@@ -76,7 +78,10 @@ def picture(spec: Spec, suffix: Literal["png", "svg"]) -> bytes:
     """Return a `chart` as PNG or SVG."""
     if suffix == "svg":
         return vl_convert.vegalite_to_svg(spec).encode()
-    return bytes(vl_convert.vegalite_to_png(spec, scale=2))
+    drawn = Image.open(BytesIO(vl_convert.vegalite_to_png(spec, scale=2))).convert("RGB")
+    small = BytesIO()
+    drawn.quantize(128).save(small, "png", optimize=True)  # a fifth of the size, for pictures kept in git
+    return small.getvalue()
 
 
 class _Draw:
@@ -149,6 +154,7 @@ def frontier(section: Section, draw: _Draw) -> Figure | None:
     )
     means["at"] = means["value"].clip(low, high)
     means["spread"] = [number(std) or "one seed" for std in means["std"]]
+    means["text"] = means["optimizer"].str.split(":").str[-1]
     means["label"] = _label_places(means, (high - low) * 16 / _ROWS)
     best = [r for r in rows if not any(_dominates(other, r, metric.score) for other in rows)]
     best.sort(key=lambda row: row.state_bytes)
@@ -176,11 +182,11 @@ def frontier(section: Section, draw: _Draw) -> Figure | None:
     ]  # fmt: skip
     # On a phone the plot is about 250 pixels wide, and a letter 7.5.
     room = 250 * (1 - means["bytes"] / (1.1 * widest))
-    for left, side in means.groupby(room < 20 + 7.5 * means["optimizer"].str.len()):
+    for left, side in means.groupby(room < 20 + 7.5 * means["text"].str.len()):
         layers.append(
             alt.Chart(side)
             .mark_text(align="right" if left else "left", dx=-11 if left else 11, fontWeight=600)
-            .encode(x=x, y=alt.Y("label:Q"), text=alt.Text("optimizer:N"), opacity=_opacity(1))
+            .encode(x=x, y=alt.Y("label:Q"), text=alt.Text("text:N"), opacity=_opacity(1))
         )
     each = "; ".join(f"{r.optimizer} {number(r.state_bytes)} bytes, {number(r.test.mean, 4)}" for r in rows)
     on = ", ".join(row.optimizer for row in best)
@@ -221,7 +227,7 @@ def curves(section: Section, draw: _Draw) -> Figure | None:
         domain=[low, high], nice=False, zero=False
     )
     for x, title in (("step", "steps"), ("seconds", "seconds of training")):
-        at = alt.X(f"{x}:Q", title=title).scale(nice=False)
+        at = alt.X(f"{x}:Q", title=title).scale(nice=False, padding=8)
         layer = draw.lines(points, at, y, ["optimizer:N", "step:Q", "seconds:Q", "value:Q"], means)
         if low <= goal <= high:
             rule = alt.Chart(pd.DataFrame({"value": [goal]})).mark_rule(style="frontier")
@@ -231,7 +237,7 @@ def curves(section: Section, draw: _Draw) -> Figure | None:
         late_losses = losses[losses["step"] >= 0.1 * losses["step"].max()]
         bounds = _range(late_losses["value"], True)
         loss = alt.Y("value:Q", title="training loss").scale(domain=bounds, nice=False, zero=False)
-        at = alt.X("step:Q", title="steps").scale(nice=False)
+        at = alt.X("step:Q", title="steps").scale(nice=False, padding=8)
         layer = draw.lines(
             losses,
             at,
@@ -409,7 +415,7 @@ def horizon(section: Section, draw: _Draw) -> Figure | None:
     low, high = _range(points["value"], section.experiment.metric.lower_is_better)
     x = alt.X(
         "steps:Q", title="steps planned", axis=alt.Axis(values=[*map(int, sorted(points["steps"].unique()))])
-    ).scale(type="log", nice=False)
+    ).scale(type="log", nice=False, padding=10)
     y = alt.Y("value:Q", title=_named(section, "test")).scale(domain=[low, high], nice=False, zero=False)
     layer = draw.lines(points, x, y, ["optimizer:N", "steps:Q", "value:Q"], means)
     each = "; ".join(
@@ -505,7 +511,7 @@ def series(section: Section, draw: _Draw) -> list[Figure]:
             alt.Scale(type="log", domain=[low, high]) if wide else alt.Scale(domain=[low, high], zero=False)
         )
         y = alt.Y("value:Q", title=None, scale=scale)
-        x = alt.X("step:Q", title="steps").scale(nice=False)
+        x = alt.X("step:Q", title="steps").scale(nice=False, padding=8)
         many = means["tensor"].nunique() > 12
         panels = []
         for name, own in means.groupby("optimizer" if many else "tensor"):

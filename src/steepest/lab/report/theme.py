@@ -138,8 +138,9 @@ def config(styles: Mapping[str, Style], mode: Mode) -> dict[str, Any]:
             "titleFontSize": 12,
             "titleFontWeight": "normal",
             "labelOverlap": True,
+            "labelSeparation": 5,
         },
-        "legend": {"labelColor": page["text"], "labelFontSize": 12, "symbolSize": 90, "symbolStrokeWidth": 2},
+        "legend": {"labelColor": page["text"], "labelFontSize": 12, "symbolSize": 90, "symbolOpacity": 1},
         "title": {
             "color": page["text"],
             "fontSize": 13,
