@@ -62,7 +62,7 @@ def figures(section: Section, styles: Mapping[str, Style]) -> list[Figure]:
 def chart(figure: Figure, styles: Mapping[str, Style], mode: Mode, width: int = 760) -> Spec:
     """Return a figure as one Vega-Lite specification in a theme, `width` pixels wide."""
     each = width // figure.columns - 70
-    panels = [{k: v for k, v in {**panel, "width": each}.items() if k != "params"} for panel in figure.panels]
+    panels = [{k: v for k, v in {**panel, "width": each}.items() if k not in ("params", "usermeta")} for panel in figure.panels]
     return {
         "$schema": alt.SCHEMA_URL,
         "title": {"text": figure.title, "fontSize": 16},
@@ -598,7 +598,7 @@ def _range(values: Any, lower_is_better: bool) -> tuple[float, float]:
         return 0.0, 1.0
     best = scores[0]
     spread = max(float(np.median(scores)) - best, 0.1 * (scores[-1] - best) if len(scores) < 4 else 0.0)
-    worst = scores[scores <= best + 4 * spread][-1]
+    worst = scores[scores <= best + 6 * spread][-1]
     margin = 0.08 * (worst - best) or 0.02 * abs(best) or 1.0
     low, high = sorted((sign * (best - margin), sign * (worst + margin)))
     return float(low), float(high)
