@@ -20,6 +20,7 @@ from .plan_sharded import plan_sharded_command
 from .profile import profile_command
 from .race import race_command
 from .study import study
+from .report import report_command
 from .sweep import sweep_command
 
 app = typer.Typer(
@@ -35,6 +36,7 @@ app.command("race")(race_command)
 app.command("sweep")(sweep_command)
 app.add_typer(study)
 app.command("profile")(profile_command)
+app.command("report")(report_command)
 app.command("bench")(bench_command)
 app.command("plan")(plan_command)
 app.command("plan-sharded")(plan_sharded_command)

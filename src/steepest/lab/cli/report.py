@@ -19,7 +19,9 @@ def report_command(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="The page to write. Default: report.html in the first directory.", show_default=False),
+        typer.Option(
+            help="The page to write. Default: report.html in the first directory.", show_default=False
+        ),
     ] = None,
     markdown: Annotated[
         Path | None,

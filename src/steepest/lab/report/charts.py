@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any, Literal
 
 import altair as alt
@@ -16,9 +17,10 @@ import numpy as np
 import pandas as pd
 import vl_convert
 from altair.utils import schemapi
+from PIL import Image
 
 from ..analysis import frame
-from ..analysis.ranking import cells, good_region, mean_curve, step_ms, target_value, tuned
+from ..analysis.ranking import cells, curve, good_region, step_ms, target, tuned
 from .merge import Section
 from .table import decimals, number
 from .theme import Mode, Style, config
@@ -48,14 +50,19 @@ def figures(section: Section, styles: Mapping[str, Style]) -> list[Figure]:
     """Return the figures for which a section has data; bytes of state against quality is the first."""
     draw = _Draw(styles)
     with schemapi.debug_mode(False):  # checking each object against the schema would take most of the time
-        made = [make(section, draw) for make in (frontier, curves, search, heat_maps, horizon, costs)]
-        return [figure for figure in made if figure is not None] + series(section, draw)
+        grid = heat_maps(section, draw)
+        searched = dict.fromkeys(name for searched in section.trials["searched"] for name in searched)
+        # A grid's map shows the others too.
+        searches = [search(section, draw, name) for name in searched if name == "lr" or grid is None]
+        made = [frontier(section, draw), curves(section, draw), *searches, grid, horizon(section, draw)]
+        made += [costs(section, draw), *series(section, draw)]
+    return [figure for figure in made if figure is not None]
 
 
 def chart(figure: Figure, styles: Mapping[str, Style], mode: Mode, width: int = 760) -> Spec:
     """Return a figure as one Vega-Lite specification in a theme, `width` pixels wide."""
     each = width // figure.columns - 70
-    panels = [{k: v for k, v in {**panel, "width": each}.items() if k != "params"} for panel in figure.panels]
+    panels = [{k: v for k, v in {**panel, "width": each}.items() if k not in ("params", "usermeta")} for panel in figure.panels]
     return {
         "$schema": alt.SCHEMA_URL,
         "title": {"text": figure.title, "fontSize": 16},
@@ -71,7 +78,10 @@ def picture(spec: Spec, suffix: Literal["png", "svg"]) -> bytes:
     """Return a `chart` as PNG or SVG."""
     if suffix == "svg":
         return vl_convert.vegalite_to_svg(spec).encode()
-    return bytes(vl_convert.vegalite_to_png(spec, scale=2))
+    drawn = Image.open(BytesIO(vl_convert.vegalite_to_png(spec, scale=2))).convert("RGB")
+    small = BytesIO()
+    drawn.quantize(128).save(small, "png", optimize=True)  # a fifth of the size, for pictures kept in git
+    return small.getvalue()
 
 
 class _Draw:
@@ -88,7 +98,9 @@ class _Draw:
     def shape(self, shown: Sequence[str]) -> alt.Shape:
         """The optimizer's shape."""
         paths = [style.shape for style in self.styles.values()]
-        return alt.Shape("optimizer:N").scale(domain=self.names, range=paths).legend(title=None, values=[*shown])
+        return (
+            alt.Shape("optimizer:N").scale(domain=self.names, range=paths).legend(title=None, values=[*shown])
+        )
 
     def dash(self) -> alt.StrokeDash:
         """The optimizer's dashes."""
@@ -105,7 +117,12 @@ class _Draw:
             thin = alt.Chart(table).mark_line(strokeWidth=1, clip=True, interpolate="linear")
             layers.append(
                 thin.encode(
-                    x=x, y=y, color=color, detail=alt.Detail("seed:N"), opacity=_opacity(0.35), tooltip=_tips(*tips, "seed:Q")
+                    x=x,
+                    y=y,
+                    color=color,
+                    detail=alt.Detail("seed:N"),
+                    opacity=_opacity(0.35),
+                    tooltip=_tips(*tips, "seed:Q"),
                 )
             )
         base = alt.Chart(table if means is None else means)
@@ -137,6 +154,7 @@ def frontier(section: Section, draw: _Draw) -> Figure | None:
     )
     means["at"] = means["value"].clip(low, high)
     means["spread"] = [number(std) or "one seed" for std in means["std"]]
+    means["text"] = means["optimizer"].str.split(":").str[-1]
     means["label"] = _label_places(means, (high - low) * 16 / _ROWS)
     best = [r for r in rows if not any(_dominates(other, r, metric.score) for other in rows)]
     best.sort(key=lambda row: row.state_bytes)
@@ -164,11 +182,11 @@ def frontier(section: Section, draw: _Draw) -> Figure | None:
     ]  # fmt: skip
     # On a phone the plot is about 250 pixels wide, and a letter 7.5.
     room = 250 * (1 - means["bytes"] / (1.1 * widest))
-    for left, side in means.groupby(room < 20 + 7.5 * means["optimizer"].str.len()):
+    for left, side in means.groupby(room < 20 + 7.5 * means["text"].str.len()):
         layers.append(
             alt.Chart(side)
             .mark_text(align="right" if left else "left", dx=-11 if left else 11, fontWeight=600)
-            .encode(x=x, y=alt.Y("label:Q"), text=alt.Text("optimizer:N"), opacity=_opacity(1))
+            .encode(x=x, y=alt.Y("label:Q"), text=alt.Text("text:N"), opacity=_opacity(1))
         )
     each = "; ".join(f"{r.optimizer} {number(r.state_bytes)} bytes, {number(r.test.mean, 4)}" for r in rows)
     on = ", ".join(row.optimizer for row in best)
@@ -203,26 +221,38 @@ def curves(section: Section, draw: _Draw) -> Figure | None:
     late = points[points["step"] >= 0.1 * points["step"].max()]
     low, high = _range(late["value"], lower)
     hidden = int(((points["value"] < low) | (points["value"] > high)).sum())
-    target = target_value(experiment, section.trials)
-    panels, means = [], _means(points)
-    y = alt.Y("value:Q", title=_named(section, "validation")).scale(domain=[low, high], nice=False, zero=False)
+    goal = experiment.metric.score(target(experiment, section.records))
+    panels, means = [], _means(section, points)
+    y = alt.Y("value:Q", title=_named(section, "validation")).scale(
+        domain=[low, high], nice=False, zero=False
+    )
     for x, title in (("step", "steps"), ("seconds", "seconds of training")):
-        at = alt.X(f"{x}:Q", title=title).scale(nice=False)
+        at = alt.X(f"{x}:Q", title=title).scale(nice=False, padding=8)
         layer = draw.lines(points, at, y, ["optimizer:N", "step:Q", "seconds:Q", "value:Q"], means)
-        if low <= target <= high:
-            rule = alt.Chart(pd.DataFrame({"value": [target]})).mark_rule(style="frontier")
+        if low <= goal <= high:
+            rule = alt.Chart(pd.DataFrame({"value": [goal]})).mark_rule(style="frontier")
             layer = alt.layer(layer, rule.encode(y=y))
         panels.append(_panel(layer, 300, title=f"{experiment.metric.name} against {title}", zoom=True))
     if not losses.empty:
         late_losses = losses[losses["step"] >= 0.1 * losses["step"].max()]
         bounds = _range(late_losses["value"], True)
         loss = alt.Y("value:Q", title="training loss").scale(domain=bounds, nice=False, zero=False)
-        at = alt.X("step:Q", title="steps").scale(nice=False)
-        layer = draw.lines(losses, at, loss, ["optimizer:N", "step:Q", "value:Q"], _means(losses))
+        at = alt.X("step:Q", title="steps").scale(nice=False, padding=8)
+        layer = draw.lines(
+            losses,
+            at,
+            loss,
+            ["optimizer:N", "step:Q", "value:Q"],
+            losses.groupby(["optimizer", "step"], as_index=False)["value"].mean(),
+        )
         panels.append(_panel(layer, 300, title="training loss against steps", zoom=True))
     ends = "; ".join(
         f"{row.optimizer} ends at {number(float(final[final['optimizer'] == row.optimizer]['validation'].mean()), 4)}"
-        + (f" and reaches the target after {number(row.steps_to_target, 4)} steps" if row.steps_to_target > 0 else "")
+        + (
+            f" and reaches the target after {number(row.steps_to_target, 4)} steps"
+            if row.steps_to_target > 0
+            else ""
+        )
         for row in section.rows
         if row.test.finite
     )
@@ -230,8 +260,12 @@ def curves(section: Section, draw: _Draw) -> Figure | None:
         "curves",
         "Over steps and seconds",
         "Thin lines are seeds, thick ones their mean. "
-        + ("Seconds are steps × the timed milliseconds of a training step. " if timed else "Seconds as they passed. ")
-        + (f"The dashed line is {experiment.baseline}'s final value. " if low <= target <= high else "")
+        + (
+            "Seconds are steps × the timed milliseconds of a training step. "
+            if timed
+            else "Seconds as they passed. "
+        )
+        + (f"The dashed line is {experiment.baseline}'s final value. " if low <= goal <= high else "")
         + (f"{hidden} points lie beyond the drawn range." if hidden else ""),
         f"{experiment.metric.name} on validation data: {ends}.",
         panels,
@@ -240,12 +274,13 @@ def curves(section: Section, draw: _Draw) -> Figure | None:
     )
 
 
-def search(section: Section, draw: _Draw) -> Figure | None:
-    """Draw the search of each optimizer: the learning rate, on its own logarithmic axis, against the metric."""
+def search(section: Section, draw: _Draw, name: str = "lr") -> Figure | None:
+    """Draw each optimizer's search: a hyper-parameter, on its own logarithmic axis, against the metric."""
     found = section.trials[section.trials["phase"] == "search"]
-    found = found[[searched.get("lr", 0) > 0 for searched in found["searched"]]]
-    if found.empty:
+    values = [searched[name] for searched in found["searched"] if name in searched]
+    if len(set(values)) < 2 or min(values) <= 0:
         return None
+    found, label = found[[name in searched for searched in found["searched"]]], name.replace("_", " ")
     metric, lower = section.experiment.metric, section.experiment.metric.lower_is_better
     settings = pd.DataFrame(list(found["searched"]), index=found.index)
     table = settings.assign(optimizer=found["optimizer"], value=found["validation"], seed=found["seed"])
@@ -257,13 +292,17 @@ def search(section: Section, draw: _Draw) -> Figure | None:
         own = table[table["optimizer"] == row.optimizer]
         if own.empty:
             continue
-        ends = [own["lr"].min() / 1.8, own["lr"].max() * 1.8]
-        decades = [10.0**k for k in range(math.ceil(math.log10(ends[0])), math.floor(math.log10(ends[1])) + 1)]
-        axis = alt.Axis(values=decades if len(decades) > 1 else [*own["lr"].unique()], format="~e", title="lr", grid=True)
-        x = alt.X("lr:Q", axis=axis).scale(type="log", domain=ends, nice=False)
+        ends = [own[name].min() / 1.8, own[name].max() * 1.8]
+        decades = [
+            10.0**k for k in range(math.ceil(math.log10(ends[0])), math.floor(math.log10(ends[1])) + 1)
+        ]
+        axis = alt.Axis(
+            values=decades if len(decades) > 1 else [*own[name].unique()], format="~e", title=label, grid=True
+        )
+        x = alt.X(f"{name}:Q", axis=axis).scale(type="log", domain=ends, nice=False)
         finite, diverged = own[own["value"].notna()], own[own["value"].isna()]
         inside, outside = finite[finite["value"] == finite["at"]], finite[finite["value"] != finite["at"]]
-        names = [f"{name}:Q" for name in settings.columns]
+        names = [f"{each}:Q" for each in settings.columns]
         tooltip = _tips("optimizer:N", *names, alt.Tooltip("value:Q", title=metric.name), "seed:Q")
         channels: dict[str, Any] = {"x": x, "y": y, "opacity": _opacity(0.85), "tooltip": tooltip}
         drawn = draw.color([row.optimizer])
@@ -277,20 +316,23 @@ def search(section: Section, draw: _Draw) -> Figure | None:
             *_outside(outside, x, y, lower, draw),
         ]
         if row.best and len(inside):
-            same = np.logical_and.reduce([inside[name] == value for name, value in row.best.items()])
+            same = np.logical_and.reduce([inside[key] == value for key, value in row.best.items()])
             layers.append(
                 alt.Chart(inside[same]).mark_point(size=230, style="outline", filled=False).encode(x=x, y=y)
             )
-        best = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in row.best.items()) or "all diverged"
+        best = (
+            ", ".join(f"{key.replace('_', ' ')} {value:.3g}" for key, value in row.best.items())
+            or "all diverged"
+        )
         panels.append(_panel(_layer(layers), _SMALL, title=[row.optimizer, best], optimizer=row.optimizer))
         words.append(f"{row.optimizer}: best at {best}; {len(diverged)} of {len(own)} diverged")
     return Figure(
-        "search",
-        "The search",
-        f"{metric.name} on validation data for every learning rate tried, each at its own place on a logarithmic axis; "
+        "search" if name == "lr" else f"search-{name}",
+        f"The search: {label}",
+        f"{metric.name} on validation data for every {label} tried, each at its own place on a logarithmic axis; "
         "all panels share the vertical axis. A ring marks the choice. A cross diverged (its height means nothing); an "
         "arrow lies beyond the drawn range, at the value written beside it.",
-        f"Learning rate against {metric.name}. {'. '.join(words)}.",
+        f"{label} against {metric.name}. {'. '.join(words)}.",
         panels,
         table.drop(columns="at"),
         columns=3,
@@ -303,7 +345,9 @@ def heat_maps(section: Section, draw: _Draw) -> Figure | None:
     tables, panels, words = [], [], []
     for row in section.rows:
         own = cells(found[found["optimizer"] == row.optimizer])
-        names = [n for n in own.columns if n not in ("validation", "diverged", "good") and own[n].nunique() > 1]
+        names = [
+            n for n in own.columns if n not in ("validation", "diverged", "good") and own[n].nunique() > 1
+        ]
         names.sort(key=lambda name: name != "lr")
         if len(names) < 2 or own[names[0]].nunique() * own[names[1]].nunique() > 1.5 * len(own):
             continue  # not a grid
@@ -314,7 +358,9 @@ def heat_maps(section: Section, draw: _Draw) -> Figure | None:
         grid = best_first.groupby([x, y], as_index=False).first().assign(optimizer=row.optimizer)
         worst = _range(score, True)[1]
         grid["shade"] = ((worst - grid["score"]) / ((worst - grid["score"].min()) or 1)).clip(0, 1)
-        grid["text"] = ["×" if math.isnan(v) else f"{v:.{min(3, decimals(section.rows))}f}" for v in grid["validation"]]
+        grid["text"] = [
+            "×" if math.isnan(v) else f"{v:.{min(3, decimals(section.rows))}f}" for v in grid["validation"]
+        ]
         grid["best"] = grid["score"] == grid["score"].min()
         at: dict[str, Any] = {
             "x": alt.X(f"{x}:O", title=x.replace("_", " "), axis=alt.Axis(format="~g", labelAngle=0)),
@@ -338,8 +384,12 @@ def heat_maps(section: Section, draw: _Draw) -> Figure | None:
         ]
         share = f"{row.good_cells} of {row.cells} cells within 1 %"
         title, top = [row.optimizer, share], best_first.iloc[0]
-        panels.append(_panel(_layer(layers), 45 + 34 * grid[y].nunique(), title=title, optimizer=row.optimizer))
-        words.append(f"{row.optimizer}: best {number(top['validation'], 4)} at {x} {top[x]:g}, {y} {top[y]:g}; {share}")
+        panels.append(
+            _panel(_layer(layers), 45 + 34 * grid[y].nunique(), title=title, optimizer=row.optimizer)
+        )
+        words.append(
+            f"{row.optimizer}: best {number(top['validation'], 4)} at {x} {top[x]:g}, {y} {top[y]:g}; {share}"
+        )
         tables.append(grid.drop(columns=["score", "shade", "text"]))
     if not panels:
         return None
@@ -363,9 +413,9 @@ def horizon(section: Section, draw: _Draw) -> Figure | None:
     points = found[["optimizer", "seed", "steps", "test"]].rename(columns={"test": "value"})
     means = points.groupby(["optimizer", "steps"], as_index=False)["value"].mean()
     low, high = _range(points["value"], section.experiment.metric.lower_is_better)
-    x = alt.X("steps:Q", title="steps planned", axis=alt.Axis(values=[*map(int, sorted(points["steps"].unique()))])).scale(
-        type="log", nice=False
-    )
+    x = alt.X(
+        "steps:Q", title="steps planned", axis=alt.Axis(values=[*map(int, sorted(points["steps"].unique()))])
+    ).scale(type="log", nice=False, padding=10)
     y = alt.Y("value:Q", title=_named(section, "test")).scale(domain=[low, high], nice=False, zero=False)
     layer = draw.lines(points, x, y, ["optimizer:N", "steps:Q", "value:Q"], means)
     each = "; ".join(
@@ -401,14 +451,19 @@ def costs(section: Section, draw: _Draw) -> Figure | None:
     ).sort_values("parameters")
     if table["parameters"].nunique() < 2:
         return None
-    x = alt.X("parameters:Q", title="parameters", axis=alt.Axis(format="~s", tickCount=4)).scale(type="log", nice=False)
+    x = alt.X("parameters:Q", title="parameters", axis=alt.Axis(format="~s", tickCount=4)).scale(
+        type="log", nice=False
+    )
     panels = []
     for quantity, title in quantities.items():
         own = table[table["quantity"] == quantity]
         if own.empty:
             continue
         y = alt.Y("value:Q", title=title, axis=alt.Axis(format="~s", tickCount=5)).scale(type="log")
-        shown, tooltip = _known(draw.names, own), _tips("optimizer:N", "model:N", "parameters:Q", "value:Q", "planned:N")
+        shown, tooltip = (
+            _known(draw.names, own),
+            _tips("optimizer:N", "model:N", "parameters:Q", "value:Q", "planned:N"),
+        )
         marks: dict[str, Any] = {
             "x": x, "y": y, "color": draw.color(shown), "shape": draw.shape(shown), "opacity": _opacity(1),
             "tooltip": tooltip,
@@ -421,7 +476,10 @@ def costs(section: Section, draw: _Draw) -> Figure | None:
         ]
         panels.append(_panel(_layer(layers), 300, title=title, zoom=True))
     largest = table[(table["quantity"] == "state_bytes") & (table["parameters"] == table["parameters"].max())]
-    each = "; ".join(f"{name} {number(v / 2**30)} GiB" for name, v in zip(largest["optimizer"], largest["value"], strict=True))
+    each = "; ".join(
+        f"{name} {number(v / 2**30)} GiB"
+        for name, v in zip(largest["optimizer"], largest["value"], strict=True)
+    )
     return Figure(
         "costs",
         "What a step costs, against the size of the model",
@@ -449,9 +507,11 @@ def series(section: Section, draw: _Draw) -> list[Figure]:
         means = table.groupby(by, as_index=False)["value"].mean()
         low, high = means["value"].min(), means["value"].max()
         wide = low > 0 and high > 30 * low
-        scale = alt.Scale(type="log", domain=[low, high]) if wide else alt.Scale(domain=[low, high], zero=False)
+        scale = (
+            alt.Scale(type="log", domain=[low, high]) if wide else alt.Scale(domain=[low, high], zero=False)
+        )
         y = alt.Y("value:Q", title=None, scale=scale)
-        x = alt.X("step:Q", title="steps").scale(nice=False)
+        x = alt.X("step:Q", title="steps").scale(nice=False, padding=8)
         many = means["tensor"].nunique() > 12
         panels = []
         for name, own in means.groupby("optimizer" if many else "tensor"):
@@ -465,13 +525,15 @@ def series(section: Section, draw: _Draw) -> list[Figure]:
                 layer = draw.lines(own, x, y, ["optimizer:N", "tensor:N", "step:Q", "value:Q"])
                 panels.append(_panel(layer, _SMALL, title=str(name or quantity)))
         spans = "; ".join(
-            f"{name} from {number(v.min())} to {number(v.max())}" for name, v in means.groupby("optimizer")["value"]
+            f"{name} from {number(v.min())} to {number(v.max())}"
+            for name, v in means.groupby("optimizer")["value"]
         )
         made.append(
             Figure(
                 "series-" + "".join(c if c.isalnum() else "-" for c in str(quantity)),
                 str(quantity).replace("_", " ").capitalize(),
-                "Means over the seeds; all panels share the vertical axis" + (", which is logarithmic." if wide else "."),
+                "Means over the seeds; all panels share the vertical axis"
+                + (", which is logarithmic." if wide else "."),
                 f"{quantity} over the steps: {spans}.",
                 panels,
                 means,
@@ -482,7 +544,12 @@ def series(section: Section, draw: _Draw) -> list[Figure]:
 
 
 def _panel(
-    layer: alt.LayerChart, height: int, title: str | list[str] = "", *, zoom: bool = False, optimizer: str = ""
+    layer: alt.LayerChart,
+    height: int,
+    title: str | list[str] = "",
+    *,
+    zoom: bool = False,
+    optimizer: str = "",
 ) -> Spec:
     if zoom:
         moved = "[pointerdown[event.shiftKey], window:pointerup] > window:pointermove!"
@@ -509,9 +576,11 @@ def _outside(table: pd.DataFrame, x: alt.X, y: alt.Y, lower: bool, draw: _Draw) 
     """Draw arrows at the range's end for values beyond it, with the values as text."""
     if table.empty:
         return []
-    field = str(x.shorthand).split(":")[0]  # type: ignore[attr-defined]
+    field = str(x.to_dict()["field"])
     ends = table.groupby(["optimizer", field, "at"], as_index=False)["value"].agg(["min", "max"])
-    ends["text"] = ["–".join(dict.fromkeys((number(a), number(b)))) for a, b in zip(ends["min"], ends["max"], strict=True)]
+    ends["text"] = [
+        "–".join(dict.fromkeys((number(a), number(b)))) for a, b in zip(ends["min"], ends["max"], strict=True)
+    ]
     arrows = alt.Chart(table).mark_point(shape="triangle-up" if lower else "triangle-down", size=80)
     tooltip, color = _tips("optimizer:N", f"{field}:Q", "value:Q"), draw.color([]).legend(None)
     words = alt.Chart(ends).mark_text(dy=14 if lower else -14, fontSize=11)
@@ -529,7 +598,7 @@ def _range(values: Any, lower_is_better: bool) -> tuple[float, float]:
         return 0.0, 1.0
     best = scores[0]
     spread = max(float(np.median(scores)) - best, 0.1 * (scores[-1] - best) if len(scores) < 4 else 0.0)
-    worst = scores[scores <= best + 4 * spread][-1]
+    worst = scores[scores <= best + 6 * spread][-1]
     margin = 0.08 * (worst - best) or 0.02 * abs(best) or 1.0
     low, high = sorted((sign * (best - margin), sign * (worst + margin)))
     return float(low), float(high)
@@ -541,7 +610,11 @@ def _label_places(means: pd.DataFrame, gap: float) -> list[float]:
     placed: list[tuple[float, float]] = []
     for x, y in zip(means["bytes"], means["at"], strict=True):
         shifts = sorted(range(-len(means), len(means) + 1), key=abs)
-        free = (y + s * gap for s in shifts if all(abs(x - a) > near or abs(y + s * gap - b) >= gap * 0.99 for a, b in placed))
+        free = (
+            y + s * gap
+            for s in shifts
+            if all(abs(x - a) > near or abs(y + s * gap - b) >= gap * 0.99 for a, b in placed)
+        )
         placed.append((x, next(free, y)))
     return [y for _, y in placed]
 
@@ -551,13 +624,15 @@ def _dominates(a: Any, b: Any, score: Any) -> bool:
     return better <= 0 and less <= 0 and (better < 0 or less < 0)
 
 
-def _means(points: pd.DataFrame) -> pd.DataFrame:
-    """Return the mean curves over the seeds."""
-    made = []
+def _means(section: Section, points: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean curves of the seeds that did not diverge, with the mean seconds."""
+    experiment, made = section.experiment, []
     for name, own in points.groupby("optimizer"):
-        curve = pd.DataFrame(mean_curve(own), columns=["step", "value"]).assign(optimizer=name)
-        seconds = own.groupby("step")["seconds"].mean()
-        made.append(curve.assign(seconds=curve["step"].map(seconds)))
+        means = pd.DataFrame(curve(experiment, section.records, str(name)), columns=["step", "value"])
+        seconds = means["step"].map(own.groupby("step")["seconds"].mean())
+        made.append(
+            means.assign(optimizer=name, seconds=seconds, value=means["value"] * experiment.metric.score(1.0))
+        )
     return pd.concat(made)
 
 

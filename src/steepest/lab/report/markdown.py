@@ -31,8 +31,8 @@ def write_markdown(directories: Sequence[Path], out: Path) -> Path:
             for mode in MODES:
                 (out.parent / f"{stem}-{mode}.png").write_bytes(picture(chart(figure, style, mode), "png"))
             lines += [
-                f"<picture><source media=\"(prefers-color-scheme: dark)\" srcset=\"{stem}-dark.png\">",
-                f"<img alt=\"{figure.alt}\" src=\"{stem}-light.png\"></picture>",
+                f'<picture><source media="(prefers-color-scheme: dark)" srcset="{stem}-dark.png">',
+                f'<img alt="{figure.alt}" src="{stem}-light.png"></picture>',
                 *("", figure.caption, ""),
             ]
         lines += [f"- {line}" for line in fairness.conditions(section.experiment, section.records)]

@@ -54,7 +54,18 @@ def load(directories: Sequence[Path]) -> list[Section]:
         LabError: a directory holds no experiment, or one that this version cannot read.
     """
     sections: dict[str, Section] = {}
-    own = {"name", "title", "optimizers", "not_run", "costs", "notes", "command", "revision", "machine", "created"}
+    own = {
+        "name",
+        "title",
+        "optimizers",
+        "not_run",
+        "costs",
+        "notes",
+        "command",
+        "revision",
+        "machine",
+        "created",
+    }
     for directory in directories:
         experiment, records = Experiment.load(directory), read_records(directory)
         key = experiment.model_dump_json(exclude={*own, "baseline"})

@@ -13,6 +13,7 @@ from typing import Any
 
 import jinja2
 import vl_convert
+from markupsafe import Markup
 
 import steepest
 
@@ -51,9 +52,11 @@ def write_report(directories: Sequence[Path], out: Path) -> Path:
         sections=shown,
         styles=style,
         page=PAGE,
-        font=jinja2.filters.Markup(FONT),
+        font=Markup(FONT),
         # In a script, only "<" could end the element early.
-        payload=jinja2.filters.Markup(json.dumps(_short(payload), separators=(",", ":")).replace("<", "\\u003c")),
+        payload=Markup(
+            json.dumps(_short(payload), separators=(",", ":")).replace("<", "\\u003c")
+        ),
         vega=_vega(),
         version=steepest.__version__,
     )
@@ -90,7 +93,7 @@ def _csv(figure: Figure) -> str:
 @cache
 def _vega() -> str:
     """Return Vega, Vega-Lite and vega-embed as one script, compressed to a third and in base64."""
-    return base64.b64encode(gzip.compress(vl_convert.javascript_bundle().encode(), 9, mtime=0)).decode()
+    return base64.b64encode(gzip.compress(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").encode(), 9, mtime=0)).decode()
 
 
 def _short(value: Any) -> Any:

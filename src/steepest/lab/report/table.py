@@ -61,7 +61,9 @@ def estimate(value: Estimate, places: int) -> str:
         return ""
     if not value.finite:
         return "diverged"
-    text = f"{value.mean:.{places}f}" + ("" if math.isnan(value.std) else f"\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{value.std:.{places}f}")
+    text = f"{value.mean:.{places}f}" + (
+        "" if math.isnan(value.std) else f"\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{value.std:.{places}f}"
+    )
     return text + (f" ({value.diverged}/{value.seeds} diverged)" if value.diverged else "")
 
 
@@ -73,7 +75,9 @@ def columns(section: Section) -> list[Column]:
     total = max((row.cells for row in rows), default=0)
     made: list[Column] = []
 
-    def add(rank: int, header: str, help: str, text: Callable[[Row], str], key: Callable[[Row], float]) -> None:
+    def add(
+        rank: int, header: str, help: str, text: Callable[[Row], str], key: Callable[[Row], float]
+    ) -> None:
         cells = [text(row) for row in rows]
         if any(cells):
             made.append(Column(header, help, cells, [key(row) for row in rows], rank))
@@ -107,8 +111,13 @@ def columns(section: Section) -> list[Column]:
             lambda row, name=name: estimate(row.others[name], max(places, 4)),  # type: ignore[misc]
             lambda row, name=name: row.others[name].mean,  # type: ignore[misc]
         )
-    add(3, "untuned", "The same with the optimizer's own defaults.",
-        lambda row: estimate(row.untuned, places), lambda row: row.untuned.mean)
+    add(
+        3,
+        "untuned",
+        "The same with the optimizer's own defaults.",
+        lambda row: estimate(row.untuned, places),
+        lambda row: row.untuned.mean,
+    )
     for name in dict.fromkeys(name for row in rows for name in row.best):
         add(
             1 if name == "lr" else 2,
@@ -117,22 +126,63 @@ def columns(section: Section) -> list[Column]:
             best(name),
             lambda row, name=name: row.best.get(name, math.nan),  # type: ignore[misc]
         )
-    add(0, "state B/param", "Bytes of optimizer state per parameter, measured on its tensors after training.",
-        lambda row: number(row.state_bytes), lambda row: row.state_bytes)
-    add(1, "step ms", "Median milliseconds of optimizer.step(); all optimizers took turns on one model.",
-        lambda row: number(_ms(row)), _ms)
-    add(4, f"× {base}", f"Step time divided by {base}'s.", lambda row: "" if math.isnan(row.step_ratio) else f"{row.step_ratio:.2f}", lambda row: row.step_ratio)
-    add(2, f"steps to {base}'s", f"Steps after which the mean curve reaches {base}'s final value on validation data.",
-        lambda row: number(round(row.steps_to_target) if row.steps_to_target >= 0 else math.nan, 6) or "–" * bool(base), lambda row: row.steps_to_target)
-    add(1, f"seconds to {base}'s", "These steps × the timed milliseconds of a training step.",
-        lambda row: number(row.seconds_to_target) or "–" * bool(base), lambda row: row.seconds_to_target)
-    add(6, "decayed there", f"Test {metric.name} if the schedule ends at that step. ✓: its validation mean reaches the target.",
-        lambda row: f"{estimate(row.decayed, places)} {'✓' if row.decayed_reaches else '✗'}" if row.decayed.values else "",
-        lambda row: row.decayed.mean)
+    add(
+        0,
+        "state B/param",
+        "Bytes of optimizer state per parameter, measured on its tensors after training.",
+        lambda row: number(row.state_bytes),
+        lambda row: row.state_bytes,
+    )
+    add(
+        1,
+        "step ms",
+        "Median milliseconds of optimizer.step(); all optimizers took turns on one model.",
+        lambda row: number(_ms(row)),
+        _ms,
+    )
+    add(
+        4,
+        f"× {base}",
+        f"Step time divided by {base}'s.",
+        lambda row: "" if math.isnan(row.step_ratio) else f"{row.step_ratio:.2f}",
+        lambda row: row.step_ratio,
+    )
+    add(
+        2,
+        f"steps to {base}'s",
+        f"Steps after which the mean curve reaches {base}'s final value on validation data.",
+        lambda row: (
+            number(round(row.steps_to_target) if row.steps_to_target >= 0 else math.nan, 6)
+            or "–" * bool(base)
+        ),
+        lambda row: row.steps_to_target,
+    )
+    add(
+        1,
+        f"seconds to {base}'s",
+        "These steps × the timed milliseconds of a training step.",
+        lambda row: number(row.seconds_to_target) or "–" * bool(base),
+        lambda row: row.seconds_to_target,
+    )
+    add(
+        6,
+        "decayed there",
+        f"Test {metric.name} if the schedule ends at that step. ✓: its validation mean reaches the target.",
+        lambda row: (
+            f"{estimate(row.decayed, places)} {'✓' if row.decayed_reaches else '✗'}"
+            if row.decayed.values
+            else ""
+        ),
+        lambda row: row.decayed.mean,
+    )
     if experiment.kind != "race" and total > 2:
-        add(3, "good region", "Settings of the search within 1 % of the best one, of all that were tried.",
+        add(
+            3,
+            "good region",
+            "Settings of the search within 1 % of the best one, of all that were tried.",
             lambda row: f"{row.good_cells} of {row.cells} ({row.good_cells / max(1, row.cells):.0%})",
-            lambda row: row.good_cells / max(1, row.cells))
+            lambda row: row.good_cells / max(1, row.cells),
+        )
     return made
 
 
@@ -141,7 +191,11 @@ def verdict(section: Section) -> str:
     experiment, rows, metric = section.experiment, section.rows, section.experiment.metric
     ranked = [row for row in rows if row.test.finite]
     if not ranked:
-        return "Nothing was trained." if not experiment.seeds or not section.records and experiment.costs else "No optimizer has a final result yet."
+        return (
+            "Nothing was trained."
+            if not experiment.seeds or not section.records and experiment.costs
+            else "No optimizer has a final result yet."
+        )
     first, places = ranked[0], decimals(rows)
     tied = [row.optimizer for row in ranked[1:] if row.tie]
     text = f"{first.optimizer} has the best {metric.name} on test data, {estimate(first.test, places)}"
