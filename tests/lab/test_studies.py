@@ -70,7 +70,7 @@ def test_longer_horizons_search_around_the_best_before(tmp_path, plane, monkeypa
 
 def test_a_single_horizon_is_rejected(tmp_path):
     with pytest.raises(LabError, match=r"at least two different numbers of steps, got \[5, 5\]"):
-        horizon.run(tmp_path, [5, 5])
+        horizon.run(tmp_path, [5, 5], task=plane)
 
 
 @pytest.mark.parametrize(
