@@ -16,6 +16,7 @@ import optuna
 from optuna.distributions import FloatDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
+from pydantic_core import PydanticSerializationError
 from sqlalchemy import event
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -86,7 +87,11 @@ class Storage:
 
     def save_experiment(self, experiment: Experiment) -> None:
         """Save the experiment for all workers."""
-        self.study("", "experiment").set_user_attr(_EXPERIMENT, experiment.model_dump(mode="json"))
+        try:
+            saved = experiment.model_dump(mode="json")
+        except PydanticSerializationError as error:
+            raise LabError(f"the task's config must be plain JSON values: {error}") from error
+        self.study("", "experiment").set_user_attr(_EXPERIMENT, saved)
 
     def study(self, optimizer: str, phase: str) -> optuna.Study:
         """Return an optimizer's study for a phase."""
