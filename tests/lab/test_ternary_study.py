@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import math
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 import steepest
-from steepest.lab import LabError
-from steepest.lab.cli import run
-from steepest.lab.ternary import run_study, study
-from steepest.lab.ternary.bop import BopAdamW, BopLinear
-from steepest.lab.ternary.latent import LatentTernaryLinear, make_latent
-from steepest.lab.ternary.methods import LABELS, Thresholds, method_specs
-from steepest.lab.ternary.models import PatchConv, PatchConvNet, normed_mlp
-from steepest.lab.ternary.report import table, write
-from steepest.lab.ternary.weight_stats import WeightStats, read_weight_stats, record_weight_stats
+from steepest.lab import LabError, sweep
+from steepest.lab.experiments.studies import ternary
+from steepest.lab.experiments.studies.ternary import study
+from steepest.lab.experiments.studies.ternary.bop import BopAdamW, BopLinear
+from steepest.lab.experiments.studies.ternary.latent import LatentTernaryLinear, make_latent
+from steepest.lab.experiments.studies.ternary.weights import BYTES, FLIPS, ZEROS, observe_weights
+from steepest.lab.models.linear_only import PatchConv, PatchConvNet, normed_mlp
 from steepest.ternary import TernaryLinear
 
 
@@ -73,45 +70,42 @@ def test_a_linear_layer_of_patches_equals_a_convolution():
 
 
 @pytest.mark.parametrize(
-    ("method", "expected"),
+    ("label", "changed", "expected"),
     [
-        ("adamw", 12),
-        ("ste", 12),
-        ("votes_sign", 1.25),
-        ("votes_magnitude", 1.25),
-        ("bop", 4.25),
-        ("frozen", 0.25),
+        ("float32", {}, 12),
+        ("latent float32", {}, 12),
+        ("votes by sign", {"threshold": 1}, 1.25),
+        ("votes by magnitude", {"threshold": 1}, 1.25),
+        ("Bop", {"gamma": 1.0, "threshold": 0.1}, 4.25),
+        ("frozen random", {}, 0.25),
     ],
 )
 @pytest.mark.parametrize("make", [lambda: normed_mlp(16), lambda: PatchConvNet(8)])
-def test_bytes_flips_and_zeros_are_recorded_for_every_method(method, expected, make, tmp_path):
+def test_bytes_flips_and_zeros_are_recorded_for_every_method(label, changed, expected, make):
     torch.manual_seed(3)
-    model, file = make(), tmp_path / "flips.jsonl"
-    thresholds = Thresholds(sign={"threshold": 1}, magnitude={"threshold": 1}, gamma=1.0, bop=0.1)
-    spec = next(spec for spec in method_specs(thresholds, 4, file) if spec.label == method)
-    optimizer = spec.build(model, 0.01)
+    model = make()
+    optimizer = study.method(label, 4, **changed).build(model, {"lr": 0.01})
+    series = observe_weights(4)(model, optimizer)
     for _ in range(4):
         optimizer.zero_grad()
         model(torch.randn(8, 1, 8, 8)).square().mean().backward()
         optimizer.step()
-    (stats,) = read_weight_stats(file)
-    assert (stats.method, stats.lr, stats.seed, stats.steps) == (method, 0.01, 3, [1, 2, 3, 4])
     # A row of 9 packed weights takes 3 bytes.
-    assert stats.bytes_per_weight == pytest.approx(expected, rel=0.06)
-    if method == "adamw":
-        assert all(math.isnan(value) for value in stats.flips + stats.zeros)
+    assert series[BYTES] == [(1, pytest.approx(expected, rel=0.06))]
+    if label == "float32":
+        assert series.keys() == {BYTES}
     else:
-        assert (max(stats.flips) > 0) == (method != "frozen")
-        assert all(0 < value < 1 for value in stats.zeros)
+        assert [step for step, _ in series[FLIPS]] == [1, 2, 3, 4]
+        assert (max(flips for _, flips in series[FLIPS]) > 0) == (label != "frozen random")
+        assert all(0 < zeros < 1 for _, zeros in series[ZEROS])
 
 
-def test_recorded_flips_and_zeros_match_the_trainers_statistics(tmp_path):
+def test_recorded_flips_and_zeros_match_the_trainers_statistics():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
     steepest.ternary.ternarize(model)
     optimizer = steepest.build(model, "adamw", ternary={"threshold": 1})
-    file = tmp_path / "flips.jsonl"
-    record_weight_stats(optimizer, model, WeightStats("votes_sign", 0.1, 0), 3, file)
+    series = observe_weights(3)(model, optimizer)
     expected = []
     for x in torch.randn(3, 4, 8):
         model(x).square().sum().backward()
@@ -119,65 +113,29 @@ def test_recorded_flips_and_zeros_match_the_trainers_statistics(tmp_path):
         optimizer.zero_grad()
         stats = steepest.ternary.flip_stats(optimizer)
         expected.append((stats.flips / stats.weights, stats.zeros))
-    (recorded,) = read_weight_stats(file)
-    assert list(zip(recorded.flips, recorded.zeros, strict=True)) == [
-        pytest.approx(pair) for pair in expected
-    ]
+    assert max(expected)[0] > 0
+    assert [value for _, value in series[FLIPS]] == pytest.approx([flips for flips, _ in expected])
+    assert [value for _, value in series[ZEROS]] == pytest.approx([zeros for _, zeros in expected])
 
 
-@pytest.fixture
-def short(monkeypatch):
-    """Only the perceptron's study."""
-    monkeypatch.setattr(study, "STUDIES", {"mlp": study.STUDIES["mlp"]})
-
-
-def test_a_study_runs_reports_and_resumes(tmp_path, short):
+def test_a_study_runs_and_resumes(tmp_path, monkeypatch):
     pytest.importorskip("sklearn")
-    options = {"steps": 5, "trials": 2, "seeds": 2}
-    (result,) = run_study(tmp_path, **options)
-    assert {row.optimizer for row in result.race.rows} == set(LABELS)
-    for method in LABELS:
-        assert len(result.tuned_stats(method)) == 2
+    few = replace(study.TASKS["mlp"](), evaluations=1)
+    monkeypatch.setattr(study, "TASKS", {"mlp": lambda: few})
+    monkeypatch.setattr(study, "sweep", lambda *args, **options: sweep(*args, timing_seconds=0, **options))
+    monkeypatch.setattr(study, "METHODS", {label: study.METHODS[label] for label in ("votes by sign", "Bop")})
+    options = {"steps": 5, "seeds": 1, "lrs": [1e-2]}
+    (result,) = ternary.run(tmp_path, ["mlp"], **options)
+    votes, bop = (record for record in result.records if record.phase == "tuned")
+    assert (votes.optimizer, bop.optimizer) == ("votes by sign", "Bop")
+    assert votes.series[BYTES][0][1] == pytest.approx(1.25, rel=0.01)
+    assert bop.series[BYTES][0][1] == pytest.approx(4.25, rel=0.01)
+    assert bop.hyperparameters == {"weight_decay": 0, "lr": 0.01, **study.METHODS["Bop"]}
     lines = (tmp_path / "mlp" / "records.jsonl").read_text()
-    (again,) = run_study(tmp_path, **options)
+    ternary.run(tmp_path, ["mlp"], **options)
     assert (tmp_path / "mlp" / "records.jsonl").read_text() == lines
-    assert table([again]) == table([result])
-    page = write(tmp_path, [result])
-    text = page.read_text()
-    assert "| votes by sign |" in text
-    assert "| 1.25 |" in text
-    assert (tmp_path / "ternary.png").stat().st_size > 10_000
-    (fresh,) = run_study(tmp_path, steps=3, trials=1, seeds=1, fresh=True)
-    assert {record.steps for record in fresh.race.records} == {3}
-    assert all(json.loads(line)["steps"][-1] == 3 for line in (tmp_path / "mlp" / "flips.jsonl").open())
 
 
-def test_the_command_line_runs_the_study(tmp_path, short, capsys):
-    pytest.importorskip("sklearn")
-    out = tmp_path / "out"
-    arguments = ["race", "--task", "ternary", "--steps", "3", "--trials", "1", "--seeds", "1"]
-    assert run([*arguments, "--out", str(out)]) == 0
-    assert "frozen random ternary weights" in capsys.readouterr().out
-    assert (out / "ternary.md").exists()
-
-
-@pytest.mark.parametrize(
-    "option",
-    [
-        ["--budget", "5m"],
-        ["--model", "mlp"],
-        ["--batch", "3"],
-        ["--text", "."],
-        ["--optimizers", "lion"],
-        ["--device", "auto"],
-        *([f"--{name}", "2"] for name in ("width", "depth", "heads", "context")),
-    ],
-)
-def test_options_that_the_study_fixes_are_rejected(option, capsys):
-    assert run(["race", "--task", "ternary", *option]) == 2
-    assert f"{option[0]} cannot be combined with --task ternary" in capsys.readouterr().err
-
-
-def test_an_unknown_study_is_rejected_by_name():
-    with pytest.raises(LabError, match="no study 'cifar'"):
-        run_study("unused", ["cifar"])
+def test_an_unknown_task_is_rejected_by_name():
+    with pytest.raises(LabError, match="no task 'cifar': it has mlp, convnet, text"):
+        ternary.run("unused", ["cifar"])

@@ -1,1 +1,1 @@
-"""What the records say: tables, rankings and tests."""
+"""Records as tables, and what follows from them: the ranking, its tests, and what was not fair."""

@@ -18,6 +18,7 @@ from .options import BAD_REQUEST, INTERRUPTED
 from .plan import plan_command
 from .plan_sharded import plan_sharded_command
 from .race import race_command
+from .study import study
 from .sweep import sweep_command
 
 app = typer.Typer(
@@ -31,6 +32,7 @@ app = typer.Typer(
 
 app.command("race")(race_command)
 app.command("sweep")(sweep_command)
+app.add_typer(study)
 app.command("bench")(bench_command)
 app.command("plan")(plan_command)
 app.command("plan-sharded")(plan_sharded_command)

@@ -226,7 +226,8 @@ class Runner:
         best = {label: self._best(label) for label in self._specs}
         for phase in ("tuned", "default"):
             for seed, label in itertools.product(experiment.seeds, self._specs):
-                values = best[label] if phase == "tuned" else {}
+                searched = bool(experiment.optimizers[label].space)
+                values = best[label] if phase == "tuned" else {} if searched else None
                 if values is not None and not self._known(label, phase, seed, alone):
                     return self._job(label, phase, seed, values)
         for label in self._specs:
@@ -250,9 +251,8 @@ class Runner:
 
     def _best(self, label: str) -> dict[str, float] | None:
         """Return the best values of a finished search; None before its end and if every trial diverged."""
-        space = self._experiment.optimizers[label].space
-        if not space:
-            return None
+        if not self._experiment.optimizers[label].space:
+            return {}
         found = self._searched(label)
         # One trial too many may still run, but be older than a finished one, which it will then replace.
         if len(found) < self._experiment.trials or self._storage.running(label, "search"):
@@ -269,7 +269,8 @@ class Runner:
         """Return the step at which the tuned optimizer reaches the baseline's final metric, before the end."""
         experiment = self._experiment
         baseline = experiment.baseline
-        if baseline not in experiment.optimizers or label == baseline:
+        # A constant learning rate ends the same way at every step.
+        if baseline not in experiment.optimizers or label == baseline or self._schedule.decay == "constant":
             return None
         done = self._storage.finished(label, "decayed")
         if done:

@@ -78,7 +78,7 @@ def sweep(
         optimizers: See `steepest.lab.training.optimizers.resolve_optimizers`.
         space: What is searched, for every optimizer alike or as a function of the optimizer. By default lr,
             within a factor of 100 of the optimizer's default, and weight_decay from 0.001 to 1 where the
-            optimizer has it.
+            optimizer has it. With {} nothing is searched.
         trials: Trials of each optimizer's search. A space of lists is a grid, which sets the number itself.
         seeds: The number of final seeds (1, 2, …), or the seeds. The search uses seed 0.
         steps: Steps of every trial; by default the task's.
@@ -139,7 +139,7 @@ def sweep(
         raise LabError(
             "every optimizer needs the same number of trials: give all a grid of the same size, or ranges"
         )
-    trials = max(cells, default=0) or trials
+    trials = max(cells, default=0) or trials if any(entry.space for entry in entries.values()) else 0
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -69,7 +69,7 @@ def stratified(labels: Tensor, fraction: float, seed: int = _SPLIT_SEED) -> tupl
     """
     generator = torch.Generator().manual_seed(seed)
     selected = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique():
+    for label in range(int(labels.max()) + 1):
         members = (labels == label).nonzero().squeeze(1)
         order = torch.randperm(len(members), generator=generator)
         selected[members[order[: max(1, round(fraction * len(members)))]]] = True

@@ -45,6 +45,7 @@ class BopAdamW(torch.optim.AdamW):
         params: The float parameters.
         layers: The layers whose weights Bop flips.
         lr: AdamW's learning rate.
+        weight_decay: AdamW's.
         gamma: γ, the rate of the moving average.
         threshold: τ.
         total_steps: T, the number of steps.
@@ -57,12 +58,13 @@ class BopAdamW(torch.optim.AdamW):
         layers: list[BopLinear],
         *,
         lr: float,
+        weight_decay: float = 0.0,
         gamma: float,
         threshold: float,
         total_steps: int,
         power: float,
     ) -> None:
-        super().__init__(params, lr=lr, weight_decay=0.0)
+        super().__init__(params, lr=lr, weight_decay=weight_decay)
         self.gamma, self.threshold, self.total_steps, self.power = gamma, threshold, total_steps, power
         self.steps = 0
         self.averages = [(layer.weight, torch.zeros_like(layer.weight)) for layer in layers]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..models.digits import CLASSES
+from .digits import CLASSES
 
 
 def normed_mlp(width: int = 256) -> nn.Module:

@@ -1,0 +1,134 @@
+"""What a comparison promised and what its records show: conditions and warnings, a sentence each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import pandas as pd
+
+from ..records import FINAL_PHASES, Experiment, Record
+from . import frame
+from .ranking import SIGNIFICANT, Row, tuned
+
+SHORT = 500
+"""A run of fewer steps means nothing."""
+MIN_SEEDS = 3
+
+
+def warnings(experiment: Experiment, records: Sequence[Record], rows: Sequence[Row]) -> list[str]:
+    """Return what makes the comparison unfair, incomplete or meaningless; the worst first."""
+    trials = frame.trials(experiment, records)
+    search, final = trials[trials["phase"] == "search"], trials[trials["phase"].isin(FINAL_PHASES)]
+    return [
+        *_leaks(experiment, search, final),
+        *_inequalities(experiment, search, final),
+        *_short(experiment, trials),
+        *_unfinished(experiment, trials),
+        *_outcome(experiment, rows),
+    ]
+
+
+def _leaks(experiment: Experiment, search: pd.DataFrame, final: pd.DataFrame) -> Iterator[str]:
+    seen = {experiment.search_seed} if len(search) or experiment.trials else set()
+    leaked = (seen | set(search["seed"])) & ({*experiment.seeds} | set(final["seed"]))
+    if leaked:
+        yield f"Not fair: the search used the final seed {_list(leaked)}, so its luck was chosen."
+    tested = sorted(set(search[search["metrics"].map(bool).astype(bool)]["optimizer"]))
+    if tested:
+        yield f"Not fair: trials of the search have metrics on test data ({_list(tested)})."
+    for name, own in final[final["phase"] == "tuned"].groupby("optimizer"):
+        if own.groupby("steps")["searched"].agg(lambda s: len({str(sorted(v.items())) for v in s})).max() > 1:
+            yield f"Not fair: {name}'s final seeds have different hyper-parameters."
+
+
+def _inequalities(experiment: Experiment, search: pd.DataFrame, final: pd.DataFrame) -> Iterator[str]:
+    counts = search.groupby("optimizer").size().reindex(list(experiment.optimizers), fill_value=0)
+    if counts.nunique() > 1:
+        each = ", ".join(f"{name} {count}" for name, count in counts.items())
+        yield f"Not fair: the optimizers' searches have different numbers of trials: {each}."
+    varied = {name: tuple(sorted(entry.space)) for name, entry in experiment.optimizers.items()}
+    if len(set(varied.values())) > 1:
+        each = ", ".join(f"{name} {'+'.join(names) or 'nothing'}" for name, names in varied.items())
+        yield f"Not fair: the optimizers' searches vary different hyper-parameters: {each}."
+    for column in ("schedule", "parameters"):
+        if pd.concat([search, final])[column].nunique() > 1:
+            yield f"Not fair: the trials differ in their {column}."
+
+
+def _short(experiment: Experiment, trials: pd.DataFrame) -> Iterator[str]:
+    steps = min([experiment.steps, *trials[trials["phase"] != "decayed"]["steps"]])
+    if steps < SHORT:
+        yield f"Too short to mean anything: {steps} steps a trial (fewer than {SHORT})."
+
+
+def _unfinished(experiment: Experiment, trials: pd.DataFrame) -> Iterator[str]:
+    if trials.empty:
+        if not experiment.costs:  # otherwise it only measured
+            yield "Not finished: no trial has ended yet."
+        return
+    expected = {"tuned": experiment.seeds, "default": experiment.seeds}
+    if experiment.kind != "race":  # only a race promises the untuned defaults too
+        del expected["default"]
+    for phase, seeds in expected.items():
+        found = tuned(experiment, trials, phase).groupby("optimizer")["seed"].agg(set)
+        missing = {name: set(seeds) - found.get(name, set()) for name in experiment.optimizers}
+        each = [f"{name} {_list(left)}" for name, left in missing.items() if left]
+        if each:
+            yield f"Not finished: in phase {phase} these seeds are missing: {'; '.join(each)}."
+    if len(experiment.seeds) < MIN_SEEDS:
+        yield f"Only {len(experiment.seeds)} final seeds: no test over seeds means much with so few."
+
+
+def _outcome(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
+    for row in rows:
+        if row.test.diverged:
+            yield f"{row.optimizer} diverged with {row.test.diverged} of {row.test.seeds} final seeds."
+        elif row.trials and row.diverged_trials == row.trials:
+            yield f"{row.optimizer} diverged in every trial of its search."
+    at_edge = [f"{row.optimizer} {name} {row.best[name]:g} ({edge})" for row in rows for name, edge in row.edges.items()]
+    if at_edge:
+        yield f"At the edge of what was tried, so a better value may lie beyond: {'; '.join(at_edge)}."
+    for name, reason in experiment.not_run.items():
+        yield f"Not run: {name}: {reason}"
+
+
+def conditions(experiment: Experiment, records: Sequence[Record]) -> list[str]:
+    """Return under which conditions the optimizers were compared."""
+    metric = experiment.metric
+    spaces = {name for entry in experiment.optimizers.values() for name in entry.space}
+    lines = [
+        "For each seed, every optimizer starts from the same weights and sees the same data in the same order.",
+        f"A trial takes {experiment.steps:,} steps; schedule: {experiment.schedule}.",
+        f"The search tries {experiment.trials} settings of {_list(spaces)} per optimizer with seed "
+        f"{experiment.search_seed}, and sees validation data only."
+        if experiment.trials
+        else "Nothing was searched: the hyper-parameters were given.",
+        f"The table shows {metric.name} on test data, with the final seeds {_list(experiment.seeds)}; ± is the "
+        "sample standard deviation over the seeds that did not diverge. Untuned means each optimizer's own defaults.",
+    ]
+    if "weight_decay" not in spaces:
+        values = {str(entry.hyperparameters.get("weight_decay")) for entry in experiment.optimizers.values()}
+        lines.append(f"Weight decay was not searched: {_list(values)} for all." if len(values) == 1 else
+                     "Weight decay was not searched, and differs between the optimizers (see hyper-parameters).")
+    lines.append(
+        f"Two rows differ only if Welch's t-test over the seeds says so at p < {SIGNIFICANT} (unpaired, not "
+        "corrected for the number of rows); otherwise they tie, and no row is bold unless it differs from all others."
+    )
+    if experiment.baseline:
+        lines.append(
+            f"The target is {experiment.baseline}'s mean final value on validation data. Seconds to it are steps × "
+            "the timed milliseconds of a training step (all optimizers timed in turns), because trials may share a "
+            "busy machine. “Decayed there” repeats the run with the schedule ending at that step, since a run in "
+            "mid-schedule is worse than a finished one."
+        )
+    return [*lines, *experiment.notes]
+
+
+def machines(experiment: Experiment, records: Sequence[Record]) -> list[str]:
+    """Return a description of every machine that trained or timed, each once."""
+    found = [experiment.machine, *(record.machine for record in records)]
+    return list(dict.fromkeys(", ".join(f"{key} {value}" for key, value in machine.items()) for machine in found))
+
+
+def _list(values: object) -> str:
+    return ", ".join(str(value) for value in sorted(values))  # type: ignore[call-overload]

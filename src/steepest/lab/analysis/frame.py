@@ -1,0 +1,67 @@
+"""Records as pandas tables: a row per trial, per training loss and per evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import pandas as pd
+
+from ..records import Experiment, Record
+
+TRIAL_COLUMNS = (
+    *("optimizer", "phase", "seed", "steps", "searched", "finished", "validation", "test", "metrics"),
+    *("parameters", "state_bytes", "seconds", "schedule", "last_step"),
+)
+
+
+def distinct(records: Iterable[Record]) -> list[Record]:
+    """Return the records without duplicates; of two for the same trial, the later one."""
+    found = {(r.optimizer, r.phase, *sorted(r.searched.items()), r.seed, r.steps): r for r in records}
+    return list(found.values())
+
+
+def trials(experiment: Experiment, records: Iterable[Record]) -> pd.DataFrame:
+    """Return a row per trial; `validation` and `test` hold the primary metric, `metrics` all of the test's.
+
+    A diverged trial has NaN in all of them, and a trial of the search NaN in `test`.
+    """
+    metric = experiment.metric.name
+    rows = [
+        {
+            **{name: getattr(r, name) for name in TRIAL_COLUMNS if name not in ("validation", "test", "metrics")},
+            "validation": r.validated(metric),
+            "test": (r.test or {}).get(metric, float("nan")),
+            "metrics": r.test or {},
+        }
+        for r in distinct(records)
+    ]
+    return pd.DataFrame(rows, columns=list(TRIAL_COLUMNS))
+
+
+def evaluations(records: Iterable[Record], metric: str) -> pd.DataFrame:
+    """Return a row per evaluation on validation data: its trial, `step`, `seconds` and `value`."""
+    return _points((r, e.step, e.seconds, e.metrics[metric]) for r in distinct(records) for e in r.validation)
+
+
+def losses(records: Iterable[Record]) -> pd.DataFrame:
+    """Return a row per training loss: its trial, `step`, `seconds` and `value`."""
+    return _points((r, *point) for r in distinct(records) for point in r.training_loss)
+
+
+def series(records: Iterable[Record]) -> pd.DataFrame:
+    """Return a row per point of `Record.series`: its trial, the series' `name`, `step` and `value`."""
+    frames = [
+        _points((r, step, float("nan"), value) for step, value in points).assign(name=name)
+        for r in distinct(records)
+        for name, points in r.series.items()
+    ]
+    return pd.concat(frames, ignore_index=True) if frames else _points(()).assign(name="")
+
+
+def _points(points: Iterable[tuple[Record, int, float, float]]) -> pd.DataFrame:
+    rows = [
+        (r.optimizer, r.phase, r.seed, r.steps, r.finished, step, seconds, value)
+        for r, step, seconds, value in points
+    ]
+    columns = ["optimizer", "phase", "seed", "steps", "finished", "step", "seconds", "value"]
+    return pd.DataFrame(rows, columns=columns)

@@ -1,0 +1,314 @@
+"""The ranking: a row per optimizer, best first, with tests over the seeds."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from ..records import Cost, Experiment, Range, Record
+from . import frame
+
+SIGNIFICANT = 0.01
+GOOD = 0.01
+"""A cell of a search belongs to the good region if its metric is within this fraction of the best."""
+
+Edge = Literal["lowest", "highest"]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A metric over seeds.
+
+    Example:
+        >>> estimate = Estimate((1.0, 2.0, 3.0, float("nan")))
+        >>> estimate.mean, estimate.std, estimate.seeds, estimate.diverged
+        (2.0, 1.0, 4, 1)
+    """
+
+    values: tuple[float, ...] = ()
+    """A value per seed; NaN if the trial diverged."""
+
+    @property
+    def finite(self) -> list[float]:
+        """The values of the seeds that did not diverge."""
+        return [value for value in self.values if math.isfinite(value)]
+
+    @property
+    def mean(self) -> float:
+        """Mean over the seeds that did not diverge; NaN without any."""
+        return float(np.mean(self.finite)) if self.finite else math.nan
+
+    @property
+    def std(self) -> float:
+        """Sample standard deviation over the seeds that did not diverge; NaN for fewer than two."""
+        return float(np.std(self.finite, ddof=1)) if len(self.finite) > 1 else math.nan
+
+    @property
+    def seeds(self) -> int:
+        """Number of seeds, diverged ones included."""
+        return len(self.values)
+
+    @property
+    def diverged(self) -> int:
+        """Number of seeds that diverged."""
+        return self.seeds - len(self.finite)
+
+
+@dataclass
+class Row:
+    """One optimizer's results."""
+
+    optimizer: str
+    test: Estimate
+    """The primary metric on test data, with the final seeds in phase `tuned`."""
+    untuned: Estimate
+    """The same with the optimizer's own defaults."""
+    others: dict[str, Estimate]
+    """The other metrics on test data."""
+    best: dict[str, float]
+    """The searched hyper-parameters' best values; empty if every trial of the search diverged."""
+    edges: dict[str, Edge]
+    """Which of them lie at an edge of what was tried, so that a better one may lie beyond it."""
+    trials: int
+    diverged_trials: int
+    state_bytes: float
+    """Bytes of state per parameter."""
+    cost: Cost | None
+    step_ratio: float
+    """Milliseconds of `optimizer.step()` divided by the baseline's."""
+    steps_to_target: float
+    """Steps after which the mean validation curve reaches the baseline's final value; NaN if it never does."""
+    seconds_to_target: float
+    """These steps times the timed milliseconds of a training step."""
+    decayed: Estimate
+    """The metric on test data when the schedule ends at `decayed_steps`."""
+    decayed_steps: int
+    decayed_reaches: bool
+    """Whether that shorter run's mean on validation data reaches the target."""
+    cells: int
+    """Number of different settings that the search tried."""
+    good_cells: int
+    """How many of them are within 1 % of the best: the width of the good region."""
+    p: float = math.nan
+    """P-value of Welch's test against the first row; NaN for the first and where no test is possible."""
+    tie: bool = False
+    """Whether it cannot be told from the first row, or if it is the first, any other from it."""
+    wins: bool = False
+    """Whether it is the first row and differs from all others."""
+    entry: dict[str, Any] = field(default_factory=dict)
+
+
+def rank(experiment: Experiment, records: Sequence[Record]) -> list[Row]:
+    """Return a row for every optimizer with a record, best first.
+
+    Optimizers whose final trials all diverged come last, and fewer diverged seeds win over a better metric.
+    """
+    trials = frame.trials(experiment, records)
+    curves = frame.evaluations(records, experiment.metric.name)
+    target = target_value(experiment, trials)
+    names = [name for name in experiment.optimizers if name in set(trials["optimizer"])]
+    rows = [_row(experiment, trials, curves, target, name) for name in names]
+
+    def order(row: Row) -> tuple[bool, int, float]:
+        return math.isnan(row.test.mean), row.test.diverged, experiment.metric.score(row.test.mean)
+
+    rows.sort(key=order)
+    _test(rows)
+    return rows
+
+
+def welch(a: Sequence[float], b: Sequence[float]) -> float:
+    """Return the two-sided p-value of Welch's t-test; NaN for fewer than two values on a side.
+
+    Example:
+        >>> round(welch([1.0, 2.0, 3.0], [2.0, 3.0, 4.0]), 4)
+        0.2879
+    """
+    if min(len(a), len(b)) < 2:
+        return math.nan
+    with np.errstate(all="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scipy warns of equal values, which are a result like any other
+        return float(stats.ttest_ind(a, b, equal_var=False).pvalue)
+
+
+def tuned(experiment: Experiment, trials: pd.DataFrame, phase: str = "tuned") -> pd.DataFrame:
+    """Return the trials of a final phase at the experiment's number of steps (else at the longest)."""
+    found = trials[trials["phase"] == phase]
+    steps = experiment.steps if (found["steps"] == experiment.steps).any() else found["steps"].max()
+    return found[found["steps"] == steps]
+
+
+def target_value(experiment: Experiment, trials: pd.DataFrame) -> float:
+    """Return the baseline's mean final value on validation data; NaN without one."""
+    final = tuned(experiment, trials)
+    return float(final[final["optimizer"] == experiment.baseline]["validation"].mean())
+
+
+def steps_to_target(curve: Sequence[tuple[float, float]], target: float) -> float:
+    """Return the step at which (step, score) points first reach `target`, interpolated linearly; else NaN.
+
+    Lower scores are better.
+
+    Example:
+        >>> steps_to_target([(0, 8.0), (100, 4.0), (200, 3.0)], 3.5)
+        150.0
+        >>> steps_to_target([(0, 8.0), (100, 4.0)], 3.5)
+        nan
+    """
+    last_step, last = math.nan, math.nan
+    for step, score in curve:
+        if score <= target:
+            if not math.isfinite(last):
+                return float(step)
+            return last_step + (step - last_step) * (last - target) / (last - score)
+        last_step, last = step, score
+    return math.nan
+
+
+def mean_curve(points: pd.DataFrame) -> list[tuple[float, float]]:
+    """Return the mean (step, value) over the seeds that did not diverge, at the steps that all of them have."""
+    points = points[points["finished"]]
+    by_step = points.groupby("step")["value"].agg(["mean", "count"])
+    return list(by_step[by_step["count"] == points["seed"].nunique()]["mean"].items())
+
+
+def cells(trials: pd.DataFrame) -> pd.DataFrame:
+    """Return a row per setting that a search tried: its hyper-parameters, mean `validation` and `diverged`.
+
+    Args:
+        trials: One optimizer's trials in phase `search`.
+    """
+    settings = pd.DataFrame(list(trials["searched"]), index=trials.index)
+    names = list(settings.columns)
+    table = settings.assign(validation=trials["validation"], diverged=~trials["finished"].astype(bool))
+    if not names or table.empty:
+        return table.assign(good=False)
+    grouped = table.groupby(names, dropna=False).agg(
+        validation=("validation", lambda v: v.mean(skipna=False)), diverged=("diverged", "any")
+    )
+    return grouped.reset_index()
+
+
+def good_region(experiment: Experiment, table: pd.DataFrame) -> pd.Series[bool]:
+    """Return which of the `cells` are within 1 % of the best."""
+    best = table["validation"].min() if experiment.metric.lower_is_better else table["validation"].max()
+    return (table["validation"] - best).abs() <= GOOD * abs(best)
+
+
+def edges(
+    best: Mapping[str, float], tried: pd.DataFrame, space: Mapping[str, Range | list[float]]
+) -> dict[str, Edge]:
+    """Return which best values are the lowest or the highest of those tried, or lie at their range's bound.
+
+    A lowest value of 0 is no edge, as nothing lies beyond it. A value that was not varied has no edges.
+    """
+    found: dict[str, Edge] = {}
+    for name, value in best.items():
+        values = tried[name].dropna() if name in tried else pd.Series(dtype=float)
+        if values.nunique() < 2:
+            continue
+        searched = space.get(name, [])
+        bounds = [searched.low, searched.high] if isinstance(searched, Range) else searched
+        # A sampler rarely proposes the bound itself: 2 % beside it is at it.
+        if value >= values.max() or (bounds and value >= max(bounds) / 1.02):
+            found[name] = "highest"
+        elif value > 0 and (value <= values.min() or (bounds and value <= min(bounds) * 1.02)):
+            found[name] = "lowest"
+    return found
+
+
+def cost_of(experiment: Experiment, optimizer: str, parameters: int | None = None) -> Cost | None:
+    """Return what an optimizer's step costs, if possible on the model of this size."""
+    own = [cost for cost in experiment.costs.values() if cost.optimizer == optimizer]
+    return next((cost for cost in own if cost.parameters == parameters), own[0] if own else None)
+
+
+def _row(
+    experiment: Experiment, trials: pd.DataFrame, curves: pd.DataFrame, target: float, name: str
+) -> Row:
+    metric = experiment.metric
+    own = trials[trials["optimizer"] == name]
+    final, default, short = (tuned(experiment, own, phase) for phase in ("tuned", "default", "decayed"))
+    search = own[own["phase"] == "search"]
+    table = cells(search)
+    best = _best(experiment, final, table)
+    space = experiment.optimizers[name].space
+    measured = own[own["state_bytes"] > 0]
+    # A trial that diverged at once may not have created its state.
+    state = (measured["state_bytes"] / measured["parameters"]).max() if len(measured) else 0.0
+    cost = cost_of(experiment, name, int(own["parameters"].iloc[0]))
+    reference = None if experiment.baseline is None else cost_of(experiment, experiment.baseline)
+    points = curves[(curves["optimizer"] == name) & (curves["phase"] == "tuned")]
+    points = points[points["steps"].isin(final["steps"])]
+    curve = [(step, metric.score(value)) for step, value in mean_curve(points)]
+    # The baseline must reach its own final value, whatever the order in which the means were summed.
+    steps = steps_to_target(curve, metric.score(target) + 1e-9 * abs(target))
+    reached = metric.score(float(short["validation"].mean())) <= metric.score(target)
+    return Row(
+        optimizer=name,
+        test=Estimate(tuple(final.sort_values("seed")["test"])),
+        untuned=Estimate(tuple(default.sort_values("seed")["test"])),
+        others={
+            m.name: Estimate(tuple(values.get(m.name, math.nan) for values in final["metrics"]))
+            for m in experiment.metrics[1:]
+        },
+        best=best,
+        edges=edges(best, table, space),
+        trials=len(search),
+        diverged_trials=int((~search["finished"].astype(bool)).sum()),
+        state_bytes=float(state),
+        cost=cost,
+        step_ratio=_ratio(cost, reference),
+        steps_to_target=steps,
+        seconds_to_target=steps * step_ms(cost) / 1000,
+        decayed=Estimate(tuple(short.sort_values("seed")["test"])),
+        decayed_steps=int(short["steps"].max()) if len(short) else 0,
+        decayed_reaches=bool(reached) and len(short) > 0,
+        cells=len(table),
+        good_cells=int(good_region(experiment, table).sum()),
+        entry=experiment.optimizers[name].hyperparameters,
+    )
+
+
+def step_ms(cost: Cost | None) -> float:
+    """Return the milliseconds of a training step: gradient and optimizer; NaN if they were not timed."""
+    if cost is None or cost.optimizer_ms is None or cost.gradient_ms is None:
+        return math.nan
+    return cost.gradient_ms + cost.optimizer_ms
+
+
+def _ratio(cost: Cost | None, reference: Cost | None) -> float:
+    if cost is None or reference is None or cost.optimizer_ms is None or not reference.optimizer_ms:
+        return math.nan
+    return cost.optimizer_ms / reference.optimizer_ms
+
+
+def _best(experiment: Experiment, final: pd.DataFrame, table: pd.DataFrame) -> dict[str, float]:
+    """Return the settings of the tuned trials; before there are any, those of the search's best cell."""
+    if len(final):
+        return dict(final["searched"].iloc[0])
+    if not len(table) or table["validation"].isna().all():
+        return {}
+    lower = experiment.metric.lower_is_better
+    at = table["validation"].idxmin() if lower else table["validation"].idxmax()
+    return {str(k): float(v) for k, v in table.loc[at].items() if k not in ("validation", "diverged", "good")}
+
+
+def _test(rows: Sequence[Row]) -> None:
+    """Compare the first row with all others."""
+    if not rows or not rows[0].test.finite:
+        return
+    first, others = rows[0], [row for row in rows[1:] if row.test.values]
+    for row in others:
+        row.p = welch(first.test.finite, row.test.finite)
+        # An optimizer of which every seed diverged needs no test.
+        row.tie = bool(row.test.finite) and not row.p < SIGNIFICANT
+    first.tie = any(row.tie for row in others)
+    first.wins = bool(others) and not first.tie

@@ -1,0 +1,41 @@
+"""`steepest report`: one page from the directories of experiments, finished or not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..report import load, write_report
+from ..report.markdown import write_markdown
+from ..report.terminal import section_table
+from .options import make_console
+
+
+def report_command(
+    directories: Annotated[
+        list[Path], typer.Argument(metavar="DIR…", help="Directories of races, sweeps and studies.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The page to write. Default: report.html in the first directory.", show_default=False),
+    ] = None,
+    markdown: Annotated[
+        Path | None,
+        typer.Option(help="Write this Markdown file too, with its pictures beside it.", show_default=False),
+    ] = None,
+) -> int:
+    """Write one page about any experiments, finished or not, and print their rankings.
+
+    Directories of the same experiment become one section, others sections of their own. An optimizer has the same
+    colour in all of them. The page contains everything it needs and opens without a network.
+    """
+    console = make_console()
+    for section in load(directories):
+        console.print(section_table(section, console.width))
+    page = write_report(directories, out or directories[0] / "report.html")
+    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+    if markdown is not None:
+        console.print(f"markdown: {write_markdown(directories, markdown)}", highlight=False, soft_wrap=True)
+    return 0

@@ -1,0 +1,99 @@
+"""Does the ranking depend on the length of the training? The text task at several numbers of steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...errors import LabError
+from ...progress import Callback
+from ...tasks.task import Task
+from ...tasks.text import text_task
+from ...training.optimizers import OptimizerSpec
+from ..sweep import Result, Space, default_space, sweep
+
+STEPS = (500, 2000, 8000)
+OPTIMIZERS = ("adamw", "muon", "lion", "sgd_sai", "simba")
+NARROW = 4.0
+"""A longer horizon is searched from the best values before divided by this to them multiplied by it."""
+
+
+def run(
+    out: str | Path,
+    steps: Sequence[int] = STEPS,
+    *,
+    task: Task[Any] | None = None,
+    optimizers: Sequence[str] = OPTIMIZERS,
+    settings: Sequence[str] = (),
+    trials: int = 10,
+    longer_trials: int = 5,
+    seeds: int = 3,
+    storage: str | None = None,
+    fresh: bool = False,
+    device: str | torch.device = "cpu",
+    callback: Callback | None = None,
+) -> list[Result]:
+    """Run the same comparison at each number of steps, or resume it.
+
+    The shortest horizon has the whole search of lr and weight decay. Each longer one searches again, around
+    the best values of the one before, because the best lr falls and the best decay changes as training
+    gets longer: hyper-parameters carried over unchanged would favor whatever depends on them least. Each
+    horizon is an experiment of its own in a subfolder named by its steps.
+
+    Args:
+        out: The folder.
+        steps: The horizons.
+        task: The training problem, by default the text task.
+        optimizers: See `steepest.lab.sweep`.
+        settings: Fixed hyper-parameters as `label.name=value`.
+        trials: Trials of each optimizer's search at the shortest horizon.
+        longer_trials: The same at the longer ones.
+        seeds: The number of final seeds.
+        storage: The database's URL; by default an SQLite file in each subfolder.
+        fresh: Delete earlier results first.
+        device: The text task's device.
+        callback: Receives progress events.
+
+    Raises:
+        LabError: there are fewer than two horizons, a bad request, or a folder holds another experiment.
+    """
+    horizons = sorted(set(steps))
+    if len(horizons) < 2 or horizons[0] < 1:
+        raise LabError(f"give at least two different numbers of steps, got {list(steps)}")
+    task = text_task(device=device) if task is None else task
+    results: list[Result] = []
+    best: dict[str, dict[str, float]] = {}
+
+    def space(spec: OptimizerSpec) -> Space:
+        found = best.get(spec.label)
+        return {n: (v / NARROW, v * NARROW) for n, v in found.items()} if found else default_space(spec)
+
+    note = "lr and weight decay were searched in their whole ranges."
+    for horizon in horizons:
+        results.append(
+            sweep(
+                task,
+                optimizers,
+                space,
+                settings=settings,
+                trials=longer_trials if results else trials,
+                seeds=seeds,
+                steps=horizon,
+                out=Path(out) / f"{horizon}-steps",
+                kind="horizon",
+                title=f"{task.name}, {horizon} steps",
+                storage=storage,
+                fresh=fresh,
+                notes=(note,),
+                callback=callback,
+            )
+        )
+        # An optimizer whose trials all diverged has no best values, and searches everything again.
+        best = {r.optimizer: r.searched for r in results[-1].records if r.phase == "tuned"}
+        note = (
+            f"lr and weight decay were searched within a factor of {NARROW:g} of the best at {horizon} steps."
+        )
+    return results

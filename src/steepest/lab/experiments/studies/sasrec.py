@@ -1,0 +1,327 @@
+"""The Simba study: SASRec with Lion, Simba and what lies between, and how fast each follows a reversal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from statistics import fmean, stdev
+
+import torch
+from scipy.stats import kendalltau
+
+from ...analysis.ranking import SIGNIFICANT, welch
+from ...analysis.target import steps_to_target
+from ...errors import LabError
+from ...progress import Callback
+from ...records import Experiment, Record
+from ...tasks.sasrec import (
+    Format,
+    Synthetic,
+    baselines,
+    generate,
+    next_item_task,
+    read_interactions,
+    reversal_task,
+)
+from ...training.schedule import Schedule
+from ..sweep import Result, sweep
+
+OPTIMIZERS = {
+    "adamw": "adamw",
+    "lion": "lion",
+    "signgsd": "signgsd",
+    "simba": "simba",
+    "simba_sign_m": "simba",
+    "simba_lions_choice": "simba",
+    "simba_always_m": "simba",
+    "simba_leaky": "simba_leaky",
+    "sgd_sai": "sgd_sai",
+    "muon": "muon",
+}
+"""The study's optimizers by label."""
+SETTINGS = (
+    "simba_sign_m.memory=momentum",
+    "simba_lions_choice.choice=lion",
+    "simba_always_m.memory=momentum",
+    "simba_always_m.choice=memory",
+)
+
+
+@dataclass(frozen=True)
+class Published:
+    """A row of the published table."""
+
+    hits: float
+    ndcg: float
+    loss: float
+
+
+PUBLISHED = {
+    "lion": Published(0.0690, 0.0381, 0.1451),
+    "signgsd": Published(0.0420, 0.0213, 0.6655),
+    "simba": Published(0.0195, 0.0094, 0.8730),
+    "simba_sign_m": Published(0.0693, 0.0378, 0.1457),
+    "simba_lions_choice": Published(0.0296, 0.0152, 0.5787),
+    "simba_always_m": Published(0.0667, 0.0358, 0.1427),
+}
+PUBLISHED_MARGIN = 2 * math.sqrt(2) * 0.001
+"""Two standard deviations of the difference of two HR@10, if each has the 0.001 seen on Amazon Beauty."""
+
+RECOVERED = 0.9
+"""The share of NDCG@10 before the reversal that counts as recovered."""
+
+Scores = Mapping[str, Sequence[float]]
+"""A test metric by optimizer, a value per final seed."""
+
+
+def run(
+    out: str | Path,
+    data: Path | None = None,
+    *,
+    format: Format | None = None,
+    core: int = 5,
+    trials: int = 10,
+    seeds: int = 5,
+    steps: int | None = None,
+    reversal: bool = True,
+    optimizers: Iterable[str] = OPTIMIZERS,
+    storage: str | None = None,
+    fresh: bool = False,
+    device: str | torch.device = "cpu",
+    callback: Callback | None = None,
+) -> list[Result]:
+    """Run the study, or resume it.
+
+    Each optimizer has the same search of lr and weight decay, then final seeds. With the best
+    hyper-parameters and a constant learning rate, each then trains on synthetic data whose successor tables
+    are reversed after half of the steps.
+
+    Args:
+        out: The folder; its subfolders are `comparison` and `reversal`.
+        data: A file of interactions; by default synthetic ones.
+        format: The file's format, see `read_interactions`.
+        core: The minimum number of interactions of the file's users and items.
+        trials: Trials of each optimizer's search.
+        seeds: The number of final seeds.
+        steps: Steps of every trial; by default the task's.
+        reversal: Whether the reversal is run.
+        optimizers: Labels of `OPTIMIZERS`.
+        storage: The database's URL; by default SQLite files in `out`.
+        fresh: Delete earlier results.
+        device: The training device.
+        callback: Receives progress events.
+
+    Returns:
+        The comparison, whose experiment has what comes out among its notes, and the reversal.
+
+    Raises:
+        LabError: the file cannot be read, an optimizer is unknown, or `out` holds another experiment.
+    """
+    out = Path(out)
+    found = generate() if data is None else read_interactions(data, format, core)
+    task = next_item_task(found, device=device)
+    if unknown := set(optimizers) - OPTIMIZERS.keys():
+        raise LabError(f"the study has no {', '.join(sorted(unknown))}: it has {', '.join(OPTIMIZERS)}")
+    measured = baselines(found)
+    result = sweep(
+        task,
+        _entries(optimizers),
+        trials=trials,
+        seeds=seeds,
+        steps=steps,
+        out=out / "comparison",
+        name=f"{out.name}-comparison",
+        kind="sasrec",
+        title=f"SASRec with sign memories: {task.config['data']}",
+        settings=_settings(optimizers),
+        storage=storage,
+        fresh=fresh,
+        callback=callback,
+    )
+    results = [result]
+    best = {record.optimizer: record.searched for record in result.records if record.phase == "tuned"}
+    if reversal and best:
+        fixed = [
+            f"{label}.{name}={value}" for label, values in best.items() for name, value in values.items()
+        ]
+        second = sweep(
+            reversal_task(steps=steps or task.steps, device=device),
+            _entries([*best]),
+            {},
+            seeds=seeds,
+            out=out / "reversal",
+            name=f"{out.name}-reversal",
+            kind="sasrec",
+            title="SASRec: successor tables reversed in mid-training",
+            settings=[*_settings(best), *fixed],
+            schedule=Schedule("constant"),
+            storage=storage,
+            fresh=fresh,
+            timing_seconds=0,
+            notes=["The hyper-parameters are those that the comparison's search found best."],
+            callback=callback,
+        )
+        results.append(second)
+    notes = [
+        *describe_data(found, measured),
+        *compare_with_published(result.records),
+        *compare_with_popularity(result.records, measured["popularity"]["HR@10"], int(task.config["users"])),
+        *(note for each in results[1:] for note in compare_recoveries(each.experiment, each.records)),
+    ]
+    # Only the file has these notes, not the database: they change as optimizers and seeds are added.
+    results[0] = replace(result, experiment=result.experiment.model_copy(update={"notes": notes}))
+    results[0].experiment.save(result.directory)
+    return results
+
+
+def _entries(labels: Iterable[str]) -> list[str]:
+    return [label if label == OPTIMIZERS[label] else f"{label}={OPTIMIZERS[label]}" for label in labels]
+
+
+def _settings(labels: Iterable[str]) -> list[str]:
+    return [setting for label in labels for setting in SETTINGS if setting.startswith(f"{label}.")]
+
+
+def describe_data(data: object, measured: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
+    """Yield the sentences on the data, rankings without training, and the published figures."""
+    if isinstance(data, Synthetic):
+        yield (
+            "The data are synthetic, so only the optimizers' order can be compared with the published one, "
+            "not the figures."
+        )
+    rankings = "; ".join(f"{name} {m['NDCG@10']:.4f}, {m['HR@10']:.4f}" for name, m in measured.items())
+    yield f"NDCG@10 and HR@10 of rankings without training, on the test data: {rankings}."
+    rows = "; ".join(f"{label} {p.hits:.4f}, {p.ndcg:.4f}, {p.loss:.4f}" for label, p in PUBLISHED.items())
+    yield (
+        f"Published HR@10, NDCG@10 and loss: {rows}. The data set is not named; on the nearest, Amazon "
+        "Beauty, a tuned SASRec with Adam has HR@10 0.065 ± 0.001 and NDCG@10 0.034."
+    )
+
+
+def compare_with_published(records: Sequence[Record]) -> Iterator[str]:
+    """Yield the sentences on the published ordering and on what makes the difference."""
+    scores = tuned_scores(records)
+    known = sorted(
+        (label for label in PUBLISHED if len(scores.get(label, ())) > 1), key=lambda n: -PUBLISHED[n].hits
+    )
+    agree: list[str] = []
+    opposite: list[str] = []
+    ties: list[str] = []
+    for a, b in combinations(known, 2):
+        if PUBLISHED[a].hits - PUBLISHED[b].hits > PUBLISHED_MARGIN:
+            change, p = difference(scores, b, a)
+            found = ties if not p < SIGNIFICANT else agree if change > 0 else opposite
+            found.append(f"{a} above {b}")
+    if total := len(agree) + len(opposite) + len(ties):
+        here = [fmean(scores[label]) for label in known]
+        tau = kendalltau([PUBLISHED[label].ndcg for label in known], here).statistic
+        yield (
+            f"{total} pairs of published HR@10 differ by more than {PUBLISHED_MARGIN:.4f}. Of these, "
+            f"{len(agree)} come out in the published order by NDCG@10 (p < {SIGNIFICANT}), {len(opposite)} "
+            f"in the opposite order, and {len(ties)} cannot be told apart. Kendall's τ of the {len(known)} "
+            f"rows is {tau:.2f}."
+        )
+    if opposite:
+        yield f"Published, but the opposite here: {'; '.join(opposite)}."
+    if ties:
+        yield f"Published, but not told apart here: {'; '.join(ties)}."
+    yield from _what_matters(scores, known)
+    if all(len(scores.get(label, ())) > 1 for label in ("simba", "simba_leaky")):
+        change, p = difference(scores, "simba", "simba_leaky")
+        yield f"Simba-leaky instead of Simba changes NDCG@10 by {change:+.4f} (p = {p:.2g})."
+
+
+def _what_matters(scores: Scores, known: Sequence[str]) -> Iterator[str]:
+    replacements = {
+        "the momentum's sign instead of the counts', with the same threshold": ("simba", "simba_sign_m"),
+        "Lion's choice instead of the threshold, with the same counts": ("simba", "simba_lions_choice"),
+        "no choice instead of the threshold, with the same momentum": ("simba_sign_m", "simba_always_m"),
+    }
+    changes = []
+    for text, (a, b) in replacements.items():
+        if a in known and b in known:
+            change, p = difference(scores, a, b)
+            changes.append((change, p))
+            published = f"{PUBLISHED[b].ndcg - PUBLISHED[a].ndcg:+.4f}"
+            yield f"Taking {text}, changes NDCG@10 by {change:+.4f} (p = {p:.2g}); published {published}."
+    if len(changes) < len(replacements):
+        return
+    (memory, p), *choices = changes
+    choice = max((abs(change) for change, q in choices if q < SIGNIFICANT), default=0.0)
+    if not p < SIGNIFICANT:
+        verdict = "the choice matters, not the momentum's sign" if choice else "neither can be seen to matter"
+    elif not choice:
+        verdict = "the momentum's sign matters, not the choice"
+    else:
+        verdict = f"both matter, {'the momentum' if abs(memory) > choice else 'the choice'} more"
+    yield f"So here {verdict}; the published rows say that the momentum's sign matters."
+
+
+def compare_with_popularity(records: Sequence[Record], popularity: float, users: int) -> Iterator[str]:
+    """Yield the sentence on which tuned optimizers beat popularity by more than three standard errors."""
+    below = []
+    for label, values in tuned_scores(records, "HR@10").items():
+        share = fmean(values)
+        error = math.sqrt((share * (1 - share) + popularity * (1 - popularity)) / users)
+        if share - popularity <= 3 * error:
+            below.append(label)
+    if below:
+        yield f"Not three standard errors (over the users) above popularity's HR@10: {', '.join(below)}."
+    else:
+        yield "Every tuned optimizer's HR@10 is three standard errors (over the users) above popularity's."
+
+
+def compare_recoveries(experiment: Experiment, records: Sequence[Record]) -> Iterator[str]:
+    """Yield the sentence on how long each optimizer needs to recover from the reversal."""
+    switch = int(experiment.config["reversed_after"])
+    parts = []
+    for label in experiment.optimizers:
+        own = [r for r in records if r.optimizer == label and r.finished]
+        if not own:
+            parts.append(f"{label} diverged")
+            continue
+        before, after = (
+            fmean(at_reversal(r, switch)[name] for r in own) for name in ("NDCG@10 before", "NDCG@10")
+        )
+        times = [steps for record in own if (steps := recovery(record, switch)) is not None]
+        if len(times) < len(own):
+            text = f"{len(own) - len(times)} of {len(own)} seeds not within {experiment.steps - switch}"
+        else:
+            text = f"{fmean(times):.0f}" + (f" ± {stdev(times):.0f}" if len(times) > 1 else "")
+        parts.append(f"{label} {before:.3f} → {after:.3f}, {text}")
+    yield (
+        f"Reversal after step {switch}, at the tuned hyper-parameters, but with a constant learning rate: "
+        f"NDCG@10 before → after it, and the steps until it is again {RECOVERED:.0%} of what it was before: "
+        f"{'; '.join(parts)}."
+    )
+
+
+def tuned_scores(records: Sequence[Record], metric: str = "NDCG@10") -> dict[str, list[float]]:
+    """Return a test metric by optimizer, for the tuned trials that did not diverge."""
+    scores: dict[str, list[float]] = {}
+    for record in records:
+        if record.phase == "tuned" and record.test is not None:
+            scores.setdefault(record.optimizer, []).append(record.test[metric])
+    return scores
+
+
+def difference(scores: Scores, a: str, b: str) -> tuple[float, float]:
+    """Return the mean of `b` minus that of `a`, and the p-value of Welch's test."""
+    return fmean(scores[b]) - fmean(scores[a]), welch(scores[a], scores[b])
+
+
+def at_reversal(record: Record, switch: int) -> dict[str, float]:
+    """Return the metrics at the last evaluation before the reversal."""
+    return next(each for each in reversed(record.validation) if each.step <= switch).metrics
+
+
+def recovery(record: Record, switch: int) -> float | None:
+    """Return the steps from the reversal until NDCG@10 has recovered; None if it has not."""
+    curve = [(each.step - switch, -each.metrics["NDCG@10"]) for each in record.validation]
+    last = max(step for step, _ in curve if step <= 0)
+    target = -RECOVERED * at_reversal(record, switch)["NDCG@10 before"]
+    steps = steps_to_target([point for point in curve if point[0] >= last], target)
+    return None if steps is None else max(0.0, steps)

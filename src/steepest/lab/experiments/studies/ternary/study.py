@@ -1,0 +1,157 @@
+"""The study: all methods with a perceptron and a convolutional net on digits, and with a GPT on text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+import steepest
+
+from ....errors import LabError
+from ....models.linear_only import PatchConvNet, normed_mlp
+from ....progress import Callback
+from ....tasks import digits_task, text_task
+from ....tasks.task import Task
+from ....training.optimizers import Builder, OptimizerSpec, to_json_value
+from ...sweep import Result, sweep
+from .bop import BopAdamW, BopLinear
+from .latent import make_latent
+from .weights import observe_weights
+
+LRS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+"""What each method tries; AdamW trains scales, norms and output layers with it in all of them."""
+
+# All tasks share these, so that none is tuned to its own data.
+_FLIPS = {"schedule": "annealed", "power": 0.3, "max_flip_fraction": 0.001}
+METHODS: Mapping[str, Mapping[str, Any]] = {
+    "float32": {},
+    "latent float32": {},
+    "votes by sign": {"votes": "sign", "threshold": 24, **_FLIPS},
+    "votes by magnitude": {"votes": "magnitude", "threshold": 32, **_FLIPS},
+    "Bop": {"gamma": 0.01, "threshold": 0.5, "power": 0.3},
+    "frozen random": {},
+}
+"""Ways to train the hidden weights, with their options: float32 by AdamW, latent floats by AdamW with a
+straight-through gradient, votes, Bop, and random ternary weights that never change."""
+
+
+def _digits(name: str, make: Callable[[], nn.Module]) -> Task[Any]:
+    task = digits_task("mlp", batch=64)
+    return replace(
+        task, name=f"digits, {name}", make=lambda seed: make(), config={**task.config, "model": name}
+    )
+
+
+TASKS: Mapping[str, Callable[[], Task[Any]]] = {
+    "mlp": lambda: _digits("mlp", normed_mlp),
+    "convnet": lambda: _digits("convnet", PatchConvNet),
+    "text": lambda: text_task(width=96),
+}
+
+
+def run(
+    out: str | Path,
+    tasks: Iterable[str] = TASKS,
+    *,
+    steps: int | None = None,
+    seeds: int | None = None,
+    lrs: Iterable[float] = LRS,
+    storage: str | None = None,
+    fresh: bool = False,
+    callback: Callback | None = None,
+) -> list[Result]:
+    """Run the study, or resume it.
+
+    Args:
+        out: The folder; each task has an experiment in a subfolder.
+        tasks: Names from `TASKS`.
+        steps: Steps of each trial; by default the tasks'.
+        seeds: The number of final seeds; by default 5, for text 3.
+        lrs: The learning rates that each method tries.
+        storage: The database's URL; by default an SQLite file in each subfolder.
+        fresh: Delete earlier results first.
+        callback: Receives progress events.
+
+    Raises:
+        LabError: a task is unknown, or a folder holds another experiment.
+    """
+    results = []
+    for name in tasks:
+        if name not in TASKS:
+            raise LabError(f"the ternary study has no task {name!r}: it has {', '.join(TASKS)}")
+        task = TASKS[name]()
+        number = task.steps if steps is None else steps
+        results.append(
+            sweep(
+                task,
+                [method(label, number) for label in METHODS],
+                {"lr": list(lrs)},
+                seeds=seeds or (3 if name == "text" else 5),
+                steps=number,
+                out=Path(out) / name,
+                kind="ternary",
+                title=f"Ternary training: {task.name}",
+                storage=storage,
+                fresh=fresh,
+                notes=("The weight decay is 0 for all.", "The thresholds of votes and Bop are not searched."),
+                callback=callback,
+                observe=observe_weights(number),
+            )
+        )
+    return results
+
+
+def method(label: str, steps: int, **changed: Any) -> OptimizerSpec:
+    """Return a method of `METHODS`, with some options changed, for trials of `steps` steps."""
+    options = {**METHODS[label], **changed}
+
+    def adamw(model: nn.Module, values: Mapping[str, Any]) -> Optimizer:
+        return steepest.build(model, "adamw", **values)
+
+    def latent(model: nn.Module, values: Mapping[str, Any]) -> Optimizer:
+        make_latent(model)
+        return steepest.build(model, "adamw", **values)
+
+    def votes(model: nn.Module, values: Mapping[str, Any]) -> Optimizer:
+        steepest.ternary.ternarize(model)
+        # The trial has seeded torch's generator.
+        ternary = {"total_steps": steps, **options}
+        return steepest.build(model, "adamw", seed=torch.initial_seed(), ternary=ternary, **values)
+
+    def bop(model: nn.Module, values: Mapping[str, Any]) -> Optimizer:
+        layers = []
+        for name in steepest.ternary.ternarize(model).replaced:
+            layer = model.get_submodule(name)
+            assert isinstance(layer, steepest.ternary.TernaryLinear)
+            layers.append(BopLinear(layer))
+            model.set_submodule(name, layers[-1])
+        ternary = {id(layer.weight) for layer in layers}
+        floats = [p for p in model.parameters() if id(p) not in ternary]
+        return BopAdamW(floats, layers, total_steps=steps, **options, **values)
+
+    def frozen(model: nn.Module, values: Mapping[str, Any]) -> Optimizer:
+        steepest.ternary.ternarize(model)
+        return steepest.build(model, "adamw", ternary=False, **values)
+
+    builders: dict[str, Builder] = {
+        "float32": adamw,
+        "latent float32": latent,
+        "votes by sign": votes,
+        "votes by magnitude": votes,
+        "Bop": bop,
+        "frozen random": frozen,
+    }
+    build = builders[label]
+    defaults = {"lr": 3e-3, "weight_decay": 0.0}
+    return OptimizerSpec(
+        label,
+        lambda model, values: build(model, {**defaults, **values}),
+        to_json_value({**defaults, **options}),
+        changes_model=True,
+    )

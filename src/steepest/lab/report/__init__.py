@@ -1,0 +1,7 @@
+"""One page from any number of experiments; the same tables on a terminal and in Markdown."""
+
+from .merge import Section, load
+from .page import write_report
+from .terminal import terminal_table
+
+__all__ = ["Section", "load", "terminal_table", "write_report"]

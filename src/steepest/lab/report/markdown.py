@@ -1,0 +1,55 @@
+"""A page of documentation from an experiment: the ranking, its pictures in both themes, and the command."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..analysis import fairness
+from .charts import chart, figures, picture
+from .merge import Section, load
+from .table import LEGEND, columns, verdict
+from .theme import MODES, styles
+
+
+def write_markdown(directories: Sequence[Path], out: Path) -> Path:
+    """Write `out` and, beside it, a PNG per figure and theme; return its path.
+
+    Raises:
+        LabError: a directory holds no experiment.
+    """
+    sections = load(directories)
+    style = styles(name for section in sections for name in section.names)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    lines: list[str] = []
+    for index, section in enumerate(sections):
+        lines += [f"{'##' if index else '#'} {section.experiment.title}", "", verdict(section), ""]
+        lines += [f"> {line}" for line in section.warnings]
+        lines += ["", *_table(section), "", LEGEND, ""]
+        for figure in figures(section, style):
+            stem = f"{out.stem}-{f'{index}-' if index else ''}{figure.key}"
+            for mode in MODES:
+                (out.parent / f"{stem}-{mode}.png").write_bytes(picture(chart(figure, style, mode), "png"))
+            lines += [
+                f"<picture><source media=\"(prefers-color-scheme: dark)\" srcset=\"{stem}-dark.png\">",
+                f"<img alt=\"{figure.alt}\" src=\"{stem}-light.png\"></picture>",
+                *("", figure.caption, ""),
+            ]
+        lines += [f"- {line}" for line in fairness.conditions(section.experiment, section.records)]
+        lines += ["", "```sh", *section.commands, "```", ""]
+        lines += [f"- {line}" for line in fairness.machines(section.experiment, section.records)] + [""]
+    out.write_text("\n".join(lines), encoding="utf-8")
+    return out
+
+
+def _table(section: Section) -> list[str]:
+    shown = columns(section)
+    lines = ["| " + " | ".join(["optimizer", *(column.header for column in shown)]) + " |"]
+    lines.append("| --- |" + " ---: |" * len(shown))
+    for at, row in enumerate(section.rows):
+        name, cells = row.optimizer, [column.cells[at] for column in shown]
+        if row.wins:
+            name, cells[0] = f"**{name}**", f"**{cells[0]}**"
+        lines.append("| " + " | ".join([name, *cells]) + " |")
+    absent = section.experiment.not_run.items()
+    return [*lines, *(f"| {name} | not run: {reason} |" + " |" * (len(shown) - 1) for name, reason in absent)]

@@ -1,0 +1,77 @@
+"""Directories of experiments as the sections of one report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from ..analysis import fairness, frame
+from ..analysis.ranking import Row, rank
+from ..records import Experiment, Record, read_records
+
+
+@dataclass
+class Section:
+    """An experiment with its records; several directories of the same experiment are one."""
+
+    experiment: Experiment
+    records: list[Record]
+    commands: list[str]
+
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        """A row per trial."""
+        return frame.trials(self.experiment, self.records)
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The ranking."""
+        return rank(self.experiment, self.records)
+
+    @cached_property
+    def warnings(self) -> list[str]:
+        """What makes the comparison unfair, incomplete or meaningless."""
+        return fairness.warnings(self.experiment, self.records, self.rows)
+
+    @property
+    def names(self) -> list[str]:
+        """All optimizers, including those that have no record."""
+        measured = [cost.optimizer for cost in self.experiment.costs.values()]
+        return list(dict.fromkeys([*self.experiment.optimizers, *measured]))
+
+
+def load(directories: Sequence[Path]) -> list[Section]:
+    """Read directories, finished or not; those that hold the same experiment become one section.
+
+    Two are the same if task, sizes, data, metrics, steps, schedule, trials and seeds agree. The optimizers of the
+    second join the first.
+
+    Raises:
+        LabError: a directory holds no experiment, or one that this version cannot read.
+    """
+    sections: dict[str, Section] = {}
+    own = {"name", "title", "optimizers", "not_run", "costs", "notes", "command", "revision", "machine", "created"}
+    for directory in directories:
+        experiment, records = Experiment.load(directory), read_records(directory)
+        key = experiment.model_dump_json(exclude={*own, "baseline"})
+        command = f"{experiment.command}  (revision {experiment.revision})"
+        if (first := sections.get(key)) is None:
+            sections[key] = Section(experiment, frame.distinct(records), [command])
+            continue
+        first.records = frame.distinct([*first.records, *records])
+        first.commands = list(dict.fromkeys([*first.commands, command]))
+        mine = first.experiment
+        first.experiment = mine.model_copy(
+            update={
+                "optimizers": {**experiment.optimizers, **mine.optimizers},
+                "not_run": {**experiment.not_run, **mine.not_run},
+                "costs": {**experiment.costs, **mine.costs},
+                "notes": list(dict.fromkeys([*mine.notes, *experiment.notes])),
+                "baseline": mine.baseline or experiment.baseline,
+            }
+        )
+    return list(sections.values())

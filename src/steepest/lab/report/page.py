@@ -1,0 +1,104 @@
+"""The report: one page that needs no network, with everything inlined."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import math
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import vl_convert
+
+import steepest
+
+from ..analysis import fairness
+from ..errors import LabError
+from .charts import Figure, figures
+from .merge import Section, load
+from .table import columns, verdict
+from .theme import FONT, MODES, PAGE, config, styles
+
+
+def write_report(directories: Sequence[Path], out: Path) -> Path:
+    """Write one page about the experiments in `directories`, finished or not, and return its path.
+
+    Raises:
+        LabError: there is no directory, or one holds no experiment.
+    """
+    if not directories:
+        raise LabError("a report needs at least one directory of an experiment")
+    sections = load(directories)
+    style = styles(name for section in sections for name in section.names)
+    shown = [_context(section, index, figures(section, style)) for index, section in enumerate(sections)]
+    payload = {
+        "configs": {mode: config(style, mode) for mode in MODES},
+        "panels": {
+            f"{figure['id']}-{index}": panel
+            for section in shown
+            for figure in section["figures"]
+            for index, panel in enumerate(figure["figure"].panels)
+        },
+    }
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader(__package__, "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    html = environment.get_template("page.html.j2").render(
+        sections=shown,
+        styles=style,
+        page=PAGE,
+        font=jinja2.filters.Markup(FONT),
+        # In a script, only "<" could end the element early.
+        payload=jinja2.filters.Markup(json.dumps(_short(payload), separators=(",", ":")).replace("<", "\\u003c")),
+        vega=_vega(),
+        version=steepest.__version__,
+    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(html, encoding="utf-8")
+    return out
+
+
+def _context(section: Section, index: int, drawn: Sequence[Figure]) -> dict[str, Any]:
+    experiment = section.experiment
+    return {
+        "id": f"s{index}",
+        "experiment": experiment,
+        "rows": section.rows,
+        "columns": columns(section),
+        "verdict": verdict(section),
+        "warnings": section.warnings,
+        "conditions": fairness.conditions(experiment, section.records),
+        "machines": fairness.machines(experiment, section.records),
+        "commands": section.commands,
+        "sort": lambda value: "" if math.isnan(value) else f"{value:.12g}",
+        "figures": [
+            {"id": f"s{index}-{figure.key}", "figure": figure, "csv": _csv(figure), "columns": figure.columns}
+            for figure in drawn
+        ],
+    }
+
+
+def _csv(figure: Figure) -> str:
+    text = figure.data.to_csv(index=False, float_format="%.7g")
+    return "data:text/csv;base64," + base64.b64encode(text.encode()).decode()
+
+
+@cache
+def _vega() -> str:
+    """Return Vega, Vega-Lite and vega-embed as one script, compressed to a third and in base64."""
+    return base64.b64encode(gzip.compress(vl_convert.javascript_bundle().encode(), 9, mtime=0)).decode()
+
+
+def _short(value: Any) -> Any:
+    """Round numbers to seven digits, make NaN null, and drop legends, for which the page has one of its own."""
+    if isinstance(value, dict):
+        return {key: None if key == "legend" else _short(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_short(item) for item in value]
+    if isinstance(value, float):
+        return float(f"{value:.7g}") if math.isfinite(value) else None
+    return value

@@ -1,0 +1,22 @@
+"""The sasrec task: sequential recommendation, the problem of the Simba study."""
+
+from .baselines import baselines
+from .interactions import Format, Interactions, read_interactions
+from .model import SASRec, SASRecConfig
+from .synthetic import Synthetic, SyntheticConfig, generate
+from .task import next_item_task, reversal_task, sasrec_task
+
+__all__ = [
+    "Format",
+    "Interactions",
+    "SASRec",
+    "SASRecConfig",
+    "Synthetic",
+    "SyntheticConfig",
+    "baselines",
+    "generate",
+    "next_item_task",
+    "read_interactions",
+    "reversal_task",
+    "sasrec_task",
+]

@@ -1,0 +1,121 @@
+"""Full ranking of all unseen items: HR@k and NDCG@k."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .interactions import Interactions
+from .model import PADDING
+
+
+class Cases(NamedTuple):
+    """Some users' held-out items."""
+
+    users: Tensor
+    """Shape (batch,)."""
+    histories: Tensor
+    """The last items before the target, padded with 0 on the left, shape (batch, width)."""
+    targets: Tensor
+    """The held-out items, shape (batch,)."""
+    seen: Tensor
+    """Whether an item is in the whole history, or is 0, the padding; shape (batch, items + 1)."""
+
+
+Scorer = Callable[[Cases], Tensor]
+"""Returns the score of each item, shape (batch, items + 1); the highest is ranked first."""
+
+
+class HeldOut:
+    """Each user's held-out item, with everything before it, in chunks on a device.
+
+    Args:
+        data: The interactions.
+        back: The target's place from the end: 1 for the test, 2 for the validation.
+        width: Number of items of a history.
+        device: The device.
+        chunk: Users per chunk.
+    """
+
+    def __init__(
+        self, data: Interactions, back: int, width: int, device: str | torch.device = "cpu", chunk: int = 512
+    ) -> None:
+        self.users = data.users
+        self._items = data.count
+        self._chunk = chunk
+        self._histories = data.histories(back, width).to(device)
+        self._targets = data.held_out(back).to(device)
+        users, items = data.seen(back)
+        # The row of each seen item within its chunk.
+        starts = torch.searchsorted(users, torch.arange(0, data.users + chunk, chunk))
+        self._seen = [
+            ((users[start:stop] % chunk).to(device), items[start:stop].to(device))
+            for start, stop in zip(starts.tolist(), starts[1:].tolist(), strict=False)
+        ]
+
+    def __iter__(self) -> Iterator[Cases]:
+        users = torch.arange(len(self._targets), device=self._targets.device)
+        parts = (torch.split(t, self._chunk) for t in (users, self._histories, self._targets))
+        for user, history, target, (rows, items) in zip(*parts, self._seen, strict=True):
+            seen = torch.zeros(len(user), self._items + 1, dtype=torch.bool, device=user.device)
+            seen[:, PADDING] = True
+            seen[rows, items] = True
+            yield Cases(user, history, target, seen)
+
+
+def evaluate(scorer: Scorer, held_out: HeldOut, *, k: int = 10, loss: bool = False) -> dict[str, float]:
+    """Rank all unseen items for each user, and return the means of HR@k and NDCG@k.
+
+    With the target at rank r, HR@k is 1 if r ≤ k, and NDCG@k is 1/log₂(r + 1) if r ≤ k. The target itself
+    is a candidate even if the user has seen it. Ties are broken at random, and the metrics are the
+    expectations over that, so a constant score gives those of a random order. NaN ties with everything.
+
+    Args:
+        scorer: Scores the items.
+        held_out: The targets.
+        k: The number of places that count.
+        loss: Whether to include the loss, for scores that are logits: the mean of −log σ of the target's
+            score, plus that of −log(1 − σ) over all unseen items, which is the expectation over one
+            sampled negative.
+    """
+    totals: list[Tensor] = []
+    for cases in held_out:
+        scores = scorer(cases).double()
+        others = ~cases.seen
+        others.scatter_(1, cases.targets.unsqueeze(1), False)
+        target = scores.gather(1, cases.targets.unsqueeze(1))
+        better = ((scores > target) & others).sum(1)
+        not_worse = (~(scores < target) & others).sum(1)
+        sums = list(expected_at(k, better, not_worse))
+        if loss:
+            others_loss = (F.softplus(scores) * others).sum(1) / others.sum(1).clamp(min=1)
+            sums.append(F.softplus(-target[:, 0]) + others_loss)
+        totals.append(torch.stack(sums).sum(1))
+    names = (f"NDCG@{k}", f"HR@{k}", "loss")
+    means = torch.stack(totals).sum(0) / held_out.users
+    return dict(zip(names, means.tolist(), strict=False))
+
+
+def expected_at(k: int, better: Tensor, not_worse: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the expected NDCG@k and HR@k of a target that ties with some others.
+
+    Args:
+        k: The number of places that count.
+        better: Number of other candidates with a higher score.
+        not_worse: Number of other candidates with a higher or the same score.
+
+    Example:
+        >>> _, hits = expected_at(10, torch.tensor([9, 10, 0]), torch.tensor([9, 10, 39]))
+        >>> hits.tolist()  # rank 10, rank 11, and a tie of 40
+        [1.0, 0.0, 0.25]
+    """
+    places = torch.arange(k + 1, dtype=torch.float64, device=better.device)
+    gains = torch.where(places > 0, 1 / torch.log2(places + 1), 0).cumsum(0)
+    # The target is at each of the ranks from better + 1 to not_worse + 1 with the same probability.
+    first, last = better.clamp(max=k), (not_worse + 1).clamp(max=k)
+    tied = not_worse - better + 1
+    return (gains[last] - gains[first]) / tied, (last - first) / tied

@@ -1,0 +1,146 @@
+"""SASRec: a causal transformer over a user's items (Kang & McAuley 2018, arXiv:1808.09781)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+PADDING = 0
+
+
+@dataclass(frozen=True)
+class SASRecConfig:
+    """The sizes of a `SASRec`; the defaults are the paper's for sparse data, with width 64.
+
+    Args:
+        maxlen: Maximum number of items of a history; only its last ones are read.
+        width: Features per item; a multiple of `heads`.
+        blocks: Number of blocks.
+        heads: Number of attention heads.
+        dropout: Dropout probability.
+
+    Raises:
+        ValueError: a size is not positive, or `width` is not a multiple of `heads`.
+    """
+
+    maxlen: int = 50
+    width: int = 64
+    blocks: int = 2
+    heads: int = 1
+    dropout: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("maxlen", "width", "blocks", "heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+
+
+class Attention(nn.Module):
+    """Self-attention of each position to itself and to earlier ones."""
+
+    def __init__(self, config: SASRecConfig) -> None:
+        super().__init__()
+        self.heads = config.heads
+        self.query, self.key, self.value = (
+            nn.Linear(config.width, config.width, bias=False) for _ in range(3)
+        )
+
+    def forward(self, x: Tensor, visible: Tensor) -> Tensor:
+        """Map `x` of shape (batch, positions, width) to the same shape.
+
+        `visible[b, 0, i, j]` says whether position i attends to position j.
+        """
+        query, key, value = (
+            layer(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        )
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=visible)
+        return mixed.transpose(1, 2).flatten(2)
+
+
+class Block(nn.Module):
+    """Attention and a two-layer perceptron, each as x + dropout(f(norm(x)))."""
+
+    def __init__(self, config: SASRecConfig) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.width)
+        self.attention = Attention(config)
+        self.mlp_norm = nn.LayerNorm(config.width)
+        self.mlp = nn.Sequential(
+            nn.Linear(config.width, config.width), nn.ReLU(), nn.Linear(config.width, config.width)
+        )
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, visible: Tensor) -> Tensor:
+        """Map (batch, positions, width) to the same shape."""
+        x = x + self.dropout(self.attention(self.attention_norm(x), visible))
+        return x + self.dropout(self.mlp(self.mlp_norm(x)))  # type: ignore[no-any-return]
+
+
+class SASRec(nn.Module):
+    """Predicts each item of a history from the items before it.
+
+    Items are 1, …, `items`, and 0 pads a history on the left; nothing depends on its embedding. The scores are the dot products of the last
+    block's features with the embeddings of the items, which the input uses too.
+
+    Example:
+        >>> model = SASRec(items=10, config=SASRecConfig(maxlen=4, width=8)).eval()
+        >>> model.score(torch.tensor([[0, 0, 3, 7]])).shape
+        torch.Size([1, 11])
+    """
+
+    def __init__(self, items: int, config: SASRecConfig | None = None) -> None:
+        super().__init__()
+        self.config = config = config or SASRecConfig()
+        self.embedding = nn.Embedding(items + 1, config.width)
+        self.positions = nn.Parameter(torch.empty(config.maxlen, config.width))
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.blocks))
+        self.norm = nn.LayerNorm(config.width)
+        for parameter in self.parameters():
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=0.02)
+
+    def forward(self, histories: Tensor) -> Tensor:
+        """Return the features after each position.
+
+        Args:
+            histories: Items padded on the left, integers of shape (batch, positions), positions ≤ `maxlen`.
+                The last position is always the most recent item, so more padding changes nothing.
+
+        Returns:
+            Features of shape (batch, positions, width).
+        """
+        length = histories.shape[1]
+        x = self.embedding(histories) * self.config.width**0.5 + self.positions[-length:]
+        x = self.dropout(x)
+        diagonal = torch.eye(length, dtype=torch.bool, device=x.device)
+        # A padded position sees itself, because a softmax over nothing is NaN.
+        visible = (histories != PADDING).view(-1, 1, 1, length).logical_or(diagonal).tril()
+        for block in self.blocks:
+            x = block(x, visible)
+        return self.norm(x)  # type: ignore[no-any-return]
+
+    def score(self, histories: Tensor) -> Tensor:
+        """Return the score of each item as the next one, shape (batch, items + 1)."""
+        return self(histories)[:, -1] @ self.embedding.weight.T  # type: ignore[no-any-return]
+
+    def loss(self, histories: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
+        """Return the mean over targets of −log σ(target's score) − log(1 − σ(negative's score)).
+
+        Args:
+            histories: As in `forward`.
+            targets: The item after each position, 0 where there is none; same shape.
+            negatives: Another item for each position; same shape.
+        """
+        features = self(histories)
+        positive = (features * self.embedding(targets)).sum(-1)
+        negative = (features * self.embedding(negatives)).sum(-1)
+        terms = F.softplus(-positive) + F.softplus(negative)
+        mask = targets != PADDING
+        return (terms * mask).sum() / mask.sum()

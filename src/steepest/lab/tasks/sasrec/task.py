@@ -1,0 +1,236 @@
+"""The sasrec task: recommend the next item; the metrics are NDCG@10 and HR@10."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import LabError
+from ...records import Metric
+from ..task import Split, Task
+from .interactions import Format, Interactions, read_interactions
+from .metrics import HeldOut, evaluate
+from .model import SASRec, SASRecConfig
+from .synthetic import Synthetic, SyntheticConfig, generate
+
+Sequences = tuple[Tensor, Tensor, Tensor]
+"""Histories, targets and negatives, each of shape (batch, positions)."""
+
+METRICS = (
+    Metric(name="NDCG@10", lower_is_better=False),
+    Metric(name="HR@10", lower_is_better=False),
+    Metric(name="loss"),
+)
+_BACK: dict[Split, int] = {"validation": 2, "test": 1}
+_REDRAWS = 3
+_STEPS = 1200
+_EPOCHS = 100
+
+
+def sasrec_task(
+    data: Path | None = None,
+    *,
+    format: Format | None = None,
+    core: int = 5,
+    users: int = SyntheticConfig.users,
+    items: int = SyntheticConfig.items,
+    maxlen: int = SASRecConfig.maxlen,
+    width: int = SASRecConfig.width,
+    blocks: int = SASRecConfig.blocks,
+    heads: int = SASRecConfig.heads,
+    dropout: float = SASRecConfig.dropout,
+    batch: int | None = None,
+    device: str | torch.device = "cpu",
+) -> Task[Sequences]:
+    """Create a task that trains SASRec to rank each user's next item.
+
+    Args:
+        data: A file of interactions, see `read_interactions`. By default synthetic ones.
+        format: The file's format.
+        core: The minimum number of interactions of the file's users and items.
+        users: Number of synthetic users.
+        items: Number of synthetic items.
+        maxlen: Maximum number of items of a history.
+        width: Features per item.
+        blocks: Number of blocks.
+        heads: Number of attention heads.
+        dropout: Dropout probability.
+        batch: Users per step; by default 128 as in the paper (synthetic data: 64).
+        device: The training device.
+
+    Returns:
+        The task, see `next_item_task`.
+
+    Raises:
+        LabError: the file cannot be read, or a size does not fit.
+    """
+    try:
+        model = SASRecConfig(maxlen=maxlen, width=width, blocks=blocks, heads=heads, dropout=dropout)
+        synthetic = SyntheticConfig(users=users, items=items)
+    except ValueError as error:
+        raise LabError(str(error)) from error
+    found = generate(synthetic) if data is None else read_interactions(data, format, core)
+    return next_item_task(found, model, batch=batch, device=device)
+
+
+def next_item_task(
+    data: Interactions | Synthetic,
+    model: SASRecConfig | None = None,
+    *,
+    batch: int | None = None,
+    device: str | torch.device = "cpu",
+) -> Task[Sequences]:
+    """Create a task that trains SASRec to rank each user's next item.
+
+    Args:
+        data: The interactions.
+        model: The model's sizes.
+        batch: Users per step; by default 128 (synthetic data: 64).
+        device: The training device.
+
+    Returns:
+        The task. Each user's last item is the test target, and the one before it the validation target; the
+        history of a test target includes the validation item. The weights with the best validation NDCG@10
+        are tested. It has 1200 steps, or on other than synthetic data 100 epochs if these are more.
+    """
+    synthetic = isinstance(data, Synthetic)
+    interactions = data.interactions if isinstance(data, Synthetic) else data
+    config = model or SASRecConfig()
+    stream = TrainingData(interactions, config.maxlen, batch or (64 if synthetic else 128), device)
+    held_out = held_out_items(interactions, config.maxlen, device)
+    return Task(
+        name="sasrec",
+        make=lambda seed: SASRec(interactions.count, config).to(device),
+        batches=stream.batches,
+        loss=sequence_loss,
+        evaluate=lambda model, split: evaluate_model(model, held_out[split]),
+        metrics=METRICS,
+        steps=_STEPS if synthetic else max(_STEPS, _EPOCHS * (interactions.users // stream.batch)),
+        keep_best=True,
+        config={
+            "data": interactions.source,
+            "fingerprint": interactions.fingerprint,
+            "users": interactions.users,
+            "items": interactions.count,
+            "interactions": len(interactions.items),
+            "batch": stream.batch,
+            **asdict(config),
+        },
+    )
+
+
+def reversal_task(
+    data: SyntheticConfig | None = None,
+    model: SASRecConfig | None = None,
+    *,
+    batch: int | None = None,
+    steps: int = _STEPS,
+    evaluations: int = 40,
+    device: str | torch.device = "cpu",
+) -> Task[Sequences]:
+    """Create a task whose successor tables are reversed after half of the steps.
+
+    Args:
+        data: The sizes of the synthetic data.
+        model: The model's sizes.
+        batch: Users per step.
+        steps: Number of steps of a trial, half of them before the reversal.
+        evaluations: Number of evaluations.
+        device: The training device.
+
+    Returns:
+        The task. Its metrics are those on the reversed data, and `NDCG@10 before` on the data as it was
+        before.
+    """
+    data = data or SyntheticConfig()
+    original, task = (
+        next_item_task(generate(replace(data, reverse=reverse)), model, batch=batch, device=device)
+        for reverse in (False, True)
+    )
+
+    def batches(seed: int) -> Iterator[Sequences]:
+        yield from islice(original.batches(seed), steps // 2)
+        yield from task.batches(seed + 1)
+
+    def evaluate(model: nn.Module, split: Split) -> Mapping[str, float]:
+        forgotten = original.evaluate(model, split)["NDCG@10"]
+        return {**task.evaluate(model, split), "NDCG@10 before": forgotten}
+
+    return replace(
+        task,
+        name="sasrec-reversal",
+        batches=batches,
+        evaluate=evaluate,
+        steps=steps,
+        metrics=(*METRICS, Metric(name="NDCG@10 before", lower_is_better=False)),
+        evaluations=evaluations,
+        keep_best=False,
+        config={**task.config, "reversed_after": steps // 2},
+    )
+
+
+class TrainingData:
+    """Batches of training sequences: everything but each user's last two items.
+
+    Args:
+        data: The interactions.
+        maxlen: Maximum number of positions.
+        batch: Number of users per batch.
+        device: The training device.
+    """
+
+    def __init__(self, data: Interactions, maxlen: int, batch: int, device: str | torch.device) -> None:
+        self.batch = min(batch, data.users)
+        width = min(maxlen, max(1, int(data.lengths.max()) - 3))
+        self._sequences = data.histories(2, width + 1).to(device)
+        self._stride = data.count + 1
+        users, items = data.seen(2)
+        self._seen = torch.unique(users * self._stride + items).to(device)
+
+    def batches(self, seed: int) -> Iterator[Sequences]:
+        """Yield batches without end; each epoch drops an incomplete last batch."""
+        device = self._sequences.device
+        generator = torch.Generator(device).manual_seed(seed)
+        while True:
+            order = torch.randperm(len(self._sequences), generator=generator, device=device)
+            whole = order[: len(order) // self.batch * self.batch]
+            for users in whole.view(-1, self.batch):
+                sequences = self._sequences[users]
+                yield sequences[:, :-1], sequences[:, 1:], self._negatives(users, generator)
+
+    def _negatives(self, users: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw items uniformly, and draw again where the user's training items contain them."""
+        shape = (len(users), self._sequences.shape[1] - 1)
+        negatives = self._draw(shape, generator)
+        # A fixed number of times: to ask whether any is left would wait for the device.
+        for _ in range(_REDRAWS):
+            keys = users.unsqueeze(1) * self._stride + negatives
+            found = torch.searchsorted(self._seen, keys).clamp(max=len(self._seen) - 1)
+            negatives = torch.where(self._seen[found] == keys, self._draw(shape, generator), negatives)
+        return negatives
+
+    def _draw(self, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
+        return torch.randint(1, self._stride, shape, generator=generator, device=self._sequences.device)
+
+
+def sequence_loss(model: nn.Module, batch: Sequences) -> Tensor:
+    """Return the model's binary cross-entropy of targets and negatives."""
+    assert isinstance(model, SASRec)
+    return model.loss(*batch)
+
+
+def evaluate_model(model: nn.Module, held_out: HeldOut) -> Mapping[str, float]:
+    """Return the model's metrics on held-out items."""
+    assert isinstance(model, SASRec)
+    return evaluate(lambda cases: model.score(cases.histories), held_out, loss=True)
+
+
+def held_out_items(data: Interactions, maxlen: int, device: str | torch.device) -> dict[Split, HeldOut]:
+    """Return the validation and test targets."""
+    width = min(maxlen, int(data.lengths.max()) - 1)
+    return {split: HeldOut(data, back, width, device) for split, back in _BACK.items()}
