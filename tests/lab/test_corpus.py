@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from steepest.lab import LabError
-from steepest.lab.corpus import Corpus, from_path, standard_library
+from steepest.lab.tasks.corpus import Corpus, from_path, standard_library
 
 
 @pytest.fixture
@@ -20,16 +20,18 @@ def library(tmp_path: Path) -> Path:
 
 def test_the_split_is_by_file_and_complete(library: Path) -> None:
     corpus = from_path(library)
-    train, held_out = set(corpus.train), set(corpus.held_out)
-    assert train.isdisjoint(held_out)
-    assert train | held_out == {128 + index for index in range(40)}
-    assert len(corpus.train) + len(corpus.held_out) == sum(100 + index for index in range(40))
-    assert len(held_out) == corpus.held_out_files
-    assert 0.1 <= len(corpus.held_out) / len(corpus.train + corpus.held_out) <= 0.2
+    parts = [corpus.train, corpus.validation, corpus.test]
+    # The sets are disjoint, because together they are complete.
+    assert sum(len(set(part)) for part in parts) == 40 == len(set(b"".join(parts)))
+    total = sum(100 + index for index in range(40))
+    assert sum(map(len, parts)) == total
+    assert len(set(corpus.validation)) + len(set(corpus.test)) == corpus.held_out_files
+    for part in parts[1:]:
+        assert 0.05 <= len(part) / total <= 0.1
 
 
 def test_the_split_does_not_follow_the_alphabetical_order(library: Path) -> None:
-    held_out = sorted(set(from_path(library).held_out))
+    held_out = sorted(set(from_path(library).validation))
     assert held_out != list(range(128, 128 + len(held_out)))
     assert held_out != list(range(168 - len(held_out), 168))
 
@@ -44,20 +46,21 @@ def test_the_split_does_not_depend_on_the_location(
         target.parent.mkdir(exist_ok=True)
         target.write_bytes(path.read_bytes())
     here, there = from_path(library), from_path(elsewhere)
-    assert (here.train, here.held_out) == (there.train, there.held_out)
+    assert (here.train, here.validation, here.test) == (there.train, there.validation, there.test)
     assert here.fingerprint == there.fingerprint
 
 
 def test_the_fingerprint_depends_on_the_split() -> None:
-    assert Corpus("", b"abc", b"d", 1, 0).fingerprint != Corpus("", b"ab", b"cd", 1, 0).fingerprint
+    splits = [(b"abc", b"d", b"e"), (b"ab", b"cd", b"e"), (b"abc", b"e", b"d"), (b"abc", b"de", b"")]
+    assert len({Corpus("", *parts, 1, 0).fingerprint for parts in splits}) == 4
 
 
 def test_the_end_of_a_single_file_is_held_out(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(bytes(range(1, 201)))
     corpus = from_path(path)
-    assert corpus.train + corpus.held_out == bytes(range(1, 201))
-    assert len(corpus.held_out) == 20
+    assert corpus.train + corpus.validation + corpus.test == bytes(range(1, 201))
+    assert (len(corpus.validation), len(corpus.test)) == (10, 10)
 
 
 def test_a_file_with_most_of_the_text_is_not_held_out(tmp_path: Path) -> None:
@@ -66,8 +69,7 @@ def test_a_file_with_most_of_the_text_is_not_held_out(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"s" * 300)
     corpus = from_path(tmp_path)
     assert b"b" in corpus.train
-    assert b"b" not in corpus.held_out
-    assert corpus.held_out
+    assert set(corpus.validation) == set(corpus.test) == set(b"s")
 
 
 def test_hidden_and_binary_files_are_skipped(library: Path) -> None:
@@ -81,7 +83,7 @@ def test_hidden_and_binary_files_are_skipped(library: Path) -> None:
 
 def test_reading_stops_at_the_maximum(library: Path) -> None:
     corpus = from_path(library, max_bytes=1234)
-    assert len(corpus.train) + len(corpus.held_out) == 1234
+    assert len(corpus.train + corpus.validation + corpus.test) == 1234
 
 
 @pytest.mark.parametrize("content", [None, b""])
@@ -112,7 +114,8 @@ def test_the_error_explains_why_a_file_has_no_text(tmp_path: Path, content: byte
 def test_the_standard_library_is_source_without_tests_and_packages() -> None:
     corpus = standard_library()
     assert len(corpus.train) > 2_000_000
-    assert b"import" in corpus.held_out
-    text = corpus.train + corpus.held_out
+    assert b"import" in corpus.validation
+    assert b"import" in corpus.test
+    text = corpus.train + corpus.validation + corpus.test
     for excluded in (b"class NewTensorBase", b"codec generated from"):
         assert excluded not in text

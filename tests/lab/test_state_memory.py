@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 import steepest
-from steepest.lab.state_memory import state_bytes
+from steepest.lab.training.state_memory import state_bytes
 
 
 def stepped(optimizer: torch.optim.Optimizer, weight: Tensor) -> torch.optim.Optimizer:

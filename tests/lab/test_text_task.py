@@ -7,15 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from steepest.lab import LabError
-from steepest.lab.corpus import Corpus
-from steepest.lab.models import GPTConfig
+from steepest.lab.tasks.corpus import Corpus
 from steepest.lab.tasks.text import as_tensor, bits_per_byte, evenly_spaced, text_task, windows
 
-SMALL = GPTConfig(width=16, depth=1, heads=2, context=8)
+SMALL: dict[str, int] = {"width": 16, "depth": 1, "heads": 2, "context": 8}
 
 
 def corpus(train: bytes = bytes(range(200)) * 2, held_out: bytes = bytes(range(200, 256))) -> Corpus:
-    return Corpus("made up", train, held_out, 2, 1)
+    return Corpus("made up", train, held_out, held_out[::-1], 2, 1)
 
 
 class Uniform(nn.Module):
@@ -60,7 +59,7 @@ def test_evaluation_windows_are_disjoint_and_span_the_text(length: int, eval_byt
 
 
 def test_the_seed_determines_the_data() -> None:
-    task = text_task(corpus(), SMALL, batch=4)
+    task = text_task(corpus=corpus(), **SMALL, batch=4)
 
     def seen(seed: int) -> list[Tensor]:
         return [inputs for inputs, _ in islice(task.batches(seed), 3)]
@@ -70,7 +69,7 @@ def test_the_seed_determines_the_data() -> None:
 
 
 def test_training_uses_every_training_byte_and_no_held_out_byte() -> None:
-    task = text_task(corpus(), SMALL, batch=64)
+    task = text_task(corpus=corpus(), **SMALL, batch=64)
     seen: set[int] = set()
     for inputs, targets in islice(task.batches(0), 40):
         seen |= set(inputs.flatten().tolist()) | set(targets.flatten().tolist())
@@ -79,10 +78,10 @@ def test_training_uses_every_training_byte_and_no_held_out_byte() -> None:
 
 def test_different_corpora_and_models_have_different_configs() -> None:
     configs = [
-        text_task(corpus(), SMALL).config,
-        text_task(corpus(held_out=bytes(56)), SMALL).config,
-        text_task(corpus(), GPTConfig(width=32, depth=1, heads=2, context=8)).config,
-        text_task(corpus(), SMALL, batch=9).config,
+        text_task(corpus=corpus(), **SMALL).config,
+        text_task(corpus=corpus(held_out=bytes(56)), **SMALL).config,
+        text_task(corpus=corpus(), **{**SMALL, "width": 32}).config,
+        text_task(corpus=corpus(), **SMALL, batch=9).config,
     ]
     assert all(a != b for at, a in enumerate(configs) for b in configs[:at])
 
@@ -90,6 +89,25 @@ def test_different_corpora_and_models_have_different_configs() -> None:
 @pytest.mark.parametrize("short", [corpus(train=bytes(89)), corpus(held_out=bytes(8))])
 def test_a_text_that_is_too_short_is_rejected_with_the_required_length(short: Corpus) -> None:
     with pytest.raises(
-        LabError, match=r"too short: \d+ bytes in made up, but a context of 8 needs about 101"
+        LabError, match=r"too short: \d+ bytes in made up, but a context of 8 needs about \d+"
     ):
-        text_task(short, SMALL)
+        text_task(corpus=short, **SMALL)
+
+
+def test_validation_and_test_are_measured_on_their_own_bytes() -> None:
+    ones, twos = bytes([1]) * 100, bytes([2]) * 100
+    task = text_task(corpus=Corpus("made up", bytes(1000), ones, twos, 3, 2), **SMALL)
+
+    class Ones(nn.Module):
+        def forward(self, tokens: Tensor) -> Tensor:
+            logits = torch.zeros(*tokens.shape, 256)
+            logits[..., 1] = 100.0
+            return logits
+
+    assert task.evaluate(Ones(), "validation")["bits per byte"] == pytest.approx(0, abs=1e-6)
+    assert task.evaluate(Ones(), "test")["bits per byte"] == pytest.approx(100 / torch.log(torch.tensor(2.0)).item())
+
+
+def test_sizes_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(LabError, match="heads"):
+        text_task(corpus=corpus(), **{**SMALL, "heads": 3})

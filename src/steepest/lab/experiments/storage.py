@@ -7,6 +7,7 @@ database alone holds the whole experiment; `records.jsonl` is an export.
 from __future__ import annotations
 
 import sqlite3
+import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,8 +17,9 @@ import optuna
 from optuna.distributions import FloatDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
+from pydantic_core import PydanticSerializationError
 from sqlalchemy import event
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from ..errors import LabError
 from ..records import Experiment, Record
@@ -51,12 +53,12 @@ class Storage:
         self.name = name
         self.url = url or f"sqlite:///{(directory / 'study.db').resolve()}"
         try:
-            storage = optuna.storages.RDBStorage(
-                self.url,
-                engine_kwargs={"connect_args": {"timeout": 60}} if self.url.startswith("sqlite") else None,
-                heartbeat_interval=HEARTBEAT_SECONDS,
-                grace_period=GRACE_SECONDS,
-            )
+            try:
+                storage = _open(self.url)
+            except DBAPIError:
+                # Another worker may have been creating the tables.
+                time.sleep(1)
+                storage = _open(self.url)
         except (SQLAlchemyError, ImportError, sqlite3.Error) as error:
             raise LabError(f"cannot open the storage {self.url}: {error}") from error
         if self.url.startswith("sqlite"):
@@ -86,7 +88,11 @@ class Storage:
 
     def save_experiment(self, experiment: Experiment) -> None:
         """Save the experiment for all workers."""
-        self.study("", "experiment").set_user_attr(_EXPERIMENT, experiment.model_dump(mode="json"))
+        try:
+            saved = experiment.model_dump(mode="json")
+        except PydanticSerializationError as error:
+            raise LabError(f"the task's config must be plain JSON values: {error}") from error
+        self.study("", "experiment").set_user_attr(_EXPERIMENT, saved)
 
     def study(self, optimizer: str, phase: str) -> optuna.Study:
         """Return an optimizer's study for a phase."""
@@ -185,6 +191,15 @@ class Storage:
 def _values(trial: FrozenTrial) -> dict[str, float]:
     # A trial that has just begun may not have taken up all of its values yet.
     return {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+
+
+def _open(url: str) -> optuna.storages.RDBStorage:
+    return optuna.storages.RDBStorage(
+        url,
+        engine_kwargs={"connect_args": {"timeout": 60}} if url.startswith("sqlite") else None,
+        heartbeat_interval=HEARTBEAT_SECONDS,
+        grace_period=GRACE_SECONDS,
+    )
 
 
 def _write_ahead(connection: Any, record: Any) -> None:

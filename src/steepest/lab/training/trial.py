@@ -56,7 +56,8 @@ def run_trial(
 
     Initial weights, data order and all random numbers that training draws from torch's global generators
     depend on the seed alone, so they are the same for every optimizer. The caller's generators stay
-    unchanged. A loss or metric that is not finite ends the trial as diverged. Trials of the phase `search`
+    unchanged. A loss or metric that is not finite ends the trial as diverged, and so does a matrix that the
+    optimizer cannot factorize. Trials of the phase `search`
     never touch the test data.
 
     Args:
@@ -96,7 +97,12 @@ def run_trial(
             optimizer.zero_grad(set_to_none=True)
             loss = task.loss(model, next(batches))
             loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+            try:
+                optimizer.step()
+            except torch.linalg.LinAlgError:
+                # No factors of a matrix that is not finite.
+                diverged = True
+                break
             scheduler.step()
             losses.append(loss.detach())
             if step % every == 0 or step == steps:

@@ -1,0 +1,149 @@
+"""Several processes on one experiment, in SQLite and in PostgreSQL; a worker that is killed."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from steepest.lab.experiments import run, storage
+from steepest.lab.records import Record
+
+from . import worker_job
+from .test_resume import outcome
+
+
+def _postgres(program: str) -> str | None:
+    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    return shutil.which(program, path=os.pathsep.join([os.environ.get("PATH", ""), *map(str, folders)]))
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[str]:
+    """The URL of a server that lives as long as the tests, on a socket of its own."""
+    pytest.importorskip("psycopg")
+    initdb, server = _postgres("initdb"), _postgres("postgres")
+    if initdb is None or server is None:
+        pytest.skip("PostgreSQL is not installed")
+    # The server does not run as root, and another user cannot enter pytest's folders.
+    user = "postgres" if os.geteuid() == 0 else getpass.getuser()
+    prefix = [] if os.geteuid() else ["runuser", "-u", user, "--"]
+    home = Path(tempfile.mkdtemp(prefix="steepest-postgres-"))
+    if prefix:
+        if shutil.which("runuser") is None:
+            pytest.skip("PostgreSQL does not run as root, and there is no runuser")
+        shutil.chown(home, user)
+    data = str(home / "data")
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": home}
+    options = ["-D", data, "-U", user, "-A", "trust", "--no-sync", "--no-instructions", "--locale=C"]
+    subprocess.run([*prefix, initdb, *options], check=True, **quiet)
+    settings = ["-c", "listen_addresses=", "-c", f"unix_socket_directories={home}", "-c", "fsync=off"]
+    process = subprocess.Popen([*prefix, server, "-D", data, *settings], **quiet)
+    url = f"postgresql+psycopg://{user}@/postgres?host={home}"
+    try:
+        wait_for_server(url)
+        yield url
+    finally:
+        pid = int((home / "data" / "postmaster.pid").read_text().split()[0])
+        os.kill(pid, 2)
+        process.wait(20)
+        shutil.rmtree(home)
+
+
+def wait_for_server(url: str) -> None:
+    import time
+
+    import psycopg
+
+    for _ in range(100):
+        try:
+            psycopg.connect(url.replace("+psycopg", "")).close()
+        except psycopg.OperationalError:
+            time.sleep(0.1)
+        else:
+            return
+    raise AssertionError("the server does not answer")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest) -> str:
+    if request.param == "sqlite":
+        return ""
+    address = request.getfixturevalue("postgres")
+    database = f"test_{abs(hash(request.node.name))}"
+    import psycopg
+
+    with psycopg.connect(address.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {database}")  # type: ignore[call-overload]
+    return str(address.replace("/postgres?", f"/{database}?"))
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name in ((storage, "HEARTBEAT_SECONDS"), (storage, "GRACE_SECONDS"), (run, "_WAIT_SECONDS")):
+        monkeypatch.setattr(module, name, getattr(module, name))  # `work` sets them; this restores them
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, worker_job.__file__, *arguments], stdout=subprocess.PIPE, text=True
+    )
+
+
+def key(record: Record) -> list[Any]:
+    return [record.phase, record.seed, record.searched.get("lr")]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
+    """The records of one process."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module, name in ((storage, "HEARTBEAT_SECONDS"), (storage, "GRACE_SECONDS"), (run, "_WAIT_SECONDS")):
+            patch.setattr(module, name, getattr(module, name))
+        return worker_job.work(
+            tmp_path_factory.mktemp("alone"), None, worker_job.Tell(), worker_job.make_task(0)
+        ).records
+
+
+def test_two_processes_share_the_trials(url: str, tmp_path: Path, alone: list[Record]) -> None:
+    other = start(str(tmp_path), url)
+    assert other.stdout is not None
+    theirs = [json.loads(other.stdout.readline())]
+    tell = worker_job.Tell()
+    result = worker_job.work(tmp_path, url, tell)
+    rest, _ = other.communicate(timeout=60)
+    assert other.returncode == 0
+    theirs += [json.loads(line) for line in rest.splitlines()]
+    assert theirs
+    assert tell.begun
+    assert Counter(map(str, theirs + tell.begun)) == Counter(str(key(record)) for record in result.records)
+    assert len(result.records) == 6 + 2 + 2
+    assert sorted(outcome(result.records), key=str) == sorted(outcome(alone), key=str)
+
+
+def test_the_trial_of_a_killed_worker_is_run_again(url: str, tmp_path: Path, alone: list[Record]) -> None:
+    other = start(str(tmp_path), url, "hang")
+    assert other.stdout is not None
+    theirs: list[Any] = []
+    for line in other.stdout:
+        theirs.append(json.loads(line))
+        if theirs[-1] == "hangs":
+            break
+    other.kill()
+    other.communicate(timeout=60)
+    done, killed, _ = theirs
+    tell = worker_job.Tell()
+    result = worker_job.work(tmp_path, url, tell)
+    assert killed in tell.begun
+    assert done not in tell.begun
+    assert sorted(outcome(result.records), key=str) == sorted(outcome(alone), key=str)

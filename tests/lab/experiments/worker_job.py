@@ -1,0 +1,84 @@
+"""One worker of an experiment, as a process: `python worker_job.py DIRECTORY STORAGE [hang]`.
+
+It prints a line for every trial it begins. With `hang`, its second trial never ends.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from steepest.lab import Metric, Result, Task, sweep
+from steepest.lab.experiments import run, storage
+from steepest.lab.progress import Callback
+from steepest.lab.training.trial import Trial
+
+CELLS = [0.001 * 2**power for power in range(6)]
+
+
+def make_task(step_seconds: float = 0.01) -> Task[Tensor]:
+    x = torch.randn(32, 4, generator=torch.Generator().manual_seed(0))
+
+    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        time.sleep(step_seconds)
+        return (model(batch) - batch.sum(1, keepdim=True)).square().mean()
+
+    return Task(
+        name="sum",
+        make=lambda seed: nn.Linear(4, 1),
+        batches=lambda seed: x.split(8),
+        loss=loss,
+        evaluate=lambda model, split: {"m": loss(model, x[::2] if split == "test" else x[1::2]).item()},
+        metrics=(Metric(name="m"),),
+        steps=10,
+        evaluations=2,
+    )
+
+
+class Tell(Callback):
+    def __init__(self) -> None:
+        self.begun: list[list[Any]] = []
+
+    def on_trial_start(self, trial: Trial) -> None:
+        self.begun.append([trial.phase, trial.seed, trial.values.get("lr")])
+        print(json.dumps(self.begun[-1]), flush=True)
+
+
+def work(directory: Path, url: str | None, callback: Callback, task: Task[Tensor] | None = None) -> Result:
+    """Work on the experiment with short heartbeats."""
+    storage.HEARTBEAT_SECONDS, storage.GRACE_SECONDS, run._WAIT_SECONDS = 1, 2, 0.1
+    return sweep(
+        make_task() if task is None else task,
+        ["signgsd"],
+        {"lr": CELLS},
+        seeds=2,
+        out=directory,
+        name="shared",
+        storage=url or None,
+        timing_seconds=0,
+        callback=callback,
+    )
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    tell = Tell()
+    task = make_task()
+    if "hang" in sys.argv:
+
+        def loss(model: nn.Module, batch: Tensor) -> Tensor:
+            if len(tell.begun) == 2:
+                print('"hangs"', flush=True)
+                time.sleep(600)
+            return task.loss(model, batch)
+
+        work(Path(sys.argv[1]), sys.argv[2], tell, replace(task, loss=loss))
+    else:
+        work(Path(sys.argv[1]), sys.argv[2], tell)
