@@ -11,17 +11,17 @@ from steepest.lab.experiments.sweep import Result
 from ..conftest import make_experiment
 
 
-def test_the_options_reach_the_study(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_the_options_reach_the_study(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     given: dict[str, Any] = {}
 
     def pretend(out: Path, data: Path, **options: Any) -> list[Result]:
         given.update(options, out=out, data=data)
-        return [Result(out, make_experiment(notes=["It came out."]), [])]
+        return [Result(out / "comparison", make_experiment(), [])]
 
     monkeypatch.setattr(study.sasrec, "run", pretend)
-    monkeypatch.setattr(study, "finish", lambda directory, console: 0)
+    monkeypatch.setattr(
+        study, "finish", lambda out, console, directories: given.update(shown=directories) or 0
+    )
     command = [
         "study",
         "sasrec",
@@ -39,5 +39,5 @@ def test_the_options_reach_the_study(
     assert (given["out"], given["data"], given["format"]) == (tmp_path, Path("shop.csv"), "amazon-2018")
     assert (given["core"], given["trials"], given["seeds"], given["reversal"]) == (3, 4, 5, False)
     assert given["optimizers"] == ["lion", "simba"]
-    assert "It came out." in capsys.readouterr().out
+    assert given["shown"] == [tmp_path / "comparison"]
     assert run(["study", "sasrec", "--format", "parquet"]) == 2
