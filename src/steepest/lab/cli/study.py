@@ -178,7 +178,7 @@ def horizon_command(
     optimizers: OptimizersOption = _HORIZON_OPTIMIZERS,
     settings: SettingsOption = None,
     trials: Annotated[int, typer.Option(help="Search trials of each optimizer at the fewest steps.")] = 10,
-    longer_trials: Annotated[int, typer.Option(help="The same at more steps, around the best before.")] = 5,
+    longer_trials: Annotated[int, typer.Option(help="The same at more steps, around the best before.")] = 6,
     seeds: SeedsOption = 3,
     out: OutOption = None,
     fresh: FreshOption = False,

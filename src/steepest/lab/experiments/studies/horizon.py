@@ -26,7 +26,7 @@ def run(
     optimizers: Sequence[str] = OPTIMIZERS,
     settings: Sequence[str] = (),
     trials: int = 10,
-    longer_trials: int = 5,
+    longer_trials: int = 6,
     seeds: int = 3,
     storage: str | None = None,
     fresh: bool = False,
