@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from steepest.lab import LabError
+from steepest.lab.bench import costs as costs_module
 from steepest.lab.experiments import growth as growth_module
 from steepest.lab.experiments.growth import growth
 from steepest.lab.experiments.local_gain import local_gain
@@ -150,13 +151,13 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
 
 def test_growth_measures_what_it_may_and_plans_the_rest(toys: dict[str, int], tmp_path: Path) -> None:
-    optimizers = ["sgd", "lion", "adamw", "torch.optim:AdamW"]
+    optimizers = ["sgd", "lion", "adamw", "torch.optim:AdamW", "torch.optim:Adagrad"]
     growth(optimizers, ["small", "large"], measured=["small"], rounds=1, out=tmp_path)
     experiment = Experiment.load(tmp_path)
     assert {*experiment.costs, *experiment.not_run} == {
         f"{name} @ {size}" for name, size in itertools.product(optimizers, toys)
     }
-    assert {*experiment.not_run} == {"torch.optim:AdamW @ large"}
+    assert {*experiment.not_run} == {"torch.optim:Adagrad @ large"}
     tensors = {"small": 4 + 12, "large": 4 + 24}
     for key, cost in experiment.costs.items():
         name, _, size = key.partition(" @ ")
@@ -166,12 +167,14 @@ def test_growth_measures_what_it_may_and_plans_the_rest(toys: dict[str, int], tm
             "lion": 4 * toys[size],
             "adamw": 8 * toys[size] + per_tensor,
             "torch.optim:AdamW": 8 * toys[size] + per_tensor,
+            "torch.optim:Adagrad": 4 * toys[size] + per_tensor,
         }[name]
         assert cost.state_bytes - expected in ((0, per_tensor) if name == "sgd" else (0,)), key
         assert cost.parameters == toys[size]
         assert cost.planned == (size == "large") == (cost.optimizer_ms is None)
-        assert cost.peak_bytes is not None
-        assert cost.peak_bytes >= cost.state_bytes
+        # Nobody knows what torch's step would hold on the way.
+        assert (cost.peak_bytes is None) == (cost.planned and name == "torch.optim:AdamW")
+        assert cost.peak_bytes is None or cost.peak_bytes >= cost.state_bytes
 
 
 def test_a_plan_has_the_measured_state(toys: dict[str, int], tmp_path: Path) -> None:
@@ -186,7 +189,7 @@ def test_a_plan_has_the_measured_state(toys: dict[str, int], tmp_path: Path) -> 
 def test_without_memory_everything_is_planned(
     toys: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(growth_module, "_free_bytes", lambda device: 1000)
+    monkeypatch.setattr(costs_module, "available_bytes", lambda device: 1000)
     costs = growth("lion", ["small"], measured=["small"], out=tmp_path).costs
     assert costs["lion @ small"].planned
 

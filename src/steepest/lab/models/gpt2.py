@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 
@@ -40,6 +39,7 @@ class GPT2(nn.Module):
     """The modules and names of GPT-2; linear layers are stored [out, in], the output is tied.
 
     Example:
+        >>> import torch
         >>> with torch.device("meta"):
         ...     model = GPT2(SIZES["125m"])
         >>> sum(parameter.numel() for parameter in model.parameters())
@@ -67,15 +67,3 @@ class GPT2(nn.Module):
         self.ln_f = nn.LayerNorm(width)
         self.lm_head = nn.Linear(width, config.vocabulary, bias=False)
         self.lm_head.weight = self.wte.weight
-
-
-def empty_gpt2(config: GPT2Config, device: torch.device) -> GPT2:
-    """Return a model with random weights and gradients."""
-    with torch.device("meta"):
-        model = GPT2(config)
-    model = model.to_empty(device=device)
-    model.lm_head.weight = model.wte.weight
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.02)
-        parameter.grad = torch.empty_like(parameter).normal_(std=1e-3)
-    return model
