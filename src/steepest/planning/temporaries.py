@@ -107,8 +107,8 @@ def _matrix_bytes(
         small = numel <= SMALL and count > 1
         dtypes = [column.dtype for column in bucket[0].columns]
         chunk = chunk_bytes(real, dtypes, numel * (count if small else 1), joined=small)
-        # Of the stacks, the last pass has the direction beside the input.
-        most = max(most, 2 * inputs + chunk)
+        # The last pass has the direction beside the inputs.
+        most = max(most, inputs + inputs // config.inputs + chunk)
     return _most_transformed(config, found.values(), most), stacks
 
 
