@@ -312,6 +312,14 @@ class Rule(ABC):
         """Return whether the leading dimensions of a parameter count matrices."""
         return bool("view" in self.hyper and group["view"] == "batch")
 
+    def rows_apart(self, group: Group) -> bool:
+        """Return whether ``transform`` computes each row of a parameter [m, n] by itself.
+
+        The engine may then cut such a parameter into rows: shards of rows do not travel. All entries of a
+        matrix have a number for each row.
+        """
+        return False
+
     def decays_itself(self, group: Group) -> bool:
         """Return whether ``update`` applies the weight decay, so that the engine must not."""
         return False
