@@ -74,7 +74,7 @@ def rows_apart(config: UpdateConfig, shape: torch.Size) -> bool:
 def bucket_bytes(config: UpdateConfig) -> int:
     """Return the bound on the working memory of matrices that are computed together."""
     given: int = config.group["bucket_bytes"]
-    cached = config.device.type == "cpu" and config.rule.rows_apart(config.group)
+    cached = config.device.type == "cpu" and config.rule.streams
     return min(given, _CACHED) if cached else given
 
 

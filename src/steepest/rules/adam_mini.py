@@ -49,6 +49,7 @@ class AdamMiniRule(Rule):
     counts_steps = True
     # The momentum and the gradient; both are overwritten.
     working_copies = 2
+    streams = True
 
     def moves_like_adamw(self, group: Group) -> bool:
         """Return True: it is Adam's update with the mean of a block's second moments."""
