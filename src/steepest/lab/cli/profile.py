@@ -67,7 +67,9 @@ def profile_command(
         ),
     ] = None,
     rounds: Annotated[int, typer.Option(help="Timed rounds of growth.")] = ROUNDS,
-    out: Annotated[Path, typer.Option(help="Directory, with one for each experiment.")] = Path("runs/profile"),
+    out: Annotated[Path, typer.Option(help="Directory, with one for each experiment.")] = Path(
+        "runs/profile"
+    ),
     fresh: FreshOption = False,
     workers: WorkersOption = None,
     threads: ThreadsOption = 1,
@@ -85,7 +87,7 @@ def profile_command(
     number = count_workers(workers, place, threads)
     console = make_console()
     chosen = {} if optimizers is None else {"optimizers": split_names(optimizers)}
-    common = {**chosen, "settings": settings or ()}
+    common: dict[str, Any] = {**chosen, "settings": settings or ()}
     directories = []
     for name in WHATS if what == "all" else (what,):
         # Workers share the trials of one experiment only.

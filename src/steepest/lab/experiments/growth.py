@@ -54,8 +54,8 @@ def growth(
     Args:
         optimizers: See `steepest.lab.training.optimizers.resolve_optimizers`.
         sizes: Names in `steepest.lab.models.gpt2.SIZES`.
-        measured: Sizes that may be measured; by default all on an accelerator, and 125m on a CPU, where a step
-            of Muon takes seconds.
+        measured: Sizes that may be measured; by default all on an accelerator, and 125m on a CPU, where
+            a step of Muon takes seconds.
         rounds: Timed rounds.
         settings: Hyper-parameters as `label.name=value`.
         device: Where to measure.

@@ -64,8 +64,8 @@ def local_gain(
         kind="local-gain",
         title=f"local gain: {task.name}",
         notes=[
-            "A tensor's local gain is the factor that brings lr times the momentum (the gradient, if there is no "
-            "momentum) nearest to the applied step.",
+            "A tensor's local gain is the factor that brings lr times the momentum nearest to the step; an "
+            "optimizer without momentum has the gradient in its place.",
             "Weights were not decayed, and learning rates are the optimizers' defaults.",
         ],
         **options,
