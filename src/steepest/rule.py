@@ -317,8 +317,9 @@ class Rule(ABC):
     def rows_apart(self, group: Group) -> bool:
         """Return whether ``transform`` computes each row of a parameter [m, n] by itself.
 
-        The engine may then cut such a parameter into rows: shards of rows do not travel. All entries of a
-        matrix have a number for each row.
+        The engine may then cut such a parameter into rows: shards of rows do not travel, and large matrices
+        of a rule that ``streams`` are stepped by some rows at a time. All entries of a matrix have a number
+        for each row.
         """
         return False
 

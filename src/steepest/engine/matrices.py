@@ -136,7 +136,8 @@ def buckets(config: UpdateConfig, blocks: Sequence[MatrixBlock]) -> Iterator[lis
     for (shape, _), alike in by_kind.items():
         if math.prod(shape) == 0:
             continue
-        count = max(1, bucket_bytes(config) // (alike[0].kind.numel * config.working_bytes))
+        limit = bucket_bytes(config) if config.rule.streams else config.group["bucket_bytes"]
+        count = max(1, limit // (alike[0].kind.numel * config.working_bytes))
         for first in range(0, len(alike), count):
             yield alike[first : first + count]
 

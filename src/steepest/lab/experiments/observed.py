@@ -11,6 +11,7 @@ from torch import nn
 from ..errors import LabError
 from ..tasks.task import Task
 from ..training.optimizers import OptimizerLike, resolve_optimizers
+from ..training.schedule import Schedule
 from ..training.seeding import seeded
 from ..training.updates import Measure, observe_updates
 from .sweep import Result, sweep
@@ -28,7 +29,7 @@ def observed(
     settings: Sequence[str],
     **options: Any,
 ) -> Result:
-    """Train once per optimizer and seed, without weight decay, and keep the measurements as series.
+    """Train once per optimizer and seed, at a constant lr without decay, and keep measurements as series.
 
     Args:
         task: The training problem.
@@ -60,4 +61,8 @@ def observed(
         for spec in specs
     ]
     observe = observe_updates(measure(model), steps, points)
-    return sweep(task, specs, {}, steps=steps, timing_seconds=0, observe=observe, **options)
+    # A constant lr after the warm-up: nothing here compares final metrics.
+    schedule = Schedule("constant")
+    return sweep(
+        task, specs, {}, steps=steps, schedule=schedule, timing_seconds=0, observe=observe, **options
+    )
