@@ -193,7 +193,7 @@ def verdict(section: Section) -> str:
     if not ranked:
         return (
             "Nothing was trained."
-            if not experiment.seeds or not section.records and experiment.costs
+            if not experiment.seeds or (not section.records and experiment.costs)
             else "No optimizer has a final result yet."
         )
     first, places = ranked[0], decimals(rows)
