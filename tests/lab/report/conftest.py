@@ -17,7 +17,7 @@ LRS, DECAYS = (1e-4, 3e-4, 1e-3, 1e-2), (0.0, 0.1)
 
 
 def make_section(**changes: Any) -> Section:
-    """A finished sweep: muon is the best, lion has the same lr and decay, signgsd diverges at the largest lr."""
+    """A finished sweep: muon is the best, and signgsd diverges at the largest lr."""
     records: list[Record] = []
     for name in ALL:
         for at, lr in enumerate(LRS):

@@ -56,7 +56,8 @@ def wait_until_drawn(browser: Any) -> int:
     return int(
         browser.execute_async_script(
             "const done = arguments[0];"
-            "const look = () => document.body.dataset.drawn ? done(document.body.dataset.drawn) : setTimeout(look, 20);"
+            "const look = () => {"
+            "  const drawn = document.body.dataset.drawn; drawn ? done(drawn) : setTimeout(look, 20); };"
             "look();"
         )
     )
@@ -88,7 +89,8 @@ def test_the_page_is_whole(browser: Any, report: Path, width: int, theme: str) -
     assert look("return getComputedStyle(document.body).backgroundColor") == rgb(PAGE[theme]["background"])  # type: ignore[index]
     # Every chart has marks, in the colours of this theme, and text large enough to read.
     charts = look(
-        "return [...document.querySelectorAll('.chart')].map(c => c.querySelectorAll('svg .mark-symbol path, svg .mark-rect path').length)"
+        "return [...document.querySelectorAll('.chart')]"
+        ".map(c => c.querySelectorAll('svg .mark-symbol path, svg .mark-rect path').length)"
     )
     assert len(charts) == int(look("return document.body.dataset.drawn"))
     assert min(charts) > 0
@@ -121,7 +123,10 @@ def test_the_table_sorts_and_a_click_singles_out_in_table_and_charts(browser: An
     )
     assert look(header + names) == ["signgsd", "lion", "muon", "adamw"]
     assert look(header + names) == ["adamw", "muon", "lion", "signgsd"]
-    faded = "return [...document.querySelectorAll('#s0-frontier-0 path')].filter(p => p.getAttribute('opacity') === '0.07').length"
+    faded = (
+        "return [...document.querySelectorAll('#s0-frontier-0 path')]"
+        ".filter(p => p.getAttribute('opacity') === '0.07').length"
+    )
     assert look(faded) == 0
     browser.execute_async_script(
         "document.querySelector('tr[data-optimizer=lion]').click(); setTimeout(arguments[0], 300);"

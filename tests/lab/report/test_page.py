@@ -137,7 +137,7 @@ def test_no_row_of_a_tie_is_bold(tied: bool, tmp_path: Path) -> None:
 def test_an_edge_is_marked_in_the_table() -> None:
     records = [make_record("adamw", v, lr=lr) for lr, v in [(1e-4, 3.0), (1e-3, 2.0), (1e-2, 1.0)]]
     cells = {c.header: c.cells for c in columns(Section(make_experiment(["adamw"]), records, []))}
-    assert cells["best lr"] == ["0.01 ↑"]
+    assert cells["best lr"] == ["0.01\N{NO-BREAK SPACE}↑"]
 
 
 def test_names_and_texts_are_escaped(tmp_path: Path) -> None:

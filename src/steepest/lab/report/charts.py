@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import altair as alt
 import pandas as pd
@@ -41,16 +42,19 @@ def frontier(section: Section, draw: Draw) -> Figure | None:
     )
     means = seeds.groupby("optimizer", sort=False, as_index=False).mean()
     means["spread"] = [number(row.test.std) or "one seed" for row in rows]
-    means["text"] = means["optimizer"].str.split(":").str[-1]
     seeds["at"], means["at"] = seeds["value"].clip(*ends), means["value"].clip(*ends)
-    means["label"] = _label_places(means, (ends[1] - ends[0]) * 16 / _HEIGHT)
+    arrow = "↑" if metric.lower_is_better else "↓"
+    far = seeds[seeds["value"] != seeds["at"]].groupby("optimizer")["value"].agg(["min", "max"])
+    beyond = {name: f" {arrow} {number(low)}–{number(high)}" for name, low, high in far.itertuples()}
+    means["text"] = [name.split(":")[-1] + beyond.get(name, "") for name in means["optimizer"]]
+    means["label"] = _label_places(means, ends)
     best = [row.optimizer for row in rows if not any(_beats(other, row, metric.score) for other in rows)]
     line = means[means["optimizer"].isin(best)].sort_values("bytes")
     widest = max(1.0, float(means["bytes"].max()))
     x = alt.X("bytes:Q", title="state, bytes per parameter", axis=alt.Axis(tickCount=8))
     x = x.scale(domain=[-0.04 * widest, 1.06 * widest], nice=False, zero=False)
     y = within("at:Q", name_metric(section, "test"), ends)
-    at = {"x": x, "y": y}
+    at: dict[str, Any] = {"x": x, "y": y}
     shown, mean = seeds[seeds["value"] == seeds["at"]], means[means["value"] == means["at"]]
     tip = ("optimizer:N", "bytes:Q", alt.Tooltip("value:Q", title=f"mean {metric.name}"))
     steps = alt.Chart(line).mark_line(style="frontier", interpolate="step-after")
@@ -60,13 +64,14 @@ def frontier(section: Section, draw: Draw) -> Figure | None:
         draw.points(means, 38, *tip[:2], "value:Q", at=shown).encode(**at, opacity=opacity(0.45)),
         stems.encode(**at, y2=alt.Y2("label:Q")),
         draw.points(means, 150, *tip, alt.Tooltip("spread:N", title="±"), at=mean).encode(**at),
-        *draw.outside(seeds[seeds["value"] != seeds["at"]], x, y, metric.lower_is_better),
+        *draw.outside(seeds[seeds["value"] != seeds["at"]], x, y, metric.lower_is_better)[:1],
     ]
     # On a phone the plot is about 250 pixels wide, and a letter 7.5.
     room = 250 * (1 - means["bytes"] / (1.1 * widest))
     for left, side in means.groupby(room < 20 + 7.5 * means["text"].str.len()):
-        align, shift = ("right", -11) if left else ("left", 11)
-        label = alt.Chart(side).mark_text(align=align, dx=shift, fontWeight=600)
+        label = alt.Chart(side).mark_text(
+            align="right" if left else "left", dx=-11 if left else 11, fontWeight=600
+        )
         charts.append(label.encode(x=x, y=alt.Y("label:Q"), text=alt.Text("text:N"), opacity=opacity(1)))
     each = "; ".join(f"{r.optimizer} {number(r.state_bytes)} bytes, {number(r.test.mean, 4)}" for r in rows)
     missing = ", ".join(row.optimizer for row in section.rows if not row.test.finite)
@@ -74,8 +79,8 @@ def frontier(section: Section, draw: Draw) -> Figure | None:
         "frontier",
         "State against quality",
         "Small marks are seeds, large ones their mean. Left is less memory, "
-        f"{'down' if metric.lower_is_better else 'up'} is better. On the dashed frontier no other optimizer is "
-        "better with as little state."
+        f"{'down' if metric.lower_is_better else 'up'} is better. On the dashed frontier no other optimizer "
+        "is better with as little state."
         + (f" Not drawn, for lack of a final result: {missing}." if missing else ""),
         f"State per parameter and mean {metric.name} on test data: {each}. On the frontier: "
         f"{', '.join(line['optimizer'])}.",
@@ -152,7 +157,10 @@ def horizon(section: Section, draw: Draw) -> Figure | None:
     ends = drawn_range(points["value"], section.experiment.metric.lower_is_better)
     y = within("value:Q", name_metric(section, "test"), ends)
     each = "; ".join(
-        f"{name} {', '.join(f'{number(value, 4)} at {steps}' for steps, value in own.set_index('steps')['value'].items())}"
+        f"{name} "
+        + ", ".join(
+            f"{number(value, 4)} at {steps}" for steps, value in zip(own["steps"], own["value"], strict=True)
+        )
         for name, own in means.groupby("optimizer")
     )
     return Figure(
@@ -188,7 +196,7 @@ def costs(section: Section, draw: Draw) -> Figure | None:
     panels = []
     for quantity, title in quantities.items():
         own = table[table["quantity"] == quantity]
-        at = {"x": x, "y": alt.Y("value:Q", title=title, axis=axis).scale(type="log")}
+        at: dict[str, Any] = {"x": x, "y": alt.Y("value:Q", title=title, axis=axis).scale(type="log")}
         line = alt.Chart(own).mark_line(strokeWidth=1.6).encode(**at, color=draw.color(own))
         tip = ("optimizer:N", "model:N", "parameters:Q", "value:Q", "planned:N")
         measured, planned = (draw.points(own, 70, *tip, at=own[own["planned"] == p]) for p in (False, True))
@@ -257,12 +265,13 @@ def series(section: Section, draw: Draw) -> list[Figure]:
     return made
 
 
-def _label_places(means: pd.DataFrame, gap: float) -> list[float]:
-    """Return heights at which the labels of nearby points do not overlap."""
+def _label_places(means: pd.DataFrame, ends: tuple[float, float]) -> list[float]:
+    """Return heights within the range at which the labels of nearby points do not overlap."""
+    gap = (ends[1] - ends[0]) * 16 / _HEIGHT
     near = 0.25 * max(1.0, float(means["bytes"].max()))
     placed: list[tuple[float, float]] = []
     shifts = sorted(range(-len(means), len(means) + 1), key=abs)
-    for x, y in zip(means["bytes"], means["at"], strict=True):
+    for x, y in zip(means["bytes"], means["at"].clip(ends[0] + gap / 2, ends[1] - gap / 2), strict=True):
         taken = [height for at, height in placed if abs(x - at) <= near]
         places = (y + shift * gap for shift in shifts)
         placed.append((x, next(p for p in places if all(abs(p - height) >= 0.99 * gap for height in taken))))

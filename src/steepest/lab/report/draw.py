@@ -92,7 +92,7 @@ class Draw:
         present = set(table["optimizer"])
         return [name for name in self.names if name in present]
 
-    def points(self, table: pd.DataFrame, size: int, *tip: Tip, at: pd.DataFrame | None = None) -> alt.Chart:
+    def points(self, table: pd.DataFrame, size: int, *tip: Tip, at: pd.DataFrame | None = None) -> Any:
         """Draw a point per row of `at`, by default of the table, which determines the legend."""
         return (
             alt.Chart(table if at is None else at)
@@ -120,7 +120,7 @@ class Draw:
         """Draw arrows at the range's end for values beyond it, with the values as text."""
         if table.empty:
             return []
-        name = str(x.to_dict()["field"])
+        name = str(x["shorthand"]).removesuffix(":Q")
         ends = table.groupby(["optimizer", name, "at"], as_index=False)["value"].agg(["min", "max"])
         pairs = zip(ends["min"], ends["max"], strict=True)
         ends["text"] = ["–".join(dict.fromkeys((number(a), number(b)))) for a, b in pairs]

@@ -98,7 +98,7 @@ def _vega() -> str:
 
 
 def _short(value: Any) -> Any:
-    """Round numbers to seven digits, make NaN null, and drop legends, for which the page has one of its own."""
+    """Round numbers to seven digits, make NaN null, and drop legends, as the page has its own."""
     if isinstance(value, dict):
         return {key: None if key == "legend" else _short(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import altair as alt
 import numpy as np
@@ -48,13 +49,11 @@ def over(section: Section, draw: Draw, name: str) -> Figure | None:
         if own.empty:
             continue
         ends = [own[name].min() / 1.8, own[name].max() * 1.8]
-        powers = range(math.ceil(math.log10(ends[0])), math.floor(math.log10(ends[1])) + 1)
-        ticks = [10.0**power for power in powers] if len(powers) > 1 else [*own[name].unique()]
-        axis = alt.Axis(values=ticks, format="~e", title=label)
+        axis = alt.Axis(values=_ticks(*ends), format=".2~e", title=label)
         x = alt.X(f"{name}:Q", axis=axis).scale(type="log", domain=ends, nice=False)
         inside, diverged = own[own["value"] == own["at"]], own[own["value"].isna()]
         chosen = np.logical_and.reduce([inside[key] == value for key, value in row.best.items()])
-        trial = {"x": x, "y": y, "tooltip": tip, "opacity": opacity(0.85)}
+        trial: dict[str, Any] = {"x": x, "y": y, "tooltip": tip, "opacity": opacity(0.85)}
         cross = alt.Chart(diverged).mark_point(
             size=70, shape=CROSS, filled=False, strokeWidth=2, style="outline"
         )
@@ -73,9 +72,9 @@ def over(section: Section, draw: Draw, name: str) -> Figure | None:
     return Figure(
         "search" if name == "lr" else f"search-{name}",
         f"The search: {label}",
-        f"{metric.name} on validation data for every {label} tried, each at its own place on a logarithmic "
-        "axis; all panels share the vertical axis. A ring marks the choice. A cross diverged (its height means "
-        "nothing); an arrow lies beyond the drawn range, at the value written beside it.",
+        f"{metric.name} on validation data for every {label} tried, each at its own place on a "
+        "logarithmic axis; all panels share the vertical axis. A ring marks the choice. A cross diverged "
+        "(its height means nothing); an arrow lies beyond the drawn range, at the value written beside it.",
         f"{label} against {metric.name}. {'. '.join(words)}.",
         panels,
         table.drop(columns="at"),
@@ -83,10 +82,21 @@ def over(section: Section, draw: Draw, name: str) -> Figure | None:
     )
 
 
+def _ticks(low: float, high: float) -> list[float]:
+    """Return the powers of ten between, or if they are fewer than two, their multiples by 1, 2 and 5."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for factors in ((1,), (1, 2, 5)):
+        ticks = [factor * 10.0**power for power in powers for factor in factors]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) > 1:
+            break
+    return ticks
+
+
 def heat_maps(section: Section) -> Figure | None:
     """Draw a heat map per optimizer of the first two hyper-parameters of a grid."""
     trials, metric = section.trials[section.trials["phase"] == "search"], section.experiment.metric
-    places = min(3, decimals(section.rows))
+    places = min(3, decimals([row.test for row in section.rows]))
     tables, panels, words = [], [], []
     for row in section.rows:
         own = cells(trials[trials["optimizer"] == row.optimizer])
@@ -108,7 +118,7 @@ def heat_maps(section: Section) -> Figure | None:
         rows = alt.Y(f"{y}:O", title=y.replace("_", " "), sort="descending", axis=alt.Axis(format="~g"))
         value, good = alt.Tooltip("text:N", title=metric.name), alt.Tooltip("good:N", title="within 1 %")
 
-        def cell(table: pd.DataFrame, columns: alt.X = columns, rows: alt.Y = rows) -> alt.Chart:
+        def cell(table: pd.DataFrame, columns: alt.X = columns, rows: alt.Y = rows) -> Any:
             return alt.Chart(table).encode(x=columns, y=rows)
 
         trained = cell(grid[~grid["diverged"]])
@@ -134,8 +144,8 @@ def heat_maps(section: Section) -> Figure | None:
     return Figure(
         "grid",
         "The grid",
-        f"{metric.name} on validation data, bright is good. The best cell has a thick border, those within 1 % "
-        "of it a dashed one: the more there are, the less tuning matters. × diverged.",
+        f"{metric.name} on validation data, bright is good. The best cell has a thick border, those within "
+        "1 % of it a dashed one: the more there are, the less tuning matters. × diverged.",
         f"Heat maps of {metric.name}. {'. '.join(words)}.",
         panels,
         pd.concat(tables),
