@@ -21,8 +21,17 @@ class Case:
     experiment: Experiment = field(default_factory=make_experiment)
     records: list[Record] = field(
         default_factory=lambda: [
-            *(make_record(n, v, lr=lr) for n in ("adamw", "lion") for lr, v in [(1e-4, 3), (1e-3, 2), (1e-2, 4)]),
-            *(make_record(n, 2.0, phase=p, seed=s) for n in ("adamw", "lion") for p in FINAL for s in (1, 2, 3)),
+            *(
+                make_record(n, v, lr=lr)
+                for n in ("adamw", "lion")
+                for lr, v in [(1e-4, 3), (1e-3, 2), (1e-2, 4)]
+            ),
+            *(
+                make_record(n, 2.0, phase=p, seed=s)
+                for n in ("adamw", "lion")
+                for p in FINAL
+                for s in (1, 2, 3)
+            ),
         ]
     )
 
@@ -37,7 +46,9 @@ def test_a_fair_and_finished_experiment_has_no_warning() -> None:
 def test_a_final_seed_that_the_search_used_is_a_leak() -> None:
     case = Case()
     case.records.append(make_record("lion", 2.5, lr=1e-3, seed=2))
-    case.records = [r for r in case.records if (r.optimizer, r.searched.get("lr"), r.seed) != ("lion", 1e-3, 0)]
+    case.records = [
+        r for r in case.records if (r.optimizer, r.searched.get("lr"), r.seed) != ("lion", 1e-3, 0)
+    ]
     assert "Not fair: the search used the final seed 2" in case.says()
     promised = Case(make_experiment(seeds=[0, 1, 2]))
     assert "Not fair: the search used the final seed 0" in promised.says()
@@ -68,7 +79,9 @@ def test_what_one_searches_and_another_has_must_be_searched(has: dict[str, float
     entries = {
         **case.experiment.optimizers,
         "lion": OptimizerEntry(
-            entry="lion", hyperparameters={"lr": 1e-3, "weight_decay": 0.0}, space={"lr": [1.0], "weight_decay": [0.1]}
+            entry="lion",
+            hyperparameters={"lr": 1e-3, "weight_decay": 0.0},
+            space={"lr": [1.0], "weight_decay": [0.1]},
         ),
         "adamw": OptimizerEntry(entry="adamw", hyperparameters=has, space={"lr": [1.0]}),
     }
@@ -94,7 +107,9 @@ def test_divergence_edges_and_what_was_not_run_are_named() -> None:
     case = Case(make_experiment(not_run={"muon": "no matrices"}))
     case.records[0] = make_record("adamw", 1.0, lr=1e-4)
     case.records = [r for r in case.records if (r.optimizer, r.phase) != ("adamw", "tuned")]
-    case.records += [make_record("adamw", v, phase="tuned", seed=s, lr=1e-4) for s, v in enumerate([1.0, math.nan, 1.0], 1)]
+    case.records += [
+        make_record("adamw", v, phase="tuned", seed=s, lr=1e-4) for s, v in enumerate([1.0, math.nan, 1.0], 1)
+    ]
     said = case.says()
     assert "adamw diverged with 1 of 3 final seeds" in said
     assert "adamw lr 0.0001 (lowest)" in said
@@ -104,6 +119,10 @@ def test_divergence_edges_and_what_was_not_run_are_named() -> None:
 
 def test_the_conditions_name_the_seeds_the_searched_values_and_the_decay_that_was_not() -> None:
     said = " ".join(conditions(make_experiment(notes=["A note."]), []))
-    for words in ("3 settings of lr per optimizer with seed 0", "final seeds 1, 2, 3", "Weight decay was not searched: 0.0"):
+    for words in (
+        "3 settings of lr per optimizer with seed 0",
+        "final seeds 1, 2, 3",
+        "Weight decay was not searched: 0.0",
+    ):
         assert words in said
     assert said.endswith("A note.")

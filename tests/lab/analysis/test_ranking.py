@@ -66,7 +66,11 @@ def p_by_hand(a: list[float], b: list[float]) -> float:
 
 @pytest.mark.parametrize(
     ("a", "b"),
-    [([1.0, 1.1, 1.3], [2.0, 2.4, 2.1]), ([1.0, 2.0], [1.5, 1.6, 1.7, 1.9]), ([3.0, 3.1, 2.9], [3.0, 3.3, 3.1])],
+    [
+        ([1.0, 1.1, 1.3], [2.0, 2.4, 2.1]),
+        ([1.0, 2.0], [1.5, 1.6, 1.7, 1.9]),
+        ([3.0, 3.1, 2.9], [3.0, 3.3, 3.1]),
+    ],
 )
 def test_welch_agrees_with_an_integral_by_hand(a: list[float], b: list[float]) -> None:
     assert welch(a, b) == pytest.approx(p_by_hand(a, b), rel=1e-6)
@@ -131,7 +135,9 @@ def test_diverged_seeds_rank_last_and_count() -> None:
         (0.1, [0.1], None),  # not searched
     ],
 )
-def test_a_best_value_at_the_edge_of_a_list_is_marked(best: float, tried: list[float], edge: str | None) -> None:
+def test_a_best_value_at_the_edge_of_a_list_is_marked(
+    best: float, tried: list[float], edge: str | None
+) -> None:
     found = edges({"lr": best}, pd.DataFrame({"lr": tried}), {"lr": tried})
     assert found == ({} if edge is None else {"lr": edge})
 
@@ -210,4 +216,10 @@ def test_a_kept_checkpoint_is_what_counts() -> None:
 def test_an_unfinished_experiment_has_the_rows_that_it_has() -> None:
     assert rank(make_experiment(), []) == []
     (row,) = rank(make_experiment(), [make_record("lion", 2.0)])
-    assert (row.optimizer, row.best, row.test.seeds, row.tie, row.wins) == ("lion", {"lr": 1e-3}, 0, False, False)
+    assert (row.optimizer, row.best, row.test.seeds, row.tie, row.wins) == (
+        "lion",
+        {"lr": 1e-3},
+        0,
+        False,
+        False,
+    )

@@ -17,7 +17,7 @@ LRS, DECAYS = (1e-4, 3e-4, 1e-3, 1e-2), (0.0, 0.1)
 
 
 def make_section(**changes: Any) -> Section:
-    """A finished sweep: muon is the best, lion has the same lr and decay, signgsd diverges at the largest lr."""
+    """A finished sweep: muon is the best, and signgsd diverges at the largest lr."""
     records: list[Record] = []
     for name in ALL:
         for at, lr in enumerate(LRS):
@@ -26,7 +26,9 @@ def make_section(**changes: Any) -> Section:
                 if lr == 1e-2:
                     value = {"signgsd": math.nan, "lion": 60.0}.get(name, value)
                 records.append(
-                    make_record(name, value, searched={"lr": lr, "weight_decay": decay}, state_bytes=BYTES[name])
+                    make_record(
+                        name, value, searched={"lr": lr, "weight_decay": decay}, state_bytes=BYTES[name]
+                    )
                 )
         for seed in (1, 2, 3):
             chosen = {"lr": 3e-4, "weight_decay": 0.0}
@@ -36,11 +38,15 @@ def make_section(**changes: Any) -> Section:
             records.append(make_record(name, value, phase="tuned", searched=chosen, series=gains, **common))
             records.append(make_record(name, value + 0.1, phase="default", **common))
     costs = {
-        name: Cost(optimizer=name, model="m", parameters=100, state_bytes=8, optimizer_ms=1.5, gradient_ms=8.5)
+        name: Cost(
+            optimizer=name, model="m", parameters=100, state_bytes=8, optimizer_ms=1.5, gradient_ms=8.5
+        )
         for name in ALL
     }
     entry = OptimizerEntry(
-        entry="it", hyperparameters={"lr": 1e-3, "weight_decay": 0.0}, space={"lr": [*LRS], "weight_decay": [*DECAYS]}
+        entry="it",
+        hyperparameters={"lr": 1e-3, "weight_decay": 0.0},
+        space={"lr": [*LRS], "weight_decay": [*DECAYS]},
     )
     experiment = make_experiment(ALL, kind="sweep", trials=8, costs=costs)
     changes = {"optimizers": dict.fromkeys(ALL, entry), **changes}

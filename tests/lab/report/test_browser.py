@@ -56,7 +56,8 @@ def wait_until_drawn(browser: Any) -> int:
     return int(
         browser.execute_async_script(
             "const done = arguments[0];"
-            "const look = () => document.body.dataset.drawn ? done(document.body.dataset.drawn) : setTimeout(look, 20);"
+            "const look = () => {"
+            "  const drawn = document.body.dataset.drawn; drawn ? done(drawn) : setTimeout(look, 20); };"
             "look();"
         )
     )
@@ -87,7 +88,10 @@ def test_the_page_is_whole(browser: Any, report: Path, width: int, theme: str) -
     assert cut == []
     assert look("return getComputedStyle(document.body).backgroundColor") == rgb(PAGE[theme]["background"])  # type: ignore[index]
     # Every chart has marks, in the colours of this theme, and text large enough to read.
-    charts = look("return [...document.querySelectorAll('.chart')].map(c => c.querySelectorAll('svg .mark-symbol path, svg .mark-rect path').length)")
+    charts = look(
+        "return [...document.querySelectorAll('.chart')]"
+        ".map(c => c.querySelectorAll('svg .mark-symbol path, svg .mark-rect path').length)"
+    )
     assert len(charts) == int(look("return document.body.dataset.drawn"))
     assert min(charts) > 0
     colour = getattr(styles([*ALL, "an.unusually.long.module.name:Optimizer"])["lion"], theme)
@@ -114,17 +118,27 @@ def test_the_table_sorts_and_a_click_singles_out_in_table_and_charts(browser: An
     look = browser.execute_script
     names = "return [...document.querySelectorAll('tr[data-optimizer]')].map(r => r.dataset.optimizer)"
     assert look(names) == ["muon", "lion", "adamw", "signgsd"]
-    header = "[...document.querySelectorAll('thead th')].find(h => h.textContent === 'state B/param').click();"
+    header = (
+        "[...document.querySelectorAll('thead th')].find(h => h.textContent === 'state B/param').click();"
+    )
     assert look(header + names) == ["signgsd", "lion", "muon", "adamw"]
     assert look(header + names) == ["adamw", "muon", "lion", "signgsd"]
-    faded = "return [...document.querySelectorAll('#s0-frontier-0 path')].filter(p => p.getAttribute('opacity') === '0.07').length"
+    faded = (
+        "return [...document.querySelectorAll('#s0-frontier-0 path')]"
+        ".filter(p => p.getAttribute('opacity') === '0.07').length"
+    )
     assert look(faded) == 0
     browser.execute_async_script(
         "document.querySelector('tr[data-optimizer=lion]').click(); setTimeout(arguments[0], 300);"
     )
     assert look(faded) > 0
-    assert look("return document.querySelector('button[data-optimizer=lion]').getAttribute('aria-pressed')") == "true"
-    assert look("return document.querySelectorAll('.chart.other').length") == 6  # lion has two panels of its own
+    assert (
+        look("return document.querySelector('button[data-optimizer=lion]').getAttribute('aria-pressed')")
+        == "true"
+    )
+    assert (
+        look("return document.querySelectorAll('.chart.other').length") == 6
+    )  # lion has two panels of its own
 
 
 def test_the_button_changes_the_theme(browser: Any, report: Path) -> None:
@@ -134,7 +148,10 @@ def test_the_button_changes_the_theme(browser: Any, report: Path) -> None:
     background = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert background == rgb(PAGE["dark"]["background"])
     colour = styles(ALL)["muon"].dark
-    assert browser.execute_script(f"return document.querySelectorAll('.chart path[fill=\"{colour}\"]').length") > 9
+    assert (
+        browser.execute_script(f"return document.querySelectorAll('.chart path[fill=\"{colour}\"]').length")
+        > 9
+    )
 
 
 def rgb(color: str) -> str:

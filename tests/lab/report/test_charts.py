@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from steepest.lab.records import Cost, Metric
-from steepest.lab.report.charts import CROSS, Figure, Spec, _range, chart, figures, picture
+from steepest.lab.report.charts import figures
+from steepest.lab.report.draw import Figure, Spec, chart, drawn_range, picture
 from steepest.lab.report.merge import Section
+from steepest.lab.report.search_charts import CROSS
 from steepest.lab.report.theme import styles
 
 from ..conftest import make_experiment, make_record
@@ -47,7 +49,9 @@ def test_bytes_of_state_against_quality_come_first(drawn: dict[str, Figure]) -> 
 def test_every_seed_and_mean_is_drawn_at_its_value(drawn: dict[str, Figure]) -> None:
     (panel,) = drawn["frontier"].panels
     seeds = {(row["optimizer"], row["x"], row["y"]) for row in drawn_rows(panel, "point", size=38)}
-    assert seeds == {(name, BYTES[name] / 100, BEST[name] + seed / 1000) for name in ALL for seed in (1, 2, 3)}
+    assert seeds == {
+        (name, BYTES[name] / 100, BEST[name] + seed / 1000) for name in ALL for seed in (1, 2, 3)
+    }
     means = {row["optimizer"]: (row["x"], row["y"]) for row in drawn_rows(panel, "point", size=150)}
     assert means == {name: (BYTES[name] / 100, pytest.approx(BEST[name] + 0.002)) for name in ALL}
 
@@ -59,7 +63,9 @@ def test_the_frontier_joins_those_that_nothing_beats_with_as_little_state(drawn:
     assert "adamw 8 bytes, 2.102" in drawn["frontier"].alt
 
 
-def test_curves_go_through_the_evaluations_of_tuned_trials_over_timed_seconds(drawn: dict[str, Figure]) -> None:
+def test_curves_go_through_the_evaluations_of_tuned_trials_over_timed_seconds(
+    drawn: dict[str, Figure],
+) -> None:
     steps, seconds, losses = drawn["curves"].panels
     for panel, factor in ((steps, 1), (seconds, 0.01)):  # 10 ms a step
         thin = {(r["optimizer"], r["seed"], r["x"], r["y"]) for r in drawn_rows(panel, "line", strokeWidth=1)}
@@ -136,14 +142,21 @@ def test_costs_are_drawn_log_log_and_planned_ones_hollow() -> None:
     times, state, _ = figure.panels
     assert {r["x"] for r in drawn_rows(times, "point")} == {10**6, 10**8}
     assert {r["x"] for r in drawn_rows(state, "point", filled=False)} == {10**9}
-    assert {(r["x"], r["y"]) for r in drawn_rows(state, "point")} == {(n, 8 * n) for n in (10**6, 10**8, 10**9)}
-    scales = [layer["encoding"][axis]["scale"]["type"] for panel in figure.panels for layer in layers(panel) for axis in "xy"]
+    assert {(r["x"], r["y"]) for r in drawn_rows(state, "point")} == {
+        (n, 8 * n) for n in (10**6, 10**8, 10**9)
+    }
+    scales = [
+        layer["encoding"][axis]["scale"]["type"]
+        for panel in figure.panels
+        for layer in layers(panel)
+        for axis in "xy"
+    ]
     assert {*scales} == {"log"}
 
 
 def test_series_are_means_over_the_seeds_a_panel_per_tensor(drawn: dict[str, Figure]) -> None:
     first, second = drawn["series-gain"].panels
-    assert (first["title"], second["title"]) == ("layer0", "layer1")
+    assert (first["title"]["text"], second["title"]["text"]) == ("layer0", "layer1")
     assert {(r["x"], r["y"]) for r in drawn_rows(second, "point")} == {(0, 1.0), (500, 3.0)}
     assert "lion from 1 to 3" in drawn["series-gain"].alt
 
@@ -160,13 +173,13 @@ def test_records_of_several_lengths_are_drawn_against_them() -> None:
 
 
 def test_the_drawn_range_leaves_out_what_is_far_worse_and_nothing_that_is_better() -> None:
-    low, high = _range([2.0, 2.1, 2.2, 2.3, 900.0, math.nan], True)
+    low, high = drawn_range([2.0, 2.1, 2.2, 2.3, 900.0, math.nan], True)
     assert low < 2.0 < 2.3 < high < 3
-    low, high = _range([90.0, 91.0, 89.0, 10.0, 92.0], False)
+    low, high = drawn_range([90.0, 91.0, 89.0, 10.0, 92.0], False)
     assert 80 < low < 89
     assert 92 < high < 94
-    assert _range([], True) == (0.0, 1.0)
-    low, high = _range([2.0, 2.0], True)
+    assert drawn_range([], True) == (0.0, 1.0)
+    low, high = drawn_range([2.0, 2.0], True)
     assert low < 2.0 < high
 
 
@@ -177,7 +190,9 @@ def test_charts_survive_what_experiments_do(case: str) -> None:
         "all diverged": [*diverged, make_record("lion", math.nan, phase="tuned")],
         "one record": [make_record()],
         "one seed": [make_record("adamw", 2.0, phase="tuned"), *diverged],
-        "far off": [make_record("adamw", v, phase="tuned", seed=n) for n, v in enumerate([2.0, 2.1, 1e30], 1)],
+        "far off": [
+            make_record("adamw", v, phase="tuned", seed=n) for n, v in enumerate([2.0, 2.1, 1e30], 1)
+        ],
         "infinite": [make_record("adamw", 2.0, phase="tuned", curve=[(0, math.inf), (500, 3.0)])],
         "nothing": [],
     }[case]

@@ -97,10 +97,17 @@ def test_the_table_shows_the_ranking_and_what_was_not_run(finished: Page) -> Non
 def test_the_page_says_what_is_fair_and_how_it_was_made(finished: Page) -> None:
     for words in (
         "muon has the best loss on test data, 1.902 ± 0.001, and differs from all others.",
-        *("Not run: soap: it did not fit", "A note of its own.", "Welch's t-test", "seed 0, and sees validation data only"),
+        *(
+            "Not run: soap: it did not fit",
+            "A note of its own.",
+            "Welch's t-test",
+            "seed 0, and sees validation data only",
+        ),
         *("steepest race --task made-up", "0123abc", "cpu an abacus", "it : lr=0.001, weight_decay=0"),
     ):
-        assert words.replace(" ", "") in finished.text.replace("\N{NO-BREAK SPACE}", "").replace(" ", ""), words
+        assert words.replace(" ", "") in finished.text.replace("\N{NO-BREAK SPACE}", "").replace(" ", ""), (
+            words
+        )
 
 
 def test_every_chart_has_its_data_as_csv_and_a_description_with_numbers(finished: Page) -> None:
@@ -118,7 +125,9 @@ def test_every_chart_has_its_data_as_csv_and_a_description_with_numbers(finished
 def test_no_row_of_a_tie_is_bold(tied: bool, tmp_path: Path) -> None:
     near = [2.0, 2.01, 2.02]
     records = [make_record("adamw", v, phase="tuned", seed=s) for s, v in enumerate(near, 1)]
-    records += [make_record("lion", v + (0 if tied else 1), phase="tuned", seed=s) for s, v in enumerate(near, 1)]
+    records += [
+        make_record("lion", v + (0 if tied else 1), phase="tuned", seed=s) for s, v in enumerate(near, 1)
+    ]
     shown = page(tmp_path, make_experiment(), records)
     assert any(a.get("class") == "wins" for tag, a in shown.tags if tag == "tr") != tied
     assert ("cannot be told from lion" in shown.text) == tied
@@ -128,7 +137,7 @@ def test_no_row_of_a_tie_is_bold(tied: bool, tmp_path: Path) -> None:
 def test_an_edge_is_marked_in_the_table() -> None:
     records = [make_record("adamw", v, lr=lr) for lr, v in [(1e-4, 3.0), (1e-3, 2.0), (1e-2, 1.0)]]
     cells = {c.header: c.cells for c in columns(Section(make_experiment(["adamw"]), records, []))}
-    assert cells["best lr"] == ["0.01 ↑"]
+    assert cells["best lr"] == ["0.01\N{NO-BREAK SPACE}↑"]
 
 
 def test_names_and_texts_are_escaped(tmp_path: Path) -> None:
@@ -143,7 +152,9 @@ def test_an_unfinished_experiment_has_a_page(case: str, tmp_path: Path) -> None:
     records = {
         "nothing": [],
         "search only": [make_record("adamw", 2.0), make_record("lion", math.nan)],
-        "all diverged": [make_record(n, math.nan, phase="tuned", seed=s) for n in ("adamw", "lion") for s in (1, 2)],
+        "all diverged": [
+            make_record(n, math.nan, phase="tuned", seed=s) for n in ("adamw", "lion") for s in (1, 2)
+        ],
     }[case]
     shown = page(tmp_path, make_experiment(), records)
     assert "No optimizer has a final result yet." in shown.text
@@ -152,13 +163,19 @@ def test_an_unfinished_experiment_has_a_page(case: str, tmp_path: Path) -> None:
 
 
 def test_directories_of_one_experiment_become_one_section_and_others_their_own(tmp_path: Path) -> None:
-    first = save(tmp_path / "a", make_experiment(["adamw", "lion"]), [make_record("lion", 2.0, phase="tuned")])
+    first = save(
+        tmp_path / "a", make_experiment(["adamw", "lion"]), [make_record("lion", 2.0, phase="tuned")]
+    )
     records = [make_record("muon", 1.0, phase="tuned"), make_record("lion", 3.0, phase="tuned")]
     more = make_experiment(["adamw", "muon"], command="another command", title="A made-up race")
     second = save(tmp_path / "b", more, records)
     other = save(tmp_path / "c", make_experiment(["lion"], steps=2000, title="Longer"), [])
     one, two = load([first, second, other])
-    assert [*one.experiment.optimizers] == ["adamw", "muon", "lion"] or set(one.names) == {"adamw", "lion", "muon"}
+    assert [*one.experiment.optimizers] == ["adamw", "muon", "lion"] or set(one.names) == {
+        "adamw",
+        "lion",
+        "muon",
+    }
     assert {(r.optimizer, r.test["loss"]) for r in one.records if r.test} == {("lion", 3.0), ("muon", 1.0)}
     assert len(one.commands) == 2
     assert two.experiment.title == "Longer"
@@ -172,7 +189,13 @@ def test_directories_of_one_experiment_become_one_section_and_others_their_own(t
 
 def test_the_verdict_names_the_one_of_a_tie_with_the_least_state() -> None:
     records = [
-        make_record(name, 2.0 + seed / 100 + (0.001 if name == "lion" else 0), phase="tuned", seed=seed, state_bytes=size)
+        make_record(
+            name,
+            2.0 + seed / 100 + (0.001 if name == "lion" else 0),
+            phase="tuned",
+            seed=seed,
+            state_bytes=size,
+        )
         for name, size in (("adamw", 800), ("lion", 400))
         for seed in (1, 2, 3)
     ]
@@ -207,7 +230,9 @@ def test_the_winner_is_bold_on_the_terminal_and_a_tie_is_not() -> None:
 def test_markdown_has_the_table_the_command_and_a_picture_in_both_themes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("steepest.lab.report.markdown.picture", lambda spec, suffix: spec["config"]["background"].encode())
+    monkeypatch.setattr(
+        "steepest.lab.report.markdown.picture", lambda spec, suffix: spec["config"]["background"].encode()
+    )
     section = make_section()
     save(tmp_path, section.experiment, section.records)
     text = write_markdown([tmp_path], tmp_path / "docs" / "x.md").read_text()
@@ -218,7 +243,9 @@ def test_markdown_has_the_table_the_command_and_a_picture_in_both_themes(
         assert (tmp_path / "docs" / f"x-frontier-{mode}.png").read_bytes() == background
 
 
-def test_the_command_writes_the_page_beside_the_records(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_the_page_beside_the_records(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     from steepest.lab.cli.app import run
 
     save(tmp_path, make_experiment(), [make_record("adamw", 2.0, phase="tuned")])
@@ -229,7 +256,11 @@ def test_the_command_writes_the_page_beside_the_records(tmp_path: Path, capsys: 
 
 def test_a_grid_and_a_range_are_described(tmp_path: Path) -> None:
     entry = OptimizerEntry.model_validate(
-        {"entry": "adamw", "hyperparameters": {"lr": 1e-3}, "space": {"lr": {"low": 1e-5, "high": 0.1}, "beta": [0.9, 0.99]}}
+        {
+            "entry": "adamw",
+            "hyperparameters": {"lr": 1e-3},
+            "space": {"lr": {"low": 1e-5, "high": 0.1}, "beta": [0.9, 0.99]},
+        }
     )
     experiment = make_experiment(["adamw"]).model_copy(update={"optimizers": {"adamw": entry}})
     assert "searched lr in 1e-05 … 0.1, beta in 0.9, 0.99".replace(" ", "") in page(

@@ -37,7 +37,9 @@ def test_no_two_optimizers_differ_in_colour_alone() -> None:
     many = styles([*steepest.list_optimizers(), *FOREIGN]).values()
     assert len({(style.shape, style.dash) for style in many}) == len(many)
     # Optimizers that prefer the same shape and colour, on one page.
-    ten = styles(["adamw", "torch.optim:AdamW", "other:adamw", "normuon", "signum", "a", "b", "c", "d", "e"]).values()
+    ten = styles(
+        ["adamw", "torch.optim:AdamW", "other:adamw", "normuon", "signum", "a", "b", "c", "d", "e"]
+    ).values()
     assert len({style.shape for style in ten}) == 10
 
 

@@ -91,7 +91,7 @@ def _outcome(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
         elif row.trials and row.diverged_trials == row.trials:
             yield f"{row.optimizer} diverged in every trial of its search."
     at_edge = [
-        f"{row.optimizer} {name} {row.best[name]:g} ({edge})"
+        f"{row.optimizer} {name} {row.best[name]:.3g} ({edge})"
         for row in rows
         for name, edge in row.edges.items()
     ]
@@ -108,14 +108,15 @@ def conditions(experiment: Experiment, records: Sequence[Record]) -> list[str]:
     metric = experiment.metric
     spaces = {name for entry in experiment.optimizers.values() for name in entry.space}
     lines = [
-        "For each seed, every optimizer starts from the same weights and sees the same data in the same order.",
+        "For a seed, every optimizer starts from the same weights and sees the same data in the same order.",
         f"A trial takes {experiment.steps:,} steps; schedule: {experiment.schedule}.",
         f"The search tries {experiment.trials} settings of {_list(spaces)} per optimizer with seed "
         f"{experiment.search_seed}, and sees validation data only."
         if experiment.trials
         else "Nothing was searched: the hyper-parameters were given.",
-        f"The table shows {metric.name} on test data, with the final seeds {_list(experiment.seeds)}; ± is the "
-        "sample standard deviation over the seeds that did not diverge. Untuned means each optimizer's own defaults.",
+        f"The table shows {metric.name} on test data, with the final seeds {_list(experiment.seeds)}; ± is "
+        "the sample standard deviation over the seeds that did not diverge. Untuned means each optimizer's "
+        "own defaults.",
     ]
     if "weight_decay" not in spaces:
         values = {str(entry.hyperparameters.get("weight_decay")) for entry in experiment.optimizers.values()}
@@ -126,14 +127,15 @@ def conditions(experiment: Experiment, records: Sequence[Record]) -> list[str]:
         )
     lines.append(
         f"Two rows differ only if Welch's t-test over the seeds says so at p < {SIGNIFICANT} (unpaired, not "
-        "corrected for the number of rows); otherwise they tie, and no row is bold unless it differs from all others."
+        "corrected for the number of rows); otherwise they tie, and no row is bold unless it differs from "
+        "all others."
     )
     if experiment.baseline:
         lines.append(
-            f"The target is {experiment.baseline}'s mean final value on validation data. Seconds to it are steps × "
-            "the timed milliseconds of a training step (all optimizers timed in turns), because trials may share a "
-            "busy machine. “Decayed there” repeats the run with the schedule ending at that step, since a run in "
-            "mid-schedule is worse than a finished one."
+            f"The target is {experiment.baseline}'s mean final value on validation data. Seconds to it are "
+            "steps × the timed milliseconds of a training step (all optimizers timed in turns), because "
+            "trials may share a busy machine. “Decayed there” repeats the run with the schedule ending at "
+            "that step, since a run in mid-schedule is worse than a finished one."
         )
     return [*lines, *experiment.notes]
 

@@ -85,7 +85,7 @@ class Row:
     step_ratio: float
     """Milliseconds of `optimizer.step()` divided by the baseline's."""
     steps_to_target: float
-    """Steps after which the mean validation curve reaches the baseline's final value; NaN if it never does."""
+    """Steps after which the mean validation curve reaches the baseline's final value; NaN if never."""
     seconds_to_target: float
     """These steps times the timed milliseconds of a training step."""
     decayed: Estimate
@@ -149,7 +149,7 @@ def _steps(experiment: Experiment, found: Iterable[int]) -> int:
 
 
 def curve(experiment: Experiment, records: Sequence[Record], optimizer: str) -> Curve:
-    """Return the mean (step, score) curve on validation data of the tuned optimizer; lower scores are better."""
+    """Return the tuned optimizer's mean curve on validation data; lower scores are better."""
     own = [r for r in frame.distinct(records) if r.optimizer == optimizer and r.phase == "tuned"]
     steps = _steps(experiment, {r.steps for r in own})
     return mean_curve([r for r in own if r.steps == steps], experiment.metric)

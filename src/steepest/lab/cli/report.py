@@ -30,8 +30,8 @@ def report_command(
 ) -> int:
     """Write one page about any experiments, finished or not, and print their rankings.
 
-    Directories of the same experiment become one section, others sections of their own. An optimizer has the same
-    colour in all of them. The page contains everything it needs and opens without a network.
+    Directories of the same experiment become one section, others sections of their own. An optimizer has
+    the same colour in all of them. The page contains everything it needs and opens without a network.
     """
     console = make_console()
     for section in load(directories):

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..analysis import fairness
-from .charts import chart, figures, picture
+from .charts import figures
+from .draw import chart, picture
 from .merge import Section, load
 from .table import LEGEND, columns, verdict
 from .theme import MODES, styles

@@ -47,8 +47,8 @@ class Section:
 def load(directories: Sequence[Path]) -> list[Section]:
     """Read directories, finished or not; those that hold the same experiment become one section.
 
-    Two are the same if task, sizes, data, metrics, steps, schedule, trials and seeds agree. The optimizers of the
-    second join the first.
+    Two are the same if task, sizes, data, metrics, steps, schedule, trials and seeds agree. The optimizers of
+    the second join the first.
 
     Raises:
         LabError: a directory holds no experiment, or one that this version cannot read.

@@ -19,7 +19,8 @@ import steepest
 
 from ..analysis import fairness
 from ..errors import LabError
-from .charts import Figure, figures
+from .charts import figures
+from .draw import Figure
 from .merge import Section, load
 from .table import columns, verdict
 from .theme import FONT, MODES, PAGE, config, styles
@@ -54,9 +55,7 @@ def write_report(directories: Sequence[Path], out: Path) -> Path:
         page=PAGE,
         font=Markup(FONT),
         # In a script, only "<" could end the element early.
-        payload=Markup(
-            json.dumps(_short(payload), separators=(",", ":")).replace("<", "\\u003c")
-        ),
+        payload=Markup(json.dumps(_short(payload), separators=(",", ":")).replace("<", "\\u003c")),
         vega=_vega(),
         version=steepest.__version__,
     )
@@ -93,11 +92,13 @@ def _csv(figure: Figure) -> str:
 @cache
 def _vega() -> str:
     """Return Vega, Vega-Lite and vega-embed as one script, compressed to a third and in base64."""
-    return base64.b64encode(gzip.compress(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").encode(), 9, mtime=0)).decode()
+    return base64.b64encode(
+        gzip.compress(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").encode(), 9, mtime=0)
+    ).decode()
 
 
 def _short(value: Any) -> Any:
-    """Round numbers to seven digits, make NaN null, and drop legends, for which the page has one of its own."""
+    """Round numbers to seven digits, make NaN null, and drop legends, as the page has its own."""
     if isinstance(value, dict):
         return {key: None if key == "legend" else _short(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -36,7 +36,8 @@ def section_table(section: Section, width: int = 100) -> Table:
         shown.remove(max(reversed(shown), key=lambda column: column.rank))
     table = Table(
         title=section.experiment.title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0), pad_edge=False, caption="\n".join([LEGEND, *section.warnings]), min_width=min(width, 80),
+        padding=(0, 1, 0, 0), pad_edge=False, caption="\n".join([LEGEND, *section.warnings]),
+        min_width=min(width, 80),
     )  # fmt: skip
     table.add_column("optimizer", max_width=24, overflow="fold")
     for column in shown:

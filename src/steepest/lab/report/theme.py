@@ -10,8 +10,8 @@ from typing import Any, Literal
 Mode = Literal["light", "dark"]
 MODES: tuple[Mode, ...] = ("light", "dark")
 
-# The first six are Okabe and Ito's, lightened for the dark background. A search found the others: for each, the
-# pair farthest from those before it in CIELAB, with full colour vision and with red, green or blue missing.
+# The first six are Okabe and Ito's, lightened for the dark background. A search found the others: for each,
+# the pair farthest from those before it in CIELAB, with full colour vision and with one of its cones missing.
 _COLORS: tuple[tuple[str, str], ...] = (
     *(("#0072b2", "#4a9fe0"), ("#d55e00", "#f08a4b"), ("#009e73", "#2fc49a"), ("#cc79a7", "#e29bc6")),
     *(("#e69f00", "#f2b632"), ("#56b4e9", "#8fd3f7"), ("#171329", "#7a25e8"), ("#702a07", "#86503f")),
@@ -104,8 +104,8 @@ def place(name: str) -> int:
 def styles(names: Iterable[str]) -> dict[str, Style]:
     """Return the styles of the optimizers of one page.
 
-    The colour follows from the name alone. The shape does too, unless another optimizer of the page has it: no two
-    have the same shape, or from the eleventh on, the same shape and dash.
+    The colour follows from the name alone. The shape does too, unless another optimizer of the page has it:
+    no two have the same shape, or from the eleventh on, the same shape and dash.
     """
     found: dict[str, Style] = {}
     free: list[int] = []
