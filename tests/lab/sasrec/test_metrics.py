@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from steepest.lab.tasks.sasrec.baselines import markov
 from steepest.lab.tasks.sasrec.interactions import Interactions
 from steepest.lab.tasks.sasrec.metrics import Cases, HeldOut, evaluate, expected_at
 
@@ -85,6 +86,18 @@ def test_a_tie_across_the_tenth_place() -> None:
     ndcg, hits = expected_at(10, torch.tensor([8]), torch.tensor([12]))  # ranks 9 to 13, a fifth each
     assert hits.item() == pytest.approx(2 / 5)
     assert ndcg.item() == pytest.approx((1 / math.log2(10) + 1 / math.log2(11)) / 5)
+
+
+def test_markov_counts_the_training_transitions_within_a_user() -> None:
+    # Each user's last two items, here 9, are held out.
+    items = torch.tensor([1, 2, 1, 2, 9, 9, 3, 1, 2, 9, 9])
+    data = Interactions(items, torch.tensor([6, 5]), 9, "two users")
+    (cases,) = HeldOut(data, 2, width=1)
+    scores = markov(data)(cases._replace(histories=torch.tensor([[2], [1]])))
+    assert scores.floor()[:, :4].tolist() == [[0, 1, 0, 0], [0, 0, 3, 0]]  # not 2 → 3, between the users
+    assert scores.floor().sum() == 4
+    # Ties go to the more popular: 1 and 2 thrice, 3 once, out of 7.
+    torch.testing.assert_close(scores.frac()[0, :4], torch.tensor([0, 3 / 8, 3 / 8, 1 / 8]))
 
 
 def test_no_target_is_in_its_history(data: Interactions) -> None:

@@ -127,8 +127,9 @@ def test_the_study_compares_and_reverses(tmp_path: Path, monkeypatch: pytest.Mon
     comparison, second = sasrec.run(
         out, path, trials=1, seeds=1, steps=6, optimizers=["simba", "simba_always_m"]
     )
-    assert comparison.experiment.optimizers["simba_always_m"].hyperparameters["choice"] == "memory"
-    assert comparison.experiment.optimizers["simba"].hyperparameters["choice"] == "threshold"
+    for experiment in (comparison.experiment, second.experiment):
+        assert experiment.optimizers["simba_always_m"].hyperparameters["choice"] == "memory"
+        assert experiment.optimizers["simba"].hyperparameters["choice"] == "threshold"
     kept = Experiment.load(out / "comparison")
     assert kept == comparison.experiment
     assert any(note.startswith("NDCG@10 and HR@10 of rankings without training") for note in kept.notes)
