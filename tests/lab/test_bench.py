@@ -16,6 +16,7 @@ from steepest.lab.bench.models import make_model, meta_model
 from steepest.lab.bench.shapes import model_shapes
 from steepest.lab.errors import LabError
 from steepest.lab.records import Experiment
+from steepest.lab.report import write_report
 from steepest.lab.training import timing
 
 SGD = "torch.optim:SGD"
@@ -178,3 +179,12 @@ def test_a_bad_request_is_one_clear_error(
     with pytest.raises(LabError, match=words) as caught:
         bench(model, optimizers, rounds=1, **options)
     assert "\n" not in str(caught.value)
+
+
+def test_the_page_lists_the_costs_and_speaks_of_no_training(tmp_path: Path) -> None:
+    _, found = bench("tiny", ["lion"], rounds=1, out=tmp_path)
+    page = write_report([tmp_path], tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Too short" not in page
+    for cost in found.costs.values():
+        row = page[page.index(f'<td data-label="step, ms">{cost.optimizer_ms:.4g}</td>') :]
+        assert f'<td data-label="state B/param">{cost.state_bytes / cost.parameters:.2f}</td>' in row

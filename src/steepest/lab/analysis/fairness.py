@@ -59,7 +59,7 @@ def _inequalities(experiment: Experiment, search: pd.DataFrame, final: pd.DataFr
 
 def _short(experiment: Experiment, trials: pd.DataFrame) -> Iterator[str]:
     steps = min([experiment.steps, *trials[trials["phase"] != "decayed"]["steps"]])
-    if steps < SHORT:
+    if 0 < steps < SHORT:
         yield f"Too short to mean anything: {steps} steps a trial (fewer than {SHORT})."
 
 
