@@ -154,6 +154,19 @@ def test_costs_are_drawn_log_log_and_planned_ones_hollow() -> None:
     assert {*scales} == {"log"}
 
 
+def test_costs_on_one_model_are_a_point_per_optimizer() -> None:
+    costs = {
+        name: Cost(optimizer=name, model="m", parameters=9, state_bytes=72, optimizer_ms=ms)
+        for name, ms in (("adamw", 2.0), ("lion", 1.0))
+    }
+    section = Section(make_experiment(costs=costs, trials=0), [], [])
+    (figure,) = figures(section, styles(section.names))
+    times, state = figure.panels
+    assert {(r["y"], r["x"]) for r in drawn_rows(times, "point")} == {("adamw", 2.0), ("lion", 1.0)}
+    assert [r["x"] for r in drawn_rows(state, "point")] == [72.0, 72.0]
+    assert section.warnings == []
+
+
 def test_series_are_means_over_the_seeds_a_panel_per_tensor(drawn: dict[str, Figure]) -> None:
     first, second = drawn["series-gain"].panels
     assert (first["title"]["text"], second["title"]["text"]) == ("layer0", "layer1")

@@ -13,10 +13,12 @@ from rich.console import Console
 from steepest.lab import LabError
 from steepest.lab.records import Experiment, OptimizerEntry, Record, write_records
 from steepest.lab.report import load, terminal_table, write_report
+from steepest.lab.report.charts import figures
 from steepest.lab.report.markdown import write_markdown
 from steepest.lab.report.merge import Section
 from steepest.lab.report.table import columns, verdict
 from steepest.lab.report.terminal import section_table
+from steepest.lab.report.theme import styles
 
 from ..conftest import make_experiment, make_record
 from .conftest import ALL, make_section
@@ -185,6 +187,21 @@ def test_directories_of_one_experiment_become_one_section_and_others_their_own(t
         load([tmp_path])
     with pytest.raises(LabError, match="at least one directory"):
         write_report([], tmp_path / "no.html")
+
+
+def test_experiments_of_different_lengths_share_a_chart_in_the_first_of_them(tmp_path: Path) -> None:
+    for steps in (500, 1000):
+        records = [make_record("adamw", 3.0 - steps / 1000, phase="tuned", steps=steps)]
+        save(tmp_path / str(steps), make_experiment(["adamw"], steps=steps, trials=steps // 100), records)
+    save(
+        tmp_path / "other",
+        make_experiment(["adamw"], task="another"),
+        [make_record("adamw", 9.0, phase="tuned")],
+    )
+    sections = load([tmp_path / "500", tmp_path / "1000", tmp_path / "other"])
+    drawn = [{f.key: f for f in figures(section, styles(["adamw"]))} for section in sections]
+    assert ["horizon" in each for each in drawn] == [True, False, False]
+    assert drawn[0]["horizon"].data[["steps", "value"]].values.tolist() == [[500, 2.5], [1000, 2.0]]
 
 
 def test_the_verdict_names_the_one_of_a_tie_with_the_least_state() -> None:

@@ -58,6 +58,8 @@ def _inequalities(experiment: Experiment, search: pd.DataFrame, final: pd.DataFr
 
 
 def _short(experiment: Experiment, trials: pd.DataFrame) -> Iterator[str]:
+    if trials.empty and experiment.costs:  # it only measured
+        return
     steps = min([experiment.steps, *trials[trials["phase"] != "decayed"]["steps"]])
     if 0 < steps < SHORT:
         yield f"Too short to mean anything: {steps} steps a trial (fewer than {SHORT})."
@@ -65,7 +67,7 @@ def _short(experiment: Experiment, trials: pd.DataFrame) -> Iterator[str]:
 
 def _unfinished(experiment: Experiment, trials: pd.DataFrame) -> Iterator[str]:
     if trials.empty:
-        if not experiment.costs:  # otherwise it only measured
+        if not experiment.costs:
             yield "Not finished: no trial has ended yet."
         return
     hopeless = [name for name, own in trials.groupby("optimizer") if not own["finished"].any()]

@@ -147,7 +147,8 @@ def curves(section: Section, draw: Draw) -> Figure | None:
 
 def horizon(section: Section, draw: Draw) -> Figure | None:
     """Draw the test metric against the number of steps for which a trial was planned."""
-    final = section.trials[(section.trials["phase"] == "tuned") & section.trials["test"].notna()]
+    trials = frame.trials(section.experiment, [*section.records, *section.longer])
+    final = trials[(trials["phase"] == "tuned") & trials["test"].notna()]
     if final["steps"].nunique() < 2:
         return None
     points = final[["optimizer", "seed", "steps", "test"]].rename(columns={"test": "value"})
@@ -190,7 +191,7 @@ def costs(section: Section, draw: Draw) -> Figure | None:
         columns=["optimizer", "model", "parameters", "quantity", "value", "planned"],
     ).sort_values("parameters")
     if table["parameters"].nunique() < 2:
-        return None
+        return None if section.records else _one_size(table, quantities, draw)
     axis = alt.Axis(format="~s", tickCount=4)
     x = alt.X("parameters:Q", title="parameters", axis=axis).scale(type="log", nice=False, padding=10)
     panels = []
@@ -222,6 +223,27 @@ def costs(section: Section, draw: Draw) -> Figure | None:
     )
 
 
+def _one_size(table: pd.DataFrame, quantities: Mapping[str, str], draw: Draw) -> Figure | None:
+    """Draw costs on one model: a point per optimizer, on an axis from zero."""
+    panels = []
+    for quantity, title in quantities.items():
+        own = table[table["quantity"] == quantity]
+        if own.empty:
+            continue
+        x = alt.X("value:Q", title=title, axis=alt.Axis(format="~s", tickCount=5)).scale(zero=True)
+        at = {"x": x, "y": alt.Y("optimizer:N", title=None, sort=[*own.sort_values("value")["optimizer"]])}
+        points = draw.points(own, 90, "optimizer:N", "model:N", "value:Q", "planned:N").encode(**at)
+        panels.append(panel(layer([points]), 40 + 24 * own["optimizer"].nunique(), title))
+    if not panels:
+        return None
+    times = table[table["quantity"] == "optimizer_ms"]
+    each = "; ".join(f"{n} {number(v)} ms" for n, v in zip(times["optimizer"], times["value"], strict=True))
+    caption = "Medians of steps for which the optimizers took turns."
+    return Figure(
+        "costs", "What a step costs", caption, f"Costs of a step: {each}.", panels, table, columns=3
+    )
+
+
 def series(section: Section, draw: Draw) -> list[Figure]:
     """Draw further measurements, named `quantity/tensor`: a figure per quantity, a panel per tensor.
 
@@ -230,6 +252,8 @@ def series(section: Section, draw: Draw) -> list[Figure]:
     points = finite(frame.series(section.records))
     if points.empty:
         return []
+    if (points["phase"] == "tuned").any():
+        points = points[points["phase"] == "tuned"]
     names = points["name"].str.partition("/")
     points = points.assign(quantity=names[0], tensor=names[2])
     by = ["quantity", "optimizer", "tensor", "step"]
@@ -238,7 +262,8 @@ def series(section: Section, draw: Draw) -> list[Figure]:
         low, high = means["value"].min(), means["value"].max()
         wide, many = low > 0 and high > 30 * low, means["tensor"].nunique() > 12
         scale = alt.Scale(domain=[low, high], **({"type": "log"} if wide else {"zero": False}))
-        x, y = alt.X("step:Q", title="steps").scale(nice=False), alt.Y("value:Q", title=None, scale=scale)
+        title = "number" if quantity == "singular values" else "steps"
+        x, y = alt.X("step:Q", title=title).scale(nice=False), alt.Y("value:Q", title=None, scale=scale)
         tip = ("optimizer:N", "tensor:N", "step:Q", "value:Q")
         panels = []
         for name, own in means.groupby("optimizer" if many else "tensor"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -21,6 +21,8 @@ class Section:
     experiment: Experiment
     records: list[Record]
     commands: list[str]
+    longer: list[Record] = field(default_factory=list)
+    """Records of later sections of the report that differ in the number of steps and the search alone."""
 
     @cached_property
     def trials(self) -> pd.DataFrame:
@@ -85,4 +87,9 @@ def load(directories: Sequence[Path]) -> list[Section]:
                 "baseline": mine.baseline or experiment.baseline,
             }
         )
+    first_of: dict[str, Section] = {}
+    for section in sections.values():
+        same = section.experiment.model_dump_json(include={"kind", "task", "config", "metrics"})
+        if (first := first_of.setdefault(same, section)) is not section:
+            first.longer += section.records
     return list(sections.values())
