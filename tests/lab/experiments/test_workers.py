@@ -45,7 +45,7 @@ def postgres() -> Iterator[str]:
         shutil.chown(home, user)
     data = str(home / "data")
     quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": home}
-    options = ["-D", data, "-U", user, "-A", "trust", "--no-sync", "--no-instructions", "--locale=C"]
+    options = ["-D", data, "-U", user, "-A", "trust", "--no-sync", "--no-instructions", "-E", "UTF8"]
     subprocess.run([*prefix, initdb, *options], check=True, **quiet)
     settings = ["-c", "listen_addresses=", "-c", f"unix_socket_directories={home}", "-c", "fsync=off"]
     process = subprocess.Popen([*prefix, server, "-D", data, *settings], **quiet)
