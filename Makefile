@@ -1,6 +1,7 @@
 # The two commands: `make race` trains the optimizers on real text and writes a report;
 # `make test` runs the whole suite. Both make the environment once, in $(VENV).
-# `make bench` measures the steps beside other packages' optimizers, which it installs there too.
+# `make bench` measures the steps beside other packages' optimizers, which it installs there too;
+# `steepest bench` measures them on your model.
 PYTHON ?= python3
 VENV   ?= .venv
 BUDGET ?= 8m
@@ -16,7 +17,7 @@ race: $(READY)
 	$(BIN)/steepest race --budget $(BUDGET) --out $(OUT)
 
 bench: $(PEERS)
-	$(BIN)/steepest bench --out runs/bench
+	$(BIN)/python -m benchmarks.steps
 
 # A process for every core, each with one thread: the tests' tensors are tiny, and threads that wait for each
 # other stall. Neighbouring tests stay in one process (worksteal), so that they share compiled code and

@@ -120,7 +120,7 @@ def test_what_create_says_of_scaled_optum_is_true():
 
 @pytest.mark.parametrize("name", [3, "", "loin", "unheard-of"])
 def test_other_names_are_refused(name):
-    with pytest.raises(ValueError, match=r"unknown optimizer .*; known: adamw, "):
+    with pytest.raises(ValueError, match=r"unknown optimizer .*; known: adam_mini, adamw, "):
         steepest.create(name, [torch.nn.Parameter(torch.ones(2))])
 
 

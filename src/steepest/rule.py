@@ -175,6 +175,7 @@ class Rule(ABC):
         temporaries: how many tensors of a chunk's size ``update`` and the step along u hold at once.
         working_copies: how many times the bytes of a matrix and its entries, in the compute dtype, are in use
             at once in ``transform``.
+        streams: whether ``transform`` takes a few passes over its matrices, and no products of them.
         takes, transform_takes: the arguments that the signatures of ``update`` and ``transform`` name.
         measures, transforms, retracts, moves: whether the rule has these phases.
         has_scalars: whether the rule overrides :meth:`scalars`.
@@ -192,6 +193,7 @@ class Rule(ABC):
     vectors: ClassVar[bool] = True
     temporaries: ClassVar[int] = 3
     working_copies: ClassVar[int] = 12
+    streams: ClassVar[bool] = False
     takes: ClassVar[frozenset[str]] = frozenset()
     transform_takes: ClassVar[frozenset[str]] = frozenset()
     measures: ClassVar[bool] = False
@@ -311,6 +313,15 @@ class Rule(ABC):
     def counts_matrices(self, group: Group) -> bool:
         """Return whether the leading dimensions of a parameter count matrices."""
         return bool("view" in self.hyper and group["view"] == "batch")
+
+    def rows_apart(self, group: Group) -> bool:
+        """Return whether ``transform`` computes each row of a parameter [m, n] by itself.
+
+        The engine may then cut such a parameter into rows: shards of rows do not travel, and large matrices
+        of a rule that ``streams`` are stepped by some rows at a time. All entries of a matrix have a number
+        for each row.
+        """
+        return False
 
     def decays_itself(self, group: Group) -> bool:
         """Return whether ``update`` applies the weight decay, so that the engine must not."""

@@ -38,6 +38,7 @@ RULES: dict[str, tuple[str, dict[str, Any]]] = {
     "quad, gradient": ("quad", {"whiten": "gradient", "update_probability": 0.5}),
     "procrustes": ("procrustes", {"max_size_dense": 6}),
     "soap": ("soap", {}),
+    "adam_mini": ("adam_mini", {}),
 }
 
 

@@ -15,13 +15,13 @@ from torch.nn import Parameter
 
 import steepest
 from steepest.distributed.ownership import is_empty
-from steepest.lab.bench.shapes import planned_shapes
+from steepest.lab.bench.shapes import model_shapes
 from steepest.planning import plan_sharded
 
 from .ranks import LAYOUTS, alone_as, placed, run_on_ranks
 
 R, S = Replicate(), Shard(0)
-LLAMA = [(tensor.name, tensor.shape) for tensor in planned_shapes("llama-70b").hidden()]
+LLAMA = [(tensor.name, tensor.shape) for tensor in model_shapes("llama-70b").hidden()]
 # ms on devices of 500 TFLOP/s with links of 360 GB/s within a node of 8 and of 45 GB/s outside: replicas that
 # share the work, compute, exchange in float32, in bfloat16.
 TABLE = {

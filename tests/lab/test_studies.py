@@ -68,9 +68,9 @@ def test_longer_horizons_search_around_the_best_before(tmp_path, plane, monkeypa
     assert [(result.directory / "records.jsonl").read_text() for result in results] == lines
 
 
-def test_a_single_horizon_is_rejected(tmp_path):
+def test_a_single_horizon_is_rejected(tmp_path, plane):
     with pytest.raises(LabError, match=r"at least two different numbers of steps, got \[5, 5\]"):
-        horizon.run(tmp_path, [5, 5])
+        horizon.run(tmp_path, [5, 5], task=plane)
 
 
 @pytest.mark.parametrize(

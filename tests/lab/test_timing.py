@@ -105,10 +105,10 @@ def make_task(make: Callable[[int], nn.Module]) -> Task[Tensor]:
     )
 
 
-def spec(
-    label: str, made: Callable[..., torch.optim.Optimizer], lr: float = 0.1, **options: float
-) -> OptimizerSpec:
-    return OptimizerSpec(label, lambda model, lr: made(model.parameters(), lr=lr, **options), lr, {})
+def spec(label: str, made: Callable[..., torch.optim.Optimizer], **options: float) -> OptimizerSpec:
+    return OptimizerSpec(
+        label, lambda model, values: made(model.parameters(), **options, **values), {"lr": 0.5}
+    )
 
 
 def test_training_costs_count_the_bytes_of_each_optimizer_on_one_model() -> None:
@@ -149,5 +149,5 @@ def test_training_costs_step_with_fresh_gradients_at_a_thousandth_of_the_lr() ->
             torch.testing.assert_close(model.weight.grad, expected)
             super().step()
 
-    training_costs(make_task(lambda seed: model), [spec("a", Logged, 0.5), spec("b", Logged, 0.5)], 0.0)
+    training_costs(make_task(lambda seed: model), [spec("a", Logged), spec("b", Logged)], 0.0)
     assert set(lrs) == {0.5 * 1e-3}

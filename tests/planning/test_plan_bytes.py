@@ -19,7 +19,7 @@ import steepest
 from contract.cases import CASES, Case, by_id
 from distributed.ranks import LAYOUTS, placed, run_on_ranks
 from routing.zoo import MODELS
-from steepest.lab.bench.shapes import planned_shapes
+from steepest.lab.bench.shapes import model_shapes
 from steepest.ternary import ternarize
 from steepest.views import rows
 
@@ -277,7 +277,7 @@ def test_shapes_are_planned_as_their_model(name: str, rule: str):
 @pytest.mark.parametrize("name", ["tiny", "resnet18", "vit-s16", "gpt2-124m", "llama-1b"])
 def test_the_hidden_matrices_of_known_models(name: str):
     """But for the first layers of vision models, which are convolutions of no block."""
-    known = planned_shapes(name)
+    known = model_shapes(name)
     plan = steepest.plan([(each.name, each.shape) for each in known.tensors], "muon")
     stems = {"conv1.weight", "patch_embed.proj.weight"}
     assert {row.name for row in plan.rows if row.rule == "muon"} - stems == {

@@ -53,7 +53,7 @@ def layers(*shapes: tuple[int, int], dtype: torch.dtype = torch.float32) -> nn.M
 SHAPES = ((256, 256), (256, 256), (128, 256), (8, 8))
 # Eager steps hold up to a MiB of chunks that rules divide by what they hold at most; Newton-Schulz
 # iterations on a CPU reuse memory that accelerators' do not.
-NEAR = {"sgd": 4.0, "muon": 2.6, "normuon": 2.6, "scion": 2.6, "polargrad": 2.6}
+NEAR = {"sgd": 4.0, "muon": 2.6, "normuon": 2.6, "scion": 2.6, "polargrad": 2.6, "adam_mini": 2.6}
 
 
 NAMES = [name for name in steepest.list_optimizers() if name != "orthogonalized"]

@@ -70,7 +70,7 @@ def test_the_decay_is_taken_out_of_a_sign_rule(method: str, dtype: torch.dtype):
 
 def test_every_rule_has_a_law_or_is_named_here():
     # Their updates have no property that is not the equation itself: the copy's step is their law.
-    replayed = {"sgd", "adamw", "ademamix", "soap", "orthogonalized"}
+    replayed = {"sgd", "adamw", "adam_mini", "ademamix", "soap", "orthogonalized"}
     assert LAWS.keys() | replayed == set(steepest.list_optimizers())
     assert not LAWS.keys() & replayed
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from steepest.engine.batches import ParamBatch, ParamUpdate
-from steepest.engine.blocks import MatrixBlock, blocks_of
+from steepest.engine.blocks import MatrixBlock, blocks_of, bucket_bytes
 from steepest.engine.chunks import run_eager
 from steepest.engine.compiled import run_compiled
 from steepest.engine.layout import Extent, Row
@@ -136,7 +136,8 @@ def buckets(config: UpdateConfig, blocks: Sequence[MatrixBlock]) -> Iterator[lis
     for (shape, _), alike in by_kind.items():
         if math.prod(shape) == 0:
             continue
-        count = max(1, config.group["bucket_bytes"] // (alike[0].kind.numel * config.working_bytes))
+        limit = bucket_bytes(config) if config.rule.streams else config.group["bucket_bytes"]
+        count = max(1, limit // (alike[0].kind.numel * config.working_bytes))
         for first in range(0, len(alike), count):
             yield alike[first : first + count]
 

@@ -16,7 +16,7 @@ from steepest.distributed.layout import Layout, Region, layout_of
 from steepest.distributed.local import is_dtensor
 from steepest.distributed.ownership import Load, assign, is_empty, overlap
 from steepest.engine.batches import ParamBatch, name_of
-from steepest.engine.blocks import cut_blocks, view_of
+from steepest.engine.blocks import cut_blocks, rows_apart, view_of
 from steepest.engine.layout import Extent
 from steepest.engine.storage import storage_of
 from steepest.engine.update import PLAIN, MatrixKind, UpdateConfig
@@ -45,8 +45,8 @@ class Unit:
         box: where it lies in the parameter.
         swapped: the dimensions that its view swaps.
         extent: its places in the parameter.
-        rows: in entries of a batch of matrices, the first index and the number of those that are its own;
-            None if they all are.
+        rows: in entries of a batch of matrices, or of a matrix whose rows are computed apart, the first
+            index and the number of those that are its own; None if they all are.
         specs: the entries, of the whole batch.
         team: the processes that share the work.
         parts: what each of them holds, within the parameter.
@@ -306,7 +306,10 @@ def _units(
     for suffix, block in cut_blocks(config, blank, view):
         kind = config.matrix(block.shape)
         counted = batch and not whole and len(block.shape) > 2 and swapped != (0, 1)
-        ranges = _ranges(block, kind, layout) if counted else None
+        if view is None and rows_apart(config, block.shape):
+            ranges = _shards(block, layout)
+        else:
+            ranges = _ranges(block, kind, layout) if counted else None
         for rows in ranges or (None,):
             part = block if rows is None else block.narrow(0, *rows)
             stored = part if swapped is None else part.transpose(*swapped)
@@ -329,8 +332,13 @@ def _ranges(block: Tensor, kind: MatrixKind, layout: Layout | None) -> list[tupl
     for spec in kind.specs.values():
         if spec.shape[:1] != (count,) or is_large(spec, kind.shape):
             return None
+    return _shards(block, layout) or [(at, 1) for at in range(count)]
+
+
+def _shards(block: Tensor, layout: Layout | None) -> list[tuple[int, int]] | None:
+    """Return (first index, number of indices) of each shard; None unless dimension 0 alone is cut."""
     if layout is not None and layout.mesh_dims[0] and not any(layout.mesh_dims[1:]):
         held = sorted({(run.start, run.stop) for run in layout.intervals[0].values() if len(run)})
-        if sum(stop - start for start, stop in held) == count:
+        if sum(stop - start for start, stop in held) == block.shape[0]:
             return [(start, stop - start) for start, stop in held]
-    return [(at, 1) for at in range(count)]
+    return None

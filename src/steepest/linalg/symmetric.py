@@ -49,8 +49,8 @@ def preferred_symmetric_kernel(kernel: SymmetricKernel | None = None) -> Symmetr
     and multiplies float32 in TF32 if the user has allowed that (``torch.set_float32_matmul_precision``).
     Choose before a CUDA graph is captured, and before its warm-up steps.
 
-    Triton is not the default because nobody has measured yet where it is faster; ``steepest bench --sections
-    symmetric --device cuda`` does. It is not among the ways that :func:`steepest.autotune` times.
+    Triton is not the default because nobody has measured yet where it is faster; ``python -m benchmarks.steps
+    --sections symmetric --device cuda`` does. It is not among the ways that :func:`steepest.autotune` times.
 
     Raises:
         ValueError: an unknown kernel.

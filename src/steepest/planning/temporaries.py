@@ -97,8 +97,8 @@ def _matrix_bytes(
     config: UpdateConfig, real: UpdateConfig, members: Sequence[ParamUpdate], most: int
 ) -> tuple[int, int]:
     """Return what a bucket takes at most, or ``most``, and the bytes of the stacks that a CPU keeps."""
-    blocks = [block for member in members for block in blocks_of(config, member)]
-    found = {(len(each), each[0].kind.shape): each for each in buckets(config, blocks)}
+    blocks = [block for member in members for block in blocks_of(real, member)]
+    found = {(len(each), each[0].kind.shape): each for each in buckets(real, blocks)}
     stacks = 0
     for (count, shape), bucket in found.items():
         inputs = config.inputs * count * math.prod(shape) * config.compute.itemsize
@@ -107,8 +107,8 @@ def _matrix_bytes(
         small = numel <= SMALL and count > 1
         dtypes = [column.dtype for column in bucket[0].columns]
         chunk = chunk_bytes(real, dtypes, numel * (count if small else 1), joined=small)
-        # Of the stacks, the last pass has the direction beside the input.
-        most = max(most, 2 * inputs + chunk)
+        # The last pass has the direction beside the inputs.
+        most = max(most, inputs + inputs // config.inputs + chunk)
     return _most_transformed(config, found.values(), most), stacks
 
 

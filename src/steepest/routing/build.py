@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from steepest.explain import Reasons
 from steepest.optimizer import Optimizer
 from steepest.routing.ambiguities import find_ambiguities
+from steepest.routing.heads import find_heads
 from steepest.routing.options import (
     Options,
     as_options,
@@ -27,7 +28,7 @@ from steepest.routing.output_layers import is_ternary
 from steepest.routing.roles import Role, find_roles
 from steepest.routing.tensors import find_tensors, refuse_unsupported
 from steepest.rule import find_rule
-from steepest.views import View, is_transposed, rows
+from steepest.views import View, is_transposed, rows, transposed
 
 __all__ = ["build", "route"]
 
@@ -192,6 +193,11 @@ def route(
             options["weight_decay"] = 0.0
         if role.kind == "experts" and "view" in known:
             options.setdefault("view", "batch")
+        if "blocks" in known and "blocks" not in options and not matching(view_table, tensor):
+            heads = find_heads(model, tensor, role)
+            if heads is not None:
+                options["blocks"] = heads
+                why[name] += f", {heads[0][0]} query or key heads of {heads[0][1]} rows"
         # Tensor learning rates must be the same object.
         key = {each: id(value) if isinstance(value, Tensor) else value for each, value in options.items()}
         group = next((group for other, group in formed if other == key), None)
@@ -263,6 +269,9 @@ def _known_view(param: Tensor, role: Role, options: Options) -> View | None:
     known = find_rule(options["rule"]).hyper
     if "views" not in known:
         return None
+    if not isinstance(options.get("blocks", ""), str):
+        # Blocks of rows cut it already.
+        return transposed() if is_transposed(role.view) else None
     if role.kind == "experts" and "view" not in known:
         # The rule merges dimensions, and treats both sides of a matrix alike: each expert is a block.
         return rows(*[1] * param.shape[0])

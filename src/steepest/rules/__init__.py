@@ -1,6 +1,7 @@
 """The rules: one optimizer a file, each its equation and its constructor side by side."""
 
 from steepest.rule import Moments, Rule, StateSpec
+from steepest.rules.adam_mini import AdamMini, AdamMiniRule
 from steepest.rules.adamw import AdamW, AdamWRule
 from steepest.rules.ademamix import AdEMAMix, AdEMAMixRule
 from steepest.rules.hyperball import Hyperball, HyperballRule
@@ -26,6 +27,8 @@ __all__ = [
     "SOAP",
     "AdEMAMix",
     "AdEMAMixRule",
+    "AdamMini",
+    "AdamMiniRule",
     "AdamW",
     "AdamWRule",
     "Hyperball",

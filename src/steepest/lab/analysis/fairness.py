@@ -42,14 +42,16 @@ def _leaks(experiment: Experiment, search: pd.DataFrame, final: pd.DataFrame) ->
 
 
 def _inequalities(experiment: Experiment, search: pd.DataFrame, final: pd.DataFrame) -> Iterator[str]:
-    counts = search.groupby("optimizer").size().reindex(list(experiment.optimizers), fill_value=0)
+    searched = [name for name, entry in experiment.optimizers.items() if entry.space]
+    counts = search.groupby("optimizer").size().reindex(searched, fill_value=0)
     if counts.nunique() > 1:
         each = ", ".join(f"{name} {count}" for name, count in counts.items())
         yield f"Not fair: the optimizers' searches have different numbers of trials: {each}."
-    varied = {name: tuple(sorted(entry.space)) for name, entry in experiment.optimizers.items()}
-    if len(set(varied.values())) > 1:
-        each = ", ".join(f"{name} {'+'.join(names) or 'nothing'}" for name, names in varied.items())
-        yield f"Not fair: the optimizers' searches vary different hyper-parameters: {each}."
+    varied = {name for entry in experiment.optimizers.values() for name in entry.space}
+    for name, entry in experiment.optimizers.items():
+        # An optimizer may lack a hyper-parameter, but what it has must be searched if the others' is.
+        if fixed := varied & set(entry.hyperparameters) - set(entry.space):
+            yield f"Not fair: {name}'s {_list(fixed)} was not searched, the others' was."
     for column in ("schedule", "parameters"):
         if pd.concat([search, final])[column].nunique() > 1:
             yield f"Not fair: the trials differ in their {column}."
@@ -66,12 +68,15 @@ def _unfinished(experiment: Experiment, trials: pd.DataFrame) -> Iterator[str]:
         if not experiment.costs:  # otherwise it only measured
             yield "Not finished: no trial has ended yet."
         return
-    expected = {"tuned": experiment.seeds, "default": experiment.seeds}
-    if experiment.kind != "race":  # only a race promises the untuned defaults too
-        del expected["default"]
-    for phase, seeds in expected.items():
+    hopeless = [name for name, own in trials.groupby("optimizer") if not own["finished"].any()]
+    expected = {"tuned": list(experiment.optimizers)}
+    if experiment.kind in ("race", "sweep"):
+        expected["default"] = [name for name, entry in experiment.optimizers.items() if entry.space]
+    for phase, names in expected.items():
         found = tuned(experiment, trials, phase).groupby("optimizer")["seed"].agg(set)
-        missing = {name: set(seeds) - found.get(name, set()) for name in experiment.optimizers}
+        missing = {
+            name: {*experiment.seeds} - found.get(name, set()) for name in names if name not in hopeless
+        }
         each = [f"{name} {_list(left)}" for name, left in missing.items() if left]
         if each:
             yield f"Not finished: in phase {phase} these seeds are missing: {'; '.join(each)}."
@@ -85,7 +90,11 @@ def _outcome(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
             yield f"{row.optimizer} diverged with {row.test.diverged} of {row.test.seeds} final seeds."
         elif row.trials and row.diverged_trials == row.trials:
             yield f"{row.optimizer} diverged in every trial of its search."
-    at_edge = [f"{row.optimizer} {name} {row.best[name]:g} ({edge})" for row in rows for name, edge in row.edges.items()]
+    at_edge = [
+        f"{row.optimizer} {name} {row.best[name]:.3g} ({edge})"
+        for row in rows
+        for name, edge in row.edges.items()
+    ]
     if at_edge:
         yield f"At the edge of what was tried, so a better value may lie beyond: {'; '.join(at_edge)}."
     for name, reason in experiment.not_run.items():
@@ -94,32 +103,39 @@ def _outcome(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
 
 def conditions(experiment: Experiment, records: Sequence[Record]) -> list[str]:
     """Return under which conditions the optimizers were compared."""
+    if not records and experiment.costs:  # it only measured
+        return experiment.notes
     metric = experiment.metric
     spaces = {name for entry in experiment.optimizers.values() for name in entry.space}
     lines = [
-        "For each seed, every optimizer starts from the same weights and sees the same data in the same order.",
+        "For a seed, every optimizer starts from the same weights and sees the same data in the same order.",
         f"A trial takes {experiment.steps:,} steps; schedule: {experiment.schedule}.",
         f"The search tries {experiment.trials} settings of {_list(spaces)} per optimizer with seed "
         f"{experiment.search_seed}, and sees validation data only."
         if experiment.trials
         else "Nothing was searched: the hyper-parameters were given.",
-        f"The table shows {metric.name} on test data, with the final seeds {_list(experiment.seeds)}; ± is the "
-        "sample standard deviation over the seeds that did not diverge. Untuned means each optimizer's own defaults.",
+        f"The table shows {metric.name} on test data, with the final seeds {_list(experiment.seeds)}; ± is "
+        "the sample standard deviation over the seeds that did not diverge. Untuned means each optimizer's "
+        "own defaults.",
     ]
     if "weight_decay" not in spaces:
         values = {str(entry.hyperparameters.get("weight_decay")) for entry in experiment.optimizers.values()}
-        lines.append(f"Weight decay was not searched: {_list(values)} for all." if len(values) == 1 else
-                     "Weight decay was not searched, and differs between the optimizers (see hyper-parameters).")
+        lines.append(
+            f"Weight decay was not searched: {_list(values)} for all."
+            if len(values) == 1
+            else "Weight decay was not searched, and differs between the optimizers (see hyper-parameters)."
+        )
     lines.append(
         f"Two rows differ only if Welch's t-test over the seeds says so at p < {SIGNIFICANT} (unpaired, not "
-        "corrected for the number of rows); otherwise they tie, and no row is bold unless it differs from all others."
+        "corrected for the number of rows); otherwise they tie, and no row is bold unless it differs from "
+        "all others."
     )
     if experiment.baseline:
         lines.append(
-            f"The target is {experiment.baseline}'s mean final value on validation data. Seconds to it are steps × "
-            "the timed milliseconds of a training step (all optimizers timed in turns), because trials may share a "
-            "busy machine. “Decayed there” repeats the run with the schedule ending at that step, since a run in "
-            "mid-schedule is worse than a finished one."
+            f"The target is {experiment.baseline}'s mean final value on validation data. Seconds to it are "
+            "steps × the timed milliseconds of a training step (all optimizers timed in turns), because "
+            "trials may share a busy machine. “Decayed there” repeats the run with the schedule ending at "
+            "that step, since a run in mid-schedule is worse than a finished one."
         )
     return [*lines, *experiment.notes]
 
@@ -127,7 +143,9 @@ def conditions(experiment: Experiment, records: Sequence[Record]) -> list[str]:
 def machines(experiment: Experiment, records: Sequence[Record]) -> list[str]:
     """Return a description of every machine that trained or timed, each once."""
     found = [experiment.machine, *(record.machine for record in records)]
-    return list(dict.fromkeys(", ".join(f"{key} {value}" for key, value in machine.items()) for machine in found))
+    return list(
+        dict.fromkeys(", ".join(f"{key} {value}" for key, value in machine.items()) for machine in found)
+    )
 
 
 def _list(values: object) -> str:

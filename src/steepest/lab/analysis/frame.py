@@ -28,7 +28,11 @@ def trials(experiment: Experiment, records: Iterable[Record]) -> pd.DataFrame:
     metric = experiment.metric.name
     rows = [
         {
-            **{name: getattr(r, name) for name in TRIAL_COLUMNS if name not in ("validation", "test", "metrics")},
+            **{
+                name: getattr(r, name)
+                for name in TRIAL_COLUMNS
+                if name not in ("validation", "test", "metrics")
+            },
             "validation": r.validated(metric),
             "test": (r.test or {}).get(metric, float("nan")),
             "metrics": r.test or {},

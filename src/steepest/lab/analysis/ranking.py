@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ from scipy import stats
 
 from ..records import Cost, Experiment, Range, Record
 from . import frame
+from .target import Curve, mean_curve, steps_to_target
 
 SIGNIFICANT = 0.01
 GOOD = 0.01
@@ -84,7 +85,7 @@ class Row:
     step_ratio: float
     """Milliseconds of `optimizer.step()` divided by the baseline's."""
     steps_to_target: float
-    """Steps after which the mean validation curve reaches the baseline's final value; NaN if it never does."""
+    """Steps after which the mean validation curve reaches the baseline's final value; NaN if never."""
     seconds_to_target: float
     """These steps times the timed milliseconds of a training step."""
     decayed: Estimate
@@ -111,10 +112,9 @@ def rank(experiment: Experiment, records: Sequence[Record]) -> list[Row]:
     Optimizers whose final trials all diverged come last, and fewer diverged seeds win over a better metric.
     """
     trials = frame.trials(experiment, records)
-    curves = frame.evaluations(records, experiment.metric.name)
-    target = target_value(experiment, trials)
+    goal = target(experiment, records)
     names = [name for name in experiment.optimizers if name in set(trials["optimizer"])]
-    rows = [_row(experiment, trials, curves, target, name) for name in names]
+    rows = [_row(experiment, trials, curve(experiment, records, name), goal, name) for name in names]
 
     def order(row: Row) -> tuple[bool, int, float]:
         return math.isnan(row.test.mean), row.test.diverged, experiment.metric.score(row.test.mean)
@@ -141,42 +141,24 @@ def welch(a: Sequence[float], b: Sequence[float]) -> float:
 def tuned(experiment: Experiment, trials: pd.DataFrame, phase: str = "tuned") -> pd.DataFrame:
     """Return the trials of a final phase at the experiment's number of steps (else at the longest)."""
     found = trials[trials["phase"] == phase]
-    steps = experiment.steps if (found["steps"] == experiment.steps).any() else found["steps"].max()
-    return found[found["steps"] == steps]
+    return found[found["steps"] == _steps(experiment, found["steps"])]
 
 
-def target_value(experiment: Experiment, trials: pd.DataFrame) -> float:
-    """Return the baseline's mean final value on validation data; NaN without one."""
-    final = tuned(experiment, trials)
-    return float(final[final["optimizer"] == experiment.baseline]["validation"].mean())
+def _steps(experiment: Experiment, found: Iterable[int]) -> int:
+    return experiment.steps if experiment.steps in set(found) else max(found, default=0)
 
 
-def steps_to_target(curve: Sequence[tuple[float, float]], target: float) -> float:
-    """Return the step at which (step, score) points first reach `target`, interpolated linearly; else NaN.
-
-    Lower scores are better.
-
-    Example:
-        >>> steps_to_target([(0, 8.0), (100, 4.0), (200, 3.0)], 3.5)
-        150.0
-        >>> steps_to_target([(0, 8.0), (100, 4.0)], 3.5)
-        nan
-    """
-    last_step, last = math.nan, math.nan
-    for step, score in curve:
-        if score <= target:
-            if not math.isfinite(last):
-                return float(step)
-            return last_step + (step - last_step) * (last - target) / (last - score)
-        last_step, last = step, score
-    return math.nan
+def curve(experiment: Experiment, records: Sequence[Record], optimizer: str) -> Curve:
+    """Return the tuned optimizer's mean curve on validation data; lower scores are better."""
+    own = [r for r in frame.distinct(records) if r.optimizer == optimizer and r.phase == "tuned"]
+    steps = _steps(experiment, {r.steps for r in own})
+    return mean_curve([r for r in own if r.steps == steps], experiment.metric)
 
 
-def mean_curve(points: pd.DataFrame) -> list[tuple[float, float]]:
-    """Return the mean (step, value) over the seeds that did not diverge, at the steps that all of them have."""
-    points = points[points["finished"]]
-    by_step = points.groupby("step")["value"].agg(["mean", "count"])
-    return list(by_step[by_step["count"] == points["seed"].nunique()]["mean"].items())
+def target(experiment: Experiment, records: Sequence[Record]) -> float:
+    """Return the baseline's mean final score on validation data; NaN without one."""
+    points = curve(experiment, records, experiment.baseline) if experiment.baseline else []
+    return points[-1][1] if points else math.nan
 
 
 def cells(trials: pd.DataFrame) -> pd.DataFrame:
@@ -214,8 +196,8 @@ def edges(
         values = tried[name].dropna() if name in tried else pd.Series(dtype=float)
         if values.nunique() < 2:
             continue
-        searched = space.get(name, [])
-        bounds = [searched.low, searched.high] if isinstance(searched, Range) else searched
+        each = space.get(name, [])
+        bounds = [each.low, each.high] if isinstance(each, Range) else each
         # A sampler rarely proposes the bound itself: 2 % beside it is at it.
         if value >= values.max() or (bounds and value >= max(bounds) / 1.02):
             found[name] = "highest"
@@ -230,9 +212,7 @@ def cost_of(experiment: Experiment, optimizer: str, parameters: int | None = Non
     return next((cost for cost in own if cost.parameters == parameters), own[0] if own else None)
 
 
-def _row(
-    experiment: Experiment, trials: pd.DataFrame, curves: pd.DataFrame, target: float, name: str
-) -> Row:
+def _row(experiment: Experiment, trials: pd.DataFrame, points: Curve, goal: float, name: str) -> Row:
     metric = experiment.metric
     own = trials[trials["optimizer"] == name]
     final, default, short = (tuned(experiment, own, phase) for phase in ("tuned", "default", "decayed"))
@@ -245,12 +225,8 @@ def _row(
     state = (measured["state_bytes"] / measured["parameters"]).max() if len(measured) else 0.0
     cost = cost_of(experiment, name, int(own["parameters"].iloc[0]))
     reference = None if experiment.baseline is None else cost_of(experiment, experiment.baseline)
-    points = curves[(curves["optimizer"] == name) & (curves["phase"] == "tuned")]
-    points = points[points["steps"].isin(final["steps"])]
-    curve = [(step, metric.score(value)) for step, value in mean_curve(points)]
-    # The baseline must reach its own final value, whatever the order in which the means were summed.
-    steps = steps_to_target(curve, metric.score(target) + 1e-9 * abs(target))
-    reached = metric.score(float(short["validation"].mean())) <= metric.score(target)
+    steps = steps_to_target(points, goal)
+    reached = metric.score(float(short["validation"].mean())) <= goal
     return Row(
         optimizer=name,
         test=Estimate(tuple(final.sort_values("seed")["test"])),
@@ -266,8 +242,8 @@ def _row(
         state_bytes=float(state),
         cost=cost,
         step_ratio=_ratio(cost, reference),
-        steps_to_target=steps,
-        seconds_to_target=steps * step_ms(cost) / 1000,
+        steps_to_target=math.nan if steps is None else steps,
+        seconds_to_target=math.nan if steps is None else steps * step_ms(cost) / 1000,
         decayed=Estimate(tuple(short.sort_values("seed")["test"])),
         decayed_steps=int(short["steps"].max()) if len(short) else 0,
         decayed_reaches=bool(reached) and len(short) > 0,

@@ -1,11 +1,6 @@
-"""The benchmark of optimizer steps and their hardware limits. On the command line, `steepest bench`.
+"""What a step of each optimizer costs on a model; on the command line, `steepest bench`."""
 
-`bench` measures step times, memory and first-step latencies on the parameter shapes of real models,
-interleaved with the machine's limits and with other packages' optimizers.
-"""
+from .costs import StepCosts, measure_costs
+from .run import bench
 
-from .results import Column, Record, Result
-from .runner import bench, report
-from .section import BenchConfig, Section
-
-__all__ = ["BenchConfig", "Column", "Record", "Result", "Section", "bench", "report"]
+__all__ = ["StepCosts", "bench", "measure_costs"]

@@ -17,8 +17,10 @@ from .certify import certify_command
 from .options import BAD_REQUEST, INTERRUPTED
 from .plan import plan_command
 from .plan_sharded import plan_sharded_command
+from .profile import profile_command
 from .race import race_command
 from .study import study
+from .report import report_command
 from .sweep import sweep_command
 
 app = typer.Typer(
@@ -33,6 +35,8 @@ app = typer.Typer(
 app.command("race")(race_command)
 app.command("sweep")(sweep_command)
 app.add_typer(study)
+app.command("profile")(profile_command)
+app.command("report")(report_command)
 app.command("bench")(bench_command)
 app.command("plan")(plan_command)
 app.command("plan-sharded")(plan_sharded_command)

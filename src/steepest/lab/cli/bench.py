@@ -1,141 +1,134 @@
-"""`steepest bench`: measure the cost of steps."""
+"""`steepest bench`: what a step of each optimizer costs on a model."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
+from rich.table import Table
 
-from ..bench import bench
-from ..bench.callbacks import ProgressBar
-from ..bench.callbacks import TextLog as BenchTextLog
-from ..bench.params import num_threads
-from ..bench.plot import DPI, plot
-from ..bench.runner import DEFAULT_MODELS, DTYPES, PLOT, REPORT, ROUNDS
-from ..bench.sections import ON_REQUEST, SECTIONS
+from ..bench.costs import StepCosts
+from ..bench.run import BASELINE, DEFAULT_OPTIMIZERS, bench
 from ..bench.shapes import MODELS
-from ..bench.terminal import table as bench_table
 from ..errors import LabError
-from .options import INTERRUPTED, make_console, make_wide_console, parse_device, split_names
+from ..records import Experiment
+from ..training.timing import MIN_ROUNDS
+from .options import DTYPES, make_console, parse_device, parse_dtype, split_names
 
 
 def bench_command(
     model: Annotated[
         str,
         typer.Option(
-            metavar="NAME,NAME,…", help=f"Models whose parameter shapes are used: {', '.join(MODELS)}."
+            metavar="NAME|MODULE:FACTORY|FILE",
+            help=f"Parameter shapes of {', '.join(MODELS)}; your own model as package.module:factory, a "
+            "function that returns it; or a file of names and shapes, as for steepest plan.",
         ),
-    ] = ",".join(DEFAULT_MODELS),
+    ] = "gpt2-124m",
     optimizers: Annotated[
-        str | None,
+        str,
         typer.Option(
             metavar="NAME,NAME,…",
-            help="Optimizers to measure; machine, symmetric, polar, ternary and sharded ignore it.",
-            show_default=False,
+            help="Optimizers: ours by name, anybody's as module:attribute, such as torch.optim:SGD.",
         ),
-    ] = None,
-    sections: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME,NAME,…",
-            help=f"Sections to run: {', '.join(SECTIONS)}. Default: all but {', '.join(ON_REQUEST)}.",
-            show_default=False,
-        ),
+    ] = ",".join(DEFAULT_OPTIMIZERS),
+    baseline: Annotated[
+        str, typer.Option(metavar="NAME", help="What you have now; the others' times are divided by its.")
+    ] = BASELINE,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="OPTIMIZER.NAME=VALUE", help="A hyper-parameter.", show_default=False),
     ] = None,
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="Device.")] = "auto",
     dtype: Annotated[
-        str, typer.Option(metavar="|".join(DTYPES), help="Dtype of parameters and gradients.")
-    ] = "float32",
-    rounds: Annotated[
-        int, typer.Option(help="Rounds per measurement; use at least 9 for publishable results.")
-    ] = ROUNDS,
-    blocks: Annotated[
-        int | None,
+        str | None,
         typer.Option(
-            help="Number of the model's blocks whose hidden matrices the matrix rules update; 0: all. "
-            "Default: 1 on a CPU, all elsewhere.",
+            metavar="|".join(DTYPES),
+            help="Dtype of parameters and gradients. Default: float32, or your model's own.",
             show_default=False,
         ),
     ] = None,
-    peers: Annotated[bool, typer.Option(help="Also measure other installed packages' optimizers.")] = True,
     compiled: Annotated[
-        bool, typer.Option("--compile/--no-compile", help="Measure steepest's optimizers compiled.")
-    ] = True,
-    eager: Annotated[
-        bool, typer.Option("--eager/--no-eager", help="Measure steepest's optimizers in eager mode.")
-    ] = True,
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile",
+            help="Compile our optimizers' steps, or not. Default: where it pays.",
+            show_default=False,
+        ),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds.")] = MIN_ROUNDS,
     memory: Annotated[
         float | None,
         typer.Option(
-            metavar="GIB",
-            help="Memory limit of one measurement. Default: 0.6 of the free memory.",
-            show_default=False,
+            metavar="GIB", help="Memory that may be used. Default: 0.7 of what is free.", show_default=False
         ),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(help="CPU threads. Default: torch's.", show_default=False)
+        int | None, typer.Option(min=1, help="CPU threads. Default: torch's.", show_default=False)
     ] = None,
-    out: Annotated[Path, typer.Option(help="Directory for results, tables and plot.")] = Path("runs/bench"),
-    json: Annotated[
-        Path | None, typer.Option("--json", help="Also write the results to this file.", show_default=False)
-    ] = None,
-    full: Annotated[
-        bool,
-        typer.Option(
-            "--full",
-            help="Run all measurements: the first steps of all rules instead of three, the steps of the "
-            "largest model, redundant peers. On two cores this takes fifteen minutes instead of ten. "
-            "Optimizers named by --optimizers are always measured in full.",
-        ),
-    ] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="Smoke test: a toy model and three rounds.")] = False,
+    out: Annotated[Path, typer.Option(help="Directory for the results.")] = Path("runs/bench"),
 ) -> int:
-    """Measure the cost of the optimizers' steps and compare it with the hardware limits.
+    """Measure what a step of each optimizer costs, beside what you have now: time, peak memory and state.
 
-    Measures step times, interleaved with memory bandwidth (axpy), matrix products and the same
-    optimizers of other packages; temporary memory; optimizer state; the first compiled step with a cold
-    and a warm cache; ternary layers against dense ones; and the bandwidth of packing and flipping.
-    Compare only ratios from one run, because a machine's speed changes from minute to minute.
-
-    The output directory contains RESULTS.md, bench.json and bench.png. Ctrl-C keeps all results
-    measured so far.
+    All optimizers step the same parameters in turns, because a machine's speed changes from minute to minute:
+    compare ratios within one run. What does not fit into memory is planned on the meta device, and marked.
     """
-    if threads is not None and threads < 1:
-        raise LabError(f"threads must be at least 1, got {threads}")
     console = make_console()
-    wide = make_wide_console()
-    try:
-        with num_threads(threads):
-            record = bench(
-                ["tiny"] if quick else split_names(model),
-                None if optimizers is None else split_names(optimizers),
-                sections=None if sections is None else split_names(sections),
-                device=parse_device(device),
-                dtype=dtype,
-                rounds=3 if quick else rounds,
-                blocks=blocks,
-                eager=eager,
-                compiled=compiled,
-                peers=peers,
-                memory=memory,
-                full=full,
-                out=out,
-                callback=ProgressBar(console) if console.is_terminal else BenchTextLog(),
-            )
-    except KeyboardInterrupt:
-        print("interrupted before the first measurement", file=sys.stderr)
-        return INTERRUPTED
-    for result in record.results:
-        wide.print(bench_table(result, wide.width))
-    if json is not None:
-        record.save(json)
-    figure = plot(record)
-    if figure is not None:
-        figure.savefig(out / PLOT, dpi=DPI)
-    console.print(f"results: {out / REPORT}", highlight=False, soft_wrap=True)
-    if record.interrupted:
-        print(f"interrupted: {out} contains the results so far", file=sys.stderr)
-        return INTERRUPTED
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if memory is not None and not memory > 0:
+        raise LabError(f"memory must be positive, in GiB, got {memory:g}")
+    with console.status("") as status:
+        experiment, found = bench(
+            model,
+            split_names(optimizers),
+            baseline=baseline,
+            settings=settings or (),
+            device=parse_device(device),
+            dtype=None if dtype is None else parse_dtype(dtype),
+            rounds=rounds,
+            compiled=compiled,
+            memory=None if memory is None else int(memory * 2**30),
+            out=out,
+            on_progress=lambda text, fraction: status.update(f"{text}: {fraction:.0%}"),
+        )
+    console.print(bench_table(experiment, found))
+    for label, reason in found.failed.items():
+        console.print(f"{label} was not measured: {reason}", highlight=False, markup=False)
+    from ..report import write_report
+
+    page = out / "report.html"
+    write_report([out], page)
+    console.print(f"report: {page}", highlight=False, soft_wrap=True)
     return 0
+
+
+def bench_table(experiment: Experiment, found: StepCosts) -> Table:
+    """Return a table with a row for each optimizer."""
+    table = Table(
+        title=experiment.title,
+        caption=" ".join(experiment.notes),
+        title_justify="left",
+        caption_justify="left",
+    )
+    table.add_column("optimizer", style="bold")
+    for header in ("step, ms", f"× {experiment.baseline}", "peak, MiB", "state, MiB", "B/param", "bandwidth"):
+        table.add_column(header, justify="right")
+    for label, cost in found.costs.items():
+        ratio, bandwidth = found.ratios.get(label), found.bandwidth.get(label)
+        table.add_row(
+            label,
+            "planned" if cost.optimizer_ms is None else _milliseconds(cost.optimizer_ms),
+            "" if ratio is None else f"{ratio:.2f}",
+            "" if cost.peak_bytes is None else f"{cost.peak_bytes / 2**20:,.1f}",
+            f"{cost.state_bytes / 2**20:,.1f}",
+            f"{cost.state_bytes / cost.parameters:.2f}",
+            "" if bandwidth is None else f"{bandwidth:.0%}",
+        )
+    return table
+
+
+def _milliseconds(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -125,11 +125,11 @@ def make_callback(
     return Several(Workers(arguments, number), shown, *([TensorBoard(tensorboard)] if tensorboard else []))
 
 
-def make_console() -> Console:
+def make_console(width: int = _LOG_WIDTH) -> Console:
     """Return a console for the terminal, or of a fixed width for a pipe or file."""
     # A pipe has no width; rich would assume a narrow terminal and wrap the table's lines.
     console = Console()
-    return console if console.is_terminal else Console(width=_LOG_WIDTH)
+    return console if console.is_terminal else Console(width=width)
 
 
 def parse_device(name: str) -> torch.device:

@@ -10,12 +10,11 @@ import typer
 
 import steepest
 
-from .. import plan_sharded
-from ..bench.runner import DTYPES
-from ..bench.shapes import PLANNED_MODELS
+from ..bench.models import find_shapes, make_model
+from ..bench.shapes import MODELS
 from ..errors import LabError
-from ..planned_model import load_shapes, make_model
-from .options import parse_dtype, split_names
+from .mesh import parse_layout, parse_mesh, placements
+from .options import DTYPES, parse_dtype, split_names
 
 _STATES = "|".join([*DTYPES, "int8"])
 
@@ -24,7 +23,7 @@ def plan_command(
     shapes: Annotated[
         str | None,
         typer.Option(
-            help=f"A model by its shapes: {', '.join(PLANNED_MODELS)}; or a file of names and shapes, JSON "
+            help=f"A model by its shapes: {', '.join(MODELS)}; or a file of names and shapes, JSON "
             "({name: [rows, columns]}) or CSV (name,ROWSxCOLUMNS).",
             show_default=False,
         ),
@@ -33,7 +32,7 @@ def plan_command(
         str | None,
         typer.Option(
             metavar="PACKAGE.MODULE:FACTORY",
-            help="Instead, a function that returns the model; it is called on the meta device.",
+            help="Instead, a function that returns the model; it is called on the meta device if it can be.",
             show_default=False,
         ),
     ] = None,
@@ -93,9 +92,8 @@ def plan_command(
     names = split_names(optimizers)
     options: dict[str, Any] = {"rank": rank, "device": device}
     if mesh is not None:
-        sizes = plan_sharded.mesh_of(mesh)
-        placements = plan_sharded.placements_of(plan_sharded.layout_of(layout, sizes))
-        options |= {"mesh": sizes, "placements": placements}
+        sizes = parse_mesh(mesh)
+        options |= {"mesh": sizes, "placements": placements(parse_layout(layout, sizes))}
     if state_dtype is not None:
         options["state_dtype"] = "int8" if state_dtype == "int8" else parse_dtype(state_dtype)
     if memory is not None:
@@ -107,7 +105,7 @@ def plan_command(
         planned = planned if wide is None else planned.to(wide)
     else:
         assert shapes is not None
-        planned = load_shapes(shapes)
+        planned = find_shapes(shapes)
         options["param_dtype"] = wide or torch.float32
     try:
         if budget is not None:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import re
+from collections.abc import Sequence
 from typing import Annotated, Any
 
+import torch
 import typer
+from rich.table import Table
 
-from .. import plan_sharded
-from ..bench.runner import DTYPES
-from ..bench.shapes import PLANNED_MODELS
-from ..bench.terminal import table as bench_table
+from steepest.planning import ShardedPlan, plan_sharded
+
+from ..bench.models import Shapes, find_shapes
+from ..bench.shapes import MODELS, model_shapes
 from ..errors import LabError
-from .options import make_wide_console, parse_dtype
+from .mesh import parse_layout, parse_mesh, placements
+from .options import DTYPES, make_console, parse_dtype
+
+FLOPS, NEAR, FAR = 500.0, 360.0, 45.0
+"""TFLOP/s of a device, and GB/s within a node and to other nodes, of a device: an H100 with InfiniBand."""
+
+Row = dict[str, str | int | float]
 
 
 def plan_sharded_command(
@@ -20,21 +29,13 @@ def plan_sharded_command(
         list[str],
         typer.Option(metavar="SIZExSIZE…", help="A device mesh, as in 8x64; give several to compare."),
     ],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help=f"A model whose hidden matrices are planned for: {', '.join(PLANNED_MODELS)}.",
-            show_default=False,
-        ),
-    ] = None,
     shapes: Annotated[
-        Path | None,
+        str,
         typer.Option(
-            help="Instead of a model, a file of names and shapes: JSON ({name: [rows, columns]}) or CSV "
-            "(name,ROWSxCOLUMNS).",
-            show_default=False,
+            help=f"The hidden matrices of {', '.join(MODELS)}; or those of a file of names and shapes, JSON "
+            "({name: [rows, columns]}) or CSV (name,ROWSxCOLUMNS).",
         ),
-    ] = None,
+    ],
     layout: Annotated[
         str | None,
         typer.Option(
@@ -55,11 +56,9 @@ def plan_sharded_command(
         typer.Option(help="Working memory of a wave at its owner. Default: the rule's.", show_default=False),
     ] = None,
     node: Annotated[int, typer.Option(help="Ranks of a node.")] = 8,
-    tflops: Annotated[float, typer.Option(help="TFLOP/s of a device.")] = plan_sharded.FLOPS,
-    near: Annotated[
-        float, typer.Option(help="GB/s that a device sends within its node.")
-    ] = plan_sharded.NEAR,
-    far: Annotated[float, typer.Option(help="GB/s of a device to other nodes.")] = plan_sharded.FAR,
+    tflops: Annotated[float, typer.Option(help="TFLOP/s of a device.")] = FLOPS,
+    near: Annotated[float, typer.Option(help="GB/s that a device sends within its node.")] = NEAR,
+    far: Annotated[float, typer.Option(help="GB/s of a device to other nodes.")] = FAR,
     owners: Annotated[bool, typer.Option("--owners", help="Also list each mesh's owners.")] = False,
 ) -> int:
     """Plan the sharded steps of a matrix rule: owners, waves, bytes and balance, without processes.
@@ -68,19 +67,114 @@ def plan_sharded_command(
     """
     if min(node, tflops, near, far) <= 0:
         raise LabError("--node, --tflops, --near and --far must be positive")
-    options: dict[str, Any] = {"dtype": parse_dtype(dtype)}
+    options: dict[str, Any] = {"dtype": parse_dtype(dtype), "node": node}
     if exchange_dtype is not None:
         options["exchange_dtype"] = parse_dtype(exchange_dtype)
     if bucket_bytes is not None:
         options["bucket_bytes"] = bucket_bytes
-    listed = plan_sharded.shapes_of(model, shapes)
-    wide = make_wide_console()
-    result = plan_sharded.compare(
-        listed, mesh, layout, rule, node=node, flops=tflops, near=near, far=far, **options
+    listed = matrices(shapes)
+    plans = {text: plan(listed, text, layout, rule, **options) for text in mesh}
+    narrow = {
+        text: plan(listed, text, layout, rule, **{**options, "exchange_dtype": torch.bfloat16})
+        for text in mesh
+    }
+    rates = 1e12 * tflops, 1e9 * near, 1e9 * far
+    console = make_console(width=180)
+    elements = sum(torch.Size(shape).numel() for _, shape in listed)
+    note = (
+        f"On paper: devices of {tflops:g} TFLOP/s that send {near:g} GB/s within a node of {node} and "
+        f"{far:g} GB/s to other nodes. Compute and exchange overlap. Replicas: how many share the work on "
+        "each matrix. Sent: the mean over the ranks. Everywhere: the time if every rank computes all."
     )
-    wide.print(bench_table(result, wide.width))
-    for text in mesh if owners else ():
-        sizes = plan_sharded.mesh_of(text)
-        found = plan_sharded.plan(listed, sizes, plan_sharded.layout_of(layout, sizes), rule, node, **options)
-        wide.print(bench_table(plan_sharded.owners(found), wide.width))
+    console.print(
+        _table(
+            f"{rule}: {len(listed)} matrices, {elements:,} elements",
+            [mesh_row(text, layout, plans[text], narrow[text], *rates) for text in mesh],
+            note,
+        )
+    )
+    for found in plans.values() if owners else ():
+        console.print(_table(f"Owners on {found.ranks} ranks", owner_rows(found)))
     return 0
+
+
+def matrices(text: str) -> Shapes:
+    """Return names and shapes of a model's hidden matrices, or of the matrices that a file lists."""
+    if text in MODELS:
+        return [(tensor.name, tensor.shape) for tensor in model_shapes(text).hidden()]
+    # Matrix rules leave vectors to other rules.
+    return [(name, shape) for name, shape in find_shapes(text) if len(shape) > 1]
+
+
+def plan(shapes: Shapes, mesh: str, layout: str | None, rule: str, **options: Any) -> ShardedPlan:
+    """Plan for a mesh and a layout as words; `options` are those of `plan_sharded`.
+
+    Raises:
+        LabError: the request is invalid.
+    """
+    sizes = parse_mesh(mesh)
+    try:
+        return plan_sharded(shapes, sizes, placements(parse_layout(layout, sizes)), rule, **options)
+    except (ValueError, TypeError) as error:
+        raise LabError(str(error)) from error
+
+
+def mesh_row(
+    mesh: str,
+    layout: str | None,
+    found: ShardedPlan,
+    narrow: ShardedPlan,
+    flops: float,
+    near: float,
+    far: float,
+) -> Row:
+    """Return the table's row of a mesh; `narrow` is its plan with exchanges in bfloat16."""
+    work = found.work
+    return {
+        "mesh": mesh,
+        "layout": ", ".join(parse_layout(layout, parse_mesh(mesh))),
+        "replicas": found.replicas,
+        "units": len(found.units),
+        "waves": work.waves,
+        "max/mean load": work.balance,
+        "sent, MiB": found.sent / 2**20,
+        "most in a wave, MiB": work.working_bytes / 2**20,
+        "compute, ms": 1e3 * found.compute_seconds(flops),
+        "exchange, ms": 1e3 * found.exchange_seconds(near, far),
+        "in bfloat16, ms": 1e3 * narrow.exchange_seconds(near, far),
+        "everywhere, ms": 1e3 * sum(unit.cost for unit in found.units) / flops,
+    }
+
+
+def owner_rows(found: ShardedPlan) -> list[Row]:
+    """Return a row for each matrix; those whose names differ only in numbers share one."""
+    together: dict[tuple[str, tuple[int, ...]], list[Any]] = {}
+    for unit in found.units:
+        together.setdefault((re.sub(r"\d+", "*", unit.name), unit.shape), []).append(unit)
+    rows: list[Row] = []
+    for (name, shape), units in together.items():
+        ranks = [unit.owner for unit in units]
+        rows.append(
+            {
+                "matrix": f"{name} ({len(units)})" if len(units) > 1 else units[0].name,
+                "shape": "×".join(map(str, shape)),
+                "Gflop each": units[0].cost / 1e9,
+                "owners": "all" if None in ranks else " ".join(map(str, ranks)),
+            }
+        )
+    return rows
+
+
+def _table(title: str, rows: Sequence[Row], note: str = "") -> Table:
+    table = Table(title=title, caption=note, title_justify="left", caption_justify="left")
+    for header, value in rows[0].items():
+        table.add_column(header, justify="left" if isinstance(value, str) else "right")
+    for row in rows:
+        table.add_row(*(_format(value) for value in row.values()))
+    return table
+
+
+def _format(value: str | float) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if value >= 100 else f"{value:.3g}" if value < 1 else f"{value:.2f}"
+    return value if isinstance(value, str) else f"{value:,}"

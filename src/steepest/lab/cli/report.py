@@ -19,7 +19,9 @@ def report_command(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="The page to write. Default: report.html in the first directory.", show_default=False),
+        typer.Option(
+            help="The page to write. Default: report.html in the first directory.", show_default=False
+        ),
     ] = None,
     markdown: Annotated[
         Path | None,
@@ -28,8 +30,8 @@ def report_command(
 ) -> int:
     """Write one page about any experiments, finished or not, and print their rankings.
 
-    Directories of the same experiment become one section, others sections of their own. An optimizer has the same
-    colour in all of them. The page contains everything it needs and opens without a network.
+    Directories of the same experiment become one section, others sections of their own. An optimizer has
+    the same colour in all of them. The page contains everything it needs and opens without a network.
     """
     console = make_console()
     for section in load(directories):

@@ -19,11 +19,15 @@ from .options import (
     SettingsOption,
     StepsOption,
     StorageOption,
+    TaskOption,
+    TaskSettings,
+    TextOption,
     ThreadsOption,
     WorkersOption,
     make_callback,
     make_console,
     parse_device,
+    parse_task,
     split_names,
 )
 from .workers import count_workers, is_worker
@@ -168,10 +172,13 @@ def sgd_sai_grid_command(
 def horizon_command(
     context: typer.Context,
     steps: Annotated[str, typer.Option(help="The numbers of steps to compare.")] = _HORIZONS,
+    task: TaskOption = "text",
+    task_settings: TaskSettings = None,
+    text: TextOption = None,
     optimizers: OptimizersOption = _HORIZON_OPTIMIZERS,
     settings: SettingsOption = None,
     trials: Annotated[int, typer.Option(help="Search trials of each optimizer at the fewest steps.")] = 10,
-    longer_trials: Annotated[int, typer.Option(help="The same at more steps, around the best before.")] = 5,
+    longer_trials: Annotated[int, typer.Option(help="The same at more steps, around the best before.")] = 6,
     seeds: SeedsOption = 3,
     out: OutOption = None,
     fresh: FreshOption = False,
@@ -180,12 +187,13 @@ def horizon_command(
     threads: ThreadsOption = 1,
     device: DeviceOption = "auto",
 ) -> int:
-    """Compare optimizers on text at several numbers of steps: does the ranking depend on the horizon?"""
+    """Compare optimizers at several numbers of steps: does the ranking depend on the horizon?"""
     directory, console = out or Path("runs/horizon"), make_console()
     number = count_workers(workers, parse_device(device), threads)
     results = horizon.run(
         directory,
         horizons(steps),
+        task=parse_task(task, task_settings, text, device),
         optimizers=split_names(optimizers),
         settings=settings or (),
         trials=trials,
@@ -193,7 +201,6 @@ def horizon_command(
         seeds=seeds,
         storage=storage,
         fresh=fresh and not is_worker(),
-        device=parse_device(device),
         callback=make_callback(console, context.obj, number),
     )
     return finish(directory, console, [result.directory for result in results])

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..analysis import fairness
-from .charts import chart, figures, picture
+from .charts import figures
+from .draw import chart, picture
 from .merge import Section, load
 from .table import LEGEND, columns, verdict
 from .theme import MODES, styles
@@ -31,8 +32,8 @@ def write_markdown(directories: Sequence[Path], out: Path) -> Path:
             for mode in MODES:
                 (out.parent / f"{stem}-{mode}.png").write_bytes(picture(chart(figure, style, mode), "png"))
             lines += [
-                f"<picture><source media=\"(prefers-color-scheme: dark)\" srcset=\"{stem}-dark.png\">",
-                f"<img alt=\"{figure.alt}\" src=\"{stem}-light.png\"></picture>",
+                f'<picture><source media="(prefers-color-scheme: dark)" srcset="{stem}-dark.png">',
+                f'<img alt="{figure.alt}" src="{stem}-light.png"></picture>',
                 *("", figure.caption, ""),
             ]
         lines += [f"- {line}" for line in fairness.conditions(section.experiment, section.records)]

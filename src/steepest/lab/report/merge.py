@@ -47,14 +47,25 @@ class Section:
 def load(directories: Sequence[Path]) -> list[Section]:
     """Read directories, finished or not; those that hold the same experiment become one section.
 
-    Two are the same if task, sizes, data, metrics, steps, schedule, trials and seeds agree. The optimizers of the
-    second join the first.
+    Two are the same if task, sizes, data, metrics, steps, schedule, trials and seeds agree. The optimizers of
+    the second join the first.
 
     Raises:
         LabError: a directory holds no experiment, or one that this version cannot read.
     """
     sections: dict[str, Section] = {}
-    own = {"name", "title", "optimizers", "not_run", "costs", "notes", "command", "revision", "machine", "created"}
+    own = {
+        "name",
+        "title",
+        "optimizers",
+        "not_run",
+        "costs",
+        "notes",
+        "command",
+        "revision",
+        "machine",
+        "created",
+    }
     for directory in directories:
         experiment, records = Experiment.load(directory), read_records(directory)
         key = experiment.model_dump_json(exclude={*own, "baseline"})

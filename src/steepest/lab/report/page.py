@@ -13,12 +13,14 @@ from typing import Any
 
 import jinja2
 import vl_convert
+from markupsafe import Markup
 
 import steepest
 
 from ..analysis import fairness
 from ..errors import LabError
-from .charts import Figure, figures
+from .charts import figures
+from .draw import Figure
 from .merge import Section, load
 from .table import columns, verdict
 from .theme import FONT, MODES, PAGE, config, styles
@@ -51,9 +53,9 @@ def write_report(directories: Sequence[Path], out: Path) -> Path:
         sections=shown,
         styles=style,
         page=PAGE,
-        font=jinja2.filters.Markup(FONT),
+        font=Markup(FONT),
         # In a script, only "<" could end the element early.
-        payload=jinja2.filters.Markup(json.dumps(_short(payload), separators=(",", ":")).replace("<", "\\u003c")),
+        payload=Markup(json.dumps(_short(payload), separators=(",", ":")).replace("<", "\\u003c")),
         vega=_vega(),
         version=steepest.__version__,
     )
@@ -90,11 +92,13 @@ def _csv(figure: Figure) -> str:
 @cache
 def _vega() -> str:
     """Return Vega, Vega-Lite and vega-embed as one script, compressed to a third and in base64."""
-    return base64.b64encode(gzip.compress(vl_convert.javascript_bundle().encode(), 9, mtime=0)).decode()
+    return base64.b64encode(
+        gzip.compress(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;").encode(), 9, mtime=0)
+    ).decode()
 
 
 def _short(value: Any) -> Any:
-    """Round numbers to seven digits, make NaN null, and drop legends, for which the page has one of its own."""
+    """Round numbers to seven digits, make NaN null, and drop legends, as the page has its own."""
     if isinstance(value, dict):
         return {key: None if key == "legend" else _short(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

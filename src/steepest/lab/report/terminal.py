@@ -28,13 +28,16 @@ def section_table(section: Section, width: int = 100) -> Table:
     headers = {id(column): wrap(column.header, 11, break_long_words=False) for column in shown}
     names = [*(row.optimizer for row in rows), *section.experiment.not_run]
     # The seeds that diverged, in parentheses, may have a line of their own.
-    sizes = {id(c): max(map(len, [*headers[id(c)], *(cell.split(" (")[0] for cell in c.cells)])) + 2 for c in shown}
+    sizes = {
+        id(c): max(map(len, [*headers[id(c)], *(cell.split(" (")[0] for cell in c.cells)])) + 2 for c in shown
+    }
     first = min(24, max(map(len, [*names, "optimizer"])))
     while len(shown) > 1 and first + 2 + sum(sizes[id(c)] for c in shown) > width:
         shown.remove(max(reversed(shown), key=lambda column: column.rank))
     table = Table(
         title=section.experiment.title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0), pad_edge=False, caption="\n".join([LEGEND, *section.warnings]), min_width=min(width, 80),
+        padding=(0, 1, 0, 0), pad_edge=False, caption="\n".join([LEGEND, *section.warnings]),
+        min_width=min(width, 80),
     )  # fmt: skip
     table.add_column("optimizer", max_width=24, overflow="fold")
     for column in shown:

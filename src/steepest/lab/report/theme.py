@@ -10,8 +10,8 @@ from typing import Any, Literal
 Mode = Literal["light", "dark"]
 MODES: tuple[Mode, ...] = ("light", "dark")
 
-# The first six are Okabe and Ito's, lightened for the dark background. A search found the others: for each, the
-# pair farthest from those before it in CIELAB, with full colour vision and with red, green or blue missing.
+# The first six are Okabe and Ito's, lightened for the dark background. A search found the others: for each,
+# the pair farthest from those before it in CIELAB, with full colour vision and with one of its cones missing.
 _COLORS: tuple[tuple[str, str], ...] = (
     *(("#0072b2", "#4a9fe0"), ("#d55e00", "#f08a4b"), ("#009e73", "#2fc49a"), ("#cc79a7", "#e29bc6")),
     *(("#e69f00", "#f2b632"), ("#56b4e9", "#8fd3f7"), ("#171329", "#7a25e8"), ("#702a07", "#86503f")),
@@ -21,8 +21,30 @@ _COLORS: tuple[tuple[str, str], ...] = (
 )
 # The places in `_COLORS`, fixed for ever: those most often compared have the most different colours.
 _KNOWN = (
-    *("adamw", "lion", "muon", "soap", "sgdsai", "signum", "signgsd", "simba", "quad", "procrustes", "normuon"),
-    *("simbaleaky", "ademamix", "sgd", "scion", "polargrad", "hyperball", "orthogonalized", "adammini", "adam"),
+    *(
+        "adamw",
+        "lion",
+        "muon",
+        "soap",
+        "sgdsai",
+        "signum",
+        "signgsd",
+        "simba",
+        "quad",
+        "procrustes",
+        "normuon",
+    ),
+    *(
+        "simbaleaky",
+        "ademamix",
+        "sgd",
+        "scion",
+        "polargrad",
+        "hyperball",
+        "orthogonalized",
+        "adammini",
+        "adam",
+    ),
 )
 SHAPES = {
     "circle": "M1,0A1,1,0,1,1,-1,0A1,1,0,1,1,1,0Z",
@@ -39,8 +61,20 @@ SHAPES = {
 _DASHES: tuple[tuple[int, ...], ...] = ((1, 0), (6, 3), (2, 2), (9, 3, 2, 3), (12, 4))
 
 PAGE: dict[Mode, dict[str, str]] = {
-    "light": {"background": "#ffffff", "raised": "#f5f7f9", "text": "#1f2328", "muted": "#59636e", "line": "#d8dee4"},
-    "dark": {"background": "#0d1117", "raised": "#161b22", "text": "#e6edf3", "muted": "#9198a1", "line": "#30363d"},
+    "light": {
+        "background": "#ffffff",
+        "raised": "#f5f7f9",
+        "text": "#1f2328",
+        "muted": "#59636e",
+        "line": "#d8dee4",
+    },
+    "dark": {
+        "background": "#0d1117",
+        "raised": "#161b22",
+        "text": "#e6edf3",
+        "muted": "#9198a1",
+        "line": "#30363d",
+    },
 }
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "DejaVu Sans", sans-serif'
 
@@ -70,8 +104,8 @@ def place(name: str) -> int:
 def styles(names: Iterable[str]) -> dict[str, Style]:
     """Return the styles of the optimizers of one page.
 
-    The colour follows from the name alone. The shape does too, unless another optimizer of the page has it: no two
-    have the same shape, or from the eleventh on, the same shape and dash.
+    The colour follows from the name alone. The shape does too, unless another optimizer of the page has it:
+    no two have the same shape, or from the eleventh on, the same shape and dash.
     """
     found: dict[str, Style] = {}
     free: list[int] = []
@@ -89,19 +123,33 @@ def styles(names: Iterable[str]) -> dict[str, Style]:
 def config(styles: Mapping[str, Style], mode: Mode) -> dict[str, Any]:
     """Return Vega-Lite's `config` for a theme; the charts themselves name no colour."""
     page = PAGE[mode]
-    axis = {"labelColor": page["text"], "titleColor": page["text"], "gridColor": page["line"]}
     return {
         "background": page["background"],
         "font": FONT,
         "range": {"category": [getattr(style, mode) for style in styles.values()]},
         "axis": {
-            **axis,
-            **{"domainColor": page["muted"], "tickColor": page["muted"], "gridOpacity": 0.7},
-            **{"labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal", "labelOverlap": True},
+            "labelColor": page["text"],
+            "titleColor": page["text"],
+            "gridColor": page["line"],
+            "gridOpacity": 0.7,
+            "domainColor": page["muted"],
+            "tickColor": page["muted"],
+            "labelFontSize": 12,
+            "titleFontSize": 12,
+            "titleFontWeight": "normal",
+            "labelOverlap": True,
+            "labelSeparation": 5,
         },
-        "legend": {"labelColor": page["text"], "labelFontSize": 12, "symbolSize": 90, "symbolStrokeWidth": 2},
-        "title": {"color": page["text"], "fontSize": 13, "fontWeight": 600, "anchor": "start", "offset": 8,
-                  "subtitleColor": page["muted"], "subtitleFontSize": 12},
+        "legend": {"labelColor": page["text"], "labelFontSize": 12, "symbolSize": 90, "symbolOpacity": 1},
+        "title": {
+            "color": page["text"],
+            "fontSize": 13,
+            "fontWeight": 600,
+            "anchor": "start",
+            "offset": 8,
+            "subtitleColor": page["muted"],
+            "subtitleFontSize": 12,
+        },
         "text": {"color": page["text"], "fontSize": 12},
         "view": {"stroke": None},
         "point": {"filled": True},

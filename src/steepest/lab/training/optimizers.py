@@ -147,7 +147,7 @@ def _resolve(entry: OptimizerLike, label: str, model: nn.Module, settings: Mappi
         return entry
     if isinstance(entry, str):
         written = entry.partition("=")[2] or entry
-        builder = _from_factory(_load(written)) if ":" in written else _from_name(written)
+        builder = _from_factory(load_factory(written)) if ":" in written else _from_name(written)
     else:
         factory = entry[1] if isinstance(entry, tuple) else entry
         written, builder = getattr(factory, "__qualname__", label), _from_factory(factory)
@@ -172,8 +172,12 @@ def _resolve(entry: OptimizerLike, label: str, model: nn.Module, settings: Mappi
     return OptimizerSpec(label, builder, {**values, "lr": float(lr)}, written, dict(settings))
 
 
-def _load(entry: str) -> Factory:
-    """Import `module:attribute`, also from the current directory, as `python -m` does."""
+def load_factory(entry: str) -> Factory:
+    """Import `module:attribute`, also from the current directory, as `python -m` does.
+
+    Raises:
+        LabError: there is no such thing, or it cannot be called.
+    """
     module_name, _, attribute = entry.partition(":")
     if "" not in sys.path:
         sys.path.insert(0, "")
@@ -184,7 +188,7 @@ def _load(entry: str) -> Factory:
     except (ImportError, AttributeError) as error:
         raise LabError(f"cannot load {entry!r}: {error}") from error
     if not callable(value):
-        raise LabError(f"{entry!r} is {_short_repr(value)}, not an optimizer class or a factory")
+        raise LabError(f"{entry!r} is {_short_repr(value)}, not a class or a factory")
     return value  # type: ignore[no-any-return]
 
 

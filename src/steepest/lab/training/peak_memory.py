@@ -1,4 +1,4 @@
-"""The peak of the memory that a step allocates."""
+"""The peak of the memory that a step allocates, and the memory that is free."""
 
 from __future__ import annotations
 
@@ -48,3 +48,16 @@ def temporary_bytes(step: Callable[[], object], device: torch.device) -> int:
         (each for each in events if each.get("name") == "[memory]"), key=lambda each: float(each["ts"])
     )
     return max(accumulate((int(each["args"]["Bytes"]) for each in changes), initial=0))
+
+
+def available_bytes(device: torch.device) -> int:
+    """Return the free memory of a device; 4 GiB if the system does not report it."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return 4 << 30

@@ -1,4 +1,4 @@
-"""Does the ranking depend on the length of the training? The text task at several numbers of steps."""
+"""Does the ranking depend on the length of the training? A task at several numbers of steps."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ...errors import LabError
 from ...progress import Callback
 from ...tasks.task import Task
-from ...tasks.text import text_task
 from ...training.optimizers import OptimizerSpec
 from ..sweep import Result, Space, default_space, sweep
 
@@ -25,15 +22,14 @@ def run(
     out: str | Path,
     steps: Sequence[int] = STEPS,
     *,
-    task: Task[Any] | None = None,
+    task: Task[Any],
     optimizers: Sequence[str] = OPTIMIZERS,
     settings: Sequence[str] = (),
     trials: int = 10,
-    longer_trials: int = 5,
+    longer_trials: int = 6,
     seeds: int = 3,
     storage: str | None = None,
     fresh: bool = False,
-    device: str | torch.device = "cpu",
     callback: Callback | None = None,
 ) -> list[Result]:
     """Run the same comparison at each number of steps, or resume it.
@@ -46,7 +42,7 @@ def run(
     Args:
         out: The folder.
         steps: The horizons.
-        task: The training problem, by default the text task.
+        task: The training problem.
         optimizers: See `steepest.lab.sweep`.
         settings: Fixed hyper-parameters as `label.name=value`.
         trials: Trials of each optimizer's search at the shortest horizon.
@@ -54,7 +50,6 @@ def run(
         seeds: The number of final seeds.
         storage: The database's URL; by default an SQLite file in each subfolder.
         fresh: Delete earlier results first.
-        device: The text task's device.
         callback: Receives progress events.
 
     Raises:
@@ -63,7 +58,6 @@ def run(
     horizons = sorted(set(steps))
     if len(horizons) < 2 or horizons[0] < 1:
         raise LabError(f"give at least two different numbers of steps, got {list(steps)}")
-    task = text_task(device=device) if task is None else task
     results: list[Result] = []
     best: dict[str, dict[str, float]] = {}
 

@@ -219,10 +219,10 @@ def compare_with_published(records: Sequence[Record]) -> Iterator[str]:
         here = [fmean(scores[label]) for label in known]
         tau = kendalltau([PUBLISHED[label].ndcg for label in known], here).statistic
         yield (
-            f"{total} pairs of published HR@10 differ by more than {PUBLISHED_MARGIN:.4f}. Of these, "
+            f"Of {total} pairs whose published HR@10 differ by more than {PUBLISHED_MARGIN:.4f}, "
             f"{len(agree)} come out in the published order by NDCG@10 (p < {SIGNIFICANT}), {len(opposite)} "
-            f"in the opposite order, and {len(ties)} cannot be told apart. Kendall's τ of the {len(known)} "
-            f"rows is {tau:.2f}."
+            f"in the opposite order, and {len(ties)} cannot be told apart."
+            + (f" Kendall's τ of the {len(known)} rows is {tau:.2f}." if math.isfinite(tau) else "")
         )
     if opposite:
         yield f"Published, but the opposite here: {'; '.join(opposite)}."

@@ -85,8 +85,8 @@ class Block(nn.Module):
 class SASRec(nn.Module):
     """Predicts each item of a history from the items before it.
 
-    Items are 1, …, `items`, and 0 pads a history on the left; nothing depends on its embedding. The scores are the dot products of the last
-    block's features with the embeddings of the items, which the input uses too.
+    Items are 1, …, `items`, and 0 pads a history on the left; nothing depends on its embedding. The scores
+    are the dot products of the last features with the embeddings of the items, which the input uses too.
 
     Example:
         >>> model = SASRec(items=10, config=SASRecConfig(maxlen=4, width=8)).eval()

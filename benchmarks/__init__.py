@@ -1,0 +1,1 @@
+"""What proves the project's own bars: run from a checkout."""

@@ -1,0 +1,1 @@
+"""Steps, beside other packages' optimizers and the hardware's limits: `python -m benchmarks.steps`."""

@@ -1,0 +1,95 @@
+"""The models of `bench` and `plan`: known by name, listed in a file, or made by the user's function."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from steepest.planning.shapes import model_of
+
+from ..errors import LabError
+from ..training.optimizers import load_factory
+from .shapes import MODELS, model_shapes
+
+Shapes = list[tuple[str, tuple[int, ...]]]
+
+
+def meta_model(text: str, dtype: torch.dtype | None = None) -> nn.Module:
+    """Return a model, on the meta device if possible.
+
+    Args:
+        text: A name of `MODELS`, a file as for :func:`find_shapes`, or `package.module:factory`.
+        dtype: Of the parameters. Default: float32, or the factory's own.
+
+    Raises:
+        LabError: there is no such model.
+
+    Example:
+        >>> meta_model("tiny").wte.weight.shape, meta_model("torch.nn:Identity")
+        (torch.Size([128, 32]), Identity())
+    """
+    if ":" in text:
+        model = make_model(text)
+        return model if dtype is None else model.to(dtype)
+    return model_of(find_shapes(text), dtype or torch.float32)
+
+
+def find_shapes(text: str) -> Shapes:
+    """Return names and shapes of a model's parameters, by its name or from a file.
+
+    Args:
+        text: A name of `MODELS`, or a file: JSON ({name: [rows, columns]}) or CSV (name,ROWSxCOLUMNS).
+
+    Raises:
+        LabError: neither is there, or the file cannot be read.
+
+    Example:
+        >>> find_shapes("gpt2-124m")[0]
+        ('wte.weight', (50257, 768))
+    """
+    if text in MODELS:
+        return [(tensor.name, tensor.shape) for tensor in model_shapes(text).tensors]
+    file = Path(text)
+    if not file.exists():
+        raise LabError(f"{text!r} is neither a file nor one of {', '.join(MODELS)}")
+    try:
+        content = file.read_text(encoding="utf-8")
+        if file.suffix == ".json":
+            listed = json.loads(content)
+            pairs = listed.items() if isinstance(listed, dict) else listed
+            return [(str(name), tuple(map(int, shape))) for name, shape in pairs]
+        rows = [row for row in csv.reader(content.splitlines()) if row]
+        return [(name, tuple(map(int, shape.split("x")))) for name, shape in rows if shape != "shape"]
+    except (OSError, ValueError, TypeError) as error:
+        raise LabError(
+            f"cannot read {file} as JSON ({{name: [rows, columns]}}) or CSV (name,ROWSxCOLUMNS): {error}"
+        ) from error
+
+
+def make_model(text: str) -> nn.Module:
+    """Call a function given as `package.module:factory`, on the meta device if it can, and return its model.
+
+    The working directory is searched first, as by `python -m`.
+
+    Raises:
+        LabError: there is no such function, it raised, or it returned no module.
+    """
+    if ":" not in text:
+        raise LabError(f"no factory {text!r}: give package.module:factory")
+    factory: Callable[[], object] = load_factory(text)
+    try:
+        try:
+            with torch.device("meta"):
+                model = factory()
+        except Exception:  # as a factory that reads its weights from a file
+            model = factory()
+    except Exception as error:
+        raise LabError(f"{text} cannot make a model: {type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise LabError(f"{text} returned {type(model).__name__}, not a torch.nn.Module")
+    return model

@@ -1,0 +1,108 @@
+"""Run the bench: resolve the optimizers, measure their steps, and leave an experiment on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..records import Experiment, Metric, OptimizerEntry
+from ..training import machine
+from ..training.optimizers import resolve_optimizers
+from ..training.timing import MIN_ROUNDS
+from .costs import StepCosts, measure_costs
+from .models import meta_model
+from .shapes import MODELS, model_shapes
+
+BASELINE = "torch.optim:AdamW"
+DEFAULT_OPTIMIZERS = ("adamw", "lion", "signgsd", "sgd_sai", "simba", "muon")
+
+
+def bench(
+    model: str = "gpt2-124m",
+    optimizers: Sequence[str] = DEFAULT_OPTIMIZERS,
+    *,
+    baseline: str = BASELINE,
+    settings: Sequence[str] = (),
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    rounds: int = MIN_ROUNDS,
+    compiled: bool | None = None,
+    memory: int | None = None,
+    out: Path | None = None,
+    on_progress: Callable[[str, float], None] = lambda text, fraction: None,
+) -> tuple[Experiment, StepCosts]:
+    """Measure the optimizers' steps on a model.
+
+    Args:
+        model: A name of `MODELS`, a file of shapes, or `package.module:factory`; see `meta_model`.
+        optimizers: Names of ours, or `module:attribute`; see `resolve_optimizers`.
+        baseline: What the user has now, as an entry of `optimizers`.
+        settings: Hyper-parameters as `label.name=value`.
+        device, rounds, compiled, memory, on_progress: See `measure_costs`.
+        dtype: Dtype of parameters and gradients; see `meta_model`.
+        out: Where `experiment.json` goes, if anywhere.
+
+    Raises:
+        LabError: the request is invalid, or the baseline cannot step.
+    """
+    device = torch.device(device)
+    entries = [baseline, *(entry for entry in optimizers if entry != baseline)]
+    # The user's model may be too large to be built, so the names are checked on another.
+    specs = resolve_optimizers(entries, nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), settings)
+    made = meta_model(model, dtype)
+    found = measure_costs(
+        made,
+        specs,
+        baseline=specs[0].label,
+        name=model,
+        device=device,
+        rounds=rounds,
+        compiled=compiled,
+        memory=memory,
+        on_progress=on_progress,
+    )
+    params = [p for p in made.parameters() if p.requires_grad]
+    numel = sum(p.numel() for p in params)
+    dtypes = ", ".join(dict.fromkeys(str(p.dtype).removeprefix("torch.") for p in params))
+    title = model_shapes(model).title if model in MODELS else model
+    notes = ["Peak: what a step holds beside parameters and gradients, state included."]
+    if found.axpy_bytes_per_second is not None:
+        rate = found.axpy_bytes_per_second / 1e9
+        notes = [
+            f"Medians of {rounds} rounds in which all optimizers take turns, on random gradients.",
+            *notes,
+            f"Bandwidth: the bytes that a step must move over its time, as a share of the {rate:.1f} GB/s of "
+            "p + a·g over the same tensors.",
+        ]
+    experiment = Experiment(
+        name=out.name if out else "bench",
+        kind="bench",
+        title=f"A step on {title}: {numel:,} parameters in {len(params)} tensors, {dtypes}",
+        task=model,
+        config={"rounds": rounds, "dtype": dtypes, "compile": compiled},
+        metrics=[Metric(name="step", unit="ms")],
+        steps=0,
+        schedule="",
+        trials=0,
+        search_seed=0,
+        seeds=[],
+        baseline=specs[0].label,
+        optimizers={
+            spec.label: OptimizerEntry(entry=spec.entry, hyperparameters=dict(spec.hyperparameters), space={})
+            for spec in specs
+        },
+        not_run=found.failed,
+        costs=found.costs,
+        notes=notes,
+        command=machine.command(),
+        revision=machine.revision(),
+        machine=machine.describe(device),
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+    if out is not None:
+        experiment.save(out)
+    return experiment, found

@@ -1,0 +1,49 @@
+"""Device meshes and their layouts, as words on the command line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import LabError
+
+_SHARD = re.compile(r"shard\((\d+)\)")
+
+
+def parse_mesh(text: str) -> tuple[int, ...]:
+    """Parse a mesh.
+
+    Example:
+        >>> parse_mesh("8x64")
+        (8, 64)
+    """
+    if not re.fullmatch(r"\d+(x\d+)*", text):
+        raise LabError(f"no mesh {text!r}: give its sizes, as in 8 or 8x64")
+    return tuple(map(int, text.split("x")))
+
+
+def parse_layout(text: str | None, mesh: Sequence[int]) -> list[str]:
+    """Parse a layout; by default the last mesh dimension cuts rows, and the others replicate.
+
+    Example:
+        >>> parse_layout("replicate, shard(0)", (8, 64)), parse_layout(None, (8,))
+        (['replicate', 'shard(0)'], ['shard(0)'])
+    """
+    if text is None:
+        return ["replicate"] * (len(mesh) - 1) + ["shard(0)"]
+    words = [word.strip().lower() for word in text.split(",")]
+    for word in words:
+        if word != "replicate" and not _SHARD.fullmatch(word):
+            raise LabError(f"no placement {word!r}: give replicate or shard(DIMENSION), separated by commas")
+    if len(words) != len(mesh):
+        raise LabError(f"--layout has {len(words)} placements for a mesh of {len(mesh)} dimensions")
+    return words
+
+
+def placements(layout: Sequence[str]) -> list[Any]:
+    """Return torch's placements of such words."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    cuts = [_SHARD.fullmatch(word) for word in layout]
+    return [Replicate() if cut is None else Shard(int(cut[1])) for cut in cuts]

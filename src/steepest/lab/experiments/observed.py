@@ -1,0 +1,68 @@
+"""Train with the optimizers' defaults and measure their updates on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from ..errors import LabError
+from ..tasks.task import Task
+from ..training.optimizers import OptimizerLike, resolve_optimizers
+from ..training.schedule import Schedule
+from ..training.seeding import seeded
+from ..training.updates import Measure, observe_updates
+from .sweep import Result, sweep
+
+POINTS = 100
+
+
+def observed(
+    task: Task[Any],
+    optimizers: OptimizerLike | Iterable[OptimizerLike],
+    measure: Callable[[nn.Module], Measure],
+    *,
+    steps: int | None,
+    points: int,
+    settings: Sequence[str],
+    **options: Any,
+) -> Result:
+    """Train once per optimizer and seed, at a constant lr without decay, and keep measurements as series.
+
+    Args:
+        task: The training problem.
+        optimizers: See `steepest.lab.training.optimizers.resolve_optimizers`.
+        measure: Returns, for the task's model, what is measured.
+        steps: Steps of every trial; by default the task's.
+        points: About how many steps are measured.
+        settings: Hyper-parameters as `label.name=value`.
+        options: Passed to `steepest.lab.sweep`.
+
+    Raises:
+        LabError: a bad request, or an optimizer whose updates cannot be measured.
+    """
+    steps = task.steps if steps is None else steps
+    if points < 1:
+        raise LabError(f"points must be at least 1, got {points}")
+    with seeded(0):
+        model = task.make(0)
+        specs = resolve_optimizers(optimizers, model, settings)
+    undecayed = {"weight_decay": 0.0}
+    specs = [
+        replace(
+            spec,
+            hyperparameters={**spec.hyperparameters, **undecayed},
+            settings={**spec.settings, **undecayed},
+        )
+        if "weight_decay" in spec.hyperparameters
+        else spec
+        for spec in specs
+    ]
+    observe = observe_updates(measure(model), steps, points)
+    # A constant lr after the warm-up: nothing here compares final metrics.
+    schedule = Schedule("constant")
+    return sweep(
+        task, specs, {}, steps=steps, schedule=schedule, timing_seconds=0, observe=observe, **options
+    )

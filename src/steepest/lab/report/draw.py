@@ -1,0 +1,205 @@
+"""What all charts share: figures of Vega-Lite panels, the channels of an optimizer, and ranges.
+
+No chart names a colour: those come from the theme's `config`. Every chart has a parameter `focus`, an
+optimizer's name, which dims all others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any, Literal
+
+import altair as alt
+import numpy as np
+import pandas as pd
+import vl_convert
+from PIL import Image
+
+from .merge import Section
+from .table import number
+from .theme import Mode, Style, config
+
+Spec = dict[str, Any]
+Tip = str | alt.Tooltip
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One chart, or small multiples of it."""
+
+    key: str
+    title: str
+    caption: str
+    alt: str
+    """What the picture shows, for those who do not see it."""
+    panels: list[Spec]
+    """Vega-Lite specifications without width and config."""
+    data: pd.DataFrame
+    columns: int = 1
+
+
+def chart(figure: Figure, styles: Mapping[str, Style], mode: Mode, width: int = 760) -> Spec:
+    """Return a figure as one Vega-Lite specification in a theme, `width` pixels wide."""
+    inner = {"width": width // figure.columns - 70}
+    outer = ("params", "usermeta", "datasets")
+    return {
+        "$schema": alt.SCHEMA_URL,
+        "title": {"text": figure.title, "fontSize": 16},
+        "params": [{"name": "focus", "value": ""}],
+        "columns": figure.columns,
+        "concat": [{k: v for k, v in panel.items() if k not in outer} | inner for panel in figure.panels],
+        "config": config(styles, mode),
+        "datasets": {name: rows for panel in figure.panels for name, rows in panel["datasets"].items()},
+    }
+
+
+def picture(spec: Spec, suffix: Literal["png", "svg"]) -> bytes:
+    """Return a `chart` as PNG or SVG."""
+    if suffix == "svg":
+        return vl_convert.vegalite_to_svg(spec).encode()
+    drawn = Image.open(BytesIO(vl_convert.vegalite_to_png(spec, scale=2))).convert("RGB")
+    small = BytesIO()
+    drawn.quantize(128).save(small, "png", optimize=True)  # a fifth of the size, for pictures kept in git
+    return small.getvalue()
+
+
+class Draw:
+    """The channels by which an optimizer is known: colour, shape and dash."""
+
+    def __init__(self, styles: Mapping[str, Style]) -> None:
+        self.names = list(styles)
+        self._shapes = [style.shape for style in styles.values()]
+        self._dashes = [list(style.dash) for style in styles.values()]
+
+    def color(self, table: pd.DataFrame | None = None) -> alt.Color:
+        """The optimizer's colour, with a legend of those in the table."""
+        color = alt.Color("optimizer:N").scale(domain=self.names)
+        return color.legend(None) if table is None else color.legend(title=None, values=self._known(table))
+
+    def shape(self, table: pd.DataFrame | None = None) -> alt.Shape:
+        """The optimizer's shape, with a legend of those in the table."""
+        shape = alt.Shape("optimizer:N").scale(domain=self.names, range=self._shapes)
+        return shape.legend(None) if table is None else shape.legend(title=None, values=self._known(table))
+
+    def dash(self) -> alt.StrokeDash:
+        """The optimizer's dashes."""
+        return alt.StrokeDash("optimizer:N").scale(domain=self.names, range=self._dashes).legend(None)
+
+    def _known(self, table: pd.DataFrame) -> list[str]:
+        present = set(table["optimizer"])
+        return [name for name in self.names if name in present]
+
+    def points(self, table: pd.DataFrame, size: int, *tip: Tip, at: pd.DataFrame | None = None) -> Any:
+        """Draw a point per row of `at`, by default of the table, which determines the legend."""
+        return (
+            alt.Chart(table if at is None else at)
+            .mark_point(size=size)
+            .encode(color=self.color(table), shape=self.shape(table), opacity=opacity(1), tooltip=tips(*tip))
+        )
+
+    def lines(
+        self, table: pd.DataFrame, x: alt.X, y: alt.Y, *tip: Tip, means: pd.DataFrame | None = None
+    ) -> alt.LayerChart:
+        """Draw a thin line per seed and the means on top; without `means`, the rows are the means."""
+        base = alt.Chart(table if means is None else means).encode(x=x, y=y, color=self.color(table))
+        thick = base.mark_line(strokeWidth=2.2, clip=True).encode(strokeDash=self.dash(), opacity=opacity(1))
+        marks = base.mark_point(size=50, clip=True).encode(shape=self.shape(table), opacity=opacity(1))
+        layers = [thick, marks.encode(tooltip=tips(*tip))]
+        if means is not None:
+            thin = (
+                alt.Chart(table).mark_line(strokeWidth=1, clip=True).encode(x=x, y=y, color=self.color(table))
+            )
+            seed = alt.Detail("seed:N")
+            layers.insert(0, thin.encode(detail=seed, opacity=opacity(0.35), tooltip=tips(*tip, "seed:Q")))
+        return layer(layers)
+
+    def outside(self, table: pd.DataFrame, x: alt.X, y: alt.Y, lower_is_better: bool) -> list[alt.Chart]:
+        """Draw arrows at the range's end for values beyond it, with the values as text."""
+        if table.empty:
+            return []
+        name = str(x["shorthand"]).removesuffix(":Q")
+        ends = table.groupby(["optimizer", name, "at"], as_index=False)["value"].agg(["min", "max"])
+        pairs = zip(ends["min"], ends["max"], strict=True)
+        ends["text"] = ["–".join(dict.fromkeys((number(a), number(b)))) for a, b in pairs]
+        arrow, below = ("triangle-up", 14) if lower_is_better else ("triangle-down", -14)
+        arrows = alt.Chart(table).mark_point(shape=arrow, size=80)
+        words = alt.Chart(ends).mark_text(dy=below, fontSize=11)
+        tip = tips("optimizer:N", f"{name}:Q", "value:Q")
+        return [
+            arrows.encode(x=x, y=y, opacity=opacity(1), tooltip=tip, color=self.color()),
+            words.encode(x=x, y=y, opacity=opacity(1), text=alt.Text("text:N")),
+        ]
+
+
+def layer(charts: Sequence[alt.Chart]) -> alt.LayerChart:
+    """Return the charts on top of each other, without those that have no data, of which Vega warns."""
+    return alt.LayerChart(layer=[chart for chart in charts if len(chart.data)])
+
+
+def panel(chart: alt.LayerChart, height: int, *title: str, zoom: bool = False, optimizer: str = "") -> Spec:
+    """Return a chart as a panel of a figure.
+
+    Args:
+        chart: The chart.
+        height: Its height in pixels.
+        title: Its title and subtitle.
+        zoom: Whether the wheel zooms and dragging moves, with the shift key.
+        optimizer: The optimizer of which alone it tells, if so.
+    """
+    if zoom:
+        moved = "[pointerdown[event.shiftKey], window:pointerup] > window:pointermove!"
+        zoomed = alt.selection_interval(bind="scales", translate=moved, zoom="wheel![event.shiftKey]")
+        chart = chart.add_params(zoomed)
+    spec: Spec = chart.add_params(alt.param(name="focus", value="")).to_dict(validate=False)
+    del spec["$schema"], spec["config"]
+    spec |= {"height": height, "usermeta": {"optimizer": optimizer}}
+    return spec | ({"title": {"text": title[0], "subtitle": [*title[1:]]}} if title else {})
+
+
+def within(field: str, title: str | None, ends: tuple[float, float]) -> alt.Y:
+    """Return a vertical axis over exactly this range."""
+    return alt.Y(field, title=title).scale(domain=[*ends], nice=False, zero=False)
+
+
+def opacity(value: float) -> alt.OpacityValue:
+    """Return this opacity, but almost none while another optimizer is singled out."""
+    test = "focus == '' || datum.optimizer == focus"
+    return alt.OpacityValue(0.07, condition={"test": test, "value": value})
+
+
+def tips(*fields: Tip) -> list[alt.Tooltip]:
+    """Return the fields that a tooltip shows."""
+    return [alt.Tooltip(field) if isinstance(field, str) else field for field in fields]
+
+
+def drawn_range(values: Any, lower_is_better: bool) -> tuple[float, float]:
+    """Return the range to draw: all values but those much worse than the median, with a margin.
+
+    Example:
+        >>> low, high = drawn_range([2.0, 2.1, 2.2, 900.0], True)
+        >>> round(low, 3), round(high, 3)
+        (1.984, 2.216)
+    """
+    sign = 1 if lower_is_better else -1
+    scores = np.sort(sign * np.asarray([v for v in values if math.isfinite(v)], dtype=float))
+    if not len(scores):
+        return 0.0, 1.0
+    best = scores[0]
+    worst = scores[scores <= best + 6 * (np.median(scores) - best)][-1]
+    margin = 0.08 * (worst - best) or 0.02 * abs(best) or 1.0
+    low, high = sorted((sign * (best - margin), sign * (worst + margin)))
+    return float(low), float(high)
+
+
+def finite(points: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows with a finite `value`."""
+    return points[np.isfinite(points["value"].astype(float))].copy()
+
+
+def name_metric(section: Section, split: str) -> str:
+    """Return the primary metric's name and unit for an axis."""
+    metric = section.experiment.metric
+    return f"{split} {metric.name}" + (f" ({metric.unit})" if metric.unit else "")

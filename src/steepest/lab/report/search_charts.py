@@ -1,0 +1,153 @@
+"""Charts of the search: each optimizer's trials over a hyper-parameter, and heat maps of grids."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import altair as alt
+import numpy as np
+import pandas as pd
+
+from ..analysis.ranking import cells, good_region
+from .draw import Draw, Figure, drawn_range, layer, opacity, panel, tips, within
+from .merge import Section
+from .table import decimals, number
+
+CROSS = "M-1,-1L1,1M1,-1L-1,1"
+
+
+def search_charts(section: Section, draw: Draw) -> list[Figure | None]:
+    """Return the charts of the search. A grid's heat map shows all that charts of its other axes would."""
+    grid = heat_maps(section)
+    names = dict.fromkeys(name for searched in section.trials["searched"] for name in searched)
+    return [*(over(section, draw, name) for name in names if name == "lr" or grid is None), grid]
+
+
+def over(section: Section, draw: Draw, name: str) -> Figure | None:
+    """Draw each optimizer's search: a hyper-parameter, on its own logarithmic axis, against the metric."""
+    trials = section.trials[section.trials["phase"] == "search"]
+    trials = trials[np.array([name in searched for searched in trials["searched"]], dtype=bool)]
+    settings = pd.DataFrame(list(trials["searched"]), index=trials.index)
+    if trials.empty or settings[name].nunique() < 2 or settings[name].min() <= 0:
+        return None
+    metric, label = section.experiment.metric, name.replace("_", " ")
+    lower = metric.lower_is_better
+    table = settings.assign(optimizer=trials["optimizer"], value=trials["validation"], seed=trials["seed"])
+    low, high = drawn_range(table["value"], lower)
+    table["at"] = table["value"].clip(low, high).fillna(high if lower else low)
+    y = within("at:Q", None, (low, high))
+    tip = tips(
+        "optimizer:N",
+        *(f"{column}:Q" for column in settings),
+        alt.Tooltip("value:Q", title=metric.name),
+        "seed:Q",
+    )
+    panels, words = [], []
+    for row in section.rows:
+        own = table[table["optimizer"] == row.optimizer]
+        if own.empty:
+            continue
+        ends = [own[name].min() / 1.8, own[name].max() * 1.8]
+        axis = alt.Axis(values=_ticks(*ends), format=".2~e", title=label)
+        x = alt.X(f"{name}:Q", axis=axis).scale(type="log", domain=ends, nice=False)
+        inside, diverged = own[own["value"] == own["at"]], own[own["value"].isna()]
+        chosen = np.logical_and.reduce([inside[key] == value for key, value in row.best.items()])
+        trial: dict[str, Any] = {"x": x, "y": y, "tooltip": tip, "opacity": opacity(0.85)}
+        cross = alt.Chart(diverged).mark_point(
+            size=70, shape=CROSS, filled=False, strokeWidth=2, style="outline"
+        )
+        ring = alt.Chart(inside[chosen] if row.best else inside[:0]).mark_point(
+            size=230, style="outline", filled=False
+        )
+        charts = [
+            alt.Chart(inside).mark_point(size=60).encode(**trial, color=draw.color(), shape=draw.shape()),
+            cross.encode(**trial),
+            ring.encode(x=x, y=y),
+            *draw.outside(own[own["value"].notna() & (own["value"] != own["at"])], x, y, lower),
+        ]
+        best = ", ".join(f"{k.replace('_', ' ')} {v:.3g}" for k, v in row.best.items()) or "all diverged"
+        panels.append(panel(layer(charts), 190, row.optimizer, best, optimizer=row.optimizer))
+        words.append(f"{row.optimizer}: best at {best}; {len(diverged)} of {len(own)} diverged")
+    return Figure(
+        "search" if name == "lr" else f"search-{name}",
+        f"The search: {label}",
+        f"{metric.name} on validation data for every {label} tried, each at its own place on a "
+        "logarithmic axis; all panels share the vertical axis. A ring marks the choice. A cross diverged "
+        "(its height means nothing); an arrow lies beyond the drawn range, at the value written beside it.",
+        f"{label} against {metric.name}. {'. '.join(words)}.",
+        panels,
+        table.drop(columns="at"),
+        columns=3,
+    )
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Return the powers of ten between, or if they are fewer than two, their multiples by 1, 2 and 5."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for factors in ((1,), (1, 2, 5)):
+        ticks = [factor * 10.0**power for power in powers for factor in factors]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) > 1:
+            break
+    return ticks
+
+
+def heat_maps(section: Section) -> Figure | None:
+    """Draw a heat map per optimizer of the first two hyper-parameters of a grid."""
+    trials, metric = section.trials[section.trials["phase"] == "search"], section.experiment.metric
+    places = min(3, decimals([row.test for row in section.rows]))
+    tables, panels, words = [], [], []
+    for row in section.rows:
+        own = cells(trials[trials["optimizer"] == row.optimizer])
+        names = [name for name in own if name not in ("validation", "diverged") and own[name].nunique() > 1]
+        names.sort(key=lambda name: name != "lr")
+        if len(names) < 2 or own[names[0]].nunique() * own[names[1]].nunique() > 1.5 * len(own):
+            continue  # not a grid
+        x, y = names[:2]
+        own = own.assign(score=own["validation"].map(metric.score), good=good_region(section.experiment, own))
+        # Of further hyper-parameters, a cell shows the best setting.
+        grid = (
+            own.sort_values("score").groupby([x, y], as_index=False).first().assign(optimizer=row.optimizer)
+        )
+        best, worst = grid["score"].min(), drawn_range(own["score"], True)[1]
+        grid["shade"] = ((worst - grid["score"]) / ((worst - best) or 1)).clip(0, 1)
+        grid["text"] = ["×" if math.isnan(value) else f"{value:.{places}f}" for value in grid["validation"]]
+        grid["best"] = grid["score"] == best
+        columns = alt.X(f"{x}:O", title=x.replace("_", " "), axis=alt.Axis(format="~g", labelAngle=0))
+        rows = alt.Y(f"{y}:O", title=y.replace("_", " "), sort="descending", axis=alt.Axis(format="~g"))
+        value, good = alt.Tooltip("text:N", title=metric.name), alt.Tooltip("good:N", title="within 1 %")
+
+        def cell(table: pd.DataFrame, columns: alt.X = columns, rows: alt.Y = rows) -> Any:
+            return alt.Chart(table).encode(x=columns, y=rows)
+
+        trained = cell(grid[~grid["diverged"]])
+        shade = alt.Color("shade:Q", legend=None).scale(scheme="cividis", domain=[0, 1])
+        ink = alt.ColorValue("#ffffff", condition={"test": "datum.shade > 0.5", "value": "#000000"})
+        tip = tips("optimizer:N", f"{x}:Q", f"{y}:Q", value, good)
+        text = alt.Text("text:N")
+        charts = [
+            cell(grid).mark_rect(style="empty").encode(tooltip=tip),
+            trained.mark_rect().encode(color=shade, tooltip=tip),
+            trained.mark_text(fontSize=11).encode(text=text, color=ink),
+            cell(grid[grid["diverged"]]).mark_text(fontSize=13).encode(text=text),
+            cell(grid[grid["good"]]).mark_rect(style="outline", filled=False, strokeDash=[3, 2]),
+            cell(grid[grid["best"]]).mark_rect(style="outline", filled=False, strokeWidth=3),
+        ]
+        share, height = f"{row.good_cells} of {row.cells} cells within 1 %", 45 + 34 * grid[y].nunique()
+        panels.append(panel(layer(charts), height, row.optimizer, share, optimizer=row.optimizer))
+        at = ", ".join(f"{x} {cell[x]:g}, {y} {cell[y]:g}" for _, cell in grid[grid["best"]].iterrows())
+        words.append(f"{row.optimizer}: best {number(metric.score(best), 4)} at {at or 'none'}; {share}")
+        tables.append(grid.drop(columns=["score", "shade", "text"]))
+    if not panels:
+        return None
+    return Figure(
+        "grid",
+        "The grid",
+        f"{metric.name} on validation data, bright is good. The best cell has a thick border, those within "
+        "1 % of it a dashed one: the more there are, the less tuning matters. × diverged.",
+        f"Heat maps of {metric.name}. {'. '.join(words)}.",
+        panels,
+        pd.concat(tables),
+        columns=2,
+    )

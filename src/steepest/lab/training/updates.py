@@ -1,0 +1,125 @@
+"""What an optimizer applies to each parameter, measured while it trains."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from ..errors import LabError
+from .trial import Observe, Series
+
+# The entries under which optimizers keep an average of the gradients.
+_MOMENTA = ("momentum_buffer", "exp_avg")
+
+
+@dataclass(frozen=True)
+class Update:
+    """One parameter in one step.
+
+    Attributes:
+        step: The step, from 1.
+        name: The parameter's name.
+        direction: The applied change without weight decay, over the learning rate: the weights move by
+            -lr · direction.
+        momentum: The optimizer's average of the gradients after the step, with Adam's bias correction where
+            it corrects the bias; the gradient itself if it has none.
+    """
+
+    step: int
+    name: str
+    direction: Tensor
+    momentum: Tensor
+
+
+Measure = Callable[[Series, Update], None]
+"""Adds to the series what it finds in an update."""
+
+
+def observe_updates(measure: Measure, steps: int, points: int) -> Observe:
+    """Return what measures the updates of about `points` of `steps` steps, evenly spaced, and the first.
+
+    In such a step a copy of the optimizer steps zeros in place of the weights: its change is known to the
+    last bit instead of being rounded to the weights' last, and contains no weight decay. Training goes on as
+    if nobody looked. The trial should not decay the weights.
+
+    Raises:
+        LabError: during training, the copy's change is not that of the weights, as with optimizers whose
+            steps depend on the weights.
+    """
+    every = max(1, math.ceil(steps / points))
+
+    def observe(model: nn.Module, optimizer: Optimizer) -> Series:
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        series: Series = {}
+        due: list[tuple[list[tuple[nn.Parameter, Tensor]], Optimizer]] = []
+        step = 0
+
+        def before(*_: Any) -> None:
+            nonlocal step
+            step += 1
+            if step == 1 or step % every == 0:
+                kept = [(p, p.detach().clone()) for group in optimizer.param_groups for p in group["params"]]
+                due.append((kept, _stepped_from_zero(optimizer)))
+
+        @torch.no_grad()
+        def after(*_: Any) -> None:
+            if not due:
+                return
+            kept, copied = due.pop()
+            pairs = [(group, p) for group in copied.param_groups for p in group["params"]]
+            for (parameter, weights), (group, moved) in zip(kept, pairs, strict=True):
+                if moved.grad is None:
+                    continue
+                change = -moved.double()
+                rounding = 4 * torch.finfo(weights.dtype).eps * weights.double().norm()
+                if (weights.double() - parameter - change).norm() > 0.01 * change.norm() + rounding:
+                    raise LabError(_refusal(optimizer, names[parameter]))
+                momentum = _momentum(copied, group, moved).double()
+                direction = change / float(group["lr"])
+                measure(series, Update(step, names[parameter], direction, momentum))
+
+        optimizer.register_step_pre_hook(before)
+        optimizer.register_step_post_hook(after)
+        return series
+
+    return observe
+
+
+def _stepped_from_zero(optimizer: Optimizer) -> Optimizer:
+    """Return a copy of the optimizer that has stepped zeros, with the gradients of this step."""
+    copied = copy.deepcopy(optimizer)
+    copied._optimizer_step_pre_hooks.clear()
+    copied._optimizer_step_post_hooks.clear()
+    for group, own in zip(optimizer.param_groups, copied.param_groups, strict=True):
+        for parameter, moved in zip(group["params"], own["params"], strict=True):
+            moved.data.zero_()
+            moved.grad = None if parameter.grad is None else parameter.grad.clone()
+    try:
+        # A scheduler may have replaced the method by one that steps the original.
+        type(optimizer).step(copied)
+    except ValueError as error:
+        raise LabError(_refusal(optimizer, str(error))) from error
+    return copied
+
+
+def _refusal(optimizer: Optimizer, what: str) -> str:
+    name = type(optimizer).__name__
+    return f"the steps of {name} depend on the weights, so that its updates cannot be measured here: {what}"
+
+
+def _momentum(optimizer: Optimizer, group: dict[str, Any], parameter: nn.Parameter) -> Tensor:
+    state = optimizer.state[parameter]
+    for name in _MOMENTA:
+        average = state.get(name)
+        if isinstance(average, Tensor) and average.shape == parameter.shape:
+            corrected = name == "exp_avg" and "step" in state and "betas" in group
+            return average / (1 - group["betas"][0] ** float(state["step"])) if corrected else average
+    assert parameter.grad is not None
+    return parameter.grad
