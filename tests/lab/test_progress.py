@@ -117,7 +117,11 @@ def scalars(directory: Path) -> dict[str, dict[str, list[tuple[int, float]]]]:
 
 
 def test_tensorboard_has_the_values_of_own_and_of_other_workers_trials(tmp_path: Path) -> None:
-    own, final, others = make_record(value=1.5), make_record(value=2.0, phase="tuned"), make_record("lion", 0.5)
+    own, final, others = (
+        make_record(value=1.5),
+        make_record(value=2.0, phase="tuned"),
+        make_record("lion", 0.5),
+    )
     board = TensorBoard(tmp_path)
     # Another worker's trial may come before the first of this one.
     board.on_trial_end(others)

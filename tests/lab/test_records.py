@@ -13,7 +13,10 @@ from .conftest import make_experiment, make_record
 
 
 def test_records_are_read_back_as_they_were_written(tmp_path: Path) -> None:
-    records = [make_record(value=0.1 + 0.2), make_record("b", 1 / 3, phase="tuned", series={"gain": [(1, 0.5)]})]
+    records = [
+        make_record(value=0.1 + 0.2),
+        make_record("b", 1 / 3, phase="tuned", series={"gain": [(1, 0.5)]}),
+    ]
     write_records(tmp_path / "new", records)
     assert read_records(tmp_path / "new") == records
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["records.jsonl"]
@@ -52,7 +55,15 @@ GOOD = make_record().model_dump_json()
 
 @pytest.mark.parametrize(
     "line",
-    ["{}", "[]", "not json", "\xff", "", GOOD.replace('"version":1', '"version":2'), GOOD[:-1] + ', "new": 1}'],
+    [
+        "{}",
+        "[]",
+        "not json",
+        "\xff",
+        "",
+        GOOD.replace('"version":1', '"version":2'),
+        GOOD[:-1] + ', "new": 1}',
+    ],
 )
 def test_a_line_that_is_no_record_is_an_error_with_its_number(tmp_path: Path, line: str) -> None:
     (tmp_path / "records.jsonl").write_bytes(f"{GOOD}\n{line}\n{GOOD}\n".encode("latin-1"))

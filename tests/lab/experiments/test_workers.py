@@ -108,7 +108,11 @@ def key(record: Record) -> list[Any]:
 def alone(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
     """The records of one process."""
     with pytest.MonkeyPatch.context() as patch:
-        for module, name in ((storage, "HEARTBEAT_SECONDS"), (storage, "GRACE_SECONDS"), (run, "_WAIT_SECONDS")):
+        for module, name in (
+            (storage, "HEARTBEAT_SECONDS"),
+            (storage, "GRACE_SECONDS"),
+            (run, "_WAIT_SECONDS"),
+        ):
             patch.setattr(module, name, getattr(module, name))
         return worker_job.work(
             tmp_path_factory.mktemp("alone"), None, worker_job.Tell(), worker_job.make_task(0)

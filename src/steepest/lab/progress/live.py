@@ -71,7 +71,9 @@ class Live(Callback):
             best = state.best(label)
             now = ""
             if trial is not None and trial.optimizer == label:
-                now = f"{trial.phase} seed {trial.seed}, {settings(dict(trial.values))}: loss {self._loss:.3f}"
+                now = (
+                    f"{trial.phase} seed {trial.seed}, {settings(dict(trial.values))}: loss {self._loss:.3f}"
+                )
             table.add_row(
                 label,
                 str(sum(record.optimizer == label for record in state.records)),
