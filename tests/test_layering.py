@@ -127,6 +127,31 @@ def test_the_lab_uses_the_public_names():
             assert {layer(n) for n in imported(path) if n.split(".")[0] == "steepest"} <= public, path
 
 
+# What each part of the lab may import of the others. What is not named here is for all of them, or for commands
+# of its own.
+LAB = {
+    "models": set(),
+    "records": {"errors"},
+    "tasks": {"models", "records", "errors"},
+    "training": {"tasks", "records", "errors"},
+    "progress": {"training", "records", "errors"},
+    "analysis": {"records", "errors"},
+    "report": {"analysis", "records", "errors"},
+    "experiments": {"training", "tasks", "models", "analysis", "progress", "records", "errors"},
+}
+
+
+def test_parts_of_the_lab_import_one_way():
+    for path in MODULES:
+        name = dotted(path)
+        if name[:2] != ["steepest", "lab"] or len(name) < 3:
+            continue
+        found = {n.split(".")[2] for n in imported(path) if n.startswith("steepest.lab.")} - {name[2]}
+        assert "cli" not in found or name[2] == "__main__", path
+        if name[2] in LAB:
+            assert found <= LAB[name[2]], f"{'.'.join(name)} imports {', '.join(found - LAB[name[2]])}"
+
+
 def test_rules_know_no_other_rule_but_their_base_and_linalg_compile_and_formats_stand_alone():
     for path in MODULES:
         name, names = dotted(path), imported(path)

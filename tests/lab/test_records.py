@@ -2,72 +2,103 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from steepest.lab import LabError
-from steepest.lab.records import Record, RecordFile
+from steepest.lab import Experiment, LabError
+from steepest.lab.records import Evaluation, Metric, Range, Record, read_records, write_records
 
-from .conftest import make_record
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> RecordFile:
-    return RecordFile(tmp_path / "records.jsonl")
+from .conftest import make_experiment, make_record
 
 
-def test_records_are_read_back_as_they_were_written(file: RecordFile) -> None:
-    records = [make_record(metric=0.1 + 0.2), make_record("b", 1 / 3, number=1)]
-    for record in records:
-        file.append(record)
-    assert file.read() == records
+def test_records_are_read_back_as_they_were_written(tmp_path: Path) -> None:
+    records = [
+        make_record(value=0.1 + 0.2),
+        make_record("b", 1 / 3, phase="tuned", series={"gain": [(1, 0.5)]}),
+    ]
+    write_records(tmp_path / "new", records)
+    assert read_records(tmp_path / "new") == records
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["records.jsonl"]
 
 
-def test_a_diverged_record_survives_a_round_trip_through_strict_json(file: RecordFile) -> None:
-    file.append(make_record(metric=math.nan))
-    data = json.loads(file.path.read_text(), parse_constant=pytest.fail)
-    assert data["metric"] is None
-    (record,) = file.read()
-    assert math.isnan(record.metric)
-    assert math.isnan(record.curve[-1][2])
-    assert not record.finite
+def test_nan_and_infinity_survive_strict_json(tmp_path: Path) -> None:
+    points = [(1, 0.5, math.nan), (2, 1.0, -math.inf)]
+    record = make_record(
+        value=math.nan,
+        training_loss=points,
+        validation=[Evaluation(step=0, seconds=0.0, metrics={"loss": math.inf})],
+    )
+    write_records(tmp_path, [record])
+    json.loads((tmp_path / "records.jsonl").read_text(), parse_constant=pytest.fail)
+    (read,) = read_records(tmp_path)
+    assert math.isnan(read.training_loss[0][2])
+    assert read.training_loss[1] == (2, 1.0, -math.inf)
+    assert read.validation[0].metrics == {"loss": math.inf}
+    assert not read.finished
+    assert math.isnan(read.validated("loss"))
 
 
-def test_a_missing_file_has_no_records(file: RecordFile) -> None:
-    assert file.read() == []
+def test_a_missing_file_has_no_records(tmp_path: Path) -> None:
+    assert read_records(tmp_path) == []
 
 
 @pytest.mark.parametrize("keep", [1, 10, -2, -1])
-def test_an_incomplete_last_line_is_ignored_and_overwritten(file: RecordFile, keep: int) -> None:
-    first, second, third = make_record(), make_record("b"), make_record("c")
-    file.append(first)
-    whole = file.path.read_bytes()
-    file.append(second)
-    incomplete = file.path.read_bytes()[len(whole) : keep if keep < 0 else len(whole) + keep]
-    file.path.write_bytes(whole + incomplete)
-    assert file.read() == [first]
-    file.append(third)
-    assert file.read() == [first, third]
+def test_an_incomplete_last_line_is_ignored(tmp_path: Path, keep: int) -> None:
+    first, second = (make_record(name).model_dump_json() for name in "ab")
+    (tmp_path / "records.jsonl").write_text(f"{first}\n" + f"{second}\n"[:keep])
+    assert [record.optimizer for record in read_records(tmp_path)] == ["a"]
 
 
-@pytest.mark.parametrize("line", ["{}", "[]", "not json", '{"optimizer": "a"}', "\xff"])
-def test_an_invalid_line_in_the_middle_is_an_error(file: RecordFile, line: str) -> None:
-    good = make_record().to_json()
-    file.path.write_bytes(f"{good}\n{line}\n{good}\n".encode("latin-1"))
-    with pytest.raises(LabError, match=r"line 2 of .* is not a trial record"):
-        file.read()
+GOOD = make_record().model_dump_json()
 
 
-def test_only_an_ok_trial_with_a_finite_metric_is_finite() -> None:
-    assert make_record().finite
-    assert not replace(make_record(), status="diverged").finite
-    assert not make_record(metric=math.inf).finite
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{}",
+        "[]",
+        "not json",
+        "\xff",
+        "",
+        GOOD.replace('"version":1', '"version":2'),
+        GOOD[:-1] + ', "new": 1}',
+    ],
+)
+def test_a_line_that_is_no_record_is_an_error_with_its_number(tmp_path: Path, line: str) -> None:
+    (tmp_path / "records.jsonl").write_bytes(f"{GOOD}\n{line}\n{GOOD}\n".encode("latin-1"))
+    with pytest.raises(LabError, match=r"line 2 of .* is not a record: "):
+        read_records(tmp_path)
+
+
+def test_the_validated_metric_is_that_of_the_chosen_step() -> None:
+    record = make_record(value=2.0, curve=[(0, 5.0), (500, 1.5)], chosen_step=500)
+    assert record.validated("loss") == 1.5
+    assert make_record(value=2.0).validated("loss") == 2.0
+
+
+def test_an_experiment_is_read_back_as_it_was_saved(tmp_path: Path) -> None:
+    experiment = make_experiment(space={"lr": Range(low=1e-4, high=1.0)}, config={"sizes": [1, 2]})
+    experiment.save(tmp_path)
+    assert Experiment.load(tmp_path) == experiment
+    assert isinstance(Experiment.load(tmp_path).optimizers["lion"].space["lr"], Range)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"version": 3}'])
+def test_an_unreadable_experiment_is_an_error(tmp_path: Path, text: str) -> None:
+    with pytest.raises(LabError, match=r"holds no experiment: there is no experiment\.json"):
+        Experiment.load(tmp_path)
+    (tmp_path / "experiment.json").write_text(text)
+    with pytest.raises(LabError, match="not an experiment that this version can read"):
+        Experiment.load(tmp_path)
+
+
+def test_lower_scores_are_better_for_every_metric() -> None:
+    assert Metric(name="loss").score(2.0) < Metric(name="loss").score(3.0)
+    up = Metric(name="accuracy", lower_is_better=False)
+    assert up.score(3.0) < up.score(2.0)
 
 
 def test_a_record_with_unknown_keys_is_rejected() -> None:
-    data = json.loads(make_record().to_json())
-    data["surprise"] = 1
-    with pytest.raises(ValueError, match="not a trial record"):
-        Record.from_json(json.dumps(data))
+    with pytest.raises(ValueError, match="surprise"):
+        Record.model_validate({**make_record().model_dump(), "surprise": 1})

@@ -105,7 +105,9 @@ def test_validation_and_test_are_measured_on_their_own_bytes() -> None:
             return logits
 
     assert task.evaluate(Ones(), "validation")["bits per byte"] == pytest.approx(0, abs=1e-6)
-    assert task.evaluate(Ones(), "test")["bits per byte"] == pytest.approx(100 / torch.log(torch.tensor(2.0)).item())
+    assert task.evaluate(Ones(), "test")["bits per byte"] == pytest.approx(
+        100 / torch.log(torch.tensor(2.0)).item()
+    )
 
 
 def test_sizes_that_do_not_fit_are_refused() -> None:

@@ -116,7 +116,9 @@ def test_the_curve_equals_that_of_a_handwritten_training_loop(plane: Task[Tensor
         scheduler.step()
         expected.append(loss.item())
     assert losses(record) == pytest.approx(expected, rel=1e-6)
-    assert metrics(record)[-1] == pytest.approx(plane.evaluate(model, "validation")["squared error"], rel=1e-6)
+    assert metrics(record)[-1] == pytest.approx(
+        plane.evaluate(model, "validation")["squared error"], rel=1e-6
+    )
     assert record.test == pytest.approx(plane.evaluate(model, "test"), rel=1e-6)
 
 

@@ -148,9 +148,7 @@ def test_a_grid_has_every_cell_once_and_the_best_by_validation_is_trained_again(
     space = {"lr": [1e-3, 1e-2, 0.1], "weight_decay": [0.0, 0.1]}
     records = run_sweep(task, tmp_path, "adamw", space=space, seeds=1).records
     cells = Counter((r.searched["lr"], r.searched["weight_decay"]) for r in of_phase(records, "search"))
-    assert cells == dict.fromkeys(
-        [(lr, decay) for lr in space["lr"] for decay in space["weight_decay"]], 1
-    )
+    assert cells == dict.fromkeys([(lr, decay) for lr in space["lr"] for decay in space["weight_decay"]], 1)
     best = (min if lower else max)(of_phase(records, "search"), key=lambda r: r.validation[-1].metrics["m"])
     (tuned,) = of_phase(records, "tuned")
     assert tuned.searched == best.searched

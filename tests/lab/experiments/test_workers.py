@@ -45,7 +45,7 @@ def postgres() -> Iterator[str]:
         shutil.chown(home, user)
     data = str(home / "data")
     quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": home}
-    options = ["-D", data, "-U", user, "-A", "trust", "--no-sync", "--no-instructions", "--locale=C"]
+    options = ["-D", data, "-U", user, "-A", "trust", "--no-sync", "--no-instructions", "-E", "UTF8"]
     subprocess.run([*prefix, initdb, *options], check=True, **quiet)
     settings = ["-c", "listen_addresses=", "-c", f"unix_socket_directories={home}", "-c", "fsync=off"]
     process = subprocess.Popen([*prefix, server, "-D", data, *settings], **quiet)
@@ -108,7 +108,11 @@ def key(record: Record) -> list[Any]:
 def alone(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
     """The records of one process."""
     with pytest.MonkeyPatch.context() as patch:
-        for module, name in ((storage, "HEARTBEAT_SECONDS"), (storage, "GRACE_SECONDS"), (run, "_WAIT_SECONDS")):
+        for module, name in (
+            (storage, "HEARTBEAT_SECONDS"),
+            (storage, "GRACE_SECONDS"),
+            (run, "_WAIT_SECONDS"),
+        ):
             patch.setattr(module, name, getattr(module, name))
         return worker_job.work(
             tmp_path_factory.mktemp("alone"), None, worker_job.Tell(), worker_job.make_task(0)

@@ -54,14 +54,16 @@ def run(arguments: Sequence[str]) -> int:
     except LabError as error:
         return _report_error(str(error))
     except (KeyboardInterrupt, typer.Abort):
-        print("interrupted", file=sys.stderr)
-        return INTERRUPTED
+        status = INTERRUPTED
     except Exception as error:
         # Typer's usage errors have this method. Typer would print them in a box; one line is enough.
         format_message = getattr(error, "format_message", None)
         if format_message is None:
             raise
         return _report_error(format_message()) if format_message() else BAD_REQUEST
+    if status == INTERRUPTED:
+        # Also after a KeyboardInterrupt that typer has caught, of which it says nothing.
+        print("interrupted", file=sys.stderr)
     return status if isinstance(status, int) else 0
 
 

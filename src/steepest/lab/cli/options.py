@@ -24,7 +24,12 @@ from .workers import Workers, is_worker
 INTERRUPTED = 130
 BAD_REQUEST = 2
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 _LOG_WIDTH = 120
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
@@ -35,12 +40,17 @@ TaskOption = Annotated[
 TaskSettings = Annotated[
     list[str] | None,
     typer.Option(
-        "--with", metavar="NAME=VALUE", help="An argument of the task, such as width=128. Repeatable.", show_default=False
+        "--with",
+        metavar="NAME=VALUE",
+        help="An argument of the task, such as width=128. Repeatable.",
+        show_default=False,
     ),
 ]
 TextOption = Annotated[
     Path | None,
-    typer.Option("--text", help="Text task: a file or directory instead of Python's library.", show_default=False),
+    typer.Option(
+        "--text", help="Text task: a file or directory instead of Python's library.", show_default=False
+    ),
 ]
 OptimizersOption = Annotated[
     str,
@@ -71,7 +81,9 @@ DeviceOption = Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help=
 ThreadsOption = Annotated[int, typer.Option(help="CPU threads of each worker.")]
 WorkersOption = Annotated[
     int | None,
-    typer.Option(help="Processes that share the trials. Default: one per CPU core; 1 on a GPU.", show_default=False),
+    typer.Option(
+        help="Processes that share the trials. Default: one per CPU core; 1 on a GPU.", show_default=False
+    ),
 ]
 StorageOption = Annotated[
     str | None,

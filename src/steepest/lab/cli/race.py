@@ -91,7 +91,9 @@ def race_command(
         steps=steps,
         workers=number,
         out=directory,
-        callback=make_callback(console, context.obj, number, directory / "tensorboard" if tensorboard else None),
+        callback=make_callback(
+            console, context.obj, number, directory / "tensorboard" if tensorboard else None
+        ),
         settings=settings or (),
         schedule=parse_schedule(schedule, warmup),
         baseline=baseline,

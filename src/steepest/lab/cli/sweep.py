@@ -87,7 +87,9 @@ def sweep_command(
         seeds=seeds,
         steps=steps,
         out=directory,
-        callback=make_callback(console, context.obj, number, directory / "tensorboard" if tensorboard else None),
+        callback=make_callback(
+            console, context.obj, number, directory / "tensorboard" if tensorboard else None
+        ),
         settings=settings or (),
         schedule=parse_schedule(schedule, warmup),
         baseline=baseline,

@@ -16,6 +16,7 @@ from ..records import Experiment, Record
 
 _WORKER = "STEEPEST_WORKER"
 _STOP_SECONDS = 10
+INTERRUPTED = 130
 
 
 def is_worker() -> bool:
@@ -60,6 +61,8 @@ class Workers(Callback):
                     env={**os.environ, _WORKER: "1"},
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
+                    # It would say that it was interrupted; `on_end` tells of failures.
+                    stderr=subprocess.DEVNULL,
                     # Ctrl-C reaches this process alone, which stops the others in turn.
                     start_new_session=True,
                 )
@@ -74,4 +77,8 @@ class Workers(Callback):
                 other.wait(_STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 other.kill()
+            if other.returncode not in (0, INTERRUPTED, -signal.SIGINT, None):
+                print(
+                    f"a worker failed with status {other.returncode}; --workers 1 shows why", file=sys.stderr
+                )
         self._others.clear()

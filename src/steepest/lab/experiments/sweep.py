@@ -149,6 +149,9 @@ def sweep(
         store.clear()
     saved = store.load_experiment()
     known = set() if saved is None else {*saved.optimizers, *saved.not_run}
+    candidates = entries if saved is None else {**saved.optimizers, **entries}
+    if baseline is not None and baseline not in candidates:
+        raise LabError(f"the baseline {baseline!r} is not among the optimizers {', '.join(candidates)}")
     costs: Mapping[str, Cost] = {}
     if timing_seconds and not known >= entries.keys():
         callback.message(f"timing the steps of {len(specs)} optimizers")
@@ -160,11 +163,10 @@ def sweep(
         else:
             trials, run, not_run = saved.trials, [*entries], saved.not_run
         entries = {label: entries[label] for label in run if label not in not_run}
-    candidates = entries if saved is None else {**saved.optimizers, **entries}
     if baseline is None:
         baseline = saved.baseline if saved is not None else "adamw" if "adamw" in entries else None
-    elif baseline not in candidates:
-        raise LabError(f"the baseline {baseline!r} is not among the optimizers {', '.join(candidates)}")
+    elif baseline in not_run:
+        raise LabError(f"the baseline {baseline!r} is not run: {not_run[baseline]}")
     experiment = join(
         directory,
         Experiment(

@@ -63,13 +63,17 @@ class Live(Callback):
         table = Table(title=state.experiment.title, title_justify="left")
         table.add_column("optimizer", style="bold", no_wrap=True)
         table.add_column("trials", justify="right")
-        table.add_column("best so far, on validation data", min_width=30)
-        table.add_column("now", min_width=36)
+        # Columns that keep their widths look calmer, but a narrow terminal would cut them off.
+        wide = self._console.width >= 110
+        table.add_column("best so far, on validation data", min_width=30 if wide else None)
+        table.add_column("now", min_width=36 if wide else None)
         for label in state.experiment.optimizers:
             best = state.best(label)
             now = ""
             if trial is not None and trial.optimizer == label:
-                now = f"{trial.phase} seed {trial.seed}, {settings(dict(trial.values))}: loss {self._loss:.3f}"
+                now = (
+                    f"{trial.phase} seed {trial.seed}, {settings(dict(trial.values))}: loss {self._loss:.3f}"
+                )
             table.add_row(
                 label,
                 str(sum(record.optimizer == label for record in state.records)),

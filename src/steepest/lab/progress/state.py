@@ -36,10 +36,14 @@ class State:
             done: The fraction of the running trial that is over.
         """
         if not self.records:
-            costs = [(cost.gradient_ms or 0) + (cost.optimizer_ms or 0) for cost in self.experiment.costs.values()]
+            costs = [
+                (cost.gradient_ms or 0) + (cost.optimizer_ms or 0) for cost in self.experiment.costs.values()
+            ]
             per_trial = self.experiment.steps * fmean(costs or [0]) / 1e3
         else:
-            per_trial = fmean(record.seconds for record in self.records[-3 * len(self.experiment.optimizers) :])
+            per_trial = fmean(
+                record.seconds for record in self.records[-3 * len(self.experiment.optimizers) :]
+            )
         return max(0.0, self.total - len(self.records) - done) * per_trial
 
     def best(self, label: str) -> Record | None:

@@ -19,21 +19,31 @@ class TensorBoard(Callback):
 
         self._open = SummaryWriter
         self._directory = directory
+        self._running = ""
 
     def on_trial_start(self, trial: Trial) -> None:
         """Open the trial's run."""
-        name = f"{trial.optimizer} {trial.phase} seed {trial.seed} {settings(dict(trial.values))}"
-        self._writer = self._open(str(self._directory / name.replace("/", "-")))  # type: ignore[no-untyped-call]
+        self._running = _name(trial.optimizer, trial.phase, trial.seed, dict(trial.values))
+        self._writer = self._open(str(self._directory / self._running))  # type: ignore[no-untyped-call]
 
     def on_step(self, step: int, loss: float) -> None:
         """Write the training loss."""
         self._writer.add_scalar("training loss", loss, step)  # type: ignore[no-untyped-call]
 
     def on_trial_end(self, record: Record) -> None:
-        """Write the metrics and close the run."""
+        """Write the metrics and close the run; of another worker's trial, write the training loss too."""
+        name = _name(record.optimizer, record.phase, record.seed, record.searched)
+        own = name == self._running
+        writer = self._writer if own else self._open(str(self._directory / name))  # type: ignore[no-untyped-call]
+        for step, _, loss in [] if own else record.training_loss:
+            writer.add_scalar("training loss", loss, step)
         for point in record.validation:
-            for name, value in point.metrics.items():
-                self._writer.add_scalar(f"validation/{name}", value, point.step)  # type: ignore[no-untyped-call]
-        for name, value in (record.test or {}).items():
-            self._writer.add_scalar(f"test/{name}", value, record.chosen_step)  # type: ignore[no-untyped-call]
-        self._writer.close()  # type: ignore[no-untyped-call]
+            for metric, value in point.metrics.items():
+                writer.add_scalar(f"validation/{metric}", value, point.step)
+        for metric, value in (record.test or {}).items():
+            writer.add_scalar(f"test/{metric}", value, record.chosen_step)
+        writer.close()
+
+
+def _name(optimizer: str, phase: str, seed: int, values: dict[str, float]) -> str:
+    return f"{optimizer} {phase} seed {seed} {settings(values)}".replace("/", "-")

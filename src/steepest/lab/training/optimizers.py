@@ -140,7 +140,9 @@ def _parse_settings(settings: Sequence[str], labels: Sequence[str]) -> dict[str,
     return fixed
 
 
-def _resolve(entry: OptimizerLike, label: str, model: nn.Module, settings: Mapping[str, Any]) -> OptimizerSpec:
+def _resolve(
+    entry: OptimizerLike, label: str, model: nn.Module, settings: Mapping[str, Any]
+) -> OptimizerSpec:
     if isinstance(entry, OptimizerSpec):
         if settings:
             raise LabError(f"{label} is an OptimizerSpec: set its hyper-parameters there")
