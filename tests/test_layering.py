@@ -127,8 +127,8 @@ def test_the_lab_uses_the_public_names():
             assert {layer(n) for n in imported(path) if n.split(".")[0] == "steepest"} <= public, path
 
 
-# What each part of the lab may import of the others. What is not named here is for all of them, or for commands
-# of its own.
+# What each part of the lab may import of the others. What is not named here is for all of them, or for
+# commands of its own.
 LAB = {
     "models": set(),
     "records": {"errors"},

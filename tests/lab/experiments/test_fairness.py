@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -265,8 +266,8 @@ def test_the_best_is_chosen_once_no_older_trial_can_replace_a_newer_one(
         return make_record("lion", value, metric=plane.metric, lr=lr, steps=12)
 
     slow_lr = slow.params["lr"]
-    for lr, value in ((0.01, 5.0), (0.1, 3.0)):
-        other.run("lion", "search", lambda values, r=record(lr, value): (value, r), values={"lr": lr})  # type: ignore[misc]
+    for done in (record(0.01, 5.0), record(0.1, 3.0)):
+        other.run("lion", "search", partial(lambda r, values: (0.0, r), done), values=done.searched)
 
     def finish(seconds: float) -> None:
         slow.set_user_attr(storage._RECORD, record(slow_lr, 1.0).model_dump(mode="json"))
@@ -309,5 +310,5 @@ def test_a_task_that_cannot_be_measured_is_an_error(
 ) -> None:
     values: Iterator[float] = iter([value])
     task = replace(plane, evaluate=lambda model, split: {ERROR: next(values, 1.0)})
-    with pytest.raises(LabError, match="squared error of the untrained model is (nan|inf)"):
+    with pytest.raises(LabError, match=r"squared error of the untrained model is (nan|inf)"):
         run_sweep(task, tmp_path, "lion")

@@ -196,7 +196,7 @@ def test_bad_requests_leave_nothing(plane: Task[Tensor], tmp_path: Path) -> None
 
 def test_a_config_that_json_cannot_hold_is_refused(plane: Task[Tensor], tmp_path: Path) -> None:
     task = replace(plane, config={"x": torch.ones(2)})
-    with pytest.raises(LabError, match="config must be plain JSON values: .*Tensor"):
+    with pytest.raises(LabError, match=r"config must be plain JSON values: .*Tensor"):
         run_sweep(task, tmp_path)
 
 

@@ -266,7 +266,7 @@ class Runner:
         return min(finite, key=lambda pair: pair[0])[1] if finite else None
 
     def _decayed_steps(self, label: str) -> int | None:
-        """Return the step at which the tuned optimizer reaches the baseline's final metric, before the end."""
+        """Return the step before the end at which the tuned optimizer reaches the baseline's final metric."""
         experiment = self._experiment
         baseline = experiment.baseline
         # A constant learning rate ends the same way at every step.

@@ -99,7 +99,7 @@ def run_trial(
             loss.backward()  # type: ignore[no-untyped-call]
             try:
                 optimizer.step()
-            except torch.linalg.LinAlgError:
+            except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
                 # No factors of a matrix that is not finite.
                 diverged = True
                 break
