@@ -10,8 +10,8 @@ from torch.nn import Parameter
 
 import steepest
 from steepest.lab.models import GPTConfig
-from steepest.lab.seeding import infinite_batches, seeded
 from steepest.lab.tasks import text_task
+from steepest.lab.training.seeding import infinite_batches, seeded
 
 RULES = [name for name in steepest.list_optimizers() if name not in ("orthogonalized", "ternary_flip")]
 STEPS = 12
