@@ -187,6 +187,29 @@ def test_a_fused_projection_moves_as_its_parts_do():
     torch.testing.assert_close(fused.qkv.weight, torch.cat(weights), rtol=1e-6, atol=1e-7)
 
 
+class Conv1D(nn.Module):
+    """Hugging Face's linear layer, whose weight is stored as [in, out]."""
+
+    def __init__(self, nf, nx):
+        super().__init__()
+        self.nf = nf
+        self.weight = nn.Parameter(torch.ones(nx, nf))
+
+
+def test_a_fused_projection_that_is_stored_transposed_has_the_same_blocks():
+    plain, stored = Fused("c_attn", rows=36, num_heads=4), Fused("c_attn", rows=36, num_heads=4)
+    plain.c_attn.weight.data.fill_(1.0)
+    stored.c_attn = Conv1D(36, 12)
+    weights = [plain.c_attn.weight, stored.c_attn.weight]
+    for model, weight, turned in zip((plain, stored), weights, (False, True), strict=True):
+        optimizer = steepest.build(nn.ModuleList([model, nn.Linear(2, 2)]), "adam_mini", lr=0.03)
+        for g in gradients((36, 12), 3):
+            weight.grad = torch.tensor(g.T if turned else g).float()
+            optimizer.step()
+        assert optimizer.state[weight]["block_rms"].shape == (8 + 12,)
+    torch.testing.assert_close(weights[0], weights[1].T, rtol=1e-6, atol=1e-7)
+
+
 def test_given_blocks_and_views_hold():
     model = nn.ModuleList([Attention(), nn.Linear(2, 2)])
     groups = steepest.build(model, "adam_mini", blocks="tensor").param_groups

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from steepest.lab import LabError
+from steepest.lab import LabError, cli
 from steepest.lab.bench import costs as costs_module
 from steepest.lab.experiments import growth as growth_module
 from steepest.lab.experiments.growth import growth
@@ -199,3 +199,16 @@ def test_bad_requests_are_refused(gradient: Tensor, tmp_path: Path) -> None:
         growth(sizes=["7b"], out=tmp_path)
     with pytest.raises(LabError, match="points must be at least 1"):
         local_gain(make_task(gradient), points=0, out=tmp_path)
+
+
+def test_the_command_runs_the_optimizers_that_it_was_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--optimizers", "lion,torch.optim:SGD", "--sizes", "125m", "--measured", "", "--workers", "1"]
+    assert cli.run(["profile", "growth", *options, "--out", str(tmp_path)]) == 0
+    experiment = Experiment.load(tmp_path / "growth")
+    assert {*experiment.costs} == {"lion @ 125m"}
+    assert {*experiment.not_run} == {"torch.optim:SGD @ 125m"}
+    assert f"report: {tmp_path / 'report.html'}" in capsys.readouterr().out
+    assert cli.run(["profile", "gains"]) == 2
+    assert "give local-gain, spectra, growth or all" in capsys.readouterr().err

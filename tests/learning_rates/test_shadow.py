@@ -9,16 +9,15 @@ from torch import nn
 from torch.nn import Parameter
 
 import steepest
-from steepest.lab.models import GPTConfig
-from steepest.lab.seeding import infinite_batches, seeded
 from steepest.lab.tasks import text_task
+from steepest.lab.training.seeding import infinite_batches, seeded
 
 RULES = [name for name in steepest.list_optimizers() if name not in ("orthogonalized", "ternary_flip")]
 STEPS = 12
 
 
 def text():
-    task = text_task(model=GPTConfig(width=16, depth=1, heads=2, context=16), eval_bytes=64)
+    task = text_task(width=16, depth=1, heads=2, context=16, eval_bytes=64)
     with seeded(0):
         return task, task.make(0)
 
