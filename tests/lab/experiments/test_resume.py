@@ -15,6 +15,7 @@ from steepest.lab import Experiment, LabError, Record, Result, Task, race, sweep
 from steepest.lab.experiments.storage import Storage
 from steepest.lab.progress import Callback
 from steepest.lab.records import read_records
+from steepest.lab.training import machine
 from steepest.lab.training.schedule import Schedule
 
 from ..conftest import make_record
@@ -223,3 +224,23 @@ def test_the_callers_generator_does_not_change(plane: Task[Tensor], tmp_path: Pa
     before = torch.get_rng_state()
     run_sweep(plane, tmp_path, "simba", space={"lr": [0.1]})
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_an_optimizer_that_runs_out_of_memory_is_shown_as_not_run(tmp_path, plane):
+    class Hungry(torch.optim.SGD):
+        def step(self, closure=None):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    result = sweep(
+        plane, ["signgsd", Hungry], {"lr": [0.01, 0.1]}, seeds=1, steps=5, out=tmp_path, timing_seconds=0
+    )
+    saved = Experiment.load(tmp_path)
+    assert saved.not_run == {"Hungry": "it ran out of memory"}
+    assert list(saved.optimizers) == ["signgsd"]
+    assert {record.optimizer for record in result.records} == {"signgsd"}
+    assert len(result.records) == 4
+
+
+def test_the_command_on_the_page_has_no_password(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["steepest", "race", "--storage", "postgresql://ann:secret@host/db"])
+    assert machine.command() == "steepest race --storage postgresql://ann:…@host/db"

@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .. import records as files
 from ..analysis.target import mean_curve, steps_to_target
 from ..errors import LabError
@@ -143,7 +145,12 @@ class Runner:
                 self._show_new()
                 job = self._next()
                 if job is not None:
-                    self._run(job)
+                    try:
+                        self._run(job)
+                    except (RuntimeError, MemoryError) as error:
+                        if not _out_of_memory(error):
+                            raise
+                        self._give_up(job.trial.optimizer)
                 elif self._next(alone=True) is not None or self._others_run():
                     time.sleep(_WAIT_SECONDS)
                 else:
@@ -155,6 +162,16 @@ class Runner:
             finally:
                 records = self.export()
         return records
+
+    def _give_up(self, label: str) -> None:
+        """Take an optimizer that needs too much memory out of the experiment, and say so."""
+        entries = {name: entry for name, entry in self._experiment.optimizers.items() if name != label}
+        not_run = {**self._experiment.not_run, label: "it ran out of memory"}
+        self._experiment = self._experiment.model_copy(update={"optimizers": entries, "not_run": not_run})
+        self._storage.save_experiment(self._experiment)
+        self._experiment.save(self._directory)
+        del self._specs[label]
+        self._callback.message(f"{label} ran out of memory and is not run")
 
     def _show_new(self) -> None:
         """Report the trials that finished since the last time, those of other workers too."""
@@ -204,22 +221,11 @@ class Runner:
             return None
         label = min(missing, key=lambda name: len(tried[name]))
         space = experiment.optimizers[label].space
-        fixed = grid(space) or [self._start(label)]
+        fixed = grid(space) or [_middle(space)]
         untried = [values for values in fixed if values not in tried[label]]
         if untried:
             return self._job(label, "search", experiment.search_seed, untried[0])
         return _Job(Trial(label, "search", experiment.search_seed, {}, experiment.steps), chosen=False)
-
-    def _start(self, label: str) -> dict[str, float]:
-        """Return the optimizer's defaults, or the middle of the range where they lie outside."""
-        entry = self._experiment.optimizers[label]
-        start = {}
-        for name, values in entry.space.items():
-            assert isinstance(values, Range)
-            default = float(entry.hyperparameters[name])
-            inside = values.low <= default <= values.high
-            start[name] = default if inside else math.sqrt(values.low * values.high)
-        return start
 
     def _next_final(self, alone: bool) -> _Job | None:
         experiment = self._experiment
@@ -337,6 +343,16 @@ class Runner:
             if job.chosen
             else make_sampler(self._experiment.search_seed, number, anywhere=self._repeated),
         )
+
+
+def _middle(space: Mapping[str, Any]) -> dict[str, float]:
+    """Return the middle of every range: the default lr in a race, the best so far in a narrower search."""
+    return {name: math.sqrt(each.low * each.high) for name, each in space.items()}
+
+
+def _out_of_memory(error: Exception) -> bool:
+    # Torch has an error of its own on accelerators only.
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def _key(record: Record) -> tuple[Any, ...]:

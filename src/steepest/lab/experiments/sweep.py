@@ -152,6 +152,8 @@ def sweep(
     candidates = entries if saved is None else {**saved.optimizers, **entries}
     if baseline is not None and baseline not in candidates:
         raise LabError(f"the baseline {baseline!r} is not among the optimizers {', '.join(candidates)}")
+    if budget is not None and not timing_seconds:
+        raise LabError("a budget needs the steps' times: give timing_seconds, or trials instead of a budget")
     costs: Mapping[str, Cost] = {}
     if timing_seconds and not known >= entries.keys():
         callback.message(f"timing the steps of {len(specs)} optimizers")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -45,10 +46,10 @@ def revision() -> str:
 
 
 def command() -> str:
-    """Return the command line of this process."""
+    """Return the command line of this process, without a database's password."""
     program = Path(sys.argv[0])
     name = "steepest" if program.name in ("steepest", "__main__.py") else f"python {program.name}"
-    return shlex.join([*name.split(), *sys.argv[1:]])
+    return re.sub(r"(://[^:@/]*):[^@/]*@", r"\1:…@", shlex.join([*name.split(), *sys.argv[1:]]))
 
 
 def _cpu_model() -> str:
