@@ -14,17 +14,18 @@ import statistics
 from collections.abc import Iterator
 from pathlib import Path
 
+import altair as alt
+import pandas as pd
 import torch
-from low_bit_study import by_label
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from low_bit_study import by_label, save
 
 import steepest
-from steepest.lab.theme import LIGHT, series_style, style_axes
+from steepest.lab.report.draw import Draw
+from steepest.lab.report.theme import styles
 
 RULES = ("lion", "adamw", "muon")
 FORMATS = {"stochastic": "bf16, float32", "nearest": "bf16 nearest, float32"}
-DASHES = {"stochastic": "-", "nearest": "--"}
+METRIC = "bits per byte"
 STEPS, DECAY, ELEMENTS = 4000, 1e-6, 1 << 16
 
 
@@ -49,53 +50,50 @@ def above(out: Path, size: str, rule: str, rounding: str) -> Iterator[tuple[int,
     for points in zip(
         *(zip(one.validation, other.validation, strict=True) for one, other in pairs), strict=True
     ):
-        gaps = [own[-1] - reference[-1] for own, reference in points]
-        yield int(points[0][0][0]), statistics.mean(gaps), statistics.stdev(gaps)
+        gaps = [own.metrics[METRIC] - reference.metrics[METRIC] for own, reference in points]
+        yield points[0][0].step, statistics.mean(gaps), statistics.stdev(gaps)
 
 
 def draw(out: Path, path: Path) -> None:
     """Draw the three panels."""
-    figure = Figure(figsize=(13, 3.8), dpi=110, facecolor=LIGHT.background, layout="constrained")
-    first, *others = figure.subplots(1, 3)
-    style_axes(first, LIGHT, "steps")
-    first.set_title("a weight of 1, decayed by 1e-6 a step", color=LIGHT.text, fontsize=10, loc="left")
     steps = range(0, STEPS + 1, 100)
-    first.plot(
-        steps, [(1 - DECAY) ** step for step in steps], color=LIGHT.muted, lw=4, alpha=0.4, label="exact"
+    means = {"exact": [(1 - DECAY) ** step for step in steps], **{each: decays(each) for each in FORMATS}}
+    for each in FORMATS:
+        print(f"decay, {each}: {means[each][-1]:.6f} after {STEPS} steps; exact {means['exact'][-1]:.6f}")
+    rows = [(name, *point) for name, line in means.items() for point in zip(steps, line, strict=True)]
+    decayed = (
+        alt.Chart(pd.DataFrame(rows, columns=["weights", "steps", "mean"]))
+        .mark_line()
+        .encode(
+            alt.X("steps:Q"),
+            alt.Y("mean:Q", title=None).scale(zero=False),
+            alt.Color("weights:N", title=None, sort=[*means]),
+            alt.StrokeDash("weights:N", title=None, sort=[*means]),
+        )
+        .properties(title="a weight of 1, decayed by 1e-6 a step", width=360, height=300)
     )
-    for index, rounding in enumerate(FORMATS):
-        means = decays(rounding)
-        first.plot(steps, means, color=LIGHT.palette[index], ls=DASHES[rounding], label=rounding)
-        print(f"decay, {rounding}: {means[-1]:.6f} after {STEPS} steps; exact {(1 - DECAY) ** STEPS:.6f}")
-    first.legend(frameon=False, fontsize=8, labelcolor=LIGHT.text)
-    for axes, size in zip(others, ("small", "large"), strict=True):
-        _gaps(axes, out, size)
-    figure.savefig(path)
+    panels = [decayed, *(_gaps(out, size) for size in ("small", "large"))]
+    save(alt.hconcat(*panels).resolve_scale(color="independent", strokeDash="independent"), RULES, path)
 
 
-def _gaps(axes: Axes, out: Path, size: str) -> None:
-    style_axes(axes, LIGHT, "steps")
-    axes.set_title(f"{size} model: bits per byte above float32's", color=LIGHT.text, fontsize=10, loc="left")
-    for index, rule in enumerate(RULES):
+def _gaps(out: Path, size: str) -> alt.LayerChart:
+    rows = []
+    for rule in RULES:
         for rounding in FORMATS:
-            steps, means, spreads = zip(*list(above(out, size, rule, rounding))[2:], strict=True)
-            style = series_style(LIGHT, index)
-            label = f"{rule}, {rounding}"
-            axes.errorbar(
-                steps,
-                means,
-                spreads,
-                color=style.color,
-                ls=DASHES[rounding],
-                marker=style.marker,
-                ms=4,
-                lw=1.2,
-                elinewidth=0.7,
-                label=label,
-            )
-            print(f"{size}, {label}: {means[-1]:+.3f} ± {spreads[-1]:.3f}")
-    axes.axhline(0, color=LIGHT.text, lw=0.6)
-    axes.legend(frameon=False, fontsize=7, labelcolor=LIGHT.text)
+            points = list(above(out, size, rule, rounding))[2:]
+            rows += [(rule, rounding, *point) for point in points]
+            print(f"{size}, {rule}, {rounding}: {points[-1][1]:+.3f} ± {points[-1][2]:.3f}")
+    table = pd.DataFrame(rows, columns=["optimizer", "rounding", "steps", "mean", "spread"])
+    table["low"], table["high"] = table["mean"] - table["spread"], table["mean"] + table["spread"]
+    channels = Draw(styles(RULES))
+    base = alt.Chart(table).encode(alt.X("steps:Q"), color=channels.color(table))
+    lines = base.mark_line(strokeWidth=1.5).encode(
+        alt.Y("mean:Q", title=None), strokeDash=alt.StrokeDash("rounding:N", title=None, sort=[*FORMATS])
+    )
+    marks = base.mark_point(size=40).encode(alt.Y("mean:Q"), shape=channels.shape(table))
+    spread = base.mark_rule().encode(alt.Y("low:Q"), y2="high:Q")
+    title = f"{size} model: bits per byte above float32's"
+    return alt.layer(spread, lines, marks).properties(title=title, width=360, height=300)
 
 
 def main() -> None:

@@ -12,24 +12,25 @@ from __future__ import annotations
 import argparse
 import functools
 import statistics
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
 import steepest
-from steepest.lab.optimizer_spec import OptimizerSpec
-from steepest.lab.records import TrialSpec
-from steepest.lab.tasks.text import text_task
-from steepest.lab.trial import run_trial
+from steepest.lab.tasks import text_task
+from steepest.lab.training.optimizers import OptimizerSpec
+from steepest.lab.training.trial import Trial, run_trial
 
 SETS = ("jordan", "quintic", "polar_express", "minimax_9_17_3", "minimax_17_17_3", "minimax_17_17")
 
 
-def muon(model: nn.Module, lr: float | None, *, coefficients: str) -> Any:
+def muon(model: nn.Module, values: Mapping[str, Any], *, coefficients: str) -> Any:
     """Return Muon for the hidden matrices and AdamW for the rest."""
     options = {"coefficients": coefficients, "ns_dtype": torch.bfloat16}
-    return steepest.build(model, "muon", lr=lr, fallback_lr=3e-3, **options)
+    return steepest.build(model, "muon", lr=values["lr"], fallback_lr=3e-3, **options)
 
 
 def main() -> None:
@@ -40,16 +41,14 @@ def main() -> None:
     parser.add_argument("--lrs", type=float, nargs="+", default=[0.02, 0.01, 0.04])
     options = parser.parse_args()
     torch.set_num_threads(1)
-    task = text_task()
+    task = replace(text_task(width=96), evaluations=1)
     for lr in options.lrs:
         finals: dict[str, list[float]] = {name: [] for name in SETS}
         for seed in range(options.seeds):
             for name in SETS:
-                builder = functools.partial(muon, coefficients=name)
-                spec = OptimizerSpec(name, builder, lr, {})
-                trial = TrialSpec("seeds", seed, name, lr, seed)
-                record = run_trial(task, spec, trial, steps=options.steps, evaluations=1, machine={})
-                finals[name].append(record.metric)
+                spec = OptimizerSpec(name, functools.partial(muon, coefficients=name), {"lr": lr})
+                record = run_trial(task, spec, Trial(name, "search", seed, {"lr": lr}, options.steps))
+                finals[name].append(record.validated(task.metric.name))
         print(f"lr {lr}, {options.steps} steps, {options.seeds} seeds", flush=True)
         for name, values in finals.items():
             gaps = [value - other for value, other in zip(values, finals["jordan"], strict=True)]

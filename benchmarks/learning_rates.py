@@ -13,6 +13,9 @@ mean lies between worse ones. Kinds of lines:
 Run it again to go on where it was interrupted:
 
   OMP_NUM_THREADS=1 python benchmarks/learning_rates.py
+
+The committed file was measured when the tasks held out one set of data: digits trained on 1,437 images instead of
+1,079. To measure again, start another with --file.
 """
 
 from __future__ import annotations
@@ -20,28 +23,24 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 import steepest
-from steepest.lab.machine import describe
-from steepest.lab.optimizer_spec import OptimizerSpec
-from steepest.lab.records import TrialSpec
-from steepest.lab.seeding import infinite_batches, seeded
-from steepest.lab.task import Task
-from steepest.lab.tasks import digits_task, text_task
-from steepest.lab.tasks.digits import load
-from steepest.lab.trial import run_trial
+from steepest.lab.tasks import Task, digits_task, text_task
+from steepest.lab.training.machine import describe
+from steepest.lab.training.optimizers import OptimizerSpec
+from steepest.lab.training.seeding import infinite_batches, seeded
+from steepest.lab.training.trial import Trial, run_trial
 
 FILE = Path(__file__).with_suffix(".jsonl")
-# The longer run on digits is 13 epochs of 1,437 images, which a network of 4,810 parameters overfits.
+# The longer run on digits is 18 epochs of 1,079 images, which a network of 4,810 parameters overfits.
 STEPS = {"text": 400, "digits": 100, "digits_long": 300}
 SEEDS = (0, 1, 2)
 # Without the rule for ternary weights, and the base class, which has no matrix function of its own.
@@ -62,15 +61,9 @@ Scores = dict[int, dict[int, float]]
 
 
 def task_of(name: str) -> Task[Any]:
-    """Return the task; that of digits is judged by the cross-entropy of the test digits, which is smooth."""
-    if name == "text":
-        return text_task()
-    images, labels = load()[1]
-
-    def evaluate(model: nn.Module) -> float:
-        return F.cross_entropy(model(images), labels).item()
-
-    return replace(digits_task(), evaluate=evaluate, lower_is_better=True)
+    """Return the task, of 0.27 million parameters on text; trials are judged by it after their last step."""
+    task: Task[Any] = text_task(width=96) if name == "text" else digits_task()
+    return replace(task, evaluations=1)
 
 
 def grid(k: int) -> float:
@@ -110,7 +103,7 @@ class Sweeps:
             return
         alone = grid(best(self.scores(task, "adamw", "together"))) if kind == "alone" else None
 
-        def builder(model: nn.Module, lr: float | None) -> torch.optim.Optimizer:
+        def builder(model: nn.Module, values: Mapping[str, Any]) -> torch.optim.Optimizer:
             if alone is not None:
                 return build(model, rule, lr=grid(k), fallback_lr=alone)
             optimizer = build(model, rule)
@@ -119,10 +112,10 @@ class Sweeps:
                 group["lr"] *= factor
             return optimizer
 
-        spec = OptimizerSpec(rule, builder, grid(k), {})
-        trial = TrialSpec("search", 0, rule, grid(k), seed)
-        record = run_trial(self.task(task), spec, trial, steps=STEPS[task], evaluations=1, machine={})
-        metric = None if math.isnan(record.metric) else record.metric
+        problem = self.task(task)
+        trial = Trial(rule, "search", seed, {}, STEPS[task])
+        record = run_trial(problem, OptimizerSpec(rule, builder, {"lr": grid(k)}), trial)
+        metric = record.validated(problem.metric.name) if record.finished else None
         self.append(task, rule, kind, grid(k), seed, fallback_lr=alone, steps=STEPS[task], metric=metric)
 
     def task(self, name: str) -> Task[Any]:

@@ -6,7 +6,7 @@
 A format is a dtype of the weights, that of the averages, and a master. bfloat16 weights also compute the
 model in bfloat16; the loss is float32. Without a master, and with split8, results are rounded
 stochastically. Initial weights, data and learning rates are the same in every format. A finished trial is a
-line of small.jsonl or large.jsonl in the folder, and the command resumes after the last one.
+line of small/records.jsonl or large/records.jsonl in the folder, and the command resumes after the last one.
 """
 
 from __future__ import annotations
@@ -14,27 +14,26 @@ from __future__ import annotations
 import argparse
 import functools
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import altair as alt
+import pandas as pd
 import torch
 import torch.nn.functional as F
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 import steepest
-from steepest.lab.machine import describe
-from steepest.lab.models.gpt import GPTConfig
-from steepest.lab.optimizer_spec import OptimizerSpec
-from steepest.lab.records import Record, RecordFile, TrialSpec
-from steepest.lab.task import Task
-from steepest.lab.tasks.text import text_task
-from steepest.lab.theme import LIGHT, series_style, style_axes
-from steepest.lab.trial import run_trial
+from steepest.lab.records import Record, read_records, write_records
+from steepest.lab.report.draw import Draw, picture
+from steepest.lab.report.theme import config, styles
+from steepest.lab.tasks import text_task
+from steepest.lab.training.optimizers import OptimizerSpec
+from steepest.lab.training.trial import Trial, run_trial
 
-SIZES = {"small": GPTConfig(width=64, depth=1), "large": GPTConfig(width=96, depth=2)}
+SIZES = {"small": {"width": 64, "depth": 1}, "large": {"width": 96, "depth": 2}}
 
 # Of four each, in float32 with the small model and seed 0: the best of Lion and Muon; of AdamW and SGD-SaI a
 # smaller one, 0.02 and 0.1 bits per byte behind the best, where runs differ less by chance.
@@ -86,7 +85,7 @@ def loss(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return F.cross_entropy(model(inputs).flatten(0, 1).float(), targets.flatten())
 
 
-def build(model: nn.Module, lr: float | None, *, name: str, form: Format) -> Any:
+def build(model: nn.Module, values: Mapping[str, Any], *, name: str, form: Format) -> Any:
     """Convert the model's weights, and return its optimizer."""
     model.to(form.weights)
     options: dict[str, Any] = {"master": form.master} if form.master else {}
@@ -94,14 +93,16 @@ def build(model: nn.Module, lr: float | None, *, name: str, form: Format) -> Any
         options["rounding"] = form.rounding
     if name == "muon":
         options["fallback_lr"] = _FALLBACK_LR
-    return steepest.build(model, name, lr=lr, state_dtype=form.averages, seed=torch.initial_seed(), **options)
+    options |= {"state_dtype": form.averages, "seed": torch.initial_seed()}
+    return steepest.build(model, name, lr=values["lr"], **options)
 
 
-def build_ternary(model: nn.Module, lr: float | None, *, steps: int) -> Any:
+def build_ternary(model: nn.Module, values: Mapping[str, Any], *, steps: int) -> Any:
     """Replace the hidden layers by ternary ones that are trained by votes; AdamW trains the rest."""
     steepest.ternary.ternarize(model)
     ternary = {"total_steps": steps, **_TERNARY}
-    return steepest.build(model, "adamw", lr=lr, weight_decay=0.0, seed=torch.initial_seed(), ternary=ternary)
+    options = {"weight_decay": 0.0, "seed": torch.initial_seed(), "ternary": ternary}
+    return steepest.build(model, "adamw", lr=values["lr"], **options)
 
 
 def specs(steps: int) -> Iterator[tuple[str, OptimizerSpec]]:
@@ -109,50 +110,53 @@ def specs(steps: int) -> Iterator[tuple[str, OptimizerSpec]]:
     for name, lr in LRS.items():
         for form in FORMATS:
             label = f"{name}: {form}"
-            yield name, OptimizerSpec(label, functools.partial(build, name=name, form=form), lr, {})
+            yield name, OptimizerSpec(label, functools.partial(build, name=name, form=form), {"lr": lr})
     builder = functools.partial(build_ternary, steps=steps)
-    yield "ternary", OptimizerSpec("ternary votes, adamw", builder, 3e-3, {}, changes_model=True)
+    yield "ternary", OptimizerSpec("ternary votes, adamw", builder, {"lr": 3e-3}, changes_model=True)
 
 
 def run(out: Path, sizes: list[str], steps: int, seeds: list[int]) -> None:
     """Run the trials that are not in the file yet, seed after seed."""
     torch.set_num_threads(1)
-    out.mkdir(parents=True, exist_ok=True)
-    machine = describe(torch.device("cpu"))
     compiled = torch.compile(loss)
     for seed in seeds:
         for size in sizes:
-            file = RecordFile(out / f"{size}.jsonl")
-            done = {(record.optimizer, record.seed) for record in file.read()}
-            task: Task[Any] = text_task(model=SIZES[size])
+            records = read_records(out / size)
+            done = {(record.optimizer, record.seed) for record in records}
+            task = replace(text_task(**SIZES[size]), evaluations=8)
             for name, spec in specs(steps):
                 if (spec.label, seed) in done:
                     continue
-                trial = TrialSpec("seeds", seed, spec.label, spec.default_lr, seed)
                 own = replace(task, loss=loss if name == "ternary" else compiled)
-                record = run_trial(own, spec, trial, steps=steps, evaluations=8, machine=machine)
-                file.append(record)
-                done_in = f"{record.metric:.4f}, {record.seconds:.0f} s"
+                trial = Trial(spec.label, "search", seed, {"lr": spec.default_lr}, steps)
+                records.append(run_trial(own, spec, trial))
+                write_records(out / size, records)
+                done_in = f"{bits(records[-1]):.4f}, {records[-1].seconds:.0f} s"
                 print(f"{size}, seed {seed}, {spec.label}: {done_in}", flush=True)
+
+
+def bits(record: Record) -> float:
+    """Return the bits per byte after the last step, on validation data."""
+    return record.validated("bits per byte")
 
 
 def by_label(out: Path, size: str) -> dict[str, list[Record]]:
     """Return a size's trials by the optimizer and format, in the order of seeds."""
     found: dict[str, list[Record]] = {}
-    for record in sorted(RecordFile(out / f"{size}.jsonl").read(), key=lambda record: record.seed):
+    for record in sorted(read_records(out / size), key=lambda record: record.seed):
         found.setdefault(record.optimizer, []).append(record)
     return found
 
 
 def bytes_each(form: Format, records: list[Record]) -> float:
     """Return the bytes per parameter of weights and state."""
-    return form.weights.itemsize + records[0].state_bytes_per_parameter
+    return form.weights.itemsize + records[0].state_bytes / records[0].parameters
 
 
 def gaps(records: list[Record], others: list[Record]) -> list[float]:
     """Return by how much the metric is above that of others with the same seed."""
-    known = {other.seed: other.metric for other in others}
-    return [record.metric - known[record.seed] for record in records if record.seed in known]
+    known = {other.seed: bits(other) for other in others}
+    return [bits(record) - known[record.seed] for record in records if record.seed in known]
 
 
 def report(out: Path, sizes: list[str]) -> None:
@@ -169,7 +173,7 @@ def report(out: Path, sizes: list[str]) -> None:
             for name in names:
                 records, reference = found.get(f"{name}: {form}", []), found[f"{name}: {FORMATS[0]}"]
                 if form == FORMATS[0]:
-                    metrics = [record.metric for record in records]
+                    metrics = [bits(record) for record in records]
                     cells.append(f"{statistics.mean(metrics):.3f} ± {_spread(metrics):.3f}")
                 else:
                     own = gaps(records, reference)
@@ -177,7 +181,7 @@ def report(out: Path, sizes: list[str]) -> None:
             print(f"| {form} | {' | '.join(cells)} |")
         for label, records in found.items():
             if label.startswith("ternary"):
-                metrics = [record.metric for record in records]
+                metrics = [bits(record) for record in records]
                 print(f"\n{label}: {statistics.mean(metrics):.3f} ± {_spread(metrics):.3f}")
 
 
@@ -190,29 +194,44 @@ def draw(out: Path, sizes: list[str], path: Path) -> None:
 
     Hollow marks are weights that are rounded to nearest.
     """
-    figure = Figure(figsize=(6 * len(sizes), 4.2), dpi=110, facecolor=LIGHT.background, layout="constrained")
-    for axes, size in zip(figure.subplots(1, len(sizes), squeeze=False)[0], sizes, strict=True):
+    channels, panels = Draw(styles(LRS)), []
+    for size in sizes:
         found = by_label(out, size)
-        style_axes(axes, LIGHT, "bytes per parameter of weights and state")
-        axes.set_title(f"{size}: bits per byte above float32's", color=LIGHT.text, fontsize=10, loc="left")
-        for index, name in enumerate(LRS):
-            reference = found.get(f"{name}: {FORMATS[0]}", [])
-            style = series_style(LIGHT, index)
-            for hollow in (False, True):
-                points = []
-                for form in FORMATS:
-                    records = found.get(f"{name}: {form}", [])
-                    own = gaps(records, reference)
-                    if own and (form.rounding == "nearest") == hollow:
-                        points.append((bytes_each(form, records), statistics.mean(own), _spread(own)))
-                if points:
-                    x, y, spread = zip(*points, strict=True)
-                    options: dict[str, Any] = {"color": style.color, "marker": style.marker, "ms": 5, "lw": 0}
-                    options |= {"mfc": "none"} if hollow else {"label": name}
-                    axes.errorbar(x, y, spread, elinewidth=1, **options)
-        axes.axhline(0, color=LIGHT.text, lw=0.6)
-        axes.legend(frameon=False, fontsize=8, labelcolor=LIGHT.text)
-    figure.savefig(path)
+        rows = []
+        for name in LRS:
+            for form in FORMATS:
+                records = found.get(f"{name}: {form}", [])
+                if own := gaps(records, found.get(f"{name}: {FORMATS[0]}", [])):
+                    mean, spread = statistics.mean(own), _spread(own)
+                    rows.append(
+                        {
+                            "optimizer": name,
+                            "bytes": bytes_each(form, records),
+                            "gap": mean,
+                            "low": mean - spread,
+                            "high": mean + spread,
+                            "hollow": form.rounding == "nearest",
+                        }
+                    )
+        table = pd.DataFrame(rows)
+        base = alt.Chart(table).encode(
+            alt.X("bytes:Q", title="bytes per parameter of weights and state"), color=channels.color(table)
+        )
+        marks = [
+            base.transform_filter(f"datum.hollow == {str(hollow).lower()}")
+            .mark_point(size=60, filled=not hollow)
+            .encode(y="gap:Q", shape=channels.shape(table))
+            for hollow in (False, True)
+        ]
+        spread = base.mark_rule().encode(alt.Y("low:Q", title=None), y2="high:Q")
+        title = f"{size}: bits per byte above float32's"
+        panels.append(alt.layer(spread, *marks).properties(title=title, width=520, height=320))
+    save(alt.hconcat(*panels), LRS, path)
+
+
+def save(chart: alt.HConcatChart, names: Iterable[str], path: Path) -> None:
+    """Write a chart as PNG, with the optimizers' colours on a light page."""
+    path.write_bytes(picture({**chart.to_dict(), "config": config(styles(names), "light")}, "png"))
 
 
 def main() -> None:
