@@ -73,7 +73,8 @@ def draw(out: Path, path: Path) -> None:
         .properties(title="a weight of 1, decayed by 1e-6 a step", width=360, height=300)
     )
     panels = [decayed, *(_gaps(out, size) for size in ("small", "large"))]
-    save(alt.hconcat(*panels).resolve_scale(color="independent", strokeDash="independent"), RULES, path)
+    alone = {"color": "independent", "shape": "independent", "strokeDash": "independent"}
+    save(alt.hconcat(*panels).resolve_scale(**alone), RULES, path)
 
 
 def _gaps(out: Path, size: str) -> alt.LayerChart:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 import steepest
 from steepest.formats import int8
-from steepest.lab.models.gpt import GPTConfig
 from steepest.lab.tasks.text import text_task
 from steepest.rule import StateSpec
 
@@ -87,7 +86,7 @@ class Twin:
 
 def test_lions_signs_are_float32s_on_text():
     """400 steps; scales of float16 are 0 where gradients are small, and agree as no memory at all does."""
-    task = text_task(model=GPTConfig(width=64, depth=1))
+    task = text_task(width=64, depth=1)
     torch.manual_seed(0)
     model = task.make(0)
     params = list(model.parameters())
