@@ -217,7 +217,7 @@ def _from_factory(factory: Factory) -> Builder:
         if not getattr(optimizer, "defaults", {}).get("weight_decay"):
             return optimizer
         # As `steepest.build` does: gains and biases are not decayed.
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [p for p in parameters if p.ndim > 1]},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
