@@ -27,10 +27,12 @@ from steepest.lab.training.schedule import Schedule
 TRIALS = 8
 SEEDS = 3
 # The input and output layers of the GPT, whose rows belong to bytes, some of them rare.
-BYTES = dict.fromkeys(("embedding.*", "head.*"), {"rule": "adamw", "lr": 2e-3})
+BYTES = {name: {"rule": "adamw", "lr": 2e-3} for name in ("embedding.*", "head.*")}
 
 
-def variant(label: str, rule: str, model: nn.Module, overrides: Mapping[str, Any], **fixed: Any) -> OptimizerSpec:
+def variant(
+    label: str, rule: str, model: nn.Module, overrides: Mapping[str, Any], **fixed: Any
+) -> OptimizerSpec:
     """Return a spec that differs from `rule` in its options and in the rules of some parameters."""
 
     def build(model: nn.Module, values: Mapping[str, Any]) -> Optimizer:
@@ -66,7 +68,8 @@ def sgd_and_layers(model: nn.Module) -> list[OptimizerLike]:
 
 def sign_rules(model: nn.Module) -> list[OptimizerLike]:
     """The sign rules beside AdamW, for other batch sizes and schedules."""
-    return ["adamw", "signum", "signgsd", "lion", variant("lion β 0.9, 0.9", "lion", model, {}, betas=(0.9, 0.9))]
+    equal = variant("lion β 0.9, 0.9", "lion", model, {}, betas=(0.9, 0.9))
+    return ["adamw", "signum", "signgsd", "lion", equal]
 
 
 EXPERIMENTS: dict[str, tuple[Callable[[nn.Module], Sequence[OptimizerLike]], dict[str, Any], Schedule]] = {
@@ -79,7 +82,10 @@ EXPERIMENTS: dict[str, tuple[Callable[[nn.Module], Sequence[OptimizerLike]], dic
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Run the experiments that are named, by default all."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help=", ".join(EXPERIMENTS))
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--out", type=Path, default=Path("runs/explanations"))

@@ -14,8 +14,8 @@ Run it again to go on where it was interrupted:
 
   OMP_NUM_THREADS=1 python benchmarks/learning_rates.py
 
-The committed file was measured when the tasks held out one set of data: digits trained on 1,437 images instead of
-1,079. To measure again, start another with --file.
+The committed file was measured when the tasks held out one set of data: digits trained on 1,437 images
+instead of 1,079. To measure again, start another with --file.
 """
 
 from __future__ import annotations

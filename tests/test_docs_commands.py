@@ -43,7 +43,7 @@ def check(line: str) -> None:
                     raise UsageError(f"no such option: {bare}")
         elif not hasattr(command, "commands"):
             # A page may name a command without the arguments that it needs.
-            command.make_context(context.info_name, rest, resilient_parsing=len(rest) == 0)
+            command.make_context(context.info_name, rest, resilient_parsing=not rest)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -56,15 +56,21 @@ def test_its_commands_exist(page: Path) -> None:
 
 
 def test_the_pages_name_every_command() -> None:
-    named = {line.split()[1] for page in PAGES for line in commands(page.read_text(), "steepest") if " " in line}
+    lines = [line for page in PAGES for line in commands(page.read_text(encoding="utf-8"), "steepest")]
+    named = {line.split()[1] for line in lines if " " in line}
     assert named >= set(STEEPEST.commands)
 
 
 @pytest.mark.parametrize(
     "line",
-    ["steepest walk", "steepest race --fast", "steepest study sasrec|rnn", "steepest study horizon [--size 3]",
-     "steepest race --steps many"],
-)  # fmt: skip
+    [
+        "steepest walk",
+        "steepest race --fast",
+        "steepest race --steps many",
+        "steepest study sasrec|rnn",
+        "steepest study horizon [--size 3]",
+    ],
+)
 def test_a_command_that_does_not_exist_is_seen(line: str) -> None:
     assert commands(f"As `{line}` shows.", "steepest") == [line]
     with pytest.raises(UsageError):
@@ -84,8 +90,9 @@ def test_the_benchmarks_that_the_pages_name_exist_with_their_options() -> None:
             source, seen = file.read_text(encoding="utf-8"), seen + 1
             for word in words:
                 # Switches such as --no-peers are made in a loop.
+                forms = (f'"{word}"', f'"{word.removeprefix("--no-")}"')
                 if word.startswith("--"):
-                    assert f'"{word}"' in source or f'"{word.removeprefix("--no-")}"' in source, f"{page.name}: {line}"
+                    assert any(form in source for form in forms), f"{page.name}: {line}"
     assert seen > 10
 
 
@@ -93,7 +100,7 @@ def test_the_python_of_the_labs_page_runs(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "lab.md").read_text(), flags=re.DOTALL)
     names: dict[str, object] = {}
-    # As few steps as show that it runs.
-    exec(compile(block.replace("steps=500", "steps=2").replace("trials=8", "trials=1"), "lab.md", "exec"), names)
+    quick = block.replace("steps=500", "steps=2").replace("trials=8", "trials=1")
+    exec(compile(quick, "lab.md", "exec"), names)
     assert (tmp_path / "runs" / "sine" / "report.html").exists()
     assert {row.optimizer for row in names["rows"]} == {"adamw", "lion"}

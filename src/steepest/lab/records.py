@@ -15,10 +15,10 @@ EXPERIMENT_FILE = "experiment.json"
 RECORDS_FILE = "records.jsonl"
 
 Phase = Literal["search", "tuned", "default", "decayed"]
-"""`search` tries hyper-parameters and sees validation data only. The others train with the final seeds: `tuned`
-with the search's best hyper-parameters (as given if nothing is searched), `default` with the optimizer's own, and
-`decayed` as `tuned`, but with the schedule ending at the step at which `tuned` reached the baseline's final
-metric."""
+"""`search` tries hyper-parameters and sees validation data only. The others train with the final seeds:
+`tuned` with the search's best hyper-parameters (as given if nothing is searched), `default` with the
+optimizer's own, and `decayed` as `tuned`, but with the schedule ending at the step at which `tuned` reached
+the baseline's final metric."""
 
 FINAL_PHASES: tuple[Phase, ...] = ("tuned", "default", "decayed")
 

@@ -122,7 +122,8 @@ def parse_schedule(decay: str, warmup: float) -> Schedule:
     """Return the schedule, or raise ``LabError``."""
     if decay not in ("cosine", "linear", "constant") or not 0 <= warmup < 1:
         raise LabError(
-            f"bad schedule {decay!r} with warm-up {warmup}: give cosine, linear or constant, and 0 ≤ warm-up < 1"
+            f"bad schedule {decay!r} with warm-up {warmup}: give cosine, linear or constant, and "
+            "0 ≤ warm-up < 1"
         )
     return Schedule(decay=decay, warmup=warmup)  # type: ignore[arg-type]
 

@@ -34,20 +34,23 @@ from .options import (
 )
 from .workers import count_workers, is_worker
 
+_OPTIMIZERS = ",".join(DEFAULT_OPTIMIZERS)
+
 
 def race_command(
     context: typer.Context,
     task: TaskOption = "text",
     task_settings: TaskSettings = None,
     text: TextOption = None,
-    optimizers: OptimizersOption = ",".join(DEFAULT_OPTIMIZERS),
+    optimizers: OptimizersOption = _OPTIMIZERS,
     settings: SettingsOption = None,
     budget: Annotated[
         str | None,
         typer.Option(
             metavar="TIME",
             help="Time for the whole race: 90s, 5m, 1h. It decides how many optimizers run, in the order "
-            f"given, and how many search trials each has. Default: {DEFAULT_BUDGET}, unless --trials is given.",
+            f"given, and how many search trials each has. Default: {DEFAULT_BUDGET}, unless --trials is "
+            "given.",
             show_default=False,
         ),
     ] = None,

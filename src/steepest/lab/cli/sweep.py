@@ -50,8 +50,8 @@ def sweep_command(
         typer.Option(
             "--space",
             metavar="NAME=A,B,…|LOW:HIGH",
-            help="A searched hyper-parameter: values for a grid, or a range on a logarithmic axis for --trials "
-            f"samples. Repeatable. Default: {' '.join(DEFAULT_GRID)}.",
+            help="A searched hyper-parameter: values for a grid, or a range on a logarithmic axis for "
+            f"--trials samples. Repeatable. Default: {' '.join(DEFAULT_GRID)}.",
             show_default=False,
         ),
     ] = None,
@@ -73,8 +73,8 @@ def sweep_command(
 ) -> int:
     """Sweep hyper-parameters: a heat map per optimizer, its best cell, and the width of the good region.
 
-    Everything else is as in `steepest race`: the sweep resumes, several workers share it, and the best cell is
-    trained again with seeds that the search never saw.
+    Everything else is as in `steepest race`: the sweep resumes, several workers share it, and the best cell
+    is trained again with seeds that the search never saw.
     """
     directory = out or Path("runs") / f"sweep-{task.replace(':', '-')}"
     console = make_console()

@@ -1,4 +1,4 @@
-"""Text corpora: bytes read in a reproducible order and split by file into training, validation and test data."""
+"""Text corpora: bytes in a reproducible order, split by file into training, validation and test data."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ class OptimizerSpec:
 
 
 OptimizerLike = str | Factory | tuple[str, Factory] | OptimizerSpec
-"""`name`, `module:attribute`, `label=name`, an optimizer class, a (label, factory) pair, or an `OptimizerSpec`."""
+"""`name`, `module:attribute`, `label=name`, a class, a (label, factory) pair, or an `OptimizerSpec`."""
 
 
 def trainable(model: nn.Module) -> list[nn.Parameter]:
