@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ...errors import LabError
-from ...progress import Callback
 from ...tasks.images import images_task
 from ...training.optimizers import OptimizerSpec
 from ..sweep import Result, Space, sweep
@@ -29,10 +29,8 @@ def run(
     task_settings: Mapping[str, int] | None = None,
     steps: int | None = None,
     seeds: int = 3,
-    storage: str | None = None,
-    fresh: bool = False,
     device: str | torch.device = "cpu",
-    callback: Callback | None = None,
+    **options: Any,
 ) -> list[Result]:
     """Train a grid of learning rates and weight decays with each optimizer and model, or resume it.
 
@@ -52,10 +50,8 @@ def run(
         task_settings: Further arguments of the images task, such as batch.
         steps: Steps of each trial; by default 500 without `data`, otherwise the task's.
         seeds: The number of final seeds.
-        storage: The database's URL; by default an SQLite file in each subfolder.
-        fresh: Delete earlier results first.
         device: The training device.
-        callback: Receives progress events.
+        options: Passed to `steepest.lab.sweep`, as `storage`, `fresh` and `callback`.
 
     Raises:
         LabError: the data cannot be read, a model or optimizer is unknown, or a folder holds another
@@ -93,13 +89,11 @@ def run(
                 out=Path(out) / model,
                 kind="sgd-sai-grid",
                 title=f"lr × weight decay: {model} on {task.config['data']}",
-                storage=storage,
-                fresh=fresh,
                 notes=(
                     "All optimizers have the same cells, relative to their default lr η: "
                     f"lr = η times {_list(factors)}, weight decay = {_list(shrinks)} over η.",
                 ),
-                callback=callback,
+                **options,
             )
         )
     return results

@@ -15,8 +15,7 @@ from torch.optim import Optimizer
 import steepest
 
 from ....training.trial import Observe, Series
-from .bop import BopAdamW, BopLinear
-from .latent import LatentTernaryLinear
+from .layers import BopAdamW, BopLinear, LatentTernaryLinear
 
 FLIPS = "fraction of the weights flipped in a step"
 ZEROS = "fraction of the weights that are 0"
