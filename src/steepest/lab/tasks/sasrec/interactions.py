@@ -65,8 +65,7 @@ class Interactions:
     def histories(self, back: int, width: int) -> Tensor:
         """Return each user's last `width` items before the item `back` places from the end.
 
-        Returns:
-            Items padded with 0 on the left, of shape (users, width).
+        They are padded with 0 on the left: shape (users, width).
 
         Example:
             >>> data = Interactions(torch.tensor([1, 2, 3, 4, 5, 1, 2]), torch.tensor([4, 3]), 5, "example")
@@ -146,10 +145,7 @@ def from_events(events: Sequence[Event], *, core: int = 5, source: str = "events
 def core_of(users: np.ndarray, items: np.ndarray, k: int) -> np.ndarray:
     """Return the positions of the interactions in the k-core: each user and item left has at least k of them.
 
-    Args:
-        users: User codes 0, 1, …, one for each interaction.
-        items: Item codes, likewise.
-        k: The minimum number of interactions.
+    `users` and `items` have a code 0, 1, … for each interaction.
     """
     kept = np.arange(len(users))
     while True:
