@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,8 @@ def bench(
     dtype: torch.dtype | None = None,
     rounds: int = MIN_ROUNDS,
     compiled: bool | None = None,
-    memory: int | None = None,
     out: Path | None = None,
-    on_progress: Callable[[str, float], None] = lambda text, fraction: None,
+    **options: Any,
 ) -> tuple[Experiment, StepCosts]:
     """Measure the optimizers' steps on a model.
 
@@ -43,9 +42,10 @@ def bench(
         optimizers: Names of ours, or `module:attribute`; see `resolve_optimizers`.
         baseline: What the user has now, as an entry of `optimizers`.
         settings: Hyper-parameters as `label.name=value`.
-        device, rounds, compiled, memory, on_progress: See `measure_costs`.
+        device, rounds, compiled: See `measure_costs`.
         dtype: Dtype of parameters and gradients; see `meta_model`.
         out: Where `experiment.json` goes, if anywhere.
+        options: Passed to `measure_costs`, as `memory` and `on_progress`.
 
     Raises:
         LabError: the request is invalid, or the baseline cannot step.
@@ -63,8 +63,7 @@ def bench(
         device=device,
         rounds=rounds,
         compiled=compiled,
-        memory=memory,
-        on_progress=on_progress,
+        **options,
     )
     params = [p for p in made.parameters() if p.requires_grad]
     numel = sum(p.numel() for p in params)

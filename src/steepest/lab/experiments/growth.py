@@ -47,8 +47,6 @@ def growth(
         rounds: Timed rounds.
         settings: Hyper-parameters as `label.name=value`.
         device: Where to measure.
-        out: The experiment's directory.
-        callback: Receives messages.
 
     Returns:
         The experiment, whose `costs` are called `OPTIMIZER @ SIZE`. Optimizers that cannot be planned are

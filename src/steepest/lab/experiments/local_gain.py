@@ -30,13 +30,7 @@ def local_gain(
     The gain is the number γ for which γ·m is nearest to the applied direction d = (before − after) / lr:
     γ = ⟨d, m⟩ / ⟨m, m⟩, with m the optimizer's momentum (bias-corrected in Adam and its kin), or the gradient
     if it has none. So it is 1 for SGD, the constant G for SGD-SaI, and for Adam the average of 1/(√v̂ + ε)
-    weighted by m². Weights are not decayed.
-
-    Args:
-        task: The training problem.
-        optimizers: See `steepest.lab.training.optimizers.resolve_optimizers`.
-        out: The experiment's directory.
-        options: Passed to `observed`.
+    weighted by m². Weights are not decayed. `options` are those of `observed`.
 
     Returns:
         The experiment, whose records have a series `local gain/NAME` for each tensor.

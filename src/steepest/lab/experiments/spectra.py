@@ -40,11 +40,7 @@ def spectra(
     - `singular values/NAME`: (i, σᵢ / σ₁) in the last step that was measured, where i takes the place of the
       step and counts from 1.
 
-    Args:
-        task: The training problem.
-        optimizers: See `steepest.lab.training.optimizers.resolve_optimizers`.
-        out: The experiment's directory.
-        options: Passed to `observed`.
+    `options` are those of `observed`.
 
     Raises:
         LabError: a bad request, a model without hidden matrices, or an optimizer whose steps depend on the

@@ -39,12 +39,9 @@ def run(
     Args:
         out: The folder.
         steps: The horizons.
-        task: The training problem.
-        optimizers: See `steepest.lab.sweep`.
-        settings: Fixed hyper-parameters as `label.name=value`.
+        task, optimizers, settings, seeds: See `steepest.lab.sweep`.
         trials: Trials of each optimizer's search at the shortest horizon.
         longer_trials: The same at the longer ones.
-        seeds: The number of final seeds.
         options: Passed to `steepest.lab.sweep`, as `storage`, `fresh` and `callback`.
 
     Raises:

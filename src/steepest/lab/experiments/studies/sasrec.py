@@ -91,12 +91,9 @@ def run(
         out: The folder; its subfolders are `comparison` and `reversal`.
         data: A file of interactions; by default synthetic ones.
         format, core: See `read_interactions`.
-        trials: Trials of each optimizer's search.
-        seeds: The number of final seeds.
-        steps: Steps of every trial; by default the task's.
+        trials, seeds, steps: See `steepest.lab.sweep`.
         reversal: Whether the reversal is run.
         optimizers: Labels of `OPTIMIZERS`.
-        device: The training device.
         options: Passed to `steepest.lab.sweep`, as `storage`, `fresh` and `callback`.
 
     Returns:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ def run(
     optimizers: Sequence[str] = OPTIMIZERS,
     lrs: Sequence[float] | None = None,
     decays: Sequence[float] | None = None,
-    task_settings: Mapping[str, int] | None = None,
     steps: int | None = None,
     seeds: int = 3,
     device: str | torch.device = "cpu",
@@ -43,14 +42,11 @@ def run(
         data: CIFAR's python batches or a folder of images, see `images_task`. By default digits, with small
             models, few cells and 500 steps.
         models: Models of the images task.
-        optimizers: Which optimizers.
         lrs: Factors of the default lr; by default a factor of 10 in both directions in steps of √10 with
             `data`, and from 1/√10 to √10 without.
         decays: By default 0, 1e-5, 1e-4 and 1e-3 with `data`, 0 and 1e-4 without.
-        task_settings: Further arguments of the images task, such as batch.
         steps: Steps of each trial; by default 500 without `data`, otherwise the task's.
         seeds: The number of final seeds.
-        device: The training device.
         options: Passed to `steepest.lab.sweep`, as `storage`, `fresh` and `callback`.
 
     Raises:
@@ -73,11 +69,9 @@ def run(
 
     results = []
     for model in models:
-        sizes = dict(task_settings or {})
-        if data is None:
-            # 500 steps do not teach so small a transformer digits at shifted places.
-            sizes = {"batch": 16, "augment": model == "resnet18", **sizes}
-        task = images_task(data, model=model, device=device, **sizes)  # type: ignore[arg-type]
+        # 500 steps do not teach so small a transformer digits at shifted places.
+        small: dict[str, Any] = {"batch": 16, "augment": model == "resnet18"}
+        task = images_task(data, model=model, device=device, **(small if data is None else {}))  # type: ignore[arg-type]
         results.append(
             sweep(
                 task,

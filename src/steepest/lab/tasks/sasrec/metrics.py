@@ -94,10 +94,7 @@ def evaluate(scorer: Scorer, held_out: HeldOut, *, k: int = 10, loss: bool = Fal
 def expected_at(k: int, better: Tensor, not_worse: Tensor) -> tuple[Tensor, Tensor]:
     """Return the expected NDCG@k and HR@k of a target that ties with some others.
 
-    Args:
-        k: The number of places that count.
-        better: Number of other candidates with a higher score.
-        not_worse: Number of other candidates with a higher or the same score.
+    `better` counts the other candidates with a higher score, `not_worse` also those with the same.
 
     Example:
         >>> _, hits = expected_at(10, torch.tensor([9, 10, 0]), torch.tensor([9, 10, 39]))

@@ -18,8 +18,6 @@ class SASRecConfig:
     Args:
         maxlen: Maximum number of items of a history; only its last ones are read.
         width: Features per item; a multiple of `heads`.
-        blocks: Number of blocks.
-        heads: Number of attention heads.
         dropout: Dropout probability.
 
     Raises:
