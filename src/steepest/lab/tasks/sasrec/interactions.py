@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -100,15 +100,13 @@ def read_interactions(path: Path, format: Format | None = None, core: int = 5) -
         core: Users and items with fewer interactions are dropped, again and again until none is left.
 
     Raises:
-        LabError: the file cannot be read, its format is unknown, a line is malformed (with its number), or
-            too few interactions are left.
+        LabError: the file cannot be read, its name does not tell the format, a line is malformed (with its
+            number), or too few interactions are left.
     """
-    format = format or _find_format(path)
-    if format not in get_args(Format):
-        raise LabError(f"unknown format {format!r}: there are {', '.join(get_args(Format))}")
+    reader = _READERS[format or _find_format(path)]
     try:
         with path.open(encoding="utf-8") as file:
-            events = list(_READERS[format](path, file))
+            events = list(reader(path, file))
     except OSError as error:
         raise LabError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError:

@@ -40,23 +40,17 @@ class HeldOut:
     def __init__(
         self, data: Interactions, back: int, width: int, device: str | torch.device = "cpu", chunk: int = 512
     ) -> None:
-        self.users = data.users
-        self._items = data.count
-        self._chunk = chunk
-        self._histories = data.histories(back, width).to(device)
-        self._targets = data.held_out(back).to(device)
+        self.users, self._items = data.users, data.count
         users, items = data.seen(back)
-        # The row of each seen item within its chunk.
-        starts = torch.searchsorted(users, torch.arange(0, data.users + chunk, chunk))
-        self._seen = [
-            ((users[start:stop] % chunk).to(device), items[start:stop].to(device))
-            for start, stop in zip(starts.tolist(), starts[1:].tolist(), strict=False)
-        ]
+        sizes = torch.searchsorted(users, torch.arange(0, data.users + chunk, chunk)).diff().tolist()
+        cases = (torch.arange(data.users), data.histories(back, width), data.held_out(back))
+        parts = [torch.split(each, chunk) for each in cases]
+        # The row of each seen item within its chunk, and the item.
+        parts += [torch.split(each, sizes) for each in (users % chunk, items)]
+        self._chunks = [[part.to(device) for part in chunk] for chunk in zip(*parts, strict=True)]
 
     def __iter__(self) -> Iterator[Cases]:
-        users = torch.arange(len(self._targets), device=self._targets.device)
-        parts = (torch.split(t, self._chunk) for t in (users, self._histories, self._targets))
-        for user, history, target, (rows, items) in zip(*parts, self._seen, strict=True):
+        for user, history, target, rows, items in self._chunks:
             seen = torch.zeros(len(user), self._items + 1, dtype=torch.bool, device=user.device)
             seen[:, PADDING] = True
             seen[rows, items] = True
