@@ -137,7 +137,8 @@ LAB = {
     "progress": {"training", "records", "errors"},
     "analysis": {"records", "errors"},
     "report": {"analysis", "records", "errors"},
-    "experiments": {"training", "tasks", "models", "analysis", "progress", "records", "errors"},
+    "bench": {"training", "records", "errors"},
+    "experiments": {"bench", "training", "tasks", "models", "analysis", "progress", "records", "errors"},
 }
 
 
