@@ -5,12 +5,12 @@ import math
 
 import pytest
 import torch
-from steepest.lab.seeding import infinite_batches, seeded
 from torch import nn
 from torch.nn import Parameter
 
 import steepest
 from steepest.lab.models import GPTConfig
+from steepest.lab.seeding import infinite_batches, seeded
 from steepest.lab.tasks import text_task
 
 RULES = [name for name in steepest.list_optimizers() if name not in ("orthogonalized", "ternary_flip")]
