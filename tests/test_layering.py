@@ -137,7 +137,7 @@ LAB = {
     "progress": {"training", "records", "errors"},
     "analysis": {"records", "errors"},
     "report": {"analysis", "records", "errors"},
-    "bench": {"training", "tasks", "models", "records", "errors"},
+    "bench": {"training", "records", "errors"},
     "experiments": {"bench", "training", "tasks", "models", "analysis", "progress", "records", "errors"},
 }
 

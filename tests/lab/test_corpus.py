@@ -96,18 +96,10 @@ def test_missing_text_is_an_error(tmp_path: Path, content: bytes | None) -> None
         from_path(tmp_path / "missing")
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ("naïve".encode("utf-16"), r"a\.txt is UTF-16, .*iconv -f UTF-16 -t UTF-8"),
-        (b"\x89PNG\0\0", r"a\.txt contains zero bytes, so it is a binary file"),
-        (b"", r"a\.txt is empty"),
-    ],
-)
-def test_the_error_explains_why_a_file_has_no_text(tmp_path: Path, content: bytes, words: str) -> None:
-    (tmp_path / "a.txt").write_bytes(content)
+def test_a_utf16_file_is_refused_with_the_way_to_convert_it(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("naïve".encode("utf-16"))
     for path in (tmp_path, tmp_path / "a.txt"):
-        with pytest.raises(LabError, match=words):
+        with pytest.raises(LabError, match=r"no text in .*UTF-16 \(iconv -f UTF-16 -t UTF-8"):
             from_path(path)
 
 

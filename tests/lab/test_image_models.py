@@ -36,9 +36,9 @@ def test_a_resnet_ends_with_as_many_positions_as_published(stem, size, positions
 
 def test_a_block_of_the_transformer_equals_torchs_encoder_layer():
     torch.manual_seed(0)
-    block = Block(24, heads=3, mlp_ratio=2).double()
+    block = Block(24, heads=3).double()
     peer = nn.TransformerEncoderLayer(
-        24, 3, 48, 0.0, "gelu", 1e-6, batch_first=True, norm_first=True
+        24, 3, 96, 0.0, "gelu", 1e-6, batch_first=True, norm_first=True
     ).double()
     attention = peer.self_attn
     with torch.no_grad():

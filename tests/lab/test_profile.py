@@ -11,16 +11,17 @@ from torch import Tensor, nn
 
 from steepest.lab import LabError, cli
 from steepest.lab.bench import costs as costs_module
+from steepest.lab.bench import shapes
 from steepest.lab.experiments import growth as growth_module
 from steepest.lab.experiments.growth import growth
 from steepest.lab.experiments.local_gain import local_gain
 from steepest.lab.experiments.spectra import spectra
-from steepest.lab.models.gpt2 import GPT2, GPT2Config
 from steepest.lab.records import Experiment, Metric, read_records
 from steepest.lab.tasks.task import Task
 from steepest.lab.training.optimizers import resolve_optimizers
 from steepest.lab.training.trial import Trial, run_trial
 from steepest.lab.training.updates import observe_updates
+from steepest.planning.shapes import model_of
 
 STEPS = 12
 SCALES = torch.tensor([1.0 + 3.0 * (step % 5) for step in range(STEPS)], dtype=torch.float64)
@@ -143,11 +144,15 @@ def test_updates_of_muon_are_flat_and_those_of_sgd_have_the_gradients_rank(tmp_p
 def toys(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     """Replace the sizes of GPT-2 by two small ones; return their numbers of parameters."""
     sizes = {
-        "small": GPT2Config("small", 16, 1, 2, vocabulary=32, context=8),
-        "large": GPT2Config("large", 32, 2, 4, vocabulary=32, context=8),
+        "small": tuple(shapes._gpt2(16, 1, 32, 8)),
+        "large": tuple(shapes._gpt2(32, 2, 32, 8)),
+        "tiny": shapes.model_shapes("tiny").tensors,
     }
-    monkeypatch.setattr(growth_module, "SIZES", sizes)
-    return {size: sum(p.numel() for p in GPT2(config).parameters()) for size, config in sizes.items()}
+    monkeypatch.setattr(growth_module, "SIZES", {"small": "small", "large": "large"})
+    monkeypatch.setattr(
+        growth_module, "meta_model", lambda size: model_of((each.name, each.shape) for each in sizes[size])
+    )
+    return {size: sum(each.numel for each in sizes[size]) for size in ("small", "large")}
 
 
 def test_growth_measures_what_it_may_and_plans_the_rest(toys: dict[str, int], tmp_path: Path) -> None:

@@ -12,10 +12,14 @@ import steepest
 from steepest.lab import LabError, sweep
 from steepest.lab.experiments.studies import ternary
 from steepest.lab.experiments.studies.ternary import study
-from steepest.lab.experiments.studies.ternary.bop import BopAdamW, BopLinear
-from steepest.lab.experiments.studies.ternary.latent import LatentTernaryLinear, make_latent
+from steepest.lab.experiments.studies.ternary.layers import (
+    BopAdamW,
+    BopLinear,
+    LatentTernaryLinear,
+    make_latent,
+)
 from steepest.lab.experiments.studies.ternary.weights import BYTES, FLIPS, ZEROS, observe_weights
-from steepest.lab.models.linear_only import PatchConv, PatchConvNet, normed_mlp
+from steepest.lab.models.digits import DigitConvNet, PatchConv, normed_mlp
 from steepest.ternary import TernaryLinear
 
 
@@ -80,10 +84,11 @@ def test_a_linear_layer_of_patches_equals_a_convolution():
         ("frozen random", {}, 0.25),
     ],
 )
-@pytest.mark.parametrize("make", [lambda: normed_mlp(16), lambda: PatchConvNet(8)])
+@pytest.mark.parametrize("make", [lambda: normed_mlp(16), lambda: DigitConvNet(8, patches=True)])
 def test_bytes_flips_and_zeros_are_recorded_for_every_method(label, changed, expected, make):
     torch.manual_seed(3)
     model = make()
+    torch.optim.AdamW(model.parameters())  # torch wraps the class's step, on which Bop's builds
     optimizer = study.method(label, 4, **changed).build(model, {"lr": 0.01})
     series = observe_weights(4)(model, optimizer)
     for _ in range(4):

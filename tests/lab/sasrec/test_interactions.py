@@ -66,8 +66,6 @@ def test_requests_that_cannot_be_served(tmp_path: Path) -> None:
         read_interactions(write(tmp_path, "amazon-2018"))
     with pytest.raises(LabError, match=r"cannot read .*ratings\.dat"):
         read_interactions(tmp_path / "ratings.dat")
-    with pytest.raises(LabError, match="unknown format 'parquet'"):
-        read_interactions(write(tmp_path, "plain"), "parquet")  # type: ignore[arg-type]
     with pytest.raises(LabError, match=r":1: the header has no timestamp"):
         read_interactions(write(tmp_path, "recbole", "user_id:token\titem_id:token\n"))
     with pytest.raises(LabError, match="no interactions are left in the 5-core of 7"):

@@ -6,9 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from steepest.lab.tasks.sasrec.baselines import markov
 from steepest.lab.tasks.sasrec.interactions import Interactions
-from steepest.lab.tasks.sasrec.metrics import Cases, HeldOut, evaluate, expected_at
+from steepest.lab.tasks.sasrec.metrics import Cases, HeldOut, evaluate, expected_at, markov
 
 
 def naive(data: Interactions, scores: Tensor, back: int, k: int = 10) -> tuple[float, float]:

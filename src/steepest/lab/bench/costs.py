@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -65,10 +66,9 @@ def measure_costs(
     that do not fit beside the baseline are planned, if they are ours or the baseline is torch's AdamW.
 
     Args:
-        model: The model, without memory or with it; it stays as it is.
+        model: The model, called `name` and on any device; it stays as it is.
         specs: The optimizers.
         baseline: The label of the optimizer with which the others are compared.
-        name: The model's name.
         device: Where to step.
         rounds: Timed rounds.
         compiled: Whether our optimizers compile their steps; None leaves it to them.
@@ -170,9 +170,6 @@ class _Params:
         for param, grad in zip(self.params, self.grads, strict=True):
             param.grad = grad
 
-    def has_grads(self) -> bool:
-        return all(p.grad is g for p, g in zip(self.params, self.grads, strict=True))
-
     def axpy(self) -> None:
         """Compute p ← p + a·g, the memory traffic of sign descent with the least arithmetic."""
         torch._foreach_add_([p.detach() for p in self.params], self.grads, alpha=1e-9)
@@ -213,13 +210,11 @@ def _measure(
             params.set_grads()
             temporaries[spec.label] = temporary_bytes(optimizer.step, device)
         except Exception as error:  # anybody's optimizer may raise anything
-            text = " ".join(f"{type(error).__name__}: {error}".split())
-            found.failed[spec.label] = text if len(text) <= 160 else text[:157] + "..."
+            found.failed[spec.label] = shorten(f"{type(error).__name__}: {error}", 160, placeholder="...")
             continue
         optimizers[spec.label] = optimizer
-        calls[spec.label] = (
-            optimizer.step if params.has_grads() else partial(_step_and_restore, optimizer, params)
-        )
+        kept = all(p.grad is g for p, g in zip(params.params, params.grads, strict=True))
+        calls[spec.label] = optimizer.step if kept else partial(_step_and_restore, optimizer, params)
     params.set_grads()
     times = interleave(
         calls, device=device, rounds=rounds, on_round=lambda done: on_progress("timing in turns", done)

@@ -20,11 +20,9 @@ Shapes = list[tuple[str, tuple[int, ...]]]
 
 
 def meta_model(text: str, dtype: torch.dtype | None = None) -> nn.Module:
-    """Return a model, on the meta device if possible.
+    """Return a model by name, from a file (see `find_shapes`) or from `package.module:factory`.
 
-    Args:
-        text: A name of `MODELS`, a file as for :func:`find_shapes`, or `package.module:factory`.
-        dtype: Of the parameters. Default: float32, or the factory's own.
+    It is on the meta device if possible, with parameters of `dtype` (default: float32, or the factory's own).
 
     Raises:
         LabError: there is no such model.

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from ..records import Experiment, Metric, OptimizerEntry
 from ..training import machine
-from ..training.optimizers import resolve_optimizers
+from ..training.optimizers import OptimizerSpec, resolve_optimizers
 from ..training.timing import MIN_ROUNDS
 from .costs import StepCosts, measure_costs
 from .models import meta_model
@@ -31,9 +32,8 @@ def bench(
     dtype: torch.dtype | None = None,
     rounds: int = MIN_ROUNDS,
     compiled: bool | None = None,
-    memory: int | None = None,
     out: Path | None = None,
-    on_progress: Callable[[str, float], None] = lambda text, fraction: None,
+    **options: Any,
 ) -> tuple[Experiment, StepCosts]:
     """Measure the optimizers' steps on a model.
 
@@ -42,9 +42,10 @@ def bench(
         optimizers: Names of ours, or `module:attribute`; see `resolve_optimizers`.
         baseline: What the user has now, as an entry of `optimizers`.
         settings: Hyper-parameters as `label.name=value`.
-        device, rounds, compiled, memory, on_progress: See `measure_costs`.
+        device, rounds, compiled: See `measure_costs`.
         dtype: Dtype of parameters and gradients; see `meta_model`.
         out: Where `experiment.json` goes, if anywhere.
+        options: Passed to `measure_costs`, as `memory` and `on_progress`.
 
     Raises:
         LabError: the request is invalid, or the baseline cannot step.
@@ -62,8 +63,7 @@ def bench(
         device=device,
         rounds=rounds,
         compiled=compiled,
-        memory=memory,
-        on_progress=on_progress,
+        **options,
     )
     params = [p for p in made.parameters() if p.requires_grad]
     numel = sum(p.numel() for p in params)
@@ -78,31 +78,40 @@ def bench(
             f"Bandwidth: the bytes that a step must move over its time, as a share of the {rate:.1f} GB/s of "
             "p + a·g over the same tensors.",
         ]
-    experiment = Experiment(
+    experiment = costs_experiment(
+        specs,
+        device,
         name=out.name if out else "bench",
         kind="bench",
         title=f"A step on {title}: {numel:,} parameters in {len(params)} tensors, {dtypes}",
         task=model,
         config={"rounds": rounds, "dtype": dtypes, "compile": compiled},
+        baseline=specs[0].label,
+        not_run=found.failed,
+        costs=found.costs,
+        notes=notes,
+    )
+    if out is not None:
+        experiment.save(out)
+    return experiment, found
+
+
+def costs_experiment(specs: Sequence[OptimizerSpec], device: torch.device, **fields: Any) -> Experiment:
+    """Return an experiment that measured steps and trained nothing; `fields` are its other fields."""
+    return Experiment(
         metrics=[Metric(name="step", unit="ms")],
         steps=0,
         schedule="",
         trials=0,
         search_seed=0,
         seeds=[],
-        baseline=specs[0].label,
         optimizers={
             spec.label: OptimizerEntry(entry=spec.entry, hyperparameters=dict(spec.hyperparameters), space={})
             for spec in specs
         },
-        not_run=found.failed,
-        costs=found.costs,
-        notes=notes,
         command=machine.command(),
         revision=machine.revision(),
         machine=machine.describe(device),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **fields,
     )
-    if out is not None:
-        experiment.save(out)
-    return experiment, found

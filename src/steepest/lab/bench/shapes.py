@@ -62,16 +62,18 @@ def _gpt2(width: int, depth: int, vocabulary: int = 50257, context: int = 1024) 
     yield ParamShape("wte.weight", (vocabulary, width))
     yield ParamShape("wpe.weight", (context, width))
     for block in range(depth):
-        for layer, out, into in (
-            ("attn.c_attn", 3 * width, width),
-            ("attn.c_proj", width, width),
-            ("mlp.c_fc", 4 * width, width),
-            ("mlp.c_proj", width, 4 * width),
-        ):
-            yield from _linear(f"h.{block}.{layer}", out, into, block)
-        for norm in ("ln_1", "ln_2"):
-            yield from _norm(f"h.{block}.{norm}", width)
+        yield from _block(f"h.{block}", "attn.c_attn attn.c_proj mlp.c_fc mlp.c_proj ln_1 ln_2", width, block)
     yield from _norm("ln_f", width)
+
+
+def _block(prefix: str, names: str, width: int, block: int) -> Iterator[ParamShape]:
+    """Four linear layers of a transformer's block, with a fused one for attention's inputs, and its norms."""
+    *layers, first, second = (f"{prefix}.{name}" for name in names.split())
+    sizes = ((3 * width, width), (width, width), (4 * width, width), (width, 4 * width))
+    for layer, (out, into) in zip(layers, sizes, strict=True):
+        yield from _linear(layer, out, into, block)
+    yield from _norm(first, width)
+    yield from _norm(second, width)
 
 
 def _linear(name: str, out: int, into: int, block: int | None = None) -> Iterator[ParamShape]:
@@ -121,15 +123,7 @@ def _vit_s16() -> Iterator[ParamShape]:
     yield ParamShape("patch_embed.proj.weight", (width, 3, 16, 16))
     yield ParamShape("patch_embed.proj.bias", (width,))
     for block in range(12):
-        for norm in ("norm1", "norm2"):
-            yield from _norm(f"blocks.{block}.{norm}", width)
-        for layer, out, into in (
-            ("attn.qkv", 3 * width, width),
-            ("attn.proj", width, width),
-            ("mlp.fc1", 4 * width, width),
-            ("mlp.fc2", width, 4 * width),
-        ):
-            yield from _linear(f"blocks.{block}.{layer}", out, into, block)
+        yield from _block(f"blocks.{block}", "attn.qkv attn.proj mlp.fc1 mlp.fc2 norm1 norm2", width, block)
     yield from _norm("norm", width)
     yield from _linear("head", 1000, width)
 

@@ -10,11 +10,10 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import LabError
-from ..experiments.growth import ROUNDS, growth
+from ..experiments.growth import ROUNDS, SIZES, growth
 from ..experiments.local_gain import local_gain
 from ..experiments.observed import POINTS
 from ..experiments.spectra import spectra
-from ..models.gpt2 import SIZES
 from ..report.page import write_report
 from .options import (
     DeviceOption,

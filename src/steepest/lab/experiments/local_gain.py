@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from ..tasks.task import Task
 from ..training.optimizers import OptimizerLike
 from ..training.trial import Series
 from ..training.updates import Update
-from .observed import POINTS, observed
+from .observed import observed
 from .sweep import Result
 
 DEFAULT_OPTIMIZERS = ("sgd", "sgd_sai", "adamw", "adam_mini")
@@ -22,10 +22,6 @@ def local_gain(
     task: Task[Any],
     optimizers: OptimizerLike | Iterable[OptimizerLike] = DEFAULT_OPTIMIZERS,
     *,
-    steps: int | None = None,
-    seeds: int | Sequence[int] = 1,
-    points: int = POINTS,
-    settings: Sequence[str] = (),
     out: str | Path = "runs/local-gain",
     **options: Any,
 ) -> Result:
@@ -34,17 +30,7 @@ def local_gain(
     The gain is the number γ for which γ·m is nearest to the applied direction d = (before − after) / lr:
     γ = ⟨d, m⟩ / ⟨m, m⟩, with m the optimizer's momentum (bias-corrected in Adam and its kin), or the gradient
     if it has none. So it is 1 for SGD, the constant G for SGD-SaI, and for Adam the average of 1/(√v̂ + ε)
-    weighted by m². Weights are not decayed.
-
-    Args:
-        task: The training problem.
-        optimizers: See `steepest.lab.training.optimizers.resolve_optimizers`.
-        steps: Steps of every trial; by default the task's.
-        seeds: The number of seeds, or the seeds.
-        points: About how many steps are measured.
-        settings: Hyper-parameters as `label.name=value`.
-        out: The experiment's directory.
-        options: Passed to `steepest.lab.sweep`.
+    weighted by m². Weights are not decayed. `options` are those of `observed`.
 
     Returns:
         The experiment, whose records have a series `local gain/NAME` for each tensor.
@@ -56,10 +42,6 @@ def local_gain(
         task,
         optimizers,
         lambda model: _measure,
-        steps=steps,
-        seeds=seeds,
-        points=points,
-        settings=settings,
         out=out,
         kind="local-gain",
         title=f"local gain: {task.name}",

@@ -24,9 +24,10 @@ def observed(
     optimizers: OptimizerLike | Iterable[OptimizerLike],
     measure: Callable[[nn.Module], Measure],
     *,
-    steps: int | None,
-    points: int,
-    settings: Sequence[str],
+    steps: int | None = None,
+    seeds: int | Sequence[int] = 1,
+    points: int = POINTS,
+    settings: Sequence[str] = (),
     **options: Any,
 ) -> Result:
     """Train once per optimizer and seed, at a constant lr without decay, and keep measurements as series.
@@ -36,6 +37,7 @@ def observed(
         optimizers: See `steepest.lab.training.optimizers.resolve_optimizers`.
         measure: Returns, for the task's model, what is measured.
         steps: Steps of every trial; by default the task's.
+        seeds: The number of seeds, or the seeds.
         points: About how many steps are measured.
         settings: Hyper-parameters as `label.name=value`.
         options: Passed to `steepest.lab.sweep`.
@@ -60,9 +62,15 @@ def observed(
         else spec
         for spec in specs
     ]
-    observe = observe_updates(measure(model), steps, points)
-    # A constant lr after the warm-up: nothing here compares final metrics.
-    schedule = Schedule("constant")
     return sweep(
-        task, specs, {}, steps=steps, schedule=schedule, timing_seconds=0, observe=observe, **options
+        task,
+        specs,
+        {},
+        steps=steps,
+        seeds=seeds,
+        # A constant lr after the warm-up: nothing here compares final metrics.
+        schedule=Schedule("constant"),
+        timing_seconds=0,
+        observe=observe_updates(measure(model), steps, points),
+        **options,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from ..tasks.task import Task
 from ..training.optimizers import OptimizerLike
 from ..training.trial import Series
 from ..training.updates import Measure, Update
-from .observed import POINTS, observed
+from .observed import observed
 from .sweep import Result
 
 DEFAULT_OPTIMIZERS = ("sgd", "adamw", "adam_mini", "signgsd", "muon")
@@ -28,10 +28,6 @@ def spectra(
     task: Task[Any],
     optimizers: OptimizerLike | Iterable[OptimizerLike] = DEFAULT_OPTIMIZERS,
     *,
-    steps: int | None = None,
-    seeds: int | Sequence[int] = 1,
-    points: int = POINTS,
-    settings: Sequence[str] = (),
     out: str | Path = "runs/spectra",
     **options: Any,
 ) -> Result:
@@ -44,15 +40,7 @@ def spectra(
     - `singular values/NAME`: (i, σᵢ / σ₁) in the last step that was measured, where i takes the place of the
       step and counts from 1.
 
-    Args:
-        task: The training problem.
-        optimizers: See `steepest.lab.training.optimizers.resolve_optimizers`.
-        steps: Steps of every trial; by default the task's.
-        seeds: The number of seeds, or the seeds.
-        points: About how many steps are measured.
-        settings: Hyper-parameters as `label.name=value`.
-        out: The experiment's directory.
-        options: Passed to `steepest.lab.sweep`.
+    `options` are those of `observed`.
 
     Raises:
         LabError: a bad request, a model without hidden matrices, or an optimizer whose steps depend on the
@@ -62,10 +50,6 @@ def spectra(
         task,
         optimizers,
         _measure,
-        steps=steps,
-        seeds=seeds,
-        points=points,
-        settings=settings,
         out=out,
         kind="spectra",
         title=f"update spectra: {task.name}",

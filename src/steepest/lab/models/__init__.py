@@ -1,6 +1,5 @@
-"""The lab's models: a small GPT and two classifiers of digits."""
+"""The lab's models."""
 
-from .digits import DigitConvNet, digit_mlp
 from .gpt import GPT, GPTConfig
 
-__all__ = ["GPT", "DigitConvNet", "GPTConfig", "digit_mlp"]
+__all__ = ["GPT", "GPTConfig"]

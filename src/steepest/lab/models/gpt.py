@@ -22,7 +22,7 @@ class GPTConfig:
     Args:
         width: Features per position; a multiple of `heads`.
         depth: Number of blocks.
-        heads: Number of attention heads. With rotary positions each must have an even width.
+        heads: With rotary positions each must have an even width.
         context: Maximum number of positions.
         positions: "rotary" rotates queries and keys by their position; "learned" adds a learned vector
             to each position.
@@ -137,9 +137,6 @@ class GPT(nn.Module):
         self.head = nn.Linear(config.width, VOCABULARY, bias=False)
         if config.tied:
             self.head.weight = self.embedding.weight
-        self._initialize()
-
-    def _initialize(self) -> None:
         for parameter in self.parameters():
             if parameter.ndim > 1:
                 nn.init.normal_(parameter, std=0.02)
@@ -147,17 +144,10 @@ class GPT(nn.Module):
         for block in self.blocks:
             assert isinstance(block, Block)
             for layer in (block.attention.output, block.down):
-                nn.init.normal_(layer.weight, std=0.02 / math.sqrt(2 * self.config.depth))
+                nn.init.normal_(layer.weight, std=0.02 / math.sqrt(2 * config.depth))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return the logits of the next byte.
-
-        Args:
-            tokens: Byte values, integers of shape (batch, positions), positions ≤ `context`.
-
-        Returns:
-            Logits of shape (batch, positions, 256).
-        """
+        """Map bytes (batch, positions ≤ `context`) to logits of the next ones, (batch, positions, 256)."""
         x = self.embedding(tokens)
         if self.positions is not None:
             x = x + self.positions[: tokens.shape[1]]

@@ -38,10 +38,8 @@ class ResNet18(nn.Module):
     7×7 convolution of stride 2 and max pooling, divides height and width by 4.
 
     Args:
-        classes: Number of classes.
         channels: Channels of the first stage; each further stage doubles them.
         image_channels: 3 for color, 1 for gray images.
-        stem: "cifar" or "imagenet".
 
     Example:
         >>> import torch

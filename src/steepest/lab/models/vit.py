@@ -10,15 +10,15 @@ from torch import Tensor, nn
 class Block(nn.Module):
     """Multi-head self-attention and a two-layer perceptron, each with a norm before it and a residual."""
 
-    def __init__(self, width: int, heads: int, mlp_ratio: int) -> None:
+    def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
         self.attention_norm = nn.LayerNorm(width, eps=1e-6)
         self.qkv = nn.Linear(width, 3 * width)
         self.output = nn.Linear(width, width)
         self.mlp_norm = nn.LayerNorm(width, eps=1e-6)
-        self.up = nn.Linear(width, mlp_ratio * width)
-        self.down = nn.Linear(mlp_ratio * width, width)
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (batch, positions, width) to the same shape."""
@@ -38,13 +38,10 @@ class ViT(nn.Module):
     22,050,664 parameters. Dropout and stochastic depth are left out.
 
     Args:
-        classes: Number of classes.
         size: Height and width of the images; a multiple of `patch`.
         patch: Height and width of a patch.
         width: Features per position; a multiple of `heads`.
         depth: Number of blocks.
-        heads: Number of attention heads.
-        mlp_ratio: Width of the perceptrons' hidden layer in multiples of `width`.
         image_channels: 3 for color, 1 for gray images.
 
     Raises:
@@ -64,7 +61,6 @@ class ViT(nn.Module):
         width: int = 384,
         depth: int = 12,
         heads: int = 6,
-        mlp_ratio: int = 4,
         image_channels: int = 3,
     ) -> None:
         super().__init__()
@@ -75,7 +71,7 @@ class ViT(nn.Module):
         self.patches = nn.Conv2d(image_channels, width, patch, patch)
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
         self.positions = nn.Parameter(torch.zeros(1, (size // patch) ** 2 + 1, width))
-        self.blocks = nn.Sequential(*(Block(width, heads, mlp_ratio) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(depth)))
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.head = nn.Linear(width, classes)
         for module in self.modules():

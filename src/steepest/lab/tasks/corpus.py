@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import os
+import re
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from ..errors import LabError
 
 # These are not typical source code: tests are repetitive, codec tables and pydoc's topics are data, and
 # the rest is third-party packages.
-_STDLIB_SKIP = frozenset(
-    {
-        "__pycache__",
-        "dist-packages",
-        "encodings",
-        "ensurepip",
-        "idlelib",
-        "lib2to3",
-        "pydoc_data",
-        "site-packages",
-        "test",
-        "tests",
-        "turtledemo",
-    }
+_STDLIB_SKIP = re.compile(
+    "__pycache__|dist-packages|encodings|ensurepip|idlelib|lib2to3|pydoc_data|site-packages|tests?|turtledemo"
 )
 _HELD_OUT = 0.05
 """The fraction of the bytes in the validation data, and in the test data."""
@@ -57,8 +46,7 @@ class Corpus:
 def standard_library(max_bytes: int = 16_000_000) -> Corpus:
     """Read the source of the running Python's standard library.
 
-    Args:
-        max_bytes: Maximum number of bytes to read. Files are read in sorted order.
+    Files are read in sorted order, up to `max_bytes` together.
     """
     root = Path(sysconfig.get_paths()["stdlib"])
     version = sysconfig.get_python_version()
@@ -69,9 +57,7 @@ def standard_library(max_bytes: int = 16_000_000) -> Corpus:
 def from_path(path: Path, max_bytes: int = 256_000_000) -> Corpus:
     """Read a file, or every text file under a directory (without hidden and binary files).
 
-    Args:
-        path: The file or directory.
-        max_bytes: Maximum number of bytes to read. Files are read in sorted order.
+    Files are read in sorted order, up to `max_bytes` together.
 
     Raises:
         LabError: the path does not exist, cannot be read, or has no text.
@@ -79,30 +65,16 @@ def from_path(path: Path, max_bytes: int = 256_000_000) -> Corpus:
     if path.is_file():
         return _corpus(str(path), path.parent, [path], max_bytes)
     if path.is_dir():
-        return _corpus(str(path), path, list(_walk(path, frozenset())), max_bytes)
+        return _corpus(str(path), path, list(_walk(path)), max_bytes)
     raise LabError(f"no such file or directory: {path}")
 
 
-def _why_no_text(paths: list[Path]) -> str:
-    """Explain why files have no text, by the example of the first one."""
-    if not paths:
-        return ": all files are hidden, or there are none"
-    with paths[0].open("rb") as file:
-        start = file.read(8192)
-    if not start:
-        return f": {paths[0].name} is empty"
-    if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-        return (
-            f": {paths[0].name} is UTF-16, whose zero bytes make it look binary; convert it to UTF-8 first "
-            f"(iconv -f UTF-16 -t UTF-8)"
-        )
-    return f": {paths[0].name} contains zero bytes, so it is a binary file"
-
-
-def _walk(root: Path, skip: frozenset[str]) -> Iterator[Path]:
+def _walk(root: Path, skip: re.Pattern[str] | None = None) -> Iterator[Path]:
     for directory, subdirectories, files in os.walk(root):
         # Modified in place, because os.walk descends into the directories of this list in its order.
-        subdirectories[:] = sorted(n for n in subdirectories if n not in skip and not n.startswith("."))
+        subdirectories[:] = sorted(
+            name for name in subdirectories if name[0] != "." and not (skip and skip.fullmatch(name))
+        )
         for name in sorted(files):
             path = Path(directory) / name
             if not name.startswith(".") and path.is_file():
@@ -119,7 +91,7 @@ def _read(paths: list[Path], root: Path, max_bytes: int) -> dict[str, bytes]:
             with path.open("rb") as file:
                 text = file.read(remaining)
         except OSError as error:
-            raise LabError(f"cannot read {path}: {error.strerror or error}") from error
+            raise LabError(f"cannot read {path}: {error.strerror}") from error
         if text and b"\0" not in text[:8192]:
             texts[path.relative_to(root).as_posix()] = text
             remaining -= len(text)
@@ -129,24 +101,26 @@ def _read(paths: list[Path], root: Path, max_bytes: int) -> dict[str, bytes]:
 def _corpus(source: str, root: Path, paths: list[Path], max_bytes: int) -> Corpus:
     texts = _read(paths, root, max_bytes)
     if not texts:
-        raise LabError(f"no text in {source}{_why_no_text(paths)}")
+        raise LabError(
+            f"no text in {source}: its files are hidden, empty, or hold zero bytes, as binary files do and "
+            "UTF-16 (iconv -f UTF-16 -t UTF-8 converts it), or there are none"
+        )
     sizes = {name: len(text) for name, text in texts.items()}
     validation = _choose_held_out(sizes, set())
     test = _choose_held_out(sizes, validation)
     if validation and test:
-        splits = [b"".join(texts[name] for name in texts if name in names) for names in (validation, test)]
-        train = b"".join(text for name, text in texts.items() if name not in validation | test)
-        return Corpus(source, train, splits[0], splits[1], len(texts), len(validation | test))
-    # There are too few files to hold some out: hold out the end of each file instead.
-    ends = [
-        {name: round(size * (1 - share * _HELD_OUT)) for name, size in sizes.items()} for share in (2, 1, 0)
-    ]
-    starts = [dict.fromkeys(sizes, 0), *ends]
-    parts = [
-        b"".join(text[start[name] : end[name]] for name, text in texts.items())
-        for start, end in zip(starts, ends, strict=False)
-    ]
-    return Corpus(source, parts[0], parts[1], parts[2], len(texts), 0)
+        splits = (texts.keys() - validation - test, validation, test)
+        parts = [[text for name, text in texts.items() if name in names] for names in splits]
+    else:
+        # There are too few files to hold some out: hold out the end of each file instead.
+        cuts = (1.0, 2 * _HELD_OUT, _HELD_OUT, 0.0)
+        parts = [
+            [text[round(len(text) * (1 - a)) : round(len(text) * (1 - b))] for text in texts.values()]
+            for a, b in pairwise(cuts)
+        ]
+        validation = test = set()
+    joined = [b"".join(part) for part in parts]
+    return Corpus(source, joined[0], joined[1], joined[2], len(texts), len(validation | test))
 
 
 def _choose_held_out(sizes: dict[str, int], taken: set[str]) -> set[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,6 @@ Model = Literal["mlp", "convnet"]
 Labelled = tuple[Tensor, Tensor]
 
 _HELD_OUT = 0.2
-# The split is fixed: every trial is evaluated on the same digits.
-_SPLIT_SEED = 0
 
 
 def digits_task(
@@ -94,17 +92,14 @@ def load(device: str | torch.device = "cpu") -> tuple[Labelled, Labelled, Labell
     from sklearn.model_selection import train_test_split
 
     data = load_digits()
-    size = round(_HELD_OUT * len(data.target))
-    rest, test = _split(train_test_split, data.images, data.target, size)
-    train, validation = _split(train_test_split, *rest, size)
-    return _labelled(*train, device), _labelled(*validation, device), _labelled(*test, device)
-
-
-def _split(split: Any, images: Any, labels: Any, size: int) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
-    parts = split(images, labels, test_size=size, stratify=labels, random_state=_SPLIT_SEED)
-    return (parts[0], parts[2]), (parts[1], parts[3])
-
-
-def _labelled(pixels: Any, labels: Any, device: str | torch.device) -> Labelled:
-    images = torch.from_numpy(pixels).to(device).float() / 16
-    return images.unsqueeze(1), torch.from_numpy(labels).to(device).long()
+    images = torch.from_numpy(data.images).to(device).float().unsqueeze(1) / 16
+    labels = torch.from_numpy(data.target).to(device).long()
+    # The split is fixed: every trial is evaluated on the same digits.
+    rest = range(len(labels))
+    held_out = []
+    for _ in range(2):
+        rest, chosen = train_test_split(
+            rest, test_size=round(_HELD_OUT * len(labels)), stratify=data.target[rest], random_state=0
+        )
+        held_out.append((images[chosen], labels[chosen]))
+    return (images[rest], labels[rest]), held_out[1], held_out[0]

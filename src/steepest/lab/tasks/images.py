@@ -14,7 +14,7 @@ from ..errors import LabError
 from ..models.resnet import ResNet18
 from ..models.vit import ViT
 from ..records import Metric
-from .image_data import Labelled, digits, load_images
+from .image_data import digits, load_images
 from .task import Split, Task
 
 Batch = tuple[Tensor, Tensor]
@@ -52,10 +52,8 @@ def images_task(
         batch: Images per step; by default 128 (digits: 32). Each epoch drops an incomplete last batch.
         augment: Whether training images are cropped and flipped at random.
         channels: ResNet-18's channels in its first stage; by default 64 (digits: 4).
-        patch: The transformer's patch size; by default 4 up to size 64, and 16 above (digits: 8).
-        width: The transformer's width; by default 384 (digits: 64).
-        depth: The transformer's number of blocks; by default 12 (digits: 3).
-        heads: The transformer's number of attention heads; by default 6 (digits: 4).
+        patch, width, depth, heads: The transformer's sizes; by default 384, 12 and 6 with patches of 4 up to
+            size 64, and of 16 above (digits: 8, 64, 3 and 4).
         device: The training device, which also holds the data, a byte a value.
 
     Returns:
@@ -65,34 +63,28 @@ def images_task(
         LabError: the data cannot be read, are fewer than a batch, or do not fit the model; or a size is
             not that of the chosen model, or not positive.
     """
-    chosen = {
-        "resnet18": {"channels": channels},
-        "vit_s16": {"patch": patch, "width": width, "depth": depth, "heads": heads},
-    }
-    if model not in chosen:
-        raise LabError(f"model must be 'resnet18' or 'vit_s16', got {model!r}")
-    given = {"size": size, "batch": batch, **{k: v for sizes in chosen.values() for k, v in sizes.items()}}
-    for name, value in given.items():
-        if value is not None and value < 1:
-            raise LabError(f"{name} must be at least 1, got {value}")
-        if value is not None and name not in ("size", "batch", *chosen[model]):
-            raise LabError(f"{name}={value} is not a size of {model}, which has {', '.join(chosen[model])}")
     small = data is None
     if model == "resnet18":
         sizes = {"channels": 4 if small else 64}
+    elif model != "vit_s16":
+        raise LabError(f"model must be 'resnet18' or 'vit_s16', got {model!r}")
     elif small:
         sizes = {"patch": 8, "width": 64, "depth": 3, "heads": 4}
     else:
         sizes = {"patch": 4 if size <= 64 else 16, "width": 384, "depth": 12, "heads": 6}
-    sizes |= {name: value for name, value in chosen[model].items() if value is not None}
-    batch = batch or (32 if small else 128)
+    batch = (32 if small else 128) if batch is None else batch
+    given = {"channels": channels, "patch": patch, "width": width, "depth": depth, "heads": heads}
+    chosen = {name: value for name, value in given.items() if value is not None}
+    for name, value in {"size": size, "batch": batch, **chosen}.items():
+        if value < 1:
+            raise LabError(f"{name} must be at least 1, got {value}")
+        if name in chosen and name not in sizes:
+            raise LabError(f"{name}={value} is not a size of {model}, which has {', '.join(sizes)}")
+    sizes |= chosen
 
     images = digits(size) if data is None else load_images(Path(data), size)
     train = images.train.to(device)
-    held_out: dict[Split, Labelled] = {
-        "validation": images.validation.to(device),
-        "test": images.test.to(device),
-    }
+    held_out = {"validation": images.validation.to(device), "test": images.test.to(device)}
     if len(train) < batch:
         raise LabError(f"{images.source}: {len(train)} training images are fewer than a batch of {batch}")
     mean, std = channel_statistics(train.pixels)
@@ -174,13 +166,9 @@ def channel_statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def crop_and_flip(images: Tensor, generator: torch.Generator, *, padding: int, flip: bool) -> Tensor:
-    """Pad with zeros, crop each image at a random place to its size, and mirror about half of them.
+    """Pad with zeros, crop each image at a random place to its size, and mirror about half of them if `flip`.
 
-    Args:
-        images: Shape (batch, channels, height, width), on any device.
-        generator: A generator on the CPU.
-        padding: Rows and columns added at every side.
-        flip: Whether images are mirrored.
+    `images` have the shape (batch, channels, height, width) and lie on any device; `generator` is on the CPU.
     """
     count, _, height, width = images.shape
     top, left = torch.randint(2 * padding + 1, (2, count, 1), generator=generator)

@@ -30,14 +30,13 @@ def load_task(
 ) -> Task[Any]:
     """Return a built-in task, or your own.
 
-    Your own is `package.module:attribute`, imported with the current folder on the path. The attribute is a
-    `Task`, or a callable that returns a `Task` or a triple (model, batches, loss), where `batches` is a list,
-    a data set of batches or a DataLoader, and `loss(model, batch)` returns the scalar to minimize. From a
-    triple the last tenth of the batches (at least one) becomes test data, the tenth before validation data,
-    and the rest is trained on in an order given by the seed. The metric is the mean loss of the batches. The
-    callable is called again for each trial, under the trial's seed, for a fresh model; batches and loss are
-    those of the first call. Model and batches are moved to `device`, which the callable also receives
-    if it has a parameter of that name.
+    Your own is `package.module:attribute`, imported with the current folder on the path: a `Task`, or a
+    callable that returns a `Task` or a triple (model, batches, loss), where `batches` is a list, a data set
+    of batches or a DataLoader, and `loss(model, batch)` returns the scalar to minimize. From a triple the
+    last tenth of the batches (at least one) becomes test data, the tenth before validation data, and the
+    rest is trained on in an order given by the seed. The metric is the mean loss of the batches. The callable
+    is called again for each trial, under the trial's seed, for a fresh model. Model and batches are moved to
+    `device`, which the callable also receives if it has a parameter of that name.
 
     Args:
         name: "text", "digits", "images", "sasrec", or "package.module:attribute".
@@ -87,11 +86,8 @@ def parse_settings(name: str, function: Callable[..., Any], settings: Mapping[st
     for parameter in inspect.signature(function).parameters.values():
         default = str if parameter.default in (parameter.empty, None) else type(parameter.default)
         hint = hints.get(parameter.name, default)
-        if (
-            parameter.name != "device"
-            and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-            and _readable(hint)
-        ):
+        named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+        if named and parameter.name != "device" and _readable(hint):
             known[parameter.name] = hint
     values = {}
     for key, text in settings.items():
@@ -141,13 +137,10 @@ def _import(module_name: str, attribute: str) -> Any:
 def _from_triple(name: str, build: Callable[[], Any], made: Any, device: str | torch.device) -> Task[Any]:
     match made:
         case (nn.Module() as first, batches, loss) if callable(loss):
-            pass
+            data = _sequence(name, batches)
         case _:
-            raise LabError(
-                f"{name} must return a Task or (model, batches, loss), a module, batches and a function; "
-                f"it returned {_describe(made)}"
-            )
-    data = _sequence(name, batches)
+            found = [type(item).__name__ for item in made] if isinstance(made, tuple) else type(made).__name__
+            raise LabError(f"{name} must return a Task or (model, batches, loss); it returned {found}")
     held_out = max(1, len(data) // 10)
     count = len(data) - 2 * held_out
     if count < 1:
@@ -181,24 +174,17 @@ def _from_triple(name: str, build: Callable[[], Any], made: Any, device: str | t
         loss=loss,
         evaluate=evaluate,
         metrics=(Metric(name="loss"),),
-        config={
-            "train_batches": count,
-            "validation_batches": held_out,
-            "test_batches": held_out,
-        },
+        config={"train_batches": count, "validation_batches": held_out, "test_batches": held_out},
     )
 
 
 def _sequence(name: str, batches: Any) -> Sequence[Any]:
     """Return the batches as a sequence; a DataLoader's are read now, since it may shuffle at each pass."""
-    if isinstance(batches, Iterator):
-        raise LabError(
-            f"{name}: its batches are {_describe(batches)}, which can be read only once: return a list"
-        )
     if hasattr(batches, "__getitem__") and hasattr(batches, "__len__"):
         return cast("Sequence[Any]", batches)
-    if not isinstance(batches, Iterable):
-        raise LabError(f"{name}: its batches are {_describe(batches)}: return a list or a DataLoader")
+    if isinstance(batches, Iterator) or not isinstance(batches, Iterable):
+        # An iterator can be read only once.
+        raise LabError(f"{name}: its batches are a {type(batches).__name__}: return a list or a DataLoader")
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(0)
         return list(batches)
@@ -209,12 +195,6 @@ def _move(batch: Any, device: str | torch.device) -> Any:
         return batch.to(device)
     if isinstance(batch, Mapping):
         return {key: _move(value, device) for key, value in batch.items()}
-    if isinstance(batch, list | tuple) and type(batch) in (list, tuple):
+    if type(batch) in (list, tuple):
         return type(batch)(_move(item, device) for item in batch)
     return batch
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, tuple):
-        return f"({', '.join(type(item).__name__ for item in value)})"
-    return f"a {type(value).__name__}"

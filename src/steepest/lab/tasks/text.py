@@ -41,12 +41,8 @@ def text_task(
     Args:
         path: A file or directory with text; by default the source of Python's standard library.
         corpus: The text itself, instead of a path.
-        width: Features per position. By default the model has 0.13 million parameters.
-        depth: Number of blocks.
-        heads: Number of attention heads.
-        context: Bytes that the model sees.
-        positions: "rotary" or "learned".
-        tied: Whether the output layer shares the embedding's weights.
+        width, depth, heads, context, positions, tied: See `GPTConfig`. By default the model has 0.13 million
+            parameters.
         batch: Number of windows of `context` bytes per step.
         eval_bytes: Number of validation bytes for the metric, in evenly spaced windows; of test bytes,
             four times as many.
@@ -117,11 +113,8 @@ def text_task(
 def bits_per_byte(model: nn.Module, inputs: Tensor, targets: Tensor, chunk: int = 64) -> float:
     """Return the mean over all positions of -log₂ of the probability that the model gives to the next byte.
 
-    Args:
-        model: Maps byte values (windows, positions) to logits (windows, positions, 256).
-        inputs: Byte values of shape (windows, positions).
-        targets: The byte after each input, in the same shape.
-        chunk: Number of windows per call of the model.
+    The model maps `chunk` windows of byte values (windows, positions) to logits (windows, positions, 256) at
+    a time; `targets` are the bytes after each of `inputs`.
     """
     nats = 0.0
     for x, y in zip(torch.split(inputs, chunk), torch.split(targets, chunk), strict=True):

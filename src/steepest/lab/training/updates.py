@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,27 +15,23 @@ from torch.optim import Optimizer
 from ..errors import LabError
 from .trial import Observe, Series
 
+Found = TypeVar("Found")
+
 # The entries under which optimizers keep an average of the gradients.
 _MOMENTA = ("momentum_buffer", "exp_avg")
 
 
 @dataclass(frozen=True)
 class Update:
-    """One parameter in one step.
-
-    Attributes:
-        step: The step, from 1.
-        name: The parameter's name.
-        direction: The applied change without weight decay, over the learning rate: the weights move by
-            -lr · direction.
-        momentum: The optimizer's average of the gradients after the step, with Adam's bias correction where
-            it corrects the bias; the gradient itself if it has none.
-    """
+    """One parameter in one step, counted from 1."""
 
     step: int
     name: str
     direction: Tensor
+    """The applied change without weight decay, over the learning rate: weights move by -lr · direction."""
     momentum: Tensor
+    """The optimizer's average of the gradients after the step, bias-corrected where Adam's kin corrects the
+    bias; the gradient itself if it has none."""
 
 
 Measure = Callable[[Series, Update], None]
@@ -58,21 +54,14 @@ def observe_updates(measure: Measure, steps: int, points: int) -> Observe:
     def observe(model: nn.Module, optimizer: Optimizer) -> Series:
         names = {parameter: name for name, parameter in model.named_parameters()}
         series: Series = {}
-        due: list[tuple[list[tuple[nn.Parameter, Tensor]], Optimizer]] = []
-        step = 0
 
-        def before(*_: Any) -> None:
-            nonlocal step
-            step += 1
-            if step == 1 or step % every == 0:
-                kept = [(p, p.detach().clone()) for group in optimizer.param_groups for p in group["params"]]
-                due.append((kept, _stepped_from_zero(optimizer)))
+        def before() -> tuple[list[tuple[nn.Parameter, Tensor]], Optimizer]:
+            kept = [(p, p.detach().clone()) for group in optimizer.param_groups for p in group["params"]]
+            return kept, _stepped_from_zero(optimizer)
 
         @torch.no_grad()
-        def after(*_: Any) -> None:
-            if not due:
-                return
-            kept, copied = due.pop()
+        def after(step: int, seen: tuple[list[tuple[nn.Parameter, Tensor]], Optimizer]) -> None:
+            kept, copied = seen
             pairs = [(group, p) for group in copied.param_groups for p in group["params"]]
             for (parameter, weights), (group, moved) in zip(kept, pairs, strict=True):
                 if moved.grad is None:
@@ -85,11 +74,34 @@ def observe_updates(measure: Measure, steps: int, points: int) -> Observe:
                 direction = change / float(group["lr"])
                 measure(series, Update(step, names[parameter], direction, momentum))
 
-        optimizer.register_step_pre_hook(before)
-        optimizer.register_step_post_hook(after)
+        around_steps(optimizer, lambda step: step == 1 or step % every == 0, before, after)
         return series
 
     return observe
+
+
+def around_steps(
+    optimizer: Optimizer,
+    due: Callable[[int], bool],
+    before: Callable[[], Found],
+    after: Callable[[int, Found], None],
+) -> None:
+    """Call `before()` before steps that are due, counted from 1, and `after(step, what it found)` after."""
+    found: list[Found] = []
+    step = 0
+
+    def on_start(*_: Any) -> None:
+        nonlocal step
+        step += 1
+        if due(step):
+            found.append(before())
+
+    def on_end(*_: Any) -> None:
+        if found:
+            after(step, found.pop())
+
+    optimizer.register_step_pre_hook(on_start)
+    optimizer.register_step_post_hook(on_end)
 
 
 def _stepped_from_zero(optimizer: Optimizer) -> Optimizer:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import LabError
-from ...progress import Callback
 from ...tasks.task import Task
 from ...training.optimizers import OptimizerSpec
 from ..sweep import Result, Space, default_space, sweep
@@ -28,9 +27,7 @@ def run(
     trials: int = 10,
     longer_trials: int = 6,
     seeds: int = 3,
-    storage: str | None = None,
-    fresh: bool = False,
-    callback: Callback | None = None,
+    **options: Any,
 ) -> list[Result]:
     """Run the same comparison at each number of steps, or resume it.
 
@@ -42,15 +39,10 @@ def run(
     Args:
         out: The folder.
         steps: The horizons.
-        task: The training problem.
-        optimizers: See `steepest.lab.sweep`.
-        settings: Fixed hyper-parameters as `label.name=value`.
+        task, optimizers, settings, seeds: See `steepest.lab.sweep`.
         trials: Trials of each optimizer's search at the shortest horizon.
         longer_trials: The same at the longer ones.
-        seeds: The number of final seeds.
-        storage: The database's URL; by default an SQLite file in each subfolder.
-        fresh: Delete earlier results first.
-        callback: Receives progress events.
+        options: Passed to `steepest.lab.sweep`, as `storage`, `fresh` and `callback`.
 
     Raises:
         LabError: there are fewer than two horizons, a bad request, or a folder holds another experiment.
@@ -79,10 +71,8 @@ def run(
                 out=Path(out) / f"{horizon}-steps",
                 kind="horizon",
                 title=f"{task.name}, {horizon} steps",
-                storage=storage,
-                fresh=fresh,
                 notes=(note,),
-                callback=callback,
+                **options,
             )
         )
         # An optimizer whose trials all diverged has no best values, and searches everything again.

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any, NamedTuple
 
 import torch
-from scipy.stats import kendalltau
 
 from ...analysis.ranking import SIGNIFICANT, welch
 from ...analysis.target import steps_to_target
 from ...errors import LabError
-from ...progress import Callback
 from ...records import Experiment, Record
 from ...tasks.sasrec import (
     Format,
@@ -26,22 +25,14 @@ from ...tasks.sasrec import (
     read_interactions,
     reversal_task,
 )
+from ...tasks.task import Task
 from ...training.schedule import Schedule
 from ..sweep import Result, sweep
 
-OPTIMIZERS = {
-    "adamw": "adamw",
-    "lion": "lion",
-    "signgsd": "signgsd",
-    "simba": "simba",
-    "simba_sign_m": "simba",
-    "simba_lions_choice": "simba",
-    "simba_always_m": "simba",
-    "simba_leaky": "simba_leaky",
-    "sgd_sai": "sgd_sai",
-    "muon": "muon",
-}
-"""The study's optimizers by label."""
+VARIANTS = ("simba_sign_m", "simba_lions_choice", "simba_always_m")
+"""Labels of Simba with other settings."""
+OPTIMIZERS = ("adamw", "lion", "signgsd", "simba", *VARIANTS, "simba_leaky", "sgd_sai", "muon")
+"""The labels of the study's optimizers."""
 SETTINGS = (
     "simba_sign_m.memory=momentum",
     "simba_lions_choice.choice=lion",
@@ -50,8 +41,7 @@ SETTINGS = (
 )
 
 
-@dataclass(frozen=True)
-class Published:
+class Published(NamedTuple):
     """A row of the published table."""
 
     hits: float
@@ -88,10 +78,8 @@ def run(
     steps: int | None = None,
     reversal: bool = True,
     optimizers: Iterable[str] = OPTIMIZERS,
-    storage: str | None = None,
-    fresh: bool = False,
     device: str | torch.device = "cpu",
-    callback: Callback | None = None,
+    **options: Any,
 ) -> list[Result]:
     """Run the study, or resume it.
 
@@ -102,17 +90,11 @@ def run(
     Args:
         out: The folder; its subfolders are `comparison` and `reversal`.
         data: A file of interactions; by default synthetic ones.
-        format: The file's format, see `read_interactions`.
-        core: The minimum number of interactions of the file's users and items.
-        trials: Trials of each optimizer's search.
-        seeds: The number of final seeds.
-        steps: Steps of every trial; by default the task's.
+        format, core: See `read_interactions`.
+        trials, seeds, steps: See `steepest.lab.sweep`.
         reversal: Whether the reversal is run.
         optimizers: Labels of `OPTIMIZERS`.
-        storage: The database's URL; by default SQLite files in `out`.
-        fresh: Delete earlier results.
-        device: The training device.
-        callback: Receives progress events.
+        options: Passed to `steepest.lab.sweep`, as `storage`, `fresh` and `callback`.
 
     Returns:
         The comparison, whose experiment has what comes out among its notes, and the reversal.
@@ -123,46 +105,39 @@ def run(
     out = Path(out)
     found = generate() if data is None else read_interactions(data, format, core)
     task = next_item_task(found, device=device)
-    if unknown := set(optimizers) - OPTIMIZERS.keys():
+    optimizers = [*optimizers]
+    if unknown := set(optimizers) - {*OPTIMIZERS}:
         raise LabError(f"the study has no {', '.join(sorted(unknown))}: it has {', '.join(OPTIMIZERS)}")
     measured = baselines(found)
-    result = sweep(
-        task,
-        _entries(optimizers),
-        trials=trials,
-        seeds=seeds,
-        steps=steps,
-        out=out / "comparison",
-        name=f"{out.name}-comparison",
-        kind="sasrec",
-        title=f"SASRec with sign memories: {task.config['data']}",
-        settings=_settings(optimizers),
-        storage=storage,
-        fresh=fresh,
-        callback=callback,
-    )
+
+    def compare(task: Task[Any], part: str, labels: Sequence[str], *space: Any, **more: Any) -> Result:
+        own = [setting for setting in SETTINGS if setting.partition(".")[0] in labels]
+        return sweep(
+            task,
+            [f"{label}=simba" if label in VARIANTS else label for label in labels],
+            *space,
+            seeds=seeds,
+            out=out / part,
+            name=f"{out.name}-{part}",
+            kind="sasrec",
+            **{**options, **more, "settings": [*own, *more.get("settings", ())]},
+        )
+
+    title = f"SASRec with sign memories: {task.config['data']}"
+    result = compare(task, "comparison", optimizers, trials=trials, steps=steps, title=title)
     results = [result]
     best = {record.optimizer: record.searched for record in result.records if record.phase == "tuned"}
     if reversal and best:
-        fixed = [
-            f"{label}.{name}={value}" for label, values in best.items() for name, value in values.items()
-        ]
-        second = sweep(
+        second = compare(
             reversal_task(steps=steps or task.steps, device=device),
-            _entries([*best]),
+            "reversal",
+            [*best],
             {},
-            seeds=seeds,
-            out=out / "reversal",
-            name=f"{out.name}-reversal",
-            kind="sasrec",
             title="SASRec: successor tables reversed in mid-training",
-            settings=[*_settings(best), *fixed],
+            settings=[f"{label}.{name}={v}" for label, values in best.items() for name, v in values.items()],
             schedule=Schedule("constant"),
-            storage=storage,
-            fresh=fresh,
             timing_seconds=0,
             notes=["The hyper-parameters are those that the comparison's search found best."],
-            callback=callback,
         )
         results.append(second)
     notes = [
@@ -175,14 +150,6 @@ def run(
     results[0] = replace(result, experiment=result.experiment.model_copy(update={"notes": notes}))
     results[0].experiment.save(result.directory)
     return results
-
-
-def _entries(labels: Iterable[str]) -> list[str]:
-    return [label if label == OPTIMIZERS[label] else f"{label}={OPTIMIZERS[label]}" for label in labels]
-
-
-def _settings(labels: Iterable[str]) -> list[str]:
-    return [setting for label in labels for setting in SETTINGS if setting.startswith(f"{label}.")]
 
 
 def describe_data(data: object, measured: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
@@ -216,13 +183,10 @@ def compare_with_published(records: Sequence[Record]) -> Iterator[str]:
             found = ties if not p < SIGNIFICANT else agree if change > 0 else opposite
             found.append(f"{a} above {b}")
     if total := len(agree) + len(opposite) + len(ties):
-        here = [fmean(scores[label]) for label in known]
-        tau = kendalltau([PUBLISHED[label].ndcg for label in known], here).statistic
         yield (
             f"Of {total} pairs whose published HR@10 differ by more than {PUBLISHED_MARGIN:.4f}, "
             f"{len(agree)} come out in the published order by NDCG@10 (p < {SIGNIFICANT}), {len(opposite)} "
             f"in the opposite order, and {len(ties)} cannot be told apart."
-            + (f" Kendall's τ of the {len(known)} rows is {tau:.2f}." if math.isfinite(tau) else "")
         )
     if opposite:
         yield f"Published, but the opposite here: {'; '.join(opposite)}."

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ...errors import LabError
-from ...progress import Callback
 from ...tasks.images import images_task
 from ...training.optimizers import OptimizerSpec
 from ..sweep import Result, Space, sweep
@@ -26,13 +26,10 @@ def run(
     optimizers: Sequence[str] = OPTIMIZERS,
     lrs: Sequence[float] | None = None,
     decays: Sequence[float] | None = None,
-    task_settings: Mapping[str, int] | None = None,
     steps: int | None = None,
     seeds: int = 3,
-    storage: str | None = None,
-    fresh: bool = False,
     device: str | torch.device = "cpu",
-    callback: Callback | None = None,
+    **options: Any,
 ) -> list[Result]:
     """Train a grid of learning rates and weight decays with each optimizer and model, or resume it.
 
@@ -45,17 +42,12 @@ def run(
         data: CIFAR's python batches or a folder of images, see `images_task`. By default digits, with small
             models, few cells and 500 steps.
         models: Models of the images task.
-        optimizers: Which optimizers.
         lrs: Factors of the default lr; by default a factor of 10 in both directions in steps of √10 with
             `data`, and from 1/√10 to √10 without.
         decays: By default 0, 1e-5, 1e-4 and 1e-3 with `data`, 0 and 1e-4 without.
-        task_settings: Further arguments of the images task, such as batch.
         steps: Steps of each trial; by default 500 without `data`, otherwise the task's.
         seeds: The number of final seeds.
-        storage: The database's URL; by default an SQLite file in each subfolder.
-        fresh: Delete earlier results first.
-        device: The training device.
-        callback: Receives progress events.
+        options: Passed to `steepest.lab.sweep`, as `storage`, `fresh` and `callback`.
 
     Raises:
         LabError: the data cannot be read, a model or optimizer is unknown, or a folder holds another
@@ -77,11 +69,9 @@ def run(
 
     results = []
     for model in models:
-        sizes = dict(task_settings or {})
-        if data is None:
-            # 500 steps do not teach so small a transformer digits at shifted places.
-            sizes = {"batch": 16, "augment": model == "resnet18", **sizes}
-        task = images_task(data, model=model, device=device, **sizes)  # type: ignore[arg-type]
+        # 500 steps do not teach so small a transformer digits at shifted places.
+        small: dict[str, Any] = {"batch": 16, "augment": model == "resnet18"}
+        task = images_task(data, model=model, device=device, **(small if data is None else {}))  # type: ignore[arg-type]
         results.append(
             sweep(
                 task,
@@ -93,13 +83,11 @@ def run(
                 out=Path(out) / model,
                 kind="sgd-sai-grid",
                 title=f"lr × weight decay: {model} on {task.config['data']}",
-                storage=storage,
-                fresh=fresh,
                 notes=(
                     "All optimizers have the same cells, relative to their default lr η: "
                     f"lr = η times {_list(factors)}, weight decay = {_list(shrinks)} over η.",
                 ),
-                callback=callback,
+                **options,
             )
         )
     return results

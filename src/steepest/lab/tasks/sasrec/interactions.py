@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -65,8 +65,7 @@ class Interactions:
     def histories(self, back: int, width: int) -> Tensor:
         """Return each user's last `width` items before the item `back` places from the end.
 
-        Returns:
-            Items padded with 0 on the left, of shape (users, width).
+        They are padded with 0 on the left: shape (users, width).
 
         Example:
             >>> data = Interactions(torch.tensor([1, 2, 3, 4, 5, 1, 2]), torch.tensor([4, 3]), 5, "example")
@@ -101,15 +100,13 @@ def read_interactions(path: Path, format: Format | None = None, core: int = 5) -
         core: Users and items with fewer interactions are dropped, again and again until none is left.
 
     Raises:
-        LabError: the file cannot be read, its format is unknown, a line is malformed (with its number), or
-            too few interactions are left.
+        LabError: the file cannot be read, its name does not tell the format, a line is malformed (with its
+            number), or too few interactions are left.
     """
-    format = format or _find_format(path)
-    if format not in get_args(Format):
-        raise LabError(f"unknown format {format!r}: there are {', '.join(get_args(Format))}")
+    reader = _READERS[format or _find_format(path)]
     try:
         with path.open(encoding="utf-8") as file:
-            events = list(_READERS[format](path, file))
+            events = list(reader(path, file))
     except OSError as error:
         raise LabError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError:
@@ -146,10 +143,7 @@ def from_events(events: Sequence[Event], *, core: int = 5, source: str = "events
 def core_of(users: np.ndarray, items: np.ndarray, k: int) -> np.ndarray:
     """Return the positions of the interactions in the k-core: each user and item left has at least k of them.
 
-    Args:
-        users: User codes 0, 1, …, one for each interaction.
-        items: Item codes, likewise.
-        k: The minimum number of interactions.
+    `users` and `items` have a code 0, 1, … for each interaction.
     """
     kept = np.arange(len(users))
     while True:

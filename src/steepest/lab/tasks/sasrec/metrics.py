@@ -1,4 +1,4 @@
-"""Full ranking of all unseen items: HR@k and NDCG@k."""
+"""Full ranking of all unseen items, HR@k and NDCG@k, and rankings that need no training."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .interactions import Interactions
 from .model import PADDING
+from .synthetic import Synthetic
 
 
 class Cases(NamedTuple):
@@ -31,36 +32,25 @@ Scorer = Callable[[Cases], Tensor]
 
 
 class HeldOut:
-    """Each user's held-out item, with everything before it, in chunks on a device.
+    """Each user's item `back` places from the end, and everything before it, `chunk` users at a time.
 
-    Args:
-        data: The interactions.
-        back: The target's place from the end: 1 for the test, 2 for the validation.
-        width: Number of items of a history.
-        device: The device.
-        chunk: Users per chunk.
+    Histories are cut to `width` items. Everything lies on `device`.
     """
 
     def __init__(
         self, data: Interactions, back: int, width: int, device: str | torch.device = "cpu", chunk: int = 512
     ) -> None:
-        self.users = data.users
-        self._items = data.count
-        self._chunk = chunk
-        self._histories = data.histories(back, width).to(device)
-        self._targets = data.held_out(back).to(device)
+        self.users, self._items = data.users, data.count
         users, items = data.seen(back)
-        # The row of each seen item within its chunk.
-        starts = torch.searchsorted(users, torch.arange(0, data.users + chunk, chunk))
-        self._seen = [
-            ((users[start:stop] % chunk).to(device), items[start:stop].to(device))
-            for start, stop in zip(starts.tolist(), starts[1:].tolist(), strict=False)
-        ]
+        sizes = torch.searchsorted(users, torch.arange(0, data.users + chunk, chunk)).diff().tolist()
+        cases = (torch.arange(data.users), data.histories(back, width), data.held_out(back))
+        parts = [torch.split(each, chunk) for each in cases]
+        # The row of each seen item within its chunk, and the item.
+        parts += [torch.split(each, sizes) for each in (users % chunk, items)]
+        self._chunks = [[part.to(device) for part in chunk] for chunk in zip(*parts, strict=True)]
 
     def __iter__(self) -> Iterator[Cases]:
-        users = torch.arange(len(self._targets), device=self._targets.device)
-        parts = (torch.split(t, self._chunk) for t in (users, self._histories, self._targets))
-        for user, history, target, (rows, items) in zip(*parts, self._seen, strict=True):
+        for user, history, target, rows, items in self._chunks:
             seen = torch.zeros(len(user), self._items + 1, dtype=torch.bool, device=user.device)
             seen[:, PADDING] = True
             seen[rows, items] = True
@@ -74,13 +64,8 @@ def evaluate(scorer: Scorer, held_out: HeldOut, *, k: int = 10, loss: bool = Fal
     is a candidate even if the user has seen it. Ties are broken at random, and the metrics are the
     expectations over that, so a constant score gives those of a random order. NaN ties with everything.
 
-    Args:
-        scorer: Scores the items.
-        held_out: The targets.
-        k: The number of places that count.
-        loss: Whether to include the loss, for scores that are logits: the mean of −log σ of the target's
-            score, plus that of −log(1 − σ) over all unseen items, which is the expectation over one
-            sampled negative.
+    With `loss`, for scores that are logits, also the loss: the mean of −log σ of the target's score, plus
+    that of −log(1 − σ) over all unseen items, which is the expectation over one sampled negative.
     """
     totals: list[Tensor] = []
     for cases in held_out:
@@ -103,10 +88,7 @@ def evaluate(scorer: Scorer, held_out: HeldOut, *, k: int = 10, loss: bool = Fal
 def expected_at(k: int, better: Tensor, not_worse: Tensor) -> tuple[Tensor, Tensor]:
     """Return the expected NDCG@k and HR@k of a target that ties with some others.
 
-    Args:
-        k: The number of places that count.
-        better: Number of other candidates with a higher score.
-        not_worse: Number of other candidates with a higher or the same score.
+    `better` counts the other candidates with a higher score, `not_worse` also those with the same.
 
     Example:
         >>> _, hits = expected_at(10, torch.tensor([9, 10, 0]), torch.tensor([9, 10, 39]))
@@ -119,3 +101,44 @@ def expected_at(k: int, better: Tensor, not_worse: Tensor) -> tuple[Tensor, Tens
     first, last = better.clamp(max=k), (not_worse + 1).clamp(max=k)
     tied = not_worse - better + 1
     return (gains[last] - gains[first]) / tied, (last - first) / tied
+
+
+def popularity(data: Interactions) -> Scorer:
+    """Score an item by its number of training interactions."""
+    counts = _counts(data)
+    return lambda cases: counts.to(cases.seen.device).expand(cases.seen.shape)
+
+
+def markov(data: Interactions) -> Scorer:
+    """Score an item by how often it followed the last one in training, and ties by popularity."""
+    users, items = data.seen(2)
+    pairs = torch.stack((items[:-1], items[1:]))[:, users[:-1] == users[1:]]
+    size = (data.count + 1, data.count + 1)
+    followed = torch.sparse_coo_tensor(pairs, torch.ones(pairs.shape[1]), size, check_invariants=True)
+    followed = followed.coalesce()
+    counts = _counts(data)
+    share = counts / (counts.sum() + 1)  # less than one transition
+
+    def score(cases: Cases) -> Tensor:
+        rows = followed.index_select(0, cases.histories[:, -1].cpu()).to_dense() + share
+        return rows.to(cases.seen.device)
+
+    return score
+
+
+def baselines(data: Interactions | Synthetic) -> dict[str, dict[str, float]]:
+    """Return the test metrics of oracle (only for synthetic data), markov, popularity and random."""
+    scorers: dict[str, Scorer] = {}
+    if isinstance(data, Synthetic):
+        tables, data = data.tables, data.interactions
+        scorers["oracle"] = lambda cases: tables.probabilities(
+            cases.users, cases.histories[:, -1], cases.seen
+        )
+    scorers |= {"markov": markov(data), "popularity": popularity(data)}
+    scorers["random"] = lambda cases: torch.zeros(cases.seen.shape, device=cases.seen.device)
+    held_out = HeldOut(data, back=1, width=1)
+    return {name: evaluate(scorer, held_out) for name, scorer in scorers.items()}
+
+
+def _counts(data: Interactions) -> Tensor:
+    return torch.bincount(data.seen(2)[1], minlength=data.count + 1).float()

@@ -18,8 +18,6 @@ class SASRecConfig:
     Args:
         maxlen: Maximum number of items of a history; only its last ones are read.
         width: Features per item; a multiple of `heads`.
-        blocks: Number of blocks.
-        heads: Number of attention heads.
         dropout: Dropout probability.
 
     Raises:
@@ -107,14 +105,10 @@ class SASRec(nn.Module):
                 nn.init.normal_(parameter, std=0.02)
 
     def forward(self, histories: Tensor) -> Tensor:
-        """Return the features after each position.
+        """Return the features after each position, of shape (batch, positions, width).
 
-        Args:
-            histories: Items padded on the left, integers of shape (batch, positions), positions ≤ `maxlen`.
-                The last position is always the most recent item, so more padding changes nothing.
-
-        Returns:
-            Features of shape (batch, positions, width).
+        `histories` are items padded on the left, integers of shape (batch, positions ≤ `maxlen`). The last
+        position is always the most recent item, so more padding changes nothing.
         """
         length = histories.shape[1]
         x = self.embedding(histories) * self.config.width**0.5 + self.positions[-length:]
@@ -133,10 +127,7 @@ class SASRec(nn.Module):
     def loss(self, histories: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
         """Return the mean over targets of −log σ(target's score) − log(1 − σ(negative's score)).
 
-        Args:
-            histories: As in `forward`.
-            targets: The item after each position, 0 where there is none; same shape.
-            negatives: Another item for each position; same shape.
+        `targets` are the items after each position, 0 where there is none; `negatives` are other items.
         """
         features = self(histories)
         positive = (features * self.embedding(targets)).sum(-1)

@@ -19,13 +19,10 @@ class SyntheticConfig:
     """The sizes of a synthetic data set.
 
     Args:
-        users: Number of users.
         items: Number of items; a multiple of `clusters`.
         clusters: Number of clusters. Each user is interested in 2 or 3 of them.
         successors: Number of successors of each item, in its cluster, with weights ∝ 1/rank.
-        min_length: Minimum number of items of a user, at least 3.
-        max_length: Maximum number of items of a user. Lengths are uniform between the two.
-        seed: The seed of everything.
+        min_length, max_length: The numbers of items of a user are uniform between the two, at least 3.
         reverse: Whether every successor table is reversed: where i was followed by j, j is followed by i.
             Interests, popularities and lengths stay as they are.
 
@@ -69,12 +66,8 @@ class Tables:
         """Return the true probability of each item as the next one, shape (batch, items + 1).
 
         No item comes twice: each of the three sources draws from what is not seen yet, and one that is
-        exhausted leaves its share to all items.
-
-        Args:
-            users: Users, shape (batch,).
-            last: Their last items, shape (batch,).
-            seen: Whether an item has been seen, including 0, the padding; shape (batch, items + 1).
+        exhausted leaves its share to all items. `users` and their `last` items have the shape (batch,);
+        `seen` says which items each has seen, 0, the padding, included: shape (batch, items + 1).
         """
         device = seen.device
         uniform = _unseen(torch.ones(seen.shape, device=device), seen)

@@ -50,16 +50,9 @@ def sasrec_task(
     """Create a task that trains SASRec to rank each user's next item.
 
     Args:
-        data: A file of interactions, see `read_interactions`. By default synthetic ones.
-        format: The file's format.
-        core: The minimum number of interactions of the file's users and items.
-        users: Number of synthetic users.
-        items: Number of synthetic items.
-        maxlen: Maximum number of items of a history.
-        width: Features per item.
-        blocks: Number of blocks.
-        heads: Number of attention heads.
-        dropout: Dropout probability.
+        data: A file of interactions; `format` and `core` are as in `read_interactions`. By default synthetic
+            ones, of `users` users and `items` items.
+        maxlen, width, blocks, heads, dropout: The model's sizes, see `SASRecConfig`.
         batch: Users per step; by default 128 as in the paper (synthetic data: 64).
         device: The training device.
 
@@ -85,30 +78,32 @@ def next_item_task(
     batch: int | None = None,
     device: str | torch.device = "cpu",
 ) -> Task[Sequences]:
-    """Create a task that trains SASRec to rank each user's next item.
+    """Create a task that trains SASRec on these interactions, with `batch` users per step.
 
-    Args:
-        data: The interactions.
-        model: The model's sizes.
-        batch: Users per step; by default 128 (synthetic data: 64).
-        device: The training device.
-
-    Returns:
-        The task. Each user's last item is the test target, and the one before it the validation target; the
-        history of a test target includes the validation item. The weights with the best validation NDCG@10
-        are tested. It has 1200 steps, or on other than synthetic data 100 epochs if these are more.
+    Each user's last item is the test target, and the one before it the validation target; the history of a
+    test target includes the validation item. The weights with the best validation NDCG@10 are tested. The
+    task has 1200 steps, or on other than synthetic data 100 epochs if these are more.
     """
     synthetic = isinstance(data, Synthetic)
     interactions = data.interactions if isinstance(data, Synthetic) else data
     config = model or SASRecConfig()
     stream = TrainingData(interactions, config.maxlen, batch or (64 if synthetic else 128), device)
     held_out = held_out_items(interactions, config.maxlen, device)
+
+    def loss(model: nn.Module, batch: Sequences) -> Tensor:
+        assert isinstance(model, SASRec)
+        return model.loss(*batch)
+
+    def metrics(model: nn.Module, split: Split) -> dict[str, float]:
+        assert isinstance(model, SASRec)
+        return evaluate(lambda cases: model.score(cases.histories), held_out[split], loss=True)
+
     return Task(
         name="sasrec",
         make=lambda seed: SASRec(interactions.count, config).to(device),
         batches=stream.batches,
-        loss=sequence_loss,
-        evaluate=lambda model, split: evaluate_model(model, held_out[split]),
+        loss=loss,
+        evaluate=metrics,
         metrics=METRICS,
         steps=_STEPS if synthetic else max(_STEPS, _EPOCHS * (interactions.users // stream.batch)),
         keep_best=True,
@@ -133,19 +128,9 @@ def reversal_task(
     evaluations: int = 40,
     device: str | torch.device = "cpu",
 ) -> Task[Sequences]:
-    """Create a task whose successor tables are reversed after half of the steps.
+    """Create a task on synthetic data whose successor tables are reversed after half of the steps.
 
-    Args:
-        data: The sizes of the synthetic data.
-        model: The model's sizes.
-        batch: Users per step.
-        steps: Number of steps of a trial, half of them before the reversal.
-        evaluations: Number of evaluations.
-        device: The training device.
-
-    Returns:
-        The task. Its metrics are those on the reversed data, and `NDCG@10 before` on the data as it was
-        before.
+    Its metrics are those on the reversed data, and `NDCG@10 before` on the data as it was before.
     """
     data = data or SyntheticConfig()
     original, task = (
@@ -175,14 +160,7 @@ def reversal_task(
 
 
 class TrainingData:
-    """Batches of training sequences: everything but each user's last two items.
-
-    Args:
-        data: The interactions.
-        maxlen: Maximum number of positions.
-        batch: Number of users per batch.
-        device: The training device.
-    """
+    """Batches of `batch` users' training sequences, everything but their last two items, on `device`."""
 
     def __init__(self, data: Interactions, maxlen: int, batch: int, device: str | torch.device) -> None:
         self.batch = min(batch, data.users)
@@ -205,29 +183,15 @@ class TrainingData:
 
     def _negatives(self, users: Tensor, generator: torch.Generator) -> Tensor:
         """Draw items uniformly, and draw again where the user's training items contain them."""
-        shape = (len(users), self._sequences.shape[1] - 1)
-        negatives = self._draw(shape, generator)
+        shape = (_REDRAWS + 1, len(users), self._sequences.shape[1] - 1)
+        draws = torch.randint(1, self._stride, shape, generator=generator, device=users.device)
+        negatives = draws[0]
         # A fixed number of times: to ask whether any is left would wait for the device.
-        for _ in range(_REDRAWS):
+        for redrawn in draws[1:]:
             keys = users.unsqueeze(1) * self._stride + negatives
             found = torch.searchsorted(self._seen, keys).clamp(max=len(self._seen) - 1)
-            negatives = torch.where(self._seen[found] == keys, self._draw(shape, generator), negatives)
+            negatives = torch.where(self._seen[found] == keys, redrawn, negatives)
         return negatives
-
-    def _draw(self, shape: tuple[int, int], generator: torch.Generator) -> Tensor:
-        return torch.randint(1, self._stride, shape, generator=generator, device=self._sequences.device)
-
-
-def sequence_loss(model: nn.Module, batch: Sequences) -> Tensor:
-    """Return the model's binary cross-entropy of targets and negatives."""
-    assert isinstance(model, SASRec)
-    return model.loss(*batch)
-
-
-def evaluate_model(model: nn.Module, held_out: HeldOut) -> Mapping[str, float]:
-    """Return the model's metrics on held-out items."""
-    assert isinstance(model, SASRec)
-    return evaluate(lambda cases: model.score(cases.histories), held_out, loss=True)
 
 
 def held_out_items(data: Interactions, maxlen: int, device: str | torch.device) -> dict[Split, HeldOut]:

@@ -14,14 +14,12 @@ from torch.optim import Optimizer
 import steepest
 
 from ....errors import LabError
-from ....models.linear_only import PatchConvNet, normed_mlp
-from ....progress import Callback
+from ....models.digits import DigitConvNet, normed_mlp
 from ....tasks import digits_task, text_task
 from ....tasks.task import Task
-from ....training.optimizers import Builder, OptimizerSpec, to_json_value
+from ....training.optimizers import OptimizerSpec, to_json_value
 from ...sweep import Result, sweep
-from .bop import BopAdamW, BopLinear
-from .latent import make_latent
+from .layers import BopAdamW, make_bop, make_latent
 from .weights import observe_weights
 
 LRS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
@@ -50,7 +48,7 @@ def _digits(name: str, make: Callable[[], nn.Module]) -> Task[Any]:
 
 TASKS: Mapping[str, Callable[[], Task[Any]]] = {
     "mlp": lambda: _digits("mlp", normed_mlp),
-    "convnet": lambda: _digits("convnet", PatchConvNet),
+    "convnet": lambda: _digits("convnet", lambda: DigitConvNet(32, patches=True)),
     "text": lambda: text_task(width=96),
 }
 
@@ -62,9 +60,7 @@ def run(
     steps: int | None = None,
     seeds: int | None = None,
     lrs: Iterable[float] = LRS,
-    storage: str | None = None,
-    fresh: bool = False,
-    callback: Callback | None = None,
+    **options: Any,
 ) -> list[Result]:
     """Run the study, or resume it.
 
@@ -74,9 +70,7 @@ def run(
         steps: Steps of each trial; by default the tasks'.
         seeds: The number of final seeds; by default 5, for text 3.
         lrs: The learning rates that each method tries.
-        storage: The database's URL; by default an SQLite file in each subfolder.
-        fresh: Delete earlier results first.
-        callback: Receives progress events.
+        options: Passed to `steepest.lab.sweep`, as `storage`, `fresh` and `callback`.
 
     Raises:
         LabError: a task is unknown, or a folder holds another experiment.
@@ -97,11 +91,9 @@ def run(
                 out=Path(out) / name,
                 kind="ternary",
                 title=f"Ternary training: {task.name}",
-                storage=storage,
-                fresh=fresh,
                 notes=("The weight decay is 0 for all.", "The thresholds of votes and Bop are not searched."),
-                callback=callback,
                 observe=observe_weights(number),
+                **options,
             )
         )
     return results
@@ -111,47 +103,24 @@ def method(label: str, steps: int, **changed: Any) -> OptimizerSpec:
     """Return a method of `METHODS`, with some options changed, for trials of `steps` steps."""
     options = {**METHODS[label], **changed}
 
-    def adamw(model: nn.Module, values: Mapping[str, Any]) -> Optimizer:
-        return steepest.build(model, "adamw", **values)
-
-    def latent(model: nn.Module, values: Mapping[str, Any]) -> Optimizer:
-        make_latent(model)
-        return steepest.build(model, "adamw", **values)
-
-    def votes(model: nn.Module, values: Mapping[str, Any]) -> Optimizer:
-        steepest.ternary.ternarize(model)
-        # The trial has seeded torch's generator.
-        ternary = {"total_steps": steps, **options}
-        return steepest.build(model, "adamw", seed=torch.initial_seed(), ternary=ternary, **values)
-
-    def bop(model: nn.Module, values: Mapping[str, Any]) -> Optimizer:
-        layers = []
-        for name in steepest.ternary.ternarize(model).replaced:
-            layer = model.get_submodule(name)
-            assert isinstance(layer, steepest.ternary.TernaryLinear)
-            layers.append(BopLinear(layer))
-            model.set_submodule(name, layers[-1])
-        ternary = {id(layer.weight) for layer in layers}
-        floats = [p for p in model.parameters() if id(p) not in ternary]
-        return BopAdamW(floats, layers, total_steps=steps, **options, **values)
-
-    def frozen(model: nn.Module, values: Mapping[str, Any]) -> Optimizer:
-        steepest.ternary.ternarize(model)
-        return steepest.build(model, "adamw", ternary=False, **values)
-
-    builders: dict[str, Builder] = {
-        "float32": adamw,
-        "latent float32": latent,
-        "votes by sign": votes,
-        "votes by magnitude": votes,
-        "Bop": bop,
-        "frozen random": frozen,
-    }
-    build = builders[label]
     defaults = {"lr": 3e-3, "weight_decay": 0.0}
-    return OptimizerSpec(
-        label,
-        lambda model, values: build(model, {**defaults, **values}),
-        to_json_value({**defaults, **options}),
-        changes_model=True,
-    )
+
+    def build(model: nn.Module, given: Mapping[str, Any]) -> Optimizer:
+        values: dict[str, Any] = {**defaults, **given}
+        if label == "Bop":
+            layers = make_bop(model)
+            ternary = {id(layer.weight) for layer in layers}
+            floats = [p for p in model.parameters() if id(p) not in ternary]
+            return BopAdamW(floats, layers, total_steps=steps, **options, **values)
+        if label == "latent float32":
+            make_latent(model)
+        elif label == "frozen random":
+            steepest.ternary.ternarize(model)
+            values["ternary"] = False
+        elif label != "float32":
+            steepest.ternary.ternarize(model)
+            # The trial has seeded torch's generator.
+            values |= {"ternary": {"total_steps": steps, **options}, "seed": torch.initial_seed()}
+        return steepest.build(model, "adamw", **values)
+
+    return OptimizerSpec(label, build, to_json_value({**defaults, **options}), changes_model=True)

@@ -6,7 +6,6 @@ They are measured in step hooks, in the same way for every method.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +14,8 @@ from torch.optim import Optimizer
 import steepest
 
 from ....training.trial import Observe, Series
-from .bop import BopAdamW, BopLinear
-from .latent import LatentTernaryLinear
+from ....training.updates import around_steps
+from .layers import BopAdamW, BopLinear, LatentTernaryLinear
 
 FLIPS = "fraction of the weights flipped in a step"
 ZEROS = "fraction of the weights that are 0"
@@ -34,17 +33,8 @@ def observe_weights(steps: int) -> Observe:
 
     def observe(model: nn.Module, optimizer: Optimizer) -> Series:
         series: Series = {}
-        step = 0
-        before: Tensor | None = None
 
-        def before_step(*_: Any) -> None:
-            nonlocal before, step
-            step += 1
-            before = _ternary_values(model) if step % every == 0 else None
-
-        def after_step(*_: Any) -> None:
-            if before is None:
-                return
+        def after_step(step: int, before: Tensor) -> None:
             if BYTES not in series:
                 series[BYTES] = [(step, bytes_per_weight(model, optimizer))]
             if len(before):
@@ -52,8 +42,7 @@ def observe_weights(steps: int) -> Observe:
                 series.setdefault(FLIPS, []).append((step, (before != after).double().mean().item()))
                 series.setdefault(ZEROS, []).append((step, (after == 0).double().mean().item()))
 
-        optimizer.register_step_pre_hook(before_step)
-        optimizer.register_step_post_hook(after_step)
+        around_steps(optimizer, lambda step: step % every == 0, lambda: _ternary_values(model), after_step)
         return series
 
     return observe

@@ -1,13 +1,14 @@
-"""Bop for ternary weights: flip a weight when a moving average of its gradient passes a threshold."""
+"""Ternary layers that are trained otherwise than by votes: Bop's, and those with latent floats."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import steepest
 
@@ -39,17 +40,7 @@ class BopAdamW(torch.optim.AdamW):
     m ← (1 − γ)·m + γ·g/rms(g);  where |m| ≥ τ_t:  W ← clamp(W − sign(m), −1, 1)
 
     In the paper the weights are binary and g is not divided by its rms, so τ depends on the scale of the
-    loss. The threshold is annealed as for votes: τ_t = τ/(1 − t/T)^power.
-
-    Args:
-        params: The float parameters.
-        layers: The layers whose weights Bop flips.
-        lr: AdamW's learning rate.
-        weight_decay: AdamW's.
-        gamma: γ, the rate of the moving average.
-        threshold: τ.
-        total_steps: T, the number of steps.
-        power: The power of the annealing.
+    loss. The threshold is annealed as for votes: τ_t = τ/(1 − t/T)^power, with T = `total_steps`.
     """
 
     def __init__(
@@ -68,11 +59,11 @@ class BopAdamW(torch.optim.AdamW):
         self.gamma, self.threshold, self.total_steps, self.power = gamma, threshold, total_steps, power
         self.steps = 0
         self.averages = [(layer.weight, torch.zeros_like(layer.weight)) for layer in layers]
+        # An override of step() would run the hooks twice: its own, and those of AdamW's step.
+        self.register_step_post_hook(self._flip)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> Any:
-        """Take AdamW's step, then flip weights."""
-        result = super().step(closure)
+    def _flip(self, *_: Any) -> None:
         threshold = steepest.ternary.annealed(self.threshold, self.steps, self.total_steps, self.power)
         for weight, average in self.averages:
             if weight.grad is None:
@@ -82,10 +73,58 @@ class BopAdamW(torch.optim.AdamW):
             flips = (average.abs() >= threshold) * average.sign()
             weight.sub_(flips).clamp_(-1, 1)
         self.steps += 1
-        return result
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear the gradients of AdamW's parameters and of the ternary weights."""
         super().zero_grad(set_to_none)
         for weight, _ in self.averages:
             weight.grad = None
+
+
+class LatentTernaryLinear(nn.Linear):
+    """A linear layer that rounds its latent float weight W to s·clamp(round(W/s), −1, 1) with s = mean|W|.
+
+    The backward pass ignores the rounding (BitNet b1.58, Ma et al. 2024, which also rounds the
+    activations).
+
+    Example:
+        >>> layer = LatentTernaryLinear(8, 4)
+        >>> layer(torch.ones(2, 8)).shape, set(layer.ternary().flatten().tolist()) <= {-1, 0, 1}
+        (torch.Size([2, 4]), True)
+    """
+
+    def ternary(self) -> Tensor:
+        """Return the rounded weight without its scale."""
+        return (self.weight / self._scale()).round().clamp(-1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., in) to (..., out)."""
+        rounded = self.ternary() * self._scale()
+        return F.linear(x, self.weight + (rounded - self.weight).detach(), self.bias)
+
+    def _scale(self) -> Tensor:
+        return self.weight.abs().mean().clamp(min=1e-8)
+
+
+def make_bop(model: nn.Module) -> list[BopLinear]:
+    """Replace the layers that `steepest.ternary.ternarize` replaces by Bop's, in place."""
+    layers = []
+    for name in steepest.ternary.ternarize(model).replaced:
+        layer = model.get_submodule(name)
+        assert isinstance(layer, steepest.ternary.TernaryLinear)
+        layers.append(BopLinear(layer))
+        model.set_submodule(name, layers[-1])
+    return layers
+
+
+def make_latent(model: nn.Module) -> list[LatentTernaryLinear]:
+    """Replace the layers that `steepest.ternary.ternarize` would replace by latent ternary ones, in place."""
+    layers = []
+    for name in steepest.ternary.ternarize(copy.deepcopy(model)).replaced:
+        linear = model.get_submodule(name)
+        assert isinstance(linear, nn.Linear)
+        layer = LatentTernaryLinear(linear.in_features, linear.out_features, linear.bias is not None)
+        layer.weight, layer.bias = linear.weight, linear.bias
+        model.set_submodule(name, layer)
+        layers.append(layer)
+    return layers
