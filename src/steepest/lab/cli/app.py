@@ -19,8 +19,8 @@ from .plan import plan_command
 from .plan_sharded import plan_sharded_command
 from .profile import profile_command
 from .race import race_command
-from .study import study
 from .report import report_command
+from .study import study
 from .sweep import sweep_command
 
 app = typer.Typer(

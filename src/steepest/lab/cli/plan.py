@@ -14,7 +14,7 @@ from ..bench.models import find_shapes, make_model
 from ..bench.shapes import MODELS
 from ..errors import LabError
 from .mesh import parse_layout, parse_mesh, placements
-from .options import DTYPES, parse_dtype, split_names
+from .options import DTYPES, DtypeOption, parse_dtype, split_names
 
 _STATES = "|".join([*DTYPES, "int8"])
 
@@ -40,14 +40,7 @@ def plan_command(
         str,
         typer.Option(help="Optimizers to compare; with --budget from the best to the last resort."),
     ] = "adamw,lion,muon",
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            metavar="|".join(DTYPES),
-            help="Dtype of the parameters. Default: float32, or the model's own.",
-            show_default=False,
-        ),
-    ] = None,
+    dtype: DtypeOption = None,
     state_dtype: Annotated[
         str | None,
         typer.Option(
