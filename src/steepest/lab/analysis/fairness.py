@@ -117,8 +117,8 @@ def conditions(experiment: Experiment, records: Sequence[Record]) -> list[str]:
         if experiment.trials
         else "Nothing was searched: the hyper-parameters were given.",
         f"The table shows {metric.name} on test data, with the final seeds {_list(experiment.seeds)}; ± is "
-        "the sample standard deviation over the seeds that did not diverge. Untuned means each optimizer's "
-        "own defaults.",
+        "the sample standard deviation over the seeds that did not diverge. An optimizer with fewer diverged "
+        "seeds ranks before one with a better mean. Untuned means each optimizer's own defaults.",
     ]
     if "weight_decay" not in spaces:
         values = {str(entry.hyperparameters.get("weight_decay")) for entry in experiment.optimizers.values()}

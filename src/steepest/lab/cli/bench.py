@@ -52,21 +52,15 @@ def bench_command(
     compiled: Annotated[
         bool | None,
         typer.Option(
-            "--compile/--no-compile",
-            help="Compile our optimizers' steps, or not. Default: where it pays.",
-            show_default=False,
+            "--compile/--no-compile", help="Compile our optimizers' steps, or not. Default: where it pays."
         ),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Timed rounds.")] = MIN_ROUNDS,
     memory: Annotated[
         float | None,
-        typer.Option(
-            metavar="GIB", help="Memory that may be used. Default: 0.7 of what is free.", show_default=False
-        ),
+        typer.Option(metavar="GIB", help="Memory that may be used. Default: 0.7 of what is free."),
     ] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads. Default: torch's.", show_default=False)
-    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: torch's.")] = None,
     out: Annotated[Path, typer.Option(help="Directory for the results.")] = Path("runs/bench"),
 ) -> int:
     """Measure what a step of each optimizer costs, beside what you have now: time, peak memory and state.

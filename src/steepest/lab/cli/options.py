@@ -52,20 +52,15 @@ SettingsOption = Annotated[
         "--set",
         metavar="OPTIMIZER.NAME=VALUE",
         help="A fixed hyper-parameter, such as muon.momentum=0.9. Repeatable.",
-        show_default=False,
     ),
 ]
 SeedsOption = Annotated[int, typer.Option("--seeds", help="Final seeds, which the search does not see.")]
-StepsOption = Annotated[
-    int | None, typer.Option(help="Steps of every trial. Default: the task's.", show_default=False)
-]
+StepsOption = Annotated[int | None, typer.Option(help="Steps of every trial. Default: the task's.")]
 DeviceOption = Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="Device.")]
 DtypeOption = Annotated[
     str | None,
     typer.Option(
-        metavar="|".join(DTYPES),
-        help="Dtype of the parameters. Default: float32, or the model's own.",
-        show_default=False,
+        metavar="|".join(DTYPES), help="Dtype of the parameters. Default: float32, or the model's own."
     ),
 ]
 
@@ -78,15 +73,12 @@ class TaskOptions:
     task_settings: Annotated[
         list[str] | None,
         typer.Option(
-            "--with",
-            metavar="NAME=VALUE",
-            help="An argument of the task, such as width=128. Repeatable.",
-            show_default=False,
+            "--with", metavar="NAME=VALUE", help="An argument of the task, such as width=128. Repeatable."
         ),
     ] = None
     text: Annotated[
         Path | None,
-        typer.Option(help="Text task: a file or directory instead of Python's library.", show_default=False),
+        typer.Option(help="Text task: a file or directory instead of Python's library."),
     ] = None
 
     @property
@@ -118,12 +110,13 @@ class TrainingOptions:
     steps: StepsOption = None
     baseline: Annotated[
         str | None,
-        typer.Option(help="Whose final metric is the target. Default: adamw.", show_default=False),
+        typer.Option(help="Whose final metric is the target. Default: adamw."),
     ] = None
     schedule: Annotated[str, typer.Option(metavar="cosine|linear|constant", help="Decay of the lr.")] = (
         "cosine"
     )
     warmup: Annotated[float, typer.Option(help="Fraction of the steps that warm up.")] = 0.1
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard runs.")] = False
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments for `race` and `sweep`, or raise ``LabError``."""
@@ -149,7 +142,7 @@ class RunOptions:
     context: typer.Context
     out: Annotated[
         Path | None,
-        typer.Option(help="Directory. Default: in runs, named after command and task.", show_default=False),
+        typer.Option(help="Directory. Default: in runs, named after command and task."),
     ] = None
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete the earlier experiment in --out.")] = False
     storage: Annotated[
@@ -158,18 +151,14 @@ class RunOptions:
             metavar="URL",
             help="Database that workers on several machines share, such as "
             "postgresql+psycopg://user@host/name. Default: a SQLite file in --out.",
-            show_default=False,
         ),
     ] = None
     workers: Annotated[
         int | None,
-        typer.Option(
-            help="Processes that share the trials. Default: one per CPU core; 1 on a GPU.", show_default=False
-        ),
+        typer.Option(help="Processes that share the trials. Default: one per CPU core; 1 on a GPU."),
     ] = None
     threads: Annotated[int, typer.Option(help="CPU threads of each worker.")] = 1
     device: DeviceOption = "auto"
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard runs.")] = False
 
     def directory(self, name: str) -> Path:
         """Return the directory; `name` is its default in `runs`."""
@@ -179,18 +168,20 @@ class RunOptions:
         """Set the threads of this process and return how many processes shall share the trials."""
         return count_workers(self.workers, parse_device(self.device), self.threads)
 
-    def arguments(self, directory: Path, command: Sequence[str] | None = None) -> dict[str, Any]:
+    def arguments(
+        self, command: Sequence[str] | None = None, tensorboard: Path | None = None
+    ) -> dict[str, Any]:
         """Return the arguments of an experiment that say where it runs; `callback` starts the other workers.
 
         Args:
-            directory: The experiment's directory.
             command: The workers' command line, by default this process's.
+            tensorboard: Where TensorBoard's runs are written, if anywhere.
         """
         number, callback = self.count(), Callback()
         if not is_worker():
             console = make_console()
             shown = Live(console) if console.is_terminal else Plain()
-            boards = [TensorBoard(directory / "tensorboard")] if self.tensorboard else []
+            boards = [TensorBoard(tensorboard)] if tensorboard else []
             callback = Several(Workers(command or self.context.obj, number), shown, *boards)
         fresh = self.fresh and not is_worker()
         return {"callback": callback, "storage": self.storage, "fresh": fresh}

@@ -24,8 +24,7 @@ def plan_command(
         str | None,
         typer.Option(
             help=f"A model by its shapes: {', '.join(MODELS)}; or a file of names and shapes, JSON "
-            "({name: [rows, columns]}) or CSV (name,ROWSxCOLUMNS).",
-            show_default=False,
+            "({name: [rows, columns]}) or CSV (name,ROWSxCOLUMNS)."
         ),
     ] = None,
     model: Annotated[
@@ -33,7 +32,6 @@ def plan_command(
         typer.Option(
             metavar="PACKAGE.MODULE:FACTORY",
             help="Instead, a function that returns the model; it is called on the meta device if it can be.",
-            show_default=False,
         ),
     ] = None,
     optimizers: Annotated[
@@ -43,24 +41,19 @@ def plan_command(
     dtype: DtypeOption = None,
     state_dtype: Annotated[
         str | None,
-        typer.Option(
-            metavar=_STATES, help="How state is stored. Default: as parameters.", show_default=False
-        ),
+        typer.Option(metavar=_STATES, help="How state is stored. Default: as parameters."),
     ] = None,
-    memory: Annotated[
-        str | None, typer.Option(metavar="least", help="build()'s memory.", show_default=False)
-    ] = None,
+    memory: Annotated[str | None, typer.Option(metavar="least", help="build()'s memory.")] = None,
     budget: Annotated[
         str | None,
         typer.Option(
             metavar="SIZE",
             help="Choose among the optimizers, and among formats of the state, what fits into e.g. 22GB.",
-            show_default=False,
         ),
     ] = None,
     mesh: Annotated[
         str | None,
-        typer.Option(metavar="SIZExSIZE…", help="Plan for a rank of a device mesh.", show_default=False),
+        typer.Option(metavar="SIZExSIZE…", help="Plan for a rank of a device mesh."),
     ] = None,
     layout: Annotated[
         str | None,
@@ -68,7 +61,6 @@ def plan_command(
             metavar="PLACEMENT,…",
             help="For each mesh dimension replicate or shard(DIMENSION). Default: shard(0) in the last one, "
             "replicate in the others.",
-            show_default=False,
         ),
     ] = None,
     rank: Annotated[int, typer.Option(help="The rank to plan for.")] = 0,

@@ -42,18 +42,17 @@ def plan_sharded_command(
             metavar="PLACEMENT,…",
             help="For each mesh dimension replicate or shard(DIMENSION). Default: shard(0) in the last one, "
             "replicate in the others.",
-            show_default=False,
         ),
     ] = None,
     rule: Annotated[str, typer.Option(help="A matrix rule.")] = "muon",
     dtype: Annotated[str, typer.Option(metavar="|".join(DTYPES), help="Dtype of parameters.")] = "float32",
     exchange_dtype: Annotated[
         str | None,
-        typer.Option(metavar="|".join(DTYPES), help="Dtype in which matrices travel.", show_default=False),
+        typer.Option(metavar="|".join(DTYPES), help="Dtype in which matrices travel."),
     ] = None,
     bucket_bytes: Annotated[
         int | None,
-        typer.Option(help="Working memory of a wave at its owner. Default: the rule's.", show_default=False),
+        typer.Option(help="Working memory of a wave at its owner. Default: the rule's."),
     ] = None,
     node: Annotated[int, typer.Option(help="Ranks of a node.")] = 8,
     tflops: Annotated[float, typer.Option(help="TFLOP/s of a device.")] = FLOPS,

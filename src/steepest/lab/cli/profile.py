@@ -31,7 +31,6 @@ def profile_command(
             metavar="NAME,NAME,…",
             help="Names of steepest.list_optimizers(), or anybody's: torch.optim:AdamW. Default: each "
             "experiment's own.",
-            show_default=False,
         ),
     ] = None,
     settings: SettingsOption = None,
@@ -43,8 +42,7 @@ def profile_command(
         str | None,
         typer.Option(
             help="Sizes that are measured if they fit the memory; the others are planned. Default: all on an "
-            "accelerator, 125m on a CPU.",
-            show_default=False,
+            "accelerator, 125m on a CPU."
         ),
     ] = None,
     rounds: Annotated[int, typer.Option(help="Timed rounds of growth.")] = ROUNDS,
@@ -68,7 +66,7 @@ def profile_command(
         rest.remove(what)
     directories = [out / name for name in (WHATS if what == "all" else (what,))]
     for directory in directories:
-        arguments = run.arguments(directory, ["profile", directory.name, *rest])
+        arguments = run.arguments(["profile", directory.name, *rest])
         if directory.name == "growth":
             growth(
                 sizes=split_names(sizes),

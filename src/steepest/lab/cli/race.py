@@ -23,14 +23,14 @@ def race_command(
         str | None,
         typer.Option(
             metavar="TIME",
-            help="Time for the whole race: 90s, 5m, 1h. It decides how many optimizers run, in the order given, "
-            f"and how many search trials each has. Default: {DEFAULT_BUDGET}, unless --trials is given.",
-            show_default=False,
+            help="Time for the whole race: 90s, 5m, 1h. It decides how many optimizers run, in the order "
+            "given, and how many search trials each has. "
+            f"Default: {DEFAULT_BUDGET}, unless --trials is given.",
         ),
     ] = None,
     trials: Annotated[
         int | None,
-        typer.Option(help="Search trials of each optimizer, instead of a budget.", show_default=False),
+        typer.Option(help="Search trials of each optimizer, instead of a budget."),
     ] = None,
     training: TrainingOptions,
     run: RunOptions,
@@ -53,6 +53,6 @@ def race_command(
         workers=run.count(),
         out=directory,
         **training.arguments(),
-        **run.arguments(directory),
+        **run.arguments(tensorboard=directory / "tensorboard" if training.tensorboard else None),
     )
     return finish(directory)

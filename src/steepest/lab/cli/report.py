@@ -17,13 +17,11 @@ def report_command(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="The page to write. Default: report.html in the first directory.", show_default=False
-        ),
+        typer.Option(help="The page to write. Default: report.html in the first directory."),
     ] = None,
     markdown: Annotated[
         Path | None,
-        typer.Option(help="Write this Markdown file too, with its pictures beside it.", show_default=False),
+        typer.Option(help="Write this Markdown file too, with its pictures beside it."),
     ] = None,
 ) -> int:
     """Write one page about any experiments, finished or not, and print their rankings.

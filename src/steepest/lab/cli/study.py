@@ -37,9 +37,7 @@ _HORIZON_OPTIMIZERS = ",".join(horizon.OPTIMIZERS)
 @grouped
 def sasrec_command(
     *,
-    data: Annotated[
-        Path | None, typer.Option(help="File of interactions. Default: synthetic ones.", show_default=False)
-    ] = None,
+    data: Annotated[Path | None, typer.Option(help="File of interactions. Default: synthetic ones.")] = None,
     format: Annotated[
         Format | None,
         typer.Option(
@@ -48,7 +46,7 @@ def sasrec_command(
     ] = None,
     core: Annotated[int, typer.Option(help="Minimum interactions of the file's users and items.")] = 5,
     optimizers: Annotated[
-        str, typer.Option(metavar="NAME,NAME,…", help="Which of the study's optimizers.", show_default=False)
+        str, typer.Option(metavar="NAME,NAME,…", help="Which of the study's optimizers.")
     ] = ",".join(sasrec.OPTIMIZERS),
     trials: Annotated[int, typer.Option(help="Search trials of each optimizer.")] = 10,
     seeds: SeedsOption = 5,
@@ -74,7 +72,7 @@ def sasrec_command(
         reversal=reversal,
         optimizers=split_names(optimizers),
         device=parse_device(run.device),
-        **run.arguments(directory),
+        **run.arguments(),
     )
     return finish(directory, [result.directory for result in results])
 
@@ -90,15 +88,13 @@ def ternary_command(
     *,
     tasks: Annotated[str, typer.Option(help="Which tasks.")] = ",".join(ternary.TASKS),
     steps: StepsOption = None,
-    seeds: Annotated[
-        int | None, typer.Option(help="Final seeds. Default: 5; 3 on text.", show_default=False)
-    ] = None,
+    seeds: Annotated[int | None, typer.Option(help="Final seeds. Default: 5; 3 on text.")] = None,
     run: _CpuOptions,
 ) -> int:
     """Train ternary weights by votes, latent floats and Bop, beside float32 and frozen random ones."""
     directory = run.directory("ternary")
     chosen = split_names(tasks)
-    results = ternary.run(directory, chosen, steps=steps, seeds=seeds, **run.arguments(directory))
+    results = ternary.run(directory, chosen, steps=steps, seeds=seeds, **run.arguments())
     return finish(directory, [result.directory for result in results])
 
 
@@ -109,8 +105,7 @@ def sgd_sai_grid_command(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="CIFAR's python batches, or a folder of images. Default: digits, with small models.",
-            show_default=False,
+            help="CIFAR's python batches, or a folder of images. Default: digits, with small models."
         ),
     ] = None,
     models: Annotated[str, typer.Option(help="Which models.")] = "resnet18,vit_s16",
@@ -129,7 +124,7 @@ def sgd_sai_grid_command(
         steps=steps,
         seeds=seeds,
         device=parse_device(run.device),
-        **run.arguments(directory),
+        **run.arguments(),
     )
     return finish(directory, [result.directory for result in results])
 
@@ -160,7 +155,7 @@ def horizon_command(
         trials=trials,
         longer_trials=longer_trials,
         seeds=seeds,
-        **run.arguments(directory),
+        **run.arguments(),
     )
     return finish(directory, [result.directory for result in results])
 

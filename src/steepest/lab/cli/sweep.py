@@ -33,7 +33,6 @@ def sweep_command(
             metavar="NAME=A,B,…|LOW:HIGH",
             help="A searched hyper-parameter: values for a grid, or a range on a logarithmic axis for "
             f"--trials samples. Repeatable. Default: {' '.join(DEFAULT_GRID)}.",
-            show_default=False,
         ),
     ] = None,
     trials: Annotated[int, typer.Option(help="Trials of each optimizer, if the space has ranges.")] = 30,
@@ -53,7 +52,7 @@ def sweep_command(
         trials=trials,
         out=directory,
         **training.arguments(),
-        **run.arguments(directory),
+        **run.arguments(tensorboard=directory / "tensorboard" if training.tensorboard else None),
     )
     return finish(directory)
 
