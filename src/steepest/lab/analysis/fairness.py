@@ -8,7 +8,8 @@ import pandas as pd
 
 from ..records import FINAL_PHASES, Experiment, Record
 from . import frame
-from .ranking import SIGNIFICANT, Row, tuned
+from .ranking import Row, tuned
+from .welch import SIGNIFICANT
 
 SHORT = 500
 """A run of fewer steps means nothing."""

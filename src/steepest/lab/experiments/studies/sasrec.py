@@ -10,10 +10,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 
 import torch
-from scipy.stats import kendalltau
 
-from ...analysis.ranking import SIGNIFICANT, welch
 from ...analysis.target import steps_to_target
+from ...analysis.welch import SIGNIFICANT, welch
 from ...errors import LabError
 from ...progress import Callback
 from ...records import Experiment, Record
@@ -216,6 +215,8 @@ def compare_with_published(records: Sequence[Record]) -> Iterator[str]:
             found = ties if not p < SIGNIFICANT else agree if change > 0 else opposite
             found.append(f"{a} above {b}")
     if total := len(agree) + len(opposite) + len(ties):
+        from scipy.stats import kendalltau  # slow to import, and every command imports the studies
+
         here = [fmean(scores[label]) for label in known]
         tau = kendalltau([PUBLISHED[label].ndcg for label in known], here).statistic
         yield (
