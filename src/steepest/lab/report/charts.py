@@ -190,57 +190,50 @@ def costs(section: Section, draw: Draw) -> Figure | None:
         ],
         columns=["optimizer", "model", "parameters", "quantity", "value", "planned"],
     ).sort_values("parameters")
-    if table["parameters"].nunique() < 2:
-        return None if section.records else _one_size(table, quantities, draw)
-    axis = alt.Axis(format="~s", tickCount=4)
-    x = alt.X("parameters:Q", title="parameters", axis=axis).scale(type="log", nice=False, padding=10)
+    several = table["parameters"].nunique() > 1
+    if table.empty or (section.records and not several):
+        return None
+    tip = ("optimizer:N", "model:N", "parameters:Q", "value:Q", "planned:N")
+    short = alt.Axis(format="~s", tickCount=4)
     panels = []
     for quantity, title in quantities.items():
         own = table[table["quantity"] == quantity]
-        at: dict[str, Any] = {"x": x, "y": alt.Y("value:Q", title=title, axis=axis).scale(type="log")}
+        if own.empty:
+            continue
+        if not several:
+            y = alt.Y("optimizer:N", title=None, sort=[*own.sort_values("value")["optimizer"]])
+            points = draw.points(own, 90, *tip).encode(
+                x=alt.X("value:Q", title=title, axis=short).scale(zero=True), y=y
+            )
+            panels.append(panel(layer([points]), 40 + 24 * own["optimizer"].nunique(), title))
+            continue
+        x = alt.X("parameters:Q", title="parameters", axis=short).scale(type="log", nice=False, padding=10)
+        at: dict[str, Any] = {"x": x, "y": alt.Y("value:Q", title=title, axis=short).scale(type="log")}
         line = alt.Chart(own).mark_line(strokeWidth=1.6).encode(**at, color=draw.color(own))
-        tip = ("optimizer:N", "model:N", "parameters:Q", "value:Q", "planned:N")
         measured, planned = (draw.points(own, 70, *tip, at=own[own["planned"] == p]) for p in (False, True))
         charts = [
             line.encode(strokeDash=draw.dash(), opacity=opacity(0.8)),
             measured.encode(**at),
             planned.mark_point(size=70, filled=False, strokeWidth=1.8).encode(**at),
         ]
-        if len(own):
-            panels.append(panel(layer(charts), 300, title, zoom=True))
-    largest = table[(table["quantity"] == "state_bytes") & (table["parameters"] == table["parameters"].max())]
-    pairs = zip(largest["optimizer"], largest["value"], strict=True)
-    sizes = f"{number(table['parameters'].min())} to {number(table['parameters'].max())}"
+        panels.append(panel(layer(charts), 300, title, zoom=True))
+    last = table[table["parameters"] == table["parameters"].max()]
+    each = "; ".join(
+        f"{name} {title} {number(value)}"
+        for quantity, title in quantities.items()
+        for name, value in last[last["quantity"] == quantity][["optimizer", "value"]].itertuples(index=False)
+    )
     return Figure(
         "costs",
-        "What a step costs, against the size of the model",
-        "Both axes are logarithmic. Hollow points were planned on the meta device: the model did not fit.",
-        f"Costs for models of {sizes} parameters. State at the largest: "
-        f"{'; '.join(f'{name} {number(value / 2**30)} GiB' for name, value in pairs)}.",
+        "What a step costs" + (", against the size of the model" if several else ""),
+        "Both axes are logarithmic. Hollow points were planned on the meta device: the model did not fit."
+        if several
+        else "Medians of steps for which the optimizers took turns.",
+        f"Costs with {number(table['parameters'].min())} to {number(table['parameters'].max())} parameters; at "
+        f"the largest: {each}.",
         panels,
         table,
-        columns=2,
-    )
-
-
-def _one_size(table: pd.DataFrame, quantities: Mapping[str, str], draw: Draw) -> Figure | None:
-    """Draw costs on one model: a point per optimizer, on an axis from zero."""
-    panels = []
-    for quantity, title in quantities.items():
-        own = table[table["quantity"] == quantity]
-        if own.empty:
-            continue
-        x = alt.X("value:Q", title=title, axis=alt.Axis(format="~s", tickCount=5)).scale(zero=True)
-        at = {"x": x, "y": alt.Y("optimizer:N", title=None, sort=[*own.sort_values("value")["optimizer"]])}
-        points = draw.points(own, 90, "optimizer:N", "model:N", "value:Q", "planned:N").encode(**at)
-        panels.append(panel(layer([points]), 40 + 24 * own["optimizer"].nunique(), title))
-    if not panels:
-        return None
-    times = table[table["quantity"] == "optimizer_ms"]
-    each = "; ".join(f"{n} {number(v)} ms" for n, v in zip(times["optimizer"], times["value"], strict=True))
-    caption = "Medians of steps for which the optimizers took turns."
-    return Figure(
-        "costs", "What a step costs", caption, f"Costs of a step: {each}.", panels, table, columns=3
+        columns=2 if several else 3,
     )
 
 
