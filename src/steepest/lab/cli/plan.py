@@ -13,7 +13,7 @@ import steepest
 from ..bench.models import find_shapes, make_model
 from ..bench.shapes import MODELS
 from ..errors import LabError
-from .mesh import parse_layout, parse_mesh, placements
+from .mesh import LayoutOption, parse_layout, parse_mesh, placements
 from .options import DTYPES, DtypeOption, parse_dtype, split_names
 
 _STATES = "|".join([*DTYPES, "int8"])
@@ -55,14 +55,7 @@ def plan_command(
         str | None,
         typer.Option(metavar="SIZExSIZE…", help="Plan for a rank of a device mesh."),
     ] = None,
-    layout: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PLACEMENT,…",
-            help="For each mesh dimension replicate or shard(DIMENSION). Default: shard(0) in the last one, "
-            "replicate in the others.",
-        ),
-    ] = None,
+    layout: LayoutOption = None,
     rank: Annotated[int, typer.Option(help="The rank to plan for.")] = 0,
     device: Annotated[str, typer.Option(help="Where the model will be trained.")] = "cpu",
 ) -> int:
@@ -85,13 +78,11 @@ def plan_command(
         options["memory"] = memory
     wide = None if dtype is None else parse_dtype(dtype)
     planned: Any
-    if model is not None:
-        planned = make_model(model)
-        planned = planned if wide is None else planned.to(wide)
-    else:
-        assert shapes is not None
+    if shapes is not None:
         planned = find_shapes(shapes)
         options["param_dtype"] = wide or torch.float32
+    else:
+        planned = make_model(str(model)).to(wide)
     try:
         if budget is not None:
             found = steepest.plan(planned, rules=names, budget=budget, **options)

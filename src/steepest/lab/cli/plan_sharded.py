@@ -15,7 +15,7 @@ from steepest.planning import ShardedPlan, plan_sharded
 from ..bench.models import Shapes, find_shapes
 from ..bench.shapes import MODELS, model_shapes
 from ..errors import LabError
-from .mesh import parse_layout, parse_mesh, placements
+from .mesh import LayoutOption, parse_layout, parse_mesh, placements
 from .options import DTYPES, make_console, parse_dtype
 
 FLOPS, NEAR, FAR = 500.0, 360.0, 45.0
@@ -36,14 +36,7 @@ def plan_sharded_command(
             "({name: [rows, columns]}) or CSV (name,ROWSxCOLUMNS).",
         ),
     ],
-    layout: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PLACEMENT,…",
-            help="For each mesh dimension replicate or shard(DIMENSION). Default: shard(0) in the last one, "
-            "replicate in the others.",
-        ),
-    ] = None,
+    layout: LayoutOption = None,
     rule: Annotated[str, typer.Option(help="A matrix rule.")] = "muon",
     dtype: Annotated[str, typer.Option(metavar="|".join(DTYPES), help="Dtype of parameters.")] = "float32",
     exchange_dtype: Annotated[

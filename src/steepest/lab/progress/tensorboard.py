@@ -24,17 +24,17 @@ class TensorBoard(Callback):
     def on_trial_start(self, trial: Trial) -> None:
         """Open the trial's run."""
         self._running = _name(trial.optimizer, trial.phase, trial.seed, dict(trial.values))
-        self._writer = self._open(str(self._directory / self._running))  # type: ignore[no-untyped-call]
+        self._writer = self._open(str(self._directory / self._running))
 
     def on_step(self, step: int, loss: float) -> None:
         """Write the training loss."""
-        self._writer.add_scalar("training loss", loss, step)  # type: ignore[no-untyped-call]
+        self._writer.add_scalar("training loss", loss, step)
 
     def on_trial_end(self, record: Record) -> None:
         """Write the metrics and close the run; of another worker's trial, write the training loss too."""
         name = _name(record.optimizer, record.phase, record.seed, record.searched)
         own = name == self._running
-        writer = self._writer if own else self._open(str(self._directory / name))  # type: ignore[no-untyped-call]
+        writer = self._writer if own else self._open(str(self._directory / name))
         for step, _, loss in [] if own else record.training_loss:
             writer.add_scalar("training loss", loss, step)
         for point in record.validation:

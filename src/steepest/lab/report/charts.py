@@ -229,8 +229,8 @@ def costs(section: Section, draw: Draw) -> Figure | None:
         "Both axes are logarithmic. Hollow points were planned on the meta device: the model did not fit."
         if several
         else "Medians of steps for which the optimizers took turns.",
-        f"Costs with {number(table['parameters'].min())} to {number(table['parameters'].max())} parameters; at "
-        f"the largest: {each}.",
+        f"Costs with {number(table['parameters'].min())} to {number(table['parameters'].max())} parameters; "
+        f"at the largest: {each}.",
         panels,
         table,
         columns=2 if several else 3,
