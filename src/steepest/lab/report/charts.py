@@ -11,7 +11,7 @@ import pandas as pd
 from altair.utils import schemapi
 
 from ..analysis import frame
-from ..analysis.ranking import Row, curve, step_ms, target, tuned
+from ..analysis.ranking import Row, step_ms, target, tuned
 from .draw import Draw, Figure, Spec, drawn_range, finite, layer, name_metric, opacity, panel, tips, within
 from .merge import Section
 from .search_charts import search_charts
@@ -94,14 +94,16 @@ def curves(section: Section, draw: Draw) -> Figure | None:
     experiment, metric = section.experiment, section.experiment.metric
     final = tuned(experiment, section.trials)
     kept = [r for r in section.records if r.phase == "tuned" and r.steps in set(final["steps"])]
-    points, losses = finite(frame.evaluations(kept, metric.name)), finite(frame.losses(kept))
+    evaluated, losses = frame.evaluations(kept, metric.name), finite(frame.losses(kept))
+    seconds = {row.optimizer: step_ms(row.cost) / 1000 for row in section.rows}
+    timed = not any(math.isnan(seconds[name]) for name in evaluated["optimizer"].unique())
+    if timed:
+        evaluated["seconds"] = evaluated["step"] * evaluated["optimizer"].map(seconds)
+    points = finite(evaluated)
     if points.empty:
         return None
-    seconds = {row.optimizer: step_ms(row.cost) / 1000 for row in section.rows}
-    timed = not any(math.isnan(seconds[name]) for name in points["optimizer"].unique())
-    if timed:
-        points["seconds"] = points["step"] * points["optimizer"].map(seconds)
-    means = _means(section, points)
+    by = evaluated[evaluated["finished"].astype(bool)].groupby(["optimizer", "step"], as_index=False)
+    means = finite(by[["value", "seconds"]].mean())
     late = 0.1 * points["step"].max()
     ends = drawn_range(points[points["step"] >= late]["value"], metric.lower_is_better)
     hidden = int((~points["value"].between(*ends)).sum())
@@ -300,14 +302,3 @@ def _beats(a: Row, b: Row, score: Callable[[float], float]) -> bool:
     """Return whether `a` is as good with as little state, and better in one of them."""
     worse, more = score(a.test.mean) - score(b.test.mean), a.state_bytes - b.state_bytes
     return worse <= 0 and more <= 0 and min(worse, more) < 0
-
-
-def _means(section: Section, points: pd.DataFrame) -> pd.DataFrame:
-    """Return the mean curves of the seeds that did not diverge, with the mean seconds."""
-    experiment, made = section.experiment, []
-    for name, own in points.groupby("optimizer"):
-        means = pd.DataFrame(curve(experiment, section.records, str(name)), columns=["step", "value"])
-        seconds = means["step"].map(own.groupby("step")["seconds"].mean())
-        value = means["value"] * experiment.metric.score(1.0)
-        made.append(means.assign(optimizer=name, seconds=seconds, value=value))
-    return pd.concat(made)
