@@ -131,9 +131,10 @@ def test_the_lab_uses_the_public_names():
 # commands of its own.
 LAB = {
     "models": set(),
+    "loading": {"errors"},
     "records": {"errors"},
-    "tasks": {"models", "records", "errors"},
-    "training": {"tasks", "records", "errors"},
+    "tasks": {"loading", "models", "records", "errors"},
+    "training": {"loading", "tasks", "records", "errors"},
     "progress": {"training", "records", "errors"},
     "analysis": {"records", "errors"},
     "report": {"analysis", "records", "errors"},

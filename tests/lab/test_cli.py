@@ -166,7 +166,7 @@ def test_an_interrupt_prints_one_line_and_returns_status_130(
     arguments = ["race", "--task", "digits", *QUICK, "--out", str(tmp_path)]
     for place in (
         "experiments.run.run_trial",
-        "cli.race.parse_task",
+        "cli.options.load_task",
         "cli.race.finish",
         "__main__.find_spec",
     ):

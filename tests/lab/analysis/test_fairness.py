@@ -123,6 +123,7 @@ def test_the_conditions_name_the_seeds_the_searched_values_and_the_decay_that_wa
         "3 settings of lr per optimizer with seed 0",
         "final seeds 1, 2, 3",
         "Weight decay was not searched: 0.0",
+        "fewer diverged seeds ranks before one with a better mean",
     ):
         assert words in said
     assert said.endswith("A note.")

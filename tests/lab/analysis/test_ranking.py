@@ -8,7 +8,8 @@ import pytest
 from scipy import integrate
 
 from steepest.lab.analysis import frame
-from steepest.lab.analysis.ranking import Row, edges, rank, welch
+from steepest.lab.analysis.ranking import Row, edges, rank
+from steepest.lab.analysis.welch import welch
 from steepest.lab.records import Cost, Metric, Range, Record
 
 from ..conftest import make_experiment, make_record

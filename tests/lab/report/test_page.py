@@ -12,12 +12,11 @@ from rich.console import Console
 
 from steepest.lab import LabError
 from steepest.lab.records import Experiment, OptimizerEntry, Record, write_records
-from steepest.lab.report import load, terminal_table, write_report
+from steepest.lab.report import load, section_table, write_report
 from steepest.lab.report.charts import figures
 from steepest.lab.report.markdown import write_markdown
 from steepest.lab.report.merge import Section
 from steepest.lab.report.table import columns, verdict
-from steepest.lab.report.terminal import section_table
 from steepest.lab.report.theme import styles
 
 from ..conftest import make_experiment, make_record
@@ -225,7 +224,7 @@ def test_the_terminal_table_fits(width: int, tmp_path: Path) -> None:
     section = make_section(not_run={"soap": "it did not fit"})
     save(tmp_path, section.experiment, section.records)
     console = Console(file=io.StringIO(), width=width)
-    console.print(terminal_table(tmp_path, width))
+    console.print(section_table(load([tmp_path])[0], width))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert max(len(line.rstrip()) for line in shown.splitlines()) <= width
     assert "…" not in shown

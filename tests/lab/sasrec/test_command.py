@@ -19,9 +19,7 @@ def test_the_options_reach_the_study(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         return [Result(out / "comparison", make_experiment(), [])]
 
     monkeypatch.setattr(study.sasrec, "run", pretend)
-    monkeypatch.setattr(
-        study, "finish", lambda out, console, directories: given.update(shown=directories) or 0
-    )
+    monkeypatch.setattr(study, "finish", lambda out, directories: given.update(shown=directories) or 0)
     command = [
         "study",
         "sasrec",

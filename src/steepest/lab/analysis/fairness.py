@@ -8,7 +8,8 @@ import pandas as pd
 
 from ..records import FINAL_PHASES, Experiment, Record
 from . import frame
-from .ranking import SIGNIFICANT, Row, tuned
+from .ranking import Row, tuned
+from .welch import SIGNIFICANT
 
 SHORT = 500
 """A run of fewer steps means nothing."""
@@ -117,8 +118,8 @@ def conditions(experiment: Experiment, records: Sequence[Record]) -> list[str]:
         if experiment.trials
         else "Nothing was searched: the hyper-parameters were given.",
         f"The table shows {metric.name} on test data, with the final seeds {_list(experiment.seeds)}; ± is "
-        "the sample standard deviation over the seeds that did not diverge. Untuned means each optimizer's "
-        "own defaults.",
+        "the sample standard deviation over the seeds that did not diverge. An optimizer with fewer diverged "
+        "seeds ranks before one with a better mean. Untuned means each optimizer's own defaults.",
     ]
     if "weight_decay" not in spaces:
         values = {str(entry.hyperparameters.get("weight_decay")) for entry in experiment.optimizers.values()}

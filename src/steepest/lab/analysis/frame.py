@@ -8,9 +8,9 @@ import pandas as pd
 
 from ..records import Experiment, Record
 
-TRIAL_COLUMNS = (
-    *("optimizer", "phase", "seed", "steps", "searched", "finished", "validation", "test", "metrics"),
-    *("parameters", "state_bytes", "seconds", "schedule", "last_step"),
+_COPIED = (
+    *("optimizer", "phase", "seed", "steps", "searched", "finished", "parameters", "state_bytes", "seconds"),
+    *("schedule", "last_step"),
 )
 
 
@@ -26,20 +26,13 @@ def trials(experiment: Experiment, records: Iterable[Record]) -> pd.DataFrame:
     A diverged trial has NaN in all of them, and a trial of the search NaN in `test`.
     """
     metric = experiment.metric.name
+    columns = [*_COPIED, "validation", "test", "metrics"]
     rows = [
-        {
-            **{
-                name: getattr(r, name)
-                for name in TRIAL_COLUMNS
-                if name not in ("validation", "test", "metrics")
-            },
-            "validation": r.validated(metric),
-            "test": (r.test or {}).get(metric, float("nan")),
-            "metrics": r.test or {},
-        }
+        [getattr(r, name) for name in _COPIED]
+        + [r.validated(metric), (r.test or {}).get(metric, float("nan")), r.test or {}]
         for r in distinct(records)
     ]
-    return pd.DataFrame(rows, columns=list(TRIAL_COLUMNS))
+    return pd.DataFrame(rows, columns=columns)
 
 
 def evaluations(records: Iterable[Record], metric: str) -> pd.DataFrame:

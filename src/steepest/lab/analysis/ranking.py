@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from ..records import Cost, Experiment, Range, Record
 from . import frame
 from .target import Curve, mean_curve, steps_to_target
+from .welch import SIGNIFICANT, welch
 
-SIGNIFICANT = 0.01
 GOOD = 0.01
 """A cell of a search belongs to the good region if its metric is within this fraction of the best."""
 
@@ -103,7 +101,6 @@ class Row:
     """Whether it cannot be told from the first row, or if it is the first, any other from it."""
     wins: bool = False
     """Whether it is the first row and differs from all others."""
-    entry: dict[str, Any] = field(default_factory=dict)
 
 
 def rank(experiment: Experiment, records: Sequence[Record]) -> list[Row]:
@@ -122,20 +119,6 @@ def rank(experiment: Experiment, records: Sequence[Record]) -> list[Row]:
     rows.sort(key=order)
     _test(rows)
     return rows
-
-
-def welch(a: Sequence[float], b: Sequence[float]) -> float:
-    """Return the two-sided p-value of Welch's t-test; NaN for fewer than two values on a side.
-
-    Example:
-        >>> round(welch([1.0, 2.0, 3.0], [2.0, 3.0, 4.0]), 4)
-        0.2879
-    """
-    if min(len(a), len(b)) < 2:
-        return math.nan
-    with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # scipy warns of equal values, which are a result like any other
-        return float(stats.ttest_ind(a, b, equal_var=False).pvalue)
 
 
 def tuned(experiment: Experiment, trials: pd.DataFrame, phase: str = "tuned") -> pd.DataFrame:
@@ -171,7 +154,7 @@ def cells(trials: pd.DataFrame) -> pd.DataFrame:
     names = list(settings.columns)
     table = settings.assign(validation=trials["validation"], diverged=~trials["finished"].astype(bool))
     if not names or table.empty:
-        return table.assign(good=False)
+        return table
     grouped = table.groupby(names, dropna=False).agg(
         validation=("validation", lambda v: v.mean(skipna=False)), diverged=("diverged", "any")
     )
@@ -249,7 +232,6 @@ def _row(experiment: Experiment, trials: pd.DataFrame, points: Curve, goal: floa
         decayed_reaches=bool(reached) and len(short) > 0,
         cells=len(table),
         good_cells=int(good_region(experiment, table).sum()),
-        entry=experiment.optimizers[name].hyperparameters,
     )
 
 
@@ -274,7 +256,7 @@ def _best(experiment: Experiment, final: pd.DataFrame, table: pd.DataFrame) -> d
         return {}
     lower = experiment.metric.lower_is_better
     at = table["validation"].idxmin() if lower else table["validation"].idxmax()
-    return {str(k): float(v) for k, v in table.loc[at].items() if k not in ("validation", "diverged", "good")}
+    return {str(k): float(v) for k, v in table.loc[at].items() if k not in ("validation", "diverged")}
 
 
 def _test(rows: Sequence[Row]) -> None:

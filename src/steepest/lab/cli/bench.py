@@ -15,7 +15,16 @@ from ..bench.shapes import MODELS
 from ..errors import LabError
 from ..records import Experiment
 from ..training.timing import MIN_ROUNDS
-from .options import DTYPES, make_console, parse_device, parse_dtype, split_names
+from .finish import finish
+from .options import (
+    DeviceOption,
+    DtypeOption,
+    SettingsOption,
+    make_console,
+    parse_device,
+    parse_dtype,
+    split_names,
+)
 
 
 def bench_command(
@@ -37,37 +46,21 @@ def bench_command(
     baseline: Annotated[
         str, typer.Option(metavar="NAME", help="What you have now; the others' times are divided by its.")
     ] = BASELINE,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="OPTIMIZER.NAME=VALUE", help="A hyper-parameter.", show_default=False),
-    ] = None,
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="Device.")] = "auto",
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            metavar="|".join(DTYPES),
-            help="Dtype of parameters and gradients. Default: float32, or your model's own.",
-            show_default=False,
-        ),
-    ] = None,
+    settings: SettingsOption = None,
+    device: DeviceOption = "auto",
+    dtype: DtypeOption = None,
     compiled: Annotated[
         bool | None,
         typer.Option(
-            "--compile/--no-compile",
-            help="Compile our optimizers' steps, or not. Default: where it pays.",
-            show_default=False,
+            "--compile/--no-compile", help="Compile our optimizers' steps, or not. Default: where it pays."
         ),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Timed rounds.")] = MIN_ROUNDS,
     memory: Annotated[
         float | None,
-        typer.Option(
-            metavar="GIB", help="Memory that may be used. Default: 0.7 of what is free.", show_default=False
-        ),
+        typer.Option(metavar="GIB", help="Memory that may be used. Default: 0.7 of what is free."),
     ] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads. Default: torch's.", show_default=False)
-    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: torch's.")] = None,
     out: Annotated[Path, typer.Option(help="Directory for the results.")] = Path("runs/bench"),
 ) -> int:
     """Measure what a step of each optimizer costs, beside what you have now: time, peak memory and state.
@@ -97,12 +90,7 @@ def bench_command(
     console.print(bench_table(experiment, found))
     for label, reason in found.failed.items():
         console.print(f"{label} was not measured: {reason}", highlight=False, markup=False)
-    from ..report import write_report
-
-    page = out / "report.html"
-    write_report([out], page)
-    console.print(f"report: {page}", highlight=False, soft_wrap=True)
-    return 0
+    return finish(out, tables=False)
 
 
 def bench_table(experiment: Experiment, found: StepCosts) -> Table:

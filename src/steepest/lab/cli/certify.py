@@ -29,9 +29,7 @@ def certify_command(
     steps: Annotated[int, typer.Option(help="Steps of the training.")] = 10,
     stop_after: Annotated[
         int | None,
-        typer.Option(
-            help="Steps before the checkpoint; 0: before the first. Default: half.", show_default=False
-        ),
+        typer.Option(help="Steps before the checkpoint; 0: before the first. Default: half."),
     ] = None,
     via: Annotated[
         str, typer.Option(metavar="torch.save|dcp|dcp_flat", help="How the checkpoint is written.")

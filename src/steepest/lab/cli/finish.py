@@ -5,24 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
-from ..report.page import write_report
-from ..report.terminal import terminal_table
+from .options import make_console
 from .workers import is_worker
 
 
-def finish(directory: Path, console: Console, parts: Sequence[Path] = ()) -> int:
-    """Print the ranking and write `report.html`; return the exit status.
+def finish(
+    directory: Path, parts: Sequence[Path] = (), *, tables: bool = True, page: Path | None = None
+) -> int:
+    """Print the rankings and write the page, unless this is a worker; return the exit status.
 
     Args:
         directory: The experiment, or the folder for the report of `parts`.
-        console: Where the rankings are printed.
         parts: The experiments, if there are several.
+        tables: Whether the rankings are printed.
+        page: The page to write, by default `report.html` in the directory.
     """
     if not is_worker():
-        for part in parts or [directory]:
-            console.print(terminal_table(part, console.width))
-        page = write_report([*parts] or [directory], directory / "report.html")
-        console.print(f"report: {page}", highlight=False, soft_wrap=True)
+        # Drawing imports pandas, SciPy and Altair, which no other part of a command needs.
+        from ..report import load, section_table, write_report
+
+        console, shown = make_console(), [*parts] or [directory]
+        for section in load(shown) if tables else ():
+            console.print(section_table(section, console.width))
+        written = write_report(shown, page or directory / "report.html")
+        console.print(f"report: {written}", highlight=False, soft_wrap=True)
     return 0

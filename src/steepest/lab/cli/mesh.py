@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from ..errors import LabError
 
+LayoutOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="PLACEMENT,…",
+        help="For each mesh dimension replicate or shard(DIMENSION). Default: shard(0) in the last one, "
+        "replicate in the others.",
+    ),
+]
 _SHARD = re.compile(r"shard\((\d+)\)")
 
 

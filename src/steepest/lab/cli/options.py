@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,7 +20,7 @@ from ..progress.tensorboard import TensorBoard
 from ..tasks.load import load_task
 from ..tasks.task import Task
 from ..training.schedule import Schedule
-from .workers import Workers, is_worker
+from .workers import Workers, count_workers, is_worker
 
 INTERRUPTED = 130
 BAD_REQUEST = 2
@@ -37,21 +38,6 @@ _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 TaskOption = Annotated[
     str, typer.Option("--task", help="text, digits, images, sasrec, or your own: package.module:task.")
 ]
-TaskSettings = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--with",
-        metavar="NAME=VALUE",
-        help="An argument of the task, such as width=128. Repeatable.",
-        show_default=False,
-    ),
-]
-TextOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--text", help="Text task: a file or directory instead of Python's library.", show_default=False
-    ),
-]
 OptimizersOption = Annotated[
     str,
     typer.Option(
@@ -66,76 +52,144 @@ SettingsOption = Annotated[
         "--set",
         metavar="OPTIMIZER.NAME=VALUE",
         help="A fixed hyper-parameter, such as muon.momentum=0.9. Repeatable.",
-        show_default=False,
     ),
 ]
-StepsOption = Annotated[
-    int | None, typer.Option(help="Steps of every trial. Default: the task's.", show_default=False)
-]
-ScheduleOption = Annotated[str, typer.Option(metavar="cosine|linear|constant", help="Decay of the lr.")]
-WarmupOption = Annotated[float, typer.Option(help="Fraction of the steps that warm up.")]
-BaselineOption = Annotated[
-    str | None, typer.Option(help="Whose final metric is the target. Default: adamw.", show_default=False)
-]
-DeviceOption = Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="Training device.")]
-ThreadsOption = Annotated[int, typer.Option(help="CPU threads of each worker.")]
-WorkersOption = Annotated[
-    int | None,
-    typer.Option(
-        help="Processes that share the trials. Default: one per CPU core; 1 on a GPU.", show_default=False
-    ),
-]
-StorageOption = Annotated[
+SeedsOption = Annotated[int, typer.Option("--seeds", help="Final seeds, which the search does not see.")]
+StepsOption = Annotated[int | None, typer.Option(help="Steps of every trial. Default: the task's.")]
+DeviceOption = Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="Device.")]
+DtypeOption = Annotated[
     str | None,
     typer.Option(
-        metavar="URL",
-        help="Database that workers on several machines share, such as postgresql+psycopg://user@host/name. "
-        "Default: a SQLite file in --out.",
-        show_default=False,
+        metavar="|".join(DTYPES), help="Dtype of the parameters. Default: float32, or the model's own."
     ),
 ]
-FreshOption = Annotated[bool, typer.Option("--fresh", help="Delete the earlier experiment in --out.")]
-TensorBoardOption = Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard runs.")]
+
+
+@dataclass(frozen=True)
+class TaskOptions:
+    """What is trained."""
+
+    task: TaskOption = "text"
+    task_settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with", metavar="NAME=VALUE", help="An argument of the task, such as width=128. Repeatable."
+        ),
+    ] = None
+    text: Annotated[
+        Path | None,
+        typer.Option(help="Text task: a file or directory instead of Python's library."),
+    ] = None
+
+    @property
+    def folder(self) -> str:
+        """The task's name as a part of a directory's."""
+        return self.task.replace(":", "-")
+
+    def load(self, device: str) -> Task[Any]:
+        """Return the task, or raise ``LabError``."""
+        values = {}
+        for setting in self.task_settings or ():
+            key, equals, value = setting.partition("=")
+            if not equals:
+                raise LabError(f"bad --with {setting!r}: write NAME=VALUE")
+            values[key] = value
+        if self.text is not None:
+            if self.task != "text":
+                raise LabError("--text requires --task text")
+            values["path"] = str(self.text)
+        return load_task(self.task, values, device=parse_device(device))
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How a race or sweep trains."""
+
+    settings: SettingsOption = None
+    seeds: SeedsOption = 3
+    steps: StepsOption = None
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="Whose final metric is the target. Default: adamw."),
+    ] = None
+    schedule: Annotated[str, typer.Option(metavar="cosine|linear|constant", help="Decay of the lr.")] = (
+        "cosine"
+    )
+    warmup: Annotated[float, typer.Option(help="Fraction of the steps that warm up.")] = 0.1
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard runs.")] = False
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments for `race` and `sweep`, or raise ``LabError``."""
+        decay, warmup = self.schedule, self.warmup
+        if decay not in ("cosine", "linear", "constant") or not 0 <= warmup < 1:
+            raise LabError(
+                f"bad schedule {decay!r} with warm-up {warmup}: give cosine, linear or constant, and "
+                "0 ≤ warm-up < 1"
+            )
+        return {
+            "settings": self.settings or (),
+            "seeds": self.seeds,
+            "steps": self.steps,
+            "baseline": self.baseline,
+            "schedule": Schedule(decay=decay, warmup=warmup),  # type: ignore[arg-type]
+        }
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where an experiment runs, and what it leaves there."""
+
+    context: typer.Context
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Directory. Default: in runs, named after command and task."),
+    ] = None
+    fresh: Annotated[bool, typer.Option("--fresh", help="Delete the earlier experiment in --out.")] = False
+    storage: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Database that workers on several machines share, such as "
+            "postgresql+psycopg://user@host/name. Default: a SQLite file in --out.",
+        ),
+    ] = None
+    workers: Annotated[
+        int | None,
+        typer.Option(help="Processes that share the trials. Default: one per CPU core; 1 on a GPU."),
+    ] = None
+    threads: Annotated[int, typer.Option(help="CPU threads of each worker.")] = 1
+    device: DeviceOption = "auto"
+
+    def directory(self, name: str) -> Path:
+        """Return the directory; `name` is its default in `runs`."""
+        return self.out or Path("runs", name)
+
+    def count(self) -> int:
+        """Set the threads of this process and return how many processes shall share the trials."""
+        return count_workers(self.workers, parse_device(self.device), self.threads)
+
+    def arguments(
+        self, command: Sequence[str] | None = None, tensorboard: Path | None = None
+    ) -> dict[str, Any]:
+        """Return the arguments of an experiment that say where it runs; `callback` starts the other workers.
+
+        Args:
+            command: The workers' command line, by default this process's.
+            tensorboard: Where TensorBoard's runs are written, if anywhere.
+        """
+        number, callback = self.count(), Callback()
+        if not is_worker():
+            console = make_console()
+            shown = Live(console) if console.is_terminal else Plain()
+            boards = [TensorBoard(tensorboard)] if tensorboard else []
+            callback = Several(Workers(command or self.context.obj, number), shown, *boards)
+        fresh = self.fresh and not is_worker()
+        return {"callback": callback, "storage": self.storage, "fresh": fresh}
 
 
 def split_names(text: str) -> list[str]:
     """Return the names of a comma-separated list."""
     return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def parse_task(name: str, settings: Sequence[str] | None, text: Path | None, device: str) -> Task[Any]:
-    """Return the task that the options describe, or raise ``LabError``."""
-    values = {}
-    for setting in settings or ():
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise LabError(f"bad --with {setting!r}: write NAME=VALUE")
-        values[key] = value
-    if text is not None:
-        if name != "text":
-            raise LabError("--text requires --task text")
-        values["path"] = str(text)
-    return load_task(name, values, device=parse_device(device))
-
-
-def parse_schedule(decay: str, warmup: float) -> Schedule:
-    """Return the schedule, or raise ``LabError``."""
-    if decay not in ("cosine", "linear", "constant") or not 0 <= warmup < 1:
-        raise LabError(
-            f"bad schedule {decay!r} with warm-up {warmup}: give cosine, linear or constant, and "
-            "0 ≤ warm-up < 1"
-        )
-    return Schedule(decay=decay, warmup=warmup)  # type: ignore[arg-type]
-
-
-def make_callback(
-    console: Console, arguments: Sequence[str], number: int = 1, tensorboard: Path | None = None
-) -> Callback:
-    """Return the display for this terminal, pipe or worker, which also starts the other workers."""
-    if is_worker():
-        return Callback()
-    shown: Callback = Live(console) if console.is_terminal else Plain()
-    return Several(Workers(arguments, number), shown, *([TensorBoard(tensorboard)] if tensorboard else []))
 
 
 def make_console(width: int = _LOG_WIDTH) -> Console:

@@ -13,8 +13,8 @@ import steepest
 from ..bench.models import find_shapes, make_model
 from ..bench.shapes import MODELS
 from ..errors import LabError
-from .mesh import parse_layout, parse_mesh, placements
-from .options import DTYPES, parse_dtype, split_names
+from .mesh import LayoutOption, parse_layout, parse_mesh, placements
+from .options import DTYPES, DtypeOption, parse_dtype, split_names
 
 _STATES = "|".join([*DTYPES, "int8"])
 
@@ -24,8 +24,7 @@ def plan_command(
         str | None,
         typer.Option(
             help=f"A model by its shapes: {', '.join(MODELS)}; or a file of names and shapes, JSON "
-            "({name: [rows, columns]}) or CSV (name,ROWSxCOLUMNS).",
-            show_default=False,
+            "({name: [rows, columns]}) or CSV (name,ROWSxCOLUMNS)."
         ),
     ] = None,
     model: Annotated[
@@ -33,51 +32,30 @@ def plan_command(
         typer.Option(
             metavar="PACKAGE.MODULE:FACTORY",
             help="Instead, a function that returns the model; it is called on the meta device if it can be.",
-            show_default=False,
         ),
     ] = None,
     optimizers: Annotated[
         str,
         typer.Option(help="Optimizers to compare; with --budget from the best to the last resort."),
     ] = "adamw,lion,muon",
-    dtype: Annotated[
-        str | None,
-        typer.Option(
-            metavar="|".join(DTYPES),
-            help="Dtype of the parameters. Default: float32, or the model's own.",
-            show_default=False,
-        ),
-    ] = None,
+    dtype: DtypeOption = None,
     state_dtype: Annotated[
         str | None,
-        typer.Option(
-            metavar=_STATES, help="How state is stored. Default: as parameters.", show_default=False
-        ),
+        typer.Option(metavar=_STATES, help="How state is stored. Default: as parameters."),
     ] = None,
-    memory: Annotated[
-        str | None, typer.Option(metavar="least", help="build()'s memory.", show_default=False)
-    ] = None,
+    memory: Annotated[str | None, typer.Option(metavar="least", help="build()'s memory.")] = None,
     budget: Annotated[
         str | None,
         typer.Option(
             metavar="SIZE",
             help="Choose among the optimizers, and among formats of the state, what fits into e.g. 22GB.",
-            show_default=False,
         ),
     ] = None,
     mesh: Annotated[
         str | None,
-        typer.Option(metavar="SIZExSIZE…", help="Plan for a rank of a device mesh.", show_default=False),
+        typer.Option(metavar="SIZExSIZE…", help="Plan for a rank of a device mesh."),
     ] = None,
-    layout: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PLACEMENT,…",
-            help="For each mesh dimension replicate or shard(DIMENSION). Default: shard(0) in the last one, "
-            "replicate in the others.",
-            show_default=False,
-        ),
-    ] = None,
+    layout: LayoutOption = None,
     rank: Annotated[int, typer.Option(help="The rank to plan for.")] = 0,
     device: Annotated[str, typer.Option(help="Where the model will be trained.")] = "cpu",
 ) -> int:
@@ -100,13 +78,11 @@ def plan_command(
         options["memory"] = memory
     wide = None if dtype is None else parse_dtype(dtype)
     planned: Any
-    if model is not None:
-        planned = make_model(model)
-        planned = planned if wide is None else planned.to(wide)
-    else:
-        assert shapes is not None
+    if shapes is not None:
         planned = find_shapes(shapes)
         options["param_dtype"] = wide or torch.float32
+    else:
+        planned = make_model(str(model)).to(wide)
     try:
         if budget is not None:
             found = steepest.plan(planned, rules=names, budget=budget, **options)

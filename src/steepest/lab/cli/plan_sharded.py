@@ -15,7 +15,7 @@ from steepest.planning import ShardedPlan, plan_sharded
 from ..bench.models import Shapes, find_shapes
 from ..bench.shapes import MODELS, model_shapes
 from ..errors import LabError
-from .mesh import parse_layout, parse_mesh, placements
+from .mesh import LayoutOption, parse_layout, parse_mesh, placements
 from .options import DTYPES, make_console, parse_dtype
 
 FLOPS, NEAR, FAR = 500.0, 360.0, 45.0
@@ -36,24 +36,16 @@ def plan_sharded_command(
             "({name: [rows, columns]}) or CSV (name,ROWSxCOLUMNS).",
         ),
     ],
-    layout: Annotated[
-        str | None,
-        typer.Option(
-            metavar="PLACEMENT,…",
-            help="For each mesh dimension replicate or shard(DIMENSION). Default: shard(0) in the last one, "
-            "replicate in the others.",
-            show_default=False,
-        ),
-    ] = None,
+    layout: LayoutOption = None,
     rule: Annotated[str, typer.Option(help="A matrix rule.")] = "muon",
     dtype: Annotated[str, typer.Option(metavar="|".join(DTYPES), help="Dtype of parameters.")] = "float32",
     exchange_dtype: Annotated[
         str | None,
-        typer.Option(metavar="|".join(DTYPES), help="Dtype in which matrices travel.", show_default=False),
+        typer.Option(metavar="|".join(DTYPES), help="Dtype in which matrices travel."),
     ] = None,
     bucket_bytes: Annotated[
         int | None,
-        typer.Option(help="Working memory of a wave at its owner. Default: the rule's.", show_default=False),
+        typer.Option(help="Working memory of a wave at its owner. Default: the rule's."),
     ] = None,
     node: Annotated[int, typer.Option(help="Ranks of a node.")] = 8,
     tflops: Annotated[float, typer.Option(help="TFLOP/s of a device.")] = FLOPS,

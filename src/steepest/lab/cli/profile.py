@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,42 +11,25 @@ from ..experiments.growth import ROUNDS, SIZES, growth
 from ..experiments.local_gain import local_gain
 from ..experiments.observed import POINTS
 from ..experiments.spectra import spectra
-from ..report.page import write_report
-from .options import (
-    DeviceOption,
-    FreshOption,
-    SettingsOption,
-    StepsOption,
-    TaskOption,
-    TaskSettings,
-    TextOption,
-    ThreadsOption,
-    WorkersOption,
-    make_callback,
-    make_console,
-    parse_device,
-    parse_task,
-    split_names,
-)
-from .workers import count_workers, is_worker
+from .finish import finish
+from .groups import grouped
+from .options import RunOptions, SettingsOption, StepsOption, TaskOptions, parse_device, split_names
 
-TRAINED: dict[str, Callable[..., Any]] = {"local-gain": local_gain, "spectra": spectra}
+TRAINED = {"local-gain": local_gain, "spectra": spectra}
 WHATS = (*TRAINED, "growth")
 
 
+@grouped
 def profile_command(
-    context: typer.Context,
+    *,
     what: Annotated[str, typer.Argument(metavar="[local-gain|spectra|growth|all]")] = "all",
-    task: TaskOption = "text",
-    task_settings: TaskSettings = None,
-    text: TextOption = None,
+    task: TaskOptions,
     optimizers: Annotated[
         str | None,
         typer.Option(
             metavar="NAME,NAME,…",
             help="Names of steepest.list_optimizers(), or anybody's: torch.optim:AdamW. Default: each "
             "experiment's own.",
-            show_default=False,
         ),
     ] = None,
     settings: SettingsOption = None,
@@ -61,18 +41,11 @@ def profile_command(
         str | None,
         typer.Option(
             help="Sizes that are measured if they fit the memory; the others are planned. Default: all on an "
-            "accelerator, 125m on a CPU.",
-            show_default=False,
+            "accelerator, 125m on a CPU."
         ),
     ] = None,
     rounds: Annotated[int, typer.Option(help="Timed rounds of growth.")] = ROUNDS,
-    out: Annotated[Path, typer.Option(help="Directory, with one for each experiment.")] = Path(
-        "runs/profile"
-    ),
-    fresh: FreshOption = False,
-    workers: WorkersOption = None,
-    threads: ThreadsOption = 1,
-    device: DeviceOption = "auto",
+    run: RunOptions,
 ) -> int:
     """Profile optimizers: local gain, update spectra, and growth with the model's size.
 
@@ -82,39 +55,29 @@ def profile_command(
     """
     if what not in (*WHATS, "all"):
         raise LabError(f"no profile {what!r}: give {', '.join(WHATS)} or all")
-    place = parse_device(device)
-    number = count_workers(workers, place, threads)
-    console = make_console()
-    chosen = {} if optimizers is None else {"optimizers": split_names(optimizers)}
-    common: dict[str, Any] = {**chosen, "settings": settings or ()}
-    directories = []
-    for name in WHATS if what == "all" else (what,):
-        # Workers share the trials of one experiment only.
-        rest = [*context.obj[1:]]
-        if what in rest:
-            rest.remove(what)
-        callback = make_callback(console, ["profile", name, *rest], number)
-        directory = out / name
-        if name == "growth":
-            run = partial(
-                growth,
+    common: dict[str, Any] = {"settings": settings or ()}
+    if optimizers is not None:
+        common["optimizers"] = split_names(optimizers)
+    out = run.directory("profile")
+    # Workers share the trials of one experiment only.
+    rest = [*run.context.obj[1:]]
+    if what in rest:
+        rest.remove(what)
+    directories = [out / name for name in (WHATS if what == "all" else (what,))]
+    for directory in directories:
+        arguments = run.arguments(["profile", directory.name, *rest])
+        if directory.name == "growth":
+            growth(
                 sizes=split_names(sizes),
                 measured=None if measured is None else split_names(measured),
                 rounds=rounds,
-                device=place,
+                device=parse_device(run.device),
+                out=directory,
+                callback=arguments["callback"],
+                **common,
             )
         else:
-            run = partial(
-                TRAINED[name],
-                parse_task(task, task_settings, text, device),
-                steps=steps,
-                seeds=seeds,
-                points=points,
-                fresh=fresh and not is_worker(),
-            )
-        run(**common, out=directory, callback=callback)
-        directories.append(directory)
-    if not is_worker():
-        page = write_report(directories, out / "report.html")
-        console.print(f"report: {page}", highlight=False, soft_wrap=True)
-    return 0
+            measure = TRAINED[directory.name]
+            loaded = task.load(run.device)
+            measure(loaded, steps=steps, seeds=seeds, points=points, out=directory, **common, **arguments)
+    return finish(out, directories, tables=False)

@@ -7,9 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..report import load, write_report
-from ..report.markdown import write_markdown
-from ..report.terminal import section_table
+from .finish import finish
 from .options import make_console
 
 
@@ -19,13 +17,11 @@ def report_command(
     ],
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="The page to write. Default: report.html in the first directory.", show_default=False
-        ),
+        typer.Option(help="The page to write. Default: report.html in the first directory."),
     ] = None,
     markdown: Annotated[
         Path | None,
-        typer.Option(help="Write this Markdown file too, with its pictures beside it.", show_default=False),
+        typer.Option(help="Write this Markdown file too, with its pictures beside it."),
     ] = None,
 ) -> int:
     """Write one page about any experiments, finished or not, and print their rankings.
@@ -33,11 +29,10 @@ def report_command(
     Directories of the same experiment become one section, others sections of their own. An optimizer has
     the same colour in all of them. The page contains everything it needs and opens without a network.
     """
-    console = make_console()
-    for section in load(directories):
-        console.print(section_table(section, console.width))
-    page = write_report(directories, out or directories[0] / "report.html")
-    console.print(f"report: {page}", highlight=False, soft_wrap=True)
+    finish(directories[0], directories, page=out)
     if markdown is not None:
-        console.print(f"markdown: {write_markdown(directories, markdown)}", highlight=False, soft_wrap=True)
+        from ..report.markdown import write_markdown
+
+        written = write_markdown(directories, markdown)
+        make_console().print(f"markdown: {written}", highlight=False, soft_wrap=True)
     return 0

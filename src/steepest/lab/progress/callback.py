@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from ..records import Experiment, Record
 
@@ -34,37 +35,13 @@ class Callback:
 
 
 class Several(Callback):
-    """Passes every event to several callbacks."""
+    """Passes every event to several callbacks, in their order."""
 
     def __init__(self, *callbacks: Callback) -> None:
-        self._callbacks = callbacks
+        for event in [name for name in vars(Callback) if not name.startswith("_")]:
+            setattr(self, event, partial(_call_all, [getattr(callback, event) for callback in callbacks]))
 
-    def message(self, text: str) -> None:
-        """Pass the message on."""
-        for callback in self._callbacks:
-            callback.message(text)
 
-    def on_start(self, experiment: Experiment, records: Sequence[Record]) -> None:
-        """Pass the event on."""
-        for callback in self._callbacks:
-            callback.on_start(experiment, records)
-
-    def on_trial_start(self, trial: Trial) -> None:
-        """Pass the event on."""
-        for callback in self._callbacks:
-            callback.on_trial_start(trial)
-
-    def on_step(self, step: int, loss: float) -> None:
-        """Pass the event on."""
-        for callback in self._callbacks:
-            callback.on_step(step, loss)
-
-    def on_trial_end(self, record: Record) -> None:
-        """Pass the event on."""
-        for callback in self._callbacks:
-            callback.on_trial_end(record)
-
-    def on_end(self) -> None:
-        """Pass the event on."""
-        for callback in self._callbacks:
-            callback.on_end()
+def _call_all(functions: Sequence[Callable[..., None]], *arguments: Any) -> None:
+    for function in functions:
+        function(*arguments)

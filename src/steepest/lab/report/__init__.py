@@ -2,6 +2,6 @@
 
 from .merge import Section, load
 from .page import write_report
-from .terminal import terminal_table
+from .terminal import section_table
 
-__all__ = ["Section", "load", "terminal_table", "write_report"]
+__all__ = ["Section", "load", "section_table", "write_report"]

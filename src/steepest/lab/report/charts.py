@@ -11,7 +11,7 @@ import pandas as pd
 from altair.utils import schemapi
 
 from ..analysis import frame
-from ..analysis.ranking import Row, curve, step_ms, target, tuned
+from ..analysis.ranking import Row, step_ms, target, tuned
 from .draw import Draw, Figure, Spec, drawn_range, finite, layer, name_metric, opacity, panel, tips, within
 from .merge import Section
 from .search_charts import search_charts
@@ -94,14 +94,16 @@ def curves(section: Section, draw: Draw) -> Figure | None:
     experiment, metric = section.experiment, section.experiment.metric
     final = tuned(experiment, section.trials)
     kept = [r for r in section.records if r.phase == "tuned" and r.steps in set(final["steps"])]
-    points, losses = finite(frame.evaluations(kept, metric.name)), finite(frame.losses(kept))
+    evaluated, losses = frame.evaluations(kept, metric.name), finite(frame.losses(kept))
+    seconds = {row.optimizer: step_ms(row.cost) / 1000 for row in section.rows}
+    timed = not any(math.isnan(seconds[name]) for name in evaluated["optimizer"].unique())
+    if timed:
+        evaluated["seconds"] = evaluated["step"] * evaluated["optimizer"].map(seconds)
+    points = finite(evaluated)
     if points.empty:
         return None
-    seconds = {row.optimizer: step_ms(row.cost) / 1000 for row in section.rows}
-    timed = not any(math.isnan(seconds[name]) for name in points["optimizer"].unique())
-    if timed:
-        points["seconds"] = points["step"] * points["optimizer"].map(seconds)
-    means = _means(section, points)
+    by = evaluated[evaluated["finished"].astype(bool)].groupby(["optimizer", "step"], as_index=False)
+    means = finite(by[["value", "seconds"]].mean())
     late = 0.1 * points["step"].max()
     ends = drawn_range(points[points["step"] >= late]["value"], metric.lower_is_better)
     hidden = int((~points["value"].between(*ends)).sum())
@@ -190,57 +192,50 @@ def costs(section: Section, draw: Draw) -> Figure | None:
         ],
         columns=["optimizer", "model", "parameters", "quantity", "value", "planned"],
     ).sort_values("parameters")
-    if table["parameters"].nunique() < 2:
-        return None if section.records else _one_size(table, quantities, draw)
-    axis = alt.Axis(format="~s", tickCount=4)
-    x = alt.X("parameters:Q", title="parameters", axis=axis).scale(type="log", nice=False, padding=10)
+    several = table["parameters"].nunique() > 1
+    if table.empty or (section.records and not several):
+        return None
+    tip = ("optimizer:N", "model:N", "parameters:Q", "value:Q", "planned:N")
+    short = alt.Axis(format="~s", tickCount=4)
     panels = []
     for quantity, title in quantities.items():
         own = table[table["quantity"] == quantity]
-        at: dict[str, Any] = {"x": x, "y": alt.Y("value:Q", title=title, axis=axis).scale(type="log")}
+        if own.empty:
+            continue
+        if not several:
+            y = alt.Y("optimizer:N", title=None, sort=[*own.sort_values("value")["optimizer"]])
+            points = draw.points(own, 90, *tip).encode(
+                x=alt.X("value:Q", title=title, axis=short).scale(zero=True), y=y
+            )
+            panels.append(panel(layer([points]), 40 + 24 * own["optimizer"].nunique(), title))
+            continue
+        x = alt.X("parameters:Q", title="parameters", axis=short).scale(type="log", nice=False, padding=10)
+        at: dict[str, Any] = {"x": x, "y": alt.Y("value:Q", title=title, axis=short).scale(type="log")}
         line = alt.Chart(own).mark_line(strokeWidth=1.6).encode(**at, color=draw.color(own))
-        tip = ("optimizer:N", "model:N", "parameters:Q", "value:Q", "planned:N")
         measured, planned = (draw.points(own, 70, *tip, at=own[own["planned"] == p]) for p in (False, True))
         charts = [
             line.encode(strokeDash=draw.dash(), opacity=opacity(0.8)),
             measured.encode(**at),
             planned.mark_point(size=70, filled=False, strokeWidth=1.8).encode(**at),
         ]
-        if len(own):
-            panels.append(panel(layer(charts), 300, title, zoom=True))
-    largest = table[(table["quantity"] == "state_bytes") & (table["parameters"] == table["parameters"].max())]
-    pairs = zip(largest["optimizer"], largest["value"], strict=True)
-    sizes = f"{number(table['parameters'].min())} to {number(table['parameters'].max())}"
+        panels.append(panel(layer(charts), 300, title, zoom=True))
+    last = table[table["parameters"] == table["parameters"].max()]
+    each = "; ".join(
+        f"{name} {title} {number(value)}"
+        for quantity, title in quantities.items()
+        for name, value in last[last["quantity"] == quantity][["optimizer", "value"]].itertuples(index=False)
+    )
     return Figure(
         "costs",
-        "What a step costs, against the size of the model",
-        "Both axes are logarithmic. Hollow points were planned on the meta device: the model did not fit.",
-        f"Costs for models of {sizes} parameters. State at the largest: "
-        f"{'; '.join(f'{name} {number(value / 2**30)} GiB' for name, value in pairs)}.",
+        "What a step costs" + (", against the size of the model" if several else ""),
+        "Both axes are logarithmic. Hollow points were planned on the meta device: the model did not fit."
+        if several
+        else "Medians of steps for which the optimizers took turns.",
+        f"Costs with {number(table['parameters'].min())} to {number(table['parameters'].max())} parameters; "
+        f"at the largest: {each}.",
         panels,
         table,
-        columns=2,
-    )
-
-
-def _one_size(table: pd.DataFrame, quantities: Mapping[str, str], draw: Draw) -> Figure | None:
-    """Draw costs on one model: a point per optimizer, on an axis from zero."""
-    panels = []
-    for quantity, title in quantities.items():
-        own = table[table["quantity"] == quantity]
-        if own.empty:
-            continue
-        x = alt.X("value:Q", title=title, axis=alt.Axis(format="~s", tickCount=5)).scale(zero=True)
-        at = {"x": x, "y": alt.Y("optimizer:N", title=None, sort=[*own.sort_values("value")["optimizer"]])}
-        points = draw.points(own, 90, "optimizer:N", "model:N", "value:Q", "planned:N").encode(**at)
-        panels.append(panel(layer([points]), 40 + 24 * own["optimizer"].nunique(), title))
-    if not panels:
-        return None
-    times = table[table["quantity"] == "optimizer_ms"]
-    each = "; ".join(f"{n} {number(v)} ms" for n, v in zip(times["optimizer"], times["value"], strict=True))
-    caption = "Medians of steps for which the optimizers took turns."
-    return Figure(
-        "costs", "What a step costs", caption, f"Costs of a step: {each}.", panels, table, columns=3
+        columns=2 if several else 3,
     )
 
 
@@ -307,14 +302,3 @@ def _beats(a: Row, b: Row, score: Callable[[float], float]) -> bool:
     """Return whether `a` is as good with as little state, and better in one of them."""
     worse, more = score(a.test.mean) - score(b.test.mean), a.state_bytes - b.state_bytes
     return worse <= 0 and more <= 0 and min(worse, more) < 0
-
-
-def _means(section: Section, points: pd.DataFrame) -> pd.DataFrame:
-    """Return the mean curves of the seeds that did not diverge, with the mean seconds."""
-    experiment, made = section.experiment, []
-    for name, own in points.groupby("optimizer"):
-        means = pd.DataFrame(curve(experiment, section.records, str(name)), columns=["step", "value"])
-        seconds = means["step"].map(own.groupby("step")["seconds"].mean())
-        value = means["value"] * experiment.metric.score(1.0)
-        made.append(means.assign(optimizer=name, seconds=seconds, value=value))
-    return pd.concat(made)

@@ -74,23 +74,23 @@ class Draw:
         self._shapes = [style.shape for style in styles.values()]
         self._dashes = [list(style.dash) for style in styles.values()]
 
-    def color(self, table: pd.DataFrame | None = None) -> alt.Color:
+    def color(self, table: pd.DataFrame | None = None) -> Any:
         """The optimizer's colour, with a legend of those in the table."""
-        color = alt.Color("optimizer:N").scale(domain=self.names)
-        return color.legend(None) if table is None else color.legend(title=None, values=self._known(table))
+        return self._with_legend(alt.Color("optimizer:N").scale(domain=self.names), table)
 
-    def shape(self, table: pd.DataFrame | None = None) -> alt.Shape:
+    def shape(self, table: pd.DataFrame | None = None) -> Any:
         """The optimizer's shape, with a legend of those in the table."""
-        shape = alt.Shape("optimizer:N").scale(domain=self.names, range=self._shapes)
-        return shape.legend(None) if table is None else shape.legend(title=None, values=self._known(table))
+        return self._with_legend(alt.Shape("optimizer:N").scale(domain=self.names, range=self._shapes), table)
 
     def dash(self) -> alt.StrokeDash:
         """The optimizer's dashes."""
         return alt.StrokeDash("optimizer:N").scale(domain=self.names, range=self._dashes).legend(None)
 
-    def _known(self, table: pd.DataFrame) -> list[str]:
+    def _with_legend(self, channel: Any, table: pd.DataFrame | None) -> Any:
+        if table is None:
+            return channel.legend(None)
         present = set(table["optimizer"])
-        return [name for name in self.names if name in present]
+        return channel.legend(title=None, values=[name for name in self.names if name in present])
 
     def points(self, table: pd.DataFrame, size: int, *tip: Tip, at: pd.DataFrame | None = None) -> Any:
         """Draw a point per row of `at`, by default of the table, which determines the legend."""

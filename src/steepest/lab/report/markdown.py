@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..analysis import fairness
 from .charts import figures
 from .draw import chart, picture
 from .merge import Section, load
@@ -36,9 +35,9 @@ def write_markdown(directories: Sequence[Path], out: Path) -> Path:
                 f'<img alt="{figure.alt}" src="{stem}-light.png"></picture>',
                 *("", figure.caption, ""),
             ]
-        lines += [f"- {line}" for line in fairness.conditions(section.experiment, section.records)]
+        lines += [f"- {line}" for line in section.conditions]
         lines += ["", "```sh", *section.commands, "```", ""]
-        lines += [f"- {line}" for line in fairness.machines(section.experiment, section.records)] + [""]
+        lines += [f"- {line}" for line in section.machines] + [""]
     out.write_text("\n".join(lines), encoding="utf-8")
     return out
 

@@ -13,6 +13,23 @@ from ..analysis import fairness, frame
 from ..analysis.ranking import Row, rank
 from ..records import Experiment, Record, read_records
 
+_OWN = {
+    *(
+        "name",
+        "title",
+        "optimizers",
+        "not_run",
+        "costs",
+        "notes",
+        "command",
+        "revision",
+        "machine",
+        "created",
+    ),
+    "baseline",
+}
+"""What may differ between directories of the same experiment."""
+
 
 @dataclass
 class Section:
@@ -40,6 +57,16 @@ class Section:
         return fairness.warnings(self.experiment, self.records, self.rows)
 
     @property
+    def conditions(self) -> list[str]:
+        """Under which conditions the optimizers were compared."""
+        return fairness.conditions(self.experiment, self.records)
+
+    @property
+    def machines(self) -> list[str]:
+        """Every machine that trained or timed."""
+        return fairness.machines(self.experiment, self.records)
+
+    @property
     def names(self) -> list[str]:
         """All optimizers, including those that have no record."""
         measured = [cost.optimizer for cost in self.experiment.costs.values()]
@@ -56,21 +83,9 @@ def load(directories: Sequence[Path]) -> list[Section]:
         LabError: a directory holds no experiment, or one that this version cannot read.
     """
     sections: dict[str, Section] = {}
-    own = {
-        "name",
-        "title",
-        "optimizers",
-        "not_run",
-        "costs",
-        "notes",
-        "command",
-        "revision",
-        "machine",
-        "created",
-    }
     for directory in directories:
         experiment, records = Experiment.load(directory), read_records(directory)
-        key = experiment.model_dump_json(exclude={*own, "baseline"})
+        key = experiment.model_dump_json(exclude=_OWN)
         command = f"{experiment.command}  (revision {experiment.revision})"
         if (first := sections.get(key)) is None:
             sections[key] = Section(experiment, frame.distinct(records), [command])

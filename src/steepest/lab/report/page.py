@@ -17,11 +17,10 @@ from markupsafe import Markup
 
 import steepest
 
-from ..analysis import fairness
 from ..errors import LabError
 from .charts import figures
 from .draw import Figure
-from .merge import Section, load
+from .merge import load
 from .table import columns, verdict
 from .theme import FONT, MODES, PAGE, config, styles
 
@@ -36,21 +35,25 @@ def write_report(directories: Sequence[Path], out: Path) -> Path:
         raise LabError("a report needs at least one directory of an experiment")
     sections = load(directories)
     style = styles(name for section in sections for name in section.names)
-    shown = [_context(section, index, figures(section, style)) for index, section in enumerate(sections)]
+    shown = [(f"s{index}", section, figures(section, style)) for index, section in enumerate(sections)]
     payload = {
         "configs": {mode: config(style, mode) for mode in MODES},
         "panels": {
-            f"{figure['id']}-{index}": panel
-            for section in shown
-            for figure in section["figures"]
-            for index, panel in enumerate(figure["figure"].panels)
+            f"{id}-{figure.key}-{index}": panel
+            for id, _, drawn in shown
+            for figure in drawn
+            for index, panel in enumerate(figure.panels)
         },
     }
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(__package__, "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     html = environment.get_template("page.html.j2").render(
-        sections=shown,
+        sections=sections,
+        shown=shown,
+        columns=columns,
+        verdict=verdict,
+        csv=_csv,
         styles=style,
         page=PAGE,
         font=Markup(FONT),
@@ -62,26 +65,6 @@ def write_report(directories: Sequence[Path], out: Path) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(html, encoding="utf-8")
     return out
-
-
-def _context(section: Section, index: int, drawn: Sequence[Figure]) -> dict[str, Any]:
-    experiment = section.experiment
-    return {
-        "id": f"s{index}",
-        "experiment": experiment,
-        "rows": section.rows,
-        "columns": columns(section),
-        "verdict": verdict(section),
-        "warnings": section.warnings,
-        "conditions": fairness.conditions(experiment, section.records),
-        "machines": fairness.machines(experiment, section.records),
-        "commands": section.commands,
-        "sort": lambda value: "" if math.isnan(value) else f"{value:.12g}",
-        "figures": [
-            {"id": f"s{index}-{figure.key}", "figure": figure, "csv": _csv(figure), "columns": figure.columns}
-            for figure in drawn
-        ],
-    }
 
 
 def _csv(figure: Figure) -> str:

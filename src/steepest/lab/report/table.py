@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..analysis.ranking import SIGNIFICANT, Estimate
+from ..analysis.ranking import Estimate
+from ..analysis.welch import SIGNIFICANT
 from ..records import Metric
 from .merge import Section
 

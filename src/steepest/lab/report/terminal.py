@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from textwrap import wrap
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from .merge import Section, load
+from .merge import Section
 from .table import LEGEND, columns
-
-
-def terminal_table(directory: Path, width: int = 100) -> Table:
-    """Return a rich table of a directory's ranking that is at most `width` columns wide.
-
-    Raises:
-        LabError: the directory holds no experiment.
-    """
-    return section_table(load([directory])[0], width)
 
 
 def section_table(section: Section, width: int = 100) -> Table:

@@ -21,30 +21,9 @@ _COLORS: tuple[tuple[str, str], ...] = (
 )
 # The places in `_COLORS`, fixed for ever: those most often compared have the most different colours.
 _KNOWN = (
-    *(
-        "adamw",
-        "lion",
-        "muon",
-        "soap",
-        "sgdsai",
-        "signum",
-        "signgsd",
-        "simba",
-        "quad",
-        "procrustes",
-        "normuon",
-    ),
-    *(
-        "simbaleaky",
-        "ademamix",
-        "sgd",
-        "scion",
-        "polargrad",
-        "hyperball",
-        "orthogonalized",
-        "adammini",
-        "adam",
-    ),
+    *("adamw", "lion", "muon", "soap", "sgdsai", "signum", "signgsd", "simba", "quad", "procrustes"),
+    *("normuon", "simbaleaky", "ademamix", "sgd", "scion", "polargrad", "hyperball", "orthogonalized"),
+    *("adammini", "adam"),
 )
 SHAPES = {
     "circle": "M1,0A1,1,0,1,1,-1,0A1,1,0,1,1,1,0Z",
@@ -60,22 +39,14 @@ SHAPES = {
 }
 _DASHES: tuple[tuple[int, ...], ...] = ((1, 0), (6, 3), (2, 2), (9, 3, 2, 3), (12, 4))
 
-PAGE: dict[Mode, dict[str, str]] = {
-    "light": {
-        "background": "#ffffff",
-        "raised": "#f5f7f9",
-        "text": "#1f2328",
-        "muted": "#59636e",
-        "line": "#d8dee4",
-    },
-    "dark": {
-        "background": "#0d1117",
-        "raised": "#161b22",
-        "text": "#e6edf3",
-        "muted": "#9198a1",
-        "line": "#30363d",
-    },
+_PAGE = {
+    "background": ("#ffffff", "#0d1117"),
+    "raised": ("#f5f7f9", "#161b22"),
+    "text": ("#1f2328", "#e6edf3"),
+    "muted": ("#59636e", "#9198a1"),
+    "line": ("#d8dee4", "#30363d"),
 }
+PAGE = {mode: {name: pair[at] for name, pair in _PAGE.items()} for at, mode in enumerate(MODES)}
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", "DejaVu Sans", sans-serif'
 
 
@@ -123,33 +94,21 @@ def styles(names: Iterable[str]) -> dict[str, Style]:
 def config(styles: Mapping[str, Style], mode: Mode) -> dict[str, Any]:
     """Return Vega-Lite's `config` for a theme; the charts themselves name no colour."""
     page = PAGE[mode]
+    labels = {"labelColor": page["text"], "labelFontSize": 12}
+    titles = {"titleColor": page["text"], "titleFontSize": 12, "titleFontWeight": "normal"}
+    lines = {"gridColor": page["line"], "gridOpacity": 0.7, "domainColor": page["muted"]}
+    subtitles = {"subtitleColor": page["muted"], "subtitleFontSize": 12}
     return {
         "background": page["background"],
         "font": FONT,
         "range": {"category": [getattr(style, mode) for style in styles.values()]},
-        "axis": {
-            "labelColor": page["text"],
-            "titleColor": page["text"],
-            "gridColor": page["line"],
-            "gridOpacity": 0.7,
-            "domainColor": page["muted"],
-            "tickColor": page["muted"],
-            "labelFontSize": 12,
-            "titleFontSize": 12,
-            "titleFontWeight": "normal",
-            "labelOverlap": True,
-            "labelSeparation": 5,
-        },
-        "legend": {"labelColor": page["text"], "labelFontSize": 12, "symbolSize": 90, "symbolOpacity": 1},
-        "title": {
-            "color": page["text"],
-            "fontSize": 13,
-            "fontWeight": 600,
-            "anchor": "start",
-            "offset": 8,
-            "subtitleColor": page["muted"],
-            "subtitleFontSize": 12,
-        },
+        "axis": labels
+        | titles
+        | lines
+        | {"tickColor": page["muted"], "labelOverlap": True, "labelSeparation": 5},
+        "legend": {**labels, "symbolSize": 90, "symbolOpacity": 1},
+        "title": {"color": page["text"], "fontSize": 13, "fontWeight": 600, "anchor": "start", "offset": 8}
+        | subtitles,
         "text": {"color": page["text"], "fontSize": 12},
         "view": {"stroke": None},
         "point": {"filled": True},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import sys
 import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from ..errors import LabError
+from ..loading import load
 from ..records import Metric
 from .task import Split, Task
 
@@ -51,10 +51,9 @@ def load_task(
     if name in TASKS:
         module = importlib.import_module(f"{__package__}.{name}")
         return cast("Task[Any]", _bind(name, getattr(module, f"{name}_task"), settings or {}, device)())
-    module_name, _, attribute = name.partition(":")
-    if not module_name or not attribute:
+    if not all(name.partition(":")):
         raise LabError(f"no task {name!r}: give {', '.join(TASKS)}, or your own as package.module:task")
-    found = _import(module_name, attribute)
+    found = load(name)
     if isinstance(found, Task):
         if settings:
             raise LabError(f"{name} is a Task, which has no settings: got {', '.join(settings)}")
@@ -118,20 +117,6 @@ def _bind(
     except TypeError as error:
         raise LabError(f"{name}: {error}; give it as a setting") from error
     return lambda: function(**arguments)
-
-
-def _import(module_name: str, attribute: str) -> Any:
-    # The `steepest` script has its own folder on the path, not the current one.
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        module = importlib.import_module(module_name)
-    # The module is the user's: importing it may raise anything.
-    except Exception as error:
-        raise LabError(f"cannot import {module_name}: {type(error).__name__}: {error}") from error
-    if not hasattr(module, attribute):
-        raise LabError(f"{module_name} ({getattr(module, '__file__', None)}) has no {attribute!r}")
-    return getattr(module, attribute)
 
 
 def _from_triple(name: str, build: Callable[[], Any], made: Any, device: str | torch.device) -> Task[Any]:

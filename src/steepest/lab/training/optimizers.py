@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +15,7 @@ from torch.optim import Optimizer
 import steepest
 
 from ..errors import LabError
+from ..loading import load
 
 Factory = Callable[..., Optimizer]
 """Called as `factory(params, **hyperparameters)`."""
@@ -175,20 +174,8 @@ def _resolve(
 
 
 def load_factory(entry: str) -> Factory:
-    """Import `module:attribute`, also from the current directory, as `python -m` does.
-
-    Raises:
-        LabError: there is no such thing, or it cannot be called.
-    """
-    module_name, _, attribute = entry.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        value: Any = importlib.import_module(module_name)
-        for part in attribute.split("."):
-            value = getattr(value, part)
-    except (ImportError, AttributeError) as error:
-        raise LabError(f"cannot load {entry!r}: {error}") from error
+    """Import the class or factory that `module:attribute` names, or raise ``LabError``."""
+    value = load(entry)
     if not callable(value):
         raise LabError(f"{entry!r} is {_short_repr(value)}, not a class or a factory")
     return value  # type: ignore[no-any-return]

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ...analysis.ranking import SIGNIFICANT, welch
 from ...analysis.target import steps_to_target
+from ...analysis.welch import SIGNIFICANT, welch
 from ...errors import LabError
 from ...records import Experiment, Record
 from ...tasks.sasrec import (

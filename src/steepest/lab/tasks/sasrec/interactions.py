@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -125,6 +124,8 @@ def from_events(events: Sequence[Event], *, core: int = 5, source: str = "events
     Raises:
         LabError: too few interactions are left.
     """
+    import pandas as pd  # slow to import, and every command imports the tasks
+
     users, _ = pd.factorize(np.array([event[0] for event in events], dtype=object))
     items, _ = pd.factorize(np.array([event[1] for event in events], dtype=object))
     kept = core_of(users, items, max(core, 1))
