@@ -114,5 +114,13 @@ def test_a_race_drops_the_last_optimizers_and_says_so(
     assert experiment.trials == 9
     assert experiment.not_run == {"adamw": "it did not fit the budget of 0 s"}
     assert "2 optimizers fit the budget: signgsd, lion" in messages[-1]
-    # A second call does not change the plan.
+    # A second call does not change the plan, nor does one with a further optimizer.
     assert interrupted([*prices]).not_run == experiment.not_run
+    prices["sgd"] = prices["lion"]
+    grown = interrupted([*prices])
+    assert list(grown.optimizers) == ["signgsd", "lion", "sgd"]
+    assert grown.not_run == experiment.not_run
+    # Who asks for the dropped one by name gets it.
+    asked = interrupted(["adamw"])
+    assert list(asked.optimizers) == ["signgsd", "lion", "sgd", "adamw"]
+    assert asked.not_run == {}

@@ -161,7 +161,8 @@ def sweep(
         if saved is None:
             trials, run, not_run = budget(costs)
         else:
-            trials, run, not_run = saved.trials, [*entries], saved.not_run
+            # The whole plan repeated resumes it; who names fewer optimizers wants just those.
+            trials, run, not_run = saved.trials, [*entries], saved.not_run if known <= entries.keys() else {}
         entries = {label: entries[label] for label in run if label not in not_run}
     if baseline is None:
         baseline = saved.baseline if saved is not None else "adamw" if "adamw" in entries else None
