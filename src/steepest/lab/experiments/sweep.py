@@ -156,6 +156,13 @@ def sweep(
     if timing_seconds and not known >= entries.keys():
         callback.message(f"timing the steps of {len(specs)} optimizers")
         costs = training_costs(task, specs, timing_seconds)
+        if saved is not None and (earlier := saved.costs.keys() - costs.keys()):
+            notes = [
+                *notes,
+                f"The steps of {', '.join(costs)} were timed apart from those of {', '.join(sorted(earlier))}: "
+                "milliseconds and seconds compare only roughly between them. Naming all optimizers when one "
+                "joins times them together.",
+            ]
     not_run: Mapping[str, str] = {}
     if budget is not None:
         if saved is None:
