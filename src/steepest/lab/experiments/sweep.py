@@ -225,7 +225,8 @@ def default_space(spec: OptimizerSpec) -> Space:
         "lr": (spec.default_lr / LR_SPAN, spec.default_lr * LR_SPAN),
         "weight_decay": WEIGHT_DECAY_RANGE,
     }
-    return {n: r for n, r in ranges.items() if n in spec.hyperparameters and n not in spec.settings}
+    held = {*spec.settings, *spec.fixed}
+    return {n: r for n, r in ranges.items() if n in spec.hyperparameters and n not in held}
 
 
 def _entry(spec: OptimizerSpec, space: Space | SpaceOf | None) -> OptimizerEntry:
@@ -235,6 +236,8 @@ def _entry(spec: OptimizerSpec, space: Space | SpaceOf | None) -> OptimizerEntry
     for name, values in space.items():
         if name not in spec.hyperparameters:
             raise LabError(f"{spec.label} has no {name}: it has {', '.join(spec.hyperparameters)}")
+        if name in spec.fixed:
+            raise LabError(f"{spec.label} does not accept {name}, so it cannot be searched")
         chosen[name] = _values(name, values)
         if len({type(values) for values in chosen.values()}) > 1:
             raise LabError("give ranges for all searched hyper-parameters, or lists for all")
