@@ -16,6 +16,7 @@ import pytest
 import steepest
 from steepest.lab import __main__ as entry
 from steepest.lab import cli
+from steepest.lab.cli.options import make_console
 from steepest.lab.records import read_records
 
 QUICK = ["--optimizers", "adamw,lion", "--trials", "2", "--seeds", "1", "--steps", "20", "--workers", "1"]
@@ -282,3 +283,8 @@ def test_without_the_lab_extra_one_line_says_how_to_install_it(
     assert run_main("race") == 2
     error = capsys.readouterr().err
     assert error == 'steepest: the lab needs typer: pip install "steepest[lab]"\n'
+
+
+def test_names_of_factories_are_no_emoji(capsys: pytest.CaptureFixture[str]) -> None:
+    make_console().print("a step on mine:factory: 9 parameters")
+    assert "mine:factory: 9" in capsys.readouterr().out

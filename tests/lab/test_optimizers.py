@@ -171,7 +171,7 @@ def test_settings_are_json_or_strings_for_labels_with_dots_too(model: nn.Module)
         (["torch.optim:AdamW"], ["torch.optim:AdamW.weight_decai=1"], "torch.optim:AdamW: .*weight_decai"),
         (["torch.optim:AdamV"], [], "cannot load 'torch.optim:AdamV': .*AdamV"),
         (["no_such_module:X"], [], "cannot load 'no_such_module:X': No module"),
-        (["math:pi"], [], "'math:pi' is 3.14.*, not an optimizer class or a factory"),
+        (["math:pi"], [], "'math:pi' is 3.14.*, not a class or a factory"),
         (["math:sqrt"], [], "math:sqrt: "),
     ],
 )
