@@ -15,6 +15,7 @@ from ..experiments.local_gain import local_gain
 from ..experiments.observed import POINTS
 from ..experiments.spectra import spectra
 from ..models.gpt2 import SIZES
+from ..records import EXPERIMENT_FILE
 from ..report.page import write_report
 from .options import (
     DeviceOption,
@@ -88,7 +89,6 @@ def profile_command(
     console = make_console()
     chosen = {} if optimizers is None else {"optimizers": split_names(optimizers)}
     common: dict[str, Any] = {**chosen, "settings": settings or ()}
-    directories = []
     for name in WHATS if what == "all" else (what,):
         # Workers share the trials of one experiment only.
         rest = [*context.obj[1:]]
@@ -114,8 +114,9 @@ def profile_command(
                 fresh=fresh and not is_worker(),
             )
         run(**common, out=directory, callback=callback)
-        directories.append(directory)
     if not is_worker():
-        page = write_report(directories, out / "report.html")
+        # The page also shows what earlier calls have profiled.
+        found = [out / name for name in WHATS if (out / name / EXPERIMENT_FILE).exists()]
+        page = write_report(found, out / "report.html")
         console.print(f"report: {page}", highlight=False, soft_wrap=True)
     return 0
