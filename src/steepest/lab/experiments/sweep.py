@@ -159,8 +159,8 @@ def sweep(
         if saved is not None and (earlier := saved.costs.keys() - costs.keys()):
             notes = [
                 *notes,
-                f"The steps of {', '.join(costs)} were timed apart from those of {', '.join(sorted(earlier))}: "
-                "milliseconds and seconds compare only roughly between them. Naming all optimizers when one "
+                f"The steps of {', '.join(costs)} were timed apart from those of "
+                f"{', '.join(sorted(earlier))}: milliseconds and seconds compare only roughly between them. Naming all optimizers when one "
                 "joins times them together.",
             ]
     not_run: Mapping[str, str] = {}
