@@ -160,7 +160,8 @@ def sweep(
             notes = [
                 *notes,
                 f"The steps of {', '.join(costs)} were timed apart from those of "
-                f"{', '.join(sorted(earlier))}: milliseconds and seconds compare only roughly between them. Naming all optimizers when one "
+                f"{', '.join(sorted(earlier))}: milliseconds and seconds "
+                "compare only roughly between them. Naming all optimizers when one "
                 "joins times them together.",
             ]
     not_run: Mapping[str, str] = {}
