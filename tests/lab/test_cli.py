@@ -16,7 +16,11 @@ import pytest
 import steepest
 from steepest.lab import __main__ as entry
 from steepest.lab import cli
+from steepest.lab.cli.options import make_console
+from steepest.lab.cli.workers import Workers
 from steepest.lab.records import read_records
+
+from .conftest import make_experiment
 
 QUICK = ["--optimizers", "adamw,lion", "--trials", "2", "--seeds", "1", "--steps", "20", "--workers", "1"]
 
@@ -282,3 +286,29 @@ def test_without_the_lab_extra_one_line_says_how_to_install_it(
     assert run_main("race") == 2
     error = capsys.readouterr().err
     assert error == 'steepest: the lab needs typer: pip install "steepest[lab]"\n'
+
+
+def test_names_of_factories_are_no_emoji(capsys: pytest.CaptureFixture[str]) -> None:
+    make_console().print("a step on mine:factory: 9 parameters")
+    assert "mine:factory: 9" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_a_worker_fails_only_if_nobody_stopped_it(failing: bool, capfd: pytest.CaptureFixture[str]) -> None:
+    workers = Workers(["no such command" if failing else "race"], 2)
+    workers.on_start(make_experiment(), [])
+    if failing:
+        workers._others[0].wait()
+    else:
+        time.sleep(0.02)  # the interpreter starts
+    workers.on_end()
+    assert ("a worker failed with status 2" in capfd.readouterr().err) == failing
+
+
+def test_a_profile_keeps_the_earlier_ones_on_the_page(tmp_path: Path) -> None:
+    common = ["--task", "digits", "--steps", "3", "--points", "1", "--workers", "1", "--out", str(tmp_path)]
+    for what in ("local-gain", "spectra"):
+        assert run_main("profile", what, "--optimizers", "sgd", *common) == 0
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "local gain: digits" in page
+    assert "update spectra: digits" in page

@@ -12,6 +12,7 @@ from torch import nn
 
 import steepest
 from steepest.lab import LabError
+from steepest.lab.experiments.sweep import default_space
 from steepest.lab.training.optimizers import resolve_optimizers
 
 
@@ -195,3 +196,14 @@ def test_gains_and_biases_do_not_decay(entry: Any) -> None:
     for name, parameter in model.named_parameters():
         factor = 1 - 0.5 * 0.25 if parameter.ndim > 1 else 1.0
         torch.testing.assert_close(parameter.detach(), factor * before[name])
+
+
+def test_a_decay_that_a_factory_does_not_accept_is_not_searched() -> None:
+    def lr_alone(params: Any, lr: float = 0.1) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(params, lr=lr)
+
+    (spec,) = resolve_optimizers([("mine", lr_alone)], nn.Linear(2, 1))
+    assert spec.hyperparameters["weight_decay"] == 0.01
+    assert [*default_space(spec)] == ["lr"]
+    (ours,) = resolve_optimizers("adamw", nn.Linear(2, 1))
+    assert [*default_space(ours)] == ["lr", "weight_decay"]

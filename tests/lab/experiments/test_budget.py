@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from torch import Tensor
+from torch import Tensor, nn
 
 from steepest.lab import Experiment, LabError, Record, Task
 from steepest.lab.experiments.race import MAX_TRIALS, MIN_TRIALS, fit_budget, parse_seconds, race
 from steepest.lab.progress import Callback
 from steepest.lab.records import Cost
+from steepest.lab.tasks.task import Split
 
 
 @pytest.mark.parametrize(
@@ -89,11 +92,28 @@ def test_the_error_for_a_small_budget_names_a_sufficient_one(
         fit_budget(of, steps, 3, fraction * enough / 1.3, enough)
 
 
+def test_the_evaluations_of_a_trial_count(
+    plane: Task[Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prices = costs(signgsd=1.0, lion=1.0)
+    monkeypatch.setattr("steepest.lab.experiments.sweep.training_costs", lambda task, specs, seconds: prices)
+
+    def slowly(model: nn.Module, split: Split) -> dict[str, float]:
+        time.sleep(0.01)
+        return {"squared error": 1.0}
+
+    # 10 steps take 10 ms, 5 evaluations 50 ms or a little more; with one seed there are 2.5 final trials.
+    slow = replace(plane, evaluate=slowly, evaluations=4)
+    with pytest.raises(LabError, match="too small for signgsd and lion: give at least 2 s"):
+        race(slow, [*prices], budget=0.5, seeds=1, steps=10, out=tmp_path)
+
+
 def test_a_race_drops_the_last_optimizers_and_says_so(
     plane: Task[Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prices = costs(signgsd=1.1, lion=1.2, adamw=50.0)
     monkeypatch.setattr("steepest.lab.experiments.sweep.training_costs", lambda task, specs, seconds: prices)
+    monkeypatch.setattr("steepest.lab.experiments.race.evaluation_seconds", lambda task: 0.0)
     messages: list[str] = []
 
     class Listen(Callback):
@@ -114,5 +134,13 @@ def test_a_race_drops_the_last_optimizers_and_says_so(
     assert experiment.trials == 9
     assert experiment.not_run == {"adamw": "it did not fit the budget of 0 s"}
     assert "2 optimizers fit the budget: signgsd, lion" in messages[-1]
-    # A second call does not change the plan.
+    # A second call does not change the plan, nor does one with a further optimizer.
     assert interrupted([*prices]).not_run == experiment.not_run
+    prices["sgd"] = prices["lion"]
+    grown = interrupted([*prices])
+    assert list(grown.optimizers) == ["signgsd", "lion", "sgd"]
+    assert grown.not_run == experiment.not_run
+    # Who asks for the dropped one by name gets it.
+    asked = interrupted(["adamw"])
+    assert list(asked.optimizers) == ["signgsd", "lion", "sgd", "adamw"]
+    assert asked.not_run == {}

@@ -108,6 +108,26 @@ def test_optimizers_and_seeds_join_a_finished_experiment(plane: Task[Tensor], tm
     assert len({r.steps for r in decayed}) == 1
 
 
+def test_what_joins_later_adds_its_command_and_says_that_it_was_timed_apart(
+    plane: Task[Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def call(command: str, *optimizers: str) -> Experiment:
+        monkeypatch.setattr("steepest.lab.training.machine.command", lambda: command)
+        return run_sweep(plane, tmp_path, optimizers, timing_seconds=1e-3).experiment
+
+    assert call("first", "adamw").notes == []
+    # Timed again beside the new one, so all took turns.
+    together = call("second", "adamw", "lion")
+    assert together.notes == []
+    assert together.command == "first; second"
+    apart = call("third", "signgsd")
+    assert len(apart.notes) == 1
+    assert apart.notes[0].startswith("The steps of signgsd were timed apart from those of adamw, lion")
+    assert apart.command == "first; second; third"
+    assert call("fourth", "adamw") == apart
+    assert Experiment.load(tmp_path) == apart
+
+
 def test_an_experiment_that_grows_meanwhile_keeps_its_records(plane: Task[Tensor], tmp_path: Path) -> None:
     class Another(Callback):
         def on_trial_start(self, trial: Any) -> None:

@@ -194,6 +194,9 @@ def test_the_drawn_range_leaves_out_what_is_far_worse_and_nothing_that_is_better
     assert drawn_range([], True) == (0.0, 1.0)
     low, high = drawn_range([2.0, 2.0], True)
     assert low < 2.0 < high
+    # Where most are as good as the best, "much worse than the median" says nothing.
+    low, high = drawn_range([1.0, 1.0, 1.0, 2.0], True)
+    assert low < 1.0 < 2.0 < high
 
 
 @pytest.mark.parametrize("case", ["all diverged", "one record", "one seed", "far off", "infinite", "nothing"])

@@ -219,6 +219,18 @@ def test_the_verdict_names_the_one_of_a_tie_with_the_least_state() -> None:
     assert "Of these, lion keeps the least state: 4 bytes per parameter instead of 8." in said
 
 
+def test_a_noisy_and_much_worse_mean_is_a_tie_but_no_recommendation() -> None:
+    values = {"adamw": (2.0, 2.01, 2.02), "lion": (2.4, 2.5, 3.0)}
+    records = [
+        make_record(name, value, phase="tuned", seed=seed, state_bytes=800 if name == "adamw" else 400)
+        for name, own in values.items()
+        for seed, value in enumerate(own, start=1)
+    ]
+    said = verdict(Section(make_experiment(), records, []))
+    assert "cannot be told from lion" in said
+    assert "least state" not in said
+
+
 @pytest.mark.parametrize("width", [70, 100, 140])
 def test_the_terminal_table_fits(width: int, tmp_path: Path) -> None:
     section = make_section(not_run={"soap": "it did not fit"})

@@ -195,8 +195,8 @@ def split_names(text: str) -> list[str]:
 def make_console(width: int = _LOG_WIDTH) -> Console:
     """Return a console for the terminal, or of a fixed width for a pipe or file."""
     # A pipe has no width; rich would assume a narrow terminal and wrap the table's lines.
-    console = Console()
-    return console if console.is_terminal else Console(width=width)
+    console = Console(emoji=False)  # a name such as mine:factory: is none
+    return console if console.is_terminal else Console(width=width, emoji=False)
 
 
 def parse_device(name: str) -> torch.device:

@@ -11,6 +11,7 @@ from ..experiments.growth import ROUNDS, SIZES, growth
 from ..experiments.local_gain import local_gain
 from ..experiments.observed import POINTS
 from ..experiments.spectra import spectra
+from ..records import EXPERIMENT_FILE
 from .finish import finish
 from .groups import grouped
 from .options import RunOptions, SettingsOption, StepsOption, TaskOptions, parse_device, split_names
@@ -80,4 +81,6 @@ def profile_command(
             measure = TRAINED[directory.name]
             loaded = task.load(run.device)
             measure(loaded, steps=steps, seeds=seeds, points=points, out=directory, **common, **arguments)
-    return finish(out, directories, tables=False)
+    # The page also shows what earlier calls have profiled.
+    found = [out / name for name in WHATS if (out / name / EXPERIMENT_FILE).exists()]
+    return finish(out, found, tables=False)

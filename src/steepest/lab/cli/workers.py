@@ -71,14 +71,15 @@ class Workers(Callback):
     def on_end(self) -> None:
         """Stop the processes; a trial that one of them has begun is given up."""
         for other in self._others:
+            # What one stopped here exits with depends on where it was, for example in an import.
+            if other.poll() not in (None, 0, INTERRUPTED):
+                print(
+                    f"a worker failed with status {other.returncode}; --workers 1 shows why", file=sys.stderr
+                )
             other.send_signal(signal.SIGINT)
         for other in self._others:
             try:
                 other.wait(_STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 other.kill()
-            if other.returncode not in (0, INTERRUPTED, -signal.SIGINT, None):
-                print(
-                    f"a worker failed with status {other.returncode}; --workers 1 shows why", file=sys.stderr
-                )
         self._others.clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from ..records import Cost
 from ..tasks.task import Task
 from ..training.clock import format_duration
 from ..training.optimizers import OptimizerLike
+from ..training.seeding import seeded
+from ..training.trial import evaluate
 from .sweep import Result, sweep
 
 DEFAULT_OPTIMIZERS = (
@@ -32,7 +35,7 @@ MIN_TRIALS = 8
 """A search over lr and weight decay with fewer trials finds little (see `sampler.py`)."""
 MAX_TRIALS = 16
 PLANNED_FRACTION = 0.8
-"""The part of the budget that the plan uses; the rest covers evaluations, the report and a slower machine."""
+"""The part of the budget that the plan uses; the rest covers test data, the report and a slower machine."""
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 _PART = r"(\d+(?:\.\d+)?)\s*([smh])"
@@ -78,8 +81,9 @@ def race(
 
     def fit(costs: Mapping[str, Cost]) -> tuple[int, list[str], dict[str, str]]:
         assert seconds is not None
+        available = PLANNED_FRACTION * seconds * workers
         chosen, labels = fit_budget(
-            costs, number_of_steps, seeds, PLANNED_FRACTION * seconds * workers, seconds
+            costs, number_of_steps, seeds, available, seconds, evaluation_seconds(task)
         )
         reason = f"it did not fit the budget of {format_duration(seconds)}"
         callback.message(
@@ -103,7 +107,12 @@ def race(
 
 
 def fit_budget(
-    costs: Mapping[str, Cost], steps: int, seeds: int, seconds: float, asked: float
+    costs: Mapping[str, Cost],
+    steps: int,
+    seeds: int,
+    seconds: float,
+    asked: float,
+    evaluating: float = 0.0,
 ) -> tuple[int, list[str]]:
     """Return the number of search trials and the optimizers that fit.
 
@@ -117,12 +126,13 @@ def fit_budget(
         seeds: Final seeds.
         seconds: The time of all workers together.
         asked: The budget as the user gave it, for the message.
+        evaluating: Seconds of a trial's evaluations.
 
     Raises:
         LabError: not even two optimizers (or the only one) fit.
     """
     each = {
-        label: steps * ((cost.gradient_ms or 0.0) + (cost.optimizer_ms or 0.0)) / 1e3
+        label: evaluating + steps * ((cost.gradient_ms or 0.0) + (cost.optimizer_ms or 0.0)) / 1e3
         for label, cost in costs.items()
     }
     labels = [*each]
@@ -139,6 +149,15 @@ def fit_budget(
                 f"at least {format_duration(math.ceil(1.1 * needed))}, a smaller task, or fewer steps"
             )
     raise AssertionError("unreachable")
+
+
+def evaluation_seconds(task: Task[Any]) -> float:
+    """Return the seconds of a trial's evaluations on validation data."""
+    with seeded(0):
+        model = task.make(0)
+        begin = time.perf_counter()
+        evaluate(task, model, "validation")
+    return (task.evaluations + 1) * (time.perf_counter() - begin)
 
 
 def parse_seconds(text: str | float) -> float:

@@ -74,12 +74,15 @@ def join(directory: Path, wanted: Experiment, storage: Storage) -> Experiment:
                 "Choose another directory, or --fresh to start over"
             )
         added = {**saved.optimizers, **wanted.optimizers}
+        grows = not (added.keys() <= saved.optimizers.keys() and {*wanted.seeds} <= {*saved.seeds})
         wanted = saved.model_copy(
             update={
                 "optimizers": added,
                 "not_run": {k: v for k, v in {**saved.not_run, **wanted.not_run}.items() if k not in added},
                 "seeds": sorted({*saved.seeds, *wanted.seeds}),
                 "costs": {**saved.costs, **wanted.costs},
+                "notes": list(dict.fromkeys([*saved.notes, *wanted.notes])),
+                "command": f"{saved.command}; {wanted.command}" if grows else saved.command,
             }
         )
     storage.save_experiment(wanted)

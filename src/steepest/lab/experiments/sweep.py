@@ -158,12 +158,21 @@ def sweep(
     if timing_seconds and not known >= entries.keys():
         callback.message(f"timing the steps of {len(specs)} optimizers")
         costs = training_costs(task, specs, timing_seconds)
+        if saved is not None and (earlier := saved.costs.keys() - costs.keys()):
+            notes = [
+                *notes,
+                f"The steps of {', '.join(costs)} were timed apart from those of "
+                f"{', '.join(sorted(earlier))}: milliseconds and seconds "
+                "compare only roughly between them. Naming all optimizers when one "
+                "joins times them together.",
+            ]
     not_run: Mapping[str, str] = {}
     if budget is not None:
         if saved is None:
             trials, run, not_run = budget(costs)
         else:
-            trials, run, not_run = saved.trials, [*entries], saved.not_run
+            # The whole plan repeated resumes it; who names fewer optimizers wants just those.
+            trials, run, not_run = saved.trials, [*entries], saved.not_run if known <= entries.keys() else {}
         entries = {label: entries[label] for label in run if label not in not_run}
     if baseline is None:
         baseline = saved.baseline if saved is not None else "adamw" if "adamw" in entries else None
@@ -219,7 +228,8 @@ def default_space(spec: OptimizerSpec) -> Space:
         "lr": (spec.default_lr / LR_SPAN, spec.default_lr * LR_SPAN),
         "weight_decay": WEIGHT_DECAY_RANGE,
     }
-    return {n: r for n, r in ranges.items() if n in spec.hyperparameters and n not in spec.settings}
+    held = {*spec.settings, *spec.fixed}
+    return {n: r for n, r in ranges.items() if n in spec.hyperparameters and n not in held}
 
 
 def _entry(spec: OptimizerSpec, space: Space | SpaceOf | None) -> OptimizerEntry:
@@ -229,6 +239,8 @@ def _entry(spec: OptimizerSpec, space: Space | SpaceOf | None) -> OptimizerEntry
     for name, values in space.items():
         if name not in spec.hyperparameters:
             raise LabError(f"{spec.label} has no {name}: it has {', '.join(spec.hyperparameters)}")
+        if name in spec.fixed:
+            raise LabError(f"{spec.label} does not accept {name}, so it cannot be searched")
         chosen[name] = _values(name, values)
         if len({type(values) for values in chosen.values()}) > 1:
             raise LabError("give ranges for all searched hyper-parameters, or lists for all")

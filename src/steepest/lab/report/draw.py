@@ -188,7 +188,8 @@ def drawn_range(values: Any, lower_is_better: bool) -> tuple[float, float]:
     if not len(scores):
         return 0.0, 1.0
     best = scores[0]
-    worst = scores[scores <= best + 6 * (np.median(scores) - best)][-1]
+    reach = 6 * (np.median(scores) - best) or math.inf
+    worst = scores[scores <= best + reach][-1]
     margin = 0.08 * (worst - best) or 0.02 * abs(best) or 1.0
     low, high = sorted((sign * (best - margin), sign * (worst + margin)))
     return float(low), float(high)

@@ -147,7 +147,9 @@ def verdict(section: Section) -> str:
         text += f", but cannot be told from {', '.join(tied)}."
     else:
         text += "."
-    small = min([first, *(row for row in ranked if row.tie)], key=lambda row: row.state_bytes)
+    # That a noisy mean cannot be told from the first does not make it as good.
+    near = [row for row in ranked if row.tie and abs(row.test.mean - first.test.mean) <= 2 * first.test.std]
+    small = min([first, *near], key=lambda row: row.state_bytes)
     if small.state_bytes < first.state_bytes:
         text += f" Of these, {small.optimizer} keeps the least state: {number(small.state_bytes)} bytes per "
         text += f"parameter instead of {number(first.state_bytes)}."

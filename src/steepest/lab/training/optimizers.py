@@ -36,6 +36,8 @@ class OptimizerSpec:
     """How the request named it."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Hyper-parameters that the request fixed."""
+    fixed: tuple[str, ...] = ()
+    """Hyper-parameters that `builder` does not accept, so that they cannot be searched."""
     changes_model: bool = False
     """Whether `builder` modifies the model, so that other optimizers cannot share it."""
 
@@ -170,7 +172,13 @@ def _resolve(
     except (TypeError, ValueError) as error:
         raise LabError(f"{label}: it must accept lr= for the search: {error}") from error
     values = {name: to_json_value(value) for name, value in defaults.items()}
-    return OptimizerSpec(label, builder, {**values, "lr": float(lr)}, written, dict(settings))
+    fixed: tuple[str, ...] = ()
+    try:
+        builder(model, {"weight_decay": defaults.get("weight_decay"), **settings})
+    except TypeError:
+        # A factory may set the decay itself.
+        fixed = ("weight_decay",)
+    return OptimizerSpec(label, builder, {**values, "lr": float(lr)}, written, dict(settings), fixed)
 
 
 def load_factory(entry: str) -> Factory:
