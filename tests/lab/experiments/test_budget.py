@@ -10,7 +10,7 @@ import pytest
 from torch import Tensor, nn
 
 from steepest.lab import Experiment, LabError, Record, Task
-from steepest.lab.experiments.race import MAX_TRIALS, MIN_TRIALS, fit_budget, parse_seconds, race
+from steepest.lab.experiments.race import LEAST_TRIALS, MAX_TRIALS, MIN_TRIALS, fit_budget, parse_seconds, race
 from steepest.lab.progress import Callback
 from steepest.lab.records import Cost
 from steepest.lab.tasks.task import Split
@@ -86,7 +86,7 @@ def test_the_error_for_a_small_budget_names_a_sufficient_one(
     assert found is not None
     enough = parse_seconds(found[1].replace("min", "m"))
     trials, labels = fit_budget(of, steps, 3, fraction * enough, enough)
-    assert trials >= MIN_TRIALS
+    assert trials >= LEAST_TRIALS
     assert len(labels) == min(2, len(of))
     with pytest.raises(LabError, match="too small"):
         fit_budget(of, steps, 3, fraction * enough / 1.3, enough)

@@ -33,6 +33,8 @@ DEFAULT_OPTIMIZERS = (
 DEFAULT_BUDGET = "8m"
 MIN_TRIALS = 8
 """A search over lr and weight decay with fewer trials finds little (see `sampler.py`)."""
+LEAST_TRIALS = 4
+"""Fewer than `MIN_TRIALS` if not even two optimizers fit otherwise."""
 MAX_TRIALS = 16
 PLANNED_FRACTION = 0.8
 """The part of the budget that the plan uses; the rest covers test data, the report and a slower machine."""
@@ -116,7 +118,8 @@ def fit_budget(
 ) -> tuple[int, list[str]]:
     """Return the number of search trials and the optimizers that fit.
 
-    As many optimizers as possible run, in their order, each with at least `MIN_TRIALS` search trials;
+    As many optimizers as possible run, in their order, each with at least `MIN_TRIALS` search trials, or
+    `LEAST_TRIALS` if there are only two;
     remaining time makes the searches longer. The final trials come twice, tuned and with the defaults, and
     once more from the target on.
 
@@ -137,18 +140,17 @@ def fit_budget(
     }
     labels = [*each]
     finals = 2.5 * seeds
-    for count in range(len(labels), 0, -1):
+    fewest = min(2, len(labels))
+    for count in range(len(labels), fewest - 1, -1):
         per_trial = sum(each[label] for label in labels[:count])
         trials = math.floor(seconds / per_trial - finals)
-        if trials >= MIN_TRIALS:
+        if trials >= (LEAST_TRIALS if count == fewest else MIN_TRIALS):
             return min(trials, MAX_TRIALS), labels[:count]
-        if count <= 2:
-            needed = asked * per_trial * (MIN_TRIALS + finals) / seconds
-            raise LabError(
-                f"a budget of {format_duration(asked)} is too small for {' and '.join(labels[:count])}: give "
-                f"at least {format_duration(math.ceil(1.1 * needed))}, a smaller task, or fewer steps"
-            )
-    raise AssertionError("unreachable")
+    needed = asked * per_trial * (LEAST_TRIALS + finals) / seconds
+    raise LabError(
+        f"a budget of {format_duration(asked)} is too small for {' and '.join(labels[:fewest])}: give "
+        f"at least {format_duration(math.ceil(1.1 * needed))}, a smaller task, or fewer steps"
+    )
 
 
 def evaluation_seconds(task: Task[Any]) -> float:

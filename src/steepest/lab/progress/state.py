@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from statistics import fmean
 
@@ -19,6 +20,8 @@ class State:
     def __init__(self, experiment: Experiment, records: Sequence[Record]) -> None:
         self.experiment = experiment
         self.records = list(records)
+        self._already = len(self.records)
+        self._begin = time.monotonic()
 
     @property
     def total(self) -> int:
@@ -30,20 +33,19 @@ class State:
         return experiment.trials * searched + finals + len(decayed) * len(experiment.seeds)
 
     def remaining_seconds(self, done: float = 0.0) -> float:
-        """Estimate the time for the rest, for this process alone.
+        """Estimate the time for the rest from the pace so far, that of all workers together.
 
         Args:
             done: The fraction of the running trial that is over.
         """
-        if not self.records:
+        finished = len(self.records) - self._already
+        if not finished:
             costs = [
                 (cost.gradient_ms or 0) + (cost.optimizer_ms or 0) for cost in self.experiment.costs.values()
             ]
             per_trial = self.experiment.steps * fmean(costs or [0]) / 1e3
         else:
-            per_trial = fmean(
-                record.seconds for record in self.records[-3 * len(self.experiment.optimizers) :]
-            )
+            per_trial = (time.monotonic() - self._begin) / (finished + done)
         return max(0.0, self.total - len(self.records) - done) * per_trial
 
     def best(self, label: str) -> Record | None:

@@ -188,11 +188,15 @@ def costs(section: Section, draw: Draw) -> Figure | None:
             (cost.optimizer, cost.model, cost.parameters, quantity, float(value), cost.planned)
             for cost in section.experiment.costs.values()
             for quantity in quantities
-            if (value := getattr(cost, quantity)) is not None and value > 0
+            if (value := getattr(cost, quantity)) is not None
         ],
         columns=["optimizer", "model", "parameters", "quantity", "value", "planned"],
     ).sort_values("parameters")
     several = table["parameters"].nunique() > 1
+    stateless = sorted({*table[(table["quantity"] == "state_bytes") & (table["value"] == 0)]["optimizer"]})
+    if several:
+        # A logarithmic axis has no zero.
+        table = table[table["value"] > 0]
     if table.empty or (section.records and not several):
         return None
     tip = ("optimizer:N", "model:N", "parameters:Q", "value:Q", "planned:N")
@@ -229,6 +233,7 @@ def costs(section: Section, draw: Draw) -> Figure | None:
         "costs",
         "What a step costs" + (", against the size of the model" if several else ""),
         "Both axes are logarithmic. Hollow points were planned on the meta device: the model did not fit."
+        + (f" Without state, and so not drawn there: {', '.join(stateless)}." if stateless else "")
         if several
         else "Medians of steps for which the optimizers took turns.",
         f"Costs with {number(table['parameters'].min())} to {number(table['parameters'].max())} parameters; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 import re
@@ -26,16 +27,21 @@ def describe(device: torch.device) -> dict[str, str | int]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "steepest": steepest.__version__,
+        "steepest": revision(),
     }
 
 
+@functools.cache
 def revision() -> str:
     """Return the git revision of a checkout of steepest, or its version."""
+    root = Path(steepest.__file__).parents[2]
+    if not (root / ".git").exists():
+        # An installed package may lie within the user's own repository.
+        return steepest.__version__
     try:
         found = subprocess.run(
             ["git", "describe", "--always", "--dirty"],
-            cwd=Path(steepest.__file__).parent,
+            cwd=root,
             capture_output=True,
             text=True,
             check=True,
