@@ -10,7 +10,14 @@ import pytest
 from torch import Tensor, nn
 
 from steepest.lab import Experiment, LabError, Record, Task
-from steepest.lab.experiments.race import LEAST_TRIALS, MAX_TRIALS, MIN_TRIALS, fit_budget, parse_seconds, race
+from steepest.lab.experiments.race import (
+    LEAST_TRIALS,
+    MAX_TRIALS,
+    MIN_TRIALS,
+    fit_budget,
+    parse_seconds,
+    race,
+)
 from steepest.lab.progress import Callback
 from steepest.lab.records import Cost
 from steepest.lab.tasks.task import Split

@@ -154,6 +154,25 @@ def test_costs_are_drawn_log_log_and_planned_ones_hollow() -> None:
     assert {*scales} == {"log"}
 
 
+def test_optimizers_without_state_are_named_where_a_logarithmic_axis_cannot_show_them() -> None:
+    costs = {
+        f"{name} {size}": Cost(
+            optimizer=name, model="m", parameters=size, state_bytes=state * size, optimizer_ms=1.0
+        )
+        for name, state in (("signgsd", 0), ("lion", 4))
+        for size in (10**6, 10**8)
+    }
+    for chosen, drawn in (
+        (costs, [4 * 10**6, 4 * 10**8]),
+        ({k: costs[k] for k in [*costs][::2]}, [0, 4 * 10**6]),
+    ):
+        section = Section(make_experiment(costs=chosen, trials=0), [], [])
+        (figure,) = figures(section, styles(section.names))
+        axis = "y" if chosen is costs else "x"
+        assert sorted(row[axis] for row in drawn_rows(figure.panels[1], "point")) == drawn
+        assert ("Without state, and so not drawn there: signgsd." in figure.caption) == (chosen is costs)
+
+
 def test_costs_on_one_model_are_a_point_per_optimizer() -> None:
     costs = {
         name: Cost(optimizer=name, model="m", parameters=9, state_bytes=72, optimizer_ms=ms)
