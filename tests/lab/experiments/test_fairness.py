@@ -260,8 +260,9 @@ def test_the_best_is_chosen_once_no_older_trial_can_replace_a_newer_one(
 ) -> None:
     """Three trials of two: two workers began the last one at once, and the older one ends last."""
     other = storage.Storage(tmp_path, tmp_path.name)
-    other.study("lion", "search").enqueue_trial({"lr": 0.05})
-    slow = other.study("lion", "search").ask({"lr": storage._ANY})
+    study = other.study("lion", "search")
+    study.enqueue_trial({"lr": 0.05})
+    slow = study.ask({"lr": storage._ANY})
 
     def record(lr: float, value: float) -> Record:
         return make_record("lion", value, metric=plane.metric, lr=lr, steps=12)

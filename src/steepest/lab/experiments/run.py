@@ -310,8 +310,7 @@ class Runner:
         searching = trial.phase == "search"
 
         def objective(values: dict[str, float]) -> tuple[float, Record]:
-            # The values may be those of a trial that another worker has queued.
-            this = replace(trial, values=values) if searching else replace(trial, seed=round(values["seed"]))
+            this = replace(trial, values=values) if searching else trial
             self._callback.on_trial_start(this)
             record = run_trial(
                 self._task,

@@ -15,7 +15,7 @@ from typing import Any
 
 import optuna
 from optuna.distributions import FloatDistribution
-from optuna.samplers import BaseSampler, RandomSampler
+from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState
 from pydantic_core import PydanticSerializationError
 from sqlalchemy import event
@@ -122,7 +122,7 @@ class Storage:
         if self._read(optimizer, phase, TrialState.RUNNING):
             optuna.storages.fail_stale_trials(self.study(optimizer, phase))
             self._trials.pop((optimizer, phase))
-        return [_values(trial) for trial in self._read(optimizer, phase, TrialState.RUNNING)]
+        return [trial.params for trial in self._read(optimizer, phase, TrialState.RUNNING)]
 
     def run(
         self,
@@ -148,10 +148,11 @@ class Storage:
             sampler: Chooses the values.
         """
         study = self.study(optimizer, phase)
+        if values is not None:
+            # Not Optuna's queue of trials: another worker may take from it what this one has put there.
+            sampler = PartialFixedSampler(dict(values), RandomSampler())
         study.sampler = RandomSampler() if sampler is None else sampler
         ran = False
-        if values is not None:
-            study.enqueue_trial(dict(values))
 
         def body(trial: optuna.Trial) -> float:
             nonlocal ran
@@ -169,9 +170,7 @@ class Storage:
             return value
 
         try:
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message="Fixed parameter")
-                study.optimize(body, n_trials=1)
+            study.optimize(body, n_trials=1)
         finally:
             self.refresh()
         return ran
@@ -185,12 +184,7 @@ class Storage:
     @staticmethod
     def _is_duplicate(study: optuna.Study, trial: optuna.Trial) -> bool:
         others = study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.COMPLETE))
-        return any(other.number < trial.number and _values(other) == trial.params for other in others)
-
-
-def _values(trial: FrozenTrial) -> dict[str, float]:
-    # A trial that has just begun may not have taken up all of its values yet.
-    return {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        return any(other.number < trial.number and other.params == trial.params for other in others)
 
 
 def _open(url: str) -> optuna.storages.RDBStorage:
