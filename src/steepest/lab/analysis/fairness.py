@@ -100,8 +100,9 @@ def _outcome(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
     ]
     if at_edge:
         yield f"At the edge of what was tried, so a better value may lie beyond: {'; '.join(at_edge)}."
-    for name, reason in experiment.not_run.items():
-        yield f"Not run: {name}: {reason}"
+    for reason in dict.fromkeys(experiment.not_run.values()):
+        names = [name for name, why in experiment.not_run.items() if why == reason]
+        yield f"Not run: {', '.join(names)}: {reason}"
 
 
 def conditions(experiment: Experiment, records: Sequence[Record]) -> list[str]:
@@ -138,7 +139,7 @@ def conditions(experiment: Experiment, records: Sequence[Record]) -> list[str]:
             f"The target is {experiment.baseline}'s mean final value on validation data. Seconds to it are "
             "steps × the timed milliseconds of a training step (all optimizers timed in turns), because "
             "trials may share a busy machine. “Decayed there” repeats the run with the schedule ending at "
-            "that step, since a run in mid-schedule is worse than a finished one."
+            "that step, since a run in mid-schedule and a finished one do not compare."
         )
     return [*lines, *experiment.notes]
 

@@ -69,8 +69,9 @@ def frontier(section: Section, draw: Draw) -> Figure | None:
     # On a phone the plot is about 250 pixels wide, and a letter 7.5.
     room = 250 * (1 - means["bytes"] / (1.1 * widest))
     for left, side in means.groupby(room < 20 + 7.5 * means["text"].str.len()):
+        # Above the mark, because the frontier runs beside it.
         label = alt.Chart(side).mark_text(
-            align="right" if left else "left", dx=-11 if left else 11, fontWeight=600
+            align="right" if left else "left", dx=-9 if left else 9, dy=-9, fontWeight=600
         )
         charts.append(label.encode(x=x, y=alt.Y("label:Q"), text=alt.Text("text:N"), opacity=opacity(1)))
     each = "; ".join(f"{r.optimizer} {number(r.state_bytes)} bytes, {number(r.test.mean, 4)}" for r in rows)
