@@ -13,7 +13,7 @@ from .finish import finish
 from .groups import grouped
 from .options import OptimizersOption, RunOptions, TaskOption, TaskOptions, TrainingOptions, split_names
 
-DEFAULT_GRID = ["lr=1e-4,3e-4,1e-3,3e-3,1e-2", "weight_decay=0,0.01,0.1"]
+DEFAULT_GRID = ["lr=1e-3,3e-3,1e-2,3e-2,1e-1,3e-1", "weight_decay=0,0.1,1,3"]
 
 
 @dataclass(frozen=True)
