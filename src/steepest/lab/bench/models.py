@@ -84,7 +84,7 @@ def make_model(text: str) -> nn.Module:
         try:
             with torch.device("meta"):
                 model = factory()
-        except Exception:  # as a factory that reads its weights from a file
+        except Exception:  # for example, the factory loads weights from a file
             model = factory()
     except Exception as error:
         raise LabError(f"{text} cannot make a model: {type(error).__name__}: {error}") from error

@@ -1,8 +1,8 @@
 """How the search chooses: a Gaussian process, after the middle of the ranges and three random points.
 
-Chosen by simulation: lr curves of 17 optimizers, measured on the text task, with a made-up valley over the
-product of lr and weight decay and noise of 0.01. The mean excess in bits per byte over the best point, in
-ranges of four decades for lr and three for weight decay:
+Chosen by a simulation, `benchmarks/search_samplers.py`: lr curves of 17 optimizers, measured on the text
+task, with a made-up valley over the product of lr and weight decay and noise of 0.01. The mean excess in bits
+per byte over the best point, in ranges of four decades for lr and three for weight decay:
 
 | trials | 6 | 8 | 10 | 12 | 16 |
 | --- | --- | --- | --- | --- | --- |

@@ -57,8 +57,7 @@ def run_trial(
     Initial weights, data order and all random numbers that training draws from torch's global generators
     depend on the seed alone, so they are the same for every optimizer. The caller's generators stay
     unchanged. A loss or metric that is not finite ends the trial as diverged, and so does a matrix that the
-    optimizer cannot factorize. Trials of the phase `search`
-    never touch the test data.
+    optimizer cannot factorize. Trials of the phase `search` never touch the test data.
 
     Args:
         task: The training problem.
@@ -100,7 +99,7 @@ def run_trial(
             try:
                 optimizer.step()
             except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
-                # No factors of a matrix that is not finite.
+                # The optimizer cannot factorize a matrix that is not finite.
                 diverged = True
                 break
             scheduler.step()
