@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,9 @@ optimizer's own, and `decayed` as `tuned`, but with the schedule ending at the s
 the baseline's final metric."""
 
 FINAL_PHASES: tuple[Phase, ...] = ("tuned", "default", "decayed")
+
+RUN_FIELDS = {"optimizers", "not_run", "costs", "notes", "command", "revision", "machine", "created"}
+"""The fields in which two runs of one experiment may differ."""
 
 
 class _Model(BaseModel):
@@ -88,6 +92,11 @@ class Record(_Model):
     machine: dict[str, str | int]
     series: dict[str, list[tuple[int, float]]] = Field(default_factory=dict)
     """Further measurements over the steps, by name, for example local gains."""
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What identifies the trial within its experiment."""
+        return self.optimizer, self.phase, self.seed, self.steps, *sorted(self.searched.items())
 
     @property
     def finished(self) -> bool:
@@ -173,6 +182,25 @@ class Experiment(_Model):
     def metric(self) -> Metric:
         """The primary metric."""
         return self.metrics[0]
+
+    def best(self, records: Iterable[Record]) -> Record | None:
+        """Return the record with the best primary metric on validation data; None if all diverged."""
+        finished = (record for record in records if record.finished)
+        return min(finished, key=lambda r: self.metric.score(r.validated(self.metric.name)), default=None)
+
+    def joined(self, later: Experiment) -> Experiment:
+        """Return this experiment with what a later run adds; of what both have, the later one's stays."""
+        optimizers = {**self.optimizers, **later.optimizers}
+        not_run = {**self.not_run, **later.not_run}
+        return self.model_copy(
+            update={
+                "optimizers": optimizers,
+                "not_run": {name: why for name, why in not_run.items() if name not in optimizers},
+                "costs": {**self.costs, **later.costs},
+                "notes": list(dict.fromkeys([*self.notes, *later.notes])),
+                "baseline": self.baseline or later.baseline,
+            }
+        )
 
     def save(self, directory: Path) -> None:
         """Write `experiment.json` atomically."""

@@ -10,18 +10,17 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .. import records as files
 from ..analysis.target import mean_curve, steps_to_target
 from ..errors import LabError
 from ..progress import Callback
-from ..records import Experiment, OptimizerEntry, Phase, Range, Record
+from ..records import FINAL_PHASES, RUN_FIELDS, Experiment, Range, Record, write_records
 from ..tasks.task import Task
 from ..training.optimizers import OptimizerSpec
 from ..training.schedule import Schedule
@@ -44,307 +43,234 @@ def join(directory: Path, wanted: Experiment, storage: Storage) -> Experiment:
     if saved is not None:
         # As it will be read: JSON knows no tuples.
         wanted = Experiment.model_validate_json(wanted.model_dump_json())
-        free = {
-            "optimizers",
-            "not_run",
-            "seeds",
-            "costs",
-            "command",
-            "revision",
-            "machine",
-            "created",
-            "notes",
-        }
+        common = [label for label in wanted.optimizers if label in saved.optimizers]
+        there, here = (_conditions(each, common) for each in (saved, wanted))
         differing = [
-            f"{name} is {getattr(saved, name)} there and {getattr(wanted, name)} here"
-            for name in Experiment.model_fields
-            if name not in free and getattr(saved, name) != getattr(wanted, name)
-        ]
-        differing += [
-            f"{label}'s {name} is {there.get(name)} there and {here.get(name)} here"
-            for label, entry in wanted.optimizers.items()
-            if label in saved.optimizers
-            for here, there in [(_flat(entry), _flat(saved.optimizers[label]))]
+            f"{name} is {there.get(name)} there and {here.get(name)} here"
             for name in {**there, **here}
-            if here.get(name) != there.get(name)
+            if there.get(name) != here.get(name)
         ]
         if differing:
             raise LabError(
                 f"{directory} holds another experiment: {'; '.join(differing)}. "
                 "Choose another directory, or --fresh to start over"
             )
-        added = {**saved.optimizers, **wanted.optimizers}
-        grows = not (added.keys() <= saved.optimizers.keys() and {*wanted.seeds} <= {*saved.seeds})
-        wanted = saved.model_copy(
-            update={
-                "optimizers": added,
-                "not_run": {k: v for k, v in {**saved.not_run, **wanted.not_run}.items() if k not in added},
-                "seeds": sorted({*saved.seeds, *wanted.seeds}),
-                "costs": {**saved.costs, **wanted.costs},
-                "notes": list(dict.fromkeys([*saved.notes, *wanted.notes])),
-                "command": f"{saved.command}; {wanted.command}" if grows else saved.command,
-            }
-        )
+        grows = len(common) < len(wanted.optimizers) or not {*wanted.seeds} <= {*saved.seeds}
+        command = f"{saved.command}; {wanted.command}" if grows else saved.command
+        seeds = sorted({*saved.seeds, *wanted.seeds})
+        wanted = saved.joined(wanted).model_copy(update={"seeds": seeds, "command": command})
     storage.save_experiment(wanted)
     wanted.save(directory)
     return wanted
 
 
-def _flat(entry: OptimizerEntry) -> dict[str, Any]:
-    searched = {f"range of {name}": values for name, values in entry.space.items()}
-    return {"entry": entry.entry, **entry.hyperparameters, **searched}
+def _conditions(experiment: Experiment, labels: Sequence[str]) -> dict[str, Any]:
+    """Return by name what two runs of one experiment must agree in; `labels` are the optimizers of both."""
+    fields = Experiment.model_fields.keys() - RUN_FIELDS - {"seeds"}
+    found = {name: getattr(experiment, name) for name in Experiment.model_fields if name in fields}
+    for label in labels:
+        entry = experiment.optimizers[label]
+        found |= {
+            f"{label}'s {name}": v for name, v in {"entry": entry.entry, **entry.hyperparameters}.items()
+        }
+        found |= {f"{label}'s range of {name}": values for name, values in entry.space.items()}
+    return found
 
 
-@dataclass(frozen=True)
-class _Job:
-    trial: Trial
-    chosen: bool = True
-    """Whether the values are fixed; otherwise the search's sampler chooses them."""
-
-
+@dataclass
 class Runner:
-    """Runs the missing trials of an experiment.
+    """Runs the missing trials of an experiment."""
 
-    Args:
-        directory: Where `records.jsonl` is exported.
-        experiment: The experiment, as `join` returned it.
-        task: Its task.
-        specs: Its optimizers.
-        storage: Its storage.
-        schedule: The learning-rate schedule of every trial.
-        callback: Receives progress events.
-        observe: Adds further measurements to the records of the final trials.
-    """
+    directory: Path
+    """Where `records.jsonl` is exported."""
+    experiment: Experiment
+    """The experiment, as `join` returned it."""
+    task: Task[Any]
+    specs: dict[str, OptimizerSpec]
+    """By label, the optimizers that this process can build."""
+    storage: Storage
+    schedule: Schedule
+    callback: Callback
+    observe: Observe | None = None
+    """Adds further measurements to the records of the final trials."""
 
-    def __init__(
-        self,
-        directory: Path,
-        experiment: Experiment,
-        task: Task[Any],
-        specs: Sequence[OptimizerSpec],
-        storage: Storage,
-        schedule: Schedule,
-        callback: Callback,
-        observe: Observe | None = None,
-    ) -> None:
-        self._directory = directory
-        self._experiment = experiment
-        self._task = task
-        self._specs = {spec.label: spec for spec in specs}
-        self._storage = storage
-        self._schedule = schedule
-        self._callback = callback
-        self._observe = observe
-        self._repeated = False
+    _repeated = False
 
     def run(self) -> list[Record]:
         """Run all missing trials, wait for those of other workers, and return all records."""
         records = self.export()
-        self._shown = {_key(record) for record in records}
+        shown = {record.key for record in records}
         try:
-            self._callback.on_start(self._experiment, records)
+            self.callback.on_start(self.experiment, records)
             while True:
-                self._storage.refresh()
-                self._show_new()
-                job = self._next()
-                if job is not None:
-                    try:
-                        self._run(job)
-                    except (RuntimeError, MemoryError) as error:
-                        if not _out_of_memory(error):
-                            raise
-                        self._give_up(job.trial.optimizer)
-                elif self._next(alone=True) is not None or self._others_run():
+                self.storage.refresh()
+                for record in self.records():
+                    if record.key not in shown:
+                        shown.add(record.key)
+                        self.callback.on_trial_end(record)
+                # Asked first: a trial that another worker ends meanwhile may be what the next one waited for.
+                others_run = self._others_run()
+                trial = self._next_search() or self._next_final()
+                if trial is not None:
+                    self._run(trial)
+                elif others_run:
                     time.sleep(_WAIT_SECONDS)
                 else:
                     break
         finally:
             # The other workers of this command stop first, so that no older export replaces this one.
             try:
-                self._callback.on_end()
+                self.callback.on_end()
             finally:
                 records = self.export()
         return records
 
     def _give_up(self, label: str) -> None:
         """Take an optimizer that needs too much memory out of the experiment, and say so."""
-        entries = {name: entry for name, entry in self._experiment.optimizers.items() if name != label}
-        not_run = {**self._experiment.not_run, label: "it ran out of memory"}
-        self._experiment = self._experiment.model_copy(update={"optimizers": entries, "not_run": not_run})
-        self._storage.save_experiment(self._experiment)
-        self._experiment.save(self._directory)
-        del self._specs[label]
-        self._callback.message(f"{label} ran out of memory and is not run")
-
-    def _show_new(self) -> None:
-        """Report the trials that finished since the last time, those of other workers too."""
-        for record in self.records():
-            if _key(record) not in self._shown:
-                self._shown.add(_key(record))
-                self._callback.on_trial_end(record)
+        entries = {name: entry for name, entry in self.experiment.optimizers.items() if name != label}
+        not_run = {**self.experiment.not_run, label: "it ran out of memory"}
+        self.experiment = self.experiment.model_copy(update={"optimizers": entries, "not_run": not_run})
+        self.storage.save_experiment(self.experiment)
+        self.experiment.save(self.directory)
+        del self.specs[label]
+        self.callback.message(f"{label} ran out of memory and is not run")
 
     def records(self) -> list[Record]:
         """Return the finished trials, for every optimizer the same number of search trials at most."""
         # Another process may have added optimizers.
-        saved = self._storage.load_experiment() or self._experiment
+        saved = self.storage.load_experiment() or self.experiment
         found: list[Record] = []
         for label in saved.optimizers:
-            found += [record for _, record in self._searched(label)]
-            for phase in files.FINAL_PHASES:
-                found += [record for _, record in self._storage.finished(label, phase)]
+            found += self._searched(label)
+            for phase in FINAL_PHASES:
+                found += self.storage.finished(label, phase)
         return found
 
     def export(self) -> list[Record]:
         """Write `records.jsonl` and return the records."""
-        self._storage.refresh()
+        self.storage.refresh()
         records = self.records()
-        files.write_records(self._directory, records)
+        write_records(self.directory, records)
         return records
 
-    def _searched(self, label: str) -> list[tuple[dict[str, float], Record]]:
+    def _searched(self, label: str) -> list[Record]:
         # Two workers may have started the last trial at once.
-        return self._storage.finished(label, "search")[: self._experiment.trials]
+        return self.storage.finished(label, "search")[: self.experiment.trials]
 
-    def _running(self, label: str, phase: Phase, alone: bool) -> list[dict[str, float]]:
-        return [] if alone else self._storage.running(label, phase)
-
-    def _next(self, alone: bool = False) -> _Job | None:
-        """Return the next trial that nobody runs; if `alone`, the next that has not finished."""
-        return self._next_search(alone) or self._next_final(alone)
-
-    def _next_search(self, alone: bool) -> _Job | None:
-        experiment = self._experiment
+    def _next_search(self) -> Trial | None:
+        """Return the next trial of the searches; one without values leaves them to the sampler."""
+        experiment = self.experiment
         tried = {
-            label: [values for values, _ in self._searched(label)] + self._running(label, "search", alone)
-            for label in self._specs
+            label: [r.searched for r in self._searched(label)] + self.storage.running(label, "search")
+            for label in self.specs
             if experiment.optimizers[label].space
         }
-        missing = [label for label, values in tried.items() if len(values) < experiment.trials]
-        if not missing:
+        label = min(tried, key=lambda name: len(tried[name]), default="")
+        if not label or len(tried[label]) >= experiment.trials:
             return None
-        label = min(missing, key=lambda name: len(tried[name]))
         space = experiment.optimizers[label].space
         fixed = grid(space) or [_middle(space)]
-        untried = [values for values in fixed if values not in tried[label]]
-        if untried:
-            return self._job(label, "search", experiment.search_seed, untried[0])
-        return _Job(Trial(label, "search", experiment.search_seed, {}, experiment.steps), chosen=False)
+        values = next((each for each in fixed if each not in tried[label]), {})
+        return Trial(label, "search", experiment.search_seed, values, experiment.steps)
 
-    def _next_final(self, alone: bool) -> _Job | None:
-        experiment = self._experiment
-        best = {label: self._best(label) for label in self._specs}
-        for phase in ("tuned", "default"):
-            for seed, label in itertools.product(experiment.seeds, self._specs):
-                searched = bool(experiment.optimizers[label].space)
-                values = best[label] if phase == "tuned" else {} if searched else None
-                if values is not None and not self._known(label, phase, seed, alone):
-                    return self._job(label, phase, seed, values)
-        for label in self._specs:
-            steps = self._decayed_steps(label)
-            values = best[label]
-            if steps is None or values is None:
-                continue
-            for seed in experiment.seeds:
-                if not self._known(label, "decayed", seed, alone):
-                    return self._job(label, "decayed", seed, values, steps)
+    def _next_final(self) -> Trial | None:
+        for trial in self._finals():
+            done = [record.seed for record in self.storage.finished(trial.optimizer, trial.phase)]
+            running = self.storage.running(trial.optimizer, trial.phase)
+            if trial.seed not in done and {"seed": float(trial.seed)} not in running:
+                return trial
         return None
 
-    def _job(
-        self, label: str, phase: Phase, seed: int, values: Mapping[str, float], steps: int | None = None
-    ) -> _Job:
-        return _Job(Trial(label, phase, seed, values, steps or self._experiment.steps))
-
-    def _known(self, label: str, phase: Phase, seed: int, alone: bool) -> bool:
-        done = [record.seed for _, record in self._storage.finished(label, phase)]
-        return seed in done or {"seed": float(seed)} in self._running(label, phase, alone)
+    def _finals(self) -> Iterator[Trial]:
+        """Yield all final trials whose hyper-parameters are known by now, in the order in which they run."""
+        experiment = self.experiment
+        best = {label: self._best(label) for label in self.specs}
+        for seed, (label, values) in itertools.product(experiment.seeds, best.items()):
+            if values is not None:
+                yield Trial(label, "tuned", seed, values, experiment.steps)
+        for seed, label in itertools.product(experiment.seeds, best):
+            if experiment.optimizers[label].space:
+                yield Trial(label, "default", seed, {}, experiment.steps)
+        for label, values in best.items():
+            steps = self._decayed_steps(label)
+            if values is not None and steps is not None:
+                for seed in experiment.seeds:
+                    yield Trial(label, "decayed", seed, values, steps)
 
     def _best(self, label: str) -> dict[str, float] | None:
         """Return the best values of a finished search; None before its end and if every trial diverged."""
-        if not self._experiment.optimizers[label].space:
+        if not self.experiment.optimizers[label].space:
             return {}
         found = self._searched(label)
         # One trial too many may still run, but be older than a finished one, which it will then replace.
-        if len(found) < self._experiment.trials or self._storage.running(label, "search"):
+        if len(found) < self.experiment.trials or self.storage.running(label, "search"):
             return None
-        metric = self._experiment.metric
-        finite = [
-            (metric.score(record.validated(metric.name)), values)
-            for values, record in found
-            if record.finished
-        ]
-        return min(finite, key=lambda pair: pair[0])[1] if finite else None
+        best = self.experiment.best(found)
+        return None if best is None else best.searched
 
     def _decayed_steps(self, label: str) -> int | None:
         """Return the step before the end at which the tuned optimizer reaches the baseline's final metric."""
-        experiment = self._experiment
+        experiment = self.experiment
         baseline = experiment.baseline
         # A constant learning rate ends the same way at every step.
-        if baseline not in experiment.optimizers or label == baseline or self._schedule.decay == "constant":
+        if baseline not in experiment.optimizers or label == baseline or self.schedule.decay == "constant":
             return None
-        done = self._storage.finished(label, "decayed")
-        if done:
+        if done := self.storage.finished(label, "decayed"):
             # Seeds that were added later must not move the target.
-            return done[0][1].steps
-        curves = []
-        for name in (baseline, label):
-            tuned = [record for _, record in self._storage.finished(name, "tuned")]
-            if len(tuned) < len(experiment.seeds):
-                return None
-            curves.append(mean_curve(tuned, experiment.metric))
-        if not all(curves):
+            return done[0].steps
+        both = [self.storage.finished(name, "tuned") for name in (baseline, label)]
+        if min(map(len, both)) < len(experiment.seeds):
             return None
-        step = steps_to_target(curves[1], curves[0][-1][1])
+        target, own = (mean_curve(tuned, experiment.metric) for tuned in both)
+        step = steps_to_target(own, target[-1][1]) if target else None
         return None if step is None or math.ceil(step) >= experiment.steps else max(1, math.ceil(step))
 
     def _others_run(self) -> bool:
         return any(
-            self._storage.running(label, phase)
-            for label in self._experiment.optimizers
-            for phase in ("search", *files.FINAL_PHASES)
+            self.storage.running(label, phase)
+            for label in self.experiment.optimizers
+            for phase in ("search", *FINAL_PHASES)
         )
 
-    def _run(self, job: _Job) -> None:
-        trial = job.trial
-        space = self._experiment.optimizers[trial.optimizer].space
-        metric = self._experiment.metric
-        searching = trial.phase == "search"
+    def _run(self, trial: Trial) -> None:
+        label, searching = trial.optimizer, trial.phase == "search"
+        metric = self.experiment.metric
 
         def objective(values: dict[str, float]) -> tuple[float, Record]:
             this = replace(trial, values=values) if searching else trial
-            self._callback.on_trial_start(this)
+            self.callback.on_trial_start(this)
             record = run_trial(
-                self._task,
-                self._specs[trial.optimizer],
+                self.task,
+                self.specs[label],
                 this,
-                experiment=self._experiment.name,
-                schedule=self._schedule,
-                on_step=self._callback.on_step,
-                observe=None if searching else self._observe,
+                experiment=self.experiment.name,
+                schedule=self.schedule,
+                on_step=self.callback.on_step,
+                observe=None if searching else self.observe,
             )
             # A search needs finite values; diverging is as bad as not training.
             untrained = metric.score(record.validation[0].metrics[metric.name])
             if not math.isfinite(untrained):
                 raise LabError(
-                    f"task {self._task.name!r}: {metric.name} of the untrained model is {abs(untrained)}"
+                    f"task {self.task.name!r}: {metric.name} of the untrained model is {abs(untrained)}"
                 )
             score = metric.score(record.validated(metric.name)) if record.finished else untrained
             return min(score, untrained), record
 
-        number = len(
-            self._storage.finished(trial.optimizer, "search")
-            + self._storage.running(trial.optimizer, "search")
-        )
-        ranges = {n: (each.low, each.high) for n, each in space.items() if isinstance(each, Range)}
-        self._repeated = not self._storage.run(
-            trial.optimizer,
-            trial.phase,
-            objective,
-            values=(trial.values if searching else {"seed": float(trial.seed)}) if job.chosen else None,
-            ranges=ranges if searching and ranges else None,
-            sampler=None
-            if job.chosen
-            else make_sampler(self._experiment.search_seed, number, anywhere=self._repeated),
-        )
+        begun = self.storage.finished(label, "search") + self.storage.running(label, "search")
+        sampler = make_sampler(self.experiment.search_seed, len(begun), anywhere=self._repeated)
+        values = trial.values if searching else {"seed": float(trial.seed)}
+        space = self.experiment.optimizers[label].space if searching else {}
+        ranges = {name: each for name, each in space.items() if isinstance(each, Range)}
+        try:
+            ran = self.storage.run(
+                label, trial.phase, objective, values=values, ranges=ranges, sampler=sampler
+            )
+            self._repeated = not ran
+        except (RuntimeError, MemoryError) as error:
+            if not _out_of_memory(error):
+                raise
+            self._give_up(label)
 
 
 def _middle(space: Mapping[str, Any]) -> dict[str, float]:
@@ -355,10 +281,6 @@ def _middle(space: Mapping[str, Any]) -> dict[str, float]:
 def _out_of_memory(error: Exception) -> bool:
     # Torch has an error of its own on accelerators only.
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
-def _key(record: Record) -> tuple[Any, ...]:
-    return record.optimizer, record.phase, record.seed, *record.searched.items()
 
 
 def grid(space: Mapping[str, Any]) -> list[dict[str, float]]:

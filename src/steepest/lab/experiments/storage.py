@@ -22,7 +22,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from ..errors import LabError
-from ..records import Experiment, Record
+from ..records import Experiment, Range, Record
 
 HEARTBEAT_SECONDS = 5
 GRACE_SECONDS = 20
@@ -106,15 +106,13 @@ class Storage:
             )
         return self._studies[key]
 
-    def finished(self, optimizer: str, phase: str) -> list[tuple[dict[str, float], Record]]:
-        """Return the values and records of the finished trials, oldest first, without duplicates."""
-        found: dict[str, tuple[dict[str, float], Record]] = {}
+    def finished(self, optimizer: str, phase: str) -> list[Record]:
+        """Return the records of the finished trials, oldest first, without duplicates."""
+        found: dict[str, Record] = {}
         for trial in self._read(optimizer, phase, TrialState.COMPLETE):
             if trial._trial_id not in self._records:
                 self._records[trial._trial_id] = Record.model_validate(trial.user_attrs[_RECORD])
-            found.setdefault(
-                str(sorted(trial.params.items())), (trial.params, self._records[trial._trial_id])
-            )
+            found.setdefault(str(sorted(trial.params.items())), self._records[trial._trial_id])
         return list(found.values())
 
     def running(self, optimizer: str, phase: str) -> list[dict[str, float]]:
@@ -130,8 +128,8 @@ class Storage:
         phase: str,
         objective: Callable[[dict[str, float]], tuple[float, Record]],
         *,
-        values: Mapping[str, float] | None = None,
-        ranges: Mapping[str, tuple[float, float]] | None = None,
+        values: Mapping[str, float],
+        ranges: Mapping[str, Range] | None = None,
         sampler: BaseSampler | None = None,
     ) -> bool:
         """Run one trial and keep its record; return whether it was run.
@@ -143,26 +141,28 @@ class Storage:
             optimizer: The optimizer's label.
             phase: The phase.
             objective: Receives the values and returns the value to minimize, and the record.
-            values: What the trial trains with; without them, `sampler` chooses values within `ranges`.
+            values: What the trial trains with; if empty, `sampler` chooses values within `ranges`.
             ranges: The searched hyper-parameters on logarithmic axes.
             sampler: Chooses the values.
         """
         study = self.study(optimizer, phase)
-        if values is not None:
-            # Not Optuna's queue of trials: another worker may take from it what this one has put there.
-            sampler = PartialFixedSampler(dict(values), RandomSampler())
-        study.sampler = RandomSampler() if sampler is None else sampler
+        # Not Optuna's queue of trials: another worker may take from it what this one has put there.
+        study.sampler = (
+            PartialFixedSampler(dict(values), RandomSampler()) if values else sampler or RandomSampler()
+        )
+        spaces = {
+            name: FloatDistribution(each.low, each.high, log=True) for name, each in (ranges or {}).items()
+        }
         ran = False
 
         def body(trial: optuna.Trial) -> float:
             nonlocal ran
             chosen = {
-                name: trial.suggest_float(name, *ranges[name], log=True)
-                if ranges is not None
-                else trial.suggest_float(name, _ANY.low, _ANY.high)
-                for name in (values or ranges or {})
+                name: trial.suggest_float(name, space.low, space.high, log=space.log)
+                for name, space in (spaces or dict.fromkeys(values, _ANY)).items()
             }
-            if self._is_duplicate(study, trial):
+            others = study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.COMPLETE))
+            if any(other.number < trial.number and other.params == trial.params for other in others):
                 raise optuna.TrialPruned
             ran = True
             value, record = objective(chosen)
@@ -180,11 +180,6 @@ class Storage:
         if key not in self._trials:
             self._trials[key] = self.study(optimizer, phase).get_trials(deepcopy=False)
         return [trial for trial in self._trials[key] if trial.state == state]
-
-    @staticmethod
-    def _is_duplicate(study: optuna.Study, trial: optuna.Trial) -> bool:
-        others = study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.COMPLETE))
-        return any(other.number < trial.number and other.params == trial.params for other in others)
 
 
 def _open(url: str) -> optuna.storages.RDBStorage:

@@ -205,7 +205,7 @@ def sweep(
         store,
     )
     # Only the optimizers of this call can be built here; those added by others are theirs to run.
-    own = [spec for spec in specs if spec.label in experiment.optimizers]
+    own = {spec.label: spec for spec in specs if spec.label in experiment.optimizers}
     records = Runner(directory, experiment, task, own, store, schedule, callback, observe).run()
     return Result(directory, experiment, records)
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from statistics import fmean
 
-from ..records import FINAL_PHASES, Experiment, Record
+from ..records import Experiment, Record
 
 
 class State:
@@ -50,11 +50,8 @@ class State:
 
     def best(self, label: str) -> Record | None:
         """Return the optimizer's best search trial so far."""
-        metric = self.experiment.metric
-        searched = [
-            r for r in self.records if r.optimizer == label and r.phase not in FINAL_PHASES and r.finished
-        ]
-        return min(searched, key=lambda r: metric.score(r.validated(metric.name)), default=None)
+        search = [r for r in self.records if r.optimizer == label and r.phase == "search"]
+        return self.experiment.best(search)
 
 
 def outcome(experiment: Experiment, record: Record) -> str:
