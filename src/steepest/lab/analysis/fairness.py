@@ -34,8 +34,7 @@ def _leaks(experiment: Experiment, search: pd.DataFrame, final: pd.DataFrame) ->
     leaked = (seen | set(search["seed"])) & ({*experiment.seeds} | set(final["seed"]))
     if leaked:
         yield f"Not fair: the search used the final seed {_list(leaked)}, so its luck was chosen."
-    tested = sorted(set(search[search["metrics"].map(bool).astype(bool)]["optimizer"]))
-    if tested:
+    if tested := {record.optimizer for record in search["record"] if record.test}:
         yield f"Not fair: trials of the search have metrics on test data ({_list(tested)})."
     for name, own in final[final["phase"] == "tuned"].groupby("optimizer"):
         if own.groupby("steps")["searched"].agg(lambda s: len({str(sorted(v.items())) for v in s})).max() > 1:

@@ -2,37 +2,37 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 import pandas as pd
 
 from ..records import Experiment, Record
 
-_COPIED = (
-    *("optimizer", "phase", "seed", "steps", "searched", "finished", "parameters", "state_bytes", "seconds"),
-    *("schedule", "last_step"),
-)
+_COPIED = ["optimizer", "phase", "seed", "steps", "searched", "finished", "parameters", "schedule"]
 
 
 def distinct(records: Iterable[Record]) -> list[Record]:
     """Return the records without duplicates; of two for the same trial, the later one."""
-    found = {(r.optimizer, r.phase, *sorted(r.searched.items()), r.seed, r.steps): r for r in records}
-    return list(found.values())
+    return list({record.key: record for record in records}.values())
 
 
 def trials(experiment: Experiment, records: Iterable[Record]) -> pd.DataFrame:
-    """Return a row per trial; `validation` and `test` hold the primary metric, `metrics` all of the test's.
+    """Return a row per trial, with its `record`; `validation` and `test` hold the primary metric.
 
-    A diverged trial has NaN in all of them, and a trial of the search NaN in `test`.
+    A diverged trial has NaN in both, and a trial of the search NaN in `test`.
     """
     metric = experiment.metric.name
-    columns = [*_COPIED, "validation", "test", "metrics"]
     rows = [
-        [getattr(r, name) for name in _COPIED]
-        + [r.validated(metric), (r.test or {}).get(metric, float("nan")), r.test or {}]
+        [
+            *(getattr(r, name) for name in _COPIED),
+            r.validated(metric),
+            (r.test or {}).get(metric, math.nan),
+            r,
+        ]
         for r in distinct(records)
     ]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=[*_COPIED, "validation", "test", "record"])
 
 
 def evaluations(records: Iterable[Record], metric: str) -> pd.DataFrame:
@@ -48,7 +48,7 @@ def losses(records: Iterable[Record]) -> pd.DataFrame:
 def series(records: Iterable[Record]) -> pd.DataFrame:
     """Return a row per point of `Record.series`: its trial, the series' `name`, `step` and `value`."""
     frames = [
-        _points((r, step, float("nan"), value) for step, value in points).assign(name=name)
+        _points((r, step, math.nan, value) for step, value in points).assign(name=name)
         for r in distinct(records)
         for name, points in r.series.items()
     ]

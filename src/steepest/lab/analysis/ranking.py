@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +12,7 @@ import pandas as pd
 
 from ..records import Cost, Experiment, Range, Record
 from . import frame
-from .target import Curve, mean_curve, steps_to_target
+from .target import mean_curve, steps_to_target
 from .welch import SIGNIFICANT, welch
 
 GOOD = 0.01
@@ -109,9 +109,9 @@ def rank(experiment: Experiment, records: Sequence[Record]) -> list[Row]:
     Optimizers whose final trials all diverged come last, and fewer diverged seeds win over a better metric.
     """
     trials = frame.trials(experiment, records)
-    goal = target(experiment, records)
+    goal = target(experiment, trials)
     names = [name for name in experiment.optimizers if name in set(trials["optimizer"])]
-    rows = [_row(experiment, trials, curve(experiment, records, name), goal, name) for name in names]
+    rows = [_row(experiment, trials[trials["optimizer"] == name], goal, name) for name in names]
 
     def order(row: Row) -> tuple[bool, int, float]:
         return math.isnan(row.test.mean), row.test.diverged, experiment.metric.score(row.test.mean)
@@ -124,23 +124,14 @@ def rank(experiment: Experiment, records: Sequence[Record]) -> list[Row]:
 def tuned(experiment: Experiment, trials: pd.DataFrame, phase: str = "tuned") -> pd.DataFrame:
     """Return the trials of a final phase at the experiment's number of steps (else at the longest)."""
     found = trials[trials["phase"] == phase]
-    return found[found["steps"] == _steps(experiment, found["steps"])]
+    steps = experiment.steps if experiment.steps in set(found["steps"]) else found["steps"].max()
+    return found[found["steps"] == steps]
 
 
-def _steps(experiment: Experiment, found: Iterable[int]) -> int:
-    return experiment.steps if experiment.steps in set(found) else max(found, default=0)
-
-
-def curve(experiment: Experiment, records: Sequence[Record], optimizer: str) -> Curve:
-    """Return the tuned optimizer's mean curve on validation data; lower scores are better."""
-    own = [r for r in frame.distinct(records) if r.optimizer == optimizer and r.phase == "tuned"]
-    steps = _steps(experiment, {r.steps for r in own})
-    return mean_curve([r for r in own if r.steps == steps], experiment.metric)
-
-
-def target(experiment: Experiment, records: Sequence[Record]) -> float:
+def target(experiment: Experiment, trials: pd.DataFrame) -> float:
     """Return the baseline's mean final score on validation data; NaN without one."""
-    points = curve(experiment, records, experiment.baseline) if experiment.baseline else []
+    final = tuned(experiment, trials[trials["optimizer"] == experiment.baseline])
+    points = mean_curve(final["record"], experiment.metric)
     return points[-1][1] if points else math.nan
 
 
@@ -179,55 +170,54 @@ def edges(
         values = tried[name].dropna() if name in tried else pd.Series(dtype=float)
         if values.nunique() < 2:
             continue
-        each = space.get(name, [])
+        each = space.get(name) or [*values]
         bounds = [each.low, each.high] if isinstance(each, Range) else each
         # A sampler rarely proposes the bound itself: 2 % beside it is at it.
-        if value >= values.max() or (bounds and value >= max(bounds) / 1.02):
+        if value >= min(values.max(), max(bounds) / 1.02):
             found[name] = "highest"
-        elif value > 0 and (value <= values.min() or (bounds and value <= min(bounds) * 1.02)):
+        elif 0 < value <= max(values.min(), min(bounds) * 1.02):
             found[name] = "lowest"
     return found
 
 
-def cost_of(experiment: Experiment, optimizer: str, parameters: int | None = None) -> Cost | None:
+def cost_of(experiment: Experiment, optimizer: str | None, parameters: int | None = None) -> Cost | None:
     """Return what an optimizer's step costs, if possible on the model of this size."""
     own = [cost for cost in experiment.costs.values() if cost.optimizer == optimizer]
     return next((cost for cost in own if cost.parameters == parameters), own[0] if own else None)
 
 
-def _row(experiment: Experiment, trials: pd.DataFrame, points: Curve, goal: float, name: str) -> Row:
+def _row(experiment: Experiment, own: pd.DataFrame, goal: float, name: str) -> Row:
     metric = experiment.metric
-    own = trials[trials["optimizer"] == name]
-    final, default, short = (tuned(experiment, own, phase) for phase in ("tuned", "default", "decayed"))
+    final, default, short = (
+        tuned(experiment, own, phase).sort_values("seed") for phase in ("tuned", "default", "decayed")
+    )
     search = own[own["phase"] == "search"]
     table = cells(search)
     best = _best(experiment, final, table)
-    space = experiment.optimizers[name].space
-    measured = own[own["state_bytes"] > 0]
     # A trial that diverged at once may not have created its state.
-    state = (measured["state_bytes"] / measured["parameters"]).max() if len(measured) else 0.0
+    state = max(record.state_bytes / record.parameters for record in own["record"])
     cost = cost_of(experiment, name, int(own["parameters"].iloc[0]))
-    reference = None if experiment.baseline is None else cost_of(experiment, experiment.baseline)
-    steps = steps_to_target(points, goal)
+    reference = cost_of(experiment, experiment.baseline)
+    steps = steps_to_target(mean_curve(final["record"], metric), goal)
     reached = metric.score(float(short["validation"].mean())) <= goal
     return Row(
         optimizer=name,
-        test=Estimate(tuple(final.sort_values("seed")["test"])),
-        untuned=Estimate(tuple(default.sort_values("seed")["test"])),
+        test=Estimate(tuple(final["test"])),
+        untuned=Estimate(tuple(default["test"])),
         others={
-            m.name: Estimate(tuple(values.get(m.name, math.nan) for values in final["metrics"]))
+            m.name: Estimate(tuple((record.test or {}).get(m.name, math.nan) for record in final["record"]))
             for m in experiment.metrics[1:]
         },
         best=best,
-        edges=edges(best, table, space),
+        edges=edges(best, table, experiment.optimizers[name].space),
         trials=len(search),
         diverged_trials=int((~search["finished"].astype(bool)).sum()),
-        state_bytes=float(state),
+        state_bytes=state,
         cost=cost,
         step_ratio=_ratio(cost, reference),
         steps_to_target=math.nan if steps is None else steps,
         seconds_to_target=math.nan if steps is None else steps * step_ms(cost) / 1000,
-        decayed=Estimate(tuple(short.sort_values("seed")["test"])),
+        decayed=Estimate(tuple(short["test"])),
         decayed_steps=int(short["steps"].max()) if len(short) else 0,
         decayed_reaches=bool(reached) and len(short) > 0,
         cells=len(table),

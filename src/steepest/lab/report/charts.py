@@ -94,8 +94,8 @@ def curves(section: Section, draw: Draw) -> Figure | None:
     """Draw the metric against steps and against seconds, and the training loss."""
     experiment, metric = section.experiment, section.experiment.metric
     final = tuned(experiment, section.trials)
-    kept = [r for r in section.records if r.phase == "tuned" and r.steps in set(final["steps"])]
-    evaluated, losses = frame.evaluations(kept, metric.name), finite(frame.losses(kept))
+    evaluated = frame.evaluations(final["record"], metric.name)
+    losses = finite(frame.losses(final["record"]))
     seconds = {row.optimizer: step_ms(row.cost) / 1000 for row in section.rows}
     timed = not any(math.isnan(seconds[name]) for name in evaluated["optimizer"].unique())
     if timed:
@@ -108,7 +108,7 @@ def curves(section: Section, draw: Draw) -> Figure | None:
     late = 0.1 * points["step"].max()
     ends = drawn_range(points[points["step"] >= late]["value"], metric.lower_is_better)
     hidden = int((~points["value"].between(*ends)).sum())
-    goal = metric.score(target(experiment, section.records))
+    goal = metric.score(target(experiment, section.trials))
     y = within("value:Q", name_metric(section, "validation"), ends)
     tip = ("optimizer:N", "step:Q", "value:Q")
     panels: list[Spec] = []
