@@ -183,7 +183,7 @@ def test_a_bad_request_is_one_clear_error(
 
 def test_the_page_lists_the_costs_and_speaks_of_no_training(tmp_path: Path) -> None:
     _, found = bench("tiny", ["lion"], rounds=1, out=tmp_path)
-    page = write_report([tmp_path], tmp_path / "report.html").read_text(encoding="utf-8")
+    page = write_report(tmp_path).read_text(encoding="utf-8")
     assert "Too short" not in page
     for cost in found.costs.values():
         row = page[page.index(f'<td data-label="step, ms">{cost.optimizer_ms:.4g}</td>') :]

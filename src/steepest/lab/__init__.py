@@ -5,13 +5,17 @@ weight decay, on a built-in task or on a `Task` of your own; `sweep` searches an
 them as `steepest race` and `steepest sweep`. `ranking` and `write_report` read what they leave on disk.
 """
 
-from .analysis.ranking import Row
+from typing import TYPE_CHECKING, Any
+
 from .errors import LabError
 from .experiments.race import DEFAULT_OPTIMIZERS, race
 from .experiments.sweep import Result, sweep
 from .records import Experiment, Metric, Record
-from .report.results import ranking, write_report
 from .tasks.task import Task
+
+if TYPE_CHECKING:
+    from .analysis.ranking import Row
+    from .report import ranking, write_report
 
 __all__ = [
     "DEFAULT_OPTIMIZERS",
@@ -27,3 +31,13 @@ __all__ = [
     "sweep",
     "write_report",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ("Row", "ranking", "write_report"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # Pandas and Altair take long to import, and training needs neither.
+    from . import report
+    from .analysis import ranking as rows
+
+    return getattr(rows if name == "Row" else report, name)

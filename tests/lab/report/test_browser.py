@@ -36,7 +36,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_records(directory, section.records)
     other = make_experiment(["an.unusually.long.module.name:Optimizer"], steps=300)
     other.save(directory / "other")
-    return write_report([directory, directory / "other"], directory / "report.html")
+    return write_report(directory, directory / "other")
 
 
 @pytest.fixture(scope="module")

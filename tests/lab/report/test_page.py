@@ -62,7 +62,7 @@ def save(directory: Path, experiment: Experiment, records: list[Record]) -> Path
 
 
 def page(directory: Path, experiment: Experiment, records: list[Record]) -> Page:
-    out = write_report([save(directory, experiment, records)], directory / "report.html")
+    out = write_report(save(directory, experiment, records))
     return Page(out.read_text(encoding="utf-8"))
 
 
@@ -180,12 +180,12 @@ def test_directories_of_one_experiment_become_one_section_and_others_their_own(t
     assert {(r.optimizer, r.test["loss"]) for r in one.records if r.test} == {("lion", 3.0), ("muon", 1.0)}
     assert len(one.commands) == 2
     assert two.experiment.title == "Longer"
-    html = write_report([first, second, other], tmp_path / "all.html").read_text()
+    html = write_report(first, second, other, out=tmp_path / "all.html").read_text()
     assert html.count("<section") == 2
     with pytest.raises(LabError, match="holds no experiment"):
         load([tmp_path])
     with pytest.raises(LabError, match="at least one directory"):
-        write_report([], tmp_path / "no.html")
+        write_report(out=tmp_path / "no.html")
 
 
 def test_experiments_of_different_lengths_share_a_chart_in_the_first_of_them(tmp_path: Path) -> None:

@@ -27,6 +27,6 @@ def finish(
         console, shown = make_console(), [*parts] or [directory]
         for section in load(shown) if tables else ():
             console.print(section_table(section, console.width))
-        written = write_report(shown, page or directory / "report.html")
+        written = write_report(*shown, out=page or directory / "report.html")
         console.print(f"report: {written}", highlight=False, soft_wrap=True)
     return 0

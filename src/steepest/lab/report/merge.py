@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,24 +11,7 @@ import pandas as pd
 
 from ..analysis import fairness, frame
 from ..analysis.ranking import Row, rank
-from ..records import Experiment, Record, read_records
-
-_OWN = {
-    *(
-        "name",
-        "title",
-        "optimizers",
-        "not_run",
-        "costs",
-        "notes",
-        "command",
-        "revision",
-        "machine",
-        "created",
-    ),
-    "baseline",
-}
-"""What may differ between directories of the same experiment."""
+from ..records import RUN_FIELDS, Experiment, Record, read_records
 
 
 @dataclass
@@ -73,7 +56,7 @@ class Section:
         return list(dict.fromkeys([*self.experiment.optimizers, *measured]))
 
 
-def load(directories: Sequence[Path]) -> list[Section]:
+def load(directories: Iterable[str | Path]) -> list[Section]:
     """Read directories, finished or not; those that hold the same experiment become one section.
 
     Two are the same if task, sizes, data, metrics, steps, schedule, trials and seeds agree. The optimizers of
@@ -83,28 +66,28 @@ def load(directories: Sequence[Path]) -> list[Section]:
         LabError: a directory holds no experiment, or one that this version cannot read.
     """
     sections: dict[str, Section] = {}
-    for directory in directories:
+    for directory in map(Path, directories):
         experiment, records = Experiment.load(directory), read_records(directory)
-        key = experiment.model_dump_json(exclude=_OWN)
+        key = experiment.model_dump_json(exclude=RUN_FIELDS | {"name", "title", "baseline"})
         command = f"{experiment.command}  (revision {experiment.revision})"
         if (first := sections.get(key)) is None:
             sections[key] = Section(experiment, frame.distinct(records), [command])
             continue
         first.records = frame.distinct([*first.records, *records])
         first.commands = list(dict.fromkeys([*first.commands, command]))
-        mine = first.experiment
-        first.experiment = mine.model_copy(
-            update={
-                "optimizers": {**experiment.optimizers, **mine.optimizers},
-                "not_run": {**experiment.not_run, **mine.not_run},
-                "costs": {**experiment.costs, **mine.costs},
-                "notes": list(dict.fromkeys([*mine.notes, *experiment.notes])),
-                "baseline": mine.baseline or experiment.baseline,
-            }
-        )
+        first.experiment = first.experiment.joined(experiment)
     first_of: dict[str, Section] = {}
     for section in sections.values():
         same = section.experiment.model_dump_json(include={"kind", "task", "config", "metrics"})
         if (first := first_of.setdefault(same, section)) is not section:
             first.longer += section.records
     return list(sections.values())
+
+
+def ranking(directory: str | Path) -> list[Row]:
+    """Return a row for every optimizer of the experiment in `directory`, finished or not, best first.
+
+    Raises:
+        LabError: the directory holds no experiment.
+    """
+    return load([directory])[0].rows

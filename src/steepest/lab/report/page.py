@@ -6,7 +6,6 @@ import base64
 import gzip
 import json
 import math
-from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,14 +24,19 @@ from .table import columns, verdict
 from .theme import FONT, MODES, PAGE, config, styles
 
 
-def write_report(directories: Sequence[Path], out: Path) -> Path:
+def write_report(*directories: str | Path, out: str | Path | None = None) -> Path:
     """Write one page about the experiments in `directories`, finished or not, and return its path.
+
+    Args:
+        directories: The experiments' directories.
+        out: The page's path, by default `report.html` in the first directory.
 
     Raises:
         LabError: there is no directory, or one holds no experiment.
     """
     if not directories:
         raise LabError("a report needs at least one directory of an experiment")
+    out = Path(directories[0], "report.html") if out is None else Path(out)
     sections = load(directories)
     style = styles(name for section in sections for name in section.names)
     shown = [(f"s{index}", section, figures(section, style)) for index, section in enumerate(sections)]
