@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 import sys
 from typing import Any
 
@@ -19,15 +19,11 @@ def load(entry: str) -> Any:
         >>> load("pathlib:Path.home").__name__
         'home'
     """
-    module, _, attribute = entry.partition(":")
     # The `steepest` script has its own folder on the path, not the current one.
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
-        value = importlib.import_module(module)
-        for part in attribute.split("."):
-            value = getattr(value, part)
+        return pkgutil.resolve_name(entry)
     # The module is the user's: importing it may raise anything.
     except Exception as error:
         raise LabError(f"cannot load {entry!r}: {type(error).__name__}: {error}") from error
-    return value

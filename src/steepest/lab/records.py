@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -106,7 +107,7 @@ class Record(_Model):
     def validated(self, metric: str) -> float:
         """Return a validation metric of the weights that the trial kept; NaN if it diverged."""
         if not self.finished:
-            return float("nan")
+            return math.nan
         return next(e.metrics[metric] for e in self.validation if e.step == self.chosen_step)
 
 
@@ -126,6 +127,13 @@ class Cost(_Model):
     """Peak bytes during a step beyond parameters and gradients, state included; None if not measured."""
     planned: bool = False
     """Whether the bytes come from `steepest.plan` on the meta device, because the model did not fit."""
+
+    @property
+    def step_ms(self) -> float:
+        """Milliseconds of a training step, gradient and optimizer; NaN if they were not timed."""
+        if self.gradient_ms is None or self.optimizer_ms is None:
+            return math.nan
+        return self.gradient_ms + self.optimizer_ms
 
 
 class Range(_Model):

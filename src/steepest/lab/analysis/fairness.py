@@ -70,17 +70,14 @@ def _unfinished(experiment: Experiment, trials: pd.DataFrame) -> Iterator[str]:
         if not experiment.costs:
             yield "Not finished: no trial has ended yet."
         return
-    hopeless = [name for name, own in trials.groupby("optimizer") if not own["finished"].any()]
-    expected = {"tuned": list(experiment.optimizers)}
+    hopeless = {name for name, own in trials.groupby("optimizer") if not own["finished"].any()}
+    expected = {"tuned": [*experiment.optimizers]}
     if experiment.kind in ("race", "sweep"):
         expected["default"] = [name for name, entry in experiment.optimizers.items() if entry.space]
     for phase, names in expected.items():
         found = tuned(experiment, trials, phase).groupby("optimizer")["seed"].agg(set)
-        missing = {
-            name: {*experiment.seeds} - found.get(name, set()) for name in names if name not in hopeless
-        }
-        each = [f"{name} {_list(left)}" for name, left in missing.items() if left]
-        if each:
+        missing = {n: {*experiment.seeds} - found.get(n, set()) for n in names if n not in hopeless}
+        if each := [f"{name} {_list(left)}" for name, left in missing.items() if left]:
             yield f"Not finished: in phase {phase} these seeds are missing: {'; '.join(each)}."
     if len(experiment.seeds) < MIN_SEEDS:
         yield f"Only {len(experiment.seeds)} final seeds: no test over seeds means much with so few."
@@ -92,12 +89,8 @@ def _outcome(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
             yield f"{row.optimizer} diverged with {row.test.diverged} of {row.test.seeds} final seeds."
         elif row.trials and row.diverged_trials == row.trials:
             yield f"{row.optimizer} diverged in every trial of its search."
-    at_edge = [
-        f"{row.optimizer} {name} {row.best[name]:.3g} ({edge})"
-        for row in rows
-        for name, edge in row.edges.items()
-    ]
-    if at_edge:
+    edges = [(row.optimizer, name, row.best[name], edge) for row in rows for name, edge in row.edges.items()]
+    if at_edge := [f"{label} {name} {value:.3g} ({edge})" for label, name, value, edge in edges]:
         yield f"At the edge of what was tried, so a better value may lie beyond: {'; '.join(at_edge)}."
     for reason in dict.fromkeys(experiment.not_run.values()):
         names = [name for name, why in experiment.not_run.items() if why == reason]
@@ -141,14 +134,6 @@ def conditions(experiment: Experiment, records: Sequence[Record]) -> list[str]:
             "that step, since a run in mid-schedule and a finished one do not compare."
         )
     return [*lines, *experiment.notes]
-
-
-def machines(experiment: Experiment, records: Sequence[Record]) -> list[str]:
-    """Return a description of every machine that trained or timed, each once."""
-    found = [experiment.machine, *(record.machine for record in records)]
-    return list(
-        dict.fromkeys(", ".join(f"{key} {value}" for key, value in machine.items()) for machine in found)
-    )
 
 
 def _list(values: object) -> str:

@@ -112,11 +112,8 @@ def rank(experiment: Experiment, records: Sequence[Record]) -> list[Row]:
     goal = target(experiment, trials)
     names = [name for name in experiment.optimizers if name in set(trials["optimizer"])]
     rows = [_row(experiment, trials[trials["optimizer"] == name], goal, name) for name in names]
-
-    def order(row: Row) -> tuple[bool, int, float]:
-        return math.isnan(row.test.mean), row.test.diverged, experiment.metric.score(row.test.mean)
-
-    rows.sort(key=order)
+    score = experiment.metric.score
+    rows.sort(key=lambda row: (math.isnan(row.test.mean), row.test.diverged, score(row.test.mean)))
     _test(rows)
     return rows
 
@@ -136,11 +133,7 @@ def target(experiment: Experiment, trials: pd.DataFrame) -> float:
 
 
 def cells(trials: pd.DataFrame) -> pd.DataFrame:
-    """Return a row per setting that a search tried: its hyper-parameters, mean `validation` and `diverged`.
-
-    Args:
-        trials: One optimizer's trials in phase `search`.
-    """
+    """Return a row per setting that one optimizer's search tried, with `validation` and `diverged`."""
     settings = pd.DataFrame(list(trials["searched"]), index=trials.index)
     names = list(settings.columns)
     table = settings.assign(validation=trials["validation"], diverged=~trials["finished"].astype(bool))
@@ -154,8 +147,8 @@ def cells(trials: pd.DataFrame) -> pd.DataFrame:
 
 def good_region(experiment: Experiment, table: pd.DataFrame) -> pd.Series[bool]:
     """Return which of the `cells` are within 1 % of the best."""
-    best = table["validation"].min() if experiment.metric.lower_is_better else table["validation"].max()
-    return (table["validation"] - best).abs() <= GOOD * abs(best)
+    scores = table["validation"].map(experiment.metric.score)
+    return scores - scores.min() <= GOOD * abs(scores.min())
 
 
 def edges(
@@ -193,7 +186,8 @@ def _row(experiment: Experiment, own: pd.DataFrame, goal: float, name: str) -> R
     )
     search = own[own["phase"] == "search"]
     table = cells(search)
-    best = _best(experiment, final, table)
+    chosen = final["record"].iloc[0] if len(final) else experiment.best(search["record"])
+    best = {} if chosen is None else chosen.searched
     # A trial that diverged at once may not have created its state.
     state = max(record.state_bytes / record.parameters for record in own["record"])
     cost = cost_of(experiment, name, int(own["parameters"].iloc[0]))
@@ -214,39 +208,17 @@ def _row(experiment: Experiment, own: pd.DataFrame, goal: float, name: str) -> R
         diverged_trials=int((~search["finished"].astype(bool)).sum()),
         state_bytes=state,
         cost=cost,
-        step_ratio=_ratio(cost, reference),
+        step_ratio=(cost.optimizer_ms or math.nan) / (reference.optimizer_ms or math.nan)
+        if cost and reference
+        else math.nan,
         steps_to_target=math.nan if steps is None else steps,
-        seconds_to_target=math.nan if steps is None else steps * step_ms(cost) / 1000,
+        seconds_to_target=math.nan if steps is None else steps * cost.step_ms / 1000 if cost else math.nan,
         decayed=Estimate(tuple(short["test"])),
         decayed_steps=int(short["steps"].max()) if len(short) else 0,
         decayed_reaches=bool(reached) and len(short) > 0,
         cells=len(table),
         good_cells=int(good_region(experiment, table).sum()),
     )
-
-
-def step_ms(cost: Cost | None) -> float:
-    """Return the milliseconds of a training step: gradient and optimizer; NaN if they were not timed."""
-    if cost is None or cost.optimizer_ms is None or cost.gradient_ms is None:
-        return math.nan
-    return cost.gradient_ms + cost.optimizer_ms
-
-
-def _ratio(cost: Cost | None, reference: Cost | None) -> float:
-    if cost is None or reference is None or cost.optimizer_ms is None or not reference.optimizer_ms:
-        return math.nan
-    return cost.optimizer_ms / reference.optimizer_ms
-
-
-def _best(experiment: Experiment, final: pd.DataFrame, table: pd.DataFrame) -> dict[str, float]:
-    """Return the settings of the tuned trials; before there are any, those of the search's best cell."""
-    if len(final):
-        return dict(final["searched"].iloc[0])
-    if not len(table) or table["validation"].isna().all():
-        return {}
-    lower = experiment.metric.lower_is_better
-    at = table["validation"].idxmin() if lower else table["validation"].idxmax()
-    return {str(k): float(v) for k, v in table.loc[at].items() if k not in ("validation", "diverged")}
 
 
 def _test(rows: Sequence[Row]) -> None:

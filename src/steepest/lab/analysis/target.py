@@ -13,12 +13,7 @@ Curve = list[tuple[int, float]]
 
 
 def mean_curve(records: Sequence[Record], metric: Metric) -> Curve:
-    """Return the mean validation curve of the trials that did not diverge; empty if all diverged.
-
-    Args:
-        records: Trials of one optimizer in one phase, with the same number of steps.
-        metric: The metric.
-    """
+    """Return the mean validation curve of trials of equal length that did not diverge; empty if all did."""
     finite = [record.validation for record in records if record.finished]
     return [
         (points[0].step, fmean(metric.score(point.metrics[metric.name]) for point in points))

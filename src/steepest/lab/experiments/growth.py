@@ -69,9 +69,8 @@ def growth(
     not_run: dict[str, str] = {}
     for size in sizes:
         title = f"GPT-2 {size.upper()}"
-        callback.message(
-            f"{title}: {'measuring' if size in measured else 'planning'} {len(specs)} optimizers"
-        )
+        doing = "measuring" if size in measured else "planning"
+        callback.message(f"{title}: {doing} {len(specs)} optimizers")
         found = measure_costs(
             _model(size),
             specs,
@@ -83,10 +82,11 @@ def growth(
         )
         costs |= {f"{label} @ {size}": cost for label, cost in found.costs.items()}
         not_run |= {f"{label} @ {size}": reason for label, reason in found.failed.items()}
+    directory = Path(out)
     experiment = costs_experiment(
         specs,
         device,
-        name=Path(out).name,
+        name=directory.name,
         kind="growth",
         title="growth with the model's size",
         task="GPT-2",
@@ -95,11 +95,11 @@ def growth(
         not_run=not_run,
         costs=costs,
         notes=[
-            "Steps were timed in turns on the same weights and gradients; a planned peak is an upper bound.",
+            "Steps were timed in turns on the same weights and gradients; a planned peak is an upper bound."
         ],
     )
-    experiment.save(Path(out))
-    write_records(Path(out), [])
+    experiment.save(directory)
+    write_records(directory, [])
     return experiment
 
 

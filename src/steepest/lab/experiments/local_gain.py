@@ -48,7 +48,6 @@ def local_gain(
         notes=[
             "A tensor's local gain is the factor that brings lr times the momentum nearest to the step; an "
             "optimizer without momentum has the gradient in its place.",
-            "Weights were not decayed, and learning rates are the optimizers' defaults.",
         ],
         **options,
     )

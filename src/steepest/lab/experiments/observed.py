@@ -28,6 +28,7 @@ def observed(
     seeds: int | Sequence[int] = 1,
     points: int = POINTS,
     settings: Sequence[str] = (),
+    notes: Sequence[str] = (),
     **options: Any,
 ) -> Result:
     """Train once per optimizer and seed, at a constant lr without decay, and keep measurements as series.
@@ -40,6 +41,7 @@ def observed(
         seeds: The number of seeds, or the seeds.
         points: About how many steps are measured.
         settings: Hyper-parameters as `label.name=value`.
+        notes: Sentences for the report.
         options: Passed to `steepest.lab.sweep`.
 
     Raises:
@@ -51,17 +53,11 @@ def observed(
     with seeded(0):
         model = task.make(0)
         specs = resolve_optimizers(optimizers, model, settings)
-    undecayed = {"weight_decay": 0.0}
-    specs = [
-        replace(
-            spec,
-            hyperparameters={**spec.hyperparameters, **undecayed},
-            settings={**spec.settings, **undecayed},
-        )
-        if "weight_decay" in spec.hyperparameters
-        else spec
-        for spec in specs
-    ]
+    none = {"weight_decay": 0.0}
+    for at, spec in enumerate(specs):
+        if spec.hyperparameters.keys() >= none.keys():
+            values, fixed = {**spec.hyperparameters, **none}, {**spec.settings, **none}
+            specs[at] = replace(spec, hyperparameters=values, settings=fixed)
     return sweep(
         task,
         specs,
@@ -72,5 +68,6 @@ def observed(
         schedule=Schedule("constant"),
         timing_seconds=0,
         observe=observe_updates(measure(model), steps, points),
+        notes=[*notes, "Weights were not decayed, and learning rates are the optimizers' defaults."],
         **options,
     )

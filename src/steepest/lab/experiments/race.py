@@ -19,17 +19,7 @@ from ..training.seeding import seeded
 from ..training.trial import evaluate
 from .sweep import Result, sweep
 
-DEFAULT_OPTIMIZERS = (
-    "adamw",
-    "muon",
-    "lion",
-    "signgsd",
-    "sgd_sai",
-    "quad",
-    "simba",
-    "procrustes",
-    "signum",
-)
+DEFAULT_OPTIMIZERS = ("adamw", "muon", "lion", "signgsd", "sgd_sai", "quad", "simba", "procrustes", "signum")
 DEFAULT_BUDGET = "8m"
 MIN_TRIALS = 8
 """A search over lr and weight decay with fewer trials finds little (see `sampler.py`)."""
@@ -39,8 +29,8 @@ MAX_TRIALS = 16
 PLANNED_FRACTION = 0.8
 """The part of the budget that the plan uses; the rest covers test data, the report and a slower machine."""
 
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
-_PART = r"(\d+(?:\.\d+)?)\s*([smh])"
+_NUMBER = r"(\d+(?:\.\d+)?)"
+_DURATION = re.compile(rf"\s*(?:{_NUMBER}\s*h)?\s*(?:{_NUMBER}\s*m)?\s*(?:{_NUMBER}\s*s)?\s*", re.IGNORECASE)
 
 
 def race(
@@ -119,25 +109,14 @@ def fit_budget(
     """Return the number of search trials and the optimizers that fit.
 
     As many optimizers as possible run, in their order, each with at least `MIN_TRIALS` search trials, or
-    `LEAST_TRIALS` if there are only two;
-    remaining time makes the searches longer. The final trials come twice, tuned and with the defaults, and
-    once more from the target on.
-
-    Args:
-        costs: The cost of each optimizer's step.
-        steps: Steps of a trial.
-        seeds: Final seeds.
-        seconds: The time of all workers together.
-        asked: The budget as the user gave it, for the message.
-        evaluating: Seconds of a trial's evaluations.
+    `LEAST_TRIALS` if there are only two; remaining time makes the searches longer. The final trials come
+    twice, tuned and with the defaults, and once more from the target on. `seconds` is the time of all workers
+    together, `asked` the budget as the user gave it, and `evaluating` what a trial's evaluations take.
 
     Raises:
         LabError: not even two optimizers (or the only one) fit.
     """
-    each = {
-        label: evaluating + steps * ((cost.gradient_ms or 0.0) + (cost.optimizer_ms or 0.0)) / 1e3
-        for label, cost in costs.items()
-    }
+    each = {label: evaluating + steps * cost.step_ms / 1e3 for label, cost in costs.items()}
     labels = [*each]
     finals = 2.5 * seeds
     fewest = min(2, len(labels))
@@ -175,9 +154,9 @@ def parse_seconds(text: str | float) -> float:
     try:
         value = float(text)
     except ValueError:
-        parts = re.findall(_PART, str(text), re.IGNORECASE)
-        whole = re.fullmatch(rf"\s*(?:{_PART}\s*)+", str(text), re.IGNORECASE)
-        value = sum(float(number) * _UNITS[unit.lower()] for number, unit in parts) if whole else math.nan
+        found = _DURATION.fullmatch(str(text))
+        hours, minutes, seconds = map(float, found.groups("0")) if found else (math.nan, 0.0, 0.0)
+        value = 3600 * hours + 60 * minutes + seconds
     if not 0 < value < math.inf:
         raise LabError(
             f"bad budget {text!r}: give a positive time such as 90s, 5m, 1h or a number of seconds"

@@ -20,13 +20,8 @@ from optuna.samplers import BaseSampler, GPSampler, RandomSampler
 def make_sampler(seed: int, number: int, *, anywhere: bool = False) -> BaseSampler:
     """Return a sampler for trial `number` that depends on nothing but its arguments and the finished trials.
 
-    A sampler made anew for every trial lets a resumed search go on as if it had never stopped.
-
-    Args:
-        seed: The search's seed.
-        number: How many trials finished or run already.
-        anywhere: Sample at random. A Gaussian process whose best point is a corner of the range chooses it
-            again and again.
+    A sampler made anew for every trial lets a resumed search go on as if it had never stopped. `anywhere`
+    samples at random: a Gaussian process whose best point is a corner of the range repeats itself.
     """
     seed = seed * 100_003 + number
     return RandomSampler(seed) if anywhere else GPSampler(seed=seed, n_startup_trials=4)

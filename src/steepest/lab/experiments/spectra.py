@@ -53,10 +53,7 @@ def spectra(
         out=out,
         kind="spectra",
         title=f"update spectra: {task.name}",
-        notes=[
-            "Weights were not decayed, and learning rates are the optimizers' defaults.",
-            "A fused projection counts as one matrix.",
-        ],
+        notes=["A fused projection counts as one matrix."],
         **options,
     )
 

@@ -135,15 +135,8 @@ class Storage:
         """Run one trial and keep its record; return whether it was run.
 
         It is not, if the same trial was begun before: by another worker since the caller chose it, or because
-        the sampler repeats itself.
-
-        Args:
-            optimizer: The optimizer's label.
-            phase: The phase.
-            objective: Receives the values and returns the value to minimize, and the record.
-            values: What the trial trains with; if empty, `sampler` chooses values within `ranges`.
-            ranges: The searched hyper-parameters on logarithmic axes.
-            sampler: Chooses the values.
+        the sampler repeats itself. `objective` receives `values`, or if they are empty, those that `sampler`
+        chooses within `ranges`; it returns the value to minimize, and the record.
         """
         study = self.study(optimizer, phase)
         # Not Optuna's queue of trials: another worker may take from it what this one has put there.

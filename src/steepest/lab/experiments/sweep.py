@@ -139,7 +139,7 @@ def sweep(
         raise LabError(
             "every optimizer needs the same number of trials: give all a grid of the same size, or ranges"
         )
-    trials = max(cells, default=0) or trials if any(entry.space for entry in entries.values()) else 0
+    trials = (max(cells) or trials) if cells else 0
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..records import Experiment, Record
@@ -39,9 +38,9 @@ class Several(Callback):
 
     def __init__(self, *callbacks: Callback) -> None:
         for event in [name for name in vars(Callback) if not name.startswith("_")]:
-            setattr(self, event, partial(_call_all, [getattr(callback, event) for callback in callbacks]))
 
+            def pass_on(*arguments: Any, event: str = event) -> None:
+                for callback in callbacks:
+                    getattr(callback, event)(*arguments)
 
-def _call_all(functions: Sequence[Callable[..., None]], *arguments: Any) -> None:
-    for function in functions:
-        function(*arguments)
+            setattr(self, event, pass_on)

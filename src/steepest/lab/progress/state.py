@@ -10,12 +10,7 @@ from ..records import Experiment, Record
 
 
 class State:
-    """Counts an experiment's trials.
-
-    Args:
-        experiment: The experiment.
-        records: The records that were already there.
-    """
+    """Counts an experiment's trials, from the records that were already there."""
 
     def __init__(self, experiment: Experiment, records: Sequence[Record]) -> None:
         self.experiment = experiment
@@ -35,17 +30,14 @@ class State:
     def remaining_seconds(self, done: float = 0.0) -> float:
         """Estimate the time for the rest from the pace so far, that of all workers together.
 
-        Args:
-            done: The fraction of the running trial that is over.
+        `done` is the fraction of the running trial that is over.
         """
         finished = len(self.records) - self._already
-        if not finished:
-            costs = [
-                (cost.gradient_ms or 0) + (cost.optimizer_ms or 0) for cost in self.experiment.costs.values()
-            ]
-            per_trial = self.experiment.steps * fmean(costs or [0]) / 1e3
-        else:
+        if finished:
             per_trial = (time.monotonic() - self._begin) / (finished + done)
+        else:
+            costs = [cost.step_ms for cost in self.experiment.costs.values()]
+            per_trial = self.experiment.steps * fmean(costs or [0]) / 1e3
         return max(0.0, self.total - len(self.records) - done) * per_trial
 
     def best(self, label: str) -> Record | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import altair as alt
@@ -11,8 +11,8 @@ import pandas as pd
 from altair.utils import schemapi
 
 from ..analysis import frame
-from ..analysis.ranking import Row, step_ms, target, tuned
-from .draw import Draw, Figure, Spec, drawn_range, finite, layer, name_metric, opacity, panel, tips, within
+from ..analysis.ranking import target, tuned
+from .draw import Draw, Figure, drawn_range, finite, layer, name_metric, opacity, over_seeds, panel, within
 from .merge import Section
 from .search_charts import search_charts
 from .table import number
@@ -48,8 +48,9 @@ def frontier(section: Section, draw: Draw) -> Figure | None:
     beyond = {name: f" {arrow} {number(low)}–{number(high)}" for name, low, high in far.itertuples()}
     means["text"] = [name.split(":")[-1] + beyond.get(name, "") for name in means["optimizer"]]
     means["label"] = _label_places(means, ends)
-    best = [row.optimizer for row in rows if not any(_beats(other, row, metric.score) for other in rows)]
-    line = means[means["optimizer"].isin(best)].sort_values("bytes")
+    line = means.assign(score=means["value"].map(metric.score)).sort_values(["bytes", "score"])
+    line = line[line["score"] == line["score"].cummin()]  # with as little state, nothing is better,
+    line = line[line["bytes"] == line.groupby("score")["bytes"].transform("min")]  # nor as good with less
     widest = max(1.0, float(means["bytes"].max()))
     x = alt.X("bytes:Q", title="state, bytes per parameter", axis=alt.Axis(tickCount=8))
     x = x.scale(domain=[-0.04 * widest, 1.06 * widest], nice=False, zero=False)
@@ -60,9 +61,9 @@ def frontier(section: Section, draw: Draw) -> Figure | None:
     steps = alt.Chart(line).mark_line(style="frontier", interpolate="step-after")
     stems = alt.Chart(means).mark_rule(style="frontier", strokeDash=[1, 0], strokeWidth=0.6)
     charts = [
-        steps.encode(**at, order=alt.Order("bytes:Q")),
+        steps.encode(**at, order="bytes:Q"),
         draw.points(means, 38, *tip[:2], "value:Q", at=shown).encode(**at, opacity=opacity(0.45)),
-        stems.encode(**at, y2=alt.Y2("label:Q")),
+        stems.encode(**at, y2="label:Q"),
         draw.points(means, 150, *tip, alt.Tooltip("spread:N", title="±"), at=mean).encode(**at),
         *draw.outside(seeds[seeds["value"] != seeds["at"]], x, y, metric.lower_is_better)[:1],
     ]
@@ -73,7 +74,7 @@ def frontier(section: Section, draw: Draw) -> Figure | None:
         label = alt.Chart(side).mark_text(
             align="right" if left else "left", dx=-9 if left else 9, dy=-9, fontWeight=600
         )
-        charts.append(label.encode(x=x, y=alt.Y("label:Q"), text=alt.Text("text:N"), opacity=opacity(1)))
+        charts.append(label.encode(x=x, y="label:Q", text="text:N", opacity=opacity(1)))
     each = "; ".join(f"{r.optimizer} {number(r.state_bytes)} bytes, {number(r.test.mean, 4)}" for r in rows)
     missing = ", ".join(row.optimizer for row in section.rows if not row.test.finite)
     return Figure(
@@ -96,35 +97,31 @@ def curves(section: Section, draw: Draw) -> Figure | None:
     final = tuned(experiment, section.trials)
     evaluated = frame.evaluations(final["record"], metric.name)
     losses = finite(frame.losses(final["record"]))
-    seconds = {row.optimizer: step_ms(row.cost) / 1000 for row in section.rows}
+    seconds = {row.optimizer: row.cost.step_ms / 1000 if row.cost else math.nan for row in section.rows}
     timed = not any(math.isnan(seconds[name]) for name in evaluated["optimizer"].unique())
     if timed:
         evaluated["seconds"] = evaluated["step"] * evaluated["optimizer"].map(seconds)
     points = finite(evaluated)
     if points.empty:
         return None
-    by = evaluated[evaluated["finished"].astype(bool)].groupby(["optimizer", "step"], as_index=False)
-    means = finite(by[["value", "seconds"]].mean())
     late = 0.1 * points["step"].max()
     ends = drawn_range(points[points["step"] >= late]["value"], metric.lower_is_better)
     hidden = int((~points["value"].between(*ends)).sum())
     goal = metric.score(target(experiment, section.trials))
+    goals = pd.DataFrame({"value": [goal] if ends[0] <= goal <= ends[1] else []})
     y = within("value:Q", name_metric(section, "validation"), ends)
-    tip = ("optimizer:N", "step:Q", "value:Q")
-    panels: list[Spec] = []
-    for field, title in (("step", "steps"), ("seconds", "seconds of training")):
+    loss = within("value:Q", "training loss", drawn_range(losses[losses["step"] >= late]["value"], True))
+    rule = alt.Chart(goals).mark_rule(style="frontier").encode(y=y)
+    panels = []
+    for table, name, field, title, axis, more in (
+        (evaluated, metric.name, "step", "steps", y, [rule]),
+        (evaluated, metric.name, "seconds", "seconds of training", y, [rule]),
+        (losses, "training loss", "step", "steps", loss, []),
+    ):
         x = alt.X(f"{field}:Q", title=title).scale(nice=False, padding=8)
-        drawn = draw.lines(points, x, y, *tip, "seconds:Q", means=means)
-        if ends[0] <= goal <= ends[1]:
-            rule = alt.Chart(pd.DataFrame({"value": [goal]})).mark_rule(style="frontier")
-            drawn = alt.LayerChart(layer=[drawn, rule.encode(y=y)])
-        panels.append(panel(drawn, 300, f"{metric.name} against {title}", zoom=True))
-    if not losses.empty:
-        x = alt.X("step:Q", title="steps").scale(nice=False, padding=8)
-        y = within("value:Q", "training loss", drawn_range(losses[losses["step"] >= late]["value"], True))
-        mean_losses = losses.groupby(["optimizer", "step"], as_index=False)["value"].mean()
-        drawn = draw.lines(losses, x, y, *tip, means=mean_losses)
-        panels.append(panel(drawn, 300, "training loss against steps", zoom=True))
+        drawn = draw.lines(table, x, axis, "optimizer:N", "step:Q", "value:Q", "seconds:Q")
+        if not table.empty:
+            panels.append(panel(layer([*drawn, *more]), 300, f"{name} against {title}", zoom=True))
     last = final.groupby("optimizer")["validation"].mean()
     reached = {
         row.optimizer: f" and reaches the target after {number(row.steps_to_target, 4)} steps"
@@ -139,7 +136,7 @@ def curves(section: Section, draw: Draw) -> Figure | None:
         "Over steps and seconds",
         "Thin lines are seeds, thick ones their mean. "
         + ("Seconds are steps × the timed milliseconds of a step. " if timed else "Seconds as they passed. ")
-        + (f"The dashed line is {experiment.baseline}'s final value. " if ends[0] <= goal <= ends[1] else "")
+        + (f"The dashed line is {experiment.baseline}'s final value. " if len(goals) else "")
         + (f"{hidden} points lie beyond the drawn range." if hidden else ""),
         f"{metric.name} on validation data: {each}.",
         panels,
@@ -154,26 +151,26 @@ def horizon(section: Section, draw: Draw) -> Figure | None:
     final = trials[(trials["phase"] == "tuned") & trials["test"].notna()]
     if final["steps"].nunique() < 2:
         return None
-    points = final[["optimizer", "seed", "steps", "test"]].rename(columns={"test": "value"})
-    means = points.groupby(["optimizer", "steps"], as_index=False)["value"].mean()
+    points = final[["optimizer", "seed", "finished", "steps", "test"]].rename(columns={"test": "value"})
+    points["step"] = points["steps"]
     axis = alt.Axis(values=[*map(int, sorted(points["steps"].unique()))])
-    x = alt.X("steps:Q", title="steps planned", axis=axis).scale(type="log", nice=False, padding=10)
+    x = alt.X("step:Q", title="steps planned", axis=axis).scale(type="log", nice=False, padding=10)
     ends = drawn_range(points["value"], section.experiment.metric.lower_is_better)
     y = within("value:Q", name_metric(section, "test"), ends)
     each = "; ".join(
         f"{name} "
         + ", ".join(
-            f"{number(value, 4)} at {steps}" for steps, value in zip(own["steps"], own["value"], strict=True)
+            f"{number(value, 4)} at {steps}" for steps, value in zip(own["step"], own["value"], strict=True)
         )
-        for name, own in means.groupby("optimizer")
+        for name, own in over_seeds(points).groupby("optimizer")
     )
     return Figure(
         "horizon",
         "Short and long runs",
         "Each point is a run whose schedule ends there. Thin lines are seeds, thick ones their mean.",
         f"{section.experiment.metric.name} on test data against the steps of the run: {each}.",
-        [panel(draw.lines(points, x, y, "optimizer:N", "steps:Q", "value:Q", means=means), 300, zoom=True)],
-        points,
+        [panel(layer(draw.lines(points, x, y, "optimizer:N", "step:Q", "value:Q")), 300, zoom=True)],
+        points.drop(columns=["finished", "step"]),
     )
 
 
@@ -184,15 +181,10 @@ def costs(section: Section, draw: Draw) -> Figure | None:
         "state_bytes": "bytes of state",
         "peak_bytes": "peak bytes of a step",
     }
-    table = pd.DataFrame(
-        [
-            (cost.optimizer, cost.model, cost.parameters, quantity, float(value), cost.planned)
-            for cost in section.experiment.costs.values()
-            for quantity in quantities
-            if (value := getattr(cost, quantity)) is not None
-        ],
-        columns=["optimizer", "model", "parameters", "quantity", "value", "planned"],
-    ).sort_values("parameters")
+    ids = ["optimizer", "model", "parameters", "planned"]
+    rows = [cost.model_dump(include={*ids, *quantities}) for cost in section.experiment.costs.values()]
+    table = pd.DataFrame(rows, columns=[*ids, *quantities]).melt(ids, var_name="quantity")
+    table = table.astype({"value": float}).dropna().sort_values("parameters", kind="stable")
     several = table["parameters"].nunique() > 1
     stateless = sorted({*table[(table["quantity"] == "state_bytes") & (table["value"] == 0)]["optimizer"]})
     if several:
@@ -268,9 +260,9 @@ def series(section: Section, draw: Draw) -> list[Figure]:
         tip = ("optimizer:N", "tensor:N", "step:Q", "value:Q")
         panels = []
         for name, own in means.groupby("optimizer" if many else "tensor"):
-            thin = alt.Chart(own).mark_line(strokeWidth=1).encode(x=x, y=y, detail=alt.Detail("tensor:N"))
-            thin = thin.encode(color=draw.color(), opacity=opacity(0.7), tooltip=tips(*tip))
-            drawn = layer([thin]) if many else draw.lines(own, x, y, *tip)
+            thin = alt.Chart(own).mark_line(strokeWidth=1).encode(x=x, y=y, detail="tensor:N")
+            thin = thin.encode(color=draw.color(), opacity=opacity(0.7), tooltip=[*tip])
+            drawn = layer([thin] if many else draw.lines(own, x, y, *tip))
             panels.append(panel(drawn, 190, str(name or quantity), optimizer=str(name) if many else ""))
         spans = means.groupby("optimizer")["value"].agg(["min", "max"]).iterrows()
         each = "; ".join(
@@ -302,9 +294,3 @@ def _label_places(means: pd.DataFrame, ends: tuple[float, float]) -> list[float]
         places = (y + shift * gap for shift in shifts)
         placed.append((x, next(p for p in places if all(abs(p - height) >= 0.99 * gap for height in taken))))
     return [height for _, height in placed]
-
-
-def _beats(a: Row, b: Row, score: Callable[[float], float]) -> bool:
-    """Return whether `a` is as good with as little state, and better in one of them."""
-    worse, more = score(a.test.mean) - score(b.test.mean), a.state_bytes - b.state_bytes
-    return worse <= 0 and more <= 0 and min(worse, more) < 0

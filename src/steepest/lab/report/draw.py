@@ -70,51 +70,47 @@ class Draw:
     """The channels by which an optimizer is known: colour, shape and dash."""
 
     def __init__(self, styles: Mapping[str, Style]) -> None:
-        self.names = list(styles)
-        self._shapes = [style.shape for style in styles.values()]
-        self._dashes = [list(style.dash) for style in styles.values()]
+        self._styles = styles
 
     def color(self, table: pd.DataFrame | None = None) -> Any:
         """The optimizer's colour, with a legend of those in the table."""
-        return self._with_legend(alt.Color("optimizer:N").scale(domain=self.names), table)
+        return self._channel(alt.Color, table)
 
     def shape(self, table: pd.DataFrame | None = None) -> Any:
         """The optimizer's shape, with a legend of those in the table."""
-        return self._with_legend(alt.Shape("optimizer:N").scale(domain=self.names, range=self._shapes), table)
+        return self._channel(alt.Shape, table, range=[style.shape for style in self._styles.values()])
 
-    def dash(self) -> alt.StrokeDash:
+    def dash(self) -> Any:
         """The optimizer's dashes."""
-        return alt.StrokeDash("optimizer:N").scale(domain=self.names, range=self._dashes).legend(None)
+        return self._channel(alt.StrokeDash, None, range=[[*style.dash] for style in self._styles.values()])
 
-    def _with_legend(self, channel: Any, table: pd.DataFrame | None) -> Any:
+    def _channel(self, kind: Any, table: pd.DataFrame | None, **scale: Any) -> Any:
+        channel = kind("optimizer:N").scale(domain=[*self._styles], **scale)
         if table is None:
             return channel.legend(None)
         present = set(table["optimizer"])
-        return channel.legend(title=None, values=[name for name in self.names if name in present])
+        return channel.legend(title=None, values=[name for name in self._styles if name in present])
 
     def points(self, table: pd.DataFrame, size: int, *tip: Tip, at: pd.DataFrame | None = None) -> Any:
         """Draw a point per row of `at`, by default of the table, which determines the legend."""
         return (
             alt.Chart(table if at is None else at)
             .mark_point(size=size)
-            .encode(color=self.color(table), shape=self.shape(table), opacity=opacity(1), tooltip=tips(*tip))
+            .encode(color=self.color(table), shape=self.shape(table), opacity=opacity(1), tooltip=[*tip])
         )
 
-    def lines(
-        self, table: pd.DataFrame, x: alt.X, y: alt.Y, *tip: Tip, means: pd.DataFrame | None = None
-    ) -> alt.LayerChart:
-        """Draw a thin line per seed and the means on top; without `means`, the rows are the means."""
-        base = alt.Chart(table if means is None else means).encode(x=x, y=y, color=self.color(table))
+    def lines(self, table: pd.DataFrame, x: alt.X, y: alt.Y, *tip: Tip) -> list[alt.Chart]:
+        """Draw a thin line per seed and the means on top; without seeds, the rows are the means."""
+        points = finite(table)
+        color, shape = self.color(points), self.shape(points)
+        base = alt.Chart(over_seeds(table) if "seed" in table else points).encode(x=x, y=y, color=color)
         thick = base.mark_line(strokeWidth=2.2, clip=True).encode(strokeDash=self.dash(), opacity=opacity(1))
-        marks = base.mark_point(size=50, clip=True).encode(shape=self.shape(table), opacity=opacity(1))
-        layers = [thick, marks.encode(tooltip=tips(*tip))]
-        if means is not None:
-            thin = (
-                alt.Chart(table).mark_line(strokeWidth=1, clip=True).encode(x=x, y=y, color=self.color(table))
-            )
-            seed = alt.Detail("seed:N")
-            layers.insert(0, thin.encode(detail=seed, opacity=opacity(0.35), tooltip=tips(*tip, "seed:Q")))
-        return layer(layers)
+        marks = base.mark_point(size=50, clip=True).encode(shape=shape, opacity=opacity(1), tooltip=[*tip])
+        if "seed" not in table:
+            return [thick, marks]
+        thin = alt.Chart(points).mark_line(strokeWidth=1, clip=True).encode(x=x, y=y, color=color)
+        thin = thin.encode(detail="seed:N", opacity=opacity(0.35), tooltip=[*tip, "seed:Q"])
+        return [thin, thick, marks]
 
     def outside(self, table: pd.DataFrame, x: alt.X, y: alt.Y, lower_is_better: bool) -> list[alt.Chart]:
         """Draw arrows at the range's end for values beyond it, with the values as text."""
@@ -127,10 +123,10 @@ class Draw:
         arrow, below = ("triangle-up", 14) if lower_is_better else ("triangle-down", -14)
         arrows = alt.Chart(table).mark_point(shape=arrow, size=80)
         words = alt.Chart(ends).mark_text(dy=below, fontSize=11)
-        tip = tips("optimizer:N", f"{name}:Q", "value:Q")
+        tip = ["optimizer:N", f"{name}:Q", "value:Q"]
         return [
             arrows.encode(x=x, y=y, opacity=opacity(1), tooltip=tip, color=self.color()),
-            words.encode(x=x, y=y, opacity=opacity(1), text=alt.Text("text:N")),
+            words.encode(x=x, y=y, opacity=opacity(1), text="text:N"),
         ]
 
 
@@ -140,15 +136,7 @@ def layer(charts: Sequence[alt.Chart]) -> alt.LayerChart:
 
 
 def panel(chart: alt.LayerChart, height: int, *title: str, zoom: bool = False, optimizer: str = "") -> Spec:
-    """Return a chart as a panel of a figure.
-
-    Args:
-        chart: The chart.
-        height: Its height in pixels.
-        title: Its title and subtitle.
-        zoom: Whether the wheel zooms and dragging moves, with the shift key.
-        optimizer: The optimizer of which alone it tells, if so.
-    """
+    """Return a chart as a panel of a figure, with title and subtitle; it may show one `optimizer` alone."""
     if zoom:
         moved = "[pointerdown[event.shiftKey], window:pointerup] > window:pointermove!"
         zoomed = alt.selection_interval(bind="scales", translate=moved, zoom="wheel![event.shiftKey]")
@@ -168,11 +156,6 @@ def opacity(value: float) -> alt.OpacityValue:
     """Return this opacity, but almost none while another optimizer is singled out."""
     test = "focus == '' || datum.optimizer == focus"
     return alt.OpacityValue(0.07, condition={"test": test, "value": value})
-
-
-def tips(*fields: Tip) -> list[alt.Tooltip]:
-    """Return the fields that a tooltip shows."""
-    return [alt.Tooltip(field) if isinstance(field, str) else field for field in fields]
 
 
 def drawn_range(values: Any, lower_is_better: bool) -> tuple[float, float]:
@@ -198,6 +181,12 @@ def drawn_range(values: Any, lower_is_better: bool) -> tuple[float, float]:
 def finite(points: pd.DataFrame) -> pd.DataFrame:
     """Return the rows with a finite `value`."""
     return points[np.isfinite(points["value"].astype(float))].copy()
+
+
+def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean at each step over the seeds that did not diverge."""
+    trained = table[table["finished"].astype(bool)].filter(["optimizer", "step", "seconds", "value"])
+    return finite(trained.groupby(["optimizer", "step"], as_index=False).mean())
 
 
 def name_metric(section: Section, split: str) -> str:

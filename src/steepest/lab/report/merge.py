@@ -47,7 +47,8 @@ class Section:
     @property
     def machines(self) -> list[str]:
         """Every machine that trained or timed."""
-        return fairness.machines(self.experiment, self.records)
+        found = [self.experiment.machine, *(record.machine for record in self.records)]
+        return [*dict.fromkeys(", ".join(f"{key} {value}" for key, value in each.items()) for each in found)]
 
     @property
     def names(self) -> list[str]:

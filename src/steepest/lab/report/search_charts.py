@@ -6,11 +6,10 @@ import math
 from typing import Any
 
 import altair as alt
-import numpy as np
 import pandas as pd
 
 from ..analysis.ranking import cells, good_region
-from .draw import Draw, Figure, drawn_range, layer, opacity, panel, tips, within
+from .draw import Draw, Figure, drawn_range, layer, opacity, panel, within
 from .merge import Section
 from .table import decimals, number
 
@@ -27,22 +26,21 @@ def search_charts(section: Section, draw: Draw) -> list[Figure | None]:
 def over(section: Section, draw: Draw, name: str) -> Figure | None:
     """Draw each optimizer's search: a hyper-parameter, on its own logarithmic axis, against the metric."""
     trials = section.trials[section.trials["phase"] == "search"]
-    trials = trials[np.array([name in searched for searched in trials["searched"]], dtype=bool)]
     settings = pd.DataFrame(list(trials["searched"]), index=trials.index)
-    if trials.empty or settings[name].nunique() < 2 or settings[name].min() <= 0:
+    if name not in settings or settings[name].nunique() < 2 or settings[name].min() <= 0:
         return None
     metric, label = section.experiment.metric, name.replace("_", " ")
     lower = metric.lower_is_better
     table = settings.assign(optimizer=trials["optimizer"], value=trials["validation"], seed=trials["seed"])
+    best = {row.optimizer: row.best for row in section.rows}
+    pairs = zip(trials["optimizer"], trials["searched"], strict=True)
+    table["chosen"] = [searched == best[label] for label, searched in pairs]
+    table = table.dropna(subset=name)
     low, high = drawn_range(table["value"], lower)
     table["at"] = table["value"].clip(low, high).fillna(high if lower else low)
     y = within("at:Q", None, (low, high))
-    tip = tips(
-        "optimizer:N",
-        *(f"{column}:Q" for column in settings),
-        alt.Tooltip("value:Q", title=metric.name),
-        "seed:Q",
-    )
+    value = alt.Tooltip("value:Q", title=metric.name)
+    tip = ["optimizer:N", *(f"{column}:Q" for column in settings), value, "seed:Q"]
     panels, words = [], []
     for row in section.rows:
         own = table[table["optimizer"] == row.optimizer]
@@ -52,23 +50,20 @@ def over(section: Section, draw: Draw, name: str) -> Figure | None:
         axis = alt.Axis(values=_ticks(*ends), format=".2~e", title=label)
         x = alt.X(f"{name}:Q", axis=axis).scale(type="log", domain=ends, nice=False)
         inside, diverged = own[own["value"] == own["at"]], own[own["value"].isna()]
-        chosen = np.logical_and.reduce([inside[key] == value for key, value in row.best.items()])
         trial: dict[str, Any] = {"x": x, "y": y, "tooltip": tip, "opacity": opacity(0.85)}
         cross = alt.Chart(diverged).mark_point(
             size=70, shape=CROSS, filled=False, strokeWidth=2, style="outline"
         )
-        ring = alt.Chart(inside[chosen] if row.best else inside[:0]).mark_point(
-            size=230, style="outline", filled=False
-        )
+        ring = alt.Chart(inside[inside["chosen"]]).mark_point(size=230, style="outline", filled=False)
         charts = [
             alt.Chart(inside).mark_point(size=60).encode(**trial, color=draw.color(), shape=draw.shape()),
             cross.encode(**trial),
             ring.encode(x=x, y=y),
             *draw.outside(own[own["value"].notna() & (own["value"] != own["at"])], x, y, lower),
         ]
-        best = ", ".join(f"{k.replace('_', ' ')} {v:.3g}" for k, v in row.best.items()) or "all diverged"
-        panels.append(panel(layer(charts), 190, row.optimizer, best, optimizer=row.optimizer))
-        words.append(f"{row.optimizer}: best at {best}; {len(diverged)} of {len(own)} diverged")
+        at = ", ".join(f"{k.replace('_', ' ')} {v:.3g}" for k, v in row.best.items()) or "all diverged"
+        panels.append(panel(layer(charts), 190, row.optimizer, at, optimizer=row.optimizer))
+        words.append(f"{row.optimizer}: best at {at}; {len(diverged)} of {len(own)} diverged")
     return Figure(
         "search" if name == "lr" else f"search-{name}",
         f"The search: {label}",
@@ -124,13 +119,12 @@ def heat_maps(section: Section) -> Figure | None:
         trained = cell(grid[~grid["diverged"]])
         shade = alt.Color("shade:Q", legend=None).scale(scheme="cividis", domain=[0, 1])
         ink = alt.ColorValue("#ffffff", condition={"test": "datum.shade > 0.5", "value": "#000000"})
-        tip = tips("optimizer:N", f"{x}:Q", f"{y}:Q", value, good)
-        text = alt.Text("text:N")
+        tip = ["optimizer:N", f"{x}:Q", f"{y}:Q", value, good]
         charts = [
             cell(grid).mark_rect(style="empty").encode(tooltip=tip),
             trained.mark_rect().encode(color=shade, tooltip=tip),
-            trained.mark_text(fontSize=11).encode(text=text, color=ink),
-            cell(grid[grid["diverged"]]).mark_text(fontSize=13).encode(text=text),
+            trained.mark_text(fontSize=11).encode(text="text:N", color=ink),
+            cell(grid[grid["diverged"]]).mark_text(fontSize=13).encode(text="text:N"),
             cell(grid[grid["good"]]).mark_rect(style="outline", filled=False, strokeDash=[3, 2]),
             cell(grid[grid["best"]]).mark_rect(style="outline", filled=False, strokeWidth=3),
         ]
