@@ -58,8 +58,6 @@ def _inequalities(experiment: Experiment, search: pd.DataFrame, final: pd.DataFr
 
 
 def _short(experiment: Experiment, trials: pd.DataFrame) -> Iterator[str]:
-    if trials.empty and experiment.costs:  # it only measured
-        return
     steps = min([experiment.steps, *trials[trials["phase"] != "decayed"]["steps"]])
     if 0 < steps < SHORT:
         yield f"Too short to mean anything: {steps} steps a trial (fewer than {SHORT})."
@@ -101,7 +99,6 @@ def conditions(experiment: Experiment, records: Sequence[Record]) -> list[str]:
     """Return under which conditions the optimizers were compared."""
     if not records and experiment.costs:  # it only measured
         return experiment.notes
-    metric = experiment.metric
     spaces = {name for entry in experiment.optimizers.values() for name in entry.space}
     lines = [
         "For a seed, every optimizer starts from the same weights and sees the same data in the same order.",
@@ -110,9 +107,10 @@ def conditions(experiment: Experiment, records: Sequence[Record]) -> list[str]:
         f"{experiment.search_seed}, and sees validation data only."
         if experiment.trials
         else "Nothing was searched: the hyper-parameters were given.",
-        f"The table shows {metric.name} on test data, with the final seeds {_list(experiment.seeds)}; ± is "
-        "the sample standard deviation over the seeds that did not diverge. An optimizer with fewer diverged "
-        "seeds ranks before one with a better mean. Untuned means each optimizer's own defaults.",
+        f"The table shows {experiment.metric.name} on test data, with the final seeds "
+        f"{_list(experiment.seeds)}; ± is the sample standard deviation over the seeds that did not diverge. "
+        "An optimizer with fewer diverged seeds ranks before one with a better mean. Untuned means each "
+        "optimizer's own defaults.",
     ]
     if "weight_decay" not in spaces:
         values = {str(entry.hyperparameters.get("weight_decay")) for entry in experiment.optimizers.values()}

@@ -1,15 +1,16 @@
-"""Records as pandas tables: a row per trial, per training loss and per evaluation."""
+"""Records as pandas tables: a row per trial, or per point of its curves."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import pandas as pd
 
 from ..records import Experiment, Record
 
 _COPIED = ["optimizer", "phase", "seed", "steps", "searched", "finished", "parameters", "schedule"]
+Point = tuple[int, float, float]
 
 
 def distinct(records: Iterable[Record]) -> list[Record]:
@@ -35,30 +36,8 @@ def trials(experiment: Experiment, records: Iterable[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*_COPIED, "validation", "test", "record"])
 
 
-def evaluations(records: Iterable[Record], metric: str) -> pd.DataFrame:
-    """Return a row per evaluation on validation data: its trial, `step`, `seconds` and `value`."""
-    return _points((r, e.step, e.seconds, e.metrics[metric]) for r in distinct(records) for e in r.validation)
-
-
-def losses(records: Iterable[Record]) -> pd.DataFrame:
-    """Return a row per training loss: its trial, `step`, `seconds` and `value`."""
-    return _points((r, *point) for r in distinct(records) for point in r.training_loss)
-
-
-def series(records: Iterable[Record]) -> pd.DataFrame:
-    """Return a row per point of `Record.series`: its trial, the series' `name`, `step` and `value`."""
-    frames = [
-        _points((r, step, math.nan, value) for step, value in points).assign(name=name)
-        for r in distinct(records)
-        for name, points in r.series.items()
-    ]
-    return pd.concat(frames, ignore_index=True) if frames else _points(()).assign(name="")
-
-
-def _points(points: Iterable[tuple[Record, int, float, float]]) -> pd.DataFrame:
-    rows = [
-        (r.optimizer, r.phase, r.seed, r.steps, r.finished, step, seconds, value)
-        for r, step, seconds, value in points
-    ]
-    columns = ["optimizer", "phase", "seed", "steps", "finished", "step", "seconds", "value"]
-    return pd.DataFrame(rows, columns=columns)
+def points(records: Iterable[Record], of: Callable[[Record], Iterable[Point]]) -> pd.DataFrame:
+    """Return a row per point (`step`, `seconds`, `value`) that `of` gives for a record, with its trial."""
+    rows = [(r.optimizer, r.phase, r.seed, r.steps, r.finished, *point) for r in records for point in of(r)]
+    trial = ["optimizer", "phase", "seed", "steps", "finished"]
+    return pd.DataFrame(rows, columns=[*trial, "step", "seconds", "value"])

@@ -114,7 +114,14 @@ def rank(experiment: Experiment, records: Sequence[Record]) -> list[Row]:
     rows = [_row(experiment, trials[trials["optimizer"] == name], goal, name) for name in names]
     score = experiment.metric.score
     rows.sort(key=lambda row: (math.isnan(row.test.mean), row.test.diverged, score(row.test.mean)))
-    _test(rows)
+    if rows and rows[0].test.finite:
+        first, others = rows[0], [row for row in rows[1:] if row.test.values]
+        for row in others:
+            row.p = welch(first.test.finite, row.test.finite)
+            # An optimizer of which every seed diverged needs no test.
+            row.tie = bool(row.test.finite) and not row.p < SIGNIFICANT
+        first.tie = any(row.tie for row in others)
+        first.wins = bool(others) and not first.tie
     return rows
 
 
@@ -135,14 +142,12 @@ def target(experiment: Experiment, trials: pd.DataFrame) -> float:
 def cells(trials: pd.DataFrame) -> pd.DataFrame:
     """Return a row per setting that one optimizer's search tried, with `validation` and `diverged`."""
     settings = pd.DataFrame(list(trials["searched"]), index=trials.index)
-    names = list(settings.columns)
     table = settings.assign(validation=trials["validation"], diverged=~trials["finished"].astype(bool))
-    if not names or table.empty:
+    if settings.empty:
         return table
-    grouped = table.groupby(names, dropna=False).agg(
-        validation=("validation", lambda v: v.mean(skipna=False)), diverged=("diverged", "any")
+    return table.groupby([*settings], dropna=False, as_index=False).agg(
+        {"validation": lambda v: v.mean(skipna=False), "diverged": "any"}
     )
-    return grouped.reset_index()
 
 
 def good_region(experiment: Experiment, table: pd.DataFrame) -> pd.Series[bool]:
@@ -191,7 +196,8 @@ def _row(experiment: Experiment, own: pd.DataFrame, goal: float, name: str) -> R
     # A trial that diverged at once may not have created its state.
     state = max(record.state_bytes / record.parameters for record in own["record"])
     cost = cost_of(experiment, name, int(own["parameters"].iloc[0]))
-    reference = cost_of(experiment, experiment.baseline)
+    base = cost_of(experiment, experiment.baseline)
+    own_ms, base_ms = ((each and each.optimizer_ms) or math.nan for each in (cost, base))
     steps = steps_to_target(mean_curve(final["record"], metric), goal)
     reached = metric.score(float(short["validation"].mean())) <= goal
     return Row(
@@ -208,9 +214,7 @@ def _row(experiment: Experiment, own: pd.DataFrame, goal: float, name: str) -> R
         diverged_trials=int((~search["finished"].astype(bool)).sum()),
         state_bytes=state,
         cost=cost,
-        step_ratio=(cost.optimizer_ms or math.nan) / (reference.optimizer_ms or math.nan)
-        if cost and reference
-        else math.nan,
+        step_ratio=own_ms / base_ms,
         steps_to_target=math.nan if steps is None else steps,
         seconds_to_target=math.nan if steps is None else steps * cost.step_ms / 1000 if cost else math.nan,
         decayed=Estimate(tuple(short["test"])),
@@ -219,16 +223,3 @@ def _row(experiment: Experiment, own: pd.DataFrame, goal: float, name: str) -> R
         cells=len(table),
         good_cells=int(good_region(experiment, table).sum()),
     )
-
-
-def _test(rows: Sequence[Row]) -> None:
-    """Compare the first row with all others."""
-    if not rows or not rows[0].test.finite:
-        return
-    first, others = rows[0], [row for row in rows[1:] if row.test.values]
-    for row in others:
-        row.p = welch(first.test.finite, row.test.finite)
-        # An optimizer of which every seed diverged needs no test.
-        row.tie = bool(row.test.finite) and not row.p < SIGNIFICANT
-    first.tie = any(row.tie for row in others)
-    first.wins = bool(others) and not first.tie

@@ -30,11 +30,10 @@ def steps_to_target(curve: Curve, target: float) -> float | None:
         >>> steps_to_target([(0, 8.0), (100, 4.0)], 3.5) is None
         True
     """
-    previous: tuple[int, float] | None = None
+    before, worse = 0, math.inf
     for step, score in curve:
         if score <= target:
-            if previous is None or not math.isfinite(previous[1]):
-                return float(step)
-            return previous[0] + (step - previous[0]) * (previous[1] - target) / (previous[1] - score)
-        previous = (step, score)
+            share = (worse - target) / (worse - score) if math.isfinite(worse) else 1.0
+            return before + (step - before) * share
+        before, worse = step, score
     return None

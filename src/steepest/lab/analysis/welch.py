@@ -6,8 +6,6 @@ import math
 import warnings
 from collections.abc import Sequence
 
-import numpy as np
-
 SIGNIFICANT = 0.01
 
 
@@ -22,6 +20,6 @@ def welch(a: Sequence[float], b: Sequence[float]) -> float:
         return math.nan
     from scipy import stats  # takes longer to import than the rest of a command
 
-    with np.errstate(all="ignore"), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # scipy warns of equal values, which are a result like any other
         return float(stats.ttest_ind(a, b, equal_var=False).pvalue)

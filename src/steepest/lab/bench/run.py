@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +108,6 @@ def costs_experiment(specs: Sequence[OptimizerSpec], device: torch.device, **fie
             spec.label: OptimizerEntry(entry=spec.entry, hyperparameters=dict(spec.hyperparameters), space={})
             for spec in specs
         },
-        command=machine.command(),
-        revision=machine.revision(),
-        machine=machine.describe(device),
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        **machine.provenance(device),
         **fields,
     )

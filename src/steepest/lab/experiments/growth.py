@@ -37,16 +37,8 @@ def growth(
 
     All optimizers of a size step the same float32 weights and gradients in turns. What does not fit the free
     memory, or is not among `measured`, has its bytes from `steepest.plan` and no time: see
-    `steepest.lab.bench.costs.measure_costs`.
-
-    Args:
-        optimizers: See `steepest.lab.training.optimizers.resolve_optimizers`.
-        sizes: Names in `SIZES`.
-        measured: Sizes that may be measured; by default all on an accelerator, and 125m on a CPU, where
-            a step of Muon takes seconds.
-        rounds: Timed rounds.
-        settings: Hyper-parameters as `label.name=value`.
-        device: Where to measure.
+    `steepest.lab.bench.costs.measure_costs`. `sizes` and `measured` are names in `SIZES`; by default all are
+    measured on an accelerator, and 125m on a CPU, where a step of Muon takes seconds.
 
     Returns:
         The experiment, whose `costs` are called `OPTIMIZER @ SIZE`. Optimizers that cannot be planned are

@@ -33,16 +33,8 @@ def observed(
 ) -> Result:
     """Train once per optimizer and seed, at a constant lr without decay, and keep measurements as series.
 
-    Args:
-        task: The training problem.
-        optimizers: See `steepest.lab.training.optimizers.resolve_optimizers`.
-        measure: Returns, for the task's model, what is measured.
-        steps: Steps of every trial; by default the task's.
-        seeds: The number of seeds, or the seeds.
-        points: About how many steps are measured.
-        settings: Hyper-parameters as `label.name=value`.
-        notes: Sentences for the report.
-        options: Passed to `steepest.lab.sweep`.
+    `measure` returns, for the task's model, what is measured in about `points` of the steps. All else is as
+    in `steepest.lab.sweep`, `options` too.
 
     Raises:
         LabError: a bad request, or an optimizer whose updates cannot be measured.

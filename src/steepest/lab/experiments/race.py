@@ -69,18 +69,16 @@ def race(
         raise LabError("give trials or a budget, not both")
     callback = Callback() if callback is None else callback
     seconds = None if trials is not None else parse_seconds(DEFAULT_BUDGET if budget is None else budget)
-    number_of_steps = task.steps if steps is None else steps
+    steps = task.steps if steps is None else steps
 
     def fit(costs: Mapping[str, Cost]) -> tuple[int, list[str], dict[str, str]]:
         assert seconds is not None
         available = PLANNED_FRACTION * seconds * workers
-        chosen, labels = fit_budget(
-            costs, number_of_steps, seeds, available, seconds, evaluation_seconds(task)
-        )
+        chosen, labels = fit_budget(costs, steps, seeds, available, seconds, evaluation_seconds(task))
         reason = f"it did not fit the budget of {format_duration(seconds)}"
         callback.message(
             f"{len(labels)} optimizers fit the budget: {', '.join(labels)}; each {chosen} search trials and "
-            f"{2 * seeds} final ones of {number_of_steps} steps"
+            f"{2 * seeds} final ones of {steps} steps"
         )
         return chosen, labels, {label: reason for label in costs if label not in labels}
 

@@ -41,8 +41,6 @@ def join(directory: Path, wanted: Experiment, storage: Storage) -> Experiment:
     """
     saved = storage.load_experiment()
     if saved is not None:
-        # As it will be read: JSON knows no tuples.
-        wanted = Experiment.model_validate_json(wanted.model_dump_json())
         common = [label for label in wanted.optimizers if label in saved.optimizers]
         there, here = (_conditions(each, common) for each in (saved, wanted))
         differing = [
@@ -66,14 +64,12 @@ def join(directory: Path, wanted: Experiment, storage: Storage) -> Experiment:
 
 def _conditions(experiment: Experiment, labels: Sequence[str]) -> dict[str, Any]:
     """Return by name what two runs of one experiment must agree in; `labels` are the optimizers of both."""
-    fields = Experiment.model_fields.keys() - RUN_FIELDS - {"seeds"}
-    found = {name: getattr(experiment, name) for name in Experiment.model_fields if name in fields}
+    found = experiment.model_dump(mode="json", exclude=RUN_FIELDS | {"seeds"})
     for label in labels:
-        entry = experiment.optimizers[label]
-        found |= {
-            f"{label}'s {name}": v for name, v in {"entry": entry.entry, **entry.hyperparameters}.items()
-        }
-        found |= {f"{label}'s range of {name}": values for name, values in entry.space.items()}
+        entry = experiment.optimizers[label].model_dump(mode="json")
+        fixed = {"entry": entry["entry"], **entry["hyperparameters"]}
+        found |= {f"{label}'s {name}": value for name, value in fixed.items()}
+        found |= {f"{label}'s range of {name}": values for name, values in entry["space"].items()}
     return found
 
 

@@ -38,12 +38,10 @@ warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning
 
 
 class Storage:
-    """The studies of one experiment.
+    """The studies of one experiment, whose names begin with its name.
 
-    Args:
-        directory: The experiment's directory; the default database is `study.db` in it.
-        name: The experiment's name, which begins the names of its studies.
-        url: Another database, such as `postgresql+psycopg://user@host/database`.
+    They lie in `study.db` in the directory, or in another database, such as
+    `postgresql+psycopg://user@host/database`.
 
     Raises:
         LabError: the database cannot be opened.
@@ -54,17 +52,15 @@ class Storage:
         self.url = url or f"sqlite:///{(directory / 'study.db').resolve()}"
         try:
             try:
-                storage = _open(self.url)
+                self._storage = _open(self.url)
             except DBAPIError:
-                # Another worker may have been creating the tables.
-                time.sleep(1)
-                storage = _open(self.url)
+                time.sleep(1)  # another worker may have been creating the tables
+                self._storage = _open(self.url)
         except (SQLAlchemyError, ImportError, sqlite3.Error) as error:
             raise LabError(f"cannot open the storage {self.url}: {error}") from error
         if self.url.startswith("sqlite"):
             # Two workers that write at once wait for each other instead of failing.
-            event.listen(storage.engine, "connect", _write_ahead)
-        self._storage = storage
+            event.listen(self._storage.engine, "connect", _write_ahead)
         self._studies: dict[tuple[str, str], optuna.Study] = {}
         self._trials: dict[tuple[str, str], list[FrozenTrial]] = {}
         self._records: dict[int, Record] = {}
@@ -99,10 +95,7 @@ class Storage:
         key = (optimizer, phase)
         if key not in self._studies:
             self._studies[key] = optuna.create_study(
-                study_name=f"{self.name}/{optimizer}/{phase}",
-                storage=self._storage,
-                sampler=RandomSampler(),
-                load_if_exists=True,
+                study_name=f"{self.name}/{optimizer}/{phase}", storage=self._storage, load_if_exists=True
             )
         return self._studies[key]
 
@@ -129,7 +122,7 @@ class Storage:
         objective: Callable[[dict[str, float]], tuple[float, Record]],
         *,
         values: Mapping[str, float],
-        ranges: Mapping[str, Range] | None = None,
+        ranges: Mapping[str, Range] = {},
         sampler: BaseSampler | None = None,
     ) -> bool:
         """Run one trial and keep its record; return whether it was run.
@@ -140,12 +133,8 @@ class Storage:
         """
         study = self.study(optimizer, phase)
         # Not Optuna's queue of trials: another worker may take from it what this one has put there.
-        study.sampler = (
-            PartialFixedSampler(dict(values), RandomSampler()) if values else sampler or RandomSampler()
-        )
-        spaces = {
-            name: FloatDistribution(each.low, each.high, log=True) for name, each in (ranges or {}).items()
-        }
+        study.sampler = PartialFixedSampler(dict(values), sampler or RandomSampler())
+        spaces = {name: FloatDistribution(each.low, each.high, log=True) for name, each in ranges.items()}
         ran = False
 
         def body(trial: optuna.Trial) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -136,9 +135,7 @@ def sweep(
     entries = {spec.label: _entry(spec, space) for spec in specs}
     cells = {len(grid(entry.space)) for entry in entries.values() if entry.space}
     if len(cells) > 1:
-        raise LabError(
-            "every optimizer needs the same number of trials: give all a grid of the same size, or ranges"
-        )
+        raise LabError("give every optimizer the same number of trials: grids of the same size, or ranges")
     trials = (max(cells) or trials) if cells else 0
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -159,12 +156,11 @@ def sweep(
         callback.message(f"timing the steps of {len(specs)} optimizers")
         costs = training_costs(task, specs, timing_seconds)
         if saved is not None and (earlier := saved.costs.keys() - costs.keys()):
+            apart = f"{', '.join(costs)} were timed apart from those of {', '.join(sorted(earlier))}"
             notes = [
                 *notes,
-                f"The steps of {', '.join(costs)} were timed apart from those of "
-                f"{', '.join(sorted(earlier))}: milliseconds and seconds "
-                "compare only roughly between them. Naming all optimizers when one "
-                "joins times them together.",
+                f"The steps of {apart}: milliseconds and seconds compare only roughly between them. Naming "
+                "all optimizers when one joins times them together.",
             ]
     not_run: Mapping[str, str] = {}
     if budget is not None:
@@ -197,10 +193,7 @@ def sweep(
             not_run=dict(not_run),
             costs=dict(costs),
             notes=list(notes),
-            command=machine.command(),
-            revision=machine.revision(),
-            machine=machine.describe(device_of(model)),
-            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            **machine.provenance(device_of(model)),
         ),
         store,
     )
@@ -212,10 +205,8 @@ def sweep(
 
 def _final_seeds(seeds: int | Sequence[int]) -> list[int]:
     chosen = list(range(1, seeds + 1)) if isinstance(seeds, int) else sorted(set(seeds))
-    if not chosen:
-        raise LabError(f"seeds must be at least 1, got {seeds}")
-    if SEARCH_SEED in chosen or any(seed < 0 for seed in chosen):
-        raise LabError(f"final seeds must be positive, because the search uses seed {SEARCH_SEED}: {chosen}")
+    if not chosen or chosen[0] <= SEARCH_SEED:
+        raise LabError(f"seeds must be at least 1, as the search uses seed {SEARCH_SEED}, but are {seeds}")
     return chosen
 
 
@@ -224,10 +215,8 @@ def default_space(spec: OptimizerSpec) -> Space:
 
     What the request has fixed is not searched.
     """
-    ranges = {
-        "lr": (spec.default_lr / LR_SPAN, spec.default_lr * LR_SPAN),
-        "weight_decay": WEIGHT_DECAY_RANGE,
-    }
+    lr = spec.default_lr
+    ranges = {"lr": (lr / LR_SPAN, lr * LR_SPAN), "weight_decay": WEIGHT_DECAY_RANGE}
     held = {*spec.settings, *spec.fixed}
     return {n: r for n, r in ranges.items() if n in spec.hyperparameters and n not in held}
 

@@ -55,7 +55,6 @@ class Live(Callback):
         """Erase the table; the ranking follows."""
         if self._live is not None:
             self._live.stop()
-            self._live = None
 
     def draw(self) -> Group:
         """Return the table and the progress line as they are now."""
@@ -69,17 +68,11 @@ class Live(Callback):
         table.add_column("now", min_width=36 if wide else None)
         for label in state.experiment.optimizers:
             best = state.best(label)
+            found = f"{outcome(state.experiment, best)} at {settings(best.searched)}" if best else ""
             now = ""
             if trial is not None and trial.optimizer == label:
-                now = (
-                    f"{trial.phase} seed {trial.seed}, {settings(dict(trial.values))}: loss {self._loss:.3f}"
-                )
-            table.add_row(
-                label,
-                str(sum(record.optimizer == label for record in state.records)),
-                "" if best is None else f"{outcome(state.experiment, best)} at {settings(best.searched)}",
-                now,
-            )
+                now = f"{trial.phase} seed {trial.seed}, {settings(trial.values)}: loss {self._loss:.3f}"
+            table.add_row(label, str(sum(r.optimizer == label for r in state.records)), found, now)
         fraction = 0.0 if trial is None else self._step / trial.steps
         done = len(state.records)
         footer = Table.grid(padding=(0, 2))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from ..records import Experiment, Record
@@ -58,7 +58,7 @@ def outcome(experiment: Experiment, record: Record) -> str:
     return f"{name} {value:.4g}{experiment.metric.unit and ' ' + experiment.metric.unit}"
 
 
-def settings(values: dict[str, float]) -> str:
+def settings(values: Mapping[str, float]) -> str:
     """Format searched hyper-parameters.
 
     Example:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from ..records import Record
@@ -23,7 +24,7 @@ class TensorBoard(Callback):
 
     def on_trial_start(self, trial: Trial) -> None:
         """Open the trial's run."""
-        self._running = _name(trial.optimizer, trial.phase, trial.seed, dict(trial.values))
+        self._running = _name(trial.optimizer, trial.phase, trial.seed, trial.values)
         self._writer = self._open(str(self._directory / self._running))
 
     def on_step(self, step: int, loss: float) -> None:
@@ -45,5 +46,5 @@ class TensorBoard(Callback):
         writer.close()
 
 
-def _name(optimizer: str, phase: str, seed: int, values: dict[str, float]) -> str:
+def _name(optimizer: str, phase: str, seed: int, values: Mapping[str, float]) -> str:
     return f"{optimizer} {phase} seed {seed} {settings(values)}".replace("/", "-")

@@ -12,7 +12,7 @@ from altair.utils import schemapi
 
 from ..analysis import frame
 from ..analysis.ranking import target, tuned
-from .draw import Draw, Figure, drawn_range, finite, layer, name_metric, opacity, over_seeds, panel, within
+from .draw import Draw, Figure, drawn_range, finite, name_metric, opacity, over_seeds, panel, within
 from .merge import Section
 from .search_charts import search_charts
 from .table import number
@@ -35,16 +35,16 @@ def frontier(section: Section, draw: Draw) -> Figure | None:
     metric, rows = section.experiment.metric, [row for row in section.rows if row.test.finite]
     if not rows:
         return None
-    ends = drawn_range([value for row in rows for value in row.test.finite], metric.lower_is_better)
-    seeds = pd.DataFrame(
-        [(row.optimizer, row.state_bytes, value) for row in rows for value in row.test.finite],
-        columns=["optimizer", "bytes", "value"],
-    )
+    each = [(row.optimizer, row.state_bytes, value) for row in rows for value in row.test.finite]
+    seeds = pd.DataFrame(each, columns=["optimizer", "bytes", "value"])
+    ends = drawn_range(seeds["value"], metric.lower_is_better)
     means = seeds.groupby("optimizer", sort=False, as_index=False).mean()
     means["spread"] = [number(row.test.std) or "one seed" for row in rows]
     seeds["at"], means["at"] = seeds["value"].clip(*ends), means["value"].clip(*ends)
+    shown, mean = seeds[seeds["value"] == seeds["at"]], means[means["value"] == means["at"]]
+    outside = seeds[seeds["value"] != seeds["at"]]
     arrow = "↑" if metric.lower_is_better else "↓"
-    far = seeds[seeds["value"] != seeds["at"]].groupby("optimizer")["value"].agg(["min", "max"])
+    far = outside.groupby("optimizer")["value"].agg(["min", "max"])
     beyond = {name: f" {arrow} {number(low)}–{number(high)}" for name, low, high in far.itertuples()}
     means["text"] = [name.split(":")[-1] + beyond.get(name, "") for name in means["optimizer"]]
     means["label"] = _label_places(means, ends)
@@ -56,7 +56,6 @@ def frontier(section: Section, draw: Draw) -> Figure | None:
     x = x.scale(domain=[-0.04 * widest, 1.06 * widest], nice=False, zero=False)
     y = within("at:Q", name_metric(section, "test"), ends)
     at: dict[str, Any] = {"x": x, "y": y}
-    shown, mean = seeds[seeds["value"] == seeds["at"]], means[means["value"] == means["at"]]
     tip = ("optimizer:N", "bytes:Q", alt.Tooltip("value:Q", title=f"mean {metric.name}"))
     steps = alt.Chart(line).mark_line(style="frontier", interpolate="step-after")
     stems = alt.Chart(means).mark_rule(style="frontier", strokeDash=[1, 0], strokeWidth=0.6)
@@ -65,17 +64,16 @@ def frontier(section: Section, draw: Draw) -> Figure | None:
         draw.points(means, 38, *tip[:2], "value:Q", at=shown).encode(**at, opacity=opacity(0.45)),
         stems.encode(**at, y2="label:Q"),
         draw.points(means, 150, *tip, alt.Tooltip("spread:N", title="±"), at=mean).encode(**at),
-        *draw.outside(seeds[seeds["value"] != seeds["at"]], x, y, metric.lower_is_better)[:1],
+        *draw.outside(outside, x, y, metric.lower_is_better)[:1],
     ]
     # On a phone the plot is about 250 pixels wide, and a letter 7.5.
     room = 250 * (1 - means["bytes"] / (1.1 * widest))
     for left, side in means.groupby(room < 20 + 7.5 * means["text"].str.len()):
         # Above the mark, because the frontier runs beside it.
-        label = alt.Chart(side).mark_text(
-            align="right" if left else "left", dx=-9 if left else 9, dy=-9, fontWeight=600
-        )
+        place: dict[str, Any] = {"align": "right", "dx": -9} if left else {"align": "left", "dx": 9}
+        label = alt.Chart(side).mark_text(dy=-9, fontWeight=600, **place)
         charts.append(label.encode(x=x, y="label:Q", text="text:N", opacity=opacity(1)))
-    each = "; ".join(f"{r.optimizer} {number(r.state_bytes)} bytes, {number(r.test.mean, 4)}" for r in rows)
+    values = "; ".join(f"{r.optimizer} {number(r.state_bytes)} bytes, {number(r.test.mean, 4)}" for r in rows)
     missing = ", ".join(row.optimizer for row in section.rows if not row.test.finite)
     return Figure(
         "frontier",
@@ -84,9 +82,9 @@ def frontier(section: Section, draw: Draw) -> Figure | None:
         f"{'down' if metric.lower_is_better else 'up'} is better. On the dashed frontier no other optimizer "
         "is better with as little state."
         + (f" Not drawn, for lack of a final result: {missing}." if missing else ""),
-        f"State per parameter and mean {metric.name} on test data: {each}. On the frontier: "
+        f"State per parameter and mean {metric.name} on test data: {values}. On the frontier: "
         f"{', '.join(line['optimizer'])}.",
-        [panel(layer(charts), _HEIGHT, zoom=True)],
+        [panel(charts, _HEIGHT, zoom=True)],
         seeds.drop(columns="at"),
     )
 
@@ -95,8 +93,9 @@ def curves(section: Section, draw: Draw) -> Figure | None:
     """Draw the metric against steps and against seconds, and the training loss."""
     experiment, metric = section.experiment, section.experiment.metric
     final = tuned(experiment, section.trials)
-    evaluated = frame.evaluations(final["record"], metric.name)
-    losses = finite(frame.losses(final["record"]))
+    records, name = final["record"], metric.name
+    evaluated = frame.points(records, lambda r: [(e.step, e.seconds, e.metrics[name]) for e in r.validation])
+    losses = finite(frame.points(records, lambda r: r.training_loss))
     seconds = {row.optimizer: row.cost.step_ms / 1000 if row.cost else math.nan for row in section.rows}
     timed = not any(math.isnan(seconds[name]) for name in evaluated["optimizer"].unique())
     if timed:
@@ -113,24 +112,19 @@ def curves(section: Section, draw: Draw) -> Figure | None:
     loss = within("value:Q", "training loss", drawn_range(losses[losses["step"] >= late]["value"], True))
     rule = alt.Chart(goals).mark_rule(style="frontier").encode(y=y)
     panels = []
-    for table, name, field, title, axis, more in (
-        (evaluated, metric.name, "step", "steps", y, [rule]),
-        (evaluated, metric.name, "seconds", "seconds of training", y, [rule]),
+    for table, what, field, title, axis, more in (
+        (evaluated, name, "step", "steps", y, [rule]),
+        (evaluated, name, "seconds", "seconds of training", y, [rule]),
         (losses, "training loss", "step", "steps", loss, []),
     ):
         x = alt.X(f"{field}:Q", title=title).scale(nice=False, padding=8)
         drawn = draw.lines(table, x, axis, "optimizer:N", "step:Q", "value:Q", "seconds:Q")
         if not table.empty:
-            panels.append(panel(layer([*drawn, *more]), 300, f"{name} against {title}", zoom=True))
+            panels.append(panel([*drawn, *more], 300, f"{what} against {title}", zoom=True))
     last = final.groupby("optimizer")["validation"].mean()
-    reached = {
-        row.optimizer: f" and reaches the target after {number(row.steps_to_target, 4)} steps"
-        for row in section.rows
-        if row.steps_to_target > 0
-    }
-    each = "; ".join(
-        f"{name} ends at {number(value, 4)}{reached.get(name, '')}" for name, value in last.items()
-    )
+    steps = {row.optimizer: number(row.steps_to_target, 4) for row in section.rows if row.steps_to_target > 0}
+    reached = {name: f" and reaches the target after {number} steps" for name, number in steps.items()}
+    each = "; ".join(f"{n} ends at {number(value, 4)}{reached.get(n, '')}" for n, value in last.items())
     return Figure(
         "curves",
         "Over steps and seconds",
@@ -157,19 +151,16 @@ def horizon(section: Section, draw: Draw) -> Figure | None:
     x = alt.X("step:Q", title="steps planned", axis=axis).scale(type="log", nice=False, padding=10)
     ends = drawn_range(points["value"], section.experiment.metric.lower_is_better)
     y = within("value:Q", name_metric(section, "test"), ends)
-    each = "; ".join(
-        f"{name} "
-        + ", ".join(
-            f"{number(value, 4)} at {steps}" for steps, value in zip(own["step"], own["value"], strict=True)
-        )
-        for name, own in over_seeds(points).groupby("optimizer")
-    )
+    means = over_seeds(points)
+    pairs = zip(means["value"], means["step"], strict=True)
+    means["text"] = [f"{number(value, 4)} at {step}" for value, step in pairs]
+    each = "; ".join(f"{name} {', '.join(own['text'])}" for name, own in means.groupby("optimizer"))
     return Figure(
         "horizon",
         "Short and long runs",
         "Each point is a run whose schedule ends there. Thin lines are seeds, thick ones their mean.",
         f"{section.experiment.metric.name} on test data against the steps of the run: {each}.",
-        [panel(layer(draw.lines(points, x, y, "optimizer:N", "step:Q", "value:Q")), 300, zoom=True)],
+        [panel(draw.lines(points, x, y, "optimizer:N", "step:Q", "value:Q"), 300, zoom=True)],
         points.drop(columns=["finished", "step"]),
     )
 
@@ -199,23 +190,23 @@ def costs(section: Section, draw: Draw) -> Figure | None:
         own = table[table["quantity"] == quantity]
         if own.empty:
             continue
-        if not several:
-            y = alt.Y("optimizer:N", title=None, sort=[*own.sort_values("value")["optimizer"]])
-            points = draw.points(own, 90, *tip).encode(
-                x=alt.X("value:Q", title=title, axis=short).scale(zero=True), y=y
+        if several:
+            x = alt.X("parameters:Q", title="parameters", axis=short).scale(
+                type="log", nice=False, padding=10
             )
-            panels.append(panel(layer([points]), 40 + 24 * own["optimizer"].nunique(), title))
-            continue
-        x = alt.X("parameters:Q", title="parameters", axis=short).scale(type="log", nice=False, padding=10)
-        at: dict[str, Any] = {"x": x, "y": alt.Y("value:Q", title=title, axis=short).scale(type="log")}
-        line = alt.Chart(own).mark_line(strokeWidth=1.6).encode(**at, color=draw.color(own))
-        measured, planned = (draw.points(own, 70, *tip, at=own[own["planned"] == p]) for p in (False, True))
+            y = alt.Y("value:Q", title=title, axis=short).scale(type="log")
+        else:
+            x = alt.X("value:Q", title=title, axis=short).scale(zero=True)
+            y = alt.Y("optimizer:N", title=None, sort=[*own.sort_values("value")["optimizer"]])
+        line = alt.Chart(own if several else own[:0]).mark_line(strokeWidth=1.6)
+        measured, planned = (draw.points(own, 80, *tip, at=own[own["planned"] == p]) for p in (False, True))
         charts = [
-            line.encode(strokeDash=draw.dash(), opacity=opacity(0.8)),
-            measured.encode(**at),
-            planned.mark_point(size=70, filled=False, strokeWidth=1.8).encode(**at),
+            line.encode(color=draw.color(own), strokeDash=draw.dash(), opacity=opacity(0.8)),
+            measured,
+            planned.mark_point(size=80, filled=False, strokeWidth=1.8),
         ]
-        panels.append(panel(layer(charts), 300, title, zoom=True))
+        height = 300 if several else 40 + 24 * own["optimizer"].nunique()
+        panels.append(panel([each.encode(x=x, y=y) for each in charts], height, title, zoom=several))
     last = table[table["parameters"] == table["parameters"].max()]
     each = "; ".join(
         f"{name} {title} {number(value)}"
@@ -242,16 +233,17 @@ def series(section: Section, draw: Draw) -> list[Figure]:
 
     With more than twelve tensors there is a panel per optimizer instead, with a line per tensor.
     """
-    points = finite(frame.series(section.records))
-    if points.empty:
-        return []
-    if (points["phase"] == "tuned").any():
-        points = points[points["phase"] == "tuned"]
-    names = points["name"].str.partition("/")
-    points = points.assign(quantity=names[0], tensor=names[2])
-    by = ["quantity", "optimizer", "tensor", "step"]
+    measured = [record for record in section.records if record.series]
+    rows = [
+        (*name.partition("/")[::2], record.optimizer, step, value)
+        for record in [r for r in measured if r.phase == "tuned"] or measured
+        for name, points in record.series.items()
+        for step, value in points
+    ]
+    by = ["quantity", "tensor", "optimizer", "step"]
+    table = finite(pd.DataFrame(rows, columns=[*by, "value"]))
     made = []
-    for quantity, means in points.groupby(by, as_index=False)["value"].mean().groupby("quantity"):
+    for quantity, means in table.groupby(by, as_index=False)["value"].mean().groupby("quantity"):
         low, high = means["value"].min(), means["value"].max()
         wide, many = low > 0 and high > 30 * low, means["tensor"].nunique() > 12
         scale = alt.Scale(domain=[low, high], **({"type": "log"} if wide else {"zero": False}))
@@ -262,12 +254,10 @@ def series(section: Section, draw: Draw) -> list[Figure]:
         for name, own in means.groupby("optimizer" if many else "tensor"):
             thin = alt.Chart(own).mark_line(strokeWidth=1).encode(x=x, y=y, detail="tensor:N")
             thin = thin.encode(color=draw.color(), opacity=opacity(0.7), tooltip=[*tip])
-            drawn = layer([thin] if many else draw.lines(own, x, y, *tip))
+            drawn = [thin] if many else draw.lines(own, x, y, *tip)
             panels.append(panel(drawn, 190, str(name or quantity), optimizer=str(name) if many else ""))
-        spans = means.groupby("optimizer")["value"].agg(["min", "max"]).iterrows()
-        each = "; ".join(
-            f"{name} from {number(span['min'])} to {number(span['max'])}" for name, span in spans
-        )
+        spans = means.groupby("optimizer")["value"].agg(["min", "max"]).itertuples()
+        each = "; ".join(f"{name} from {number(least)} to {number(most)}" for name, least, most in spans)
         made.append(
             Figure(
                 "series-" + "".join(c if c.isalnum() else "-" for c in str(quantity)),

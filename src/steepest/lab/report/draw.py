@@ -93,11 +93,9 @@ class Draw:
 
     def points(self, table: pd.DataFrame, size: int, *tip: Tip, at: pd.DataFrame | None = None) -> Any:
         """Draw a point per row of `at`, by default of the table, which determines the legend."""
-        return (
-            alt.Chart(table if at is None else at)
-            .mark_point(size=size)
-            .encode(color=self.color(table), shape=self.shape(table), opacity=opacity(1), tooltip=[*tip])
-        )
+        points = alt.Chart(table if at is None else at).mark_point(size=size)
+        color, shape = self.color(table), self.shape(table)
+        return points.encode(color=color, shape=shape, opacity=opacity(1), tooltip=[*tip])
 
     def lines(self, table: pd.DataFrame, x: alt.X, y: alt.Y, *tip: Tip) -> list[alt.Chart]:
         """Draw a thin line per seed and the means on top; without seeds, the rows are the means."""
@@ -130,13 +128,12 @@ class Draw:
         ]
 
 
-def layer(charts: Sequence[alt.Chart]) -> alt.LayerChart:
-    """Return the charts on top of each other, without those that have no data, of which Vega warns."""
-    return alt.LayerChart(layer=[chart for chart in charts if len(chart.data)])
-
-
-def panel(chart: alt.LayerChart, height: int, *title: str, zoom: bool = False, optimizer: str = "") -> Spec:
-    """Return a chart as a panel of a figure, with title and subtitle; it may show one `optimizer` alone."""
+def panel(
+    charts: Sequence[alt.Chart], height: int, *title: str, zoom: bool = False, optimizer: str = ""
+) -> Spec:
+    """Return charts on top of each other, with title and subtitle; they may show one `optimizer` alone."""
+    # Vega warns of those without data.
+    chart = alt.LayerChart(layer=[each for each in charts if len(each.data)])
     if zoom:
         moved = "[pointerdown[event.shiftKey], window:pointerup] > window:pointermove!"
         zoomed = alt.selection_interval(bind="scales", translate=moved, zoom="wheel![event.shiftKey]")

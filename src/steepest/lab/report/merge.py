@@ -71,12 +71,10 @@ def load(directories: Iterable[str | Path]) -> list[Section]:
         experiment, records = Experiment.load(directory), read_records(directory)
         key = experiment.model_dump_json(exclude=RUN_FIELDS | {"name", "title", "baseline"})
         command = f"{experiment.command}  (revision {experiment.revision})"
-        if (first := sections.get(key)) is None:
-            sections[key] = Section(experiment, frame.distinct(records), [command])
-            continue
+        first = sections.setdefault(key, Section(experiment, [], []))
+        first.experiment = first.experiment.joined(experiment)
         first.records = frame.distinct([*first.records, *records])
         first.commands = list(dict.fromkeys([*first.commands, command]))
-        first.experiment = first.experiment.joined(experiment)
     first_of: dict[str, Section] = {}
     for section in sections.values():
         same = section.experiment.model_dump_json(include={"kind", "task", "config", "metrics"})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import gzip
 import json
-import math
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -84,12 +83,11 @@ def _vega() -> str:
     ).decode()
 
 
-def _short(value: Any) -> Any:
+def _short(payload: object) -> Any:
     """Round numbers to seven digits, make NaN null, and drop legends, as the page has its own."""
-    if isinstance(value, dict):
-        return {key: None if key == "legend" else _short(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_short(item) for item in value]
-    if isinstance(value, float):
-        return float(f"{value:.7g}") if math.isfinite(value) else None
-    return value
+    return json.loads(
+        json.dumps(payload),
+        parse_float=lambda text: float(f"{float(text):.7g}"),
+        parse_constant=lambda text: None,
+        object_hook=lambda value: {**value, "legend": None} if "legend" in value else value,
+    )

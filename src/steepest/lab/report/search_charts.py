@@ -9,7 +9,7 @@ import altair as alt
 import pandas as pd
 
 from ..analysis.ranking import cells, good_region
-from .draw import Draw, Figure, drawn_range, layer, opacity, panel, within
+from .draw import Draw, Figure, drawn_range, opacity, panel, within
 from .merge import Section
 from .table import decimals, number
 
@@ -51,10 +51,9 @@ def over(section: Section, draw: Draw, name: str) -> Figure | None:
         x = alt.X(f"{name}:Q", axis=axis).scale(type="log", domain=ends, nice=False)
         inside, diverged = own[own["value"] == own["at"]], own[own["value"].isna()]
         trial: dict[str, Any] = {"x": x, "y": y, "tooltip": tip, "opacity": opacity(0.85)}
-        cross = alt.Chart(diverged).mark_point(
-            size=70, shape=CROSS, filled=False, strokeWidth=2, style="outline"
-        )
-        ring = alt.Chart(inside[inside["chosen"]]).mark_point(size=230, style="outline", filled=False)
+        outline: dict[str, Any] = {"style": "outline", "filled": False}
+        cross = alt.Chart(diverged).mark_point(size=70, shape=CROSS, strokeWidth=2, **outline)
+        ring = alt.Chart(inside[inside["chosen"]]).mark_point(size=230, **outline)
         charts = [
             alt.Chart(inside).mark_point(size=60).encode(**trial, color=draw.color(), shape=draw.shape()),
             cross.encode(**trial),
@@ -62,7 +61,7 @@ def over(section: Section, draw: Draw, name: str) -> Figure | None:
             *draw.outside(own[own["value"].notna() & (own["value"] != own["at"])], x, y, lower),
         ]
         at = ", ".join(f"{k.replace('_', ' ')} {v:.3g}" for k, v in row.best.items()) or "all diverged"
-        panels.append(panel(layer(charts), 190, row.optimizer, at, optimizer=row.optimizer))
+        panels.append(panel(charts, 190, row.optimizer, at, optimizer=row.optimizer))
         words.append(f"{row.optimizer}: best at {at}; {len(diverged)} of {len(own)} diverged")
     return Figure(
         "search" if name == "lr" else f"search-{name}",
@@ -102,9 +101,8 @@ def heat_maps(section: Section) -> Figure | None:
         x, y = names[:2]
         own = own.assign(score=own["validation"].map(metric.score), good=good_region(section.experiment, own))
         # Of further hyper-parameters, a cell shows the best setting.
-        grid = (
-            own.sort_values("score").groupby([x, y], as_index=False).first().assign(optimizer=row.optimizer)
-        )
+        grid = own.sort_values("score").groupby([x, y], as_index=False).first()
+        grid["optimizer"] = row.optimizer
         best, worst = grid["score"].min(), drawn_range(own["score"], True)[1]
         grid["shade"] = ((worst - grid["score"]) / ((worst - best) or 1)).clip(0, 1)
         grid["text"] = ["×" if math.isnan(value) else f"{value:.{places}f}" for value in grid["validation"]]
@@ -112,24 +110,21 @@ def heat_maps(section: Section) -> Figure | None:
         columns = alt.X(f"{x}:O", title=x.replace("_", " "), axis=alt.Axis(format="~g", labelAngle=0))
         rows = alt.Y(f"{y}:O", title=y.replace("_", " "), sort="descending", axis=alt.Axis(format="~g"))
         value, good = alt.Tooltip("text:N", title=metric.name), alt.Tooltip("good:N", title="within 1 %")
-
-        def cell(table: pd.DataFrame, columns: alt.X = columns, rows: alt.Y = rows) -> Any:
-            return alt.Chart(table).encode(x=columns, y=rows)
-
-        trained = cell(grid[~grid["diverged"]])
+        trained = alt.Chart(grid[~grid["diverged"]])
         shade = alt.Color("shade:Q", legend=None).scale(scheme="cividis", domain=[0, 1])
         ink = alt.ColorValue("#ffffff", condition={"test": "datum.shade > 0.5", "value": "#000000"})
         tip = ["optimizer:N", f"{x}:Q", f"{y}:Q", value, good]
         charts = [
-            cell(grid).mark_rect(style="empty").encode(tooltip=tip),
+            alt.Chart(grid).mark_rect(style="empty").encode(tooltip=tip),
             trained.mark_rect().encode(color=shade, tooltip=tip),
             trained.mark_text(fontSize=11).encode(text="text:N", color=ink),
-            cell(grid[grid["diverged"]]).mark_text(fontSize=13).encode(text="text:N"),
-            cell(grid[grid["good"]]).mark_rect(style="outline", filled=False, strokeDash=[3, 2]),
-            cell(grid[grid["best"]]).mark_rect(style="outline", filled=False, strokeWidth=3),
+            alt.Chart(grid[grid["diverged"]]).mark_text(fontSize=13).encode(text="text:N"),
+            alt.Chart(grid[grid["good"]]).mark_rect(style="outline", filled=False, strokeDash=[3, 2]),
+            alt.Chart(grid[grid["best"]]).mark_rect(style="outline", filled=False, strokeWidth=3),
         ]
         share, height = f"{row.good_cells} of {row.cells} cells within 1 %", 45 + 34 * grid[y].nunique()
-        panels.append(panel(layer(charts), height, row.optimizer, share, optimizer=row.optimizer))
+        drawn = [each.encode(x=columns, y=rows) for each in charts]
+        panels.append(panel(drawn, height, row.optimizer, share, optimizer=row.optimizer))
         at = ", ".join(f"{x} {cell[x]:g}, {y} {cell[y]:g}" for _, cell in grid[grid["best"]].iterrows())
         words.append(f"{row.optimizer}: best {number(metric.score(best), 4)} at {at or 'none'}; {share}")
         tables.append(grid.drop(columns=["score", "shade", "text"]))

@@ -77,7 +77,8 @@ def columns(section: Section) -> list[Column]:
     places = decimals([row.test for row in rows])
     made: list[Column] = []
 
-    def add(rank: int, header: str, help: str, cells: Sequence[str], keys: Sequence[float]) -> None:
+    def add(rank: int, header: str, help: str, keys: Sequence[float], cells: Sequence[str] = ()) -> None:
+        cells = cells or [number(key) for key in keys]
         if any(cells):
             made.append(Column(header, help, [*cells], [*keys], rank))
 
@@ -88,45 +89,43 @@ def columns(section: Section) -> list[Column]:
     unit, tie = f" [{metric.unit}]" if metric.unit else "", f"{_SPACE}="
     help = f"{better(metric)} “=” marks a tie with the first row: no difference at p < {SIGNIFICANT}."
     cells = [estimate(row.test, places) + tie * row.tie for row in rows]
-    add(0, f"test {metric.name}{unit}", help, cells, [row.test.mean for row in rows])
+    add(0, f"test {metric.name}{unit}", help, [row.test.mean for row in rows], cells)
     for other in experiment.metrics[1:]:
         values = [row.others[other.name] for row in rows]
         cells = [estimate(value, decimals(values)) for value in values]
-        add(5, f"test {other.name}", better(other), cells, [value.mean for value in values])
+        add(5, f"test {other.name}", better(other), [value.mean for value in values], cells)
     help = "The same with the optimizer's own defaults."
     cells = [estimate(row.untuned, places) for row in rows]
-    add(3, "untuned", help, cells, [row.untuned.mean for row in rows])
+    add(3, "untuned", help, [row.untuned.mean for row in rows], cells)
     for name in dict.fromkeys(name for row in rows for name in row.best):
         keys = [row.best.get(name, math.nan) for row in rows]
         arrows = [_SPACE + ARROWS[row.edges[name]] if name in row.edges else "" for row in rows]
         cells = [number(key) + arrow for key, arrow in zip(keys, arrows, strict=True)]
         help = "The search's choice. ↑ ↓: the highest or lowest value tried; a better may lie beyond."
-        add(1 if name == "lr" else 2, f"best {name.replace('_', ' ')}", help, cells, keys)
-    keys = [row.state_bytes for row in rows]
+        add(1 if name == "lr" else 2, f"best {name.replace('_', ' ')}", help, keys, cells)
     help = "Bytes of optimizer state per parameter, measured on its tensors after training."
-    add(0, "state B/param", help, [number(key) for key in keys], keys)
-    keys = [row.cost.optimizer_ms or math.nan if row.cost else math.nan for row in rows]
+    add(0, "state B/param", help, [row.state_bytes for row in rows])
     help = "Median milliseconds of optimizer.step(); all optimizers took turns on one model."
-    add(1, "step ms", help, [number(key) for key in keys], keys)
+    add(1, "step ms", help, [(row.cost and row.cost.optimizer_ms) or math.nan for row in rows])
     keys = [row.step_ratio for row in rows]
     cells = ["" if math.isnan(key) else f"{key:.2f}" for key in keys]
-    add(4, f"× {base}", f"Step time divided by {base}'s.", cells, keys)
+    add(4, f"× {base}", f"Step time divided by {base}'s.", keys, cells)
     none = "–" if base else ""
     keys = [row.steps_to_target for row in rows]
     cells = [none if math.isnan(key) else f"{key:,.0f}" for key in keys]
     help = f"Steps after which the mean curve reaches {base}'s final value on validation data."
-    add(2, f"steps to {base}'s", help, cells, keys)
+    add(2, f"steps to {base}'s", help, keys, cells)
     keys = [row.seconds_to_target for row in rows]
     help = "These steps × the timed milliseconds of a training step."
-    add(1, f"seconds to {base}'s", help, [number(key) or none for key in keys], keys)
+    add(1, f"seconds to {base}'s", help, keys, [number(key) or none for key in keys])
     marks = [f" {'✓' if row.decayed_reaches else '✗'}" if row.decayed.values else "" for row in rows]
     cells = [estimate(row.decayed, places) + mark for row, mark in zip(rows, marks, strict=True)]
     help = f"Test {metric.name} if the schedule ends at that step. ✓: its validation mean reaches the target."
-    add(6, "decayed there", help, cells, [row.decayed.mean for row in rows])
+    add(6, "decayed there", help, [row.decayed.mean for row in rows], cells)
     if experiment.kind != "race" and max((row.cells for row in rows), default=0) > 2:
         keys = [row.good_cells / max(1, row.cells) for row in rows]
         cells = [f"{row.good_cells} of {row.cells} ({key:.0%})" for row, key in zip(rows, keys, strict=True)]
-        add(3, "good region", "Settings of the search within 1 % of the best one, of all tried.", cells, keys)
+        add(3, "good region", "Settings of the search within 1 % of the best one, of all tried.", keys, cells)
     return made
 
 
@@ -140,13 +139,9 @@ def verdict(section: Section) -> str:
     first, places = ranked[0], decimals([row.test for row in rows])
     tied = [row.optimizer for row in ranked[1:] if row.tie]
     best = f"the best {experiment.metric.name} on test data"
-    text = f"{first.optimizer} has {best}, {estimate(first.test, places)}"
-    if first.wins:
-        text += ", and differs from all others."
-    elif tied:
-        text += f", but cannot be told from {', '.join(tied)}."
-    else:
-        text += "."
+    others = f", but cannot be told from {', '.join(tied)}" if tied else ""
+    others = ", and differs from all others" if first.wins else others
+    text = f"{first.optimizer} has {best}, {estimate(first.test, places)}{others}."
     # That a noisy mean cannot be told from the first does not make it as good.
     near = [row for row in ranked if row.tie and abs(row.test.mean - first.test.mean) <= 2 * first.test.std]
     small = min([first, *near], key=lambda row: row.state_bytes)

@@ -97,18 +97,16 @@ def config(styles: Mapping[str, Style], mode: Mode) -> dict[str, Any]:
     labels = {"labelColor": page["text"], "labelFontSize": 12}
     titles = {"titleColor": page["text"], "titleFontSize": 12, "titleFontWeight": "normal"}
     lines = {"gridColor": page["line"], "gridOpacity": 0.7, "domainColor": page["muted"]}
-    subtitles = {"subtitleColor": page["muted"], "subtitleFontSize": 12}
+    ticks = {"tickColor": page["muted"], "labelOverlap": True, "labelSeparation": 5}
+    title = {"color": page["text"], "fontSize": 13, "fontWeight": 600, "anchor": "start", "offset": 8}
+    subtitle = {"subtitleColor": page["muted"], "subtitleFontSize": 12}
     return {
         "background": page["background"],
         "font": FONT,
         "range": {"category": [getattr(style, mode) for style in styles.values()]},
-        "axis": labels
-        | titles
-        | lines
-        | {"tickColor": page["muted"], "labelOverlap": True, "labelSeparation": 5},
+        "axis": labels | titles | lines | ticks,
         "legend": {**labels, "symbolSize": 90, "symbolOpacity": 1},
-        "title": {"color": page["text"], "fontSize": 13, "fontWeight": 600, "anchor": "start", "offset": 8}
-        | subtitles,
+        "title": title | subtitle,
         "text": {"color": page["text"], "fontSize": 12},
         "view": {"stroke": None},
         "point": {"filled": True},

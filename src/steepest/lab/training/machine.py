@@ -9,11 +9,19 @@ import re
 import shlex
 import subprocess
 import sys
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import steepest
+
+
+def provenance(device: torch.device) -> dict[str, Any]:
+    """Return the fields of an experiment that say when, where and from which code and command it came."""
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return {"command": command(), "revision": revision(), "machine": describe(device), "created": now}
 
 
 def describe(device: torch.device) -> dict[str, str | int]:
