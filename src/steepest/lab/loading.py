@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import pkgutil
+import importlib
 import sys
+from operator import attrgetter
 from typing import Any
 
 from .errors import LabError
@@ -19,11 +20,12 @@ def load(entry: str) -> Any:
         >>> load("pathlib:Path.home").__name__
         'home'
     """
+    module, _, attribute = entry.partition(":")
     # The `steepest` script has its own folder on the path, not the current one.
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
-        return pkgutil.resolve_name(entry)
+        return attrgetter(attribute)(importlib.import_module(module))
     # The module is the user's: importing it may raise anything.
     except Exception as error:
         raise LabError(f"cannot load {entry!r}: {type(error).__name__}: {error}") from error
