@@ -6,6 +6,7 @@ import getpass
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -55,7 +56,7 @@ def postgres() -> Iterator[str]:
         yield url
     finally:
         pid = int((home / "data" / "postmaster.pid").read_text().split()[0])
-        os.kill(pid, 2)
+        os.kill(pid, signal.SIGQUIT)  # at once, as nobody needs the data
         process.wait(20)
         shutil.rmtree(home)
 
@@ -94,10 +95,36 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, name, getattr(module, name))  # `work` sets them; this restores them
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, worker_job.__file__, *arguments], stdout=subprocess.PIPE, text=True
-    )
+class Worker:
+    """Another process, for one experiment after the other: it takes seconds to import torch."""
+
+    def __init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, worker_job.__file__]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def begin(self, directory: Path, url: str, hang: bool = False) -> None:
+        if self.process.poll() is not None:
+            self.start()
+        assert self.process.stdin is not None
+        print(json.dumps([str(directory), url, hang]), file=self.process.stdin, flush=True)
+
+    def said(self) -> Any:
+        assert self.process.stdout is not None
+        return json.loads(self.process.stdout.readline())
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def worker() -> Iterator[Worker]:
+    worker = Worker()
+    yield worker
+    worker.kill()
 
 
 def key(record: Record) -> list[Any]:
@@ -119,33 +146,26 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
         ).records
 
 
-def test_two_processes_share_the_trials(url: str, tmp_path: Path, alone: list[Record]) -> None:
-    other = start(str(tmp_path), url)
-    assert other.stdout is not None
-    theirs = [json.loads(other.stdout.readline())]
+def test_two_processes_share_the_trials(
+    worker: Worker, url: str, tmp_path: Path, alone: list[Record]
+) -> None:
+    worker.begin(tmp_path, url)
+    theirs = [worker.said()]
     tell = worker_job.Tell()
     result = worker_job.work(tmp_path, url, tell)
-    rest, _ = other.communicate(timeout=60)
-    assert other.returncode == 0
-    theirs += [json.loads(line) for line in rest.splitlines()]
-    assert theirs
+    theirs += iter(worker.said, "done")
     assert tell.begun
     assert Counter(map(str, theirs + tell.begun)) == Counter(str(key(record)) for record in result.records)
     assert len(result.records) == 6 + 2 + 2
     assert sorted(outcome(result.records), key=str) == sorted(outcome(alone), key=str)
 
 
-def test_the_trial_of_a_killed_worker_is_run_again(url: str, tmp_path: Path, alone: list[Record]) -> None:
-    other = start(str(tmp_path), url, "hang")
-    assert other.stdout is not None
-    theirs: list[Any] = []
-    for line in other.stdout:
-        theirs.append(json.loads(line))
-        if theirs[-1] == "hangs":
-            break
-    other.kill()
-    other.communicate(timeout=60)
-    done, killed, _ = theirs
+def test_the_trial_of_a_killed_worker_is_run_again(
+    worker: Worker, url: str, tmp_path: Path, alone: list[Record]
+) -> None:
+    worker.begin(tmp_path, url, hang=True)
+    done, killed = iter(worker.said, "hangs")
+    worker.kill()
     tell = worker_job.Tell()
     result = worker_job.work(tmp_path, url, tell)
     assert killed in tell.begun

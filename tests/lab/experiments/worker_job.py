@@ -1,6 +1,6 @@
-"""One worker of an experiment, as a process: `python worker_job.py DIRECTORY STORAGE [hang]`.
+"""A worker as a process: for every line [directory, storage, hang] it reads, it works on that experiment.
 
-It prints a line for every trial it begins. With `hang`, its second trial never ends.
+It prints a line for every trial it begins, and "done" in the end. With `hang`, its second trial never ends.
 """
 
 from __future__ import annotations
@@ -67,18 +67,23 @@ def work(directory: Path, url: str | None, callback: Callback, task: Task[Tensor
     )
 
 
-if __name__ == "__main__":
+def main() -> None:
     torch.set_num_threads(1)
-    tell = Tell()
-    task = make_task()
-    if "hang" in sys.argv:
+    # They take long to import, and training needs neither.
+    assert not {"pandas", "altair"} & sys.modules.keys()
+    for line in sys.stdin:
+        directory, url, hang = json.loads(line)
+        tell, task = Tell(), make_task()
 
-        def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        def loss(model: nn.Module, batch: Tensor, task: Task[Tensor] = task, tell: Tell = tell) -> Tensor:
             if len(tell.begun) == 2:
                 print('"hangs"', flush=True)
                 time.sleep(600)
             return task.loss(model, batch)
 
-        work(Path(sys.argv[1]), sys.argv[2], tell, replace(task, loss=loss))
-    else:
-        work(Path(sys.argv[1]), sys.argv[2], tell)
+        work(Path(directory), url, tell, replace(task, loss=loss) if hang else task)
+        print('"done"', flush=True)
+
+
+if __name__ == "__main__":
+    main()
