@@ -110,6 +110,11 @@ class Record(_Model):
             return math.nan
         return next(e.metrics[metric] for e in self.validation if e.step == self.chosen_step)
 
+    def score(self, metric: Metric) -> float:
+        """Return what a search minimizes: the score, at worst the untrained model's; diverging has that."""
+        untrained = metric.score(self.validation[0].metrics[metric.name])
+        return min(metric.score(self.validated(metric.name)), untrained) if self.finished else untrained
+
 
 class Cost(_Model):
     """What one optimizer's step costs on one model; all optimizers were timed in turns."""

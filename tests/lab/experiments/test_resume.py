@@ -177,6 +177,41 @@ def finished(plane: Task[Tensor], tmp_path_factory: pytest.TempPathFactory) -> P
     return path
 
 
+@pytest.mark.parametrize("space", [{"lr": [0.01, 0.1]}, {"lr": (1e-3, 1.0)}])
+def test_a_copy_without_its_database_goes_on_as_the_original(
+    space: Any, plane: Task[Tensor], tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"space": space, "trials": 5, "timing_seconds": 1e-3}
+    with pytest.raises(KeyboardInterrupt):
+        run_sweep(plane, tmp_path / "first", callback=StopAfter(2), **options)
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in ("experiment.json", "records.jsonl"):
+        (copy / name).write_bytes((tmp_path / "first" / name).read_bytes())
+    kept = read_records(copy)
+    whole = run_sweep(plane, tmp_path / "first", **options)
+    resumed = run_sweep(plane, copy, **options)
+    assert len(kept) == 2
+    assert resumed.records[: len(kept)] == kept
+    same = {"experiment": ""}
+    assert [r.model_copy(update=same) for r in outcome(resumed.records)] == [
+        r.model_copy(update=same) for r in outcome(whole.records)
+    ]
+
+
+def test_the_files_of_a_running_experiment_have_its_finished_trials(
+    plane: Task[Tensor], tmp_path: Path
+) -> None:
+    seen = []
+
+    class Count(Callback):
+        def on_trial_end(self, record: Record) -> None:
+            seen.append(len(read_records(tmp_path)))
+
+    run_sweep(plane, tmp_path, callback=Count())
+    assert seen == [1, 2, 3, 4]
+
+
 @pytest.mark.parametrize("elsewhere", [False, True])
 def test_fresh_starts_over_in_any_storage_and_spares_other_files(
     elsewhere: bool, plane: Task[Tensor], tmp_path: Path

@@ -100,10 +100,12 @@ class Runner:
             self.callback.on_start(self.experiment, records)
             while True:
                 self.storage.refresh()
-                for record in self.records():
-                    if record.key not in shown:
-                        shown.add(record.key)
-                        self.callback.on_trial_end(record)
+                records = self.records()
+                if new := [record for record in records if record.key not in shown]:
+                    write_records(self.directory, records)
+                for record in new:
+                    shown.add(record.key)
+                    self.callback.on_trial_end(record)
                 # Asked first: a trial that another worker ends meanwhile may be what the next one waited for.
                 others_run = self._others_run()
                 trial = self._next_search() or self._next_final()
@@ -244,14 +246,13 @@ class Runner:
                 on_step=self.callback.on_step,
                 observe=None if searching else self.observe,
             )
-            # A search needs finite values; diverging is as bad as not training.
-            untrained = metric.score(record.validation[0].metrics[metric.name])
+            # A search needs finite values.
+            untrained = record.validation[0].metrics[metric.name]
             if not math.isfinite(untrained):
                 raise LabError(
                     f"task {self.task.name!r}: {metric.name} of the untrained model is {abs(untrained)}"
                 )
-            score = metric.score(record.validated(metric.name)) if record.finished else untrained
-            return min(score, untrained), record
+            return record.score(metric), record
 
         begun = self.storage.finished(label, "search") + self.storage.running(label, "search")
         sampler = make_sampler(self.experiment.search_seed, len(begun), anywhere=self._repeated)

@@ -16,13 +16,13 @@ from typing import Any
 import optuna
 from optuna.distributions import FloatDistribution
 from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic_core import PydanticSerializationError
 from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from ..errors import LabError
-from ..records import Experiment, Range, Record
+from ..records import EXPERIMENT_FILE, Experiment, Range, Record, read_records
 
 HEARTBEAT_SECONDS = 5
 GRACE_SECONDS = 20
@@ -72,6 +72,26 @@ class Storage:
                 optuna.delete_study(study_name=name, storage=self._storage)
         self._studies.clear()
         self.refresh()
+
+    def restore(self, directory: Path) -> None:
+        """Take in the experiment of a directory whose database is another one, or was not copied with it."""
+        if self.load_experiment() is not None or not (directory / EXPERIMENT_FILE).exists():
+            return
+        experiment = Experiment.load(directory).model_copy(update={"name": self.name})
+        for record in read_records(directory):
+            values: Mapping[str, float] = {"seed": float(record.seed)}
+            space: Mapping[str, Any] = dict.fromkeys(values)
+            if record.phase == "search":
+                values, space = record.searched, experiment.optimizers[record.optimizer].space
+            self.study(record.optimizer, record.phase).add_trial(
+                create_trial(
+                    value=record.score(experiment.metric),
+                    params=dict(values),
+                    distributions={**_distributions(space)},
+                    user_attrs={_RECORD: record.model_dump(mode="json")},
+                )
+            )
+        self.save_experiment(experiment)
 
     def refresh(self) -> None:
         """Forget what was read of the trials, so that the next call sees those of other workers."""
@@ -134,14 +154,14 @@ class Storage:
         study = self.study(optimizer, phase)
         # Not Optuna's queue of trials: another worker may take from it what this one has put there.
         study.sampler = PartialFixedSampler(dict(values), sampler or RandomSampler())
-        spaces = {name: FloatDistribution(each.low, each.high, log=True) for name, each in ranges.items()}
+        spaces = _distributions(ranges or dict.fromkeys(values))
         ran = False
 
         def body(trial: optuna.Trial) -> float:
             nonlocal ran
             chosen = {
                 name: trial.suggest_float(name, space.low, space.high, log=space.log)
-                for name, space in (spaces or dict.fromkeys(values, _ANY)).items()
+                for name, space in spaces.items()
             }
             others = study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.COMPLETE))
             if any(other.number < trial.number and other.params == trial.params for other in others):
@@ -162,6 +182,13 @@ class Storage:
         if key not in self._trials:
             self._trials[key] = self.study(optimizer, phase).get_trials(deepcopy=False)
         return [trial for trial in self._trials[key] if trial.state == state]
+
+
+def _distributions(space: Mapping[str, Range | object]) -> dict[str, FloatDistribution]:
+    return {
+        name: FloatDistribution(each.low, each.high, log=True) if isinstance(each, Range) else _ANY
+        for name, each in space.items()
+    }
 
 
 def _open(url: str) -> optuna.storages.RDBStorage:

@@ -70,7 +70,8 @@ def sweep(
     """Search hyper-parameters for each optimizer, equally, and train the best with other seeds.
 
     Every finished trial is kept at once. The same call resumes an interrupted sweep, joins one that another
-    process is working on, and adds optimizers or seeds to a finished one.
+    process is working on, and adds optimizers or seeds to a finished one. `experiment.json` and
+    `records.jsonl` suffice for that: a copy of the directory may leave the database out.
 
     Args:
         task: The training problem.
@@ -144,6 +145,8 @@ def sweep(
     store = Storage(directory, name or directory.name, storage)
     if fresh:
         store.clear()
+    else:
+        store.restore(directory)
     saved = store.load_experiment()
     known = set() if saved is None else {*saved.optimizers, *saved.not_run}
     candidates = entries if saved is None else {**saved.optimizers, **entries}
