@@ -5,13 +5,18 @@ weight decay, on a built-in task or on a `Task` of your own; `sweep` searches an
 them as `steepest race` and `steepest sweep`. `ranking` and `write_report` read what they leave on disk.
 """
 
-from .analysis.ranking import Row
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from .errors import LabError
 from .experiments.race import DEFAULT_OPTIMIZERS, race
 from .experiments.sweep import Result, sweep
 from .records import Experiment, Metric, Record
-from .report.results import ranking, write_report
 from .tasks.task import Task
+
+if TYPE_CHECKING:
+    from .analysis.ranking import Row
+    from .report.results import ranking, write_report
 
 __all__ = [
     "DEFAULT_OPTIMIZERS",
@@ -27,3 +32,10 @@ __all__ = [
     "sweep",
     "write_report",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # pandas and Altair take longer to import than the rest, and no worker needs them.
+    if name in ("Row", "ranking", "write_report"):
+        return getattr(import_module(".report.results", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
