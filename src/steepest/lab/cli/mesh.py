@@ -51,9 +51,10 @@ def parse_layout(text: str | None, mesh: Sequence[int]) -> list[str]:
     return words
 
 
-def placements(layout: Sequence[str]) -> list[Any]:
-    """Return torch's placements of such words."""
+def mesh_options(mesh: str, layout: str | None) -> dict[str, Any]:
+    """Return the arguments of `plan` and `plan_sharded` that say how parameters lie on a mesh."""
     from torch.distributed.tensor import Replicate, Shard
 
-    cuts = [_SHARD.fullmatch(word) for word in layout]
-    return [Replicate() if cut is None else Shard(int(cut[1])) for cut in cuts]
+    sizes = parse_mesh(mesh)
+    cuts = [_SHARD.fullmatch(word) for word in parse_layout(layout, sizes)]
+    return {"mesh": sizes, "placements": [Replicate() if cut is None else Shard(int(cut[1])) for cut in cuts]}
