@@ -38,14 +38,11 @@ def bench(
     """Measure the optimizers' steps on a model.
 
     Args:
-        model: A name of `MODELS`, a file of shapes, or `package.module:factory`; see `meta_model`.
-        optimizers: Names of ours, or `module:attribute`; see `resolve_optimizers`.
+        model, dtype: A name of `MODELS`, a file of shapes, or `package.module:factory`; see `meta_model`.
+        optimizers, settings: See `resolve_optimizers`.
         baseline: What the user has now, as an entry of `optimizers`.
-        settings: Hyper-parameters as `label.name=value`.
-        device, rounds, compiled: See `measure_costs`.
-        dtype: Dtype of parameters and gradients; see `meta_model`.
         out: Where `experiment.json` goes, if anywhere.
-        options: Passed to `measure_costs`, as `memory` and `on_progress`.
+        device, rounds, compiled, options: See `measure_costs`.
 
     Raises:
         LabError: the request is invalid, or the baseline cannot step.
