@@ -17,27 +17,18 @@ Positions = Literal["rotary", "learned"]
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The hyper-parameters of a `GPT`.
-
-    Args:
-        width: Features per position; a multiple of `heads`.
-        depth: Number of blocks.
-        heads: With rotary positions each must have an even width.
-        context: Maximum number of positions.
-        positions: "rotary" rotates queries and keys by their position; "learned" adds a learned vector
-            to each position.
-        tied: Whether the output layer shares the embedding's weights.
-
-    Raises:
-        ValueError: a size is not positive, or `width` is not divisible as described above.
-    """
+    """The sizes of a `GPT`; ``ValueError`` if one is not positive, or `width` not divisible by `heads`."""
 
     width: int = 96
     depth: int = 2
     heads: int = 4
+    """With rotary positions each must have an even width."""
     context: int = 64
+    """Maximum number of positions."""
     positions: Positions = "rotary"
+    """"rotary" rotates queries and keys by their position; "learned" adds a learned vector to each."""
     tied: bool = False
+    """Whether the output layer shares the embedding's weights."""
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "heads", "context"):

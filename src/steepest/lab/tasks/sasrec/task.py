@@ -26,7 +26,6 @@ METRICS = (
     Metric(name="HR@10", lower_is_better=False),
     Metric(name="loss"),
 )
-_BACK: dict[Split, int] = {"validation": 2, "test": 1}
 _REDRAWS = 3
 _STEPS = 1200
 _EPOCHS = 100
@@ -197,4 +196,4 @@ class TrainingData:
 def held_out_items(data: Interactions, maxlen: int, device: str | torch.device) -> dict[Split, HeldOut]:
     """Return the validation and test targets."""
     width = min(maxlen, int(data.lengths.max()) - 1)
-    return {split: HeldOut(data, back, width, device) for split, back in _BACK.items()}
+    return {"validation": HeldOut(data, 2, width, device), "test": HeldOut(data, 1, width, device)}
