@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import getpass
-import json
+import multiprocessing
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -94,10 +95,17 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, name, getattr(module, name))  # `work` sets them; this restores them
 
 
-def start(*arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, worker_job.__file__, *arguments], stdout=subprocess.PIPE, text=True
-    )
+# Each worker is forked from a process that has done nothing but import the lab, once for all tests.
+WORKERS = multiprocessing.get_context("forkserver")
+WORKERS.set_forkserver_preload(["steepest.lab"])
+
+
+def start(directory: Path, url: str, *, hang: bool = False) -> tuple[BaseProcess, Connection]:
+    ours, theirs = WORKERS.Pipe(duplex=False)
+    process = WORKERS.Process(target=worker_job.main, args=(directory, url, hang, theirs), daemon=True)
+    process.start()
+    theirs.close()
+    return process, ours
 
 
 def key(record: Record) -> list[Any]:
@@ -120,15 +128,17 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
 
 
 def test_two_processes_share_the_trials(url: str, tmp_path: Path, alone: list[Record]) -> None:
-    other = start(str(tmp_path), url)
-    assert other.stdout is not None
-    theirs = [json.loads(other.stdout.readline())]
+    other, told = start(tmp_path, url)
+    theirs = [told.recv()]
     tell = worker_job.Tell()
     result = worker_job.work(tmp_path, url, tell)
-    rest, _ = other.communicate(timeout=60)
-    assert other.returncode == 0
-    theirs += [json.loads(line) for line in rest.splitlines()]
-    assert theirs
+    other.join(60)
+    assert other.exitcode == 0
+    while told.poll():
+        try:
+            theirs.append(told.recv())
+        except EOFError:
+            break
     assert tell.begun
     assert Counter(map(str, theirs + tell.begun)) == Counter(str(key(record)) for record in result.records)
     assert len(result.records) == 6 + 2 + 2
@@ -136,16 +146,11 @@ def test_two_processes_share_the_trials(url: str, tmp_path: Path, alone: list[Re
 
 
 def test_the_trial_of_a_killed_worker_is_run_again(url: str, tmp_path: Path, alone: list[Record]) -> None:
-    other = start(str(tmp_path), url, "hang")
-    assert other.stdout is not None
-    theirs: list[Any] = []
-    for line in other.stdout:
-        theirs.append(json.loads(line))
-        if theirs[-1] == "hangs":
-            break
+    other, told = start(tmp_path, url, hang=True)
+    done, killed, hangs = (told.recv() for _ in range(3))
+    assert hangs == "hangs"
     other.kill()
-    other.communicate(timeout=60)
-    done, killed, _ = theirs
+    other.join(60)
     tell = worker_job.Tell()
     result = worker_job.work(tmp_path, url, tell)
     assert killed in tell.begun

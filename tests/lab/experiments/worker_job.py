@@ -1,14 +1,11 @@
-"""One worker of an experiment, as a process: `python worker_job.py DIRECTORY STORAGE [hang]`.
-
-It prints a line for every trial it begins. With `hang`, its second trial never ends.
-"""
+"""One worker of an experiment, as a process."""
 
 from __future__ import annotations
 
-import json
-import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +40,13 @@ def make_task(step_seconds: float = 0.01) -> Task[Tensor]:
 
 
 class Tell(Callback):
-    def __init__(self) -> None:
+    def __init__(self, tell: Callable[[Any], object] = lambda what: None) -> None:
         self.begun: list[list[Any]] = []
+        self.tell = tell
 
     def on_trial_start(self, trial: Trial) -> None:
         self.begun.append([trial.phase, trial.seed, trial.values.get("lr")])
-        print(json.dumps(self.begun[-1]), flush=True)
+        self.tell(self.begun[-1])
 
 
 def work(directory: Path, url: str | None, callback: Callback, task: Task[Tensor] | None = None) -> Result:
@@ -67,18 +65,16 @@ def work(directory: Path, url: str | None, callback: Callback, task: Task[Tensor
     )
 
 
-if __name__ == "__main__":
+def main(directory: Path, url: str, hang: bool, told: Connection) -> None:
+    """Work in a process of its own, and tell of every trial that begins; if `hang`, the second never ends."""
     torch.set_num_threads(1)
-    tell = Tell()
+    tell = Tell(told.send)
     task = make_task()
-    if "hang" in sys.argv:
 
-        def loss(model: nn.Module, batch: Tensor) -> Tensor:
-            if len(tell.begun) == 2:
-                print('"hangs"', flush=True)
-                time.sleep(600)
-            return task.loss(model, batch)
+    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        if hang and len(tell.begun) == 2:
+            told.send("hangs")
+            time.sleep(600)
+        return task.loss(model, batch)
 
-        work(Path(sys.argv[1]), sys.argv[2], tell, replace(task, loss=loss))
-    else:
-        work(Path(sys.argv[1]), sys.argv[2], tell)
+    work(directory, url, tell, replace(task, loss=loss))
