@@ -17,7 +17,7 @@ import steepest
 
 from ..errors import LabError
 from ..records import Cost
-from ..training.optimizers import OptimizerSpec
+from ..training.optimizers import OptimizerSpec, trainable
 from ..training.peak_memory import available_bytes, temporary_bytes
 from ..training.seeding import seeded
 from ..training.state_memory import state_bytes
@@ -82,7 +82,7 @@ def measure_costs(
         needs[spec.label], planned = _plan(model, spec, name, device)
         if planned is not None:
             found.costs[spec.label] = planned
-    weights = sum(2 * p.nbytes for p in model.parameters() if p.requires_grad)
+    weights = sum(2 * p.nbytes for p in trainable(model))
     batches = _batches(specs, needs, baseline, memory - weights)
     measured = {spec.label for batch in batches for spec in batch}
     if batches:
@@ -101,20 +101,20 @@ def measure_costs(
 
 def _plan(model: nn.Module, spec: OptimizerSpec, name: str, device: torch.device) -> tuple[int, Cost | None]:
     """Return the bytes that an optimizer needs beside parameters and gradients, and its planned cost."""
-    numel = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    params = trainable(model)
     torchs = spec.entry == "torch.optim:AdamW"
     try:
         if ":" in spec.entry and not torchs:
             raise ValueError("not ours")
         plan = steepest.plan(model, "adamw" if torchs else spec.entry, device=device, **dict(spec.settings))
     except (TypeError, ValueError, RuntimeError, NotImplementedError):
-        return _UNKNOWN_COPIES * sum(p.nbytes for p in model.parameters() if p.requires_grad), None
+        return _UNKNOWN_COPIES * sum(p.nbytes for p in params), None
     state = plan.adamw_bytes if torchs else plan.state_bytes
     need = state + (sum(p.nbytes for p in model.parameters()) if torchs else plan.temporary_bytes)
     return need, Cost(
         optimizer=spec.label,
         model=name,
-        parameters=numel,
+        parameters=sum(p.numel() for p in params),
         state_bytes=state,
         optimizer_ms=None,
         peak_bytes=None if torchs else need,
@@ -149,7 +149,7 @@ class _Params:
         with seeded(0):
             # In a deep copy, what the memo has replaces the original wherever it occurs: ties stay.
             self.model = copy.deepcopy(model, {id(p): _random(p, device) for p in model.parameters()})
-            self.params = [p for p in self.model.parameters() if p.requires_grad]
+            self.params = trainable(self.model)
             self.grads = [torch.empty_like(p, requires_grad=False).normal_(0, 0.1) for p in self.params]
 
     def set_grads(self) -> None:

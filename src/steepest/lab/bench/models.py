@@ -44,10 +44,6 @@ def find_shapes(text: str) -> Shapes:
 
     Raises:
         LabError: there is neither, or the file cannot be read.
-
-    Example:
-        >>> find_shapes("gpt2-124m")[0]
-        ('wte.weight', (50257, 768))
     """
     if text in MODELS:
         return [(tensor.name, tensor.shape) for tensor in model_shapes(text).tensors]

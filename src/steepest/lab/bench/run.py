@@ -12,7 +12,7 @@ from torch import nn
 
 from ..records import Experiment, Metric, OptimizerEntry
 from ..training import machine
-from ..training.optimizers import OptimizerSpec, resolve_optimizers
+from ..training.optimizers import OptimizerSpec, resolve_optimizers, trainable
 from ..training.timing import MIN_ROUNDS
 from .costs import StepCosts, measure_costs
 from .models import meta_model
@@ -62,7 +62,7 @@ def bench(
         compiled=compiled,
         **options,
     )
-    params = [p for p in made.parameters() if p.requires_grad]
+    params = trainable(made)
     numel = sum(p.numel() for p in params)
     dtypes = ", ".join(dict.fromkeys(str(p.dtype).removeprefix("torch.") for p in params))
     title = model_shapes(model).title if model in MODELS else model

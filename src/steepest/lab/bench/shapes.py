@@ -78,12 +78,7 @@ def _layer(name: str, *shape: int, block: int | None = None) -> Iterator[ParamSh
 
 
 def gpt2_blocks(width: int, depth: int) -> tuple[ParamShape, ...]:
-    """Return the hidden matrices of a GPT-2 of any size.
-
-    Example:
-        >>> [tensor.shape for tensor in gpt2_blocks(8, 1)]
-        [(24, 8), (8, 8), (32, 8), (8, 32)]
-    """
+    """Return the hidden matrices of a GPT-2 of any size."""
     return tuple(tensor for tensor in _gpt2(width, depth, 1, 1) if tensor.block is not None)
 
 

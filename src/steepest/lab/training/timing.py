@@ -18,13 +18,13 @@ from torch import nn
 
 from ..records import Cost
 from .clock import device_of, now
+from .optimizers import OptimizerSpec, trainable
 from .peak_memory import temporary_bytes
 from .seeding import infinite_batches, seeded
 from .state_memory import state_bytes
 
 if TYPE_CHECKING:
     from ..tasks.task import Task
-    from .optimizers import OptimizerSpec
 
 WARMUP_ROUNDS = 2
 MIN_ROUNDS = 9
@@ -40,13 +40,7 @@ _MAX_REPEATS = 1000
 
 @dataclass(frozen=True)
 class Timing:
-    """The milliseconds that a call takes, one value per round.
-
-    Example:
-        >>> slow, fast = Timing((4.0, 8.0, 30.0)), Timing((2.0, 4.0, 10.0))
-        >>> slow.median_ms, slow.rounds, slow.ratio(fast)
-        (8.0, 3, 2.0)
-    """
+    """The milliseconds that a call takes, one value per round."""
 
     ms: tuple[float, ...]
 
@@ -95,12 +89,6 @@ def interleave(
         setup: By name, what must run before each call of this name; it is not timed.
         on_round: Receives the fraction of `rounds` that is done after each timed round, at most 1.
 
-    Example:
-        >>> one, two = torch.ones(9), torch.ones(99)
-        >>> calls = {"one": lambda: one.add_(1), "two": lambda: two.add_(1)}
-        >>> times = interleave(calls, device=one.device, rounds=3)
-        >>> list(times), times["two"].rounds
-        (['one', 'two'], 3)
     """
     setup = setup or {}
     repeats = dict.fromkeys(calls, 1)
@@ -172,7 +160,7 @@ def training_costs(
             gradient(own)
             peaks[spec.label] = temporary_bytes(optimizer.step, device)
         times = interleave(calls, device=device, seconds=seconds, setup=setup)
-        parameters = sum(each.numel() for each in model.parameters() if each.requires_grad)
+        parameters = sum(each.numel() for each in trainable(model))
     return {
         label: Cost(
             optimizer=label,
