@@ -22,12 +22,7 @@ _SHARD = re.compile(r"shard\((\d+)\)")
 
 
 def parse_mesh(text: str) -> tuple[int, ...]:
-    """Parse a mesh.
-
-    Example:
-        >>> parse_mesh("8x64")
-        (8, 64)
-    """
+    """Return the sizes of a mesh such as 8x64."""
     if not re.fullmatch(r"\d+(x\d+)*", text):
         raise LabError(f"no mesh {text!r}: give its sizes, as in 8 or 8x64")
     return tuple(map(int, text.split("x")))

@@ -74,20 +74,14 @@ class Attention(nn.Module):
         self.heads = config.heads
         self.inputs = nn.Linear(config.width, 3 * config.width, bias=False)
         self.output = nn.Linear(config.width, config.width, bias=False)
-        self.rotary = (
-            Rotary(config.width // config.heads, config.context) if config.positions == "rotary" else None
-        )
+        rotary = config.positions == "rotary"
+        self.rotary = Rotary(config.width // config.heads, config.context) if rotary else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend from each position of `x`, shape (batch, positions, width), to itself and earlier ones."""
-        batch, length, width = x.shape
-        query, key, value = (
-            self.inputs(x).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        )
-        if self.rotary is not None:
-            query, key = self.rotary(query), self.rotary(key)
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        return self.output(mixed.transpose(1, 2).reshape(batch, length, width))  # type: ignore[no-any-return]
+        query, key, value = self.inputs(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(self.rotary(query), self.rotary(key), value, is_causal=True)
+        return self.output(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):

@@ -14,6 +14,7 @@ from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hin
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from ..errors import LabError
 from ..loading import load
@@ -180,10 +181,6 @@ def _seeded() -> Iterator[None]:
 
 
 def _move(batch: Any, device: str | torch.device) -> Any:
-    if isinstance(batch, Tensor):
-        return batch.to(device)
-    if isinstance(batch, Mapping):
-        return {key: _move(value, device) for key, value in batch.items()}
-    if type(batch) in (list, tuple):
-        return type(batch)(_move(item, device) for item in batch)
-    return batch
+    if isinstance(batch, Mapping):  # among others Hugging Face's, which pytree does not know
+        batch = dict(batch)
+    return tree_map_only(Tensor, lambda tensor: tensor.to(device), batch)

@@ -63,9 +63,7 @@ class Interactions:
         return self.items[self.lengths.cumsum(0) - back]
 
     def histories(self, back: int, width: int) -> Tensor:
-        """Return each user's last `width` items before the item `back` places from the end.
-
-        They are padded with 0 on the left: shape (users, width).
+        """Return each user's last `width` items before the item `back` places from the end, padded with 0.
 
         Example:
             >>> data = Interactions(torch.tensor([1, 2, 3, 4, 5, 1, 2]), torch.tensor([4, 3]), 5, "example")
@@ -116,16 +114,7 @@ def read_interactions(path: Path, format: Format | None = None, core: int = 5) -
 
 
 def from_events(events: Sequence[Event], *, core: int = 5, source: str = "events") -> Interactions:
-    """Filter and sort (user, item, time) events.
-
-    Example:
-        >>> data = from_events([("ann", "tea", 3), ("ann", "jam", 1), ("ann", "pie", 2)], core=1)
-        >>> data.items.tolist()  # numbered in order of first appearance
-        [1, 2, 3]
-
-    Raises:
-        LabError: too few interactions are left.
-    """
+    """Return the sorted `core`, its items numbered as they first appear; ``LabError`` if it is empty."""
     import pandas as pd  # slow to import, and every command imports the tasks
 
     users, _ = pd.factorize(np.array([event[0] for event in events], dtype=object))

@@ -86,11 +86,6 @@ def expected_at(k: int, better: Tensor, not_worse: Tensor) -> tuple[Tensor, Tens
     """Return the expected NDCG@k and HR@k of a target that ties with some others.
 
     `better` counts the other candidates with a higher score, `not_worse` also those with the same.
-
-    Example:
-        >>> _, hits = expected_at(10, torch.tensor([9, 10, 0]), torch.tensor([9, 10, 39]))
-        >>> hits.tolist()  # rank 10, rank 11, and a tie of 40
-        [1.0, 0.0, 0.25]
     """
     places = torch.arange(k + 1, dtype=torch.float64, device=better.device)
     gains = torch.where(places > 0, 1 / torch.log2(places + 1), 0).cumsum(0)
