@@ -95,9 +95,10 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, name, getattr(module, name))  # `work` sets them; this restores them
 
 
-# Each worker is forked from a process that has done nothing but import the lab, once for all tests.
+# Each worker is forked from a process that has only imported the lab, once for all tests, and Dynamo, which
+# torch imports with the first optimizer.
 WORKERS = multiprocessing.get_context("forkserver")
-WORKERS.set_forkserver_preload(["steepest.lab"])
+WORKERS.set_forkserver_preload(["steepest.lab", "torch._dynamo"])
 
 
 def start(directory: Path, url: str, *, hang: bool = False) -> tuple[BaseProcess, Connection]:
@@ -152,7 +153,7 @@ def test_the_trial_of_a_killed_worker_is_run_again(url: str, tmp_path: Path, alo
     other.kill()
     other.join(60)
     tell = worker_job.Tell()
-    result = worker_job.work(tmp_path, url, tell)
+    result = worker_job.work(tmp_path, url, tell, grace=2)
     assert killed in tell.begun
     assert done not in tell.begun
     assert sorted(outcome(result.records), key=str) == sorted(outcome(alone), key=str)
