@@ -17,19 +17,17 @@ import steepest
 
 from ..errors import LabError
 from ..records import Cost
-from ..training.optimizers import OptimizerSpec
+from ..training.optimizers import OptimizerSpec, trainable
 from ..training.peak_memory import available_bytes, temporary_bytes
 from ..training.seeding import seeded
 from ..training.state_memory import state_bytes
-from ..training.timing import MIN_ROUNDS, interleave
+from ..training.timing import LR_FACTOR, MIN_ROUNDS, interleave
 
 AXPY = "axpy"
 
 _MEMORY_FRACTION = 0.7
 # What an optimizer may need that no plan knows, in copies of the parameters: two of state, one in its step.
 _UNKNOWN_COPIES = 3
-# All optimizers update the same weights; at their own learning rates the weights might diverge.
-_LR_FACTOR = 1e-3
 
 
 @dataclass
@@ -67,13 +65,11 @@ def measure_costs(
 
     Args:
         model: The model, called `name` and on any device; it stays as it is.
-        specs: The optimizers.
-        baseline: The label of the optimizer with which the others are compared.
-        device: Where to step.
-        rounds: Timed rounds.
+        specs, baseline: The optimizers, and the label of the one with which the others are compared.
+        device, rounds: Where to step, and how often.
         compiled: Whether our optimizers compile their steps; None leaves it to them.
         memory: Bytes that may be used. Default: 0.7 of what is free.
-        on_progress: Receives what is being done, and how much of it is done.
+        on_progress: Receives what is being done, and the fraction of it that is done.
 
     Raises:
         LabError: the baseline cannot step.
@@ -86,19 +82,16 @@ def measure_costs(
         needs[spec.label], planned = _plan(model, spec, name, device)
         if planned is not None:
             found.costs[spec.label] = planned
-    weights = sum(2 * p.nbytes for p in model.parameters() if p.requires_grad)
+    weights = sum(2 * p.nbytes for p in trainable(model))
     batches = _batches(specs, needs, baseline, memory - weights)
     measured = {spec.label for batch in batches for spec in batch}
     if batches:
         params = _Params(model, device)
         for batch in batches:
             _measure(found, batch, params, baseline, name, rounds, compiled, on_progress)
-    for spec in specs:
-        if spec.label not in measured and spec.label not in found.costs:
-            need = (weights + needs[spec.label]) / 2**30
-            found.failed[spec.label] = (
-                f"needs about {need:.1f} GiB, of which {memory / 2**30:.1f} may be used"
-            )
+    for label in [label for label in needs if label not in measured | found.costs.keys()]:
+        need = (weights + needs[label]) / 2**30
+        found.failed[label] = f"needs about {need:.1f} GiB, of which {memory / 2**30:.1f} may be used"
     if baseline in found.failed and baseline in measured:
         raise LabError(f"the baseline cannot step: {found.failed[baseline]}")
     order = [spec.label for spec in specs]
@@ -108,20 +101,20 @@ def measure_costs(
 
 def _plan(model: nn.Module, spec: OptimizerSpec, name: str, device: torch.device) -> tuple[int, Cost | None]:
     """Return the bytes that an optimizer needs beside parameters and gradients, and its planned cost."""
-    numel = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    params = trainable(model)
     torchs = spec.entry == "torch.optim:AdamW"
     try:
         if ":" in spec.entry and not torchs:
             raise ValueError("not ours")
         plan = steepest.plan(model, "adamw" if torchs else spec.entry, device=device, **dict(spec.settings))
     except (TypeError, ValueError, RuntimeError, NotImplementedError):
-        return _UNKNOWN_COPIES * sum(p.nbytes for p in model.parameters() if p.requires_grad), None
+        return _UNKNOWN_COPIES * sum(p.nbytes for p in params), None
     state = plan.adamw_bytes if torchs else plan.state_bytes
     need = state + (sum(p.nbytes for p in model.parameters()) if torchs else plan.temporary_bytes)
     return need, Cost(
         optimizer=spec.label,
         model=name,
-        parameters=numel,
+        parameters=sum(p.numel() for p in params),
         state_bytes=state,
         optimizer_ms=None,
         peak_bytes=None if torchs else need,
@@ -153,16 +146,10 @@ class _Params:
 
     def __init__(self, model: nn.Module, device: torch.device) -> None:
         self.device = device
-        self.model = copy.deepcopy(model)
-        made: dict[nn.Parameter, nn.Parameter] = {}
         with seeded(0):
-            for module in self.model.modules():
-                for name, param in module._parameters.items():
-                    if param is not None:
-                        if param not in made:
-                            made[param] = _random(param, device)
-                        module._parameters[name] = made[param]
-            self.params = [p for p in self.model.parameters() if p.requires_grad]
+            # In a deep copy, what the memo has replaces the original wherever it occurs: ties stay.
+            self.model = copy.deepcopy(model, {id(p): _random(p, device) for p in model.parameters()})
+            self.params = trainable(self.model)
             self.grads = [torch.empty_like(p, requires_grad=False).normal_(0, 0.1) for p in self.params]
 
     def set_grads(self) -> None:
@@ -199,7 +186,7 @@ def _measure(
     for number, spec in enumerate(batch):
         on_progress(f"first steps of {spec.label}", number / len(batch))
         found.costs.pop(spec.label, None)
-        values: dict[str, Any] = {"lr": spec.default_lr * _LR_FACTOR}
+        values: dict[str, Any] = {"lr": spec.default_lr * LR_FACTOR}
         if compiled is not None and ":" not in spec.entry:
             values["compile"] = compiled
         try:

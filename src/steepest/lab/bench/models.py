@@ -17,6 +17,7 @@ from ..training.optimizers import load_factory
 from .shapes import MODELS, model_shapes
 
 Shapes = list[tuple[str, tuple[int, ...]]]
+"""Names and shapes of a model's parameters."""
 
 
 def meta_model(text: str, dtype: torch.dtype | None = None) -> nn.Module:
@@ -32,23 +33,17 @@ def meta_model(text: str, dtype: torch.dtype | None = None) -> nn.Module:
         (torch.Size([128, 32]), Identity())
     """
     if ":" in text:
-        model = make_model(text)
-        return model if dtype is None else model.to(dtype)
+        return make_model(text).to(dtype)
     return model_of(find_shapes(text), dtype or torch.float32)
 
 
 def find_shapes(text: str) -> Shapes:
-    """Return names and shapes of a model's parameters, by its name or from a file.
+    """Return the shapes of one of `MODELS`, or of a file: JSON ({name: [rows, columns]}) or CSV.
 
-    Args:
-        text: A name of `MODELS`, or a file: JSON ({name: [rows, columns]}) or CSV (name,ROWSxCOLUMNS).
+    A line of the CSV is name,ROWSxCOLUMNS.
 
     Raises:
-        LabError: neither is there, or the file cannot be read.
-
-    Example:
-        >>> find_shapes("gpt2-124m")[0]
-        ('wte.weight', (50257, 768))
+        LabError: there is neither, or the file cannot be read.
     """
     if text in MODELS:
         return [(tensor.name, tensor.shape) for tensor in model_shapes(text).tensors]

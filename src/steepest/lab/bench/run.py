@@ -11,7 +11,7 @@ from torch import nn
 
 from ..records import Experiment, Metric, OptimizerEntry
 from ..training import machine
-from ..training.optimizers import OptimizerSpec, resolve_optimizers
+from ..training.optimizers import OptimizerSpec, resolve_optimizers, trainable
 from ..training.timing import MIN_ROUNDS
 from .costs import StepCosts, measure_costs
 from .models import meta_model
@@ -37,14 +37,11 @@ def bench(
     """Measure the optimizers' steps on a model.
 
     Args:
-        model: A name of `MODELS`, a file of shapes, or `package.module:factory`; see `meta_model`.
-        optimizers: Names of ours, or `module:attribute`; see `resolve_optimizers`.
+        model, dtype: A name of `MODELS`, a file of shapes, or `package.module:factory`; see `meta_model`.
+        optimizers, settings: See `resolve_optimizers`.
         baseline: What the user has now, as an entry of `optimizers`.
-        settings: Hyper-parameters as `label.name=value`.
-        device, rounds, compiled: See `measure_costs`.
-        dtype: Dtype of parameters and gradients; see `meta_model`.
         out: Where `experiment.json` goes, if anywhere.
-        options: Passed to `measure_costs`, as `memory` and `on_progress`.
+        device, rounds, compiled, options: See `measure_costs`.
 
     Raises:
         LabError: the request is invalid, or the baseline cannot step.
@@ -64,7 +61,7 @@ def bench(
         compiled=compiled,
         **options,
     )
-    params = [p for p in made.parameters() if p.requires_grad]
+    params = trainable(made)
     numel = sum(p.numel() for p in params)
     dtypes = ", ".join(dict.fromkeys(str(p.dtype).removeprefix("torch.") for p in params))
     title = model_shapes(model).title if model in MODELS else model

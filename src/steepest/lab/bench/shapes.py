@@ -39,12 +39,7 @@ class ModelShapes:
 
     @property
     def numel(self) -> int:
-        """Number of parameters.
-
-        Example:
-            >>> model_shapes("gpt2-124m").numel
-            124439808
-        """
+        """Number of parameters."""
         return sum(tensor.numel for tensor in self.tensors)
 
     @property
@@ -63,7 +58,7 @@ def _gpt2(width: int, depth: int, vocabulary: int = 50257, context: int = 1024) 
     yield ParamShape("wpe.weight", (context, width))
     for block in range(depth):
         yield from _block(f"h.{block}", "attn.c_attn attn.c_proj mlp.c_fc mlp.c_proj ln_1 ln_2", width, block)
-    yield from _norm("ln_f", width)
+    yield from _layer("ln_f", width)
 
 
 def _block(prefix: str, names: str, width: int, block: int) -> Iterator[ParamShape]:
@@ -71,48 +66,39 @@ def _block(prefix: str, names: str, width: int, block: int) -> Iterator[ParamSha
     *layers, first, second = (f"{prefix}.{name}" for name in names.split())
     sizes = ((3 * width, width), (width, width), (4 * width, width), (width, 4 * width))
     for layer, (out, into) in zip(layers, sizes, strict=True):
-        yield from _linear(layer, out, into, block)
-    yield from _norm(first, width)
-    yield from _norm(second, width)
+        yield from _layer(layer, out, into, block=block)
+    yield from _layer(first, width)
+    yield from _layer(second, width)
 
 
-def _linear(name: str, out: int, into: int, block: int | None = None) -> Iterator[ParamShape]:
-    yield ParamShape(f"{name}.weight", (out, into), block)
-    yield ParamShape(f"{name}.bias", (out,))
-
-
-def _norm(name: str, width: int) -> Iterator[ParamShape]:
-    yield ParamShape(f"{name}.weight", (width,))
-    yield ParamShape(f"{name}.bias", (width,))
+def _layer(name: str, *shape: int, block: int | None = None) -> Iterator[ParamShape]:
+    """A weight and a bias: of a norm, a linear layer or a convolution."""
+    yield ParamShape(f"{name}.weight", shape, block)
+    yield ParamShape(f"{name}.bias", shape[:1])
 
 
 def gpt2_blocks(width: int, depth: int) -> tuple[ParamShape, ...]:
-    """Return the hidden matrices of a GPT-2 of any size.
-
-    Example:
-        >>> [tensor.shape for tensor in gpt2_blocks(8, 1)]
-        [(24, 8), (8, 8), (32, 8), (8, 32)]
-    """
+    """Return the hidden matrices of a GPT-2 of any size."""
     return tuple(tensor for tensor in _gpt2(width, depth, 1, 1) if tensor.block is not None)
 
 
 def _resnet18() -> Iterator[ParamShape]:
     """ResNet-18 for ImageNet (He et al. 2015) with torchvision's names."""
     yield ParamShape("conv1.weight", (64, 3, 7, 7))
-    yield from _norm("bn1", 64)
+    yield from _layer("bn1", 64)
     width = 64
     for stage, out in enumerate((64, 128, 256, 512)):
         for half in range(2):
             prefix, block = f"layer{stage + 1}.{half}", 2 * stage + half
             yield ParamShape(f"{prefix}.conv1.weight", (out, width, 3, 3), block)
-            yield from _norm(f"{prefix}.bn1", out)
+            yield from _layer(f"{prefix}.bn1", out)
             yield ParamShape(f"{prefix}.conv2.weight", (out, out, 3, 3), block)
-            yield from _norm(f"{prefix}.bn2", out)
+            yield from _layer(f"{prefix}.bn2", out)
             if width != out:
                 yield ParamShape(f"{prefix}.downsample.0.weight", (out, width, 1, 1), block)
-                yield from _norm(f"{prefix}.downsample.1", out)
+                yield from _layer(f"{prefix}.downsample.1", out)
             width = out
-    yield from _linear("fc", 1000, 512)
+    yield from _layer("fc", 1000, 512)
 
 
 def _vit_s16() -> Iterator[ParamShape]:
@@ -120,12 +106,11 @@ def _vit_s16() -> Iterator[ParamShape]:
     width = 384
     yield ParamShape("cls_token", (1, 1, width))
     yield ParamShape("pos_embed", (1, 1 + 14 * 14, width))
-    yield ParamShape("patch_embed.proj.weight", (width, 3, 16, 16))
-    yield ParamShape("patch_embed.proj.bias", (width,))
+    yield from _layer("patch_embed.proj", width, 3, 16, 16)
     for block in range(12):
         yield from _block(f"blocks.{block}", "attn.qkv attn.proj mlp.fc1 mlp.fc2 norm1 norm2", width, block)
-    yield from _norm("norm", width)
-    yield from _linear("head", 1000, width)
+    yield from _layer("norm", width)
+    yield from _layer("head", 1000, width)
 
 
 def _llama(width: int, inner: int, keys: int, depth: int, vocabulary: int) -> Iterator[ParamShape]:

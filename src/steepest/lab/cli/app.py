@@ -14,7 +14,7 @@ import steepest
 from ..errors import LabError
 from .bench import bench_command
 from .certify import certify_command
-from .options import BAD_REQUEST, INTERRUPTED
+from .options import BAD_REQUEST
 from .plan import plan_command
 from .plan_sharded import plan_sharded_command
 from .profile import profile_command
@@ -22,6 +22,7 @@ from .race import race_command
 from .report import report_command
 from .study import study
 from .sweep import sweep_command
+from .workers import INTERRUPTED
 
 app = typer.Typer(
     name="steepest",

@@ -14,11 +14,8 @@ def finish(
 ) -> int:
     """Print the rankings and write the page, unless this is a worker; return the exit status.
 
-    Args:
-        directory: The experiment, or the folder for the report of `parts`.
-        parts: The experiments, if there are several.
-        tables: Whether the rankings are printed.
-        page: The page to write, by default `report.html` in the directory.
+    `directory` is the experiment, or the folder for the report of `parts`. The page is by default its
+    `report.html`.
     """
     if not is_worker():
         # Drawing imports pandas, SciPy and Altair, which no other part of a command needs.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import is_dataclass
 from functools import wraps
 from inspect import Parameter, Signature, signature
 from typing import Any, get_type_hints
@@ -15,24 +15,21 @@ def grouped(command: Callable[..., int]) -> Callable[..., int]:
     A field with `init=False` is no option.
     """
     hints = get_type_hints(command, include_extras=True)
-    groups: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
-    names: dict[str, list[str]] = {}
-    parameters = []
-    for parameter in signature(command).parameters.values():
-        found = [(parameter.name, hints, parameter.default)]
-        if (group := groups.get(parameter.name)) is not None:
-            own = get_type_hints(group, include_extras=True)
-            options = [field for field in fields(group) if field.init]
-            found = [(f.name, own, Parameter.empty if f.default is MISSING else f.default) for f in options]
-            names[parameter.name] = [field.name for field in options]
-        parameters += [
-            Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=types[name])
-            for name, types, default in found
-        ]
+    groups: dict[str, dict[str, Parameter]] = {}
+    parameters: list[Parameter] = []
+    for name, parameter in signature(command).parameters.items():
+        if is_dataclass(hints[name]):
+            types = get_type_hints(hints[name], include_extras=True)
+            # A dataclass's signature has the fields in their order, with their defaults.
+            own = signature(hints[name]).parameters.values()
+            groups[name] = {p.name: p.replace(annotation=types[p.name], kind=p.KEYWORD_ONLY) for p in own}
+            parameters += groups[name].values()
+        else:
+            parameters.append(parameter.replace(annotation=hints[name]))
 
     @wraps(command)
     def call(**values: Any) -> int:
-        made = {name: groups[name](**{key: values.pop(key) for key in keys}) for name, keys in names.items()}
+        made = {name: hints[name](**{key: values.pop(key) for key in keys}) for name, keys in groups.items()}
         return command(**values, **made)
 
     call.__signature__ = Signature(parameters)  # type: ignore[attr-defined]

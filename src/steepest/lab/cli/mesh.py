@@ -22,12 +22,7 @@ _SHARD = re.compile(r"shard\((\d+)\)")
 
 
 def parse_mesh(text: str) -> tuple[int, ...]:
-    """Parse a mesh.
-
-    Example:
-        >>> parse_mesh("8x64")
-        (8, 64)
-    """
+    """Return the sizes of a mesh such as 8x64."""
     if not re.fullmatch(r"\d+(x\d+)*", text):
         raise LabError(f"no mesh {text!r}: give its sizes, as in 8 or 8x64")
     return tuple(map(int, text.split("x")))
@@ -51,9 +46,10 @@ def parse_layout(text: str | None, mesh: Sequence[int]) -> list[str]:
     return words
 
 
-def placements(layout: Sequence[str]) -> list[Any]:
-    """Return torch's placements of such words."""
+def mesh_options(mesh: str, layout: str | None) -> dict[str, Any]:
+    """Return the arguments of `plan` and `plan_sharded` that say how parameters lie on a mesh."""
     from torch.distributed.tensor import Replicate, Shard
 
-    cuts = [_SHARD.fullmatch(word) for word in layout]
-    return [Replicate() if cut is None else Shard(int(cut[1])) for cut in cuts]
+    sizes = parse_mesh(mesh)
+    cuts = [_SHARD.fullmatch(word) for word in parse_layout(layout, sizes)]
+    return {"mesh": sizes, "placements": [Replicate() if cut is None else Shard(int(cut[1])) for cut in cuts]}

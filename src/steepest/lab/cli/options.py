@@ -22,7 +22,6 @@ from ..tasks.task import Task
 from ..training.schedule import Schedule
 from .workers import Workers, count_workers, is_worker
 
-INTERRUPTED = 130
 BAD_REQUEST = 2
 
 DTYPES = {
@@ -173,9 +172,7 @@ class RunOptions:
     ) -> dict[str, Any]:
         """Return the arguments of an experiment that say where it runs; `callback` starts the other workers.
 
-        Args:
-            command: The workers' command line, by default this process's.
-            tensorboard: Where TensorBoard's runs are written, if anywhere.
+        Their `command` line is by default this process's. TensorBoard's runs go to the folder `tensorboard`.
         """
         number, callback = self.count(), Callback()
         if not is_worker():

@@ -5,15 +5,14 @@ from __future__ import annotations
 import pprint
 from typing import Annotated, Any
 
-import torch
 import typer
 
 import steepest
 
-from ..bench.models import find_shapes, make_model
+from ..bench.models import make_model, meta_model
 from ..bench.shapes import MODELS
 from ..errors import LabError
-from .mesh import LayoutOption, parse_layout, parse_mesh, placements
+from .mesh import LayoutOption, mesh_options
 from .options import DTYPES, DtypeOption, parse_dtype, split_names
 
 _STATES = "|".join([*DTYPES, "int8"])
@@ -70,19 +69,13 @@ def plan_command(
     names = split_names(optimizers)
     options: dict[str, Any] = {"rank": rank, "device": device}
     if mesh is not None:
-        sizes = parse_mesh(mesh)
-        options |= {"mesh": sizes, "placements": placements(parse_layout(layout, sizes))}
+        options |= mesh_options(mesh, layout)
     if state_dtype is not None:
         options["state_dtype"] = "int8" if state_dtype == "int8" else parse_dtype(state_dtype)
     if memory is not None:
         options["memory"] = memory
     wide = None if dtype is None else parse_dtype(dtype)
-    planned: Any
-    if shapes is not None:
-        planned = find_shapes(shapes)
-        options["param_dtype"] = wide or torch.float32
-    else:
-        planned = make_model(str(model)).to(wide)
+    planned = meta_model(shapes, wide) if shapes is not None else make_model(str(model)).to(wide)
     try:
         if budget is not None:
             found = steepest.plan(planned, rules=names, budget=budget, **options)

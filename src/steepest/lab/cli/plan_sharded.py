@@ -15,11 +15,11 @@ from steepest.planning import ShardedPlan, plan_sharded
 from ..bench.models import Shapes, find_shapes
 from ..bench.shapes import MODELS, model_shapes
 from ..errors import LabError
-from .mesh import LayoutOption, parse_layout, parse_mesh, placements
+from .mesh import LayoutOption, mesh_options, parse_layout, parse_mesh
 from .options import DTYPES, make_console, parse_dtype
 
+# An H100 with InfiniBand.
 FLOPS, NEAR, FAR = 500.0, 360.0, 45.0
-"""TFLOP/s of a device, and GB/s within a node and to other nodes, of a device: an H100 with InfiniBand."""
 
 Row = dict[str, str | int | float]
 
@@ -65,12 +65,11 @@ def plan_sharded_command(
     if bucket_bytes is not None:
         options["bucket_bytes"] = bucket_bytes
     listed = matrices(shapes)
-    plans = {text: plan(listed, text, layout, rule, **options) for text in mesh}
-    narrow = {
-        text: plan(listed, text, layout, rule, **{**options, "exchange_dtype": torch.bfloat16})
-        for text in mesh
-    }
-    rates = 1e12 * tflops, 1e9 * near, 1e9 * far
+    plans, rows = [], []
+    for text in mesh:
+        plans.append(plan(listed, text, layout, rule, **options))
+        narrow = plan(listed, text, layout, rule, **{**options, "exchange_dtype": torch.bfloat16})
+        rows.append(mesh_row(text, layout, plans[-1], narrow, 1e12 * tflops, 1e9 * near, 1e9 * far))
     console = make_console(width=180)
     elements = sum(torch.Size(shape).numel() for _, shape in listed)
     note = (
@@ -78,14 +77,8 @@ def plan_sharded_command(
         f"{far:g} GB/s to other nodes. Compute and exchange overlap. Replicas: how many share the work on "
         "each matrix. Sent: the mean over the ranks. Everywhere: the time if every rank computes all."
     )
-    console.print(
-        _table(
-            f"{rule}: {len(listed)} matrices, {elements:,} elements",
-            [mesh_row(text, layout, plans[text], narrow[text], *rates) for text in mesh],
-            note,
-        )
-    )
-    for found in plans.values() if owners else ():
+    console.print(_table(f"{rule}: {len(listed)} matrices, {elements:,} elements", rows, note))
+    for found in plans if owners else ():
         console.print(_table(f"Owners on {found.ranks} ranks", owner_rows(found)))
     return 0
 
@@ -99,14 +92,10 @@ def matrices(text: str) -> Shapes:
 
 
 def plan(shapes: Shapes, mesh: str, layout: str | None, rule: str, **options: Any) -> ShardedPlan:
-    """Plan for a mesh and a layout as words; `options` are those of `plan_sharded`.
-
-    Raises:
-        LabError: the request is invalid.
-    """
-    sizes = parse_mesh(mesh)
+    """Plan for a mesh and a layout as words, or raise ``LabError``; `options` are those of `plan_sharded`."""
+    where = mesh_options(mesh, layout)
     try:
-        return plan_sharded(shapes, sizes, placements(parse_layout(layout, sizes)), rule, **options)
+        return plan_sharded(shapes, rule=rule, **where, **options)
     except (ValueError, TypeError) as error:
         raise LabError(str(error)) from error
 

@@ -93,8 +93,7 @@ def ternary_command(
 ) -> int:
     """Train ternary weights by votes, latent floats and Bop, beside float32 and frozen random ones."""
     directory = run.directory("ternary")
-    chosen = split_names(tasks)
-    results = ternary.run(directory, chosen, steps=steps, seeds=seeds, **run.arguments())
+    results = ternary.run(directory, split_names(tasks), steps=steps, seeds=seeds, **run.arguments())
     return finish(directory, [result.directory for result in results])
 
 

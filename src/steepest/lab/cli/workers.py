@@ -25,11 +25,7 @@ def is_worker() -> bool:
 
 
 def count_workers(number: int | None, device: torch.device, threads: int) -> int:
-    """Set the threads of this process and return how many processes shall share the trials.
-
-    Raises:
-        LabError: a number is not positive.
-    """
+    """Set the threads of this process and return how many processes shall share the trials."""
     if threads < 1 or (number is not None and number < 1):
         raise LabError("--threads and --workers must be at least 1")
     torch.set_num_threads(threads)
@@ -40,11 +36,8 @@ def count_workers(number: int | None, device: torch.device, threads: int) -> int
 class Workers(Callback):
     """Runs the same command in further processes while an experiment runs.
 
-    They start once the experiment is planned and its steps are timed, and end with it.
-
-    Args:
-        arguments: The command's arguments.
-        number: Processes in all, this one included.
+    They start once the experiment is planned and its steps are timed, and end with it. `number` counts this
+    process too.
     """
 
     def __init__(self, arguments: Sequence[str], number: int) -> None:

@@ -16,13 +16,7 @@ def digit_mlp() -> nn.Module:
 
 
 def normed_mlp(width: int = 256) -> nn.Module:
-    """Build a 64-256-256-10 perceptron with layer norms for images of shape (batch, 1, 8, 8).
-
-    Example:
-        >>> import torch
-        >>> normed_mlp()(torch.zeros(5, 1, 8, 8)).shape
-        torch.Size([5, 10])
-    """
+    """Build a 64-256-256-10 perceptron with layer norms for images of shape (batch, 1, 8, 8)."""
     hidden = [
         module
         for size in (64, width)

@@ -17,27 +17,18 @@ Positions = Literal["rotary", "learned"]
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The hyper-parameters of a `GPT`.
-
-    Args:
-        width: Features per position; a multiple of `heads`.
-        depth: Number of blocks.
-        heads: With rotary positions each must have an even width.
-        context: Maximum number of positions.
-        positions: "rotary" rotates queries and keys by their position; "learned" adds a learned vector
-            to each position.
-        tied: Whether the output layer shares the embedding's weights.
-
-    Raises:
-        ValueError: a size is not positive, or `width` is not divisible as described above.
-    """
+    """The sizes of a `GPT`; ``ValueError`` if one is not positive, or `width` not divisible by `heads`."""
 
     width: int = 96
     depth: int = 2
     heads: int = 4
+    """With rotary positions each must have an even width."""
     context: int = 64
+    """Maximum number of positions."""
     positions: Positions = "rotary"
+    """"rotary" rotates queries and keys by their position; "learned" adds a learned vector to each."""
     tied: bool = False
+    """Whether the output layer shares the embedding's weights."""
 
     def __post_init__(self) -> None:
         for name in ("width", "depth", "heads", "context"):
@@ -83,20 +74,14 @@ class Attention(nn.Module):
         self.heads = config.heads
         self.inputs = nn.Linear(config.width, 3 * config.width, bias=False)
         self.output = nn.Linear(config.width, config.width, bias=False)
-        self.rotary = (
-            Rotary(config.width // config.heads, config.context) if config.positions == "rotary" else None
-        )
+        rotary = config.positions == "rotary"
+        self.rotary = Rotary(config.width // config.heads, config.context) if rotary else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend from each position of `x`, shape (batch, positions, width), to itself and earlier ones."""
-        batch, length, width = x.shape
-        query, key, value = (
-            self.inputs(x).view(batch, length, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
-        )
-        if self.rotary is not None:
-            query, key = self.rotary(query), self.rotary(key)
-        mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        return self.output(mixed.transpose(1, 2).reshape(batch, length, width))  # type: ignore[no-any-return]
+        query, key, value = self.inputs(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(self.rotary(query), self.rotary(key), value, is_causal=True)
+        return self.output(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
 class Block(nn.Module):

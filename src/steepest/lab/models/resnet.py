@@ -35,11 +35,8 @@ class ResNet18(nn.Module):
 
     The stem for CIFAR is a 3×3 convolution without stride or pooling, so 32×32 pixels end as 4×4 positions.
     With 64 channels and 10 classes the model has 11,173,962 parameters. The published stem for ImageNet, a
-    7×7 convolution of stride 2 and max pooling, divides height and width by 4.
-
-    Args:
-        channels: Channels of the first stage; each further stage doubles them.
-        image_channels: 3 for color, 1 for gray images.
+    7×7 convolution of stride 2 and max pooling, divides height and width by 4. Each stage
+    but the first doubles the `channels`.
 
     Example:
         >>> import torch

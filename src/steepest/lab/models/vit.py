@@ -37,15 +37,8 @@ class ViT(nn.Module):
     token is classified after the last block and a norm. At 224 pixels with 1000 classes ViT-S/16 has
     22,050,664 parameters. Dropout and stochastic depth are left out.
 
-    Args:
-        size: Height and width of the images; a multiple of `patch`.
-        patch: Height and width of a patch.
-        width: Features per position; a multiple of `heads`.
-        depth: Number of blocks.
-        image_channels: 3 for color, 1 for gray images.
-
-    Raises:
-        ValueError: `size` is not a multiple of `patch`, or `width` not one of `heads`.
+    `size` and `patch` are the height and width of images and patches, `width` the features per position.
+    ``ValueError`` if `size` is not a multiple of `patch`, or `width` not one of `heads`.
 
     Example:
         >>> ViT(10, size=32, patch=8, width=16, depth=1, heads=2)(torch.zeros(2, 3, 32, 32)).shape

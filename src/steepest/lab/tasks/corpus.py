@@ -43,15 +43,12 @@ class Corpus:
         return digest.hexdigest()[:12]
 
 
-def standard_library(max_bytes: int = 16_000_000) -> Corpus:
-    """Read the source of the running Python's standard library.
-
-    Files are read in sorted order, up to `max_bytes` together.
-    """
+def standard_library() -> Corpus:
+    """Read the source of the running Python's standard library, up to 16 MB of files in sorted order."""
     root = Path(sysconfig.get_paths()["stdlib"])
     version = sysconfig.get_python_version()
     paths = [path for path in _walk(root, _STDLIB_SKIP) if path.suffix == ".py"]
-    return _corpus(f"Python {version} standard library", root, paths, max_bytes)
+    return _corpus(f"Python {version} standard library", root, paths, 16_000_000)
 
 
 def from_path(path: Path, max_bytes: int = 256_000_000) -> Corpus:
@@ -62,11 +59,10 @@ def from_path(path: Path, max_bytes: int = 256_000_000) -> Corpus:
     Raises:
         LabError: the path does not exist, cannot be read, or has no text.
     """
-    if path.is_file():
-        return _corpus(str(path), path.parent, [path], max_bytes)
-    if path.is_dir():
-        return _corpus(str(path), path, list(_walk(path)), max_bytes)
-    raise LabError(f"no such file or directory: {path}")
+    if not path.exists():
+        raise LabError(f"no such file or directory: {path}")
+    paths, root = ([path], path.parent) if path.is_file() else ([*_walk(path)], path)
+    return _corpus(str(path), root, paths, max_bytes)
 
 
 def _walk(root: Path, skip: re.Pattern[str] | None = None) -> Iterator[Path]:
@@ -83,18 +79,15 @@ def _walk(root: Path, skip: re.Pattern[str] | None = None) -> Iterator[Path]:
 
 def _read(paths: list[Path], root: Path, max_bytes: int) -> dict[str, bytes]:
     texts: dict[str, bytes] = {}
-    remaining = max_bytes
     for path in paths:
-        if remaining <= 0:
-            break
         try:
             with path.open("rb") as file:
-                text = file.read(remaining)
+                text = file.read(max_bytes)
         except OSError as error:
             raise LabError(f"cannot read {path}: {error.strerror}") from error
         if text and b"\0" not in text[:8192]:
             texts[path.relative_to(root).as_posix()] = text
-            remaining -= len(text)
+            max_bytes -= len(text)
     return texts
 
 
@@ -128,18 +121,12 @@ def _choose_held_out(sizes: dict[str, int], taken: set[str]) -> set[str]:
 
     Hashes make the choice reproducible on every machine and independent of the alphabetical order.
     """
-    total = sum(sizes.values())
+    target = _HELD_OUT * sum(sizes.values())
     chosen: set[str] = set()
     chosen_bytes = 0
-    for name in sorted(sizes.keys() - taken, key=_hash):
-        if chosen_bytes >= _HELD_OUT * total:
-            break
+    for name in sorted(sizes.keys() - taken, key=lambda n: hashlib.sha256(os.fsencode(n)).digest()):
         # Skip a file that would make the held-out data twice as large as intended.
-        if chosen_bytes + sizes[name] <= 2 * _HELD_OUT * total:
+        if chosen_bytes < target and chosen_bytes + sizes[name] <= 2 * target:
             chosen.add(name)
             chosen_bytes += sizes[name]
     return chosen
-
-
-def _hash(name: str) -> bytes:
-    return hashlib.sha256(name.encode(errors="surrogateescape")).digest()

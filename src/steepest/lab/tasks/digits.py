@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
@@ -24,35 +24,27 @@ def digits_task(
 ) -> Task[Labelled]:
     """Create a task that trains a perceptron or a small convolutional network on handwritten digits.
 
+    The metrics are the cross-entropy in nats and the accuracy in percent, each on a stratified fifth of the
+    data. The cross-entropy is the primary one, because the accuracy of good models differs by single digits.
+
     Args:
         model: "mlp" (4,810 parameters) or "convnet" (6,090).
         batch: Images per step. Each epoch drops an incomplete last batch.
-        device: The training device.
-
-    Returns:
-        The task; its metrics are the cross-entropy in nats and the accuracy in percent, each on a
-        stratified fifth of the data. The cross-entropy is the primary one, because the accuracy of good
-        models differs by single digits.
 
     Raises:
         ValueError: the model's name is unknown.
     """
-    if model not in ("mlp", "convnet"):
+    models: dict[str, Callable[[], nn.Module]] = {"mlp": digit_mlp, "convnet": DigitConvNet}
+    if model not in models:
         raise ValueError(f"model must be 'mlp' or 'convnet', got {model!r}")
     (images, labels), validation, test = load(device)
     held_out = {"validation": validation, "test": test}
-
-    def make(seed: int) -> nn.Module:
-        return (digit_mlp() if model == "mlp" else DigitConvNet()).to(device)
 
     def batches(seed: int) -> Iterator[Labelled]:
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).to(images.device)
         for chosen in torch.split(order, batch):
             if len(chosen) == batch:
                 yield images[chosen], labels[chosen]
-
-    def loss(model: nn.Module, batch: Labelled) -> Tensor:
-        return F.cross_entropy(model(batch[0]), batch[1])
 
     def evaluate(model: nn.Module, split: Split) -> dict[str, float]:
         inputs, targets = held_out[split]
@@ -65,9 +57,9 @@ def digits_task(
 
     return Task(
         name="digits",
-        make=make,
+        make=lambda seed: models[model]().to(device),
         batches=batches,
-        loss=loss,
+        loss=lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]),
         evaluate=evaluate,
         metrics=(
             Metric(name="cross-entropy", unit="nats"),

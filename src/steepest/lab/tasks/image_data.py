@@ -6,7 +6,7 @@ import hashlib
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -127,26 +127,29 @@ def _held_out(
     return ImageData(source, classes, train.take(rest), train.take(validation), test)
 
 
-class _CifarUnpickler(pickle.Unpickler):
-    """Unpickles dicts, lists, strings, bytes, numbers and numpy arrays, and refuses everything else."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in (("numpy", "ndarray"), ("numpy", "dtype")):
-            return getattr(np, name)
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "_reconstruct":
-            return np.empty(0).__reduce__()[0]
-        if module in ("numpy.core.numeric", "numpy._core.numeric") and name == "_frombuffer":
-            return np.empty(0).__reduce_ex__(5)[0]
-        if (module, name) == ("_codecs", "encode"):
-            return _latin1
-        raise pickle.UnpicklingError(f"it needs {module}.{name}, which CIFAR's files do not")
-
-
 def _latin1(text: str, encoding: str) -> bytes:
     """Stand for `codecs.encode`, with which pickles of protocol 2 hold bytes: any other codec is refused."""
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"it needs the codec {encoding}")
     return text.encode("latin1")
+
+
+class _CifarUnpickler(pickle.Unpickler):
+    """Unpickles dicts, lists, strings, bytes, numbers and numpy arrays, and refuses everything else."""
+
+    known: ClassVar[dict[str, Any]] = {
+        "numpy.ndarray": np.ndarray,
+        "numpy.dtype": np.dtype,
+        "numpy.core.multiarray._reconstruct": np.empty(0).__reduce__()[0],
+        "numpy.core.numeric._frombuffer": np.empty(0).__reduce_ex__(5)[0],
+        "_codecs.encode": _latin1,
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        # NumPy 2 has renamed its core.
+        if (found := self.known.get(f"{module}.{name}".replace("._core.", ".core."))) is None:
+            raise pickle.UnpicklingError(f"it needs {module}.{name}, which CIFAR's files do not")
+        return found
 
 
 def _cifar(path: Path, train: list[Path], test: Path, size: int) -> ImageData:

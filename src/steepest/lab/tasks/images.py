@@ -54,7 +54,7 @@ def images_task(
         channels: ResNet-18's channels in its first stage; by default 64 (digits: 4).
         patch, width, depth, heads: The transformer's sizes; by default 384, 12 and 6 with patches of 4 up to
             size 64, and of 16 above (digits: 8, 64, 3 and 4).
-        device: The training device, which also holds the data, a byte a value.
+        device: It also holds the data, a byte a value.
 
     Returns:
         The task: 1000 steps on digits, otherwise 50 epochs, but at least 1000 steps.
@@ -108,9 +108,6 @@ def images_task(
                 pixels = crop_and_flip(pixels, generator, padding=size // 8, flip=not small)
             yield normalized(pixels), train.labels[index]
 
-    def loss(model: nn.Module, batch: Batch) -> Tensor:
-        return F.cross_entropy(model(batch[0]), batch[1])
-
     def evaluate(model: nn.Module, split: Split) -> dict[str, float]:
         part = held_out[split]
         sums = torch.zeros(2, device=device)
@@ -131,7 +128,7 @@ def images_task(
         name="images",
         make=make,
         batches=batches,
-        loss=loss,
+        loss=lambda model, batch: F.cross_entropy(model(batch[0]), batch[1]),
         evaluate=evaluate,
         metrics=(
             Metric(name="accuracy", unit="%", lower_is_better=False),

@@ -7,12 +7,14 @@ import inspect
 import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from ..errors import LabError
 from ..loading import load
@@ -61,8 +63,7 @@ def load_task(
     if not callable(found):
         raise LabError(f"{name} is neither a Task nor callable: {found!r}")
     build = _bind(name, found, settings or {}, device)
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(0)
+    with _seeded():
         made = build()
     return made if isinstance(made, Task) else _from_triple(name, build, made, device)
 
@@ -82,12 +83,12 @@ def parse_settings(name: str, function: Callable[..., Any], settings: Mapping[st
     """
     hints = get_type_hints(function) if inspect.isroutine(function) else {}
     known: dict[str, Any] = {}
-    for parameter in inspect.signature(function).parameters.values():
+    for name_, parameter in inspect.signature(function).parameters.items():
         default = str if parameter.default in (parameter.empty, None) else type(parameter.default)
-        hint = hints.get(parameter.name, default)
+        hint = hints.get(name_, default)
         named = parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        if named and parameter.name != "device" and _readable(hint):
-            known[parameter.name] = hint
+        if named and name_ != "device" and _readable(hint):
+            known[name_] = hint
     values = {}
     for key, text in settings.items():
         if key not in known:
@@ -126,16 +127,13 @@ def _from_triple(name: str, build: Callable[[], Any], made: Any, device: str | t
         case _:
             found = [type(item).__name__ for item in made] if isinstance(made, tuple) else type(made).__name__
             raise LabError(f"{name} must return a Task or (model, batches, loss); it returned {found}")
-    held_out = max(1, len(data) // 10)
-    count = len(data) - 2 * held_out
-    if count < 1:
+    if len(data) < 3:
         raise LabError(
             f"{name} has {len(data)} batches, but needs 3 at least: for training, validation and test"
         )
-    parts: dict[Split, range] = {
-        "validation": range(count, count + held_out),
-        "test": range(count + held_out, len(data)),
-    }
+    held_out = max(1, len(data) // 10)
+    count = len(data) - 2 * held_out
+    first_held_out: dict[Split, int] = {"validation": count, "test": count + held_out}
     original = weakref.ref(first)
 
     def make(seed: int) -> nn.Module:
@@ -149,7 +147,8 @@ def _from_triple(name: str, build: Callable[[], Any], made: Any, device: str | t
         return (_move(data[index], device) for index in order.tolist())
 
     def evaluate(model: nn.Module, split: Split) -> dict[str, float]:
-        losses = [loss(model, _move(data[index], device)).detach() for index in parts[split]]
+        start = first_held_out[split]
+        losses = [loss(model, _move(data[start + n], device)).detach() for n in range(held_out)]
         return {"loss": torch.stack(losses).double().mean().item()}
 
     return Task(
@@ -170,16 +169,18 @@ def _sequence(name: str, batches: Any) -> Sequence[Any]:
     if isinstance(batches, Iterator) or not isinstance(batches, Iterable):
         # An iterator can be read only once.
         raise LabError(f"{name}: its batches are a {type(batches).__name__}: return a list or a DataLoader")
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(0)
+    with _seeded():
         return list(batches)
 
 
+@contextmanager
+def _seeded() -> Iterator[None]:
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(0)
+        yield
+
+
 def _move(batch: Any, device: str | torch.device) -> Any:
-    if isinstance(batch, Tensor):
-        return batch.to(device)
-    if isinstance(batch, Mapping):
-        return {key: _move(value, device) for key, value in batch.items()}
-    if type(batch) in (list, tuple):
-        return type(batch)(_move(item, device) for item in batch)
-    return batch
+    if isinstance(batch, Mapping):  # among others Hugging Face's, which pytree does not know
+        batch = dict(batch)
+    return tree_map_only(Tensor, lambda tensor: tensor.to(device), batch)

@@ -15,7 +15,7 @@ from ..errors import LabError
 from ..models.gpt import GPT, GPTConfig, Positions
 from ..records import Metric
 from .corpus import Corpus, from_path, standard_library
-from .task import Split, Task
+from .task import Task
 
 Windows = tuple[Tensor, Tensor]
 
@@ -38,6 +38,8 @@ def text_task(
 ) -> Task[Windows]:
     """Create a task that trains a byte-level GPT on text.
 
+    The metric is bits per byte (8 for a uniform prediction).
+
     Args:
         path: A file or directory with text; by default the source of Python's standard library.
         corpus: The text itself, instead of a path.
@@ -46,10 +48,6 @@ def text_task(
         batch: Number of windows of `context` bytes per step.
         eval_bytes: Number of validation bytes for the metric, in evenly spaced windows; of test bytes,
             four times as many.
-        device: The training device.
-
-    Returns:
-        The task; its metric is bits per byte (8 for a uniform prediction).
 
     Raises:
         LabError: there is no text, or too little for the context; or the sizes do not fit together.
@@ -68,13 +66,10 @@ def text_task(
             f"about {math.ceil(max(minimum / 0.9, 20 * (context + 2)))}"
         )
     train = as_tensor(corpus.train, device)
-    held_out = {
+    held_out: dict[str, Windows] = {
         "validation": evenly_spaced(as_tensor(corpus.validation, device), context, eval_bytes),
         "test": evenly_spaced(as_tensor(corpus.test, device), context, 4 * eval_bytes),
     }
-
-    def make(seed: int) -> nn.Module:
-        return GPT(config).to(device)
 
     def batches(seed: int) -> Iterator[Windows]:
         generator = torch.Generator().manual_seed(seed)
@@ -86,15 +81,12 @@ def text_task(
         inputs, targets = batch
         return F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
 
-    def evaluate(model: nn.Module, split: Split) -> dict[str, float]:
-        return {"bits per byte": bits_per_byte(model, *held_out[split])}
-
     return Task(
         name="text",
-        make=make,
+        make=lambda seed: GPT(config).to(device),
         batches=batches,
         loss=loss,
-        evaluate=evaluate,
+        evaluate=lambda model, split: {"bits per byte": bits_per_byte(model, *held_out[split])},
         metrics=(Metric(name="bits per byte"),),
         config={
             "corpus": corpus.source,

@@ -17,9 +17,7 @@ def now(device: torch.device) -> float:
 
 def device_of(model: nn.Module) -> torch.device:
     """Return the device of the model's first parameter; the CPU if the model has none."""
-    for parameter in model.parameters():
-        return parameter.device
-    return torch.device("cpu")
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def format_duration(seconds: float) -> str:

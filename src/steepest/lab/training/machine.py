@@ -46,17 +46,11 @@ def revision() -> str:
     if not (root / ".git").exists():
         # An installed package may lie within the user's own repository.
         return steepest.__version__
+    git = ["git", "describe", "--always", "--dirty"]
     try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
+        return subprocess.run(git, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return steepest.__version__
-    return found.stdout.strip()
 
 
 def command() -> str:
@@ -68,10 +62,7 @@ def command() -> str:
 
 def _cpu_model() -> str:
     # On Linux platform.processor() is empty or names only the architecture.
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    found = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(found, "") or platform.processor() or platform.machine()

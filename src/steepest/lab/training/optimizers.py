@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from inspect import Parameter, signature
 from typing import Any
 
 import torch
@@ -72,7 +72,7 @@ def resolve_optimizers(
             `torch.optim:AdamW` or any `module:attribute` called as `factory(params, **hyperparameters)`;
             `label=entry` for a second variant of the same optimizer; optimizer classes and
             (label, factory) pairs. A single entry need not be in a list.
-        model: The model to be trained. The optimizers are built for it, but take no step.
+        model: The model to be trained, with which no optimizer takes a step here.
         settings: Hyper-parameters as `label.name=value`, where the value is JSON or a string.
 
     Raises:
@@ -81,7 +81,8 @@ def resolve_optimizers(
     """
     listed = _as_list(entries)
     if not listed:
-        raise LabError("no optimizers: name at least one, such as 'adamw'; " + _known_names())
+        names = ", ".join(steepest.list_optimizers())
+        raise LabError(f"no optimizers: name at least one, such as 'adamw'; steepest has {names}")
     labels = [_label(entry) for entry in listed]
     for label in labels:
         if labels.count(label) > 1:
@@ -91,36 +92,31 @@ def resolve_optimizers(
 
 
 def _as_list(entries: OptimizerLike | Iterable[OptimizerLike]) -> list[OptimizerLike]:
-    if isinstance(entries, str | OptimizerSpec) or (callable(entries) and not isinstance(entries, Iterable)):
+    if isinstance(entries, str) or not isinstance(entries, Iterable):
         return [entries]
-    if isinstance(entries, tuple) and len(entries) == 2 and isinstance(entries[0], str):
-        label, factory = entries
-        if callable(factory):
+    match entries:
+        case (str() as label, factory) if callable(factory):
             # Ambiguous: this may be one labelled factory, or a name and a class.
             raise LabError(f"write [({label!r}, …)] for one labelled optimizer, or [{label!r}, …] for two")
-    if not isinstance(entries, Iterable):
-        raise LabError(
-            f"optimizers must be a list of names or (label, factory) pairs, got {_short_repr(entries)}"
-        )
     return list(entries)
 
 
 def _label(entry: OptimizerLike) -> str:
-    if isinstance(entry, OptimizerSpec):
-        return entry.label
-    if isinstance(entry, str):
-        return entry.partition("=")[0]
-    if isinstance(entry, tuple):
-        if len(entry) == 2 and isinstance(entry[0], str) and callable(entry[1]):
-            return entry[0]
-    elif callable(entry):
-        name = getattr(entry, "__name__", "<partial>")
-        if name.startswith("<"):
-            raise LabError(f"an optimizer has no name: pass it as ('label', {_short_repr(entry)})")
-        return str(name)
-    raise LabError(
-        f"an optimizer must be a name, a class or a (label, factory) pair, not {_short_repr(entry)}"
-    )
+    match entry:
+        case OptimizerSpec():
+            return entry.label
+        case str():
+            return entry.partition("=")[0]
+        case (str() as label, factory) if callable(factory):
+            return label
+    if not callable(entry):
+        raise LabError(
+            f"an optimizer must be a name, a class or a (label, factory) pair, not {_short_repr(entry)}"
+        )
+    name = getattr(entry, "__name__", "<partial>")
+    if name.startswith("<"):
+        raise LabError(f"an optimizer has no name: pass it as ('label', {_short_repr(entry)})")
+    return str(name)
 
 
 def _parse_settings(settings: Sequence[str], labels: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -157,13 +153,13 @@ def _resolve(
     try:
         optimizer = builder(model, settings)
         defaults = optimizer.defaults
-        required = _required_argument(optimizer.step)
+        required = [p.name for p in signature(optimizer.step).parameters.values() if _is_required(p)]
     except (AttributeError, TypeError, ValueError) as error:
         raise LabError(str(error) if label in str(error) else f"{label}: {error}") from error
     if not isinstance(optimizer, Optimizer):
         raise LabError(f"{label}: its factory returned {_short_repr(optimizer)}, not a torch.optim.Optimizer")
     if required:
-        raise LabError(f"{label} cannot be trained here: its step() needs {required!r}")
+        raise LabError(f"{label} cannot be trained here: its step() needs {required[0]!r}")
     lr = defaults.get("lr")
     if not isinstance(lr, int | float | torch.Tensor) or not float(lr) > 0:
         raise LabError(f"{label} has no positive default lr, which the search starts from")
@@ -189,15 +185,9 @@ def load_factory(entry: str) -> Factory:
     return value  # type: ignore[no-any-return]
 
 
-def _required_argument(call: Callable[..., Any]) -> str | None:
-    """Return the first argument without a default."""
-    for parameter in inspect.signature(call).parameters.values():
-        if parameter.default is parameter.empty and parameter.kind not in (
-            parameter.VAR_POSITIONAL,
-            parameter.VAR_KEYWORD,
-        ):
-            return parameter.name
-    return None
+def _is_required(parameter: Parameter) -> bool:
+    starred = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
+    return parameter.default is Parameter.empty and parameter.kind not in starred
 
 
 def _from_name(name: str) -> Builder:
@@ -221,10 +211,6 @@ def _from_factory(factory: Factory) -> Builder:
     return build
 
 
-def _known_names() -> str:
-    return f"steepest has {', '.join(steepest.list_optimizers())}"
-
-
 def _short_repr(value: object) -> str:
     text = " ".join(repr(value).split())
     return text if len(text) <= 60 else f"a {type(value).__name__}"
@@ -237,12 +223,10 @@ def to_json_value(value: Any) -> Any:
         >>> to_json_value({"betas": (0.9, 0.99), "dtype": torch.float32})
         {'betas': [0.9, 0.99], 'dtype': 'torch.float32'}
     """
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, torch.Tensor) and value.ndim == 0:
-        return value.item()
-    if isinstance(value, Mapping):
-        return {str(key): to_json_value(item) for key, item in value.items()}
-    if isinstance(value, Sequence):
-        return [to_json_value(item) for item in value]
-    return str(value)
+
+    def plain(other: object) -> object:
+        if isinstance(other, torch.Tensor) and other.ndim == 0:
+            return other.item()
+        return dict(other) if isinstance(other, Mapping) else str(other)
+
+    return json.loads(json.dumps(value, default=plain))

@@ -54,10 +54,7 @@ def available_bytes(device: torch.device) -> int:
     """Return the free memory of a device; 4 GiB if the system does not report it."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    try:
-        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 4 << 30
+    meminfo = Path("/proc/meminfo")
+    lines = meminfo.read_text(encoding="utf-8").splitlines() if meminfo.exists() else []
+    found = (int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    return next(found, 4 << 30)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_leaves
 
 
 def state_bytes(optimizer: Optimizer) -> int:
     """Return the bytes of optimizer state that are currently allocated.
 
-    Calls the optimizer's own `state_bytes()` if it has one, as all of steepest's do. Otherwise sums
-    the storages of all tensors in `optimizer.state`, counting a shared storage once.
+    Calls the optimizer's own `state_bytes()` if it has one, as all of steepest's do. Otherwise sums the
+    storages of all tensors in `optimizer.state`, nested ones too, counting a shared storage once.
 
     Example:
         >>> import torch
@@ -27,19 +26,8 @@ def state_bytes(optimizer: Optimizer) -> int:
     if callable(own):
         return int(own())
     storages = {}
-    for tensor in _tensors(list(optimizer.state.values())):
-        storage = tensor.untyped_storage()
-        storages[storage.data_ptr(), str(tensor.device)] = storage.nbytes()
+    for leaf in tree_leaves([*optimizer.state.values()]):
+        if isinstance(leaf, Tensor):
+            storage = leaf.untyped_storage()
+            storages[storage.data_ptr(), str(leaf.device)] = storage.nbytes()
     return sum(storages.values())
-
-
-def _tensors(value: object) -> Iterator[Tensor]:
-    """Yield every tensor in nested dicts and lists; some optimizers nest their factors."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors(item)

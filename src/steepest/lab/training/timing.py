@@ -18,35 +18,29 @@ from torch import nn
 
 from ..records import Cost
 from .clock import device_of, now
+from .optimizers import OptimizerSpec, trainable
 from .peak_memory import temporary_bytes
 from .seeding import infinite_batches, seeded
 from .state_memory import state_bytes
 
 if TYPE_CHECKING:
     from ..tasks.task import Task
-    from .optimizers import OptimizerSpec
 
 WARMUP_ROUNDS = 2
 MIN_ROUNDS = 9
 MAX_ROUNDS = 51
 
+LR_FACTOR = 1e-3
+"""All optimizers update the same weights; at their own learning rates the weights might diverge."""
+
 # A call that takes less than this is repeated within its turn, for the clock's resolution.
 _TURN_SECONDS = 0.01
 _MAX_REPEATS = 1000
 
-# All optimizers update the same weights; at their own learning rates the weights might diverge.
-_LR_FACTOR = 1e-3
-
 
 @dataclass(frozen=True)
 class Timing:
-    """The milliseconds that a call takes, one value per round.
-
-    Example:
-        >>> slow, fast = Timing((4.0, 8.0, 30.0)), Timing((2.0, 4.0, 10.0))
-        >>> slow.median_ms, slow.rounds, slow.ratio(fast)
-        (8.0, 3, 2.0)
-    """
+    """The milliseconds that a call takes, one value per round."""
 
     ms: tuple[float, ...]
 
@@ -80,7 +74,7 @@ def interleave(
     setup: Mapping[str, Callable[[], object]] | None = None,
     on_round: Callable[[float], None] = lambda fraction: None,
 ) -> dict[str, Timing]:
-    """Time calls in turns, in an order that rotates from round to round.
+    """Time calls in turns, in an order that rotates from round to round; return the times by name.
 
     The order rotates because a call finds in the caches what its predecessor left. Before the timed rounds
     come `WARMUP_ROUNDS` untimed ones. A fast call runs several times in its turn, whose time is their mean.
@@ -95,15 +89,6 @@ def interleave(
         setup: By name, what must run before each call of this name; it is not timed.
         on_round: Receives the fraction of `rounds` that is done after each timed round, at most 1.
 
-    Returns:
-        The times by name.
-
-    Example:
-        >>> one, two = torch.ones(9), torch.ones(99)
-        >>> calls = {"one": lambda: one.add_(1), "two": lambda: two.add_(1)}
-        >>> times = interleave(calls, device=one.device, rounds=3)
-        >>> list(times), times["two"].rounds
-        (['one', 'two'], 3)
     """
     setup = setup or {}
     repeats = dict.fromkeys(calls, 1)
@@ -118,9 +103,8 @@ def interleave(
         for name in islice(cycle(calls), number, number + len(calls)):
             mean, whole = _turn(calls[name], setup.get(name), repeats[name], device)
             if timed < 0:
-                repeats[name] = max(
-                    1, min(_MAX_REPEATS, round(repeats[name] * _TURN_SECONDS / max(whole, 1e-9)))
-                )
+                fitting = round(repeats[name] * _TURN_SECONDS / max(whole, 1e-9))
+                repeats[name] = max(1, min(_MAX_REPEATS, fitting))
             else:
                 times[name].append(1e3 * mean)
         if timed >= 0:
@@ -153,12 +137,8 @@ def training_costs(
     """Return what a step of each optimizer costs on the task's model, by the optimizer's label.
 
     Each timed optimizer step follows a forward and backward pass, as in training, which is timed by itself.
-    The weights of the seed-0 model take all the steps, at a thousandth of the learning rates.
-
-    Args:
-        task: The task whose model and data are used.
-        optimizers: The optimizers.
-        seconds: As in :func:`interleave`; there are at least `MIN_ROUNDS` rounds.
+    The weights of the seed-0 model take all the steps, at a thousandth of the learning rates. There are at
+    least `MIN_ROUNDS` rounds, and more for `seconds`, see `interleave`.
     """
     with seeded(0):
         model = task.make(0).train()
@@ -173,14 +153,14 @@ def training_costs(
         setup, built, peaks = {}, {}, {}
         for spec in optimizers:
             own = task.make(0).train() if spec.changes_model else model
-            optimizer = built[spec.label] = spec.build(own, {"lr": spec.default_lr * _LR_FACTOR})
+            optimizer = built[spec.label] = spec.build(own, {"lr": spec.default_lr * LR_FACTOR})
             calls[spec.label], setup[spec.label] = optimizer.step, partial(gradient, own)
             gradient(own)
             optimizer.step()
             gradient(own)
             peaks[spec.label] = temporary_bytes(optimizer.step, device)
         times = interleave(calls, device=device, seconds=seconds, setup=setup)
-        parameters = sum(each.numel() for each in model.parameters() if each.requires_grad)
+        parameters = sum(each.numel() for each in trainable(model))
     return {
         label: Cost(
             optimizer=label,

@@ -52,24 +52,18 @@ def run_trial(
     on_step: Callable[[int, float], None] = lambda step, loss: None,
     observe: Observe | None = None,
 ) -> Record:
-    """Run a trial and return its record.
+    """Run a trial and return its record, under the `experiment`'s name.
 
     Initial weights, data order and all random numbers that training draws from torch's global generators
     depend on the seed alone, so they are the same for every optimizer. The caller's generators stay
     unchanged. A loss or metric that is not finite ends the trial as diverged, and so does a matrix that the
     optimizer cannot factorize. Trials of the phase `search` never touch the test data.
 
-    Args:
-        task: The training problem.
-        spec: The optimizer.
-        trial: Its phase, seed, searched hyper-parameters and number of steps.
-        experiment: The experiment's name, stored in the record.
-        schedule: The learning-rate schedule; by default warm-up and cosine decay.
-        on_step: Called at most `MAX_LOSS_POINTS` times with the step and the mean loss since the last call.
-        observe: Adds further measurements to the record.
+    `on_step` is called at most `MAX_LOSS_POINTS` times, with the step and the mean loss since the last call.
+    `observe` adds further measurements to the record.
     """
     began = time.perf_counter()
-    schedule = Schedule() if schedule is None else schedule
+    schedule = schedule or Schedule()
     steps = trial.steps
     with seeded(trial.seed):
         model = task.make(trial.seed)

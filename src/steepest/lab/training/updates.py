@@ -55,15 +55,14 @@ def observe_updates(measure: Measure, steps: int, points: int) -> Observe:
         names = {parameter: name for name, parameter in model.named_parameters()}
         series: Series = {}
 
-        def before() -> tuple[list[tuple[nn.Parameter, Tensor]], Optimizer]:
-            kept = [(p, p.detach().clone()) for group in optimizer.param_groups for p in group["params"]]
-            return kept, _stepped_from_zero(optimizer)
+        def before() -> tuple[list[Tensor], Optimizer]:
+            return [p.detach().clone() for _, p in _params(optimizer)], _stepped_from_zero(optimizer)
 
         @torch.no_grad()
-        def after(step: int, seen: tuple[list[tuple[nn.Parameter, Tensor]], Optimizer]) -> None:
+        def after(step: int, seen: tuple[list[Tensor], Optimizer]) -> None:
             kept, copied = seen
-            pairs = [(group, p) for group in copied.param_groups for p in group["params"]]
-            for (parameter, weights), (group, moved) in zip(kept, pairs, strict=True):
+            triples = zip(_params(optimizer), kept, _params(copied), strict=True)
+            for (_, parameter), weights, (group, moved) in triples:
                 if moved.grad is None:
                     continue
                 change = -moved.double()
@@ -104,15 +103,18 @@ def around_steps(
     optimizer.register_step_post_hook(on_end)
 
 
+def _params(optimizer: Optimizer) -> list[tuple[dict[str, Any], nn.Parameter]]:
+    return [(group, parameter) for group in optimizer.param_groups for parameter in group["params"]]
+
+
 def _stepped_from_zero(optimizer: Optimizer) -> Optimizer:
     """Return a copy of the optimizer that has stepped zeros, with the gradients of this step."""
     copied = copy.deepcopy(optimizer)
     copied._optimizer_step_pre_hooks.clear()
     copied._optimizer_step_post_hooks.clear()
-    for group, own in zip(optimizer.param_groups, copied.param_groups, strict=True):
-        for parameter, moved in zip(group["params"], own["params"], strict=True):
-            moved.data.zero_()
-            moved.grad = None if parameter.grad is None else parameter.grad.clone()
+    for (_, parameter), (_, moved) in zip(_params(optimizer), _params(copied), strict=True):
+        moved.data.zero_()
+        moved.grad = None if parameter.grad is None else parameter.grad.clone()
     try:
         # A scheduler may have replaced the method by one that steps the original.
         type(optimizer).step(copied)

@@ -39,10 +39,8 @@ def run(
     Args:
         out: The folder.
         steps: The horizons.
-        task, optimizers, settings, seeds: See `steepest.lab.sweep`.
-        trials: Trials of each optimizer's search at the shortest horizon.
-        longer_trials: The same at the longer ones.
-        options: Passed to `steepest.lab.sweep`, as `storage`, `fresh` and `callback`.
+        trials, longer_trials: Trials of each optimizer's search at the shortest horizon, and at the others.
+        task, optimizers, settings, seeds, options: See `steepest.lab.sweep`.
 
     Raises:
         LabError: there are fewer than two horizons, a bad request, or a folder holds another experiment.

@@ -89,15 +89,12 @@ def run(
 
     Args:
         out: The folder; its subfolders are `comparison` and `reversal`.
-        data: A file of interactions; by default synthetic ones.
-        format, core: See `read_interactions`.
-        trials, seeds, steps: See `steepest.lab.sweep`.
-        reversal: Whether the reversal is run.
+        data, format, core: See `read_interactions`; by default synthetic interactions.
         optimizers: Labels of `OPTIMIZERS`.
-        options: Passed to `steepest.lab.sweep`, as `storage`, `fresh` and `callback`.
+        trials, seeds, steps, options: See `steepest.lab.sweep`.
 
     Returns:
-        The comparison, whose experiment has what comes out among its notes, and the reversal.
+        The comparison, whose experiment has what comes out among its notes, and the `reversal`, if wanted.
 
     Raises:
         LabError: the file cannot be read, an optimizer is unknown, or `out` holds another experiment.
@@ -170,10 +167,9 @@ def describe_data(data: object, measured: Mapping[str, Mapping[str, float]]) -> 
 
 def compare_with_published(records: Sequence[Record]) -> Iterator[str]:
     """Yield the sentences on the published ordering and on what makes the difference."""
-    scores = tuned_scores(records)
-    known = sorted(
-        (label for label in PUBLISHED if len(scores.get(label, ())) > 1), key=lambda n: -PUBLISHED[n].hits
-    )
+    # A single seed has no spread to test with.
+    scores = {label: values for label, values in tuned_scores(records).items() if len(values) > 1}
+    known = sorted(PUBLISHED.keys() & scores.keys(), key=lambda label: -PUBLISHED[label].hits)
     agree: list[str] = []
     opposite: list[str] = []
     ties: list[str] = []
@@ -192,13 +188,13 @@ def compare_with_published(records: Sequence[Record]) -> Iterator[str]:
         yield f"Published, but the opposite here: {'; '.join(opposite)}."
     if ties:
         yield f"Published, but not told apart here: {'; '.join(ties)}."
-    yield from _what_matters(scores, known)
-    if all(len(scores.get(label, ())) > 1 for label in ("simba", "simba_leaky")):
+    yield from _what_matters(scores)
+    if {"simba", "simba_leaky"} <= scores.keys():
         change, p = difference(scores, "simba", "simba_leaky")
         yield f"Simba-leaky instead of Simba changes NDCG@10 by {change:+.4f} (p = {p:.2g})."
 
 
-def _what_matters(scores: Scores, known: Sequence[str]) -> Iterator[str]:
+def _what_matters(scores: Scores) -> Iterator[str]:
     replacements = {
         "the momentum's sign instead of the counts', with the same threshold": ("simba", "simba_sign_m"),
         "Lion's choice instead of the threshold, with the same counts": ("simba", "simba_lions_choice"),
@@ -206,7 +202,7 @@ def _what_matters(scores: Scores, known: Sequence[str]) -> Iterator[str]:
     }
     changes = []
     for text, (a, b) in replacements.items():
-        if a in known and b in known:
+        if {a, b} <= scores.keys():
             change, p = difference(scores, a, b)
             changes.append((change, p))
             published = f"{PUBLISHED[b].ndcg - PUBLISHED[a].ndcg:+.4f}"

@@ -39,15 +39,11 @@ def run(
 
     Args:
         out: The folder; each model has an experiment in a subfolder.
-        data: CIFAR's python batches or a folder of images, see `images_task`. By default digits, with small
-            models, few cells and 500 steps.
-        models: Models of the images task.
+        data, models: See `images_task`. By default digits, with small models, few cells and 500 steps.
         lrs: Factors of the default lr; by default a factor of 10 in both directions in steps of √10 with
             `data`, and from 1/√10 to √10 without.
         decays: By default 0, 1e-5, 1e-4 and 1e-3 with `data`, 0 and 1e-4 without.
-        steps: Steps of each trial; by default 500 without `data`, otherwise the task's.
-        seeds: The number of final seeds.
-        options: Passed to `steepest.lab.sweep`, as `storage`, `fresh` and `callback`.
+        optimizers, steps, seeds, options: See `steepest.lab.sweep`.
 
     Raises:
         LabError: the data cannot be read, a model or optimizer is unknown, or a folder holds another

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -18,26 +18,27 @@ Format = Literal["recbole", "movielens", "amazon-2014", "amazon-2018", "plain"]
 Event = tuple[str, str, float]
 """User, item and time."""
 
+# Separator (None: white space), number of fields, and which of them are user, item and time.
+_Layout = tuple[str | None, int, tuple[int, int, int | None]]
+_LAYOUTS: dict[Format, _Layout] = {
+    "movielens": ("::", 4, (0, 1, 3)),
+    "amazon-2014": (",", 4, (0, 1, 3)),
+    "amazon-2018": (",", 4, (1, 0, 3)),
+    "plain": (None, 2, (0, 1, None)),
+}
+
 MIN_LENGTH = 3
 """A user needs an item to train on, one to validate and one to test."""
 
 
 @dataclass(frozen=True)
 class Interactions:
-    """The sequences of all users, one after the other.
-
-    Args:
-        items: Items 1, …, `count`, int64, each user's in order of time.
-        lengths: The number of items of each user, int64, at least 3.
-        count: The number of different items.
-        source: Where they come from, for the report.
-
-    Raises:
-        LabError: a user has fewer than 3 items, or there are no users.
-    """
+    """The sequences of all users, one after the other; ``LabError`` if one has fewer than 3 items."""
 
     items: Tensor
+    """Items 1, …, `count`, int64, each user's in order of time."""
     lengths: Tensor
+    """The number of items of each user, int64."""
     count: int
     source: str
 
@@ -62,9 +63,7 @@ class Interactions:
         return self.items[self.lengths.cumsum(0) - back]
 
     def histories(self, back: int, width: int) -> Tensor:
-        """Return each user's last `width` items before the item `back` places from the end.
-
-        They are padded with 0 on the left: shape (users, width).
+        """Return each user's last `width` items before the item `back` places from the end, padded with 0.
 
         Example:
             >>> data = Interactions(torch.tensor([1, 2, 3, 4, 5, 1, 2]), torch.tensor([4, 3]), 5, "example")
@@ -93,19 +92,20 @@ def read_interactions(path: Path, format: Format | None = None, core: int = 5) -
 
     Args:
         path: The file.
-        format: Its format. By default `.inter` is RecBole, `ratings.dat` MovieLens, `ratings_*.csv` Amazon
-            2014, and any other file that is not a CSV is plain `user item`. The two editions of Amazon's
-            CSV differ in the order of user and item, which a file does not tell.
+        format: By default `.inter` is RecBole, `ratings.dat` MovieLens, `ratings_*.csv` Amazon 2014, and any
+            other file that is not a CSV is plain `user item`. The two editions of Amazon's CSV differ in the
+            order of user and item, which a file does not tell.
         core: Users and items with fewer interactions are dropped, again and again until none is left.
 
     Raises:
         LabError: the file cannot be read, its name does not tell the format, a line is malformed (with its
             number), or too few interactions are left.
     """
-    reader = _READERS[format or _find_format(path)]
+    format = format or _find_format(path)
     try:
         with path.open(encoding="utf-8") as file:
-            events = list(reader(path, file))
+            layout = _recbole_layout(path, next(file, "")) if format == "recbole" else _LAYOUTS[format]
+            events = list(_events(path, enumerate(file, 2 if format == "recbole" else 1), *layout))
     except OSError as error:
         raise LabError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError:
@@ -114,16 +114,7 @@ def read_interactions(path: Path, format: Format | None = None, core: int = 5) -
 
 
 def from_events(events: Sequence[Event], *, core: int = 5, source: str = "events") -> Interactions:
-    """Filter and sort (user, item, time) events.
-
-    Example:
-        >>> data = from_events([("ann", "tea", 3), ("ann", "jam", 1), ("ann", "pie", 2)], core=1)
-        >>> data.items.tolist()  # numbered in order of first appearance
-        [1, 2, 3]
-
-    Raises:
-        LabError: too few interactions are left.
-    """
+    """Return the sorted `core`, its items numbered as they first appear; ``LabError`` if it is empty."""
     import pandas as pd  # slow to import, and every command imports the tasks
 
     users, _ = pd.factorize(np.array([event[0] for event in events], dtype=object))
@@ -167,25 +158,23 @@ def _find_format(path: Path) -> Format:
     return "plain"
 
 
-def _read_recbole(path: Path, lines: Iterator[str]) -> Iterator[Event]:
+def _recbole_layout(path: Path, header: str) -> _Layout:
     # A header such as user_id:token<TAB>item_id:token<TAB>timestamp:float names and types the columns.
-    names = [column.split(":")[0] for column in next(lines, "").rstrip("\r\n").split("\t")]
+    names = [column.split(":")[0] for column in header.rstrip("\r\n").split("\t")]
     if missing := {"user_id", "item_id", "timestamp"} - set(names):
         raise LabError(f"{path}:1: the header has no {', '.join(sorted(missing))}")
-    columns = (names.index("user_id"), names.index("item_id"), names.index("timestamp"))
-    yield from _split(path, lines, "\t", len(names), columns, first=2)
+    return "\t", len(names), (names.index("user_id"), names.index("item_id"), names.index("timestamp"))
 
 
-def _split(
+def _events(
     path: Path,
-    lines: Iterator[str],
+    lines: Iterable[tuple[int, str]],
     separator: str | None,
     fields: int,
     columns: tuple[int, int, int | None],
-    first: int = 1,
 ) -> Iterator[Event]:
     user, item, time = columns
-    for number, line in enumerate(lines, first):
+    for number, line in lines:
         values = line.rstrip("\r\n").split(separator)
         try:
             if len(values) != fields:
@@ -196,12 +185,3 @@ def _split(
                 f"{path}:{number}: expected {fields} fields{', one of them a time' * (time is not None)}, "
                 f"got {line.strip()[:60]!r}"
             ) from None
-
-
-_READERS: dict[Format, Callable[[Path, Iterator[str]], Iterator[Event]]] = {
-    "recbole": _read_recbole,
-    "movielens": lambda path, lines: _split(path, lines, "::", 4, (0, 1, 3)),
-    "amazon-2014": lambda path, lines: _split(path, lines, ",", 4, (0, 1, 3)),
-    "amazon-2018": lambda path, lines: _split(path, lines, ",", 4, (1, 0, 3)),
-    "plain": lambda path, lines: _split(path, lines, None, 2, (0, 1, None)),
-}

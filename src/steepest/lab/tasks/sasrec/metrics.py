@@ -15,14 +15,12 @@ from .synthetic import Synthetic
 
 
 class Cases(NamedTuple):
-    """Some users' held-out items."""
+    """Some users and their held-out items, `targets`, both of shape (batch,)."""
 
     users: Tensor
-    """Shape (batch,)."""
     histories: Tensor
     """The last items before the target, padded with 0 on the left, shape (batch, width)."""
     targets: Tensor
-    """The held-out items, shape (batch,)."""
     seen: Tensor
     """Whether an item is in the whole history, or is 0, the padding; shape (batch, items + 1)."""
 
@@ -57,11 +55,11 @@ class HeldOut:
             yield Cases(user, history, target, seen)
 
 
-def evaluate(scorer: Scorer, held_out: HeldOut, *, k: int = 10, loss: bool = False) -> dict[str, float]:
-    """Rank all unseen items for each user, and return the means of HR@k and NDCG@k.
+def evaluate(scorer: Scorer, held_out: HeldOut, *, loss: bool = False) -> dict[str, float]:
+    """Rank all unseen items for each user, and return the means of HR@10 and NDCG@10.
 
-    With the target at rank r, HR@k is 1 if r ≤ k, and NDCG@k is 1/log₂(r + 1) if r ≤ k. The target itself
-    is a candidate even if the user has seen it. Ties are broken at random, and the metrics are the
+    With the target at rank r ≤ 10, HR@10 is 1 and NDCG@10 is 1/log₂(r + 1); below that both are 0. The target
+    itself is a candidate even if the user has seen it. Ties are broken at random, and the metrics are the
     expectations over that, so a constant score gives those of a random order. NaN ties with everything.
 
     With `loss`, for scores that are logits, also the loss: the mean of −log σ of the target's score, plus
@@ -75,25 +73,19 @@ def evaluate(scorer: Scorer, held_out: HeldOut, *, k: int = 10, loss: bool = Fal
         target = scores.gather(1, cases.targets.unsqueeze(1))
         better = ((scores > target) & others).sum(1)
         not_worse = (~(scores < target) & others).sum(1)
-        sums = list(expected_at(k, better, not_worse))
+        sums = list(expected_at(10, better, not_worse))
         if loss:
             others_loss = (F.softplus(scores) * others).sum(1) / others.sum(1).clamp(min=1)
             sums.append(F.softplus(-target[:, 0]) + others_loss)
         totals.append(torch.stack(sums).sum(1))
-    names = (f"NDCG@{k}", f"HR@{k}", "loss")
     means = torch.stack(totals).sum(0) / held_out.users
-    return dict(zip(names, means.tolist(), strict=False))
+    return dict(zip(("NDCG@10", "HR@10", "loss"), means.tolist(), strict=False))
 
 
 def expected_at(k: int, better: Tensor, not_worse: Tensor) -> tuple[Tensor, Tensor]:
     """Return the expected NDCG@k and HR@k of a target that ties with some others.
 
     `better` counts the other candidates with a higher score, `not_worse` also those with the same.
-
-    Example:
-        >>> _, hits = expected_at(10, torch.tensor([9, 10, 0]), torch.tensor([9, 10, 39]))
-        >>> hits.tolist()  # rank 10, rank 11, and a tie of 40
-        [1.0, 0.0, 0.25]
     """
     places = torch.arange(k + 1, dtype=torch.float64, device=better.device)
     gains = torch.where(places > 0, 1 / torch.log2(places + 1), 0).cumsum(0)

@@ -15,13 +15,8 @@ PADDING = 0
 class SASRecConfig:
     """The sizes of a `SASRec`; the defaults are the paper's for sparse data, with width 64.
 
-    Args:
-        maxlen: Maximum number of items of a history; only its last ones are read.
-        width: Features per item; a multiple of `heads`.
-        dropout: Dropout probability.
-
-    Raises:
-        ValueError: a size is not positive, or `width` is not a multiple of `heads`.
+    Of a history only the last `maxlen` items are read. A size that is not positive, or a `width` that is no
+    multiple of `heads`, raises ``ValueError``.
     """
 
     maxlen: int = 50
@@ -49,10 +44,7 @@ class Attention(nn.Module):
         )
 
     def forward(self, x: Tensor, visible: Tensor) -> Tensor:
-        """Map `x` of shape (batch, positions, width) to the same shape.
-
-        `visible[b, 0, i, j]` says whether position i attends to position j.
-        """
+        """Map (batch, positions, width) to the same shape; `visible[b, 0, i, j]`: position i attends to j."""
         query, key, value = (
             layer(x).unflatten(2, (self.heads, -1)).transpose(1, 2)
             for layer in (self.query, self.key, self.value)

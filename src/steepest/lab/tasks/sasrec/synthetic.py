@@ -16,28 +16,22 @@ popularity, or is any item."""
 
 @dataclass(frozen=True)
 class SyntheticConfig:
-    """The sizes of a synthetic data set.
-
-    Args:
-        items: Number of items; a multiple of `clusters`.
-        clusters: Number of clusters. Each user is interested in 2 or 3 of them.
-        successors: Number of successors of each item, in its cluster, with weights ∝ 1/rank.
-        min_length, max_length: The numbers of items of a user are uniform between the two, at least 3.
-        reverse: Whether every successor table is reversed: where i was followed by j, j is followed by i.
-            Interests, popularities and lengths stay as they are.
-
-    Raises:
-        ValueError: the sizes do not fit together.
-    """
+    """The sizes of a synthetic data set; ``ValueError`` if they do not fit together."""
 
     users: int = 2000
     items: int = 400
+    """A multiple of `clusters`."""
     clusters: int = 4
+    """Each user is interested in 2 or 3 of them."""
     successors: int = 2
+    """Of each item, in its cluster, with weights ∝ 1/rank."""
     min_length: int = 8
+    """The numbers of items of a user are uniform between this, at least 3, and the next."""
     max_length: int = 24
     seed: int = 0
     reverse: bool = False
+    """Whether every successor table is reversed: where i was followed by j, j is followed by i. Interests,
+    popularities and lengths stay as they are."""
 
     def __post_init__(self) -> None:
         if self.items % self.clusters or self.clusters < 3:
@@ -95,8 +89,7 @@ def generate(config: SyntheticConfig | None = None) -> Synthetic:
     """Generate users, items and interactions.
 
     Items are in clusters, and the r-th most popular of a cluster has a popularity ∝ 1/r (Zipf). The first
-    item is a popular one of the user's interests. Each next one is, with probability 0.6, one of the last
-    item's successors; with 0.3, a popular item of the interests; else any item.
+    item is a popular one of the user's interests; `Tables.probabilities` has each next one.
 
     Example:
         >>> data = generate(SyntheticConfig(users=50, items=30, clusters=3, max_length=10))

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,6 @@ METRICS = (
     Metric(name="HR@10", lower_is_better=False),
     Metric(name="loss"),
 )
-_BACK: dict[Split, int] = {"validation": 2, "test": 1}
 _REDRAWS = 3
 _STEPS = 1200
 _EPOCHS = 100
@@ -47,17 +47,13 @@ def sasrec_task(
     batch: int | None = None,
     device: str | torch.device = "cpu",
 ) -> Task[Sequences]:
-    """Create a task that trains SASRec to rank each user's next item.
+    """Create the task of `next_item_task` from a file of interactions, or from synthetic ones.
 
     Args:
         data: A file of interactions; `format` and `core` are as in `read_interactions`. By default synthetic
             ones, of `users` users and `items` items.
         maxlen, width, blocks, heads, dropout: The model's sizes, see `SASRecConfig`.
         batch: Users per step; by default 128 as in the paper (synthetic data: 64).
-        device: The training device.
-
-    Returns:
-        The task, see `next_item_task`.
 
     Raises:
         LabError: the file cannot be read, or a size does not fit.
@@ -90,19 +86,14 @@ def next_item_task(
     stream = TrainingData(interactions, config.maxlen, batch or (64 if synthetic else 128), device)
     held_out = held_out_items(interactions, config.maxlen, device)
 
-    def loss(model: nn.Module, batch: Sequences) -> Tensor:
-        assert isinstance(model, SASRec)
-        return model.loss(*batch)
-
-    def metrics(model: nn.Module, split: Split) -> dict[str, float]:
-        assert isinstance(model, SASRec)
+    def metrics(model: Any, split: Split) -> dict[str, float]:
         return evaluate(lambda cases: model.score(cases.histories), held_out[split], loss=True)
 
     return Task(
         name="sasrec",
         make=lambda seed: SASRec(interactions.count, config).to(device),
         batches=stream.batches,
-        loss=loss,
+        loss=lambda model, batch: cast(SASRec, model).loss(*batch),
         evaluate=metrics,
         metrics=METRICS,
         steps=_STEPS if synthetic else max(_STEPS, _EPOCHS * (interactions.users // stream.batch)),
@@ -197,4 +188,4 @@ class TrainingData:
 def held_out_items(data: Interactions, maxlen: int, device: str | torch.device) -> dict[Split, HeldOut]:
     """Return the validation and test targets."""
     width = min(maxlen, int(data.lengths.max()) - 1)
-    return {split: HeldOut(data, back, width, device) for split, back in _BACK.items()}
+    return {"validation": HeldOut(data, 2, width, device), "test": HeldOut(data, 1, width, device)}

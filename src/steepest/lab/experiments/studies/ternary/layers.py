@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import steepest
+
+Layer = TypeVar("Layer", bound=nn.Module)
 
 
 class BopLinear(nn.Module):
@@ -93,6 +95,13 @@ class LatentTernaryLinear(nn.Linear):
         (torch.Size([2, 4]), True)
     """
 
+    @classmethod
+    def from_linear(cls, linear: nn.Linear) -> LatentTernaryLinear:
+        """Return a layer with the parameters of another."""
+        layer = cls(linear.in_features, linear.out_features, linear.bias is not None)
+        layer.weight, layer.bias = linear.weight, linear.bias
+        return layer
+
     def ternary(self) -> Tensor:
         """Return the rounded weight without its scale."""
         return (self.weight / self._scale()).round().clamp(-1, 1)
@@ -108,23 +117,18 @@ class LatentTernaryLinear(nn.Linear):
 
 def make_bop(model: nn.Module) -> list[BopLinear]:
     """Replace the layers that `steepest.ternary.ternarize` replaces by Bop's, in place."""
-    layers = []
-    for name in steepest.ternary.ternarize(model).replaced:
-        layer = model.get_submodule(name)
-        assert isinstance(layer, steepest.ternary.TernaryLinear)
-        layers.append(BopLinear(layer))
-        model.set_submodule(name, layers[-1])
-    return layers
+    return _replace(model, steepest.ternary.ternarize(model).replaced, BopLinear)
 
 
 def make_latent(model: nn.Module) -> list[LatentTernaryLinear]:
     """Replace the layers that `steepest.ternary.ternarize` would replace by latent ternary ones, in place."""
+    replaced = steepest.ternary.ternarize(copy.deepcopy(model)).replaced
+    return _replace(model, replaced, LatentTernaryLinear.from_linear)
+
+
+def _replace(model: nn.Module, names: Iterable[str], make: Callable[[Any], Layer]) -> list[Layer]:
     layers = []
-    for name in steepest.ternary.ternarize(copy.deepcopy(model)).replaced:
-        linear = model.get_submodule(name)
-        assert isinstance(linear, nn.Linear)
-        layer = LatentTernaryLinear(linear.in_features, linear.out_features, linear.bias is not None)
-        layer.weight, layer.bias = linear.weight, linear.bias
-        model.set_submodule(name, layer)
-        layers.append(layer)
+    for name in names:
+        layers.append(make(model.get_submodule(name)))
+        model.set_submodule(name, layers[-1])
     return layers

@@ -67,10 +67,9 @@ def run(
     Args:
         out: The folder; each task has an experiment in a subfolder.
         tasks: Names from `TASKS`.
-        steps: Steps of each trial; by default the tasks'.
         seeds: The number of final seeds; by default 5, for text 3.
         lrs: The learning rates that each method tries.
-        options: Passed to `steepest.lab.sweep`, as `storage`, `fresh` and `callback`.
+        steps, options: See `steepest.lab.sweep`.
 
     Raises:
         LabError: a task is unknown, or a folder holds another experiment.

@@ -6,6 +6,7 @@ They are measured in step hooks, in the same way for every method.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -55,36 +56,29 @@ def bytes_per_weight(model: nn.Module, optimizer: Optimizer) -> float:
     """
     nbytes, weights = 0.0, 0
     averages = {id(w): m for w, m in optimizer.averages} if isinstance(optimizer, BopAdamW) else {}
-    for layer in _layers(model):
+    linears = [module for module in model.modules() if type(module) is nn.Linear]
+    for layer in _ternary_layers(model) or linears[:-1]:
+        weight = layer.unpack() if isinstance(layer, steepest.ternary.TernaryLinear) else layer.weight
+        weights += weight.numel()
         if isinstance(layer, steepest.ternary.TernaryLinear):
-            weights += layer.in_features * layer.out_features
             # Frozen layers have no accumulator.
             accumulator = optimizer.state.get(layer.votes, {}).get("accumulator")
             nbytes += layer.packed.nbytes + (0 if accumulator is None else accumulator.nbytes)
         elif isinstance(layer, BopLinear):
-            weights += layer.weight.numel()
-            nbytes += layer.weight.numel() / 4 + averages[id(layer.weight)].nbytes
+            nbytes += weight.numel() / 4 + averages[id(weight)].nbytes
         else:
-            weight = layer.weight
-            assert isinstance(weight, Tensor)
-            weights += weight.numel()
             nbytes += weight.nbytes + sum(v.nbytes for v in optimizer.state[weight].values() if v.dim())
     return nbytes / weights
 
 
-def _layers(model: nn.Module) -> list[nn.Module]:
-    """Return the ternary layers or, if there are none, all linear layers but the last."""
-    ternary = (steepest.ternary.TernaryLinear, BopLinear, LatentTernaryLinear)
-    layers: list[nn.Module] = [module for module in model.modules() if isinstance(module, ternary)]
-    linears: list[nn.Module] = [module for module in model.modules() if type(module) is nn.Linear]
-    return layers or linears[:-1]
+def _ternary_layers(model: nn.Module) -> list[Any]:
+    kinds = (steepest.ternary.TernaryLinear, BopLinear, LatentTernaryLinear)
+    return [module for module in model.modules() if isinstance(module, kinds)]
 
 
 def _ternary_values(model: nn.Module) -> Tensor:
-    parts = []
-    for module in model.modules():
-        if isinstance(module, steepest.ternary.TernaryLinear):
-            parts.append(module.unpack().flatten())
-        elif isinstance(module, BopLinear | LatentTernaryLinear):
-            parts.append(module.ternary().detach().flatten().to(torch.int8))
-    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int8)
+    parts = [
+        (layer.unpack() if isinstance(layer, steepest.ternary.TernaryLinear) else layer.ternary().detach())
+        for layer in _ternary_layers(model)
+    ]
+    return torch.cat([part.flatten().to(torch.int8) for part in parts]) if parts else torch.zeros(0)
