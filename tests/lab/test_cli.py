@@ -17,7 +17,7 @@ import steepest
 from steepest.lab import __main__ as entry
 from steepest.lab import cli
 from steepest.lab.cli.options import make_console
-from steepest.lab.cli.workers import Workers
+from steepest.lab.cli.workers import INTERRUPTED, Workers
 from steepest.lab.records import read_records
 
 from .conftest import make_experiment
@@ -311,6 +311,16 @@ def test_a_worker_fails_only_if_nobody_stopped_it(failing: bool, capfd: pytest.C
         time.sleep(0.02)  # the interpreter starts
     workers.on_end()
     assert ("a worker failed with status 2" in capfd.readouterr().err) == failing
+
+
+def test_a_worker_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
+    endless = ["race", "--task", "digits", "--trials", "1", "--steps", "10000000", "--out", str(tmp_path)]
+    workers = Workers(endless, 2)
+    workers.on_start(make_experiment(), [])
+    (worker,) = workers._others
+    assert worker.stdin is not None
+    worker.stdin.close()  # as the system does when a process is killed
+    assert worker.wait(120) == INTERRUPTED
 
 
 def test_a_profile_keeps_the_earlier_ones_on_the_page(tmp_path: Path) -> None:

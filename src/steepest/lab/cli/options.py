@@ -20,7 +20,7 @@ from ..progress.tensorboard import TensorBoard
 from ..tasks.load import load_task
 from ..tasks.task import Task
 from ..training.schedule import Schedule
-from .workers import Workers, count_workers, is_worker
+from .workers import Workers, count_workers, end_with_parent, is_worker
 
 BAD_REQUEST = 2
 
@@ -175,7 +175,9 @@ class RunOptions:
         Their `command` line is by default this process's. TensorBoard's runs go to the folder `tensorboard`.
         """
         number, callback = self.count(), Callback()
-        if not is_worker():
+        if is_worker():
+            end_with_parent()
+        else:
             console = make_console()
             shown = Live(console) if console.is_terminal else Plain()
             boards = [TensorBoard(tensorboard)] if tensorboard else []

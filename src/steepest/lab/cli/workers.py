@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Sequence
 
 import torch
@@ -22,6 +23,18 @@ INTERRUPTED = 130
 def is_worker() -> bool:
     """Return whether another process of this command started this one."""
     return _WORKER in os.environ
+
+
+def end_with_parent() -> None:
+    """Interrupt this worker once the process that started it has ended, however that happened."""
+    # A shell's background job has been told to ignore it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def wait() -> None:
+        os.read(0, 1)  # nobody writes: the pipe ends with the process that holds its other end
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def count_workers(number: int | None, device: torch.device, threads: int) -> int:
@@ -52,7 +65,7 @@ class Workers(Callback):
                 subprocess.Popen(
                     [sys.executable, "-m", "steepest.lab", *self._arguments],
                     env={**os.environ, _WORKER: "1"},
-                    stdin=subprocess.DEVNULL,
+                    stdin=subprocess.PIPE,
                     stdout=subprocess.DEVNULL,
                     # It would say that it was interrupted; `on_end` tells of failures.
                     stderr=subprocess.DEVNULL,
@@ -69,6 +82,8 @@ class Workers(Callback):
                 print(
                     f"a worker failed with status {other.returncode}; --workers 1 shows why", file=sys.stderr
                 )
+            assert other.stdin is not None
+            other.stdin.close()
             other.send_signal(signal.SIGINT)
         for other in self._others:
             try:

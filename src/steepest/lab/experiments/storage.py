@@ -10,6 +10,7 @@ import sqlite3
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ HEARTBEAT_SECONDS = 5
 GRACE_SECONDS = 20
 """A trial whose worker has given no sign of life for this long is run again."""
 
+_WAIT_SECONDS = 0.1
 _EXPERIMENT = "experiment"
 _RECORD = "record"
 # Values that the lab chooses itself may lie anywhere.
@@ -131,9 +133,17 @@ class Storage:
     def running(self, optimizer: str, phase: str) -> list[dict[str, float]]:
         """Return the values of the trials that a live worker runs; trials of dead workers are given up."""
         if self._read(optimizer, phase, TrialState.RUNNING):
-            optuna.storages.fail_stale_trials(self.study(optimizer, phase))
+            self._give_up_stale(self.study(optimizer, phase))
             self._trials.pop((optimizer, phase))
         return [trial.params for trial in self._read(optimizer, phase, TrialState.RUNNING)]
+
+    def _give_up_stale(self, study: optuna.Study) -> None:
+        optuna.storages.fail_stale_trials(study)
+        # Optuna looks for late heartbeats. A worker that dies as it begins a trial leaves none at all.
+        oldest = datetime.now() - timedelta(seconds=GRACE_SECONDS)
+        for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
+            if not trial.params and trial.datetime_start is not None and trial.datetime_start < oldest:
+                self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
 
     def run(
         self,
@@ -159,12 +169,12 @@ class Storage:
 
         def body(trial: optuna.Trial) -> float:
             nonlocal ran
+            self._storage.record_heartbeat(trial._trial_id)
             chosen = {
                 name: trial.suggest_float(name, space.low, space.high, log=space.log)
                 for name, space in spaces.items()
             }
-            others = study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.COMPLETE))
-            if any(other.number < trial.number and other.params == trial.params for other in others):
+            if self._begun_before(study, trial):
                 raise optuna.TrialPruned
             ran = True
             value, record = objective(chosen)
@@ -176,6 +186,16 @@ class Storage:
         finally:
             self.refresh()
         return ran
+
+    def _begun_before(self, study: optuna.Study, trial: optuna.Trial) -> bool:
+        """Return whether an older trial has the same values, once all older ones have theirs."""
+        while True:
+            begun = study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.COMPLETE))
+            older = [each.params for each in begun if each.number < trial.number]
+            if all(params.keys() == trial.params.keys() for params in older):
+                return trial.params in older
+            time.sleep(_WAIT_SECONDS)
+            self._give_up_stale(study)
 
     def _read(self, optimizer: str, phase: str, state: TrialState) -> list[FrozenTrial]:
         key = (optimizer, phase)

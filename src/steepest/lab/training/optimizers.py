@@ -95,7 +95,7 @@ def _as_list(entries: OptimizerLike | Iterable[OptimizerLike]) -> list[Optimizer
     if isinstance(entries, str) or not isinstance(entries, Iterable):
         return [entries]
     match entries:
-        case (str() as label, factory) if callable(factory):
+        case (str() as label, factory) if isinstance(entries, tuple) and callable(factory):
             # Ambiguous: this may be one labelled factory, or a name and a class.
             raise LabError(f"write [({label!r}, …)] for one labelled optimizer, or [{label!r}, …] for two")
     return list(entries)

@@ -1,0 +1,46 @@
+"""What workers of one experiment may do to each other in the middle of beginning a trial."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from steepest.lab.experiments import storage
+from steepest.lab.experiments.storage import Storage
+
+from ..conftest import make_record
+
+
+@pytest.mark.parametrize(("older", "runs"), [(0.1, False), (0.2, True)])
+def test_a_trial_waits_for_the_values_of_an_older_one(older: float, runs: bool, tmp_path: Path) -> None:
+    ours, theirs = Storage(tmp_path, "shared"), Storage(tmp_path, "shared")
+    first = theirs.study("lion", "search").ask()
+    ran: list[dict[str, float]] = []
+
+    def objective(values: dict[str, float]) -> tuple[float, Any]:
+        ran.append(values)
+        return 1.0, make_record("lion")
+
+    with ThreadPoolExecutor() as pool:
+        second = pool.submit(ours.run, "lion", "search", objective, values={"lr": 0.1})
+        with pytest.raises(TimeoutError):
+            second.result(1.0)
+        first.suggest_float("lr", older, older)
+        assert second.result(60) == runs
+    assert ran == [{"lr": 0.1}] * runs
+
+
+def test_a_worker_that_died_before_its_first_heartbeat_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = Storage(tmp_path, "shared")
+    shared.study("lion", "search").ask()
+    assert shared.running("lion", "search") == [{}]
+    monkeypatch.setattr(storage, "GRACE_SECONDS", 0)
+    shared.refresh()
+    assert shared.running("lion", "search") == []
+    assert shared.run("lion", "search", lambda values: (1.0, make_record("lion")), values={"lr": 0.1})
+    assert [record.optimizer for record in shared.finished("lion", "search")] == ["lion"]
