@@ -19,6 +19,7 @@ from steepest.distributed.local import (
     sharded_like,
 )
 from steepest.engine.batches import describe, name_of
+from steepest.engine.cycled_momentum import adopt_cycled_momentum
 from steepest.engine.factors import gather_factors, scatter_factors
 from steepest.engine.layout import real_view
 from steepest.engine.state import blank_state
@@ -45,6 +46,7 @@ Saved = tuple[Tensor, Group, dict[str, Any], dict[str, Tensor]]
 def saving(optimizer: Any) -> Iterator[None]:
     """Let torch's ``state_dict`` hold what only one process keeps, and nothing of tensors in no group."""
     groups, state = optimizer.param_groups, optimizer.state
+    adopt_cycled_momentum(groups)
     sharding = optimizer._collector.sharding(groups, optimizer._user_functions)
     factors = {} if sharding is None else scatter_factors(sharding, state)
     listed = {id(param) for group in groups for param in group["params"]}
@@ -130,6 +132,8 @@ def _loadable(
                 _check_own(index, ours, theirs)
                 # Groups used to hold the options of the optimizer's other rules too.
                 group = {name: value for name, value in theirs.items() if name in ours or name not in options}
+            if "name" in ours:
+                group["name"] = ours["name"]  # which says what the group is here
             keep_formats(ours, group)
             translated.append(group)
             merged = {**ours, **group}

@@ -15,6 +15,7 @@ from torch import Tensor
 from steepest.distributed.agreement import History
 from steepest.distributed.local import LocalState, is_dtensor, local_part
 from steepest.engine.batches import ParamBatch, ParamUpdate, describe, name_of
+from steepest.engine.cycled_momentum import adopt_cycled_momentum
 from steepest.engine.layout import Extent, real_view
 from steepest.engine.param_check import check_overlaps, check_param, check_shard
 from steepest.engine.plan import Plan
@@ -110,6 +111,7 @@ class Collector:
             who: the optimizer, for the message.
             groups: its param groups.
         """
+        adopt_cycled_momentum(groups)
         renamed = len(self._groups) > len(groups)
         anew = False
         del self._groups[len(groups) :]
