@@ -57,6 +57,7 @@ def built(model, **options):
 
 WAYS = {
     "optimizers": built,
+    "recipe": lambda model: {"optimizer_cls_and_kwargs": (steepest.Recipe, {"rule": "muon", "lr": 1e-2})},
     "class": lambda model: {"optimizer_cls_and_kwargs": (steepest.Lion, {"lr": 1e-3})},
 }
 
@@ -74,6 +75,12 @@ def resumed_and_whole(path, prepare, way, callbacks=list):
     assert_same(state(again.model), state(whole.model))
     assert_same(state(again.optimizer.optimizer), state(whole.optimizer.optimizer))
     return whole
+
+
+def test_a_recipe_makes_what_build_makes(hf, tmp_path):
+    model = llama()
+    made = trainer(model, tmp_path, ways=WAYS["recipe"](model)).create_optimizer()
+    assert_same(state(made), state(built(model)["optimizers"][0]))
 
 
 @pytest.mark.parametrize("way", WAYS)

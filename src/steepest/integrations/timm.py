@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import partial
 from inspect import getdoc
 from typing import Any
@@ -14,6 +13,7 @@ except ImportError as error:
 
 from steepest.optimizer import Optimizer
 from steepest.registry import create, list_optimizers, optimizer_class
+from steepest.routing import Auto
 from steepest.rule import find_rule
 
 __all__ = ["timm_name"]
@@ -30,17 +30,21 @@ def timm_name(rule: str) -> str:
     return f"steepest-{rule.replace('_', '-')}"
 
 
-def _make(rule: str, params: Iterable[Any], **options: Any) -> Optimizer:
-    """Make an optimizer from timm's groups, which hold no names."""
-    groups = list(params)
-    own = all(isinstance(group, dict) and "rule" in group for group in groups)
-    if not own and (find_rule(rule).hidden_only or not find_rule(rule).vectors):
+def _make(rule: str, params: Any, **options: Any) -> Optimizer:
+    """Make an optimizer from timm's groups, which hold no names, or from ``model.parameters()``."""
+    chosen = find_rule(rule)
+    if chosen.vectors and not chosen.hidden_only:
+        return create(rule, params, **options)
+    if not isinstance(params, list):
+        return Auto(params, rule, **options)
+    if not all("rule" in group for group in params):
+        name = timm_name(rule)
         raise ValueError(
-            f"{timm_name(rule)!r} takes the matrices of hidden layers, and timm's groups do not say which "
-            "those are. Pass them: create_optimizer_v2(…, param_group_fn=functools.partial("
-            f"steepest.param_groups, rule={rule!r}, lr=…))"
+            f"{name!r} takes the matrices of hidden layers, and timm's groups do not say which those are: "
+            f"create_optimizer_v2(model.parameters(), {name!r}, …), or with the model "
+            f"param_group_fn=functools.partial(steepest.param_groups, rule={rule!r}, lr=…)"
         )
-    return create(rule, groups, **options)
+    return create(rule, params, **options)
 
 
 def _register(rule: str) -> None:

@@ -27,9 +27,9 @@ class Auto(Optimizer):
     State: that of the groups' rules; ``explain()`` shows the bytes per rule.
 
     Args:
-        model: the model, or an unread ``model.parameters()`` or ``model.named_parameters()``.
+        params: the model, or an unread ``model.parameters()`` or ``model.named_parameters()``.
         rule: name of the main rule.
-        params: the same as ``model``, for callers that pass it by this name.
+        model: the same as ``params``, for callers that pass it by this name.
         lr, weight_decay: of the main rule; None means the rule's default.
         fallback: name of the rule for the other tensors, or a dict of group options including ``"rule"``.
         **options: all other arguments of :func:`steepest.build`.
@@ -46,10 +46,10 @@ class Auto(Optimizer):
 
     def __init__(
         self,
-        model: Any = None,
+        params: Any = None,
         rule: str = "muon",
         *,
-        params: Any = None,
+        model: Any = None,
         lr: float | None = None,
         weight_decay: float | None = None,
         fallback: str | Mapping[str, Any] = "adamw",
@@ -57,7 +57,7 @@ class Auto(Optimizer):
     ) -> None:
         if model is not None and params is not None:
             raise TypeError("Auto() takes the model or params, not both")
-        found: nn.Module = model_of("Auto()", params if model is None else model)
+        found: nn.Module = model_of("Auto()", model if params is None else params)
         if weight_decay is not None:
             options["weight_decay"] = weight_decay
         formed = form_groups(found, rule, lr=lr, fallback=fallback, **options)
