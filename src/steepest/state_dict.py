@@ -75,6 +75,8 @@ def loading(optimizer: Any, extra_state: Collection[str], targets: Targets | Non
     torch would cast the state to the parameters' dtypes, and move it to their device, which may have no room.
     """
     found: list[Saved] = []
+    # What a new scheduler wrote must not take the place of what is loaded.
+    adopt_cycled_momentum(optimizer.param_groups)
 
     def check(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
         if targets is not None:
