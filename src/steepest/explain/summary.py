@@ -22,14 +22,14 @@ def summarize(owner: str, groups: Sequence[Group]) -> str:
     >>> group = {"rule": "sgd", "lr": 0.1, "momentum": 0.9, "params": [torch.zeros(4)]}
     >>> print(summarize("SGD", [group]))
     SGD(1 group, 1 tensor, 4 parameters
-      sgd (1 tensor, 4 parameters) lr: 0.1, momentum: 0.9
+      sgd: 1 tensor, 4 parameters; lr: 0.1, momentum: 0.9
     )
     """
     every = [param for group in groups for param in group["params"]]
     lines = [f"{owner}({_counted(len(groups), 'group')}, {_sizes(every)}"]
     for group in groups[:_MOST_GROUPS]:
         options = ", ".join(f"{name}: {value}" for name, value in _options(group).items())
-        line = f"{group.get('name', group['rule'])} ({_sizes(group['params'])})  {options}"
+        line = f"{group.get('name', group['rule'])}: {_sizes(group['params'])}; {options}"
         lines.append(textwrap.shorten(line, 108, placeholder=" ..."))
     if len(groups) > _MOST_GROUPS:
         lines.append(f"... and {_counted(len(groups) - _MOST_GROUPS, 'more group')}: see explain()")
