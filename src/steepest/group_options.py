@@ -102,14 +102,18 @@ def checked(
                 f"str, got {each!r}"
             )
     named = [each if isinstance(each, tuple) else (None, each) for each in params]
-    if full.get("param_names") is not None and all(name is None for name, _ in named):
-        named = _with_names(full["param_names"], params, index)
+    given = full.get("param_names")
+    if given is not None and all(name is None for name, _ in named):
+        named = _with_names(given, params, index)
         full["param_names"] = [name for name, _ in named]
+        elsewhere = set(given).difference(full["param_names"])
+        if full.get("views") and elsewhere:
+            full["views"] = {name: view for name, view in full["views"].items() if name not in elsewhere}
     _check_params(named, index, full)
     names = [name for name, _ in named if name is not None]
     new = {**full, "params": [param for _, param in named], **({"param_names": names} if names else {})}
     check_overlaps([*others, new])
-    own_views = group.get("views")
+    own_views = full["views"] if "views" in group and "views" in full else None
     if isinstance(own_views, Mapping) and own_views is not defaults.get("views"):
         check_views(own_views, [new])
     return full

@@ -75,7 +75,7 @@ def loading(optimizer: Any, extra_state: Collection[str], targets: Targets | Non
     torch would cast the state to the parameters' dtypes, and move it to their device, which may have no room.
     """
     found: list[Saved] = []
-    # A scheduler made since the last step wrote what the loaded options replace.
+    # What a new scheduler wrote must not take the place of what is loaded.
     adopt_cycled_momentum(optimizer.param_groups)
 
     def check(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:

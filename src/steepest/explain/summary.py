@@ -16,47 +16,40 @@ _MOST_GROUPS = 16
 
 
 def summarize(owner: str, groups: Sequence[Group]) -> str:
-    """Return a line for each group: name, learning rate, weight decay, and what is not its rule's default.
+    """Return a line for each group: learning rate, weight decay, and what is not its rule's default.
 
     >>> import torch
     >>> group = {"rule": "sgd", "lr": 0.1, "momentum": 0.9, "params": [torch.zeros(4)]}
     >>> print(summarize("SGD", [group]))
     SGD(1 group, 1 tensor, 4 parameters
-      sgd: lr 0.1, momentum 0.9; 1 tensor, 4 parameters
+      sgd: 1 tensor, 4 parameters; lr: 0.1, momentum: 0.9
     )
     """
     every = [param for group in groups for param in group["params"]]
     lines = [f"{owner}({_counted(len(groups), 'group')}, {_sizes(every)}"]
     for group in groups[:_MOST_GROUPS]:
-        line = (
-            f"{group.get('name', group.get('rule'))}: {', '.join(_options(group))}; {_sizes(group['params'])}"
-        )
+        options = ", ".join(f"{name}: {value}" for name, value in _options(group).items())
+        line = f"{group.get('name', group['rule'])}: {_sizes(group['params'])}; {options}"
         lines.append(textwrap.shorten(line, 108, placeholder=" ..."))
     if len(groups) > _MOST_GROUPS:
-        lines.append(f"... and {_counted(len(groups) - _MOST_GROUPS, 'more group')}; see explain()")
+        lines.append(f"... and {_counted(len(groups) - _MOST_GROUPS, 'more group')}: see explain()")
     return "\n  ".join(lines) + "\n)"
 
 
-def _options(group: Group) -> list[str]:
-    defaults = find_rule(group["rule"]).defaults()
-    shown = []
-    for name, default in defaults.items():
+def _options(group: Group) -> dict[str, str]:
+    shown = {name: _word(group[name]) for name in ("lr", "weight_decay") if name in group}
+    for name, default in find_rule(group["rule"]).defaults().items():
         value = group.get(name, default)
-        if name == "views":
-            shown += [f"{len(value)} views"] if value else []
-        elif (
-            (name in ("lr", "weight_decay") and name in group)
-            or isinstance(value, Tensor)
-            or value != default
-        ):
-            shown.append(f"{name} {_word(value)}")
+        if name in shown or (not isinstance(value, Tensor) and value == default):
+            continue
+        shown[name] = f"of {len(value)} tensors" if name == "views" else _word(value)
     return shown
 
 
 def _word(value: Any) -> str:
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
-    return f"{value:.4g}" if isinstance(value, float) else textwrap.shorten(str(value), 40)
+    return f"{value:.6g}" if isinstance(value, float) else textwrap.shorten(str(value), 40)
 
 
 def _sizes(params: Sequence[Tensor]) -> str:

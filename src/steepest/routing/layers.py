@@ -22,6 +22,8 @@ _LISTS = (nn.ModuleList, nn.Sequential)
 _PARALLEL = re.compile(r"expert|moe|head|branch|embed|token|adapter|lora|classifier|output", re.IGNORECASE)
 # Names under which a stage holds its blocks.
 _STACKED = re.compile(r"(res)?blocks?|layers|stages?|h", re.IGNORECASE)
+# Outside of blocks, wherever it is registered.
+_HEAD = re.compile(r"(^|[._])(heads?|classifier)\.")
 _EMBEDDINGS = ("embedding", "table")
 
 
@@ -120,7 +122,7 @@ def _find_layers(
             layers[name] = reached = own
         elif role.kind in _EMBEDDINGS:
             layers[name] = 0
-        elif id(tensor.owners[0].module) in outputs or reached == len(blocks):
+        elif id(tensor.owners[0].module) in outputs or reached == len(blocks) or _HEAD.search(name):
             layers[name] = last
         else:
             layers[name] = reached
