@@ -42,12 +42,13 @@ def test_it_steps_as_build_does(given: Any):
     built.load_state_dict(ours.state_dict())
 
 
-def test_the_model_may_be_named_params():
+@pytest.mark.parametrize("name", ["model", "params"])
+def test_the_model_may_be_named(name):
     model = Transformer()
-    optimizer = steepest.Auto(params=model.parameters(), rule="lion")
+    optimizer = steepest.Auto(**{name: model.parameters()}, rule="lion")
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
     with pytest.raises(TypeError, match="not both"):
-        steepest.Auto(model, params=model.parameters())
+        steepest.Auto(model.parameters(), model=model)
 
 
 def test_subclasses_hooks_copies_and_pickles():
