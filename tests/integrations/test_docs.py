@@ -20,7 +20,7 @@ NEEDS = {
     "torchtitan": ("torchtitan.components.optimizer",),
 }
 # What a section's blocks print, the table of explain() for instance.
-PRINTED = {"Transformers": "self_attn.q_proj.weight", "Lightning": "net.0.weight"}
+PRINTED = {"Transformers": "'lr/lion'", "Lightning": "net.0.weight"}
 
 
 def sections() -> dict[str, str]:
