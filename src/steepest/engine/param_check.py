@@ -15,6 +15,7 @@ from steepest.distributed.local import checked_region, is_dtensor
 from steepest.engine.batches import name_of
 from steepest.engine.update import PLAIN
 from steepest.rule import Group, Rule
+from steepest.views import is_interleaved
 
 __all__ = ["check_memory", "check_overlaps", "check_param", "check_shard"]
 
@@ -32,6 +33,12 @@ def check_param(who: str, name: str | None, param: Tensor, rule: Rule, group: Gr
     if param.is_conj():
         raise ValueError(f"{who} is a conjugate view: pass the result of its resolve_conj()")
     rule.check_param(who, name, param, group)
+    view = (group.get("views") or {}).get(name) if rule.transforms else None
+    if is_interleaved(view) and type(param) not in PLAIN and is_dtensor(param):
+        raise ValueError(
+            f"{who} is a DTensor: interleaved views are for whole tensors, since the parts of a block lie on "
+            "several processes. Give it no view, which takes the matrix as one"
+        )
 
 
 def check_shard(who: str, param: Tensor, rule: Rule, group: Group) -> Region | None:
