@@ -30,6 +30,7 @@ __all__ = [
     "matrices",
     "matrix_shapes",
     "merged_shape",
+    "repetitions",
     "rows",
     "transposed",
 ]
@@ -146,7 +147,7 @@ def transposed(view: View | None = None) -> View:
             f"got {view!r}"
         )
     if is_interleaved(view):
-        return view[0], view[1], _repetitions(view), _TRANSPOSED
+        return view[0], view[1], repetitions(view), _TRANSPOSED
     return view[0], view[1], _TRANSPOSED
 
 
@@ -157,10 +158,11 @@ def is_transposed(view: View | None) -> bool:
 
 def is_interleaved(view: View | None) -> bool:
     """Return whether each block is spread over the dimension that is cut, rather than contiguous in it."""
-    return view is not None and _repetitions(view) > 1
+    return view is not None and repetitions(view) > 1
 
 
-def _repetitions(view: View) -> int:
+def repetitions(view: View) -> int:
+    """Return how often the pattern of a view repeats: 1 unless it is interleaved."""
     return view[2] if len(view) > 2 and isinstance(view[2], int) else 1
 
 
@@ -200,7 +202,7 @@ def check_view(who: str, view: Any, shape: torch.Size) -> None:
     kind, sizes = view[:2]
     if not isinstance(sizes, (tuple, list)) or any(type(size) is not int or size < 1 for size in sizes):
         raise ValueError(f"{who}: a view's block sizes are integers ≥ 1, got {sizes!r}")
-    dim, times = _DIMENSIONS[kind], _repetitions(view)
+    dim, times = _DIMENSIONS[kind], repetitions(view)
     if dim is None:
         if len(sizes) > 0:
             raise ValueError(f"{who}: a view of the whole parameter has no block sizes, got {sizes!r}")
@@ -224,13 +226,15 @@ def cut(tensor: torch.Tensor, view: View | None, batch: bool = False) -> list[to
     """
     if view is None:
         return [tensor]
-    dim, times, axes = _DIMENSIONS[view[0]], _repetitions(view), [[at] for at in range(tensor.dim())]
+    dim, times, axes = _DIMENSIONS[view[0]], repetitions(view), [[at] for at in range(tensor.dim())]
     if dim is None:
         blocks = [tensor]
     elif times == 1:
         blocks = list(torch.split(tensor, list(view[1]), dim))
     else:
-        blocks = list(torch.split(tensor.unflatten(dim, (times, sum(view[1]))), list(view[1]), dim + 1))
+        before, after = tensor.shape[:dim], tensor.shape[dim + 1 :]
+        folded = tensor.view(*before, times, sum(view[1]), *after)
+        blocks = list(torch.split(folded, list(view[1]), dim + 1))
         axes = [*axes[:dim], [dim, dim + 1], *([at + 1] for [at] in axes[dim + 1 :])]
     if is_transposed(view):
         _swap(axes, batch)
@@ -259,7 +263,7 @@ def matrix_shapes(shape: Sequence[int], view: View | None, batch: bool = False) 
     sizes = list(shape)
     if view is None:
         return [torch.Size(sizes)]
-    dim, times = _DIMENSIONS[view[0]], _repetitions(view)
+    dim, times = _DIMENSIONS[view[0]], repetitions(view)
     found = [sizes]
     if dim is not None:
         found = [[*sizes[:dim], times * size, *sizes[dim + 1 :]] for size in view[1]]

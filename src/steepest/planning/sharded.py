@@ -130,8 +130,8 @@ def plan_sharded(
     Raises:
         TypeError: an option that the rule does not know.
         ValueError: an unknown rule or one that does not see matrices; a mesh and placements of different
-            lengths, or that cut nothing; an interleaved view; placements that do not determine each process's indices; an option
-            out of range.
+            lengths, or that cut nothing; an interleaved view; placements that do not determine each process's
+            indices; an option out of range.
 
     >>> from torch.distributed.tensor import Shard
     >>> plan = plan_sharded([("q", (8, 8)), ("k", (4, 8)), ("v", (4, 8))], (2,), (Shard(0),))

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from steepest.distributed.local import is_dtensor
 from steepest.explain import Reasons
 from steepest.optimizer import Optimizer
 from steepest.routing.ambiguities import find_ambiguities
@@ -28,7 +29,7 @@ from steepest.routing.output_layers import is_ternary
 from steepest.routing.roles import Role, find_roles
 from steepest.routing.tensors import find_tensors, refuse_unsupported
 from steepest.rule import find_rule
-from steepest.views import View, is_transposed, rows, transposed
+from steepest.views import View, is_interleaved, is_transposed, rows, transposed
 
 __all__ = ["build", "route"]
 
@@ -57,7 +58,9 @@ def build(
     ``print(optimizer.explain())`` shows each tensor's rule and the reason.
 
     Matrices that are known to be fused are stepped separately: query, key and value of
-    ``nn.MultiheadAttention``, the gates of torch's recurrent layers, the groups of a convolution. Other
+    ``nn.MultiheadAttention``, the gates of torch's recurrent layers, the groups of a convolution, and the
+    fused projections of Hugging Face's and timm's modules, also where they are interleaved (query, key and
+    value head by head in GPT-NeoX, BLOOM and Falcon; gate and up column by column in gpt-oss). Other
     matrices are taken whole; ``explain()`` names those that look fused, and ``views`` can cut them. Weights
     that are known to be stored as [in, out] are seen as [out, in]: torch's transposed convolutions, and
     Hugging Face's Conv1D and experts of gpt-oss, Llama 4 and others.
@@ -211,8 +214,12 @@ def route(
             else:
                 why[name] += "; its view is not used"
         elif (view := _known_view(param, role, options)) is not None:
+            if is_interleaved(view) and is_dtensor(param):
+                why[name] += "; taken whole, since it is interleaved and sharded"
+                view = transposed() if is_transposed(view) else None
+            else:
+                known_views.add(name)
             group.setdefault("views", {})[name] = view
-            known_views.add(name)
     ambiguities: list[str] = []
     if find_rule(main["rule"]).hidden_only:
         ambiguities = find_ambiguities(model, routed, main["rule"], rest["rule"])
@@ -276,7 +283,8 @@ def _known_view(param: Tensor, role: Role, options: Options) -> View | None:
         # The rule merges dimensions, and treats both sides of a matrix alike: each expert is a block.
         return rows(*[1] * param.shape[0])
     counts_matrices = options.get("view") == "batch"
-    if is_transposed(role.view) and param.dim() > 2 and counts_matrices != (role.kind == "experts"):
-        # An option rearranges the dimensions, so that the ones to swap are unknown.
+    arranged = is_transposed(role.view) or role.kind == "experts"
+    if arranged and param.dim() > 2 and counts_matrices != (role.kind == "experts"):
+        # An option rearranges the dimensions, so that the ones to swap or to cut are unknown.
         return None
     return role.view

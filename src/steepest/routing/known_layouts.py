@@ -18,7 +18,7 @@ from steepest.views import View, along, interleaved, is_transposed, transposed
 
 __all__ = ["find_fused"]
 
-# The number of repetitions, and the parts of one. A repetition of 3·64 outputs in three parts: (n, (64, 64, 64)).
+# The number of repetitions, and the sizes of the parts of one: (12, (64, 64, 64)) where 12 heads have three each.
 Parts = tuple[int, tuple[int, ...]]
 _Layout = Callable[[Any, int], "Parts | None"]
 
@@ -167,7 +167,9 @@ _KNOWN = (
         _by_head,
     ),
     _known("transformers", "FalconAttention", "query_key_value", _falcon),
-    _known("transformers", "GPT2Attention|DecisionTransformerGPT2Attention|ImageGPTAttention", "c_attn", _gpt2),
+    _known(
+        "transformers", "GPT2Attention|DecisionTransformerGPT2Attention|ImageGPTAttention", "c_attn", _gpt2
+    ),
     _known("transformers", "Attention", "c_attn", _equal(3)),  # the first GPT
     _known("transformers", "GPTBigCodeAttention", "c_attn", _bigcode),
     _known("transformers", "CodeGenAttention", "qkv_proj", _codegen),
@@ -181,9 +183,11 @@ _KNOWN = (
         "HieraMaskUnitAttention|MgpstrAttention|Sam2MultiScaleAttention|SegGptAttention|"
         r"TimesformerSelfAttention|VitDetAttention|PPOCR\w+Attention",
         "qkv",
-        lambda module, outputs: _grouped(module, outputs)
-        if hasattr(module, "num_key_value_heads")
-        else _equal(3)(module, outputs),
+        lambda module, outputs: (
+            _grouped(module, outputs)
+            if hasattr(module, "num_key_value_heads")
+            else _equal(3)(module, outputs)
+        ),
     ),
     _known("transformers", r"\w*Experts", "gate_up_proj", _experts, _GATE_UP),
     _known("transformers", r"\w+", "gate_up_proj", _gate_up, _GATE_UP),
