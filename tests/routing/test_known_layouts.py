@@ -229,3 +229,17 @@ def test_timms_attentions(name: str, attributes: dict[str, Any], outputs: int, v
     vars(module).update(attributes)
     module.qkv = nn.Linear(8, outputs, bias=False)
     assert view_of(Body(module), "qkv.weight") == view
+
+
+def test_a_checkpoint_from_before_the_layout_was_known_loads_with_none():
+    whole = Body(GPTNeoXAttention())
+    unknown = type("Unknown", (GPTNeoXAttention,), {})
+    older = steepest.build(whole, "muon", views={"attn.*": None})
+    saved = older.state_dict()
+    for group in saved["param_groups"]:
+        group.pop("views", None)  # as it was when nothing was known
+        if group["rule"] == "muon":
+            group["views"] = None
+    with pytest.raises(ValueError, match=r"was saved with views=None, this optimizer has .*query_key_value"):
+        steepest.build(Body(unknown()), "muon").load_state_dict(saved)
+    steepest.build(Body(unknown()), "muon", views={"attn.*": None}).load_state_dict(saved)

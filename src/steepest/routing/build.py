@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from steepest.distributed.local import is_dtensor
+from steepest.engine.param_check import inner_tensors
 from steepest.explain import Reasons
 from steepest.optimizer import Optimizer
 from steepest.routing.ambiguities import find_ambiguities
@@ -268,6 +269,8 @@ def _undecayed(model: nn.Module) -> set[str]:
 def _could_train(param: Tensor) -> bool:
     """Return whether a frozen parameter can be unfrozen: packed and integer ones cannot."""
     real = param.is_floating_point() or param.is_complex()
+    if any(each.dtype != param.dtype for each in inner_tensors(param).values()):
+        return False  # quantized: a tensor subclass that says it is float
     return real and param.dtype.itemsize >= 2 and param.layout is torch.strided
 
 

@@ -18,7 +18,7 @@ from steepest.views import View, along, interleaved, is_transposed, transposed
 
 __all__ = ["find_fused"]
 
-# The number of repetitions, and the sizes of the parts of one: (12, (64, 64, 64)) where 12 heads have three each.
+# The number of repetitions, and the sizes of the parts of one: (12, (64, 64, 64)) for 12 heads' three each.
 Parts = tuple[int, tuple[int, ...]]
 _Layout = Callable[[Any, int], "Parts | None"]
 
