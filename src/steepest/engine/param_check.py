@@ -62,7 +62,7 @@ def check_numbers(who: str, param: Tensor) -> None:
         raise ValueError(
             f"{who} is a {type(whole).__name__}, which stores {parts} for its numbers: an update in place "
             "would be rounded away. Freeze it (requires_grad_(False)) and train others, such as LoRA's "
-            "factors; keep the weight in bfloat16, with steepest.build(memory='least') for one-byte state; or "
+            "factors; keep the weight in bfloat16, with build(memory='least') for one-byte state; or "
             "use the optimizer of the library that made it"
         )
 
