@@ -33,6 +33,7 @@ LAYERS = [
     "constructor",
     "optimizer",
     "registry",
+    "freed_gradient",
     "optimizer_in_backward",
     "rules",
     "routing",
