@@ -73,8 +73,8 @@ def warn_once() -> Callable[[str], None]:
             told = True
             warnings.warn(
                 f"the gradient of {who} was read after backward, which stepped the parameter and freed "
-                "the gradient: clipping between backward and step has no effect, and a norm computed there is "
-                "0. release_gradients(clip_norm=...) or (clip_value=...) clips; turn the other clipping off "
+                "it: clipping between backward and step has no effect, and a norm computed there is 0. "
+                "release_gradients(clip_norm=...) or (clip_value=...) clips; turn the other clipping off "
                 "(max_grad_norm=0 in Hugging Face's Trainer, gradient_clip_val=None in Lightning's)",
                 UserWarning,
                 stacklevel=4,

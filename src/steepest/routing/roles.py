@@ -11,7 +11,15 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from steepest.explain import BY_NAME
 from steepest.routing.known_layouts import find_fused
-from steepest.routing.output_layers import CONVS, LORA, find_output_layers, is_linear, is_map, is_ternary
+from steepest.routing.output_layers import (
+    CONVS,
+    LORA,
+    find_output_layers,
+    is_conv1d,
+    is_linear,
+    is_map,
+    is_ternary,
+)
 from steepest.routing.tensors import Owner, Routed, is_vector
 from steepest.views import View, is_transposed, rows, transposed
 
@@ -193,8 +201,7 @@ def _stored(param: Tensor, module: nn.Module) -> View | None:
         groups = int(module.groups)
         blocks = None if groups == 1 else rows(*[param.shape[0] // groups] * groups)
         return transposed(blocks) if isinstance(module, _TRANSPOSED_CONVS) else blocks
-    conv1d = type(module).__name__ == "Conv1D" and getattr(module, "nf", None) == param.shape[-1]
-    return transposed() if conv1d else None
+    return transposed() if is_conv1d(module) else None
 
 
 def _recurrent(param: Tensor, owner: Owner) -> Role:
