@@ -34,6 +34,7 @@ LAYERS = [
     "optimizer",
     "registry",
     "combined",
+    "freed_gradient",
     "optimizer_in_backward",
     "rules",
     "routing",

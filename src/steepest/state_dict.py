@@ -192,8 +192,13 @@ def _check_own(index: int, ours: Group, theirs: Group) -> None:
     if rule != ours["rule"]:
         raise ValueError(f"{saved} rule {rule!r}, this optimizer's is {ours['rule']!r}")
     views = theirs.get("views")
-    if "views" in find_rule(rule).hyper and (views or {}) != (ours["views"] or {}):
+    if "views" in find_rule(rule).hyper and _cuts(views) != _cuts(ours["views"]):
         raise ValueError(f"{saved} views={views!r}, this optimizer has {ours['views']!r}")
+
+
+def _cuts(views: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the views that cut or transpose; a parameter without one is whole."""
+    return {name: view for name, view in (views or {}).items() if view is not None}
 
 
 def _foreign_group(

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from steepest.combined import combined_class
+from steepest.distributed.local import is_dtensor
+from steepest.engine.param_check import inner_tensors
 from steepest.explain import Reasons
 from steepest.optimizer import Optimizer
 from steepest.routing.ambiguities import find_ambiguities
@@ -23,7 +25,7 @@ from steepest.routing.output_layers import is_ternary
 from steepest.routing.roles import Role, find_roles
 from steepest.routing.tensors import find_tensors, refuse_unsupported
 from steepest.rule import Targets, find_rule
-from steepest.views import View, is_transposed, rows, transposed
+from steepest.views import View, is_interleaved, is_transposed, rows, transposed
 
 __all__ = ["Formed", "build", "form_groups", "route", "warn_of_no_matrix"]
 
@@ -54,7 +56,9 @@ def build(
     after its rules, as ``Muon+AdamW``, and each group's ``"name"`` says what it is, for monitors.
 
     Matrices that are known to be fused are stepped separately: query, key and value of
-    ``nn.MultiheadAttention``, the gates of torch's recurrent layers, the groups of a convolution. Other
+    ``nn.MultiheadAttention``, the gates of torch's recurrent layers, the groups of a convolution, and the
+    fused projections of Hugging Face's and timm's modules, also where they are interleaved (query, key and
+    value head by head in GPT-NeoX, BLOOM and Falcon; gate and up column by column in gpt-oss). Other
     matrices are taken whole; ``explain()`` names those that look fused, and ``views`` can cut them. Weights
     that are known to be stored as [in, out] are seen as [out, in]: torch's transposed convolutions, and
     Hugging Face's Conv1D and experts of gpt-oss, Llama 4 and others.
@@ -258,8 +262,12 @@ def form_groups(
             else:
                 why[name] += "; its view is not used"
         elif (view := _known_view(param, role, options)) is not None:
+            if is_interleaved(view) and is_dtensor(param):
+                why[name] += "; taken whole, since it is interleaved and sharded"
+                view = transposed() if is_transposed(view) else None
+            else:
+                known_views.add(name)
             group.setdefault("views", {})[name] = view
-            known_views.add(name)
     ambiguities: list[str] = []
     if find_rule(main["rule"]).hidden_only:
         ambiguities = find_ambiguities(model, routed, main["rule"], rest["rule"])
@@ -315,6 +323,8 @@ def _undecayed(model: nn.Module) -> set[str]:
 def _could_train(param: Tensor) -> bool:
     """Return whether a frozen parameter can be unfrozen: packed and integer ones cannot."""
     real = param.is_floating_point() or param.is_complex()
+    if any(each.dtype != param.dtype for each in inner_tensors(param).values()):
+        return False  # quantized: a tensor subclass that says it is float
     return real and param.dtype.itemsize >= 2 and param.layout is torch.strided
 
 
@@ -330,7 +340,8 @@ def _known_view(param: Tensor, role: Role, options: Options) -> View | None:
         # The rule merges dimensions, and treats both sides of a matrix alike: each expert is a block.
         return rows(*[1] * param.shape[0])
     counts_matrices = options.get("view") == "batch"
-    if is_transposed(role.view) and param.dim() > 2 and counts_matrices != (role.kind == "experts"):
-        # An option rearranges the dimensions, so that the ones to swap are unknown.
+    arranged = is_transposed(role.view) or role.kind == "experts"
+    if arranged and param.dim() > 2 and counts_matrices != (role.kind == "experts"):
+        # An option rearranges the dimensions, so that the ones to swap or to cut are unknown.
         return None
     return role.view
