@@ -63,6 +63,7 @@ OPTIONAL = {
     "steepest.linalg.triton_symmetric": {"triton"},
     "steepest.integrations.hf_ternary": {"transformers"},
     **{f"steepest.integrations.{each}": {each} for each in FRAMEWORKS},
+    "steepest.integrations.axolotl": {"axolotl", "pydantic"},  # which Axolotl's config is made of
 }
 MODULES = sorted(ROOT.rglob("*.py"))
 

@@ -145,9 +145,15 @@ def test_a_trainer_resumes_adapters_on_a_ternary_model(adapters, tmp_path):
 
     from .test_transformers import resumed_and_whole
 
+    from steepest.integrations.transformers import record_ternary
+
+    made = llama()
+    steepest.ternary.ternarize(made)
+    record_ternary(made)
+    made.save_pretrained(tmp_path / "base")
+
     def prepare():
-        model = llama()
-        steepest.ternary.ternarize(model)
+        model = type(made).from_pretrained(tmp_path / "base")
         model = get_peft_model(model, adapters.adapt_ternary(config(target_modules=TARGETS)))
         bases = {type(m.base_layer) for m in model.modules() if isinstance(m, adapters.TernaryLora)}
         assert bases == {TernaryLinear}

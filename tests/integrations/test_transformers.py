@@ -167,7 +167,8 @@ def test_a_saved_ternary_model_loads_bit_for_bit(hf, options, dtype, shard, tmp_
     }
     tokens = torch.stack([each["input_ids"] for each in sentences(2)])
     assert torch.equal(loaded(tokens).logits, model.eval()(tokens).logits)
-    # And once more, from what was loaded.
+    # The Trainer takes what was loaded, and it loads once more from what that saves.
+    assert trainer(loaded, tmp_path / "runs", ways=built(loaded)).model is loaded
     loaded.save_pretrained(tmp_path / "again")
     assert_same(state(type(model).from_pretrained(tmp_path / "again")), state(model))
     flip = steepest.ternary.TernaryFlip(loaded, threshold=2)
