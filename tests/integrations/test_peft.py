@@ -143,9 +143,9 @@ def test_a_trainer_resumes_adapters_on_a_ternary_model(adapters, tmp_path):
     pytest.importorskip("accelerate")
     from peft import get_peft_model
 
-    from .test_transformers import resumed_and_whole
-
     from steepest.integrations.transformers import record_ternary
+
+    from .test_transformers import resumed_and_whole
 
     made = llama()
     steepest.ternary.ternarize(made)
