@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import steepest
+
 TEXT = (Path(__file__).parents[2] / "docs" / "frameworks.md").read_text(encoding="utf-8")
 # Sections with Python, and what must be installed.
 NEEDS = {
@@ -47,6 +49,12 @@ def test_its_blocks_run(section, tmp_path, monkeypatch, capsys):
     for block in (first, *blocks(sections()[section])):
         exec(compile(block, f"docs/frameworks.md, {section}", "exec"), names)
     assert PRINTED.get(section, "") in capsys.readouterr().out
+
+
+def test_its_names_exist():
+    named = set(re.findall(r"\bsteepest\.(\w+)\b(?!\.)", TEXT)) - {"integrations"}
+    assert {"Auto", "Recipe", "param_groups", "build"} <= named
+    assert all(hasattr(steepest, name) for name in named)
 
 
 def test_deepspeeds_flags_are_json():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import inspect
 import pickle
 from typing import Any
 
@@ -42,13 +43,25 @@ def test_it_steps_as_build_does(given: Any):
     built.load_state_dict(ours.state_dict())
 
 
-@pytest.mark.parametrize("name", ["model", "params"])
-def test_the_model_may_be_named(name):
+def test_callers_may_name_the_argument_and_pass_options_in_a_dict():
     model = Transformer()
-    optimizer = steepest.Auto(**{name: model.parameters()}, rule="lion")
+    optimizer = steepest.Auto(params=model.parameters(), rule="muon", hyper={"momentum": 0.5}, nesterov=False)
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
-    with pytest.raises(TypeError, match="not both"):
-        steepest.Auto(model.parameters(), model=model)
+    assert (optimizer.defaults["momentum"], optimizer.defaults["nesterov"]) == (0.5, False)
+    with pytest.raises(TypeError, match=r"'momentun' .did you mean 'momentum'"):
+        steepest.Auto(model, hyper={"momentun": 0.5})
+
+
+def test_its_arguments_are_those_of_build_with_their_defaults():
+    """They are written out for parsers of command lines, which read the signature."""
+    ours, built = (inspect.signature(each).parameters for each in (steepest.Auto, steepest.build))
+    own = {"params", "weight_decay", "hyper", "options"}
+    assert ours.keys() - own == built.keys() - {"model", "hyper"}
+    for name in ours.keys() - own:
+        assert ours[name].default == built[name].default
+    assert (
+        next(iter(ours)) == "params"
+    )  # LightningCLI passes the first argument itself, and knows it by this name
 
 
 def test_subclasses_hooks_copies_and_pickles():

@@ -16,20 +16,21 @@ _MOST_GROUPS = 16
 
 
 def summarize(owner: str, groups: Sequence[Group]) -> str:
-    """Return a line for each group: learning rate, weight decay, and what is not its rule's default.
+    """Return a line for each group: lr, weight decay, and what is not its rule's default.
 
     >>> import torch
     >>> group = {"rule": "sgd", "lr": 0.1, "momentum": 0.9, "params": [torch.zeros(4)]}
     >>> print(summarize("SGD", [group]))
     SGD(1 group, 1 tensor, 4 parameters
-      sgd: 1 tensor, 4 parameters; lr: 0.1, momentum: 0.9
+      Parameter Group 0 (sgd): 1 tensor, 4 parameters; lr: 0.1, momentum: 0.9
     )
     """
     every = [param for group in groups for param in group["params"]]
     lines = [f"{owner}({_counted(len(groups), 'group')}, {_sizes(every)}"]
-    for group in groups[:_MOST_GROUPS]:
+    for index, group in enumerate(groups[:_MOST_GROUPS]):
         options = ", ".join(f"{name}: {value}" for name, value in _options(group).items())
-        line = f"{group.get('name', group['rule'])}: {_sizes(group['params'])}; {options}"
+        name = f"Parameter Group {index} ({group.get('name', group['rule'])})"
+        line = f"{name}: {_sizes(group['params'])}; {options}"
         lines.append(textwrap.shorten(line, 108, placeholder=" ..."))
     if len(groups) > _MOST_GROUPS:
         lines.append(f"... and {_counted(len(groups) - _MOST_GROUPS, 'more group')}: see explain()")
@@ -49,6 +50,8 @@ def _options(group: Group) -> dict[str, str]:
 def _word(value: Any) -> str:
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()
+    if isinstance(value, tuple) and all(isinstance(each, float) for each in value):
+        return f"({', '.join(map(_word, value))})"
     return f"{value:.6g}" if isinstance(value, float) else textwrap.shorten(str(value), 40)
 
 

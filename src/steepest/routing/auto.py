@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-from torch import nn
+from typing import Any, Literal
 
 from steepest.combined import combined_class
 from steepest.optimizer import Optimizer
 from steepest.routing.build import form_groups, warn_of_no_matrix
+from steepest.routing.layers import LayerDecay
 from steepest.routing.model import model_of
+from steepest.views import View
 
 __all__ = ["Auto"]
 
@@ -29,15 +29,16 @@ class Auto(Optimizer):
     Args:
         params: the model, or an unread ``model.parameters()`` or ``model.named_parameters()``.
         rule: name of the main rule.
-        model: the same as ``params``, for callers that pass it by this name.
-        lr, weight_decay: of the main rule; None means the rule's default.
-        fallback: name of the rule for the other tensors, or a dict of group options including ``"rule"``.
-        **options: all other arguments of :func:`steepest.build`.
+        lr, fallback, fallback_lr, overrides, views, decay_vectors, layer_decay, ternary, memory: as for
+            :func:`steepest.build`.
+        hyper: further options of the main rule, for configurations that know only the arguments named here.
+        **options: the same as keywords, and common options, such as ``weight_decay=0.1``.
 
     Raises:
         TypeError: tensors or groups from which no model can be told, with what to do instead.
         TypeError, ValueError: as :func:`steepest.build`.
 
+    >>> from torch import nn
     >>> model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     >>> optimizer = Auto(model.parameters(), "muon", lr=1e-3)
     >>> isinstance(optimizer, Auto), type(optimizer).__name__
@@ -46,21 +47,39 @@ class Auto(Optimizer):
 
     def __init__(
         self,
-        params: Any = None,
+        params: Any,
         rule: str = "muon",
         *,
-        model: Any = None,
         lr: float | None = None,
         weight_decay: float | None = None,
         fallback: str | Mapping[str, Any] = "adamw",
+        fallback_lr: float | None = None,
+        overrides: Mapping[str, str | Mapping[str, Any]] | None = None,
+        views: Mapping[str, View | None] | None = None,
+        decay_vectors: bool = False,
+        layer_decay: LayerDecay | None = None,
+        ternary: Mapping[str, Any] | bool | None = None,
+        memory: Literal["least", "counts", "momentum"] | None = None,
+        hyper: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        if model is not None and params is not None:
-            raise TypeError("Auto() takes the model or params, not both")
-        found: nn.Module = model_of("Auto()", model if params is None else params)
+        further = {**(hyper or {}), **options}
         if weight_decay is not None:
-            options["weight_decay"] = weight_decay
-        formed = form_groups(found, rule, lr=lr, fallback=fallback, **options)
+            further["weight_decay"] = weight_decay
+        formed = form_groups(
+            model_of("Auto()", params),
+            rule,
+            lr=lr,
+            fallback=fallback,
+            fallback_lr=fallback_lr,
+            overrides=overrides,
+            views=views,
+            decay_vectors=decay_vectors,
+            layer_decay=layer_decay,
+            ternary=ternary,
+            memory=memory,
+            **further,
+        )
         self.__class__ = combined_class(type(self), formed.groups)  # type: ignore[assignment]
         super().__init__(formed.groups, **formed.main)
         formed.attach(self)

@@ -38,9 +38,9 @@ def _options(group: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _differences(own: Mapping[str, Any], alike: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return in words how a group differs from the first of its rule that is decayed, or the first."""
+    """Return in words how a group differs from the largest of its rule that is decayed, or the largest."""
     found = []
-    first = next((other for other in alike if other.get("weight_decay") != 0), alike[0])
+    first = max(alike, key=lambda other: (other.get("weight_decay") != 0, _size(other)))
     if own.get("weight_decay") == 0 and any(other.get("weight_decay") != 0 for other in alike):
         found.append("no decay")
     for name, value in own.items():
@@ -49,3 +49,8 @@ def _differences(own: Mapping[str, Any], alike: Sequence[Mapping[str, Any]]) -> 
         if differs and isinstance(value, _PLAIN) and not by_layer and (name != "weight_decay" or value != 0):
             found.append(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}")
     return found
+
+
+def _size(group: Mapping[str, Any]) -> int:
+    params = (each[1] if isinstance(each, tuple) else each for each in group.get("params", ()))
+    return sum(param.numel() for param in params)

@@ -26,9 +26,8 @@ class Recipe:
     ``recipe(model)`` returns the optimizer that ``steepest.build(model, rule, **options)`` does. Frameworks
     that make the optimizer themselves take a recipe where they take a factory or a class path:
 
-    - Transformers 5 (and what builds on its Trainer, as Axolotl and ms-swift do):
-      ``Trainer(..., optimizer_cls_and_kwargs=(steepest.Recipe, {"rule": "muon", "lr": 1e-3}))``, or
-      ``(recipe, {})``; it calls the first without arguments, and the result with the model.
+    - Transformers 5 and Axolotl: ``optimizer_cls_and_kwargs=(steepest.Recipe, {"rule": "muon"})``, or
+      ``(recipe, {})``: they call the first without arguments, and the result with the model.
     - Hydra: ``_target_: steepest.Recipe`` with the options, then ``instantiate(cfg.optimizer)(model)``.
 
     Args:
@@ -63,12 +62,15 @@ class Recipe:
         self.rule = rule
         self.options = options
 
-    def __call__(self, model: Any = None, /, *, params: Any = None, **more: Any) -> Any:
+    def __call__(
+        self, model: Any = None, training_args: Any = None, /, *, params: Any = None, **more: Any
+    ) -> Any:
         """Make the optimizer.
 
         Args:
             model: the model, or an unread ``model.parameters()``. Without any, the recipe itself is returned,
                 with ``more`` added: some frameworks call a factory's class first.
+            training_args: not used; Axolotl passes its own to every factory.
             params: the same, for callers that pass it by this name.
             **more: options that take precedence over the recipe's; ``rule`` among them.
         """
