@@ -49,7 +49,7 @@ lint: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[lab,dev,parity]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[lab,dev,parity,integrations]"
 	touch $@
 
 $(PEERS): $(READY)

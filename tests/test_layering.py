@@ -25,7 +25,7 @@ LAYERS = [
     "distributed",
     "engine",
     "explain",
-    "param_groups",
+    "group_options",
     "migrations",
     "stored_state",
     "state_dict",
@@ -33,6 +33,8 @@ LAYERS = [
     "constructor",
     "optimizer",
     "registry",
+    "combined",
+    "freed_gradient",
     "optimizer_in_backward",
     "rules",
     "routing",
@@ -41,6 +43,7 @@ LAYERS = [
     "trust",
     "learning_rates",
     "compat",
+    "integrations",
     "__init__",
     "lab",
 ]
@@ -53,9 +56,14 @@ BASES = {
 # typing_extensions comes with torch, which requires it; so does triton with its builds for CUDA, and the one
 # file that asks for it goes on without.
 DEPENDENCIES = {"torch", "typing_extensions"}
+# Each has one file that adapts to it, which nothing else imports.
+FRAMEWORKS = ("axolotl", "lightning", "peft", "timm", "transformers")
 OPTIONAL = {
     "steepest.learning_rates.range_test": {"matplotlib"},
     "steepest.linalg.triton_symmetric": {"triton"},
+    "steepest.integrations.hf_ternary": {"transformers"},
+    **{f"steepest.integrations.{each}": {each} for each in FRAMEWORKS},
+    "steepest.integrations.axolotl": {"axolotl", "pydantic"},  # which Axolotl's config is made of
 }
 MODULES = sorted(ROOT.rglob("*.py"))
 
@@ -189,7 +197,8 @@ def test_importing_the_library_loads_neither_the_lab_nor_what_it_needs_and_no_dy
     )
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     loaded, lab, compilers = out.split("\n")[:3]
-    assert not set(loaded.split()) & {"matplotlib", "rich", "typer", "jinja2", "sklearn", "pandas", "scipy"}
+    heavy = {"matplotlib", "rich", "typer", "jinja2", "sklearn", "pandas", "scipy", *FRAMEWORKS}
+    assert not set(loaded.split()) & heavy
     assert "steepest" in loaded
     assert lab == "False"
     assert compilers == ""

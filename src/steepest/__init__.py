@@ -10,7 +10,7 @@ from steepest.optimizer import Optimizer
 from steepest.optimizer_in_backward import ReleasedGradients, release_gradients
 from steepest.planning import Plan, compare_plans, plan
 from steepest.registry import create, list_optimizers
-from steepest.routing import build
+from steepest.routing import Auto, Recipe, build, param_groups
 from steepest.rule import Rule
 from steepest.rules import (
     QUAD,
@@ -60,6 +60,7 @@ __all__ = [
     "AdEMAMix",
     "AdamMini",
     "AdamW",
+    "Auto",
     "Certificate",
     "CommonOptions",
     "DictCallback",
@@ -75,6 +76,7 @@ __all__ = [
     "Plan",
     "PolarGrad",
     "Procrustes",
+    "Recipe",
     "ReleasedGradients",
     "Rule",
     "SGDSaI",
@@ -99,6 +101,7 @@ __all__ = [
     "list_optimizers",
     "load_checkpoint",
     "master_state_dict",
+    "param_groups",
     "plan",
     "release_gradients",
     "save_checkpoint",

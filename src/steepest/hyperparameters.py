@@ -222,8 +222,10 @@ class CommonOptions(TypedDict, total=False):
     - ``weight_decay_method``: how λ = ``weight_decay`` acts at the learning rate η:
 
       - ``"decoupled"``: p ← p − η·λ·p
-      - ``"independent"``: p ← p − λ·p·(η / η₀), with η₀ the group's initial learning rate: λ does not
-        depend on the learning rate, but follows its schedule (Loshchilov and Hutter, 2019)
+      - ``"independent"``: p ← p − λ·p·(η / η₀), with η₀ the learning rate that the group is made with, or
+        that its scheduler starts from (``"initial_lr"``), or OneCycleLR's peak: λ does not depend on the
+        learning rate, but follows its schedule (Loshchilov and Hutter, 2019). If all of these are 0, every
+        step with η > 0 decays by λ, and the constructor warns
       - ``"untied"``: p ← p − λ·p wherever η > 0, whatever the schedule. Emerging-Optimizers'
         WeightDecayMixin calls this "independent", and so does OrthogonalizedOptimizer; its subclasses
         here (Muon and its variants) use the names of this list

@@ -18,9 +18,9 @@ __all__ = ["SOURCES", "TORCH_KEYS", "Source", "recognize"]
 
 State = Mapping[str, Any]
 
-# Group keys of torch's own optimizers and schedulers that are not hyper-parameters of a rule.
+# Group keys of torch's optimizers and schedulers, and of monitors, that are no rule's hyper-parameters.
 _TORCH = (
-    "params param_names initial_lr min_lr max_lr base_momentum max_momentum capturable differentiable "
+    "params param_names name initial_lr min_lr max_lr base_momentum max_momentum capturable differentiable "
     "foreach fused decoupled_weight_decay"
 )
 TORCH_KEYS = frozenset(_TORCH.split())

@@ -18,9 +18,9 @@ from steepest.engine.grad_check import both
 from steepest.engine.interrupts import HeldInterrupts
 from steepest.engine.matrices import UserFunctions
 from steepest.engine.pipeline import decide, take_step
-from steepest.explain import Explanation, Reasons, explain
+from steepest.explain import Explanation, Reasons, explain, summarize
+from steepest.group_options import check_masters, check_views, checked, complete, count_skipped, first_rule
 from steepest.hyperparameters import near_miss, plain
-from steepest.param_groups import check_masters, check_views, checked, complete, count_skipped
 from steepest.rule import Rule, Targets, find_rule, register_rule
 from steepest.state_dict import loading, saving
 
@@ -43,7 +43,7 @@ class Optimizer(torch.optim.Optimizer):
 
     Args:
         params: tensors, ``(name, tensor)`` pairs, or group dicts; groups keep keys that no rule knows.
-        rule: the rule's name, one of :func:`steepest.list_optimizers`.
+        rule: the rule's name, one of :func:`steepest.list_optimizers`; None takes that of the first group.
         extra: options that no rule knows, kept in every group for subclasses.
         **hyper: the rule's hyper-parameters, and the common options (:class:`~steepest.CommonOptions`).
 
@@ -89,15 +89,26 @@ class Optimizer(torch.optim.Optimizer):
             spell_out(cls, cls.rule.defaults())
 
     def __init__(
-        self, params: ParamsT, *, rule: str, extra: Mapping[str, Any] | None = None, **hyper: Any
+        self,
+        params: ParamsT,
+        *,
+        rule: str | None = None,
+        extra: Mapping[str, Any] | None = None,
+        **hyper: Any,
     ) -> None:
-        known, owner = find_rule(rule).defaults(), type(self).__name__
+        owner = type(self).__name__
+        if rule is None:
+            params, rule = first_rule(owner, params)
+        known = find_rule(rule).defaults()
         for name in [name for name in hyper if name not in known]:
             is_flag = name in ("differentiable", "foreach", "fused")
             hint = " (compile= says how to run)" if is_flag else near_miss(name, known)
             raise TypeError(f"{owner}() got an unexpected keyword argument {name!r}{hint}")
         defaults = {"rule": rule, **known, **hyper, **(extra or {})}
         find_rule(rule).check(owner, defaults)
+        if not known.keys() & {"momentum", "betas"}:
+            # OneCycleLR and CyclicLR look for either here. They cycle what the groups' rules have.
+            defaults["momentum"] = 0.0
         self._collector = Collector()
         super().__init__(params, {k: plain(v) if k in known else v for k, v in defaults.items()})
         check_views(self.defaults.get("views") or {}, self.param_groups)
@@ -115,7 +126,8 @@ class Optimizer(torch.optim.Optimizer):
             param_group.update(own)
         super().add_param_group(param_group)
         # torch copies the main rule's options into groups of all rules. Schedulers read betas in every group.
-        for name in find_rule(self.defaults["rule"]).hyper.keys() - own.keys() - {"betas"}:
+        main = find_rule(self.defaults["rule"]).hyper.keys() | {"momentum"}
+        for name in main - own.keys() - {"betas"}:
             param_group.pop(name, None)
         self._collector.remember(self.param_groups)
 
@@ -217,6 +229,10 @@ class Optimizer(torch.optim.Optimizer):
         groups, rule = self.param_groups, self.defaults["rule"]
         sharding = self._collector.sharding(groups, self._user_functions)
         return explain(groups, rule, self.reasons, self.targets, sharding, self.state)
+
+    def __repr__(self) -> str:
+        """Summarize the groups in a line each; :meth:`explain` tells of every tensor."""
+        return summarize(type(self).__name__, self.param_groups)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state and the groups; all processes must call it if each keeps factors of its own."""

@@ -7,6 +7,7 @@ import math
 import sys
 import weakref
 from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from steepest.engine.collect import describe
 from steepest.engine.cuda_graphs import capturing
 from steepest.engine.grad_check import both, check_gradients
 from steepest.engine.update import PLAIN
+from steepest.freed_gradient import FreedGradient, warn_once
 from steepest.hyperparameters import optional, positive
 from steepest.optimizer import Optimizer
 from steepest.rule import Group, find_rule
@@ -50,7 +52,9 @@ def release_gradients(
     - ``nonfinite="skip"`` skips only *parameters* whose gradients are not finite; ``skipped_steps`` counts
       the steps with such a parameter. ``nonfinite="raise"`` is refused, and so are rules whose step depends
       on all tensors of a group (SGDSaI with ``normalize="max"``, PSGD with ``literal=True``).
-    - Clipping after backward has no effect. ``clip_value`` is exact: gradient elements are clamped to
+    - Clipping after backward has no effect; in the first step, whatever reads a freed gradient is warned of
+      it once: until ``step()``, ``grad`` is a placeholder there, of zeros that take no memory, and None from
+      the second step on. ``clip_value`` is exact: gradient elements are clamped to
       ±``clip_value``. ``clip_norm`` scales by the norm of all gradients *of the last step*,
 
       .. math:: g \leftarrow g \cdot \min\bigl(1, c / (N_{t-1} + 10^{-6})\bigr)
@@ -101,11 +105,11 @@ def release_gradients(
     >>> optimizer = SignGSD(model.parameters(), lr=0.5)
     >>> released = release_gradients(model, optimizer)
     >>> model(torch.tensor([1.0, -1.0])).sum().backward()
-    >>> model.weight.tolist(), model.weight.grad
-    ([[-0.5, 0.5]], None)
-    >>> optimizer.step()
     >>> model.weight.tolist()
     [[-0.5, 0.5]]
+    >>> optimizer.step()
+    >>> model.weight.tolist(), model.weight.grad
+    ([[-0.5, 0.5]], None)
     """
     return ReleasedGradients(model, optimizer, clip_value=clip_value, clip_norm=clip_norm)
 
@@ -148,6 +152,11 @@ class ReleasedGradients:
         # Group, index in it, and ordinal among all parameters when last looked up.
         self._places: dict[int, tuple[int, int, int]] = {}
         self._stepped: set[int] = set()
+        self._refused: set[int] = set()
+        # In the first step, gradients are watched, since clipping them would have no effect: clip_grad_norm_
+        # says nothing where there are none. Whoever clips here knows what is clipped.
+        self._watching = clip_value is None and clip_norm is None
+        self._warn = warn_once()
         # Threads, one per device, run the hooks: use only atomic operations on these lists.
         self._squares: list[Tensor] = []
         self._taken: list[bool | Tensor] = []
@@ -161,6 +170,7 @@ class ReleasedGradients:
         """Restore ordinary backward and ``step()``; gradients that exist now stay."""
         if self not in _live:
             return
+        self._forget_freed()
         for _, handle in self._hooks.values():
             handle.remove()
         self._hooks.clear()
@@ -234,7 +244,10 @@ class ReleasedGradients:
             member.grad = self._clipped(member.grad, self._clip_norm)
         self._taken.append(optimizer._take([batch], check_gradients([batch])))
         self._stepped.add(id(param))
-        param.grad = None
+        grad, param.grad = param.grad, None
+        if self._watching and grad is not None and type(param) in PLAIN:
+            group, at = optimizer.param_groups[place[0]], place[1]
+            param.grad = FreedGradient(grad, partial(self._warn, describe(group, place[0], at)))
 
     def _begin_step(self) -> None:
         """Check, before anything moves, that backward can step."""
@@ -275,6 +288,7 @@ class ReleasedGradients:
 
     def _refuse_second(self, param: Tensor) -> None:
         if id(param) in self._stepped:
+            self._refused.add(id(param))
             group_index, index, _ = self._places[id(param)]
             raise RuntimeError(
                 f"{describe(self._optimizer.param_groups[group_index], group_index, index)} was stepped "
@@ -307,13 +321,17 @@ class ReleasedGradients:
     @torch.no_grad()
     def _end_step(self) -> None:
         """Step what backward did not reach, and update the counts and norms of the whole step."""
+        self._forget_freed()
         left = [param for param in self._params().values() if param.grad is not None]
         for param in left:
             _refuse_unreduced(param)
             self._refuse_second(param)
+        watching, self._watching = self._watching and not self._stepped, False
         for param in left:
             self._step(param)
+        self._watching = watching
         self._stepped.clear()
+        self._refused.clear()
         # step() counts it together with its own result.
         taken: bool | Tensor = True
         while self._taken:
@@ -327,6 +345,12 @@ class ReleasedGradients:
             for group in self._optimizer.param_groups if not kept.is_cpu or kept.isfinite() else []:
                 group["last_grad_norm"] = float(kept) if kept.is_cpu else kept
         self._attach()
+
+    def _forget_freed(self) -> None:
+        for param, _ in self._hooks.values():
+            # A second gradient was added to some, which step() must refuse as backward did.
+            if isinstance(param.grad, FreedGradient) and id(param) not in self._refused:
+                param.grad = None
 
     def _params(self) -> dict[int, Any]:
         """Return the parameters to step in backward: none with targets, since a layer may vote repeatedly."""

@@ -275,9 +275,15 @@ class Rule(ABC):
                 f"{who} is complex: {self.name!r} takes real parameters; element rules take both"
             )
         if not self.vectors and param.dim() < 2:
+            built = (
+                f"steepest.build(model, {self.name!r}) gives each tensor the right rule, embeddings and "
+                "output layers too. By hand: give it to an"
+                if self.hidden_only
+                else "Give it to an"
+            )
             raise ValueError(
-                f"{who} has shape {tuple(param.shape)}: {self.name!r} takes matrices. "
-                "Give it to an element rule, in a group of its own: {'params': [...], 'rule': 'adamw'}"
+                f"{who} has shape {tuple(param.shape)}: {self.name!r} takes matrices. {built} element rule, "
+                "in a group of its own: {'params': [...], 'rule': 'adamw'}"
             )
         view = (group["views"] or {}).get(name)
         if view is not None:

@@ -19,6 +19,7 @@ from steepest.distributed.local import (
     sharded_like,
 )
 from steepest.engine.batches import describe, name_of
+from steepest.engine.cycled_momentum import adopt_cycled_momentum
 from steepest.engine.factors import gather_factors, scatter_factors
 from steepest.engine.layout import real_view
 from steepest.engine.state import blank_state
@@ -45,6 +46,7 @@ Saved = tuple[Tensor, Group, dict[str, Any], dict[str, Tensor]]
 def saving(optimizer: Any) -> Iterator[None]:
     """Let torch's ``state_dict`` hold what only one process keeps, and nothing of tensors in no group."""
     groups, state = optimizer.param_groups, optimizer.state
+    adopt_cycled_momentum(groups)
     sharding = optimizer._collector.sharding(groups, optimizer._user_functions)
     factors = {} if sharding is None else scatter_factors(sharding, state)
     listed = {id(param) for group in groups for param in group["params"]}
@@ -73,6 +75,8 @@ def loading(optimizer: Any, extra_state: Collection[str], targets: Targets | Non
     torch would cast the state to the parameters' dtypes, and move it to their device, which may have no room.
     """
     found: list[Saved] = []
+    # What a new scheduler wrote must not take the place of what is loaded.
+    adopt_cycled_momentum(optimizer.param_groups)
 
     def check(_: torch.optim.Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:
         if targets is not None:
@@ -130,6 +134,8 @@ def _loadable(
                 _check_own(index, ours, theirs)
                 # Groups used to hold the options of the optimizer's other rules too.
                 group = {name: value for name, value in theirs.items() if name in ours or name not in options}
+            if "name" in ours:
+                group["name"] = ours["name"]  # which says what the group is here
             keep_formats(ours, group)
             translated.append(group)
             merged = {**ours, **group}
@@ -186,8 +192,13 @@ def _check_own(index: int, ours: Group, theirs: Group) -> None:
     if rule != ours["rule"]:
         raise ValueError(f"{saved} rule {rule!r}, this optimizer's is {ours['rule']!r}")
     views = theirs.get("views")
-    if "views" in find_rule(rule).hyper and (views or {}) != (ours["views"] or {}):
+    if "views" in find_rule(rule).hyper and _cuts(views) != _cuts(ours["views"]):
         raise ValueError(f"{saved} views={views!r}, this optimizer has {ours['views']!r}")
+
+
+def _cuts(views: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the views that cut or transpose; a parameter without one is whole."""
+    return {name: view for name, view in (views or {}).items() if view is not None}
 
 
 def _foreign_group(

@@ -101,8 +101,8 @@ def cannot(rule: Rule) -> dict[str, str]:
         found["complex"] = "the pairs of a complex matrix are not a matrix of pairs; element rules take both"
     if not rule.vectors:
         found["vectors"] = "a vector has no polar factor: it belongs to an element rule"
-    if not {"momentum", "betas"} & set(rule.hyper):
-        found["cycled momentum"] = "torch's schedulers cycle the options momentum and betas, which it has not"
+    if not {"momentum", "momentum_beta", "betas"} & set(rule.hyper):
+        found["cycled momentum"] = "it has no momentum that a scheduler could cycle"
     if rule.host_sync(rule.defaults()):
         found["quiet steps"] = "the host reads a device's numbers in each of its steps"
     if "dtype" in rule.hyper:

@@ -24,7 +24,7 @@ from steepest.engine.grad_check import all_finite
 from steepest.engine.step_count import add_step
 from steepest.engine.storage import storage_of
 from steepest.engine.update import UpdateConfig
-from steepest.param_groups import count_skipped
+from steepest.group_options import count_skipped
 from steepest.rule import find_rule
 
 from .cases import CASES, LOW_BIT, RULES, Case, able, by_id, one_of_each, related, spread

@@ -178,9 +178,11 @@ def test_construction_touches_neither_parameters_nor_the_generator(rule: Case):
 
 
 def test_defaults_name_what_cyclic_schedulers_look_for(rule: Case):
-    defaults = rule.make(rule.params()).defaults
+    optimizer = rule.make(rule.params())
+    assert ("betas" in rule.rule.hyper) == ("betas" in optimizer.defaults)
+    assert {"betas", "momentum"} & optimizer.defaults.keys()
     for name in ("momentum", "betas"):
-        assert (name in rule.rule.hyper) == (name in defaults)
+        assert (name in rule.rule.hyper) == (name in optimizer.param_groups[0])
 
 
 def test_repr_shows_the_options(rule: Case):

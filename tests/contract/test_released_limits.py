@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import re
+import warnings
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch import nn
 import steepest
 
 from .cases import Case
-from .released import backward, holder
+from .released import are_freed, backward, holder
 from .training import identical, make_params, snapshot, values
 
 CLIP = 0.75
@@ -154,7 +155,7 @@ def test_skip_passes_over_the_parameters_with_a_bad_gradient_alone(rule: Case):
                 backward(some, step, bad)
             if bad:
                 sum((params[i] * math.nan).sum() for i in bad).backward()
-            assert all(param.grad is None for param in params)
+            assert are_freed(params)
             optimizer.step()
             twin.step()
             twin.zero_grad()
@@ -353,3 +354,96 @@ def test_no_norm_is_kept_where_none_was_finite():
         optimizer.step()
         assert released.grad_norm is None
     assert "last_grad_norm" not in optimizer.param_groups[0]
+
+
+# -- clipping that comes too late
+
+
+def clip_by_norm(params: Any) -> Any:
+    return torch.nn.utils.clip_grad_norm_(params, CLIP)
+
+
+def clip_by_value(params: Any) -> Any:
+    return torch.nn.utils.clip_grad_value_(params, CLIP)
+
+
+def clip_adaptively(params: Any) -> Any:
+    """By hand, as in loops that have a formula of their own."""
+    for param in params:
+        if param.grad is not None and param.grad.norm() > 0.01 * param.detach().norm():
+            param.grad.mul_(0.01 * param.detach().norm() / param.grad.norm())
+
+
+READERS = {
+    "norm": clip_by_norm,
+    "norm, foreach": lambda params: torch.nn.utils.clip_grad_norm_(params, CLIP, foreach=True),
+    "norm, generator": lambda params: clip_by_norm(param for param in params),
+    "value": clip_by_value,
+    "value, foreach": lambda params: torch.nn.utils.clip_grad_value_(params, CLIP, foreach=True),
+    "logged": lambda params: torch.nn.utils.get_total_norm([p.grad for p in params if p.grad is not None]),
+    "by hand": clip_adaptively,
+}
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_whatever_clips_after_backward_is_warned_of_once_and_changes_nothing(reader: str):
+    params, twins = make_params(), make_params()
+    optimizer, twin = Case("lion").make(params), Case("lion").make(twins)
+    released = steepest.release_gradients(holder(params), optimizer)
+    steepest.release_gradients(holder(twins), twin)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for step in range(3):
+            for some in (params, twins):
+                backward(some, step)
+            if step == 0 or "value" not in reader:  # torch's clip_grad_value_ fails without any gradient
+                READERS[reader](params)
+            for each in (optimizer, twin):
+                each.step()
+            assert all(param.grad is None for param in params)
+    (warning,) = [each for each in caught if "gradient" in str(each.message)]
+    assert re.search(r"gradient of parameter \d of group 0 .* was read after backward", str(warning.message))
+    assert "release_gradients(clip_norm=...)" in str(warning.message)
+    assert "max_grad_norm=0" in str(warning.message)
+    assert identical(params, twins)
+    released.remove()
+
+
+@pytest.mark.parametrize("clip", [{"clip_norm": 1.0}, {"clip_value": 1.0}], ids=str)
+def test_a_release_that_clips_says_nothing(clip: dict[str, float]):
+    params = make_params()
+    optimizer = Case("lion").make(params)
+    with warnings.catch_warnings(), steepest.release_gradients(holder(params), optimizer, **clip):
+        warnings.simplefilter("error")
+        for step in range(2):
+            backward(params, step)
+            assert all(param.grad is None for param in params)
+            clip_by_norm(params)
+            optimizer.step()
+
+
+def test_placeholders_disturb_nothing_else():
+    """Other parameters' gradients in the same list, copies, zero_grad, a second pass, and removal."""
+    params, (other,) = make_params(), make_params(shapes=[(3, 2)])
+    optimizer = Case("lion").make(params)
+    model = holder([*params, other])
+    released = steepest.release_gradients(model, optimizer)
+    backward(params, 0)
+    assert "FreedGradient" in repr(params[0].grad)
+    assert all(param.grad is None for param in [*copy.deepcopy(model).parameters()][: len(params)])
+    other.grad = torch.full_like(other, 3.0)
+    with pytest.warns(UserWarning, match="was read after backward"):
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    assert float(norm) == pytest.approx(3 * math.sqrt(6))
+    assert torch.allclose(other.grad, torch.full_like(other, 1 / math.sqrt(6)))
+    torch._foreach_mul_([params[0].grad, other.grad], [7.0, 2.0])
+    assert torch.allclose(other.grad, torch.full_like(other, 2 / math.sqrt(6)))
+    with pytest.raises(RuntimeError, match="was stepped already and got another gradient"):
+        backward(params, 1)
+    optimizer.zero_grad()
+    optimizer.step()
+    released.remove()
+    released = steepest.release_gradients(model, optimizer)
+    backward(params, 2)
+    released.remove()
+    assert all(param.grad is None for param in params)

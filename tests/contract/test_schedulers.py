@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
+from steepest.rule import find_rule
+
 from .cases import CASES, LR, RULES, Case, spread
 from .training import identical, make_params, set_gradients
 
@@ -24,21 +26,13 @@ SCHEDULERS: dict[str, Make] = {
     "ConstantLR": lambda o: lr_scheduler.ConstantLR(o, factor=0.5, total_iters=3),
     "CosineAnnealingLR": lambda o: lr_scheduler.CosineAnnealingLR(o, T_max=STEPS),
     "CosineAnnealingWarmRestarts": lambda o: lr_scheduler.CosineAnnealingWarmRestarts(o, T_0=3, T_mult=2),
-    "CyclicLR": lambda o: lr_scheduler.CyclicLR(
-        o,
-        base_lr=0.01,
-        max_lr=0.1,
-        step_size_up=3,
-        cycle_momentum=bool({"momentum", "betas"} & set(o.defaults)),
-    ),
+    "CyclicLR": lambda o: lr_scheduler.CyclicLR(o, base_lr=0.01, max_lr=0.1, step_size_up=3),
     "ExponentialLR": lambda o: lr_scheduler.ExponentialLR(o, gamma=0.7),
     "LambdaLR": lambda o: lr_scheduler.LambdaLR(o, lambda step: 1 / (1 + step)),
     "LinearLR": lambda o: lr_scheduler.LinearLR(o, start_factor=0.1, total_iters=4),
     "MultiStepLR": lambda o: lr_scheduler.MultiStepLR(o, milestones=[2, 5], gamma=0.1),
     "MultiplicativeLR": lambda o: lr_scheduler.MultiplicativeLR(o, lambda step: 0.9),
-    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(
-        o, max_lr=0.1, total_steps=STEPS + 1, cycle_momentum=bool({"momentum", "betas"} & set(o.defaults))
-    ),
+    "OneCycleLR": lambda o: lr_scheduler.OneCycleLR(o, max_lr=0.1, total_steps=STEPS + 1),
     "PolynomialLR": lambda o: lr_scheduler.PolynomialLR(o, total_iters=STEPS, power=2.0),
     "ReduceLROnPlateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=1, factor=0.5),
     "SequentialLR": lambda o: lr_scheduler.SequentialLR(
@@ -49,7 +43,9 @@ SCHEDULERS: dict[str, Make] = {
     "StepLR": lambda o: lr_scheduler.StepLR(o, step_size=2, gamma=0.5),
 }
 
-SCHEDULED = ("lr", "momentum", "betas")
+# What a rule calls its momentum, and what schedulers set.
+MOMENTUM = ("momentum", "momentum_beta", "betas")
+SCHEDULED = ("lr", *MOMENTUM)
 
 
 def test_every_scheduler_of_torch_is_here():
@@ -66,19 +62,21 @@ def _advance(scheduler: Any) -> None:
 def _plan(make: Make, like: torch.optim.Optimizer, lr: float) -> list[list[dict[str, Any]]]:
     """What the scheduler does to an optimizer of torch with the same groups."""
     groups = [{"params": make_params(), "lr": group["lr"]} for group in like.param_groups]
-    betas = like.defaults.get("betas", ())
+    known = find_rule(like.param_groups[0]["rule"]).hyper
+    own = next((name for name in MOMENTUM if name in known), None)
+    betas = like.defaults["betas"] if own == "betas" else ()
     if betas:
         # Schedulers set the first and keep the others; AdamW takes two.
         torchs = torch.optim.AdamW(groups, lr=lr, betas=betas[:2])
-    elif "momentum" in like.defaults:
-        torchs = torch.optim.SGD(groups, lr=lr, momentum=like.defaults["momentum"])
     else:
-        torchs = torch.optim.Adagrad(groups, lr=lr)
+        torchs = torch.optim.SGD(groups, lr=lr, momentum=0.0 if own is None else like.defaults[own])
     scheduler = make(torchs)
     plan = []
     for _ in range(STEPS):
-        now = [{name: g[name] for name in SCHEDULED if name in g} for g in torchs.param_groups]
-        plan.append([{**g, "betas": (*g["betas"], *betas[2:])} if betas else g for g in now])
+        plan.append([{"lr": group["lr"]} for group in torchs.param_groups])
+        for group, values in zip(torchs.param_groups, plan[-1], strict=True):
+            if own is not None:
+                values[own] = (*group["betas"], *betas[2:]) if betas else group["momentum"]
         torchs.step()
         _advance(scheduler)
     return plan
@@ -135,18 +133,22 @@ def test_a_scheduler_drives_a_tensor_lr_in_place(rule: Case, name: str):
     assert identical(params, twins)
 
 
-def test_cycled_momentum_is_the_momentum_used(case: Case):
-    """The schedulers find ``momentum`` or ``betas`` in the defaults where the rule has one."""
-    optimizer = case.make(case.params())
-    cycled = {"momentum", "betas"} & set(case.rule.hyper)
-    assert bool(cycled) != ("cycled momentum" in case.cannot)
-    if not cycled:
-        with pytest.raises(ValueError, match="momentum"):
-            lr_scheduler.OneCycleLR(optimizer, max_lr=0.1, total_steps=4, cycle_momentum=True)
-        return
-    lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=4, base_momentum=0.5, max_momentum=0.75)
+@pytest.mark.parametrize("kind", [float, torch.tensor])
+def test_cycled_momentum_is_the_momentum_used(case: Case, kind: Callable[[float], Any]):
+    """Whatever the rule calls it; a step leaves no other key for it, nor a tensor."""
+    params = case.params()
+    optimizer = case.make(params)
+    before = set(optimizer.param_groups[0])
+    lr_scheduler.CyclicLR(optimizer, 0.01, 0.1, base_momentum=kind(0.5), max_momentum=kind(0.75))
+    set_gradients(params, 0)
+    optimizer.step()
     group = optimizer.param_groups[0]
-    assert group.get("momentum", group.get("betas", (None,))[0] if "betas" in group else None) == 0.75
+    cycled = [name for name in MOMENTUM if name in case.rule.hyper]
+    assert bool(cycled) != ("cycled momentum" in case.cannot)
+    for name in cycled[:1]:
+        used = group[name][0] if name == "betas" else group[name]
+        assert (used, type(used)) == (0.75, float)
+    assert set(group) == before | {"initial_lr", "base_momentum", "max_momentum"}
 
 
 def test_scheduler_and_optimizer_checkpoints_resume_together(case: Case):

@@ -14,7 +14,17 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import steepest
-from steepest.views import columns, cut, heads, rows, transposed
+from steepest.views import (
+    along,
+    columns,
+    cut,
+    heads,
+    interleaved,
+    matrices,
+    matrix_shapes,
+    rows,
+    transposed,
+)
 
 from .cases import RULES, Case, by_id, deterministic
 from .training import gradient, identical, make_params, same_bits, snapshot
@@ -25,9 +35,11 @@ VIEWS: dict[str, Any] = {
     "stored": transposed(),
     "c_attn": transposed(columns(4, 3)),
     "deconv": transposed(rows(2, 4)),
+    "heads": interleaved(2, rows(2, 1, 3)),
+    "pairs": transposed(interleaved(3, columns(1, 1))),
 }
-NAMES = ("qkv", "up", "plain", "stored", "c_attn", "deconv")
-SHAPES = [(8, 3), (4, 8), (4, 3), (3, 5), (4, 7), (6, 2, 3)]
+NAMES = ("qkv", "up", "plain", "stored", "c_attn", "deconv", "heads", "pairs")
+SHAPES = [(8, 3), (4, 8), (4, 3), (3, 5), (4, 7), (6, 2, 3), (12, 4), (4, 6)]
 VIEWED = [case for case in RULES if "views" in case.rule.hyper]
 
 every_case = pytest.mark.parametrize("case", VIEWED, ids=by_id)
@@ -53,9 +65,14 @@ def _go_on(optimizer: Any, which: range) -> list[Tensor]:
 def _blocks(whole: Tensor, name: str) -> list[Tensor]:
     if name not in VIEWS:
         return [whole]
-    kind, sizes = VIEWS[name][:2]
-    blocks = [whole] if kind == "whole" else whole.split(sizes, 0 if kind == "rows" else 1)
-    return [each.swapaxes(0, 1) if len(VIEWS[name]) == 3 else each for each in blocks]
+    kind, sizes, *more = VIEWS[name]
+    times = more[0] if more and isinstance(more[0], int) else 1
+    blocks = [whole]
+    if kind != "whole":
+        dim = 0 if kind == "rows" else 1
+        places = torch.arange(whole.shape[dim]).view(times, -1).split(sizes, dim=1)
+        blocks = [whole.index_select(dim, each.flatten()) for each in places]
+    return [each.swapaxes(0, 1) if "transposed" in more else each for each in blocks]
 
 
 # -- views by themselves
@@ -67,6 +84,10 @@ CUTS: list[tuple[tuple[int, ...], Any, bool, Any]] = [
     ((6, 4), rows(4, 2), False, lambda p: [p[:4], p[4:]]),
     ((6, 4), heads(3, 2), False, lambda p: [p[:2], p[2:4], p[4:]]),
     ((6, 4), columns(1, 3), True, lambda p: [p[:, :1], p[:, 1:]]),
+    ((4, 3, 6), along(2, 2, 4), True, lambda p: [p[:, :, :2], p[:, :, 2:]]),
+    ((6, 4), interleaved(1, rows(4, 2)), False, lambda p: [p[:4], p[4:]]),
+    ((6, 4), interleaved(3, rows(1, 1)), False, lambda p: [p[0::2, None], p[1::2, None]]),
+    ((6, 4), interleaved(2, rows(2, 1)), False, lambda p: [p.view(2, 3, 4)[:, :2], p.view(2, 3, 4)[:, 2:]]),
     ((6, 4), transposed(), False, lambda p: [p.T]),
     ((6, 4), transposed(), True, lambda p: [p.T]),
     ((6, 4), transposed(rows(4, 2)), False, lambda p: [p[:4].T, p[4:].T]),
@@ -85,7 +106,9 @@ def test_blocks_are_views_of_the_tensors_memory(shape: Any, view: Any, batch: bo
     for ours, theirs in zip(blocks, expected(whole), strict=True):
         assert torch.equal(ours, theirs)
         assert ours.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
-        assert ours.stride() == theirs.stride()
+        assert [each for each, size in zip(ours.stride(), ours.shape, strict=True) if size > 1] == [
+            each for each, size in zip(theirs.stride(), theirs.shape, strict=True) if size > 1
+        ]
     with torch.no_grad():
         for each in blocks:
             each.fill_(-1)
@@ -99,6 +122,68 @@ def test_transposed_is_plain_data_and_takes_a_view_once():
     for wrong in (transposed(), ("diagonal", (2,)), 3, "rows", [], ("rows",)):
         with pytest.raises(ValueError, match="transposed\\(\\) takes rows"):
             transposed(wrong)
+
+
+# (shape, view, whether leading dimensions count matrices) -> the merged blocks, by plain indexing.
+INTERLEAVED: list[tuple[tuple[int, ...], Any, bool, Any]] = [
+    ((12, 5), interleaved(2, rows(3, 2, 1)), False, lambda p: [
+        p[[0, 1, 2, 6, 7, 8]], p[[3, 4, 9, 10]], p[[5, 11]]]),
+    ((3, 8), interleaved(4, columns(1, 1)), False, lambda p: [p[:, ::2], p[:, 1::2]]),
+    ((3, 8), transposed(interleaved(4, columns(1, 1))), False, lambda p: [p[:, ::2].T, p[:, 1::2].T]),
+    ((3, 8), transposed(interleaved(2, columns(3, 1))), True, lambda p: [
+        p[:, [0, 1, 2, 4, 5, 6]].T, p[:, [3, 7]].T]),
+    ((12, 5, 2), transposed(interleaved(2, rows(4, 2))), False, lambda p: [
+        p[[0, 1, 2, 3, 6, 7, 8, 9]].transpose(0, 1), p[[4, 5, 10, 11]].transpose(0, 1)]),
+    ((3, 4, 6), transposed(interleaved(3, along(2, 1, 1))), True, lambda p: [
+        p[:, :, ::2].mT, p[:, :, 1::2].mT]),
+    ((3, 6, 4), interleaved(2, columns(2, 1)), True, lambda p: [p[:, [0, 1, 3, 4]], p[:, [2, 5]]]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("shape", "view", "batch", "expected"), INTERLEAVED, ids=range(len(INTERLEAVED)))
+def test_what_is_interleaved_makes_one_matrix(shape: Any, view: Any, batch: bool, expected: Any):
+    whole = torch.arange(math.prod(shape), dtype=torch.float32).view(shape)
+    wanted = expected(whole)
+    merged, blocks = matrices(whole, view, batch), cut(whole, view, batch)
+    assert matrix_shapes(shape, view, batch) == [each.shape for each in wanted]
+    for ours, block, theirs in zip(merged, blocks, wanted, strict=True):
+        assert torch.equal(ours, theirs)
+        assert torch.equal(block.reshape(theirs.shape), theirs)
+        block.fill_(-1)
+    assert bool((whole == -1).all())
+
+
+def test_interleaved_is_plain_data_and_refuses_what_has_no_pattern():
+    assert interleaved(12, rows(2, 2)) == ("rows", (2, 2), 12)
+    assert transposed(interleaved(3, along(2, 1, 1))) == ("dim 2", (1, 1), 3, "transposed")
+    for wrong in (transposed(), transposed(rows(2)), interleaved(2, rows(1)), None, ("diagonal", (2,)), 3):
+        with pytest.raises(ValueError, match=r"interleaved\(\) takes rows"):
+            interleaved(2, wrong)
+    for count in (0, 1.5, True, "2"):
+        with pytest.raises(ValueError, match=r"takes a number of repetitions, an integer ≥ 1, got"):
+            interleaved(count, rows(2))
+    for dim in (-1, 4, True, None):
+        with pytest.raises(ValueError, match=r"along\(\) takes a dimension"):
+            along(dim, 2)
+
+
+def test_the_averages_of_an_interleaved_parameter_may_take_a_byte():
+    """The codes' blocks lie within rows, which interleaving leaves whole: as those of separate matrices."""
+    view = interleaved(2, rows(32, 16, 16))
+    params, twins = (make_params(torch.float32, shapes=[(128, 128)]) for _ in range(2))
+    options: Any = {"lr": 0.05, "state_dtype": "int8", "method": "svd"}
+    fused = steepest.Muon([("qkv", params[0])], views={"qkv": view}, **options)
+    apart = [Parameter(block.clone()) for block in matrices(twins[0].detach(), view)]
+    twin = steepest.Muon(apart, **options)
+    for step in range(3):
+        params[0].grad = gradient(params[0], 0, step)
+        for param, grad in zip(apart, matrices(params[0].grad, view), strict=True):
+            param.grad = grad
+        fused.step()
+        twin.step()
+    assert fused.state[params[0]]["momentum_buffer"].dtype == torch.int8
+    for ours, theirs in zip(matrices(params[0].detach(), view), apart, strict=True):
+        torch.testing.assert_close(ours, theirs.detach(), rtol=1e-3, atol=1e-4)
 
 
 def test_a_vector_cannot_be_seen_transposed():
@@ -228,6 +313,10 @@ MISFITS = [
     ("rows", (8,), "turned"),
     ("rows", (4, 4.0)),
     ("rows", (8,), "transposed", ""),
+    ("rows", (2, 2), 2.0),
+    ("rows", (8,), 1),
+    interleaved(3, rows(2, 1)),
+    interleaved(2, along(2, 4)),
 ]
 
 

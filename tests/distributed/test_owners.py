@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.nn import Parameter
 
 import steepest
+from steepest.views import columns, interleaved, rows, transposed
 
 from .matrix_runs import EXACT, SHAPES, alone, assert_equal, named, sharded, train, wholes
 from .ranks import WORLD, placed, run_on_ranks
@@ -41,6 +42,24 @@ def test_processes_with_whole_tensors_share_the_work(rule: str, monkeypatch: pyt
 
     run_on_ranks(work)
     assert sum(computed) == 3 * len(SHAPES)  # not four times as many
+
+
+def test_interleaved_matrices_are_computed_by_every_process_and_not_for_shards():
+    """A block that is spread over its parameter is no box of it."""
+    views = {"w0": interleaved(2, rows(1, 3)), "w2": transposed(interleaved(4, columns(1, 1)))}
+    whole, _ = alone(lambda params: steepest.Muon(params, views=views, **EXACT))
+    plain, _ = alone(lambda params: steepest.Muon(params, **EXACT))
+    assert not torch.equal(whole[0], plain[0])
+
+    def work(rank: int) -> None:
+        params, _ = alone(lambda params: steepest.Muon(params, views=views, distributed="owners", **EXACT))
+        assert_equal(params, whole)
+        mesh = init_device_mesh("cpu", (WORLD,))
+        shard = [("w0", Parameter(placed(torch.ones(8, 6), mesh, (Shard(0),))))]
+        with pytest.raises(ValueError, match="parameter 'w0' is a DTensor: interleaved views are for whole"):
+            steepest.Muon(shard, views={"w0": views["w0"]})
+
+    run_on_ranks(work)
 
 
 def steepest_state(saved: dict[str, Any]) -> dict[int, dict[str, Any]]:

@@ -218,7 +218,9 @@ def test_no_reason_is_in_a_param_group_or_a_checkpoint():
     optimizer = built(overrides={"*.bias": {"lr": 1.0}})
     by_hand = steepest.Optimizer([nn.Parameter(torch.ones(2, 2))], rule="muon").param_groups[0]
     for group in (*optimizer.param_groups, *optimizer.state_dict()["param_groups"]):
-        known = set(steepest.rule.find_rule(group["rule"]).defaults()) | set(by_hand) | {"param_names"}
+        known = (
+            set(steepest.rule.find_rule(group["rule"]).defaults()) | set(by_hand) | {"param_names", "name"}
+        )
         assert set(group) <= known
     assert "embedding: " not in str(optimizer.state_dict())
 

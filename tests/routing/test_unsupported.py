@@ -101,3 +101,11 @@ def test_parameters_that_are_flattened_afterwards_are_refused_by_the_step(rule: 
         optimizer.step()
     assert all(torch.equal(flat, was) for flat, was in zip(flats, before, strict=True))
     assert not optimizer.state
+
+
+@pytest.mark.parametrize("name", ["Muon", "NorMuon", "Scion"])
+def test_a_rule_for_hidden_matrices_names_build_for_the_vectors(name: str):
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4))
+    way = rf"takes matrices. steepest.build\(model, '{name.lower()}'\) .* embeddings and output layers"
+    with pytest.raises(ValueError, match=way):
+        getattr(steepest, name)(model.parameters())

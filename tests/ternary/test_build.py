@@ -46,7 +46,7 @@ def test_it_equals_an_optimizer_and_a_trainer_side_by_side(rule):
         for each in (plain, trainer):
             each.step()
             each.zero_grad()
-    assert type(plain) is steepest.Optimizer
+    assert isinstance(plain, steepest.Optimizer)
     assert_same(snapshot(model), snapshot(other))
     assert flip_stats(optimizer) == trainer.stats()
     assert trainer.stats().total_flips > 0
@@ -460,7 +460,7 @@ def test_options_that_nothing_takes_are_refused():
         with pytest.raises(TypeError, match=r"ternary must be a dict .*, got"):
             steepest.build(small_model(), "lion", ternary=wrong)
     plain = nn.Sequential(nn.Linear(2, 2))
-    assert type(steepest.build(plain, "lion", ternary=False)) is steepest.Optimizer
+    assert isinstance(steepest.build(plain, "lion", ternary=False), steepest.Optimizer)
     with pytest.raises(ValueError, match="ternary=True, but Sequential has no ternary layers"):
         steepest.build(plain, "lion", ternary=True)
     assert steepest.build(small_model(), "lion", ternary=True).param_groups[-1]["votes"] == "sign"
@@ -476,7 +476,7 @@ def test_options_that_nothing_takes_are_refused():
     assert "ternary_flip" not in steepest.list_optimizers()
     with pytest.raises(ValueError, match="votes of ternary layer '3' are not among"):
         optimizer.watch(TernaryFlip(model).targets)
-    with pytest.raises(ValueError, match="this Optimizer trains no ternary weights"):
+    with pytest.raises(ValueError, match="this Lion trains no ternary weights"):
         flip_stats(steepest.build(plain, "lion"))
 
 

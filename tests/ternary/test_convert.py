@@ -154,3 +154,78 @@ def test_weights_that_are_not_finite_are_refused_before_anything_is_replaced(bad
     with pytest.raises(ValueError, match="infinite or NaN"):
         TernaryLinear.from_linear(model[2])
     assert set(ternarize(model, exclude="2").replaced) == {"0"}
+
+
+# -- what is no nn.Linear
+
+
+class Conv1D(nn.Module):
+    """What Hugging Face's GPT-2 has for linear layers."""
+
+    def __init__(self, nf: int, nx: int, bias: bool = True):
+        super().__init__()
+        self.nf = nf
+        self.weight = nn.Parameter(torch.randn(nx, nf))
+        self.bias = nn.Parameter(torch.randn(nf)) if bias else None
+
+    def forward(self, x):
+        y = x @ self.weight
+        return y if self.bias is None else y + self.bias
+
+
+@pytest.mark.parametrize("bits", [1, 2])
+@pytest.mark.parametrize("bias", [True, False])
+def test_conv1d_becomes_what_its_linear_twin_becomes(bits, bias):
+    ours, theirs = Conv1D(6, 4, bias), nn.Linear(4, 6, bias)
+    theirs.weight.data = ours.weight.detach().T.clone()
+    if bias:
+        theirs.bias.data = ours.bias.detach().clone()
+    ours.weight.requires_grad_(False)
+    theirs.weight.requires_grad_(False)
+    models = [nn.Sequential(each, nn.ReLU(), nn.Linear(6, 2)).eval() for each in (ours, theirs)]
+    for model in models:
+        assert dict(ternarize(model, bits=bits).replaced) == {"0": (6, 4)}
+    one, other = (model[0] for model in models)
+    assert torch.equal(one.unpack(), other.unpack())
+    assert torch.equal(one.scale, other.scale)
+    assert one.votes.requires_grad is other.votes.requires_grad is False
+    assert not one.training
+    x = torch.randn(3, 4)
+    assert torch.equal(one(x), other(x))
+
+
+def test_a_tied_or_hooked_conv1d_stays():
+    model = nn.Sequential(Conv1D(4, 4), Conv1D(4, 4), Conv1D(4, 4), nn.Linear(4, 2))
+    model[1].weight = model[0].weight
+    model[2].register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match=r"0: its weight is tied to 1.weight; 1: .*; 2: it, or a parameter"):
+        ternarize(model)
+
+
+def test_what_stays_float_is_listed_with_its_size():
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.num_experts = 3
+            self.up, self.down = nn.Parameter(torch.randn(3, 8, 4)), nn.Parameter(torch.randn(3, 4, 8))
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.norm = nn.Embedding(10, 4), nn.LayerNorm(4)
+            self.conv, self.rnn = nn.Conv1d(4, 4, 3), nn.RNN(4, 4)
+            self.linear, self.experts = nn.Linear(4, 4), Experts()
+            self.lm_head = nn.Linear(4, 10)
+
+    done = ternarize(Model())
+    assert set(done.replaced) == {"linear"}
+    assert {name: shape for name, (shape, _) in done.others.items()} == {
+        "conv.weight": (4, 4, 3),
+        "rnn.weight_ih_l0": (4, 4),
+        "rnn.weight_hh_l0": (4, 4),
+        "experts.up": (3, 8, 4),
+        "experts.down": (3, 4, 8),
+    }
+    text = str(done)
+    assert "experts.up        3×8×4, stays float: experts: 3 experts' matrices of Experts" in text
+    assert text.endswith("16 weights are ternary; 272 of hidden layers that are not linear stay float")

@@ -12,9 +12,17 @@ from torch import Tensor
 from steepest.engine.batches import ParamUpdate
 from steepest.engine.layout import Extent
 from steepest.engine.update import MatrixKind, UpdateConfig
-from steepest.views import cut
+from steepest.views import cut, matrix_shapes
 
-__all__ = ["MatrixBlock", "blocks_of", "bucket_bytes", "cut_blocks", "rows_apart", "view_of"]
+__all__ = [
+    "MatrixBlock",
+    "blocks_of",
+    "bucket_bytes",
+    "cut_blocks",
+    "rows_apart",
+    "shapes_of",
+    "view_of",
+]
 
 # Stacks that stay in a CPU's caches take a third of the time of large ones.
 _CACHED = 1 << 23
@@ -58,12 +66,19 @@ def view_of(config: UpdateConfig, label: str | None) -> Any:
 
 def cut_blocks(config: UpdateConfig, tensor: Tensor, view: Any) -> list[tuple[str, Tensor]]:
     """List (suffix, block) for each matrix of a tensor that has the parameter's shape."""
-    if view is None:
-        return [("", tensor)]
     blocks = cut(tensor, view, config.rule.counts_matrices(config.group))
-    if not view[1]:  # a whole one, transposed
-        return [("", blocks[0])]
-    return [(f".{number}", block) for number, block in enumerate(blocks)]
+    return list(zip(_suffixes(view, len(blocks)), blocks, strict=True))
+
+
+def shapes_of(config: UpdateConfig, shape: torch.Size, view: Any) -> list[tuple[str, torch.Size]]:
+    """List (suffix, shape) for each matrix of a parameter; unlike its block, an interleaved one is merged."""
+    shapes = matrix_shapes(shape, view, config.rule.counts_matrices(config.group))
+    return list(zip(_suffixes(view, len(shapes)), shapes, strict=True))
+
+
+def _suffixes(view: Any, count: int) -> list[str]:
+    whole = view is None or not view[1]  # perhaps transposed
+    return [""] if whole else [f".{number}" for number in range(count)]
 
 
 def rows_apart(config: UpdateConfig, shape: torch.Size) -> bool:
@@ -108,15 +123,16 @@ def blocks_of(config: UpdateConfig, member: ParamUpdate) -> list[MatrixBlock]:
         return [matrix]
     # The blocks of a contiguous meta tensor give each element's place by their offset and strides.
     whole = torch.empty(member.param.shape, device="meta")
+    shapes = shapes_of(config, member.param.shape, view)
     cuts = [cut_blocks(config, column, view) for column in (whole, *member.columns)]
     return [
         MatrixBlock(
             member,
             suffix,
-            config.matrix(place.shape),
+            config.matrix(shape),
             place.shape,
             [column for _, column in columns],
             Extent(int(place.storage_offset()), place.stride()),
         )
-        for (suffix, place), *columns in zip(*cuts, strict=True)
+        for (suffix, shape), (_, place), *columns in zip(shapes, *cuts, strict=True)
     ]

@@ -15,8 +15,9 @@ from torch import Tensor
 from steepest.distributed.agreement import History
 from steepest.distributed.local import LocalState, is_dtensor, local_part
 from steepest.engine.batches import ParamBatch, ParamUpdate, describe, name_of
+from steepest.engine.cycled_momentum import adopt_cycled_momentum
 from steepest.engine.layout import Extent, real_view
-from steepest.engine.param_check import check_overlaps, check_param, check_shard
+from steepest.engine.param_check import check_numbers, check_overlaps, check_param, check_shard
 from steepest.engine.plan import Plan
 from steepest.engine.storage import Storage, storage_of
 from steepest.engine.units import Sharding
@@ -110,6 +111,7 @@ class Collector:
             who: the optimizer, for the message.
             groups: its param groups.
         """
+        adopt_cycled_momentum(groups)
         renamed = len(self._groups) > len(groups)
         anew = False
         del self._groups[len(groups) :]
@@ -327,6 +329,8 @@ class Collector:
             self.sharded = True
             of = _member_of_target if self._groups[group_index].rule.moves else _local_member
             return of(group, group_index, index, word, states)
+        if type(owner) not in PLAIN:
+            check_numbers(describe(group, group_index, index), owner)
         # A parameter without a gradient is collected only for its target.
         grad = torch.zeros_like(owner) if owner.grad is None else owner.grad
         if grad.layout is not torch.strided:

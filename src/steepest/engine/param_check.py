@@ -11,12 +11,20 @@ import torch
 from torch import Tensor
 
 from steepest.distributed.layout import Region
-from steepest.distributed.local import checked_region, is_dtensor
+from steepest.distributed.local import checked_region, is_dtensor, local_part
 from steepest.engine.batches import name_of
 from steepest.engine.update import PLAIN
 from steepest.rule import Group, Rule
+from steepest.views import is_interleaved
 
-__all__ = ["check_memory", "check_overlaps", "check_param", "check_shard"]
+__all__ = [
+    "check_memory",
+    "check_numbers",
+    "check_overlaps",
+    "check_param",
+    "check_shard",
+    "inner_tensors",
+]
 
 
 def check_param(who: str, name: str | None, param: Tensor, rule: Rule, group: Group) -> None:
@@ -25,6 +33,8 @@ def check_param(who: str, name: str | None, param: Tensor, rule: Rule, group: Gr
         raise ValueError(f"{who} has dtype {param.dtype}: only real and complex numbers are optimized")
     if param.dtype.itemsize < 2 or param.dtype in (torch.complex32,):
         raise ValueError(f"{who} has dtype {param.dtype}, in which torch does no arithmetic")
+    if param.requires_grad:
+        check_numbers(who, param)
     if param.layout is not torch.strided:
         raise ValueError(f"{who} has layout {param.layout}: only strided parameters are optimized")
     check_shard(who, param, rule, group)
@@ -32,6 +42,38 @@ def check_param(who: str, name: str | None, param: Tensor, rule: Rule, group: Gr
     if param.is_conj():
         raise ValueError(f"{who} is a conjugate view: pass the result of its resolve_conj()")
     rule.check_param(who, name, param, group)
+    view = (group.get("views") or {}).get(name) if rule.transforms else None
+    if is_interleaved(view) and type(param) not in PLAIN and is_dtensor(param):
+        raise ValueError(
+            f"{who} is a DTensor: interleaved views are for whole tensors, since the parts of a block lie on "
+            "several processes. Give it no view, which takes the matrix as one"
+        )
+
+
+def check_numbers(who: str, param: Tensor) -> None:
+    """Raise ``ValueError``, beginning with ``who``, for a tensor subclass that stores no plain numbers.
+
+    Of a subclass that wraps one tensor of its own shape and dtype, every operation reaches that tensor.
+    """
+    whole = local_part(param) if type(param) not in PLAIN and is_dtensor(param) else param
+    stored = inner_tensors(whole)
+    if stored and [(each.shape, each.dtype) for each in stored.values()] != [(whole.shape, whole.dtype)]:
+        parts = ", ".join(f"{name} ({str(each.dtype)[6:]})" for name, each in stored.items())
+        raise ValueError(
+            f"{who} is a {type(whole).__name__}, which stores {parts} for its numbers: an update in place "
+            "would be rounded away. Freeze it (requires_grad_(False)) and train others, such as LoRA's "
+            "factors; keep the weight in bfloat16, with build(memory='least') for one-byte state; or "
+            "use the optimizer of the library that made it"
+        )
+
+
+def inner_tensors(param: Tensor) -> dict[str, Tensor]:
+    """Return the tensors that a tensor subclass wraps, by name; none of a plain tensor's."""
+    flatten = None if type(param) in PLAIN else getattr(param, "__tensor_flatten__", None)
+    if flatten is None:
+        return {}
+    found = {name: getattr(param, name) for name in flatten()[0]}
+    return {name: each for name, each in found.items() if isinstance(each, Tensor)}
 
 
 def check_shard(who: str, param: Tensor, rule: Rule, group: Group) -> Region | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from steepest.distributed.local import LocalState
 from steepest.engine.batches import ParamBatch, ParamUpdate
-from steepest.engine.blocks import cut_blocks, view_of
+from steepest.engine.blocks import shapes_of, view_of
 from steepest.engine.param_check import check_memory
 from steepest.engine.storage import CORRECTION, SCALE, storage_of
 from steepest.engine.units import Unit
@@ -42,9 +42,9 @@ def _entries(
             for name, spec in unit.kept.items():
                 yield name + unit.suffix, spec, param
     elif config.rule.transforms:
-        for suffix, block in cut_blocks(config, param, view_of(config, label)):
-            for name, spec in config.matrix(block.shape).specs.items():
-                yield name + suffix, spec, block
+        for suffix, shape in shapes_of(config, param.shape, view_of(config, label)):
+            for name, spec in config.matrix(shape).specs.items():
+                yield name + suffix, spec, param
     if target is not None:
         for name, spec in config.rule.target_specs(target, config.group).items():
             yield name, spec, param

@@ -21,7 +21,7 @@ from steepest.engine.layout import Extent
 from steepest.engine.storage import storage_of
 from steepest.engine.update import PLAIN, MatrixKind, UpdateConfig
 from steepest.rule import Group, StateSpec, find_rule
-from steepest.views import is_transposed
+from steepest.views import is_interleaved, is_transposed
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -208,7 +208,9 @@ class Sharding:
             configs: dict[Any, UpdateConfig] = {}
             for index, param in enumerate(group["params"]):
                 way, layout = (way_of or _way)(param, group)
-                if way is None:
+                label = name_of(group, index)
+                # A unit is a box of the parameter. Every process computes by itself what is spread over it.
+                if way is None or is_interleaved((group["views"] or {}).get(label)):
                     continue
                 config = configs.get(param.dtype)
                 if config is None:
@@ -217,7 +219,6 @@ class Sharding:
                     storage = storage_of(rule, group, torch.empty(0, dtype=dtype, device="meta"), None, {})
                     config = UpdateConfig(rule, group, dtype, dtype, param.device, storage)
                     configs[dtype] = config
-                label = name_of(group, index)
                 units = list(_units(config, param, label, layout, whole(config)))
                 by_way.setdefault(way, []).append((param, layout, config, units))
         self._units, self.teams = {}, {}

@@ -34,6 +34,7 @@ __all__ = [
     "decayed",
     "descended",
     "element_pass",
+    "initial_lr",
     "narrowed",
     "store",
 ]
@@ -167,7 +168,7 @@ class UpdateConfig:
         weight_decay = group["weight_decay"]
         shared = {
             "lr": lr,
-            "decay": decay_strength(group["weight_decay_method"], lr, weight_decay, group["base_lr"]),
+            "decay": decay_strength(group["weight_decay_method"], lr, weight_decay, initial_lr(group)),
         }
         for name in self.traced:
             shared[name] = group[name]
@@ -181,6 +182,21 @@ class UpdateConfig:
 
 def _hashable(value: Any) -> Any:
     return tuple(_hashable(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+def initial_lr(group: Group) -> float:
+    """Return η₀, by which independent weight decay measures the learning rate.
+
+    It is OneCycleLR's peak, or the one that another scheduler starts from, or else the one the group was made
+    with.
+    """
+    for name in ("max_lr", "initial_lr"):
+        value: Any = group.get(name)
+        # A scheduler of a device's learning rate starts from a tensor there, which no step should read.
+        known = value.device.type == "cpu" if isinstance(value, Tensor) else isinstance(value, (int, float))
+        if known and value > 0:
+            return float(value)
+    return float(group["base_lr"])
 
 
 def decay_strength(method: str, lr: Scalar, weight_decay: float, base_lr: float) -> Scalar:

@@ -14,7 +14,7 @@ from steepest.explain.rows import Reasons, Row, Total, make_rows, make_totals, s
 from steepest.explain.sharded import byte_words, describe_sharding, ranges
 from steepest.explain.warnings import find_notes, find_warnings
 from steepest.rule import Group, States, Targets
-from steepest.views import View, is_transposed
+from steepest.views import View, is_transposed, repetitions
 
 __all__ = ["Explanation", "explain"]
 
@@ -125,6 +125,8 @@ def _words(view: View | str | None) -> str:
         words.append(f"{len(sizes)}×{sizes[0]}")
     elif sizes:
         words.append("+".join(map(str, sizes)))
+    if repetitions(view) > 1:
+        words.append(f"interleaved ×{repetitions(view)}")
     return " ".join(words + ["transposed"] * is_transposed(view))
 
 

@@ -7,7 +7,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from steepest.engine.batches import name_of
@@ -17,7 +16,7 @@ from steepest.engine.units import Sharding
 from steepest.explain.sharded import layout_words, owner_ranks
 from steepest.explain.storage import master_words, state_words
 from steepest.rule import Group, Rule, States, Targets, find_rule
-from steepest.views import View, cut
+from steepest.views import View, matrix_shapes
 
 __all__ = ["BY_NAME", "Reasons", "Row", "Total", "make_rows", "make_totals", "starred"]
 
@@ -183,5 +182,5 @@ def _way(rule: Rule, param: Tensor, label: str | None, group: Group) -> str | No
     view = None if label is None else (group.get("views") or {}).get(label)
     shape = param.shape
     if view is not None:
-        shape = cut(torch.empty(shape, device="meta"), view, rule.counts_matrices(group))[0].shape
+        shape = matrix_shapes(shape, view, rule.counts_matrices(group))[0]
     return rule.way(rule.matrix_shape(shape, group), param.dtype, param.device, group)

@@ -12,6 +12,8 @@ from steepest.rule import Group, find_rule
 __all__ = ["find_notes", "find_warnings"]
 
 _QKV = re.compile(r"qkv|query_key_value|c_attn|in_proj", re.IGNORECASE)
+# Most models with this name store query, key and value of one head after those of the other.
+_BY_HEAD = re.compile(r"query_key_value", re.IGNORECASE)
 _GATE_UP = re.compile(r"gate_up|gate_and_up|w1_?w?3|w1_?w?2$", re.IGNORECASE)
 
 
@@ -99,6 +101,12 @@ def _looks_fused(name: str, shape: tuple[int, ...], *, stored_transposed: bool) 
         if not _GATE_UP.search(name) or out % 2 != 0:
             return None
         what, blocks = "two projections", f"{out // 2}, {out // 2}"
+    if _BY_HEAD.search(name):
+        return (
+            f"may be {what} in one, head by head. If it is: views={{{name!r}: interleaved(HEADS, "
+            "rows(SIZE, SIZE, SIZE))}, or with rows(QUERIES, SIZE, SIZE) where several heads share a key; if "
+            "it is one matrix, set None there to confirm"
+        )
     view, whole = f"rows({blocks})", "None"
     if stored_transposed:
         view, whole = f"transposed(columns({blocks}))", "transposed()"

@@ -209,8 +209,8 @@ def _train(
     """Train copies with all learning rates times ``factor``; return the losses before they diverge."""
     model, optimizer = copy.deepcopy((model, optimizer))
     for group in optimizer.param_groups:
-        # "base_lr" is what independent weight decay measures the learning rate by.
-        for name in {"lr", "initial_lr", "base_lr"} & group.keys():
+        # The others are what independent weight decay measures the learning rate by.
+        for name in {"lr", "max_lr", "initial_lr", "base_lr"} & group.keys():
             group[name] = group[name] * factor
     params = [param for param in model.parameters() if param.requires_grad]
     losses: list[float] = []

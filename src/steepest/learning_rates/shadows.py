@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from steepest.distributed.local import is_dtensor
-from steepest.engine.update import decay_strength, decayed
+from steepest.engine.update import decay_strength, decayed, initial_lr
 from steepest.optimizer import Optimizer
 from steepest.routing.roles import Role
 from steepest.rule import find_rule
@@ -361,7 +361,7 @@ def _moved(param: Tensor, before: Tensor, group: Mapping[str, Any]) -> Tensor:
     method, weight_decay, after = group["weight_decay_method"], group["weight_decay"], param.to(before.dtype)
     if weight_decay == 0 or method == "l2" or find_rule(group["rule"]).decays_itself(group):
         return after - before
-    strength = decay_strength(method, group["lr"], weight_decay, group["base_lr"])
+    strength = decay_strength(method, group["lr"], weight_decay, initial_lr(group))
     if method != "cautious":
         return after - decayed(before, strength, method)
     # It decays where both pull the parameter toward zero.
@@ -396,7 +396,7 @@ def _matched_decay(candidate: Optimizer, running: Mapping[str, Any], ratio: floa
     )
     if weight_decay == 0:
         return 0.0
-    strength = decay_strength(method, lr, weight_decay, running["base_lr"])
+    strength = decay_strength(method, lr, weight_decay, initial_lr(running))
     shrinks = strength if method == "sign" else math.nan if method == "l2" else 1 - strength
     matched = float(shrinks) / (lr * ratio) if lr > 0 else math.nan
     group = candidate.param_groups[0]

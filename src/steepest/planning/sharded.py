@@ -14,6 +14,7 @@ from steepest.distributed.layout import layout_of
 from steepest.engine.units import Sharding, Way
 from steepest.engine.workload import Leg, Workload, workload
 from steepest.rule import Group, find_rule
+from steepest.views import is_interleaved
 
 if TYPE_CHECKING:
     from torch.distributed.tensor.placement_types import Placement
@@ -129,8 +130,8 @@ def plan_sharded(
     Raises:
         TypeError: an option that the rule does not know.
         ValueError: an unknown rule or one that does not see matrices; a mesh and placements of different
-            lengths, or that cut nothing; placements that do not determine each process's indices; an option
-            out of range.
+            lengths, or that cut nothing; an interleaved view; placements that do not determine each process's
+            indices; an option out of range.
 
     >>> from torch.distributed.tensor import Shard
     >>> plan = plan_sharded([("q", (8, 8)), ("k", (4, 8)), ("v", (4, 8))], (2,), (Shard(0),))
@@ -168,6 +169,8 @@ def plan_sharded(
     found.check("plan_sharded()", group)
     for name, param in zip(names, params, strict=True):
         found.check_param(name, name, param, group)
+        if is_interleaved((group["views"] or {}).get(name)):
+            raise ValueError(f"parameter {name!r}: interleaved views are for whole tensors, not for DTensors")
     paper = _PaperMesh(tuple(mesh), rank)
     cut_by = tuple(dim for dim, each in enumerate(placements) if not each.is_replicate())
 

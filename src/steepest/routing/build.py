@@ -5,32 +5,29 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from steepest.combined import combined_class
+from steepest.distributed.local import is_dtensor
+from steepest.engine.param_check import inner_tensors
 from steepest.explain import Reasons
 from steepest.optimizer import Optimizer
 from steepest.routing.ambiguities import find_ambiguities
 from steepest.routing.heads import find_heads
-from steepest.routing.options import (
-    Options,
-    as_options,
-    as_table,
-    fallback_options,
-    least_memory,
-    main_options,
-    matching,
-    tensor_options,
-)
+from steepest.routing.layers import LayerDecay, layer_rates
+from steepest.routing.names import group_names
+from steepest.routing.options import Options, as_table, check_options, matching, tensor_options
 from steepest.routing.output_layers import is_ternary
 from steepest.routing.roles import Role, find_roles
 from steepest.routing.tensors import find_tensors, refuse_unsupported
-from steepest.rule import find_rule
-from steepest.views import View, is_transposed, rows, transposed
+from steepest.rule import Targets, find_rule
+from steepest.views import View, is_interleaved, is_transposed, rows, transposed
 
-__all__ = ["build", "route"]
+__all__ = ["Formed", "build", "form_groups", "route", "warn_of_no_matrix"]
 
 
 def build(
@@ -43,6 +40,7 @@ def build(
     overrides: Mapping[str, str | Mapping[str, Any]] | None = None,
     views: Mapping[str, View | None] | None = None,
     decay_vectors: bool = False,
+    layer_decay: LayerDecay | None = None,
     ternary: Mapping[str, Any] | bool | None = None,
     memory: Literal["least", "counts", "momentum"] | None = None,
     **hyper: Any,
@@ -54,10 +52,13 @@ def build(
     layers (tied or not), norms, biases, gains, tables of positions and tokens, LoRA factors, depthwise
     filters, and the direct parameters of unknown modules. A rule for all tensors (element rules, SGD-SaI,
     PSGD) gets everything. The module that owns a tensor decides, not its number of dimensions.
-    ``print(optimizer.explain())`` shows each tensor's rule and the reason.
+    ``print(optimizer.explain())`` shows each tensor's rule and the reason. The optimizer's class is named
+    after its rules, as ``Muon+AdamW``, and each group's ``"name"`` says what it is, for monitors.
 
     Matrices that are known to be fused are stepped separately: query, key and value of
-    ``nn.MultiheadAttention``, the gates of torch's recurrent layers, the groups of a convolution. Other
+    ``nn.MultiheadAttention``, the gates of torch's recurrent layers, the groups of a convolution, and the
+    fused projections of Hugging Face's and timm's modules, also where they are interleaved (query, key and
+    value head by head in GPT-NeoX, BLOOM and Falcon; gate and up column by column in gpt-oss). Other
     matrices are taken whole; ``explain()`` names those that look fused, and ``views`` can cut them. Weights
     that are known to be stored as [in, out] are seen as [out, in]: torch's transposed convolutions, and
     Hugging Face's Conv1D and experts of gpt-oss, Llama 4 and others.
@@ -78,7 +79,9 @@ def build(
             ``extra_scale=1``, PSGD with ``lr_style="adam"``), and otherwise the fallback's own default.
             ``weight_decay`` and ``weight_decay_method`` carry over under the same condition.
         overrides: pattern of parameter names -> a rule's name, or a dict of group options with or without
-            ``"rule"``. If several patterns match, the later one wins, option by option. A rule that is
+            ``"rule"``. A pattern may leave out what wrappers add to names: ``module.``, ``_orig_mod.``,
+            ``_fsdp_wrapped_module.``, ``_checkpoint_wrapped_module.``, and PEFT's ``base_model.model.`` and
+            ``.base_layer``. If several patterns match, the later one wins, option by option. A rule that is
             neither the main rule nor the fallback has its own defaults for all other options.
         views: pattern of parameter names -> a view (:mod:`steepest.views`), which cuts a parameter into
             matrices or declares that it is stored as [in, out]. None takes it whole, as it is stored. Only
@@ -86,6 +89,11 @@ def build(
         decay_vectors: also decay norms, biases and gains. Tensors that the model lists in
             ``no_weight_decay()``, or marks with ``_no_weight_decay``, are decayed only if an override sets
             their weight decay.
+        layer_decay: layer-wise learning rates, as for fine-tuning: that of layer i of n is lr·decayⁿ⁻ⁱ.
+            Layers are counted by the model's lists of blocks (``nn.ModuleList``, ``nn.Sequential``):
+            embeddings and what comes before the blocks are layer 0, and output layers, with what follows the
+            blocks, layer n. Instead of the number, a dict from patterns of parameter names to factors on lr,
+            or a function from names to factors. An override's own lr is taken as it is.
         ternary: options of :class:`steepest.ternary.TernaryFlip` for a model with ternary layers. The
             optimizer also moves their weights, in a group of its own. None does so without options if
             there are such layers, True requires that there are some, and False leaves them alone.
@@ -119,17 +127,54 @@ def build(
         overrides=overrides,
         views=views,
         decay_vectors=decay_vectors,
+        layer_decay=layer_decay,
         ternary=ternary,
         memory=memory,
         **hyper,
     )
-    for warning in optimizer.explain().warnings:
-        if warning.startswith("nothing goes to"):
-            warnings.warn(warning, UserWarning, stacklevel=2)
+    warn_of_no_matrix(optimizer, stacklevel=3)
     return optimizer
 
 
-def route(
+def warn_of_no_matrix(optimizer: Optimizer, *, stacklevel: int) -> None:
+    """Warn where the main rule has got no tensor."""
+    for warning in optimizer.explain().warnings:
+        if warning.startswith("nothing goes to"):
+            warnings.warn(warning, UserWarning, stacklevel=stacklevel)
+
+
+def route(model: nn.Module, rule: str = "muon", **options: Any) -> Optimizer:
+    """Do what :func:`build` does, without a warning; for plans also on the meta device."""
+    routed = form_groups(model, rule, **options)
+    optimizer = combined_class(Optimizer, routed.groups)(routed.groups, **routed.main)
+    routed.attach(optimizer)
+    return optimizer
+
+
+@dataclass(frozen=True)
+class Formed:
+    """A model's param groups, and what else its optimizer gets.
+
+    Attributes:
+        groups: the groups, with the options in which they differ from ``main``.
+        main: the main rule and its options, with which the optimizer is made.
+        targets: of ternary layers.
+        reasons: for each tensor's rule.
+    """
+
+    groups: list[Options]
+    main: Options
+    targets: Targets | None
+    reasons: Reasons
+
+    def attach(self, optimizer: Optimizer) -> None:
+        """Give an optimizer of these groups its targets and reasons."""
+        if self.targets is not None:
+            optimizer.watch(self.targets)
+        optimizer.reasons = self.reasons
+
+
+def form_groups(
     model: nn.Module,
     rule: str = "muon",
     *,
@@ -139,45 +184,45 @@ def route(
     overrides: Mapping[str, str | Mapping[str, Any]] | None = None,
     views: Mapping[str, View | None] | None = None,
     decay_vectors: bool = False,
+    layer_decay: LayerDecay | None = None,
     ternary: Mapping[str, Any] | bool | None = None,
     memory: Literal["least", "counts", "momentum"] | None = None,
     materialized: bool = True,
     **hyper: Any,
-) -> Optimizer:
-    """Do what :func:`build` does, without a warning; for plans also on the meta device.
+) -> Formed:
+    """Form the param groups of :func:`build`.
 
     ``materialized`` says whether parameters on the meta device are refused.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"build() takes a torch.nn.Module, got {type(model).__name__}")
-    if not (ternary is None or isinstance(ternary, (bool, Mapping))):
-        raise TypeError(f"ternary must be a dict of TernaryFlip's options, a bool or None, got {ternary!r}")
-    if memory not in (None, "least") and "memory" in find_rule(rule).hyper:
-        hyper["memory"] = memory
-    elif memory is not None:
-        hyper = {**least_memory(memory, model.parameters()), **hyper}
-    main = main_options(rule, lr, hyper)
-    rest = fallback_options(fallback, fallback_lr, main)
+    main, rest, override_options = check_options(
+        rule, lr, fallback, fallback_lr, overrides, layer_decay, ternary, memory, hyper, model.parameters()
+    )
     found = find_tensors(model)
     layers = {name: module for name, module in model.named_modules() if is_ternary(module)}
     # The votes stand for packed weights, which have a rule of their own.
     votes = {id(layer.votes) for layer in layers.values()}
     tensors = [tensor for tensor in found if id(tensor.param) not in votes]
     refuse_unsupported(tensors, materialized=materialized)
-    override_table = {
-        pattern: as_options(f"overrides[{pattern!r}]", value)
-        for pattern, value in as_table("overrides", overrides, tensors).items()
-    }
+    override_table = as_table("overrides", override_options, tensors)
     view_table = as_table("views", views, tensors)
     if not any(tensor.param.requires_grad for tensor in found):
         raise ValueError(f"{type(model).__name__} has no parameter to train: none requires a gradient")
+    roles = find_roles(model, tensors)
+    rates = None
+    if layer_decay is not None:
+        if isinstance(layer_decay, Mapping):
+            as_table("layer_decay", layer_decay, tensors)
+        rates = layer_rates(model, tensors, roles, layer_decay, matching)
+    scaled: dict[tuple[int, float], Tensor] = {}
     undecayed = _undecayed(model)
     formed: list[tuple[Options, Options]] = []
     why: dict[str, str] = {}
     left_out: list[str] = []
     known_views: set[str] = set()
     routed = []
-    for tensor, role in zip(tensors, find_roles(model, tensors), strict=True):
+    for tensor, role in zip(tensors, roles, strict=True):
         param, name = tensor.param, tensor.name
         patterns = matching(override_table, tensor)
         wanted = {option: value for each in patterns for option, value in override_table[each].items()}
@@ -198,6 +243,12 @@ def route(
             if heads is not None:
                 options["blocks"] = heads
                 why[name] += f", {heads[0][0]} query or key heads of {heads[0][1]} rows"
+        if rates is not None and "lr" not in wanted:
+            own = options.get("lr", find_rule(options["rule"]).own_defaults["lr"])
+            options["lr"] = _scaled(own, rates.factors[name], scaled)
+            if name in rates.layers:
+                options["layer"] = rates.layers[name]
+            why[name] += rates.why(name)
         # Tensor learning rates must be the same object.
         key = {each: id(value) if isinstance(value, Tensor) else value for each, value in options.items()}
         group = next((group for other, group in formed if other == key), None)
@@ -211,8 +262,12 @@ def route(
             else:
                 why[name] += "; its view is not used"
         elif (view := _known_view(param, role, options)) is not None:
+            if is_interleaved(view) and is_dtensor(param):
+                why[name] += "; taken whole, since it is interleaved and sharded"
+                view = transposed() if is_transposed(view) else None
+            else:
+                known_views.add(name)
             group.setdefault("views", {})[name] = view
-            known_views.add(name)
     ambiguities: list[str] = []
     if find_rule(main["rule"]).hidden_only:
         ambiguities = find_ambiguities(model, routed, main["rule"], rest["rule"])
@@ -231,10 +286,10 @@ def route(
             f"ternary={ternary!r}, but {type(model).__name__} has no ternary layers; "
             "steepest.ternary.ternarize(model) makes some"
         )
-    optimizer = Optimizer(groups, **main)
-    if targets is not None:
-        optimizer.watch(targets)
-    optimizer.reasons = Reasons(
+    for each, group_name in zip(groups, group_names(groups), strict=True):
+        each.pop("layer", None)
+        each["name"] = group_name
+    reasons = Reasons(
         why=why,
         aliases={tensor.name: tensor.names[1:] for tensor in tensors if len(tensor.names) > 1},
         left_out=tuple(left_out),
@@ -242,7 +297,14 @@ def route(
         fallback=rest["rule"],
         known_views=frozenset(known_views),
     )
-    return optimizer
+    return Formed(groups, main, targets, reasons)
+
+
+def _scaled(lr: float | Tensor, factor: float, made: dict[tuple[int, float], Tensor]) -> float | Tensor:
+    """Return lr times a factor; a tensor is one for all groups of a factor, which schedulers fill."""
+    if not isinstance(lr, Tensor):
+        return lr * factor
+    return lr if factor == 1 else made.setdefault((id(lr), factor), lr * factor)
 
 
 def _undecayed(model: nn.Module) -> set[str]:
@@ -261,6 +323,8 @@ def _undecayed(model: nn.Module) -> set[str]:
 def _could_train(param: Tensor) -> bool:
     """Return whether a frozen parameter can be unfrozen: packed and integer ones cannot."""
     real = param.is_floating_point() or param.is_complex()
+    if any(each.dtype != param.dtype for each in inner_tensors(param).values()):
+        return False  # quantized: a tensor subclass that says it is float
     return real and param.dtype.itemsize >= 2 and param.layout is torch.strided
 
 
@@ -276,7 +340,8 @@ def _known_view(param: Tensor, role: Role, options: Options) -> View | None:
         # The rule merges dimensions, and treats both sides of a matrix alike: each expert is a block.
         return rows(*[1] * param.shape[0])
     counts_matrices = options.get("view") == "batch"
-    if is_transposed(role.view) and param.dim() > 2 and counts_matrices != (role.kind == "experts"):
-        # An option rearranges the dimensions, so that the ones to swap are unknown.
+    arranged = is_transposed(role.view) or role.kind == "experts"
+    if arranged and param.dim() > 2 and counts_matrices != (role.kind == "experts"):
+        # An option rearranges the dimensions, so that the ones to swap or to cut are unknown.
         return None
     return role.view

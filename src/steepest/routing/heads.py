@@ -9,7 +9,7 @@ from torch import nn
 
 from steepest.routing.roles import Role
 from steepest.routing.tensors import Routed
-from steepest.views import is_transposed
+from steepest.views import is_interleaved, is_transposed
 
 __all__ = ["find_heads"]
 
@@ -56,7 +56,7 @@ def find_heads(model: nn.Module, tensor: Routed, role: Role) -> tuple[tuple[int,
         return ((count, rows // count),) if count and rows % count == 0 else None
     inside = _ATTENTION.search(type(module).__name__) is not None and rows == 3 * columns
     fused = _FUSED.fullmatch(name) or inside or name == "in_proj_weight"
-    if not fused or _INTERLEAVED.search(name) or not heads:
+    if not fused or _INTERLEAVED.search(name) or is_interleaved(role.view) or not heads:
         return None
     key_heads = key_heads or heads
     width = width or rows // (heads + 2 * key_heads)

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from steepest.hyperparameters import near_miss
 from steepest.registry import optimizer_class
+from steepest.routing.layers import check_layer_decay
 from steepest.routing.roles import Role
 from steepest.routing.tensors import Routed
+from steepest.routing.wrappers import spellings
 from steepest.rule import find_rule
 from steepest.rules.muon import Muon
 from steepest.rules.orthogonalized import OrthogonalizedOptimizer
@@ -21,25 +23,74 @@ __all__ = [
     "Options",
     "as_options",
     "as_table",
-    "fallback_options",
-    "least_memory",
-    "main_options",
+    "check_options",
     "matching",
     "tensor_options",
 ]
 
 Options: TypeAlias = dict[str, Any]
 
+# Keywords of build() that are no options of a rule.
+_OWN = {"fallback", "fallback_lr", "overrides", "views", "decay_vectors", "layer_decay", "ternary", "memory"}
 
-def main_options(rule: str, lr: float | Tensor | None, hyper: Mapping[str, Any]) -> Options:
+
+def check_options(
+    rule: str,
+    lr: float | Tensor | None,
+    fallback: str | Mapping[str, Any],
+    fallback_lr: float | Tensor | None,
+    overrides: Mapping[str, str | Mapping[str, Any]] | None,
+    layer_decay: Any,
+    ternary: Any,
+    memory: str | None,
+    hyper: Mapping[str, Any],
+    params: Iterable[Tensor],
+) -> tuple[Options, Options, dict[str, Options]]:
+    """Check what can be said of build()'s options without a model.
+
+    Returns the main rule's options, the fallback's, and the overrides' by their patterns. ``params`` are
+    those of the model, if there is one already.
+    """
+    if not (ternary is None or isinstance(ternary, (bool, Mapping))):
+        raise TypeError(f"ternary must be a dict of TernaryFlip's options, a bool or None, got {ternary!r}")
+    if layer_decay is not None:
+        check_layer_decay(layer_decay)
+    if memory not in (None, "least") and "memory" in find_rule(rule).hyper:
+        hyper = {**hyper, "memory": memory}
+    elif memory is not None:
+        hyper = {**_least_memory(memory, params), **hyper}
+    main = _main_options(rule, lr, hyper)
+    rest = _fallback_options(fallback, fallback_lr, main)
+    table = _as_patterns("overrides", overrides)
+    named = {pattern: as_options(f"overrides[{pattern!r}]", value) for pattern, value in table.items()}
+    rules = {
+        main["rule"],
+        rest["rule"],
+        *(options["rule"] for options in named.values() if "rule" in options),
+    }
+    for pattern, options in named.items():
+        what = f"overrides[{pattern!r}]"
+        if "rule" in options:
+            find_rule(options["rule"])
+            _check_names(what, options)
+        elif strange := options.keys() - {name for each in rules for name in find_rule(each).defaults()}:
+            # Which rule the option must be of, only the model can tell.
+            name = min(strange)
+            raise TypeError(
+                f"{what}: {name!r} is no option{near_miss(name, find_rule(main['rule']).defaults())}"
+            )
+    return main, rest, named
+
+
+def _main_options(rule: str, lr: float | Tensor | None, hyper: Mapping[str, Any]) -> Options:
     """Check the main rule's options and return them; they become the optimizer's defaults."""
     found = find_rule(rule)
     known = {name for name in found.defaults() if name != "views"}
     for name in hyper:
         if name not in known:
             raise TypeError(
-                f"build() got an unexpected keyword argument {name!r}{near_miss(name, known)}: it is no "
-                f"option of {rule!r}. Options of the fallback go into its dict: "
+                f"build() got an unexpected keyword argument {name!r}{near_miss(name, known | _OWN)}: it is "
+                f"no option of {rule!r}. Options of the fallback go into its dict: "
                 "fallback={'rule': 'adamw', ...}"
             )
     _refuse_methods(rule)
@@ -48,7 +99,7 @@ def main_options(rule: str, lr: float | Tensor | None, hyper: Mapping[str, Any])
     return options
 
 
-def fallback_options(fallback: str | Mapping[str, Any], lr: float | Tensor | None, main: Options) -> Options:
+def _fallback_options(fallback: str | Mapping[str, Any], lr: float | Tensor | None, main: Options) -> Options:
     """Check the options for the tensors that the main rule does not take, and return them."""
     options = as_options("fallback", fallback)
     if "rule" not in options:
@@ -129,10 +180,8 @@ def as_options(what: str, value: str | Mapping[str, Any]) -> Options:
 
 def as_table(what: str, value: Mapping[str, Any] | None, tensors: list[Routed]) -> dict[str, Any]:
     """Return a mapping from patterns as a dict; refuse one with a pattern that matches no parameter."""
-    table = {} if value is None else value
-    if not (isinstance(table, Mapping) and all(isinstance(pattern, str) for pattern in table)):
-        raise TypeError(f"{what} must be a dict whose keys are patterns of parameter names, got {value!r}")
-    names = [name for tensor in tensors for name in tensor.names]
+    table = _as_patterns(what, value)
+    names = [name for tensor in tensors for name in spellings(tensor.names)]
     ends = {
         ".".join(["*", *name.split(".")[cut:]]) for name in names for cut in range(1, name.count(".") + 1)
     }
@@ -143,9 +192,20 @@ def as_table(what: str, value: Mapping[str, Any] | None, tensors: list[Routed]) 
     return dict(table)
 
 
+def _as_patterns(what: str, value: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    table = {} if value is None else value
+    if not (isinstance(table, Mapping) and all(isinstance(pattern, str) for pattern in table)):
+        raise TypeError(f"{what} must be a dict whose keys are patterns of parameter names, got {value!r}")
+    return table
+
+
 def matching(table: Mapping[str, Any], tensor: Routed) -> list[str]:
-    """Return the patterns of ``table``, in its order, that match one of the tensor's names."""
-    return [pattern for pattern in table if _matches(pattern, tensor.names)]
+    """Return the patterns of ``table``, in its order, that match one of the tensor's names.
+
+    The names count as they are, and without what wrappers add to them.
+    """
+    names = spellings(tensor.names)
+    return [pattern for pattern in table if _matches(pattern, names)]
 
 
 def _matches(pattern: str, names: Iterable[str]) -> bool:
@@ -153,7 +213,7 @@ def _matches(pattern: str, names: Iterable[str]) -> bool:
     return any(pattern == name or fnmatchcase(name, pattern) for name in names)
 
 
-def least_memory(memory: str, params: Iterable[Tensor]) -> Options:
+def _least_memory(memory: str, params: Iterable[Tensor]) -> Options:
     """Return the common options of ``build(…, memory="least")``."""
     if memory != "least":
         raise ValueError(f"memory must be None or 'least', got {memory!r}")

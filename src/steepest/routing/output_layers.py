@@ -30,6 +30,7 @@ __all__ = [
     "find_output_layers",
     "find_overlooked",
     "find_trailing",
+    "is_conv1d",
     "is_linear",
     "is_map",
     "is_ternary",
@@ -62,6 +63,13 @@ def is_linear(module: nn.Module) -> bool:
     name = type(module).__name__
     weight = module._parameters.get("weight")
     return (name.endswith("Linear") or name == "Conv1D") and weight is not None and weight.dim() == 2
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Return whether the module is Hugging Face's Conv1D, a linear layer that stores [in, out]."""
+    weight = module._parameters.get("weight")
+    named = type(module).__name__ == "Conv1D" and weight is not None and weight.dim() == 2
+    return named and getattr(module, "nf", None) == weight.shape[-1]  # type: ignore[union-attr]
 
 
 def is_ternary(module: nn.Module) -> bool:

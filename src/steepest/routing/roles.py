@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from steepest.explain import BY_NAME
-from steepest.routing.output_layers import CONVS, LORA, find_output_layers, is_linear, is_map, is_ternary
+from steepest.routing.known_layouts import find_fused
+from steepest.routing.output_layers import (
+    CONVS,
+    LORA,
+    find_output_layers,
+    is_conv1d,
+    is_linear,
+    is_map,
+    is_ternary,
+)
 from steepest.routing.tensors import Owner, Routed, is_vector
 from steepest.views import View, is_transposed, rows, transposed
 
@@ -85,7 +94,16 @@ def find_roles(model: nn.Module, tensors: list[Routed]) -> list[Role]:
     """
     tied = any(_embedding(t) is not None and any(is_linear(o.module) for o in t.owners) for t in tensors)
     outputs = find_output_layers(model, tied=tied)
-    return [_role(tensor, outputs) for tensor in tensors]
+    return [_fused(model, tensor, _role(tensor, outputs)) for tensor in tensors]
+
+
+def _fused(model: nn.Module, tensor: Routed, role: Role) -> Role:
+    """Add the view of a weight that is known to be several matrices, by the class that owns its layer."""
+    if role.kind in ("linear", "experts") and (role.view is None or role.view[0] == "whole"):
+        found = find_fused(model, tensor.owners[0], tensor.param, role.view)
+        if found is not None:
+            return replace(role, view=found[0], reason=f"{role.reason}, {found[1]}")
+    return role
 
 
 def _role(tensor: Routed, outputs: Mapping[int, str]) -> Role:
@@ -183,8 +201,7 @@ def _stored(param: Tensor, module: nn.Module) -> View | None:
         groups = int(module.groups)
         blocks = None if groups == 1 else rows(*[param.shape[0] // groups] * groups)
         return transposed(blocks) if isinstance(module, _TRANSPOSED_CONVS) else blocks
-    conv1d = type(module).__name__ == "Conv1D" and getattr(module, "nf", None) == param.shape[-1]
-    return transposed() if conv1d else None
+    return transposed() if is_conv1d(module) else None
 
 
 def _recurrent(param: Tensor, owner: Owner) -> Role:

@@ -16,7 +16,7 @@ from steepest.constructor import constructor
 from steepest.hyperparameters import Hyperparameter, at_least, betas, integer, learning_rate
 from steepest.optimizer import Optimizer
 from steepest.rule import Group, MatrixOptions, Rule, Scalar, StateSpec
-from steepest.views import cut
+from steepest.views import matrix_shapes
 
 __all__ = ["AdamMini", "AdamMiniRule", "Blocks"]
 
@@ -63,11 +63,11 @@ class AdamMiniRule(Rule):
             return
         view = (group["views"] or {}).get(name)
         covered = sum(count * rows for count, rows in blocks)
-        for matrix in cut(torch.empty(param.shape, device="meta"), view):
-            if matrix.dim() < 2 or matrix.shape[0] != covered:
+        for shape in matrix_shapes(param.shape, view):
+            if len(shape) < 2 or shape[0] != covered:
                 raise ValueError(
                     f"{who} has shape {tuple(param.shape)}; blocks={blocks!r} covers {covered} rows of a "
-                    f"matrix of shape {tuple(matrix.shape)}"
+                    f"matrix of shape {tuple(shape)}"
                 )
 
     def matrix_shape(self, shape: torch.Size, group: Group) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from steepest.distributed.local import is_dtensor
 from steepest.hyperparameters import Hyperparameter, optional, positive
 from steepest.rule import Group, StateSpec
 from steepest.rules.muon import Muon, MuonOptions, MuonRule
-from steepest.views import cut
+from steepest.views import matrices
 
 __all__ = ["Hyperball", "HyperballRule"]
 
@@ -42,9 +42,9 @@ class HyperballRule(MuonRule):
         if group["radius"] is not None or param.is_meta or param.numel() == 0 or is_dtensor(param):
             return
         view = (group["views"] or {}).get(name)
-        for block in cut(param.detach(), view, group["view"] == "batch"):
-            matrices = block.reshape(self.matrix_shape(block.shape, group))
-            if not matrices.any(dim=-1).any(dim=-1).all():
+        for block in matrices(param.detach(), view, group["view"] == "batch"):
+            stacked = block.reshape(self.matrix_shape(block.shape, group))
+            if not stacked.any(dim=-1).any(dim=-1).all():
                 raise ValueError(
                     f"{who} is zero, or a matrix in it is: give hyperball a radius, or the parameter to "
                     "another rule"

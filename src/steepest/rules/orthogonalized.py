@@ -15,11 +15,11 @@ from steepest.constructor import constructor
 from steepest.engine.collect import ParamBatch, ParamUpdate
 from steepest.engine.matrices import UserFunctions
 from steepest.engine.storage import CORRECTION
-from steepest.engine.update import decay_strength, decayed
+from steepest.engine.update import decay_strength, decayed, initial_lr
+from steepest.group_options import RESERVED
 from steepest.hyperparameters import at_least, choice, flag, fraction, learning_rate
 from steepest.linalg import MatmulPrecision, float32_matmul_precision
 from steepest.optimizer import Optimizer
-from steepest.param_groups import RESERVED
 from steepest.rule import Group, Rule, Scalar, StateSpec
 
 __all__ = ["OrthogonalizedOptimizer", "OrthogonalizedRule"]
@@ -306,7 +306,7 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
                 "weight_decay_method='cautious' needs the step's direction, which is not known where "
                 "_apply_weight_decay_inplace is overridden"
             )
-        strength = decay_strength(method, lr, weight_decay, group["base_lr"])
+        strength = decay_strength(method, lr, weight_decay, initial_lr(group))
         master = self.master_weight(p) if CORRECTION in self.state.get(p, {}) else p
         if method == "l2":
             grad += strength * master

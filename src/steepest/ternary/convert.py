@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any
 
 from torch import nn
 
 from steepest.distributed.local import is_dtensor
 from steepest.hyperparameters import near_miss
-from steepest.routing import find_roles, find_tensors
+from steepest.routing import Role, Routed, find_roles, find_tensors
+from steepest.routing.output_layers import is_conv1d
 from steepest.ternary.chunks import all_finite
 from steepest.ternary.layer import BinaryLinear, Scale, TernaryLinear
 from steepest.ternary.packing import Bits
@@ -26,6 +29,8 @@ class Ternarized:
         replaced: names of the layers that were replaced, with their shapes [out, in].
         kept: names of the linear layers that stay float, with the reason.
         bits: of a weight of the new layers, 2 (ternary) or 1 (binary).
+        others: names of the other parameters that are matrices of hidden layers, with their shapes and what
+            they are: experts, convolutions, recurrent layers. There are no ternary layers for them.
 
     >>> made = ternarize(nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2)))
     >>> dict(made.replaced), list(made.kept), made.weights
@@ -35,6 +40,7 @@ class Ternarized:
     replaced: Mapping[str, tuple[int, int]]
     kept: Mapping[str, str]
     bits: Bits = 2
+    others: Mapping[str, tuple[tuple[int, ...], str]] = field(default_factory=dict)
 
     @property
     def weights(self) -> int:
@@ -43,10 +49,14 @@ class Ternarized:
 
     def __str__(self) -> str:
         kind = "binary" if self.bits == 1 else "ternary"
-        width = max(map(len, (*self.replaced, *self.kept)), default=0)
+        width = max(map(len, (*self.replaced, *self.kept, *self.others)), default=0)
         lines = [f"{name:{width}}  {r}×{c}, {kind}" for name, (r, c) in self.replaced.items()]
         lines += [f"{name:{width}}  kept: {why}" for name, why in self.kept.items()]
-        return "\n".join([*lines, f"{self.weights:,} weights are {kind}"])
+        for name, (shape, why) in self.others.items():
+            lines.append(f"{name:{width}}  {'×'.join(map(str, shape))}, stays float: {why}")
+        left = sum(math.prod(shape) for shape, _ in self.others.values())
+        stay = f"; {left:,} of hidden layers that are not linear stay float" if left else ""
+        return "\n".join([*lines, f"{self.weights:,} weights are {kind}{stay}"])
 
 
 def ternarize(
@@ -59,7 +69,8 @@ def ternarize(
 ) -> Ternarized:
     """Replace a model's linear layers by ternary or binary ones, in place; the weights are rounded.
 
-    Replaced are the ``nn.Linear`` of hidden layers. What :func:`steepest.build` considers an output layer
+    Replaced are the ``nn.Linear`` of hidden layers, and Hugging Face's ``Conv1D``, which is one whose weight
+    is stored as [in, out]. What :func:`steepest.build` considers an output layer
     stays float, and so do LoRA's factors and layers with a single row or column, unless ``include`` names
     them. Some layers cannot be replaced: those whose weight is shared with another module (a tied output
     layer), subclasses of ``nn.Linear``, layers with hooks, and those whose weight is read without calling
@@ -94,13 +105,20 @@ def ternarize(
     if isinstance(model, nn.Linear):
         raise ValueError(f"ternarize() replaces layers within a model; use {kind.__name__}.from_linear")
     wanted, unwanted = None if include is None else _globs(include), _globs(exclude)
-    linears = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    linears = {name: module for name, module in model.named_modules() if _is_linear(module)}
     for what, globs in (("include", wanted or ()), ("exclude", unwanted)):
         for glob in globs:
             if not any(_matches(name, (glob,)) for name in linears):
                 near = near_miss(glob, linears)
                 raise ValueError(f"{what}: {glob!r} matches no linear layer of the model{near}")
-    refused, soft = _obstacles(model, linears)
+    tensors = find_tensors(model)
+    roles = find_roles(model, tensors)
+    refused, soft = _obstacles(model, linears, tensors, roles)
+    others = {
+        tensor.name: (tuple(tensor.param.shape), role.why)
+        for tensor, role in zip(tensors, roles, strict=True)
+        if role.hidden and not any(_is_linear(owner.module) for owner in tensor.owners)
+    }
     replaced, kept = [], {}
     for name in linears:
         if _matches(name, unwanted):
@@ -121,10 +139,10 @@ def ternarize(
     for name in replaced:
         if not all_finite(linears[name].weight):
             raise ValueError(f"the weight of {name!r} has infinite or NaN elements; nothing was changed")
-    made = {name: kind.from_linear(linears[name], scale, group_size) for name in replaced}
+    made = {name: kind.from_linear(_as_linear(linears[name]), scale, group_size) for name in replaced}
     _replace(model, {linears[name]: made[name] for name in replaced})
     shapes = {name: (layer.out_features, layer.in_features) for name, layer in made.items()}
-    return Ternarized(shapes, kept, bits)
+    return Ternarized(shapes, kept, bits, others)
 
 
 def densify(model: nn.Module) -> list[str]:
@@ -154,10 +172,31 @@ def _matches(name: str, globs: Iterable[str]) -> bool:
     return any(name == glob or fnmatchcase(name, glob) for glob in globs)
 
 
-def _obstacles(model: nn.Module, linears: Mapping[str, nn.Linear]) -> tuple[dict[str, str], dict[str, str]]:
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or is_conv1d(module)
+
+
+def _as_linear(module: nn.Module) -> nn.Linear:
+    """Return a linear layer, or one that shares Conv1D's weight and bias."""
+    if isinstance(module, nn.Linear):
+        return module
+    weight: Any = module.weight
+    inputs, outputs = weight.shape
+    made = nn.Linear(inputs, outputs, bias=module.bias is not None, device="meta")
+    made.weight = nn.Parameter(weight.detach().T, requires_grad=weight.requires_grad)
+    made.bias = module.bias  # type: ignore[assignment]
+    return made.train(module.training)
+
+
+def _obstacles(
+    model: nn.Module,
+    linears: Mapping[str, nn.Module],
+    tensors: Sequence[Routed],
+    found: Sequence[Role],
+) -> tuple[dict[str, str], dict[str, str]]:
     """Return, by name: (why a layer cannot be replaced, why it is not replaced unless it is named)."""
-    modules, tensors = dict(model.named_modules()), find_tensors(model)
-    roles = {id(t.param): (role, t) for t, role in zip(tensors, find_roles(model, tensors), strict=True)}
+    modules = dict(model.named_modules())
+    roles = {id(t.param): (role, t) for t, role in zip(tensors, found, strict=True)}
     refused: dict[str, str] = {}
     soft: dict[str, str] = {}
     for name, linear in linears.items():
@@ -166,7 +205,7 @@ def _obstacles(model: nn.Module, linears: Mapping[str, nn.Linear]) -> tuple[dict
         readers = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
         reader = next((type(m).__name__ for m in around if isinstance(m, readers)), None)
         role, tensor = roles.get(id(linear._parameters.get("weight")), (None, None))
-        if type(linear) is not nn.Linear:
+        if not (type(linear) is nn.Linear or is_conv1d(linear)):
             refused[name] = f"{type(linear).__name__} is an unknown subclass of nn.Linear"
         elif reader is not None:
             refused[name] = f"{reader} reads its weight without calling its forward"

@@ -12,6 +12,7 @@ from torch.nn.utils import skip_init
 from typing_extensions import Self
 
 from steepest.distributed.local import assign, is_dtensor
+from steepest.engine.cuda_graphs import capturing
 from steepest.ternary.chunks import all_finite, row_blocks
 from steepest.ternary.linear_op import scale_dims, spread, summed, ternary_linear
 from steepest.ternary.packing import (
@@ -24,6 +25,7 @@ from steepest.ternary.packing import (
     to_base3,
     unpack,
 )
+from steepest.ternary.vote_buffer import NOBODY
 
 __all__ = ["BinaryLinear", "Scale", "TernaryLinear"]
 
@@ -83,6 +85,8 @@ class TernaryLinear(nn.Module):
     # The handle of the buffer into which backward votes. It belongs to the trainer, so it is not moved,
     # copied or saved with the layer.
     vote_buffer: Tensor | None = None
+    # Which T, by the tensor and its version, was last seen to hold valid codes.
+    _valid: tuple[int, int] | None = None
     # Marks the layers for steepest.build, and makes their param group there; set in trainer.py.
     _steepest_targets: ClassVar[Any]
 
@@ -198,6 +202,7 @@ class TernaryLinear(nn.Module):
 
         Raises:
             ValueError: inputs of another dtype or another last dimension.
+            RuntimeError: something, such as an average of buffers, has made T invalid.
         """
         if not x.is_floating_point() or x.dim() == 0 or x.shape[-1] != self.in_features:
             raise ValueError(
@@ -208,20 +213,51 @@ class TernaryLinear(nn.Module):
         if not x.is_meta and x.dtype != torch.float64 and torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         # The parameter is always used, or DistributedDataParallel would wait for its gradient.
-        votes = self.votes
-        vote_buffer = self.vote_buffer if self.training and votes.requires_grad else None
+        votes, vote_buffer, packed = self.votes, self.vote_buffer, self.packed
+        trains = self.training and votes.requires_grad
+        if not trains or vote_buffer is None:  # else a trainer moves T in every step
+            self._refuse_averaged(packed)
+            vote_buffer = NOBODY if trains else None
         y: Tensor = ternary_linear(
-            x, self.packed, self.scale, self.in_features, self.group_size, vote_buffer, self.bits, votes
+            x, packed, self.scale, self.in_features, self.group_size, vote_buffer, self.bits, votes
         )
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
+    def _refuse_averaged(self, packed: Tensor) -> None:
+        """Raise ``RuntimeError`` if T has been written to and holds codes that stand for no number.
+
+        It is looked at only when it has changed, by its version, since it was last looked at.
+        """
+        if torch.compiler.is_compiling() or type(packed) is not Tensor or packed.is_inference():
+            return
+        seen = id(packed), packed._version
+        if seen == self._valid or packed.is_meta or capturing():
+            return
+        try:
+            check_packed("packed", packed, self.in_features, self.bits)
+        except ValueError as error:
+            raise RuntimeError(
+                f"{type(self).__name__}({self.in_features}, {self.out_features}): {error}. Something has "
+                "computed with the bytes of packed weights, as averages of buffers do: use "
+                "AveragedModel(use_buffers=False), which copies them (in Lightning "
+                "EMAWeightAveraging(use_buffers=False), in timm ModelEmaV3(exclude_buffers=True)), and load "
+                "or copy the weights again"
+            ) from None
+        self._valid = seen
+
     def unpack(self) -> Tensor:
-        """Return T, int8 [out, in]."""
+        """Return T, int8 [out, in].
+
+        Raises:
+            RuntimeError: something, such as an average of buffers, has made T invalid.
+        """
+        self._refuse_averaged(self.packed)
         return unpack(self.packed, self.in_features, bits=self.bits)
 
     @torch.no_grad()
     def dense(self) -> Tensor:
         """Return s∘T in the scales' dtype, [out, in]: a copy, to look at or to export."""
+        self._refuse_averaged(self.packed)
         values = unpack(self.packed, self.in_features, self.scale.dtype, bits=self.bits)
         return values * spread(self.scale, slice(None), self.in_features, self.group_size)
 
@@ -323,7 +359,7 @@ class TernaryLinear(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copy without the vote buffer: a copy votes once a trainer of its own attaches it."""
-        return {**self.__dict__, "vote_buffer": None}
+        return {**self.__dict__, "vote_buffer": None, "_valid": None}
 
 
 class BinaryLinear(TernaryLinear):

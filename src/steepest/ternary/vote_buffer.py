@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import warnings
 import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,10 +20,21 @@ from steepest.ternary.chunks import are_finite, in_chunks, row_chunks
 from steepest.ternary.ranks import Group, rank_and_world_size
 from steepest.ternary.votes import LARGEST_VOTE, magnitude_votes, sign_votes, without_outward
 
-__all__ = ["Outward", "VoteBuffer", "find_vote_buffer", "inverse_rms", "narrowest", "sum_of_squares"]
+__all__ = [
+    "NOBODY",
+    "Outward",
+    "VoteBuffer",
+    "find_vote_buffer",
+    "inverse_rms",
+    "narrowest",
+    "sum_of_squares",
+]
 
 Outward = Literal["drop", "cancel"]
 
+# The handle of layers that train and have no trainer.
+NOBODY = torch.zeros((), dtype=torch.float64, device="cpu")
+_told = False
 _numbers = itertools.count(1)
 # Backward finds a buffer by its number, from within compiled graphs too. Only the trainer keeps it alive.
 _vote_buffers: weakref.WeakValueDictionary[int, VoteBuffer] = weakref.WeakValueDictionary()
@@ -146,5 +158,19 @@ def inverse_rms(square: Tensor, count: int) -> Tensor:
 
 
 def find_vote_buffer(handle: Tensor | None) -> VoteBuffer | None:
-    """Find the buffer that a handle stands for; None without a handle, or if the trainer is gone."""
-    return None if handle is None else _vote_buffers.get(int(handle))
+    """Find the buffer that a handle stands for; None without a handle, or if nobody takes the votes."""
+    global _told
+    if handle is None:
+        return None
+    found = _vote_buffers.get(int(handle))
+    if found is None and not _told:
+        _told = True
+        warnings.warn(
+            "backward passes through ternary or binary layers in training mode, and nobody takes their "
+            "votes: their scales and biases train, their weights do not. steepest.build(model, ...) makes an "
+            "optimizer that moves them, and steepest.ternary.TernaryFlip(model) one to go beside another. If "
+            "they are to stay as they are, freeze them: layer.votes.requires_grad_(False)",
+            UserWarning,
+            stacklevel=2,
+        )
+    return found

@@ -16,7 +16,7 @@ from steepest.engine.layout import real_view
 from steepest.engine.update import UpdateConfig, decayed
 from steepest.optimizer import Optimizer
 from steepest.rule import Group, Rule
-from steepest.views import cut
+from steepest.views import matrices
 
 __all__ = [
     "AppliedStep",
@@ -66,7 +66,7 @@ class AppliedStep:
 
     def matrices(self, tensor: Tensor) -> list[tuple[str, Tensor]]:
         """Return (suffix in the state, matrices [..., m, n]) of a tensor that has the parameter's shape."""
-        blocks = cut(tensor, self.view, self.rule.counts_matrices(self.group))
+        blocks = matrices(tensor, self.view, self.rule.counts_matrices(self.group))
         several = self.view is not None and bool(self.view[1])
         return [
             (f".{at}" if several else "", block.reshape(self.rule.matrix_shape(block.shape, self.group)))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+import warnings
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import ParamsT
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from steepest.engine.param_check import check_overlaps, check_param
-from steepest.engine.update import LOW_PRECISION
+from steepest.engine.update import LOW_PRECISION, initial_lr
 from steepest.hyperparameters import COMMON_OPTIONS, is_int8, near_miss, plain
 from steepest.rule import STATE_FORMAT, VERSION, Group, find_rule
 
@@ -21,12 +24,35 @@ __all__ = [
     "complete",
     "count_skipped",
     "filled",
+    "first_rule",
+    "remember_names",
 ]
 
 # Keys of a param group that belong to this library, to torch or to torch's schedulers.
 RESERVED = frozenset(
-    {"params", "param_names", "rule", "base_lr", "initial_lr", "skipped_steps", STATE_FORMAT}
+    {"params", "param_names", "name", "rule", "base_lr", "initial_lr", "skipped_steps", STATE_FORMAT}
 )
+# The names of parameters in the dicts of steepest.param_groups(). ZeroRedundancyOptimizer sorts and shares
+# out the parameters of a group, and leaves its list of names as it was.
+_NAMES: MutableMapping[Tensor, str] = WeakTensorKeyDictionary()
+
+
+def first_rule(owner: str, params: ParamsT) -> tuple[ParamsT, str]:
+    """Return the parameters, of which an iterator is used up, and the rule that their first group names."""
+    listed = params if isinstance(params, (Tensor, list)) else list(params)
+    first = listed[0] if isinstance(listed, list) and listed else None
+    if not (isinstance(first, dict) and "rule" in first):
+        raise TypeError(
+            f"{owner}() needs rule='lion' or the like, or groups of which the first has a 'rule', as "
+            "steepest.param_groups(model, ...) makes them"
+        )
+    return cast(ParamsT, listed), first["rule"]
+
+
+def remember_names(names: Sequence[str], params: Sequence[Tensor]) -> None:
+    """Remember the names of parameters until these are gone."""
+    for name, param in zip(names, params, strict=True):
+        _NAMES[param] = name
 
 
 def filled(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,6 +89,7 @@ def checked(
     if is_int8(full["state_dtype"]):
         full["state_dtype"] = "int8"  # plain data
     full.setdefault("base_lr", float(full["lr"]))
+    _warn_of_no_rate(f"{owner}, group {index}", full)
     params = full["params"]
     # A generator can be read only once, and after an error the caller may try again with the same dict.
     if not isinstance(params, (Tensor, list)):
@@ -75,14 +102,44 @@ def checked(
                 f"str, got {each!r}"
             )
     named = [each if isinstance(each, tuple) else (None, each) for each in params]
+    given = full.get("param_names")
+    if given is not None and all(name is None for name, _ in named):
+        named = _with_names(given, params, index)
+        full["param_names"] = [name for name, _ in named]
+        elsewhere = set(given).difference(full["param_names"])
+        if full.get("views") and elsewhere:
+            full["views"] = {name: view for name, view in full["views"].items() if name not in elsewhere}
     _check_params(named, index, full)
     names = [name for name, _ in named if name is not None]
     new = {**full, "params": [param for _, param in named], **({"param_names": names} if names else {})}
     check_overlaps([*others, new])
-    own_views = group.get("views")
+    own_views = full["views"] if "views" in group and "views" in full else None
     if isinstance(own_views, Mapping) and own_views is not defaults.get("views"):
         check_views(own_views, [new])
     return full
+
+
+def _warn_of_no_rate(who: str, group: Group) -> None:
+    """Warn where independent weight decay has no learning rate to measure a schedule by."""
+    independent = group["weight_decay_method"] == "independent" and group["weight_decay"] > 0
+    if independent and initial_lr(group) == 0:
+        warnings.warn(
+            f"{who}: weight_decay_method='independent' measures lr by that with which the group is made, and "
+            "this is 0: every step with lr > 0 decays by the whole weight_decay, whatever the schedule. Make "
+            "it with the schedule's peak, or set the group's 'initial_lr' to that",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def _with_names(names: Sequence[str], params: Sequence[Any], index: int) -> list[Any]:
+    """Pair parameters with a group's ``param_names``: those remembered for them, or else in order."""
+    own = [_NAMES.get(param) if isinstance(param, Tensor) else None for param in params]
+    if set(names).issuperset(own):
+        names = cast(list[str], own)
+    if len(names) != len(params):
+        raise ValueError(f"group {index}: {len(params)} parameters have {len(names)} param_names")
+    return list(zip(names, params, strict=True))
 
 
 def check_masters(owner: str, groups: Sequence[Group]) -> None:

@@ -1,0 +1,59 @@
+"""Lightning: a callback that explains the optimizer and logs its measurements."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+try:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+except ImportError as error:
+    raise ImportError(
+        "steepest.integrations.lightning needs lightning: pip install 'lightning>=2.4'"
+    ) from error
+
+from steepest.integrations.measurements import measure, unwrap
+
+__all__ = ["SteepestCallback"]
+
+
+class SteepestCallback(Callback):  # type: ignore[misc]
+    """Explain the optimizer once, and log its measurements every ``log_every_n_steps`` steps.
+
+    The loggers get the learning rate of each group (``lr/muon``), ``skipped_steps``, ``state_bytes``, and for
+    ternary layers ``ternary/flips`` and their kin; so does ``trainer.callback_metrics``. Lightning's own
+    ``LearningRateMonitor`` shows the same groups under the same names.
+
+    Args:
+        show: called on the main process with ``explain()``'s table when training begins; None: nothing is.
+
+    Raises:
+        TypeError: when training begins with an optimizer of another library.
+    """
+
+    def __init__(self, show: Callable[[str], Any] | None = print) -> None:
+        self._show = show
+        self._last = -1
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Show the table of each optimizer."""
+        self._last = trainer.global_step
+        for each in trainer.optimizers:
+            optimizer = unwrap(type(self).__name__, each)
+            if self._show is not None and trainer.is_global_zero:
+                self._show(str(optimizer.explain()))
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
+        """Log, if a step was taken that is to be logged."""
+        step = trainer.global_step
+        if step == self._last or step % trainer.log_every_n_steps:
+            return
+        self._last = step
+        numbers: dict[str, float] = {}
+        for index, each in enumerate(trainer.optimizers):
+            prefix = f"{index}/" if len(trainer.optimizers) > 1 else ""
+            found = measure(unwrap(type(self).__name__, each))
+            numbers |= {f"{prefix}{name}": value for name, value in found.items()}
+        trainer.callback_metrics.update(numbers)
+        for logger in trainer.loggers:
+            logger.log_metrics(numbers, step=step)

@@ -1,0 +1,68 @@
+"""The blocks of docs/frameworks.md run, each after the page's first, which makes the model and the data."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import steepest
+
+TEXT = (Path(__file__).parents[2] / "docs" / "frameworks.md").read_text(encoding="utf-8")
+# Sections with Python, and what must be installed.
+NEEDS = {
+    "Transformers": ("transformers", "accelerate"),
+    "Accelerate": ("accelerate",),
+    "Lightning": ("lightning",),
+    "Fabric": ("lightning",),
+    "PEFT": ("peft",),
+    "TRL": ("trl",),
+    "timm": ("timm",),
+    "Hydra": ("hydra",),
+    "torchtitan": ("torchtitan.components.optimizer",),
+}
+# What a section's blocks print, the table of explain() for instance.
+PRINTED = {"Transformers": "'lr/lion'", "Lightning": "net.0.weight"}
+
+
+def sections() -> dict[str, str]:
+    """Heading -> what stands below it."""
+    parts = re.split(r"^## (.*)$", TEXT, flags=re.MULTILINE)
+    return {"": parts[0], **dict(zip(parts[1::2], parts[2::2], strict=True))}
+
+
+def blocks(text: str, language: str = "python") -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def test_every_section_with_python_is_run():
+    assert {name for name, text in sections().items() if name and blocks(text)} == set(NEEDS)
+
+
+@pytest.mark.parametrize("section", NEEDS)
+def test_its_blocks_run(section, tmp_path, monkeypatch, capsys):
+    for module in NEEDS[section]:
+        pytest.importorskip(module)
+    monkeypatch.chdir(tmp_path)
+    (first,) = blocks(sections()[""])
+    names = {"__name__": "__main__"}
+    for block in (first, *blocks(sections()[section])):
+        exec(compile(block, f"docs/frameworks.md, {section}", "exec"), names)
+    assert PRINTED.get(section, "") in capsys.readouterr().out
+
+
+def test_its_names_exist():
+    named = set(re.findall(r"\bsteepest\.(\w+)\b(?!\.)", TEXT)) - {"integrations"}
+    assert {"Auto", "Recipe", "param_groups", "build"} <= named
+    assert all(hasattr(steepest, name) for name in named)
+
+
+def test_deepspeeds_flags_are_json():
+    (flags,) = blocks(sections()["DeepSpeed"], "json")
+    assert json.loads(flags)["zero_allow_untested_optimizer"] is True
+
+
+def test_its_links_lead_to_files():
+    for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
+        if "://" not in target:
+            assert (Path(__file__).parents[2] / "docs" / target).exists(), target
