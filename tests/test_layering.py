@@ -43,6 +43,7 @@ LAYERS = [
     "compat",
     "__init__",
     "lab",
+    "__main__",
 ]
 # The rules of a family are subclasses of one; the others know no rule but themselves.
 BASES = {
