@@ -8,6 +8,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
@@ -64,6 +65,43 @@ def test_no_markup_of_the_sources_is_left(site: Path) -> None:
             "][",
         ):
             assert rest not in article, (page.name, rest)
+
+
+class Links(HTMLParser):
+    """A page's links, and the anchors that others may link."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.anchors: set[str] = {""}
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.anchors.add(given.get("id") or given.get("name") or "")
+        if tag == "a" and given.get("href"):
+            self.links.append(str(given["href"]))
+
+
+def test_every_link_within_the_site_leads_somewhere(site: Path) -> None:
+    pages: dict[Path, Links] = {}
+    for page in site.rglob("*.html"):
+        pages[page.resolve()] = Links()
+        pages[page.resolve()].feed(page.read_text(encoding="utf-8"))
+    seen = 0
+    for page, read in pages.items():
+        if page.name == "404.html":  # its links start from the root of a server
+            continue
+        for link in read.links:
+            if "://" in link or link.startswith("mailto:"):
+                continue
+            path, _, anchor = link.partition("#")
+            target = (page.parent / unquote(path)).resolve() if path else page
+            target = target / "index.html" if target.is_dir() else target
+            assert target.exists(), (page.name, link)
+            if target in pages and not anchor.startswith("__"):
+                assert unquote(anchor) in pages[target].anchors, (page.name, link)
+            seen += 1
+    assert seen > 2000
 
 
 def test_links_to_files_of_the_repository_lead_to_their_pages(site: Path) -> None:
