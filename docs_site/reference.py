@@ -124,7 +124,7 @@ def _module(module: str, own_page: set[str]) -> str:
 
 
 def _for_rules() -> str:
-    lines = ["# steepest.rule", "", "What a [rule of your own](../../CONTRIBUTING.md) is made of, "]
+    lines = ["# steepest.rule", "", "What a [rule of your own](../adding-a-rule.md) is made of, "]
     lines += ["besides [`steepest.Rule`][].", ""]
     for identifier in FOR_RULES:
         lines += [f"::: {identifier}", ""]
