@@ -25,7 +25,7 @@ bench: $(PEERS)
 # fixtures. TESTS picks files or a directory, JOBS=0 runs all in one process, which a debugger needs.
 TESTS ?=
 JOBS  ?= auto
-test: $(READY)
+test: $(DOCS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=worksteal $(TESTS)
 
 # The suite kills a process that saves 300 times; this, many more.

@@ -95,10 +95,17 @@ def _markdown(text: str, each: griffe.Object, documented: dict[str, str]) -> str
     text = re.sub(r"^( *)(State|Source): ", r"\1**\2**: ", text, flags=re.MULTILINE)
     # Docstrings stand on pages one level below the pages that they name.
     text = re.sub(r"`?docs/(\w+)\.md`?", r"[docs/\1.md](../\1.html)", text)
+    text = _nested_lists(text)
     text = _TABLE.sub(lambda match: _fenced("text", match[0], match[1]), text)
     text = _EXAMPLE.sub(lambda match: _fenced("pycon", match[0], match[1]), text)
     text = _MATH.sub(lambda m: _fenced("math", (m[2] or "") + textwrap.dedent(m[3]), m[1]), text)
     return _ROLE.sub(lambda match: _reference(match, each, documented), text)
+
+
+def _nested_lists(text: str) -> str:
+    """Indent lists within lists by four spaces, and end them with an empty line, as Python-Markdown needs."""
+    text = re.sub(r"^ {2}(?=- )", "    ", text, flags=re.MULTILINE)
+    return re.sub(r"^( {4,}\S.*\n)(?=- )", r"\1\n", text, flags=re.MULTILINE)
 
 
 def _fenced(language: str, body: str, indent: str) -> str:

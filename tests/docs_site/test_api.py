@@ -46,6 +46,13 @@ def test_entries_have_their_docstrings(site: Path) -> None:
                     assert plain in words, f"{module}.{name}: {plain}"
 
 
+def test_a_list_within_a_list_ends(site: Path) -> None:
+    text = (site / "api" / "steepest.html").read_text(encoding="utf-8")
+    text = text[text.index('id="steepest.CommonOptions"') :]
+    before = text[: text.index("<code>state_dtype</code>: dtype")]
+    assert before.count("<ul>") - before.count("</ul>") == 1
+
+
 def test_public_methods_are_there(headings: Counter[str]) -> None:
     for name in ("step", "explain", "state_bytes", "master_weight", "load_state_dict"):
         assert headings[f"steepest.Optimizer.{name}"] == 1, name
