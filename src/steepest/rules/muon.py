@@ -254,7 +254,7 @@ class Muon(OrthogonalizedOptimizer, rule=MuonRule()):
 
     When not to use it:
         Embeddings, output layers, norms, biases, and convolutions with few channels; fine-tuning of a model
-        that AdamW has trained, where Liu et al. saw no gain; wide layers with small
+        that AdamW has trained, where Liu et al. report little gain; wide layers with small
         batches, where the products of Newton-Schulz take longer than the backward pass.
 
     Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024); Liu et al.,
