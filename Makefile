@@ -9,8 +9,9 @@ OUT    ?= runs/race
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 PEERS  := $(VENV)/.peers
+DOCS   := $(VENV)/.docs
 
-.PHONY: race bench test fuzz kill lint clean
+.PHONY: race bench test fuzz kill lint docs docs-serve clean
 .DELETE_ON_ERROR:
 
 race: $(READY)
@@ -24,7 +25,7 @@ bench: $(PEERS)
 # fixtures. TESTS picks files or a directory, JOBS=0 runs all in one process, which a debugger needs.
 TESTS ?=
 JOBS  ?= auto
-test: $(READY)
+test: $(DOCS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=worksteal $(TESTS)
 
 # The suite kills a process that saves 300 times; this, many more.
@@ -42,6 +43,15 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# A link, an anchor or a reference that leads nowhere fails. The site is in build/site; nothing in it is loaded
+# from elsewhere. The switch turns off a notice about the successor of these packages.
+docs docs-serve: export NO_MKDOCS_2_WARNING = 1
+docs: $(DOCS)
+	$(BIN)/mkdocs build --quiet
+
+docs-serve: $(DOCS)
+	$(BIN)/mkdocs serve
+
 # torch goes in first, alone and pinned: resolved together with the rest, a range could take another
 # release than the one that is tested. Which build pip takes is up to its index: on Linux the default
 # one brings the CUDA libraries; point PIP_INDEX_URL or --find-links at a CPU build to do without.
@@ -54,6 +64,10 @@ $(READY): pyproject.toml constraints.txt
 
 $(PEERS): $(READY)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[lab,peers]"
+	touch $@
+
+$(DOCS): $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
 	touch $@
 
 clean:

@@ -46,6 +46,7 @@ LAYERS = [
     "integrations",
     "__init__",
     "lab",
+    "__main__",
 ]
 # The rules of a family are subclasses of one; the others know no rule but themselves.
 BASES = {

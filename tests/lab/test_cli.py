@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import steepest
-from steepest.lab import __main__ as entry
+from steepest import __main__ as entry
 from steepest.lab import cli
 from steepest.lab.cli.options import make_console
 from steepest.lab.cli.workers import INTERRUPTED, Workers
@@ -170,13 +170,13 @@ def test_an_interrupt_prints_one_line_and_returns_status_130(
 
     arguments = ["race", "--task", "digits", *QUICK, "--out", str(tmp_path)]
     for place in (
-        "experiments.run.run_trial",
-        "cli.options.load_task",
-        "cli.race.finish",
+        "lab.experiments.run.run_trial",
+        "lab.cli.options.load_task",
+        "lab.cli.race.finish",
         "__main__.find_spec",
     ):
         with monkeypatch.context() as patch:
-            patch.setattr(f"steepest.lab.{place}", interrupted)
+            patch.setattr(f"steepest.{place}", interrupted)
             assert run_main(*arguments) == 130, place
         error = capsys.readouterr().err
         # After ^C, click prints the end of the line.
@@ -190,7 +190,7 @@ def test_an_interrupt_during_imports_prints_one_line(
     load = builtins.__import__
 
     def interrupted(name: str, *rest: Any, **more: Any) -> Any:
-        if name == "cli":
+        if name == "steepest.lab.cli":
             raise KeyboardInterrupt
         return load(name, *rest, **more)
 
@@ -237,7 +237,7 @@ def test_ctrl_c_ends_all_workers_and_the_same_command_finishes(tmp_path: Path) -
 
 
 WITHOUT_TIMING = """
-from steepest.lab.__main__ import main
+from steepest.__main__ import main
 from steepest.lab.experiments import sweep
 
 sweep.training_costs = lambda *arguments: {}

@@ -1,56 +1,8 @@
-"""The `steepest` command."""
-
-from __future__ import annotations
+"""Run the command line without looking for the packages it needs; an experiment starts its workers so."""
 
 import sys
-from collections.abc import Sequence
-from importlib.util import find_spec
 
-_BAD_REQUEST = 2
-_INTERRUPTED = 130
-_EXTRA_PACKAGES = (
-    "altair",
-    "jinja2",
-    "optuna",
-    "pandas",
-    "pydantic",
-    "rich",
-    "scipy",
-    "sklearn",
-    "typer",
-    "vl_convert",
-)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit with its status: 0, 2 for a bad request, 130 when interrupted.
-
-    `certify` exits with 1 if runs differ.
-
-    Args:
-        arguments: The command-line arguments without the program's name; by default `sys.argv[1:]`.
-    """
-    try:
-        status = _run(sys.argv[1:] if arguments is None else list(arguments))
-    except KeyboardInterrupt:
-        # Importing torch takes a second, so the user may press Ctrl-C before the race starts.
-        print("interrupted before the race started", file=sys.stderr)
-        status = _INTERRUPTED
-    raise SystemExit(status)
-
-
-def _run(arguments: list[str]) -> int:
-    missing = [name for name in _EXTRA_PACKAGES if find_spec(name) is None]
-    if missing:
-        print(
-            f'steepest: the lab needs {", ".join(missing)}: pip install "steepest[lab]"',
-            file=sys.stderr,
-        )
-        return _BAD_REQUEST
-    from .cli import run
-
-    return run(arguments)
-
+from .cli import run
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(run(sys.argv[1:]))

@@ -212,6 +212,17 @@ class AdamMini(Optimizer, rule=AdamMiniRule()):
         TypeError: an unknown keyword, or parameters that are not tensors.
         ValueError: a value out of range; ``blocks`` or a view that do not fit a parameter, by name.
 
+    Tuning:
+        - ``lr``: AdamW's, as the authors have it.
+        - ``weight_decay``: AdamW's.
+        - ``betas``: AdamW's; the authors train language models with 0.95.
+        - batch: as for AdamW.
+
+    When not to use it:
+        A model whose heads and rows nothing tells, in one call of the constructor: make it with
+        :func:`steepest.build`, which finds them. With state on the host (``state_device``), which it
+        refuses.
+
     Source: Zhang et al., "Adam-mini: Use Fewer Learning Rates To Gain More", arXiv 2406.16793 (2024); the
     defaults are those of the authors' code, zyushun/Adam-mini 1.1.1.
 

@@ -59,6 +59,17 @@ class Lion(Optimizer, rule=LionRule()):
         TypeError: an unknown keyword, or parameters that are not tensors.
         ValueError: a value out of range; a parameter that cannot be optimized, by name.
 
+    Tuning:
+        - ``lr``: a third to a tenth of AdamW's (Chen et al.); 0.31 times on a small GPT, 0.57 times on
+          digits (docs/learning_rates.md). :func:`steepest.from_adamw` has the table.
+        - ``weight_decay``: 3 to 10 times AdamW's: lr·λ counts.
+        - ``betas``: (0.9, 0.99); the authors use (0.95, 0.98) where a training is unstable.
+        - batch: 64 or more; below, the authors saw no gain over AdamW.
+
+    When not to use it:
+        Small batches, and short trainings from scratch: on the sweep's GPT it came to 3.323 bits per byte
+        after 400 steps, AdamW to 2.985.
+
     Source: Chen et al., "Symbolic Discovery of Optimization Algorithms", arXiv 2302.06675 (2023).
 
     >>> import torch

@@ -245,6 +245,18 @@ class Muon(OrthogonalizedOptimizer, rule=MuonRule()):
         TypeError: an unknown keyword, or parameters that are not tensors.
         ValueError: a value out of range; a parameter with fewer than two dimensions, by name.
 
+    Tuning:
+        - ``lr``: of large models AdamW's (Liu et al.); 10 times as large on a small GPT
+          (docs/learning_rates.md).
+        - ``weight_decay``: AdamW's where the lr is AdamW's; otherwise keep lr·λ.
+        - ``momentum``: 0.95, with Nesterov.
+        - batch: not measured here. A step takes the same time at any size: the larger, the smaller its share.
+
+    When not to use it:
+        Embeddings, output layers, norms, biases, and convolutions with few channels; fine-tuning of a model
+        that AdamW has trained, where Liu et al. report little gain; wide layers with small
+        batches, where the products of Newton-Schulz take longer than the backward pass.
+
     Source: Jordan et al., "Muon: An optimizer for hidden layers in neural networks" (2024); Liu et al.,
     "Muon is Scalable for LLM Training", arXiv 2502.16982 (2025).
 

@@ -67,6 +67,15 @@ class NorMuon(Muon, rule=NorMuonRule()):
         TypeError: an unknown keyword, or parameters that are not tensors.
         ValueError: a value out of range; a parameter with fewer than two dimensions, by name.
 
+    Tuning:
+        - ``lr``: Muon's: 10 times AdamW's on a small GPT (docs/learning_rates.md).
+        - ``weight_decay``: as for Muon.
+        - ``momentum, beta2``: 0.95 for both.
+        - batch: not measured here.
+
+    When not to use it:
+        As for Muon. Where rows are not neurons, as in a transposed weight: declare the view.
+
     Source: Li et al., "NorMuon: Making Muon more efficient and scalable", arXiv 2510.05491 (2025).
 
     >>> weight = torch.nn.Parameter(torch.zeros(2, 1))

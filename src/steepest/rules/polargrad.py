@@ -50,6 +50,16 @@ class PolarGrad(Muon, rule=PolarGradRule(), defaults={"scale": "none"}):
         TypeError: an unknown keyword, or parameters that are not tensors.
         ValueError: a value out of range; a parameter with fewer than two dimensions, by name.
 
+    Tuning:
+        - ``lr``: 180 times AdamW's on a small GPT, 6 times on digits (docs/learning_rates.md): the step has
+          the gradient's size, so it depends on the loss's scale.
+        - ``weight_decay``: keep lr·λ.
+        - ``momentum``: 0.95.
+        - batch: a larger one has smaller gradients, and so smaller steps.
+
+    When not to use it:
+        Where a rate must carry over from another model, since no scale is divided out; and as for Muon.
+
     Source: Lau, Long and Su, "PolarGrad: A Class of Matrix-Gradient Optimizers from a Unifying
     Preconditioning Perspective", arXiv 2505.21799 (2025).
 

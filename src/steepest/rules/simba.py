@@ -155,6 +155,17 @@ class Simba(Optimizer, rule=SimbaRule()):
         ValueError: a value out of range, a window that the counters cannot hold, options that have no
             meaning with ``leak``; a parameter that cannot be optimized, by name.
 
+    Tuning:
+        - ``lr``: AdamW's on a small GPT, 0.18 times on digits (docs/learning_rates.md).
+        - ``weight_decay``: keep AdamW's lr·λ.
+        - ``window_size, threshold``: 128 and 0.1 are the study's; a smaller window forgets sooner.
+        - batch: not measured here.
+
+    When not to use it:
+        Gradients whose direction turns during the training: the counters forget slowly,
+        :class:`SimbaLeaky`'s do not. Where 2 bytes are no constraint, momentum in bfloat16 takes as many
+        (:class:`Signum`).
+
     Source: the Simba study of sign memory in sequential recommendation; its ablations are
     ``memory="momentum"`` (Simba + m), ``choice="lion"`` (Simba + (1)), and both
     ``memory="momentum", choice="memory"`` (c = m).

@@ -91,6 +91,19 @@ class TernaryFlip(Optimizer):
             ``process_group``.
         RuntimeError: from ``step``, on all ranks: they have different options or weights T.
 
+    Tuning:
+        - ``threshold``: the learning rate of the weights: 24 by sign and 32 by magnitude in
+          docs/ternary.md; a higher one moves fewer weights.
+        - ``weight_decay``: none; ``zero_pull`` moves weights toward 0 instead.
+        - ``schedule``: ``"annealed"`` with the length of the run, ``power`` 0.3 for short ones, and
+          ``max_flip_fraction`` 1e-3.
+        - batch: every backward pass votes once, whatever its batch: several small ones before a step say
+          more than a large one.
+
+    When not to use it:
+        Where the time of a step counts more than its bytes: a layer unpacks its weights in every pass.
+        Embeddings, output layers and norms stay float (:func:`ternarize`).
+
     Source: our own. Kin: Helwegen et al. 2019 (Bop) flips binary weights where an average of the gradient
     passes a threshold.
 

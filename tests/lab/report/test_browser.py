@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from browser import chromium, console, needs_chromium, open_page, requests
 from steepest.lab.records import write_records
 from steepest.lab.report import write_report
 from steepest.lab.report.theme import PAGE, styles
@@ -17,15 +16,7 @@ from steepest.lab.report.theme import PAGE, styles
 from ..conftest import make_experiment
 from .conftest import ALL, make_section
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="Chromium and its driver are not installed")
-
-FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync", "--hide-scrollbars"),
-    *("--disable-background-networking", "--disable-component-update"),
-)
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
@@ -41,15 +32,8 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    options = webdriver.ChromeOptions()
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
-        options.add_argument(flag)
-    options.binary_location = CHROMIUM
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(DRIVER))
-    driver.set_script_timeout(60)
-    yield driver
-    driver.quit()
+    with chromium(tmp_path_factory.mktemp("profile")) as driver:
+        yield driver
 
 
 def wait_until_drawn(browser: Any) -> int:
@@ -63,20 +47,14 @@ def wait_until_drawn(browser: Any) -> int:
     )
 
 
-def open_page(browser: Any, report: Path, width: int, theme: str) -> None:
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    media = {"features": [{"name": "prefers-color-scheme", "value": theme}]}
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
-    for log in ("browser", "performance"):
-        browser.get_log(log)
-    browser.get(report.as_uri())
+def open_report(browser: Any, report: Path, width: int, theme: str) -> None:
+    open_page(browser, report.as_uri(), width, theme)
     wait_until_drawn(browser)
 
 
 @pytest.mark.parametrize(("width", "theme"), [(1280, "light"), (390, "dark"), (1280, "dark"), (390, "light")])
 def test_the_page_is_whole(browser: Any, report: Path, width: int, theme: str) -> None:
-    open_page(browser, report, width, theme)
+    open_report(browser, report, width, theme)
     look = browser.execute_script
     # Nothing is wider than the window, not even a single element.
     assert look("return document.documentElement.scrollWidth") == width
@@ -102,19 +80,14 @@ def test_the_page_is_whole(browser: Any, report: Path, width: int, theme: str) -
         " * (e.ownerSVGElement ? Math.hypot(e.getScreenCTM().a, e.getScreenCTM().b) : 1)))"
     )
     assert smallest >= 11
-    assert [entry["message"] for entry in browser.get_log("browser")] == []
-    requests = [
-        message["params"]["request"]["url"]
-        for entry in browser.get_log("performance")
-        if (message := json.loads(entry["message"])["message"])["method"] == "Network.requestWillBeSent"
-    ]
-    outside = [url for url in requests if not url.startswith(("file:", "data:", "blob:", "chrome"))]
-    assert requests
-    assert outside == []
+    assert console(browser) == []
+    asked = requests(browser)
+    assert asked
+    assert [url for url in asked if not url.startswith(("file:", "data:", "blob:", "chrome"))] == []
 
 
 def test_the_table_sorts_and_a_click_singles_out_in_table_and_charts(browser: Any, report: Path) -> None:
-    open_page(browser, report, 1280, "light")
+    open_report(browser, report, 1280, "light")
     look = browser.execute_script
     names = "return [...document.querySelectorAll('tr[data-optimizer]')].map(r => r.dataset.optimizer)"
     assert look(names) == ["muon", "lion", "adamw", "signgsd"]
@@ -142,7 +115,7 @@ def test_the_table_sorts_and_a_click_singles_out_in_table_and_charts(browser: An
 
 
 def test_the_button_changes_the_theme(browser: Any, report: Path) -> None:
-    open_page(browser, report, 1280, "light")
+    open_report(browser, report, 1280, "light")
     browser.execute_script("delete document.body.dataset.drawn; document.getElementById('theme').click();")
     wait_until_drawn(browser)
     background = browser.execute_script("return getComputedStyle(document.body).backgroundColor")

@@ -1,0 +1,131 @@
+"""A hook of MkDocs: the pages of the optimizers, with the README's table, and those of the API."""
+
+import re
+from pathlib import Path
+
+from catalogue import FOR_RULES, MODULES, OptimizerPage, optimizer_pages, public_names
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).parents[1]
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Add the pages that are made here to the navigation."""
+    pages = {
+        "Optimizers": [{page.title: _uri(page)} for page in optimizer_pages()],
+        "API": [{name: f"api/{name}.md"} for name in (*MODULES, "steepest.rule")],
+    }
+    for entry in config.nav or []:
+        for title in pages.keys() & entry.keys():
+            entry[title] = [entry[title], *pages[title]]
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Make the pages."""
+    optimizers = optimizer_pages()
+    texts = {_uri(page): _optimizer(page) for page in optimizers}
+    texts["optimizers/index.md"] = _table(optimizers)
+    texts["api/index.md"] = _modules()
+    texts["api/steepest.rule.md"] = _for_rules()
+    own_page = {page.identifier for page in optimizers}
+    texts |= {f"api/{module}.md": _module(module, own_page) for module in MODULES}
+    for uri, text in texts.items():
+        files.append(File.generated(config, uri, content=text))
+    return files
+
+
+def _uri(page: OptimizerPage) -> str:
+    return f"optimizers/{(page.name or page.title).lower()}.md"
+
+
+def _rows() -> dict[str, list[str]]:
+    """Return the cells of the README's table of optimizers by name."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    lines = re.findall(r"^\| (`\w+`.*) \|$", text, re.MULTILINE)
+    split = [[cell.strip() for cell in line.split(" | ")] for line in lines]
+    return {cells[0].strip("`"): cells[1:] for cells in split if len(cells) == 4}
+
+
+def _optimizer(page: OptimizerPage) -> str:
+    lines = [f"# {page.title}", ""]
+    if page.name:
+        state, purpose, lr = _rows()[page.name]
+        lines += [
+            "| name | state, bytes per float32 parameter | what it is for | default lr |",
+            "| --- | --- | --- | --- |",
+            f"| `{page.name}` | {state} | {purpose} | {lr} |",
+            "",
+        ]
+    lines += [f"The code: [`{page.source}`](../../{page.source}).", "", f"::: {page.identifier}", ""]
+    return "\n".join(lines)
+
+
+def _table(pages: list[OptimizerPage]) -> str:
+    lines = [
+        "# Optimizers",
+        "",
+        "Each of them is an equation, and takes the same [options][steepest.CommonOptions] besides its own.",
+        '`steepest.create("lion", parameters)` makes one by name, and [`steepest.build`][] gives each tensor',
+        "of a model the rule that suits it.",
+        "",
+        "| | name | state, bytes per float32 parameter | what it is for | default lr |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    by_name = {page.name: page for page in pages}
+    for name, cells in _rows().items():
+        page = by_name[name]
+        lines.append(f"| [{page.title}]({_uri(page)[11:]}) | `{name}` | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "Float state takes half with `state_dtype=torch.bfloat16` and about a quarter with",
+        '`state_dtype="int8"`: [Memory](../memory.md).',
+        "Ternary and binary weights move by votes, with [TernaryFlip](ternaryflip.md).",
+        "[PSGD](psgd.md) has the options that `quad` and `procrustes` share.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _modules() -> str:
+    lines = ["# API", "", "Every public name, by module.", ""]
+    for module in MODULES:
+        names = ", ".join(f"[`{name}`][{module}.{name}]" for name in _sorted(public_names(module)))
+        lines += [f"## [{module}]({module}.md)", "", names, ""]
+    return "\n".join(lines)
+
+
+def _sorted(names: list[str]) -> list[str]:
+    """Functions and modules first, then classes and constants."""
+    return sorted(names, key=lambda name: (name[0].isupper(), name.casefold()))
+
+
+def _module(module: str, own_page: set[str]) -> str:
+    """Document what has no page of its own; link what has one, and what ``steepest`` exports, too."""
+    lines = [f"::: {module}", "    options:", "      heading_level: 1", "      members: false", ""]
+    names = _sorted(public_names(module))
+    elsewhere = [each for name in names if (each := f"{module}.{name}") in own_page or each in MODULES]
+    if elsewhere:
+        lines += ["With pages of their own: " + ", ".join(f"[{each}][]" for each in elsewhere) + ".", ""]
+    shared = set(public_names("steepest")) if module != "steepest" else set()
+    for name in names:
+        identifier = f"{module}.{name}"
+        if name in shared:
+            lines += [
+                f"## {identifier} {{ #{identifier} }}",
+                "",
+                f"The same class as [steepest.{name}][].",
+                "",
+            ]
+        elif identifier not in elsewhere:
+            lines += [f"::: {identifier}", ""]
+    return "\n".join(lines)
+
+
+def _for_rules() -> str:
+    lines = ["# steepest.rule", "", "What a [rule of your own](../adding-a-rule.md) is made of, "]
+    lines += ["besides [`steepest.Rule`][].", ""]
+    for identifier in FOR_RULES:
+        lines += [f"::: {identifier}", ""]
+    return "\n".join(lines)
