@@ -52,8 +52,10 @@ def frontier(section: Section, draw: Draw) -> Figure | None:
     line = line[line["score"] == line["score"].cummin()]  # with as little state, nothing is better,
     line = line[line["bytes"] == line.groupby("score")["bytes"].transform("min")]  # nor as good with less
     widest = max(1.0, float(means["bytes"].max()))
-    x = alt.X("bytes:Q", title="state, bytes per parameter", axis=alt.Axis(tickCount=8))
-    x = x.scale(domain=[-0.04 * widest, 1.06 * widest], nice=False, zero=False)
+    # Most optimizers have 0 to 8 bytes, a few dozens.
+    ticks = alt.Axis(values=[0, *(2**power for power in range(int(math.log2(widest)) + 1))])
+    x = alt.X("bytes:Q", title="state, bytes per parameter (square-root axis)", axis=ticks)
+    x = x.scale(type="sqrt", domain=[-0.002 * widest, 1.12 * widest], nice=False, zero=False)
     y = within("at:Q", name_metric(section, "test"), ends)
     at: dict[str, Any] = {"x": x, "y": y}
     tip = ("optimizer:N", "bytes:Q", alt.Tooltip("value:Q", title=f"mean {metric.name}"))
@@ -67,7 +69,7 @@ def frontier(section: Section, draw: Draw) -> Figure | None:
         *draw.outside(outside, x, y, metric.lower_is_better)[:1],
     ]
     # On a phone the plot is about 250 pixels wide, and a letter 7.5.
-    room = 250 * (1 - means["bytes"] / (1.1 * widest))
+    room = 250 * (1 - (means["bytes"] / widest) ** 0.5 / 1.1)
     for left, side in means.groupby(room < 20 + 7.5 * means["text"].str.len()):
         # Above the mark, because the frontier runs beside it.
         place: dict[str, Any] = {"align": "right", "dx": -9} if left else {"align": "left", "dx": 9}
@@ -276,10 +278,11 @@ def series(section: Section, draw: Draw) -> list[Figure]:
 def _label_places(means: pd.DataFrame, ends: tuple[float, float]) -> list[float]:
     """Return heights within the range at which the labels of nearby points do not overlap."""
     gap = (ends[1] - ends[0]) * 16 / _HEIGHT
-    near = 0.25 * max(1.0, float(means["bytes"].max()))
+    across = means["bytes"] ** 0.5
+    near = 0.25 * max(1.0, across.max())
     placed: list[tuple[float, float]] = []
     shifts = sorted(range(-len(means), len(means) + 1), key=abs)
-    for x, y in zip(means["bytes"], means["at"].clip(ends[0] + gap / 2, ends[1] - gap / 2), strict=True):
+    for x, y in zip(across, means["at"].clip(ends[0] + gap / 2, ends[1] - gap / 2), strict=True):
         taken = [height for at, height in placed if abs(x - at) <= near]
         places = (y + shift * gap for shift in shifts)
         placed.append((x, next(p for p in places if all(abs(p - height) >= 0.99 * gap for height in taken))))
