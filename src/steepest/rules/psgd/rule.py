@@ -399,8 +399,8 @@ class PSGD(Optimizer):
         lr: learning rate η ≥ 0, a float or a 1-element tensor.
         lr_style: ``"adam"`` divides u by 5, to updates as large as AdamW's: rms 0.19 to 0.2 for matrices
             with a diagonal side, 0.17 for square ones on pure noise (docs/psgd.md has why). The best
-            learning rate may still be another: on docs/race.md's task 0.018, where AdamW's is 0.0018. None
-            takes u, of rms near 1, as it is.
+            learning rate may still be another: 0.009 to 0.014 for the small GPT of docs/which-optimizer.md,
+            where AdamW's is 0.0018. None takes u, of rms near 1, as it is.
         momentum: β in [0, 1).
         weight_decay: λ ≥ 0, acting as ``weight_decay_method`` says, with the undivided lr.
         max_size_dense: larger sides have diagonal factors, smaller ones dense factors.
