@@ -13,7 +13,7 @@ from torch import Tensor
 from steepest.linalg.coefficients import CoefficientSet, Triple, coefficient_set
 from steepest.linalg.gram_polynomial import Polynomial, without_constant
 from steepest.linalg.newton_schulz_ways import Form, Iterations, Way, choose_way, runs_of
-from steepest.linalg.normalization import Normalization, frobenius, normalized_gram
+from steepest.linalg.normalization import Normalization, frobenius, magnitude, normalized_gram
 from steepest.linalg.operand import COMPUTING_DTYPES, require_choice, require_matrices
 from steepest.linalg.product import differentiated, is_free, product
 from steepest.linalg.symmetric import mirrored_product
@@ -228,10 +228,7 @@ def _normalized(x: Tensor, margin: float, eps: float, dtype: torch.dtype, donate
         low, high = map(float, norm.aminmax())
         if _SAFE[0] < low and high < _SAFE[1]:
             return x.div_(norm.mul_(margin)) if donated else x / norm.mul_(margin)
-    largest = torch.maximum(x.amax((-2, -1), keepdim=True), -x.amin((-2, -1), keepdim=True))
-    # A power of two divides exactly, so that results do not depend on the scale.
-    power = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 1)
-    scale = torch.where(largest.isfinite(), torch.where(largest == 0, 1.0, power), largest).detach()
+    scale = magnitude(x)
     x = x.div_(scale) if donated else x / scale
     norm = margin * frobenius(x) + eps
     # The norm's derivative needs x.
