@@ -20,7 +20,8 @@ from steepest.rule import Group, StateSpec, find_rule
 
 __all__ = ["blank_state", "fresh_state", "lacks_state", "make_state"]
 
-_STEP = StateSpec("tensor", torch.float32)
+# float32 counts no further than 2²⁴, and torch's own optimizers take no integers.
+_STEP = StateSpec("tensor", torch.float64)
 _BESIDE = StateSpec()
 
 

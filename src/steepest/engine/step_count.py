@@ -39,11 +39,13 @@ def count_steps(batch: ParamBatch) -> None:
 def _count_on_device(config: UpdateConfig, members: list[ParamUpdate]) -> None:
     """Do the same on a device, with a few operations for all members."""
     device = config.device
-    for member in members:
-        member.state["step"] = member.state["step"].to(device)
     # Apple's GPUs have no float64.
-    wide = torch.float32 if device.type == "mps" else torch.float64
-    steps = torch.stack([member.state["step"] for member in members]).to(wide) + 1
+    is_mps = device.type == "mps"
+    for member in members:
+        count = member.state["step"]
+        member.state["step"] = count.to(device, torch.int64) if is_mps else count.to(device)
+    exact = torch.stack([member.state["step"] for member in members]) + 1
+    steps = exact.to(torch.float32 if is_mps else torch.float64)
     each: dict[str, Any] = {}
     for name, value in config.rule.scalars(steps, **config.hyper).items():
         # A scalar need not depend on the step.
@@ -53,7 +55,7 @@ def _count_on_device(config: UpdateConfig, members: list[ParamUpdate]) -> None:
     keys: Any = None
     if config.draws:
         seed = config.group["seed"]
-        first, second = derive_key(seed, _words(config, members), steps.to(torch.int64))
+        first, second = derive_key(seed, _words(config, members), exact.to(torch.int64))
         keys = list(zip(first.unbind(), second.unbind(), strict=True))  # type: ignore[union-attr]
     for at, (member, step) in enumerate(zip(members, steps.unbind(), strict=True)):
         member.step = step
