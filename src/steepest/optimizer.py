@@ -19,7 +19,7 @@ from steepest.engine.interrupts import HeldInterrupts
 from steepest.engine.matrices import UserFunctions
 from steepest.engine.pipeline import decide, take_step
 from steepest.explain import Explanation, Reasons, explain
-from steepest.hyperparameters import near_miss, plain
+from steepest.hyperparameters import make_plain, near_miss
 from steepest.param_groups import check_masters, check_views, checked, complete, count_skipped
 from steepest.rule import Rule, Targets, find_rule, register_rule
 from steepest.state_dict import loading, saving
@@ -97,9 +97,10 @@ class Optimizer(torch.optim.Optimizer):
             hint = " (compile= says how to run)" if is_flag else near_miss(name, known)
             raise TypeError(f"{owner}() got an unexpected keyword argument {name!r}{hint}")
         defaults = {"rule": rule, **known, **hyper, **(extra or {})}
+        make_plain(defaults, known)
         find_rule(rule).check(owner, defaults)
         self._collector = Collector()
-        super().__init__(params, {k: plain(v) if k in known else v for k, v in defaults.items()})
+        super().__init__(params, defaults)
         check_views(self.defaults.get("views") or {}, self.param_groups)
         check_masters(owner, self.param_groups)
 

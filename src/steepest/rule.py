@@ -35,6 +35,7 @@ from steepest.hyperparameters import (
 from steepest.views import View, check_view, fused_parameters
 
 __all__ = [
+    "LEARNING_RATES",
     "MATRIX_DEFAULTS",
     "STATE_FORMAT",
     "VERSION",
@@ -71,6 +72,9 @@ STATE_FORMAT = "state_format"
 
 VERSION = 1
 """Checkpoints without a version are from before there were codes and corrections, and load as this one."""
+
+LEARNING_RATES = ("lr", "base_lr", "initial_lr")
+"""The keys of a group that hold learning rates: of the rule, of this library, of torch's schedulers."""
 
 _BOOKKEEPING = {"base_lr": at_least(0), "skipped_steps": count(), STATE_FORMAT: choice(VERSION)}
 MATRIX_DEFAULTS = {"views": None, "bucket_bytes": 1 << 28, "distributed": None, "exchange_dtype": None}

@@ -23,8 +23,9 @@ from steepest.engine.factors import gather_factors, scatter_factors
 from steepest.engine.layout import real_view
 from steepest.engine.state import blank_state
 from steepest.engine.storage import CORRECTION, SCALE
+from steepest.hyperparameters import make_plain
 from steepest.migrations import TORCH_KEYS, Source, recognize
-from steepest.rule import STATE_FORMAT, Group, StateSpec, Targets, find_rule
+from steepest.rule import LEARNING_RATES, STATE_FORMAT, Group, StateSpec, Targets, find_rule
 from steepest.stored_state import (
     check_filled,
     check_state_format,
@@ -52,6 +53,9 @@ def saving(optimizer: Any) -> Iterator[None]:
     left = {key: state.pop(key) for key in list(state) if isinstance(key, Tensor) and id(key) not in listed}
 
     def add(_: Any, saved: dict[str, Any]) -> None:
+        for group in saved["param_groups"]:
+            # Users and schedulers may have set other libraries' numbers since the last step.
+            make_plain(group, (*find_rule(group["rule"]).defaults(), *LEARNING_RATES))
         # A param's number in the state dict counts over all groups.
         params = dict.fromkeys(param for group in groups for param in group["params"])
         for number, param in enumerate(params):
