@@ -77,7 +77,7 @@ def plain(value: Any) -> Any:
     >>> plain([range(2), 0.5])
     [(0, 1), 0.5]
     """
-    if isinstance(value, (bool, str, bytes, torch.Tensor)):
+    if isinstance(value, (bool, str, bytes, type, torch.Tensor)):
         return value
     if hasattr(value, "tolist"):  # arrays, also of no dimension, and their numbers
         value = value.tolist()
@@ -233,9 +233,9 @@ def optional(hyper: Hyperparameter) -> Hyperparameter:
     return Hyperparameter(lambda value: value is None or hyper.accepts(value), f"None or {hyper.allowed}")
 
 
-def near_miss(name: str, known: Iterable[str]) -> str:
+def near_miss(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """Return ``" (did you mean 'lion'?)"`` if a known name is close to ``name``, else an empty string."""
-    close = difflib.get_close_matches(str(name).lower(), list(known), n=1)
+    close = difflib.get_close_matches(str(name).lower(), list(known), n=1, cutoff=cutoff)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 

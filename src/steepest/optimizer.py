@@ -126,7 +126,9 @@ class Optimizer(torch.optim.Optimizer):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
+    # What a step in inference mode made, no later step could change outside.
     @torch._disable_dynamo  # type: ignore[attr-defined]
+    @torch.inference_mode(False)
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Take one step with all parameters that have a gradient, or none if it raises an error listed below.

@@ -350,13 +350,27 @@ class Collector:
         if config is None:
             if dtype.is_complex:
                 raise ValueError(f"{member.name} is real and its gradient {dtype}: nothing was stepped")
-            config = checked.configs[key] = UpdateConfig(
-                checked.rule, group, param.dtype, dtype, param.device, storage
-            )
+            config = UpdateConfig(checked.rule, group, param.dtype, dtype, param.device, storage)
+            if param.is_meta and (reads := _reads_numbers(config)):
+                raise ValueError(
+                    f"{member.name} is on the meta device and has no numbers, and the host reads some for "
+                    f"{reads}: give the model memory with to_empty(), and values; nothing was stepped"
+                )
+            checked.configs[key] = config
             config.words = self._words.setdefault((param.device, config.offloaded), {})
         # A copied group is a different dict with the same options.
         config.group = group
         return config
+
+
+def _reads_numbers(config: UpdateConfig) -> str | None:
+    """Return what makes the host read numbers of the first step, if anything does."""
+    rule, group = config.rule, config.group
+    if group["nonfinite"] == "raise":
+        return "nonfinite='raise'"
+    if config.measures and rule.reads_back({}, group):
+        return f"what {rule.name!r} measures"
+    return rule.host_sync(group) if config.counts_on_device else None
 
 
 def _storage(checked: _CheckedGroup, group: Group, member: ParamUpdate) -> Storage:

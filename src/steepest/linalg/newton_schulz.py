@@ -61,13 +61,16 @@ def newton_schulz(
     =============== ========== =========== ============ ============================
     jordan          5 times 5  0.47 – 1.20 frobenius    repeat (one triple)
     quintic         5 times 5  0.48 – 1.15 frobenius    cycle
-    polar_express   5 times 5  0.85 – 1.14 frobenius    repeat the last triple
-    cans            5 times 5  0.88 – 1.12 frobenius    repeat the last triple
+    polar_express   5 times 5  0.85 – 1.14 frobenius    settle at 1
+    cans            5 times 5  0.88 – 1.12 frobenius    settle at 1
     deepseekv4      10 times 5 1.00        frobenius    repeat the last triple
-    minimax_17_17   17, 17     0.14 – 1.20 schatten8    repeat the last polynomial
-    minimax_9_17_3  9, 17, 3   0.20 – 1.20 schatten8    repeat the last polynomial
-    minimax_17_17_3 17, 17, 3  0.32 – 1.20 schatten8    repeat the last polynomial
+    minimax_17_17   17, 17     0.14 – 1.20 schatten8    settle at 1
+    minimax_9_17_3  9, 17, 3   0.20 – 1.20 schatten8    settle at 1
+    minimax_17_17_3 17, 17, 3  0.32 – 1.20 schatten8    settle at 1
     =============== ========== =========== ============ ============================
+
+    Steps that settle apply (15σ − 10σ³ + 3σ⁵)/8; two after "polar_express" or "cans" leave 1e-6, and six
+    after a "minimax" set.
 
     Run "quintic" for a multiple of 5 steps: its steep first triple maps a σ that has reached 1.15 back to
     0.09. "cans" overflows in half precision, so that its products are in float32. A custom list cycles.

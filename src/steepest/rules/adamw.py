@@ -66,11 +66,11 @@ class AdamWRule(Rule):
         second = exp_avg_sq
         if max_exp_avg_sq is not None:
             second = state["max_exp_avg_sq"] = torch.maximum(max_exp_avg_sq, exp_avg_sq)
-        denominator = exact_sqrt(second * correction2)
-        denominator += eps
-        # Divided first: with a correction of a gradient near the largest number it would be ∞/∞.
-        direction = exp_avg / denominator
-        direction *= correction1
+        # Both are halves: the corrected average of gradients near the largest number would be ∞, and ∞/∞.
+        denominator = exact_sqrt(second * (correction2 * 0.25))
+        denominator += eps * 0.5
+        direction = exp_avg * (correction1 * 0.5)
+        direction /= denominator
         return direction, state
 
 

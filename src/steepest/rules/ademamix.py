@@ -19,6 +19,9 @@ from steepest.rule import Group, Rule, Scalar, StateSpec
 __all__ = ["AdEMAMix", "AdEMAMixRule"]
 
 
+_DOWN = 2.0**-8
+
+
 class AdEMAMixRule(Rule):
     """p ← p − η·(m₁/(1−β₁ᵗ) + α m₂) / (√(v/(1−β₂ᵗ)) + ε), with averages m₁ (β₁), m₂ (β₃) of g and v of g²."""
 
@@ -78,12 +81,11 @@ class AdEMAMixRule(Rule):
         exp_avg_sq = average_in_place(exp_avg_sq, beta2, grad * grad)
         denominator = exact_sqrt(exp_avg_sq * correction2)
         denominator += eps
-        # Divided first: the sum of gradients near the largest number would be ∞/∞.
-        direction = exp_avg / denominator
-        direction *= correction1
-        slow = exp_avg_slow / denominator
-        slow *= slow_weight
-        direction += slow
+        # Scaled, by a power of two: the sum of averages near the largest number would be ∞, and ∞/∞.
+        direction = exp_avg * (correction1 * _DOWN)
+        direction += (slow_weight * _DOWN) * exp_avg_slow
+        direction /= denominator
+        direction /= _DOWN
         return direction, {"exp_avg": exp_avg, "exp_avg_slow": exp_avg_slow, "exp_avg_sq": exp_avg_sq}
 
 

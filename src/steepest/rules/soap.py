@@ -123,9 +123,8 @@ class SOAPRule(Rule):
         second = weighted_sum(beta2, exp_avg_sq.to(u.dtype), 1 - beta2, turned * turned)
         denominator = exact_sqrt(second * _each(correction2, u))
         denominator += eps
-        direction = _rotated(u * _DOWN, *bases)
+        direction = _rotated(u * _DOWN, *bases) * _each(correction1, u)
         direction /= denominator
-        direction *= _each(correction1, u)
         direction /= _DOWN
         direction = _rotated(direction, *(None if q is None else q.mT for q in bases))
         direction = _chosen(first, torch.zeros_like(direction), direction)
