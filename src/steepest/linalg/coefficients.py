@@ -19,7 +19,7 @@ Triple = tuple[float, float, float]
 
 _T = TypeVar("_T")
 
-# Its first two derivatives vanish at 1. Repeating a polynomial made for a wide band ends beside 1, or leaves it.
+# Its first two derivatives vanish at 1. A polynomial made for a wide band would end beside 1 if repeated.
 _SETTLING: Triple = (1.875, -1.25, 0.375)
 
 

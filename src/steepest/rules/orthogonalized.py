@@ -236,8 +236,8 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
         for name in extra:
             if name not in _OWN and (meant := near_miss(name, {*known, *_OWN}, cutoff=_NEAR)):
                 warnings.warn(
-                    f"{who}: {name!r} is no option of {self.rule.name!r}{meant}; it is kept for a subclass to "
-                    "read",
+                    f"{who}: {name!r} is no option of {self.rule.name!r}{meant}; it is kept for a subclass "
+                    "to read",
                     UserWarning,
                     stacklevel=3,
                 )
