@@ -80,6 +80,7 @@ def run_eager(
     decays, noisy, kept = config.decays, config.noisy, 2 + len(config.element_state)
     # An accelerator may be capturing a graph, which forbids the copies from the host that joined keys need.
     joins = not noisy or config.device.type == "cpu"
+    spreads = config.rule.spreads and config.device.type == "cpu" and not config.counts_on_device
     batches: dict[Any, list[Row]] = {}
     last: Mapping[str, Any] | None = None
     own: tuple[Any, ...] = ()
@@ -88,14 +89,22 @@ def run_eager(
         if row.scalars is not last:
             last, own = row.scalars, tuple(row.scalars.items())
         # Tensors compare by identity here, so rows with numbers on a device run alone.
-        key = (own, row.dtypes or tuple([column.dtype for column in row.columns]))
+        apart = spreads and row.columns[0].numel() <= SMALL
+        known = tuple([(n, None if isinstance(v, Tensor) else v) for n, v in own]) if apart else own
+        key = (known, row.dtypes or tuple([column.dtype for column in row.columns]), apart)
         batches.setdefault(key, []).append(row)
-    for (own, dtypes), alike in batches.items():
-        step = element_pass(which, config, {**numbers, **dict(own)}, decays=decays, donate=finite is None)
-        run = partial(_run_chunk, step, finite, kept)
+
+    def runner(own: Mapping[str, Any]) -> Callable[..., None]:
+        step = element_pass(which, config, {**numbers, **own}, decays=decays, donate=finite is None)
+        return partial(_run_chunk, step, finite, kept)
+
+    for (_, dtypes, apart), alike in batches.items():
+        run = runner(alike[0].scalars)
         small: list[Row] = []
         limit = 0
         for row in alike:
+            if apart and len(alike) > 1 and row.block is not None:
+                run = runner(row.scalars)
             numel = row.columns[0].numel()
             if numel <= SMALL and joins and row.block is None:
                 if numel > 0:
@@ -113,16 +122,25 @@ def run_eager(
             run(columns if columns[0].dim() else [column.view(1) for column in columns], NO_NOISE)
         elif small:
             written = [at for at in range(len(dtypes)) if at != 1 and (at > 0 or which != "before")]
-            _run_small(small, chunk_length(config, dtypes, joined=True), run, written, noisy)
+            wide = config.compute if apart else None
+            _run_small(small, chunk_length(config, dtypes, joined=True), runner, written, noisy, wide)
 
 
 def _run_small(
-    rows: list[Row], limit: int, run: Callable[..., None], written: list[int], noisy: bool
+    rows: list[Row],
+    limit: int,
+    runner: Callable[[Mapping[str, Any]], Callable[..., None]],
+    written: list[int],
+    noisy: bool,
+    wide: torch.dtype | None,
 ) -> None:
+    """Run small rows together; ``wide`` is the dtype of their own numbers, None if all have the same."""
+    shared = runner(rows[0].scalars)
     joinable, joined = [], []
     for row in rows:
         columns = row.flats or row.flat(ordered=noisy)
         if columns is None:
+            run = shared if wide is None else runner(row.scalars)
             for chunk, extent in chunks_of(row, SMALL, ordered=noisy):
                 run(chunk, _noise_of(row, extent, chunk[0]) if noisy else NO_NOISE)
         else:
@@ -130,9 +148,22 @@ def _run_small(
             joined.append(row)
 
     def step(columns: list[Tensor], which: slice) -> None:
-        run(columns, _joined_noise(joined[which]) if noisy else NO_NOISE)
+        several = joined[which]
+        run = shared if wide is None else runner(_joined_numbers(several, wide))
+        run(columns, _joined_noise(several) if noisy else NO_NOISE)
 
     run_together(joinable, limit, step, written)
+
+
+def _joined_numbers(rows: list[Row], wide: torch.dtype) -> dict[str, Any]:
+    """Return the numbers of rows joined end to end, one for each element where they differ."""
+    lengths = torch.tensor([row.columns[0].numel() for row in rows], device="cpu")
+    numbers = dict(rows[0].scalars)
+    for name, value in numbers.items():
+        if isinstance(value, Tensor):
+            each = torch.stack([row.scalars[name] for row in rows]).to(wide)
+            numbers[name] = each.repeat_interleave(lengths)
+    return numbers
 
 
 def _noise_of(row: Row, extent: Extent, column: Tensor) -> ChunkNoise:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,10 @@ from steepest.engine.cuda_graphs import capturing
 from steepest.engine.update import UpdateConfig
 from steepest.random import Key, derive_key
 
-__all__ = ["add_step", "count_steps", "noise_key"]
+__all__ = ["add_step", "count_steps", "noise_key", "noise_keys"]
+
+# Keys that take longer one by one than together.
+_MANY = 16
 
 
 def count_steps(batch: ParamBatch) -> None:
@@ -83,6 +87,20 @@ def noise_key(config: UpdateConfig, member: ParamUpdate) -> Key:
     if member.key is not None:
         return member.key
     return derive_key(config.group["seed"], member.word, int(member.step))
+
+
+def noise_keys(config: UpdateConfig, members: Sequence[ParamUpdate]) -> list[Key]:
+    """Return the keys of parameters' noise in this step, with a few operations for many of them."""
+    if len(members) < _MANY or members[0].key is not None:
+        return [noise_key(config, member) for member in members]
+    words, steps = (
+        torch.tensor(numbers, dtype=torch.int64, device="cpu")
+        for numbers in zip(*[(member.word, int(member.step)) for member in members], strict=True)
+    )
+    first, second = derive_key(config.group["seed"], words, steps)
+    assert isinstance(first, Tensor)
+    assert isinstance(second, Tensor)
+    return list(zip(first.tolist(), second.tolist(), strict=True))
 
 
 def add_step(batch: ParamBatch, finite: Tensor | None) -> None:
