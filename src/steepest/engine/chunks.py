@@ -27,8 +27,8 @@ _BYTES_ELSEWHERE = 1 << 27
 _NOISE_BYTES = 12
 _ROUNDING_BYTES = 12
 
-# Key words and places of each element, where rows with noise run together.
-_KEY_BYTES = 24
+# Key words, places and numbers of each element, where rows with noise run together.
+_KEY_BYTES = 40
 
 # Temporaries whose size does not depend on the chunk.
 _SPARE = 1 << 12
@@ -78,8 +78,8 @@ def run_eager(
         finite: 0-dim bool if only the device knows whether the step is taken, else None.
     """
     decays, noisy, kept = config.decays, config.noisy, 2 + len(config.element_state)
-    # An accelerator may be capturing a graph, which forbids the copies from the host that joined keys need.
-    joins = not noisy or config.device.type == "cpu"
+    # What a graph captures may not copy from the host, as joined keys must.
+    joins = not noisy or (config.device.type == "cpu" and not config.counts_on_device)
     spreads = config.rule.spreads and config.device.type == "cpu" and not config.counts_on_device
     batches: dict[Any, list[Row]] = {}
     last: Mapping[str, Any] | None = None
@@ -178,7 +178,7 @@ def _joined_noise(rows: list[Row]) -> ChunkNoise:
     starts = [row.extent.start if row.extent else 0 for row in rows]
     shifts = [start - end + size for start, end, size in zip(starts, ends, sizes, strict=True)]
     keys = [row.key for row in rows if row.key is not None]
-    words = [torch.tensor([int(key[at]) for key in keys], device="cpu") for at in range(2)]
+    words = [torch.tensor([key[at] for key in keys], device="cpu") for at in range(2)]
     first, second, shift = (
         each.repeat_interleave(lengths, output_size=total)
         for each in (*words, torch.tensor(shifts, device="cpu"))

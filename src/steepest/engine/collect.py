@@ -351,7 +351,7 @@ class Collector:
             if dtype.is_complex:
                 raise ValueError(f"{member.name} is real and its gradient {dtype}: nothing was stepped")
             config = UpdateConfig(checked.rule, group, param.dtype, dtype, param.device, storage)
-            if param.is_meta and (reads := _reads_numbers(config)):
+            if param.is_meta and (reads := _reads_numbers(config, member)):
                 raise ValueError(
                     f"{member.name} is on the meta device and has no numbers, and the host reads some for "
                     f"{reads}: give the model memory with to_empty(), and values; nothing was stepped"
@@ -363,14 +363,14 @@ class Collector:
         return config
 
 
-def _reads_numbers(config: UpdateConfig) -> str | None:
-    """Return what makes the host read numbers of the first step, if anything does."""
+def _reads_numbers(config: UpdateConfig, member: ParamUpdate) -> str | None:
+    """Return what makes the host read numbers of a parameter's first step, if anything does."""
     rule, group = config.rule, config.group
     if group["nonfinite"] == "raise":
         return "nonfinite='raise'"
-    if config.measures and rule.reads_back({}, group):
+    if config.measures and rule.reads_back(member.state, group):
         return f"what {rule.name!r} measures"
-    return rule.host_sync(group) if config.counts_on_device else None
+    return rule.host_sync(group) if config.counts_on_device and not member.state else None
 
 
 def _storage(checked: _CheckedGroup, group: Group, member: ParamUpdate) -> Storage:

@@ -44,12 +44,14 @@ class Summand(NamedTuple):
         owner: the whole tensor; the gradient itself, or what it is the gradient of.
         total: whether the sum of the elements is needed besides that of the squares.
         compiled: whether to sum the squares with compiled code, where it can be compiled.
+        joins: whether it may be joined with other small ones; what a graph captures may not.
     """
 
     grad: Tensor
     owner: Tensor
     total: bool = True
     compiled: bool = False
+    joins: bool = True
 
 
 class _Sum(NamedTuple):
@@ -84,7 +86,7 @@ def _moments(summands: list[Summand], device: torch.device) -> list[Moments]:
     owners = [each.owner for each in summands]
     counts = [owner.numel() * (1 + owner.is_complex()) for owner in owners]
     sums = [_Sum(at, power) for at, each in enumerate(summands) for power in ((1, 2) if each.total else (2,))]
-    small = _small([each.grad for each in summands])
+    small = _small(summands)
     largest = _largest([each.grad for each in summands], small)
     # An all-reduce may lose NaN.
     largest = torch.where(largest.isnan(), torch.inf, largest)
@@ -112,9 +114,12 @@ def _moments(summands: list[Summand], device: torch.device) -> list[Moments]:
     ]
 
 
-def _small(grads: list[Tensor]) -> frozenset[int]:
+def _small(summands: list[Summand]) -> frozenset[int]:
     """Return which gradients are joined: on a CPU, each operation takes longer than their elements."""
-    found = [at for at, g in enumerate(grads) if g.is_cpu and 0 < g.numel() <= SMALL and g.is_contiguous()]
+    found = []
+    for at, (grad, *_, joins) in enumerate(summands):
+        if joins and grad.is_cpu and 0 < grad.numel() <= SMALL and grad.is_contiguous():
+            found.append(at)
     return frozenset(found if len(found) > 1 else ())
 
 
@@ -126,7 +131,8 @@ def _joined(grads: list[Tensor], places: Sequence[int]) -> Iterator[tuple[list[i
     for alike in by_dtype.values():
         while alike:
             ends = accumulate(grads[place].numel() for place in alike)
-            count = max(1, sum(1 for _ in takewhile(lambda end: end <= _CHUNK_ON_CPU, ends)))
+            # Four values of eight bytes for each element.
+            count = max(1, sum(1 for _ in takewhile(lambda end: end <= _CHUNK_ON_CPU // 4, ends)))
             some, alike = alike[:count], alike[count:]
             wide = torch.cat([grads[place].view(-1) for place in some]).to(torch.float64)
             lengths = torch.tensor([grads[place].numel() for place in some], device="cpu")
