@@ -351,26 +351,11 @@ class Collector:
             if dtype.is_complex:
                 raise ValueError(f"{member.name} is real and its gradient {dtype}: nothing was stepped")
             config = UpdateConfig(checked.rule, group, param.dtype, dtype, param.device, storage)
-            if param.is_meta and (reads := _reads_numbers(config, member)):
-                raise ValueError(
-                    f"{member.name} is on the meta device and has no numbers, and the host reads some for "
-                    f"{reads}: give the model memory with to_empty(), and values; nothing was stepped"
-                )
             checked.configs[key] = config
             config.words = self._words.setdefault((param.device, config.offloaded), {})
         # A copied group is a different dict with the same options.
         config.group = group
         return config
-
-
-def _reads_numbers(config: UpdateConfig, member: ParamUpdate) -> str | None:
-    """Return what makes the host read numbers of a parameter's first step, if anything does."""
-    rule, group = config.rule, config.group
-    if group["nonfinite"] == "raise":
-        return "nonfinite='raise'"
-    if config.measures and rule.reads_back(member.state, group):
-        return f"what {rule.name!r} measures"
-    return rule.host_sync(group) if config.counts_on_device and not member.state else None
 
 
 def _storage(checked: _CheckedGroup, group: Group, member: ParamUpdate) -> Storage:

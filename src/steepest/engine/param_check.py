@@ -15,7 +15,7 @@ from steepest.engine.batches import name_of
 from steepest.engine.update import PLAIN
 from steepest.rule import Group, Rule
 
-__all__ = ["check_memory", "check_overlaps", "check_param", "check_shard"]
+__all__ = ["check_memory", "check_overlaps", "check_param", "check_shard", "without_numbers"]
 
 
 def check_param(who: str, name: str | None, param: Tensor, rule: Rule, group: Group) -> None:
@@ -64,6 +64,14 @@ def check_memory(who: str, param: Tensor) -> None:
             f"{who} was made in inference mode: autograd cannot use it, nor can a step change it outside; "
             "clone it outside that mode"
         )
+
+
+def without_numbers(who: str, reads: str) -> ValueError:
+    """Return the error for a meta parameter in a step that reads numbers on the host."""
+    return ValueError(
+        f"{who} is on the meta device and has no numbers, and the host reads some for {reads}: give the "
+        "model memory with to_empty(), and values; nothing was stepped"
+    )
 
 
 def check_overlaps(groups: Sequence[Group]) -> None:
