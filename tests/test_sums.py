@@ -135,7 +135,7 @@ def test_what_is_measured_in_every_step_is_compiled(
     rule: str, total: bool, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ):
     def moments(summands: list[Summand]) -> None:
-        raise Seen(*[each[2:] for each in summands])
+        raise Seen(*[each[2:4] for each in summands])
 
     monkeypatch.setattr(reductions, "moments", moments)
     for option in (True, False, None):

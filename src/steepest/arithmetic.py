@@ -42,15 +42,17 @@ def average_in_place(average: Tensor, beta: Scalar, value: Tensor, take: Scalar 
 
 
 def exact_sqrt(x: Tensor) -> Tensor:
-    """Overwrite x ≥ 0 with √x, computed as x·(1/√x); at least 1e-19 in float32.
+    """Overwrite x ≥ 0 with √x, computed as x·(1/√x); at least 1e-19 in float32, and √∞ = ∞.
 
     Eager and compiled code compute 1/√x alike. The lower bound prevents 0/0 with eps = 0.
 
     >>> exact_sqrt(torch.tensor([4.0, 0.25]))
     tensor([2.0000, 0.5000])
     """
-    x.clamp_(min=torch.finfo(x.dtype).tiny)
-    x *= x.rsqrt()
+    tiny = torch.finfo(x.dtype).tiny
+    x.clamp_(min=tiny)
+    # Only 1/√∞ is below, and ∞·0 would be NaN.
+    x *= x.rsqrt().clamp_(min=tiny)
     return x
 
 

@@ -13,8 +13,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from steepest.engine.param_check import check_overlaps, check_param
 from steepest.engine.update import LOW_PRECISION, initial_lr
-from steepest.hyperparameters import COMMON_OPTIONS, is_int8, near_miss, plain
-from steepest.rule import STATE_FORMAT, VERSION, Group, find_rule
+from steepest.hyperparameters import COMMON_OPTIONS, is_int8, make_plain, near_miss
+from steepest.rule import LEARNING_RATES, STATE_FORMAT, VERSION, Group, find_rule
 
 __all__ = [
     "RESERVED",
@@ -84,8 +84,8 @@ def checked(
     """Return the user's new group with every option filled in, or raise ``ValueError``."""
     full, index = filled(group, defaults), len(others)
     rule = find_rule(full["rule"])
+    make_plain(full, (*rule.defaults(), *LEARNING_RATES))
     rule.check(f"{owner}, group {index}", full)
-    full |= {name: plain(full[name]) for name in rule.defaults()}
     if is_int8(full["state_dtype"]):
         full["state_dtype"] = "int8"  # plain data
     full.setdefault("base_lr", float(full["lr"]))

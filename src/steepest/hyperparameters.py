@@ -35,6 +35,7 @@ __all__ = [
     "integer",
     "is_int8",
     "learning_rate",
+    "make_plain",
     "near_miss",
     "optional",
     "plain",
@@ -71,9 +72,15 @@ def _number(value: Any) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """Convert other libraries' numbers and sequences to Python's, which load with ``weights_only=True``."""
-    if isinstance(value, (bool, str, bytes)):
+    """Convert other libraries' numbers and sequences to Python's, which load with ``weights_only=True``.
+
+    >>> plain([range(2), 0.5])
+    [(0, 1), 0.5]
+    """
+    if isinstance(value, (bool, str, bytes, type, torch.Tensor)):
         return value
+    if hasattr(value, "tolist"):  # arrays, also of no dimension, and their numbers
+        value = value.tolist()
     if isinstance(value, Mapping):
         return dict(value)
     # Subclasses such as numpy's float64 are converted too.
@@ -82,6 +89,25 @@ def plain(value: Any) -> Any:
     if isinstance(value, Sequence):
         return [*map(plain, value)] if isinstance(value, list) else tuple(map(plain, value))
     return value
+
+
+def make_plain(options: dict[str, Any], names: Iterable[str]) -> None:
+    """Make these options :func:`plain` in place; those that are stay the same objects.
+
+    >>> options = {"lr": range(1), "name": range(2)}
+    >>> make_plain(options, ["lr", "eps"])
+    >>> options
+    {'lr': (0,), 'name': range(0, 2)}
+    """
+    for name in options.keys() & set(names):
+        if not _is_plain(value := options[name]):
+            options[name] = plain(value)
+
+
+def _is_plain(value: Any) -> bool:
+    if type(value) in (list, tuple):
+        return all(map(_is_plain, value))
+    return value is None or type(value) in (bool, int, float, str)
 
 
 def learning_rate() -> Hyperparameter:
@@ -207,9 +233,9 @@ def optional(hyper: Hyperparameter) -> Hyperparameter:
     return Hyperparameter(lambda value: value is None or hyper.accepts(value), f"None or {hyper.allowed}")
 
 
-def near_miss(name: str, known: Iterable[str]) -> str:
+def near_miss(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """Return ``" (did you mean 'lion'?)"`` if a known name is close to ``name``, else an empty string."""
-    close = difflib.get_close_matches(str(name).lower(), list(known), n=1)
+    close = difflib.get_close_matches(str(name).lower(), list(known), n=1, cutoff=cutoff)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 

@@ -135,7 +135,7 @@ def _quad_torch_state(state: State, param: Tensor, group: Group) -> dict[str, An
         raise ValueError(f"it has {len(factors)} factors Q and {len(bounds)} bounds L")
     here: dict[str, Any] = {
         "momentum_buffer": state["momentum_buffer"],
-        "step": torch.as_tensor(state["step"]).detach().to("cpu", torch.float32),
+        "step": torch.as_tensor(state["step"]).detach().to("cpu", torch.float64),
         "scale": torch.ones((), dtype=_precise(factors[0]), device=factors[0].device),
     }
     for side, q, bound in zip(

@@ -20,7 +20,7 @@ from steepest.engine.matrices import UserFunctions
 from steepest.engine.pipeline import decide, take_step
 from steepest.explain import Explanation, Reasons, explain, summarize
 from steepest.group_options import check_masters, check_views, checked, complete, count_skipped, first_rule
-from steepest.hyperparameters import near_miss, plain
+from steepest.hyperparameters import make_plain, near_miss
 from steepest.rule import Rule, Targets, find_rule, register_rule
 from steepest.state_dict import loading, saving
 
@@ -105,12 +105,13 @@ class Optimizer(torch.optim.Optimizer):
             hint = " (compile= says how to run)" if is_flag else near_miss(name, known)
             raise TypeError(f"{owner}() got an unexpected keyword argument {name!r}{hint}")
         defaults = {"rule": rule, **known, **hyper, **(extra or {})}
+        make_plain(defaults, known)
         find_rule(rule).check(owner, defaults)
         if not known.keys() & {"momentum", "betas"}:
             # OneCycleLR and CyclicLR look for either here. They cycle what the groups' rules have.
             defaults["momentum"] = 0.0
         self._collector = Collector()
-        super().__init__(params, {k: plain(v) if k in known else v for k, v in defaults.items()})
+        super().__init__(params, defaults)
         check_views(self.defaults.get("views") or {}, self.param_groups)
         check_masters(owner, self.param_groups)
 
@@ -137,7 +138,9 @@ class Optimizer(torch.optim.Optimizer):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
+    # What a step in inference mode made, no later step could change outside.
     @torch._disable_dynamo  # type: ignore[attr-defined]
+    @torch.inference_mode(False)
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Take one step with all parameters that have a gradient, or none if it raises an error listed below.

@@ -35,6 +35,7 @@ from steepest.hyperparameters import (
 from steepest.views import View, check_view, fused_parameters
 
 __all__ = [
+    "LEARNING_RATES",
     "MATRIX_DEFAULTS",
     "STATE_FORMAT",
     "VERSION",
@@ -71,6 +72,9 @@ STATE_FORMAT = "state_format"
 
 VERSION = 1
 """Checkpoints without a version are from before there were codes and corrections, and load as this one."""
+
+LEARNING_RATES = ("lr", "base_lr", "initial_lr")
+"""The keys of a group that hold learning rates: of the rule, of this library, of torch's schedulers."""
 
 _BOOKKEEPING = {"base_lr": at_least(0), "skipped_steps": count(), STATE_FORMAT: choice(VERSION)}
 MATRIX_DEFAULTS = {"views": None, "bucket_bytes": 1 << 28, "distributed": None, "exchange_dtype": None}
@@ -175,6 +179,8 @@ class Rule(ABC):
         temporaries: how many tensors of a chunk's size ``update`` and the step along u hold at once.
         working_copies: how many times the bytes of a matrix and its entries, in the compute dtype, are in use
             at once in ``transform``.
+        spreads: whether ``update`` only multiplies gradients or state by what is measured, so that small
+            tensors that are joined end to end may have a number for each element.
         streams: whether ``transform`` takes a few passes over its matrices, and no products of them.
         takes, transform_takes: the arguments that the signatures of ``update`` and ``transform`` name.
         measures, transforms, retracts, moves: whether the rule has these phases.
@@ -194,6 +200,7 @@ class Rule(ABC):
     temporaries: ClassVar[int] = 3
     working_copies: ClassVar[int] = 12
     streams: ClassVar[bool] = False
+    spreads: ClassVar[bool] = False
     takes: ClassVar[frozenset[str]] = frozenset()
     transform_takes: ClassVar[frozenset[str]] = frozenset()
     measures: ClassVar[bool] = False

@@ -24,8 +24,9 @@ from steepest.engine.factors import gather_factors, scatter_factors
 from steepest.engine.layout import real_view
 from steepest.engine.state import blank_state
 from steepest.engine.storage import CORRECTION, SCALE
+from steepest.hyperparameters import make_plain
 from steepest.migrations import TORCH_KEYS, Source, recognize
-from steepest.rule import STATE_FORMAT, Group, StateSpec, Targets, find_rule
+from steepest.rule import LEARNING_RATES, STATE_FORMAT, Group, StateSpec, Targets, find_rule
 from steepest.stored_state import (
     check_filled,
     check_state_format,
@@ -54,6 +55,9 @@ def saving(optimizer: Any) -> Iterator[None]:
     left = {key: state.pop(key) for key in list(state) if isinstance(key, Tensor) and id(key) not in listed}
 
     def add(_: Any, saved: dict[str, Any]) -> None:
+        for group in saved["param_groups"]:
+            # Users and schedulers may have set other libraries' numbers since the last step.
+            make_plain(group, (*find_rule(group["rule"]).defaults(), *LEARNING_RATES))
         # A param's number in the state dict counts over all groups.
         params = dict.fromkeys(param for group in groups for param in group["params"])
         for number, param in enumerate(params):
@@ -269,7 +273,7 @@ def _check_state(
         and not is_beside(name, expected)
     ]
     # A scale may be measured ahead of the first step, which makes the rest.
-    if missing and (is_foreign or not saved.keys() <= _per_tensor(rule.state_specs(group)) - {"step"}):
+    if missing and (is_foreign or saved.keys() != _per_tensor(rule.state_specs(group)) - {"step"}):
         whose = "is another optimizer's and has" if is_foreign else "has"
         raise ValueError(f"the state of {who} {whose} no {', '.join(missing)}, which {rule.name!r} needs")
     specs = rule.state_specs(group)
@@ -364,12 +368,14 @@ def _restored(
             state[name] = value  # a factor, which its owner will get
             continue
         if isinstance(value, (int, float)) and name in per_tensor:
-            dtype = specs[name].make(real_view(param)).dtype if name in specs else torch.float32
+            dtype = specs[name].make(real_view(param)).dtype if name in specs else torch.float64
             value = torch.tensor(value, dtype=dtype, device="cpu")
+        if name == "step" and value.dtype == torch.float32:  # as it was counted before
+            value = value.double()
         if isinstance(value, Tensor):
             value = value.detach().to("cpu" if name in per_tensor else where, copy=True)
         state[name] = value
     if rule.counts_steps and state.keys() - {CORRECTION} and "step" not in state:
         # torch.optim.SGD counts no steps, but has taken the first one. A correction may be set before it.
-        state["step"] = torch.ones((), dtype=torch.float32, device="cpu")
+        state["step"] = torch.ones((), dtype=torch.float64, device="cpu")
     return state

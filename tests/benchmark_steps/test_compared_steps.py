@@ -177,8 +177,8 @@ def test_what_does_not_fit_into_memory_is_planned() -> None:
     copy = 4 * TINY.numel
     rows = rows_by_label(ours("signgsd", "eager"), ours("adamw", "eager"), memory=int(3.5 * copy))
     assert (rows["signgsd"]["status"], rows["adamw"]["status"]) == ("ok", "planned")
-    # Two moments, and a float32 step count for each tensor.
-    assert rows["adamw"]["state_bytes"] == 2 * copy + 4 * len(TINY.tensors)
+    # Two moments, and a float64 step count for each tensor.
+    assert rows["adamw"]["state_bytes"] == 2 * copy + 8 * len(TINY.tensors)
 
 
 def test_batches_contain_the_reference_and_every_case_that_fits_beside_it() -> None:

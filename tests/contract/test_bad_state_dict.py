@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from typing import Any
 
@@ -92,12 +93,28 @@ def test_a_missing_entry(case: Case):
         del broken["state"][1][name]
         if name == "step" and not case.rule.counts_steps:
             continue  # counted for its noise alone, which another format of the state may not need
-        if broken["state"][1].keys() <= case.tensor_state:
+        if broken["state"][1].keys() == case.tensor_state:
             continue  # measured ahead of the first step
         words = rf"the state of parameter 1 of group 0 .*has no '{name}', which '{case.rule.name}' needs"
         with pytest.raises(ValueError, match=words + "; nothing was loaded"):
             optimizer.load_state_dict(broken)
         assert identical(snapshot(optimizer, params), before)
+
+
+@pytest.mark.parametrize("kept", ["gsnr", "measured"])
+def test_half_of_a_scale(kept: str):
+    """Both numbers may come without a momentum, but neither without the other."""
+    case = Case("sgd_sai")
+    saved = _saved(case)
+    saved["state"][0] = {kept: saved["state"][0][kept]}
+    _refused(case, saved, "'sgd_sai' needs")
+
+
+@pytest.mark.parametrize("value", ["x", -1.0, math.nan, None])
+def test_a_base_lr_that_is_no_learning_rate(rule: Case, value: Any):
+    saved = _saved(rule)
+    saved["param_groups"][0]["base_lr"] = value
+    _refused(rule, saved, "group 0 of the state dict: base_lr must be a finite number ≥ 0")
 
 
 def test_named_parameters_in_another_order(rule: Case):

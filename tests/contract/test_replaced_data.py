@@ -67,6 +67,74 @@ def test_a_step_in_inference_mode_is_a_step(case: Case):
     assert identical(train(twin, twins, 4), params)
 
 
+def test_a_closure_has_gradients_in_inference_mode(rule: Case):
+    """The whole step runs outside of that mode, so that nothing it makes is of use in the mode alone."""
+    params = rule.params()
+    optimizer = rule.make(params)
+
+    def closure() -> Any:
+        optimizer.zero_grad()
+        loss = sum((param * param).sum() for param in params)
+        loss.backward()
+        return loss
+
+    with torch.inference_mode():
+        assert not optimizer.step(closure).is_inference()
+    assert not any(each.is_inference() for each in optimizer.state[params[0]].values())
+
+
+META = {
+    "nonfinite='raise'": ("lion", {"nonfinite": "raise"}),
+    "what 'sgd_sai' measures": ("sgd_sai", {}),
+    "the choice of the steps": ("soap", {"capturable": True}),
+    "norm='exact'": ("quad", {"norm": "exact", "capturable": True}),
+}
+
+
+@pytest.mark.parametrize("reason", META)
+def test_meta_parameters_whose_numbers_the_host_reads(reason: str):
+    name, options = META[reason]
+    params = [Parameter(torch.ones(4, 3, device="meta"))]
+    optimizer = Case(name, options).make([("weight", params[0])])
+    params[0].grad = torch.ones(4, 3, device="meta")
+    with pytest.raises(ValueError, match=f"'weight' is on the meta .*{re.escape(reason)}.* nothing was"):
+        optimizer.step()
+    assert not optimizer.state
+
+
+def _memory(count: int = 40) -> torch.Tensor:
+    return torch.arange(float(count))
+
+
+OVERLAPPING = {
+    "itself": lambda: [_memory().as_strided((4, 4), (2, 1))],
+    "gaps": lambda: (lambda m: [m.as_strided((4, 4), (6, 1)), m.as_strided((4, 4), (6, 1), 2)])(_memory()),
+    "columns and the whole": lambda: (lambda m: [m.view(4, 10)[:, 3:5], m.view(4, 10)])(_memory()),
+    "another dtype": lambda: (lambda m: [m.view(4, 10)[:, 2:6], m.view(torch.float64).view(4, 5)[:, 2:]])(
+        _memory()
+    ),
+}
+
+
+@pytest.mark.parametrize("what", OVERLAPPING)
+def test_memory_that_overlaps(what: str):
+    """One step over both would lose the update of one."""
+    params = [Parameter(each) for each in OVERLAPPING[what]()]
+    with pytest.raises(ValueError, match="overlaps itself" if what == "itself" else "share memory"):
+        steepest.Muon([(f"w{at}", param) for at, param in enumerate(params)])
+
+
+def test_memory_that_does_not_overlap():
+    memory = _memory()
+    halves = [Parameter(memory.view(4, 10)[:, at::2]) for at in range(2)]
+    woven = Parameter(_memory().as_strided((2, 2), (3, 2)))
+    optimizer = steepest.Lion([*halves, woven], lr=0.5, weight_decay=0.0)
+    for param in (*halves, woven):
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    assert torch.equal(memory, _memory() - 0.5)
+
+
 def test_a_state_dict_that_was_loaded_in_inference_mode(rule: Case):
     params, twins = rule.params(), rule.params()
     optimizer, twin = rule.make(params), rule.make(twins)

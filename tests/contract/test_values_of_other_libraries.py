@@ -36,6 +36,51 @@ def test_numpys_numbers_and_list_likes_become_pythons(number, sequence):
     torch.load(file, weights_only=True)
 
 
+@pytest.mark.parametrize("number", [np.float32, np.float64, np.array])
+def test_numpys_numbers_become_pythons_wherever_a_group_gets_them(number):
+    """In dicts, groups that are added, build's arguments, and what is assigned, before a step and after."""
+    half = number(0.5)
+    optimizer = steepest.Lion([{"params": [weight()], "lr": half, "weight_decay": half, "initial_lr": half}])
+    optimizer.add_param_group({"params": [weight()], "lr": half, "betas": np.array([0.5, 0.25])})
+    built = steepest.build(
+        torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)),
+        "muon",
+        lr=half,
+        weight_decay=half,
+        fallback={"rule": "adamw", "lr": half, "betas": (half, half)},
+        overrides={"0.weight": {"lr": half, "weight_decay": half}},
+    )
+    for each in (optimizer, built):
+        _saves_plain_numbers(each)
+        for group in each.param_groups:
+            group["lr"], group["weight_decay"] = half, half
+            if "betas" in group:
+                group["betas"] = [half, *group["betas"][1:]]
+        _saves_plain_numbers(each)
+        for group in each.param_groups:
+            for param in group["params"]:
+                param.grad = torch.ones_like(param)
+        each.step()
+        assert {type(group["lr"]) for group in each.param_groups} == {float}
+        _saves_plain_numbers(each)
+
+
+def _saves_plain_numbers(optimizer):
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    optimizer.load_state_dict(torch.load(file, weights_only=True))
+
+
+def test_a_scheduler_of_numpys_numbers():
+    optimizer = steepest.Muon([weight(3, 3)], lr=0.5)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: np.float64(0.5) ** step)
+    optimizer.step()
+    schedule.step()
+    assert optimizer.param_groups[0]["lr"] == 0.25
+    _saves_plain_numbers(optimizer)
+
+
 @pytest.mark.parametrize("flag", ["fused", "foreach", "differentiable"])
 def test_torchs_flags_are_pointed_to_compile(flag):
     with pytest.raises(TypeError, match=f"'{flag}'.*compile"):

@@ -127,11 +127,25 @@ class TestCoefficients:
         assert table.schedule(2) == table.polynomials[:2]
         assert table.schedule() == table.schedule(len(table.polynomials)) == table.polynomials
 
+    def test_longer_runs_repeat_the_last_polynomial(self):
+        table = COEFFICIENTS["deepseekv4"]
+        assert table.schedule(13) == table.polynomials + (table.polynomials[-1],) * 3
+
     @pytest.mark.parametrize("name", ["polar_express", "cans", "deepseekv4", *MINIMAX])
-    def test_longer_runs_repeat_the_last_polynomial(self, name):
-        table = COEFFICIENTS[name]
-        longer = table.polynomials + (table.polynomials[-1],) * 3
-        assert table.schedule(len(table.polynomials) + 3) == longer
+    def test_longer_runs_stay_in_the_band_and_settle_at_one(self, name):
+        """The polynomials of numbers; and the products, of a matrix with some of them as singular values."""
+        table, numbers = COEFFICIENTS[name], torch.logspace(-3, 0, 20001, dtype=torch.float64)
+        (low, high), length = table.band, len(table.polynomials)
+        for more in (0, 1, 2, 6, 11):
+            ends = numbers / table.margin
+            for polynomial in table.schedule(length + more):
+                ends = sum(number * ends ** (2 * at + 1) for at, number in enumerate(polynomial))
+            assert low - 0.005 <= ends.min()
+            assert ends.max() <= high + 0.005
+            polar = newton_schulz(torch.diag(numbers[::500]), name, length + more).diagonal()
+            assert polar.max() <= high + 0.005
+        assert (ends - 1).abs().max() < 1e-6
+        assert (polar[-20:] - 1).abs().max() < 1e-6
 
     def test_longer_runs_cycle(self):
         assert COEFFICIENTS["jordan"].schedule(12) == (COEFFICIENTS["jordan"].triples[0],) * 12
@@ -149,7 +163,7 @@ class TestCoefficients:
     def test_run_follows_its_schedule(self, name, steps):
         table = COEFFICIENTS[name]
         x = randn(4, 5)
-        tops = (table.tops + table.tops[-1:] * steps)[:steps]
+        tops = (table.tops + (1.0,) * steps)[:steps] if table.tops else ()
         written_out = dataclasses.replace(
             table, triples=(), polynomials=table.schedule(steps), tops=tops, beyond="cycle"
         )

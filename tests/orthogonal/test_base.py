@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -611,3 +612,26 @@ def test_muon_s_decay_can_be_overridden_and_nothing_else_changes():
             optimizer.step()
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one.detach(), other.detach())
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("weight_decy", "weight_decay"), ("momentum", "momentum_beta"), ("nesterov", "use_nesterov")],
+)
+def test_a_near_miss_of_an_option_warns_and_is_kept(name, meant):
+    with pytest.warns(
+        UserWarning, match=f"'{name}' is no option of 'orthogonalized' .did you mean '{meant}'"
+    ):
+        optimizer = OrthogonalizedOptimizer(
+            [torch.nn.Parameter(torch.ones(2, 2))], scaled_orthogonalize_fn=newton_schulz, **{name: 0.5}
+        )
+    assert optimizer.param_groups[0][name] == 0.5
+
+
+@pytest.mark.parametrize("name", ["qkv", "rank", "heads", "split", "scale_factor", "warmup", "is_fused"])
+def test_a_subclass_s_own_option_does_not(name):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        OrthogonalizedOptimizer(
+            [torch.nn.Parameter(torch.ones(2, 2))], scaled_orthogonalize_fn=newton_schulz, **{name: 0.5}
+        )

@@ -57,6 +57,17 @@ def test_rules_related_to_muon(shape, name, hyper):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize("name", ["muon", "polargrad", "scion"])
+def test_an_extra_scale_acts_once(name):
+    """As the learning rate does where nothing decays."""
+    start, gradients = problem((4, 3))
+    once = trained(name, start, gradients, lr=0.01, weight_decay=0.0)
+    told = trained(name, start, gradients, lr=0.02, extra_scale=0.5, weight_decay=0.0)
+    np.testing.assert_allclose(told, once, rtol=0, atol=1e-12)
+    still = trained(name, start, gradients, lr=0.01, extra_scale=0.0, weight_decay=0.0)
+    np.testing.assert_array_equal(still, start)
+
+
 def test_scion_stays_in_its_ball():
     """Each step is a convex combination of points in the ball."""
     start, gradients = problem((4, 4), steps=60)

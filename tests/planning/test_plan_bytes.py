@@ -256,7 +256,7 @@ def test_rows_of_accumulators_on_several_processes():
         return [row.state_bytes for row in plan.rows if row.name == "0.packed"]
 
     # Four rows for each but the last, of twelve bytes, and a count of steps.
-    assert run_on_ranks(work) == [[52], [52], [52], [28]]
+    assert run_on_ranks(work) == [[56], [56], [56], [32]]
 
 
 # -- names and shapes
@@ -289,7 +289,7 @@ def test_the_hidden_matrices_of_known_models(name: str):
 def test_a_dense_side_of_psgd_takes_the_bytes_of_its_square():
     (row,) = steepest.plan({"0.weight": (256, 256)}, "procrustes").rows
     # Momentum, two factors; two bounds, the scale and the step count.
-    assert row.state_bytes == 4 * 256**2 + 4 * (256**2 + 256**2) + 4 * 4
+    assert row.state_bytes == 4 * 256**2 + 4 * (256**2 + 256**2) + 3 * 4 + 8
     assert round(row.bytes_per_parameter) == 12
 
 
@@ -367,7 +367,7 @@ def test_the_shards_of_all_ranks_are_the_whole():
         ]
         assert sum(plan.parameter_bytes for plan in plans) == whole.parameter_bytes
         # Every rank counts the steps of all tensors that have counts.
-        counts = 4 * sum(row.rule == "adamw" for row in whole.rows)
+        counts = 8 * sum(row.rule == "adamw" for row in whole.rows)
         assert sum(plan.state_bytes - counts for plan in plans) == whole.state_bytes - counts
     replicated = steepest.plan(shapes, "muon", mesh=(2,), placements=(Replicate(),))
     assert replicated.state_bytes == steepest.plan(shapes, "muon").state_bytes

@@ -175,7 +175,7 @@ def test_dense_factors_keep_their_dtype_and_the_rest_is_float32_at_least():
     state = optimizer.state[params[0]]
     assert {name: value.dtype for name, value in state.items()} == {
         "momentum_buffer": torch.bfloat16,
-        "step": torch.float32,
+        "step": torch.float64,
         "scale": torch.float32,
         "Q_left": torch.bfloat16,
         "L_left": torch.float32,

@@ -107,10 +107,10 @@ def test_explain_lists_every_ternary_tensor_with_its_rule_and_why():
     rows = {row.name: row for row in table.rows if row.rule == "ternary_flip"}
     assert rows.keys() == {"0.packed", "3.packed"}
     assert rows["3.packed"].shape == (7, 13)
-    assert rows["3.packed"].state_bytes == 7 * 13 + 4
+    assert rows["3.packed"].state_bytes == 7 * 13 + 8
     assert "magnitude votes, threshold 2 annealed" in rows["0.packed"].why
     total = next(total for total in table.totals if total.rule == "ternary_flip")
-    assert (total.tensors, total.parameters, total.state_bytes) == (2, 169, 169 + 8)
+    assert (total.tensors, total.parameters, total.state_bytes) == (2, 169, 169 + 16)
     kinds = {row.name: row.kind for row in table.rows}
     assert kinds["0.scale"] == kinds["3.scale"] == "gain"
     assert kinds["4.weight"] == "output"
@@ -148,10 +148,10 @@ def test_state_bytes_count_the_votes():
     model, optimizer = built("sgd")
     train(model, optimizer, 2)
     # SGD counts every tensor's steps.
-    assert optimizer.state_bytes() == 169 + 8 + 4 * 8
+    assert optimizer.state_bytes() == 169 + 16 + 8 * 8
     model, optimizer = built("lion")
     train(model, optimizer, 2)
-    assert optimizer.state_bytes() == 169 + 8 + 4 * sum(p.numel() for p in model.parameters()) - 8
+    assert optimizer.state_bytes() == 169 + 16 + 4 * sum(p.numel() for p in model.parameters()) - 8
 
 
 def test_closures_schedulers_and_hooks_work_as_always():

@@ -376,7 +376,7 @@ def test_the_state_is_a_byte_a_weight():
     weights = trainer.stats().weights
     packed = sum(layer.packed.numel() for layer in model)
     assert packed + stepped(model, trainer).state_bytes() <= 1.26 * weights
-    assert stepped(model, TernaryFlip(model, accumulator=torch.int16)).state_bytes() == 2 * weights + 8
+    assert stepped(model, TernaryFlip(model, accumulator=torch.int16)).state_bytes() == 2 * weights + 16
     binary = nn.Sequential(BinaryLinear(256, 256), BinaryLinear(256, 128))
     packed = sum(layer.packed.numel() for layer in binary)
     assert packed * 8 == weights

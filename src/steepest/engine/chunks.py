@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -25,6 +26,9 @@ _BYTES_ELSEWHERE = 1 << 27
 # noise while the result is still held.
 _NOISE_BYTES = 12
 _ROUNDING_BYTES = 12
+
+# Key words, places and numbers of each element, where rows with noise run together.
+_KEY_BYTES = 40
 
 # Temporaries whose size does not depend on the chunk.
 _SPARE = 1 << 12
@@ -58,7 +62,7 @@ def _bytes_each(config: UpdateConfig, dtypes: Sequence[torch.dtype], joined: boo
     held += 2 * config.noisy + len(config.storage.ranges) + (config.storage.correction is not None)
     each = config.compute.itemsize * held + _NOISE_BYTES * config.noisy + _ROUNDING_BYTES * config.rounds
     if joined:
-        each += sum([dtype.itemsize for dtype in dtypes])
+        each += sum([dtype.itemsize for dtype in dtypes]) + _KEY_BYTES * config.noisy
     return each
 
 
@@ -74,6 +78,9 @@ def run_eager(
         finite: 0-dim bool if only the device knows whether the step is taken, else None.
     """
     decays, noisy, kept = config.decays, config.noisy, 2 + len(config.element_state)
+    # What a graph captures may not copy from the host, as joined keys must.
+    joins = not noisy or (config.device.type == "cpu" and not config.counts_on_device)
+    spreads = config.rule.spreads and config.device.type == "cpu" and not config.counts_on_device
     batches: dict[Any, list[Row]] = {}
     last: Mapping[str, Any] | None = None
     own: tuple[Any, ...] = ()
@@ -82,16 +89,24 @@ def run_eager(
         if row.scalars is not last:
             last, own = row.scalars, tuple(row.scalars.items())
         # Tensors compare by identity here, so rows with numbers on a device run alone.
-        key = (own, row.dtypes or tuple([column.dtype for column in row.columns]))
+        apart = spreads and row.columns[0].numel() <= SMALL
+        known = tuple([(n, None if isinstance(v, Tensor) else v) for n, v in own]) if apart else own
+        key = (known, row.dtypes or tuple([column.dtype for column in row.columns]), apart)
         batches.setdefault(key, []).append(row)
-    for (own, dtypes), alike in batches.items():
-        step = element_pass(which, config, {**numbers, **dict(own)}, decays=decays, donate=finite is None)
-        run = partial(_run_chunk, step, finite, kept)
+
+    def runner(own: Mapping[str, Any]) -> Callable[..., None]:
+        step = element_pass(which, config, {**numbers, **own}, decays=decays, donate=finite is None)
+        return partial(_run_chunk, step, finite, kept)
+
+    for (_, dtypes, apart), alike in batches.items():
+        run = runner(alike[0].scalars)
         small: list[Row] = []
         limit = 0
         for row in alike:
+            if apart and len(alike) > 1 and row.block is not None:
+                run = runner(row.scalars)
             numel = row.columns[0].numel()
-            if numel <= SMALL and not noisy and row.block is None:
+            if numel <= SMALL and joins and row.block is None:
                 if numel > 0:
                     small.append(row)
                 continue
@@ -100,25 +115,75 @@ def run_eager(
                 run(row.columns, NO_NOISE)
                 continue
             for chunk, extent in chunks_of(row, limit, ordered=noisy):
-                run(chunk, ChunkNoise(row.key, partial(_places, extent, chunk[0])) if noisy else NO_NOISE)
-        if len(small) == 1:
+                run(chunk, _noise_of(row, extent, chunk[0]) if noisy else NO_NOISE)
+        if len(small) == 1 and not noisy:
             # A 0-dim tensor would be promoted to the dtype of 0-dim scalars.
             columns = small[0].columns
             run(columns if columns[0].dim() else [column.view(1) for column in columns], NO_NOISE)
         elif small:
             written = [at for at in range(len(dtypes)) if at != 1 and (at > 0 or which != "before")]
-            _run_small(small, chunk_length(config, dtypes, joined=True), run, written)
+            wide = config.compute if apart else None
+            _run_small(small, chunk_length(config, dtypes, joined=True), runner, written, noisy, wide)
 
 
-def _run_small(rows: list[Row], limit: int, run: Callable[..., None], written: list[int]) -> None:
-    joinable = []
+def _run_small(
+    rows: list[Row],
+    limit: int,
+    runner: Callable[[Mapping[str, Any]], Callable[..., None]],
+    written: list[int],
+    noisy: bool,
+    wide: torch.dtype | None,
+) -> None:
+    """Run small rows together; ``wide`` is the dtype of their own numbers, None if all have the same."""
+    shared = runner(rows[0].scalars)
+    joinable, joined = [], []
     for row in rows:
-        columns = row.flats or row.flat(ordered=False)
+        columns = row.flats or row.flat(ordered=noisy)
         if columns is None:
-            run(row.columns, NO_NOISE)
+            run = shared if wide is None else runner(row.scalars)
+            for chunk, extent in chunks_of(row, SMALL, ordered=noisy):
+                run(chunk, _noise_of(row, extent, chunk[0]) if noisy else NO_NOISE)
         else:
             joinable.append(columns)
-    run_together(joinable, limit, partial(run, noise=NO_NOISE), written)
+            joined.append(row)
+
+    def step(columns: list[Tensor], which: slice) -> None:
+        several = joined[which]
+        run = shared if wide is None else runner(_joined_numbers(several, wide))
+        run(columns, _joined_noise(several) if noisy else NO_NOISE)
+
+    run_together(joinable, limit, step, written)
+
+
+def _joined_numbers(rows: list[Row], wide: torch.dtype) -> dict[str, Any]:
+    """Return the numbers of rows joined end to end, one for each element where they differ."""
+    lengths = torch.tensor([row.columns[0].numel() for row in rows], device="cpu")
+    numbers = dict(rows[0].scalars)
+    for name, value in numbers.items():
+        if isinstance(value, Tensor):
+            each = torch.stack([row.scalars[name] for row in rows]).to(wide)
+            numbers[name] = each.repeat_interleave(lengths)
+    return numbers
+
+
+def _noise_of(row: Row, extent: Extent, column: Tensor) -> ChunkNoise:
+    return ChunkNoise(row.key, partial(_places, extent, column))
+
+
+def _joined_noise(rows: list[Row]) -> ChunkNoise:
+    """Return the noise of rows joined end to end: each element has its row's key, and its place in there."""
+    sizes = [row.columns[0].numel() for row in rows]
+    lengths, total = torch.tensor(sizes, device="cpu"), sum(sizes)
+    ends = list(accumulate(sizes))
+    starts = [row.extent.start if row.extent else 0 for row in rows]
+    shifts = [start - end + size for start, end, size in zip(starts, ends, sizes, strict=True)]
+    keys = [row.key for row in rows if row.key is not None]
+    words = [torch.tensor([key[at] for key in keys], device="cpu") for at in range(2)]
+    first, second, shift = (
+        each.repeat_interleave(lengths, output_size=total)
+        for each in (*words, torch.tensor(shifts, device="cpu"))
+    )
+    return ChunkNoise((first, second), lambda: shift.add_(torch.arange(total, device="cpu")))
 
 
 def _run_chunk(

@@ -22,6 +22,7 @@ from steepest.engine.plan import Plan
 from steepest.engine.storage import Storage, storage_of
 from steepest.engine.units import Sharding
 from steepest.engine.update import PLAIN, UpdateConfig
+from steepest.hyperparameters import make_plain
 from steepest.random import tensor_word
 from steepest.rule import Group, Rule, Targets, find_rule
 
@@ -104,7 +105,7 @@ class Collector:
         self.sharded = self.sharded or any(type(param) not in PLAIN and is_dtensor(param) for param in params)
         self._is_made = False
 
-    def check(self, who: str, groups: Sequence[Group]) -> None:
+    def check(self, who: str, groups: Sequence[dict[str, Any]]) -> None:
         """Raise ``ValueError``, before the step begins, for options or parameters that would break it.
 
         Args:
@@ -119,6 +120,8 @@ class Collector:
             known = self._groups[index] if index < len(self._groups) else None
             lr = group.get("lr")
             if not (type(lr) is float and math.isfinite(lr)):
+                make_plain(group, ("lr",))
+                lr = group.get("lr")
                 _check_lr(f"{who}, group {index}", lr, reads=not group.get("capturable"))
             if known is None or not known.same_options(group):
                 known = self._look_again(f"{who}, group {index}", groups, index, known)
@@ -156,10 +159,11 @@ class Collector:
                 known.words.append(tensor_word(f"{name} {times}") if times else word)
 
     def _look_again(
-        self, who: str, groups: Sequence[Group], index: int, known: _CheckedGroup | None
+        self, who: str, groups: Sequence[dict[str, Any]], index: int, known: _CheckedGroup | None
     ) -> _CheckedGroup:
         group = groups[index]
         rule = find_rule(group.get("rule"))
+        make_plain(group, rule.defaults())
         rule.check(who, {"base_lr": None, **group, "lr": rule.own_defaults["lr"]})
         checked = _CheckedGroup(rule, group)
         if known is None:
@@ -210,7 +214,7 @@ class Collector:
     def plan(
         self,
         who: str,
-        groups: Sequence[Group],
+        groups: Sequence[dict[str, Any]],
         states: Mapping[Tensor, MutableMapping[str, Any]],
         targets: Targets | None = None,
     ) -> Plan:
@@ -239,7 +243,7 @@ class Collector:
     def batches_of(
         self,
         who: str,
-        groups: Sequence[Group],
+        groups: Sequence[dict[str, Any]],
         states: Mapping[Tensor, MutableMapping[str, Any]],
         targets: Targets | None = None,
     ) -> list[ParamBatch]:
@@ -350,9 +354,8 @@ class Collector:
         if config is None:
             if dtype.is_complex:
                 raise ValueError(f"{member.name} is real and its gradient {dtype}: nothing was stepped")
-            config = checked.configs[key] = UpdateConfig(
-                checked.rule, group, param.dtype, dtype, param.device, storage
-            )
+            config = UpdateConfig(checked.rule, group, param.dtype, dtype, param.device, storage)
+            checked.configs[key] = config
             config.words = self._words.setdefault((param.device, config.offloaded), {})
         # A copied group is a different dict with the same options.
         config.group = group

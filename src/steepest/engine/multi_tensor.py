@@ -21,26 +21,34 @@ Columns = list[Tensor]
 
 
 def run_together(
-    rows: Sequence[Columns], limit: int, step: Callable[[Columns], None], written: Sequence[int]
+    rows: Sequence[Columns], limit: int, step: Callable[[Columns, slice], None], written: Sequence[int]
 ) -> None:
     """Call ``step`` with flat rows joined column by column, at most ``limit`` elements of each at a time.
 
-    ``step`` changes the joined columns in place; those numbered in ``written`` are copied back.
+    ``step`` changes the joined columns in place, and is told which rows they are; the columns numbered in
+    ``written`` are copied back.
 
     >>> rows = [[torch.zeros(2)], [torch.ones(1)]]
-    >>> run_together(rows, 100, lambda joined: joined[0].add_(1.0), [0])
+    >>> run_together(rows, 100, lambda joined, which: joined[0].add_(1.0), [0])
     >>> [row[0] for row in rows]
     [tensor([1., 1.]), tensor([2.])]
     """
+    first = 0
     for several in _together(rows, limit):
-        _run(several, step, written)
+        which = slice(first, first := first + len(several))
+        _run(several, which, step, written)
 
 
-def _run(rows: Sequence[Columns], step: Callable[[Columns], None], written: Sequence[int]) -> None:
+def _run(
+    rows: Sequence[Columns],
+    which: slice,
+    step: Callable[[Columns, slice], None],
+    written: Sequence[int],
+) -> None:
     # A separate function, because loop variables would keep the joined tensors alive during the next.
     columns = list(zip(*rows, strict=True))
     joined = [torch.cat(column) for column in columns]
-    step(joined)
+    step(joined, which)
     sizes = [row[0].numel() for row in rows]
     for number in written:
         if joined[number].is_cpu:

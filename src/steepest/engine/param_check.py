@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from operator import itemgetter
 from typing import Any
 
@@ -24,6 +23,7 @@ __all__ = [
     "check_param",
     "check_shard",
     "inner_tensors",
+    "without_numbers",
 ]
 
 
@@ -100,11 +100,21 @@ def check_memory(who: str, param: Tensor) -> None:
     sizes = () if param.is_contiguous() else zip(param.stride(), param.shape, strict=True)
     if any(stride == 0 and size > 1 for stride, size in sizes):
         raise ValueError(f"{who} is expanded: several of its elements are one number in memory")
+    if not param.is_contiguous() and _overlaps_itself(param):
+        raise ValueError(f"{who} overlaps itself: several of its elements are one number in memory")
     if param.is_inference():
         raise ValueError(
             f"{who} was made in inference mode: autograd cannot use it, nor can a step change it outside; "
             "clone it outside that mode"
         )
+
+
+def without_numbers(who: str, reads: str) -> ValueError:
+    """Return the error for a meta parameter in a step that reads numbers on the host."""
+    return ValueError(
+        f"{who} is on the meta device and has no numbers, and the host reads some for {reads}: give the "
+        "model memory with to_empty(), and values; nothing was stepped"
+    )
 
 
 def check_overlaps(groups: Sequence[Group]) -> None:
@@ -114,19 +124,54 @@ def check_overlaps(groups: Sequence[Group]) -> None:
         for param in group["params"]:
             if type(param) not in PLAIN or param.is_meta or param.numel() == 0:
                 continue
-            if not param.is_contiguous():
-                # Only a tensor without gaps covers all the memory between its ends.
-                ends = zip(param.shape, param.stride(), strict=True)
-                if sum((size - 1) * stride for size, stride in ends) + 1 != param.numel():
-                    continue
             first = param.data_ptr()
-            spans.setdefault(param.get_device(), []).append((first, first + param.nbytes, index, param))
+            end = first + _length(param) * param.itemsize
+            spans.setdefault(param.get_device(), []).append((first, end, index, param))
     for together in spans.values():
         together.sort(key=itemgetter(0))
-        for (_, end, one, param), (first, _, other, next_param) in pairwise(together):
-            if first < end and param is not next_param:
-                names = " and ".join(_name(groups[at], p) for at, p in ((one, param), (other, next_param)))
-                raise ValueError(f"parameters {names} share memory: give the optimizer one of them")
+        before: list[tuple[int, int, int, Tensor]] = []
+        for span in together:
+            before = [each for each in before if each[1] > span[0]]
+            for each in before:
+                if each[3] is not span[3] and _share(each[3], span[3]):
+                    names = " and ".join(_name(groups[at], p) for *_, at, p in (each, span))
+                    raise ValueError(f"parameters {names} share memory: give the optimizer one of them")
+            before.append(span)
+
+
+def _length(param: Tensor) -> int:
+    """Return the number of elements between a parameter's ends, those in its gaps included."""
+    if param.is_contiguous():
+        return param.numel()
+    return sum((size - 1) * stride for size, stride in zip(param.shape, param.stride(), strict=True)) + 1
+
+
+def _overlaps_itself(param: Tensor) -> bool:
+    covered = 1
+    for stride, size in sorted(zip(param.stride(), param.shape, strict=True)):
+        if size > 1 and stride < covered:
+            # Strides of interleaved rows are so too.
+            seen = torch.zeros(_length(param), dtype=torch.bool, device="cpu")
+            seen.as_strided(param.shape, param.stride()).fill_(True)
+            return int(seen.sum()) < param.numel()
+        covered += (size - 1) * stride
+    return False
+
+
+def _share(one: Tensor, other: Tensor) -> bool:
+    """Return whether two parameters whose ends overlap share memory; only one with gaps need not."""
+    if all(_length(each) == each.numel() for each in (one, other)):
+        return True
+    first = min(one.data_ptr(), other.data_ptr())
+    end = max(each.data_ptr() + _length(each) * each.itemsize for each in (one, other))
+    seen = torch.zeros(end - first, dtype=torch.bool, device="cpu")
+
+    def places(param: Tensor) -> Tensor:
+        strides = [stride * param.itemsize for stride in param.stride()]
+        return seen.as_strided((*param.shape, param.itemsize), (*strides, 1), param.data_ptr() - first)
+
+    places(one).fill_(True)
+    return bool(places(other).any())
 
 
 def _name(group: Group, param: Any) -> str:

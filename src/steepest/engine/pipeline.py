@@ -23,7 +23,7 @@ from steepest.engine.matrices import MatrixRun, UserFunctions, step_matrices, st
 from steepest.engine.owners import Exchange, step_together
 from steepest.engine.reductions import adds_up_shards, measure, reads_back, write_measured
 from steepest.engine.state import lacks_state, make_state
-from steepest.engine.step_count import add_step, count_steps, noise_key
+from steepest.engine.step_count import add_step, count_steps, noise_keys
 from steepest.engine.units import Sharding
 from steepest.rule import Group, Targets
 
@@ -248,7 +248,8 @@ def _step_elements(batch: ParamBatch, finite: Tensor | None, compiled: bool) -> 
     rows = batch.rows or [Row(each.columns, {}, None, each.extent, block=block) for each in batch.members]
     for row, member in zip(rows, batch.members, strict=True):
         row.scalars = member.scalars
-        if config.noisy:
-            row.key = noise_key(config, member)
+    if config.noisy:
+        for row, key in zip(rows, noise_keys(config, batch.members), strict=True):
+            row.key = key
     run = run_compiled if compiled else run_eager
     run("whole", config, rows, config.numbers(), finite)

@@ -60,7 +60,8 @@ def measure(
                 compiled = not rule.reads_back(member.state, group) and wants_compiling(
                     group["compile"], count, member.grad.device
                 )
-                summands[id(member)] = Summand(member.grad, member.owner, rule.needs_total, compiled)
+                joins = not batch.config.counts_on_device
+                summands[id(member)] = Summand(member.grad, member.owner, rule.needs_total, compiled, joins)
     summed = dict(zip(summands, moments(list(summands.values())), strict=True))
     for batch in batches:
         rule, group = batch.config.rule, batch.config.group

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,10 @@ from steepest.engine.cuda_graphs import capturing
 from steepest.engine.update import UpdateConfig
 from steepest.random import Key, derive_key
 
-__all__ = ["add_step", "count_steps", "noise_key"]
+__all__ = ["add_step", "count_steps", "noise_key", "noise_keys"]
+
+# Keys that take longer one by one than together.
+_MANY = 16
 
 
 def count_steps(batch: ParamBatch) -> None:
@@ -39,11 +43,13 @@ def count_steps(batch: ParamBatch) -> None:
 def _count_on_device(config: UpdateConfig, members: list[ParamUpdate]) -> None:
     """Do the same on a device, with a few operations for all members."""
     device = config.device
-    for member in members:
-        member.state["step"] = member.state["step"].to(device)
     # Apple's GPUs have no float64.
-    wide = torch.float32 if device.type == "mps" else torch.float64
-    steps = torch.stack([member.state["step"] for member in members]).to(wide) + 1
+    is_mps = device.type == "mps"
+    for member in members:
+        count = member.state["step"]
+        member.state["step"] = count.to(device, torch.int64) if is_mps else count.to(device)
+    exact = torch.stack([member.state["step"] for member in members]) + 1
+    steps = exact.to(torch.float32 if is_mps else torch.float64)
     each: dict[str, Any] = {}
     for name, value in config.rule.scalars(steps, **config.hyper).items():
         # A scalar need not depend on the step.
@@ -53,7 +59,7 @@ def _count_on_device(config: UpdateConfig, members: list[ParamUpdate]) -> None:
     keys: Any = None
     if config.draws:
         seed = config.group["seed"]
-        first, second = derive_key(seed, _words(config, members), steps.to(torch.int64))
+        first, second = derive_key(seed, _words(config, members), exact.to(torch.int64))
         keys = list(zip(first.unbind(), second.unbind(), strict=True))  # type: ignore[union-attr]
     for at, (member, step) in enumerate(zip(members, steps.unbind(), strict=True)):
         member.step = step
@@ -81,6 +87,20 @@ def noise_key(config: UpdateConfig, member: ParamUpdate) -> Key:
     if member.key is not None:
         return member.key
     return derive_key(config.group["seed"], member.word, int(member.step))
+
+
+def noise_keys(config: UpdateConfig, members: Sequence[ParamUpdate]) -> list[Key]:
+    """Return the keys of parameters' noise in this step, with a few operations for many of them."""
+    if len(members) < _MANY or members[0].key is not None:
+        return [noise_key(config, member) for member in members]
+    words, steps = (
+        torch.tensor(numbers, dtype=torch.int64, device="cpu")
+        for numbers in zip(*[(member.word, int(member.step)) for member in members], strict=True)
+    )
+    first, second = derive_key(config.group["seed"], words, steps)
+    assert isinstance(first, Tensor)
+    assert isinstance(second, Tensor)
+    return list(zip(first.tolist(), second.tolist(), strict=True))
 
 
 def add_step(batch: ParamBatch, finite: Tensor | None) -> None:

@@ -12,6 +12,7 @@ anchor plus the number of units. The anchors' bits are subtracted in the end, si
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import accumulate, takewhile
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from steepest.distributed.reduce import reduce_over_shards
 from steepest.engine.compiled_sums import sum_squares_compiled
 from steepest.engine.layout import Row, chunks_of, flat
+from steepest.engine.multi_tensor import SMALL
 from steepest.rule import Moments
 
 __all__ = ["Summand", "moments", "working_bytes"]
@@ -42,12 +44,14 @@ class Summand(NamedTuple):
         owner: the whole tensor; the gradient itself, or what it is the gradient of.
         total: whether the sum of the elements is needed besides that of the squares.
         compiled: whether to sum the squares with compiled code, where it can be compiled.
+        joins: whether it may be joined with other small ones; what a graph captures may not.
     """
 
     grad: Tensor
     owner: Tensor
     total: bool = True
     compiled: bool = False
+    joins: bool = True
 
 
 class _Sum(NamedTuple):
@@ -82,7 +86,8 @@ def _moments(summands: list[Summand], device: torch.device) -> list[Moments]:
     owners = [each.owner for each in summands]
     counts = [owner.numel() * (1 + owner.is_complex()) for owner in owners]
     sums = [_Sum(at, power) for at, each in enumerate(summands) for power in ((1, 2) if each.total else (2,))]
-    largest = _largest([each.grad for each in summands])
+    small = _small(summands)
+    largest = _largest([each.grad for each in summands], small)
     # An all-reduce may lose NaN.
     largest = torch.where(largest.isnan(), torch.inf, largest)
     largest = reduce_over_shards(largest, owners, "MAX")
@@ -98,7 +103,7 @@ def _moments(summands: list[Summand], device: torch.device) -> list[Moments]:
     fields.clamp_(_FRACTION + 1, _INFINITE - 1)
     anchors = (fields << _FRACTION) | (1 << (_FRACTION - 1))
     units = ((fields - _FRACTION) << _FRACTION).view(torch.float64)
-    raw = _raw_sums(summands, sums, anchors.view(torch.float64).unbind())
+    raw = _raw_sums(summands, sums, anchors.view(torch.float64), small)
     whole = raw - anchors * _integers([summands[at].grad.numel() for at, _ in sums], device)
     whole = reduce_over_shards(whole, [owners[at] for at, _ in sums], "SUM")
     values = dict(zip(sums, torch.where(known, whole * units, torch.nan).unbind(), strict=True))
@@ -109,10 +114,43 @@ def _moments(summands: list[Summand], device: torch.device) -> list[Moments]:
     ]
 
 
-def _largest(grads: list[Tensor]) -> Tensor:
+def _small(summands: list[Summand]) -> frozenset[int]:
+    """Return which gradients are joined: on a CPU, each operation takes longer than their elements."""
+    found = []
+    for at, (grad, *_, joins) in enumerate(summands):
+        if joins and grad.is_cpu and 0 < grad.numel() <= SMALL and grad.is_contiguous():
+            found.append(at)
+    return frozenset(found if len(found) > 1 else ())
+
+
+def _joined(grads: list[Tensor], places: Sequence[int]) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Yield some of the places, their gradients end to end in float64, and their lengths."""
+    by_dtype: dict[torch.dtype, list[int]] = {}
+    for place in places:
+        by_dtype.setdefault(grads[place].dtype, []).append(place)
+    for alike in by_dtype.values():
+        while alike:
+            ends = accumulate(grads[place].numel() for place in alike)
+            # Four values of eight bytes for each element.
+            count = max(1, sum(1 for _ in takewhile(lambda end: end <= _CHUNK_ON_CPU // 4, ends)))
+            some, alike = alike[:count], alike[count:]
+            wide = torch.cat([grads[place].view(-1) for place in some]).to(torch.float64)
+            lengths = torch.tensor([grads[place].numel() for place in some], device="cpu")
+            yield some, wide, lengths
+
+
+def _largest(grads: list[Tensor], small: frozenset[int]) -> Tensor:
     """Return the largest magnitude of each gradient in float64; NaN if it contains NaN."""
-    extremes = torch.stack([extreme for grad in grads for extreme in _extremes(grad)])
-    return extremes.to(torch.float64).abs_().view(-1, 2).amax(1)
+    found: dict[int, Tensor] = {}
+    for some, wide, lengths in _joined(grads, sorted(small)):
+        largest = torch.segment_reduce(wide.abs_(), "max", lengths=lengths)
+        found.update(zip(some, largest.unbind(), strict=True))
+    rest = [at for at in range(len(grads)) if at not in small]
+    if rest:
+        extremes = torch.stack([extreme for at in rest for extreme in _extremes(grads[at])])
+        largest = extremes.to(torch.float64).abs_().view(-1, 2).amax(1)
+        found.update(zip(rest, largest.unbind(), strict=True))
+    return torch.stack([found[at] for at in range(len(grads))])
 
 
 def _extremes(grad: Tensor) -> tuple[Tensor, Tensor]:
@@ -127,13 +165,28 @@ def _extremes(grad: Tensor) -> tuple[Tensor, Tensor]:
     return torch.stack([extreme for chunk in _chunks(grad) for extreme in chunk.aminmax()]).aminmax()
 
 
-def _raw_sums(summands: list[Summand], sums: list[_Sum], anchors: Sequence[Tensor]) -> Tensor:
+def _raw_sums(
+    summands: list[Summand], sums: list[_Sum], anchors_of_all: Tensor, small: frozenset[int]
+) -> Tensor:
     """Return the int64 sums of rounded elements or squares; each element includes the anchor's bits."""
+    anchors = anchors_of_all.unbind()
     places = [place for place, (at, power) in enumerate(sums) if power == 2 and summands[at].compiled]
     given = [summands[sums[place].at].grad for place in places]
     made = sum_squares_compiled(given, [anchors[place] for place in places]) if places else {}
     found = {places[at]: value for at, value in made.items()}
     rest = [place for place in range(len(sums)) if place not in found]
+    joined = [place for place in rest if sums[place].at in small]
+    given = [summands[at].grad for at, _ in sums]
+    for power in (1, 2):
+        alike = [place for place in joined if sums[place].power == power]
+        for some, wide, lengths in _joined(given, alike):
+            if power == 2:
+                wide.mul_(wide)
+            wide.add_(anchors_of_all[some].repeat_interleave(lengths, output_size=len(wide)))
+            # Integers wrap around, so that differences of running sums are exact.
+            running = wide.view(torch.int64).cumsum(0)[lengths.cumsum(0) - 1]
+            found.update(zip(some, running.diff(prepend=running.new_zeros(1)).unbind(), strict=True))
+    rest = [place for place in rest if place not in found]
     if rest:
         device = anchors[0].device
         longest = max([summands[sums[place].at].grad.numel() for place in rest])

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from steepest.linalg.symmetric import mirrored_product
 
-__all__ = ["Normalization", "frobenius", "normalized_gram"]
+__all__ = ["Normalization", "frobenius", "frobenius_of_any", "magnitude", "normalized_gram"]
 
 Normalization = Literal["frobenius", "schatten4", "schatten8", "aol"]
 
@@ -56,6 +56,26 @@ def frobenius(x: Tensor) -> Tensor:
     rows = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
     norm: Tensor = torch.linalg.vector_norm(rows, dim=-2, keepdim=True)
     return norm
+
+
+def frobenius_of_any(x: Tensor) -> Tensor:
+    """Return :func:`frobenius` of matrices whose squares may overflow or underflow.
+
+    >>> frobenius_of_any(torch.full((2, 2), 1e30)).item(), frobenius(torch.full((2, 2), 1e30)).item()
+    (2e+30, inf)
+    """
+    power = magnitude(x)
+    return frobenius(x / power) * power
+
+
+def magnitude(x: Tensor) -> Tensor:
+    """Return a power of two near the largest |entry| of matrices, [..., 1, 1]; 1 for 0, and NaN and ∞ stay.
+
+    Dividing by it rounds nothing, so that results do not depend on the scale. It has no derivative.
+    """
+    largest = torch.maximum(x.amax((-2, -1), keepdim=True), -x.amin((-2, -1), keepdim=True))
+    power = torch.ldexp(torch.ones_like(largest), torch.frexp(largest).exponent - 1)
+    return torch.where(largest.isfinite(), torch.where(largest == 0, 1.0, power), largest).detach()
 
 
 def _nonzero(x: Tensor, dtype: torch.dtype) -> Tensor:

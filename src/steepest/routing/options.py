@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from steepest.hyperparameters import near_miss
+from steepest.hyperparameters import make_plain, near_miss, plain
 from steepest.registry import optimizer_class
 from steepest.routing.layers import check_layer_decay
 from steepest.routing.roles import Role
@@ -95,6 +95,7 @@ def _main_options(rule: str, lr: float | Tensor | None, hyper: Mapping[str, Any]
             )
     _refuse_methods(rule)
     options = {"rule": rule, **hyper} | ({} if lr is None else {"lr": lr})
+    make_plain(options, known)
     found.check("build()", {**found.defaults(), **options})
     return options
 
@@ -111,7 +112,7 @@ def _fallback_options(fallback: str | Mapping[str, Any], lr: float | Tensor | No
             "that takes every tensor, such as 'adamw' or 'lion'"
         )
     _check_names("fallback", options)
-    options |= {} if lr is None else {"lr": lr}
+    options |= {} if lr is None else {"lr": plain(lr)}
     _carry_over(main, options)
     found.check("build(), fallback", {**found.defaults(), **options})
     return options
@@ -174,7 +175,7 @@ def as_options(what: str, value: str | Mapping[str, Any]) -> Options:
     if isinstance(value, str):
         return {"rule": value}
     if isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
-        return dict(value)
+        return {name: plain(option) for name, option in value.items()}
     raise TypeError(f"{what} must be a rule's name or a dict of group options, got {value!r}")
 
 

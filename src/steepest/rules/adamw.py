@@ -66,9 +66,10 @@ class AdamWRule(Rule):
         second = exp_avg_sq
         if max_exp_avg_sq is not None:
             second = state["max_exp_avg_sq"] = torch.maximum(max_exp_avg_sq, exp_avg_sq)
-        denominator = exact_sqrt(second * correction2)
-        denominator += eps
-        direction = exp_avg * correction1
+        # Both are halves: the corrected average of gradients near the largest number would be ∞, and ∞/∞.
+        denominator = exact_sqrt(second * (correction2 * 0.25))
+        denominator += eps * 0.5
+        direction = exp_avg * (correction1 * 0.5)
         direction /= denominator
         return direction, state
 
@@ -84,8 +85,9 @@ class AdamW(Optimizer, rule=AdamWRule()):
     t counts the steps of the parameter. Checkpoints of ``torch.optim.AdamW`` load, except for complex
     parameters, whose state consists of pairs of reals here.
 
-    A float32 gradient above 1.8e19 has no finite square: it makes the parameter NaN, as an infinite one does,
-    and ``nonfinite`` does not look for it. torch's AdamW keeps such a parameter as it is for ever.
+    A gradient whose square is infinite (above 1.8e19 in float32, and above 8,094 where the average of squares
+    is float16) makes the second moment infinite: that element then stands still for ever, apart from weight
+    decay, as with torch's AdamW, and ``nonfinite`` does not look for it.
 
     State: ``exp_avg`` and ``exp_avg_sq`` (and ``max_exp_avg_sq`` with AMSGrad), of the parameter's
     shape in ``state_dtype``: 8 (12) bytes per float32 parameter; and one step count per tensor.

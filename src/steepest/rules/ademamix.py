@@ -19,6 +19,9 @@ from steepest.rule import Group, Rule, Scalar, StateSpec
 __all__ = ["AdEMAMix", "AdEMAMixRule"]
 
 
+_DOWN = 2.0**-8
+
+
 class AdEMAMixRule(Rule):
     """p ← p − η·(m₁/(1−β₁ᵗ) + α m₂) / (√(v/(1−β₂ᵗ)) + ε), with averages m₁ (β₁), m₂ (β₃) of g and v of g²."""
 
@@ -78,9 +81,11 @@ class AdEMAMixRule(Rule):
         exp_avg_sq = average_in_place(exp_avg_sq, beta2, grad * grad)
         denominator = exact_sqrt(exp_avg_sq * correction2)
         denominator += eps
-        direction = exp_avg * correction1
-        direction += slow_weight * exp_avg_slow
+        # Scaled, by a power of two: the sum of averages near the largest number would be ∞, and ∞/∞.
+        direction = exp_avg * (correction1 * _DOWN)
+        direction += (slow_weight * _DOWN) * exp_avg_slow
         direction /= denominator
+        direction /= _DOWN
         return direction, {"exp_avg": exp_avg, "exp_avg_slow": exp_avg_slow, "exp_avg_sq": exp_avg_sq}
 
 
@@ -115,8 +120,9 @@ class AdEMAMix(Optimizer, rule=AdEMAMixRule()):
     β₁'s to β₃'s within T steps; None takes α and β₃ from the first step on, which may diverge early. The
     paper sets T to the total number of steps. Learning rate and weight decay are AdamW's.
 
-    A float32 gradient above 1.8e19 has no finite square: it makes the parameter NaN, as an infinite one does,
-    and ``nonfinite`` does not look for it.
+    A gradient whose square is infinite (above 1.8e19 in float32, and above 8,094 where the average of squares
+    is float16) makes the second moment infinite: that element then stands still for ever, apart from weight
+    decay, and ``nonfinite`` does not look for it.
 
     State: ``exp_avg``, ``exp_avg_slow`` and ``exp_avg_sq``, of the parameter's shape in ``state_dtype``: 12
     bytes per float32 parameter; and one step count per tensor. The slow average takes steps of

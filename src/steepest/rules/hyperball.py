@@ -13,6 +13,7 @@ from typing_extensions import Unpack
 from steepest.constructor import constructor
 from steepest.distributed.local import is_dtensor
 from steepest.hyperparameters import Hyperparameter, optional, positive
+from steepest.linalg.normalization import frobenius_of_any
 from steepest.rule import Group, StateSpec
 from steepest.rules.muon import Muon, MuonOptions, MuonRule
 from steepest.views import matrices
@@ -67,7 +68,7 @@ class HyperballRule(MuonRule):
 
     def finish(self, polar: Tensor, u: Tensor, **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
         param, held = options["param"], options["norm"].to(u.dtype)
-        radius = torch.where(held > 0, held, torch.linalg.matrix_norm(param, keepdim=True))
+        radius = torch.where(held > 0, held, frobenius_of_any(param))
         return radius * _normalized(polar), {"norm": radius}
 
     def retract(self, param: Tensor, before: Tensor, state: Mapping[str, Tensor]) -> Tensor:
@@ -77,7 +78,7 @@ class HyperballRule(MuonRule):
 
 
 def _normalized(matrix: Tensor) -> Tensor:
-    norm = torch.linalg.matrix_norm(matrix, keepdim=True)
+    norm = frobenius_of_any(matrix)
     return torch.where(norm > 0, matrix / norm, 0.0)
 
 

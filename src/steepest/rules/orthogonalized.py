@@ -17,7 +17,7 @@ from steepest.engine.matrices import UserFunctions
 from steepest.engine.storage import CORRECTION
 from steepest.engine.update import decay_strength, decayed, initial_lr
 from steepest.group_options import RESERVED
-from steepest.hyperparameters import at_least, choice, flag, fraction, learning_rate
+from steepest.hyperparameters import at_least, choice, flag, fraction, learning_rate, near_miss
 from steepest.linalg import MatmulPrecision, float32_matmul_precision
 from steepest.optimizer import Optimizer
 from steepest.rule import Group, Rule, Scalar, StateSpec
@@ -156,7 +156,7 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
             last two dimensions instead of the first two.
         **options: :class:`~steepest.rule.MatrixOptions` and :class:`~steepest.CommonOptions`; any other
             keyword becomes an option of every group, overridable per group, saved with it, and passed to
-            :meth:`orthogonalize`.
+            :meth:`orthogonalize`; one that is nearly the name of an option here warns.
 
     Groups, and so checkpoints, record ``momentum_convention="ema"``, the average above. State dicts with
     another are refused, and so are those of other libraries without one; this library's own load.
@@ -243,6 +243,14 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
                 UserWarning,
                 stacklevel=3,
             )
+        for name in extra:
+            if name not in _OWN and (meant := near_miss(name, {*known, *_OWN}, cutoff=_NEAR)):
+                warnings.warn(
+                    f"{who}: {name!r} is no option of {self.rule.name!r}{meant}; it is kept for a subclass "
+                    "to read",
+                    UserWarning,
+                    stacklevel=3,
+                )
         self._rename_decay(options)
         super()._construct(params, {"extra": extra, **options})
 
@@ -369,6 +377,12 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
 
         return UserFunctions(orthogonalize, decay if self._decays_itself() else None)
 
+
+# Options that are none of the groups'.
+_OWN = frozenset({"scaled_orthogonalize_fn"})
+
+# How alike two names are that are taken for one: "momentum" and "momentum_beta" are 0.76.
+_NEAR = 0.75
 
 # Attributes of one object that its copies create anew.
 _OF_THE_OBJECT = frozenset({"_collector", "_taken_in_backward", "_step_supports_amp_scaling", "_opt_called"})

@@ -26,7 +26,10 @@ class PolarGradRule(MuonRule):
 
     def finish(self, polar: Tensor, u: Tensor, **options: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """Multiply by the dual norm of u, computed from the polar factor."""
-        return polar * (polar * u).sum(dim=(-2, -1), keepdim=True), {}
+        dual = (polar * u).sum(dim=(-2, -1), keepdim=True)
+        # Both factors have it.
+        extra = options["extra_scale"]
+        return polar * (dual / extra if extra > 0 else dual), {}
 
 
 class PolarGrad(Muon, rule=PolarGradRule(), defaults={"scale": "none"}):
@@ -35,7 +38,8 @@ class PolarGrad(Muon, rule=PolarGradRule(), defaults={"scale": "none"}):
     .. math:: p \leftarrow p - \eta\lambda p - \eta\,\langle O, u\rangle\, O, \qquad O = \mathrm{polar}(u)
 
     Muon's direction has the same size whatever the gradient's; this one is the exact steepest descent
-    step, ⟨O, u⟩ being the nuclear norm of u, and vanishes with the gradient. A ``scale`` multiplies both O.
+    step, ⟨O, u⟩ being the nuclear norm of u, and vanishes with the gradient. A ``scale`` multiplies both O,
+    ``extra_scale`` the step.
 
     State: Muon's ``momentum_buffer``: 4 bytes per float32 parameter.
 

@@ -108,10 +108,14 @@ class SGDSaIRule(Rule):
         gain: Scalar,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Step the average; (keep, take) is (0, 1) in the first step, then (μ, 1−μ), and gain is G."""
-        if momentum_buffer is None:
-            return gain * grad, {}
-        average = average_in_place(momentum_buffer, keep, grad, take)
-        return gain * average, {"momentum_buffer": average}
+        average, state = grad, {}
+        if momentum_buffer is not None:
+            average = average_in_place(momentum_buffer, keep, grad, take)
+            state = {"momentum_buffer": average}
+        direction = gain * average
+        # G·m may overflow where lr·G·m does not.
+        largest = torch.finfo(direction.dtype).max
+        return direction.clamp_(-largest, largest), state
 
 
 def has_momentum(gsnr: float, measured: float) -> bool:

@@ -22,6 +22,7 @@ from steepest.views import merged_shape
 __all__ = ["SOAP", "SOAPRule"]
 
 _SIDES = ("left", "right")
+_DOWN = 2.0**-16  # ‖G‖_F is at most √numel times the largest number
 
 
 class SOAPRule(Rule):
@@ -116,12 +117,15 @@ class SOAPRule(Rule):
         """
         beta2 = betas[1]
         bases = [None if q is None else q.to(u.dtype) for q in (Q_left, Q_right)]
-        turned = _rotated(gradient, *bases)
+        # Sums of numbers near the largest one would be ∞ − ∞. Scaling by a power of two rounds nothing.
+        turned = _rotated(gradient * _DOWN, *bases)
+        turned /= _DOWN
         second = weighted_sum(beta2, exp_avg_sq.to(u.dtype), 1 - beta2, turned * turned)
-        direction = _rotated(u, *bases) * _each(correction1, u)
         denominator = exact_sqrt(second * _each(correction2, u))
         denominator += eps
+        direction = _rotated(u * _DOWN, *bases) * _each(correction1, u)
         direction /= denominator
+        direction /= _DOWN
         direction = _rotated(direction, *(None if q is None else q.mT for q in bases))
         direction = _chosen(first, torch.zeros_like(direction), direction)
         second = _chosen(first, exp_avg_sq.to(u.dtype), second)
@@ -130,8 +134,9 @@ class SOAPRule(Rule):
         for at, (moment, q) in enumerate(zip((GG_left, GG_right), bases, strict=True)):
             if moment is None or q is None:
                 continue
-            square = gram(gradient if at == 0 else gradient.mT)
-            moment = weighted_sum(beta, moment.to(u.dtype), 1 - beta, square)
+            before, square = moment.to(u.dtype), gram(gradient if at == 0 else gradient.mT)
+            moment = weighted_sum(beta, before, 1 - beta, square)
+            moment = _chosen(moment.flatten(1).isfinite().all(1), moment, before)
             if _any(renew):
                 q, second = _renewed(renew, moment, q, second, at)
             if _any(first):
@@ -217,8 +222,9 @@ class SOAP(Optimizer, rule=SOAPRule()):
     128×576. A side larger than ``max_precond_dim`` is not rotated. 0-D and 1-D parameters, and matrices of
     one row or column, are stepped by Adam. Parameters of one shape are stacked.
 
-    A float32 gradient above 1.8e19 has no finite square: it makes the parameter NaN, as an infinite one does,
-    and ``nonfinite`` does not look for it.
+    A float32 gradient above 1.8e19 has no finite square: it makes the second moment infinite where it
+    lies in the eigenbases, which then do not move for ever, apart from weight decay, and ``nonfinite`` does
+    not look for it. L and R leave it out.
 
     State: ``exp_avg``, of the parameter's shape in ``state_dtype``; in float32 at least, ``exp_avg_sq`` and,
     for each rotated side of size s, ``GG_left`` and ``Q_left`` (``_right``), 2·s² numbers. Float32 bytes of

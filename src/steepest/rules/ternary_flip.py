@@ -64,7 +64,7 @@ class TernaryFlipRule(Rule):
         return "a step of ternary weights"
 
     def state_specs(self, group: Group) -> dict[str, StateSpec]:
-        return {"step": StateSpec("tensor", torch.float32)}
+        return {"step": StateSpec("tensor", torch.float64)}
 
     def target_specs(self, target: Any, group: Group) -> dict[str, StateSpec]:
         return {"accumulator": target.accumulator(group)}

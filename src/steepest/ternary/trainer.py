@@ -117,7 +117,7 @@ class TernaryFlip(Optimizer):
     ...         each.zero_grad()
     >>> stats = flip.stats()
     >>> stats.step, stats.weights, stats.flips > 0, flip.state_bytes()
-    (3, 160, True, 168)
+    (3, 160, True, 176)
     """
 
     def __init__(

@@ -61,18 +61,19 @@ def sides_of(
 
 
 def whitened(
-    x: Tensor, sides: list[Side], dtype: torch.dtype, donated: bool = False
+    x: Tensor, sides: list[Side], dtype: torch.dtype, gain: Tensor, donated: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Return (W, size) with P_l X P_r = size·W; dense factors multiply a unit-sized X in ``dtype``.
+    """Return (W, size) with gain·P_l X P_r = size·W; dense factors multiply a unit-sized X in ``dtype``.
 
     ``donated`` says that X may be overwritten.
     """
+    x, size = unit(x, donated)
+    size = over(gain, x) * size
     for side in sides:
         if not side.dense:
             p = (side.p if x.dim() == 2 else side.p.unsqueeze(side.across)).to(x.dtype)
-            x = x.mul_(p) if donated else x * p
-            donated = True
-    x, size = unit(x, donated)
+            x, more = unit(x.mul_(p), donated=True)
+            size = size * more
     for side in sides:
         if side.dense:
             x, p = x.to(dtype), side.p

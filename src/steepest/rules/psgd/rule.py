@@ -226,10 +226,10 @@ class PSGDRule(Rule):
         if fit is not False:
             target = u if gradient is None else gradient
             sides = self._fitted(sides, target, scale, step_size, fit, dtype, key, index, given)
-        white, size = whitened(u, sides, dtype, donated=True)
+        white, size = whitened(u, sides, dtype, _gain(scale, sides), donated=True)
         white = white.to(u.dtype)
         # min(f, 1.1/rms(W)) is f·1.1/max(rms(fW), 1.1), without the overflow.
-        factor = rms_clip_factor(over(_gain(scale, sides), u) * size, root_mean_square(white), _CLIP)
+        factor = rms_clip_factor(size, root_mean_square(white), _CLIP)
         direction = white.mul_(factor)
         state = {"scale": scale}
         for side in sides:
@@ -271,15 +271,19 @@ class PSGDRule(Rule):
         active = (scale > 0) & (largest > number.tiny / number.eps) & largest.isfinite()
         if isinstance(fit, Tensor):
             active = active & fit.to(active.device)
+        gain = _gain(scale, sides)
         if noise_scale > 0:
-            amount = torch.full_like(scale, noise_scale)
+            # Of unit size, because noise on the largest number would overflow.
+            target, power = unit(target)
+            amount = noise_scale / power.flatten()
             if not given["literal"]:
                 amount = amount + torch.finfo(dtype).eps * root_mean_square(target).flatten()
             noise = damping_noise(key, index, target.shape).to(target.dtype)
-            target = torch.addcmul(target, over(amount, target), noise)
-        a, size = whitened(target, sides, dtype, donated=noise_scale > 0)
+            target.addcmul_(over(amount, target), noise)
+            gain = gain * power.flatten()
+        a, size = whitened(target, sides, dtype, gain, donated=noise_scale > 0)
         a, more = unit(a, donated=True)
-        factor = (over(_gain(scale, sides), target) * size * more).flatten().clamp(max=_LARGEST)
+        factor = (size * more).flatten().clamp(max=_LARGEST)
         probes = (key[0].flatten(), key[1].flatten())
         norm = partial(torch.linalg.matrix_norm, ord=2) if given["norm"] == "exact" else None
         if isinstance(step_size, Tensor):

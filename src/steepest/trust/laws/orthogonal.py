@@ -165,8 +165,10 @@ def _matrices(step: AppliedStep, factor: float) -> Iterator[_Matrix]:
         if scale == 0:
             continue
         flat = (each.reshape(-1, rows, columns) for each in (direction / scale, rounding / scale, u, off))
+        # The factor of ⟨O, u⟩, which PolarGrad takes without the extra one.
+        dual = scale / step.group["extra_scale"]
         for one, noise, x, blur in zip(*flat, strict=True):
-            yield _matrix(step, one, float(noise.norm()), x, float(blur.norm()), scale)
+            yield _matrix(step, one, float(noise.norm()), x, float(blur.norm()), dual)
 
 
 def _matrix(
