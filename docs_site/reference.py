@@ -1,11 +1,14 @@
-"""A hook of MkDocs: the pages of the optimizers, with the README's table, and those of the API."""
+"""A hook of MkDocs: each optimizer's page, with its row of docs/optimizers/index.md, and those of the API."""
 
+import posixpath
 import re
 from pathlib import Path
+from typing import Any
 
 from catalogue import FOR_RULES, MODULES, OptimizerPage, optimizer_pages, public_names
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[1]
 
@@ -26,7 +29,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Make the pages."""
     optimizers = optimizer_pages()
     texts = {_uri(page): _optimizer(page) for page in optimizers}
-    texts["optimizers/index.md"] = _table(optimizers)
     texts["api/index.md"] = _modules()
     texts["api/steepest.rule.md"] = _for_rules()
     own_page = {page.identifier for page in optimizers}
@@ -36,13 +38,22 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
+    """Link the names in the table of optimizers, whose pages a checkout does not have."""
+    if page.file.src_uri == "optimizers/index.md":
+        for each in optimizer_pages():
+            address = posixpath.basename(_uri(each))
+            markdown = markdown.replace(f"| `{each.name}` |", f"| [`{each.name}`]({address}) |")
+    return markdown
+
+
 def _uri(page: OptimizerPage) -> str:
     return f"optimizers/{(page.name or page.title).lower()}.md"
 
 
 def _rows() -> dict[str, list[str]]:
-    """Return the cells of the README's table of optimizers by name."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    """Return the cells of the table of optimizers by name."""
+    text = (ROOT / "docs" / "optimizers" / "index.md").read_text(encoding="utf-8")
     lines = re.findall(r"^\| (`\w+`.*) \|$", text, re.MULTILINE)
     split = [[cell.strip() for cell in line.split(" | ")] for line in lines]
     return {cells[0].strip("`"): cells[1:] for cells in split if len(cells) == 4}
@@ -59,32 +70,6 @@ def _optimizer(page: OptimizerPage) -> str:
             "",
         ]
     lines += [f"The code: [`{page.source}`](../../{page.source}).", "", f"::: {page.identifier}", ""]
-    return "\n".join(lines)
-
-
-def _table(pages: list[OptimizerPage]) -> str:
-    lines = [
-        "# Optimizers",
-        "",
-        "Each of them is an equation, and takes the same [options][steepest.CommonOptions] besides its own.",
-        '`steepest.create("lion", parameters)` makes one by name, and [`steepest.build`][] gives each tensor',
-        "of a model the rule that suits it.",
-        "",
-        "| | name | state, bytes per float32 parameter | what it is for | default lr |",
-        "| --- | --- | --- | --- | --- |",
-    ]
-    by_name = {page.name: page for page in pages}
-    for name, cells in _rows().items():
-        page = by_name[name]
-        lines.append(f"| [{page.title}]({_uri(page)[11:]}) | `{name}` | {' | '.join(cells)} |")
-    lines += [
-        "",
-        "Float state takes half with `state_dtype=torch.bfloat16` and about a quarter with",
-        '`state_dtype="int8"`: [Memory](../memory.md).',
-        "Ternary and binary weights move by votes, with [TernaryFlip](ternaryflip.md).",
-        "[PSGD](psgd.md) has the options that `quad` and `procrustes` share.",
-        "",
-    ]
     return "\n".join(lines)
 
 

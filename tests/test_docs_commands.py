@@ -10,7 +10,7 @@ import typer
 from steepest.lab.cli.app import app
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
+PAGES = sorted([*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md"])
 STEEPEST = typer.main.get_command(app)
 # Typer brings its own click, or depends on it, by its version.
 UsageError = next(base for base in typer.BadParameter.__mro__ if base.__name__ == "UsageError")

@@ -11,7 +11,7 @@ from steepest.rule import find_rule
 
 ROOT = Path(__file__).parents[1]
 # Pages whose blocks are only run; those with figures have tests of their own.
-PAGES = ["index", "coming-from", "how-it-works", "bfloat16", "newton_schulz", "bench"]
+PAGES = ["index", "optimizers/index", "coming-from", "how-it-works", "bfloat16", "newton_schulz", "bench"]
 
 
 def blocks(page: Path) -> list[str]:
@@ -36,9 +36,10 @@ def test_its_python_runs(name, capsys, forgotten_rules):
 
 def test_every_page_with_python_has_a_test():
     texts = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
-    for page in (ROOT / "docs").glob("*.md"):
+    for page in (ROOT / "docs").rglob("*.md"):
         if blocks(page):
-            assert page.stem in PAGES or f'"{page.name}"' in texts, page.name
+            name = page.relative_to(ROOT / "docs").with_suffix("").as_posix()
+            assert name in PAGES or f'"{page.name}"' in texts, page.name
 
 
 def test_start_names_an_optimizer_for_every_tensor(capsys):

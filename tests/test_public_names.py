@@ -131,13 +131,13 @@ def test_the_originals_that_are_classes_of_ours_are_the_same_classes():
         assert getattr(compat, name) is getattr(steepest, name)
 
 
-def readme() -> str:
-    return (Path(__file__).parents[1] / "README.md").read_text()
+def table_of_optimizers() -> str:
+    return (Path(__file__).parents[1] / "docs" / "optimizers" / "index.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", steepest.list_optimizers())
-def test_the_readme_lists_it_with_its_learning_rate(name):
-    rows = [line for line in readme().splitlines() if line.startswith(f"| `{name}` |")]
+def test_the_table_lists_it_with_its_learning_rate(name):
+    rows = [line for line in table_of_optimizers().splitlines() if line.startswith(f"| `{name}` |")]
     assert len(rows) == 1
     rate = rows[0].strip("| ").split("|")[-1].strip()
     assert float(rate) == inspect.signature(optimizer_class(name)).parameters["lr"].default

@@ -68,7 +68,7 @@ _PAPERS = (
         "lion",
         0.2,
         5.0,
-        "Chen et al. 2023, arXiv 2302.06675: 3 to 10 times smaller, and the decay as much larger",
+        "Chen et al. 2023, arXiv 2302.06675: 3 to 10 times smaller, and a decay larger by the same factor",
         (1e-5, 1e-3),
         MappingProxyType({"betas": (0.9, 0.99)}),
     ),
