@@ -122,7 +122,8 @@ def check_overlaps(groups: Sequence[Group]) -> None:
     spans: dict[int, list[tuple[int, int, int, Tensor]]] = {}
     for index, group in enumerate(groups):
         for param in group["params"]:
-            if type(param) not in PLAIN or param.is_meta or param.numel() == 0:
+            plain = type(param) in PLAIN and param.layout == torch.strided
+            if not plain or param.is_meta or param.numel() == 0:
                 continue
             first = param.data_ptr()
             end = first + _length(param) * param.itemsize
