@@ -132,7 +132,7 @@ def test_a_hyperparameter_without_a_default_is_refused_with_the_class():
         name = "constructor_test"
         hyper = LionRule.hyper | {"warmth": learning_rate()}
 
-    with pytest.raises(TypeError, match=r"Mine.__init__ gives no default to warmth"):
+    with pytest.raises(TypeError, match=r"Mine.__init__ has no default for warmth"):
 
         class Mine(steepest.Lion, rule=Rule()):
             """A class that forgot one."""

@@ -44,7 +44,7 @@ def signature_defaults(cls: type, rule: Rule, changed: Mapping[str, Any]) -> dic
     given = {p.name: p.default for p in _parameters(cls) if p.default is not p.empty}
     given = {**MATRIX_DEFAULTS, **given, **changed}
     if missing := [name for name in rule.hyper if name not in given]:
-        raise TypeError(f"{cls.__name__}.__init__ gives no default to {', '.join(missing)}")
+        raise TypeError(f"{cls.__name__}.__init__ has no default for {', '.join(missing)}")
     return {name: given[name] for name in rule.hyper}
 
 

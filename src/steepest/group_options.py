@@ -43,8 +43,8 @@ def first_rule(owner: str, params: ParamsT) -> tuple[ParamsT, str]:
     first = listed[0] if isinstance(listed, list) and listed else None
     if not (isinstance(first, dict) and "rule" in first):
         raise TypeError(
-            f"{owner}() needs rule='lion' or the like, or groups of which the first has a 'rule', as "
-            "steepest.param_groups(model, ...) makes them"
+            f"{owner}() needs rule='lion' or the like, or groups of which the first has a 'rule', such as "
+            "those of steepest.param_groups(model, ...)"
         )
     return cast(ParamsT, listed), first["rule"]
 
@@ -124,9 +124,9 @@ def _warn_of_no_rate(who: str, group: Group) -> None:
     independent = group["weight_decay_method"] == "independent" and group["weight_decay"] > 0
     if independent and initial_lr(group) == 0:
         warnings.warn(
-            f"{who}: weight_decay_method='independent' measures lr by that with which the group is made, and "
-            "this is 0: every step with lr > 0 decays by the whole weight_decay, whatever the schedule. Make "
-            "it with the schedule's peak, or set the group's 'initial_lr' to that",
+            f"{who}: weight_decay_method='independent' divides lr by the lr that the group is made with, "
+            "which is 0: every step with lr > 0 decays by the whole weight_decay, whatever the schedule. "
+            "Make the group with the schedule's peak lr, or set its 'initial_lr' to that",
             UserWarning,
             stacklevel=2,
         )

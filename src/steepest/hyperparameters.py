@@ -211,8 +211,8 @@ class _StateDtype(Hyperparameter):
         """Say why there is no state of 4 bits, which other libraries have."""
         if isinstance(value, (str, torch.dtype)) and str(value).removeprefix("torch.") in ("int4", "uint4"):
             raise ValueError(
-                f"{owner}: {name}={value!r} is not offered: with 4 bits directions were 40 to 50 % off and "
-                'Muon lost 0.08 bits per byte; use "int8"'
+                f"{owner}: {name}={value!r} is not supported: with 4 bits, directions were 40 to 50 % off "
+                'and Muon lost 0.08 bits per byte; use "int8"'
             )
         super().check(owner, name, value)
 

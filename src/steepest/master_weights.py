@@ -93,7 +93,7 @@ def set_master_weight(self: Any, param: Tensor, value: Tensor) -> None:
         is_dtensor(param) and (value.device_mesh, value.placements) == (param.device_mesh, param.placements)
     ):
         raise ValueError(
-            "a master weight must be laid out as its parameter is, or be a whole plain tensor: "
+            "a master weight must have its parameter's placements, or be a whole plain tensor: "
             "redistribute it"
         )
     home = param
@@ -179,5 +179,5 @@ def _group_of(optimizer: Any, param: Tensor) -> Group:
             known: Mapping[str, Any] = group
             return known
     raise ValueError(
-        f"a tensor of shape {tuple(param.shape)} is no parameter of this {type(optimizer).__name__}"
+        f"a tensor of shape {tuple(param.shape)} is not a parameter of this {type(optimizer).__name__}"
     )

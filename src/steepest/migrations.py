@@ -120,7 +120,7 @@ def _signum_group(theirs: Group) -> dict[str, Any]:
     """Refuse options that would change the step; the bias correction changes no sign."""
     for option in ("nesterov", "use_shape_scaling"):
         if theirs[option]:
-            raise ValueError(f"it was made with {option}=True, which Signum here does not have")
+            raise ValueError(f"it was made with {option}=True, which Signum here does not support")
     return {}
 
 

@@ -292,8 +292,8 @@ class ReleasedGradients:
             group_index, index, _ = self._places[id(param)]
             raise RuntimeError(
                 f"{describe(self._optimizer.param_groups[group_index], group_index, index)} was stepped "
-                "already and got another gradient: call optimizer.step() after each backward (after one that "
-                "failed, zero_grad() and step()), and run all but the last of several within accumulate()"
+                "already and received another gradient: call optimizer.step() after each backward (after one "
+                "that failed, zero_grad() and step()), and run all but the last of several in accumulate()"
             )
 
     @torch._disable_dynamo  # type: ignore[attr-defined]

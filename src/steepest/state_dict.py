@@ -171,7 +171,9 @@ def _loadable(
         ]
         extra = [str(key) for key in others if isinstance(key, int)]
         if extra and all(one == other for one, other in sizes):  # otherwise torch raises
-            raise ValueError(f"the state dict has state of {', '.join(extra)}, which none of its groups has")
+            raise ValueError(
+                f"the state dict has state of {', '.join(extra)}, which is in none of its groups"
+            )
     except ValueError as error:
         raise ValueError(f"{error}; nothing was loaded") from None
     return {**loaded, "state": others, "param_groups": translated}, found
@@ -188,7 +190,7 @@ def _check_own(index: int, ours: Group, theirs: Group) -> None:
     names, known = theirs.get("param_names"), ours.get("param_names")
     if names and known and list(names) != list(known) and sorted(names) == sorted(known):
         raise ValueError(
-            f"group {index} of the state dict has the parameters {names}, and here they are {known}"
+            f"group {index} of the state dict has the parameters {names}, but here they are {known}"
         )
     if "rule" not in theirs:
         return

@@ -94,11 +94,11 @@ def check_stored(
     if isinstance(step, Tensor) and step.numel() == 1 and not step.is_complex():
         step = step.item()
     if isinstance(step, (int, float)) and not 0 <= step < math.inf:
-        raise ValueError(f"state 'step' of {who} is {step} in the state dict, which counts no steps")
+        raise ValueError(f"state 'step' of {who} is {step} in the state dict, which is not a step count")
     specs = find_rule(group["rule"]).state_specs(group)
     for name in specs:
         if name + SCALE in saved and name not in saved:
-            raise ValueError(f"the state of {who} has {name + SCALE!r} and no {name!r}")
+            raise ValueError(f"the state of {who} has {name + SCALE!r} but no {name!r}")
     for name, codes in saved.items():
         if is_beside(name, saved):
             continue
@@ -107,8 +107,8 @@ def check_stored(
         if scale is None:
             if kind is not None and isinstance(codes, Tensor) and codes.dtype in DTYPES.values():
                 raise ValueError(
-                    f"state {name!r} of {who} has codes of {codes.dtype} and no scales, {name + SCALE!r}, "
-                    "without which nothing can be decoded"
+                    f"state {name!r} of {who} has codes of {codes.dtype} but not the scales "
+                    f"{name + SCALE!r}, which decoding needs"
                 )
             continue
         if name in specs and kind is None:

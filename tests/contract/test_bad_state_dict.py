@@ -125,7 +125,7 @@ def test_named_parameters_in_another_order(rule: Case):
         return rule.make([("ab"[at], params[at]) for at in order])
 
     saved = optimizer(0, 1).state_dict()
-    with pytest.raises(ValueError, match=r"parameters \['a', 'b'\], and here they are \['b', 'a'\]; nothing"):
+    with pytest.raises(ValueError, match=r"parameters \['a', 'b'\], but here they are \['b', 'a'\]; nothing"):
         optimizer(1, 0).load_state_dict(saved)
     optimizer(0, 1).load_state_dict(saved)
 
@@ -140,7 +140,7 @@ def test_no_dict_at_all(given: Any):
 def test_state_of_a_parameter_that_is_in_no_group(rule: Case):
     saved = _saved(rule)
     saved["state"][7] = saved["state"].get(0, {})
-    _refused(rule, saved, "state of 7, which none of its groups has; nothing was loaded")
+    _refused(rule, saved, "state of 7, which is in none of its groups; nothing was loaded")
 
 
 def test_a_per_tensor_number_must_be_one_number(case: Case):
@@ -238,7 +238,7 @@ def test_a_step_that_counts_nothing(rule: Case, step: float):
         for value in (step, torch.tensor(step)):
             saved = _saved(rule)
             saved["state"][0]["step"] = value
-            _refused(rule, saved, "'step' of parameter 0 of group 0 .*counts no steps")
+            _refused(rule, saved, "'step' of parameter 0 of group 0 .*not a step count")
 
 
 def test_somebody_else_s_views(case: Case):

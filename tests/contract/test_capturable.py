@@ -419,7 +419,7 @@ def test_a_count_of_skipped_steps_that_replays_could_not_add_to_is_refused(count
     set_gradients([weight], 0)
     before = snapshot(optimizer, [weight])
     with pytest.raises(
-        RuntimeError, match=r"on the device yet; take a few steps before\. Nothing was changed"
+        RuntimeError, match=r"no counter of skipped steps yet; take a few steps first\. Nothing was changed"
     ):
         optimizer.step()
     assert identical(snapshot(optimizer, [weight]), before)
@@ -497,7 +497,7 @@ def test_a_device_whose_work_is_not_captured_is_refused(monkeypatch: pytest.Monk
     set_gradients(params, 0)
     first = torch.device("cuda", 0)
     monkeypatch.setattr(cuda_graphs, "capturing", lambda device=None: device in (None, first))
-    with pytest.raises(RuntimeError, match="is on cpu, whose part of the step a graph does not hold"):
+    with pytest.raises(RuntimeError, match="is on cpu: a graph would not contain that part of the step"):
         check(optimizer)
     configure(monkeypatch, device=lambda group: torch.device("cuda", 1))
     with pytest.raises(RuntimeError, match="is on cuda:1, whose current stream is not being captured"):

@@ -214,7 +214,7 @@ def test_an_error_within_one_pipeline_stage_is_raised_in_all():
         assert untouched(params, optimizer)
         return said
 
-    other = "RuntimeError: processes with other parameters than these differ among themselves"
+    other = "RuntimeError: processes that hold other parameters than this one disagree"
     own = "RuntimeError: the processes have different parameters or options"
     said = run_on_ranks(work)
     assert all(missing.startswith(other) for missing, _ in said[:2])

@@ -429,7 +429,7 @@ def test_a_master_of_another_layout_is_refused():
         optimizer = steepest.Lion([param, plain], master="split16")
         for placements in ([Shard(1), Shard(0)], [Replicate(), Replicate()]):
             for own in (param, plain):
-                with pytest.raises(ValueError, match="must be laid out as its parameter"):
+                with pytest.raises(ValueError, match="must have its parameter's placements"):
                     optimizer.set_master_weight(own, placed(value, mesh, placements))
         assert not optimizer.state
         assert not plain.any()

@@ -211,10 +211,10 @@ def assert_covered_once(team: Any, unit: Any) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"rule": "lion"}, "sees no whole matrices"),
+        ({"rule": "lion"}, "needs no whole matrices"),
         ({"mesh": (2, 2)}, "a placement for each"),
-        ({"placements": (R,)}, "cut nothing"),
-        ({"mesh": (1,)}, "one process"),
+        ({"placements": (R,)}, "shard nothing"),
+        ({"mesh": (1,)}, "a single process"),
         ({"rank": 4}, "rank must be"),
         ({"shapes": []}, "at least one parameter"),
         ({"bucket_bytes": -1}, "bucket_bytes"),

@@ -100,7 +100,7 @@ def test_a_foreign_pickle_runs_no_code(tmp_path, cifar10, protocol):
     path, _ = cifar10
     mark = tmp_path / "ran"
     (path / "data_batch_3").write_bytes(pickle.dumps({"data": Touch(f"touch {mark}")}, protocol))
-    with pytest.raises(LabError, match=r"data_batch_3 is no batch of CIFAR: it needs (posix|nt)\.system"):
+    with pytest.raises(LabError, match=r"data_batch_3 is not a CIFAR batch: it needs (posix|nt)\.system"):
         load_images(path, 32)
     assert not mark.exists()
 
@@ -112,7 +112,7 @@ PIXELS = np.zeros((2, 3072), np.uint8)
     ("content", "message"),
     [
         (b"", "Ran out of input"),
-        (pickle.dumps([1, 2]), "no batch"),
+        (pickle.dumps([1, 2]), "not a CIFAR batch"),
         (b"\x80\x02c_codecs\nencode\nX\x01\0\0\0aX\x04\0\0\0zlib\x86R.", "it needs the codec zlib"),
         (pickle.dumps({"data": PIXELS}), "it has no 'labels'"),
         (pickle.dumps({"data": PIXELS, "labels": [1]}), "invalid for input of size 6144"),

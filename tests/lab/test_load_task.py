@@ -118,7 +118,7 @@ def test_a_task_and_a_function_that_returns_one(module):
         ("users.module:mine", {"counts": "3"}, "has no setting 'counts': it has count, kind"),
         ("users.module:mine", {"count": "many"}, "count='many': Input should be a valid integer"),
         ("users.module:mine", {"device": "cpu"}, "has no setting 'device'"),
-        ("users.module:mine", {"count": "2"}, "has 2 batches, but needs 3 at least"),
+        ("users.module:mine", {"count": "2"}, "has 2 batches, but needs at least 3"),
         (
             "users.module:mine",
             {"kind": "iterator"},
@@ -135,7 +135,7 @@ def test_what_cannot_be_a_task_is_explained(module, name, settings, message):
 
 
 def test_a_model_that_is_not_built_anew_is_rejected(module):
-    with pytest.raises(LabError, match="returns the same model again"):
+    with pytest.raises(LabError, match="returned the same, trained model again"):
         load_task(f"{module}:same").make(0)
 
 

@@ -529,8 +529,8 @@ def _put(name: str, change: Callable[[Tensor], Any]) -> Callable[[dict[str, Any]
 
 WHO = r"of parameter 1 of group 0 \(shape \(128, 32\)\)"
 BROKEN: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
-    "codes without scales": (_without_scales, f"'exp_avg' {WHO} has codes of torch.int8 and no scales"),
-    "scales without codes": (_without_codes, f"the state {WHO} has 'exp_avg_scale' and no 'exp_avg'"),
+    "codes without scales": (_without_scales, f"'exp_avg' {WHO} has codes of torch.int8 but not the scales"),
+    "scales without codes": (_without_codes, f"the state {WHO} has 'exp_avg_scale' but no 'exp_avg'"),
     "a row of scales less": (
         _put("exp_avg_scale", lambda s: s[1:]),
         rf"'exp_avg_scale' {WHO}: scales \[127, 1\]",

@@ -49,7 +49,7 @@ def test_sizes(text: str | int, count: int):
     "bad", ["22", "GB", "-1GB", "1e3 MB", "0GB", "0.0000001B", 0, -5, True, 2.5, None, "2 XB"], ids=repr
 )
 def test_no_sizes(bad: Any):
-    with pytest.raises(ValueError, match=r"budget must be a number of bytes > 0, or such as '22GB'"):
+    with pytest.raises(ValueError, match=r"budget must be a number of bytes > 0, or a string such as '22GB'"):
         parse_bytes(bad)
 
 
@@ -206,8 +206,8 @@ def test_models_of_the_zoo(name: str):
     [
         ({"rules": ["lion"]}, TypeError, "rules needs a budget"),
         ({"rule": "lion", "rules": ["lion"], "budget": 9}, TypeError, "give rule or rules"),
-        ({"budget": "1GB", "memory": "least"}, TypeError, "memory is not for a budget"),
-        ({"budget": "1GB", "state_dtype": None}, TypeError, "state_dtype is not for a budget"),
+        ({"budget": "1GB", "memory": "least"}, TypeError, "memory does not go with a budget"),
+        ({"budget": "1GB", "state_dtype": None}, TypeError, "state_dtype does not go with a budget"),
         ({"budget": "1GB", "rules": []}, ValueError, "at least one entry"),
         ({"budget": "1GB", "rules": [{"lr": 1.0}]}, ValueError, "names no rule"),
         ({"budget": "1GB", "momentun": 1.0}, TypeError, "unexpected keyword argument 'momentun'"),

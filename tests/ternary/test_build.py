@@ -467,7 +467,7 @@ def test_options_that_nothing_takes_are_refused():
     model = small_model()
     optimizer = steepest.Optimizer([model[0].votes], rule="ternary_flip")
     loss_of(model, 0).backward()
-    with pytest.raises(ValueError, match="stands for nothing that 'ternary_flip' could move"):
+    with pytest.raises(ValueError, match="is not the votes of a ternary layer, which 'ternary_flip' takes"):
         optimizer.step()
     with pytest.raises(ValueError, match="takes the votes of ternary layers"):
         steepest.Optimizer(model.parameters(), rule="ternary_flip")
@@ -602,7 +602,7 @@ def test_replaced_parameters_are_refused_by_name():
     before, counts = snapshot(model), copy.deepcopy(accumulators(optimizer))
     loss_of(model, 2).backward()
     for act in (optimizer.step, lambda: optimizer.load_state_dict(saved)):
-        with pytest.raises(RuntimeError, match=r"layer '0' are another tensor .*assign=True"):
+        with pytest.raises(RuntimeError, match=r"layer '0' are not the tensor .*assign=True"):
             act()
     assert_same(snapshot(model), before)
     assert_same(accumulators(optimizer), counts)

@@ -134,7 +134,7 @@ def test_an_optimizer_that_knows_of_no_votes_is_warned_of_once(kind: type[Ternar
     model = nn.Sequential(kind(64, 64), nn.ReLU(), kind(64, 4))
     torch.optim.AdamW(model.parameters())
     (message,) = messages(model)
-    assert "nobody takes their votes" in message
+    assert "no optimizer takes their votes" in message
     assert "steepest.build(model, ...)" in message
     assert messages(model) == []
 
@@ -146,7 +146,7 @@ def test_a_trainer_that_is_gone_is_warned_of():
     del flip
     gc.collect()
     (message,) = messages(model)
-    assert "nobody takes their votes" in message
+    assert "no optimizer takes their votes" in message
 
 
 def test_no_warning_where_no_votes_are_to_be_had():

@@ -206,7 +206,7 @@ def test_a_gradient_that_is_dropped():
     def drop() -> None:
         model[2].bias.grad = None
 
-    with rejected("'2.bias': backward delivered a gradient, and at the step there is none", optimizer):
+    with rejected("'2.bias': backward delivered a gradient, but the step found none", optimizer):
         train(model, optimizer, between=drop)
     with verify(optimizer, gradient_scale=None, may_rest=["2.bias"]):
         train(model, optimizer, between=drop)

@@ -74,8 +74,8 @@ def test_tensors_that_are_left_over_are_named():
     ("text", "words"),
     [
         ("{", "the 'state_dict' of the metadata is not JSON"),
-        ("3", "the 'state_dict' of the metadata is no dict"),
-        ('{"dtype": "Tensor"}', "the dtype 'Tensor' of the state dict is none of torch's"),
+        ("3", "the 'state_dict' of the metadata is not a dict"),
+        ('{"dtype": "Tensor"}', "the dtype 'Tensor' of the state dict is not a torch dtype"),
         ('{"set": []}', "the state dict has a 'set'"),
     ],
 )

@@ -145,7 +145,7 @@ def test_a_step_lost_to_rounding_and_the_master_that_keeps_it():
         if options:
             run.__exit__(None, None, None)
         else:
-            with pytest.raises(VerificationError, match=r"'weight' did not move .* torch.bfloat16 can show"):
+            with pytest.raises(VerificationError, match=r"'weight' did not move .*bfloat16 to represent"):
                 run.__exit__(None, None, None)
 
 
@@ -163,7 +163,7 @@ def test_a_parameter_that_nobody_steps():
     optimizer = steepest.Lion(named)
     with verify(optimizer):
         train(model, optimizer)
-    with rejected("'2.bias' of the model is in no group .* nobody stepped it", optimizer, model=model):
+    with rejected("'2.bias' of the model is in no group .* nothing stepped it", optimizer, model=model):
         train(model, optimizer)
     # A second optimizer's parameters are stepped by somebody, frozen ones by nobody on purpose.
     other = torch.optim.SGD([model[2].bias], lr=0.1)
@@ -321,7 +321,7 @@ def test_arguments_that_would_be_ignored_are_refused():
     optimizer = steepest.Lion(make_model().named_parameters())
     with pytest.raises(ValueError, match="loin"):
         verify(optimizer, laws={"loin": None})
-    with pytest.raises(ValueError, match="gradient_scale=None compares no gradients, and max_norm"):
+    with pytest.raises(ValueError, match="gradient_scale=None compares no gradients, so max_norm"):
         verify(optimizer, gradient_scale=None, max_norm=1.0)
     with pytest.raises(TypeError, match=r"may_rest=\['2.bias'\]"):
         verify(optimizer, may_rest="2.bias")

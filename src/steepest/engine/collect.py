@@ -428,7 +428,7 @@ def _target(targets: Targets | None, member: ParamUpdate) -> Any:
     target = None if targets is None else targets.find(member.owner)
     if target is None:
         raise ValueError(
-            f"{member.name} stands for nothing that {member.group['rule']!r} could move: "
+            f"{member.name} is not the votes of a ternary layer, which {member.group['rule']!r} takes: "
             "steepest.build(model, ...) makes such groups"
         )
     return target

@@ -30,7 +30,7 @@ def check_compiles_now() -> None:
     if capturing():
         raise CapturedTooSoon(
             "this step cannot be captured in a CUDA graph: its code is not compiled yet; take a few steps "
-            "with these options before. Nothing was changed"
+            "with these options first. Nothing was changed"
         )
 
 
@@ -56,7 +56,7 @@ def _hindrance(batch: ParamBatch, groups: Sequence[Group]) -> str | None:
         # A loaded checkpoint may have reset the option.
         return f"the group of {batch.members[0].name} does not have capturable=True"
     if device.type != "cuda":
-        return f"{batch.members[0].name} is on {device}, whose part of the step a graph does not hold"
+        return f"{batch.members[0].name} is on {device}: a graph would not contain that part of the step"
     if not capturing(device):
         # Work on that stream would run once, immediately.
         return f"{batch.members[0].name} is on {device}, whose current stream is not being captured"
@@ -68,7 +68,7 @@ def _hindrance(batch: ParamBatch, groups: Sequence[Group]) -> str | None:
         )
     travel = any(member.extent is not None for member in batch.members)
     if rule.transforms and (travel or group["distributed"] == "owners"):
-        return f"the matrix of {batch.members[0].name} travels between processes"
+        return f"the matrix of {batch.members[0].name} is sent between processes"
     if why := rule.host_sync(group):
         return f"{why} waits for the device"
     if isinstance(group["lr"], Tensor) and group["lr"].device.type == "cpu":
@@ -77,13 +77,13 @@ def _hindrance(batch: ParamBatch, groups: Sequence[Group]) -> str | None:
         if not _is_warm(config, member):
             return (
                 f"{member.name} has not been stepped yet since it was made, loaded or given other options; "
-                "take a few steps before"
+                "take a few steps first"
             )
         if config.measures and rule.reads_back(member.state, group):
-            return f"the gradient of {member.name} is still being measured; take more steps before"
+            return f"the gradient of {member.name} is still being measured; take more steps first"
     if group["nonfinite"] == "skip" and not all(_counts_there(each, device) for each in groups):
         # Otherwise each replay would start a new count in the graph's own memory.
-        return "no step has been counted as skipped or not on the device yet; take a few steps before"
+        return "the device has no counter of skipped steps yet; take a few steps first"
     return None
 
 

@@ -271,7 +271,7 @@ def _agreed(own: _Own, batches: list[ParamBatch], groups: Sequence[Group]) -> bo
         raise RuntimeError(_missing(groups, *count_processes(own.over or [], own.present, own.device)))
     if any(apart):
         raise RuntimeError(
-            "processes with other parameters than these differ among themselves in parameters, options or "
+            "processes that hold other parameters than this one disagree on parameters, options or "
             "gradients; nothing was changed"
         )
     if error is not None:

@@ -22,7 +22,7 @@ def unwrap(owner: str, optimizer: Any) -> Optimizer:
         inner = getattr(found, "optimizer", None)
         if inner is None or inner is found:
             kind = type(found).__name__
-            raise TypeError(f"{owner} measures an optimizer of steepest, but the training's is {kind}")
+            raise TypeError(f"{owner} measures an optimizer of steepest, but this training uses {kind}")
         found = inner
     return found
 

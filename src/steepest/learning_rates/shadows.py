@@ -328,7 +328,7 @@ def _options(candidate: str | Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"shadow: candidate {dict(options)!r} names no rule")
     for name in ("lr", "weight_decay"):
         if name in options:
-            raise ValueError(f"shadow: leave {name} out of {dict(options)!r}: the report is to find it")
+            raise ValueError(f"shadow: leave {name} out of {dict(options)!r}: the report determines it")
     return dict(options)
 
 

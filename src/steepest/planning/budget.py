@@ -52,7 +52,7 @@ def parse_bytes(budget: int | str) -> int:
         count = int(float(number) * (1024 if binary else 1000) ** _POWERS[unit.lower()])
     if count < 1:
         raise ValueError(
-            f"budget must be a number of bytes > 0, or such as '22GB' or '800 MiB', got {budget!r}"
+            f"budget must be a number of bytes > 0, or a string such as '22GB' or '800 MiB', got {budget!r}"
         )
     return count
 

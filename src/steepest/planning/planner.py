@@ -99,7 +99,7 @@ def plan(
         raise TypeError("give rule or rules: the first of rules is the main one")
     taken = {"memory", "state_dtype"} & options.keys()
     if taken:
-        raise TypeError(f"{min(taken)} is not for a budget, which chooses among state_dtypes")
+        raise TypeError(f"{min(taken)} does not go with a budget, which chooses among state_dtypes")
     ranked = rules if rules is not None else ["muon" if rule is None else rule]
     limit, model = parse_bytes(budget), listed(model)
 

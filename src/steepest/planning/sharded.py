@@ -140,14 +140,14 @@ def plan_sharded(
     """
     found = find_rule(rule)
     if not found.transforms:
-        raise ValueError(f"the rule {rule!r} sees no whole matrices: its processes step their shards alone")
+        raise ValueError(f"the rule {rule!r} needs no whole matrices: each process steps its own shards")
     if len(mesh) != len(placements) or min(mesh, default=0) < 1:
         raise ValueError(
             f"mesh must have positive sizes and a placement for each, got {tuple(mesh)} and "
             f"{len(placements)} placements"
         )
     if all(each.is_replicate() for each in placements) and options.get("distributed") != "owners":
-        raise ValueError("the placements cut nothing: give a Shard, or distributed='owners'")
+        raise ValueError("the placements shard nothing: give a Shard, or distributed='owners'")
     known = found.defaults()
     unknown = options.keys() - known.keys()
     if unknown:
@@ -188,7 +188,7 @@ def plan_sharded(
     sharding = Sharding()
     sharding.make([group], lambda config: False, way_of)
     if not sharding.teams:
-        raise ValueError("one process shares no work")
+        raise ValueError("a single process has no work to share")
     ((team, units),) = sharding.teams.items()
     owned = [name for name, param in zip(names, params, strict=True) for _ in sharding.of(param) or ()]
     planned = [

@@ -31,8 +31,8 @@ def model_of(owner: str, given: Any) -> nn.Module:
         if unread and local["recurse"] is True and not local.get("prefix"):
             return cast(nn.Module, local["self"])
         raise TypeError(
-            f"{owner} needs all parameters of a model, and was given a model.parameters() of which some were "
-            "read, or without those of its submodules: pass the model"
+            f"{owner} needs all parameters of a model, but was given a model.parameters() that was partly "
+            "read, or that leaves out submodules: pass the model"
         )
     what, instead = _described(given)
     raise TypeError(

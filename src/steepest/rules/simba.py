@@ -206,6 +206,6 @@ class Simba(Optimizer, rule=SimbaRule()):
         defaults = self.rule.defaults()
         if meaningless := [name for name, value in own.items() if value != defaults[name]]:
             raise ValueError(
-                f"Simba: {', '.join(meaningless)} mean nothing with leak={leak!r}; leave them out"
+                f"Simba: {', '.join(meaningless)} have no effect with leak={leak!r}; leave them out"
             )
         Optimizer.__init__(self, params, rule="simba_leaky", **options)

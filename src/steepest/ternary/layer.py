@@ -238,7 +238,7 @@ class TernaryLinear(nn.Module):
         except ValueError as error:
             raise RuntimeError(
                 f"{type(self).__name__}({self.in_features}, {self.out_features}): {error}. Something has "
-                "computed with the bytes of packed weights, as averages of buffers do: use "
+                "done arithmetic on the bytes of packed weights, as averages of buffers do: use "
                 "AveragedModel(use_buffers=False), which copies them (in Lightning "
                 "EMAWeightAveraging(use_buffers=False), in timm ModelEmaV3(exclude_buffers=True)), and load "
                 "or copy the weights again"

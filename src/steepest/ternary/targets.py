@@ -233,8 +233,8 @@ class PackedWeights:
                 name = names.get(id(votes))
                 if name is not None and is_dtensor(a) and not _laid_out(a, self.rows(name, ours)):
                     raise ValueError(
-                        f"the accumulator of ternary layer {name!r} is divided among processes in another "
-                        "way than here: load it with torch.distributed.checkpoint; nothing was loaded"
+                        f"the accumulator of ternary layer {name!r} is divided among processes "
+                        "differently than here: load it with torch.distributed.checkpoint; nothing was loaded"
                     )
         return {**loaded, "param_groups": kept}
 
@@ -334,9 +334,9 @@ class PackedWeights:
         for name, layer in self.layers.items():
             if id(self._votes_of(name)) not in self._targets:
                 raise RuntimeError(
-                    f"the votes of ternary layer {name!r} are another tensor than this optimizer was made "
-                    "for, as after load_state_dict(assign=True); nothing was changed. Make the optimizer "
-                    "after that."
+                    f"the votes of ternary layer {name!r} are not the tensor that this optimizer was "
+                    "made for: load_state_dict(assign=True) replaces it. Nothing was changed. Make the "
+                    "optimizer after loading."
                 )
             if layer.vote_buffer is not self.buffers[name].handle:
                 raise RuntimeError(
@@ -413,9 +413,9 @@ class PackedWeights:
                 )
             if a is not None and not _laid_out(a, self.rows(name, self.buffers[name].options)):
                 raise ValueError(
-                    "TernaryFlip: distributed, or the number of processes, was another when the accumulator "
-                    f"of layer {name!r} was made; nothing was changed. Make a new optimizer, and load a "
-                    "checkpoint with torch.distributed.checkpoint"
+                    "TernaryFlip: distributed, or the number of processes, was different when the "
+                    f"accumulator of layer {name!r} was made; nothing was changed. Make a new optimizer, and "
+                    "load a checkpoint with torch.distributed.checkpoint"
                 )
 
     def __getstate__(self) -> dict[str, Any]:

@@ -166,10 +166,10 @@ def find_vote_buffer(handle: Tensor | None) -> VoteBuffer | None:
     if found is None and not _told:
         _told = True
         warnings.warn(
-            "backward passes through ternary or binary layers in training mode, and nobody takes their "
-            "votes: their scales and biases train, their weights do not. steepest.build(model, ...) makes an "
-            "optimizer that moves them, and steepest.ternary.TernaryFlip(model) one to go beside another. If "
-            "they are to stay as they are, freeze them: layer.votes.requires_grad_(False)",
+            "backward passes run through ternary or binary layers in training mode, but no optimizer takes "
+            "their votes: their scales and biases train, their weights do not. steepest.build(model, ...) "
+            "makes an optimizer that moves them, and steepest.ternary.TernaryFlip(model) one to use beside "
+            "another. If you want to keep the weights, freeze them: layer.votes.requires_grad_(False)",
             UserWarning,
             stacklevel=2,
         )

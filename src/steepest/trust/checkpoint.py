@@ -245,7 +245,7 @@ def _newest(path: Path) -> dict[str, Any]:
         content = _read(previous)
     except _DamagedError as error:
         raise ValueError(f"{path} {fault}, and {previous.name} {error}") from error
-    warnings.warn(f"{path} {fault}: loading {previous.name}, the one before it", UserWarning, stacklevel=3)
+    warnings.warn(f"{path} {fault}: loading {previous.name} instead", UserWarning, stacklevel=3)
     return content
 
 

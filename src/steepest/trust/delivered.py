@@ -97,8 +97,8 @@ class DeliveredGradients:
         for param in stepped:
             if param in self._arrived and param.grad is None:
                 raise VerificationError(
-                    f"{self._names[param]}: backward delivered a gradient, and at the step there is none: "
-                    "something dropped it in between. If it should have, say gradient_scale=None"
+                    f"{self._names[param]}: backward delivered a gradient, but the step found none: "
+                    "something dropped it in between. If that is intended, pass gradient_scale=None"
                 )
         given = [param for param in self._names if param.grad is not None]
         watched = [param for param in given if param in self._sums]
@@ -132,7 +132,7 @@ class DeliveredGradients:
         if off > _TOLERANCE * float(stepped.norm()) + least:
             raise VerificationError(
                 f"{name}: the gradient that was stepped is not the one that backward delivered, times a "
-                "number: something changed it in between. If it should have, say gradient_scale=None"
+                "number: something changed it in between. If that is intended, pass gradient_scale=None"
             )
         if expected is None:
             return
@@ -141,7 +141,7 @@ class DeliveredGradients:
             raise VerificationError(
                 f"{name}: the gradient that was stepped is {factor:.6g} times what backward delivered "
                 f"since it was cleared, and should be {expected:.6g} times that. Is it divided twice, or "
-                "not at all? State what is meant: gradient_scale=1/k where the sum of k backward passes is "
+                "not at all? Pass what you intend: gradient_scale=1/k where the sum of k backward passes is "
                 "averaged by hand, gradient_scale=lambda: 1 / scaler.get_scale() with a GradScaler, "
                 "max_norm=c with clip_grad_norm_(parameters, c), gradient_scale=None for no such check"
             )

@@ -61,7 +61,7 @@ def unflatten_state_dict(tensors: Mapping[str, Tensor], metadata: Mapping[str, s
     left = dict(tensors)
     state_dict = _decoded(encoded, left)
     if not isinstance(state_dict, dict):
-        raise ValueError(f"the {_KEY!r} of the metadata is no dict: flatten_state_dict did not write it")
+        raise ValueError(f"the {_KEY!r} of the metadata is not a dict: flatten_state_dict did not write it")
     if left:
         raise ValueError(f"tensors that the state dict does not have: {', '.join(map(repr, sorted(left)))}")
     return state_dict
@@ -104,7 +104,7 @@ def _decoded(value: Any, left: dict[str, Tensor]) -> Any:
         return tuple(_decoded(each, left) for each in content)
     if kind == "dtype":
         if not isinstance(dtype := getattr(torch, content, None), torch.dtype):
-            raise ValueError(f"the dtype {content!r} of the state dict is none of torch's")
+            raise ValueError(f"the dtype {content!r} of the state dict is not a torch dtype")
         return dtype
     if kind != "tensor":
         raise ValueError(f"the state dict has a {kind!r}, which flatten_state_dict does not write")

@@ -96,6 +96,6 @@ class Movement:
         if param not in self._pulled:
             return "its gradient is 0"
         return (
-            f"its updates are smaller than what {param.dtype} can show beside its value (master='split16' or "
+            f"its updates are too small for {param.dtype} to represent beside its value (master='split16' or "
             "rounding='stochastic' keep them), or its rule gave none"
         )

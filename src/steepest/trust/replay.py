@@ -43,8 +43,8 @@ def check_replay(optimizer: Optimizer, twin: Twin, names: Mapping[Tensor, str]) 
             wrong = wrong or _state_difference(optimizer, param, copied, copy, rule, group)
             if wrong is not None:
                 raise VerificationError(
-                    f"{names[param]}, in a group of {rule.name!r}: {wrong}. The step was changed, or was "
-                    "another optimizer's"
+                    f"{names[param]}, in a group of {rule.name!r}: {wrong}. Something changed the step, or "
+                    "another optimizer took it"
                 )
 
 

@@ -108,9 +108,9 @@ def verify(
             f"{type(optimizer).__name__}; give it the one that a wrapper wraps"
         )
     if isinstance(may_rest, str):
-        raise TypeError(f"verify(): may_rest is a collection of names; say may_rest=[{may_rest!r}]")
+        raise TypeError(f"verify(): may_rest is a collection of names; pass may_rest=[{may_rest!r}]")
     if max_norm is not None and gradient_scale is None:
-        raise ValueError("verify(): gradient_scale=None compares no gradients, and max_norm says how to")
+        raise ValueError("verify(): gradient_scale=None compares no gradients, so max_norm has no effect")
     for rule in laws or {}:
         find_rule(rule)  # raises for those that there are not
     return Verification(optimizer, model, gradient_scale, max_norm, may_rest, laws)
@@ -270,7 +270,7 @@ class Verification:
                 if absent:
                     raise VerificationError(
                         f"{self._names[owner]}, in a group of {batch.config.rule.name!r}: the step has not "
-                        f"made the state {absent[0]!r} that the rule keeps: it was another optimizer's"
+                        f"made the state {absent[0]!r} that the rule keeps: another optimizer took it"
                     )
                 step = applied_step(optimizer, copied, batch, member, owner)
                 if step is None:
@@ -309,7 +309,7 @@ class Verification:
         for name, (param, first) in self._others.items():
             if param not in self._names and torch.equal(own_part(param.detach()), first):
                 raise VerificationError(
-                    f"parameter {name!r} of the model is in no group of the optimizer, and nobody stepped it"
+                    f"parameter {name!r} of the model is in no group of the optimizer, and nothing stepped it"
                 )
         if self._skipped == self.steps:
             raise VerificationError(f"all {self.steps} steps were skipped: a gradient was not finite in each")

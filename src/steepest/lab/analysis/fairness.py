@@ -33,7 +33,7 @@ def _leaks(experiment: Experiment, search: pd.DataFrame, final: pd.DataFrame) ->
     seen = {experiment.search_seed} if len(search) or experiment.trials else set()
     leaked = (seen | set(search["seed"])) & ({*experiment.seeds} | set(final["seed"]))
     if leaked:
-        yield f"Not fair: the search used the final seed {_list(leaked)}, so its luck was chosen."
+        yield f"Not fair: the search used the final seed {_list(leaked)}, so it tuned to that seed's luck."
     if tested := {record.optimizer for record in search["record"] if record.test}:
         yield f"Not fair: trials of the search have metrics on test data ({_list(tested)})."
     for name, own in final[final["phase"] == "tuned"].groupby("optimizer"):

@@ -209,7 +209,7 @@ def sweep(
 def _final_seeds(seeds: int | Sequence[int]) -> list[int]:
     chosen = list(range(1, seeds + 1)) if isinstance(seeds, int) else sorted(set(seeds))
     if not chosen or chosen[0] <= SEARCH_SEED:
-        raise LabError(f"seeds must be at least 1, as the search uses seed {SEARCH_SEED}, but are {seeds}")
+        raise LabError(f"seeds must be at least 1 because the search uses seed {SEARCH_SEED}, got {seeds}")
     return chosen
 
 

@@ -67,8 +67,9 @@ def over(section: Section, draw: Draw, name: str) -> Figure | None:
         "search" if name == "lr" else f"search-{name}",
         f"The search: {label}",
         f"{metric.name} on validation data for every {label} tried, each at its own place on a "
-        "logarithmic axis; all panels share the vertical axis. A ring marks the choice. A cross diverged "
-        "(its height means nothing); an arrow lies beyond the drawn range, at the value written beside it.",
+        "logarithmic axis; all panels share the vertical axis. A ring marks the choice. A cross is a run "
+        "that diverged (its height means nothing); an arrow lies beyond the drawn range, at the value "
+        "written beside it.",
         f"{label} against {metric.name}. {'. '.join(words)}.",
         panels,
         table.drop(columns="at"),

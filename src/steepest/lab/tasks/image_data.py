@@ -170,10 +170,10 @@ def _cifar_batch(file: Path) -> Labelled:
     except FileNotFoundError:
         raise LabError(f"there is no {file}") from None
     except KeyError as error:
-        raise LabError(f"{file} is no batch of CIFAR: it has no {error}") from error
+        raise LabError(f"{file} is not a CIFAR batch: it has no {error}") from error
     # A malformed pickle may raise anything.
     except Exception as error:
-        raise LabError(f"{file} is no batch of CIFAR: {error}") from error
+        raise LabError(f"{file} is not a CIFAR batch: {error}") from error
     return Labelled(pixels, labels)
 
 

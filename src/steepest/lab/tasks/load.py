@@ -129,7 +129,7 @@ def _from_triple(name: str, build: Callable[[], Any], made: Any, device: str | t
             raise LabError(f"{name} must return a Task or (model, batches, loss); it returned {found}")
     if len(data) < 3:
         raise LabError(
-            f"{name} has {len(data)} batches, but needs 3 at least: for training, validation and test"
+            f"{name} has {len(data)} batches, but needs at least 3: for training, validation and test"
         )
     held_out = max(1, len(data) // 10)
     count = len(data) - 2 * held_out
@@ -139,7 +139,7 @@ def _from_triple(name: str, build: Callable[[], Any], made: Any, device: str | t
     def make(seed: int) -> nn.Module:
         model: nn.Module = build()[0]
         if model is original():
-            raise LabError(f"{name} returns the same model again, which is trained already: build it within")
+            raise LabError(f"{name} returned the same, trained model again: build a new one in each call")
         return model.to(device)
 
     def ordered(seed: int) -> Iterator[Any]:

@@ -38,7 +38,7 @@ def is_momentum_times_a_constant(step: AppliedStep) -> str | None:
         return None
     settled = float(before["measured"]) >= group["warmup_batches"]
     if settled and float(before["gsnr"]) != gsnr:
-        return f"G = {float(before['gsnr']):.6g} was measured, and is {gsnr:.6g} now; it must stay"
+        return f"G = {float(before['gsnr']):.6g} was measured, and is {gsnr:.6g} now; it must not change"
     if not settled or average is None:
         return None
     old, g, mu = before["momentum_buffer"].to(m.dtype), step.gradient, group["momentum"]
