@@ -32,11 +32,11 @@ LAYERS = [
     "master_weights",
     "constructor",
     "optimizer",
-    "registry",
     "combined",
     "freed_gradient",
     "optimizer_in_backward",
     "rules",
+    "registry",
     "routing",
     "ternary",
     "planning",
@@ -140,15 +140,26 @@ def test_the_lab_uses_the_public_names():
 # commands of its own.
 LAB = {
     "models": set(),
+    "defaults": set(),
     "loading": {"errors"},
     "records": {"errors"},
-    "tasks": {"loading", "models", "records", "errors"},
-    "training": {"loading", "tasks", "records", "errors"},
+    "tasks": {"defaults", "loading", "models", "records", "errors"},
+    "training": {"defaults", "loading", "tasks", "records", "errors"},
     "progress": {"training", "records", "errors"},
     "analysis": {"records", "errors"},
     "report": {"analysis", "records", "errors"},
-    "bench": {"training", "records", "errors"},
-    "experiments": {"bench", "training", "tasks", "models", "analysis", "progress", "records", "errors"},
+    "bench": {"defaults", "training", "records", "errors"},
+    "experiments": {
+        "defaults",
+        "bench",
+        "training",
+        "tasks",
+        "models",
+        "analysis",
+        "progress",
+        "records",
+        "errors",
+    },
 }
 
 
@@ -191,7 +202,7 @@ def test_importing_the_library_loads_neither_the_lab_nor_what_it_needs_and_no_dy
     # Dynamo takes more than a second, which only those who compile or step should pay.
     script = (
         "import sys, torch; before = set(sys.modules)\n"
-        "import steepest, steepest.compat\n"
+        "import steepest; from steepest import *\n"
         "print(*sorted({name.split('.')[0] for name in set(sys.modules) - before}))\n"
         "print(any(n.startswith('steepest.lab') for n in sys.modules))\n"
         "print(*[name for name in ('torch._dynamo', 'torch._inductor', 'sympy') if name in sys.modules])"

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from steepest.optimizer import OPTIMIZERS, Optimizer
-from steepest.rule import Group
+from steepest.rule import Group, find_rule
 
 __all__ = ["combined_class"]
 
@@ -37,7 +37,7 @@ def _combined(base: type[Optimizer], rules: tuple[str, ...]) -> type[Optimizer]:
 
 
 def _class_name(rule: str) -> str:
-    known = OPTIMIZERS.get(rule)
+    known = OPTIMIZERS.get(find_rule(rule).name)
     # The rule of ternary layers has no class of its own.
     return known.__name__ if known is not None else rule.title().replace("_", "")
 

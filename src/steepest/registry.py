@@ -6,6 +6,7 @@ from typing import Any
 
 from torch.optim.optimizer import ParamsT
 
+import steepest.rules  # noqa: F401 - its class statements fill OPTIMIZERS
 from steepest.hyperparameters import near_miss
 from steepest.optimizer import OPTIMIZERS, Optimizer
 

@@ -11,6 +11,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
@@ -494,8 +495,17 @@ def register_rule(rule: Rule) -> None:
 
 def find_rule(name: Any) -> Rule:
     """Return the rule called ``name``, or raise ``ValueError`` with the closest name."""
-    if not isinstance(name, str) or (rule := _RULES.get(name)) is None:
+    if not isinstance(name, str) or (rule := _RULES.get(name) or _import_rule(name)) is None:
         raise ValueError(
             f"unknown rule {name!r}{near_miss(name, _RULES)}; known: {', '.join(sorted(_RULES))}"
         )
     return rule
+
+
+def _import_rule(name: str) -> Rule | None:
+    # Rules register themselves when they are imported; unpickling an optimizer may ask for one before.
+    for module in ("steepest.rules", "steepest.ternary"):
+        import_module(module)
+        if name in _RULES:
+            return _RULES[name]
+    return None

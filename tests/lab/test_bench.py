@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 import steepest
-from steepest.lab.bench import bench, costs
+from steepest.lab.bench import costs
 from steepest.lab.bench.models import make_model, meta_model
+from steepest.lab.bench.run import bench
 from steepest.lab.bench.shapes import model_shapes
 from steepest.lab.errors import LabError
 from steepest.lab.records import Experiment

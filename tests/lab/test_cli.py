@@ -171,7 +171,7 @@ def test_an_interrupt_prints_one_line_and_returns_status_130(
     arguments = ["race", "--task", "digits", *QUICK, "--out", str(tmp_path)]
     for place in (
         "lab.experiments.run.run_trial",
-        "lab.cli.options.load_task",
+        "lab.tasks.load.load_task",
         "lab.cli.race.finish",
         "__main__.find_spec",
     ):

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from steepest.lab.defaults import InteractionFormat
 from steepest.lab.errors import LabError
-from steepest.lab.tasks.sasrec import Format, read_interactions
+from steepest.lab.tasks.sasrec import read_interactions
 from steepest.lab.tasks.sasrec.interactions import core_of, from_events
 
 # Users and items with their times, not sorted; ann's jam and pie have the same time.
@@ -14,7 +15,7 @@ EVENTS = [("ann", "jam", 5), ("bob", "tea", 9), ("ann", "pie", 5), ("ann", "tea"
 EVENTS += [("bob", "fig", 3), ("ann", "fig", 7)]
 ANN, BOB = ["tea", "jam", "pie", "fig"], ["jam", "fig", "tea"]
 
-FORMATS: dict[Format, tuple[str, str]] = {
+FORMATS: dict[InteractionFormat, tuple[str, str]] = {
     "recbole": (
         "beauty.inter",
         "item_id:token\trating:float\tuser_id:token\ttimestamp:float\n"
@@ -28,19 +29,19 @@ FORMATS: dict[Format, tuple[str, str]] = {
 NAMED = [format for format in FORMATS if format != "amazon-2018"]
 
 
-def sequences(path: Path, format: Format | None = None, core: int = 1) -> list[list[int]]:
+def sequences(path: Path, format: InteractionFormat | None = None, core: int = 1) -> list[list[int]]:
     data = read_interactions(path, format, core=core)
     return [part.tolist() for part in data.items.split(data.lengths.tolist())]
 
 
-def write(directory: Path, format: Format, text: str | None = None) -> Path:
+def write(directory: Path, format: InteractionFormat, text: str | None = None) -> Path:
     path = directory / FORMATS[format][0]
     path.write_text(FORMATS[format][1] if text is None else text)
     return path
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_each_format_gives_the_same_sequences(format: Format, tmp_path: Path) -> None:
+def test_each_format_gives_the_same_sequences(format: InteractionFormat, tmp_path: Path) -> None:
     ids = {name: number for number, name in enumerate(dict.fromkeys(ANN + BOB), start=1)}
     expected = [[ids[name] for name in user] for user in (ANN, BOB)]
     if format == "plain":  # it has no times, so bob, whose first event is the earliest, comes first
@@ -54,7 +55,7 @@ def test_each_format_gives_the_same_sequences(format: Format, tmp_path: Path) ->
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("damage", ["short", "time"])
-def test_a_malformed_line_is_named(format: Format, damage: str, tmp_path: Path) -> None:
+def test_a_malformed_line_is_named(format: InteractionFormat, damage: str, tmp_path: Path) -> None:
     lines = FORMATS[format][1].splitlines()
     lines[3] = lines[3][: len(lines[3]) // 3] if damage == "short" or format == "plain" else lines[3] + "x"
     with pytest.raises(LabError, match=rf"{FORMATS[format][0]}:4: expected \d fields"):

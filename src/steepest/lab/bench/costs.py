@@ -15,13 +15,14 @@ from torch.optim import Optimizer
 
 import steepest
 
+from ..defaults import LEAST_ROUNDS
 from ..errors import LabError
 from ..records import Cost
 from ..training.optimizers import OptimizerSpec, trainable
 from ..training.peak_memory import available_bytes, temporary_bytes
 from ..training.seeding import seeded
 from ..training.state_memory import state_bytes
-from ..training.timing import LR_FACTOR, MIN_ROUNDS, interleave
+from ..training.timing import LR_FACTOR, interleave
 
 AXPY = "axpy"
 
@@ -53,7 +54,7 @@ def measure_costs(
     baseline: str,
     name: str,
     device: torch.device,
-    rounds: int = MIN_ROUNDS,
+    rounds: int = LEAST_ROUNDS,
     compiled: bool | None = None,
     memory: int | None = None,
     on_progress: Callable[[str, float], None] = lambda text, fraction: None,

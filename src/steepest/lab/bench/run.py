@@ -9,27 +9,24 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..defaults import BENCH_BASELINE, BENCH_OPTIMIZERS, LEAST_ROUNDS
 from ..records import Experiment, Metric, OptimizerEntry
 from ..training import machine
 from ..training.optimizers import OptimizerSpec, resolve_optimizers, trainable
-from ..training.timing import MIN_ROUNDS
 from .costs import StepCosts, measure_costs
 from .models import meta_model
 from .shapes import MODELS, model_shapes
 
-BASELINE = "torch.optim:AdamW"
-DEFAULT_OPTIMIZERS = ("adamw", "lion", "signgsd", "sgd_sai", "simba", "muon")
-
 
 def bench(
     model: str = "gpt2-124m",
-    optimizers: Sequence[str] = DEFAULT_OPTIMIZERS,
+    optimizers: Sequence[str] = BENCH_OPTIMIZERS,
     *,
-    baseline: str = BASELINE,
+    baseline: str = BENCH_BASELINE,
     settings: Sequence[str] = (),
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
-    rounds: int = MIN_ROUNDS,
+    rounds: int = LEAST_ROUNDS,
     compiled: bool | None = None,
     out: Path | None = None,
     **options: Any,

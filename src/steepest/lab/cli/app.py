@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version as installed
 from typing import Annotated
 
-import torch
 import typer
 
 import steepest
@@ -28,7 +28,6 @@ app = typer.Typer(
     name="steepest",
     help="Memory-lean optimizers for PyTorch: find out which one suits you.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
@@ -75,7 +74,7 @@ def _report_error(text: str) -> int:
 
 def _version(requested: bool) -> None:
     if requested:
-        print(f"steepest {steepest.__version__}, torch {torch.__version__}")
+        print(f"steepest {steepest.__version__}, torch {installed('torch')}")
         raise typer.Exit
 
 

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
-from rich.table import Table
 
-from ..bench.costs import StepCosts
-from ..bench.run import BASELINE, DEFAULT_OPTIMIZERS, bench
 from ..bench.shapes import MODELS
+from ..defaults import BENCH_BASELINE, BENCH_OPTIMIZERS, LEAST_ROUNDS
 from ..errors import LabError
-from ..records import Experiment
-from ..training.timing import MIN_ROUNDS
+from .completion import complete_models, complete_optimizers
 from .finish import finish
 from .options import (
     DeviceOption,
@@ -26,6 +22,12 @@ from .options import (
     split_names,
 )
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from ..bench.costs import StepCosts
+    from ..records import Experiment
+
 
 def bench_command(
     model: Annotated[
@@ -34,6 +36,7 @@ def bench_command(
             metavar="NAME|MODULE:FACTORY|FILE",
             help=f"Parameter shapes of {', '.join(MODELS)}; your own model as package.module:factory, a "
             "function that returns it; or a file of names and shapes, as for steepest plan.",
+            autocompletion=complete_models,
         ),
     ] = "gpt2-124m",
     optimizers: Annotated[
@@ -41,11 +44,12 @@ def bench_command(
         typer.Option(
             metavar="NAME,NAME,…",
             help="Optimizers: ours by name, anybody's as module:attribute, such as torch.optim:SGD.",
+            autocompletion=complete_optimizers,
         ),
-    ] = ",".join(DEFAULT_OPTIMIZERS),
+    ] = ",".join(BENCH_OPTIMIZERS),
     baseline: Annotated[
         str, typer.Option(metavar="NAME", help="What you have now; the others' times are divided by its.")
-    ] = BASELINE,
+    ] = BENCH_BASELINE,
     settings: SettingsOption = None,
     device: DeviceOption = "auto",
     dtype: DtypeOption = None,
@@ -55,7 +59,7 @@ def bench_command(
             "--compile/--no-compile", help="Compile our optimizers' steps, or not. Default: where it pays."
         ),
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds.")] = MIN_ROUNDS,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds.")] = LEAST_ROUNDS,
     memory: Annotated[
         float | None,
         typer.Option(metavar="GIB", help="Memory that may be used. Default: 0.7 of what is free."),
@@ -68,6 +72,10 @@ def bench_command(
     All optimizers step the same parameters in turns, because a machine's speed changes from minute to minute:
     compare ratios within one run. What does not fit into memory is planned on the meta device, and marked.
     """
+    import torch
+
+    from ..bench.run import bench
+
     console = make_console()
     if threads is not None:
         torch.set_num_threads(threads)
@@ -95,6 +103,8 @@ def bench_command(
 
 def bench_table(experiment: Experiment, found: StepCosts) -> Table:
     """Return a table with a row for each optimizer."""
+    from rich.table import Table
+
     table = Table(
         title=experiment.title,
         caption=" ".join(experiment.notes),

@@ -9,8 +9,6 @@ from typing import Annotated
 
 import typer
 
-from steepest.trust import CertifyRequestError, certify_function
-
 from ..errors import LabError
 from .options import BAD_REQUEST
 
@@ -42,6 +40,8 @@ def certify_command(
     differs first, in which tensor, by how much, and the usual causes. The status is 0 if everything is
     identical, 1 if not, and 2 if the training could not be run.
     """
+    from steepest.trust import CertifyRequestError, certify_function
+
     # As `python -m` does, and a console script does not.
     sys.path.insert(0, str(Path.cwd()))
     try:

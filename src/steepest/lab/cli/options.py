@@ -6,36 +6,33 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
-from rich.console import Console
 
+from ..defaults import DTYPES, TASKS
 from ..errors import LabError
-from ..progress import Callback, Several
-from ..progress.live import Live
-from ..progress.plain import Plain
-from ..progress.tensorboard import TensorBoard
-from ..tasks.load import load_task
-from ..tasks.task import Task
-from ..training.schedule import Schedule
+from .completion import complete_optimizers, complete_tasks
 from .workers import Workers, count_workers, end_with_parent, is_worker
 
-BAD_REQUEST = 2
+if TYPE_CHECKING:
+    import torch
+    from rich.console import Console
 
-DTYPES = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
+    from ..tasks.task import Task
+
+BAD_REQUEST = 2
 
 _LOG_WIDTH = 120
 _DEVICE = re.compile(r"cpu|cuda(:\d+)?")
 
 TaskOption = Annotated[
-    str, typer.Option("--task", help="text, digits, images, sasrec, or your own: package.module:task.")
+    str,
+    typer.Option(
+        "--task",
+        help=f"{', '.join(TASKS)}, or your own: package.module:task.",
+        autocompletion=complete_tasks,
+    ),
 ]
 OptimizersOption = Annotated[
     str,
@@ -43,6 +40,7 @@ OptimizersOption = Annotated[
         metavar="NAME,NAME,…",
         help="Names of steepest.list_optimizers(), or anybody's: torch.optim:AdamW, package.module:factory. "
         "label=NAME makes a variant.",
+        autocompletion=complete_optimizers,
     ),
 ]
 SettingsOption = Annotated[
@@ -87,6 +85,8 @@ class TaskOptions:
 
     def load(self, device: str) -> Task[Any]:
         """Return the task, or raise ``LabError``."""
+        from ..tasks.load import load_task
+
         values = {}
         for setting in self.task_settings or ():
             key, equals, value = setting.partition("=")
@@ -119,6 +119,8 @@ class TrainingOptions:
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments for `race` and `sweep`, or raise ``LabError``."""
+        from ..training.schedule import Schedule
+
         decay, warmup = self.schedule, self.warmup
         if decay not in ("cosine", "linear", "constant") or not 0 <= warmup < 1:
             raise LabError(
@@ -174,6 +176,11 @@ class RunOptions:
 
         Their `command` line is by default this process's. TensorBoard's runs go to the folder `tensorboard`.
         """
+        from ..progress import Callback, Several
+        from ..progress.live import Live
+        from ..progress.plain import Plain
+        from ..progress.tensorboard import TensorBoard
+
         number, callback = self.count(), Callback()
         if is_worker():
             end_with_parent()
@@ -193,6 +200,8 @@ def split_names(text: str) -> list[str]:
 
 def make_console(width: int = _LOG_WIDTH) -> Console:
     """Return a console for the terminal, or of a fixed width for a pipe or file."""
+    from rich.console import Console
+
     # A pipe has no width; rich would assume a narrow terminal and wrap the table's lines.
     console = Console(emoji=False)  # a name such as mine:factory: is none
     return console if console.is_terminal else Console(width=width, emoji=False)
@@ -200,6 +209,8 @@ def make_console(width: int = _LOG_WIDTH) -> Console:
 
 def parse_device(name: str) -> torch.device:
     """Return the device of a name, or raise ``LabError`` if this machine has none."""
+    import torch
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # mps is not supported, because the lab computes means in float64, which mps does not have.
@@ -217,4 +228,7 @@ def parse_dtype(name: str) -> torch.dtype:
     """Return the dtype of a name, or raise ``LabError``."""
     if name not in DTYPES:
         raise LabError(f"no dtype {name!r}: give {', '.join(DTYPES)}")
-    return DTYPES[name]
+    import torch
+
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype

@@ -9,11 +9,12 @@ import typer
 
 import steepest
 
-from ..bench.models import make_model, meta_model
 from ..bench.shapes import MODELS
+from ..defaults import DTYPES
 from ..errors import LabError
+from .completion import complete_models, complete_optimizers
 from .mesh import LayoutOption, mesh_options
-from .options import DTYPES, DtypeOption, parse_dtype, split_names
+from .options import DtypeOption, parse_dtype, split_names
 
 _STATES = "|".join([*DTYPES, "int8"])
 
@@ -23,7 +24,8 @@ def plan_command(
         str | None,
         typer.Option(
             help=f"A model by its shapes: {', '.join(MODELS)}; or a file of names and shapes, JSON "
-            "({name: [rows, columns]}) or CSV (name,ROWSxCOLUMNS)."
+            "({name: [rows, columns]}) or CSV (name,ROWSxCOLUMNS).",
+            autocompletion=complete_models,
         ),
     ] = None,
     model: Annotated[
@@ -35,7 +37,10 @@ def plan_command(
     ] = None,
     optimizers: Annotated[
         str,
-        typer.Option(help="Optimizers to compare; with --budget from the best to the last resort."),
+        typer.Option(
+            help="Optimizers to compare; with --budget from the best to the last resort.",
+            autocompletion=complete_optimizers,
+        ),
     ] = "adamw,lion,muon",
     dtype: DtypeOption = None,
     state_dtype: Annotated[
@@ -62,6 +67,8 @@ def plan_command(
 
     Nothing is allocated. Several optimizers are compared; for a single one, the tensors are listed.
     """
+    from ..bench.models import make_model, meta_model
+
     if (shapes is None) == (model is None):
         raise LabError("give --shapes or --model")
     if layout is not None and mesh is None:

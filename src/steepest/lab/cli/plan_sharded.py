@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 import typer
-from rich.table import Table
 
-from steepest.planning import ShardedPlan, plan_sharded
-
-from ..bench.models import Shapes, find_shapes
 from ..bench.shapes import MODELS, model_shapes
+from ..defaults import DTYPES
 from ..errors import LabError
+from .completion import complete_models
 from .mesh import LayoutOption, mesh_options, parse_layout, parse_mesh
-from .options import DTYPES, make_console, parse_dtype
+from .options import make_console, parse_dtype
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from steepest.planning import ShardedPlan
+
+    from ..bench.models import Shapes
 
 # An H100 with InfiniBand.
 FLOPS, NEAR, FAR = 500.0, 360.0, 45.0
@@ -34,6 +38,7 @@ def plan_sharded_command(
         typer.Option(
             help=f"The hidden matrices of {', '.join(MODELS)}; or those of a file of names and shapes, JSON "
             "({name: [rows, columns]}) or CSV (name,ROWSxCOLUMNS).",
+            autocompletion=complete_models,
         ),
     ],
     layout: LayoutOption = None,
@@ -57,6 +62,8 @@ def plan_sharded_command(
 
     The optimizer's steps follow the same plan. Times are on paper, from the rates given.
     """
+    import torch
+
     if min(node, tflops, near, far) <= 0:
         raise LabError("--node, --tflops, --near and --far must be positive")
     options: dict[str, Any] = {"dtype": parse_dtype(dtype), "node": node}
@@ -87,12 +94,16 @@ def matrices(text: str) -> Shapes:
     """Return names and shapes of a model's hidden matrices, or of the matrices that a file lists."""
     if text in MODELS:
         return [(tensor.name, tensor.shape) for tensor in model_shapes(text).hidden()]
+    from ..bench.models import find_shapes
+
     # Matrix rules leave vectors to other rules.
     return [(name, shape) for name, shape in find_shapes(text) if len(shape) > 1]
 
 
 def plan(shapes: Shapes, mesh: str, layout: str | None, rule: str, **options: Any) -> ShardedPlan:
     """Plan for a mesh and a layout as words, or raise ``LabError``; `options` are those of `plan_sharded`."""
+    from steepest.planning import plan_sharded
+
     where = mesh_options(mesh, layout)
     try:
         return plan_sharded(shapes, rule=rule, **where, **options)
@@ -147,6 +158,8 @@ def owner_rows(found: ShardedPlan) -> list[Row]:
 
 
 def _table(title: str, rows: Sequence[Row], note: str = "") -> Table:
+    from rich.table import Table
+
     table = Table(title=title, caption=note, title_justify="left", caption_justify="left")
     for header, value in rows[0].items():
         table.add_column(header, justify="left" if isinstance(value, str) else "right")

@@ -6,18 +6,14 @@ from typing import Annotated, Any
 
 import typer
 
+from ..defaults import GROWTH_ROUNDS, GROWTH_SIZES, PROFILE_POINTS
 from ..errors import LabError
-from ..experiments.growth import ROUNDS, SIZES, growth
-from ..experiments.local_gain import local_gain
-from ..experiments.observed import POINTS
-from ..experiments.spectra import spectra
-from ..records import EXPERIMENT_FILE
+from .completion import complete_optimizers
 from .finish import finish
 from .groups import grouped
 from .options import RunOptions, SettingsOption, StepsOption, TaskOptions, parse_device, split_names
 
-TRAINED = {"local-gain": local_gain, "spectra": spectra}
-WHATS = (*TRAINED, "growth")
+WHATS = ("local-gain", "spectra", "growth")
 
 
 @grouped
@@ -31,13 +27,14 @@ def profile_command(
             metavar="NAME,NAME,…",
             help="Names of steepest.list_optimizers(), or anybody's: torch.optim:AdamW. Default: each "
             "experiment's own.",
+            autocompletion=complete_optimizers,
         ),
     ] = None,
     settings: SettingsOption = None,
     steps: StepsOption = None,
     seeds: Annotated[int, typer.Option(help="Seeds of local-gain and spectra.")] = 1,
-    points: Annotated[int, typer.Option(help="Measured steps of a trial, about.")] = POINTS,
-    sizes: Annotated[str, typer.Option(help="Sizes of GPT-2 for growth.")] = ",".join(SIZES),
+    points: Annotated[int, typer.Option(help="Measured steps of a trial, about.")] = PROFILE_POINTS,
+    sizes: Annotated[str, typer.Option(help="Sizes of GPT-2 for growth.")] = ",".join(GROWTH_SIZES),
     measured: Annotated[
         str | None,
         typer.Option(
@@ -45,7 +42,7 @@ def profile_command(
             "accelerator, 125m on a CPU."
         ),
     ] = None,
-    rounds: Annotated[int, typer.Option(help="Timed rounds of growth.")] = ROUNDS,
+    rounds: Annotated[int, typer.Option(help="Timed rounds of growth.")] = GROWTH_ROUNDS,
     run: RunOptions,
 ) -> int:
     """Profile optimizers: local gain, update spectra, and growth with the model's size.
@@ -54,6 +51,11 @@ def profile_command(
     spectra: singular values of the updates of hidden matrices. growth: state, peak memory and
     step time on GPT-2 from 125M to 1.5B; what does not fit the memory is planned.
     """
+    from ..experiments.growth import growth
+    from ..experiments.local_gain import local_gain
+    from ..experiments.spectra import spectra
+    from ..records import EXPERIMENT_FILE
+
     if what not in (*WHATS, "all"):
         raise LabError(f"no profile {what!r}: give {', '.join(WHATS)} or all")
     common: dict[str, Any] = {"settings": settings or ()}
@@ -78,7 +80,7 @@ def profile_command(
                 **common,
             )
         else:
-            measure = TRAINED[directory.name]
+            measure = local_gain if directory.name == "local-gain" else spectra
             loaded = task.load(run.device)
             measure(loaded, steps=steps, seeds=seeds, points=points, out=directory, **common, **arguments)
     # The page also shows what earlier calls have profiled.

@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from ..experiments.race import DEFAULT_BUDGET, DEFAULT_OPTIMIZERS, race
+from ..defaults import RACE_BUDGET, RACE_OPTIMIZERS
 from .finish import finish
 from .groups import grouped
 from .options import OptimizersOption, RunOptions, TaskOptions, TrainingOptions, split_names
 
-OPTIMIZERS = ",".join(DEFAULT_OPTIMIZERS)
+OPTIMIZERS = ",".join(RACE_OPTIMIZERS)
 
 
 @grouped
@@ -25,7 +25,7 @@ def race_command(
             metavar="TIME",
             help="Time for the whole race: 90s, 5m, 1h. It decides how many optimizers run, in the order "
             "given, and how many search trials each has. "
-            f"Default: {DEFAULT_BUDGET}, unless --trials is given.",
+            f"Default: {RACE_BUDGET}, unless --trials is given.",
         ),
     ] = None,
     trials: Annotated[
@@ -44,6 +44,8 @@ def race_command(
     The directory contains report.html (a self-contained page), records.jsonl (a line per trial),
     experiment.json and study.db (Optuna's database).
     """
+    from ..experiments.race import race
+
     directory = run.directory(f"race-{task.folder}")
     race(
         task.load(run.device),

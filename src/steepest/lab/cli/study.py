@@ -9,9 +9,15 @@ from typing import Annotated
 
 import typer
 
+from ..defaults import (
+    GRID_OPTIMIZERS,
+    HORIZON_OPTIMIZERS,
+    HORIZON_STEPS,
+    SASREC_OPTIMIZERS,
+    TERNARY_TASKS,
+    InteractionFormat,
+)
 from ..errors import LabError
-from ..experiments.studies import horizon, sasrec, sgd_sai_grid, ternary
-from ..tasks.sasrec import Format
 from .finish import finish
 from .groups import grouped
 from .options import (
@@ -29,8 +35,8 @@ study = typer.Typer(
     name="study", help="Do a published study again.", no_args_is_help=True, rich_markup_mode="markdown"
 )
 
-_GRID_OPTIMIZERS = ",".join(sgd_sai_grid.OPTIMIZERS)
-_HORIZON_OPTIMIZERS = ",".join(horizon.OPTIMIZERS)
+_GRID_OPTIMIZERS = ",".join(GRID_OPTIMIZERS)
+_HORIZON_OPTIMIZERS = ",".join(HORIZON_OPTIMIZERS)
 
 
 @study.command("sasrec")
@@ -39,7 +45,7 @@ def sasrec_command(
     *,
     data: Annotated[Path | None, typer.Option(help="File of interactions. Default: synthetic ones.")] = None,
     format: Annotated[
-        Format | None,
+        InteractionFormat | None,
         typer.Option(
             help="Its format. Default: as its name says; Amazon's two differ only in the columns' order."
         ),
@@ -47,7 +53,7 @@ def sasrec_command(
     core: Annotated[int, typer.Option(help="Minimum interactions of the file's users and items.")] = 5,
     optimizers: Annotated[
         str, typer.Option(metavar="NAME,NAME,…", help="Which of the study's optimizers.")
-    ] = ",".join(sasrec.OPTIMIZERS),
+    ] = ",".join(SASREC_OPTIMIZERS),
     trials: Annotated[int, typer.Option(help="Search trials of each optimizer.")] = 10,
     seeds: SeedsOption = 5,
     steps: StepsOption = None,
@@ -60,6 +66,8 @@ def sasrec_command(
 
     Run the command again to resume after Ctrl-C.
     """
+    from ..experiments.studies import sasrec
+
     directory = run.directory("sasrec")
     results = sasrec.run(
         directory,
@@ -86,12 +94,14 @@ class _CpuOptions(RunOptions):
 @grouped
 def ternary_command(
     *,
-    tasks: Annotated[str, typer.Option(help="Which tasks.")] = ",".join(ternary.TASKS),
+    tasks: Annotated[str, typer.Option(help="Which tasks.")] = ",".join(TERNARY_TASKS),
     steps: StepsOption = None,
     seeds: Annotated[int | None, typer.Option(help="Final seeds. Default: 5; 3 on text.")] = None,
     run: _CpuOptions,
 ) -> int:
     """Train ternary weights by votes, latent floats and Bop, beside float32 and frozen random ones."""
+    from ..experiments.studies import ternary
+
     directory = run.directory("ternary")
     results = ternary.run(directory, split_names(tasks), steps=steps, seeds=seeds, **run.arguments())
     return finish(directory, [result.directory for result in results])
@@ -114,6 +124,8 @@ def sgd_sai_grid_command(
     run: RunOptions,
 ) -> int:
     """Sweep lr and weight decay with ResNet-18 and ViT-S/16: how wide is each optimizer's good region?"""
+    from ..experiments.studies import sgd_sai_grid
+
     directory = run.directory("sgd-sai-grid")
     results = sgd_sai_grid.run(
         directory,
@@ -133,7 +145,7 @@ def sgd_sai_grid_command(
 def horizon_command(
     *,
     steps: Annotated[str, typer.Option(help="The numbers of steps to compare.")] = ",".join(
-        map(str, horizon.STEPS)
+        map(str, HORIZON_STEPS)
     ),
     task: TaskOptions,
     optimizers: OptimizersOption = _HORIZON_OPTIMIZERS,
@@ -144,6 +156,8 @@ def horizon_command(
     run: RunOptions,
 ) -> int:
     """Compare optimizers at several numbers of steps: does the ranking depend on the horizon?"""
+    from ..experiments.studies import horizon
+
     directory = run.directory("horizon")
     results = horizon.run(
         directory,

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..errors import LabError
-from ..experiments.sweep import Values, sweep
 from .finish import finish
 from .groups import grouped
 from .options import OptimizersOption, RunOptions, TaskOption, TaskOptions, TrainingOptions, split_names
+
+if TYPE_CHECKING:
+    from ..experiments.sweep import Values
 
 DEFAULT_GRID = ["lr=1e-3,3e-3,1e-2,3e-2,1e-1,3e-1", "weight_decay=0,0.1,1,3"]
 
@@ -44,6 +46,8 @@ def sweep_command(
     Everything else is as in `steepest race`: the sweep resumes, several workers share it, and the best cell
     is trained again with seeds that the search never saw.
     """
+    from ..experiments.sweep import sweep
+
     directory = run.directory(f"sweep-{task.folder}")
     sweep(
         task.load(run.device),

@@ -8,12 +8,15 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-
-import torch
+from typing import TYPE_CHECKING
 
 from ..errors import LabError
 from ..progress import Callback
-from ..records import Experiment, Record
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..records import Experiment, Record
 
 _WORKER = "STEEPEST_WORKER"
 _STOP_SECONDS = 10
@@ -41,6 +44,8 @@ def count_workers(number: int | None, device: torch.device, threads: int) -> int
     """Set the threads of this process and return how many processes shall share the trials."""
     if threads < 1 or (number is not None and number < 1):
         raise LabError("--threads and --workers must be at least 1")
+    import torch
+
     torch.set_num_threads(threads)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return number or (1 if device.type != "cpu" else max(1, cores // threads))

@@ -11,23 +11,21 @@ from torch import nn
 from ..bench.costs import measure_costs
 from ..bench.models import meta_model
 from ..bench.run import costs_experiment
+from ..defaults import GROWTH_ROUNDS, GROWTH_SIZES
 from ..errors import LabError
 from ..progress import Callback
 from ..records import Cost, Experiment, write_records
 from ..training.optimizers import OptimizerLike, resolve_optimizers
 
 DEFAULT_OPTIMIZERS = ("sgd", "sgd_sai", "adamw", "adam_mini", "lion", "signgsd", "muon")
-ROUNDS = 5
-SIZES = {"125m": "gpt2-124m", "350m": "gpt2-350m", "774m": "gpt2-774m", "1.5b": "gpt2-1.5b"}
-"""The sizes of GPT-2, and their names among the models of `bench`."""
 
 
 def growth(
     optimizers: OptimizerLike | Iterable[OptimizerLike] = DEFAULT_OPTIMIZERS,
-    sizes: Sequence[str] = tuple(SIZES),
+    sizes: Sequence[str] = tuple(GROWTH_SIZES),
     *,
     measured: Sequence[str] | None = None,
-    rounds: int = ROUNDS,
+    rounds: int = GROWTH_ROUNDS,
     settings: Sequence[str] = (),
     device: str | torch.device = "cpu",
     out: str | Path = "runs/growth",
@@ -37,8 +35,8 @@ def growth(
 
     All optimizers of a size step the same float32 weights and gradients in turns. What does not fit the free
     memory, or is not among `measured`, has its bytes from `steepest.plan` and no time: see
-    `steepest.lab.bench.costs.measure_costs`. `sizes` and `measured` are names in `SIZES`; by default all are
-    measured on an accelerator, and 125m on a CPU, where a step of Muon takes seconds.
+    `steepest.lab.bench.costs.measure_costs`. `sizes` and `measured` are names in `GROWTH_SIZES`; by default
+    all are measured on an accelerator, and 125m on a CPU, where a step of Muon takes seconds.
 
     Returns:
         The experiment, whose `costs` are called `OPTIMIZER @ SIZE`. Optimizers that cannot be planned are
@@ -49,10 +47,10 @@ def growth(
     """
     device = torch.device(device)
     if measured is None:
-        measured = [*SIZES] if device.type != "cpu" else ["125m"]
+        measured = [*GROWTH_SIZES] if device.type != "cpu" else ["125m"]
     for size in (*sizes, *measured):
-        if size not in SIZES:
-            raise LabError(f"no size {size!r}: give {', '.join(SIZES)}")
+        if size not in GROWTH_SIZES:
+            raise LabError(f"no size {size!r}: give {', '.join(GROWTH_SIZES)}")
     if not sizes or rounds < 1:
         raise LabError("give at least one size, and at least one round")
     callback = Callback() if callback is None else callback
@@ -96,7 +94,7 @@ def growth(
 
 
 def _model(size: str) -> nn.Module:
-    model = meta_model(SIZES[size])
+    model = meta_model(GROWTH_SIZES[size])
     for block in model.h:  # type: ignore[union-attr]
         # Adam-mini asks for the heads, which in GPT-2 have 64 rows.
         block.attn.n_head = max(1, block.attn.c_proj.weight.shape[0] // 64)

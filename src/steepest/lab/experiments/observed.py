@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from ..defaults import PROFILE_POINTS
 from ..errors import LabError
 from ..tasks.task import Task
 from ..training.optimizers import OptimizerLike, resolve_optimizers
@@ -15,8 +16,6 @@ from ..training.schedule import Schedule
 from ..training.seeding import seeded
 from ..training.updates import Measure, observe_updates
 from .sweep import Result, sweep
-
-POINTS = 100
 
 
 def observed(
@@ -26,7 +25,7 @@ def observed(
     *,
     steps: int | None = None,
     seeds: int | Sequence[int] = 1,
-    points: int = POINTS,
+    points: int = PROFILE_POINTS,
     settings: Sequence[str] = (),
     notes: Sequence[str] = (),
     **options: Any,

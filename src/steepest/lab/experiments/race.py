@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..defaults import RACE_BUDGET, RACE_OPTIMIZERS
 from ..errors import LabError
 from ..progress import Callback
 from ..records import Cost
@@ -19,8 +20,6 @@ from ..training.seeding import seeded
 from ..training.trial import evaluate
 from .sweep import Result, sweep
 
-DEFAULT_OPTIMIZERS = ("adamw", "muon", "lion", "signgsd", "sgd_sai", "quad", "simba", "procrustes", "signum")
-DEFAULT_BUDGET = "8m"
 MIN_TRIALS = 8
 """A search over lr and weight decay with fewer trials finds little (see `sampler.py`)."""
 LEAST_TRIALS = 4
@@ -35,7 +34,7 @@ _DURATION = re.compile(rf"\s*(?:{_NUMBER}\s*h)?\s*(?:{_NUMBER}\s*m)?\s*(?:{_NUMB
 
 def race(
     task: Task[Any],
-    optimizers: OptimizerLike | Iterable[OptimizerLike] = DEFAULT_OPTIMIZERS,
+    optimizers: OptimizerLike | Iterable[OptimizerLike] = RACE_OPTIMIZERS,
     *,
     budget: str | float | None = None,
     trials: int | None = None,
@@ -68,7 +67,7 @@ def race(
     if trials is not None and budget is not None:
         raise LabError("give trials or a budget, not both")
     callback = Callback() if callback is None else callback
-    seconds = None if trials is not None else parse_seconds(DEFAULT_BUDGET if budget is None else budget)
+    seconds = None if trials is not None else parse_seconds(RACE_BUDGET if budget is None else budget)
     steps = task.steps if steps is None else steps
 
     def fit(costs: Mapping[str, Cost]) -> tuple[int, list[str], dict[str, str]]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..records import Experiment, Record
-
 if TYPE_CHECKING:
+    from ..records import Experiment, Record
     from ..training.trial import Trial
 
 

@@ -16,12 +16,12 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from ..defaults import TASKS
 from ..errors import LabError
 from ..loading import load
 from ..records import Metric
 from .task import Split, Task
 
-TASKS = ("text", "digits", "images", "sasrec")
 """The built-in tasks: the module of each has the function NAME_task."""
 
 _FROM_TEXT = (int, float, bool, str, Path, type(None))

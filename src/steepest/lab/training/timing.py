@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ..defaults import LEAST_ROUNDS
 from ..records import Cost
 from .clock import device_of, now
 from .optimizers import OptimizerSpec, trainable
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from ..tasks.task import Task
 
 WARMUP_ROUNDS = 2
-MIN_ROUNDS = 9
 MAX_ROUNDS = 51
 
 LR_FACTOR = 1e-3
@@ -69,7 +69,7 @@ def interleave(
     calls: Mapping[str, Callable[[], object]],
     *,
     device: torch.device,
-    rounds: int = MIN_ROUNDS,
+    rounds: int = LEAST_ROUNDS,
     seconds: float = 0.0,
     setup: Mapping[str, Callable[[], object]] | None = None,
     on_round: Callable[[float], None] = lambda fraction: None,
@@ -138,7 +138,7 @@ def training_costs(
 
     Each timed optimizer step follows a forward and backward pass, as in training, which is timed by itself.
     The weights of the seed-0 model take all the steps, at a thousandth of the learning rates. There are at
-    least `MIN_ROUNDS` rounds, and more for `seconds`, see `interleave`.
+    least `LEAST_ROUNDS` rounds, and more for `seconds`, see `interleave`.
     """
     with seeded(0):
         model = task.make(0).train()

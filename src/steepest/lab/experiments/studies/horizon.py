@@ -6,23 +6,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ...defaults import HORIZON_OPTIMIZERS, HORIZON_STEPS
 from ...errors import LabError
 from ...tasks.task import Task
 from ...training.optimizers import OptimizerSpec
 from ..sweep import Result, Space, default_space, sweep
 
-STEPS = (500, 2000, 8000)
-OPTIMIZERS = ("adamw", "muon", "lion", "sgd_sai", "simba")
 NARROW = 4.0
 """A longer horizon is searched from the best values before divided by this to them multiplied by it."""
 
 
 def run(
     out: str | Path,
-    steps: Sequence[int] = STEPS,
+    steps: Sequence[int] = HORIZON_STEPS,
     *,
     task: Task[Any],
-    optimizers: Sequence[str] = OPTIMIZERS,
+    optimizers: Sequence[str] = HORIZON_OPTIMIZERS,
     settings: Sequence[str] = (),
     trials: int = 10,
     longer_trials: int = 6,

@@ -14,10 +14,10 @@ import torch
 
 from ...analysis.target import steps_to_target
 from ...analysis.welch import SIGNIFICANT, welch
+from ...defaults import SASREC_OPTIMIZERS, SASREC_VARIANTS, InteractionFormat
 from ...errors import LabError
 from ...records import Experiment, Record
 from ...tasks.sasrec import (
-    Format,
     Synthetic,
     baselines,
     generate,
@@ -29,10 +29,6 @@ from ...tasks.task import Task
 from ...training.schedule import Schedule
 from ..sweep import Result, sweep
 
-VARIANTS = ("simba_sign_m", "simba_lions_choice", "simba_always_m")
-"""Labels of Simba with other settings."""
-OPTIMIZERS = ("adamw", "lion", "signgsd", "simba", *VARIANTS, "simba_leaky", "sgd_sai", "muon")
-"""The labels of the study's optimizers."""
 SETTINGS = (
     "simba_sign_m.memory=momentum",
     "simba_lions_choice.choice=lion",
@@ -71,13 +67,13 @@ def run(
     out: str | Path,
     data: Path | None = None,
     *,
-    format: Format | None = None,
+    format: InteractionFormat | None = None,
     core: int = 5,
     trials: int = 10,
     seeds: int = 5,
     steps: int | None = None,
     reversal: bool = True,
-    optimizers: Iterable[str] = OPTIMIZERS,
+    optimizers: Iterable[str] = SASREC_OPTIMIZERS,
     device: str | torch.device = "cpu",
     **options: Any,
 ) -> list[Result]:
@@ -90,7 +86,7 @@ def run(
     Args:
         out: The folder; its subfolders are `comparison` and `reversal`.
         data, format, core: See `read_interactions`; by default synthetic interactions.
-        optimizers: Labels of `OPTIMIZERS`.
+        optimizers: Labels of `SASREC_OPTIMIZERS`.
         trials, seeds, steps, options: See `steepest.lab.sweep`.
 
     Returns:
@@ -103,15 +99,17 @@ def run(
     found = generate() if data is None else read_interactions(data, format, core)
     task = next_item_task(found, device=device)
     optimizers = [*optimizers]
-    if unknown := set(optimizers) - {*OPTIMIZERS}:
-        raise LabError(f"the study has no {', '.join(sorted(unknown))}: it has {', '.join(OPTIMIZERS)}")
+    if unknown := set(optimizers) - {*SASREC_OPTIMIZERS}:
+        raise LabError(
+            f"the study has no {', '.join(sorted(unknown))}: it has {', '.join(SASREC_OPTIMIZERS)}"
+        )
     measured = baselines(found)
 
     def compare(task: Task[Any], part: str, labels: Sequence[str], *space: Any, **more: Any) -> Result:
         own = [setting for setting in SETTINGS if setting.partition(".")[0] in labels]
         return sweep(
             task,
-            [f"{label}=simba" if label in VARIANTS else label for label in labels],
+            [f"{label}=simba" if label in SASREC_VARIANTS else label for label in labels],
             *space,
             seeds=seeds,
             out=out / part,

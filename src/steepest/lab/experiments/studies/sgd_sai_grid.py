@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
+from ...defaults import GRID_OPTIMIZERS
 from ...errors import LabError
 from ...tasks.images import images_task
 from ...training.optimizers import OptimizerSpec
 from ..sweep import Result, Space, sweep
 
-OPTIMIZERS = ("sgd", "sgd_sai", "adamw", "adam_mini", "lion")
 SETTINGS = {"sgd": ("sgd.lr=0.1", "sgd.momentum=0.9", "sgd.weight_decay_method=decoupled")}
 """SGD as is customary for ResNets, but with the others' decoupled weight decay."""
 
@@ -23,7 +23,7 @@ def run(
     data: Path | None = None,
     *,
     models: Sequence[str] = ("resnet18", "vit_s16"),
-    optimizers: Sequence[str] = OPTIMIZERS,
+    optimizers: Sequence[str] = GRID_OPTIMIZERS,
     lrs: Sequence[float] | None = None,
     decays: Sequence[float] | None = None,
     steps: int | None = None,

@@ -1,13 +1,12 @@
 """The sasrec task: sequential recommendation, the problem of the Simba study."""
 
-from .interactions import Format, Interactions, read_interactions
+from .interactions import Interactions, read_interactions
 from .metrics import baselines
 from .model import SASRec, SASRecConfig
 from .synthetic import Synthetic, SyntheticConfig, generate
 from .task import next_item_task, reversal_task, sasrec_task
 
 __all__ = [
-    "Format",
     "Interactions",
     "SASRec",
     "SASRecConfig",

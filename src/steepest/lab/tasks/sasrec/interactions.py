@@ -6,21 +6,20 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ...defaults import InteractionFormat
 from ...errors import LabError
 
-Format = Literal["recbole", "movielens", "amazon-2014", "amazon-2018", "plain"]
 Event = tuple[str, str, float]
 """User, item and time."""
 
 # Separator (None: white space), number of fields, and which of them are user, item and time.
 _Layout = tuple[str | None, int, tuple[int, int, int | None]]
-_LAYOUTS: dict[Format, _Layout] = {
+_LAYOUTS: dict[InteractionFormat, _Layout] = {
     "movielens": ("::", 4, (0, 1, 3)),
     "amazon-2014": (",", 4, (0, 1, 3)),
     "amazon-2018": (",", 4, (1, 0, 3)),
@@ -84,7 +83,7 @@ class Interactions:
         return users[before], self.items[before]
 
 
-def read_interactions(path: Path, format: Format | None = None, core: int = 5) -> Interactions:
+def read_interactions(path: Path, format: InteractionFormat | None = None, core: int = 5) -> Interactions:
     """Read a file of interactions.
 
     Ratings are not read: every interaction counts, as in the SASRec paper. Interactions of one user at the
@@ -146,7 +145,7 @@ def core_of(users: np.ndarray, items: np.ndarray, k: int) -> np.ndarray:
         kept = kept[enough]
 
 
-def _find_format(path: Path) -> Format:
+def _find_format(path: Path) -> InteractionFormat:
     if path.suffix == ".inter":
         return "recbole"
     if path.name == "ratings.dat":

@@ -11,10 +11,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from ...defaults import InteractionFormat
 from ...errors import LabError
 from ...records import Metric
 from ..task import Split, Task
-from .interactions import Format, Interactions, read_interactions
+from .interactions import Interactions, read_interactions
 from .metrics import HeldOut, evaluate
 from .model import SASRec, SASRecConfig
 from .synthetic import Synthetic, SyntheticConfig, generate
@@ -35,7 +36,7 @@ _EPOCHS = 100
 def sasrec_task(
     data: Path | None = None,
     *,
-    format: Format | None = None,
+    format: InteractionFormat | None = None,
     core: int = 5,
     users: int = SyntheticConfig.users,
     items: int = SyntheticConfig.items,

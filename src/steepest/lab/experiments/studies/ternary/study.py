@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 import steepest
 
+from ....defaults import TERNARY_TASKS
 from ....errors import LabError
 from ....models.digits import DigitConvNet, normed_mlp
 from ....tasks import digits_task, text_task
@@ -46,11 +47,17 @@ def _digits(name: str, make: Callable[[], nn.Module]) -> Task[Any]:
     )
 
 
-TASKS: Mapping[str, Callable[[], Task[Any]]] = {
-    "mlp": lambda: _digits("mlp", normed_mlp),
-    "convnet": lambda: _digits("convnet", lambda: DigitConvNet(32, patches=True)),
-    "text": lambda: text_task(width=96),
-}
+TASKS: Mapping[str, Callable[[], Task[Any]]] = dict(
+    zip(
+        TERNARY_TASKS,
+        (
+            lambda: _digits("mlp", normed_mlp),
+            lambda: _digits("convnet", lambda: DigitConvNet(32, patches=True)),
+            lambda: text_task(width=96),
+        ),
+        strict=True,
+    )
+)
 
 
 def run(
