@@ -7,7 +7,7 @@ import torch
 
 import steepest
 
-from .tiny import assert_same, llama, run_examples, sentences, state
+from .tiny import assert_same, llama, run_examples, sentences, state, tiny_model
 
 STEPS = 4
 
@@ -176,6 +176,39 @@ def test_a_saved_ternary_model_loads_bit_for_bit(hf, options, dtype, shard, tmp_
         loaded.train()(tokens, labels=tokens).loss.backward()
         flip.step()
     assert flip.stats().flips > 0
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "t5", "modernbert", "mamba"])
+def test_models_that_initialize_their_children_load_bit_for_bit(hf, kind, tmp_path):
+    """Their ``_init_weights`` writes to ``module.c_proj.weight`` and the like, which packed layers lack."""
+    model = tiny_model(kind)
+    steepest.ternary.ternarize(model)
+    hf.record_ternary(model)
+    model.save_pretrained(tmp_path)
+    loaded, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+    assert_same(state(loaded), state(model))
+    tokens = torch.stack([each["input_ids"] for each in sentences(2)])
+    more = {"decoder_input_ids": tokens} if kind == "t5" else {}
+    assert torch.equal(loaded(tokens, **more).logits, model.eval()(tokens, **more).logits)
+    packed = [m for m in loaded.modules() if isinstance(m, steepest.ternary.TernaryLinear)]
+    assert packed
+    assert not any(hasattr(layer, "weight") for layer in packed)
+
+
+def test_what_a_ternary_checkpoint_lacks_is_initialized(hf, tmp_path):
+    from transformers import GPT2ForSequenceClassification
+
+    model = tiny_model("gpt2")
+    steepest.ternary.ternarize(model)
+    hf.record_ternary(model)
+    model.save_pretrained(tmp_path)
+    loaded, info = GPT2ForSequenceClassification.from_pretrained(
+        tmp_path, num_labels=1024, initializer_range=0.5, output_loading_info=True
+    )
+    assert set(info["missing_keys"]) == {"score.weight"}
+    assert_same(state(loaded.transformer), state(model.transformer))
+    assert loaded.score.weight.std().item() == pytest.approx(0.5, rel=0.05)
 
 
 def test_a_dense_checkpoint_becomes_ternary_as_it_is_loaded(hf, tmp_path):
