@@ -7,7 +7,7 @@ import torch
 
 import steepest
 
-from .tiny import assert_same, llama, run_examples, sentences, state, tiny_model
+from .tiny import assert_same, llama, rates_of_steps, run_examples, sentences, state, tiny_model
 
 STEPS = 4
 
@@ -118,6 +118,7 @@ def test_the_callback_explains_once_and_adds_to_the_logs(hf, tmp_path):
 
     run = trainer(model, tmp_path, ways=built(model), callbacks=[Reporter()])
     hf.SteepestCallback(show=shown.append).add_to(run)
+    used = rates_of_steps(run.optimizer)
     run.train()
     (table,) = shown
     assert "model.layers.*.self_attn.q_proj.weight" in table
@@ -127,9 +128,10 @@ def test_the_callback_explains_once_and_adds_to_the_logs(hf, tmp_path):
     assert last["state_bytes"] == optimizer.state_bytes() > 0
     assert last["skipped_steps"] == 0
     assert sum(key.startswith("lr/") for key in last) == len(optimizer.param_groups)
-    # Warm-up of one step, then linear to 0: after 4 of 4 steps the rates are 0.
-    assert losses[0]["lr/muon"] == pytest.approx(1e-2)
-    assert losses[-1]["lr/muon"] == 0
+    # Warm-up of one step, then linear to 0: the rates with which the steps were taken.
+    assert [entry["lr/muon"] for entry in losses] == used == pytest.approx([0, 1e-2, 1e-2 * 2 / 3, 1e-2 / 3])
+    # The table has the rate that warm-up leads to, not the 0 it starts from.
+    assert "0.01" in next(line for line in table.splitlines() if "self_attn.q_proj.weight" in line).split()
     # Reporters see them too.
     assert [entry["lr/muon"] for entry in reported if "loss" in entry] == [e["lr/muon"] for e in losses]
 

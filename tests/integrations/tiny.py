@@ -72,6 +72,13 @@ def mlp(seed: int = 0) -> nn.Sequential:
     return nn.Sequential(*hidden, nn.Linear(16, 4))
 
 
+def rates_of_steps(optimizer) -> list[float]:
+    """Return a list that gets the first group's learning rate as each step begins."""
+    used: list[float] = []
+    optimizer.register_step_pre_hook(lambda one, *given: used.append(float(one.param_groups[0]["lr"])))
+    return used
+
+
 def rows(count: int = 32) -> tuple[Tensor, Tensor]:
     """Inputs of 8 numbers, and classes."""
     draw = torch.Generator().manual_seed(2)

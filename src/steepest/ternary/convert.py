@@ -80,7 +80,8 @@ def ternarize(
     them. Some layers cannot be replaced: those whose weight is shared with another module (a tied output
     layer), subclasses of ``nn.Linear`` (but Falcon's, which computes the same), layers with hooks, and those
     whose weight is read without calling their ``forward`` (in ``nn.MultiheadAttention``,
-    ``nn.TransformerEncoderLayer``, and where the ``forward`` around them names it, as T5's ``self.wo.weight``).
+    ``nn.TransformerEncoderLayer``, and where the ``forward`` around them names it, as T5's
+    ``self.wo.weight``).
 
     Make the optimizer afterwards: scales and biases are new parameters.
 
