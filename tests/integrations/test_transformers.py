@@ -229,6 +229,18 @@ def test_a_dense_checkpoint_becomes_ternary_as_it_is_loaded(hf, tmp_path):
     assert_same(state(AutoModelForCausalLM.from_pretrained(tmp_path / "ternary")), state(dense))
 
 
+def test_a_checkpoint_saved_without_its_record_loads_once_it_has_one(hf, tmp_path):
+    model = ternary_llama()
+    model.save_pretrained(tmp_path)
+    _, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert any(key.endswith("q_proj.weight") for key in info["missing_keys"])
+    alike = llama(seed=1)
+    steepest.ternary.ternarize(alike)
+    hf.record_ternary(alike)
+    alike.config.save_pretrained(tmp_path)
+    assert_same(state(type(model).from_pretrained(tmp_path)), state(model))
+
+
 def test_what_cannot_be_recorded_or_loaded_says_so(hf, tmp_path):
     from safetensors.torch import load_file, save_file
 
