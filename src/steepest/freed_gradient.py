@@ -74,8 +74,9 @@ def warn_once() -> Callable[[str], None]:
             warnings.warn(
                 f"the gradient of {who} was read after backward, which stepped the parameter and freed "
                 "it: clipping between backward and step has no effect, and a norm computed there is 0. "
-                "release_gradients(clip_norm=...) or (clip_value=...) clips; turn the other clipping off "
-                "(max_grad_norm=0 in Hugging Face's Trainer, gradient_clip_val=None in Lightning's)",
+                "To clip, pass clip_norm= or clip_value= to release_gradients, and turn the other clipping "
+                "off (max_grad_norm=0 in Hugging Face's Trainer, gradient_clip_val=None in Lightning's). "
+                "That Trainer reads the norm for its log even with max_grad_norm=0, where this does no harm",
                 UserWarning,
                 stacklevel=4,
             )

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import steepest
 
-from .tiny import assert_same, mlp, rows, run_examples, state
+from .tiny import assert_same, mlp, rates_of_steps, rows, run_examples, state
 
 
 @pytest.fixture(scope="module")
@@ -97,13 +97,25 @@ def test_the_callback_explains_and_logs_beside_the_monitor(integration, classifi
         integration.SteepestCallback(show=shown.append),
         LearningRateMonitor("step", log_momentum=True),
     ]
-    trainer = fit(classifier(muon), tmp_path, epochs=1, logger=CSVLogger(tmp_path), callbacks=callbacks)
+    used = []
+
+    def watched(module):
+        optimizer = muon(module)
+        used.append(rates_of_steps(optimizer))
+        return optimizer
+
+    trainer = fit(classifier(watched), tmp_path, epochs=1, logger=CSVLogger(tmp_path), callbacks=callbacks)
     (table,) = shown
     assert "net.0.weight" in table
     with (tmp_path / "lightning_logs" / "version_0" / "metrics.csv").open() as file:
         entries = [entry for entry in csv.DictReader(file) if entry.get("state_bytes")]
     optimizer = trainer.optimizers[0]
     assert [int(entry["step"]) for entry in entries] == [2, 4]
+    # The rates with which the steps were taken: the schedule has moved on by the time they are logged.
+    assert [float(entry["lr/muon"]) for entry in entries] == pytest.approx(used[0][1::2])
+    assert len(set(used[0])) == 4
+    # The table has OneCycleLR's peak, not the 25th of it that the first step takes.
+    assert "0.01" in next(line for line in table.splitlines() if "net.3.weight" in line).split()
     assert float(entries[-1]["state_bytes"]) == optimizer.state_bytes()
     assert float(entries[-1]["skipped_steps"]) == 0
     ours = [key for key in entries[-1] if key.startswith("lr/")]

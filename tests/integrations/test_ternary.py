@@ -33,6 +33,25 @@ def test_gpt2s_conv1d_become_ternary():
     assert (model.transformer.h[0].attn.c_attn.unpack() != before).any()
 
 
+def test_falcons_linear_layers_become_ternary():
+    """Its own subclass computes what ``nn.Linear`` does, with the bias added apart."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "vocab_size": 32}
+    model = transformers.FalconForCausalLM(transformers.FalconConfig(**sizes, bias=True)).eval()
+    done = ternarize(model)
+    names = [
+        "self_attention.query_key_value",
+        "self_attention.dense",
+        "mlp.dense_h_to_4h",
+        "mlp.dense_4h_to_h",
+    ]
+    assert set(done.replaced) == {f"transformer.h.0.{name}" for name in names}
+    tokens = torch.arange(6).view(1, 6)
+    logits = model(tokens).logits
+    densify(model)
+    torch.testing.assert_close(model(tokens).logits, logits, rtol=1e-4, atol=1e-5)
+
+
 def test_experts_are_listed():
     transformers = pytest.importorskip("transformers")
     config = transformers.MixtralConfig(

@@ -25,7 +25,7 @@ class Regression(nn.Module):
         return {"loss": (self.linear(x).squeeze(-1) - labels).square().mean()}
 
 
-def trained(directory: Path, *, max_grad_norm: float, **clip: Any) -> list[str]:
+def trained(directory: Path, *, max_grad_norm: float, micro_batches: int = 1, **clip: Any) -> list[str]:
     torch.manual_seed(0)
     model = Regression()
     data = [{"x": torch.randn(4), "labels": torch.randn(())} for _ in range(8)]
@@ -35,6 +35,7 @@ def trained(directory: Path, *, max_grad_norm: float, **clip: Any) -> list[str]:
         max_steps=3,
         per_device_train_batch_size=4,
         max_grad_norm=max_grad_norm,
+        gradient_accumulation_steps=micro_batches,
         report_to=[],
         save_strategy="no",
         use_cpu=True,
@@ -49,7 +50,18 @@ def trained(directory: Path, *, max_grad_norm: float, **clip: Any) -> list[str]:
 
 def test_a_trainer_that_clips_is_warned_of_once(tmp_path: Path):
     (warning,) = trained(tmp_path, max_grad_norm=1.0)
+    assert "pass clip_norm=" in warning
     assert "max_grad_norm=0 in Hugging Face's Trainer" in warning
+
+
+def test_a_trainer_that_only_logs_the_norm_is_told_that_it_does(tmp_path: Path):
+    (warning,) = trained(tmp_path, max_grad_norm=0.0)
+    assert "reads the norm for its log even with max_grad_norm=0" in warning
+
+
+def test_accumulation_is_refused_with_the_trainers_own_option(tmp_path: Path):
+    with pytest.raises(RuntimeError, match=r"stepped already.*gradient_accumulation_steps=1"):
+        trained(tmp_path, max_grad_norm=0.0, micro_batches=2, clip_norm=1.0)
 
 
 def test_a_release_that_clips_needs_no_warning(tmp_path: Path):

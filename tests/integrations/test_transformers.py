@@ -7,7 +7,7 @@ import torch
 
 import steepest
 
-from .tiny import assert_same, llama, run_examples, sentences, state
+from .tiny import assert_same, llama, rates_of_steps, run_examples, sentences, state, tiny_model
 
 STEPS = 4
 
@@ -118,6 +118,7 @@ def test_the_callback_explains_once_and_adds_to_the_logs(hf, tmp_path):
 
     run = trainer(model, tmp_path, ways=built(model), callbacks=[Reporter()])
     hf.SteepestCallback(show=shown.append).add_to(run)
+    used = rates_of_steps(run.optimizer)
     run.train()
     (table,) = shown
     assert "model.layers.*.self_attn.q_proj.weight" in table
@@ -127,9 +128,10 @@ def test_the_callback_explains_once_and_adds_to_the_logs(hf, tmp_path):
     assert last["state_bytes"] == optimizer.state_bytes() > 0
     assert last["skipped_steps"] == 0
     assert sum(key.startswith("lr/") for key in last) == len(optimizer.param_groups)
-    # Warm-up of one step, then linear to 0: after 4 of 4 steps the rates are 0.
-    assert losses[0]["lr/muon"] == pytest.approx(1e-2)
-    assert losses[-1]["lr/muon"] == 0
+    # Warm-up of one step, then linear to 0: the rates with which the steps were taken.
+    assert [entry["lr/muon"] for entry in losses] == used == pytest.approx([0, 1e-2, 1e-2 * 2 / 3, 1e-2 / 3])
+    # The table has the rate that warm-up leads to, not the 0 it starts from.
+    assert "0.01" in next(line for line in table.splitlines() if "self_attn.q_proj.weight" in line).split()
     # Reporters see them too.
     assert [entry["lr/muon"] for entry in reported if "loss" in entry] == [e["lr/muon"] for e in losses]
 
@@ -178,6 +180,39 @@ def test_a_saved_ternary_model_loads_bit_for_bit(hf, options, dtype, shard, tmp_
     assert flip.stats().flips > 0
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "t5", "modernbert", "mamba"])
+def test_models_that_initialize_their_children_load_bit_for_bit(hf, kind, tmp_path):
+    """Their ``_init_weights`` writes to ``module.c_proj.weight`` and the like, which packed layers lack."""
+    model = tiny_model(kind)
+    steepest.ternary.ternarize(model)
+    hf.record_ternary(model)
+    model.save_pretrained(tmp_path)
+    loaded, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+    assert_same(state(loaded), state(model))
+    tokens = torch.stack([each["input_ids"] for each in sentences(2)])
+    more = {"decoder_input_ids": tokens} if kind == "t5" else {}
+    assert torch.equal(loaded(tokens, **more).logits, model.eval()(tokens, **more).logits)
+    packed = [m for m in loaded.modules() if isinstance(m, steepest.ternary.TernaryLinear)]
+    assert packed
+    assert not any(hasattr(layer, "weight") for layer in packed)
+
+
+def test_what_a_ternary_checkpoint_lacks_is_initialized(hf, tmp_path):
+    from transformers import GPT2ForSequenceClassification
+
+    model = tiny_model("gpt2")
+    steepest.ternary.ternarize(model)
+    hf.record_ternary(model)
+    model.save_pretrained(tmp_path)
+    loaded, info = GPT2ForSequenceClassification.from_pretrained(
+        tmp_path, num_labels=1024, initializer_range=0.5, output_loading_info=True
+    )
+    assert set(info["missing_keys"]) == {"score.weight"}
+    assert_same(state(loaded.transformer), state(model.transformer))
+    assert loaded.score.weight.std().item() == pytest.approx(0.5, rel=0.05)
+
+
 def test_a_dense_checkpoint_becomes_ternary_as_it_is_loaded(hf, tmp_path):
     from transformers import AutoModelForCausalLM
 
@@ -192,6 +227,18 @@ def test_a_dense_checkpoint_becomes_ternary_as_it_is_loaded(hf, tmp_path):
     assert written["quant_method"] == "steepest_ternary"
     assert {name for form in written["layers"] for name in form["names"]} == set(made.replaced)
     assert_same(state(AutoModelForCausalLM.from_pretrained(tmp_path / "ternary")), state(dense))
+
+
+def test_a_checkpoint_saved_without_its_record_loads_once_it_has_one(hf, tmp_path):
+    model = ternary_llama()
+    model.save_pretrained(tmp_path)
+    _, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert any(key.endswith("q_proj.weight") for key in info["missing_keys"])
+    alike = llama(seed=1)
+    steepest.ternary.ternarize(alike)
+    hf.record_ternary(alike)
+    alike.config.save_pretrained(tmp_path)
+    assert_same(state(type(model).from_pretrained(tmp_path)), state(model))
 
 
 def test_what_cannot_be_recorded_or_loaded_says_so(hf, tmp_path):

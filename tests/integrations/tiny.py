@@ -30,6 +30,35 @@ def llama(seed: int = 0):
     )
 
 
+def tiny_model(kind: str):
+    """A model of another architecture, one layer and 16 wide."""
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 16, "num_hidden_layers": 1}
+    if kind == "gpt2":
+        config = transformers.GPT2Config(
+            vocab_size=VOCABULARY, n_embd=16, n_layer=1, n_head=2, n_positions=LENGTH, pad_token_id=0
+        )
+        return transformers.GPT2LMHeadModel(config)
+    if kind == "t5":
+        sizes = {"vocab_size": VOCABULARY, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1}
+        config = transformers.T5Config(**sizes, num_heads=2, decoder_start_token_id=0)
+        return transformers.T5ForConditionalGeneration(config)
+    if kind == "modernbert":
+        special = dict.fromkeys(("pad", "eos", "bos", "cls", "sep"), 0)
+        config = transformers.ModernBertConfig(
+            **sizes,
+            **{f"{name}_token_id": index for name, index in special.items()},
+            intermediate_size=32,
+            num_attention_heads=2,
+            max_position_embeddings=LENGTH,
+        )
+        return transformers.ModernBertForMaskedLM(config)
+    assert kind == "mamba"
+    return transformers.MambaForCausalLM(transformers.MambaConfig(**sizes, state_size=4))
+
+
 def sentences(count: int = 32) -> list[dict[str, Tensor]]:
     """Sequences of tokens that are their own labels."""
     tokens = torch.randint(VOCABULARY, (count, LENGTH), generator=torch.Generator().manual_seed(1))
@@ -41,6 +70,13 @@ def mlp(seed: int = 0) -> nn.Sequential:
     torch.manual_seed(seed)
     hidden = nn.Linear(8, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU()
     return nn.Sequential(*hidden, nn.Linear(16, 4))
+
+
+def rates_of_steps(optimizer) -> list[float]:
+    """Return a list that gets the first group's learning rate as each step begins."""
+    used: list[float] = []
+    optimizer.register_step_pre_hook(lambda one, *given: used.append(float(one.param_groups[0]["lr"])))
+    return used
 
 
 def rows(count: int = 32) -> tuple[Tensor, Tensor]:

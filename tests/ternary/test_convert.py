@@ -229,3 +229,25 @@ def test_what_stays_float_is_listed_with_its_size():
     text = str(done)
     assert "experts.up        3×8×4, stays float: experts: 3 experts' matrices of Experts" in text
     assert text.endswith("16 weights are ternary; 272 of hidden layers that are not linear stay float")
+
+
+class ReadsTheDtype(nn.Module):
+    """As T5's feed-forward layers do, which let the second weight be of another dtype."""
+
+    def __init__(self):
+        super().__init__()
+        self.wi, self.wo = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x):
+        hidden = self.wi(x).relu()
+        return self.wo(hidden.to(self.wo.weight.dtype))
+
+
+def test_a_layer_whose_weight_its_parents_forward_names_stays_float():
+    model = nn.Sequential(ReadsTheDtype(), nn.ReLU(), nn.Linear(8, 2))
+    done = ternarize(model)
+    assert list(done.replaced) == ["0.wi"]
+    assert done.kept["0.wo"] == "ReadsTheDtype reads its weight without calling its forward"
+    model(torch.randn(2, 8))
+    with pytest.raises(ValueError, match=r"'0.wo' cannot be replaced: ReadsTheDtype reads its weight"):
+        ternarize(nn.Sequential(ReadsTheDtype(), nn.ReLU()), include="*.wo")

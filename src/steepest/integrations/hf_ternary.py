@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.quantizers import HfQuantizer, register_quantization_config, register_quantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -90,6 +91,7 @@ class TernaryQuantizer(HfQuantizer):  # type: ignore[misc]
             ternarize(model, config.include, config.exclude, **made)  # type: ignore[arg-type]
             config.layers = _forms(model)
         for name, layer in _layers(model).items():
+            layer.__dict__.pop("weight", None)  # see _stand_in
             check_packed(f"ternary layer {name!r}", layer.packed, layer.in_features, layer.bits)
         return model
 
@@ -149,5 +151,17 @@ def _place(model: nn.Module, name: str, form: dict[str, Any]) -> None:
     sizes = form["in_features"], form["out_features"], form["bias"], form["scale"], form["group_size"] or 128
     like = next(dense.parameters())
     layer = kind(*sizes, device=like.device, dtype=like.dtype)
+    object.__setattr__(layer, "weight", _stand_in(layer))
     parent, _, last = name.rpartition(".")
     setattr(model.get_submodule(parent), last, layer)
+
+
+def _stand_in(layer: TernaryLinear) -> Tensor:
+    """Return a tensor without data, for the ``_init_weights`` of models that write to ``child.weight``.
+
+    transformers initializes what a checkpoint lacks module by module, and a module without parameters of its
+    own is always among them: GPT-2's attention draws ``c_proj.weight``. The mark makes the draw pass over it.
+    """
+    made = torch.empty(layer.out_features, layer.in_features, dtype=layer.scale.dtype, device="meta")
+    made._is_hf_initialized = True  # type: ignore[attr-defined]
+    return made

@@ -12,7 +12,7 @@ except ImportError as error:
         "steepest.integrations.lightning needs lightning: pip install 'lightning>=2.4'"
     ) from error
 
-from steepest.integrations.measurements import measure, unwrap
+from steepest.integrations.measurements import measure, rates, table, unwrap
 
 __all__ = ["SteepestCallback"]
 
@@ -20,12 +20,14 @@ __all__ = ["SteepestCallback"]
 class SteepestCallback(Callback):  # type: ignore[misc]
     """Explain the optimizer once, and log its measurements every ``log_every_n_steps`` steps.
 
-    The loggers get the learning rate of each group (``lr/muon``), ``skipped_steps``, ``state_bytes``, and for
-    ternary layers ``ternary/flips`` and their kin; so does ``trainer.callback_metrics``. Lightning's own
-    ``LearningRateMonitor`` shows the same groups under the same names.
+    The loggers get the learning rate of each group in that step (``lr/muon``), ``skipped_steps``,
+    ``state_bytes``, and for ternary layers ``ternary/flips`` and their kin; so does
+    ``trainer.callback_metrics``. Lightning's own ``LearningRateMonitor`` shows the same groups under the same
+    names.
 
     Args:
-        show: called on the main process with ``explain()``'s table when training begins; None: nothing is.
+        show: called on the main process, when training begins, with ``explain()``'s table at the schedule's
+            initial or peak rates; None: nothing is.
 
     Raises:
         TypeError: when training begins with an optimizer of another library.
@@ -34,6 +36,7 @@ class SteepestCallback(Callback):  # type: ignore[misc]
     def __init__(self, show: Callable[[str], Any] | None = print) -> None:
         self._show = show
         self._last = -1
+        self._rates: dict[int, dict[str, float]] = {}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the table of each optimizer."""
@@ -41,7 +44,12 @@ class SteepestCallback(Callback):  # type: ignore[misc]
         for each in trainer.optimizers:
             optimizer = unwrap(type(self).__name__, each)
             if self._show is not None and trainer.is_global_zero:
-                self._show(str(optimizer.explain()))
+                self._show(table(optimizer))
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """Keep the rates of the step to come: schedules move before the batch ends."""
+        own = unwrap(type(self).__name__, optimizer)
+        self._rates[id(own)] = rates(own)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
         """Log, if a step was taken that is to be logged."""
@@ -52,7 +60,8 @@ class SteepestCallback(Callback):  # type: ignore[misc]
         numbers: dict[str, float] = {}
         for index, each in enumerate(trainer.optimizers):
             prefix = f"{index}/" if len(trainer.optimizers) > 1 else ""
-            found = measure(unwrap(type(self).__name__, each))
+            optimizer = unwrap(type(self).__name__, each)
+            found = self._rates.get(id(optimizer), {}) | measure(optimizer)
             numbers |= {f"{prefix}{name}": value for name, value in found.items()}
         trainer.callback_metrics.update(numbers)
         for logger in trainer.loggers:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+from steepest.engine.update import initial_lr
 from steepest.optimizer import Optimizer
 from steepest.ternary.stats import FlipStats
 from steepest.ternary.targets import PackedWeights
 
-__all__ = ["group_names", "measure", "unwrap"]
+__all__ = ["group_names", "measure", "rates", "table", "unwrap"]
 
 
 def unwrap(owner: str, optimizer: Any) -> Optimizer:
@@ -44,27 +46,49 @@ def group_names(optimizer: Optimizer) -> list[str]:
     return names
 
 
-def measure(optimizer: Optimizer) -> dict[str, float]:
-    """Return the learning rate of each group, skipped steps, bytes of state, and flips of ternary weights.
+def rates(optimizer: Optimizer) -> dict[str, float]:
+    """Return the learning rate of each group, as it is now.
 
-    Reading them waits for the device.
-
-    >>> import torch, steepest
-    >>> measure(steepest.Lion([torch.nn.Parameter(torch.zeros(2))], lr=0.5))
-    {'lr/lion': 0.5, 'skipped_steps': 0.0, 'state_bytes': 0.0}
+    Schedulers move it after the step and before frameworks log: read it before the step it belongs to.
     """
-    numbers = {
+    return {
         f"lr/{name}": float(group["lr"])
         for name, group in zip(group_names(optimizer), optimizer.param_groups, strict=True)
         if group["rule"] != "ternary_flip"  # flips have a threshold in place of a learning rate
     }
-    numbers |= {
+
+
+def measure(optimizer: Optimizer) -> dict[str, float]:
+    """Return skipped steps, bytes of state, and flips of ternary weights.
+
+    Reading them waits for the device.
+
+    >>> import torch, steepest
+    >>> lion = steepest.Lion([torch.nn.Parameter(torch.zeros(2))], lr=0.5)
+    >>> rates(lion) | measure(lion)
+    {'lr/lion': 0.5, 'skipped_steps': 0.0, 'state_bytes': 0.0}
+    """
+    numbers = {
         "skipped_steps": float(optimizer.skipped_steps),
         "state_bytes": float(optimizer.state_bytes()),
     }
     if isinstance(optimizer.targets, PackedWeights):
         numbers |= _flips(optimizer.targets.stats())
     return numbers
+
+
+def table(optimizer: Optimizer) -> str:
+    """Return ``explain()``'s table with the rates that schedules start from or lead up to.
+
+    Under warm-up the rate of the first step, often 0, says nothing about the training.
+    """
+    found = optimizer.explain()
+    groups = [group for group in optimizer.param_groups for _ in group["params"]]
+    rows = tuple(
+        replace(row, lr=initial_lr(group)) if group.keys() & {"initial_lr", "max_lr"} else row
+        for row, group in zip(found.rows, groups, strict=True)
+    )
+    return str(replace(found, rows=rows))
 
 
 def _flips(stats: FlipStats) -> dict[str, float]:

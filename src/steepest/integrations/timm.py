@@ -1,4 +1,4 @@
-"""timm: every optimizer of this library in timm's registry, as ``steepest-lion``, ``steepest-muon``, …"""
+"""timm: the optimizers of this library in timm's registry, as ``steepest-lion``, ``steepest-muon``, …"""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ except ImportError as error:
 from steepest.optimizer import Optimizer
 from steepest.registry import create, list_optimizers, optimizer_class
 from steepest.routing import Auto
+from steepest.routing.options import needs_its_class
 from steepest.rule import find_rule
 
 __all__ = ["timm_name"]
@@ -63,4 +64,5 @@ def _register(rule: str) -> None:
 
 
 for _rule in list_optimizers():
-    _register(_rule)
+    if not needs_its_class(_rule):
+        _register(_rule)

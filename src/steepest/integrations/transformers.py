@@ -14,7 +14,7 @@ except ImportError as error:
     ) from error
 
 from steepest.integrations.hf_ternary import TernaryConfig, record_ternary
-from steepest.integrations.measurements import measure, unwrap
+from steepest.integrations.measurements import measure, rates, table, unwrap
 from steepest.ternary import TernaryLinear
 
 __all__ = ["SteepestCallback", "TernaryConfig", "record_ternary"]
@@ -23,7 +23,7 @@ __all__ = ["SteepestCallback", "TernaryConfig", "record_ternary"]
 class SteepestCallback(TrainerCallback):  # type: ignore[misc]
     """Explain the optimizer once, and add its measurements to the ``Trainer``'s logs.
 
-    With every logged loss: the learning rate of each group (``lr/muon``), ``skipped_steps``,
+    With every logged loss: the learning rate of each group in that step (``lr/muon``), ``skipped_steps``,
     ``state_bytes``, and for ternary layers ``ternary/flips`` and their kin. A model with ternary layers is
     prepared for saving by :func:`record_ternary`.
 
@@ -31,7 +31,8 @@ class SteepestCallback(TrainerCallback):  # type: ignore[misc]
     screen. Reporters (TensorBoard, W&B) run before such callbacks; :meth:`add_to` places this one first.
 
     Args:
-        show: called on the main process with ``explain()``'s table when training begins; None: nothing is.
+        show: called on the main process, when training begins, with ``explain()``'s table at the schedule's
+            initial or peak rates; None: nothing is.
 
     Raises:
         TypeError: when training begins with an optimizer of another library.
@@ -39,6 +40,7 @@ class SteepestCallback(TrainerCallback):  # type: ignore[misc]
 
     def __init__(self, show: Callable[[str], Any] | None = print) -> None:
         self._show = show
+        self._rates: dict[str, float] = {}
 
     def add_to(self, trainer: Trainer) -> None:
         """Add this callback to a trainer before its reporters, so that they report the numbers too."""
@@ -48,16 +50,20 @@ class SteepestCallback(TrainerCallback):  # type: ignore[misc]
         """Show the table, and prepare ternary layers for saving."""
         optimizer = unwrap(type(self).__name__, given["optimizer"])
         if self._show is not None and state.is_world_process_zero:
-            self._show(str(optimizer.explain()))
+            self._show(table(optimizer))
         model = given["model"]
         ternary = any(isinstance(module, TernaryLinear) for module in model.modules())
         if ternary and isinstance(model, PreTrainedModel) and getattr(model, "hf_quantizer", None) is None:
             record_ternary(model)
 
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+        """Keep the rates of the step to come: the Trainer logs after its scheduler has moved."""
+        self._rates = rates(unwrap(type(self).__name__, given["optimizer"]))
+
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **given: Any) -> None:
         """Add the measurements to logs of the training loss."""
         if logs is None or "loss" not in logs:
             return
-        numbers = measure(unwrap(type(self).__name__, given["optimizer"]))
+        numbers = self._rates | measure(unwrap(type(self).__name__, given["optimizer"]))
         logs |= numbers
         state.log_history[-1] |= numbers

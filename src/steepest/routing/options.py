@@ -25,6 +25,7 @@ __all__ = [
     "as_table",
     "check_options",
     "matching",
+    "needs_its_class",
     "tensor_options",
 ]
 
@@ -160,12 +161,17 @@ def _check_names(what: str, options: Options) -> None:
             raise TypeError(f"{what}: {name!r} is no option of {options['rule']!r}{near_miss(name, known)}")
 
 
-def _refuse_methods(rule: str) -> None:
-    """Refuse a rule that calls a method of its own optimizer class: build() makes an optimizer of another."""
+def needs_its_class(rule: str) -> bool:
+    """Tell whether a rule calls a method of its optimizer class: build() makes an optimizer of another."""
     made = optimizer_class(rule)
-    if issubclass(made, OrthogonalizedOptimizer) and made.orthogonalize is not Muon.orthogonalize:
+    return issubclass(made, OrthogonalizedOptimizer) and made.orthogonalize is not Muon.orthogonalize
+
+
+def _refuse_methods(rule: str) -> None:
+    if needs_its_class(rule):
+        made = optimizer_class(rule).__name__
         raise ValueError(
-            f"{rule!r} needs {made.__name__}.orthogonalize, a method of that class: make the class yourself, "
+            f"{rule!r} needs {made}.orthogonalize, a method of that class: make the class yourself, "
             "with param groups such as {'params': [...], 'rule': 'adamw'} for the other tensors"
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,10 @@ from steepest.ternary.layer import BinaryLinear, Scale, TernaryLinear
 from steepest.ternary.packing import Bits
 
 __all__ = ["Ternarized", "densify", "ternarize"]
+
+
+# Subclasses of nn.Linear that compute the same, to the rounding: Hugging Face's Falcon adds the bias apart.
+_SAME_AS_LINEAR = frozenset({"FalconLinear"})
 
 
 @dataclass(frozen=True)
@@ -73,8 +78,10 @@ def ternarize(
     is stored as [in, out]. What :func:`steepest.build` considers an output layer
     stays float, and so do LoRA's factors and layers with a single row or column, unless ``include`` names
     them. Some layers cannot be replaced: those whose weight is shared with another module (a tied output
-    layer), subclasses of ``nn.Linear``, layers with hooks, and those whose weight is read without calling
-    their ``forward`` (in ``nn.MultiheadAttention``, ``nn.TransformerEncoderLayer``).
+    layer), subclasses of ``nn.Linear`` (but Falcon's, which computes the same), layers with hooks, and those
+    whose weight is read without calling their ``forward`` (in ``nn.MultiheadAttention``,
+    ``nn.TransformerEncoderLayer``, and where the ``forward`` around them names it, as T5's
+    ``self.wo.weight``).
 
     Make the optimizer afterwards: scales and biases are new parameters.
 
@@ -204,8 +211,10 @@ def _obstacles(
         around = [modules[".".join(parts[:end])] for end in range(len(parts))]
         readers = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
         reader = next((type(m).__name__ for m in around if isinstance(m, readers)), None)
+        if around and f"self.{parts[-1]}.weight" in _forward_source(type(around[-1])):
+            reader = type(around[-1]).__name__
         role, tensor = roles.get(id(linear._parameters.get("weight")), (None, None))
-        if not (type(linear) is nn.Linear or is_conv1d(linear)):
+        if not (type(linear) is nn.Linear or is_conv1d(linear) or type(linear).__name__ in _SAME_AS_LINEAR):
             refused[name] = f"{type(linear).__name__} is an unknown subclass of nn.Linear"
         elif reader is not None:
             refused[name] = f"{reader} reads its weight without calling its forward"
@@ -223,6 +232,14 @@ def _obstacles(
         elif not role.hidden:
             soft[name] = role.why
     return refused, soft
+
+
+def _forward_source(kind: type[nn.Module]) -> str:
+    """Return the source of a class's ``forward``; nothing if Python has none."""
+    try:
+        return inspect.getsource(kind.forward)
+    except (OSError, TypeError):
+        return ""
 
 
 def _has_hooks(owner: nn.Module | nn.Parameter) -> bool:
