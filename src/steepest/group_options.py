@@ -124,9 +124,9 @@ def _warn_of_no_rate(who: str, group: Group) -> None:
     independent = group["weight_decay_method"] == "independent" and group["weight_decay"] > 0
     if independent and initial_lr(group) == 0:
         warnings.warn(
-            f"{who}: weight_decay_method='independent' measures lr by that with which the group is made, and "
-            "this is 0: every step with lr > 0 decays by the whole weight_decay, whatever the schedule. Make "
-            "it with the schedule's peak, or set the group's 'initial_lr' to that",
+            f"{who}: weight_decay_method='independent' scales weight_decay by lr divided by the group's "
+            "first lr, and that is 0: every step with lr > 0 decays by the whole weight_decay, whatever the "
+            "schedule. Create the optimizer with the schedule's peak lr, or set the group's 'initial_lr'",
             UserWarning,
             stacklevel=2,
         )

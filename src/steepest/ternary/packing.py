@@ -57,7 +57,7 @@ def check_packed(what: str, packed: Tensor, count: int, bits: int = 2) -> None:
     """Raise ``ValueError`` unless every row holds ``count`` valid codes and zero bits beyond them."""
     _check_layout(what, packed, count, bits)
     if bits == 2 and bool(((packed >> 1) & ~packed & 0x55).any()):
-        raise ValueError(f"{what} holds the code 10, which stands for no number")
+        raise ValueError(f"{what} holds the code 10, which encodes no number")
     padding = ~pack(torch.full((count,), -1, dtype=torch.int8, device=packed.device), bits=bits)
     if bool((packed & padding).any()):
         raise ValueError(f"{what} holds numbers beyond the {count} of a row")
