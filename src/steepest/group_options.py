@@ -14,7 +14,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from steepest.engine.param_check import check_overlaps, check_param
 from steepest.engine.update import LOW_PRECISION, initial_lr
 from steepest.hyperparameters import COMMON_OPTIONS, is_int8, near_miss, plain
-from steepest.rule import STATE_FORMAT, VERSION, Group, find_rule
+from steepest.rule import STATE_FORMAT, VERSION, Group, Rule, find_rule, rules_with
 
 __all__ = [
     "RESERVED",
@@ -81,9 +81,11 @@ def complete(group: dict[str, Any], before: Group, defaults: Mapping[str, Any]) 
 def checked(
     owner: str, group: dict[str, Any], others: Sequence[Group], defaults: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the user's new group with every option filled in, or raise ``ValueError``."""
+    """Return the user's new group with every option filled in, or raise ``TypeError`` or ``ValueError``."""
     full, index = filled(group, defaults), len(others)
     rule = find_rule(full["rule"])
+    if STATE_FORMAT not in group:  # those of an optimizer may hold what schedulers read
+        _refuse_strange_options(f"{owner}, group {index}", group, rule, defaults)
     rule.check(f"{owner}, group {index}", full)
     full |= {name: plain(full[name]) for name in rule.defaults()}
     if is_int8(full["state_dtype"]):
@@ -117,6 +119,22 @@ def checked(
     if isinstance(own_views, Mapping) and own_views is not defaults.get("views"):
         check_views(own_views, [new])
     return full
+
+
+def _refuse_strange_options(who: str, group: Group, rule: Rule, defaults: Mapping[str, Any]) -> None:
+    """Raise ``TypeError`` for an option of another rule, or a misspelt one; keep all other keys."""
+    known = rule.defaults()
+    main = find_rule(defaults["rule"]).defaults()
+    extra = defaults.keys() - main.keys() - {"momentum"}
+    for name in group.keys() - known.keys() - rule.conventions.keys() - RESERVED - extra:
+        others = rules_with(name)
+        if others:
+            raise TypeError(
+                f"{who}: {name!r} is no option of {rule.name!r}, but of {', '.join(map(repr, others))}"
+            )
+        # The keys of schedulers contain options' names: max_momentum.
+        if hint := near_miss(name, known, cutoff=0.82):
+            raise TypeError(f"{who}: {name!r} is no option of {rule.name!r}{hint}")
 
 
 def _warn_of_no_rate(who: str, group: Group) -> None:
