@@ -122,7 +122,7 @@ def test_a_schedule_that_cycles_momentum_serves_groups_of_all_rules(main: str):
 
 
 def test_a_key_that_is_another_rule_s_option_does_nothing():
-    """Schedulers and old checkpoints leave such keys; the engine reads only options of the group's own rule."""
+    """Schedulers and old checkpoints leave such keys; the engine reads options of the own rule only."""
 
     def run(rule: str, shape: tuple[int, ...], **keys: object) -> list[torch.Tensor]:
         params = [torch.nn.Parameter(torch.full(shape, 0.3))]
