@@ -48,7 +48,8 @@ class Optimizer(torch.optim.Optimizer):
         **hyper: the rule's hyper-parameters, and the common options (:class:`~steepest.CommonOptions`).
 
     Raises:
-        TypeError: ``params`` is a tensor or contains anything but tensors; an unknown keyword.
+        TypeError: ``params`` is a tensor or contains anything but tensors; an unknown keyword; a misspelt
+            option in a group, or one of another rule.
         ValueError: no parameters; an unknown rule; a hyper-parameter out of range; a parameter that cannot be
             optimized (integers, sparse storage, shards that the rule does not take), by name.
 

@@ -51,6 +51,7 @@ __all__ = [
     "Targets",
     "find_rule",
     "register_rule",
+    "rules_with",
 ]
 
 Group = Mapping[str, Any]
@@ -491,6 +492,11 @@ _RULES: dict[str, Rule] = {}
 def register_rule(rule: Rule) -> None:
     """Register a rule under its name, replacing any earlier one."""
     _RULES[rule.name] = rule
+
+
+def rules_with(option: str) -> list[str]:
+    """Return the names of the registered rules that have a hyper-parameter."""
+    return sorted(name for name, rule in _RULES.items() if option in rule.hyper)
 
 
 def find_rule(name: Any) -> Rule:

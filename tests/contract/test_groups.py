@@ -7,6 +7,7 @@ import torch
 from torch.nn import Parameter
 
 import steepest
+from steepest.rule import find_rule
 
 from .cases import CASES, RULES, Case, by_id, deterministic, reach, related, spread
 from .training import identical, set_gradients, snapshot, steps, train, values
@@ -16,7 +17,7 @@ ALONE = [case for case in CASES if deterministic(case) and not related(case)]
 
 
 def test_unknown_keys_in_a_group_are_kept_through_a_checkpoint(rule: Case):
-    theirs = {"name": "decoder", "lr_scale": 0.5, "initial_lr": 3.0, "weight_decai": 1}
+    theirs = {"name": "decoder", "lr_scale": 0.5, "initial_lr": 3.0, "depth_of_layer": 1}
     params = rule.params()
     optimizer = rule.make([{"params": params, **theirs}])
     train(optimizer, params)
@@ -28,6 +29,62 @@ def test_unknown_keys_in_a_group_are_kept_through_a_checkpoint(rule: Case):
         again.param_groups[0],
     ):
         assert {name: group[name] for name in theirs} == theirs
+
+
+SCHEDULERS_KEYS = {
+    "initial_lr": 0.5,
+    "max_lr": 0.5,
+    "min_lr": 0.1,
+    "swa_lr": 0.1,
+    "lr_scale": 0.5,
+    "lr_mult": 0.5,
+    "wd_mult": 0.5,
+    "max_momentum": 0.9,
+    "base_momentum": 0.8,
+    "warmup_steps": 3,
+}
+
+
+def test_keys_of_schedulers_and_frameworks_are_no_typos(rule: Case):
+    optimizer = rule.make([{"params": rule.params(), **SCHEDULERS_KEYS}])
+    assert SCHEDULERS_KEYS.items() <= optimizer.param_groups[0].items()
+
+
+def test_a_misspelt_option_of_a_group_is_refused(rule: Case):
+    known = find_rule(rule.make(rule.params()).defaults["rule"]).defaults()
+    options = sorted(name for name in known if len(name) > 5 and name.isalpha())
+    for name in options:
+        with pytest.raises(TypeError, match=f"group 0: .*did you mean '{name}'"):
+            rule.make([{"params": rule.params(), name[:-1] + "q": 0.5}])
+
+
+@pytest.mark.parametrize(
+    ("own", "main", "options"),
+    [
+        ("muon", "muon", {"betas": (0.9, 0.9)}),
+        ("adamw", "muon", {"momentum": 0.9}),
+        ("muon", "adamw", {"betas": (0.9, 0.9)}),
+        ("signgsd", "signgsd", {"momentum": 0.9}),
+        ("lion", "muon", {"ns_steps": 5}),
+    ],
+)
+def test_an_option_of_another_rule_is_refused_before_anything_changes(own: str, main: str, options: dict):
+    first, second = (Parameter(torch.ones(2, 2)) for _ in range(2))
+    optimizer = steepest.Optimizer([first], rule=main)
+    group = {"params": [second], "rule": own, **options}
+    name = next(iter(options))
+    with pytest.raises(TypeError, match=f"Optimizer, group 1: {name!r} is no option of {own!r}, but of "):
+        optimizer.add_param_group(group)
+    assert len(optimizer.param_groups) == 1
+    assert group.keys() == {"params", "rule", *options}
+
+
+def test_groups_of_an_optimizer_may_make_another():
+    """Such groups may hold betas, which schedulers read in every group."""
+    params = [Parameter(torch.ones(2, 2)) for _ in range(2)]
+    mixed = steepest.Optimizer([{"params": params[:1]}, {"params": params[1:], "rule": "muon"}], rule="adamw")
+    again = steepest.Optimizer(mixed.param_groups, rule="muon")
+    assert [group["rule"] for group in again.param_groups] == ["adamw", "muon"]
 
 
 def test_unknown_keys_change_nothing(case: Case):

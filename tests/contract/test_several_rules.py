@@ -83,13 +83,13 @@ def test_a_group_of_another_rule_lacks_the_main_rule_s_options():
 def test_an_added_group_keeps_the_keys_that_its_own_dict_has():
     optimizer = _muon_and_adamw()
     param = torch.nn.Parameter(torch.ones(3))
-    optimizer.add_param_group({"params": [param], "rule": "adamw", "ns_steps": 7})
-    assert optimizer.param_groups[2]["ns_steps"] == 7
+    optimizer.add_param_group({"params": [param], "rule": "adamw", "depth": 7})
+    assert optimizer.param_groups[2]["depth"] == 7
     assert "nesterov" not in optimizer.param_groups[2]
     again = _muon_and_adamw()
-    again.add_param_group({"params": [torch.nn.Parameter(torch.ones(3))], "rule": "adamw", "ns_steps": 2})
+    again.add_param_group({"params": [torch.nn.Parameter(torch.ones(3))], "rule": "adamw", "depth": 2})
     again.load_state_dict(optimizer.state_dict())
-    assert again.param_groups[2]["ns_steps"] == 7
+    assert again.param_groups[2]["depth"] == 7
 
 
 def test_a_checkpoint_whose_groups_have_the_main_rule_s_options_loads():
@@ -122,11 +122,12 @@ def test_a_schedule_that_cycles_momentum_serves_groups_of_all_rules(main: str):
 
 
 def test_a_key_that_is_another_rule_s_option_does_nothing():
-    """Unknown keys are the user's; the engine reads only options of the group's own rule."""
+    """Schedulers and old checkpoints leave such keys; the engine reads options of the own rule only."""
 
     def run(rule: str, shape: tuple[int, ...], **keys: object) -> list[torch.Tensor]:
         params = [torch.nn.Parameter(torch.full(shape, 0.3))]
-        optimizer = steepest.Optimizer([{"params": params, **keys}], rule=rule, lr=0.1)
+        optimizer = steepest.Optimizer(params, rule=rule, lr=0.1)
+        optimizer.param_groups[0] |= keys
         for step in range(3):
             set_gradients(params, step)
             optimizer.step()

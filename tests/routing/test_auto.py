@@ -112,3 +112,24 @@ def test_a_rule_for_matrices_that_gets_none_is_told():
     with pytest.warns(UserWarning, match="nothing goes to 'muon'") as caught:
         steepest.Auto(nn.Sequential(nn.LayerNorm(3)))
     assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize(
+    ("match", "options"),
+    [
+        (r"Auto\(\): hyper must be a dict of options, got \[1\]", {"hyper": [1]}),
+        (r"Auto\(\): hyper must be a dict of options, got \{1: 2\}", {"hyper": {1: 2}}),
+        (r"Auto\(\): 'lr' is an argument of its own and does not go into hyper", {"hyper": {"lr": 0.9}}),
+        (r"Auto\(\): 'fallback' is an argument of its own", {"hyper": {"fallback": "lion"}}),
+        (r"Auto\(\): 'weight_decay' is an argument of its own", {"hyper": {"weight_decay": 0.5}}),
+        (r"Auto\(\): 'rule' is an argument of its own", {"hyper": {"rule": "lion"}}),
+        (
+            r"Auto\(\): 'nesterov' is given both in hyper and as a keyword",
+            {"hyper": {"nesterov": True}, "nesterov": False},
+        ),
+        (r"unexpected keyword argument 'momentun' \(did you mean 'momentum'", {"hyper": {"momentun": 0.5}}),
+    ],
+)
+def test_hyper_is_checked_first(match: str, options: dict):
+    with pytest.raises(TypeError, match=match):
+        steepest.Auto(torch.nn.Linear(2, 2), "muon", **options)

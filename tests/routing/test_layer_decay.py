@@ -190,12 +190,124 @@ def test_a_tensor_learning_rate_has_a_tensor_for_each_factor():
     assert found[0.25] == {id(lr)}
 
 
+class Deep(nn.Module):
+    """A block with lists of modules of one class, as an MLP may be built."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2)
+        self.norm = nn.LayerNorm(8)
+        self.mlp = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.GELU()) for _ in range(2)))
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+
+
+class Simple(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+
+class Held(nn.Module):
+    """An embedding, blocks in whatever holds them, and a head."""
+
+    def __init__(self, blocks: nn.Module) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 8)
+        self.layers = blocks
+        self.head = nn.Linear(8, 11)
+
+
+class Attributes(nn.Module):
+    def __init__(self, block: type[nn.Module]) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(11, 8)
+        self.block1, self.block2 = block(), block()
+        self.head = nn.Linear(8, 11)
+
+
+class Towers(nn.Module):
+    """Two stacks of one class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.document = (Held(nn.ModuleList([Deep(), Deep()])) for _ in range(2))
+
+
+def _in_sequence(block: type[nn.Module], count: int) -> nn.Module:
+    return nn.Sequential(nn.Embedding(11, 8), *(block() for _ in range(count)), nn.Linear(8, 11))
+
+
+@pytest.mark.parametrize("block", [Block, Deep, Simple])
+@pytest.mark.parametrize(
+    ("make", "blocks", "count"),
+    [
+        (lambda block: Held(nn.ModuleDict({str(at): block() for at in range(3)})), "layers.{}.", 3),
+        (
+            lambda block: Held(nn.ModuleDict({f"block_{at}": block() for at in range(3)})),
+            "layers.block_{}.",
+            3,
+        ),
+        (lambda block: Held(nn.ModuleList([block()])), "layers.{}.", 1),
+        (lambda block: Held(nn.ModuleDict({"0": block()})), "layers.{}.", 1),
+        (
+            lambda block: nn.ModuleDict({"embed": nn.Embedding(9, 8), "h": nn.ModuleList([block()])}),
+            "h.{}.",
+            1,
+        ),
+        (lambda block: nn.ModuleList([block(), block(), nn.LayerNorm(8)]), "{}.", 2),
+        (
+            lambda block: nn.Sequential(nn.Embedding(9, 8), Held(nn.ModuleList([block(), block()]))),
+            "1.layers.{}.",
+            2,
+        ),
+    ],
+)
+def test_blocks_are_found_in_every_kind_of_list_and_kept_whole(
+    make: Any, blocks: str, count: int, block: type[nn.Module]
+):
+    model = make(block)
+    expected = {}
+    for name, _ in model.named_parameters():
+        own = next((at + 1 for at in range(count) if name.startswith(blocks.format(at))), None)
+        before = 0 if "embed" in name or name == "0.weight" else count + 1
+        expected[name] = 0.5 ** (count + 1 - (before if own is None else own))
+    assert _rates(steepest.build(model, "adamw", lr=1.0, layer_decay=0.5)) == expected
+
+
+@pytest.mark.parametrize("block", [Block, Deep, Simple])
+@pytest.mark.parametrize("count", [1, 3])
+def test_blocks_between_an_embedding_and_a_head_are_kept_whole(block: type[nn.Module], count: int):
+    model = _in_sequence(block, count)
+    expected = {name: 0.5 ** (count + 1 - int(name.split(".")[0])) for name, _ in model.named_parameters()}
+    assert _rates(steepest.build(model, "adamw", lr=1.0, layer_decay=0.5)) == expected
+
+
+def test_blocks_of_alternating_classes_in_a_sequence_are_all_counted():
+    kinds = [Simple, Block, Simple, Block]
+    depths = _depths(nn.Sequential(nn.Embedding(9, 8), *(kind() for kind in kinds), nn.LayerNorm(8)))
+    assert {int(name.split(".")[0]): depth for name, depth in depths.items()} == {
+        at: 5 - at for at in range(6)
+    }
+
+
+def test_two_stacks_of_one_class_are_counted():
+    depths = _depths(Towers())
+    found = {".".join(name.split(".")[:3]): depth for name, depth in depths.items() if ".layers." in name}
+    assert found == {"query.layers.0": 4, "query.layers.1": 3, "document.layers.0": 2, "document.layers.1": 1}
+
+
+@pytest.mark.parametrize("block", [Block, Deep, Simple])
+def test_blocks_in_no_list_are_refused(block: type[nn.Module]):
+    with pytest.raises(ValueError, match=r"layer_decay: found no list of blocks in Attributes.*\{'encoder"):
+        steepest.build(Attributes(block), "adamw", layer_decay=0.5)
+
+
 @pytest.mark.parametrize(
     "model",
-    [nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), nn.ModuleList([Block()])],
+    [nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), Block()],
 )
 def test_a_model_without_blocks_is_refused(model: nn.Module):
-    with pytest.raises(ValueError, match=r"layer_decay: .* has no nn.ModuleList or nn.Sequential of blocks"):
+    with pytest.raises(ValueError, match=r"layer_decay: found no list of blocks in "):
         steepest.build(model, "adamw", layer_decay=0.5)
     steepest.build(model, "adamw", layer_decay=lambda name: 0.5)
 

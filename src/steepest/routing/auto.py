@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -35,7 +36,8 @@ class Auto(Optimizer):
         **options: the same as keywords, and common options, such as ``weight_decay=0.1``.
 
     Raises:
-        TypeError: tensors or groups from which no model can be told, with what to do instead.
+        TypeError: tensors or groups from which no model can be told, with what to do instead; ``hyper`` is
+            not a dict, or contains an argument that is named here or given as a keyword.
         TypeError, ValueError: as :func:`steepest.build`.
 
     >>> from torch import nn
@@ -63,6 +65,7 @@ class Auto(Optimizer):
         hyper: Mapping[str, Any] | None = None,
         **options: Any,
     ) -> None:
+        _check_hyper(hyper, options)
         further = {**(hyper or {}), **options}
         if weight_decay is not None:
             further["weight_decay"] = weight_decay
@@ -84,3 +87,17 @@ class Auto(Optimizer):
         super().__init__(formed.groups, **formed.main)
         formed.attach(self)
         warn_of_no_matrix(self, stacklevel=3)
+
+
+def _check_hyper(hyper: Any, options: Mapping[str, Any]) -> None:
+    """Raise ``TypeError`` for a ``hyper`` that is no dict, or that holds other arguments."""
+    if hyper is None:
+        return
+    if not (isinstance(hyper, Mapping) and all(isinstance(name, str) for name in hyper)):
+        raise TypeError(f"Auto(): hyper must be a dict of options, got {hyper!r}")
+    own = {"weight_decay", *inspect.signature(form_groups).parameters} - {"hyper"}
+    for name in hyper:
+        if name in own:
+            raise TypeError(f"Auto(): {name!r} is an argument of its own and does not go into hyper")
+        if name in options:
+            raise TypeError(f"Auto(): {name!r} is given both in hyper and as a keyword")

@@ -90,10 +90,11 @@ def build(
             ``no_weight_decay()``, or marks with ``_no_weight_decay``, are decayed only if an override sets
             their weight decay.
         layer_decay: layer-wise learning rates, as for fine-tuning: that of layer i of n is lr·decayⁿ⁻ⁱ.
-            Layers are counted by the model's lists of blocks (``nn.ModuleList``, ``nn.Sequential``):
-            embeddings and what comes before the blocks are layer 0, and output layers, with what follows the
-            blocks, layer n. Instead of the number, a dict from patterns of parameter names to factors on lr,
-            or a function from names to factors. An override's own lr is taken as it is.
+            Layers are counted by the model's lists of blocks (``nn.ModuleList``, ``nn.ModuleDict``,
+            ``nn.Sequential``): embeddings and what comes before the blocks are layer 0, and output layers,
+            with what follows the blocks, layer n. A model whose blocks are in no list is refused. Instead
+            of the number, a dict from patterns of parameter names to factors on lr, or a function from names
+            to factors. An override's own lr is taken as it is.
         ternary: options of :class:`steepest.ternary.TernaryFlip` for a model with ternary layers. The
             optimizer also moves their weights, in a group of its own. None does so without options if
             there are such layers, True requires that there are some, and False leaves them alone.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -17,11 +18,14 @@ __all__ = ["LayerDecay", "LayerRates", "check_layer_decay", "layer_rates"]
 
 LayerDecay: TypeAlias = "float | Mapping[str, float] | Callable[[str], float]"
 
-_LISTS = (nn.ModuleList, nn.Sequential)
+_LISTS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 # Lists whose modules work side by side, or that are no part of the stack.
 _PARALLEL = re.compile(r"expert|moe|head|branch|embed|token|adapter|lora|classifier|output", re.IGNORECASE)
 # Names under which a stage holds its blocks.
 _STACKED = re.compile(r"(res)?blocks?|layers|stages?|h", re.IGNORECASE)
+_NUMBERED_STACK = re.compile(rf"({_STACKED.pattern}|layer)\d*", re.IGNORECASE)
+# What a block has and a stack has not.
+_ATTENTION = re.compile(r"(self_?|cross_?)?(attn|attention)", re.IGNORECASE)
 # Outside of blocks, wherever it is registered.
 _HEAD = re.compile(r"(^|[._])(heads?|classifier)\.")
 _EMBEDDINGS = ("embedding", "table")
@@ -62,7 +66,7 @@ def layer_rates(
 
     Raises:
         TypeError: ``decay`` is none of these.
-        ValueError: a factor out of range; a number for a model that has no list of blocks.
+        ValueError: a factor out of range; a number for a model in which no list of blocks is found.
     """
     names = [tensor.name for tensor in tensors]
     if isinstance(decay, Mapping):
@@ -108,9 +112,10 @@ def _find_layers(
     blocks = [f"{path}." for path in _blocks(model)]
     if not blocks:
         raise ValueError(
-            f"layer_decay: {type(model).__name__} has no nn.ModuleList or nn.Sequential of blocks by which "
-            "layers could be counted. Give factors on lr instead: layer_decay={'encoder.*': 0.5, ...}, or a "
-            "function from parameter names to factors"
+            f"layer_decay: found no list of blocks in {type(model).__name__} by which to count layers: an "
+            "nn.ModuleList, nn.ModuleDict or nn.Sequential whose modules have several layers each. Give "
+            "factors on lr instead: layer_decay={'encoder.*': 0.5, ...}, or a function from parameter names "
+            "to factors"
         )
     pairs = list(zip(tensors, roles, strict=True))
     outputs = {id(tensor.owners[0].module) for tensor, role in pairs if role.kind == "output"}
@@ -129,18 +134,48 @@ def _find_layers(
     return layers, last
 
 
-def _blocks(module: nn.Module, path: str = "", name: str = "") -> Iterator[str]:
-    """Yield the paths of the blocks within a module, in order."""
+def _blocks(module: nn.Module, path: str = "", name: str = "", *, sure: bool = False) -> list[str]:
+    """Return the paths of the blocks within a module, in order.
+
+    ``sure`` is for a module that may itself be a block, whose lists hold its sublayers: it accepts a list
+    only if that has the name of a stack and its modules are composite and of one class.
+    """
     children = _with_parameters(module)
     if isinstance(module, _LISTS):
-        if _PARALLEL.search(name):
-            return
-        if len(children) > 1 and _are_blocks(module, name, children):
-            for local, child in children:
-                yield from _stage(child, f"{path}{local}.") or [f"{path}{local}"]
-            return
+        listed = _listed(module, name, children)
+        unsure = sure and not (_NUMBERED_STACK.fullmatch(name) and _are_alike(listed))
+        if unsure or _PARALLEL.search(name):
+            return []
+        if listed:
+            return [each for at, child in listed for each in _stage(child, f"{path}{at}.") or [f"{path}{at}"]]
+    elif path and any(_ATTENTION.fullmatch(local) for local, _ in children):
+        return []  # a block
+    kinds = Counter(type(child) for _, child in children)
+    in_sequence = isinstance(module, nn.Sequential)
+    found = []
     for local, child in children:
-        yield from _blocks(child, f"{path}{local}.", local)
+        doubtful = not isinstance(child, _LISTS) and (in_sequence or kinds[type(child)] > 1)
+        found += _blocks(child, f"{path}{local}.", local, sure=sure or doubtful)
+    if found or not in_sequence or len(children) == 1:
+        return found
+    composite = [(f"{path}{local}", child) for local, child in children if _is_composite(child)]
+    whole = not any(_blocks(child, f"{each}.") for each, child in composite)
+    return [each for each, _ in composite] if whole else []
+
+
+def _listed(
+    module: nn.Module, name: str, children: list[tuple[str, nn.Module]]
+) -> list[tuple[str, nn.Module]]:
+    """Return those modules of a list that are blocks."""
+    composite = [(local, child) for local, child in children if _is_composite(child)]
+    kinds = Counter(type(child) for _, child in composite)
+    repeated = [(local, child) for local, child in composite if kinds[type(child)] > 1]
+    numbered = all(local.isdecimal() for local, _ in children) or _STACKED.fullmatch(name)
+    if len(composite) == len(children) and (repeated or (numbered and not isinstance(module, nn.Sequential))):
+        return children
+    if isinstance(module, nn.ModuleList) and _STACKED.fullmatch(name):
+        return children  # the linear layers of an MLP
+    return repeated
 
 
 def _stage(module: nn.Module, path: str) -> list[str]:
@@ -151,16 +186,16 @@ def _stage(module: nn.Module, path: str) -> list[str]:
         inside = [(f"{name}.", each) for name, each in module.named_children() if _STACKED.fullmatch(name)]
     for prefix, each in inside:
         blocks = _with_parameters(each)
-        alike = isinstance(each, _LISTS) and len({type(block) for _, block in blocks}) == 1
-        if alike and all(_is_composite(block) for _, block in blocks):
+        if isinstance(each, _LISTS) and _are_alike(blocks):
             return [f"{path}{prefix}{local}" for local, _ in blocks]
     return []
 
 
-def _are_blocks(module: nn.Module, name: str, children: Sequence[tuple[str, nn.Module]]) -> bool:
-    """Return whether a list holds blocks; that of an MLP's linear layers does if its name says so."""
-    named = isinstance(module, nn.ModuleList) and _STACKED.fullmatch(name) is not None
-    return named or all(_is_composite(child) for _, child in children)
+def _are_alike(children: list[tuple[str, nn.Module]]) -> bool:
+    """Return whether modules are composite and of one class."""
+    return len({type(child) for _, child in children}) == 1 and all(
+        _is_composite(each) for _, each in children
+    )
 
 
 def _is_composite(module: nn.Module) -> bool:
