@@ -31,6 +31,7 @@ class Markdown(griffe.Extension):
         for each in _walk(pkg):
             if each.docstring is not None:
                 each.docstring.value = _markdown(each.docstring.value, each, documented)
+        _show_functions_for_modules(pkg)
 
 
 def _walk(each: griffe.Object) -> Any:
@@ -38,6 +39,26 @@ def _walk(each: griffe.Object) -> Any:
     for member in each.members.values():
         if not member.is_alias:
             yield from _walk(member)
+
+
+def _show_functions_for_modules(pkg: griffe.Module) -> None:
+    """Let public names lead to the functions where Griffe's lead to the modules of these names."""
+    names = [(module, name) for module in MODULES for name in public_names(module)]
+    found = [
+        (_within(pkg, module), name, _within(pkg, _definition(pkg, f"{module}.{name}")))
+        for module, name in names
+    ]
+    for module, name, thing in found:
+        if module.members[name].is_alias:
+            module.members[name].target = thing
+    for module, name, thing in found:  # last, since it hides what else the module defines
+        if thing.is_function and module.members[name].is_module:
+            module.members[name] = _copy_of(thing, module)
+
+
+def _within(pkg: griffe.Module, path: str) -> Any:
+    _, _, rest = path.partition(".")
+    return pkg[rest] if rest else pkg
 
 
 def _show_methods_of_modules(cls: griffe.Class) -> None:
@@ -52,14 +73,14 @@ def _show_methods_of_modules(cls: griffe.Class) -> None:
                 cls.set_member(name, _copy_of(function, cls))
 
 
-def _copy_of(function: griffe.Function, cls: griffe.Class) -> griffe.Function:
+def _copy_of(function: griffe.Function, parent: griffe.Class | griffe.Module) -> griffe.Function:
     copied = griffe.Function(
         function.name,
         lineno=function.lineno,
         endlineno=function.endlineno,
         parameters=function.parameters,
         returns=function.returns,
-        parent=cls,
+        parent=parent,
     )
     if function.docstring is not None:
         copied.docstring = griffe.Docstring(
@@ -88,6 +109,9 @@ def _definition(pkg: griffe.Module, path: str) -> str:
         each = each.members[part]
         if each.is_alias:
             return _definition(pkg, ".".join([each.target_path, *parts[at + 1 :]]))
+    if each.is_module and each.parent is not None and each.name in each.parent.imports:
+        # A package's import hides the module of the same name, but Griffe keeps the module.
+        return str(each.parent.imports[each.name])
     return str(each.path)
 
 

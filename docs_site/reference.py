@@ -115,7 +115,7 @@ def _module(module: str, own_page: set[str]) -> str:
             lines += [
                 f"## {identifier} {{ #{identifier} }}",
                 "",
-                f"The same class as [steepest.{name}][].",
+                f"The same as [steepest.{name}][].",
                 "",
             ]
         elif identifier not in elsewhere:
