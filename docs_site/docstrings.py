@@ -9,7 +9,7 @@ import textwrap
 from typing import Any
 
 import griffe
-from catalogue import FOR_RULES, MODULES, optimizer_pages, public_names
+from catalogue import FOR_RULES, MODULES, ROOT, optimizer_pages, public_names
 from equations import mathml
 
 _log = griffe.get_logger("docstrings")
@@ -118,12 +118,17 @@ def _definition(pkg: griffe.Module, path: str) -> str:
 def _markdown(text: str, each: griffe.Object, documented: dict[str, str]) -> str:
     text = re.sub(r"^( *)(State|Source): ", r"\1**\2**: ", text, flags=re.MULTILINE)
     # Docstrings stand on pages one level below the pages that they name.
-    text = re.sub(r"`?docs/(\w+)\.md`?", r"[docs/\1.md](../\1.html)", text)
+    text = re.sub(r"`?docs/(\w+)\.md`?", lambda match: f"[{_title(match[1])}](../{match[1]}.md)", text)
     text = _nested_lists(text)
     text = _TABLE.sub(lambda match: _fenced("text", match[0], match[1]), text)
     text = _EXAMPLE.sub(lambda match: _fenced("pycon", match[0], match[1]), text)
     text = _MATH.sub(lambda m: _fenced("math", (m[2] or "") + textwrap.dedent(m[3]), m[1]), text)
     return _ROLE.sub(lambda match: _reference(match, each, documented), text)
+
+
+def _title(page: str) -> str:
+    first = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8").partition("\n")[0]
+    return first.removeprefix("# ")
 
 
 def _nested_lists(text: str) -> str:
