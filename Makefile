@@ -44,10 +44,11 @@ lint: $(READY)
 	$(BIN)/mypy
 
 # A link, an anchor or a reference that leads nowhere fails. The site is in build/site; nothing in it is loaded
-# from elsewhere. The switch turns off a notice about the successor of these packages.
+# from elsewhere. With --quiet, warnings would not count. The switch turns off a notice about the successor of these
+# packages.
 docs docs-serve: export NO_MKDOCS_2_WARNING = 1
 docs: $(DOCS)
-	$(BIN)/mkdocs build --quiet
+	$(BIN)/mkdocs build
 
 docs-serve: $(DOCS)
 	$(BIN)/mkdocs serve

@@ -13,7 +13,15 @@ MODULES = (
     "steepest.views",
     "steepest.linalg",
     "steepest.compat",
+    "steepest.planning",
+    "steepest.trust",
     "steepest.lab",
+    "steepest.lab.bench",
+    "steepest.integrations.axolotl",
+    "steepest.integrations.lightning",
+    "steepest.integrations.peft",
+    "steepest.integrations.timm",
+    "steepest.integrations.transformers",
 )
 """The modules all of whose public names have an entry."""
 

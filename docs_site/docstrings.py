@@ -9,7 +9,7 @@ import textwrap
 from typing import Any
 
 import griffe
-from catalogue import FOR_RULES, MODULES, optimizer_pages, public_names
+from catalogue import FOR_RULES, MODULES, ROOT, optimizer_pages, public_names
 from equations import mathml
 
 _log = griffe.get_logger("docstrings")
@@ -31,6 +31,7 @@ class Markdown(griffe.Extension):
         for each in _walk(pkg):
             if each.docstring is not None:
                 each.docstring.value = _markdown(each.docstring.value, each, documented)
+        _show_functions_for_modules(pkg)
 
 
 def _walk(each: griffe.Object) -> Any:
@@ -38,6 +39,26 @@ def _walk(each: griffe.Object) -> Any:
     for member in each.members.values():
         if not member.is_alias:
             yield from _walk(member)
+
+
+def _show_functions_for_modules(pkg: griffe.Module) -> None:
+    """Let public names lead to the functions where Griffe's lead to the modules of these names."""
+    names = [(module, name) for module in MODULES for name in public_names(module)]
+    found = [
+        (_within(pkg, module), name, _within(pkg, _definition(pkg, f"{module}.{name}")))
+        for module, name in names
+    ]
+    for module, name, thing in found:
+        if module.members[name].is_alias:
+            module.members[name].target = thing
+    for module, name, thing in found:  # last, since it hides what else the module defines
+        if thing.is_function and module.members[name].is_module:
+            module.members[name] = _copy_of(thing, module)
+
+
+def _within(pkg: griffe.Module, path: str) -> Any:
+    _, _, rest = path.partition(".")
+    return pkg[rest] if rest else pkg
 
 
 def _show_methods_of_modules(cls: griffe.Class) -> None:
@@ -52,14 +73,14 @@ def _show_methods_of_modules(cls: griffe.Class) -> None:
                 cls.set_member(name, _copy_of(function, cls))
 
 
-def _copy_of(function: griffe.Function, cls: griffe.Class) -> griffe.Function:
+def _copy_of(function: griffe.Function, parent: griffe.Class | griffe.Module) -> griffe.Function:
     copied = griffe.Function(
         function.name,
         lineno=function.lineno,
         endlineno=function.endlineno,
         parameters=function.parameters,
         returns=function.returns,
-        parent=cls,
+        parent=parent,
     )
     if function.docstring is not None:
         copied.docstring = griffe.Docstring(
@@ -88,18 +109,26 @@ def _definition(pkg: griffe.Module, path: str) -> str:
         each = each.members[part]
         if each.is_alias:
             return _definition(pkg, ".".join([each.target_path, *parts[at + 1 :]]))
+    if each.is_module and each.parent is not None and each.name in each.parent.imports:
+        # A package's import hides the module of the same name, but Griffe keeps the module.
+        return str(each.parent.imports[each.name])
     return str(each.path)
 
 
 def _markdown(text: str, each: griffe.Object, documented: dict[str, str]) -> str:
     text = re.sub(r"^( *)(State|Source): ", r"\1**\2**: ", text, flags=re.MULTILINE)
     # Docstrings stand on pages one level below the pages that they name.
-    text = re.sub(r"`?docs/(\w+)\.md`?", r"[docs/\1.md](../\1.html)", text)
+    text = re.sub(r"`?docs/(\w+)\.md`?", lambda match: f"[{_title(match[1])}](../{match[1]}.md)", text)
     text = _nested_lists(text)
     text = _TABLE.sub(lambda match: _fenced("text", match[0], match[1]), text)
     text = _EXAMPLE.sub(lambda match: _fenced("pycon", match[0], match[1]), text)
     text = _MATH.sub(lambda m: _fenced("math", (m[2] or "") + textwrap.dedent(m[3]), m[1]), text)
     return _ROLE.sub(lambda match: _reference(match, each, documented), text)
+
+
+def _title(page: str) -> str:
+    first = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8").partition("\n")[0]
+    return first.removeprefix("# ")
 
 
 def _nested_lists(text: str) -> str:

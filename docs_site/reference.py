@@ -76,9 +76,14 @@ def _optimizer(page: OptimizerPage) -> str:
 def _modules() -> str:
     lines = ["# API", "", "Every public name, by module.", ""]
     for module in MODULES:
-        names = ", ".join(f"[`{name}`][{module}.{name}]" for name in _sorted(public_names(module)))
+        names = ", ".join(f"[`{name}`][{_entry(module, name)}]" for name in _sorted(public_names(module)))
         lines += [f"## [{module}]({module}.md)", "", names, ""]
     return "\n".join(lines)
+
+
+def _entry(module: str, name: str) -> str:
+    """Return the identifier under which a name is described: that of ``steepest`` if it exports it, too."""
+    return f"steepest.{name}" if name in public_names("steepest") else f"{module}.{name}"
 
 
 def _sorted(names: list[str]) -> list[str]:
@@ -100,7 +105,7 @@ def _module(module: str, own_page: set[str]) -> str:
             lines += [
                 f"## {identifier} {{ #{identifier} }}",
                 "",
-                f"The same class as [steepest.{name}][].",
+                f"The same as [steepest.{name}][].",
                 "",
             ]
         elif identifier not in elsewhere:

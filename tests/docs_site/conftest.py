@@ -12,11 +12,11 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="session")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The site, built as ``make docs`` builds it: strictly."""
+    """The site, built as ``make docs`` builds it: strictly, so not quietly, which would hide warnings."""
     pytest.importorskip("mkdocs", reason='the site\'s packages are not installed: pip install -e ".[docs]"')
     built = tmp_path_factory.mktemp("site")
     run = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(built)],
+        [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(built)],
         cwd=ROOT,
         env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
         capture_output=True,

@@ -63,8 +63,16 @@ def test_no_markup_of_the_sources_is_left(site: Path) -> None:
             "&gt;&gt;&gt;",
             "```",
             "][",
+            ">docs/",
         ):
             assert rest not in article, (page.name, rest)
+
+
+def test_a_page_of_docs_must_be_in_the_navigation() -> None:
+    pytest.importorskip("mkdocs")
+    from mkdocs.config import load_config
+
+    assert load_config(str(ROOT / "mkdocs.yml")).validation.nav.omitted_files == logging.WARNING
 
 
 class Links(HTMLParser):

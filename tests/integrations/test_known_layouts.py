@@ -165,6 +165,20 @@ ATTENTIONS: dict[str, tuple[Callable[[], nn.Module], str, Any, str]] = {
         ("rows", (4, 4, 4), 4),
         "attention.dense",
     ),
+    "deberta": (
+        lambda: transformers.DebertaForMaskedLM(
+            transformers.DebertaConfig(
+                vocab_size=32,
+                hidden_size=16,
+                num_hidden_layers=1,
+                num_attention_heads=4,
+                intermediate_size=24,
+            )
+        ),
+        "in_proj",
+        ("rows", (4, 4, 4), 4),
+        "attention.output.dense",
+    ),
     "mpt": (
         language("Mpt", **WIDE, d_model=16, n_heads=4, n_layers=1),
         "Wqkv",
@@ -182,6 +196,32 @@ ATTENTIONS: dict[str, tuple[Callable[[], nn.Module], str, Any, str]] = {
         "c_attn",
         ("columns", (16, 16, 16), "transposed"),
         "attn.c_proj",
+    ),
+}
+
+# Linear attention: model, its module, name of the weight, its view.
+DELTA = {
+    **LLAMA,
+    "head_dim": 4,
+    "layer_types": ["linear_attention"],
+    "use_cache": False,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 3,
+    "linear_value_head_dim": 5,
+}
+DELTA_NETS: dict[str, tuple[Callable[[], nn.Module], str, str, Any]] = {
+    "qwen 3 next": (
+        language("Qwen3Next", **DELTA, **EAGER, num_experts=0),
+        "qwen3_next",
+        "in_proj_qkvz",
+        ("rows", (3, 3, 10, 10), 2),
+    ),
+    "qwen 3.5": (
+        lambda: transformers.Qwen3_5ForCausalLM(transformers.Qwen3_5TextConfig(**DELTA)),
+        "qwen3_5",
+        "in_proj_qkv",
+        ("rows", (6, 6, 20)),
     ),
 }
 
@@ -349,6 +389,35 @@ def test_attention_is_linear_in_values_and_sees_products_of_queries_and_keys(cas
         assert not torch.allclose(parts[index], plain, rtol=1e-4)
     balanced = changed(model, name, view, layer, {others[0]: 2.0, others[1]: 0.5})
     torch.testing.assert_close(balanced, plain)
+
+
+@pytest.mark.parametrize("case", DELTA_NETS)
+def test_linear_attention_takes_each_part_from_its_matrix_alone(case: str, monkeypatch: pytest.MonkeyPatch):
+    """Convolutions and SiLU stand between, which take zeros to zeros."""
+    make, package, weight, wanted = DELTA_NETS[case]
+    model, name, view = made(make, weight, wanted)
+    modeling = importlib.import_module(f"transformers.models.{package}.modeling_{package}")
+    real, seen = modeling.torch_chunk_gated_delta_rule, []
+
+    def spy(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Any:
+        seen.append((query, key, value))
+        return real(query, key, value, **options)
+
+    monkeypatch.setattr(modeling, "torch_chunk_gated_delta_rule", spy)
+    results = [
+        changed(model, name, view, "out_proj", factors) for factors in ({}, *({i: 0.0} for i in range(3)))
+    ]
+    assert results[0].abs().max() > 1e-6
+    plain, *without = seen
+    for index, parts in enumerate(without):
+        for at, (part, before) in enumerate(zip(parts, plain, strict=True)):
+            assert before.abs().max() > 1e-3
+            if at == index:
+                assert part.abs().max() == 0
+            else:
+                assert torch.equal(part, before)
+    if len(view[1]) > 3:  # the gate
+        assert changed(model, name, view, "out_proj", {3: 0.0}).abs().max() == 0
 
 
 @pytest.mark.parametrize("case", GATES)

@@ -140,6 +140,37 @@ def test_a_class_of_another_package_is_not_known_and_no_wrong_view_is_suggested(
     assert not settled.explain().warnings
 
 
+class Unknown(nn.Module):
+    __module__ = "transformers.models.some.modeling_some"
+
+    def __init__(self, layer: str, outputs: int) -> None:
+        super().__init__()
+        self.add_module(layer, nn.Linear(8, outputs, bias=False))
+
+
+@pytest.mark.parametrize(
+    ("layer", "outputs"), [("qkv", 24), ("qkv_proj", 32), ("up", 24), ("query_key_value", 24)]
+)
+def test_no_order_is_suggested_for_an_unknown_class_of_theirs(layer: str, outputs: int):
+    (warning,) = steepest.build(Body(Unknown(layer, outputs)), "muon").explain().warnings
+    assert f"attn.{layer}.weight ({outputs}, 8) may be" in warning
+    assert not re.search(r"rows\([\d.]", warning)
+    assert ("query, key and value" in warning) == ("q" in layer)
+    assert (
+        not steepest.build(Body(Unknown(layer, outputs)), "muon", views={"attn.*": None}).explain().warnings
+    )
+
+
+def test_an_input_projection_is_not_called_query_key_and_value():
+    for outputs in (16, 32):  # Mamba's
+        assert not steepest.build(Body(Unknown("in_proj", outputs)), "muon").explain().warnings
+    mine = renamed(nn.Module, "Mine", "mine")()
+    mine.in_proj = nn.Linear(8, 24, bias=False)
+    (warning,) = steepest.build(Body(mine), "muon").explain().warnings
+    assert "may be three matrices in one" in warning
+    assert "rows(8, 8, 8)" in warning
+
+
 def test_the_users_view_takes_precedence():
     given = {"attn.query_key_value.weight": None}
     assert view_of(Body(GPTNeoXAttention()), "query_key_value.weight", views=given) is None

@@ -37,6 +37,8 @@ class Reasons:
         ambiguities: warnings about output layers that build() had to guess.
         fallback: the name of the rule for the tensors that the main rule does not take.
         known_views: names of the parameters whose view build() found by itself.
+        own_layouts: names of the weights in classes of other packages, which lay out fused matrices in
+            ways of their own.
     """
 
     why: Mapping[str, str] = field(default_factory=dict)
@@ -45,6 +47,7 @@ class Reasons:
     ambiguities: tuple[str, ...] = ()
     fallback: str | None = None
     known_views: Collection[str] = ()
+    own_layouts: Collection[str] = ()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from steepest.rule import Group, find_rule
 
 __all__ = ["find_notes", "find_warnings"]
 
-_QKV = re.compile(r"qkv|query_key_value|c_attn|in_proj", re.IGNORECASE)
+_QKV = re.compile(r"qkv|query_key_value|c_attn", re.IGNORECASE)
 # Most models with this name store query, key and value of one head after those of the other.
 _BY_HEAD = re.compile(r"query_key_value", re.IGNORECASE)
 _GATE_UP = re.compile(r"gate_up|gate_and_up|w1_?w?3|w1_?w?2$", re.IGNORECASE)
@@ -60,11 +60,11 @@ def find_warnings(groups: Sequence[Group], rows: Sequence[Row], main: str, reaso
     warnings += reasons.ambiguities
     # A view from the user says what the matrix is. A view that build() found only says how it is stored.
     told = {name for group in groups for name in (group.get("views") or {})} - set(reasons.known_views)
-    by_name = {starred(row.name): text for row in training if (text := _ambiguity(row, main, told))}
+    by_name = {starred(row.name): text for row in training if (text := _ambiguity(row, main, told, reasons))}
     return warnings + list(by_name.values())
 
 
-def _ambiguity(row: Row, main: str, told: set[str]) -> str | None:
+def _ambiguity(row: Row, main: str, told: set[str], reasons: Reasons) -> str | None:
     """Return the warning for a tensor that may be misjudged; None if it is unambiguous."""
     name = starred(row.name)
     if find_rule(row.rule).hidden_only:
@@ -72,7 +72,12 @@ def _ambiguity(row: Row, main: str, told: set[str]) -> str | None:
             return f"{name} {row.shape} is a vector in a matrix's shape, and {row.rule!r} takes matrices"
         whole = row.view is None or row.view[0] == "whole"
         if len(row.shape) == 2 and whole and row.name not in told:
-            fused = _looks_fused(name, row.shape, stored_transposed=row.view is not None)
+            fused = _looks_fused(
+                name,
+                row.shape,
+                stored_transposed=row.view is not None,
+                own_layout=row.name in reasons.own_layouts,
+            )
             if fused is not None:
                 return f"{name} {row.shape} {fused}"
     guessed = row.why.endswith(BY_NAME) and row.kind != "override"
@@ -87,11 +92,13 @@ def _ambiguity(row: Row, main: str, told: set[str]) -> str | None:
     return f"{name} {row.shape} {taken}, and goes to {row.rule!r}. If {condition}: {override}"
 
 
-def _looks_fused(name: str, shape: tuple[int, ...], *, stored_transposed: bool) -> str | None:
+def _looks_fused(
+    name: str, shape: tuple[int, ...], *, stored_transposed: bool, own_layout: bool
+) -> str | None:
     """Return the warning for a matrix that may be several, with the view to set; None if it seems whole."""
     out, into = shape[::-1] if stored_transposed else shape
     called = _QKV.search(name) is not None
-    what, blocks = "query, key and value", "..."
+    what, blocks = "query, key and value" if called else "three matrices", "..."
     if out == 3 * into:
         blocks = f"{into}, {into}, {into}"
     elif called and into == 3 * out:
@@ -101,6 +108,12 @@ def _looks_fused(name: str, shape: tuple[int, ...], *, stored_transposed: bool) 
         if not _GATE_UP.search(name) or out % 2 != 0:
             return None
         what, blocks = "two projections", f"{out // 2}, {out // 2}"
+    if own_layout and not _BY_HEAD.search(name):
+        return (
+            f"may be {what} in one, in an order that its class tells. If it is: views={{{name!r}: VIEW}} "
+            "with a view of steepest.views that cuts as its forward() does; if it is one matrix, set "
+            f"{'transposed()' if stored_transposed else 'None'} there to confirm"
+        )
     if _BY_HEAD.search(name):
         return (
             f"may be {what} in one, head by head. If it is: views={{{name!r}: interleaved(HEADS, "

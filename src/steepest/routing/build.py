@@ -18,6 +18,7 @@ from steepest.explain import Reasons
 from steepest.optimizer import Optimizer
 from steepest.routing.ambiguities import find_ambiguities
 from steepest.routing.heads import find_heads
+from steepest.routing.known_layouts import has_own_layout
 from steepest.routing.layers import LayerDecay, layer_rates
 from steepest.routing.names import group_names
 from steepest.routing.options import Options, as_table, check_options, matching, tensor_options
@@ -269,6 +270,11 @@ def form_groups(
             else:
                 known_views.add(name)
             group.setdefault("views", {})[name] = view
+    own_layouts = {
+        tensor.name
+        for tensor, role, _ in routed
+        if role.kind == "linear" and has_own_layout(model, tensor.owners[0])
+    }
     ambiguities: list[str] = []
     if find_rule(main["rule"]).hidden_only:
         ambiguities = find_ambiguities(model, routed, main["rule"], rest["rule"])
@@ -297,6 +303,7 @@ def form_groups(
         ambiguities=tuple(ambiguities),
         fallback=rest["rule"],
         known_views=frozenset(known_views),
+        own_layouts=frozenset(own_layouts),
     )
     return Formed(groups, main, targets, reasons)
 

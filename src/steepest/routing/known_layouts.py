@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from steepest.routing.tensors import Owner
 from steepest.views import View, along, interleaved, is_transposed, transposed
 
-__all__ = ["find_fused"]
+__all__ = ["find_fused", "has_own_layout"]
 
 # The number of repetitions, and the sizes of the parts of one: (12, (64, 64, 64)) for 12 heads' three each.
 Parts = tuple[int, tuple[int, ...]]
@@ -24,6 +24,7 @@ _Layout = Callable[[Any, int], "Parts | None"]
 
 _QKV = "query, key and value fused"
 _GATE_UP = "gate and up fused"
+_ANY = re.compile(".*")
 
 
 def find_fused(model: nn.Module, owner: Owner, param: Tensor, view: View | None) -> tuple[View, str] | None:
@@ -52,6 +53,12 @@ def find_fused(model: nn.Module, owner: Owner, param: Tensor, view: View | None)
         fused = interleaved(times, along(dim, *sizes))
         return (transposed(fused) if is_transposed(view) else fused), words
     return None
+
+
+def has_own_layout(model: nn.Module, owner: Owner) -> bool:
+    """Tell whether a class of these packages owns the layer: then its sizes say nothing about the layout."""
+    module = model.get_submodule(owner.path.rpartition(".")[0])
+    return any(_is_of(module, package, _ANY) for package in ("transformers", "timm"))
 
 
 def _is_of(module: nn.Module, package: str, classes: re.Pattern[str]) -> bool:
@@ -111,6 +118,18 @@ def _gpt2(module: Any, outputs: int) -> Parts | None:
 def _codegen(module: Any, outputs: int) -> Parts | None:
     """Query, value and key of a quarter of the heads, then of the next: made on four devices."""
     return None if outputs % 12 else (4, (outputs // 12,) * 3)
+
+
+def _delta_net(module: Any, outputs: int) -> Parts | None:
+    """All heads' queries, then the keys, then the values."""
+    return 1, (module.key_dim, module.key_dim, module.value_dim)
+
+
+def _delta_net_by_key_head(module: Any, outputs: int) -> Parts | None:
+    """Query and key of a key head, then its values and their gates; then of the next."""
+    heads, size = module.num_k_heads, module.head_k_dim
+    values = module.value_dim // heads
+    return heads, (size, size, values, values)
 
 
 def _experts(module: Any, outputs: int) -> Parts | None:
@@ -173,6 +192,15 @@ _KNOWN = (
     _known("transformers", "Attention", "c_attn", _equal(3)),  # the first GPT
     _known("transformers", "GPTBigCodeAttention", "c_attn", _bigcode),
     _known("transformers", "CodeGenAttention", "qkv_proj", _codegen),
+    _known("transformers", "DisentangledSelfAttention", "in_proj", _by_head),  # DeBERTa's
+    _known(
+        "transformers",
+        "Qwen3NextGatedDeltaNet",
+        "in_proj_qkvz",
+        _delta_net_by_key_head,
+        "query, key, value and gate fused",
+    ),
+    _known("transformers", r"Qwen3_5(Moe)?GatedDeltaNet", "in_proj_qkv", _delta_net),
     _known("transformers", "MiniMaxLightningAttention", "qkv_proj", _by_head),
     _known("transformers", "Phi(3|4Multimodal)Attention", "qkv_proj", _grouped),
     _known("transformers", "DbrxAttention", "Wqkv", _grouped),

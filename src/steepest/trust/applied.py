@@ -47,7 +47,7 @@ class AppliedStep:
         state_before, state_after: the tensor's state, entries in codes decoded. It is empty before the first
             step.
         grad_dtype: the gradient's dtype.
-        report: what a law measures, by name; :attr:`~steepest.trust.Verification.report` shows it.
+        report: what a law measures, by name; a :class:`~steepest.trust.Verification`'s ``report`` shows it.
     """
 
     rule: Rule
