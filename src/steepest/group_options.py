@@ -13,13 +13,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from steepest.engine.param_check import check_overlaps, check_param
 from steepest.engine.update import LOW_PRECISION, initial_lr
-<<<<<<< HEAD
 from steepest.hyperparameters import COMMON_OPTIONS, is_int8, make_plain, near_miss
-from steepest.rule import LEARNING_RATES, STATE_FORMAT, VERSION, Group, find_rule
-=======
-from steepest.hyperparameters import COMMON_OPTIONS, is_int8, near_miss, plain
-from steepest.rule import STATE_FORMAT, VERSION, Group, Rule, find_rule, rules_with
->>>>>>> mend-groups
+from steepest.rule import LEARNING_RATES, STATE_FORMAT, VERSION, Group, Rule, find_rule, rules_with
 
 __all__ = [
     "RESERVED",
@@ -89,12 +84,9 @@ def checked(
     """Return the user's new group with every option filled in, or raise ``TypeError`` or ``ValueError``."""
     full, index = filled(group, defaults), len(others)
     rule = find_rule(full["rule"])
-<<<<<<< HEAD
     make_plain(full, (*rule.defaults(), *LEARNING_RATES))
-=======
     if STATE_FORMAT not in group:  # those of an optimizer may hold what schedulers read
         _refuse_strange_options(f"{owner}, group {index}", group, rule, defaults)
->>>>>>> mend-groups
     rule.check(f"{owner}, group {index}", full)
     if is_int8(full["state_dtype"]):
         full["state_dtype"] = "int8"  # plain data
@@ -150,15 +142,9 @@ def _warn_of_no_rate(who: str, group: Group) -> None:
     independent = group["weight_decay_method"] == "independent" and group["weight_decay"] > 0
     if independent and initial_lr(group) == 0:
         warnings.warn(
-<<<<<<< HEAD
-            f"{who}: weight_decay_method='independent' divides lr by the lr that the group is made with, "
-            "which is 0: every step with lr > 0 decays by the whole weight_decay, whatever the schedule. "
-            "Make the group with the schedule's peak lr, or set its 'initial_lr' to that",
-=======
             f"{who}: weight_decay_method='independent' scales weight_decay by lr divided by the group's "
             "first lr, and that is 0: every step with lr > 0 decays by the whole weight_decay, whatever the "
             "schedule. Create the optimizer with the schedule's peak lr, or set the group's 'initial_lr'",
->>>>>>> mend-groups
             UserWarning,
             stacklevel=2,
         )

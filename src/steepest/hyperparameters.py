@@ -233,16 +233,11 @@ def optional(hyper: Hyperparameter) -> Hyperparameter:
     return Hyperparameter(lambda value: value is None or hyper.accepts(value), f"None or {hyper.allowed}")
 
 
-<<<<<<< HEAD
-def near_miss(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """Return ``" (did you mean 'lion'?)"`` if a known name is close to ``name``, else an empty string."""
-=======
 def near_miss(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
     """Return ``" (did you mean 'lion'?)"`` if a known name is close to ``name``, else an empty string.
 
     ``cutoff`` is difflib's: how alike they must be, from 0 to 1.
     """
->>>>>>> mend-groups
     close = difflib.get_close_matches(str(name).lower(), list(known), n=1, cutoff=cutoff)
     return f" (did you mean {close[0]!r}?)" if close else ""
 

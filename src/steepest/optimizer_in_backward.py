@@ -292,15 +292,10 @@ class ReleasedGradients:
             group_index, index, _ = self._places[id(param)]
             raise RuntimeError(
                 f"{describe(self._optimizer.param_groups[group_index], group_index, index)} was stepped "
-<<<<<<< HEAD
-                "already and received another gradient: call optimizer.step() after each backward (after one "
-                "that failed, zero_grad() and step()), and run all but the last of several in accumulate()"
-=======
                 "already and got another gradient: call optimizer.step() after each backward (after one that "
                 "failed, zero_grad() and step()), and run all but the last of several within accumulate(). "
                 "Where a Trainer runs them, let each take a step: gradient_accumulation_steps=1 in Hugging "
                 "Face's, accumulate_grad_batches=1 in Lightning's"
->>>>>>> mend-hf
             )
 
     @torch._disable_dynamo  # type: ignore[attr-defined]

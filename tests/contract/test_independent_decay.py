@@ -35,11 +35,7 @@ def _shrunk(optimizer: Any, param: Parameter) -> float:
 @pytest.mark.parametrize("tensor", [False, True])
 @pytest.mark.parametrize("lr", [None, 0.1, 0.0])
 @pytest.mark.parametrize("name", SCHEDULES)
-<<<<<<< HEAD
-@pytest.mark.filterwarnings("ignore:.*divides lr by:UserWarning")
-=======
 @pytest.mark.filterwarnings("ignore:.*divided by the group's first lr:UserWarning")
->>>>>>> mend-groups
 def test_it_follows_the_schedule(name: str, lr: float | None, tensor: bool):
     make, whole = SCHEDULES[name]
     if whole is None and lr == 0.0:
@@ -57,13 +53,9 @@ def test_it_follows_the_schedule(name: str, lr: float | None, tensor: bool):
 
 def test_made_at_a_rate_of_zero_it_says_what_it_does():
     param = Parameter(torch.ones(()))
-<<<<<<< HEAD
-    with pytest.warns(UserWarning, match="group 0: .*'independent' divides lr by .* 0.*initial_lr"):
-=======
     with pytest.warns(
         UserWarning, match="group 0: .*'independent' scales .* first lr, and that is 0.*initial_lr"
     ):
->>>>>>> mend-groups
         optimizer = steepest.Lion([param], lr=0.0, weight_decay=DECAY, weight_decay_method="independent")
     assert _shrunk(optimizer, param) == 0
     optimizer.param_groups[0]["lr"] = 0.01

@@ -45,7 +45,9 @@ def test_metadata(wheel: Path) -> None:
     assert minors <= set(metadata.get_all("Classifier"))
     without_extra = [each for each in metadata.get_all("Requires-Dist") if "extra ==" not in each]
     assert [each.partition(">")[0].partition("<")[0] for each in without_extra] == ["torch"]
-    assert {"lab", "dev", "docs", "integrations", "parity", "peers"} == set(metadata.get_all("Provides-Extra"))
+    assert {"lab", "dev", "docs", "integrations", "parity", "peers"} == set(
+        metadata.get_all("Provides-Extra")
+    )
 
 
 def test_the_sdist_is_the_checkout(sdist: Path) -> None:
