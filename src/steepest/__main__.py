@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         status = _run(sys.argv[1:] if arguments is None else list(arguments))
     except KeyboardInterrupt:
-        # Importing torch takes a second, so the user may press Ctrl-C before the race starts.
+        # From the first command on, the command line itself answers Ctrl-C.
         print("interrupted before the race started", file=sys.stderr)
         status = _INTERRUPTED
     raise SystemExit(status)

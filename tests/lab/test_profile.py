@@ -148,7 +148,7 @@ def toys(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
         "large": tuple(shapes._gpt2(32, 2, 32, 8)),
         "tiny": shapes.model_shapes("tiny").tensors,
     }
-    monkeypatch.setattr(growth_module, "SIZES", {"small": "small", "large": "large"})
+    monkeypatch.setattr(growth_module, "GROWTH_SIZES", {"small": "small", "large": "large"})
     monkeypatch.setattr(
         growth_module, "meta_model", lambda size: model_of((each.name, each.shape) for each in sizes[size])
     )

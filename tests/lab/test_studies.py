@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from steepest.lab import LabError, sweep
 from steepest.lab.cli import study as commands
-from steepest.lab.experiments.studies import horizon, sgd_sai_grid
+from steepest.lab.experiments.studies import horizon, sgd_sai_grid, ternary
 from steepest.lab.training.optimizers import resolve_optimizers
 
 
@@ -82,7 +82,7 @@ def test_a_single_horizon_is_rejected(tmp_path, plane):
             {"optimizers": ["lion", "muon"]},
         ),
         (["sgd-sai-grid", "--models", "resnet18", "--seeds", "4"], sgd_sai_grid, {"seeds": 4}),
-        (["ternary", "--tasks", "mlp", "--fresh"], commands.ternary, {"fresh": True}),
+        (["ternary", "--tasks", "mlp", "--fresh"], ternary, {"fresh": True}),
     ],
 )
 def test_commands_pass_on_what_is_asked(arguments, module, expected, monkeypatch, tmp_path):

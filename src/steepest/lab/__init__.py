@@ -45,6 +45,10 @@ _HOMES = {
 }
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 if not TYPE_CHECKING:
     # A checker that saw this would let every misspelt name pass.
     def __getattr__(name: str) -> object:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from steepest.lab.cli import run, study
+from steepest.lab.experiments.studies import sasrec
 from steepest.lab.experiments.sweep import Result
 
 from ..conftest import make_experiment
@@ -18,7 +19,7 @@ def test_the_options_reach_the_study(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         given.update(options, out=out, data=data)
         return [Result(out / "comparison", make_experiment(), [])]
 
-    monkeypatch.setattr(study.sasrec, "run", pretend)
+    monkeypatch.setattr(sasrec, "run", pretend)
     monkeypatch.setattr(study, "finish", lambda out, directories: given.update(shown=directories) or 0)
     command = [
         "study",
