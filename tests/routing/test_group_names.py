@@ -36,7 +36,11 @@ def _names(optimizer: torch.optim.Optimizer) -> list[str]:
         ("lion", {"weight_decay": 0.0}, ["lion"]),
         ("lion", {}, ["lion", "lion, no decay"]),
         ("sgd", {}, ["sgd", "sgd, no decay"]),
-        ("muon", {"overrides": {"blocks.*.mlp.*.weight": {"lr": 0.5}}}, [*THREE, "muon, lr 0.5"]),
+        (
+            "muon",
+            {"overrides": {"blocks.[12].*.weight": {"lr": 0.5}}},
+            [*THREE, "muon, lr 0.5", "adamw, no decay, lr 0.5"],
+        ),
         (
             "muon",
             {"overrides": {"head.bias": {"lr": 0.5}, "embed.weight": "lion"}},
