@@ -20,6 +20,9 @@ OURS = {"params", "param_names", "name", "rule", "base_lr", "skipped_steps", "st
 CYCLED = {"initial_lr", "max_lr", "min_lr", "max_momentum", "base_momentum"}
 
 
+THREE = ["muon", "adamw", "adamw, no decay"]
+
+
 def _names(optimizer: torch.optim.Optimizer) -> list[str]:
     return [group["name"] for group in optimizer.param_groups]
 
@@ -31,6 +34,13 @@ def _names(optimizer: torch.optim.Optimizer) -> list[str]:
         ("lion", {"weight_decay": 0.1}, ["lion", "lion, no decay"]),
         ("lion", {"decay_vectors": True}, ["lion"]),
         ("lion", {"weight_decay": 0.0}, ["lion"]),
+        ("lion", {}, ["lion", "lion, no decay"]),
+        ("sgd", {}, ["sgd", "sgd, no decay"]),
+        (
+            "muon",
+            {"overrides": {"blocks.[12].*.weight": {"lr": 0.5}}},
+            [*THREE, "muon, lr 0.5", "adamw, no decay, lr 0.5"],
+        ),
         (
             "muon",
             {"overrides": {"head.bias": {"lr": 0.5}, "embed.weight": "lion"}},
@@ -39,7 +49,7 @@ def _names(optimizer: torch.optim.Optimizer) -> list[str]:
         (
             "adamw",
             {"overrides": {"embed.weight": {"betas": (0.5, 0.9)}, "head.weight": {"betas": (0.6, 0.9)}}},
-            ["adamw", "adamw (2)", "adamw, no decay", "adamw (3)"],
+            ["adamw", "adamw, betas 0.5/0.9", "adamw, no decay", "adamw, betas 0.6/0.9"],
         ),
     ],
 )

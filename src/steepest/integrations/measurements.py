@@ -42,7 +42,7 @@ def group_names(optimizer: Optimizer) -> list[str]:
     for index, name in enumerate(names):
         seen[name] = number = seen.get(name, 0) + 1
         if number > 1:
-            names[index] = f"{name} {number}"
+            names[index] = f"{name} ({number})"
     return names
 
 

@@ -293,7 +293,7 @@ def form_groups(
             f"ternary={ternary!r}, but {type(model).__name__} has no ternary layers; "
             "steepest.ternary.ternarize(model) makes some"
         )
-    for each, group_name in zip(groups, group_names(groups), strict=True):
+    for each, group_name in zip(groups, group_names(groups, (main, rest)), strict=True):
         each.pop("layer", None)
         each["name"] = group_name
     reasons = Reasons(

@@ -14,18 +14,22 @@ __all__ = ["group_names"]
 _PLAIN = (str, int, float)
 
 
-def group_names(groups: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a different name for each group: its rule, and what tells it from others of this rule.
+def group_names(groups: Sequence[Mapping[str, Any]], usual: Sequence[Mapping[str, Any]] = ()) -> list[str]:
+    """Return a different name for each group: its rule, and how it differs from this rule's usual options.
 
-    ``"layer"`` is the group's layer of ``layer_decay``, if it has one.
+    ``usual`` holds the main rule's options and the fallback's. For other rules the usual options are those of
+    the largest group that is decayed. ``"layer"`` is the group's layer of ``layer_decay``, if it has one.
 
     >>> group_names([{"rule": "adamw"}, {"rule": "adamw", "weight_decay": 0.0}, {"rule": "lion", "layer": 3}])
     ['adamw', 'adamw, no decay', 'lion, layer 3']
     """
     names: list[str] = []
     for group in groups:
-        alike = [_options(other) for other in groups if other["rule"] == group["rule"]]
-        name = ", ".join([group["rule"], *_differences(_options(group), alike)])
+        alike = [other for other in groups if other["rule"] == group["rule"]]
+        base = next((each for each in usual if each["rule"] == group["rule"]), None) or max(
+            alike, key=lambda other: (other.get("weight_decay") != 0, _size(other))
+        )
+        name = ", ".join([group["rule"], *_differences(group, base, alike)])
         if "layer" in group:
             name += f", layer {group['layer']}"
         taken = sum(other == name or other.startswith(f"{name} (") for other in names)
@@ -37,18 +41,33 @@ def _options(group: Mapping[str, Any]) -> dict[str, Any]:
     return {**find_rule(group["rule"]).defaults(), **group}
 
 
-def _differences(own: Mapping[str, Any], alike: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return in words how a group differs from the largest of its rule that is decayed, or the largest."""
+def _differences(
+    group: Mapping[str, Any], base: Mapping[str, Any], alike: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """Return in words how a group differs from the base, and from those alike that are decayed."""
     found = []
-    first = max(alike, key=lambda other: (other.get("weight_decay") != 0, _size(other)))
-    if own.get("weight_decay") == 0 and any(other.get("weight_decay") != 0 for other in alike):
+    # Only given options count: a rule whose default is 0 may have a group of tensors that are never decayed.
+    if group.get("weight_decay") == 0 and any(other.get("weight_decay") != 0 for other in alike):
         found.append("no decay")
-    for name, value in own.items():
+    first = _options(base)
+    for name, value in _options(group).items():
         differs = not isinstance(value, Tensor) and name in first and value != first[name]
-        by_layer = name in ("lr", "layer") and "layer" in own
-        if differs and isinstance(value, _PLAIN) and not by_layer and (name != "weight_decay" or value != 0):
-            found.append(f"{name} {value:g}" if isinstance(value, float) else f"{name} {value}")
+        by_layer = name in ("lr", "layer") and "layer" in group
+        if differs and _is_plain(value) and not by_layer and (name != "weight_decay" or value != 0):
+            found.append(f"{name} {_text(value)}")
     return found
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, _PLAIN) or (
+        isinstance(value, tuple) and all(isinstance(each, (int, float)) for each in value)
+    )
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "/".join(map(_text, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _size(group: Mapping[str, Any]) -> int:
