@@ -125,7 +125,7 @@ def test_on_the_users_model_ties_and_frozen_parameters_stay(in_module: Path) -> 
     trained = 50 * 16 + 16 * 16
     assert {cost.parameters for cost in found.costs.values()} == {trained}
     # Two moments in the parameters' dtypes, and a float32 step count a tensor.
-    assert found.costs["adamw"].state_bytes == 8 * 50 * 16 + 4 * 16 * 16 + 2 * 4
+    assert found.costs["adamw"].state_bytes == 8 * 50 * 16 + 4 * 16 * 16 + 2 * 8
     assert isinstance(make_model("mine_of_bench:from_file"), nn.Linear)
     assert meta_model("mine_of_bench:from_file", torch.float16).weight.dtype == torch.float16
 
@@ -141,7 +141,7 @@ def test_what_does_not_fit_is_planned_and_marked() -> None:
     assert found.costs["signgsd"].planned is found.costs["lion"].planned is False
     adamw = found.costs["adamw"]
     assert (adamw.planned, adamw.optimizer_ms) == (True, None)
-    assert adamw.state_bytes == 8 * numel + 4 * len(model_shapes("tiny").tensors)
+    assert adamw.state_bytes == 8 * numel + 8 * len(model_shapes("tiny").tensors)
     _, found = bench("llama-70b", ["muon"], memory=1 << 30)
     assert {cost.planned for cost in found.costs.values()} == {True}
     assert found.costs["torch.optim:AdamW"].state_bytes / model_shapes("llama-70b").numel == pytest.approx(8)

@@ -70,7 +70,7 @@ def load(directories: Iterable[str | Path]) -> list[Section]:
     for directory in map(Path, directories):
         experiment, records = Experiment.load(directory), read_records(directory)
         key = experiment.model_dump_json(exclude=RUN_FIELDS | {"name", "title", "baseline"})
-        command = f"{experiment.command}  (revision {experiment.revision})"
+        command = f"{experiment.command}  # revision {experiment.revision}"
         first = sections.setdefault(key, Section(experiment, [], []))
         first.experiment = first.experiment.joined(experiment)
         first.records = frame.distinct([*first.records, *records])
