@@ -37,7 +37,8 @@ class Nearness:
         self.largest = {}
 
     def __call__(self, key, ours, theirs):
-        assert ours.dtype == theirs.dtype, key
+        # Torch counts in float32, which is exact up to 2²⁴ steps.
+        assert ours.dtype == theirs.dtype or key.startswith("step"), key
         ours, theirs = ours.detach().double(), theirs.detach().double()
         scale = self.largest[key] = max(self.largest.get(key, 0.0), float(theirs.abs().max()))
         error = float((ours - theirs).abs().max())

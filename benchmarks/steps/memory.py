@@ -23,7 +23,7 @@ def planned_state_bytes(case: Case, tensors: Sequence[ParamShape], dtype: torch.
     Example:
         >>> from benchmarks.steps.case import ours
         >>> planned_state_bytes(ours("adamw", "eager"), [ParamShape("a", (10, 10))], torch.float32)
-        804
+        808
     """
     try:
         optimizer = case.make(meta_params(tensors, dtype))

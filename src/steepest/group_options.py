@@ -18,6 +18,7 @@ from steepest.rule import LEARNING_RATES, STATE_FORMAT, VERSION, Group, Rule, fi
 
 __all__ = [
     "RESERVED",
+    "Placeholder",
     "check_masters",
     "check_views",
     "checked",
@@ -35,6 +36,10 @@ RESERVED = frozenset(
 # The names of parameters in the dicts of steepest.param_groups(). ZeroRedundancyOptimizer sorts and shares
 # out the parameters of a group, and leaves its list of names as it was.
 _NAMES: MutableMapping[Tensor, str] = WeakTensorKeyDictionary()
+
+
+class Placeholder(float):
+    """A momentum in ``defaults`` that no group gets: OneCycleLR and CyclicLR look for one there."""
 
 
 def first_rule(owner: str, params: ParamsT) -> tuple[ParamsT, str]:
@@ -125,7 +130,7 @@ def _refuse_strange_options(who: str, group: Group, rule: Rule, defaults: Mappin
     """Raise ``TypeError`` for an option of another rule, or a misspelt one; keep all other keys."""
     known = rule.defaults()
     main = find_rule(defaults["rule"]).defaults()
-    extra = defaults.keys() - main.keys() - {"momentum"}
+    extra = {k for k, value in defaults.items() if k not in main and not isinstance(value, Placeholder)}
     for name in group.keys() - known.keys() - rule.conventions.keys() - RESERVED - extra:
         others = rules_with(name)
         if others:

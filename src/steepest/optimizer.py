@@ -19,7 +19,15 @@ from steepest.engine.interrupts import HeldInterrupts
 from steepest.engine.matrices import UserFunctions
 from steepest.engine.pipeline import decide, take_step
 from steepest.explain import Explanation, Reasons, explain, summarize
-from steepest.group_options import check_masters, check_views, checked, complete, count_skipped, first_rule
+from steepest.group_options import (
+    Placeholder,
+    check_masters,
+    check_views,
+    checked,
+    complete,
+    count_skipped,
+    first_rule,
+)
 from steepest.hyperparameters import make_plain, near_miss
 from steepest.rule import Rule, Targets, find_rule, register_rule
 from steepest.state_dict import loading, saving
@@ -108,9 +116,8 @@ class Optimizer(torch.optim.Optimizer):
         defaults = {"rule": rule, **known, **hyper, **(extra or {})}
         make_plain(defaults, known)
         find_rule(rule).check(owner, defaults)
-        if not known.keys() & {"momentum", "betas"}:
-            # OneCycleLR and CyclicLR look for either here. They cycle what the groups' rules have.
-            defaults["momentum"] = 0.0
+        if not defaults.keys() & {"momentum", "betas"}:
+            defaults["momentum"] = Placeholder(0.0)  # they cycle what the groups' rules have
         self._collector = Collector()
         super().__init__(params, defaults)
         check_views(self.defaults.get("views") or {}, self.param_groups)
@@ -128,8 +135,9 @@ class Optimizer(torch.optim.Optimizer):
             param_group.update(own)
         super().add_param_group(param_group)
         # torch copies the main rule's options into groups of all rules. Schedulers read betas in every group.
-        main = find_rule(self.defaults["rule"]).hyper.keys() | {"momentum"}
-        for name in main - own.keys() - {"betas"}:
+        main = find_rule(self.defaults["rule"]).hyper.keys()
+        placeholders = {name for name, value in self.defaults.items() if isinstance(value, Placeholder)}
+        for name in (main | placeholders) - own.keys() - {"betas"}:
             param_group.pop(name, None)
         self._collector.remember(self.param_groups)
 

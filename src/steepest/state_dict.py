@@ -26,7 +26,7 @@ from steepest.engine.state import blank_state
 from steepest.engine.storage import CORRECTION, SCALE
 from steepest.hyperparameters import make_plain
 from steepest.migrations import TORCH_KEYS, Source, recognize
-from steepest.rule import LEARNING_RATES, STATE_FORMAT, Group, StateSpec, Targets, find_rule
+from steepest.rule import STATE_FORMAT, Group, StateSpec, Targets, find_rule
 from steepest.stored_state import (
     check_filled,
     check_state_format,
@@ -57,7 +57,7 @@ def saving(optimizer: Any) -> Iterator[None]:
     def add(_: Any, saved: dict[str, Any]) -> None:
         for group in saved["param_groups"]:
             # Users and schedulers may have set other libraries' numbers since the last step.
-            make_plain(group, (*find_rule(group["rule"]).defaults(), *LEARNING_RATES))
+            make_plain(group, group.keys() - {"params", "param_names"})
         # A param's number in the state dict counts over all groups.
         params = dict.fromkeys(param for group in groups for param in group["params"])
         for number, param in enumerate(params):

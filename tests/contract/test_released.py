@@ -165,7 +165,7 @@ def test_a_layer_that_is_checkpointed_twice_with_nested_backward_is_an_error_not
     steepest.release_gradients(layer, optimizer)
     x = torch.randn(5, 4, requires_grad=True)
     hidden = checkpoint(layer, x, use_reentrant=True)
-    with pytest.raises(RuntimeError, match="was stepped already and received another gradient"):
+    with pytest.raises(RuntimeError, match="was stepped already and got another gradient"):
         checkpoint(layer, hidden, use_reentrant=True).sum().backward()
 
 

@@ -438,7 +438,7 @@ def test_placeholders_disturb_nothing_else():
     assert torch.allclose(other.grad, torch.full_like(other, 1 / math.sqrt(6)))
     torch._foreach_mul_([params[0].grad, other.grad], [7.0, 2.0])
     assert torch.allclose(other.grad, torch.full_like(other, 2 / math.sqrt(6)))
-    with pytest.raises(RuntimeError, match="was stepped already and received another gradient"):
+    with pytest.raises(RuntimeError, match="was stepped already and got another gradient"):
         backward(params, 1)
     optimizer.zero_grad()
     optimizer.step()

@@ -289,8 +289,8 @@ def test_agreeing_with_all_is_nothing_in_one_process():
 def test_whole_tensors_with_owners_agree_over_the_default_group():
     def work(rank: int) -> list[str]:
         param = Parameter(torch.ones(2, 2))
-        group = {"params": [("w", param)], "distributed": "owners"}
-        optimizer = steepest.Lion([group], lr=0.5, nonfinite="skip")
+        optimizer = steepest.Lion([("w", param)], lr=0.5, nonfinite="skip")
+        optimizer.param_groups[0]["distributed"] = "owners"
         param.grad = torch.full_like(param, float("nan") if rank == 1 else 1.0)
         said = [f"{attempt(optimizer)} {optimizer.skipped_steps}"]
         param.grad = None if rank == 3 else torch.ones_like(param)

@@ -106,7 +106,8 @@ def test_a_resumed_trainer_of_a_ternary_model_equals_one_that_never_stopped(hf, 
     assert_same(state(loaded), state(whole.model))
 
 
-def test_the_callback_explains_once_and_adds_to_the_logs(hf, tmp_path):
+def test_the_callback_explains_once_and_adds_to_the_logs(hf, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")  # the table folds names to fit the terminal
     shown, reported = [], []
     model = llama()
 

@@ -563,7 +563,7 @@ BROKEN: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     ),
     "scales of the step count": (
         lambda state: state.update(step_scale=torch.ones(1, 1)),
-        f"state 'step' {WHO} has scales and dtype torch.float32",
+        f"state 'step' {WHO} has scales and dtype torch.float64",
     ),
     "a correction of another shape": (
         _put("correction", Tensor.t),

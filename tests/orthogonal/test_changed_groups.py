@@ -200,7 +200,7 @@ def test_constructor_view_of_a_parameter_in_another_rules_group_is_refused(their
 def test_views_in_a_group_of_an_element_rule_are_refused():
     a, b = two()
     group = {"params": [("b", b)], "rule": "lion", "views": {"b": rows(2, 2)}}
-    with pytest.raises(ValueError, match="'b' is in a group of rule 'lion', which sees no matrices"):
+    with pytest.raises(TypeError, match="group 1: 'views' is no option of 'lion'"):
         steepest.Muon([{"params": [("a", a)]}, group])
 
 

@@ -275,7 +275,7 @@ def test_dtype_is_that_of_the_momentum_too(kind):
     optimizer = KINDS[kind]([wide], dtype=torch.bfloat16)
     wide.grad = torch.ones(64, 64)
     optimizer.step()
-    assert 6 * 64 * 64 <= optimizer.state_bytes() <= 6 * 64 * 64 + 16
+    assert 6 * 64 * 64 <= optimizer.state_bytes() <= 6 * 64 * 64 + 24
 
 
 @pytest.mark.parametrize("size", [0.0, 1e-33, float("inf")])

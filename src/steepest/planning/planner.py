@@ -81,7 +81,7 @@ def plan(
 
     >>> shapes = {"embed.weight": (100, 64), "layers.0.fc.weight": (256, 64), "norm.weight": (64,)}
     >>> [(row.name, row.rule, row.state_bytes) for row in plan(shapes, "muon").rows]
-    [('layers.0.fc.weight', 'muon', 65536), ('embed.weight', 'adamw', 51204), ('norm.weight', 'adamw', 516)]
+    [('layers.0.fc.weight', 'muon', 65536), ('embed.weight', 'adamw', 51208), ('norm.weight', 'adamw', 520)]
     >>> with torch.device("meta"):
     ...     model = nn.Sequential(nn.Embedding(10**6, 4096), nn.Linear(4096, 4096), nn.Linear(4096, 10**6))
     >>> plan(model, "lion", state_dtype="int8").bytes_per_parameter
