@@ -299,9 +299,7 @@ def test_what_cannot_change_after_the_first_step_is_refused():
         saved = optimizer.state_dict()
         passes(model, 1, rank, "sign")
         optimizer.param_groups[-1]["distributed"] = None
-        with pytest.raises(
-            ValueError, match=r"distributed, .* was different .*'0'.*nothing was"
-        ):
+        with pytest.raises(ValueError, match=r"distributed, .* was different .*'0'.*nothing was"):
             optimizer.step()
         assert torch.equal(model[0].packed, before)
         whole = build(model)
