@@ -6,9 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 from steepest.lab import Experiment, ranking
 from steepest.lab.analysis.ranking import Row
+from steepest.lab.training.optimizers import resolve_optimizers
 
 ROOT = Path(__file__).parents[2]
 EVIDENCE = ROOT / "benchmarks" / "evidence"
@@ -57,3 +59,12 @@ def test_what_the_text_says_of_the_table_holds(rows: list[Row]) -> None:
     costs = {row.optimizer: row.cost.optimizer_ms for row in rows if row.cost}
     ratios = {name: round(costs[name] / costs["adamw"]) for name in ("muon", "procrustes", "quad", "soap")}
     assert ratios == {"muon": 4, "procrustes": 8, "quad": 7, "soap": 7}
+
+
+@pytest.mark.parametrize("steps", [500, 2000])
+def test_the_records_can_be_gone_on_with(steps: int) -> None:
+    saved = Experiment.load(EVIDENCE / "text" / f"{steps}-steps").optimizers
+    specs = resolve_optimizers([entry.entry for entry in saved.values()], nn.Linear(3, 2))
+    assert {spec.label: spec.hyperparameters for spec in specs} == {
+        label: entry.hyperparameters for label, entry in saved.items()
+    }

@@ -167,7 +167,9 @@ def _resolve(
         builder(model, {**settings, "lr": float(lr)})
     except (TypeError, ValueError) as error:
         raise LabError(f"{label}: it must accept lr= for the search: {error}") from error
-    values = {name: to_json_value(value) for name, value in defaults.items()}
+    # Optimizers may have further defaults for torch's schedulers alone.
+    options = {name for group in optimizer.param_groups for name in group}
+    values = {name: to_json_value(value) for name, value in defaults.items() if name in options}
     fixed: tuple[str, ...] = ()
     try:
         builder(model, {"weight_decay": defaults.get("weight_decay"), **settings})
