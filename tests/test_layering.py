@@ -25,6 +25,7 @@ LAYERS = [
     "distributed",
     "engine",
     "explain",
+    "group_names",
     "group_options",
     "migrations",
     "stored_state",

@@ -19,6 +19,7 @@ from steepest.engine.interrupts import HeldInterrupts
 from steepest.engine.matrices import UserFunctions
 from steepest.engine.pipeline import decide, take_step
 from steepest.explain import Explanation, Reasons, explain, summarize
+from steepest.group_names import name_beside
 from steepest.group_options import (
     Placeholder,
     check_masters,
@@ -128,10 +129,15 @@ class Optimizer(torch.optim.Optimizer):
         Optimizer.__init__(self, params, rule=self.rule.name, **options)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a param group; see the constructor for what it may hold and which errors it raises."""
+        """Add a param group; see the constructor for what it may hold and which errors it raises.
+
+        Where all groups so far have a ``"name"``, as those of :func:`steepest.build` do, it gets one, too.
+        """
         own: dict[str, Any] = {}  # torch raises the errors for sets and for anything but a dict
         if isinstance(param_group, dict) and not isinstance(param_group.get("params", set()), set):
             own = checked(type(self).__name__, param_group, self.param_groups, self.defaults)
+            if "name" not in own and (name := name_beside(own, self.param_groups, self.defaults)):
+                own["name"] = name
             param_group.update(own)
         super().add_param_group(param_group)
         # torch copies the main rule's options into groups of all rules. Schedulers read betas in every group.

@@ -97,7 +97,7 @@ def assert_equal(model: nn.Module, optimizer: Any, expected: tuple[nn.Module, An
     """T, this rank's accumulators, and the numbers that a user sees are those of one process."""
     for name, layer in layers_of(model).items():
         theirs = layers_of(expected[0])[name]
-        assert torch.equal(layer.packed, theirs.packed), name
+        assert torch.equal(layer.unpack(), theirs.unpack()), name  # which also looks at checksums
         mine, whole = (o.state[each.votes] for o, each in ((optimizer, layer), (expected[1], theirs)))
         a = mine["accumulator"]
         if isinstance(a, DTensor):

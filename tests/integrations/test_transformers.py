@@ -265,6 +265,29 @@ def test_what_cannot_be_recorded_or_loaded_says_so(hf, tmp_path):
         type(model).from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("averaged", [False, True])
+def test_binary_checkpoints_without_checksums_load_and_averaged_ones_do_not(hf, averaged, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    model = llama()
+    steepest.ternary.ternarize(model, bits=1)
+    hf.record_ternary(model)
+    model.save_pretrained(tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    if averaged:
+        name = next(name for name in tensors if name.endswith("packed"))
+        tensors[name] //= 2
+    else:
+        tensors = {name: each for name, each in tensors.items() if not name.endswith("checksum")}
+    save_file(tensors, file, {"format": "pt"})
+    if averaged:
+        with pytest.raises(ValueError, match=f"{name.removesuffix('.packed')}.*not have its checksum"):
+            type(model).from_pretrained(tmp_path)
+    else:
+        assert_same(state(type(model).from_pretrained(tmp_path)), state(model))
+
+
 def test_examples(hf):
     from steepest.integrations import hf_ternary, measurements
 

@@ -88,6 +88,35 @@ def test_a_group_holds_the_keys_of_its_rule_alone(main: str, other: str, schedul
         assert strange <= ({"betas"} if "betas" in optimizer.defaults else set()), group["name"]
 
 
+RULES = [rule for rule in steepest.list_optimizers() if rule != "orthogonalized"]  # which needs a subclass
+
+
+@pytest.mark.parametrize("main", RULES)
+def test_beside_every_rule_no_group_has_foreign_keys_but_betas(main: str):
+    """torch's schedulers and Lightning's monitor read betas in every group where the main rule has them."""
+    params = {rule: nn.Parameter(torch.ones(2, 2)) for rule in [main, *RULES]}
+    groups = [{"params": [param], "rule": rule} for rule, param in params.items()]
+    optimizer = steepest.Optimizer(groups)
+    betas = optimizer.defaults.get("betas")
+    for group in optimizer.param_groups:
+        rule = find_rule(group["rule"])
+        strange = group.keys() - rule.defaults().keys() - rule.conventions.keys() - OURS
+        assert strange == ({"betas"} if betas is not None and "betas" not in rule.hyper else set())
+        if strange:
+            assert group["betas"] == betas
+
+
+def test_betas_of_another_rule_change_nothing():
+    model, twin = Transformer(), Transformer()
+    optimizer, other = (steepest.build(m, "lion", overrides={"head.*": "sgd"}) for m in (model, twin))
+    for group in other.param_groups:
+        if group["rule"] == "sgd":
+            group["betas"] = (0.1, 0.2)
+    for each, by in ((model, optimizer), (twin, other)):
+        take_steps(by, each, range(3))
+    assert same_bits(model, twin)
+
+
 def test_onecycle_cycles_the_momentum_of_all_groups_as_two_optimizers_would():
     model, twin = Transformer(), Transformer()
     optimizer = steepest.build(model, "muon", lr=0.01)
@@ -138,6 +167,54 @@ def test_names_are_those_of_the_optimizer_that_loads():
     theirs = torch.optim.AdamW([{"params": [nn.Parameter(torch.ones(2))], "name": "theirs"}])
     ours = steepest.AdamW([nn.Parameter(torch.ones(2))])
     ours.load_state_dict(theirs.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("group", "name"),
+    [
+        ({}, "muon (2)"),
+        ({"lr": 0.5}, "muon, lr 0.5"),
+        ({"rule": "adamw"}, "adamw (2)"),
+        ({"rule": "adamw", "weight_decay": 0.0}, "adamw, no decay (2)"),
+        ({"rule": "adamw", "betas": (0.5, 0.9)}, "adamw, betas 0.5/0.9"),
+        ({"rule": "lion"}, "lion"),
+        ({"name": "mine"}, "mine"),
+    ],
+)
+def test_a_group_that_is_added_later_is_named_like_those_of_build(group: dict[str, Any], name: str):
+    model, later = Transformer(), nn.Linear(4, 4, bias=False)
+    optimizer = steepest.build(model, "muon", fallback_lr=find_rule("adamw").own_defaults["lr"])
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    for step in range(2):  # which moves the others' lr, and counts
+        take_steps(optimizer, model, [step])
+        scheduler.step()
+    optimizer.param_groups[0]["skipped_steps"] += 1
+    optimizer.add_param_group({"params": [("later.weight", later.weight)], **group})
+    assert _names(optimizer) == [*THREE, name]
+
+
+def test_names_of_added_groups_differ_and_resume():
+    def make() -> tuple[list[nn.Parameter], steepest.Optimizer]:
+        torch.manual_seed(0)
+        params = [nn.Parameter(torch.randn(3, 3)) for _ in range(4)]
+        optimizer = steepest.Lion([{"params": [params[0]], "name": "lion (2)"}])
+        for param in params[1:]:
+            optimizer.add_param_group({"params": [param]})
+        return params, optimizer
+
+    (params, optimizer), (_, again) = make(), make()
+    assert _names(optimizer) == ["lion (2)", "lion", "lion (3)", "lion (4)"]
+    for param in params:
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    again.load_state_dict(optimizer.state_dict())
+    assert _names(again) == _names(optimizer)
+
+
+def test_groups_beside_one_without_a_name_have_none():
+    optimizer = steepest.Lion([nn.Parameter(torch.ones(2))])
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2))]})
+    assert not any("name" in group for group in optimizer.param_groups)
 
 
 def test_the_class_is_named_after_the_rules():

@@ -13,7 +13,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from steepest.ternary import BinaryLinear, TernaryLinear, ternarize
 from steepest.ternary.layer import Scale
-from steepest.ternary.packing import Bits, check_packed
+from steepest.ternary.packing import Bits
 
 __all__ = ["METHOD", "TernaryConfig", "TernaryQuantizer", "record_ternary"]
 
@@ -92,7 +92,12 @@ class TernaryQuantizer(HfQuantizer):  # type: ignore[misc]
             config.layers = _forms(model)
         for name, layer in _layers(model).items():
             layer.__dict__.pop("weight", None)  # see _stand_in
-            check_packed(f"ternary layer {name!r}", layer.packed, layer.in_features, layer.bits)
+            if not getattr(layer.checksum, "_is_hf_initialized", False):
+                layer.seal()  # saved before there were checksums
+            try:
+                layer.verify_packed(layer.packed, layer.checksum)
+            except ValueError as error:
+                raise ValueError(f"ternary layer {name!r}: {error}") from None
         return model
 
 

@@ -15,12 +15,12 @@ from steepest.combined import combined_class
 from steepest.distributed.local import is_dtensor
 from steepest.engine.param_check import inner_tensors
 from steepest.explain import Reasons
+from steepest.group_names import group_names
 from steepest.optimizer import Optimizer
 from steepest.routing.ambiguities import find_ambiguities
 from steepest.routing.heads import find_heads
 from steepest.routing.known_layouts import has_own_layout
 from steepest.routing.layers import LayerDecay, layer_rates
-from steepest.routing.names import group_names
 from steepest.routing.options import Options, as_table, check_options, matching, tensor_options
 from steepest.routing.output_layers import is_ternary
 from steepest.routing.roles import Role, find_roles

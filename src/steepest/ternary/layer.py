@@ -13,6 +13,7 @@ from typing_extensions import Self
 
 from steepest.distributed.local import assign, is_dtensor
 from steepest.engine.cuda_graphs import capturing
+from steepest.ternary.checksum import checksum
 from steepest.ternary.chunks import all_finite, row_blocks
 from steepest.ternary.linear_op import scale_dims, spread, summed, ternary_linear
 from steepest.ternary.packing import (
@@ -64,6 +65,7 @@ class TernaryLinear(nn.Module):
             where an element of dT was infinite or NaN (unless ``nonfinite`` is ``"ignore"``).
         packed: T, uint8 [out, ⌈in/4⌉], a buffer in the state dict; :func:`steepest.ternary.unpack` has
             the layout. The state dict also has the sizes, int64, which the bytes alone do not tell.
+        checksum: None; of a :class:`BinaryLinear` the checksum of ``packed``, see there.
 
     Raises:
         ValueError: a size below 1, or another ``scale``.
@@ -82,6 +84,7 @@ class TernaryLinear(nn.Module):
 
     bits: ClassVar[Bits] = 2
     packed: Tensor
+    checksum: Tensor | None
     # The handle of the buffer into which backward votes. It belongs to the trainer, so it is not moved,
     # copied or saved with the layer.
     vote_buffer: Tensor | None = None
@@ -118,6 +121,10 @@ class TernaryLinear(nn.Module):
             )
         width = packed_width(in_features, self.bits)
         self.register_buffer("packed", torch.zeros(out_features, width, dtype=torch.uint8, device=device))
+        # Any byte is valid as binary weights, so an average of bytes would not show. As bytes, the checksum
+        # survives an average of equal ones where T does.
+        words = torch.zeros(8, dtype=torch.uint8, device=device) if self.bits == 1 else None
+        self.register_buffer("checksum", words)
         self.scale = nn.Parameter(torch.empty(shapes[scale], device=device, dtype=dtype))
         if bias:
             self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
@@ -188,6 +195,7 @@ class TernaryLinear(nn.Module):
             found = torch.where(kept > 0, (energy / kept.clamp(min=1)).sqrt(), fresh)
             scale[rows if dims > 0 else ...] = found
             self.packed[rows] = pack(values.to(torch.int8), bits=self.bits)
+        self.seal()
         assign(self.scale, scale)
 
     def _rounded(self, block: Tensor) -> Tensor:
@@ -224,7 +232,7 @@ class TernaryLinear(nn.Module):
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def _refuse_averaged(self, packed: Tensor) -> None:
-        """Raise ``RuntimeError`` if T has been written to and holds codes that stand for no number.
+        """Raise ``RuntimeError`` if T has been written to and is no valid T, see :meth:`verify_packed`.
 
         It is looked at only when it has changed, by its version, since it was last looked at.
         """
@@ -234,7 +242,7 @@ class TernaryLinear(nn.Module):
         if seen == self._valid or packed.is_meta or capturing():
             return
         try:
-            check_packed("packed", packed, self.in_features, self.bits)
+            self.verify_packed(packed, self.checksum)
         except ValueError as error:
             raise RuntimeError(
                 f"{type(self).__name__}({self.in_features}, {self.out_features}): {error}. Something has "
@@ -244,6 +252,25 @@ class TernaryLinear(nn.Module):
                 "or copy the weights again"
             ) from None
         self._valid = seen
+
+    def verify_packed(self, packed: Tensor, sealed: Tensor | None) -> None:
+        """Raise ``ValueError`` unless ``packed`` holds valid codes, with the checksum if there is one."""
+        check_packed("packed", packed, self.in_features, self.bits)
+        if sealed is not None and not torch.equal(sealed, _bytes(checksum(packed)).to(sealed.device)):
+            raise ValueError("packed does not have its checksum")
+
+    @torch.no_grad()
+    def seal(self) -> None:
+        """Write the checksum of binary weights, after ``packed`` was written to from outside.
+
+        >>> layer = BinaryLinear(16, 2).eval()
+        >>> _ = layer.packed.fill_(0)  # the code of 1
+        >>> layer.seal()
+        >>> int(layer.unpack().sum())
+        32
+        """
+        if self.checksum is not None:
+            self.checksum.copy_(_bytes(checksum(self.packed)))
 
     def unpack(self) -> Tensor:
         """Return T, int8 [out, in].
@@ -273,6 +300,7 @@ class TernaryLinear(nn.Module):
             raise ValueError(f"T has shape {shape}, got {tuple(values.shape)}")
         check_values("T", values, self.bits)
         self.packed.copy_(pack(values.to(self.packed.device, torch.int8), bits=self.bits))
+        self.seal()
 
     @torch.no_grad()
     def to_linear(self) -> nn.Linear:
@@ -321,6 +349,9 @@ class TernaryLinear(nn.Module):
         # Saved before there was such a parameter.
         saved = state_dict.get(f"{prefix}packed", self.packed)
         state_dict.setdefault(f"{prefix}votes", self.votes.new_zeros(1, device=saved.device))
+        # Saved before there were checksums.
+        if self.checksum is not None and saved.dtype == torch.uint8 and f"{prefix}packed" in state_dict:
+            state_dict.setdefault(f"{prefix}checksum", _bytes(checksum(saved)))
         # Saved when a single scale was 0-dim, which fully_shard refuses.
         scale = state_dict.get(f"{prefix}scale")
         if isinstance(scale, Tensor) and scale.dim() == 0:
@@ -344,7 +375,7 @@ class TernaryLinear(nn.Module):
                 return f"saved with [in, out, group size, bits] = {saved}, but this layer has {own}"
         if isinstance(packed, Tensor) and packed.shape == self.packed.shape and not packed.is_meta:
             try:
-                check_packed("packed", packed, self.in_features, self.bits)
+                self.verify_packed(packed, state_dict.get(f"{prefix}checksum"))
             except ValueError as error:
                 return str(error)
         return None
@@ -374,6 +405,10 @@ class BinaryLinear(TernaryLinear):
     Bytes: ``packed`` takes ⌈in/8⌉ a row; the scales 4 each. Votes: see :class:`TernaryFlip`. (Base 3 takes
     more than ``packed`` here.)
 
+    ``checksum``, uint8 [8], is a buffer, too: that of ``packed`` when T last changed. Averages of buffers
+    do not keep it, and so a layer tells that its weights were averaged. Code that writes to ``packed``
+    itself calls :meth:`seal` afterwards. State dicts without it load.
+
     The arguments are those of :class:`TernaryLinear`. The initial weights are drawn as ``nn.Linear`` draws
     its own, then T = sign(w), 1 for 0, and s is the root mean square of the weights that share it: the
     outputs keep their variance.
@@ -393,3 +428,7 @@ class BinaryLinear(TernaryLinear):
 
     def _rounded(self, block: Tensor) -> Tensor:
         return torch.where(block < 0, -1.0, 1.0).to(block.dtype)
+
+
+def _bytes(number: Tensor) -> Tensor:
+    return number.view(1).view(torch.uint8)

@@ -10,9 +10,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from steepest.distributed.local import is_dtensor
-from steepest.ternary.chunks import row_chunks
 
-__all__ = ["Group", "all_reduce", "checksum", "find_group", "rank_and_world_size"]
+__all__ = ["Group", "all_reduce", "find_group", "rank_and_world_size"]
 
 # None: all processes, where torch.distributed is initialized. False: this process alone.
 Group: TypeAlias = "dist.ProcessGroup | Literal[False] | None"
@@ -63,20 +62,3 @@ def all_reduce(group: Group, tensor: Tensor) -> Tensor:
     sent = tensor.to(torch.int32) if tensor.dtype == torch.int16 else tensor
     dist.all_reduce(sent, group=None if group is False else group)
     return sent
-
-
-def checksum(packed: Tensor) -> int:
-    """Return 40 bits that differ for layers that differ, almost certainly; a host sync.
-
-    >>> one, other = (torch.tensor(codes, dtype=torch.uint8) for codes in ([1, 2], [2, 1]))
-    >>> checksum(one) == checksum(one.clone()), checksum(one) == checksum(other)
-    (True, False)
-    """
-    flat = packed.reshape(-1)
-    total = torch.zeros((), dtype=torch.int64, device=packed.device)
-    for part in row_chunks(len(flat), 1, packed.device):
-        places = torch.arange(part.start, part.stop, device=packed.device) + 1
-        # 8 bits times 29 bits, at most 2**26 of them: no overflow.
-        total += (flat[part] * ((places * 0x9E3779B1) & 0x1FFFFFFF)).sum()
-        total &= (1 << 40) - 1
-    return int(total)

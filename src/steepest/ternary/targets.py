@@ -16,12 +16,13 @@ from steepest.distributed.agreement import digest
 from steepest.distributed.local import is_dtensor, local_part
 from steepest.random import derive_key
 from steepest.rule import Group, StateSpec, find_rule
+from steepest.ternary.checksum import checksum
 from steepest.ternary.flipping import flip_layer
 from steepest.ternary.layer import TernaryLinear
 from steepest.ternary.old_checkpoints import renewed
 from steepest.ternary.packing import count_zeros
 from steepest.ternary.ranks import Group as ProcessGroup
-from steepest.ternary.ranks import all_reduce, checksum, find_group, rank_and_world_size
+from steepest.ternary.ranks import all_reduce, find_group, rank_and_world_size
 from steepest.ternary.rows import WHOLE, AccumulatorRows, Rows, find_rows
 from steepest.ternary.schedule import annealed
 from steepest.ternary.stats import FlipStats, LayerStats
@@ -202,7 +203,10 @@ class PackedWeights:
             compiled=buffer.is_compiled(packed.device),
             part=WHOLE if rows is None else rows,
         )
-        return flips if rows is None else rows.share(layer.packed, flips)
+        if rows is not None:
+            flips = rows.share(layer.packed, flips)
+        layer.seal()
+        return flips
 
     def drop(self) -> None:
         """Drop votes that no step has counted."""
@@ -356,7 +360,8 @@ class PackedWeights:
         digests = {id(group): self._digest(group) for group in self._groups().values()}
         options = [digests[id(buffer.options)] for buffer in self.buffers.values()]
         # Once, since equal layers that take equal steps stay equal.
-        weights = [checksum(each) if self._taken == 0 else 0 for each in packed]
+        # The upper 40 bits, so that sums over ranks do not overflow.
+        weights = [int(checksum(each) >> 24) if self._taken == 0 else 0 for each in packed]
         unfit = [not finite] * len(packed)
         table = torch.tensor([largest, wide, unfit, options, weights], device=packed[0].device)
         largest, wide, unfit, *totals = all_reduce(self.process_group, table).tolist()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from steepest.rule import find_rule
+from steepest.engine.update import initial_lr
+from steepest.rule import Group, find_rule
 
-__all__ = ["group_names"]
+__all__ = ["group_names", "name_beside"]
 
 _PLAIN = (str, int, float)
 
@@ -25,16 +27,47 @@ def group_names(groups: Sequence[Mapping[str, Any]], usual: Sequence[Mapping[str
     """
     names: list[str] = []
     for group in groups:
-        alike = [other for other in groups if other["rule"] == group["rule"]]
-        base = next((each for each in usual if each["rule"] == group["rule"]), None) or max(
-            alike, key=lambda other: (other.get("weight_decay") != 0, _size(other))
-        )
-        name = ", ".join([group["rule"], *_differences(group, base, alike)])
-        if "layer" in group:
-            name += f", layer {group['layer']}"
-        taken = sum(other == name or other.startswith(f"{name} (") for other in names)
-        names.append(f"{name} ({taken + 1})" if taken else name)
+        names.append(_another(_name(group, groups, usual), names))
     return names
+
+
+def name_beside(group: Group, others: Sequence[Group], defaults: Mapping[str, Any]) -> str | None:
+    """Return a name for a new group, like those of the others; None if not all of them have names.
+
+    ``defaults`` holds the options of the optimizer's own rule. Learning rates are compared as they were
+    before a scheduler changed them.
+
+    >>> named = {"name": "adamw", "rule": "adamw", "params": [], "lr": 0.1, "base_lr": 0.5}
+    >>> name_beside({**named, "lr": 0.5}, [named], {"rule": "lion"})
+    'adamw (2)'
+    """
+    if not others or not all("name" in other for other in others):
+        return None
+    before = [{**_named_by(other), "lr": initial_lr(other)} for other in others]
+    return _another(_name(_named_by(group), before, [defaults]), [other["name"] for other in others])
+
+
+def _named_by(group: Group) -> dict[str, Any]:
+    """Leave out what is counted or written in training."""
+    known = {"rule", "params", *find_rule(group["rule"]).defaults()}
+    return {name: value for name, value in group.items() if name in known}
+
+
+def _name(
+    group: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], usual: Sequence[Mapping[str, Any]]
+) -> str:
+    alike = [other for other in groups if other["rule"] == group["rule"]] or [group]
+    base = next((each for each in usual if each["rule"] == group["rule"]), None) or max(
+        alike, key=lambda other: (other.get("weight_decay") != 0, _size(other))
+    )
+    parts = [group["rule"], *_differences(group, base, alike)]
+    return ", ".join([*parts, f"layer {group['layer']}"] if "layer" in group else parts)
+
+
+def _another(name: str, taken: Sequence[str]) -> str:
+    """Return the name, or with a number that tells it from those that are taken."""
+    numbered = (f"{name} ({number})" if number > 1 else name for number in itertools.count(1))
+    return next(each for each in numbered if each not in taken)
 
 
 def _options(group: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,111 @@
+"""DeepSpeed in one process on the CPU, with the flags of the page: it steps as torch does, and resumes."""
+
+import json
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+
+import steepest
+from steepest.ternary import TernaryLinear, flip_stats
+
+from .test_docs import blocks, sections
+from .tiny import assert_same, mlp, rows, state
+
+STEPS = 4
+(FLAGS,) = map(json.loads, blocks(sections()["DeepSpeed"], "json"))
+
+
+@pytest.fixture(scope="module")
+def deepspeed():
+    """The package, in a group of one process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DS_ACCELERATOR", "cpu")  # read at the import, which else looks for devices
+        patch.setenv("LOCAL_RANK", "0")  # as its launcher sets it
+        package = pytest.importorskip("deepspeed")
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        yield package
+        dist.destroy_process_group()
+
+
+def with_ternary() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), TernaryLinear(16, 16), nn.ReLU(), nn.Linear(16, 4))
+
+
+def engine_of(deepspeed, model, optimizer, stage):
+    config = {**FLAGS, "train_micro_batch_size_per_gpu": 16, "zero_optimization": {"stage": stage}}
+    given = {"model": model, "optimizer": optimizer, "config": config}
+    return deepspeed.initialize(**given, dist_init_required=False)[0]
+
+
+def loss_of(model, index):
+    x, y = rows()
+    return nn.functional.cross_entropy(model(x.roll(index, 0)[:16]), y.roll(index)[:16])
+
+
+def train(engine, steps):
+    for index in steps:
+        engine.backward(loss_of(engine, index))
+        engine.step()
+
+
+def with_torch(model, optimizer):
+    for index in range(STEPS):
+        loss_of(model, index).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), FLAGS["gradient_clipping"])
+        optimizer.step()
+        optimizer.zero_grad()
+    return model
+
+
+@pytest.mark.parametrize(("stage", "rule"), [(0, "muon"), (0, "lion"), (1, "lion"), (2, "lion"), (3, "lion")])
+def test_it_steps_as_torch_does_and_resumes_bit_for_bit(deepspeed, stage, rule, tmp_path):
+    def prepare():
+        model = mlp()
+        return engine_of(deepspeed, model, steepest.build(model, rule, lr=1e-2), stage)
+
+    whole, resumed = prepare(), prepare()
+    train(whole, range(2))
+    whole.save_checkpoint(str(tmp_path), tag="half")
+    train(whole, range(2, STEPS))
+    resumed.load_checkpoint(str(tmp_path), tag="half")
+    train(resumed, range(2, STEPS))
+    assert_same(state(resumed.module), state(whole.module))
+    expected = mlp()
+    with_torch(expected, steepest.build(expected, rule, lr=1e-2))
+    if stage < 3:  # where the module holds its tensors whole
+        torch.testing.assert_close(state(whole.module), state(expected))
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_flat_vectors_are_refused_where_a_rule_needs_whole_tensors(deepspeed, stage):
+    model = mlp()
+    engine = engine_of(deepspeed, model, steepest.build(model, "muon", lr=1e-2), stage)
+    with pytest.raises(ValueError, match=r"something has flattened the parameters \(DeepSpeed ZeRO"):
+        train(engine, range(1))
+
+
+def test_ternary_layers_work_at_stage_0(deepspeed, tmp_path):
+    def prepare():
+        model = with_ternary()
+        optimizer = steepest.build(model, "lion", ternary={"threshold": 1})
+        return engine_of(deepspeed, model, optimizer, 0), optimizer
+
+    (whole, optimizer), (resumed, _) = prepare(), prepare()
+    train(whole, range(2))
+    whole.save_checkpoint(str(tmp_path), tag="half")
+    train(whole, range(2, STEPS))
+    resumed.load_checkpoint(str(tmp_path), tag="half")
+    train(resumed, range(2, STEPS))
+    assert_same(state(resumed.module), state(whole.module))
+    assert flip_stats(optimizer).total_flips > 0
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_ternary_layers_are_refused_at_the_others(deepspeed, stage):
+    model = with_ternary()
+    engine = engine_of(deepspeed, model, steepest.build(model, "lion"), stage)
+    with pytest.raises(ValueError, match=r"'2.votes' .*'ternary_flip' takes"):
+        train(engine, range(1))
