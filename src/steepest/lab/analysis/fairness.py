@@ -101,7 +101,8 @@ def conditions(experiment: Experiment, records: Sequence[Record]) -> list[str]:
         return experiment.notes
     spaces = {name for entry in experiment.optimizers.values() for name in entry.space}
     lines = [
-        "With the same seed, all optimizers start from the same weights and see the same data in the same order.",
+        "With the same seed, all optimizers start from the same weights and see the same data in the same "
+        "order.",
         f"A trial takes {experiment.steps:,} steps; schedule: {experiment.schedule}.",
         f"The search tries {experiment.trials} settings of {_list(spaces)} per optimizer, all with seed "
         f"{experiment.search_seed}, and sees validation data only."

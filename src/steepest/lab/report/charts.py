@@ -218,7 +218,7 @@ def costs(section: Section, draw: Draw) -> Figure | None:
     return Figure(
         "costs",
         "What a step costs" + (", against the size of the model" if several else ""),
-        "Both axes are logarithmic. Hollow points are planned, not measured: the model did not fit into memory."
+        "Both axes are logarithmic. Hollow points are planned: the model did not fit into memory."
         + (f" Without state, and so not drawn there: {', '.join(stateless)}." if stateless else "")
         if several
         else "Medians; the optimizers took turns.",
