@@ -141,8 +141,8 @@ def make_state(batches: Iterable[ParamBatch], states: MutableMapping[Tensor, Any
                 if entry.shape != shape and entry.shape != config.storage.shape_of(name, shape):
                     raise ValueError(
                         f"{member.name} has shape {tuple(shape)}, but its state {name!r} has "
-                        f"{tuple(entry.shape)}: the parameter was given another shape after a step. Make a new "
-                        "optimizer, or clear its state. Nothing was stepped"
+                        f"{tuple(entry.shape)}: the parameter was given another shape after a step. Make a "
+                        "new optimizer, or clear its state. Nothing was stepped"
                     )
                 columns.append(entry)
             member.columns = columns
