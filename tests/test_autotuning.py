@@ -365,7 +365,7 @@ def test_explain_names_the_way_without_timing_it(monkeypatch):
     path.parent.mkdir()
     path.write_text(json.dumps({autotuning.machine_words(CPU): {words: "plain float32 turned"}}))
     assert optimizer.explain().rows[0].way == "plain float32 turned"
-    assert "matrices computed by 'plain float32 turned' (autotune): 300×128" in optimizer.explain().notes
+    assert "autotune chose 'plain float32 turned' for matrices of 300×128" in optimizer.explain().notes
     steepest.autotune("off")
     assert optimizer.explain().rows[0].way == "gram float32"
     assert not any("autotune" in note for note in optimizer.explain().notes)

@@ -76,7 +76,7 @@ def warn_once() -> Callable[[str], None]:
                 "it: clipping between backward and step has no effect, and a norm computed there is 0. "
                 "To clip, pass clip_norm= or clip_value= to release_gradients, and turn the other clipping "
                 "off (max_grad_norm=0 in Hugging Face's Trainer, gradient_clip_val=None in Lightning's). "
-                "That Trainer reads the norm for its log even with max_grad_norm=0, where this does no harm",
+                "With max_grad_norm=0 that Trainer still reads the norm to log it, which does no harm",
                 UserWarning,
                 stacklevel=4,
             )

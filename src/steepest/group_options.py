@@ -48,7 +48,7 @@ def first_rule(owner: str, params: ParamsT) -> tuple[ParamsT, str]:
     first = listed[0] if isinstance(listed, list) and listed else None
     if not (isinstance(first, dict) and "rule" in first):
         raise TypeError(
-            f"{owner}() needs rule='lion' or the like, or groups of which the first has a 'rule', such as "
+            f"{owner}() needs a rule, such as rule='lion', or groups whose first one has a 'rule', such as "
             "those of steepest.param_groups(model, ...)"
         )
     return cast(ParamsT, listed), first["rule"]
@@ -170,8 +170,8 @@ def check_masters(owner: str, groups: Sequence[Group]) -> None:
     wished = [group["master"] for group in groups if group["master"] is not None]
     if wished and not any(param.dtype in LOW_PRECISION for group in groups for param in group["params"]):
         raise ValueError(
-            f"{owner}: master={wished[0]!r} has no effect: no parameter is bfloat16 or float16, and wider "
-            "ones drop no bits"
+            f"{owner}: master={wished[0]!r} has no effect: it keeps the bits that bfloat16 and float16 "
+            "parameters drop, and there is no such parameter"
         )
 
 
@@ -184,10 +184,10 @@ def check_views(views: Mapping[str, Any], groups: Sequence[Group]) -> None:
             hint = (
                 near_miss(name, names) if names else "; pass (name, tensor) pairs, as named_parameters() does"
             )
-            raise ValueError(f"views: there is no parameter {name!r} to which they apply{hint}")
+            raise ValueError(f"views: no parameter here is named {name!r}{hint}")
         if "views" not in find_rule(holder["rule"]).hyper:
             raise ValueError(
-                f"views: parameter {name!r} is in a group of rule {holder['rule']!r}, which sees no matrices"
+                f"views: parameter {name!r} is in a group of rule {holder['rule']!r}, which uses no views"
             )
         if name not in (holder["views"] or {}):
             raise ValueError(

@@ -449,7 +449,8 @@ def _refuse_capture() -> None:
     if capturing():
         raise RuntimeError(
             "released gradients cannot be captured in a CUDA graph: the host counts which parameters were "
-            "stepped, and their gradients are freed. remove() the release, or leave the step out of the graph"
+            "stepped, and their gradients are freed. Call remove() on the handle of release_gradients(), or "
+            "leave the step out of the graph"
         )
 
 
@@ -460,7 +461,7 @@ def _refuse_unreduced(param: Tensor) -> None:
     if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
         raise RuntimeError(
             f"gradients are released in one of {distributed.get_world_size()} processes: each would step "
-            "with its own before they are averaged. Use an ordinary step"
+            "with its own gradients, before they are averaged. Use an ordinary step"
         )
 
 

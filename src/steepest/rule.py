@@ -267,8 +267,8 @@ class Rule(ABC):
         if self.scope != "element" and any(hasattr(param, mark) for mark in _FLAT):
             raise ValueError(
                 f"{who} is flattened or partitioned (DeepSpeed ZeRO, FSDP1): {self.name!r} needs whole "
-                "tensors. Use DistributedDataParallel, or an element rule, which takes any; of sharded "
-                "tensors only those of fully_shard (FSDP2) keep their shapes"
+                "tensors. Use DistributedDataParallel or fully_shard (FSDP2), which keep the shapes, or an "
+                "element rule, such as 'adamw', which takes any"
             )
         if param.dtype in (torch.float64, torch.complex128) and is_int8(group["state_dtype"]):
             coded = [entry for entry, spec in self.state_specs(group).items() if spec.range is not None]

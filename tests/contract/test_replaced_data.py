@@ -154,7 +154,7 @@ def test_a_complex_gradient_of_a_real_parameter(rule: Case):
     train(optimizer, params, 3)
     params[1].grad, params[1].grad_dtype = None, None
     params[1].grad = torch.ones(4, 3, dtype=torch.complex64)
-    _refused(optimizer, params, "parameter 'second' is real and its gradient torch.complex64")
+    _refused(optimizer, params, "parameter 'second' is real, but its gradient is torch.complex64")
 
 
 BAD_OBJECTS = {

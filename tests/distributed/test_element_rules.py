@@ -218,7 +218,7 @@ def test_a_plain_gradient_of_a_dtensor_is_refused_by_name():
         mesh = init_device_mesh("cpu", (2,))
         param = Parameter(placed(torch.ones(4), mesh, [Shard(0)]))
         param.grad = torch.ones(4)
-        with pytest.raises(ValueError, match="'w' is a DTensor and its gradient is not"):
+        with pytest.raises(ValueError, match="'w' is a DTensor, but its gradient is not"):
             steepest.Lion([("w", param)]).step()
 
 

@@ -172,7 +172,7 @@ def test_a_folder_without_a_split_is_split_by_its_files_names(tmp_path):
 
 
 def test_bad_folders_are_rejected(tmp_path):
-    with pytest.raises(LabError, match="no folder"):
+    with pytest.raises(LabError, match="is not a folder"):
         load_images(tmp_path / "nowhere", 32)
     with pytest.raises(LabError, match="has no images: expected CIFAR"):
         load_images(tmp_path, 32)

@@ -105,8 +105,8 @@ def test_a_task_and_a_function_that_returns_one(module):
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("nothing", {}, "no task 'nothing': give text, digits, images, sasrec, or your own as"),
-        ("users.module:", {}, "no task 'users.module:'"),
+        ("nothing", {}, "unknown task 'nothing': choose text, digits, images, sasrec, or your own as"),
+        ("users.module:", {}, "unknown task 'users.module:'"),
         ("users.missing:mine", {}, "cannot load 'users.missing:mine': ModuleNotFoundError: No module named"),
         (
             "users.module:absent",

@@ -70,12 +70,12 @@ def test_a_row_of_a_mesh_has_the_plans_times() -> None:
     [
         (["--mesh", "8"], "--shapes"),
         (["--mesh", "8", "--shapes", "gpt-9"], "'gpt-9' is neither a file nor one of"),
-        (["--mesh", "8,8", "--shapes", "tiny"], "no mesh '8,8'"),
+        (["--mesh", "8,8", "--shapes", "tiny"], "bad --mesh '8,8'"),
         (["--mesh", "2x2", "--shapes", "tiny", "--layout", "shard(0)"], "1 placements for a mesh of 2"),
-        (["--mesh", "2", "--shapes", "tiny", "--layout", "cut"], "no placement 'cut'"),
+        (["--mesh", "2", "--shapes", "tiny", "--layout", "cut"], "bad placement 'cut'"),
         (["--mesh", "2", "--shapes", "tiny", "--layout", "shard(7)"], "a dimension that .* does not have"),
         (["--mesh", "2", "--shapes", "tiny", "--rule", "lion"], "needs no whole matrices"),
-        (["--mesh", "2", "--shapes", "tiny", "--dtype", "int3"], "no dtype 'int3'"),
+        (["--mesh", "2", "--shapes", "tiny", "--dtype", "int3"], "unknown dtype 'int3'"),
         (["--mesh", "2", "--shapes", "tiny", "--node", "0"], "must be positive"),
     ],
 )

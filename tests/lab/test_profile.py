@@ -200,7 +200,7 @@ def test_without_memory_everything_is_planned(
 
 
 def test_bad_requests_are_refused(gradient: Tensor, tmp_path: Path) -> None:
-    with pytest.raises(LabError, match="no size '7b': give 125m"):
+    with pytest.raises(LabError, match="unknown size '7b': choose 125m"):
         growth(sizes=["7b"], out=tmp_path)
     with pytest.raises(LabError, match="points must be at least 1"):
         local_gain(make_task(gradient), points=0, out=tmp_path)
@@ -216,4 +216,4 @@ def test_the_command_runs_the_optimizers_that_it_was_given(
     assert {*experiment.not_run} == {"torch.optim:SGD @ 125m"}
     assert f"report: {tmp_path / 'report.html'}" in capsys.readouterr().out
     assert cli.run(["profile", "gains"]) == 2
-    assert "give local-gain, spectra, growth or all" in capsys.readouterr().err
+    assert "choose local-gain, spectra, growth or all" in capsys.readouterr().err

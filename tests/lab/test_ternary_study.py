@@ -142,5 +142,5 @@ def test_a_study_runs_and_resumes(tmp_path, monkeypatch):
 
 
 def test_an_unknown_task_is_rejected_by_name():
-    with pytest.raises(LabError, match="no task 'cifar': it has mlp, convnet, text"):
+    with pytest.raises(LabError, match="unknown task 'cifar' in --tasks: choose mlp, convnet, text"):
         ternary.run("unused", ["cifar"])

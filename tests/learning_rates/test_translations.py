@@ -143,9 +143,7 @@ def test_papers_speak_below_the_sweep():
 )
 def test_beyond_the_sweep_there_is_a_warning_and_the_nearest_row(lr, source):
     (row,) = [each for each in TRANSLATIONS if (each.to, each.source) == ("soap", f"sweep: {source}")]
-    with pytest.warns(
-        UserWarning, match=f"no source is valid for 'soap' at AdamW's lr={lr:g}.*sweep: {source}"
-    ):
+    with pytest.warns(UserWarning, match=f"no source covers 'soap' at AdamW's lr={lr:g}.*sweep: {source}"):
         assert steepest.from_adamw(lr, to="soap")["lr"] == pytest.approx(lr * row.lr)
 
 

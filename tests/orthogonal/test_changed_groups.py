@@ -165,10 +165,10 @@ def two():
 def test_group_views_must_name_parameters_of_the_group(turned):
     a, b = two()
     groups = [{"params": [("a", a)], "views": {"b": rows(2, 2)}}, {"params": [("b", b)]}]
-    with pytest.raises(ValueError, match="there is no parameter 'b' to which they apply"):
+    with pytest.raises(ValueError, match="no parameter here is named 'b'"):
         steepest.Muon(groups[::-1] if turned else groups)
     optimizer = steepest.Muon([("b", b)])
-    with pytest.raises(ValueError, match="there is no parameter 'b' to which they apply"):
+    with pytest.raises(ValueError, match="no parameter here is named 'b'"):
         optimizer.add_param_group(groups[0] | {"params": [("a", a)]})
     assert len(optimizer.param_groups) == 1
 
@@ -185,7 +185,7 @@ def test_constructor_views_apply_to_every_group_of_the_rule(turned):
 @pytest.mark.parametrize(
     ("theirs", "words"),
     [
-        ({"rule": "lion"}, "'b' is in a group of rule 'lion', which sees no matrices"),
+        ({"rule": "lion"}, "'b' is in a group of rule 'lion', which uses no views"),
         ({"rule": "quad"}, "'b' is in a group with views of its own, or of another rule"),
         ({"views": {}}, "'b' is in a group with views of its own, or of another rule"),
     ],

@@ -44,7 +44,7 @@ def test_the_table():
         "muon         8       1,536  6.0 KiB       0\n"
         "adamw       20         432  3.5 KiB       0\n"
         "note: wte.weight is also lm_head.weight: stepped once, under its first name\n"
-        "note: norms, biases and gains are not decayed; decay_vectors=True decays them"
+        "note: norms, biases and gains have no weight decay; decay_vectors=True gives it to them"
     )
 
 
@@ -143,7 +143,7 @@ def test_a_fused_projection_that_is_stored_transposed_is_cut_by_columns(extra: d
     (warning,) = explanation.warnings
     suggestion = warning.partition("views=")[2].partition("; ")[0]
     assert suggestion == "{'c_attn.weight': transposed(columns(4, 4, 4))}"
-    assert warning.endswith("if it is one matrix, set transposed() there to confirm")
+    assert warning.endswith("if it is one matrix, pass transposed() there to confirm")
     given = eval(suggestion, {"transposed": transposed, "columns": columns})
     for views in (given, {"c_attn.weight": transposed()}):
         settled = steepest.build(model, "muon", views=views).explain()
@@ -162,7 +162,7 @@ def test_other_fused_projections_that_are_stored_transposed():
 
 def test_warns_of_a_vector_that_is_given_to_a_rule_for_matrices():
     warnings = steepest.build(ViT(), "muon", overrides={"cls_token": "muon"}).explain().warnings
-    assert any("cls_token (1, 1, 8) is a vector in a matrix's shape" in warning for warning in warnings)
+    assert any("cls_token (1, 1, 8) is a vector stored as a matrix" in warning for warning in warnings)
 
 
 class Unknown(nn.Module):

@@ -162,10 +162,10 @@ def ambiguities(model: nn.Module, **options: object) -> tuple[str, ...]:
     ("model", "said", "suggested"),
     [
         # guessed from its position
-        (named(a=linear(4, 8), b=linear(8, 3)), "b.weight is taken for", {"b.weight": "muon"}),
+        (named(a=linear(4, 8), b=linear(8, 3)), "b.weight is treated as", {"b.weight": "muon"}),
         (
             named(policy=mlp(4, 6, 3), value=mlp(4, 6, 2)),
-            "value.1.weight is taken for",
+            "value.1.weight is treated as",
             {"value.1.weight": "muon"},
         ),
         # nothing found
@@ -188,17 +188,17 @@ def ambiguities(model: nn.Module, **options: object) -> tuple[str, ...]:
         # a name that did not decide
         (
             nn.ModuleDict({"output": linear(6, 3), "body": linear(4, 6), "lm_head": linear(6, 9)}),
-            "output.weight has the name of an output",
+            "output.weight is named like an output layer",
             {"output.weight": "adamw"},
         ),
         (
             nn.ModuleDict({"class_embed": linear(6, 3), "proj": linear(4, 5), "out": linear(5, 9)}),
-            "class_embed.weight has the name of an output",
+            "class_embed.weight is named like an output layer",
             {"class_embed.weight": "adamw"},
         ),
         (
             named(body=linear(4, 8), head=Mixed()),
-            "head.one.weight has the name of an output, or is in a module that has one",
+            "head.one.weight is named like an output layer, or is in a module that is",
             {"head.one.weight": "adamw"},
         ),
     ],
@@ -235,15 +235,15 @@ class Pair(nn.Module):
 
 def test_a_guess_comes_with_the_other_layers_that_may_be_outputs():
     warning = ambiguities(Pair())[0]
-    assert "q2.1.weight is taken for the output" in warning
+    assert "q2.1.weight is treated as the output layer" in warning
     assert "overrides={'q2.1.weight': 'muon'}" in warning
     assert "overrides={'q1.1.weight': 'adamw'}" in warning
 
 
 def test_an_output_registered_before_the_body_is_reported_besides_the_guess():
     guess, other = ambiguities(named(output=linear(6, 3), body=linear(4, 6), more=linear(6, 6)))
-    assert "is taken for the output" in guess
-    assert "output.weight has the name of an output" in other
+    assert "is treated as the output layer" in guess
+    assert "output.weight is named like an output layer" in other
 
 
 @pytest.mark.parametrize("model", [GPT, Llama, MoE, ViT, ResNet, LSTM])

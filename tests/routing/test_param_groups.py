@@ -109,7 +109,7 @@ def test_names_beside_bare_tensors_are_their_names():
 
 @pytest.mark.parametrize("params", [[], [torch.ones(2)], [{"params": [torch.ones(2)]}], torch.ones(2)])
 def test_without_a_rule_groups_must_name_one(params: Any):
-    with pytest.raises(TypeError, match="needs rule='lion' or the like, or groups"):
+    with pytest.raises(TypeError, match="needs a rule, such as rule='lion', or groups"):
         steepest.Optimizer(params)
 
 

@@ -153,7 +153,7 @@ def warnings_of(module: nn.Module) -> list[str]:
 @pytest.mark.parametrize("name", ["memory", "latents", "query", "token_embed"])
 def test_a_table_that_only_its_name_makes_one_is_warned_of(name: str):
     (warning,) = warnings_of(Holder(name, 4, 4))
-    assert f"{name} (4, 4) is taken for a table, by its name alone, and goes to 'adamw'" in warning
+    assert f"{name} (4, 4) is treated as a table, by its name alone, and goes to 'adamw'" in warning
     assert "overrides={" in warning
 
 

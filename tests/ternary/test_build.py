@@ -467,7 +467,9 @@ def test_options_that_nothing_takes_are_refused():
     model = small_model()
     optimizer = steepest.Optimizer([model[0].votes], rule="ternary_flip")
     loss_of(model, 0).backward()
-    with pytest.raises(ValueError, match="is not the votes of a ternary layer, which 'ternary_flip' takes"):
+    with pytest.raises(
+        ValueError, match="is not the vote buffer of a ternary layer, as 'ternary_flip' needs"
+    ):
         optimizer.step()
     with pytest.raises(ValueError, match="takes the votes of ternary layers"):
         steepest.Optimizer(model.parameters(), rule="ternary_flip")

@@ -123,7 +123,10 @@ def dead(kind: str) -> tuple[nn.Module, steepest.Optimizer]:
     ("kind", "said"),
     [
         ("learning rate", "'2.weight' did not move in 3 steps: its learning rate is 0; 2 of the 2"),
-        ("requires", "group 1 is dead: none of its 2 tensors requires a gradient, parameter '2.weight'"),
+        (
+            "requires",
+            "group 1 is dead: none of its 2 tensors requires a gradient; the first is parameter '2.weight'",
+        ),
         ("no gradient", "'2.weight' did not move in 3 steps: it had no gradient"),
         ("gradient is 0", "'2.weight' did not move in 3 steps: its gradient is 0"),
     ],

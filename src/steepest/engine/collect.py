@@ -192,9 +192,9 @@ class Collector:
             raise ValueError(
                 f"{describe(group, group_index, 0)} is a vector of shape {tuple(group['params'][0].shape)}, "
                 "which was not there when the group was made: something has flattened the parameters "
-                f"(DeepSpeed ZeRO, FSDP1), and {known.rule.name!r} needs whole tensors. Use "
-                "DistributedDataParallel, or an element rule, which takes any; of sharded tensors only those "
-                "of fully_shard (FSDP2) keep their shapes; nothing was stepped"
+                f"(DeepSpeed ZeRO, FSDP1), but {known.rule.name!r} needs whole tensors. Use "
+                "DistributedDataParallel or fully_shard (FSDP2), which keep the shapes, or an element rule, "
+                "such as 'adamw', which takes any. Nothing was stepped"
             )
         ids = {id(param) for param in known.params}
         for at, param in enumerate(group["params"]):
@@ -353,7 +353,7 @@ class Collector:
         config = checked.configs.get(key)
         if config is None:
             if dtype.is_complex:
-                raise ValueError(f"{member.name} is real and its gradient {dtype}: nothing was stepped")
+                raise ValueError(f"{member.name} is real, but its gradient is {dtype}: nothing was stepped")
             config = UpdateConfig(checked.rule, group, param.dtype, dtype, param.device, storage)
             checked.configs[key] = config
             config.words = self._words.setdefault((param.device, config.offloaded), {})
@@ -400,7 +400,7 @@ def _local_member(
     # Without one, its state is made before the first step.
     given = torch.zeros_like(owner) if owner.grad is None else owner.grad
     if not is_dtensor(given) or given.device_mesh != owner.device_mesh:
-        raise ValueError(f"{who} is a DTensor and its gradient is not, or lies on another mesh")
+        raise ValueError(f"{who} is a DTensor, but its gradient is not, or lies on another mesh")
     param, grad = real_view(local_part(owner)), real_view(local_part(given))
     whole = (*owner.shape, 2) if owner.is_complex() else owner.shape
     state = LocalState(owner, states.get(owner, {}))
@@ -428,8 +428,8 @@ def _target(targets: Targets | None, member: ParamUpdate) -> Any:
     target = None if targets is None else targets.find(member.owner)
     if target is None:
         raise ValueError(
-            f"{member.name} is not the votes of a ternary layer, which {member.group['rule']!r} takes: "
-            "steepest.build(model, ...) makes such groups"
+            f"{member.name} is not the vote buffer of a ternary layer, as {member.group['rule']!r} "
+            "needs: steepest.build(model, ...) makes such groups"
         )
     return target
 

@@ -30,13 +30,15 @@ __all__ = [
 def check_param(who: str, name: str | None, param: Tensor, rule: Rule, group: Group) -> None:
     """Raise ``ValueError``, beginning with ``who``, for a parameter that this rule or none can step."""
     if not (param.is_floating_point() or param.is_complex()):
-        raise ValueError(f"{who} has dtype {param.dtype}: only real and complex numbers are optimized")
+        raise ValueError(
+            f"{who} has dtype {param.dtype}: only real and complex floating-point parameters can be optimized"
+        )
     if param.dtype.itemsize < 2 or param.dtype in (torch.complex32,):
         raise ValueError(f"{who} has dtype {param.dtype}, in which torch does no arithmetic")
     if param.requires_grad:
         check_numbers(who, param)
     if param.layout is not torch.strided:
-        raise ValueError(f"{who} has layout {param.layout}: only strided parameters are optimized")
+        raise ValueError(f"{who} has layout {param.layout}: only strided parameters can be optimized")
     check_shard(who, param, rule, group)
     check_memory(who, param)
     if param.is_conj():

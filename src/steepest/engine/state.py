@@ -140,9 +140,9 @@ def make_state(batches: Iterable[ParamBatch], states: MutableMapping[Tensor, Any
                 entry = state[name]
                 if entry.shape != shape and entry.shape != config.storage.shape_of(name, shape):
                     raise ValueError(
-                        f"{member.name} has shape {tuple(shape)}, its {name} {tuple(entry.shape)}: the "
-                        "parameter was given another shape after a step; make a new optimizer, or clear its "
-                        "state. Nothing was stepped"
+                        f"{member.name} has shape {tuple(shape)}, but its state {name!r} has "
+                        f"{tuple(entry.shape)}: the parameter was given another shape after a step. Make a "
+                        "new optimizer, or clear its state. Nothing was stepped"
                     )
                 columns.append(entry)
             member.columns = columns
@@ -202,8 +202,8 @@ def fresh_state(config: UpdateConfig, member: ParamUpdate) -> dict[str, Tensor]:
             continue
         if spec.per == "matrix" and any(known in member.state for known in of_matrices):
             raise ValueError(
-                f"{member.name} has been stepped and has no {name!r}, which the present options ask for: an "
-                "option of its group was changed that cannot change after the first step. Nothing was stepped"
+                f"{member.name} was stepped before, but has no state {name!r}, which its options now need: "
+                "one of them cannot change after the first step. Nothing was stepped"
             )
         fresh[name] = _made(config, name, spec, block)
     return fresh

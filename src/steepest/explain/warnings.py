@@ -18,7 +18,7 @@ _GATE_UP = re.compile(r"gate_up|gate_and_up|w1_?w?3|w1_?w?2$", re.IGNORECASE)
 
 
 def find_notes(rows: Sequence[Row], main: str, reasons: Reasons) -> list[str]:
-    """Note tied, frozen and left-out tensors, ways, an unused fallback, and vectors that are not decayed."""
+    """Note tied, frozen and left-out tensors, choices of autotune, an unused fallback, undecayed vectors."""
     notes = [
         f"{row.name} is also {', '.join(row.aliases)}: stepped once, under its first name"
         for row in rows
@@ -28,7 +28,7 @@ def find_notes(rows: Sequence[Row], main: str, reasons: Reasons) -> list[str]:
     if frozen:
         notes.append(
             f"{len(frozen)} frozen tensors ({sum(row.parameters for row in frozen):,} parameters) are not "
-            "stepped and have no state; if unfrozen, they train with the rule shown"
+            "stepped and have no state; unfrozen, they train with the rule shown"
         )
     if reasons.left_out:
         shown = ", ".join(reasons.left_out[:3]) + (", ..." if len(reasons.left_out) > 3 else "")
@@ -39,12 +39,12 @@ def find_notes(rows: Sequence[Row], main: str, reasons: Reasons) -> list[str]:
     for row in rows:
         if row.way is not None and autotune() != "off":
             ways.setdefault(row.way, {})["×".join(map(str, row.shape))] = None
-    notes += [f"matrices computed by {way!r} (autotune): {', '.join(shapes)}" for way, shapes in ways.items()]
+    notes += [f"autotune chose {way!r} for matrices of {', '.join(shapes)}" for way, shapes in ways.items()]
     if reasons.fallback not in (None, main) and not find_rule(main).hidden_only:
         notes.append(f"the fallback {reasons.fallback!r} is not used: {main!r} takes every tensor")
     undecayed = any(row.weight_decay == 0 and row.kind in ("norm", "bias", "gain") for row in rows)
     if undecayed and any(row.weight_decay > 0 for row in rows):
-        notes.append("norms, biases and gains are not decayed; decay_vectors=True decays them")
+        notes.append("norms, biases and gains have no weight decay; decay_vectors=True gives it to them")
     return notes
 
 
@@ -54,8 +54,8 @@ def find_warnings(groups: Sequence[Group], rows: Sequence[Row], main: str, reaso
     training = [row for row in rows if not row.frozen]
     if training and find_rule(main).hidden_only and not any(row.rule == main for row in training):
         warnings.append(
-            f"nothing goes to {main!r}: no trainable tensor is a matrix of a hidden layer. "
-            "overrides={...: " + repr(main) + "} gives it some"
+            f"nothing goes to {main!r}: no trainable tensor is a matrix of a hidden layer. Assign some with "
+            "overrides={...: " + repr(main) + "}"
         )
     warnings += reasons.ambiguities
     # A view from the user says what the matrix is. A view that build() found only says how it is stored.
@@ -69,7 +69,7 @@ def _ambiguity(row: Row, main: str, told: set[str], reasons: Reasons) -> str | N
     name = starred(row.name)
     if find_rule(row.rule).hidden_only:
         if sum(size > 1 for size in row.shape) <= 1:
-            return f"{name} {row.shape} is a vector in a matrix's shape, and {row.rule!r} takes matrices"
+            return f"{name} {row.shape} is a vector stored as a matrix, and {row.rule!r} is for matrices"
         whole = row.view is None or row.view[0] == "whole"
         if len(row.shape) == 2 and whole and row.name not in told:
             fused = _looks_fused(
@@ -83,13 +83,13 @@ def _ambiguity(row: Row, main: str, told: set[str], reasons: Reasons) -> str | N
     guessed = row.why.endswith(BY_NAME) and row.kind != "override"
     if not (row.kind == "unknown" or guessed) or not find_rule(main).hidden_only:
         return None
-    taken = f"is taken for a {row.kind}, {BY_NAME}" if guessed else "belongs to an unknown module"
+    taken = f"is treated as a {row.kind}, {BY_NAME}" if guessed else "belongs to an unknown module"
     condition, answer = "it is the matrix of a hidden layer", repr(main)
     if len(row.shape) > 2:
-        condition = "its leading dimension counts matrices"
+        condition = "it is a stack of matrices"
         answer = f"{{'rule': {main!r}, 'view': 'batch'}}"
     override = f"overrides={{{name!r}: {answer}}}"
-    return f"{name} {row.shape} {taken}, and goes to {row.rule!r}. If {condition}: {override}"
+    return f"{name} {row.shape} {taken}, and goes to {row.rule!r}. If {condition}, pass {override}"
 
 
 def _looks_fused(
@@ -110,20 +110,20 @@ def _looks_fused(
         what, blocks = "two projections", f"{out // 2}, {out // 2}"
     if own_layout and not _BY_HEAD.search(name):
         return (
-            f"may be {what} in one, in an order that its class tells. If it is: views={{{name!r}: VIEW}} "
-            "with a view of steepest.views that cuts as its forward() does; if it is one matrix, set "
-            f"{'transposed()' if stored_transposed else 'None'} there to confirm"
+            f"may be {what} in one, in an order that depends on its class. If so, pass "
+            f"views={{{name!r}: VIEW}} with a view of steepest.views that splits it as its forward() does; "
+            f"if it is one matrix, pass {'transposed()' if stored_transposed else 'None'} there to confirm"
         )
     if _BY_HEAD.search(name):
         return (
-            f"may be {what} in one, head by head. If it is: views={{{name!r}: interleaved(HEADS, "
-            "rows(SIZE, SIZE, SIZE))}, or with rows(QUERIES, SIZE, SIZE) where several heads share a key; if "
-            "it is one matrix, set None there to confirm"
+            f"may be {what} in one, head by head. If so, pass views={{{name!r}: interleaved(HEADS, "
+            "rows(SIZE, SIZE, SIZE))}, or rows(QUERIES, SIZE, SIZE) in it where several heads share a key; "
+            "if it is one matrix, pass None there to confirm"
         )
     view, whole = f"rows({blocks})", "None"
     if stored_transposed:
         view, whole = f"transposed(columns({blocks}))", "transposed()"
     return (
-        f"may be {what} in one. If it is: views={{{name!r}: {view}}}; "
-        f"if it is one matrix, set {whole} there to confirm"
+        f"may be {what} in one. If so, pass views={{{name!r}: {view}}}; "
+        f"if it is one matrix, pass {whole} there to confirm"
     )

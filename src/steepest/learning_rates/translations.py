@@ -131,7 +131,7 @@ def from_adamw(lr: float, weight_decay: float = 0.0, *, to: str) -> dict[str, An
         ValueError: an unknown name, or a rule without a translation; a value out of range.
 
     Warns:
-        UserWarning: no source is valid at this learning rate; the nearest is used.
+        UserWarning: no source covers this learning rate; the nearest one is used.
 
     >>> options = from_adamw(3e-4, 0.1, to="lion")
     >>> {name: round(value, 6) for name, value in options.items() if name != "betas"}
@@ -150,8 +150,8 @@ def from_adamw(lr: float, weight_decay: float = 0.0, *, to: str) -> dict[str, An
     if _distance(lr, found.valid) > 0:
         low, high = found.valid
         warnings.warn(
-            f"from_adamw(): no source is valid for {rule!r} at AdamW's lr={lr:g}; the nearest "
-            f"({found.source}) is from {low:g} to {high:g}. steepest.suggest_lr measures instead",
+            f"from_adamw(): no source covers {rule!r} at AdamW's lr={lr:g}; the nearest, which is used "
+            f"({found.source}), covers {low:g} to {high:g}. steepest.suggest_lr measures a learning rate",
             UserWarning,
             stacklevel=2,
         )

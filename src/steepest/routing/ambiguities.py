@@ -35,25 +35,25 @@ def find_ambiguities(
     if guessed:
         also = _override(trailing, rest) if trailing else f"overrides={{...: {rest!r}}}"
         warnings.append(
-            f"{', '.join(guessed)} is taken for the output, because it is the model's last linear map; no "
-            f"name says so. If it belongs to a hidden layer: {_override(guessed, main)}. If the model has "
-            f"other outputs, {main!r} takes them as hidden: {also}"
+            f"{', '.join(guessed)} is treated as the output layer because it is the model's last linear map, "
+            f"not because of its name. If it is a hidden layer, pass {_override(guessed, main)}. If the "
+            f"model has other output layers, {main!r} treats them as hidden: pass {also}"
         )
     if overlooked:
         are = (
-            "has the name of an output, or is in a module that has one, and goes"
+            "is named like an output layer, or is in a module that is, but goes"
             if len(overlooked) == 1
-            else "have names of outputs, or are in modules that have one, and go"
+            else "are named like output layers, or are in modules that are, but go"
         )
         warnings.append(
-            f"{', '.join(overlooked)} {are} to {main!r} as hidden. If it is an output: "
-            f"{_override(overlooked, rest)}; if not, set {main!r} there to confirm"
+            f"{', '.join(overlooked)} {are} to {main!r} as hidden. If it is an output, pass "
+            f"{_override(overlooked, rest)}; if not, pass {main!r} there to confirm"
         )
     last = [name for name in trailing if name not in overlooked]
     if last and not outputs and not tied:
         warnings.append(
-            f"no output layer was found, and {main!r} takes {', '.join(last)} as hidden. If that is an "
-            f"output: {_override(last, rest)}; if not, set {main!r} there to confirm"
+            f"no output layer was found, so {main!r} treats {', '.join(last)} as hidden. If that is an "
+            f"output, pass {_override(last, rest)}; if not, pass {main!r} there to confirm"
         )
     return warnings
 

@@ -47,8 +47,8 @@ class HyperballRule(MuonRule):
             stacked = block.reshape(self.matrix_shape(block.shape, group))
             if not stacked.any(dim=-1).any(dim=-1).all():
                 raise ValueError(
-                    f"{who} is zero, or a matrix in it is: give hyperball a radius, or the parameter to "
-                    "another rule"
+                    f"{who} is zero, or a matrix in it is, so it has no norm to keep: give hyperball a "
+                    "radius, or put the parameter into a group of another rule"
                 )
 
     def moves_like_adamw(self, group: Group) -> bool:

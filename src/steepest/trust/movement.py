@@ -82,8 +82,8 @@ class Movement:
             # build() puts all parameters into groups, frozen ones, too.
             if resting and len(resting) == len(tensors) and optimizer.reasons is None:
                 raise VerificationError(
-                    f"group {index} is dead: none of its {len(tensors)} tensors requires a gradient, "
-                    f"{names[resting[0]]} first"
+                    f"group {index} is dead: none of its {len(tensors)} tensors requires a gradient; "
+                    f"the first is {names[resting[0]]}"
                 )
 
     def _reason(self, param: Tensor) -> str:

@@ -82,8 +82,8 @@ def telemetry(optimizer: Optimizer, callback: Callback, every: int = 1) -> Telem
     integer(low=1).check("telemetry()", "every", every)
     if is_released(optimizer):
         raise ValueError(
-            "telemetry(): the gradients are released, so that parameters move, and gradients are freed, "
-            "before step(): call remove() of release_gradients' handle"
+            "telemetry(): the gradients are released: parameters are stepped, and their gradients freed, in "
+            "the backward pass. Call remove() on the handle of release_gradients() first"
         )
     return Telemetry(optimizer, callback, every)
 

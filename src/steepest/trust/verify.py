@@ -319,8 +319,8 @@ class Verification:
         optimizer = self._optimizer
         if is_released(optimizer):
             raise ValueError(
-                "verify(): the gradients are released, so that parameters are stepped, and their gradients "
-                "freed, before step(): call remove() of release_gradients' handle for the verified steps"
+                "verify(): the gradients are released: parameters are stepped, and their gradients freed, in "
+                "the backward pass. Call remove() on the handle of release_gradients() for the verified steps"
             )
         for index, group in enumerate(optimizer.param_groups):
             rule = find_rule(group["rule"])

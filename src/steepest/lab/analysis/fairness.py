@@ -1,4 +1,4 @@
-"""What a comparison promised and what its records show: conditions and warnings, a sentence each."""
+"""Check a comparison's records against its rules: conditions and warnings, a sentence each."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from .ranking import Row, tuned
 from .welch import SIGNIFICANT
 
 SHORT = 500
-"""A run of fewer steps means nothing."""
+"""Below this many steps a ranking says nothing about longer training."""
 MIN_SEEDS = 3
 
 
 def warnings(experiment: Experiment, records: Sequence[Record], rows: Sequence[Row]) -> list[str]:
-    """Return what makes the comparison unfair, incomplete or meaningless; the worst first."""
+    """Return what makes the comparison unfair, incomplete or meaningless, the worst first."""
     trials = frame.trials(experiment, records)
     search, final = trials[trials["phase"] == "search"], trials[trials["phase"].isin(FINAL_PHASES)]
     return [
@@ -35,7 +35,7 @@ def _leaks(experiment: Experiment, search: pd.DataFrame, final: pd.DataFrame) ->
     if leaked:
         yield f"Not fair: the search used the final seed {_list(leaked)}, so it tuned to that seed's luck."
     if tested := {record.optimizer for record in search["record"] if record.test}:
-        yield f"Not fair: trials of the search have metrics on test data ({_list(tested)})."
+        yield f"Not fair: search trials were evaluated on test data ({_list(tested)})."
     for name, own in final[final["phase"] == "tuned"].groupby("optimizer"):
         if own.groupby("steps")["searched"].agg(lambda s: len({str(sorted(v.items())) for v in s})).max() > 1:
             yield f"Not fair: {name}'s final seeds have different hyper-parameters."
@@ -51,7 +51,7 @@ def _inequalities(experiment: Experiment, search: pd.DataFrame, final: pd.DataFr
     for name, entry in experiment.optimizers.items():
         # An optimizer may lack a hyper-parameter, but what it has must be searched if the others' is.
         if fixed := varied & set(entry.hyperparameters) - set(entry.space):
-            yield f"Not fair: {name}'s {_list(fixed)} was not searched, the others' was."
+            yield f"Not fair: {_list(fixed)} was searched for other optimizers, but not for {name}."
     for column in ("schedule", "parameters"):
         if pd.concat([search, final])[column].nunique() > 1:
             yield f"Not fair: the trials differ in their {column}."
@@ -76,9 +76,9 @@ def _unfinished(experiment: Experiment, trials: pd.DataFrame) -> Iterator[str]:
         found = tuned(experiment, trials, phase).groupby("optimizer")["seed"].agg(set)
         missing = {n: {*experiment.seeds} - found.get(n, set()) for n in names if n not in hopeless}
         if each := [f"{name} {_list(left)}" for name, left in missing.items() if left]:
-            yield f"Not finished: in phase {phase} these seeds are missing: {'; '.join(each)}."
+            yield f"Not finished: phase {phase} still lacks these seeds: {'; '.join(each)}."
     if len(experiment.seeds) < MIN_SEEDS:
-        yield f"Only {len(experiment.seeds)} final seeds: no test over seeds means much with so few."
+        yield f"Only {len(experiment.seeds)} final seeds: too few for a significance test to mean much."
 
 
 def _outcome(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
@@ -89,28 +89,29 @@ def _outcome(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
             yield f"{row.optimizer} diverged in every trial of its search."
     edges = [(row.optimizer, name, row.best[name], edge) for row in rows for name, edge in row.edges.items()]
     if at_edge := [f"{label} {name} {value:.3g} ({edge})" for label, name, value, edge in edges]:
-        yield f"At the edge of what was tried, so a better value may lie beyond: {'; '.join(at_edge)}."
+        yield f"Best at the edge of what was tried, so a better value may lie beyond: {'; '.join(at_edge)}."
     for reason in dict.fromkeys(experiment.not_run.values()):
         names = [name for name, why in experiment.not_run.items() if why == reason]
         yield f"Not run: {', '.join(names)}: {reason}"
 
 
 def conditions(experiment: Experiment, records: Sequence[Record]) -> list[str]:
-    """Return under which conditions the optimizers were compared."""
+    """Return the conditions under which the optimizers were compared."""
     if not records and experiment.costs:  # it only measured
         return experiment.notes
     spaces = {name for entry in experiment.optimizers.values() for name in entry.space}
     lines = [
-        "For a seed, every optimizer starts from the same weights and sees the same data in the same order.",
+        "With the same seed, all optimizers start from the same weights and see the same data in the same "
+        "order.",
         f"A trial takes {experiment.steps:,} steps; schedule: {experiment.schedule}.",
-        f"The search tries {experiment.trials} settings of {_list(spaces)} per optimizer with seed "
+        f"The search tries {experiment.trials} settings of {_list(spaces)} per optimizer, all with seed "
         f"{experiment.search_seed}, and sees validation data only."
         if experiment.trials
-        else "Nothing was searched: the hyper-parameters were given.",
+        else "Nothing was searched: the hyper-parameters were set by hand.",
         f"The table shows {experiment.metric.name} on test data, with the final seeds "
         f"{_list(experiment.seeds)}; ± is the sample standard deviation over the seeds that did not diverge. "
-        "An optimizer with fewer diverged seeds ranks before one with a better mean. Untuned means each "
-        "optimizer's own defaults.",
+        "An optimizer with fewer diverged seeds ranks before one with a better mean. Untuned: with the "
+        "optimizer's defaults.",
     ]
     if "weight_decay" not in spaces:
         values = {str(entry.hyperparameters.get("weight_decay")) for entry in experiment.optimizers.values()}
@@ -120,16 +121,17 @@ def conditions(experiment: Experiment, records: Sequence[Record]) -> list[str]:
             else "Weight decay was not searched, and differs between the optimizers (see hyper-parameters)."
         )
     lines.append(
-        f"Two rows differ only if Welch's t-test over the seeds says so at p < {SIGNIFICANT} (unpaired, not "
-        "corrected for the number of rows); otherwise they tie, and no row is bold unless it differs from "
-        "all others."
+        f"Two rows count as different if Welch's t-test over the seeds has p < {SIGNIFICANT} (unpaired, not "
+        "corrected for the number of rows); otherwise they tie. The first row is bold only if it differs "
+        "from all others."
     )
     if experiment.baseline:
         lines.append(
-            f"The target is {experiment.baseline}'s mean final value on validation data. Seconds to it are "
-            "steps × the timed milliseconds of a training step (all optimizers timed in turns), because "
-            "trials may share a busy machine. “Decayed there” repeats the run with the schedule ending at "
-            "that step, since a run in mid-schedule and a finished one do not compare."
+            f"An optimizer matches {experiment.baseline} where its mean validation curve reaches "
+            f"{experiment.baseline}'s final value. Seconds are steps × the time of a training step, measured "
+            "with all optimizers taking turns, because trials may share a busy machine. “Rerun to that step” "
+            "trains again with a schedule that ends there, because a run in mid-schedule cannot be compared "
+            "with a finished one."
         )
     return [*lines, *experiment.notes]
 

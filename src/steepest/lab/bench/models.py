@@ -73,7 +73,7 @@ def make_model(text: str) -> nn.Module:
         LabError: there is no such function, it raised, or it returned no module.
     """
     if ":" not in text:
-        raise LabError(f"no factory {text!r}: give package.module:factory")
+        raise LabError(f"bad factory {text!r}: write package.module:factory")
     factory: Callable[[], object] = load_factory(text)
     try:
         try:

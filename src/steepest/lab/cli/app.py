@@ -26,7 +26,7 @@ from .workers import INTERRUPTED
 
 app = typer.Typer(
     name="steepest",
-    help="Memory-lean optimizers for PyTorch: find out which one suits you.",
+    help="Memory-lean optimizers for PyTorch: find out which one suits your model.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
@@ -81,7 +81,7 @@ def _version(requested: bool) -> None:
 @app.callback()
 def _steepest(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print versions and exit.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the versions and exit.")
     ] = False,
 ) -> None:
-    """Memory-lean optimizers for PyTorch: find out which one suits you."""
+    """Memory-lean optimizers for PyTorch: find out which one suits your model."""

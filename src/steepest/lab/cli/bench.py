@@ -33,9 +33,10 @@ def bench_command(
     model: Annotated[
         str,
         typer.Option(
-            metavar="NAME|MODULE:FACTORY|FILE",
-            help=f"Parameter shapes of {', '.join(MODELS)}; your own model as package.module:factory, a "
-            "function that returns it; or a file of names and shapes, as for steepest plan.",
+            metavar="MODEL",
+            help=f"The model whose parameter shapes are used: {', '.join(MODELS)}; your own as "
+            "MODULE:FUNCTION, where the function returns it; or a file of names and shapes, as for steepest "
+            "plan.",
             autocompletion=complete_models,
         ),
     ] = "gpt2-124m",
@@ -43,12 +44,13 @@ def bench_command(
         str,
         typer.Option(
             metavar="NAME,NAME,…",
-            help="Optimizers: ours by name, anybody's as module:attribute, such as torch.optim:SGD.",
+            help="Optimizers to measure: steepest's by name, any other by its import path, such as "
+            "torch.optim:SGD.",
             autocompletion=complete_optimizers,
         ),
-    ] = ",".join(BENCH_OPTIMIZERS),
+    ] = ", ".join(BENCH_OPTIMIZERS),
     baseline: Annotated[
-        str, typer.Option(metavar="NAME", help="What you have now; the others' times are divided by its.")
+        str, typer.Option(metavar="NAME", help="The optimizer that you use now; ratios are to its times.")
     ] = BENCH_BASELINE,
     settings: SettingsOption = None,
     device: DeviceOption = "auto",
@@ -56,21 +58,27 @@ def bench_command(
     compiled: Annotated[
         bool | None,
         typer.Option(
-            "--compile/--no-compile", help="Compile our optimizers' steps, or not. Default: where it pays."
+            "--compile/--no-compile",
+            help="Compile the steps of steepest's optimizers, or not. Default: where it pays off.",
         ),
     ] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Timed rounds.")] = LEAST_ROUNDS,
     memory: Annotated[
         float | None,
-        typer.Option(metavar="GIB", help="Memory that may be used. Default: 0.7 of what is free."),
+        typer.Option(
+            metavar="GIB", help="Memory that the measurement may use. Default: 70% of what is free."
+        ),
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: torch's.")] = None,
-    out: Annotated[Path, typer.Option(help="Directory for the results.")] = Path("runs/bench"),
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads. Default: torch's own choice.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Output directory.")] = Path("runs/bench"),
 ) -> int:
-    """Measure what a step of each optimizer costs, beside what you have now: time, peak memory and state.
+    """Measure what a step of each optimizer costs next to your present one: time, peak memory and state.
 
-    All optimizers step the same parameters in turns, because a machine's speed changes from minute to minute:
-    compare ratios within one run. What does not fit into memory is planned on the meta device, and marked.
+    The optimizers take turns on the same parameters, because a machine's speed changes from minute to minute:
+    compare ratios within a run, not times between runs. What does not fit into memory is planned on the meta
+    device and marked so.
     """
     import torch
 
@@ -80,7 +88,7 @@ def bench_command(
     if threads is not None:
         torch.set_num_threads(threads)
     if memory is not None and not memory > 0:
-        raise LabError(f"memory must be positive, in GiB, got {memory:g}")
+        raise LabError(f"--memory must be a positive number of GiB, got {memory:g}")
     with console.status("") as status:
         experiment, found = bench(
             model,

@@ -1,4 +1,4 @@
-"""`steepest certify`: does a training resume to the bit?"""
+"""`steepest certify`: does a training run resume bit for bit?"""
 
 from __future__ import annotations
 
@@ -19,26 +19,27 @@ def certify_command(
     function: Annotated[
         str,
         typer.Argument(
-            metavar="PACKAGE.MODULE:FUNCTION",
-            help="A function without arguments that returns make_model, make_optimizer, batches and loss, as "
-            "a tuple or a dict: see steepest.certify.",
+            metavar="MODULE:FUNCTION",
+            help="A function without arguments that returns the make_model, make_optimizer, batches and loss "
+            "of steepest.certify, as a tuple or a dict.",
         ),
     ],
-    steps: Annotated[int, typer.Option(help="Steps of the training.")] = 10,
+    steps: Annotated[int, typer.Option(help="Number of training steps.")] = 10,
     stop_after: Annotated[
         int | None,
-        typer.Option(help="Steps before the checkpoint; 0: before the first. Default: half."),
+        typer.Option(help="Save after this many steps; 0 saves before the first. Default: half of --steps."),
     ] = None,
     via: Annotated[
-        str, typer.Option(metavar="torch.save|dcp|dcp_flat", help="How the checkpoint is written.")
+        str, typer.Option(metavar="torch.save|dcp|dcp_flat", help="How to write the checkpoint.")
     ] = "torch.save",
-    seed: Annotated[int, typer.Option(help="Seed of the run that never stops.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the uninterrupted run.")] = 0,
 ) -> int:
-    """Certify that your training resumes to the bit: save, new process, load, go on = never stopped.
+    """Certify that your training resumes bit for bit, as if it had never stopped.
 
-    Compares parameters, buffers, optimizer state and options after each step. Prints the verdict: what
-    differs first, in which tensor, by how much, and the usual causes. The status is 0 if everything is
-    identical, 1 if not, and 2 if the training could not be run.
+    One run trains without a stop. Another is saved, and goes on in a new process. Parameters, buffers,
+    optimizer state and options are compared after each step. The verdict names the first difference: the
+    tensor, the size of the difference and its usual causes. The exit status is 0 if everything is identical,
+    1 if not, and 2 if the training could not be run.
     """
     from steepest.trust import CertifyRequestError, certify_function
 

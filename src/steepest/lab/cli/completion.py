@@ -1,4 +1,4 @@
-"""What a shell completes after Tab. It waits meanwhile, so nothing here imports torch."""
+"""Shell completion. The shell waits for it, so nothing here imports torch."""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ LayoutOption = Annotated[
     str | None,
     typer.Option(
         metavar="PLACEMENT,…",
-        help="For each mesh dimension replicate or shard(DIMENSION). Default: shard(0) in the last one, "
-        "replicate in the others.",
+        help="replicate or shard(DIM) for each mesh dimension. Default: shard(0) for the last one, replicate "
+        "for the others.",
     ),
 ]
 _SHARD = re.compile(r"shard\((\d+)\)")
@@ -24,7 +24,7 @@ _SHARD = re.compile(r"shard\((\d+)\)")
 def parse_mesh(text: str) -> tuple[int, ...]:
     """Return the sizes of a mesh such as 8x64."""
     if not re.fullmatch(r"\d+(x\d+)*", text):
-        raise LabError(f"no mesh {text!r}: give its sizes, as in 8 or 8x64")
+        raise LabError(f"bad --mesh {text!r}: write its sizes, such as 8 or 8x64")
     return tuple(map(int, text.split("x")))
 
 
@@ -40,7 +40,9 @@ def parse_layout(text: str | None, mesh: Sequence[int]) -> list[str]:
     words = [word.strip().lower() for word in text.split(",")]
     for word in words:
         if word != "replicate" and not _SHARD.fullmatch(word):
-            raise LabError(f"no placement {word!r}: give replicate or shard(DIMENSION), separated by commas")
+            raise LabError(
+                f"bad placement {word!r} in --layout: write replicate or shard(DIM), separated by commas"
+            )
     if len(words) != len(mesh):
         raise LabError(f"--layout has {len(words)} placements for a mesh of {len(mesh)} dimensions")
     return words

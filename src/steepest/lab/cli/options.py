@@ -1,4 +1,4 @@
-"""The consoles and the options that several commands share."""
+"""Consoles, and the options that several commands share."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ TaskOption = Annotated[
     str,
     typer.Option(
         "--task",
-        help=f"{', '.join(TASKS)}, or your own: package.module:task.",
+        metavar="TASK",
+        help=f"What to train: {', '.join(TASKS)}, or your own as package.module:task.",
         autocompletion=complete_tasks,
     ),
 ]
@@ -38,8 +39,8 @@ OptimizersOption = Annotated[
     str,
     typer.Option(
         metavar="NAME,NAME,…",
-        help="Names of steepest.list_optimizers(), or anybody's: torch.optim:AdamW, package.module:factory. "
-        "label=NAME makes a variant.",
+        help="Optimizers to compare: steepest's by name, any other by its import path, such as "
+        "torch.optim:AdamW. LABEL=NAME adds a variant, for --set.",
         autocompletion=complete_optimizers,
     ),
 ]
@@ -48,16 +49,19 @@ SettingsOption = Annotated[
     typer.Option(
         "--set",
         metavar="OPTIMIZER.NAME=VALUE",
-        help="A fixed hyper-parameter, such as muon.momentum=0.9. Repeatable.",
+        help="Fix a hyper-parameter, such as muon.momentum=0.9. Repeatable.",
     ),
 ]
-SeedsOption = Annotated[int, typer.Option("--seeds", help="Final seeds, which the search does not see.")]
-StepsOption = Annotated[int | None, typer.Option(help="Steps of every trial. Default: the task's.")]
-DeviceOption = Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="Device.")]
+SeedsOption = Annotated[
+    int, typer.Option("--seeds", help="Number of final seeds; the search uses none of them.")
+]
+StepsOption = Annotated[int | None, typer.Option(help="Training steps per trial. Default: the task's own.")]
+DeviceOption = Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="Device to train on.")]
 DtypeOption = Annotated[
     str | None,
     typer.Option(
-        metavar="|".join(DTYPES), help="Dtype of the parameters. Default: float32, or the model's own."
+        metavar="|".join(DTYPES),
+        help="Dtype of the parameters. Default: float32, or the dtype of your model.",
     ),
 ]
 
@@ -70,12 +74,14 @@ class TaskOptions:
     task_settings: Annotated[
         list[str] | None,
         typer.Option(
-            "--with", metavar="NAME=VALUE", help="An argument of the task, such as width=128. Repeatable."
+            "--with", metavar="NAME=VALUE", help="Set an argument of the task, such as width=128. Repeatable."
         ),
     ] = None
     text: Annotated[
         Path | None,
-        typer.Option(help="Text task: a file or directory instead of Python's library."),
+        typer.Option(
+            help="For the text task: train on this file or directory. Default: Python's standard library."
+        ),
     ] = None
 
     @property
@@ -102,20 +108,20 @@ class TaskOptions:
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """How a race or sweep trains."""
+    """How a race or sweep trains its models."""
 
     settings: SettingsOption = None
     seeds: SeedsOption = 3
     steps: StepsOption = None
     baseline: Annotated[
         str | None,
-        typer.Option(help="Whose final metric is the target. Default: adamw."),
+        typer.Option(metavar="NAME", help="Optimizer that the others have to match. Default: adamw."),
     ] = None
-    schedule: Annotated[str, typer.Option(metavar="cosine|linear|constant", help="Decay of the lr.")] = (
-        "cosine"
-    )
-    warmup: Annotated[float, typer.Option(help="Fraction of the steps that warm up.")] = 0.1
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also write TensorBoard runs.")] = False
+    schedule: Annotated[
+        str, typer.Option(metavar="cosine|linear|constant", help="Learning-rate decay after warm-up.")
+    ] = "cosine"
+    warmup: Annotated[float, typer.Option(help="Fraction of the steps used for linear warm-up.")] = 0.1
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also log to TensorBoard.")] = False
 
     def arguments(self) -> dict[str, Any]:
         """Return the arguments for `race` and `sweep`, or raise ``LabError``."""
@@ -124,8 +130,8 @@ class TrainingOptions:
         decay, warmup = self.schedule, self.warmup
         if decay not in ("cosine", "linear", "constant") or not 0 <= warmup < 1:
             raise LabError(
-                f"bad schedule {decay!r} with warm-up {warmup}: give cosine, linear or constant, and "
-                "0 ≤ warm-up < 1"
+                f"bad --schedule {decay!r} or --warmup {warmup}: choose cosine, linear or constant, and a "
+                "warm-up of at least 0 and less than 1"
             )
         return {
             "settings": self.settings or (),
@@ -143,22 +149,26 @@ class RunOptions:
     context: typer.Context
     out: Annotated[
         Path | None,
-        typer.Option(help="Directory. Default: in runs, named after command and task."),
+        typer.Option(
+            help="Output directory. Default: runs/, with a name made from the command and the task."
+        ),
     ] = None
-    fresh: Annotated[bool, typer.Option("--fresh", help="Delete the earlier experiment in --out.")] = False
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Delete the earlier experiment in --out instead of resuming it.")
+    ] = False
     storage: Annotated[
         str | None,
         typer.Option(
             metavar="URL",
-            help="Database that workers on several machines share, such as "
-            "postgresql+psycopg://user@host/name. Default: a SQLite file in --out.",
+            help="SQLAlchemy URL of a database that workers on several machines share. Default: a SQLite "
+            "file in --out.",
         ),
     ] = None
     workers: Annotated[
         int | None,
-        typer.Option(help="Processes that share the trials. Default: one per CPU core; 1 on a GPU."),
+        typer.Option(help="Number of worker processes. Default: one per CPU core, or 1 on a GPU."),
     ] = None
-    threads: Annotated[int, typer.Option(help="CPU threads of each worker.")] = 1
+    threads: Annotated[int, typer.Option(help="CPU threads per worker.")] = 1
     device: DeviceOption = "auto"
 
     def directory(self, name: str) -> Path:
@@ -215,19 +225,19 @@ def parse_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     # mps is not supported, because the lab computes means in float64, which mps does not have.
     if not _DEVICE.fullmatch(name):
-        raise LabError(f"no device {name!r}: give auto, cpu, cuda or cuda:N")
+        raise LabError(f"unknown device {name!r}: choose auto, cpu, cuda or cuda:N")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise LabError(f"no device {name!r} on this machine") from error
+        raise LabError(f"this machine has no device {name!r}") from error
     return device
 
 
 def parse_dtype(name: str) -> torch.dtype:
     """Return the dtype of a name, or raise ``LabError``."""
     if name not in DTYPES:
-        raise LabError(f"no dtype {name!r}: give {', '.join(DTYPES)}")
+        raise LabError(f"unknown dtype {name!r}: choose {', '.join(DTYPES)}")
     import torch
 
     dtype: torch.dtype = getattr(torch, name)

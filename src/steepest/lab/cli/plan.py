@@ -23,54 +23,60 @@ def plan_command(
     shapes: Annotated[
         str | None,
         typer.Option(
-            help=f"A model by its shapes: {', '.join(MODELS)}; or a file of names and shapes, JSON "
-            "({name: [rows, columns]}) or CSV (name,ROWSxCOLUMNS).",
+            metavar="MODEL",
+            help=f"The model whose parameter shapes are used: {', '.join(MODELS)}; or a file of names and "
+            "shapes, as JSON ({name: [rows, columns]}) or CSV (name,ROWSxCOLUMNS).",
             autocompletion=complete_models,
         ),
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(
-            metavar="PACKAGE.MODULE:FACTORY",
-            help="Instead, a function that returns the model; it is called on the meta device if it can be.",
+            metavar="MODULE:FUNCTION",
+            help="A function that returns your model, instead of --shapes. It is called on the meta device, "
+            "where weights take no memory, if that works.",
         ),
     ] = None,
     optimizers: Annotated[
         str,
         typer.Option(
-            help="Optimizers to compare; with --budget from the best to the last resort.",
+            metavar="NAME,NAME,…",
+            help="Optimizers to compare; with --budget in order of preference.",
             autocompletion=complete_optimizers,
         ),
-    ] = "adamw,lion,muon",
+    ] = "adamw, lion, muon",
     dtype: DtypeOption = None,
     state_dtype: Annotated[
         str | None,
-        typer.Option(metavar=_STATES, help="How state is stored. Default: as parameters."),
+        typer.Option(metavar=_STATES, help="Dtype of the optimizer state. Default: the parameters' dtype."),
     ] = None,
-    memory: Annotated[str | None, typer.Option(metavar="least", help="build()'s memory.")] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(metavar="least", help="As in steepest.build: store the state in the fewest bytes."),
+    ] = None,
     budget: Annotated[
         str | None,
         typer.Option(
             metavar="SIZE",
-            help="Choose among the optimizers, and among formats of the state, what fits into e.g. 22GB.",
+            help="Find the first of the optimizers, and a format for its state, that fits into, say, 22GB.",
         ),
     ] = None,
     mesh: Annotated[
         str | None,
-        typer.Option(metavar="SIZExSIZE…", help="Plan for a rank of a device mesh."),
+        typer.Option(metavar="SIZExSIZE…", help="Plan for one rank of a device mesh, such as 8x64."),
     ] = None,
     layout: LayoutOption = None,
-    rank: Annotated[int, typer.Option(help="The rank to plan for.")] = 0,
-    device: Annotated[str, typer.Option(help="Where the model will be trained.")] = "cpu",
+    rank: Annotated[int, typer.Option(help="The rank to plan for, with --mesh.")] = 0,
+    device: Annotated[str, typer.Option(help="Device that the model will be trained on.")] = "cpu",
 ) -> int:
-    """Plan the memory of training: state to the byte, and a bound on the temporaries of a step.
+    """Plan the memory of training: the exact bytes of state, and a bound on a step's temporaries.
 
-    Nothing is allocated. Several optimizers are compared; for a single one, the tensors are listed.
+    Nothing is allocated. With several optimizers you get a comparison, with one a list of its tensors.
     """
     from ..bench.models import make_model, meta_model
 
     if (shapes is None) == (model is None):
-        raise LabError("give --shapes or --model")
+        raise LabError("give either --shapes or --model")
     if layout is not None and mesh is None:
         raise LabError("--layout needs --mesh")
     names = split_names(optimizers)

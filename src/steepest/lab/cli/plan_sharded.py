@@ -1,4 +1,4 @@
-"""`steepest plan-sharded`: what each process of a mesh computes and sends."""
+"""`steepest plan-sharded`: what each rank of a mesh computes and sends."""
 
 from __future__ import annotations
 
@@ -31,36 +31,46 @@ Row = dict[str, str | int | float]
 def plan_sharded_command(
     mesh: Annotated[
         list[str],
-        typer.Option(metavar="SIZExSIZE…", help="A device mesh, as in 8x64; give several to compare."),
+        typer.Option(metavar="SIZExSIZE…", help="A device mesh, such as 8x64. Repeat it to compare several."),
     ],
     shapes: Annotated[
         str,
         typer.Option(
-            help=f"The hidden matrices of {', '.join(MODELS)}; or those of a file of names and shapes, JSON "
-            "({name: [rows, columns]}) or CSV (name,ROWSxCOLUMNS).",
+            metavar="MODEL",
+            help=f"The model whose hidden matrices are used: {', '.join(MODELS)}; or a file of names and "
+            "shapes, as JSON ({name: [rows, columns]}) or CSV (name,ROWSxCOLUMNS).",
             autocompletion=complete_models,
         ),
     ],
     layout: LayoutOption = None,
-    rule: Annotated[str, typer.Option(help="A matrix rule.")] = "muon",
-    dtype: Annotated[str, typer.Option(metavar="|".join(DTYPES), help="Dtype of parameters.")] = "float32",
+    rule: Annotated[
+        str, typer.Option(metavar="NAME", help="The matrix rule, such as muon or soap.")
+    ] = "muon",
+    dtype: Annotated[
+        str, typer.Option(metavar="|".join(DTYPES), help="Dtype of the parameters.")
+    ] = "float32",
     exchange_dtype: Annotated[
         str | None,
-        typer.Option(metavar="|".join(DTYPES), help="Dtype in which matrices travel."),
+        typer.Option(
+            metavar="|".join(DTYPES),
+            help="Dtype in which matrices are sent. Default: the one they are computed in.",
+        ),
     ] = None,
     bucket_bytes: Annotated[
         int | None,
-        typer.Option(help="Working memory of a wave at its owner. Default: the rule's."),
+        typer.Option(help="Bytes that a wave may take in an owner's memory. Default: the rule's."),
     ] = None,
-    node: Annotated[int, typer.Option(help="Ranks of a node.")] = 8,
-    tflops: Annotated[float, typer.Option(help="TFLOP/s of a device.")] = FLOPS,
-    near: Annotated[float, typer.Option(help="GB/s that a device sends within its node.")] = NEAR,
-    far: Annotated[float, typer.Option(help="GB/s of a device to other nodes.")] = FAR,
-    owners: Annotated[bool, typer.Option("--owners", help="Also list each mesh's owners.")] = False,
+    node: Annotated[int, typer.Option(help="Ranks per node.")] = 8,
+    tflops: Annotated[float, typer.Option(help="TFLOP/s per device.")] = FLOPS,
+    near: Annotated[float, typer.Option(help="GB/s per device within a node.")] = NEAR,
+    far: Annotated[float, typer.Option(help="GB/s per device between nodes.")] = FAR,
+    owners: Annotated[
+        bool, typer.Option("--owners", help="Also list which rank owns which matrices.")
+    ] = False,
 ) -> int:
-    """Plan the sharded steps of a matrix rule: owners, waves, bytes and balance, without processes.
+    """Plan how a matrix rule steps on a mesh: owners, waves, bytes sent and balance. Starts no process.
 
-    The optimizer's steps follow the same plan. Times are on paper, from the rates given.
+    The optimizer itself follows the same plan. Times are estimates from the rates that you give.
     """
     import torch
 
@@ -80,9 +90,9 @@ def plan_sharded_command(
     console = make_console(width=180)
     elements = sum(torch.Size(shape).numel() for _, shape in listed)
     note = (
-        f"On paper: devices of {tflops:g} TFLOP/s that send {near:g} GB/s within a node of {node} and "
-        f"{far:g} GB/s to other nodes. Compute and exchange overlap. Replicas: how many share the work on "
-        "each matrix. Sent: the mean over the ranks. Everywhere: the time if every rank computes all."
+        f"Estimated for devices of {tflops:g} TFLOP/s that send {near:g} GB/s within a node of {node}, "
+        f"and {far:g} GB/s between nodes. Compute and exchange overlap. Replicas: ranks that share work on a "
+        "matrix. Sent: the mean over the ranks. Everywhere: the time if every rank computed all matrices."
     )
     console.print(_table(f"{rule}: {len(listed)} matrices, {elements:,} elements", rows, note))
     for found in plans if owners else ():

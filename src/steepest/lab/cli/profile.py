@@ -19,37 +19,39 @@ WHATS = ("local-gain", "spectra", "growth")
 @grouped
 def profile_command(
     *,
-    what: Annotated[str, typer.Argument(metavar="[local-gain|spectra|growth|all]")] = "all",
+    what: Annotated[str, typer.Argument(metavar="PROFILE", help=f"{', '.join(WHATS)} or all.")] = "all",
     task: TaskOptions,
     optimizers: Annotated[
         str | None,
         typer.Option(
             metavar="NAME,NAME,…",
-            help="Names of steepest.list_optimizers(), or anybody's: torch.optim:AdamW. Default: each "
-            "experiment's own.",
+            help="Optimizers to profile: steepest's by name, any other by its import path, such as "
+            "torch.optim:AdamW. Default: each experiment's own.",
             autocompletion=complete_optimizers,
         ),
     ] = None,
     settings: SettingsOption = None,
     steps: StepsOption = None,
-    seeds: Annotated[int, typer.Option(help="Seeds of local-gain and spectra.")] = 1,
-    points: Annotated[int, typer.Option(help="Measured steps of a trial, about.")] = PROFILE_POINTS,
-    sizes: Annotated[str, typer.Option(help="Sizes of GPT-2 for growth.")] = ",".join(GROWTH_SIZES),
+    seeds: Annotated[int, typer.Option(help="Number of seeds for local-gain and spectra.")] = 1,
+    points: Annotated[
+        int, typer.Option(help="Approximate number of steps to measure in a trial.")
+    ] = PROFILE_POINTS,
+    sizes: Annotated[str, typer.Option(help="Sizes of GPT-2 for growth.")] = ", ".join(GROWTH_SIZES),
     measured: Annotated[
         str | None,
         typer.Option(
-            help="Sizes that are measured if they fit the memory; the others are planned. Default: all on an "
-            "accelerator, 125m on a CPU."
+            help="Sizes to measure if they fit into memory; the others are planned. Default: all on a GPU, "
+            "125m on a CPU."
         ),
     ] = None,
-    rounds: Annotated[int, typer.Option(help="Timed rounds of growth.")] = GROWTH_ROUNDS,
+    rounds: Annotated[int, typer.Option(help="Timed rounds for growth.")] = GROWTH_ROUNDS,
     run: RunOptions,
 ) -> int:
-    """Profile optimizers: local gain, update spectra, and growth with the model's size.
+    """Profile optimizers: their local gain, the spectra of their updates, and how their costs grow.
 
-    local-gain: what each optimizer multiplies the momentum by, per tensor, over training.
-    spectra: singular values of the updates of hidden matrices. growth: state, peak memory and
-    step time on GPT-2 from 125M to 1.5B; what does not fit the memory is planned.
+    local-gain: the factor by which each optimizer scales the momentum of each tensor, in the course of
+    training. spectra: the singular values of the updates to hidden matrices. growth: state, peak memory and
+    step time on GPT-2 from 125M to 1.5B; sizes that do not fit into memory are planned.
     """
     from ..experiments.growth import growth
     from ..experiments.local_gain import local_gain
@@ -57,7 +59,7 @@ def profile_command(
     from ..records import EXPERIMENT_FILE
 
     if what not in (*WHATS, "all"):
-        raise LabError(f"no profile {what!r}: give {', '.join(WHATS)} or all")
+        raise LabError(f"unknown profile {what!r}: choose {', '.join(WHATS)} or all")
     common: dict[str, Any] = {"settings": settings or ()}
     if optimizers is not None:
         common["optimizers"] = split_names(optimizers)

@@ -11,7 +11,7 @@ from .finish import finish
 from .groups import grouped
 from .options import OptimizersOption, RunOptions, TaskOptions, TrainingOptions, split_names
 
-OPTIMIZERS = ",".join(RACE_OPTIMIZERS)
+OPTIMIZERS = ", ".join(RACE_OPTIMIZERS)  # with spaces, so that the help can wrap it
 
 
 @grouped
@@ -23,25 +23,26 @@ def race_command(
         str | None,
         typer.Option(
             metavar="TIME",
-            help="Time for the whole race: 90s, 5m, 1h. It decides how many optimizers run, in the order "
-            "given, and how many search trials each has. "
-            f"Default: {RACE_BUDGET}, unless --trials is given.",
+            help="Time for the whole race, such as 90s, 5m or 1h. It determines how many optimizers run, in "
+            f"the order given, and how many search trials each gets. Default: {RACE_BUDGET}, unless --trials "
+            "is given.",
         ),
     ] = None,
     trials: Annotated[
         int | None,
-        typer.Option(help="Search trials of each optimizer, instead of a budget."),
+        typer.Option(help="Search trials per optimizer, instead of a time budget."),
     ] = None,
     training: TrainingOptions,
     run: RunOptions,
 ) -> int:
-    """Race optimizers: for each an equal search of lr and weight decay, then seeds that the search never saw.
+    """Race optimizers: tune each one equally, then compare them on seeds that the tuning never saw.
 
-    Every optimizer gets the same initial weights, the same data in the same order, and the same schedule.
-    The search sees validation data, the ranking shows test data. Run the command again to resume after
-    Ctrl-C; with further --optimizers and the same --out, they join the finished race.
+    Each gets the same number of trials to search for lr and weight decay. All train from the same initial
+    weights, on the same data in the same order, with the same schedule. The search sees validation data
+    only; the ranking shows test data. To resume after Ctrl-C, run the same command again; to add optimizers
+    to a finished race, list them too, with the same --out.
 
-    The directory contains report.html (a self-contained page), records.jsonl (a line per trial),
+    The output directory gets report.html (a self-contained page), records.jsonl (one line per trial),
     experiment.json and study.db (Optuna's database).
     """
     from ..experiments.race import race

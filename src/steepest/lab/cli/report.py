@@ -1,4 +1,4 @@
-"""`steepest report`: one page from the directories of experiments, finished or not."""
+"""`steepest report`: one page about several experiments, finished or not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .options import make_console
 
 def report_command(
     directories: Annotated[
-        list[Path], typer.Argument(metavar="DIR…", help="Directories of races, sweeps and studies.")
+        list[Path], typer.Argument(metavar="DIR…", help="Output directories of races, sweeps or studies.")
     ],
     out: Annotated[
         Path | None,
@@ -21,13 +21,13 @@ def report_command(
     ] = None,
     markdown: Annotated[
         Path | None,
-        typer.Option(help="Write this Markdown file too, with its pictures beside it."),
+        typer.Option(help="Also write this Markdown file, with its pictures beside it."),
     ] = None,
 ) -> int:
-    """Write one page about any experiments, finished or not, and print their rankings.
+    """Write one report on any number of experiments, finished or not, and print their rankings.
 
-    Directories of the same experiment become one section, others sections of their own. An optimizer has
-    the same colour in all of them. The page contains everything it needs and opens without a network.
+    Directories that hold parts of the same experiment share a section; every other experiment gets its own.
+    An optimizer has the same color in all of them. The page is self-contained and opens offline.
     """
     finish(directories[0], directories, page=out)
     if markdown is not None:

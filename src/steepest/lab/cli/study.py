@@ -1,11 +1,11 @@
-"""`steepest study`: published findings, done again."""
+"""`steepest study`: published findings, reproduced."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
@@ -32,39 +32,46 @@ from .options import (
 )
 
 study = typer.Typer(
-    name="study", help="Do a published study again.", no_args_is_help=True, rich_markup_mode="markdown"
+    name="study", help="Reproduce a published study.", no_args_is_help=True, rich_markup_mode="markdown"
 )
 
-_GRID_OPTIMIZERS = ",".join(GRID_OPTIMIZERS)
-_HORIZON_OPTIMIZERS = ",".join(HORIZON_OPTIMIZERS)
+_GRID_OPTIMIZERS = ", ".join(GRID_OPTIMIZERS)
+_HORIZON_OPTIMIZERS = ", ".join(HORIZON_OPTIMIZERS)
 
 
 @study.command("sasrec")
 @grouped
 def sasrec_command(
     *,
-    data: Annotated[Path | None, typer.Option(help="File of interactions. Default: synthetic ones.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="A file of interactions. Default: synthetic data.")
+    ] = None,
     format: Annotated[
         InteractionFormat | None,
         typer.Option(
-            help="Its format. Default: as its name says; Amazon's two differ only in the columns' order."
+            metavar="FORMAT",
+            help=f"Format of the file: {', '.join(get_args(InteractionFormat))}. Default: guessed from its "
+            "name; Amazon's two differ only in the order of the columns.",
         ),
     ] = None,
-    core: Annotated[int, typer.Option(help="Minimum interactions of the file's users and items.")] = 5,
+    core: Annotated[
+        int, typer.Option(help="Keep only users and items with at least this many interactions.")
+    ] = 5,
     optimizers: Annotated[
-        str, typer.Option(metavar="NAME,NAME,…", help="Which of the study's optimizers.")
-    ] = ",".join(SASREC_OPTIMIZERS),
-    trials: Annotated[int, typer.Option(help="Search trials of each optimizer.")] = 10,
+        str, typer.Option(metavar="NAME,NAME,…", help="The study's optimizers to run.")
+    ] = ", ".join(SASREC_OPTIMIZERS),
+    trials: Annotated[int, typer.Option(help="Search trials per optimizer.")] = 10,
     seeds: SeedsOption = 5,
     steps: StepsOption = None,
     reversal: Annotated[
-        bool, typer.Option(help="Also train on synthetic data that is reversed in mid-training.")
+        bool,
+        typer.Option(help="Also train on synthetic data whose order is reversed halfway through training."),
     ] = True,
     run: RunOptions,
 ) -> int:
-    """Train SASRec with Lion, sign descent, Simba and what lies between; then reverse the data in training.
+    """Train SASRec with Lion, sign descent, Simba and variants between them, then with data reversed halfway.
 
-    Run the command again to resume after Ctrl-C.
+    To resume after Ctrl-C, run the same command again.
     """
     from ..experiments.studies import sasrec
 
@@ -94,12 +101,14 @@ class _CpuOptions(RunOptions):
 @grouped
 def ternary_command(
     *,
-    tasks: Annotated[str, typer.Option(help="Which tasks.")] = ",".join(TERNARY_TASKS),
+    tasks: Annotated[str, typer.Option(help="Tasks to run.")] = ", ".join(TERNARY_TASKS),
     steps: StepsOption = None,
-    seeds: Annotated[int | None, typer.Option(help="Final seeds. Default: 5; 3 on text.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help="Number of final seeds. Default: 5, or 3 on text.")
+    ] = None,
     run: _CpuOptions,
 ) -> int:
-    """Train ternary weights by votes, latent floats and Bop, beside float32 and frozen random ones."""
+    """Train ternary weights by votes, latent floats and Bop; compare with float32 and random weights."""
     from ..experiments.studies import ternary
 
     directory = run.directory("ternary")
@@ -114,16 +123,17 @@ def sgd_sai_grid_command(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="CIFAR's python batches, or a folder of images. Default: digits, with small models."
+            help="CIFAR's Python batches, or a folder of images. Default: scikit-learn's digits, with small "
+            "models."
         ),
     ] = None,
-    models: Annotated[str, typer.Option(help="Which models.")] = "resnet18,vit_s16",
+    models: Annotated[str, typer.Option(help="Models to train.")] = "resnet18, vit_s16",
     optimizers: OptimizersOption = _GRID_OPTIMIZERS,
     steps: StepsOption = None,
     seeds: SeedsOption = 3,
     run: RunOptions,
 ) -> int:
-    """Sweep lr and weight decay with ResNet-18 and ViT-S/16: how wide is each optimizer's good region?"""
+    """Sweep lr and weight decay on ResNet-18 and ViT-S/16: how wide is each optimizer's good region?"""
     from ..experiments.studies import sgd_sai_grid
 
     directory = run.directory("sgd-sai-grid")
@@ -144,18 +154,21 @@ def sgd_sai_grid_command(
 @grouped
 def horizon_command(
     *,
-    steps: Annotated[str, typer.Option(help="The numbers of steps to compare.")] = ",".join(
+    steps: Annotated[str, typer.Option(help="Training lengths to compare, in steps.")] = ", ".join(
         map(str, HORIZON_STEPS)
     ),
     task: TaskOptions,
     optimizers: OptimizersOption = _HORIZON_OPTIMIZERS,
     settings: SettingsOption = None,
-    trials: Annotated[int, typer.Option(help="Search trials of each optimizer at the fewest steps.")] = 10,
-    longer_trials: Annotated[int, typer.Option(help="The same at more steps, around the best before.")] = 6,
+    trials: Annotated[int, typer.Option(help="Search trials per optimizer at the shortest length.")] = 10,
+    longer_trials: Annotated[
+        int,
+        typer.Option(help="Search trials at longer lengths, around the best values of the length before."),
+    ] = 6,
     seeds: SeedsOption = 3,
     run: RunOptions,
 ) -> int:
-    """Compare optimizers at several numbers of steps: does the ranking depend on the horizon?"""
+    """Compare optimizers at several training lengths: does the ranking depend on the length?"""
     from ..experiments.studies import horizon
 
     directory = run.directory("horizon")

@@ -27,24 +27,25 @@ class _SweepTask(TaskOptions):
 def sweep_command(
     *,
     task: _SweepTask,
-    optimizers: OptimizersOption = "adamw,lion",
+    optimizers: OptimizersOption = "adamw, lion",
     space: Annotated[
         list[str] | None,
         typer.Option(
             "--space",
             metavar="NAME=A,B,…|LOW:HIGH",
-            help="A searched hyper-parameter: values for a grid, or a range on a logarithmic axis for "
-            f"--trials samples. Repeatable. Default: {' '.join(DEFAULT_GRID)}.",
+            help="A hyper-parameter to sweep: values for a grid, or a range from which --trials samples are "
+            "drawn on a logarithmic scale. Repeatable. Default: "
+            f"{' and '.join(DEFAULT_GRID).replace(',', ', ')}.",
         ),
     ] = None,
-    trials: Annotated[int, typer.Option(help="Trials of each optimizer, if the space has ranges.")] = 30,
+    trials: Annotated[int, typer.Option(help="Trials per optimizer, if the space has ranges.")] = 30,
     training: TrainingOptions,
     run: RunOptions,
 ) -> int:
-    """Sweep hyper-parameters: a heat map per optimizer, its best cell, and the width of the good region.
+    """Sweep hyper-parameters: a heat map per optimizer, its best cell, and how wide its good region is.
 
-    Everything else is as in `steepest race`: the sweep resumes, several workers share it, and the best cell
-    is trained again with seeds that the search never saw.
+    Otherwise it works like `steepest race`: a sweep resumes, several workers share it, and the best cell is
+    trained again on seeds that the search never saw.
     """
     from ..experiments.sweep import sweep
 

@@ -50,7 +50,7 @@ def growth(
         measured = [*GROWTH_SIZES] if device.type != "cpu" else ["125m"]
     for size in (*sizes, *measured):
         if size not in GROWTH_SIZES:
-            raise LabError(f"no size {size!r}: give {', '.join(GROWTH_SIZES)}")
+            raise LabError(f"unknown size {size!r}: choose {', '.join(GROWTH_SIZES)}")
     if not sizes or rounds < 1:
         raise LabError("give at least one size, and at least one round")
     callback = Callback() if callback is None else callback

@@ -80,10 +80,10 @@ def frontier(section: Section, draw: Draw) -> Figure | None:
     return Figure(
         "frontier",
         "State against quality",
-        "Small marks are seeds, large ones their mean. Left is less memory, "
-        f"{'down' if metric.lower_is_better else 'up'} is better. On the dashed frontier no other optimizer "
-        "is better with as little state."
-        + (f" Not drawn, for lack of a final result: {missing}." if missing else ""),
+        "Small marks are single seeds, large ones their means. Further left takes less memory, "
+        f"further {'down' if metric.lower_is_better else 'up'} is better. An optimizer lies on the dashed "
+        "frontier if no other is better with as little state."
+        + (f" Not drawn, because they have no final result: {missing}." if missing else ""),
         f"State per parameter and mean {metric.name} on test data: {values}. On the frontier: "
         f"{', '.join(line['optimizer'])}.",
         [panel(charts, _HEIGHT, zoom=True)],
@@ -129,11 +129,11 @@ def curves(section: Section, draw: Draw) -> Figure | None:
     each = "; ".join(f"{n} ends at {number(value, 4)}{reached.get(n, '')}" for n, value in last.items())
     return Figure(
         "curves",
-        "Over steps and seconds",
-        "Thin lines are seeds, thick ones their mean. "
-        + ("Seconds are steps × the timed milliseconds of a step. " if timed else "Seconds as they passed. ")
+        "Learning curves",
+        "Thin lines are single seeds, thick ones their means. "
+        + ("Seconds are steps × the measured time of a step. " if timed else "Seconds are wall-clock time. ")
         + (f"The dashed line is {experiment.baseline}'s final value. " if len(goals) else "")
-        + (f"{hidden} points lie beyond the drawn range." if hidden else ""),
+        + (f"{hidden} points lie outside the plot." if hidden else ""),
         f"{metric.name} on validation data: {each}.",
         panels,
         points,
@@ -160,7 +160,7 @@ def horizon(section: Section, draw: Draw) -> Figure | None:
     return Figure(
         "horizon",
         "Short and long runs",
-        "Each point is a run whose schedule ends there. Thin lines are seeds, thick ones their mean.",
+        "Each point is a run whose schedule ends there. Thin lines are single seeds, thick ones their means.",
         f"{section.experiment.metric.name} on test data against the steps of the run: {each}.",
         [panel(draw.lines(points, x, y, "optimizer:N", "step:Q", "value:Q"), 300, zoom=True)],
         points.drop(columns=["finished", "step"]),
@@ -218,10 +218,10 @@ def costs(section: Section, draw: Draw) -> Figure | None:
     return Figure(
         "costs",
         "What a step costs" + (", against the size of the model" if several else ""),
-        "Both axes are logarithmic. Hollow points were planned on the meta device: the model did not fit."
+        "Both axes are logarithmic. Hollow points are planned: the model did not fit into memory."
         + (f" Without state, and so not drawn there: {', '.join(stateless)}." if stateless else "")
         if several
-        else "Medians of steps for which the optimizers took turns.",
+        else "Medians; the optimizers took turns.",
         f"Costs with {number(table['parameters'].min())} to {number(table['parameters'].max())} parameters; "
         f"at the largest: {each}.",
         panels,

@@ -66,10 +66,9 @@ def over(section: Section, draw: Draw, name: str) -> Figure | None:
     return Figure(
         "search" if name == "lr" else f"search-{name}",
         f"The search: {label}",
-        f"{metric.name} on validation data for every {label} tried, each at its own place on a "
-        "logarithmic axis; all panels share the vertical axis. A ring marks the choice. A cross is a run "
-        "that diverged (its height means nothing); an arrow lies beyond the drawn range, at the value "
-        "written beside it.",
+        f"{metric.name} on validation data for every {label} tried, on a logarithmic axis; all panels share "
+        "the vertical axis. A ring marks the value chosen. A cross is a run that diverged; its height means "
+        "nothing. An arrow is a run outside the plot, with its value beside it.",
         f"{label} against {metric.name}. {'. '.join(words)}.",
         panels,
         table.drop(columns="at"),
@@ -134,8 +133,8 @@ def heat_maps(section: Section) -> Figure | None:
     return Figure(
         "grid",
         "The grid",
-        f"{metric.name} on validation data, bright is good. The best cell has a thick border, those within "
-        "1 % of it a dashed one: the more there are, the less tuning matters. × diverged.",
+        f"{metric.name} on validation data; brighter is better. The best cell has a thick border, and those "
+        "within 1 % of it a dashed one: the more of these, the less tuning matters. ×: diverged.",
         f"Heat maps of {metric.name}. {'. '.join(words)}.",
         panels,
         pd.concat(tables),

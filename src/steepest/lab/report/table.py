@@ -12,7 +12,10 @@ from ..records import Metric
 from .merge import Section
 
 ARROWS = {"lowest": "↓", "highest": "↑"}
-LEGEND = "=: cannot be told from the first row. ↑ ↓: highest or lowest value tried; a better may lie beyond."
+LEGEND = (
+    "=: not significantly worse than the first row. ↑ ↓: the highest or lowest value tried; a better one may "
+    "lie beyond it."
+)
 _SPACE = "\N{NO-BREAK SPACE}"
 
 
@@ -87,25 +90,27 @@ def columns(section: Section) -> list[Column]:
         return f"Mean ± standard deviation over the final seeds; {direction} is better."
 
     unit, tie = f" [{metric.unit}]" if metric.unit else "", f"{_SPACE}="
-    help = f"{better(metric)} “=” marks a tie with the first row: no difference at p < {SIGNIFICANT}."
+    help = f"{better(metric)} “=”: no significant difference from the first row (p ≥ {SIGNIFICANT})."
     cells = [estimate(row.test, places) + tie * row.tie for row in rows]
     add(0, f"test {metric.name}{unit}", help, [row.test.mean for row in rows], cells)
     for other in experiment.metrics[1:]:
         values = [row.others[other.name] for row in rows]
         cells = [estimate(value, decimals(values)) for value in values]
         add(5, f"test {other.name}", better(other), [value.mean for value in values], cells)
-    help = "The same with the optimizer's own defaults."
+    help = "The same metric with the optimizer's defaults."
     cells = [estimate(row.untuned, places) for row in rows]
     add(3, "untuned", help, [row.untuned.mean for row in rows], cells)
     for name in dict.fromkeys(name for row in rows for name in row.best):
         keys = [row.best.get(name, math.nan) for row in rows]
         arrows = [_SPACE + ARROWS[row.edges[name]] if name in row.edges else "" for row in rows]
         cells = [number(key) + arrow for key, arrow in zip(keys, arrows, strict=True)]
-        help = "The search's choice. ↑ ↓: the highest or lowest value tried; a better may lie beyond."
+        help = (
+            "What the search chose. ↑ ↓: the highest or lowest value tried; a better one may lie beyond it."
+        )
         add(1 if name == "lr" else 2, f"best {name.replace('_', ' ')}", help, keys, cells)
-    help = "Bytes of optimizer state per parameter, measured on its tensors after training."
+    help = "Bytes of optimizer state per parameter, counted in its tensors after training."
     add(0, "state B/param", help, [row.state_bytes for row in rows])
-    help = "Median milliseconds of optimizer.step(); all optimizers took turns on one model."
+    help = "Median milliseconds of optimizer.step(), with all optimizers taking turns on one model."
     add(1, "step ms", help, [(row.cost and row.cost.optimizer_ms) or math.nan for row in rows])
     keys = [row.step_ratio for row in rows]
     cells = ["" if math.isnan(key) else f"{key:.2f}" for key in keys]
@@ -114,18 +119,20 @@ def columns(section: Section) -> list[Column]:
     keys = [row.steps_to_target for row in rows]
     cells = [none if math.isnan(key) else f"{key:,.0f}" for key in keys]
     help = f"Steps after which the mean curve reaches {base}'s final value on validation data."
-    add(2, f"steps to {base}'s", help, keys, cells)
+    add(2, f"steps to match {base}", help, keys, cells)
     keys = [row.seconds_to_target for row in rows]
-    help = "These steps × the timed milliseconds of a training step."
-    add(1, f"seconds to {base}'s", help, keys, [number(key) or none for key in keys])
+    help = "That number of steps × the measured time of a training step."
+    add(1, f"seconds to match {base}", help, keys, [number(key) or none for key in keys])
     marks = [f" {'✓' if row.decayed_reaches else '✗'}" if row.decayed.values else "" for row in rows]
     cells = [estimate(row.decayed, places) + mark for row, mark in zip(rows, marks, strict=True)]
-    help = f"Test {metric.name} if the schedule ends at that step. ✓: its validation mean reaches the target."
-    add(6, "decayed there", help, [row.decayed.mean for row in rows], cells)
+    help = (
+        f"Test {metric.name} of a rerun whose schedule ends there. ✓: it matches {base} on validation data."
+    )
+    add(6, "rerun to that step", help, [row.decayed.mean for row in rows], cells)
     if experiment.kind != "race" and max((row.cells for row in rows), default=0) > 2:
         keys = [row.good_cells / max(1, row.cells) for row in rows]
         cells = [f"{row.good_cells} of {row.cells} ({key:.0%})" for row, key in zip(rows, keys, strict=True)]
-        add(3, "good region", "Settings of the search within 1 % of the best one, of all tried.", keys, cells)
+        add(3, "good region", "How many of the settings tried come within 1 % of the best.", keys, cells)
     return made
 
 
@@ -139,10 +146,10 @@ def verdict(section: Section) -> str:
     first, places = ranked[0], decimals([row.test for row in rows])
     tied = [row.optimizer for row in ranked[1:] if row.tie]
     best = f"the best {experiment.metric.name} on test data"
-    others = f", but cannot be told from {', '.join(tied)}" if tied else ""
-    others = ", and differs from all others" if first.wins else others
+    others = f", but is not significantly better than {' or '.join(tied)}" if tied else ""
+    others = ", significantly better than every other" if first.wins else others
     text = f"{first.optimizer} has {best}, {estimate(first.test, places)}{others}."
-    # That a noisy mean cannot be told from the first does not make it as good.
+    # A mean so noisy that its difference from the first is not significant need not be as good.
     near = [row for row in ranked if row.tie and abs(row.test.mean - first.test.mean) <= 2 * first.test.std]
     small = min([first, *near], key=lambda row: row.state_bytes)
     if small.state_bytes < first.state_bytes:

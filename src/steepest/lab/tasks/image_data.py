@@ -105,7 +105,9 @@ def load_images(path: Path, size: int) -> ImageData:
         LabError: `path` holds none of these, or a file is malformed.
     """
     if not path.is_dir():
-        raise LabError(f"no folder {path}: give CIFAR's python batches or a folder with images by class")
+        raise LabError(
+            f"{path} is not a folder: give that of CIFAR's Python batches, or one with images by class"
+        )
     for inner in ("cifar-10-batches-py", "cifar-100-python"):
         if (path / inner).is_dir():
             path = path / inner

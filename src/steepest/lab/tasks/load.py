@@ -54,7 +54,9 @@ def load_task(
         module = importlib.import_module(f"{__package__}.{name}")
         return cast("Task[Any]", _bind(name, getattr(module, f"{name}_task"), settings or {}, device)())
     if not all(name.partition(":")):
-        raise LabError(f"no task {name!r}: give {', '.join(TASKS)}, or your own as package.module:task")
+        raise LabError(
+            f"unknown task {name!r}: choose {', '.join(TASKS)}, or your own as package.module:task"
+        )
     found = load(name)
     if isinstance(found, Task):
         if settings:

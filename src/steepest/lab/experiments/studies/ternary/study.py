@@ -84,7 +84,7 @@ def run(
     results = []
     for name in tasks:
         if name not in TASKS:
-            raise LabError(f"the ternary study has no task {name!r}: it has {', '.join(TASKS)}")
+            raise LabError(f"unknown task {name!r} in --tasks: choose {', '.join(TASKS)}")
         task = TASKS[name]()
         number = task.steps if steps is None else steps
         results.append(
