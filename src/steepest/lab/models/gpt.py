@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import LabError
+
 VOCABULARY = 256
 
 Positions = Literal["rotary", "learned"]
@@ -17,7 +19,7 @@ Positions = Literal["rotary", "learned"]
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The sizes of a `GPT`; ``ValueError`` if one is not positive, or `width` not divisible by `heads`."""
+    """The sizes of a `GPT`; ``LabError`` if one is not positive, or `width` not divisible by `heads`."""
 
     width: int = 96
     depth: int = 2
@@ -33,13 +35,13 @@ class GPTConfig:
     def __post_init__(self) -> None:
         for name in ("width", "depth", "heads", "context"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+                raise LabError(f"{name} must be positive, got {getattr(self, name)}")
         if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+            raise LabError(f"width {self.width} is not a multiple of heads {self.heads}")
         if self.positions not in ("rotary", "learned"):
-            raise ValueError(f"positions must be 'rotary' or 'learned', got {self.positions!r}")
+            raise LabError(f"positions must be 'rotary' or 'learned', got {self.positions!r}")
         if self.positions == "rotary" and (self.width // self.heads) % 2:
-            raise ValueError(f"rotary positions need an even width per head, got {self.width // self.heads}")
+            raise LabError(f"rotary positions need an even width per head, got {self.width // self.heads}")
 
 
 class Rotary(nn.Module):

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import LabError
+
 
 class Block(nn.Module):
     """Multi-head self-attention and a two-layer perceptron, each with a norm before it and a residual."""
@@ -38,7 +40,7 @@ class ViT(nn.Module):
     22,050,664 parameters. Dropout and stochastic depth are left out.
 
     `size` and `patch` are the height and width of images and patches, `width` the features per position.
-    ``ValueError`` if `size` is not a multiple of `patch`, or `width` not one of `heads`.
+    ``LabError`` if `size` is not a multiple of `patch`, or `width` not one of `heads`.
 
     Example:
         >>> ViT(10, size=32, patch=8, width=16, depth=1, heads=2)(torch.zeros(2, 3, 32, 32)).shape
@@ -58,9 +60,9 @@ class ViT(nn.Module):
     ) -> None:
         super().__init__()
         if size % patch:
-            raise ValueError(f"the images' size {size} is not a multiple of patch {patch}")
+            raise LabError(f"the images' size {size} is not a multiple of patch {patch}")
         if width % heads:
-            raise ValueError(f"width {width} is not a multiple of heads {heads}")
+            raise LabError(f"width {width} is not a multiple of heads {heads}")
         self.patches = nn.Conv2d(image_channels, width, patch, patch)
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
         self.positions = nn.Parameter(torch.zeros(1, (size // patch) ** 2 + 1, width))

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from ...defaults import InteractionFormat
-from ...errors import LabError
 from ...records import Metric
 from ..task import Split, Task
 from .interactions import Interactions, read_interactions
@@ -59,11 +58,8 @@ def sasrec_task(
     Raises:
         LabError: the file cannot be read, or a size does not fit.
     """
-    try:
-        model = SASRecConfig(maxlen=maxlen, width=width, blocks=blocks, heads=heads, dropout=dropout)
-        synthetic = SyntheticConfig(users=users, items=items)
-    except ValueError as error:
-        raise LabError(str(error)) from error
+    model = SASRecConfig(maxlen=maxlen, width=width, blocks=blocks, heads=heads, dropout=dropout)
+    synthetic = SyntheticConfig(users=users, items=items)
     found = generate(synthetic) if data is None else read_interactions(data, format, core)
     return next_item_task(found, model, batch=batch, device=device)
 
