@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from steepest.lab.tasks.sasrec import Synthetic, SyntheticConfig, baselines, generate
+from steepest.lab.tasks.sasrec.metrics import baselines
+from steepest.lab.tasks.sasrec.synthetic import Synthetic, SyntheticConfig, generate
 
 CONFIG = SyntheticConfig(users=1000, items=200, clusters=5, successors=3, max_length=16, seed=3)
 

@@ -9,8 +9,10 @@ import torch
 
 from steepest.lab.errors import LabError
 from steepest.lab.tasks.load import load_task
-from steepest.lab.tasks.sasrec import SASRecConfig, SyntheticConfig, baselines, generate
 from steepest.lab.tasks.sasrec.interactions import Interactions
+from steepest.lab.tasks.sasrec.metrics import baselines
+from steepest.lab.tasks.sasrec.model import SASRecConfig
+from steepest.lab.tasks.sasrec.synthetic import SyntheticConfig, generate
 from steepest.lab.tasks.sasrec.task import (
     TrainingData,
     held_out_items,

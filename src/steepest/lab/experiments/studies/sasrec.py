@@ -17,14 +17,10 @@ from ...analysis.welch import SIGNIFICANT, welch
 from ...defaults import SASREC_OPTIMIZERS, SASREC_VARIANTS, InteractionFormat
 from ...errors import LabError
 from ...records import Experiment, Record
-from ...tasks.sasrec import (
-    Synthetic,
-    baselines,
-    generate,
-    next_item_task,
-    read_interactions,
-    reversal_task,
-)
+from ...tasks.sasrec.interactions import read_interactions
+from ...tasks.sasrec.metrics import baselines
+from ...tasks.sasrec.synthetic import Synthetic, generate
+from ...tasks.sasrec.task import next_item_task, reversal_task
 from ...tasks.task import Task
 from ...training.schedule import Schedule
 from ..sweep import Result, sweep
