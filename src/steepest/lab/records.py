@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import LabError
 
-VERSION = 1
 EXPERIMENT_FILE = "experiment.json"
 RECORDS_FILE = "records.jsonl"
 
