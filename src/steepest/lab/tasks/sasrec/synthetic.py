@@ -81,7 +81,6 @@ class Tables:
 class Synthetic:
     """Synthetic interactions and the tables that made them."""
 
-    config: SyntheticConfig
     tables: Tables
     interactions: Interactions
 
@@ -126,7 +125,7 @@ def generate(config: SyntheticConfig | None = None) -> Synthetic:
     drawn = torch.cat(items, 1)[torch.arange(config.max_length) < lengths.unsqueeze(1)]
     source = f"synthetic data, seed {config.seed}" + ", reversed" * config.reverse
     interactions = Interactions(drawn, lengths, config.items, source)
-    return Synthetic(config, tables, interactions)
+    return Synthetic(tables, interactions)
 
 
 def _unseen(weights: Tensor, seen: Tensor) -> Tensor:
