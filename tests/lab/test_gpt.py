@@ -6,8 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from steepest.lab.models import GPT, GPTConfig
-from steepest.lab.models.gpt import Positions, Rotary
+from steepest.lab.models.gpt import GPT, GPTConfig, Positions, Rotary
 
 SMALL = {"width": 16, "depth": 2, "heads": 2, "context": 12}
 

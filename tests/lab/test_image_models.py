@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from steepest.lab.models.resnet import ResNet18
-from steepest.lab.models.vit import Block, ViT
+from steepest.lab.models.transformer import Attention, Block
+from steepest.lab.models.vit import ViT
 
 
 @pytest.mark.parametrize(
@@ -36,7 +37,7 @@ def test_a_resnet_ends_with_as_many_positions_as_published(stem, size, positions
 
 def test_a_block_of_the_transformer_equals_torchs_encoder_layer():
     torch.manual_seed(0)
-    block = Block(24, heads=3).double()
+    block = Block(24, Attention(24, heads=3), eps=1e-6).double()
     peer = nn.TransformerEncoderLayer(
         24, 3, 96, 0.0, "gelu", 1e-6, batch_first=True, norm_first=True
     ).double()
@@ -44,9 +45,13 @@ def test_a_block_of_the_transformer_equals_torchs_encoder_layer():
     with torch.no_grad():
         for parameter in block.parameters():
             parameter.normal_()
-        attention.in_proj_weight.copy_(block.qkv.weight)
-        attention.in_proj_bias.copy_(block.qkv.bias)
-        pairs = [(attention.out_proj, block.output), (peer.linear1, block.up), (peer.linear2, block.down)]
+        attention.in_proj_weight.copy_(block.attention.inputs.weight)
+        attention.in_proj_bias.copy_(block.attention.inputs.bias)
+        pairs = [
+            (attention.out_proj, block.attention.output),
+            (peer.linear1, block.up),
+            (peer.linear2, block.down),
+        ]
         for theirs, ours in [*pairs, (peer.norm1, block.attention_norm), (peer.norm2, block.mlp_norm)]:
             theirs.load_state_dict(ours.state_dict())
     x = torch.randn(2, 5, 24, dtype=torch.double)

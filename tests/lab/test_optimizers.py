@@ -95,7 +95,7 @@ def needs_lr(params: Any, lr: float) -> torch.optim.Optimizer:
     ("entries", "words"),
     [
         ([], "no optimizers: name at least one, .*steepest has .*lion"),
-        ([torch.optim.LBFGS], "LBFGS cannot be trained here: its step.* needs 'closure'"),
+        ([torch.optim.LBFGS], "LBFGS cannot be trained here: its step.* missing .* 'closure'"),
         ([partial(torch.optim.SGD, momentum=0.5)], "an optimizer has no name: pass it as .'label'"),
         ([lambda params: None], "has no name"),
         ([("none", lambda params: None)], "none: .*NoneType"),

@@ -14,8 +14,9 @@ from steepest.lab.bench import costs as costs_module
 from steepest.lab.bench import shapes
 from steepest.lab.experiments import growth as growth_module
 from steepest.lab.experiments.growth import growth
-from steepest.lab.experiments.local_gain import local_gain
-from steepest.lab.experiments.spectra import spectra
+from steepest.lab.experiments.local_gain import LOCAL_GAIN
+from steepest.lab.experiments.observed import observe
+from steepest.lab.experiments.spectra import SPECTRA
 from steepest.lab.records import Experiment, Metric, read_records
 from steepest.lab.tasks.task import Task
 from steepest.lab.training.optimizers import resolve_optimizers
@@ -70,7 +71,7 @@ def gain_of(entry: str, gradient: Tensor) -> Tensor:
 
 def test_local_gains_are_those_of_the_closed_form(gradient: Tensor, tmp_path: Path) -> None:
     entries = ["sgd", "sgd_sai", "adamw", "adam_mini", "torch.optim:AdamW", "torch.optim:SGD"]
-    result = local_gain(make_task(gradient), entries, out=tmp_path, points=STEPS)
+    result = observe(make_task(gradient), LOCAL_GAIN, entries, out=tmp_path, points=STEPS)
     records = {record.optimizer: record for record in read_records(tmp_path)}
     assert [*records] == entries
     for entry, record in records.items():
@@ -85,7 +86,7 @@ def test_local_gains_are_those_of_the_closed_form(gradient: Tensor, tmp_path: Pa
 
 
 def test_gains_with_momentum_are_flat_too(gradient: Tensor, tmp_path: Path) -> None:
-    local_gain(make_task(gradient), "sgd", settings=["sgd.momentum=0.9"], out=tmp_path, points=STEPS)
+    observe(make_task(gradient), LOCAL_GAIN, "sgd", settings=["sgd.momentum=0.9"], out=tmp_path, points=STEPS)
     (record,) = read_records(tmp_path)
     gains = [value for _, value in record.series[f"local gain/{NAME}"]]
     assert gains == pytest.approx([1.0] * STEPS, rel=1e-6)
@@ -111,7 +112,7 @@ def test_an_optimizer_that_needs_the_weights_is_refused(
     settings: list[str], gradient: Tensor, tmp_path: Path
 ) -> None:
     with pytest.raises(LabError, match=r"depend on the weights.*0\.weight"):
-        local_gain(make_task(gradient), "hyperball", settings=settings, out=tmp_path)
+        observe(make_task(gradient), LOCAL_GAIN, "hyperball", settings=settings, out=tmp_path)
 
 
 def test_updates_of_muon_are_flat_and_those_of_sgd_have_the_gradients_rank(tmp_path: Path) -> None:
@@ -121,7 +122,7 @@ def test_updates_of_muon_are_flat_and_those_of_sgd_have_the_gradients_rank(tmp_p
 
     def found(gradient: Tensor, optimizer: str, *settings: str) -> dict[str, list[tuple[int, float]]]:
         out = tmp_path / f"{optimizer}{gradient is thin}"
-        spectra(make_task(gradient), optimizer, settings=settings, out=out, points=4)
+        observe(make_task(gradient), SPECTRA, optimizer, settings=settings, out=out, points=4)
         (record,) = read_records(out)
         return record.series
 
@@ -203,7 +204,7 @@ def test_bad_requests_are_refused(gradient: Tensor, tmp_path: Path) -> None:
     with pytest.raises(LabError, match="unknown size '7b': choose 125m"):
         growth(sizes=["7b"], out=tmp_path)
     with pytest.raises(LabError, match="points must be at least 1"):
-        local_gain(make_task(gradient), points=0, out=tmp_path)
+        observe(make_task(gradient), LOCAL_GAIN, points=0, out=tmp_path)
 
 
 def test_the_command_runs_the_optimizers_that_it_was_given(

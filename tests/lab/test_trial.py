@@ -191,7 +191,7 @@ def test_the_first_epoch_uses_the_trials_seed(plane: Task[Tensor]) -> None:
 
 def test_an_iterator_returned_twice_is_an_error(plane: Task[Tensor]) -> None:
     once = iter([torch.arange(16)] * 5)
-    with pytest.raises(LabError, match=r"batches\(seed\) returned an exhausted iterator; .* new iterator"):
+    with pytest.raises(LabError, match=r"no batches for seed \d+: batches\(seed\) must .* new iterator"):
         trial(replace(plane, batches=lambda seed: once))
 
 

@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import LabError
 
-VERSION = 1
 EXPERIMENT_FILE = "experiment.json"
 RECORDS_FILE = "records.jsonl"
 
@@ -109,6 +108,10 @@ class Record(_Model):
         if not self.finished:
             return math.nan
         return next(e.metrics[metric] for e in self.validation if e.step == self.chosen_step)
+
+    def tested(self, metric: str) -> float:
+        """Return a test metric; NaN if there is none."""
+        return math.nan if self.test is None else self.test.get(metric, math.nan)
 
     def score(self, metric: Metric) -> float:
         """Return what a search minimizes: the score, at worst the untrained model's; diverging has that."""

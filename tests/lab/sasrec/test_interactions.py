@@ -7,8 +7,7 @@ import pytest
 
 from steepest.lab.defaults import InteractionFormat
 from steepest.lab.errors import LabError
-from steepest.lab.tasks.sasrec import read_interactions
-from steepest.lab.tasks.sasrec.interactions import core_of, from_events
+from steepest.lab.tasks.sasrec.interactions import core_of, from_events, read_interactions
 
 # Users and items with their times, not sorted; ann's jam and pie have the same time.
 EVENTS = [("ann", "jam", 5), ("bob", "tea", 9), ("ann", "pie", 5), ("ann", "tea", 2), ("bob", "jam", 1)]

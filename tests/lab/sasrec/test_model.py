@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from steepest.lab.tasks.sasrec import SASRec, SASRecConfig
+from steepest.lab.tasks.sasrec.model import SASRec, SASRecConfig
 
 
 @pytest.fixture

@@ -15,7 +15,9 @@ from steepest.lab.experiments.studies.sasrec import (
     recovery,
 )
 from steepest.lab.records import Evaluation, Experiment, Record
-from steepest.lab.tasks.sasrec import SASRecConfig, SyntheticConfig, reversal_task
+from steepest.lab.tasks.sasrec.model import SASRecConfig
+from steepest.lab.tasks.sasrec.synthetic import SyntheticConfig
+from steepest.lab.tasks.sasrec.task import reversal_task
 
 from ..conftest import make_experiment, make_record
 

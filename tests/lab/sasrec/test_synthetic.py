@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from steepest.lab.tasks.sasrec import Synthetic, SyntheticConfig, baselines, generate
+from steepest.lab.tasks.sasrec.metrics import baselines
+from steepest.lab.tasks.sasrec.synthetic import Synthetic, SyntheticConfig, generate
 
 CONFIG = SyntheticConfig(users=1000, items=200, clusters=5, successors=3, max_length=16, seed=3)
 
@@ -20,7 +21,7 @@ def transitions(data: Synthetic) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """All transitions as users, last items, next items, and which items had been seen by then."""
     rows = []
     for user, sequence in enumerate(data.interactions.items.split(data.interactions.lengths.tolist())):
-        seen = torch.zeros(len(sequence), data.config.items + 1, dtype=torch.bool)
+        seen = torch.zeros(len(sequence), data.interactions.count + 1, dtype=torch.bool)
         seen[:, 0] = True
         for place, item in enumerate(sequence[:-1].tolist()):
             seen[place + 1 :, item] = True

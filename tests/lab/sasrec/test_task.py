@@ -9,11 +9,12 @@ import torch
 
 from steepest.lab.errors import LabError
 from steepest.lab.tasks.load import load_task
-from steepest.lab.tasks.sasrec import SASRecConfig, SyntheticConfig, baselines, generate
 from steepest.lab.tasks.sasrec.interactions import Interactions
+from steepest.lab.tasks.sasrec.metrics import HeldOut, baselines
+from steepest.lab.tasks.sasrec.model import SASRecConfig
+from steepest.lab.tasks.sasrec.synthetic import SyntheticConfig, generate
 from steepest.lab.tasks.sasrec.task import (
     TrainingData,
-    held_out_items,
     next_item_task,
     reversal_task,
     sasrec_task,
@@ -48,8 +49,7 @@ def test_training_never_sees_a_held_out_item() -> None:
 
 def test_a_test_history_ends_with_the_validation_item() -> None:
     data = generate(DATA).interactions
-    splits = held_out_items(data, 50, "cpu")
-    (validation,), (test,) = list(splits["validation"]), list(splits["test"])
+    (validation,), (test,) = (list(HeldOut(data, back, 50)) for back in (2, 1))
     assert torch.equal(test.histories[:, -1], validation.targets)
     assert torch.equal(test.histories[:, :-1], validation.histories[:, 1:])
     assert test.seen.gather(1, validation.targets.unsqueeze(1)).all()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 
 import pandas as pd
@@ -25,12 +24,7 @@ def trials(experiment: Experiment, records: Iterable[Record]) -> pd.DataFrame:
     """
     metric = experiment.metric.name
     rows = [
-        [
-            *(getattr(r, name) for name in _COPIED),
-            r.validated(metric),
-            (r.test or {}).get(metric, math.nan),
-            r,
-        ]
+        (*(getattr(r, name) for name in _COPIED), r.validated(metric), r.tested(metric), r)
         for r in distinct(records)
     ]
     return pd.DataFrame(rows, columns=[*_COPIED, "validation", "test", "record"])

@@ -205,7 +205,7 @@ def _row(experiment: Experiment, own: pd.DataFrame, goal: float, name: str) -> R
         test=Estimate(tuple(final["test"])),
         untuned=Estimate(tuple(default["test"])),
         others={
-            m.name: Estimate(tuple((record.test or {}).get(m.name, math.nan) for record in final["record"]))
+            m.name: Estimate(tuple(record.tested(m.name) for record in final["record"]))
             for m in experiment.metrics[1:]
         },
         best=best,

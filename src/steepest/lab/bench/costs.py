@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from textwrap import shorten
 from typing import Any
 
@@ -184,6 +183,7 @@ def _measure(
     optimizers: dict[str, Optimizer] = {}
     temporaries: dict[str, int] = {}
     calls: dict[str, Callable[[], object]] = {AXPY: params.axpy}
+    setup: dict[str, Callable[[], object]] = {}
     for number, spec in enumerate(batch):
         on_progress(f"first steps of {spec.label}", number / len(batch))
         found.costs.pop(spec.label, None)
@@ -202,10 +202,16 @@ def _measure(
             continue
         optimizers[spec.label] = optimizer
         kept = all(p.grad is g for p, g in zip(params.params, params.grads, strict=True))
-        calls[spec.label] = optimizer.step if kept else partial(_step_and_restore, optimizer, params)
+        calls[spec.label] = optimizer.step
+        if not kept:
+            setup[spec.label] = params.set_grads
     params.set_grads()
     times = interleave(
-        calls, device=device, rounds=rounds, on_round=lambda done: on_progress("timing in turns", done)
+        calls,
+        device=device,
+        rounds=rounds,
+        setup=setup,
+        on_round=lambda done: on_progress("timing in turns", done),
     )
     nbytes = sum(grad.nbytes for grad in params.grads)
     found.axpy_bytes_per_second = 3 * nbytes / times[AXPY].median_ms * 1e3
@@ -223,8 +229,3 @@ def _measure(
         found.bandwidth[label] = (3 * nbytes + 2 * state) / (3 * nbytes) * times[AXPY].ratio(times[label])
         if baseline in optimizers:
             found.ratios[label] = times[label].ratio(times[baseline])
-
-
-def _step_and_restore(optimizer: Optimizer, params: _Params) -> None:
-    optimizer.step()
-    params.set_grads()

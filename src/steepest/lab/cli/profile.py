@@ -54,8 +54,9 @@ def profile_command(
     step time on GPT-2 from 125M to 1.5B; sizes that do not fit into memory are planned.
     """
     from ..experiments.growth import growth
-    from ..experiments.local_gain import local_gain
-    from ..experiments.spectra import spectra
+    from ..experiments.local_gain import LOCAL_GAIN
+    from ..experiments.observed import observe
+    from ..experiments.spectra import SPECTRA
     from ..records import EXPERIMENT_FILE
 
     if what not in (*WHATS, "all"):
@@ -82,9 +83,17 @@ def profile_command(
                 **common,
             )
         else:
-            measure = local_gain if directory.name == "local-gain" else spectra
-            loaded = task.load(run.device)
-            measure(loaded, steps=steps, seeds=seeds, points=points, out=directory, **common, **arguments)
+            quantity = LOCAL_GAIN if directory.name == "local-gain" else SPECTRA
+            observe(
+                task.load(run.device),
+                quantity,
+                steps=steps,
+                seeds=seeds,
+                points=points,
+                out=directory,
+                **common,
+                **arguments,
+            )
     # The page also shows what earlier calls have profiled.
     found = [out / name for name in WHATS if (out / name / EXPERIMENT_FILE).exists()]
     return finish(out, found, tables=False)

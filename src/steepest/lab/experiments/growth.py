@@ -59,8 +59,9 @@ def growth(
     not_run: dict[str, str] = {}
     for size in sizes:
         title = f"GPT-2 {size.upper()}"
-        doing = "measuring" if size in measured else "planning"
-        callback.message(f"{title}: {doing} {len(specs)} optimizers")
+        callback.message(
+            f"{title}: {'measuring' if size in measured else 'planning'} {len(specs)} optimizers"
+        )
         found = measure_costs(
             _model(size),
             specs,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -18,32 +19,47 @@ from ..training.updates import Measure, observe_updates
 from .sweep import Result, sweep
 
 
-def observed(
+@dataclass(frozen=True)
+class Quantity:
+    """What is measured in an optimizer's updates."""
+
+    kind: str
+    title: str
+    optimizers: tuple[str, ...]
+    """The optimizers that are compared by default."""
+    note: str
+    """A sentence for the report."""
+    measure: Callable[[nn.Module], Measure]
+    """Returns what is measured, for the task's model."""
+
+
+def observe(
     task: Task[Any],
-    optimizers: OptimizerLike | Iterable[OptimizerLike],
-    measure: Callable[[nn.Module], Measure],
+    quantity: Quantity,
+    optimizers: OptimizerLike | Iterable[OptimizerLike] | None = None,
     *,
+    out: str | Path,
     steps: int | None = None,
     seeds: int | Sequence[int] = 1,
     points: int = PROFILE_POINTS,
     settings: Sequence[str] = (),
-    notes: Sequence[str] = (),
     **options: Any,
 ) -> Result:
     """Train once per optimizer and seed, at a constant lr without decay, and keep measurements as series.
 
-    `measure` returns, for the task's model, what is measured in about `points` of the steps. All else is as
-    in `steepest.lab.sweep`, `options` too.
+    The quantity is measured in about `points` of the steps. All else is as in `steepest.lab.sweep`, `options`
+    too.
 
     Raises:
-        LabError: a bad request, or an optimizer whose updates cannot be measured.
+        LabError: a bad request, or an optimizer whose updates cannot be measured: its steps depend on the
+            weights.
     """
     steps = task.steps if steps is None else steps
     if points < 1:
         raise LabError(f"points must be at least 1, got {points}")
     with seeded(0):
         model = task.make(0)
-        specs = resolve_optimizers(optimizers, model, settings)
+        specs = resolve_optimizers(quantity.optimizers if optimizers is None else optimizers, model, settings)
     none = {"weight_decay": 0.0}
     for at, spec in enumerate(specs):
         if spec.hyperparameters.keys() >= none.keys():
@@ -55,10 +71,16 @@ def observed(
         {},
         steps=steps,
         seeds=seeds,
+        out=out,
+        kind=quantity.kind,
+        title=f"{quantity.title}: {task.name}",
         # A constant lr after the warm-up: nothing here compares final metrics.
         schedule=Schedule("constant"),
         timing_seconds=0,
-        observe=observe_updates(measure(model), steps, points),
-        notes=[*notes, "Weights were not decayed, and learning rates are the optimizers' defaults."],
+        observe=observe_updates(quantity.measure(model), steps, points),
+        notes=[
+            quantity.note,
+            "Weights were not decayed, and learning rates are the optimizers' defaults.",
+        ],
         **options,
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from ..defaults import RACE_BUDGET, RACE_OPTIMIZERS
 from ..errors import LabError
@@ -27,9 +29,6 @@ LEAST_TRIALS = 4
 MAX_TRIALS = 16
 PLANNED_FRACTION = 0.8
 """The part of the budget that the plan uses; the rest covers test data, the report and a slower machine."""
-
-_NUMBER = r"(\d+(?:\.\d+)?)"
-_DURATION = re.compile(rf"\s*(?:{_NUMBER}\s*h)?\s*(?:{_NUMBER}\s*m)?\s*(?:{_NUMBER}\s*s)?\s*", re.IGNORECASE)
 
 
 def race(
@@ -148,14 +147,15 @@ def parse_seconds(text: str | float) -> float:
         >>> parse_seconds("5m"), parse_seconds("1h30m"), parse_seconds("90")
         (300.0, 5400.0, 90.0)
     """
+    spelled = "".join(str(text).split()).upper()
     try:
-        value = float(text)
+        # "1h30m" is ISO 8601's PT1H30M.
+        iso = f"PT{spelled}" if spelled.endswith(("H", "M", "S")) else f"PT{float(spelled)}S"
+        seconds = TypeAdapter(timedelta).validate_python(iso).total_seconds()
     except ValueError:
-        found = _DURATION.fullmatch(str(text))
-        hours, minutes, seconds = map(float, found.groups("0")) if found else (math.nan, 0.0, 0.0)
-        value = 3600 * hours + 60 * minutes + seconds
-    if not 0 < value < math.inf:
+        seconds = 0.0
+    if seconds <= 0:
         raise LabError(
             f"bad budget {text!r}: give a positive time such as 90s, 5m, 1h or a number of seconds"
         )
-    return value
+    return seconds

@@ -1,5 +1,1 @@
 """The lab's models."""
-
-from .gpt import GPT, GPTConfig
-
-__all__ = ["GPT", "GPTConfig"]

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ..errors import LabError
+from .transformer import Attention, Block
 
 VOCABULARY = 256
 
@@ -17,7 +19,7 @@ Positions = Literal["rotary", "learned"]
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """The sizes of a `GPT`; ``ValueError`` if one is not positive, or `width` not divisible by `heads`."""
+    """The sizes of a `GPT`; ``LabError`` if one is not positive, or `width` not divisible by `heads`."""
 
     width: int = 96
     depth: int = 2
@@ -33,13 +35,13 @@ class GPTConfig:
     def __post_init__(self) -> None:
         for name in ("width", "depth", "heads", "context"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+                raise LabError(f"{name} must be positive, got {getattr(self, name)}")
         if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+            raise LabError(f"width {self.width} is not a multiple of heads {self.heads}")
         if self.positions not in ("rotary", "learned"):
-            raise ValueError(f"positions must be 'rotary' or 'learned', got {self.positions!r}")
+            raise LabError(f"positions must be 'rotary' or 'learned', got {self.positions!r}")
         if self.positions == "rotary" and (self.width // self.heads) % 2:
-            raise ValueError(f"rotary positions need an even width per head, got {self.width // self.heads}")
+            raise LabError(f"rotary positions need an even width per head, got {self.width // self.heads}")
 
 
 class Rotary(nn.Module):
@@ -66,41 +68,6 @@ class Rotary(nn.Module):
         return torch.cat((first * cos - second * sin, first * sin + second * cos), dim=-1)
 
 
-class Attention(nn.Module):
-    """Causal multi-head self-attention."""
-
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        self.heads = config.heads
-        self.inputs = nn.Linear(config.width, 3 * config.width, bias=False)
-        self.output = nn.Linear(config.width, config.width, bias=False)
-        rotary = config.positions == "rotary"
-        self.rotary = Rotary(config.width // config.heads, config.context) if rotary else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Attend from each position of `x`, shape (batch, positions, width), to itself and earlier ones."""
-        query, key, value = self.inputs(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(self.rotary(query), self.rotary(key), value, is_causal=True)
-        return self.output(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
-
-
-class Block(nn.Module):
-    """Attention and a two-layer perceptron, each with a norm before it and a residual connection."""
-
-    def __init__(self, config: GPTConfig) -> None:
-        super().__init__()
-        self.attention_norm = nn.LayerNorm(config.width)
-        self.attention = Attention(config)
-        self.mlp_norm = nn.LayerNorm(config.width)
-        self.up = nn.Linear(config.width, 4 * config.width, bias=False)
-        self.down = nn.Linear(4 * config.width, config.width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (batch, positions, width) to the same shape."""
-        x = x + self.attention(self.attention_norm(x))
-        return x + self.down(F.gelu(self.up(self.mlp_norm(x))))  # type: ignore[no-any-return]
-
-
 class GPT(nn.Module):
     """Predicts each byte from the bytes before it.
 
@@ -112,12 +79,11 @@ class GPT(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.config = config
         self.embedding = nn.Embedding(VOCABULARY, config.width)
         self.positions = (
             nn.Parameter(torch.empty(config.context, config.width)) if config.positions == "learned" else None
         )
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(_block(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, VOCABULARY, bias=False)
         if config.tied:
@@ -139,3 +105,9 @@ class GPT(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.head(self.norm(x))  # type: ignore[no-any-return]
+
+
+def _block(config: GPTConfig) -> Block:
+    rotary = Rotary(config.width // config.heads, config.context) if config.positions == "rotary" else None
+    attention = Attention(config.width, config.heads, bias=False, causal=True, rotary=rotary)
+    return Block(config.width, attention, bias=False)

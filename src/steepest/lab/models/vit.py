@@ -3,31 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-class Block(nn.Module):
-    """Multi-head self-attention and a two-layer perceptron, each with a norm before it and a residual."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.attention_norm = nn.LayerNorm(width, eps=1e-6)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.output = nn.Linear(width, width)
-        self.mlp_norm = nn.LayerNorm(width, eps=1e-6)
-        self.up = nn.Linear(width, 4 * width)
-        self.down = nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (batch, positions, width) to the same shape."""
-        query, key, value = (
-            self.qkv(self.attention_norm(x)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        )
-        mixed = F.scaled_dot_product_attention(query, key, value)
-        x = x + self.output(mixed.transpose(1, 2).flatten(2))
-        return x + self.down(F.gelu(self.up(self.mlp_norm(x))))  # type: ignore[no-any-return]
+from ..errors import LabError
+from .transformer import Attention, Block
 
 
 class ViT(nn.Module):
@@ -38,7 +17,7 @@ class ViT(nn.Module):
     22,050,664 parameters. Dropout and stochastic depth are left out.
 
     `size` and `patch` are the height and width of images and patches, `width` the features per position.
-    ``ValueError`` if `size` is not a multiple of `patch`, or `width` not one of `heads`.
+    ``LabError`` if `size` is not a multiple of `patch`, or `width` not one of `heads`.
 
     Example:
         >>> ViT(10, size=32, patch=8, width=16, depth=1, heads=2)(torch.zeros(2, 3, 32, 32)).shape
@@ -58,13 +37,14 @@ class ViT(nn.Module):
     ) -> None:
         super().__init__()
         if size % patch:
-            raise ValueError(f"the images' size {size} is not a multiple of patch {patch}")
+            raise LabError(f"the images' size {size} is not a multiple of patch {patch}")
         if width % heads:
-            raise ValueError(f"width {width} is not a multiple of heads {heads}")
+            raise LabError(f"width {width} is not a multiple of heads {heads}")
         self.patches = nn.Conv2d(image_channels, width, patch, patch)
         self.class_token = nn.Parameter(torch.zeros(1, 1, width))
         self.positions = nn.Parameter(torch.zeros(1, (size // patch) ** 2 + 1, width))
-        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(depth)))
+        blocks = (Block(width, Attention(width, heads), eps=1e-6) for _ in range(depth))
+        self.blocks = nn.Sequential(*blocks)
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.head = nn.Linear(width, classes)
         for module in self.modules():

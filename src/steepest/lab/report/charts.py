@@ -98,10 +98,10 @@ def curves(section: Section, draw: Draw) -> Figure | None:
     records, name = final["record"], metric.name
     evaluated = frame.points(records, lambda r: [(e.step, e.seconds, e.metrics[name]) for e in r.validation])
     losses = finite(frame.points(records, lambda r: r.training_loss))
-    seconds = {row.optimizer: row.cost.step_ms / 1000 if row.cost else math.nan for row in section.rows}
-    timed = not any(math.isnan(seconds[name]) for name in evaluated["optimizer"].unique())
-    if timed:
-        evaluated["seconds"] = evaluated["step"] * evaluated["optimizer"].map(seconds)
+    step_seconds = {row.optimizer: row.cost.step_ms / 1000 for row in section.rows if row.cost}
+    seconds = evaluated["step"] * evaluated["optimizer"].map(step_seconds)
+    if timed := bool(seconds.notna().all()):
+        evaluated["seconds"] = seconds
     points = finite(evaluated)
     if points.empty:
         return None

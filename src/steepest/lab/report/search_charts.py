@@ -79,12 +79,10 @@ def over(section: Section, draw: Draw, name: str) -> Figure | None:
 def _ticks(low: float, high: float) -> list[float]:
     """Return the powers of ten between, or if they are fewer than two, their multiples by 1, 2 and 5."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for factors in ((1,), (1, 2, 5)):
-        ticks = [factor * 10.0**power for power in powers for factor in factors]
-        ticks = [tick for tick in ticks if low <= tick <= high]
-        if len(ticks) > 1:
-            break
-    return ticks
+    every = [(factor, factor * 10.0**power) for power in powers for factor in (1, 2, 5)]
+    ticks = [(factor, tick) for factor, tick in every if low <= tick <= high]
+    tens = [tick for factor, tick in ticks if factor == 1]
+    return tens if len(tens) > 1 else [tick for _, tick in ticks]
 
 
 def heat_maps(section: Section) -> Figure | None:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..errors import LabError
 from ..models.digits import DigitConvNet, digit_mlp
 from ..records import Metric
 from .task import Split, Task
@@ -32,11 +33,11 @@ def digits_task(
         batch: Images per step. Each epoch drops an incomplete last batch.
 
     Raises:
-        ValueError: the model's name is unknown.
+        LabError: the model's name is unknown.
     """
     models: dict[str, Callable[[], nn.Module]] = {"mlp": digit_mlp, "convnet": DigitConvNet}
     if model not in models:
-        raise ValueError(f"model must be 'mlp' or 'convnet', got {model!r}")
+        raise LabError(f"model must be 'mlp' or 'convnet', got {model!r}")
     (images, labels), validation, test = load(device)
     held_out = {"validation": validation, "test": test}
 

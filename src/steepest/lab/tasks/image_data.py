@@ -16,7 +16,6 @@ from torch import Tensor
 from ..errors import LabError
 
 HELD_OUT = 0.1
-_SPLIT_SEED = 0
 _SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp"}
 
 
@@ -52,14 +51,12 @@ class ImageData:
     @property
     def fingerprint(self) -> str:
         """Return a digest of all pixels and labels in their order."""
-        digest = hashlib.sha256()
-        for part in (self.train, self.validation, self.test):
-            digest.update(part.pixels.numpy().tobytes())
-            digest.update(part.labels.numpy().tobytes())
-        return digest.hexdigest()[:16]
+        parts = (self.train, self.validation, self.test)
+        tensors = [tensor.numpy().tobytes() for part in parts for tensor in (part.pixels, part.labels)]
+        return hashlib.sha256(b"".join(tensors)).hexdigest()[:16]
 
 
-def stratified(labels: Tensor, fraction: float, seed: int = _SPLIT_SEED) -> tuple[Tensor, Tensor]:
+def stratified(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
     """Split indices at random into (rest, chosen), with about `fraction` of each class chosen, at least one.
 
     Example:
@@ -67,7 +64,7 @@ def stratified(labels: Tensor, fraction: float, seed: int = _SPLIT_SEED) -> tupl
         >>> len(rest), (chosen % 2).tolist()
         (16, [0, 1, 0, 1])
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     selected = torch.zeros(len(labels), dtype=torch.bool)
     for label in range(int(labels.max()) + 1):
         members = (labels == label).nonzero().squeeze(1)

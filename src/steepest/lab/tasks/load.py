@@ -22,8 +22,6 @@ from ..loading import load
 from ..records import Metric
 from .task import Split, Task
 
-"""The built-in tasks: the module of each has the function NAME_task."""
-
 _FROM_TEXT = (int, float, bool, str, Path, type(None))
 
 

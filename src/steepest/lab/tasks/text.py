@@ -52,10 +52,7 @@ def text_task(
     Raises:
         LabError: there is no text, or too little for the context; or the sizes do not fit together.
     """
-    try:
-        config = GPTConfig(width, depth, heads, context, positions, tied)
-    except ValueError as error:
-        raise LabError(str(error)) from error
+    config = GPTConfig(width, depth, heads, context, positions, tied)
     if corpus is None:
         corpus = standard_library() if path is None else from_path(path)
     minimum = _MIN_WINDOWS * (context + 1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from inspect import Parameter, signature
+from inspect import signature
 from typing import Any
 
 import torch
@@ -79,7 +79,8 @@ def resolve_optimizers(
         LabError: no entries, a duplicate label, an unknown name, no default lr, an optimizer that
             rejects the model or a hyper-parameter, or one that needs a closure.
     """
-    listed = _as_list(entries)
+    single = isinstance(entries, str) or not isinstance(entries, Iterable)
+    listed: list[Any] = [entries] if single else [*entries]
     if not listed:
         names = ", ".join(steepest.list_optimizers())
         raise LabError(f"no optimizers: name at least one, such as 'adamw'; steepest has {names}")
@@ -89,16 +90,6 @@ def resolve_optimizers(
             raise LabError(f"optimizer {label!r} is listed twice; write other={label} for a variant")
     fixed = _parse_settings(settings, labels)
     return [_resolve(entry, label, model, fixed[label]) for entry, label in zip(listed, labels, strict=True)]
-
-
-def _as_list(entries: OptimizerLike | Iterable[OptimizerLike]) -> list[OptimizerLike]:
-    if isinstance(entries, str) or not isinstance(entries, Iterable):
-        return [entries]
-    match entries:
-        case (str() as label, factory) if isinstance(entries, tuple) and callable(factory):
-            # Ambiguous: this may be one labelled factory, or a name and a class.
-            raise LabError(f"write [({label!r}, …)] for one labelled optimizer, or [{label!r}, …] for two")
-    return list(entries)
 
 
 def _label(entry: OptimizerLike) -> str:
@@ -146,20 +137,26 @@ def _resolve(
         return entry
     if isinstance(entry, str):
         written = entry.partition("=")[2] or entry
-        builder = _from_factory(load_factory(written)) if ":" in written else _from_name(written)
+        # `build` gives each tensor a suitable rule, because matrix rules do not support all tensors.
+        builder = (
+            _from_factory(load_factory(written))
+            if ":" in written
+            else lambda model, values: steepest.build(model, written, **values)
+        )
     else:
         factory = entry[1] if isinstance(entry, tuple) else entry
         written, builder = getattr(factory, "__qualname__", label), _from_factory(factory)
     try:
         optimizer = builder(model, settings)
         defaults = optimizer.defaults
-        required = [p.name for p in signature(optimizer.step).parameters.values() if _is_required(p)]
     except (AttributeError, TypeError, ValueError) as error:
         raise LabError(str(error) if label in str(error) else f"{label}: {error}") from error
     if not isinstance(optimizer, Optimizer):
         raise LabError(f"{label}: its factory returned {_short_repr(optimizer)}, not a torch.optim.Optimizer")
-    if required:
-        raise LabError(f"{label} cannot be trained here: its step() needs {required[0]!r}")
+    try:
+        signature(optimizer.step).bind()
+    except TypeError as error:
+        raise LabError(f"{label} cannot be trained here: its step() is {error}") from error
     lr = defaults.get("lr")
     if not isinstance(lr, int | float | torch.Tensor) or not float(lr) > 0:
         raise LabError(f"{label} has no positive default lr, which the search starts from")
@@ -185,16 +182,6 @@ def load_factory(entry: str) -> Factory:
     if not callable(value):
         raise LabError(f"{entry!r} is {_short_repr(value)}, not a class or a factory")
     return value  # type: ignore[no-any-return]
-
-
-def _is_required(parameter: Parameter) -> bool:
-    starred = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)
-    return parameter.default is Parameter.empty and parameter.kind not in starred
-
-
-def _from_name(name: str) -> Builder:
-    # `build` gives each tensor a suitable rule, because matrix rules do not support all tensors.
-    return lambda model, values: steepest.build(model, name, **values)
 
 
 def _from_factory(factory: Factory) -> Builder:

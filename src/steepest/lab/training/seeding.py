@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 
 import torch
 
@@ -49,21 +50,15 @@ def infinite_batches(task: Task[Batch], seed: int) -> Iterator[Batch]:
         LabError: an epoch has no batch, for example because `task.batches` always returns the same
             iterator.
     """
-    epoch = 0
-    while True:
+    for epoch in count():
         # The first epoch uses the trial's seed itself. The stride keeps later epochs from repeating
         # the first epoch of another seed.
-        batches: Iterable[Batch] = task.batches(seed + epoch * STRIDE)
         empty = True
-        for batch in batches:
+        for batch in task.batches(seed + epoch * STRIDE):
             empty = False
             yield batch
         if empty:
-            if isinstance(batches, Iterator):
-                # An earlier trial may have exhausted it, so even the first epoch may be affected.
-                raise LabError(
-                    f"task {task.name!r}: batches(seed) returned an exhausted iterator; "
-                    "it must return a new iterator on every call"
-                )
-            raise LabError(f"task {task.name!r} has no batches for seed {seed}")
-        epoch += 1
+            raise LabError(
+                f"task {task.name!r} has no batches for seed {seed}: batches(seed) must return a new "
+                "iterator on every call"
+            )

@@ -22,10 +22,8 @@ def run(
     *,
     task: Task[Any],
     optimizers: Sequence[str] = HORIZON_OPTIMIZERS,
-    settings: Sequence[str] = (),
     trials: int = 10,
     longer_trials: int = 6,
-    seeds: int = 3,
     **options: Any,
 ) -> list[Result]:
     """Run the same comparison at each number of steps, or resume it.
@@ -39,7 +37,7 @@ def run(
         out: The folder.
         steps: The horizons.
         trials, longer_trials: Trials of each optimizer's search at the shortest horizon, and at the others.
-        task, optimizers, settings, seeds, options: See `steepest.lab.sweep`.
+        task, optimizers, options: See `steepest.lab.sweep`.
 
     Raises:
         LabError: there are fewer than two horizons, a bad request, or a folder holds another experiment.
@@ -61,9 +59,7 @@ def run(
                 task,
                 optimizers,
                 space,
-                settings=settings,
                 trials=longer_trials if results else trials,
-                seeds=seeds,
                 steps=horizon,
                 out=Path(out) / f"{horizon}-steps",
                 kind="horizon",

@@ -17,14 +17,10 @@ from ...analysis.welch import SIGNIFICANT, welch
 from ...defaults import SASREC_OPTIMIZERS, SASREC_VARIANTS, InteractionFormat
 from ...errors import LabError
 from ...records import Experiment, Record
-from ...tasks.sasrec import (
-    Synthetic,
-    baselines,
-    generate,
-    next_item_task,
-    read_interactions,
-    reversal_task,
-)
+from ...tasks.sasrec.interactions import read_interactions
+from ...tasks.sasrec.metrics import baselines
+from ...tasks.sasrec.synthetic import Synthetic, generate
+from ...tasks.sasrec.task import next_item_task, reversal_task
 from ...tasks.task import Task
 from ...training.schedule import Schedule
 from ..sweep import Result, sweep
@@ -69,7 +65,6 @@ def run(
     *,
     format: InteractionFormat | None = None,
     core: int = 5,
-    trials: int = 10,
     seeds: int = 5,
     steps: int | None = None,
     reversal: bool = True,
@@ -87,7 +82,7 @@ def run(
         out: The folder; its subfolders are `comparison` and `reversal`.
         data, format, core: See `read_interactions`; by default synthetic interactions.
         optimizers: Labels of `SASREC_OPTIMIZERS`.
-        trials, seeds, steps, options: See `steepest.lab.sweep`.
+        seeds, steps, options: See `steepest.lab.sweep`.
 
     Returns:
         The comparison, whose experiment has what comes out among its notes, and the `reversal`, if wanted.
@@ -119,7 +114,7 @@ def run(
         )
 
     title = f"SASRec with sign memories: {task.config['data']}"
-    result = compare(task, "comparison", optimizers, trials=trials, steps=steps, title=title)
+    result = compare(task, "comparison", optimizers, steps=steps, title=title)
     results = [result]
     best = {record.optimizer: record.searched for record in result.records if record.phase == "tuned"}
     if reversal and best:

@@ -27,7 +27,6 @@ def run(
     lrs: Sequence[float] | None = None,
     decays: Sequence[float] | None = None,
     steps: int | None = None,
-    seeds: int = 3,
     device: str | torch.device = "cpu",
     **options: Any,
 ) -> list[Result]:
@@ -43,7 +42,7 @@ def run(
         lrs: Factors of the default lr; by default a factor of 10 in both directions in steps of √10 with
             `data`, and from 1/√10 to √10 without.
         decays: By default 0, 1e-5, 1e-4 and 1e-3 with `data`, 0 and 1e-4 without.
-        optimizers, steps, seeds, options: See `steepest.lab.sweep`.
+        optimizers, steps, options: See `steepest.lab.sweep`.
 
     Raises:
         LabError: the data cannot be read, a model or optimizer is unknown, or a folder holds another
@@ -74,7 +73,6 @@ def run(
                 optimizers,
                 space,
                 settings=[text for label in optimizers for text in SETTINGS.get(label, ())],
-                seeds=seeds,
                 steps=500 if steps is None and data is None else steps,
                 out=Path(out) / model,
                 kind="sgd-sai-grid",

@@ -53,9 +53,7 @@ class Interactions:
     @property
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits of a hash of the sequences."""
-        digest = hashlib.sha256(self.items.numpy().tobytes())
-        digest.update(self.lengths.numpy().tobytes())
-        return digest.hexdigest()[:12]
+        return hashlib.sha256(torch.cat((self.items, self.lengths)).numpy().tobytes()).hexdigest()[:12]
 
     def held_out(self, back: int) -> Tensor:
         """Return each user's item `back` places from the end: 1 for the test, 2 for the validation."""

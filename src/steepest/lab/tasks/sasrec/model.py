@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...errors import LabError
+
 PADDING = 0
 
 
@@ -16,7 +18,7 @@ class SASRecConfig:
     """The sizes of a `SASRec`; the defaults are the paper's for sparse data, with width 64.
 
     Of a history only the last `maxlen` items are read. A size that is not positive, or a `width` that is no
-    multiple of `heads`, raises ``ValueError``.
+    multiple of `heads`, raises ``LabError``.
     """
 
     maxlen: int = 50
@@ -28,9 +30,9 @@ class SASRecConfig:
     def __post_init__(self) -> None:
         for name in ("maxlen", "width", "blocks", "heads"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+                raise LabError(f"{name} must be positive, got {getattr(self, name)}")
         if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+            raise LabError(f"width {self.width} is not a multiple of heads {self.heads}")
 
 
 class Attention(nn.Module):

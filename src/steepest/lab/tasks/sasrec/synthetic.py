@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...errors import LabError
 from .interactions import MIN_LENGTH, Interactions
 
 SUCCESSOR, CLUSTER, UNIFORM = 0.6, 0.3, 0.1
@@ -16,7 +17,7 @@ popularity, or is any item."""
 
 @dataclass(frozen=True)
 class SyntheticConfig:
-    """The sizes of a synthetic data set; ``ValueError`` if they do not fit together."""
+    """The sizes of a synthetic data set; ``LabError`` if they do not fit together."""
 
     users: int = 2000
     items: int = 400
@@ -35,9 +36,9 @@ class SyntheticConfig:
 
     def __post_init__(self) -> None:
         if self.items % self.clusters or self.clusters < 3:
-            raise ValueError(f"{self.items} items do not fill {self.clusters} clusters, at least 3, evenly")
+            raise LabError(f"{self.items} items do not fill {self.clusters} clusters, at least 3, evenly")
         if not MIN_LENGTH <= self.min_length <= self.max_length < self.items:
-            raise ValueError(
+            raise LabError(
                 f"lengths {self.min_length} to {self.max_length} must be at least {MIN_LENGTH} "
                 f"and fewer than {self.items} items"
             )
@@ -80,7 +81,6 @@ class Tables:
 class Synthetic:
     """Synthetic interactions and the tables that made them."""
 
-    config: SyntheticConfig
     tables: Tables
     interactions: Interactions
 
@@ -125,7 +125,7 @@ def generate(config: SyntheticConfig | None = None) -> Synthetic:
     drawn = torch.cat(items, 1)[torch.arange(config.max_length) < lengths.unsqueeze(1)]
     source = f"synthetic data, seed {config.seed}" + ", reversed" * config.reverse
     interactions = Interactions(drawn, lengths, config.items, source)
-    return Synthetic(config, tables, interactions)
+    return Synthetic(tables, interactions)
 
 
 def _unseen(weights: Tensor, seen: Tensor) -> Tensor:

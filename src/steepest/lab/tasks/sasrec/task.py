@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from ...defaults import InteractionFormat
-from ...errors import LabError
 from ...records import Metric
 from ..task import Split, Task
 from .interactions import Interactions, read_interactions
@@ -59,11 +58,8 @@ def sasrec_task(
     Raises:
         LabError: the file cannot be read, or a size does not fit.
     """
-    try:
-        model = SASRecConfig(maxlen=maxlen, width=width, blocks=blocks, heads=heads, dropout=dropout)
-        synthetic = SyntheticConfig(users=users, items=items)
-    except ValueError as error:
-        raise LabError(str(error)) from error
+    model = SASRecConfig(maxlen=maxlen, width=width, blocks=blocks, heads=heads, dropout=dropout)
+    synthetic = SyntheticConfig(users=users, items=items)
     found = generate(synthetic) if data is None else read_interactions(data, format, core)
     return next_item_task(found, model, batch=batch, device=device)
 
@@ -85,7 +81,11 @@ def next_item_task(
     interactions = data.interactions if isinstance(data, Synthetic) else data
     config = model or SASRecConfig()
     stream = TrainingData(interactions, config.maxlen, batch or (64 if synthetic else 128), device)
-    held_out = held_out_items(interactions, config.maxlen, device)
+    width = min(config.maxlen, int(interactions.lengths.max()) - 1)
+    held_out = {
+        "validation": HeldOut(interactions, 2, width, device),
+        "test": HeldOut(interactions, 1, width, device),
+    }
 
     def metrics(model: Any, split: Split) -> dict[str, float]:
         return evaluate(lambda cases: model.score(cases.histories), held_out[split], loss=True)
@@ -184,9 +184,3 @@ class TrainingData:
             found = torch.searchsorted(self._seen, keys).clamp(max=len(self._seen) - 1)
             negatives = torch.where(self._seen[found] == keys, redrawn, negatives)
         return negatives
-
-
-def held_out_items(data: Interactions, maxlen: int, device: str | torch.device) -> dict[Split, HeldOut]:
-    """Return the validation and test targets."""
-    width = min(maxlen, int(data.lengths.max()) - 1)
-    return {"validation": HeldOut(data, 2, width, device), "test": HeldOut(data, 1, width, device)}

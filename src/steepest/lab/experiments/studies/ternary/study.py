@@ -47,22 +47,16 @@ def _digits(name: str, make: Callable[[], nn.Module]) -> Task[Any]:
     )
 
 
-TASKS: Mapping[str, Callable[[], Task[Any]]] = dict(
-    zip(
-        TERNARY_TASKS,
-        (
-            lambda: _digits("mlp", normed_mlp),
-            lambda: _digits("convnet", lambda: DigitConvNet(32, patches=True)),
-            lambda: text_task(width=96),
-        ),
-        strict=True,
-    )
-)
+TASKS: Mapping[str, Callable[[], Task[Any]]] = {
+    "mlp": lambda: _digits("mlp", normed_mlp),
+    "convnet": lambda: _digits("convnet", lambda: DigitConvNet(32, patches=True)),
+    "text": lambda: text_task(width=96),
+}
 
 
 def run(
     out: str | Path,
-    tasks: Iterable[str] = TASKS,
+    tasks: Iterable[str] = TERNARY_TASKS,
     *,
     steps: int | None = None,
     seeds: int | None = None,
