@@ -77,6 +77,8 @@ def test_dir_has_the_public_names_and_a_misspelt_one_raises() -> None:
     assert set(dir(steepest)) >= {*steepest.__all__, "__version__"}
     with pytest.raises(AttributeError, match="module 'steepest' has no attribute 'Loin'"):
         steepest.Loin  # noqa: B018
+    assert not hasattr(steepest, "no_package.name")
+    assert not hasattr(steepest, "ternary.layer")
     with pytest.raises(ImportError, match="cannot import name 'Loin'"):
         from steepest import Loin  # noqa: F401
 

@@ -66,7 +66,7 @@ def test_docstrings_say_what_a_reader_needs(name):
     for section in (".. math::", "State:", "Args:", "Raises:", "Tuning:", "When not to use it:", "Source:"):
         assert section in cls.__doc__, section
     tuning = cls.__doc__.partition("Tuning:")[2].partition("When not")[0]
-    assert all(advice in tuning for advice in ("- ``lr``:", "- ``weight_decay``:", "- batch:"))
+    assert all(advice in tuning for advice in ("- ``lr``:", "- ``weight_decay``:", "- batch size:"))
     texts = documented_in(cls)
     declared_by = cls.__init__.__qualname__.partition(".")[0]
     own = next(each for each in cls.__mro__ if each.__name__ == declared_by).__doc__

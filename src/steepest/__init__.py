@@ -142,7 +142,8 @@ _NOT_ATTRIBUTES = ("integrations", "lab")
 
 
 def _find(name: str) -> object:
-    if not name.startswith("_") and name not in _NOT_ATTRIBUTES and find_spec(f"{__name__}.{name}"):
+    is_module = name.isidentifier() and not name.startswith("_") and name not in _NOT_ATTRIBUTES
+    if is_module and find_spec(f"{__name__}.{name}"):
         return import_module(f"{__name__}.{name}")
     for home in _HOMES if name in __all__ else ():
         module = import_module(f"{__name__}.{home}")

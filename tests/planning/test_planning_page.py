@@ -40,7 +40,7 @@ def test_its_commands_print_what_it_says(
     exact = [line for line in shown.splitlines() if line != "..." and "temporaries" not in line]
     for line in exact[:2] if "--budget" in command else exact:
         words = line.split("  ")
-        sums = words[0] == "together"
+        sums = words[0] == "total"
         upto = (
             1
             if sums

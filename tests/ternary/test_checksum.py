@@ -12,7 +12,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn, get_ema_multi_a
 from steepest.ternary import BinaryLinear, TernaryFlip, TernaryLinear
 from steepest.ternary.checksum import checksum
 
-MESSAGE = r"BinaryLinear\(64, 64\): packed does not have its checksum.*AveragedModel\(use_buffers=False\)"
+MESSAGE = r"BinaryLinear\(64, 64\): packed does not match its checksum.*AveragedModel\(use_buffers=False\)"
 AVERAGES = {
     "ema": {"multi_avg_fn": get_ema_multi_avg_fn(0.9)},
     "slow ema": {"avg_fn": get_ema_avg_fn(0.9999)},
@@ -49,7 +49,7 @@ def test_averaged_buffers_are_refused_and_copied_ones_are_not(average: str):
     good(x)
     for ours, theirs in zip(good.module[::2], model[::2], strict=True):
         assert torch.equal(ours.packed, theirs.packed)
-    with pytest.raises(RuntimeError, match="ternary layer '0': packed does not have its checksum"):
+    with pytest.raises(RuntimeError, match="ternary layer '0': packed does not match its checksum"):
         model.load_state_dict(bad.module.state_dict())
     bad.module.load_state_dict(model.state_dict())
     assert torch.equal(bad.eval()(x), model.eval()(x))
@@ -63,7 +63,7 @@ def test_an_average_of_two_models_is_refused():
         train(model, TernaryFlip(model, threshold=1))
     theirs = other.state_dict()
     soup = {name: ((a.double() + theirs[name]) / 2).to(a.dtype) for name, a in one.state_dict().items()}
-    with pytest.raises(RuntimeError, match="packed does not have its checksum"):
+    with pytest.raises(RuntimeError, match="packed does not match its checksum"):
         one.load_state_dict(soup)
 
 

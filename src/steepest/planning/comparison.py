@@ -60,7 +60,7 @@ def compare_plans(
 
     >>> shapes = {"embed.weight": (100, 64), "layers.0.fc.weight": (256, 64), "norm.weight": (64,)}
     >>> print(compare_plans(shapes, ["adamw", "lion", "signgsd"]))
-    optimizer              state  a parameter  of AdamW's  temporaries   together
+    optimizer              state  bytes/param  of AdamW's  temporaries      total
     -----------------------------------------------------------------------------
     torch.optim.AdamW  178.5 KiB     8.001 B        100%
     adamw              178.5 KiB     8.001 B        100%  ...

@@ -20,7 +20,7 @@ def plan_table(plan: Plan, width: int) -> str:
     for row in plan.rows:
         key = (starred(row.name), row.shape, row.rule, row.state, row.master, row.frozen, row.moved)
         together.setdefault(key, []).append(row)
-    lines = [("tensor", "shape", "rule", "stored as", "state", "a parameter", "AdamW")]
+    lines = [("tensor", "shape", "rule", "stored as", "state", "bytes/param", "AdamW")]
     notes: dict[str, list[str]] = {}
     larger = []
     for alike in together.values():
@@ -52,14 +52,14 @@ def _sums(plan: Plan) -> list[str]:
     lines = [
         ("parameters", byte_words(plan.parameter_bytes), f"{plan.parameters:,}"),
         ("gradients", byte_words(plan.gradient_bytes), ""),
-        ("state", byte_words(plan.state_bytes), f"{each:.4g} B a parameter{share}"),
-        ("temporaries", byte_words(plan.temporary_bytes), "at most, within a step"),
+        ("state", byte_words(plan.state_bytes), f"{each:.4g} B per parameter{share}"),
+        ("temporaries", byte_words(plan.temporary_bytes), "at most, during a step"),
     ]
     host = plan.host_bytes + plan.host_temporary_bytes
     if host:
-        lines.append(("in host memory", byte_words(host), "state, and temporaries of its step"))
+        lines.append(("in host memory", byte_words(host), "state, and the temporaries of its step"))
     budget = "" if plan.budget is None else f"of {byte_words(plan.budget)}"
-    lines.append(("together", byte_words(plan.total_bytes), budget or "without activations"))
+    lines.append(("total", byte_words(plan.total_bytes), budget or "without activations"))
     sizes = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return [f"{what:{sizes[0]}}  {size:>{sizes[1]}}  {note}" for what, size, note in lines]
 
@@ -69,7 +69,7 @@ def comparison_table(plans: Mapping[str, Plan]) -> str:
     first = next(iter(plans.values()))
     adamw, numel = first.adamw_bytes, max(1, first.parameters)
     lines: list[tuple[str, ...]] = [
-        ("optimizer", "state", "a parameter", "of AdamW's", "temporaries", "together")
+        ("optimizer", "state", "bytes/param", "of AdamW's", "temporaries", "total")
     ]
     lines.append(("torch.optim.AdamW", byte_words(adamw), f"{adamw / numel:.4g} B", "100%", "", ""))
     for label, plan in plans.items():

@@ -143,15 +143,16 @@ class AdEMAMix(Optimizer, rule=AdEMAMixRule()):
         ValueError: a value out of range; a parameter that cannot be optimized, by name.
 
     Tuning:
-        - ``lr``: AdamW's: the sweep found the same best on both tasks (docs/learning_rates.md).
+        - ``lr``: AdamW's; measured here: the same best value on both tasks (docs/learning_rates.md).
         - ``weight_decay``: AdamW's.
-        - ``betas``: β₃ = 0.9999 remembers ten thousand steps; set ``t_alpha_beta3`` to the length of the
-          run.
-        - batch: not measured here.
+        - ``betas``: β₃ = 0.9999 averages over ten thousand steps; set ``t_alpha_beta3`` to the length of
+          the run, as the authors do.
+        - batch size: not measured here.
 
     When not to use it:
-        Short runs: in the sweep's 400 steps it equalled AdamW (2.985 bits per byte) for 12 bytes instead of
-        8. Where the data changes, the slow average remembers what no longer holds.
+        Short runs: in 400 steps on a small GPT it equalled AdamW (2.985 bits per byte) with 12 bytes of
+        state instead of 8. If the data changes during training, the slow average keeps old gradients for
+        thousands of steps (not measured here).
 
     Source: Pagliardini, Ablin and Grangier, "The AdEMAMix Optimizer: Better, Faster, Older",
     arXiv 2409.03137 (2024).

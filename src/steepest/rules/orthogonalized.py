@@ -170,11 +170,11 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
         - ``lr``: depends on the matrix function's scale; for a polar factor see :class:`~steepest.Muon`.
         - ``weight_decay``: keep lr·λ.
         - ``momentum_beta``: 0.95.
-        - batch: not measured here.
+        - batch size: not measured here.
 
     When not to use it:
         When the function is Newton-Schulz or an SVD: :class:`~steepest.Muon` stacks matrices of one shape
-        and steps them together, this class one by one.
+        and steps them together; this class steps them one by one.
 
     Source: the base class follows NVIDIA's Emerging-Optimizers. The method goes back to Carlson, Cevher and
     Carin, "Stochastic spectral descent for Restricted Boltzmann Machines" (2015), Carlson et al.,

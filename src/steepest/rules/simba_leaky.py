@@ -81,13 +81,15 @@ class SimbaLeaky(Optimizer, rule=SimbaLeakyRule()):
         ValueError: a value out of range; a parameter that cannot be optimized, by name.
 
     Tuning:
-        - ``lr``: 0.31 times AdamW's on a small GPT, a tenth on digits (docs/learning_rates.md).
+        - ``lr``: measured here: 0.31 times AdamW's on a small GPT, a tenth of it on digits
+          (docs/learning_rates.md).
         - ``weight_decay``: keep AdamW's lr·λ.
-        - ``leak``: 1 − β of Lion's momentum: 0.01 remembers a hundred steps.
-        - batch: not measured here.
+        - ``leak``: corresponds to 1 − β of Lion's momentum: 0.01 averages over a hundred steps.
+        - batch size: not measured here.
 
     When not to use it:
-        In a CUDA graph or on the critical path of a step: each one sums the gradient and draws noise.
+        In a CUDA graph, or where the optimizer's own time matters: every step sums the gradient and draws
+        noise.
 
     Source: our own; it fixes :class:`Simba`, whose counters forget slowly after a reversal.
 

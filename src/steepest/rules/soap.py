@@ -248,15 +248,15 @@ class SOAP(Optimizer, rule=SOAPRule()):
         ValueError: a value out of range; a view that does not fit its parameter, by name.
 
     Tuning:
-        - ``lr``: 3e-3 is the authors'; 5.6 times AdamW's on a small GPT, 0.57 times on digits
+        - ``lr``: 3e-3 is the authors'. Measured here: 5.6 times AdamW's on a small GPT, 0.57 times on digits
           (docs/learning_rates.md).
         - ``weight_decay``: keep lr·λ.
-        - ``betas``: (0.95, 0.95); ``precondition_frequency`` 10, and less for large batches with few steps.
-        - batch: the authors use it for large ones; not measured here.
+        - ``betas``, ``precondition_frequency``: (0.95, 0.95) and 10 are the authors'.
+        - batch size: the authors train with large ones. Not measured here.
 
     When not to use it:
-        When memory is short: its state for a square matrix is three times AdamW's, 8 (mn + m² + n²)
-        bytes; ``max_precond_dim`` limits it. In a CUDA graph.
+        When memory is short: for a square matrix its state, 8 (mn + m² + n²) bytes, is three times AdamW's;
+        ``max_precond_dim`` limits it. It cannot be captured in a CUDA graph.
 
     Source: Vyas et al., "SOAP: Improving and Stabilizing Shampoo using Adam", arXiv 2409.11321 (2024).
 

@@ -257,7 +257,7 @@ class TernaryLinear(nn.Module):
         """Raise ``ValueError`` unless ``packed`` holds valid codes, with the checksum if there is one."""
         check_packed("packed", packed, self.in_features, self.bits)
         if sealed is not None and not torch.equal(sealed, _bytes(checksum(packed)).to(sealed.device)):
-            raise ValueError("packed does not have its checksum")
+            raise ValueError("packed does not match its checksum")
 
     @torch.no_grad()
     def seal(self) -> None:
