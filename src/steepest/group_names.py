@@ -11,7 +11,7 @@ from torch import Tensor
 from steepest.engine.update import initial_lr
 from steepest.rule import Group, find_rule
 
-__all__ = ["group_names", "name_beside"]
+__all__ = ["another", "group_names", "name_beside"]
 
 _PLAIN = (str, int, float)
 
@@ -27,7 +27,7 @@ def group_names(groups: Sequence[Mapping[str, Any]], usual: Sequence[Mapping[str
     """
     names: list[str] = []
     for group in groups:
-        names.append(_another(_name(group, groups, usual), names))
+        names.append(another(_name(group, groups, usual), names))
     return names
 
 
@@ -44,7 +44,7 @@ def name_beside(group: Group, others: Sequence[Group], defaults: Mapping[str, An
     if not others or not all("name" in other for other in others):
         return None
     before = [{**_named_by(other), "lr": initial_lr(other)} for other in others]
-    return _another(_name(_named_by(group), before, [defaults]), [other["name"] for other in others])
+    return another(_name(_named_by(group), before, [defaults]), [other["name"] for other in others])
 
 
 def _named_by(group: Group) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def _name(
     return ", ".join([*parts, f"layer {group['layer']}"] if "layer" in group else parts)
 
 
-def _another(name: str, taken: Sequence[str]) -> str:
+def another(name: str, taken: Sequence[str]) -> str:
     """Return the name, or with a number that tells it from those that are taken."""
     numbered = (f"{name} ({number})" if number > 1 else name for number in itertools.count(1))
     return next(each for each in numbered if each not in taken)

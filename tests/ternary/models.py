@@ -70,3 +70,17 @@ def taken(optimizer):
 
 def has_votes(optimizer):
     return any(vote_buffer.passes > 0 for vote_buffer in optimizer.targets.buffers.values())
+
+
+def pending(trainer):
+    """Every layer's votes since the last step."""
+    return [vote_buffer.pending for vote_buffer in trainer.targets.buffers.values()]
+
+
+def train(model, optimizer, trainer, steps, first=0):
+    """Take steps of both, on batches from the number ``first`` on."""
+    for index in range(first, first + steps):
+        loss_of(model, index).backward()
+        for each in (optimizer, trainer):
+            each.step()
+            each.zero_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 try:
@@ -12,12 +11,12 @@ except ImportError as error:
         "steepest.integrations.lightning needs lightning: pip install 'lightning>=2.4'"
     ) from error
 
-from steepest.integrations.measurements import measure, rates, table, unwrap
+from steepest.integrations.measurements import Measures, measure, rates
 
 __all__ = ["SteepestCallback"]
 
 
-class SteepestCallback(Callback):  # type: ignore[misc]
+class SteepestCallback(Measures, Callback):  # type: ignore[misc]
     """Explain the optimizer once, and log its measurements every ``log_every_n_steps`` steps.
 
     The loggers get the learning rate of each group in that step (``lr/muon``), ``skipped_steps``,
@@ -33,22 +32,16 @@ class SteepestCallback(Callback):  # type: ignore[misc]
         TypeError: when training begins with an optimizer of another library.
     """
 
-    def __init__(self, show: Callable[[str], Any] | None = print) -> None:
-        self._show = show
-        self._last = -1
-        self._rates: dict[int, dict[str, float]] = {}
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the table of each optimizer."""
-        self._last = trainer.global_step
+        self._last: int = trainer.global_step
+        self._rates: dict[int, dict[str, float]] = {}
         for each in trainer.optimizers:
-            optimizer = unwrap(type(self).__name__, each)
-            if self._show is not None and trainer.is_global_zero:
-                self._show(table(optimizer))
+            self._explain(each, trainer.is_global_zero)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Keep the rates of the step to come: schedules move before the batch ends."""
-        own = unwrap(type(self).__name__, optimizer)
+        own = self._unwrap(optimizer)
         self._rates[id(own)] = rates(own)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *batch: Any) -> None:
@@ -60,7 +53,7 @@ class SteepestCallback(Callback):  # type: ignore[misc]
         numbers: dict[str, float] = {}
         for index, each in enumerate(trainer.optimizers):
             prefix = f"{index}/" if len(trainer.optimizers) > 1 else ""
-            optimizer = unwrap(type(self).__name__, each)
+            optimizer = self._unwrap(each)
             found = self._rates.get(id(optimizer), {}) | measure(optimizer)
             numbers |= {f"{prefix}{name}": value for name, value in found.items()}
         trainer.callback_metrics.update(numbers)

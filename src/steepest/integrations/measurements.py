@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from steepest.engine.update import initial_lr
+from steepest.group_names import another
 from steepest.optimizer import Optimizer
 from steepest.ternary.stats import FlipStats
 from steepest.ternary.targets import PackedWeights
 
-__all__ = ["group_names", "measure", "rates", "table", "unwrap"]
+__all__ = ["Measures", "group_names", "measure", "rates", "table", "unwrap"]
+
+
+class Measures:
+    """What the callbacks for all frameworks share: they show the table once, and find the optimizer.
+
+    Args:
+        show: called on the main process, when training begins, with ``explain()``'s table at the schedule's
+            initial or peak rates; None: nothing is.
+    """
+
+    def __init__(self, show: Callable[[str], Any] | None = print) -> None:
+        self._show = show
+
+    def _unwrap(self, optimizer: Any) -> Optimizer:
+        return unwrap(type(self).__name__, optimizer)
+
+    def _explain(self, optimizer: Any, is_main_process: bool) -> None:
+        own = self._unwrap(optimizer)
+        if self._show is not None and is_main_process:
+            self._show(table(own))
 
 
 def unwrap(owner: str, optimizer: Any) -> Optimizer:
@@ -37,12 +59,9 @@ def group_names(optimizer: Optimizer) -> list[str]:
     >>> len(group_names(steepest.build(model, "muon")))
     3
     """
-    names = [str(group.get("name", group["rule"])) for group in optimizer.param_groups]
-    seen: dict[str, int] = {}
-    for index, name in enumerate(names):
-        seen[name] = number = seen.get(name, 0) + 1
-        if number > 1:
-            names[index] = f"{name} ({number})"
+    names: list[str] = []
+    for group in optimizer.param_groups:
+        names.append(another(str(group.get("name", group["rule"])), names))
     return names
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 try:
@@ -14,13 +13,13 @@ except ImportError as error:
     ) from error
 
 from steepest.integrations.hf_ternary import TernaryConfig, record_ternary
-from steepest.integrations.measurements import measure, rates, table, unwrap
+from steepest.integrations.measurements import Measures, measure, rates
 from steepest.ternary import TernaryLinear
 
 __all__ = ["SteepestCallback", "TernaryConfig", "record_ternary"]
 
 
-class SteepestCallback(TrainerCallback):  # type: ignore[misc]
+class SteepestCallback(Measures, TrainerCallback):  # type: ignore[misc]
     """Explain the optimizer once, and add its measurements to the ``Trainer``'s logs.
 
     With every logged loss: the learning rate of each group in that step (``lr/muon``), ``skipped_steps``,
@@ -38,19 +37,14 @@ class SteepestCallback(TrainerCallback):  # type: ignore[misc]
         TypeError: when training begins with an optimizer of another library.
     """
 
-    def __init__(self, show: Callable[[str], Any] | None = print) -> None:
-        self._show = show
-        self._rates: dict[str, float] = {}
-
     def add_to(self, trainer: Trainer) -> None:
         """Add this callback to a trainer before its reporters, so that they report the numbers too."""
         trainer.callback_handler.callbacks.insert(0, self)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Show the table, and prepare ternary layers for saving."""
-        optimizer = unwrap(type(self).__name__, given["optimizer"])
-        if self._show is not None and state.is_world_process_zero:
-            self._show(table(optimizer))
+        self._rates: dict[str, float] = {}
+        self._explain(given["optimizer"], state.is_world_process_zero)
         model = given["model"]
         ternary = any(isinstance(module, TernaryLinear) for module in model.modules())
         if ternary and isinstance(model, PreTrainedModel) and getattr(model, "hf_quantizer", None) is None:
@@ -58,12 +52,12 @@ class SteepestCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         """Keep the rates of the step to come: the Trainer logs after its scheduler has moved."""
-        self._rates = rates(unwrap(type(self).__name__, given["optimizer"]))
+        self._rates = rates(self._unwrap(given["optimizer"]))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **given: Any) -> None:
         """Add the measurements to logs of the training loss."""
         if logs is None or "loss" not in logs:
             return
-        numbers = self._rates | measure(unwrap(type(self).__name__, given["optimizer"]))
+        numbers = self._rates | measure(self._unwrap(given["optimizer"]))
         logs |= numbers
         state.log_history[-1] |= numbers

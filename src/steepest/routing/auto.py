@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from steepest.combined import combined_class
+from steepest.constructor import constructor
 from steepest.optimizer import Optimizer
-from steepest.routing.build import form_groups, warn_of_no_matrix
+from steepest.routing.build import build, form_groups, warn_of_no_matrix
 from steepest.routing.layers import LayerDecay
 from steepest.routing.model import model_of
 from steepest.views import View
@@ -47,6 +48,7 @@ class Auto(Optimizer):
     (True, 'Muon+AdamW')
     """
 
+    @constructor
     def __init__(
         self,
         params: Any,
@@ -64,38 +66,27 @@ class Auto(Optimizer):
         memory: Literal["least", "counts", "momentum"] | None = None,
         hyper: Mapping[str, Any] | None = None,
         **options: Any,
-    ) -> None:
-        _check_hyper(hyper, options)
-        further = {**(hyper or {}), **options}
-        if weight_decay is not None:
-            further["weight_decay"] = weight_decay
-        formed = form_groups(
-            model_of("Auto()", params),
-            rule,
-            lr=lr,
-            fallback=fallback,
-            fallback_lr=fallback_lr,
-            overrides=overrides,
-            views=views,
-            decay_vectors=decay_vectors,
-            layer_decay=layer_decay,
-            ternary=ternary,
-            memory=memory,
-            **further,
-        )
+    ) -> None: ...
+
+    def _construct(self, params: Any, options: dict[str, Any]) -> None:
+        hyper = options.pop("hyper")
+        if hyper is not None:
+            _check_hyper(hyper, options)
+            options |= hyper
+        if options["weight_decay"] is None:
+            del options["weight_decay"]
+        formed = form_groups(model_of("Auto()", params), **options)
         self.__class__ = combined_class(type(self), formed.groups)  # type: ignore[assignment]
-        super().__init__(formed.groups, **formed.main)
+        Optimizer.__init__(self, formed.groups, **formed.main)
         formed.attach(self)
-        warn_of_no_matrix(self, stacklevel=3)
+        warn_of_no_matrix(self, stacklevel=4)
 
 
 def _check_hyper(hyper: Any, options: Mapping[str, Any]) -> None:
     """Raise ``TypeError`` for a ``hyper`` that is no dict, or that holds other arguments."""
-    if hyper is None:
-        return
     if not (isinstance(hyper, Mapping) and all(isinstance(name, str) for name in hyper)):
         raise TypeError(f"Auto(): hyper must be a dict of options, got {hyper!r}")
-    own = {"weight_decay", *inspect.signature(form_groups).parameters} - {"hyper"}
+    own = {"weight_decay", *inspect.signature(build).parameters} - {"hyper"}
     for name in hyper:
         if name in own:
             raise TypeError(f"Auto(): {name!r} is an argument of its own and does not go into hyper")

@@ -180,26 +180,21 @@ def form_groups(
     model: nn.Module,
     rule: str = "muon",
     *,
-    lr: float | Tensor | None = None,
-    fallback: str | Mapping[str, Any] = "adamw",
-    fallback_lr: float | Tensor | None = None,
-    overrides: Mapping[str, str | Mapping[str, Any]] | None = None,
     views: Mapping[str, View | None] | None = None,
     decay_vectors: bool = False,
     layer_decay: LayerDecay | None = None,
     ternary: Mapping[str, Any] | bool | None = None,
-    memory: Literal["least", "counts", "momentum"] | None = None,
     materialized: bool = True,
-    **hyper: Any,
+    **further: Any,
 ) -> Formed:
-    """Form the param groups of :func:`build`.
+    """Form the param groups of :func:`build`, whose other arguments are in ``further``.
 
     ``materialized`` says whether parameters on the meta device are refused.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"build() takes a torch.nn.Module, got {type(model).__name__}")
     main, rest, override_options = check_options(
-        rule, lr, fallback, fallback_lr, overrides, layer_decay, ternary, memory, hyper, model.parameters()
+        rule, model.parameters(), layer_decay=layer_decay, ternary=ternary, **further
     )
     found = find_tensors(model)
     layers = {name: module for name, module in model.named_modules() if is_ternary(module)}

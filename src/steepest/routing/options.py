@@ -37,15 +37,17 @@ _OWN = {"fallback", "fallback_lr", "overrides", "views", "decay_vectors", "layer
 
 def check_options(
     rule: str,
-    lr: float | Tensor | None,
-    fallback: str | Mapping[str, Any],
-    fallback_lr: float | Tensor | None,
-    overrides: Mapping[str, str | Mapping[str, Any]] | None,
-    layer_decay: Any,
-    ternary: Any,
-    memory: str | None,
-    hyper: Mapping[str, Any],
     params: Iterable[Tensor],
+    /,
+    *,
+    lr: float | Tensor | None = None,
+    fallback: str | Mapping[str, Any] = "adamw",
+    fallback_lr: float | Tensor | None = None,
+    overrides: Mapping[str, str | Mapping[str, Any]] | None = None,
+    memory: str | None = None,
+    layer_decay: Any = None,
+    ternary: Any = None,
+    **hyper: Any,
 ) -> tuple[Options, Options, dict[str, Options]]:
     """Check what can be said of build()'s options without a model.
 

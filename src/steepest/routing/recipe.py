@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,13 +10,6 @@ from steepest.routing.model import model_of
 from steepest.routing.options import check_options
 
 __all__ = ["Recipe"]
-
-_DEFAULTS = {
-    name: each.default
-    for name, each in inspect.signature(build).parameters.items()
-    if each.kind is each.KEYWORD_ONLY
-}
-_CHECKED = ("lr", "fallback", "fallback_lr", "overrides", "layer_decay", "ternary", "memory")
 
 
 class Recipe:
@@ -48,17 +40,15 @@ class Recipe:
     """
 
     def __init__(self, rule: str = "muon", **options: Any) -> None:
-        given = {**_DEFAULTS, **options}
-        views, decay_vectors = given["views"], given["decay_vectors"]
+        hyper = dict(options)
+        views, decay_vectors = hyper.pop("views", None), hyper.pop("decay_vectors", False)
         if not (views is None or isinstance(views, Mapping)):
             raise TypeError(f"views must be a dict whose keys are patterns of parameter names, got {views!r}")
         if not isinstance(decay_vectors, bool):
             raise TypeError(f"decay_vectors must be True or False, got {decay_vectors!r}")
-        hyper = {name: value for name, value in options.items() if name not in _DEFAULTS}
         for name in hyper.keys() & {"model", "params"}:
             raise TypeError(f"Recipe() takes no {name}: call the recipe with it")
-        checked = {name: given[name] for name in _CHECKED}
-        check_options(rule, **checked, hyper=hyper, params=())
+        check_options(rule, (), **hyper)
         self.rule = rule
         self.options = options
 
