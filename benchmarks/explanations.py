@@ -66,6 +66,16 @@ def sgd_and_layers(model: nn.Module) -> list[OptimizerLike]:
     ]
 
 
+def sgd_sai_scales(model: nn.Module) -> list[OptimizerLike]:
+    """Is SGD-SaI's gap in its scales, which the first gradient decides?"""
+    return [
+        "adamw",
+        "sgd_sai",
+        variant("sgd_sai, G = √d", "sgd_sai", model, {}, scale="sqrt_numel"),
+        variant("sgd_sai, G of 10 batches", "sgd_sai", model, {}, warmup_batches=10),
+    ]
+
+
 def sign_rules(model: nn.Module) -> list[OptimizerLike]:
     """The sign rules beside AdamW, for other batch sizes and schedules."""
     equal = variant("lion β 0.9, 0.9", "lion", model, {}, betas=(0.9, 0.9))
@@ -75,6 +85,7 @@ def sign_rules(model: nn.Module) -> list[OptimizerLike]:
 EXPERIMENTS: dict[str, tuple[Callable[[nn.Module], Sequence[OptimizerLike]], dict[str, Any], Schedule]] = {
     "lion-momentum": (lion_and_momentum, {}, Schedule()),
     "sgd-layers": (sgd_and_layers, {}, Schedule()),
+    "sgd-sai-scales": (sgd_sai_scales, {}, Schedule()),
     "batch-32": (sign_rules, {"batch": 32}, Schedule()),
     "no-warmup": (sign_rules, {}, Schedule(warmup=0.0)),
     "constant-lr": (sign_rules, {}, Schedule(decay="constant")),
