@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -26,6 +26,7 @@ __all__ = [
     "count_skipped",
     "filled",
     "first_rule",
+    "refuse_model",
     "remember_names",
 ]
 
@@ -52,6 +53,15 @@ def first_rule(owner: str, params: ParamsT) -> tuple[ParamsT, str]:
             "those of steepest.param_groups(model, ...)"
         )
     return cast(ParamsT, listed), first["rule"]
+
+
+def refuse_model(owner: str, params: Any) -> None:
+    """Raise ``TypeError`` for a model in place of its parameters."""
+    if isinstance(params, nn.Module):
+        raise TypeError(
+            f"{owner}() takes parameters, got the model {type(params).__name__}: pass model.parameters(), or "
+            "call steepest.build(model, ...), which gives each tensor its rule"
+        )
 
 
 def remember_names(names: Sequence[str], params: Sequence[Tensor]) -> None:

@@ -28,6 +28,7 @@ from steepest.group_options import (
     complete,
     count_skipped,
     first_rule,
+    refuse_model,
 )
 from steepest.hyperparameters import make_plain, near_miss
 from steepest.rule import Rule, Targets, find_rule, register_rule
@@ -57,8 +58,8 @@ class Optimizer(torch.optim.Optimizer):
         **hyper: the rule's hyper-parameters, and the common options (:class:`~steepest.CommonOptions`).
 
     Raises:
-        TypeError: ``params`` is a tensor or contains anything but tensors; an unknown keyword; a misspelt
-            option in a group, or one of another rule.
+        TypeError: ``params`` is a tensor or a model, or contains anything but tensors; an unknown keyword;
+            a misspelt option in a group, or one of another rule.
         ValueError: no parameters; an unknown rule; a hyper-parameter out of range; a parameter that cannot be
             optimized (integers, sparse storage, shards that the rule does not take), by name.
 
@@ -107,6 +108,7 @@ class Optimizer(torch.optim.Optimizer):
         **hyper: Any,
     ) -> None:
         owner = type(self).__name__
+        refuse_model(owner, params)
         if rule is None:
             params, rule = first_rule(owner, params)
         known = find_rule(rule).defaults()

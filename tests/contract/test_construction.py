@@ -23,6 +23,12 @@ def test_a_bare_tensor_is_a_type_error(rule: Case):
         rule.make(rule.ones(2))
 
 
+@pytest.mark.parametrize("model", [Linear(2, 2), Sequential(Linear(2, 2))], ids=lambda m: type(m).__name__)
+def test_a_model_is_a_type_error_that_says_what_to_pass(rule: Case, model: torch.nn.Module):
+    with pytest.raises(TypeError, match=r"got the model .*model.parameters\(\).*steepest.build\(model"):
+        rule.make(model)
+
+
 def test_an_empty_list_is_a_value_error(rule: Case):
     with pytest.raises(ValueError, match="empty parameter list"):
         rule.make([])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -328,6 +330,14 @@ def test_a_model_without_blocks_is_refused(model: nn.Module):
 def test_what_is_no_layer_decay_is_refused(error: type[Exception], match: str, decay: Any):
     with pytest.raises(error, match=match):
         steepest.build(Transformer(), "adamw", layer_decay=decay)
+
+
+@pytest.mark.parametrize("decay", [np.float32(0.5), np.float64(0.5), Fraction(1, 2)], ids=repr)
+def test_a_number_of_another_library_is_a_number(decay: Any):
+    groups = steepest.build(Transformer(), "muon", lr=0.25, layer_decay=decay).param_groups
+    expected = steepest.build(Transformer(), "muon", lr=0.25, layer_decay=0.5).param_groups
+    assert [group["lr"] for group in groups] == [group["lr"] for group in expected]
+    assert {type(group["lr"]) for group in groups} == {float}
 
 
 def test_recipes_classes_and_dicts_take_it():

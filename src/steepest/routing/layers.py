@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -79,7 +80,8 @@ def layer_rates(
     else:
         check_layer_decay(decay)
         layers, depth = _find_layers(model, tensors, roles)
-        return LayerRates({name: decay ** (depth - at) for name, at in layers.items()}, layers, depth)
+        base = float(decay)
+        return LayerRates({name: base ** (depth - at) for name, at in layers.items()}, layers, depth)
     for name, factor in given.items():
         rate().check("build(), layer_decay", f"the factor of {name!r}", factor)
     return LayerRates(given, {}, 0)
@@ -92,7 +94,7 @@ def check_layer_decay(decay: Any) -> None:
             if not isinstance(pattern, str):
                 raise TypeError(f"layer_decay: patterns of parameter names must be strings, got {pattern!r}")
             rate().check("build()", f"layer_decay[{pattern!r}]", factor)
-    elif isinstance(decay, bool) or not (callable(decay) or isinstance(decay, (int, float))):
+    elif isinstance(decay, bool) or not (callable(decay) or isinstance(decay, numbers.Real)):
         raise TypeError(
             "layer_decay must be a number, a dict from patterns of parameter names to factors on lr, or a "
             f"function from names to factors, got {decay!r}"
