@@ -95,7 +95,7 @@ def sharding(
         )
     world = math.prod(mesh)
     if not 0 <= rank < world:
-        raise ValueError(f"rank must be one of the mesh's {world}, got {rank}")
+        raise ValueError(f"rank must be 0 to {world - 1} on a mesh of {world}, got {rank}")
     ranks = torch.arange(world, device="cpu").view(*mesh)
     # Without a backend it needs no processes; the coordinate follows from the rank. Its names must say the
     # rank, since torch takes equal meshes for the same, and remembers what it has done with the first.

@@ -140,7 +140,9 @@ def plan_sharded(
     """
     found = find_rule(rule)
     if not found.transforms:
-        raise ValueError(f"the rule {rule!r} needs no whole matrices: each process steps its own shards")
+        raise ValueError(
+            f"the rule {rule!r} needs no whole matrices: each process steps its own shards, and none owns any"
+        )
     if len(mesh) != len(placements) or min(mesh, default=0) < 1:
         raise ValueError(
             f"mesh must have positive sizes and a placement for each, got {tuple(mesh)} and "
@@ -153,7 +155,8 @@ def plan_sharded(
     if unknown:
         raise TypeError(f"the rule {rule!r} has no option {min(unknown)!r}")
     if not 0 <= rank < math.prod(mesh):
-        raise ValueError(f"rank must be one of the mesh's {math.prod(mesh)}, got {rank}")
+        world = math.prod(mesh)
+        raise ValueError(f"rank must be 0 to {world - 1} on a mesh of {world}, got {rank}")
     names = [name for name, _ in shapes]
     params = [torch.empty(tuple(shape), dtype=dtype, device="meta") for _, shape in shapes]
     if not params:

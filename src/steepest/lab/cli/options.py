@@ -234,10 +234,10 @@ def parse_device(name: str) -> torch.device:
     return device
 
 
-def parse_dtype(name: str) -> torch.dtype:
-    """Return the dtype of a name, or raise ``LabError``."""
+def parse_dtype(name: str, *others: str) -> torch.dtype:
+    """Return the dtype of a name, or raise ``LabError``; ``others`` are listed as valid, too."""
     if name not in DTYPES:
-        raise LabError(f"unknown dtype {name!r}: choose {', '.join(DTYPES)}")
+        raise LabError(f"unknown dtype {name!r}: choose {', '.join([*DTYPES, *others])}")
     import torch
 
     dtype: torch.dtype = getattr(torch, name)

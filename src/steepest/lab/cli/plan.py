@@ -84,7 +84,7 @@ def plan_command(
     if mesh is not None:
         options |= mesh_options(mesh, layout)
     if state_dtype is not None:
-        options["state_dtype"] = "int8" if state_dtype == "int8" else parse_dtype(state_dtype)
+        options["state_dtype"] = "int8" if state_dtype == "int8" else parse_dtype(state_dtype, "int8")
     if memory is not None:
         options["memory"] = memory
     wide = None if dtype is None else parse_dtype(dtype)
