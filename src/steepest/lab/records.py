@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from .errors import LabError
+from .files import read_file, replace_file
 
 VERSION = 1
 EXPERIMENT_FILE = "experiment.json"
@@ -201,6 +201,15 @@ class Experiment(_Model):
         finished = (record for record in records if record.finished)
         return min(finished, key=lambda r: self.metric.score(r.validated(self.metric.name)), default=None)
 
+    def has(self, record: Record) -> bool:
+        """Return whether a record is of a trial that this experiment may have run."""
+        entry = self.optimizers.get(record.optimizer)
+        if entry is None or (record.task, record.schedule) != (self.task, self.schedule):
+            return False
+        if record.phase == "search":
+            return record.steps == self.steps and {*record.searched} == {*entry.space}
+        return record.phase == "decayed" or record.steps == self.steps
+
     def joined(self, later: Experiment) -> Experiment:
         """Return this experiment with what a later run adds; of what both have, the later one's stays."""
         optimizers = {**self.optimizers, **later.optimizers}
@@ -217,7 +226,7 @@ class Experiment(_Model):
 
     def save(self, directory: Path) -> None:
         """Write `experiment.json` atomically."""
-        _replace(directory / EXPERIMENT_FILE, self.model_dump_json(indent=1) + "\n")
+        replace_file(directory / EXPERIMENT_FILE, self.model_dump_json(indent=1) + "\n")
 
     @classmethod
     def load(cls, directory: Path) -> Experiment:
@@ -227,13 +236,14 @@ class Experiment(_Model):
             LabError: there is none, or this version cannot read it.
         """
         path = directory / EXPERIMENT_FILE
+        if not path.exists():
+            raise LabError(f"{directory} holds no experiment: there is no {EXPERIMENT_FILE}")
         try:
-            return cls.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
-            raise LabError(f"{directory} holds no experiment: there is no {EXPERIMENT_FILE}") from None
+            return cls.model_validate_json(read_file(path))
         except ValidationError as error:
             raise LabError(
-                f"{path} is not an experiment that this version can read: {_first(error)}"
+                f"{path} is not an experiment that this version can read: {_first(error)}. Put back a copy; "
+                "if the directory has its study.db, the experiment's command writes the file again"
             ) from error
 
 
@@ -247,25 +257,21 @@ def read_records(directory: Path) -> list[Record]:
     if not path.exists():
         return []
     records = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+    for number, line in enumerate(read_file(path).split(b"\n")[:-1], start=1):
         try:
             records.append(Record.model_validate_json(line))
         except ValidationError as error:
-            raise LabError(f"line {number} of {path} is not a record: {_first(error)}") from error
+            raise LabError(
+                f"line {number} of {path} is not a record: {_first(error)}. Delete the line, and run the "
+                "experiment's command again: the trial is taken from study.db, or trained again"
+            ) from error
     return records
 
 
 def write_records(directory: Path, records: list[Record]) -> None:
     """Replace the records of a directory atomically."""
-    _replace(directory / RECORDS_FILE, "".join(record.model_dump_json() + "\n" for record in records))
-
-
-def _replace(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Several workers may write at once.
-    draft = path.with_suffix(f".{os.getpid()}.draft")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+    lines = "".join(record.model_dump_json() + "\n" for record in records)
+    replace_file(directory / RECORDS_FILE, lines)
 
 
 def _first(error: ValidationError) -> str:

@@ -21,6 +21,7 @@ from .options import (
     parse_dtype,
     split_names,
 )
+from .paths import path_option
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -65,7 +66,7 @@ def bench_command(
         typer.Option(metavar="GIB", help="Memory that may be used. Default: 0.7 of what is free."),
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads. Default: torch's.")] = None,
-    out: Annotated[Path, typer.Option(help="Directory for the results.")] = Path("runs/bench"),
+    out: Annotated[Path, path_option("Directory for the results.")] = Path("runs/bench"),
 ) -> int:
     """Measure what a step of each optimizer costs, beside what you have now: time, peak memory and state.
 

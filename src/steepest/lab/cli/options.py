@@ -13,6 +13,7 @@ import typer
 from ..defaults import DTYPES, TASKS
 from ..errors import LabError
 from .completion import complete_optimizers, complete_tasks
+from .paths import path_option
 from .workers import Workers, count_workers, end_with_parent, is_worker
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class TaskOptions:
     ] = None
     text: Annotated[
         Path | None,
-        typer.Option(help="Text task: a file or directory instead of Python's library."),
+        path_option("Text task: a file or directory instead of Python's library."),
     ] = None
 
     @property
@@ -143,7 +144,7 @@ class RunOptions:
     context: typer.Context
     out: Annotated[
         Path | None,
-        typer.Option(help="Directory. Default: in runs, named after command and task."),
+        path_option("Directory. Default: in runs, named after command and task."),
     ] = None
     fresh: Annotated[bool, typer.Option("--fresh", help="Delete the earlier experiment in --out.")] = False
     storage: Annotated[

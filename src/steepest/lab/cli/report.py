@@ -5,23 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from .finish import finish
 from .options import make_console
+from .paths import path_argument, path_option
 
 
 def report_command(
-    directories: Annotated[
-        list[Path], typer.Argument(metavar="DIR…", help="Directories of races, sweeps and studies.")
-    ],
+    directories: Annotated[list[Path], path_argument("DIR…", "Directories of races, sweeps and studies.")],
     out: Annotated[
         Path | None,
-        typer.Option(help="The page to write. Default: report.html in the first directory."),
+        path_option("The page to write. Default: report.html in the first directory."),
     ] = None,
     markdown: Annotated[
         Path | None,
-        typer.Option(help="Write this Markdown file too, with its pictures beside it."),
+        path_option("Write this Markdown file too, with its pictures beside it."),
     ] = None,
 ) -> int:
     """Write one page about any experiments, finished or not, and print their rankings.

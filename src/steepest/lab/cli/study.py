@@ -30,6 +30,7 @@ from .options import (
     parse_device,
     split_names,
 )
+from .paths import path_option
 
 study = typer.Typer(
     name="study", help="Do a published study again.", no_args_is_help=True, rich_markup_mode="markdown"
@@ -43,7 +44,7 @@ _HORIZON_OPTIMIZERS = ",".join(HORIZON_OPTIMIZERS)
 @grouped
 def sasrec_command(
     *,
-    data: Annotated[Path | None, typer.Option(help="File of interactions. Default: synthetic ones.")] = None,
+    data: Annotated[Path | None, path_option("File of interactions. Default: synthetic ones.")] = None,
     format: Annotated[
         InteractionFormat | None,
         typer.Option(
@@ -113,9 +114,7 @@ def sgd_sai_grid_command(
     *,
     data: Annotated[
         Path | None,
-        typer.Option(
-            help="CIFAR's python batches, or a folder of images. Default: digits, with small models."
-        ),
+        path_option("CIFAR's python batches, or a folder of images. Default: digits, with small models."),
     ] = None,
     models: Annotated[str, typer.Option(help="Which models.")] = "resnet18,vit_s16",
     optimizers: OptimizersOption = _GRID_OPTIMIZERS,

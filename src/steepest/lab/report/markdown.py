@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..files import replace_file
 from .charts import figures
 from .draw import chart, picture
 from .merge import Section, load
@@ -20,7 +21,6 @@ def write_markdown(directories: Sequence[Path], out: Path) -> Path:
     """
     sections = load(directories)
     style = styles(name for section in sections for name in section.names)
-    out.parent.mkdir(parents=True, exist_ok=True)
     lines: list[str] = []
     for index, section in enumerate(sections):
         lines += [f"{'##' if index else '#'} {section.experiment.title}", "", verdict(section), ""]
@@ -29,7 +29,8 @@ def write_markdown(directories: Sequence[Path], out: Path) -> Path:
         for figure in figures(section, style):
             stem = f"{out.stem}-{f'{index}-' if index else ''}{figure.key}"
             for mode in MODES:
-                (out.parent / f"{stem}-{mode}.png").write_bytes(picture(chart(figure, style, mode), "png"))
+                drawn = picture(chart(figure, style, mode), "png")
+                replace_file(out.parent / f"{stem}-{mode}.png", drawn)
             lines += [
                 f'<picture><source media="(prefers-color-scheme: dark)" srcset="{stem}-dark.png">',
                 f'<img alt="{figure.alt}" src="{stem}-light.png"></picture>',
@@ -38,7 +39,7 @@ def write_markdown(directories: Sequence[Path], out: Path) -> Path:
         lines += [f"- {line}" for line in section.conditions]
         lines += ["", "```sh", *section.commands, "```", ""]
         lines += [f"- {line}" for line in section.machines] + [""]
-    out.write_text("\n".join(lines), encoding="utf-8")
+    replace_file(out, "\n".join(lines))
     return out
 
 
