@@ -203,9 +203,11 @@ def make_console(width: int = _LOG_WIDTH) -> Console:
     """Return a console for the terminal, or of a fixed width for a pipe or file."""
     from rich.console import Console
 
+    # A name such as mine:factory: is no emoji, and [x] no style.
+    plain: dict[str, Any] = {"emoji": False, "markup": False}
+    console = Console(**plain)
     # A pipe has no width; rich would assume a narrow terminal and wrap the table's lines.
-    console = Console(emoji=False)  # a name such as mine:factory: is none
-    return console if console.is_terminal else Console(width=width, emoji=False)
+    return console if console.is_terminal else Console(width=width, **plain)
 
 
 def parse_device(name: str) -> torch.device:

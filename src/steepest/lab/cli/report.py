@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
+from ..printable import printable
 from .finish import finish
 from .options import make_console
 from .paths import path_argument, path_option
@@ -31,5 +32,5 @@ def report_command(
         from ..report.markdown import write_markdown
 
         written = write_markdown(directories, markdown)
-        make_console().print(f"markdown: {written}", highlight=False, soft_wrap=True)
+        make_console().print(f"markdown: {printable(str(written))}", highlight=False, soft_wrap=True)
     return 0

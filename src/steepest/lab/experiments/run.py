@@ -54,7 +54,7 @@ def join(directory: Path, request: Callable[[Experiment | None], Experiment], st
     with storage.lock():
         saved = find(directory, storage)
         wanted = _joined(directory, request(saved), saved)
-        storage.restore(wanted, read_records(directory) if saved else [])
+        storage.restore(wanted, read_records(directory, saved.metrics) if saved else [])
         storage.save_experiment(wanted)
         wanted.save(directory)
     return wanted

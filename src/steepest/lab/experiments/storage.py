@@ -23,6 +23,7 @@ from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError
 
 from ..errors import LabError
+from ..printable import printable
 from ..records import RECORDS_FILE, Experiment, Phase, Range, Record
 
 HEARTBEAT_SECONDS = 5
@@ -60,7 +61,7 @@ class Storage:
     """
 
     def __init__(self, directory: Path, name: str, url: str | None = None) -> None:
-        self.name = name
+        self.name = printable(name)
         path = (directory / "study.db").resolve()
         self.url = url or f"sqlite:///{path}"
         self._advice = "" if url else f". Move {path} away: its trials are taken from {RECORDS_FILE}"

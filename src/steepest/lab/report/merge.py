@@ -69,7 +69,8 @@ def load(directories: Iterable[str | Path]) -> list[Section]:
     """
     sections: dict[str, Section] = {}
     for directory in map(parse_path, directories):
-        experiment, records = Experiment.load(directory), read_records(directory)
+        experiment = Experiment.load(directory)
+        records = read_records(directory, experiment.metrics)
         key = experiment.model_dump_json(exclude=RUN_FIELDS | {"name", "title", "baseline"})
         command = f"{experiment.command}  # revision {experiment.revision}"
         first = sections.setdefault(key, Section(experiment, [], []))
