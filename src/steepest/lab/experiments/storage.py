@@ -96,8 +96,9 @@ class Storage:
         except Exception as error:
             # SQLAlchemy's own text would go on with the statement and a link.
             cause = error.orig if isinstance(error, DBAPIError) else error.__cause__ or error
+            full = ": make room, and run the command again" if "disk is full" in str(cause) else self._advice
             raise LabError(
-                f"{doing} the storage {self.url}: {type(cause).__name__}: {cause}{self._advice}"
+                f"{doing} the storage {self.url}: {type(cause).__name__}: {cause}{full}"
             ) from error
 
     @contextmanager
