@@ -15,10 +15,11 @@ import pytest
 
 import steepest
 from steepest import __main__ as entry
-from steepest.lab import cli
+from steepest.lab import LabError, cli
 from steepest.lab.cli.options import make_console
 from steepest.lab.cli.workers import INTERRUPTED, Workers
 from steepest.lab.records import read_records
+from steepest.lab.tasks.load import load_task
 
 from .conftest import make_experiment
 
@@ -149,6 +150,44 @@ def test_bad_input_prints_one_line_and_returns_status_two(
     assert captured.err.startswith("steepest: error: ")
     assert words in captured.err
     assert not (tmp_path / "run" / "records.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("race --out", "sweep --out", "profile growth --out", "bench --out", "study sasrec --out"),
+        *(
+            "study ternary --out",
+            "study sgd-sai-grid --out",
+            "study horizon --out",
+            "report",
+            "report . --out",
+        ),
+        *("report . --markdown", "race --text", "study sasrec --data", "study sgd-sai-grid --data"),
+        *("bench --model", "plan --shapes", "plan-sharded --mesh 8 --shapes", "race --storage"),
+    ],
+)
+@pytest.mark.parametrize("blank", ["", " \t"])
+def test_a_blank_path_is_refused_before_anything_is_done(
+    line: str,
+    blank: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.run([*line.split(), blank]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("steepest: error: ")
+    assert captured.err.count("\n") == 1
+    assert "blank: is a variable not set?" in captured.err
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_tasks_path_is_not_blank_either() -> None:
+    with pytest.raises(LabError, match="path '' is blank"):
+        load_task("text", {"path": ""})
 
 
 def test_an_unknown_command_suggests_a_similar_one(capsys: pytest.CaptureFixture[str]) -> None:

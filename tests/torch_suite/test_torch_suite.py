@@ -22,6 +22,15 @@ INAPPLICABLE = [
     ("complex_parameters_step_as_pairs", "complex", "is complex"),
     ("sparse_gradients_descend_rosenbrock_as_dense_ones_do", "vectors", "takes matrices"),
 ]
+# What else torch's test_optim.py asks is for options that no rule has: its engine
+# chooses how a step runs, and `capturable` is tested in contract/test_capturable.py.
+WITHOUT_THE_OPTION = {
+    "foreach": "test_foreach_matches_forloop, test_foreach_large_tensor, test_mixed_device_dtype, "
+    "test_peak_memory_foreach, test_set_default_dtype_works_with_foreach, test_defaults_changed_to_foreach",
+    "fused": "test_fused_matches_forloop, test_fused_large_tensor, test_fused_does_not_step_if_foundinf, "
+    "test_fused_cpu_matches_cuda, test_grad_scaling_autocast_fused_optimizers, test_cpu_load_state_dict",
+    "differentiable": "TestDifferentiableOptimizer",
+}
 # Stateless rules keep nothing: the check says so itself.
 NO_STATE = ("every_parameter_has_state", "no state: it takes 0 bytes")
 
@@ -77,6 +86,16 @@ def test_torch_s_error_inputs(info: OptimizerInfo):
         else:
             with pytest.raises(each.error_type, match=each.error_regex):
                 make()
+
+
+@pytest.mark.parametrize("option", WITHOUT_THE_OPTION)
+@pytest.mark.parametrize("info", INFOS, ids=lambda info: info.optim_cls.rule.name)
+def test_no_rule_has_the_option_of_a_test_that_is_not_asked(info: OptimizerInfo, option: str):
+    assert option not in info.supported_impls
+    if info.optim_cls.rule.name == "orthogonalized":
+        return  # options of its subclasses are not checked
+    with pytest.raises(TypeError, match=option):
+        info.optim_cls([Parameter(torch.randn(2, 2))], **{option: True})
 
 
 def test_the_table_names_checks():

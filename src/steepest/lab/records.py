@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from .errors import LabError
+from .files import read_file, replace_file
+from .printable import Printable, PrintableValues
 
 EXPERIMENT_FILE = "experiment.json"
 RECORDS_FILE = "records.jsonl"
@@ -40,8 +41,8 @@ class Metric(_Model):
         -97.5
     """
 
-    name: str
-    unit: str = ""
+    name: Printable
+    unit: Printable = ""
     lower_is_better: bool = True
 
     def score(self, value: float) -> float:
@@ -55,21 +56,21 @@ class Evaluation(_Model):
     step: int
     seconds: float
     """Training seconds so far, without the evaluations."""
-    metrics: dict[str, float]
+    metrics: dict[Printable, float]
 
 
 class Record(_Model):
     """One finished trial."""
 
     version: Literal[1] = 1
-    experiment: str
-    task: str
-    optimizer: str
+    experiment: Printable
+    task: Printable
+    optimizer: Printable
     phase: Phase
     seed: int
-    searched: dict[str, float]
+    searched: dict[Printable, float]
     """The values of the searched hyper-parameters, such as lr and weight_decay. Empty in phase `default`."""
-    hyperparameters: dict[str, Any]
+    hyperparameters: PrintableValues
     """All hyper-parameters of the optimizer in this trial, including the searched ones."""
     status: Literal["finished", "diverged"]
     steps: int
@@ -78,20 +79,26 @@ class Record(_Model):
     """The steps taken; fewer than planned only if the trial diverged."""
     training_loss: list[tuple[int, float, float]]
     """Points (step, training seconds, mean loss since the previous point)."""
-    validation: list[Evaluation]
+    validation: list[Evaluation] = Field(min_length=1)
     """Metrics on validation data, starting with the untrained model at step 0."""
-    test: dict[str, float] | None
+    test: dict[Printable, float] | None
     """Metrics on test data at `chosen_step`; None in phase `search` and for diverged trials."""
     chosen_step: int
     """The step whose weights were tested: the last, or the best by validation if the task says so."""
-    parameters: int
+    parameters: int = Field(gt=0)
     state_bytes: int
     seconds: float
     """Seconds of the whole trial, building, training and evaluating, on a machine that may be busy."""
-    schedule: str
-    machine: dict[str, str | int]
-    series: dict[str, list[tuple[int, float]]] = Field(default_factory=dict)
+    schedule: Printable
+    machine: dict[Printable, Printable | int]
+    series: dict[Printable, list[tuple[int, float]]] = Field(default_factory=dict)
     """Further measurements over the steps, by name, for example local gains."""
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Record:
+        if self.finished and all(each.step != self.chosen_step for each in self.validation):
+            raise ValueError(f"no metrics on validation data at the chosen step {self.chosen_step}")
+        return self
 
     @property
     def key(self) -> tuple[object, ...]:
@@ -122,8 +129,8 @@ class Record(_Model):
 class Cost(_Model):
     """What one optimizer's step costs on one model; all optimizers were timed in turns."""
 
-    optimizer: str
-    model: str
+    optimizer: Printable
+    model: Printable
     parameters: int
     state_bytes: int
     optimizer_ms: float | None
@@ -154,11 +161,11 @@ class Range(_Model):
 class OptimizerEntry(_Model):
     """An optimizer of an experiment."""
 
-    entry: str
+    entry: Printable
     """How the request named it, for example `muon` or `torch.optim:AdamW`."""
-    hyperparameters: dict[str, Any]
+    hyperparameters: PrintableValues
     """Its hyper-parameters in phase `default`."""
-    space: dict[str, Range | list[float]]
+    space: dict[Printable, Range | list[float]]
     """What the search varies: by name, a range, or the values of a grid."""
 
 
@@ -166,33 +173,33 @@ class Experiment(_Model):
     """What was asked and how it was run."""
 
     version: Literal[1] = 1
-    name: str
-    kind: str
+    name: Printable
+    kind: Printable
     """`race`, `sweep`, or a study's name."""
-    title: str
-    task: str
-    config: dict[str, Any]
+    title: Printable
+    task: Printable
+    config: PrintableValues
     """The task's sizes and data."""
     metrics: list[Metric]
     """The first one is the primary metric: the search minimizes it and the ranking sorts by it."""
     steps: int
-    schedule: str
+    schedule: Printable
     trials: int
     """Trials of each optimizer's search."""
     search_seed: int
     seeds: list[int]
     """The final seeds, which the search does not use."""
-    baseline: str | None
-    optimizers: dict[str, OptimizerEntry]
-    not_run: dict[str, str] = Field(default_factory=dict)
+    baseline: Printable | None
+    optimizers: dict[Printable, OptimizerEntry]
+    not_run: dict[Printable, Printable] = Field(default_factory=dict)
     """Requested optimizers that were not run, with the reason."""
-    costs: dict[str, Cost] = Field(default_factory=dict)
-    notes: list[str] = Field(default_factory=list)
+    costs: dict[Printable, Cost] = Field(default_factory=dict)
+    notes: list[Printable] = Field(default_factory=list)
     """Further conditions for the page, a sentence each."""
-    command: str
-    revision: str
-    machine: dict[str, str | int]
-    created: str
+    command: Printable
+    revision: Printable
+    machine: dict[Printable, Printable | int]
+    created: Printable
 
     @property
     def metric(self) -> Metric:
@@ -203,6 +210,15 @@ class Experiment(_Model):
         """Return the record with the best primary metric on validation data; None if all diverged."""
         finished = (record for record in records if record.finished)
         return min(finished, key=lambda r: self.metric.score(r.validated(self.metric.name)), default=None)
+
+    def has(self, record: Record) -> bool:
+        """Return whether a record is of a trial that this experiment may have run."""
+        entry = self.optimizers.get(record.optimizer)
+        if entry is None or (record.task, record.schedule) != (self.task, self.schedule):
+            return False
+        if record.phase == "search":
+            return record.steps == self.steps and {*record.searched} == {*entry.space}
+        return record.phase == "decayed" or record.steps == self.steps
 
     def joined(self, later: Experiment) -> Experiment:
         """Return this experiment with what a later run adds; of what both have, the later one's stays."""
@@ -220,7 +236,7 @@ class Experiment(_Model):
 
     def save(self, directory: Path) -> None:
         """Write `experiment.json` atomically."""
-        _replace(directory / EXPERIMENT_FILE, self.model_dump_json(indent=1) + "\n")
+        replace_file(directory / EXPERIMENT_FILE, self.model_dump_json(indent=1) + "\n")
 
     @classmethod
     def load(cls, directory: Path) -> Experiment:
@@ -230,47 +246,49 @@ class Experiment(_Model):
             LabError: there is none, or this version cannot read it.
         """
         path = directory / EXPERIMENT_FILE
+        if not path.exists():
+            raise LabError(f"{directory} holds no experiment: there is no {EXPERIMENT_FILE}")
         try:
-            return cls.model_validate_json(path.read_bytes())
-        except FileNotFoundError:
-            raise LabError(f"{directory} holds no experiment: there is no {EXPERIMENT_FILE}") from None
+            return cls.model_validate_json(read_file(path))
         except ValidationError as error:
             raise LabError(
-                f"{path} is not an experiment that this version can read: {_first(error)}"
+                f"{path} is not an experiment that this version can read: {_first(error)}. Put back a copy; "
+                "if the directory has its study.db, the experiment's command writes the file again"
             ) from error
 
 
-def read_records(directory: Path) -> list[Record]:
+def read_records(directory: Path, metrics: Iterable[Metric] = ()) -> list[Record]:
     """Return the records of a directory; an incomplete last line, left by a crash, is ignored.
 
     Raises:
-        LabError: a whole line is not a record of this version.
+        LabError: a whole line is not a record of this version, or one without these metrics.
     """
     path = directory / RECORDS_FILE
     if not path.exists():
         return []
-    records = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+    records, needed = [], dict.fromkeys(metric.name for metric in metrics)
+    for number, line in enumerate(read_file(path).split(b"\n")[:-1], start=1):
         try:
-            records.append(Record.model_validate_json(line))
-        except ValidationError as error:
-            raise LabError(f"line {number} of {path} is not a record: {_first(error)}") from error
+            record = Record.model_validate_json(line)
+            for measured in (*(each.metrics for each in record.validation), record.test or needed):
+                if missing := needed.keys() - measured.keys():
+                    raise LabError(f"it has no {', '.join(sorted(missing))}")
+        except ValueError as error:
+            why = _first(error) if isinstance(error, ValidationError) else error
+            raise LabError(
+                f"line {number} of {path} is not a record: {why}. Delete the line, and run the experiment's "
+                "command again: the trial is taken from study.db, or trained again"
+            ) from error
+        records.append(record)
     return records
 
 
 def write_records(directory: Path, records: list[Record]) -> None:
     """Replace the records of a directory atomically."""
-    _replace(directory / RECORDS_FILE, "".join(record.model_dump_json() + "\n" for record in records))
-
-
-def _replace(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # Several workers may write at once.
-    draft = path.with_suffix(f".{os.getpid()}.draft")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
+    lines = "".join(record.model_dump_json() + "\n" for record in records)
+    replace_file(directory / RECORDS_FILE, lines)
 
 
 def _first(error: ValidationError) -> str:
     detail = error.errors()[0]
-    return f"{'.'.join(map(str, detail['loc']))}: {detail['msg']}"
+    return ": ".join(filter(None, (".".join(map(str, detail["loc"])), detail["msg"])))

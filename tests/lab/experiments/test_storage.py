@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.trial import TrialState
 
 from steepest.lab.experiments import storage
 from steepest.lab.experiments.storage import Storage
@@ -31,6 +32,32 @@ def test_a_trial_waits_for_the_values_of_an_older_one(older: float, runs: bool, 
         first.suggest_float("lr", older, older)
         assert second.result(60) == runs
     assert ran == [{"lr": 0.1}] * runs
+
+
+def test_a_result_that_comes_after_the_worker_was_taken_for_dead_does_not_count(tmp_path: Path) -> None:
+    ours, theirs = Storage(tmp_path, "shared"), Storage(tmp_path, "shared")
+
+    def slow(values: dict[str, float]) -> tuple[float, Any]:
+        (trial,) = theirs.study("lion", "search").get_trials()
+        theirs._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+        return 1.0, make_record("lion", 1.0)
+
+    assert not ours.run("lion", "search", slow, values={"lr": 0.1})
+    assert ours.finished("lion", "search") == []
+    assert ours.run("lion", "search", lambda values: (1.0, make_record("lion", 2.0)), values={"lr": 0.1})
+    assert [record.validated("loss") for record in ours.finished("lion", "search")] == [2.0]
+
+
+def test_the_objectives_own_error_is_not_blamed_on_the_storage(tmp_path: Path) -> None:
+    class Own(KeyError):
+        pass
+
+    def fails(values: dict[str, float]) -> tuple[float, Any]:
+        raise Own from ZeroDivisionError()
+
+    with pytest.raises(Own) as error:
+        Storage(tmp_path, "shared").run("lion", "search", fails, values={"lr": 0.1})
+    assert isinstance(error.value.__cause__, ZeroDivisionError)
 
 
 def test_a_worker_that_died_before_its_first_heartbeat_is_given_up(

@@ -105,11 +105,11 @@ class Worker:
         command = [sys.executable, worker_job.__file__]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def begin(self, directory: Path, url: str, hang: bool = False) -> None:
+    def begin(self, directory: Path, url: str, hang: bool = False, plan: int = 0) -> None:
         if self.process.poll() is not None:
             self.start()
         assert self.process.stdin is not None
-        print(json.dumps([str(directory), url, hang]), file=self.process.stdin, flush=True)
+        print(json.dumps([str(directory), url, hang, plan]), file=self.process.stdin, flush=True)
 
     def said(self) -> Any:
         assert self.process.stdout is not None

@@ -1,6 +1,7 @@
-"""A worker as a process: for every line [directory, storage, hang] it reads, it works on that experiment.
+"""A worker as a process: for every line [directory, storage, hang, plan] it works on that experiment.
 
 It prints a line for every trial it begins, and "done" in the end. With `hang`, its second trial never ends.
+With a `plan` it races instead, and this number of trials fits the budget.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from steepest.lab import Metric, Result, Task, sweep
-from steepest.lab.experiments import run, storage
+from steepest.lab.experiments import race, run, storage
 from steepest.lab.progress import Callback
 from steepest.lab.training.trial import Trial
 
@@ -67,12 +68,28 @@ def work(directory: Path, url: str | None, callback: Callback, task: Task[Tensor
     )
 
 
+def plan_and_work(directory: Path, callback: Callback, trials: int) -> Result:
+    """Race with a budget, as a command that shares the directory with another does."""
+    storage.GRACE_SECONDS, run._WAIT_SECONDS = 60, 0.1
+    race.fit_budget = lambda *arguments: (trials, ["signgsd"])
+    return race.race(
+        make_task(1e-3),
+        ["signgsd"],
+        budget=1,
+        seeds=4,
+        steps=5,
+        out=directory,
+        timing_seconds=1e-3,
+        callback=callback,
+    )
+
+
 def main() -> None:
     torch.set_num_threads(1)
     # They take long to import, and training needs neither.
     assert not {"pandas", "altair"} & sys.modules.keys()
     for line in sys.stdin:
-        directory, url, hang = json.loads(line)
+        directory, url, hang, plan = json.loads(line)
         tell, task = Tell(), make_task()
 
         def loss(model: nn.Module, batch: Tensor, task: Task[Tensor] = task, tell: Tell = tell) -> Tensor:
@@ -81,7 +98,10 @@ def main() -> None:
                 time.sleep(600)
             return task.loss(model, batch)
 
-        work(Path(directory), url, tell, replace(task, loss=loss) if hang else task)
+        if plan:
+            plan_and_work(Path(directory), tell, plan)
+        else:
+            work(Path(directory), url, tell, replace(task, loss=loss) if hang else task)
         print('"done"', flush=True)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -13,6 +12,7 @@ from torch import nn
 from steepest.planning.shapes import model_of
 
 from ..errors import LabError
+from ..files import parse_path
 from ..training.optimizers import load_factory
 from .shapes import MODELS, model_shapes
 
@@ -47,7 +47,7 @@ def find_shapes(text: str) -> Shapes:
     """
     if text in MODELS:
         return [(tensor.name, tensor.shape) for tensor in model_shapes(text).tensors]
-    file = Path(text)
+    file = parse_path(text)
     if not file.exists():
         raise LabError(f"{text!r} is neither a file nor one of {', '.join(MODELS)}")
     try:

@@ -12,6 +12,7 @@ import typer
 import steepest
 
 from ..errors import LabError
+from ..printable import printable
 from .bench import bench_command
 from .certify import certify_command
 from .options import BAD_REQUEST
@@ -68,7 +69,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _report_error(text: str) -> int:
-    print(f"steepest: error: {' '.join(text.split())}", file=sys.stderr)
+    print(f"steepest: error: {printable(' '.join(text.split()))}", file=sys.stderr)
     return BAD_REQUEST
 
 

@@ -21,6 +21,7 @@ from .options import (
     parse_dtype,
     split_names,
 )
+from .paths import path_option
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -72,7 +73,7 @@ def bench_command(
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads. Default: torch's own choice.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Output directory.")] = Path("runs/bench"),
+    out: Annotated[Path, path_option("Output directory.")] = Path("runs/bench"),
 ) -> int:
     """Measure what a step of each optimizer costs next to your present one: time, peak memory and state.
 

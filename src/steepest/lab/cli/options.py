@@ -13,6 +13,7 @@ import typer
 from ..defaults import DTYPES, TASKS
 from ..errors import LabError
 from .completion import complete_optimizers, complete_tasks
+from .paths import path_option
 from .workers import Workers, count_workers, end_with_parent, is_worker
 
 if TYPE_CHECKING:
@@ -79,8 +80,8 @@ class TaskOptions:
     ] = None
     text: Annotated[
         Path | None,
-        typer.Option(
-            help="For the text task: train on this file or directory. Default: Python's standard library."
+        path_option(
+            "For the text task: train on this file or directory. Default: Python's standard library."
         ),
     ] = None
 
@@ -149,9 +150,7 @@ class RunOptions:
     context: typer.Context
     out: Annotated[
         Path | None,
-        typer.Option(
-            help="Output directory. Default: runs/, with a name made from the command and the task."
-        ),
+        path_option("Output directory. Default: runs/, with a name made from the command and the task."),
     ] = None
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Delete the earlier experiment in --out instead of resuming it.")
@@ -212,9 +211,11 @@ def make_console(width: int = _LOG_WIDTH) -> Console:
     """Return a console for the terminal, or of a fixed width for a pipe or file."""
     from rich.console import Console
 
+    # A name such as mine:factory: is no emoji, and [x] no style.
+    plain: dict[str, Any] = {"emoji": False, "markup": False}
+    console = Console(**plain)
     # A pipe has no width; rich would assume a narrow terminal and wrap the table's lines.
-    console = Console(emoji=False)  # a name such as mine:factory: is none
-    return console if console.is_terminal else Console(width=width, emoji=False)
+    return console if console.is_terminal else Console(width=width, **plain)
 
 
 def parse_device(name: str) -> torch.device:

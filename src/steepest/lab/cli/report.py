@@ -5,23 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
+from ..printable import printable
 from .finish import finish
 from .options import make_console
+from .paths import path_argument, path_option
 
 
 def report_command(
     directories: Annotated[
-        list[Path], typer.Argument(metavar="DIR…", help="Output directories of races, sweeps or studies.")
+        list[Path], path_argument("DIR…", "Output directories of races, sweeps or studies.")
     ],
     out: Annotated[
         Path | None,
-        typer.Option(help="The page to write. Default: report.html in the first directory."),
+        path_option("The page to write. Default: report.html in the first directory."),
     ] = None,
     markdown: Annotated[
         Path | None,
-        typer.Option(help="Also write this Markdown file, with its pictures beside it."),
+        path_option("Also write this Markdown file, with its pictures beside it."),
     ] = None,
 ) -> int:
     """Write one report on any number of experiments, finished or not, and print their rankings.
@@ -34,5 +34,5 @@ def report_command(
         from ..report.markdown import write_markdown
 
         written = write_markdown(directories, markdown)
-        make_console().print(f"markdown: {written}", highlight=False, soft_wrap=True)
+        make_console().print(f"markdown: {printable(str(written))}", highlight=False, soft_wrap=True)
     return 0

@@ -30,6 +30,7 @@ from .options import (
     parse_device,
     split_names,
 )
+from .paths import path_option
 
 study = typer.Typer(
     name="study", help="Reproduce a published study.", no_args_is_help=True, rich_markup_mode="markdown"
@@ -43,9 +44,7 @@ _HORIZON_OPTIMIZERS = ", ".join(HORIZON_OPTIMIZERS)
 @grouped
 def sasrec_command(
     *,
-    data: Annotated[
-        Path | None, typer.Option(help="A file of interactions. Default: synthetic data.")
-    ] = None,
+    data: Annotated[Path | None, path_option("A file of interactions. Default: synthetic data.")] = None,
     format: Annotated[
         InteractionFormat | None,
         typer.Option(
@@ -122,9 +121,8 @@ def sgd_sai_grid_command(
     *,
     data: Annotated[
         Path | None,
-        typer.Option(
-            help="CIFAR's Python batches, or a folder of images. Default: scikit-learn's digits, with small "
-            "models."
+        path_option(
+            "CIFAR's Python batches, or a folder of images. Default: scikit-learn's digits, with small models."
         ),
     ] = None,
     models: Annotated[str, typer.Option(help="Models to train.")] = "resnet18, vit_s16",

@@ -13,6 +13,7 @@ from ..bench.models import meta_model
 from ..bench.run import costs_experiment
 from ..defaults import GROWTH_ROUNDS, GROWTH_SIZES
 from ..errors import LabError
+from ..files import parse_path
 from ..progress import Callback
 from ..records import Cost, Experiment, write_records
 from ..training.optimizers import OptimizerLike, resolve_optimizers
@@ -73,7 +74,7 @@ def growth(
         )
         costs |= {f"{label} @ {size}": cost for label, cost in found.costs.items()}
         not_run |= {f"{label} @ {size}": reason for label, reason in found.failed.items()}
-    directory = Path(out)
+    directory = parse_path(out)
     experiment = costs_experiment(
         specs,
         device,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,19 @@ import torch
 
 from ..analysis.target import mean_curve, steps_to_target
 from ..errors import LabError
+from ..files import remove_file
 from ..progress import Callback
-from ..records import FINAL_PHASES, RUN_FIELDS, Experiment, Range, Record, write_records
+from ..records import (
+    EXPERIMENT_FILE,
+    FINAL_PHASES,
+    RECORDS_FILE,
+    RUN_FIELDS,
+    Experiment,
+    Range,
+    Record,
+    read_records,
+    write_records,
+)
 from ..tasks.task import Task
 from ..training.optimizers import OptimizerSpec
 from ..training.schedule import Schedule
@@ -31,15 +42,51 @@ from .storage import Storage
 _WAIT_SECONDS = 1.0
 
 
-def join(directory: Path, wanted: Experiment, storage: Storage) -> Experiment:
-    """Return the experiment to run: `wanted`, or the one that the storage already holds, with its additions.
+def join(directory: Path, request: Callable[[Experiment | None], Experiment], storage: Storage) -> Experiment:
+    """Return the experiment to run: a new one, or the one that the storage already holds, with additions.
 
-    Optimizers and final seeds may be added to an experiment, even to a finished one.
+    `request` returns what is wanted, and receives the experiment that is there. Optimizers and final seeds
+    may be added to one, even to a finished one.
 
     Raises:
         LabError: the storage holds an experiment that differs otherwise; the message says in what.
     """
-    saved = storage.load_experiment()
+    with storage.lock():
+        saved = find(directory, storage)
+        wanted = _joined(directory, request(saved), saved)
+        storage.restore(wanted, read_records(directory, saved.metrics) if saved else [])
+        storage.save_experiment(wanted)
+        wanted.save(directory)
+    return wanted
+
+
+def find(directory: Path, storage: Storage) -> Experiment | None:
+    """Return the experiment of the storage, or of a directory that was copied without it; None if new.
+
+    Raises:
+        LabError: the directory holds files that would be replaced, but of which no experiment is known.
+    """
+    found = storage.load_experiment()
+    if found is None and (directory / EXPERIMENT_FILE).exists():
+        found = Experiment.load(directory).model_copy(update={"name": storage.name})
+    if found is None and (directory / RECORDS_FILE).exists():
+        raise LabError(
+            f"there is {directory / RECORDS_FILE}, but no {EXPERIMENT_FILE} that says what it records: put "
+            f"that back, or move {RECORDS_FILE} away"
+        )
+    return found
+
+
+def start_over(directory: Path, storage: Storage) -> None:
+    """Delete an experiment from the storage, and the files that it wrote itself."""
+    with storage.lock():
+        if find(directory, storage) is not None:
+            storage.clear()
+            for name in (RECORDS_FILE, EXPERIMENT_FILE):
+                remove_file(directory / name)
+
+
+def _joined(directory: Path, wanted: Experiment, saved: Experiment | None) -> Experiment:
     if saved is not None:
         common = [label for label in wanted.optimizers if label in saved.optimizers]
         there, here = (_conditions(each, common) for each in (saved, wanted))
@@ -57,8 +104,6 @@ def join(directory: Path, wanted: Experiment, storage: Storage) -> Experiment:
         command = f"{saved.command}; {wanted.command}" if grows else saved.command
         seeds = sorted({*saved.seeds, *wanted.seeds})
         wanted = saved.joined(wanted).model_copy(update={"seeds": seeds, "command": command})
-    storage.save_experiment(wanted)
-    wanted.save(directory)
     return wanted
 
 
@@ -125,12 +170,15 @@ class Runner:
 
     def _give_up(self, label: str) -> None:
         """Take an optimizer that needs too much memory out of the experiment, and say so."""
-        entries = {name: entry for name, entry in self.experiment.optimizers.items() if name != label}
-        not_run = {**self.experiment.not_run, label: "it ran out of memory"}
-        self.experiment = self.experiment.model_copy(update={"optimizers": entries, "not_run": not_run})
-        self.storage.save_experiment(self.experiment)
-        self.experiment.save(self.directory)
-        del self.specs[label]
+        with self.storage.lock():
+            saved = self.storage.load_experiment() or self.experiment
+            entries = {name: entry for name, entry in saved.optimizers.items() if name != label}
+            not_run = {**saved.not_run, label: "it ran out of memory"}
+            self.experiment = saved.model_copy(update={"optimizers": entries, "not_run": not_run})
+            self.storage.save_experiment(self.experiment)
+            self.experiment.save(self.directory)
+        # Another worker may have given up others.
+        self.specs = {name: spec for name, spec in self.specs.items() if name in entries}
         self.callback.message(f"{label} ran out of memory and is not run")
 
     def records(self) -> list[Record]:

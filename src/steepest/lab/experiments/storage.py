@@ -6,13 +6,13 @@ database alone holds the whole experiment; `records.jsonl` is an export.
 
 from __future__ import annotations
 
-import sqlite3
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import optuna
 from optuna.distributions import FloatDistribution
@@ -20,23 +20,34 @@ from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic_core import PydanticSerializationError
 from sqlalchemy import event
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError
 
 from ..errors import LabError
-from ..records import EXPERIMENT_FILE, Experiment, Range, Record, read_records
+from ..printable import printable
+from ..records import RECORDS_FILE, Experiment, Phase, Range, Record
 
 HEARTBEAT_SECONDS = 5
 GRACE_SECONDS = 20
 """A trial whose worker has given no sign of life for this long is run again."""
 
 _WAIT_SECONDS = 0.1
+_CREATION_SECONDS = 1.0
 _EXPERIMENT = "experiment"
+_LOCK = "lock"
 _RECORD = "record"
 # Values that the lab chooses itself may lie anywhere.
 _ANY = FloatDistribution(-1e30, 1e30)
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+warnings.filterwarnings("ignore", message="Heartbeat of storage")  # the lock's trials have none
+
+
+class _ObjectiveError(Exception):
+    """An error of the objective: no fault of the database."""
+
+    def __init__(self, cause: Exception) -> None:
+        self.cause = cause
 
 
 class Storage:
@@ -50,16 +61,19 @@ class Storage:
     """
 
     def __init__(self, directory: Path, name: str, url: str | None = None) -> None:
-        self.name = name
-        self.url = url or f"sqlite:///{(directory / 'study.db').resolve()}"
-        try:
-            try:
+        self.name = printable(name)
+        path = (directory / "study.db").resolve()
+        self.url = url or f"sqlite:///{path}"
+        self._advice = "" if url else f". Move {path} away: its trials are taken from {RECORDS_FILE}"
+        with self._one_line("cannot open"):
+            for _ in range(3):
+                try:
+                    self._storage = _open(self.url)
+                    break
+                except (OperationalError, IntegrityError, ProgrammingError):
+                    time.sleep(_CREATION_SECONDS)  # another worker may be creating the tables
+            else:
                 self._storage = _open(self.url)
-            except DBAPIError:
-                time.sleep(1)  # another worker may have been creating the tables
-                self._storage = _open(self.url)
-        except (SQLAlchemyError, ImportError, sqlite3.Error) as error:
-            raise LabError(f"cannot open the storage {self.url}: {error}") from error
         if self.url.startswith("sqlite"):
             # Two workers that write at once wait for each other instead of failing.
             event.listen(self._storage.engine, "connect", _write_ahead)
@@ -67,33 +81,101 @@ class Storage:
         self._trials: dict[tuple[str, str], list[FrozenTrial]] = {}
         self._records: dict[int, Record] = {}
 
+    @contextmanager
+    def _one_line(self, doing: str = "cannot use") -> Iterator[None]:
+        """Turn whatever Optuna raises if a database is damaged, full, or out of reach, into one line."""
+        try:
+            yield
+        except (LabError, _ObjectiveError, optuna.TrialPruned):
+            raise
+        except KeyError as error:
+            raise LabError(
+                f"{doing} the storage {self.url}: a study of {self.name} is damaged, or was deleted "
+                f"meanwhile, as --fresh does{self._advice}"
+            ) from error
+        except Exception as error:
+            # SQLAlchemy's own text would go on with the statement and a link.
+            cause = error.orig if isinstance(error, DBAPIError) else error.__cause__ or error
+            full = ": make room, and run the command again" if "disk is full" in str(cause) else self._advice
+            raise LabError(
+                f"{doing} the storage {self.url}: {type(cause).__name__}: {cause}{full}"
+            ) from error
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other processes out of such blocks of the same experiment; they must be short.
+
+        Any database numbers trials one after the other, so a process waits for those with a lower number.
+        That of one that died is given up like its trials.
+        """
+        turns = self.study("", _LOCK)
+        with self._one_line():
+            turn = turns.ask()
+            self._storage.record_heartbeat(turn._trial_id)
+            turn.suggest_float("turn", 0, 1)  # one with values is not given up for its age
+        try:
+            with self._one_line():
+                while any(
+                    trial.number < turn.number
+                    for trial in turns.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+                ):
+                    time.sleep(_WAIT_SECONDS)
+                    self._give_up_stale(turns)
+                    self._storage.record_heartbeat(turn._trial_id)
+            yield
+        finally:
+            with self._one_line():
+                turns.tell(turn, state=TrialState.FAIL, skip_if_finished=True)
+
     def clear(self) -> None:
-        """Delete the experiment's studies."""
-        for name in optuna.get_all_study_names(self._storage):
-            if name.startswith(f"{self.name}/"):
+        """Delete the experiment's studies.
+
+        Raises:
+            LabError: another process runs one of its trials.
+        """
+        with self._one_line():
+            names = [
+                name
+                for name in optuna.get_all_study_names(self._storage)
+                if name.startswith(f"{self.name}/") and name != f"{self.name}//{_LOCK}"
+            ]
+            for study in (optuna.load_study(study_name=name, storage=self._storage) for name in names):
+                self._give_up_stale(study)
+                if study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+                    raise LabError(
+                        f"another process is working on {self.name}: stop it before you start over. One that "
+                        f"was killed counts for {GRACE_SECONDS} more seconds"
+                    )
+            for name in names:
                 optuna.delete_study(study_name=name, storage=self._storage)
         self._studies.clear()
         self.refresh()
 
-    def restore(self, directory: Path) -> None:
-        """Take in the experiment of a directory whose database is another one, or was not copied with it."""
-        if self.load_experiment() is not None or not (directory / EXPERIMENT_FILE).exists():
-            return
-        experiment = Experiment.load(directory).model_copy(update={"name": self.name})
-        for record in read_records(directory):
+    def restore(self, experiment: Experiment, records: Sequence[Record]) -> None:
+        """Take in records that the database lacks: a copied directory may have come without its own."""
+        known = {
+            record.key
+            for optimizer in experiment.optimizers
+            for phase in get_args(Phase)
+            for record in self.finished(optimizer, phase)
+        }
+        for record in records:
+            if record.key in known or not experiment.has(record):
+                continue
             values: Mapping[str, float] = {"seed": float(record.seed)}
             space: Mapping[str, Any] = dict.fromkeys(values)
             if record.phase == "search":
                 values, space = record.searched, experiment.optimizers[record.optimizer].space
-            self.study(record.optimizer, record.phase).add_trial(
-                create_trial(
-                    value=record.score(experiment.metric),
-                    params=dict(values),
-                    distributions={**_distributions(space)},
-                    user_attrs={_RECORD: record.model_dump(mode="json")},
-                )
+            trial = create_trial(
+                value=record.score(experiment.metric),
+                params=dict(values),
+                distributions={**_distributions(space)},
+                user_attrs={_RECORD: record.model_dump(mode="json")},
             )
-        self.save_experiment(experiment)
+            study = self.study(record.optimizer, record.phase)
+            with self._one_line():
+                study.add_trial(trial)
+        self.refresh()
 
     def refresh(self) -> None:
         """Forget what was read of the trials, so that the next call sees those of other workers."""
@@ -101,8 +183,10 @@ class Storage:
 
     def load_experiment(self) -> Experiment | None:
         """Return the experiment as it was last saved; None before that."""
-        saved = self.study("", "experiment").user_attrs.get(_EXPERIMENT)
-        return None if saved is None else Experiment.model_validate(saved)
+        study = self.study("", "experiment")
+        with self._one_line():
+            saved = study.user_attrs.get(_EXPERIMENT)
+            return None if saved is None else Experiment.model_validate(saved)
 
     def save_experiment(self, experiment: Experiment) -> None:
         """Save the experiment for all workers."""
@@ -110,15 +194,18 @@ class Storage:
             saved = experiment.model_dump(mode="json")
         except PydanticSerializationError as error:
             raise LabError(f"the task's config must be plain JSON values: {error}") from error
-        self.study("", "experiment").set_user_attr(_EXPERIMENT, saved)
+        study = self.study("", "experiment")
+        with self._one_line():
+            study.set_user_attr(_EXPERIMENT, saved)
 
     def study(self, optimizer: str, phase: str) -> optuna.Study:
         """Return an optimizer's study for a phase."""
         key = (optimizer, phase)
         if key not in self._studies:
-            self._studies[key] = optuna.create_study(
-                study_name=f"{self.name}/{optimizer}/{phase}", storage=self._storage, load_if_exists=True
-            )
+            with self._one_line():
+                self._studies[key] = optuna.create_study(
+                    study_name=f"{self.name}/{optimizer}/{phase}", storage=self._storage, load_if_exists=True
+                )
         return self._studies[key]
 
     def finished(self, optimizer: str, phase: str) -> list[Record]:
@@ -126,14 +213,17 @@ class Storage:
         found: dict[str, Record] = {}
         for trial in self._read(optimizer, phase, TrialState.COMPLETE):
             if trial._trial_id not in self._records:
-                self._records[trial._trial_id] = Record.model_validate(trial.user_attrs[_RECORD])
+                with self._one_line():
+                    self._records[trial._trial_id] = Record.model_validate(trial.user_attrs[_RECORD])
             found.setdefault(str(sorted(trial.params.items())), self._records[trial._trial_id])
         return list(found.values())
 
     def running(self, optimizer: str, phase: str) -> list[dict[str, float]]:
         """Return the values of the trials that a live worker runs; trials of dead workers are given up."""
         if self._read(optimizer, phase, TrialState.RUNNING):
-            self._give_up_stale(self.study(optimizer, phase))
+            study = self.study(optimizer, phase)
+            with self._one_line():
+                self._give_up_stale(study)
             self._trials.pop((optimizer, phase))
         return [trial.params for trial in self._read(optimizer, phase, TrialState.RUNNING)]
 
@@ -158,17 +248,20 @@ class Storage:
         """Run one trial and keep its record; return whether it was run.
 
         It is not, if the same trial was begun before: by another worker since the caller chose it, or because
-        the sampler repeats itself. `objective` receives `values`, or if they are empty, those that `sampler`
-        chooses within `ranges`; it returns the value to minimize, and the record.
+        the sampler repeats itself. Nor does it count if another worker has taken this one for dead.
+        `objective` receives `values`, or if they are empty, those that `sampler` chooses within `ranges`; it
+        returns the value to minimize, and the record.
         """
         study = self.study(optimizer, phase)
         # Not Optuna's queue of trials: another worker may take from it what this one has put there.
         study.sampler = PartialFixedSampler(dict(values), sampler or RandomSampler())
         spaces = _distributions(ranges or dict.fromkeys(values))
         ran = False
+        begun: list[int] = []
 
         def body(trial: optuna.Trial) -> float:
             nonlocal ran
+            begun.append(trial._trial_id)
             self._storage.record_heartbeat(trial._trial_id)
             chosen = {
                 name: trial.suggest_float(name, space.low, space.high, log=space.log)
@@ -177,12 +270,24 @@ class Storage:
             if self._begun_before(study, trial):
                 raise optuna.TrialPruned
             ran = True
-            value, record = objective(chosen)
+            try:
+                value, record = objective(chosen)
+            except Exception as error:
+                raise _ObjectiveError(error) from error
             trial.set_user_attr(_RECORD, record.model_dump(mode="json"))
             return value
 
         try:
-            study.optimize(body, n_trials=1)
+            with self._one_line():
+                try:
+                    study.optimize(body, n_trials=1)
+                except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
+                    # This process was so slow, or suspended, that another runs its trial again.
+                    if not begun or self._storage.get_trial(begun[0]).state != TrialState.FAIL:
+                        raise
+                    ran = False
+        except _ObjectiveError as error:
+            raise error.cause from error.cause.__cause__
         finally:
             self.refresh()
         return ran
@@ -200,7 +305,9 @@ class Storage:
     def _read(self, optimizer: str, phase: str, state: TrialState) -> list[FrozenTrial]:
         key = (optimizer, phase)
         if key not in self._trials:
-            self._trials[key] = self.study(optimizer, phase).get_trials(deepcopy=False)
+            study = self.study(optimizer, phase)
+            with self._one_line():
+                self._trials[key] = study.get_trials(deepcopy=False)
         return [trial for trial in self._trials[key] if trial.state == state]
 
 

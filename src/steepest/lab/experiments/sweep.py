@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LabError
+from ..files import parse_path
 from ..progress import Callback
 from ..records import Cost, Experiment, OptimizerEntry, Range, Record
 from ..tasks.task import Task
@@ -18,7 +19,7 @@ from ..training.schedule import Schedule
 from ..training.seeding import seeded
 from ..training.timing import training_costs
 from ..training.trial import Observe
-from .run import Runner, grid, join
+from .run import Runner, find, grid, join, start_over
 from .storage import Storage
 
 SEARCH_SEED = 0
@@ -90,8 +91,8 @@ def sweep(
         schedule: The learning-rate schedule; by default warm-up and cosine decay.
         baseline: The optimizer whose final metric is the target; by default `adamw` if it is there.
         storage: The database's URL; by default an SQLite file in `out`.
-        fresh: Delete an earlier experiment of this name from the storage first. Files that an experiment
-            does not write stay in `out`.
+        fresh: Delete an earlier experiment of this name first, from the storage and with the files that it
+            wrote. All others stay in `out`.
         timing_seconds: How long the optimizers' steps are timed in turns; 0 leaves out the timing.
         budget: Chooses, from the costs, how many trials and which optimizers a new experiment has.
         notes: Sentences for the report.
@@ -121,7 +122,9 @@ def sweep(
         >>> [(r.phase, r.searched.get("lr")) for r in result.records]
         [('search', 0.01), ('search', 0.1), ('tuned', 0.1), ('default', None)]
     """
-    directory = Path(out)
+    directory = parse_path(out)
+    if storage is not None and not storage.strip():
+        raise LabError("the storage's URL is blank: is a variable not set?")
     callback = Callback() if callback is None else callback
     schedule = Schedule() if schedule is None else schedule
     final_seeds = _final_seeds(seeds)
@@ -144,10 +147,8 @@ def sweep(
         raise LabError(f"cannot write to {directory}: {error.strerror or error}") from error
     store = Storage(directory, name or directory.name, storage)
     if fresh:
-        store.clear()
-    else:
-        store.restore(directory)
-    saved = store.load_experiment()
+        start_over(directory, store)
+    saved = find(directory, store)
     known = set() if saved is None else {*saved.optimizers, *saved.not_run}
     candidates = entries if saved is None else {**saved.optimizers, **entries}
     if baseline is not None and baseline not in candidates:
@@ -158,28 +159,28 @@ def sweep(
     if timing_seconds and not known >= entries.keys():
         callback.message(f"timing the steps of {len(specs)} optimizers")
         costs = training_costs(task, specs, timing_seconds)
-        if saved is not None and (earlier := saved.costs.keys() - costs.keys()):
-            apart = f"{', '.join(costs)} were timed apart from those of {', '.join(sorted(earlier))}"
-            notes = [
-                *notes,
-                f"The steps of {apart}: milliseconds and seconds compare only roughly between them. Naming "
-                "all optimizers when one joins times them together.",
-            ]
-    not_run: Mapping[str, str] = {}
-    if budget is not None:
-        if saved is None:
-            trials, run, not_run = budget(costs)
-        else:
+    planned = budget(costs) if budget is not None and saved is None else None
+
+    def request(saved: Experiment | None) -> Experiment:
+        if budget is not None and saved is None and planned is None:
+            raise LabError(f"{directory} was started over meanwhile: run the command again")
+        number, run, not_run = planned or (trials, [*entries], {})
+        if budget is not None and saved is not None:
             # The whole plan repeated resumes it; who names fewer optimizers wants just those.
-            trials, run, not_run = saved.trials, [*entries], saved.not_run if known <= entries.keys() else {}
-        entries = {label: entries[label] for label in run if label not in not_run}
-    if baseline is None:
-        baseline = saved.baseline if saved is not None else "adamw" if "adamw" in entries else None
-    elif baseline in not_run:
-        raise LabError(f"the baseline {baseline!r} is not run: {not_run[baseline]}")
-    experiment = join(
-        directory,
-        Experiment(
+            whole = {*saved.optimizers, *saved.not_run} <= entries.keys()
+            number, run, not_run = saved.trials, [*entries], saved.not_run if whole else {}
+        chosen = {label: entries[label] for label in run if label not in not_run}
+        if baseline is not None and baseline in not_run:
+            raise LabError(f"the baseline {baseline!r} is not run: {not_run[baseline]}")
+        apart = []
+        if saved is not None and costs and (earlier := saved.costs.keys() - costs.keys()):
+            apart = [
+                f"The steps of {', '.join(costs)} were timed apart from those of "
+                f"{', '.join(sorted(earlier))}: milliseconds and seconds compare only roughly between them. "
+                "Naming all optimizers when one joins times them together."
+            ]
+        usual = saved.baseline if saved is not None else "adamw" if "adamw" in chosen else None
+        return Experiment(
             name=store.name,
             kind=kind,
             title=title or f"{kind}: {task.name}",
@@ -188,18 +189,18 @@ def sweep(
             metrics=list(task.metrics),
             steps=steps,
             schedule=str(schedule),
-            trials=trials,
+            trials=number,
             search_seed=SEARCH_SEED,
             seeds=final_seeds,
-            baseline=baseline,
-            optimizers=entries,
+            baseline=usual if baseline is None else baseline,
+            optimizers=chosen,
             not_run=dict(not_run),
             costs=dict(costs),
-            notes=list(notes),
+            notes=[*notes, *apart],
             **machine.provenance(device_of(model)),
-        ),
-        store,
-    )
+        )
+
+    experiment = join(directory, request, store)
     # Only the optimizers of this call can be built here; those added by others are theirs to run.
     own = {spec.label: spec for spec in specs if spec.label in experiment.optimizers}
     records = Runner(directory, experiment, task, own, store, schedule, callback, observe).run()

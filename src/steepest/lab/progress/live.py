@@ -21,7 +21,7 @@ class Live(Callback):
     """Redraws one table on `console` while an experiment runs."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = Console() if console is None else console
+        self._console = Console(emoji=False, markup=False) if console is None else console
         self._live: RichLive | None = None
         self._trial: Trial | None = None
         self._step, self._loss = 0, 0.0

@@ -11,6 +11,7 @@ import pandas as pd
 
 from ..analysis import fairness, frame
 from ..analysis.ranking import Row, rank
+from ..files import parse_path
 from ..records import RUN_FIELDS, Experiment, Record, read_records
 
 
@@ -67,8 +68,9 @@ def load(directories: Iterable[str | Path]) -> list[Section]:
         LabError: a directory holds no experiment, or one that this version cannot read.
     """
     sections: dict[str, Section] = {}
-    for directory in map(Path, directories):
-        experiment, records = Experiment.load(directory), read_records(directory)
+    for directory in map(parse_path, directories):
+        experiment = Experiment.load(directory)
+        records = read_records(directory, experiment.metrics)
         key = experiment.model_dump_json(exclude=RUN_FIELDS | {"name", "title", "baseline"})
         command = f"{experiment.command}  # revision {experiment.revision}"
         first = sections.setdefault(key, Section(experiment, [], []))

@@ -16,6 +16,7 @@ from markupsafe import Markup
 import steepest
 
 from ..errors import LabError
+from ..files import parse_path, replace_file
 from .charts import figures
 from .draw import Figure
 from .merge import load
@@ -35,8 +36,8 @@ def write_report(*directories: str | Path, out: str | Path | None = None) -> Pat
     """
     if not directories:
         raise LabError("a report needs at least one directory of an experiment")
-    out = Path(directories[0], "report.html") if out is None else Path(out)
     sections = load(directories)
+    out = Path(directories[0], "report.html") if out is None else parse_path(out)
     style = styles(name for section in sections for name in section.names)
     shown = [(f"s{index}", section, figures(section, style)) for index, section in enumerate(sections)]
     payload = {
@@ -65,8 +66,7 @@ def write_report(*directories: str | Path, out: str | Path | None = None) -> Pat
         vega=_vega(),
         version=steepest.__version__,
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(html, encoding="utf-8")
+    replace_file(out, html)
     return out
 
 

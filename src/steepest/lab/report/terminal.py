@@ -25,16 +25,16 @@ def section_table(section: Section, width: int = 100) -> Table:
     while len(shown) > 1 and first + 2 + sum(sizes[id(c)] for c in shown) > width:
         shown.remove(max(reversed(shown), key=lambda column: column.rank))
     table = Table(
-        title=section.experiment.title, title_justify="left", caption_justify="left", box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0), pad_edge=False, caption="\n".join([LEGEND, *section.warnings]),
-        min_width=min(width, 80),
+        title=Text(section.experiment.title), title_justify="left", caption_justify="left",
+        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, min_width=min(width, 80),
+        caption=Text("\n".join([LEGEND, *section.warnings])),
     )  # fmt: skip
     table.add_column("optimizer", max_width=24, overflow="fold")
     for column in shown:
         table.add_column("\n".join(headers[id(column)]), justify="right", max_width=sizes[id(column)])
     for index, row in enumerate(rows):
         style = "bold" if row.wins else ""
-        table.add_row(row.optimizer, *(Text(column.cells[index]) for column in shown), style=style)
+        table.add_row(Text(row.optimizer), *(Text(column.cells[index]) for column in shown), style=style)
     for name in section.experiment.not_run:
-        table.add_row(name, Text("not run"), style="dim")
+        table.add_row(Text(name), Text("not run"), style="dim")
     return table

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map_only
 
 from ..defaults import TASKS
 from ..errors import LabError
+from ..files import parse_path
 from ..loading import load
 from ..records import Metric
 from .task import Split, Task
@@ -97,6 +98,8 @@ def parse_settings(name: str, function: Callable[..., Any], settings: Mapping[st
             values[key] = TypeAdapter(known[key]).validate_strings(text)
         except ValidationError as error:
             raise LabError(f"{name}: {key}={text!r}: {error.errors()[0]['msg']}") from error
+        if isinstance(values[key], Path):
+            parse_path(text)
     return values
 
 

@@ -16,6 +16,7 @@ import steepest
 
 from ..errors import LabError
 from ..loading import load
+from ..printable import printable
 
 Factory = Callable[..., Optimizer]
 """Called as `factory(params, **hyperparameters)`."""
@@ -85,7 +86,9 @@ def resolve_optimizers(
     if not listed:
         names = ", ".join(steepest.list_optimizers())
         raise LabError(f"no optimizers: name at least one, such as 'adamw'; steepest has {names}")
-    labels = [_label(entry) for entry in listed]
+    labels = [printable(_label(entry)) for entry in listed]
+    if not all(label.strip() for label in labels):
+        raise LabError("an optimizer has no label: write label=name for a variant")
     for label in labels:
         if labels.count(label) > 1:
             raise LabError(f"optimizer {label!r} is listed twice; write other={label} for a variant")

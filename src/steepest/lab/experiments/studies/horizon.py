@@ -8,6 +8,7 @@ from typing import Any
 
 from ...defaults import HORIZON_OPTIMIZERS, HORIZON_STEPS
 from ...errors import LabError
+from ...files import parse_path
 from ...tasks.task import Task
 from ...training.optimizers import OptimizerSpec
 from ..sweep import Result, Space, default_space, sweep
@@ -61,7 +62,7 @@ def run(
                 space,
                 trials=longer_trials if results else trials,
                 steps=horizon,
-                out=Path(out) / f"{horizon}-steps",
+                out=parse_path(out) / f"{horizon}-steps",
                 kind="horizon",
                 title=f"{task.name}, {horizon} steps",
                 notes=(note,),

@@ -16,6 +16,7 @@ from ...analysis.target import steps_to_target
 from ...analysis.welch import SIGNIFICANT, welch
 from ...defaults import SASREC_OPTIMIZERS, SASREC_VARIANTS, InteractionFormat
 from ...errors import LabError
+from ...files import parse_path
 from ...records import Experiment, Record
 from ...tasks.sasrec.interactions import read_interactions
 from ...tasks.sasrec.metrics import baselines
@@ -90,7 +91,7 @@ def run(
     Raises:
         LabError: the file cannot be read, an optimizer is unknown, or `out` holds another experiment.
     """
-    out = Path(out)
+    out = parse_path(out)
     found = generate() if data is None else read_interactions(data, format, core)
     task = next_item_task(found, device=device)
     optimizers = [*optimizers]

@@ -10,6 +10,7 @@ import torch
 
 from ...defaults import GRID_OPTIMIZERS
 from ...errors import LabError
+from ...files import parse_path
 from ...tasks.images import images_task
 from ...training.optimizers import OptimizerSpec
 from ..sweep import Result, Space, sweep
@@ -74,7 +75,7 @@ def run(
                 space,
                 settings=[text for label in optimizers for text in SETTINGS.get(label, ())],
                 steps=500 if steps is None and data is None else steps,
-                out=Path(out) / model,
+                out=parse_path(out) / model,
                 kind="sgd-sai-grid",
                 title=f"lr × weight decay: {model} on {task.config['data']}",
                 notes=(

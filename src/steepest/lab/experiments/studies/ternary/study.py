@@ -15,6 +15,7 @@ import steepest
 
 from ....defaults import TERNARY_TASKS
 from ....errors import LabError
+from ....files import parse_path
 from ....models.digits import DigitConvNet, normed_mlp
 from ....tasks import digits_task, text_task
 from ....tasks.task import Task
@@ -88,7 +89,7 @@ def run(
                 {"lr": list(lrs)},
                 seeds=seeds or (3 if name == "text" else 5),
                 steps=number,
-                out=Path(out) / name,
+                out=parse_path(out) / name,
                 kind="ternary",
                 title=f"Ternary training: {task.name}",
                 notes=("The weight decay is 0 for all.", "The thresholds of votes and Bop are not searched."),
