@@ -74,7 +74,7 @@ def _walk(root: Path, skip: re.Pattern[str] | None = None) -> Iterator[Path]:
                 yield path
 
 
-def _read(paths: list[Path], root: Path, max_bytes: int) -> dict[str, bytes]:
+def _corpus(source: str, root: Path, paths: list[Path], max_bytes: int) -> Corpus:
     texts: dict[str, bytes] = {}
     for path in paths:
         try:
@@ -85,11 +85,6 @@ def _read(paths: list[Path], root: Path, max_bytes: int) -> dict[str, bytes]:
         if text and b"\0" not in text[:8192]:
             texts[path.relative_to(root).as_posix()] = text
             max_bytes -= len(text)
-    return texts
-
-
-def _corpus(source: str, root: Path, paths: list[Path], max_bytes: int) -> Corpus:
-    texts = _read(paths, root, max_bytes)
     if not texts:
         raise LabError(
             f"no text in {source}: its files are hidden, empty, or hold zero bytes, as binary files do and "

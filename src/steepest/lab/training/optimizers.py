@@ -80,9 +80,9 @@ def resolve_optimizers(
         LabError: no entries, a duplicate label, an unknown name, no default lr, an optimizer that
             rejects the model or a hyper-parameter, or one that needs a closure.
     """
-    listed: list[Any] = (
-        [entries] if isinstance(entries, str) or not isinstance(entries, Iterable) else [*entries]
-    )
+    if isinstance(entries, str) or not isinstance(entries, Iterable):
+        entries = [entries]
+    listed = [*entries]
     if not listed:
         names = ", ".join(steepest.list_optimizers())
         raise LabError(f"no optimizers: name at least one, such as 'adamw'; steepest has {names}")

@@ -55,11 +55,6 @@ class Timing:
         low, _, high = quantiles(self.ms, n=4) if len(self.ms) > 1 else self.ms * 3
         return low, high
 
-    @property
-    def rounds(self) -> int:
-        """The number of rounds."""
-        return len(self.ms)
-
     def ratio(self, other: Timing) -> float:
         """Return the median of the ratios to the other call's times in the same rounds."""
         return median(own / its for own, its in zip(self.ms, other.ms, strict=True))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +16,6 @@ from torch.optim import Optimizer
 
 from ..errors import LabError
 from .trial import Observe, Series
-
-Found = TypeVar("Found")
 
 # The entries under which optimizers keep an average of the gradients.
 _MOMENTA = ("momentum_buffer", "exp_avg")
@@ -55,12 +55,14 @@ def observe_updates(measure: Measure, steps: int, points: int) -> Observe:
         names = {parameter: name for name, parameter in model.named_parameters()}
         series: Series = {}
 
-        def before() -> tuple[list[Tensor], Optimizer]:
-            return [p.detach().clone() for _, p in _params(optimizer)], _stepped_from_zero(optimizer)
+        def begin(step: int) -> Callable[[], None] | None:
+            if step != 1 and step % every:
+                return None
+            kept = [p.detach().clone() for _, p in _params(optimizer)]
+            return partial(finish, step, kept, _stepped_from_zero(optimizer))
 
         @torch.no_grad()
-        def after(step: int, seen: tuple[list[Tensor], Optimizer]) -> None:
-            kept, copied = seen
+        def finish(step: int, kept: list[Tensor], copied: Optimizer) -> None:
             triples = zip(_params(optimizer), kept, _params(copied), strict=True)
             for (_, parameter), weights, (group, moved) in triples:
                 if moved.grad is None:
@@ -73,31 +75,24 @@ def observe_updates(measure: Measure, steps: int, points: int) -> Observe:
                 direction = change / float(group["lr"])
                 measure(series, Update(step, names[parameter], direction, momentum))
 
-        around_steps(optimizer, lambda step: step == 1 or step % every == 0, before, after)
+        around_steps(optimizer, begin)
         return series
 
     return observe
 
 
-def around_steps(
-    optimizer: Optimizer,
-    due: Callable[[int], bool],
-    before: Callable[[], Found],
-    after: Callable[[int, Found], None],
-) -> None:
-    """Call `before()` before steps that are due, counted from 1, and `after(step, what it found)` after."""
-    found: list[Found] = []
-    step = 0
+def around_steps(optimizer: Optimizer, begin: Callable[[int], Callable[[], None] | None]) -> None:
+    """Call `begin(step)` before each step, counted from 1, and what it returns, if anything, after it."""
+    steps = itertools.count(1)
+    finish: Callable[[], None] | None = None
 
     def on_start(*_: Any) -> None:
-        nonlocal step
-        step += 1
-        if due(step):
-            found.append(before())
+        nonlocal finish
+        finish = begin(next(steps))
 
     def on_end(*_: Any) -> None:
-        if found:
-            after(step, found.pop())
+        if finish is not None:
+            finish()
 
     optimizer.register_step_pre_hook(on_start)
     optimizer.register_step_post_hook(on_end)

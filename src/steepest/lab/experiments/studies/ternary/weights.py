@@ -6,6 +6,8 @@ They are measured in step hooks, in the same way for every method.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,7 +37,10 @@ def observe_weights(steps: int) -> Observe:
     def observe(model: nn.Module, optimizer: Optimizer) -> Series:
         series: Series = {}
 
-        def after_step(step: int, before: Tensor) -> None:
+        def begin(step: int) -> Callable[[], None] | None:
+            return None if step % every else partial(finish, step, _ternary_values(model))
+
+        def finish(step: int, before: Tensor) -> None:
             if BYTES not in series:
                 series[BYTES] = [(step, bytes_per_weight(model, optimizer))]
             if len(before):
@@ -43,7 +48,7 @@ def observe_weights(steps: int) -> Observe:
                 series.setdefault(FLIPS, []).append((step, (before != after).double().mean().item()))
                 series.setdefault(ZEROS, []).append((step, (after == 0).double().mean().item()))
 
-        around_steps(optimizer, lambda step: step % every == 0, lambda: _ternary_values(model), after_step)
+        around_steps(optimizer, begin)
         return series
 
     return observe
