@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from steepest.engine import pipeline, reductions
+
 from .resume_jobs import WAYS, result
 from .training import identical, steps
 
@@ -19,6 +21,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """Results by way of saving, those of the run that never stopped under "straight"."""
     folder = tmp_path_factory.mktemp("resume")
     trained = {job: job.make() for job in {job: None for _, _, jobs in WAYS.values() for job in jobs}}
+    # Eager here, whatever a job says: only the new process compiles.
+    monkeypatch = pytest.MonkeyPatch()
+    for module in (pipeline, reductions):
+        monkeypatch.setattr(module, "wants_compiling", lambda *arguments: False)
     for job, (net, optimizer) in trained.items():
         steps(optimizer, list(net.parameters()), range(job.before))
     for way, (save, _, jobs) in WAYS.items():
@@ -27,6 +33,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
         if job.before == 0:
             made = trained[job] = job.make()  # of which no state dict was ever asked
         job.go_on(*made)
+    monkeypatch.undo()
     straight = {str(job): result(*made) for job, made in trained.items()}
     tests = Path(__file__).parents[1]
     command = [sys.executable, "-m", "contract.resume_jobs", str(folder)]
