@@ -18,7 +18,6 @@ from steepest.routing.output_layers import is_conv1d
 from steepest.ternary.chunks import all_finite
 from steepest.ternary.layer import BinaryLinear, Scale, TernaryLinear
 from steepest.ternary.packing import Bits
-from steepest.ternary.unrecorded import warn_when_saved
 
 __all__ = ["Ternarized", "densify", "ternarize"]
 
@@ -84,8 +83,7 @@ def ternarize(
     ``nn.TransformerEncoderLayer``, and where the ``forward`` around them names it, as T5's
     ``self.wo.weight``).
 
-    Make the optimizer afterwards: scales and biases are new parameters. ``save_pretrained`` of a model of
-    Transformers then warns unless ``steepest.integrations.transformers.record_ternary`` has been called.
+    Make the optimizer afterwards: scales and biases are new parameters.
 
     Args:
         model: any model that is not itself a linear layer.
@@ -150,7 +148,6 @@ def ternarize(
             raise ValueError(f"the weight of {name!r} has infinite or NaN elements; nothing was changed")
     made = {name: kind.from_linear(_as_linear(linears[name]), scale, group_size) for name in replaced}
     _replace(model, {linears[name]: made[name] for name in replaced})
-    warn_when_saved(model)
     shapes = {name: (layer.out_features, layer.in_features) for name, layer in made.items()}
     return Ternarized(shapes, kept, bits, others)
 
