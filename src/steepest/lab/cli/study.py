@@ -122,7 +122,7 @@ def sgd_sai_grid_command(
     data: Annotated[
         Path | None,
         path_option(
-            "CIFAR's Python batches, or a folder of images. Default: scikit-learn's digits, with small models."
+            "CIFAR's Python batches, or a folder of images. Default: scikit-learn's digits, small models."
         ),
     ] = None,
     models: Annotated[str, typer.Option(help="Models to train.")] = "resnet18, vit_s16",
