@@ -57,7 +57,13 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         gains = {f"gain/{name}": [(0, 1.0), (1, 2.0)]}
         common: dict[str, Any] = {"phase": "tuned", "series": gains}
         records += [make_record(name, 1 + at / 10 + seed / 100, seed=seed, **common) for seed in (1, 2, 3)]
-    texts = {"title": f"a race of {ALL}", "task": ALL, "config": {ALL: [ALL]}, "notes": [ALL], "command": ALL}
+    texts: dict[str, Any] = {
+        "title": f"a race of {ALL}",
+        "task": ALL,
+        "config": {ALL: [ALL]},
+        "notes": [ALL],
+        "command": ALL,
+    }
     make_experiment(LABELS, **texts, not_run={f"not {ALL}": f"because of {ALL}"}).save(directory)
     write_records(directory, records)
     return directory
