@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
+from statistics import fmean, median
 
 import pytest
 from torch import nn
@@ -29,15 +31,17 @@ def folder(steps: int) -> Path:
     return EVIDENCE / "text" / f"{steps}-steps"
 
 
+def rows_of(heading: str) -> list[list[str]]:
+    """Return the cells of the rows about optimizers in a section of the page."""
+    section = re.split(rf"\n##+ {re.escape(heading)}\n", PAGE)[1].split("\n#")[0]
+    lines = [line for line in section.splitlines() if re.match(r"\| `\w+`", line)]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
 @pytest.mark.parametrize("steps", HORIZONS)
 def test_the_table_has_the_records_figures(rows: dict[int, list[Row]], steps: int) -> None:
     by = {row.optimizer: row for row in rows[steps]}
-    section = PAGE.split(f"### {steps:,} steps\n")[1].split("\n#")[0]
-    table = [
-        [cell.strip() for cell in line.strip("|").split("|")]
-        for line in section.splitlines()
-        if re.match(r"\| `\w+` \|", line)
-    ]
+    table = rows_of(f"{steps:,} steps")
     assert [cells[0] for cells in table] == [f"`{name}`" for name in by]
     defaults = Experiment.load(folder(steps)).optimizers
     for cells, row in zip(table, rows[steps], strict=True):
@@ -94,6 +98,80 @@ def test_what_the_text_says_of_2000_steps_holds(rows: dict[int, list[Row]]) -> N
     assert all(each["signum"].untuned.mean < each["adamw"].untuned.mean + 0.04 for each in by.values())
     beaten = [name for name, row in by[2000].items() if row.untuned.mean < row.test.mean]
     assert beaten == ["signum", "sgd_sai"]
+
+
+@pytest.fixture(scope="module")
+def digits() -> dict[str, dict[str, Row]]:
+    models = ("convnet", "mlp")
+    return {model: {row.optimizer: row for row in ranking(EVIDENCE / f"digits-{model}")} for model in models}
+
+
+def test_the_table_of_digits_has_the_records_figures(digits: dict[str, dict[str, Row]]) -> None:
+    table = rows_of("Evidence: digits")
+    assert [cells[0] for cells in table] == [f"`{name}`" for name in digits["convnet"]]
+    for cells in table:
+        convnet, mlp = (digits[model][cells[0].strip("`")] for model in ("convnet", "mlp"))
+        assert float(cells[1]) == pytest.approx(
+            convnet.state_bytes, abs=0.5 if convnet.state_bytes > 10 else 0.06
+        )
+        for (tuned, untuned), row in zip((cells[2:4], cells[4:6]), (convnet, mlp), strict=True):
+            assert tuned == f"{row.test.mean:.3f} ± {row.test.std:.3f}"
+            assert untuned == f"{row.untuned.mean:.2f}"
+
+
+def test_what_the_text_says_of_digits_holds(digits: dict[str, dict[str, Row]]) -> None:
+    for by in digits.values():
+        assert next(iter(by.values())).wins
+        assert next(iter(by)) == "soap"
+        adamw, sai = by["adamw"], by["sgd_sai"]
+        assert sai.untuned.mean < adamw.untuned.mean
+        assert welch(sai.untuned.values, adamw.untuned.values) < 0.01
+        assert welch(sai.untuned.values, adamw.test.values) > 0.01
+        assert all(by[name].untuned.mean > 0.5 for name in ("muon", "quad", "procrustes", "lion", "simba"))
+        assert by["sgd"].best["lr"] < 0.017
+    soap = digits["convnet"]["soap"]
+    assert welch(soap.untuned.values, soap.test.values) > 0.01
+
+
+def test_the_table_of_lions_momentum_has_the_records_figures() -> None:
+    by = {row.optimizer: row for row in ranking(EVIDENCE / "explanations" / "lion-momentum")}
+    variants = {
+        "`signum`": "signum",
+        "`adamw`": "adamw",
+        "`lion`, betas (0.9, 0.9)": "lion β 0.9, 0.9",
+        "`lion`; AdamW for the layers of single bytes": "lion, bytes by adamw",
+        "`lion`, betas (0.95, 0.98)": "lion β 0.95, 0.98",
+        "`lion`, betas (0.9, 0.99), the default": "lion",
+    }
+    table = dict(rows_of("Lion: its momentum remembers too long"))
+    assert list(table) == list(variants)
+    for text, label in variants.items():
+        assert table[text] == f"{by[label].test.mean:.2f} ± {by[label].test.std:.2f}"
+    gap, closed = (by["lion"].test.mean - by[name].test.mean for name in ("signum", "lion, bytes by adamw"))
+    assert 0.45 < gap < 0.55
+    assert closed < gap / 2
+
+
+def test_what_the_text_says_of_update_spectra_holds() -> None:
+    ranks: dict[str, dict[str, list[float]]] = {}
+    for record in read_records(EVIDENCE / "spectra"):
+        for name, points in record.series.items():
+            kind, _, matrix = name.partition("/")
+            if kind == "stable rank":
+                found = ranks.setdefault(record.optimizer, {}).setdefault(matrix, [])
+                found.append(fmean(value for step, value in points if step >= 100))
+    means = {name: [fmean(each) for each in by.values()] for name, by in ranks.items()}
+    spread = {name: (round(min(each)), round(max(each))) for name, each in means.items()}
+    assert spread["adamw"] == (3, 6)
+    assert spread["muon"] == (67, 88)
+    assert spread["quad"] == (11, 28)
+    for name, factor in (("muon", "4.4"), ("quad", "2.2")):
+        ratios = [math.sqrt(own / adamw) for own, adamw in zip(means[name], means["adamw"], strict=True)]
+        assert len(ratios) == 8
+        assert f"{median(ratios):.1f}" == factor
+    for steps, factors in ((500, (7, 8)), (2000, (5, 5))):
+        by = {row.optimizer: row.best["lr"] for row in ranking(folder(steps))}
+        assert tuple(round(by[name] / by["adamw"]) for name in ("muon", "quad")) == factors
 
 
 @pytest.mark.parametrize("steps", HORIZONS)
