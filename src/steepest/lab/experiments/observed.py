@@ -80,7 +80,7 @@ def observe(
         observe=observe_updates(quantity.measure(model), steps, points),
         notes=[
             quantity.note,
-            "Weights were not decayed; learning rates are the optimizers' defaults, or what the command sets.",
+            "Weights were not decayed; the learning rates are the defaults, or as the command sets them.",
         ],
         **options,
     )
