@@ -133,9 +133,20 @@ def test_what_the_text_says_of_digits_holds(digits: dict[str, dict[str, Row]]) -
     assert welch(soap.untuned.values, soap.test.values) > 0.01
 
 
+def variants(*names: str) -> dict[str, Row]:
+    return {row.optimizer: row for name in names for row in ranking(EVIDENCE / "explanations" / name)}
+
+
+def check_table(heading: str, by: dict[str, Row], labels: dict[str, str]) -> None:
+    table = dict(rows_of(heading))
+    assert list(table) == list(labels)
+    for text, label in labels.items():
+        assert table[text] == f"{by[label].test.mean:.2f} ± {by[label].test.std:.2f}"
+
+
 def test_the_table_of_lions_momentum_has_the_records_figures() -> None:
-    by = {row.optimizer: row for row in ranking(EVIDENCE / "explanations" / "lion-momentum")}
-    variants = {
+    by = variants("lion-momentum")
+    labels = {
         "`signum`": "signum",
         "`adamw`": "adamw",
         "`lion`, betas (0.9, 0.9)": "lion β 0.9, 0.9",
@@ -143,13 +154,30 @@ def test_the_table_of_lions_momentum_has_the_records_figures() -> None:
         "`lion`, betas (0.95, 0.98)": "lion β 0.95, 0.98",
         "`lion`, betas (0.9, 0.99), the default": "lion",
     }
-    table = dict(rows_of("Lion: its momentum remembers too long"))
-    assert list(table) == list(variants)
-    for text, label in variants.items():
-        assert table[text] == f"{by[label].test.mean:.2f} ± {by[label].test.std:.2f}"
+    check_table("Lion: its momentum remembers too long", by, labels)
     gap, closed = (by["lion"].test.mean - by[name].test.mean for name in ("signum", "lion, bytes by adamw"))
     assert 0.45 < gap < 0.55
     assert closed < gap / 2
+
+
+def test_the_table_of_sgd_sai_has_the_records_figures() -> None:
+    by = variants("sgd-layers", "sgd-sai-scales")
+    labels = {
+        "`adamw`": "adamw",
+        "`sgd_sai`, scales from 10 batches": "sgd_sai, G of 10 batches",
+        "`sgd_sai`, scales √d": "sgd_sai, G = √d",
+        "`sgd_sai`": "sgd_sai",
+        "`sgd`; AdamW for the layers of single bytes": "sgd, bytes by adamw",
+        "`sgd_sai`; AdamW for the layers of single bytes": "sgd_sai, bytes by adamw",
+        "`sgd`": "sgd",
+    }
+    check_table("SGD-SaI on text: not the first gradient, not the rare bytes", by, labels)
+    own, adamw, sgd = (by[name].test.mean for name in ("sgd_sai", "adamw", "sgd"))
+    assert 0.6 < (sgd - own) / (sgd - adamw) < 0.7
+    for other in ("sgd_sai, G = √d", "sgd_sai, G of 10 batches"):
+        assert welch(by["sgd_sai"].test.values, by[other].test.values) > 0.01
+    assert by["sgd_sai, bytes by adamw"].test.mean > own
+    assert welch(by["sgd"].test.values, by["sgd, bytes by adamw"].test.values) < 0.01
 
 
 def test_what_the_text_says_of_update_spectra_holds() -> None:
