@@ -201,7 +201,7 @@ def test_kept_preconditioners_cannot_be_asked_for_after_the_first_step(kind, vie
     assert not any(name.startswith("P") for name in state)
     optimizer.param_groups[0]["update_probability"] = 0.01
     before = copy.deepcopy((param.detach(), dict(state)))
-    with pytest.raises(ValueError, match=r"has no 'P_left.* cannot change after the first step"):
+    with pytest.raises(ValueError, match=r"has no state 'P_left.* cannot change after the first step"):
         train([param], optimizer, [8])
     torch.testing.assert_close((param.detach(), dict(state)), before, rtol=0, atol=0)
 

@@ -96,7 +96,7 @@ def test_parameters_that_are_flattened_afterwards_are_refused_by_the_step(rule: 
         group["param_names"] = ["flat"]
     before = [flat.detach().clone() for flat in flats]
     with pytest.raises(
-        ValueError, match=rf"'flat' is a vector .* {rule!r} needs whole .* nothing was stepped"
+        ValueError, match=rf"'flat' is a vector .* {rule!r} needs whole .* Nothing was stepped"
     ):
         optimizer.step()
     assert all(torch.equal(flat, was) for flat, was in zip(flats, before, strict=True))

@@ -79,8 +79,9 @@ def test_the_terminal_s_table(console: Console, directory: Path) -> None:
     with console.capture() as drawn:
         console.print(section_table(section, 120))
     assert not unprintable(drawn.get())
-    for shown in SHOWN:
-        assert re.search(rf"^ *{re.escape(shown[:24])} ", drawn.get(), re.MULTILINE)
+    lines = [line.strip() for line in drawn.get().splitlines()]
+    for shown in SHOWN:  # long ones are folded
+        assert any(line.startswith(shown[:20]) and "±" in line for line in lines)
 
 
 def test_markdown(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
