@@ -96,7 +96,9 @@ def reversal(label: str, after: list[float], seed: int = 1) -> Record:
         Evaluation(step=step, seconds=0, metrics={"NDCG@10 before": old, "NDCG@10": new})
         for step, old, new in curves
     ]
-    return make_record(label, phase="default", seed=seed, steps=800, validation=validation, chosen_step=curves[-1][0])
+    return make_record(
+        label, phase="default", seed=seed, steps=800, validation=validation, chosen_step=curves[-1][0]
+    )
 
 
 def test_recovery_is_counted_from_the_reversal() -> None:
