@@ -105,9 +105,10 @@ def test_it_maximizes_complex_parameters_as_eager_does():
 
 
 @pytest.mark.usefixtures("several_rows")
-def test_matrices_that_share_a_graph_step_as_eager_ones_do():
-    """Of a matrix rule, which has a graph before and one after its products."""
-    _follows_eager(Case("muon"), lambda: make_params(shapes=[(4, 3), (3, 5), (2, 2)]))
+@pytest.mark.parametrize("rule", ["muon", "sgd_sai", "soap", "adam_mini"])
+def test_tensors_that_share_a_graph_step_as_eager_ones_do(rule: str):
+    """Of each kind of pass: around products, with sums over a tensor, in a rotated basis, with blocks."""
+    _follows_eager(Case(rule), lambda: make_params(shapes=[(4, 3), (3, 5), (2, 2)]))
 
 
 def test_it_takes_roots_as_eager_does():

@@ -82,11 +82,20 @@ def test_what_the_text_says_of_2000_steps_holds(rows: dict[int, list[Row]]) -> N
     assert leads == {"muon": ["0.36", "0.21"], "quad": ["0.41", "0.25"]}
     for name in ("muon", "quad"):
         short, long = (by[steps][name] for steps in HORIZONS)
-        assert 0.75 < long.best["lr"] / short.best["lr"] < 1
         assert long.untuned.mean - long.test.mean < (short.untuned.mean - short.test.mean) / 2
     untuned = {name: row.untuned.mean - by[2000]["adamw"].untuned.mean for name, row in by[2000].items()}
     assert max(untuned[name] for name in ("muon", "quad", "signum")) < 0.005  # what the spread cannot tell
     assert min(untuned[name] for name in ("lion", "sgd_sai")) > 0.2
+    edges = {name: row.edges.get("lr") for name, row in by[2000].items()}
+    assert [edges[name] for name in ("muon", "quad", "adamw")] == ["lowest", "lowest", "highest"]
+    tried = [
+        record.searched["lr"] / by[500][record.optimizer].best["lr"]
+        for record in read_records(folder(2000))
+        if record.phase == "search"
+    ]
+    assert (f"{min(tried):.1f}", f"{max(tried):.2f}") == ("0.8", "1.15")
+    behind = [f"{each['lion'].test.mean - each['signum'].test.mean:.1f}" for each in by.values()]
+    assert behind == ["0.2", "0.3"]
     scores: dict[tuple[str, str], list[float]] = {}
     for record in read_records(folder(2000)):
         if record.test is not None:
@@ -150,14 +159,14 @@ def test_the_table_of_lions_momentum_has_the_records_figures() -> None:
         "`signum`": "signum",
         "`adamw`": "adamw",
         "`lion`, betas (0.9, 0.9)": "lion β 0.9, 0.9",
-        "`lion`; AdamW for the layers of single bytes": "lion, bytes by adamw",
+        "`lion`; AdamW for embedding and output layers": "lion, bytes by adamw",
         "`lion`, betas (0.95, 0.98)": "lion β 0.95, 0.98",
         "`lion`, betas (0.9, 0.99), the default": "lion",
     }
-    check_table("Lion: its momentum remembers too long", by, labels)
-    gap, closed = (by["lion"].test.mean - by[name].test.mean for name in ("signum", "lion, bytes by adamw"))
-    assert 0.45 < gap < 0.55
-    assert closed < gap / 2
+    check_table("Lion: its momentum seems to remember too long", by, labels)
+    gaps = [value - by["signum"].test.mean for value in by["lion"].test.values]
+    assert (f"{min(gaps):.1f}", f"{max(gaps):.1f}") == ("0.2", "0.7")
+    assert f"{welch(by['lion'].test.values, by['signum'].test.values):.2f}" == "0.07"
 
 
 def test_the_table_of_sgd_sai_has_the_records_figures() -> None:
@@ -167,13 +176,13 @@ def test_the_table_of_sgd_sai_has_the_records_figures() -> None:
         "`sgd_sai`, scales from 10 batches": "sgd_sai, G of 10 batches",
         "`sgd_sai`, scales √d": "sgd_sai, G = √d",
         "`sgd_sai`": "sgd_sai",
-        "`sgd`; AdamW for the layers of single bytes": "sgd, bytes by adamw",
-        "`sgd_sai`; AdamW for the layers of single bytes": "sgd_sai, bytes by adamw",
+        "`sgd`; AdamW for embedding and output layers": "sgd, bytes by adamw",
+        "`sgd_sai`; AdamW for embedding and output layers": "sgd_sai, bytes by adamw",
         "`sgd`": "sgd",
     }
-    check_table("SGD-SaI on text: not the first gradient, not the rare bytes", by, labels)
-    own, adamw, sgd = (by[name].test.mean for name in ("sgd_sai", "adamw", "sgd"))
-    assert 0.6 < (sgd - own) / (sgd - adamw) < 0.7
+    check_table("SGD-SaI on text: measured scales gain nothing over √d", by, labels)
+    own = by["sgd_sai"].test.mean
+    assert by["sgd"].edges["lr"] == "highest"
     for other in ("sgd_sai, G = √d", "sgd_sai, G of 10 batches"):
         assert welch(by["sgd_sai"].test.values, by[other].test.values) > 0.01
     assert by["sgd_sai, bytes by adamw"].test.mean > own
@@ -197,13 +206,12 @@ def test_what_the_text_says_of_update_spectra_holds() -> None:
         ratios = [math.sqrt(own / adamw) for own, adamw in zip(means[name], means["adamw"], strict=True)]
         assert len(ratios) == 8
         assert f"{median(ratios):.1f}" == factor
-    for steps, factors in ((500, (7, 8)), (2000, (5, 5))):
-        by = {row.optimizer: row.best["lr"] for row in ranking(folder(steps))}
-        assert tuple(round(by[name] / by["adamw"]) for name in ("muon", "quad")) == factors
+    best = {row.optimizer: row.best["lr"] for row in ranking(folder(500))}
+    assert [round(best[name] / best["adamw"]) for name in ("muon", "quad")] == [7, 8]
 
 
 @pytest.mark.parametrize("steps", HORIZONS)
-def test_the_records_can_be_gone_on_with(steps: int) -> None:
+def test_the_records_can_be_resumed(steps: int) -> None:
     saved = Experiment.load(folder(steps)).optimizers
     specs = resolve_optimizers([entry.entry for entry in saved.values()], nn.Linear(3, 2))
     assert {spec.label: spec.hyperparameters for spec in specs} == {

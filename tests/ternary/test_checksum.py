@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -118,6 +119,17 @@ def test_state_dicts_without_it_load():
     on_meta = BinaryLinear(64, 64, device="meta")
     on_meta.load_state_dict({name[2:]: value for name, value in old.items() if name[0] == "0"}, assign=True)
     assert torch.equal(on_meta.unpack(), model[0].unpack())
+
+
+@pytest.mark.parametrize("kind", [BinaryLinear, TernaryLinear])
+def test_layers_pickled_without_it_load(kind: type[TernaryLinear]):
+    layer = kind(64, 64)
+    old = copy.copy(layer)
+    old._buffers = {name: value for name, value in layer._buffers.items() if name != "checksum"}
+    loaded = pickle.loads(pickle.dumps(old)).eval()
+    x = torch.randn(4, 64)
+    assert torch.equal(loaded(x), layer.eval()(x))
+    assert loaded.state_dict().keys() == layer.state_dict().keys()
 
 
 def test_ternary_layers_have_none():

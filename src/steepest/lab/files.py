@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from pathlib import Path
@@ -33,7 +34,8 @@ def replace_file(path: Path, content: str | bytes) -> None:
         draft.write_bytes(content.encode() if isinstance(content, str) else content)
         draft.replace(path)
     except OSError as error:
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            draft.unlink()
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         advice = "make room, and run the command again" if full else "move what is there, or write elsewhere"
         raise LabError(f"cannot write {path}: {error.strerror or error}; {advice}") from error

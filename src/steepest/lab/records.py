@@ -252,8 +252,8 @@ class Experiment(_Model):
             return cls.model_validate_json(read_file(path))
         except ValidationError as error:
             raise LabError(
-                f"{path} is not an experiment that this version can read: {_first(error)}. Put back a copy; "
-                "if the directory has its study.db, the experiment's command writes the file again"
+                f"{path} is not an experiment that this version can read: {_first(error)}. Put back a copy, "
+                "or move it away; if the directory has its study.db, the experiment's command writes it again"
             ) from error
 
 

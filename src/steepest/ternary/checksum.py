@@ -27,8 +27,8 @@ def checksum(packed: Tensor) -> Tensor:
     words = flat.view(torch.int32)
     total = torch.zeros((), dtype=torch.int64, device=packed.device)
     for part in row_chunks(len(words), 1, packed.device):
-        # Factors that no small combination of cancels, and odd, so that they take no bits away. Products and
-        # sums wrap around.
+        # No small combination of these factors is zero, and odd ones lose no bits. Products and sums wrap
+        # around.
         factors = torch.arange(part.start + 1, part.stop + 1, device=packed.device).mul_(0x1E3779B97F4A7C15)
         factors ^= factors >> 31
         total += factors.bitwise_or_(1).mul_(words[part]).sum()

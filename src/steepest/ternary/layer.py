@@ -392,6 +392,11 @@ class TernaryLinear(nn.Module):
         """Copy without the vote buffer: a copy votes once a trainer of its own attaches it."""
         return {**self.__dict__, "vote_buffer": None, "_valid": None}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if "checksum" not in self._buffers:  # pickled before there were checksums
+            self._buffers["checksum"] = _bytes(checksum(self.packed)) if self.bits == 1 else None
+
 
 class BinaryLinear(TernaryLinear):
     r"""A linear layer of binary weights, stored in one bit each, without a float copy.

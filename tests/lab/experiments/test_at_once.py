@@ -22,7 +22,7 @@ from steepest.lab.records import Experiment, read_records
 
 from ..conftest import make_experiment
 from .test_resume import run_sweep
-from .test_workers import Worker, short_waits
+from .test_workers import Worker, assert_each_once, short_waits
 
 __all__ = ["short_waits"]
 
@@ -47,9 +47,7 @@ def test_two_races_started_at_once_are_one(workers: list[Worker], tmp_path: Path
         trials = Experiment.load(out).trials
         assert trials in (3, 4)
         assert Counter(r.phase for r in records) == {"search": trials, "tuned": 4, "default": 4}
-        assert Counter(map(str, begun)) == Counter(
-            str([r.phase, r.seed, r.searched.get("lr")]) for r in records
-        )
+        assert_each_once(begun, records)
 
 
 def test_the_plan_that_comes_second_takes_the_firsts(

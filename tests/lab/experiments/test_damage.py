@@ -17,6 +17,7 @@ from sqlalchemy.exc import OperationalError
 from torch import Tensor
 
 from steepest.lab import LabError, Task
+from steepest.lab.files import replace_file
 from steepest.lab.progress import Callback
 from steepest.lab.records import read_records
 from steepest.lab.report import load, section_table
@@ -174,3 +175,9 @@ def test_a_full_disk_under_the_database_is_one_line(
     with pytest.raises(LabError, match=r"cannot use the storage .*disk is full: make room") as error:
         run_sweep(plane, tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_a_file_in_the_place_of_the_directory_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(LabError, match=r"cannot write .*experiment\.json"):
+        replace_file(tmp_path / "runs" / "experiment.json", "{}")

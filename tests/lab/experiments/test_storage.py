@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
 from steepest.lab.experiments import storage
 from steepest.lab.experiments.storage import Storage
+from steepest.lab.records import Range
 
 from ..conftest import make_record
 
@@ -71,3 +74,46 @@ def test_a_worker_that_died_before_its_first_heartbeat_is_given_up(
     assert shared.running("lion", "search") == []
     assert shared.run("lion", "search", lambda values: (1.0, make_record("lion")), values={"lr": 0.1})
     assert [record.optimizer for record in shared.finished("lion", "search")] == ["lion"]
+
+
+def test_a_lock_that_is_held_for_long_stays_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "HEARTBEAT_SECONDS", 1)
+    monkeypatch.setattr(storage, "GRACE_SECONDS", 2)
+    ours, theirs = Storage(tmp_path, "shared"), Storage(tmp_path, "shared")
+    said: list[str] = []
+
+    def wait() -> None:
+        with theirs.lock():
+            said.append("theirs")
+
+    with ThreadPoolExecutor() as pool:
+        with ours.lock():
+            waiting = pool.submit(wait)
+            time.sleep(4)  # twice the grace
+            said.append("ours")
+        waiting.result(60)
+    assert said == ["ours", "theirs"]
+
+
+def test_sqlite_writes_ahead_from_the_first_connection_on(tmp_path: Path) -> None:
+    with Storage(tmp_path, "shared")._storage.engine.connect() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+        assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 1
+
+
+def test_a_defect_of_ours_is_not_blamed_on_the_storage(tmp_path: Path) -> None:
+    class Broken(BaseSampler):
+        def sample_relative(self, *arguments: Any) -> dict[str, Any]:
+            raise AttributeError("a defect")
+
+        infer_relative_search_space = sample_independent = sample_relative
+
+    with pytest.raises(AttributeError, match="a defect"):
+        Storage(tmp_path, "shared").run(
+            "lion",
+            "search",
+            lambda values: (1.0, make_record("lion")),
+            values={},
+            ranges={"lr": Range(low=0.1, high=1)},
+            sampler=Broken(),
+        )

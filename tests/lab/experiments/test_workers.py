@@ -146,6 +146,16 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
         ).records
 
 
+def assert_each_once(begun: list[Any], records: list[Record]) -> None:
+    """Every recorded trial was begun once, and no other but a last search trial begun by both at once."""
+    surplus = [*begun]
+    for record in records:
+        surplus.remove(key(record))
+    assert all(phase == "search" for phase, *_ in surplus)
+    assert len(surplus) <= 1
+    assert max(Counter(map(str, begun)).values()) == 1
+
+
 def test_two_processes_share_the_trials(
     worker: Worker, url: str, tmp_path: Path, alone: list[Record]
 ) -> None:
@@ -155,7 +165,7 @@ def test_two_processes_share_the_trials(
     result = worker_job.work(tmp_path, url, tell)
     theirs += iter(worker.said, "done")
     assert tell.begun
-    assert Counter(map(str, theirs + tell.begun)) == Counter(str(key(record)) for record in result.records)
+    assert_each_once(theirs + tell.begun, result.records)
     assert len(result.records) == 6 + 2 + 2
     assert sorted(outcome(result.records), key=str) == sorted(outcome(alone), key=str)
 

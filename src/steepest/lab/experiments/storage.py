@@ -6,6 +6,7 @@ database alone holds the whole experiment; `records.jsonl` is an export.
 
 from __future__ import annotations
 
+import sqlite3
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,11 +17,13 @@ from typing import Any, get_args
 
 import optuna
 from optuna.distributions import FloatDistribution
+from optuna.exceptions import OptunaError
 from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler
+from optuna.storages._heartbeat import get_heartbeat_thread
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic_core import PydanticSerializationError
 from sqlalchemy import event
-from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
 
 from ..errors import LabError
 from ..printable import printable
@@ -35,6 +38,8 @@ _CREATION_SECONDS = 1.0
 _EXPERIMENT = "experiment"
 _LOCK = "lock"
 _RECORD = "record"
+# What a database that is damaged, full, out of reach, or without its driver raises, through Optuna or not.
+_DAMAGE = (SQLAlchemyError, sqlite3.Error, OptunaError, ImportError, ValueError, OSError)
 # Values that the lab chooses itself may lie anywhere.
 _ANY = FloatDistribution(-1e30, 1e30)
 
@@ -77,6 +82,7 @@ class Storage:
         if self.url.startswith("sqlite"):
             # Two workers that write at once wait for each other instead of failing.
             event.listen(self._storage.engine, "connect", _write_ahead)
+            self._storage.engine.dispose()  # of connections made before
         self._studies: dict[tuple[str, str], optuna.Study] = {}
         self._trials: dict[tuple[str, str], list[FrozenTrial]] = {}
         self._records: dict[int, Record] = {}
@@ -86,14 +92,14 @@ class Storage:
         """Turn whatever Optuna raises if a database is damaged, full, or out of reach, into one line."""
         try:
             yield
-        except (LabError, _ObjectiveError, optuna.TrialPruned):
-            raise
         except KeyError as error:
             raise LabError(
-                f"{doing} the storage {self.url}: a study of {self.name} is damaged, or was deleted "
-                f"meanwhile, as --fresh does{self._advice}"
+                f"{doing} the storage {self.url}: a study of {self.name} was deleted meanwhile, as --fresh "
+                f"does, or is damaged. Run the command again; if that does not help, start with an empty one"
             ) from error
-        except Exception as error:
+        except (LabError, optuna.TrialPruned):
+            raise
+        except _DAMAGE as error:
             # SQLAlchemy's own text would go on with the statement and a link.
             cause = error.orig if isinstance(error, DBAPIError) else error.__cause__ or error
             full = ": make room, and run the command again" if "disk is full" in str(cause) else self._advice
@@ -103,7 +109,7 @@ class Storage:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other processes out of such blocks of the same experiment; they must be short.
+        """Keep other processes out of such blocks of the same experiment.
 
         Any database numbers trials one after the other, so a process waits for those with a lower number.
         That of one that died is given up like its trials.
@@ -111,18 +117,17 @@ class Storage:
         turns = self.study("", _LOCK)
         with self._one_line():
             turn = turns.ask()
-            self._storage.record_heartbeat(turn._trial_id)
             turn.suggest_float("turn", 0, 1)  # one with values is not given up for its age
         try:
-            with self._one_line():
-                while any(
-                    trial.number < turn.number
-                    for trial in turns.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-                ):
-                    time.sleep(_WAIT_SECONDS)
-                    self._give_up_stale(turns)
-                    self._storage.record_heartbeat(turn._trial_id)
-            yield
+            with get_heartbeat_thread(turn._trial_id, self._storage):
+                with self._one_line():
+                    while any(
+                        trial.number < turn.number
+                        for trial in turns.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+                    ):
+                        time.sleep(_WAIT_SECONDS)
+                        self._give_up_stale(turns)
+                yield
         finally:
             with self._one_line():
                 turns.tell(turn, state=TrialState.FAIL, skip_if_finished=True)
