@@ -166,7 +166,7 @@ def sweep(
             raise LabError(f"{directory} was started over meanwhile: run the command again")
         number, run, not_run = planned or (trials, [*entries], {})
         if budget is not None and saved is not None:
-            # The whole plan repeated resumes it; who names fewer optimizers wants just those.
+            # A repeated request resumes the whole plan; one that names fewer optimizers means only those.
             whole = {*saved.optimizers, *saved.not_run} <= entries.keys()
             number, run, not_run = saved.trials, [*entries], saved.not_run if whole else {}
         chosen = {label: entries[label] for label in run if label not in not_run}
