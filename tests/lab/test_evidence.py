@@ -109,6 +109,20 @@ def test_what_the_text_says_of_2000_steps_holds(rows: dict[int, list[Row]]) -> N
     assert beaten == ["signum", "sgd_sai"]
 
 
+def test_the_table_of_the_larger_model_has_the_records_figures(rows: dict[int, list[Row]]) -> None:
+    small = {row.optimizer: row for row in rows[500]}
+    large = ranking(EVIDENCE / "text-1m")
+    table = rows_of("A larger model: 1.3 M parameters, 500 steps")
+    assert [cells[0] for cells in table] == [f"`{row.optimizer}`" for row in large]
+    for cells, row in zip(table, large, strict=True):
+        assert float(cells[1]) == pytest.approx(row.state_bytes, abs=0.06)
+        assert cells[2] == f"{row.test.mean:.2f} ± {row.test.std:.2f}"
+        assert cells[3] == f"{small[row.optimizer].test.mean:.2f}"
+    means = {row.optimizer: row.test.mean for row in large}
+    assert f"{means['adamw'] - means['muon']:.2f}" == "0.43"
+    assert means["signum"] > small["signum"].test.mean - 0.05
+
+
 @pytest.fixture(scope="module")
 def digits() -> dict[str, dict[str, Row]]:
     models = ("convnet", "mlp")
