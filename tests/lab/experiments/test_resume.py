@@ -32,6 +32,7 @@ def outcome(records: list[Record]) -> list[Record]:
         r.model_copy(
             update={
                 "seconds": 0.0,
+                "machine": {},  # with the git revision, which a commit changes
                 "training_loss": [(step, 0.0, loss) for step, _, loss in r.training_loss],
                 "validation": [e.model_copy(update={"seconds": 0.0}) for e in r.validation],
             }
