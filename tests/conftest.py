@@ -12,19 +12,11 @@ import pytest
 import torch
 
 from steepest import optimizer, rule
-from steepest.compile import cache
-from steepest.engine.compiled import GraphSpec
 
 # What a test computes must not depend on what this machine's last timings said; subprocesses inherit it.
 os.environ["STEEPEST_AUTOTUNE"] = "off"
 # torch.compile believes what the processor says of its vectors: to try them takes seconds in every process.
 os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "1"
-
-# A graph takes up to four tensors, each in code of its own, and so compiles twice as long as a graph for one.
-# Most tests step one tensor or see no difference; `several_rows` is for those that ask how tensors share a
-# graph. Subprocesses compile what users do.
-_ROWS = GraphSpec.rows
-GraphSpec.rows = property(lambda spec: 1)  # type: ignore[method-assign, assignment]
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -33,18 +25,6 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Every device of this machine, one after the other."""
     return torch.device(request.param)
-
-
-def _takes_one(key: Any) -> bool:
-    return not isinstance(key, GraphSpec) or _ROWS.fget(key) == 1
-
-
-@pytest.fixture
-def several_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compiled graphs take as many tensors at once as outside of the tests."""
-    same = {key: code for key, code in cache._made.items() if _takes_one(key[0])}
-    monkeypatch.setattr(GraphSpec, "rows", _ROWS)
-    monkeypatch.setattr(cache, "_made", same)
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(not compiler_available("cpu"), reason="torch.com
 
 
 def _plain(dtype: torch.dtype = torch.float32) -> list[Parameter]:
-    """One tensor: compiling is what takes the time here."""
+    """A single tensor: compiling is what takes the time here."""
     return make_params(dtype, shapes=[(4, 3)])
 
 
@@ -86,7 +86,6 @@ def test_it_equals_eager_over_a_schedule_that_never_recompiles(case: Case):
     _follows_eager(case, _plain)
 
 
-@pytest.mark.usefixtures("several_rows")
 def test_it_rounds_stochastically_as_eager_does():
     """Rounding is the same code for every rule."""
     options = {"rounding": "stochastic", "state_dtype": torch.float32}
@@ -99,12 +98,10 @@ def test_it_decays_as_eager_does(method: str):
     _follows_eager(Case("signgsd"), _plain, weight_decay_method=method)
 
 
-@pytest.mark.usefixtures("several_rows")
 def test_it_maximizes_complex_parameters_as_eager_does():
     _follows_eager(Case("adamw"), lambda: _varied(torch.complex64), maximize=True)
 
 
-@pytest.mark.usefixtures("several_rows")
 @pytest.mark.parametrize("rule", ["muon", "sgd_sai", "soap", "adam_mini"])
 def test_tensors_that_share_a_graph_step_as_eager_ones_do(rule: str):
     """Of each kind of pass: around products, with sums over a tensor, in a rotated basis, with blocks."""
@@ -128,7 +125,6 @@ def test_it_really_compiles(monkeypatch: pytest.MonkeyPatch):
     assert _graphs() == before + 1
 
 
-@pytest.mark.usefixtures("several_rows")
 @pytest.mark.parametrize(
     ("name", "shapes", "left"),
     [
