@@ -4,11 +4,13 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
+from torch.distributed.tensor import Replicate, Shard
 
 from steepest.lab import cli
-from steepest.lab.cli.plan_sharded import matrices, mesh_row, owner_rows, plan
+from steepest.lab.cli.plan_sharded import matrices
 from steepest.lab.errors import LabError
+from steepest.planning import plan_sharded
+from steepest.planning.table import meshes_table
 
 SHAPES = [("layers.0.q", (8, 8)), ("layers.1.q", (8, 8)), ("head", (4, 8))]
 
@@ -40,29 +42,37 @@ def test_other_files_are_refused(text: str, tmp_path: Path) -> None:
 
 
 def test_the_owners_are_those_of_the_plan() -> None:
-    rows = owner_rows(plan(SHAPES, "2", None, "muon"))
-    assert [(row["matrix"], row["shape"], row["owners"]) for row in rows] == [
-        ("layers.*.q (2)", "8×8", "0 1"),
-        ("head", "4×8", "0"),
+    plan = plan_sharded(SHAPES, (2,), [Shard(0)])
+    assert str(plan).splitlines()[2:] == [
+        "layers.*.q (2)  8×8      1.54e-05  0 1",
+        "head            4×8      2.82e-06  0",
     ]
+    assert [unit.owner for unit in plan.units] == [0, 1, 0]
 
 
-def test_a_row_of_a_mesh_has_the_plans_times() -> None:
-    found, narrow = (
-        plan(SHAPES, "2", None, "muon", exchange_dtype=dtype) for dtype in (torch.float32, torch.bfloat16)
-    )
-    row = mesh_row("2", None, found, narrow, 1e3, 1e3, 1e3)
-    assert (row["mesh"], row["layout"], row["replicas"]) == ("2", "shard(0)", 1)
+def test_long_lists_of_owners_are_wrapped_and_lose_none() -> None:
+    plan = plan_sharded([(f"h.{n}.q", (8, 8)) for n in range(100)], (64,), [Shard(0)])
+    lines = str(plan).splitlines()
+    assert max(map(len, lines)) <= 110
+    listed = " ".join(lines[2:]).split()[4:]
+    assert listed == [str(unit.owner) for unit in plan.units]
+
+
+def test_a_line_of_a_mesh_has_the_plans_times() -> None:
+    plans = {
+        "2": plan_sharded(SHAPES, (2,), [Shard(0)]),
+        "2x2": plan_sharded(SHAPES, (2, 2), [Replicate(), Shard(0)]),
+    }
+    line, other = (line.split() for line in meshes_table(plans, 1e3, 1e3, 1e3).splitlines()[2:])
     # 30 n³ flops for 8×8; the smaller matrix is 8·4²·8 + 28·4³ flops, at 1000 flops a second.
     costs = [30 * 8**3, 30 * 8**3, 8 * 4**2 * 8 + 28 * 4**3]
-    assert row["compute, ms"] == pytest.approx(costs[0] + costs[2])
-    assert row["everywhere, ms"] == pytest.approx(sum(costs))
     # Half of each matrix travels there and back; and each owner says whether it failed. 1000 bytes a second.
     sent = (2 * 64 + 32) * 4 // 2 + 8
-    assert row["sent, MiB"] == sent / 2**20
-    assert row["exchange, ms"] == pytest.approx(sent)
-    assert row["in bfloat16, ms"] == pytest.approx((sent - 8) / 2 + 8)
-    assert mesh_row("2x2", None, found, narrow, 1, 1, 1)["layout"] == "replicate, shard(0)"
+    times = [f"{ms:,}" for ms in (costs[0] + costs[2], sent, sum(costs))]
+    assert line[:2] == ["2", "1"]
+    assert line[4:6] == [str(sent), "B"]
+    assert line[-3:] == times
+    assert other[:2] == ["2x2", str(plans["2x2"].replicas)]
 
 
 @pytest.mark.parametrize(
@@ -103,4 +113,5 @@ def test_the_command_prints_both_tables(capsys: pytest.CaptureFixture[str]) -> N
     assert cli.run(["plan-sharded", *arguments, "--bucket-bytes", "100000"]) == 0
     shown = capsys.readouterr().out
     assert "8 matrices, 24,576 elements" in shown
-    assert shown.count("Owners on 4 ranks") == 2
+    assert "Owners on 2x2" in shown
+    assert "Owners on 4\n" in shown

@@ -13,6 +13,7 @@ from torch import Tensor
 from steepest.distributed.layout import layout_of
 from steepest.engine.units import Sharding, Way
 from steepest.engine.workload import Leg, Workload, workload
+from steepest.planning.table import owners_table
 from steepest.rule import Group, find_rule
 from steepest.views import is_interleaved
 
@@ -41,7 +42,7 @@ class PlannedUnit:
 
 @dataclass(frozen=True)
 class ShardedPlan:
-    """What the processes of a mesh compute and send in each step.
+    """What the processes of a mesh compute and send in each step; ``str()`` lists the owners.
 
     Attributes:
         ranks: how many processes the mesh has.
@@ -57,6 +58,9 @@ class ShardedPlan:
     units: tuple[PlannedUnit, ...]
     work: Workload
 
+    def __str__(self) -> str:
+        return owners_table(self)
+
     @property
     def sent(self) -> float:
         """The mean of the bytes that a process sends to others."""
@@ -69,6 +73,10 @@ class ShardedPlan:
     def exchange_seconds(self, near: float, far: float) -> float:
         """Return the time of both legs, at bytes a second within a node and to other nodes."""
         return sum(_seconds(leg, near, far) for leg in (self.work.there, self.work.back))
+
+    def everywhere_seconds(self, flops: float) -> float:
+        """Return the time if every process computed all matrices."""
+        return sum(unit.cost for unit in self.units) / flops
 
 
 def _seconds(leg: Leg, near: float, far: float) -> float:
@@ -137,6 +145,12 @@ def plan_sharded(
     >>> plan = plan_sharded([("q", (8, 8)), ("k", (4, 8)), ("v", (4, 8))], (2,), (Shard(0),))
     >>> [unit.owner for unit in plan.units], plan.work.waves, plan.work.sent.tolist()
     ([0, 1, 1], 1, [264, 264])
+    >>> print(plan)
+    matrix  shape  Gflop each  owners
+    ---------------------------------
+    q       8×8      1.54e-05  0
+    k       4×8      2.82e-06  1
+    v       4×8      2.82e-06  1
     """
     found = find_rule(rule)
     if not found.transforms:

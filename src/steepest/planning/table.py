@@ -10,8 +10,9 @@ from steepest.explain import byte_words, starred
 
 if TYPE_CHECKING:
     from steepest.planning.memory import Plan, PlanRow
+    from steepest.planning.sharded import PlannedUnit, ShardedPlan
 
-__all__ = ["aligned", "comparison_table", "plan_table"]
+__all__ = ["aligned", "comparison_table", "meshes_table", "owners_table", "plan_table"]
 
 
 def plan_table(plan: Plan, width: int) -> str:
@@ -78,6 +79,47 @@ def comparison_table(plans: Mapping[str, Plan]) -> str:
         each = f"{plan.state_bytes / numel:.4g} B"
         lines.append((label, byte_words(plan.state_bytes), each, share, *sizes))
     return "\n".join(line.rstrip() for line in aligned(lines, left=1))
+
+
+def owners_table(plan: ShardedPlan, width: int = 110) -> str:
+    """Format a line for each matrix, those whose names differ only in numbers together, and their owners."""
+    together: dict[tuple[str, tuple[int, ...]], list[PlannedUnit]] = {}
+    for unit in plan.units:
+        together.setdefault((starred(unit.name), unit.shape), []).append(unit)
+    lines: list[tuple[str, ...]] = [("matrix", "shape", "Gflop each")]
+    owners = ["owners"]
+    for (name, shape), units in together.items():
+        label = units[0].name if len(units) == 1 else f"{name} ({len(units)})"
+        lines.append((label, "×".join(map(str, shape)), _digits(units[0].cost / 1e9)))
+        owners.append(" ".join(str(unit.owner) for unit in units if unit.owner is not None) or "all")
+    head, rule, *rows = aligned(lines, left=2)
+    made = [f"{head}  {owners[0]}", rule + "-" * (2 + len(owners[0]))]
+    for row, ranks in zip(rows, owners[1:], strict=True):
+        made += textwrap.wrap(f"{row}  {ranks}", width, subsequent_indent="    ")
+    return "\n".join(made)
+
+
+def meshes_table(plans: Mapping[str, ShardedPlan], flops: float, near: float, far: float) -> str:
+    """Format a line for each mesh; devices compute ``flops`` and send ``near`` and ``far`` bytes a second."""
+    times = ("compute, ms", "exchange, ms", "everywhere, ms")
+    lines: list[tuple[str, ...]] = [
+        ("mesh", "replicas", "waves", "max/mean load", "sent", "most in a wave", *times)
+    ]
+    for mesh, plan in plans.items():
+        work = plan.work
+        seconds = (
+            plan.compute_seconds(flops),
+            plan.exchange_seconds(near, far),
+            plan.everywhere_seconds(flops),
+        )
+        sizes = (byte_words(round(plan.sent)), byte_words(work.working_bytes))
+        counts = (str(plan.replicas), str(work.waves), f"{work.balance:.2f}")
+        lines.append((mesh, *counts, *sizes, *(_digits(1e3 * each) for each in seconds)))
+    return "\n".join(aligned(lines, left=1))
+
+
+def _digits(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def aligned(lines: Sequence[tuple[str, ...]], left: int) -> list[str]:

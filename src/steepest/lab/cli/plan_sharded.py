@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+import math
+from textwrap import fill
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,20 +12,14 @@ from ..bench.shapes import MODELS, model_shapes
 from ..defaults import DTYPES
 from ..errors import LabError
 from .completion import complete_models
-from .mesh import LayoutOption, mesh_options, parse_layout, parse_mesh
-from .options import make_console, parse_dtype
+from .mesh import LayoutOption, mesh_options
+from .options import parse_dtype
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from steepest.planning import ShardedPlan
-
     from ..bench.models import Shapes
 
 # An H100 with InfiniBand.
 FLOPS, NEAR, FAR = 500.0, 360.0, 45.0
-
-Row = dict[str, str | int | float]
 
 
 def plan_sharded_command(
@@ -72,31 +66,31 @@ def plan_sharded_command(
 
     The optimizer itself follows the same plan. Times are estimates from the rates that you give.
     """
-    import torch
+    from steepest.planning import plan_sharded
+    from steepest.planning.table import meshes_table
 
     if min(node, tflops, near, far) <= 0:
         raise LabError("--node, --tflops, --near and --far must be positive")
-    options: dict[str, Any] = {"dtype": parse_dtype(dtype), "node": node}
+    options: dict[str, Any] = {"rule": rule, "dtype": parse_dtype(dtype), "node": node}
     if exchange_dtype is not None:
         options["exchange_dtype"] = parse_dtype(exchange_dtype)
     if bucket_bytes is not None:
         options["bucket_bytes"] = bucket_bytes
     listed = matrices(shapes)
-    plans, rows = [], []
-    for text in mesh:
-        plans.append(plan(listed, text, layout, rule, **options))
-        narrow = plan(listed, text, layout, rule, **{**options, "exchange_dtype": torch.bfloat16})
-        rows.append(mesh_row(text, layout, plans[-1], narrow, 1e12 * tflops, 1e9 * near, 1e9 * far))
-    console = make_console(width=180)
-    elements = sum(torch.Size(shape).numel() for _, shape in listed)
+    try:
+        plans = {each: plan_sharded(listed, **mesh_options(each, layout), **options) for each in mesh}
+    except (ValueError, TypeError) as error:
+        raise LabError(str(error)) from error
+    print(f"{rule}: {len(listed)} matrices, {sum(math.prod(shape) for _, shape in listed):,} elements\n")
+    print(meshes_table(plans, 1e12 * tflops, 1e9 * near, 1e9 * far))
     note = (
         f"Estimated for devices of {tflops:g} TFLOP/s that send {near:g} GB/s within a node of {node}, "
         f"and {far:g} GB/s between nodes. Compute and exchange overlap. Replicas: ranks that share work on a "
         "matrix. Sent: the mean over the ranks. Everywhere: the time if every rank computed all matrices."
     )
-    console.print(_table(f"{rule}: {len(listed)} matrices, {elements:,} elements", rows, note))
-    for found in plans if owners else ():
-        console.print(_table(f"Owners on {found.ranks} ranks", owner_rows(found)))
+    print(fill(note, 110))
+    for each, found in plans.items() if owners else ():
+        print(f"\nOwners on {each}\n\n{found}")
     return 0
 
 
@@ -108,77 +102,3 @@ def matrices(text: str) -> Shapes:
 
     # Matrix rules leave vectors to other rules.
     return [(name, shape) for name, shape in find_shapes(text) if len(shape) > 1]
-
-
-def plan(shapes: Shapes, mesh: str, layout: str | None, rule: str, **options: Any) -> ShardedPlan:
-    """Plan for a mesh and a layout as words, or raise ``LabError``; `options` are those of `plan_sharded`."""
-    from steepest.planning import plan_sharded
-
-    where = mesh_options(mesh, layout)
-    try:
-        return plan_sharded(shapes, rule=rule, **where, **options)
-    except (ValueError, TypeError) as error:
-        raise LabError(str(error)) from error
-
-
-def mesh_row(
-    mesh: str,
-    layout: str | None,
-    found: ShardedPlan,
-    narrow: ShardedPlan,
-    flops: float,
-    near: float,
-    far: float,
-) -> Row:
-    """Return the table's row of a mesh; `narrow` is its plan with exchanges in bfloat16."""
-    work = found.work
-    return {
-        "mesh": mesh,
-        "layout": ", ".join(parse_layout(layout, parse_mesh(mesh))),
-        "replicas": found.replicas,
-        "units": len(found.units),
-        "waves": work.waves,
-        "max/mean load": work.balance,
-        "sent, MiB": found.sent / 2**20,
-        "most in a wave, MiB": work.working_bytes / 2**20,
-        "compute, ms": 1e3 * found.compute_seconds(flops),
-        "exchange, ms": 1e3 * found.exchange_seconds(near, far),
-        "in bfloat16, ms": 1e3 * narrow.exchange_seconds(near, far),
-        "everywhere, ms": 1e3 * sum(unit.cost for unit in found.units) / flops,
-    }
-
-
-def owner_rows(found: ShardedPlan) -> list[Row]:
-    """Return a row for each matrix; those whose names differ only in numbers share one."""
-    together: dict[tuple[str, tuple[int, ...]], list[Any]] = {}
-    for unit in found.units:
-        together.setdefault((re.sub(r"\d+", "*", unit.name), unit.shape), []).append(unit)
-    rows: list[Row] = []
-    for (name, shape), units in together.items():
-        ranks = [unit.owner for unit in units]
-        rows.append(
-            {
-                "matrix": f"{name} ({len(units)})" if len(units) > 1 else units[0].name,
-                "shape": "×".join(map(str, shape)),
-                "Gflop each": units[0].cost / 1e9,
-                "owners": "all" if None in ranks else " ".join(map(str, ranks)),
-            }
-        )
-    return rows
-
-
-def _table(title: str, rows: Sequence[Row], note: str = "") -> Table:
-    from rich.table import Table
-
-    table = Table(title=title, caption=note, title_justify="left", caption_justify="left")
-    for header, value in rows[0].items():
-        table.add_column(header, justify="left" if isinstance(value, str) else "right")
-    for row in rows:
-        table.add_row(*(_format(value) for value in row.values()))
-    return table
-
-
-def _format(value: str | float) -> str:
-    if isinstance(value, float):
-        return f"{value:,.0f}" if value >= 100 else f"{value:.3g}" if value < 1 else f"{value:.2f}"
-    return value if isinstance(value, str) else f"{value:,}"
