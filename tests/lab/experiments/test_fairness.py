@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from steepest.lab import LabError, Metric, Record, Result, Task, sweep
-from steepest.lab.experiments import run, storage
+from steepest.lab.experiments import storage
 from steepest.lab.progress import Callback
 from steepest.lab.tasks.task import Split
 from steepest.lab.training.trial import Trial
-
-from ..conftest import make_record
 
 GRID = {"lr": [3e-3, 3e-2, 0.3]}
 ERROR = "squared error"
@@ -233,52 +230,18 @@ def test_a_search_whose_best_point_is_at_the_edge_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = Counter[str]()
-    original = storage.Storage.run
+    original = storage.Storage.claim
 
-    def counted(self: storage.Storage, optimizer: str, phase: str, *rest: Any, **more: Any) -> bool:
+    def counted(self: storage.Storage, optimizer: str, phase: str, *rest: Any) -> Any:
         calls[phase] += 1
         assert calls[phase] < 50, "the search repeats itself"
-        return original(self, optimizer, phase, *rest, **more)
+        return original(self, optimizer, phase, *rest)
 
-    monkeypatch.setattr(storage.Storage, "run", counted)
+    monkeypatch.setattr(storage.Storage, "claim", counted)
     sgd = [("sgd", torch.optim.SGD)]
     result = run_sweep(climbing(), tmp_path, sgd, space={"lr": (1e-5, 0.1)}, trials=9, seeds=1, steps=2)
     assert len({r.searched["lr"] for r in of_phase(result.records, "search")}) == 9
     assert of_phase(result.records, "tuned")[0].searched == {"lr": pytest.approx(0.1)}
-
-
-def test_one_trial_too_many_changes_nothing(plane: Task[Tensor], tmp_path: Path) -> None:
-    before = run_sweep(plane, tmp_path)
-    other = storage.Storage(tmp_path, tmp_path.name)
-    record = make_record("lion", 1e-9, metric=plane.metric, lr=0.5)
-    assert other.run("lion", "search", lambda values: (0.0, record), values={"lr": 0.5})
-    assert run_sweep(plane, tmp_path).records == before.records
-
-
-def test_the_best_is_chosen_once_no_older_trial_can_replace_a_newer_one(
-    plane: Task[Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Three trials of two: two workers began the last one at once, and the older one ends last."""
-    other = storage.Storage(tmp_path, tmp_path.name)
-    study = other.study("lion", "search")
-    study.enqueue_trial({"lr": 0.05})
-    slow = study.ask({"lr": storage._ANY})
-
-    def record(lr: float, value: float) -> Record:
-        return make_record("lion", value, metric=plane.metric, lr=lr, steps=12)
-
-    slow_lr = slow.params["lr"]
-    for done in (record(0.01, 5.0), record(0.1, 3.0)):
-        other.run("lion", "search", partial(lambda r, values: (0.0, r), done), values=done.searched)
-
-    def finish(seconds: float) -> None:
-        slow.set_user_attr(storage._RECORD, record(slow_lr, 1.0).model_dump(mode="json"))
-        other.study("lion", "search").tell(slow, 1.0)
-
-    monkeypatch.setattr(run.time, "sleep", finish)
-    records = run_sweep(plane, tmp_path, "lion", space={"lr": [0.01, 0.1]}).records
-    assert [r.searched["lr"] for r in of_phase(records, "search")] == [slow_lr, 0.01]
-    assert {r.searched["lr"] for r in of_phase(records, "tuned")} == {slow_lr}
 
 
 def test_grids_of_different_sizes_are_refused(plane: Task[Tensor], tmp_path: Path) -> None:

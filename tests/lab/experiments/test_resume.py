@@ -139,7 +139,7 @@ def test_an_experiment_that_grows_meanwhile_keeps_its_records(plane: Task[Tensor
                 entries = {**saved.optimizers, "signgsd": saved.optimizers["lion"]}
                 other.save_experiment(saved.model_copy(update={"optimizers": entries}))
                 record = make_record("signgsd", metric=plane.metric)
-                other.run("signgsd", "search", lambda values: (1.0, record), values={"lr": 0.1})
+                other.run(other.claim("signgsd", "search", {"lr": 0.1}), lambda: (1.0, record))
 
     result = run_sweep(plane, tmp_path, "lion", callback=Another())
     assert {r.optimizer for r in result.records} == {"lion", "signgsd"}

@@ -1,9 +1,9 @@
-"""What workers of one experiment may do to each other in the middle of beginning a trial."""
+"""Claims of trials, workers that die, and whose errors are whose."""
 
 from __future__ import annotations
 
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
+from steepest.lab import LabError
 from steepest.lab.experiments import storage
 from steepest.lab.experiments.storage import Storage
 from steepest.lab.records import Range
@@ -18,81 +19,68 @@ from steepest.lab.records import Range
 from ..conftest import make_record
 
 
-@pytest.mark.parametrize(("older", "runs"), [(0.1, False), (0.2, True)])
-def test_a_trial_waits_for_the_values_of_an_older_one(older: float, runs: bool, tmp_path: Path) -> None:
-    ours, theirs = Storage(tmp_path, "shared"), Storage(tmp_path, "shared")
-    first = theirs.study("lion", "search").ask()
-    ran: list[dict[str, float]] = []
-
-    def objective(values: dict[str, float]) -> tuple[float, Any]:
-        ran.append(values)
-        return 1.0, make_record("lion")
-
-    with ThreadPoolExecutor() as pool:
-        second = pool.submit(ours.run, "lion", "search", objective, values={"lr": 0.1})
-        with pytest.raises(TimeoutError):
-            second.result(1.0)
-        first.suggest_float("lr", older, older)
-        assert second.result(60) == runs
-    assert ran == [{"lr": 0.1}] * runs
+def run(shared: Storage, objective: Callable[[], tuple[float, Any]]) -> None:
+    with shared.lock():
+        trial = shared.claim("lion", "search", {"lr": 0.1})
+    shared.run(trial, objective)
 
 
 def test_a_result_that_comes_after_the_worker_was_taken_for_dead_does_not_count(tmp_path: Path) -> None:
     ours, theirs = Storage(tmp_path, "shared"), Storage(tmp_path, "shared")
 
-    def slow(values: dict[str, float]) -> tuple[float, Any]:
+    def slow() -> tuple[float, Any]:
         (trial,) = theirs.study("lion", "search").get_trials()
         theirs._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
         return 1.0, make_record("lion", 1.0)
 
-    assert not ours.run("lion", "search", slow, values={"lr": 0.1})
+    run(ours, slow)
     assert ours.finished("lion", "search") == []
-    assert ours.run("lion", "search", lambda values: (1.0, make_record("lion", 2.0)), values={"lr": 0.1})
+    run(ours, lambda: (1.0, make_record("lion", 2.0)))
     assert [record.validated("loss") for record in ours.finished("lion", "search")] == [2.0]
 
 
-def test_the_objectives_own_error_is_not_blamed_on_the_storage(tmp_path: Path) -> None:
-    class Own(KeyError):
-        pass
-
-    def fails(values: dict[str, float]) -> tuple[float, Any]:
-        raise Own from ZeroDivisionError()
-
-    with pytest.raises(Own) as error:
-        Storage(tmp_path, "shared").run("lion", "search", fails, values={"lr": 0.1})
-    assert isinstance(error.value.__cause__, ZeroDivisionError)
-
-
-def test_a_worker_that_died_before_its_first_heartbeat_is_given_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt])
+def test_the_objectives_own_error_is_not_blamed_on_the_storage_and_ends_the_trial(
+    error: type[BaseException], tmp_path: Path
 ) -> None:
     shared = Storage(tmp_path, "shared")
+
+    def fails() -> tuple[float, Any]:
+        raise error from ZeroDivisionError()
+
+    with pytest.raises(error) as raised:
+        run(shared, fails)
+    assert isinstance(raised.value.__cause__, ZeroDivisionError)
+    assert [trial.state for trial in shared.study("lion", "search").get_trials()] == [TrialState.FAIL]
+
+
+def test_a_worker_that_died_as_it_claimed_a_trial_is_given_up(tmp_path: Path) -> None:
+    shared = Storage(tmp_path, "shared")
     shared.study("lion", "search").ask()
-    assert shared.running("lion", "search") == [{}]
-    monkeypatch.setattr(storage, "GRACE_SECONDS", 0)
-    shared.refresh()
-    assert shared.running("lion", "search") == []
-    assert shared.run("lion", "search", lambda values: (1.0, make_record("lion")), values={"lr": 0.1})
+    with shared.lock():
+        assert shared.running("lion", "search") == []
+    run(shared, lambda: (1.0, make_record("lion")))
     assert [record.optimizer for record in shared.finished("lion", "search")] == ["lion"]
 
 
-def test_a_lock_that_is_held_for_long_stays_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "HEARTBEAT_SECONDS", 1)
-    monkeypatch.setattr(storage, "GRACE_SECONDS", 2)
+def test_a_claimed_trial_runs_until_its_worker_gives_no_sign_of_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(storage, "GRACE_SECONDS", 1)
     ours, theirs = Storage(tmp_path, "shared"), Storage(tmp_path, "shared")
-    said: list[str] = []
+    with ours.lock():
+        ours.claim("lion", "search", {"lr": 0.1})
+    with theirs.lock():
+        assert theirs.running("lion", "search") == [{"lr": 0.1}]
+    time.sleep(2.5)  # databases count whole seconds
+    with theirs.lock():
+        assert theirs.running("lion", "search") == []
 
-    def wait() -> None:
-        with theirs.lock():
-            said.append("theirs")
 
-    with ThreadPoolExecutor() as pool:
-        with ours.lock():
-            waiting = pool.submit(wait)
-            time.sleep(4)  # twice the grace
-            said.append("ours")
-        waiting.result(60)
-    assert said == ["ours", "theirs"]
+@pytest.mark.parametrize("url", ["mysql://user@host/name", "sqlite://"])
+def test_a_database_that_cannot_be_locked_or_shared_is_refused(url: str, tmp_path: Path) -> None:
+    with pytest.raises(LabError, match=f"must be an SQLite file or in PostgreSQL, not {url}"):
+        Storage(tmp_path, "shared", url)
 
 
 def test_sqlite_writes_ahead_from_the_first_connection_on(tmp_path: Path) -> None:
@@ -109,11 +97,4 @@ def test_a_defect_of_ours_is_not_blamed_on_the_storage(tmp_path: Path) -> None:
         infer_relative_search_space = sample_independent = sample_relative
 
     with pytest.raises(AttributeError, match="a defect"):
-        Storage(tmp_path, "shared").run(
-            "lion",
-            "search",
-            lambda values: (1.0, make_record("lion")),
-            values={},
-            ranges={"lr": Range(low=0.1, high=1)},
-            sampler=Broken(),
-        )
+        Storage(tmp_path, "shared").claim("lion", "search", {}, {"lr": Range(low=0.1, high=1)}, Broken())

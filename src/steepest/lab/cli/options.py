@@ -159,8 +159,8 @@ class RunOptions:
         str | None,
         typer.Option(
             metavar="URL",
-            help="SQLAlchemy URL of a database that workers on several machines share. Default: a SQLite "
-            "file in --out.",
+            help="SQLAlchemy URL of a PostgreSQL database, which workers on several machines can share. "
+            "Default: a SQLite file in --out.",
         ),
     ] = None
     workers: Annotated[

@@ -13,9 +13,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import optuna
 import torch
+from optuna.trial import TrialState
 
 from ..analysis.target import mean_curve, steps_to_target
 from ..errors import LabError
@@ -23,10 +25,10 @@ from ..files import remove_file
 from ..progress import Callback
 from ..records import (
     EXPERIMENT_FILE,
-    FINAL_PHASES,
     RECORDS_FILE,
     RUN_FIELDS,
     Experiment,
+    Phase,
     Range,
     Record,
     read_records,
@@ -135,31 +137,27 @@ class Runner:
     observe: Observe | None = None
     """Adds further measurements to the records of the final trials."""
 
-    _repeated = False
-
     def run(self) -> list[Record]:
         """Run all missing trials, wait for those of other workers, and return all records."""
         records = self.export()
         shown = {record.key for record in records}
         try:
             self.callback.on_start(self.experiment, records)
-            while True:
-                self.storage.refresh()
+            going = True
+            while going:
+                with self.storage.lock():
+                    claimed = self._claim()
+                    going = claimed is not None or self._others_run()
+                if claimed is not None:
+                    self._run(*claimed)
+                elif going:
+                    time.sleep(_WAIT_SECONDS)
                 records = self.records()
                 if new := [record for record in records if record.key not in shown]:
                     write_records(self.directory, records)
                 for record in new:
                     shown.add(record.key)
                     self.callback.on_trial_end(record)
-                # Asked first: a trial that another worker ends meanwhile may be what the next one waited for.
-                others_run = self._others_run()
-                trial = self._next_search() or self._next_final()
-                if trial is not None:
-                    self._run(trial)
-                elif others_run:
-                    time.sleep(_WAIT_SECONDS)
-                else:
-                    break
         finally:
             # The other workers of this command stop first, so that no older export replaces this one.
             try:
@@ -182,35 +180,46 @@ class Runner:
         self.callback.message(f"{label} ran out of memory and is not run")
 
     def records(self) -> list[Record]:
-        """Return the finished trials, for every optimizer the same number of search trials at most."""
+        """Return the finished trials."""
         # Another process may have added optimizers.
         saved = self.storage.load_experiment() or self.experiment
         found: list[Record] = []
-        for label in saved.optimizers:
-            found += self._searched(label)
-            for phase in FINAL_PHASES:
-                found += self.storage.finished(label, phase)
+        for label, phase in itertools.product(saved.optimizers, get_args(Phase)):
+            found += self.storage.finished(label, phase)
         return found
 
     def export(self) -> list[Record]:
         """Write `records.jsonl` and return the records."""
-        self.storage.refresh()
         records = self.records()
         write_records(self.directory, records)
         return records
 
-    def _searched(self, label: str) -> list[Record]:
-        # Two workers may have started the last trial at once.
-        return self.storage.finished(label, "search")[: self.experiment.trials]
+    def _claim(self) -> tuple[Trial, optuna.Trial] | None:
+        """Return the next missing trial, begun in the storage; None if there is none at the moment."""
+        trial = self._next_search() or self._next_final()
+        if trial is None:
+            return None
+        if trial.phase != "search":
+            return trial, self.storage.claim(trial.optimizer, trial.phase, {"seed": float(trial.seed)})
+        space = self.experiment.optimizers[trial.optimizer].space
+        ranges = {name: each for name, each in space.items() if isinstance(each, Range)}
+        tried = self._tried(trial.optimizer)
+        for anywhere in (False, True):
+            sampler = make_sampler(self.experiment.search_seed, len(tried), anywhere=anywhere)
+            claimed = self.storage.claim(trial.optimizer, "search", trial.values, ranges, sampler)
+            if claimed.params not in tried:
+                break
+            claimed.study.tell(claimed, state=TrialState.FAIL)
+        return replace(trial, values=claimed.params), claimed
+
+    def _tried(self, label: str) -> list[dict[str, float]]:
+        searched = [record.searched for record in self.storage.finished(label, "search")]
+        return searched + self.storage.running(label, "search")
 
     def _next_search(self) -> Trial | None:
         """Return the next trial of the searches; one without values leaves them to the sampler."""
         experiment = self.experiment
-        tried = {
-            label: [r.searched for r in self._searched(label)] + self.storage.running(label, "search")
-            for label in self.specs
-            if experiment.optimizers[label].space
-        }
+        tried = {label: self._tried(label) for label in self.specs if experiment.optimizers[label].space}
         label = min(tried, key=lambda name: len(tried[name]), default="")
         if not label or len(tried[label]) >= experiment.trials:
             return None
@@ -247,9 +256,8 @@ class Runner:
         """Return the best values of a finished search; None before its end and if every trial diverged."""
         if not self.experiment.optimizers[label].space:
             return {}
-        found = self._searched(label)
-        # One trial too many may still run, but be older than a finished one, which it will then replace.
-        if len(found) < self.experiment.trials or self.storage.running(label, "search"):
+        found = self.storage.finished(label, "search")
+        if len(found) < self.experiment.trials:
             return None
         best = self.experiment.best(found)
         return None if best is None else best.searched
@@ -272,27 +280,22 @@ class Runner:
         return None if step is None or math.ceil(step) >= experiment.steps else max(1, math.ceil(step))
 
     def _others_run(self) -> bool:
-        return any(
-            self.storage.running(label, phase)
-            for label in self.experiment.optimizers
-            for phase in ("search", *FINAL_PHASES)
-        )
+        pairs = itertools.product(self.experiment.optimizers, get_args(Phase))
+        return any(self.storage.running(label, phase) for label, phase in pairs)
 
-    def _run(self, trial: Trial) -> None:
-        label, searching = trial.optimizer, trial.phase == "search"
+    def _run(self, trial: Trial, claimed: optuna.Trial) -> None:
         metric = self.experiment.metric
 
-        def objective(values: dict[str, float]) -> tuple[float, Record]:
-            this = replace(trial, values=values) if searching else trial
-            self.callback.on_trial_start(this)
+        def objective() -> tuple[float, Record]:
+            self.callback.on_trial_start(trial)
             record = run_trial(
                 self.task,
-                self.specs[label],
-                this,
+                self.specs[trial.optimizer],
+                trial,
                 experiment=self.experiment.name,
                 schedule=self.schedule,
                 on_step=self.callback.on_step,
-                observe=None if searching else self.observe,
+                observe=None if trial.phase == "search" else self.observe,
             )
             # A search needs finite values.
             untrained = record.validation[0].metrics[metric.name]
@@ -302,20 +305,12 @@ class Runner:
                 )
             return record.score(metric), record
 
-        begun = self.storage.finished(label, "search") + self.storage.running(label, "search")
-        sampler = make_sampler(self.experiment.search_seed, len(begun), anywhere=self._repeated)
-        values = trial.values if searching else {"seed": float(trial.seed)}
-        space = self.experiment.optimizers[label].space if searching else {}
-        ranges = {name: each for name, each in space.items() if isinstance(each, Range)}
         try:
-            ran = self.storage.run(
-                label, trial.phase, objective, values=values, ranges=ranges, sampler=sampler
-            )
-            self._repeated = not ran
+            self.storage.run(claimed, objective)
         except (RuntimeError, MemoryError) as error:
             if not _out_of_memory(error):
                 raise
-            self._give_up(label)
+            self._give_up(trial.optimizer)
 
 
 def _middle(space: Mapping[str, Any]) -> dict[str, float]:

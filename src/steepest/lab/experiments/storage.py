@@ -7,23 +7,22 @@ database alone holds the whole experiment; `records.jsonl` is an export.
 from __future__ import annotations
 
 import sqlite3
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from datetime import datetime, timedelta
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, get_args
 
 import optuna
+from filelock import FileLock
 from optuna.distributions import FloatDistribution
-from optuna.exceptions import OptunaError
+from optuna.exceptions import OptunaError, UpdateFinishedTrialError
 from optuna.samplers import BaseSampler, PartialFixedSampler, RandomSampler
 from optuna.storages._heartbeat import get_heartbeat_thread
 from optuna.trial import FrozenTrial, TrialState, create_trial
 from pydantic_core import PydanticSerializationError
-from sqlalchemy import event
-from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, ProgrammingError, SQLAlchemyError
+from sqlalchemy import Engine, create_engine, event, func, make_url, select
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from ..errors import LabError
 from ..printable import printable
@@ -33,26 +32,16 @@ HEARTBEAT_SECONDS = 5
 GRACE_SECONDS = 20
 """A trial whose worker has given no sign of life for this long is run again."""
 
-_WAIT_SECONDS = 0.1
-_CREATION_SECONDS = 1.0
 _EXPERIMENT = "experiment"
-_LOCK = "lock"
 _RECORD = "record"
 # What a database that is damaged, full, out of reach, or without its driver raises, through Optuna or not.
 _DAMAGE = (SQLAlchemyError, sqlite3.Error, OptunaError, ImportError, ValueError, OSError)
+_POSTGRES_LOCK = 0x57EE9E57
 # Values that the lab chooses itself may lie anywhere.
 _ANY = FloatDistribution(-1e30, 1e30)
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-warnings.filterwarnings("ignore", message="Heartbeat of storage")  # the lock's trials have none
-
-
-class _ObjectiveError(Exception):
-    """An error of the objective: no fault of the database."""
-
-    def __init__(self, cause: Exception) -> None:
-        self.cause = cause
 
 
 class Storage:
@@ -71,18 +60,24 @@ class Storage:
         self.url = url or f"sqlite:///{path}"
         self._advice = "" if url else f". Move {path} away: its trials are taken from {RECORDS_FILE}"
         with self._one_line("cannot open"):
-            for _ in range(3):
-                try:
-                    self._storage = _open(self.url)
-                    break
-                except (OperationalError, IntegrityError, ProgrammingError):
-                    time.sleep(_CREATION_SECONDS)  # another worker may be creating the tables
-            else:
-                self._storage = _open(self.url)
-        if self.url.startswith("sqlite"):
+            place = make_url(self.url)
+            backend = place.get_backend_name()
+            if backend not in ("sqlite", "postgresql") or not place.database:
+                raise LabError(f"the storage must be an SQLite file or in PostgreSQL, not {self.url}")
+            connect = {"timeout": 60} if backend == "sqlite" else {}
+            self._engine = create_engine(self.url)
+            with _only_one(self._engine):  # another worker may be creating the tables
+                self._storage = optuna.storages.RDBStorage(
+                    self.url,
+                    engine_kwargs={"connect_args": connect},
+                    heartbeat_interval=HEARTBEAT_SECONDS,
+                    grace_period=GRACE_SECONDS,
+                )
+        if backend == "sqlite":
             # Two workers that write at once wait for each other instead of failing.
             event.listen(self._storage.engine, "connect", _write_ahead)
             self._storage.engine.dispose()  # of connections made before
+        self._locked = False
         self._studies: dict[tuple[str, str], optuna.Study] = {}
         self._trials: dict[tuple[str, str], list[FrozenTrial]] = {}
         self._records: dict[int, Record] = {}
@@ -97,7 +92,7 @@ class Storage:
                 f"{doing} the storage {self.url}: a study of {self.name} was deleted meanwhile, as --fresh "
                 f"does, or is damaged. Run the command again; if that does not help, start with an empty one"
             ) from error
-        except (LabError, optuna.TrialPruned):
+        except LabError:
             raise
         except _DAMAGE as error:
             # SQLAlchemy's own text would go on with the statement and a link.
@@ -109,40 +104,30 @@ class Storage:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other processes out of such blocks of the same experiment.
+        """Keep other processes out of such blocks; one ends with its process.
 
-        Any database numbers trials one after the other, so a process waits for those with a lower number.
-        That of one that died is given up like its trials.
+        Within it, a study is read once, so that no trial that ends meanwhile is missed by looking for the
+        running and the finished ones.
         """
-        turns = self.study("", _LOCK)
-        with self._one_line():
-            turn = turns.ask()
-            turn.suggest_float("turn", 0, 1)  # one with values is not given up for its age
-        try:
-            with get_heartbeat_thread(turn._trial_id, self._storage):
-                with self._one_line():
-                    while any(
-                        trial.number < turn.number
-                        for trial in turns.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-                    ):
-                        time.sleep(_WAIT_SECONDS)
-                        self._give_up_stale(turns)
-                yield
-        finally:
+        with ExitStack() as stack:
             with self._one_line():
-                turns.tell(turn, state=TrialState.FAIL, skip_if_finished=True)
+                stack.enter_context(_only_one(self._engine))
+            self._locked = True
+            try:
+                yield
+            finally:
+                self._locked = False
+                self._trials.clear()
 
     def clear(self) -> None:
-        """Delete the experiment's studies.
+        """Delete the experiment's studies, within `lock`.
 
         Raises:
             LabError: another process runs one of its trials.
         """
         with self._one_line():
             names = [
-                name
-                for name in optuna.get_all_study_names(self._storage)
-                if name.startswith(f"{self.name}/") and name != f"{self.name}//{_LOCK}"
+                name for name in optuna.get_all_study_names(self._storage) if name.startswith(f"{self.name}/")
             ]
             for study in (optuna.load_study(study_name=name, storage=self._storage) for name in names):
                 self._give_up_stale(study)
@@ -154,7 +139,6 @@ class Storage:
             for name in names:
                 optuna.delete_study(study_name=name, storage=self._storage)
         self._studies.clear()
-        self.refresh()
 
     def restore(self, experiment: Experiment, records: Sequence[Record]) -> None:
         """Take in records that the database lacks: a copied directory may have come without its own."""
@@ -180,11 +164,6 @@ class Storage:
             study = self.study(record.optimizer, record.phase)
             with self._one_line():
                 study.add_trial(trial)
-        self.refresh()
-
-    def refresh(self) -> None:
-        """Forget what was read of the trials, so that the next call sees those of other workers."""
-        self._trials.clear()
 
     def load_experiment(self) -> Experiment | None:
         """Return the experiment as it was last saved; None before that."""
@@ -214,106 +193,73 @@ class Storage:
         return self._studies[key]
 
     def finished(self, optimizer: str, phase: str) -> list[Record]:
-        """Return the records of the finished trials, oldest first, without duplicates."""
-        found: dict[str, Record] = {}
-        for trial in self._read(optimizer, phase, TrialState.COMPLETE):
-            if trial._trial_id not in self._records:
-                with self._one_line():
+        """Return the records of the finished trials, oldest first."""
+        found = self._read(optimizer, phase, TrialState.COMPLETE)
+        with self._one_line():
+            for trial in found:
+                if trial._trial_id not in self._records:
                     self._records[trial._trial_id] = Record.model_validate(trial.user_attrs[_RECORD])
-            found.setdefault(str(sorted(trial.params.items())), self._records[trial._trial_id])
-        return list(found.values())
+        return [self._records[trial._trial_id] for trial in found]
 
     def running(self, optimizer: str, phase: str) -> list[dict[str, float]]:
-        """Return the values of the trials that a live worker runs; trials of dead workers are given up."""
-        if self._read(optimizer, phase, TrialState.RUNNING):
-            study = self.study(optimizer, phase)
-            with self._one_line():
-                self._give_up_stale(study)
-            self._trials.pop((optimizer, phase))
+        """Within `lock`, return the values of the trials that live workers run."""
         return [trial.params for trial in self._read(optimizer, phase, TrialState.RUNNING)]
 
     def _give_up_stale(self, study: optuna.Study) -> None:
         optuna.storages.fail_stale_trials(study)
-        # Optuna looks for late heartbeats. A worker that dies as it begins a trial leaves none at all.
-        oldest = datetime.now() - timedelta(seconds=GRACE_SECONDS)
+        # Optuna looks for late heartbeats. A worker that died as it claimed a trial has left none at all.
         for trial in study.get_trials(deepcopy=False, states=[TrialState.RUNNING]):
-            if not trial.params and trial.datetime_start is not None and trial.datetime_start < oldest:
+            if not trial.params:
                 self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
 
-    def run(
+    def claim(
         self,
         optimizer: str,
         phase: str,
-        objective: Callable[[dict[str, float]], tuple[float, Record]],
-        *,
         values: Mapping[str, float],
         ranges: Mapping[str, Range] = {},
         sampler: BaseSampler | None = None,
-    ) -> bool:
-        """Run one trial and keep its record; return whether it was run.
-
-        It is not, if the same trial was begun before: by another worker since the caller chose it, or because
-        the sampler repeats itself. Nor does it count if another worker has taken this one for dead.
-        `objective` receives `values`, or if they are empty, those that `sampler` chooses within `ranges`; it
-        returns the value to minimize, and the record.
-        """
+    ) -> optuna.Trial:
+        """Within `lock`, begin a trial with `values`, or if they are empty, those that `sampler` chooses."""
         study = self.study(optimizer, phase)
-        # Not Optuna's queue of trials: another worker may take from it what this one has put there.
         study.sampler = PartialFixedSampler(dict(values), sampler or RandomSampler())
-        spaces = _distributions(ranges or dict.fromkeys(values))
-        ran = False
-        begun: list[int] = []
-
-        def body(trial: optuna.Trial) -> float:
-            nonlocal ran
-            begun.append(trial._trial_id)
+        with self._one_line():
+            trial = study.ask()
             self._storage.record_heartbeat(trial._trial_id)
-            chosen = {
-                name: trial.suggest_float(name, space.low, space.high, log=space.log)
-                for name, space in spaces.items()
-            }
-            if self._begun_before(study, trial):
-                raise optuna.TrialPruned
-            ran = True
-            try:
-                value, record = objective(chosen)
-            except Exception as error:
-                raise _ObjectiveError(error) from error
-            trial.set_user_attr(_RECORD, record.model_dump(mode="json"))
-            return value
+            for name, space in _distributions(ranges or dict.fromkeys(values)).items():
+                trial.suggest_float(name, space.low, space.high, log=space.log)
+        self._trials.clear()
+        return trial
 
+    def run(self, trial: optuna.Trial, objective: Callable[[], tuple[float, Record]]) -> None:
+        """Run a claimed trial, and keep its record unless another worker has taken this one for dead.
+
+        `objective` returns the value to minimize, and the record.
+        """
+        result = None
         try:
-            with self._one_line():
-                try:
-                    study.optimize(body, n_trials=1)
-                except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
-                    # This process was so slow, or suspended, that another runs its trial again.
-                    if not begun or self._storage.get_trial(begun[0]).state != TrialState.FAIL:
-                        raise
-                    ran = False
-        except _ObjectiveError as error:
-            raise error.cause from error.cause.__cause__
+            with get_heartbeat_thread(trial._trial_id, self._storage):
+                result = objective()
         finally:
-            self.refresh()
-        return ran
-
-    def _begun_before(self, study: optuna.Study, trial: optuna.Trial) -> bool:
-        """Return whether an older trial has the same values, once all older ones have theirs."""
-        while True:
-            begun = study.get_trials(deepcopy=False, states=(TrialState.RUNNING, TrialState.COMPLETE))
-            older = [each.params for each in begun if each.number < trial.number]
-            if all(params.keys() == trial.params.keys() for params in older):
-                return trial.params in older
-            time.sleep(_WAIT_SECONDS)
-            self._give_up_stale(study)
+            with self._one_line(), suppress(UpdateFinishedTrialError):
+                if result is None:
+                    trial.study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+                else:
+                    trial.set_user_attr(_RECORD, result[1].model_dump(mode="json"))
+                    trial.study.tell(trial, result[0], skip_if_finished=True)
 
     def _read(self, optimizer: str, phase: str, state: TrialState) -> list[FrozenTrial]:
-        key = (optimizer, phase)
-        if key not in self._trials:
+        trials = self._trials.get((optimizer, phase))
+        if trials is None:
             study = self.study(optimizer, phase)
             with self._one_line():
-                self._trials[key] = study.get_trials(deepcopy=False)
-        return [trial for trial in self._trials[key] if trial.state == state]
+                trials = study.get_trials(deepcopy=False)
+                if self._locked:
+                    if any(trial.state == TrialState.RUNNING for trial in trials):
+                        self._give_up_stale(study)
+                        trials = study.get_trials(deepcopy=False)
+                    self._trials[optimizer, phase] = trials
+        return [trial for trial in trials if trial.state == state]
 
 
 def _distributions(space: Mapping[str, Range | object]) -> dict[str, FloatDistribution]:
@@ -323,13 +269,16 @@ def _distributions(space: Mapping[str, Range | object]) -> dict[str, FloatDistri
     }
 
 
-def _open(url: str) -> optuna.storages.RDBStorage:
-    return optuna.storages.RDBStorage(
-        url,
-        engine_kwargs={"connect_args": {"timeout": 60}} if url.startswith("sqlite") else None,
-        heartbeat_interval=HEARTBEAT_SECONDS,
-        grace_period=GRACE_SECONDS,
-    )
+@contextmanager
+def _only_one(engine: Engine) -> Iterator[None]:
+    """Keep out all other processes that use this database; a lock ends with its process."""
+    if engine.name == "sqlite":
+        with FileLock(f"{engine.url.database}.lock"):
+            yield
+    else:
+        with engine.begin() as connection:
+            connection.execute(select(func.pg_advisory_xact_lock(_POSTGRES_LOCK)))
+            yield
 
 
 def _write_ahead(connection: Any, record: Any) -> None:
