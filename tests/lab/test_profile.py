@@ -79,8 +79,8 @@ def test_local_gains_are_those_of_the_closed_form(gradient: Tensor, tmp_path: Pa
         steps, gains = zip(*record.series[f"local gain/{NAME}"], strict=True)
         assert list(steps) == [*range(1, STEPS + 1)]
         found = torch.tensor(gains, dtype=torch.float64)
-        torch.testing.assert_close(found, gain_of(entry, gradient), rtol=1e-5, atol=0.0, msg=entry)
-        flat = float(found.max() / found.min()) < 1 + 1e-5
+        torch.testing.assert_close(found, gain_of(entry, gradient), rtol=1e-4, atol=0.0, msg=entry)
+        flat = float(found.max() / found.min()) < 1 + 1e-4
         assert flat == (entry in ("sgd", "sgd_sai", "torch.optim:SGD")), entry
         assert result.experiment.optimizers[entry].hyperparameters["weight_decay"] == 0
 
@@ -105,14 +105,6 @@ def test_measured_steps_are_evenly_spaced_and_train_as_others_do(plane: Task[Ten
     assert steps["0.weight"] == [1, 10, 20, 30, 40]
     assert observed.training_loss[-1][2] == plain.training_loss[-1][2]
     assert observed.test == plain.test
-
-
-@pytest.mark.parametrize("settings", [[], ["hyperball.radius=1.0"]], ids=["zero is refused", "it is not"])
-def test_an_optimizer_that_needs_the_weights_is_refused(
-    settings: list[str], gradient: Tensor, tmp_path: Path
-) -> None:
-    with pytest.raises(LabError, match=r"depend on the weights.*0\.weight"):
-        observe(make_task(gradient), LOCAL_GAIN, "hyperball", settings=settings, out=tmp_path)
 
 
 def test_updates_of_muon_are_flat_and_those_of_sgd_have_the_gradients_rank(tmp_path: Path) -> None:

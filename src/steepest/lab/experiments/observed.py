@@ -51,8 +51,7 @@ def observe(
     too.
 
     Raises:
-        LabError: a bad request, or an optimizer whose updates cannot be measured: its steps depend on the
-            weights.
+        LabError: a bad request.
     """
     steps = task.steps if steps is None else steps
     if points < 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 from collections.abc import Callable
@@ -14,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..errors import LabError
 from .trial import Observe, Series
 
 # The entries under which optimizers keep an average of the gradients.
@@ -28,7 +26,7 @@ class Update:
     step: int
     name: str
     direction: Tensor
-    """The applied change without weight decay, over the learning rate: weights move by -lr · direction."""
+    """The change over the learning rate: weights move by -lr · direction."""
     momentum: Tensor
     """The optimizer's average of the gradients after the step, bias-corrected where Adam's kin corrects the
     bias; the gradient itself if it has none."""
@@ -41,15 +39,10 @@ Measure = Callable[[Series, Update], None]
 def observe_updates(measure: Measure, steps: int, points: int) -> Observe:
     """Return what measures the updates of about `points` of `steps` steps, evenly spaced, and the first.
 
-    In such a step a copy of the optimizer steps zeros in place of the weights: its change is known to the
-    last bit instead of being rounded to the weights' last, and contains no weight decay. Training goes on as
-    if nobody looked. The trial should not decay the weights.
-
-    Raises:
-        LabError: during training, the copy's change is not that of the weights, as with optimizers whose
-            steps depend on the weights.
+    The change is the difference of the weights, so it is rounded to their last bit, and contains weight
+    decay, without which the trial should run.
     """
-    every = max(1, math.ceil(steps / points))
+    every = math.ceil(steps / points)
 
     def observe(model: nn.Module, optimizer: Optimizer) -> Series:
         names = {parameter: name for name, parameter in model.named_parameters()}
@@ -58,22 +51,15 @@ def observe_updates(measure: Measure, steps: int, points: int) -> Observe:
         def begin(step: int) -> Callable[[], None] | None:
             if step != 1 and step % every:
                 return None
-            kept = [p.detach().clone() for _, p in _params(optimizer)]
-            return partial(finish, step, kept, _stepped_from_zero(optimizer))
+            return partial(finish, step, [p.detach().clone() for _, p in _params(optimizer)])
 
         @torch.no_grad()
-        def finish(step: int, kept: list[Tensor], copied: Optimizer) -> None:
-            triples = zip(_params(optimizer), kept, _params(copied), strict=True)
-            for (_, parameter), weights, (group, moved) in triples:
-                if moved.grad is None:
-                    continue
-                change = -moved.double()
-                rounding = 4 * torch.finfo(weights.dtype).eps * weights.double().norm()
-                if (weights.double() - parameter - change).norm() > 0.01 * change.norm() + rounding:
-                    raise LabError(_refusal(optimizer, names[parameter]))
-                momentum = _momentum(copied, group, moved).double()
-                direction = change / float(group["lr"])
-                measure(series, Update(step, names[parameter], direction, momentum))
+        def finish(step: int, kept: list[Tensor]) -> None:
+            for (group, parameter), before in zip(_params(optimizer), kept, strict=True):
+                if parameter.grad is not None:
+                    direction = (before.double() - parameter.double()) / float(group["lr"])
+                    momentum = _momentum(optimizer, group, parameter).double()
+                    measure(series, Update(step, names[parameter], direction, momentum))
 
         around_steps(optimizer, begin)
         return series
@@ -100,27 +86,6 @@ def around_steps(optimizer: Optimizer, begin: Callable[[int], Callable[[], None]
 
 def _params(optimizer: Optimizer) -> list[tuple[dict[str, Any], nn.Parameter]]:
     return [(group, parameter) for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def _stepped_from_zero(optimizer: Optimizer) -> Optimizer:
-    """Return a copy of the optimizer that has stepped zeros, with the gradients of this step."""
-    copied = copy.deepcopy(optimizer)
-    copied._optimizer_step_pre_hooks.clear()
-    copied._optimizer_step_post_hooks.clear()
-    for (_, parameter), (_, moved) in zip(_params(optimizer), _params(copied), strict=True):
-        moved.data.zero_()
-        moved.grad = None if parameter.grad is None else parameter.grad.clone()
-    try:
-        # A scheduler may have replaced the method by one that steps the original.
-        type(optimizer).step(copied)
-    except ValueError as error:
-        raise LabError(_refusal(optimizer, str(error))) from error
-    return copied
-
-
-def _refusal(optimizer: Optimizer, what: str) -> str:
-    name = type(optimizer).__name__
-    return f"the steps of {name} depend on the weights, so that its updates cannot be measured here: {what}"
 
 
 def _momentum(optimizer: Optimizer, group: dict[str, Any], parameter: nn.Parameter) -> Tensor:
