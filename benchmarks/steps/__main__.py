@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from steepest.lab.bench.shapes import MODELS, model_shapes
 from steepest.lab.training.machine import describe
 from steepest.lab.training.peak_memory import available_bytes
+from steepest.model_shapes import MODELS, model_shapes
 
 from .config import BenchConfig
 from .groups import select_groups

@@ -12,9 +12,9 @@ from statistics import median
 import torch
 from torch.optim import Optimizer
 
-from steepest.lab.bench.shapes import ModelShapes
 from steepest.lab.training.state_memory import state_bytes
 from steepest.lab.training.timing import Timing
+from steepest.model_shapes import ModelShapes
 
 from .bandwidth import AXPY, COPY, axpy, axpy_bytes, copy, copy_bytes, least_bytes
 from .case import GRAPH, Case, Scope

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from steepest.lab.bench.shapes import ModelShapes
 from steepest.lab.training.timing import Timing, interleave
+from steepest.model_shapes import ModelShapes
 
 from .groups import Group
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from steepest.lab.bench.shapes import model_shapes
 from steepest.lab.training.clock import now
+from steepest.model_shapes import model_shapes
 
 from .case import Case, failing_if_eager
 from .groups import select_groups

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 
 import steepest
-from steepest.lab.bench.shapes import ModelShapes, ParamShape
 from steepest.lab.errors import LabError
+from steepest.model_shapes import ModelShapes, ParamShape
 
 from .case import GRAPH, Case, Scope, ours
 from .peers import PEERS, REDUNDANT

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from steepest.lab.bench.shapes import ParamShape
+from steepest.model_shapes import ParamShape
 
 from .case import Case
 from .params import meta_params

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from steepest.lab.bench.shapes import ParamShape
 from steepest.lab.training.seeding import seeded
+from steepest.model_shapes import ParamShape
 
 _PARAM_STD, _GRAD_STD = 0.02, 0.1
 

@@ -25,9 +25,9 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 import steepest
-from steepest.lab.bench.shapes import ParamShape, gpt2_blocks
 from steepest.lab.training.clock import now
 from steepest.lab.training.timing import Timing
+from steepest.model_shapes import ParamShape, gpt2_blocks
 from steepest.planning import plan_sharded
 
 from .case import LR, WEIGHT_DECAY, Params

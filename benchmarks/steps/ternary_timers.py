@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from steepest.compile.available import wants_compiling
-from steepest.lab.bench.shapes import ParamShape
 from steepest.lab.training.seeding import seeded
+from steepest.model_shapes import ParamShape
 from steepest.ternary import TernaryFlip, TernaryLinear, pack, unpack
 from steepest.ternary.flipping import flip_layer
 

@@ -16,9 +16,9 @@ from benchmarks.steps.memory import batch_by_memory
 from benchmarks.steps.params import SharedParams
 
 import steepest
-from steepest.lab.bench.shapes import model_shapes
 from steepest.lab.errors import LabError
 from steepest.lab.training import timing
+from steepest.model_shapes import model_shapes
 
 CPU = torch.device("cpu")
 TINY = model_shapes("tiny")

@@ -13,7 +13,7 @@ from benchmarks.steps.first_step import main as first_steps
 from benchmarks.steps.sections import SECTIONS, polar, sharded, symmetric
 from benchmarks.steps.sharded_job import matrices
 
-from steepest.lab.bench.shapes import model_shapes
+from steepest.model_shapes import model_shapes
 
 TOY = ["--model", "tiny", "--rounds", "2", "--no-compile", "--no-peers", "--threads", "1"]
 

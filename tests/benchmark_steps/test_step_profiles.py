@@ -10,7 +10,7 @@ from benchmarks.steps.products import Product, total_flops
 from benchmarks.steps.profiling import profile_step
 from torch.utils.flop_counter import FlopCounterMode
 
-from steepest.lab.bench.shapes import model_shapes
+from steepest.model_shapes import model_shapes
 
 CPU = torch.device("cpu")
 

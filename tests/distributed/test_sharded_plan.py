@@ -15,7 +15,7 @@ from torch.nn import Parameter
 
 import steepest
 from steepest.distributed.ownership import is_empty
-from steepest.lab.bench.shapes import model_shapes
+from steepest.model_shapes import model_shapes
 from steepest.planning import plan_sharded
 
 from .ranks import LAYOUTS, alone_as, placed, run_on_ranks

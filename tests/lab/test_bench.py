@@ -14,11 +14,11 @@ import steepest
 from steepest.lab.bench import costs
 from steepest.lab.bench.models import make_model, meta_model
 from steepest.lab.bench.run import bench
-from steepest.lab.bench.shapes import model_shapes
 from steepest.lab.errors import LabError
 from steepest.lab.records import Experiment
 from steepest.lab.report import write_report
 from steepest.lab.training import timing
+from steepest.model_shapes import model_shapes
 
 SGD = "torch.optim:SGD"
 TINY = [(tensor.name, tensor.shape) for tensor in model_shapes("tiny").tensors]

@@ -28,6 +28,13 @@ def test_matrices_are_read_from_files(name: str, text: str, tmp_path: Path) -> N
     assert matrices(str(tmp_path / name)) == SHAPES
 
 
+def test_a_function_s_matrices_are_those_of_its_model() -> None:
+    assert matrices("torch.nn:Transformer")[:2] == [
+        ("encoder.layers.0.self_attn.in_proj_weight", (1536, 512)),
+        ("encoder.layers.0.self_attn.out_proj.weight", (512, 512)),
+    ]
+
+
 def test_of_a_model_the_hidden_matrices_count() -> None:
     found = matrices("llama-70b")
     assert len(found) == 560

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from steepest import model_shapes as shapes
 from steepest.lab import LabError, cli
 from steepest.lab.bench import costs as costs_module
-from steepest.lab.bench import shapes
 from steepest.lab.experiments import growth as growth_module
 from steepest.lab.experiments.growth import growth
 from steepest.lab.experiments.local_gain import LOCAL_GAIN

@@ -19,7 +19,7 @@ import steepest
 from contract.cases import CASES, Case, by_id
 from distributed.ranks import LAYOUTS, placed, run_on_ranks
 from routing.zoo import MODELS
-from steepest.lab.bench.shapes import model_shapes
+from steepest.model_shapes import model_shapes
 from steepest.ternary import ternarize
 from steepest.views import rows
 

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import steepest
-from steepest.lab.bench.shapes import Shape, gpt2_blocks
 from steepest.lab.training.clock import now
 from steepest.lab.training.seeding import seeded
+from steepest.model_shapes import Shape, gpt2_blocks
 
 from ..config import BenchConfig, log
 from ..results import Column, Result, Row, timed

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from steepest.lab.bench.shapes import ParamShape
+from steepest.model_shapes import ParamShape
 
 from ..case import GRAPH, Case, failing_if_eager
 from ..config import BenchConfig, log

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from steepest.lab.bench.shapes import ModelShapes
+from steepest.model_shapes import ModelShapes
 
 from ..bandwidth import AXPY, COPY, axpy, axpy_bytes, copy, copy_bytes
 from ..config import BenchConfig, log

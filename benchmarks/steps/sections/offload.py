@@ -7,8 +7,8 @@ from statistics import median
 
 import torch
 
-from steepest.lab.bench.shapes import ModelShapes
 from steepest.lab.training.state_memory import state_bytes
+from steepest.model_shapes import ModelShapes
 
 from ..case import GRAPH, How, ours
 from ..config import BenchConfig, log

@@ -12,9 +12,9 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from steepest.lab.bench.shapes import ModelShapes
 from steepest.lab.training.seeding import seeded
 from steepest.linalg import COEFFICIENTS, Normalization, newton_schulz
+from steepest.model_shapes import ModelShapes
 
 from ..config import BenchConfig, log
 from ..momenta import momenta, random_matrices

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from steepest.lab.bench.shapes import model_shapes
+from steepest.model_shapes import model_shapes
 from steepest.planning import plan_sharded
 
 from ..config import BenchConfig, log

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from steepest.lab.bench.shapes import ModelShapes
+from steepest.model_shapes import ModelShapes
 
 from ..compare import compare
 from ..config import BenchConfig, log

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from steepest.lab.bench.shapes import ModelShapes
 from steepest.lab.training.seeding import seeded
 from steepest.linalg import preferred_symmetric_kernel
 from steepest.linalg.product import product
 from steepest.linalg.symmetric import mirrored_product
+from steepest.model_shapes import ModelShapes
 
 from ..config import BenchConfig, log
 from ..results import Column, Result, Row, timed

@@ -9,12 +9,12 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from steepest.model_shapes import MODELS, model_shapes
 from steepest.planning.shapes import model_of
 
 from ..errors import LabError
 from ..files import parse_path
 from ..training.optimizers import load_factory
-from .shapes import MODELS, model_shapes
 
 Shapes = list[tuple[str, tuple[int, ...]]]
 """Names and shapes of a model's parameters."""
@@ -72,8 +72,6 @@ def make_model(text: str) -> nn.Module:
     Raises:
         LabError: there is no such function, it raised, or it returned no module.
     """
-    if ":" not in text:
-        raise LabError(f"bad factory {text!r}: write package.module:factory")
     factory: Callable[[], object] = load_factory(text)
     try:
         try:

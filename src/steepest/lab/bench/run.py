@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from steepest.model_shapes import MODELS, model_shapes
+
 from ..defaults import BENCH_BASELINE, BENCH_OPTIMIZERS, LEAST_ROUNDS
 from ..records import Experiment, Metric, OptimizerEntry
 from ..training import machine
 from ..training.optimizers import OptimizerSpec, resolve_optimizers, trainable
 from .costs import StepCosts, measure_costs
 from .models import meta_model
-from .shapes import MODELS, model_shapes
 
 
 def bench(

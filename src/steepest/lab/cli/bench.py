@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..bench.shapes import MODELS
 from ..defaults import BENCH_BASELINE, BENCH_OPTIMIZERS, LEAST_ROUNDS
 from ..errors import LabError
-from .completion import complete_models, complete_optimizers
+from .completion import complete_optimizers
 from .finish import finish
 from .options import (
     DeviceOption,
     DtypeOption,
+    ModelOption,
     SettingsOption,
     make_console,
     parse_device,
@@ -31,16 +31,7 @@ if TYPE_CHECKING:
 
 
 def bench_command(
-    model: Annotated[
-        str,
-        typer.Option(
-            metavar="MODEL",
-            help=f"The model whose parameter shapes are used: {', '.join(MODELS)}; your own as "
-            "MODULE:FUNCTION, where the function returns it; or a file of names and shapes, as for steepest "
-            "plan.",
-            autocompletion=complete_models,
-        ),
-    ] = "gpt2-124m",
+    model: ModelOption = "gpt2-124m",
     optimizers: Annotated[
         str,
         typer.Option(

@@ -7,9 +7,6 @@ from pathlib import Path
 
 import steepest
 
-from ..bench.shapes import MODELS
-from ..defaults import TASKS
-
 _NAME = re.compile(r'^    name = "(\w+)"$', re.MULTILINE)
 _CLASS = re.compile(r"^class \w+\(.*\brule=", re.MULTILINE)
 
@@ -26,13 +23,3 @@ def complete_optimizers(incomplete: str) -> list[str]:
     """Complete the last name of a comma-separated list with those that it does not have."""
     *given, _ = incomplete.split(",")
     return [",".join([*given, name]) for name in optimizer_names() if name not in given]
-
-
-def complete_tasks(incomplete: str) -> list[str]:
-    """Complete a built-in task."""
-    return [*TASKS]
-
-
-def complete_models(incomplete: str) -> list[str]:
-    """Complete a model whose shapes are built in."""
-    return [*MODELS]

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from steepest.model_shapes import MODELS
+
 from ..defaults import DTYPES, TASKS
 from ..errors import LabError
-from .completion import complete_optimizers, complete_tasks
+from .completion import complete_optimizers
 from .paths import path_option
 from .workers import Workers, count_workers, end_with_parent, is_worker
 
@@ -33,7 +35,19 @@ TaskOption = Annotated[
         "--task",
         metavar="TASK",
         help=f"What to train: {', '.join(TASKS)}, or your own as package.module:task.",
-        autocompletion=complete_tasks,
+        autocompletion=lambda: [*TASKS],
+    ),
+]
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "--shapes",
+        metavar="MODEL",
+        help=f"The model: {', '.join(MODELS)}; your own as MODULE:FUNCTION, where the function returns it, "
+        "on the meta device if that works, where weights take no memory; or a file of names and shapes, as "
+        "JSON ({name: [rows, columns]}) or CSV (name,ROWSxCOLUMNS).",
+        autocompletion=lambda: [*MODELS],
     ),
 ]
 OptimizersOption = Annotated[

@@ -9,34 +9,17 @@ import typer
 
 import steepest
 
-from ..bench.shapes import MODELS
 from ..defaults import DTYPES
 from ..errors import LabError
-from .completion import complete_models, complete_optimizers
+from .completion import complete_optimizers
 from .mesh import LayoutOption, mesh_options
-from .options import DtypeOption, parse_dtype, split_names
+from .options import DtypeOption, ModelOption, parse_dtype, split_names
 
 _STATES = "|".join([*DTYPES, "int8"])
 
 
 def plan_command(
-    shapes: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL",
-            help=f"The model whose parameter shapes are used: {', '.join(MODELS)}; or a file of names and "
-            "shapes, as JSON ({name: [rows, columns]}) or CSV (name,ROWSxCOLUMNS).",
-            autocompletion=complete_models,
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODULE:FUNCTION",
-            help="A function that returns your model, instead of --shapes. It is called on the meta device, "
-            "where weights take no memory, if that works.",
-        ),
-    ] = None,
+    model: ModelOption,
     optimizers: Annotated[
         str,
         typer.Option(
@@ -73,10 +56,8 @@ def plan_command(
 
     Nothing is allocated. With several optimizers you get a comparison, with one a list of its tensors.
     """
-    from ..bench.models import make_model, meta_model
+    from ..bench.models import meta_model
 
-    if (shapes is None) == (model is None):
-        raise LabError("give either --shapes or --model")
     if layout is not None and mesh is None:
         raise LabError("--layout needs --mesh")
     names = split_names(optimizers)
@@ -87,8 +68,7 @@ def plan_command(
         options["state_dtype"] = "int8" if state_dtype == "int8" else parse_dtype(state_dtype, "int8")
     if memory is not None:
         options["memory"] = memory
-    wide = None if dtype is None else parse_dtype(dtype)
-    planned = meta_model(shapes, wide) if shapes is not None else make_model(str(model)).to(wide)
+    planned = meta_model(model, None if dtype is None else parse_dtype(dtype))
     try:
         if budget is not None:
             found = steepest.plan(planned, rules=names, budget=budget, **options)

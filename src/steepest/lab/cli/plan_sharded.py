@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..bench.shapes import MODELS, model_shapes
+from steepest.model_shapes import MODELS, model_shapes
+
 from ..defaults import DTYPES
 from ..errors import LabError
-from .completion import complete_models
 from .mesh import LayoutOption, mesh_options
-from .options import parse_dtype
+from .options import ModelOption, parse_dtype
 
 if TYPE_CHECKING:
     from ..bench.models import Shapes
@@ -27,15 +27,7 @@ def plan_sharded_command(
         list[str],
         typer.Option(metavar="SIZExSIZE…", help="A device mesh, such as 8x64. Repeat it to compare several."),
     ],
-    shapes: Annotated[
-        str,
-        typer.Option(
-            metavar="MODEL",
-            help=f"The model whose hidden matrices are used: {', '.join(MODELS)}; or a file of names and "
-            "shapes, as JSON ({name: [rows, columns]}) or CSV (name,ROWSxCOLUMNS).",
-            autocompletion=complete_models,
-        ),
-    ],
+    model: ModelOption,
     layout: LayoutOption = None,
     rule: Annotated[
         str, typer.Option(metavar="NAME", help="The matrix rule, such as muon or soap.")
@@ -76,7 +68,7 @@ def plan_sharded_command(
         options["exchange_dtype"] = parse_dtype(exchange_dtype)
     if bucket_bytes is not None:
         options["bucket_bytes"] = bucket_bytes
-    listed = matrices(shapes)
+    listed = matrices(model)
     try:
         plans = {each: plan_sharded(listed, **mesh_options(each, layout), **options) for each in mesh}
     except (ValueError, TypeError) as error:
@@ -95,10 +87,13 @@ def plan_sharded_command(
 
 
 def matrices(text: str) -> Shapes:
-    """Return names and shapes of a model's hidden matrices, or of the matrices that a file lists."""
+    """Return names and shapes of a model's hidden matrices, or of your model's or file's matrices."""
     if text in MODELS:
         return [(tensor.name, tensor.shape) for tensor in model_shapes(text).hidden()]
-    from ..bench.models import find_shapes
+    from ..bench.models import find_shapes, make_model
 
-    # Matrix rules leave vectors to other rules.
-    return [(name, shape) for name, shape in find_shapes(text) if len(shape) > 1]
+    if ":" in text:
+        pairs = [(name, tuple(param.shape)) for name, param in make_model(text).named_parameters()]
+    else:
+        pairs = find_shapes(text)
+    return [(name, shape) for name, shape in pairs if len(shape) > 1]  # the others are left to other rules

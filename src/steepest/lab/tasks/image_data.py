@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import LabError
+from .digits import load
 
 HELD_OUT = 0.1
 _SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".webp"}
@@ -74,16 +75,13 @@ def stratified(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
 
 
 def digits(size: int) -> ImageData:
-    """Enlarge scikit-learn's 8×8 digits; a fifth is test data, and a fifth of the rest validation data."""
-    from sklearn.datasets import load_digits
+    """Enlarge the digits of the digits task, split as there."""
 
-    loaded = load_digits()
-    small = torch.from_numpy(loaded.images).float().unsqueeze(1) * (255 / 16)
-    pixels = F.interpolate(small, (size, size), mode="bilinear").round().to(torch.uint8)
-    images = Labelled(pixels, torch.from_numpy(loaded.target).long())
-    # With only 1,797 digits a tenth would tell accuracies apart in steps of 0.6 points.
-    rest, test = stratified(images.labels, 2 * HELD_OUT)
-    return _held_out("scikit-learn's digits", 10, images.take(rest), images.take(test), 2 * HELD_OUT)
+    def enlarged(images: Tensor, labels: Tensor) -> Labelled:
+        pixels = F.interpolate(255 * images, (size, size), mode="bilinear")
+        return Labelled(pixels.round().to(torch.uint8), labels)
+
+    return ImageData("scikit-learn's digits", 10, *(enlarged(*part) for part in load()))
 
 
 def load_images(path: Path, size: int) -> ImageData:
@@ -116,13 +114,11 @@ def load_images(path: Path, size: int) -> ImageData:
     return _folder(path, size)
 
 
-def _held_out(
-    source: str, classes: int, train: Labelled, test: Labelled, fraction: float = HELD_OUT
-) -> ImageData:
+def _held_out(source: str, classes: int, train: Labelled, test: Labelled) -> ImageData:
     counts = train.labels.bincount(minlength=classes)
     if counts.min() < 2:
         raise LabError(f"{source}: class {int(counts.argmin())} has fewer than 2 training images")
-    rest, validation = stratified(train.labels, fraction)
+    rest, validation = stratified(train.labels, HELD_OUT)
     return ImageData(source, classes, train.take(rest), train.take(validation), test)
 
 

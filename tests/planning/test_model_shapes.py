@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from steepest.lab import LabError
-from steepest.lab.bench.shapes import MODELS, model_shapes
+from steepest.model_shapes import MODELS, model_shapes
 
 # Published with the models.
 PUBLISHED = {
@@ -49,5 +48,5 @@ def test_names_are_unique_and_hidden_tensors_exclude_embeddings_and_output_layer
 
 
 def test_the_error_for_an_unknown_model_lists_the_known_ones() -> None:
-    with pytest.raises(LabError, match=r"'gpt5'.*resnet18"):
+    with pytest.raises(ValueError, match=r"'gpt5'.*resnet18"):
         model_shapes("gpt5")

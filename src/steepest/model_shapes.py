@@ -1,7 +1,7 @@
 """Parameter names and shapes of real models, from their published architectures.
 
-A benchmark of optimizers needs only names and shapes, so nothing is downloaded and no module is built.
-Linear layers have `nn.Linear`'s layout [out, in], even GPT-2's, whose published checkpoints use [in, out].
+A plan or a benchmark of optimizers needs no more, so nothing is downloaded and no module is built. Linear
+layers have ``nn.Linear``'s layout [out, in], even GPT-2's, whose published checkpoints use [in, out].
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from ..errors import LabError
+__all__ = ["MODELS", "ModelShapes", "ParamShape", "Shape", "gpt2_blocks", "model_shapes"]
 
 Shape = tuple[int, ...]
 
@@ -48,7 +48,7 @@ class ModelShapes:
         return 1 + max((t.block for t in self.tensors if t.block is not None), default=-1)
 
     def hidden(self, blocks: int | None = None) -> tuple[ParamShape, ...]:
-        """Return the matrices of hidden layers of the first `blocks` blocks, by default of all."""
+        """Return the matrices of hidden layers of the first ``blocks`` blocks, by default of all."""
         return tuple(t for t in self.tensors if t.block is not None and (blocks is None or t.block < blocks))
 
 
@@ -155,9 +155,9 @@ def model_shapes(name: str) -> ModelShapes:
     """Return the shapes of a model.
 
     Raises:
-        LabError: the name is unknown.
+        ValueError: the name is unknown.
     """
     if name not in _MODELS:
-        raise LabError(f"no model {name!r}; there are {', '.join(MODELS)}")
+        raise ValueError(f"no model {name!r}; there are {', '.join(MODELS)}")
     title, tensors = _MODELS[name]
     return ModelShapes(name, title, tuple(tensors()))
