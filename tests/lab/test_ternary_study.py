@@ -133,6 +133,11 @@ def test_a_study_runs_and_resumes(tmp_path, monkeypatch):
     (result,) = ternary.run(tmp_path, ["mlp"], **options)
     votes, bop = (record for record in result.records if record.phase == "tuned")
     assert (votes.optimizer, bop.optimizer) == ("votes by sign", "Bop")
+    weights = 256 * (64 + 256)
+    floats = 2 * 2 * 256 + 2 * 256 + 2570  # of norms, scales and the output layer
+    assert votes.parameters == bop.parameters == weights + floats - 2 * 256
+    assert bop.state_bytes == pytest.approx(4 * weights + 8 * floats, rel=0.001)
+    assert votes.state_bytes == pytest.approx(weights + 8 * floats, rel=0.001)
     assert votes.series[BYTES][0][1] == pytest.approx(1.25, rel=0.01)
     assert bop.series[BYTES][0][1] == pytest.approx(4.25, rel=0.01)
     assert bop.hyperparameters == {"weight_decay": 0, "lr": 0.01, **study.METHODS["Bop"]}

@@ -81,6 +81,22 @@ def test_curves_go_through_the_evaluations_of_tuned_trials_over_timed_seconds(
     assert "lion ends at 2.002 and reaches the target after" in drawn["curves"].alt
 
 
+def test_labels_of_what_lies_outside_the_plot_stay_inside_and_say_a_value_once() -> None:
+    scores = {"adamw": 2.0, "lion": 2.01, "muon": 2.02, "soap": 2.03, "quad": 2.04, "sgd": 9.0, "simba": 9.5}
+    records = [make_record(name, value, phase="tuned") for name, value in scores.items()]
+    drawn = figures(Section(make_experiment([*scores]), records, []), styles(scores))
+    (panel,) = next(figure for figure in drawn if figure.key == "frontier").panels
+    y = panel["layer"][0]["encoding"]["y"]["scale"]["domain"]
+    rows = drawn_rows(panel, "text")
+    pixels = {row["optimizer"]: panel["height"] * (y[1] - row["y"]) / (y[1] - y[0]) for row in rows}
+    assert {*pixels} == {*scores}
+    # A letter is 12 pixels high and stands 9 above its height.
+    assert min(pixels.values()) >= 21
+    assert max(pixels.values()) <= panel["height"]
+    assert abs(pixels["sgd"] - pixels["simba"]) > 15
+    assert {row["text"] for row in rows} == {*scores} - {"sgd", "simba"} | {"sgd ↑ 9", "simba ↑ 9.5"}
+
+
 def test_the_search_shows_each_trial_at_its_lr_a_cross_only_for_divergence_and_arrows_with_values(
     drawn: dict[str, Figure],
 ) -> None:

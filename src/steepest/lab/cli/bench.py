@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -105,12 +105,10 @@ def bench_table(experiment: Experiment, found: StepCosts) -> Table:
     """Return a table with a row for each optimizer."""
     from rich.table import Table
 
-    table = Table(
-        title=experiment.title,
-        caption=" ".join(experiment.notes),
-        title_justify="left",
-        caption_justify="left",
-    )
+    from ..report.table import number
+
+    left: dict[str, Any] = {"title_justify": "left", "caption_justify": "left"}
+    table = Table(title=experiment.title, caption=" ".join(experiment.notes), **left)
     table.add_column("optimizer", style="bold")
     for header in ("step, ms", f"× {experiment.baseline}", "peak, MiB", "state, MiB", "B/param", "bandwidth"):
         table.add_column(header, justify="right")
@@ -118,7 +116,7 @@ def bench_table(experiment: Experiment, found: StepCosts) -> Table:
         ratio, bandwidth = found.ratios.get(label), found.bandwidth.get(label)
         table.add_row(
             label,
-            "planned" if cost.optimizer_ms is None else _milliseconds(cost.optimizer_ms),
+            "planned" if cost.optimizer_ms is None else number(cost.optimizer_ms),
             "" if ratio is None else f"{ratio:.2f}",
             "" if cost.peak_bytes is None else f"{cost.peak_bytes / 2**20:,.1f}",
             f"{cost.state_bytes / 2**20:,.1f}",
@@ -126,7 +124,3 @@ def bench_table(experiment: Experiment, found: StepCosts) -> Table:
             "" if bandwidth is None else f"{bandwidth:.0%}",
         )
     return table
-
-
-def _milliseconds(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

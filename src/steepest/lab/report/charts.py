@@ -45,7 +45,9 @@ def frontier(section: Section, draw: Draw) -> Figure | None:
     outside = seeds[seeds["value"] != seeds["at"]]
     arrow = "↑" if metric.lower_is_better else "↓"
     far = outside.groupby("optimizer")["value"].agg(["min", "max"])
-    beyond = {name: f" {arrow} {number(low)}–{number(high)}" for name, low, high in far.itertuples()}
+    beyond = {
+        name: f" {arrow} {'–'.join(dict.fromkeys(map(number, each)))}" for name, *each in far.itertuples()
+    }
     means["text"] = [name.split(":")[-1] + beyond.get(name, "") for name in means["optimizer"]]
     means["label"] = _label_places(means, ends)
     line = means.assign(score=means["value"].map(metric.score)).sort_values(["bytes", "score"])
@@ -278,12 +280,14 @@ def series(section: Section, draw: Draw) -> list[Figure]:
 def _label_places(means: pd.DataFrame, ends: tuple[float, float]) -> list[float]:
     """Return heights within the range at which the labels of nearby points do not overlap."""
     gap = (ends[1] - ends[0]) * 16 / _HEIGHT
+    low, high = ends[0] + gap / 2, ends[1] - 1.5 * gap  # the text stands above this height
     across = means["bytes"] ** 0.5
     near = 0.25 * max(1.0, across.max())
     placed: list[tuple[float, float]] = []
     shifts = sorted(range(-len(means), len(means) + 1), key=abs)
-    for x, y in zip(across, means["at"].clip(ends[0] + gap / 2, ends[1] - gap / 2), strict=True):
+    for x, y in zip(across, means["at"].clip(low, high), strict=True):
         taken = [height for at, height in placed if abs(x - at) <= near]
-        places = (y + shift * gap for shift in shifts)
-        placed.append((x, next(p for p in places if all(abs(p - height) >= 0.99 * gap for height in taken))))
+        places = (y + shift * gap for shift in shifts if low <= y + shift * gap <= high)
+        free = (p for p in places if all(abs(p - height) >= 0.99 * gap for height in taken))
+        placed.append((x, next(free, y)))
     return [height for _, height in placed]

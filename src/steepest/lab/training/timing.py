@@ -83,7 +83,6 @@ def interleave(
         seconds: More rounds follow while less time than this has passed, up to `MAX_ROUNDS` in all.
         setup: By name, what must run before each call of this name; it is not timed.
         on_round: Receives the fraction of `rounds` that is done after each timed round, at most 1.
-
     """
     setup = setup or {}
     repeats = dict.fromkeys(calls, 1)

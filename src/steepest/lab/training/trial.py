@@ -68,6 +68,8 @@ def run_trial(
     with seeded(trial.seed):
         model = task.make(trial.seed)
         device = device_of(model)
+        # An optimizer that changes the model, for example to packed ternary weights, counts the same ones.
+        parameters = sum(parameter.numel() for parameter in trainable(model))
         optimizer = spec.build(model, trial.values)
         series = {} if observe is None else observe(model, optimizer)
         scheduler = schedule.attach(optimizer, steps)
@@ -134,7 +136,7 @@ def run_trial(
             validation=validation,
             test=test,
             chosen_step=best_step if task.keep_best and not diverged else step,
-            parameters=sum(parameter.numel() for parameter in trainable(model)),
+            parameters=parameters,
             state_bytes=state_bytes(optimizer),
             seconds=time.perf_counter() - began,
             schedule=str(schedule),
