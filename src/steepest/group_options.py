@@ -128,6 +128,7 @@ def checked(
             full["views"] = {name: view for name, view in full["views"].items() if name not in elsewhere}
     _check_params(named, index, full)
     names = [name for name, _ in named if name is not None]
+    _check_named_alike(index, bool(names), others)
     new = {**full, "params": [param for _, param in named], **({"param_names": names} if names else {})}
     check_overlaps([*others, new])
     own_views = full["views"] if "views" in group and "views" in full else None
@@ -173,6 +174,21 @@ def _with_names(names: Sequence[str], params: Sequence[Any], index: int) -> list
     if len(names) != len(params):
         raise ValueError(f"group {index}: {len(params)} parameters have {len(names)} param_names")
     return list(zip(names, params, strict=True))
+
+
+def _check_named_alike(index: int, has_names: bool, others: Sequence[Group]) -> None:
+    """Raise ``ValueError`` for a group whose parameters have names where the others' have none, or vice versa.
+
+    State dicts and noise know parameters by their names, so made-up ones would not do.
+    """
+    if others and has_names != ("param_names" in others[0]):
+        raise ValueError(
+            f"group {index}: its parameters have names, and those of the groups before have none: add the "
+            "tensors alone, such as {'params': list(layer.parameters())}"
+            if has_names
+            else f"group {index}: its parameters have no names, and those of the groups before have some: add "
+            "(name, tensor) pairs, such as {'params': list(layer.named_parameters('layer'))}"
+        )
 
 
 def check_masters(owner: str, groups: Sequence[Group]) -> None:

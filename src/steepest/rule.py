@@ -502,9 +502,9 @@ def rules_with(option: str) -> list[str]:
 def find_rule(name: Any) -> Rule:
     """Return the rule called ``name``, or raise ``ValueError`` with the closest name."""
     if not isinstance(name, str) or (rule := _RULES.get(name) or _import_rule(name)) is None:
-        raise ValueError(
-            f"unknown rule {name!r}{near_miss(name, _RULES)}; known: {', '.join(sorted(_RULES))}"
-        )
+        # A rule that moves targets gets its group from what makes those.
+        known = sorted(other for other, each in _RULES.items() if not each.moves)
+        raise ValueError(f"unknown rule {name!r}{near_miss(name, known)}; known: {', '.join(known)}")
     return rule
 
 

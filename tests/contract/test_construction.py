@@ -109,7 +109,7 @@ def test_names_must_be_given_for_all_or_none(rule: Case):
 
 def test_named_and_nameless_groups_do_not_mix(rule: Case):
     named, nameless = [("weight", rule.ones(2))], [rule.ones(2)]
-    with pytest.raises(ValueError, match="with names to the optimizer"):
+    with pytest.raises(ValueError, match="group 1: its parameters have names"):
         rule.make([{"params": nameless}, {"params": named}])
 
 

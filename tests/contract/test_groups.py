@@ -176,7 +176,7 @@ ERRORS = {
         "group 1 has dtype torch.int64",
         lambda ps: {"params": [torch.ones(2, 2).long()]},
     ),
-    "names": (ValueError, "with names", lambda ps: {"params": [("w", _like(ps))]}),
+    "names": (ValueError, "have names, .* add the tensors alone", lambda ps: {"params": [("w", _like(ps))]}),
     "two-element lr": (ValueError, "1-element", lambda ps: {"params": _like(ps), "lr": torch.ones(2)}),
     "a bad value": (ValueError, "weight_decay", lambda ps: {"params": _like(ps), "weight_decay": -1}),
     "an unknown rule": (ValueError, "did you mean", lambda ps: {"params": _like(ps), "rule": "lionn"}),

@@ -247,6 +247,23 @@ def test_mistakes_are_named(error: type[Exception], match: str, options: dict):
         steepest.build(GPT(), **options)
 
 
+def test_an_unknown_rule_lists_those_with_a_class():
+    with pytest.raises(ValueError, match="unknown rule") as error:
+        steepest.build(GPT(), "nope")
+    assert str(error.value).partition("known: ")[2].split(", ") == steepest.list_optimizers()
+
+
+def test_a_group_added_without_parameter_names_says_what_to_write():
+    optimizer, late = steepest.build(MLP(), "lion"), nn.Linear(2, 2)
+    before = len(optimizer.param_groups)
+    for params in (late.parameters(), [late.weight], late.weight):
+        with pytest.raises(ValueError, match=r"no names.*named_parameters\('layer'\)"):
+            optimizer.add_param_group({"params": params})
+    assert len(optimizer.param_groups) == before
+    optimizer.add_param_group({"params": list(late.named_parameters("layer"))})
+    assert optimizer.param_groups[-1]["param_names"] == ["layer.weight", "layer.bias"]
+
+
 def test_a_bad_fallback_is_found_even_where_it_is_not_used():
     with pytest.raises(ValueError, match="fallback: eps must be"):
         steepest.build(GPT(), "lion", fallback={"rule": "adamw", "eps": -1})
