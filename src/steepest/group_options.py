@@ -177,16 +177,16 @@ def _with_names(names: Sequence[str], params: Sequence[Any], index: int) -> list
 
 
 def _check_named_alike(index: int, has_names: bool, others: Sequence[Group]) -> None:
-    """Raise ``ValueError`` for a group whose parameters have names where the others' have none, or vice versa.
+    """Raise ``ValueError`` if only the new group, or only the others, have names of parameters.
 
     State dicts and noise know parameters by their names, so made-up ones would not do.
     """
     if others and has_names != ("param_names" in others[0]):
         raise ValueError(
-            f"group {index}: its parameters have names, and those of the groups before have none: add the "
+            f"group {index}: its parameters have names, but those of earlier groups have none: add the "
             "tensors alone, such as {'params': list(layer.parameters())}"
             if has_names
-            else f"group {index}: its parameters have no names, and those of the groups before have some: add "
+            else f"group {index}: its parameters have no names, but those of earlier groups have some: add "
             "(name, tensor) pairs, such as {'params': list(layer.named_parameters('layer'))}"
         )
 

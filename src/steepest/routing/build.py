@@ -71,7 +71,7 @@ def build(
     State: that of the groups' rules; ``explain()`` shows the bytes per rule.
 
     Args:
-        model: a module with materialized parameters; DTensors go to element and tensor rules.
+        model: a module with materialized parameters. Wrap or shard it first.
         rule: name of the main rule.
         lr: learning rate of the main rule; None means the rule's default.
         fallback: name of the rule for the other tensors, or a dict of group options including ``"rule"``.
@@ -111,8 +111,8 @@ def build(
             option that the rule does not know.
         ValueError: an unknown rule or ``memory``; a value out of range; nothing to train; a pattern that
             matches nothing; a fallback that does not take every tensor; parameters, by name, that are
-            flattened or partitioned (FSDP1, DeepSpeed ZeRO), on the meta device or uninitialized, or DTensors
-            for a rule that needs whole matrices; options for ternary layers that the model does not have.
+            flattened or partitioned (FSDP1, DeepSpeed ZeRO), on the meta device or uninitialized; options for
+            ternary layers that the model does not have.
 
     >>> model = nn.Sequential(nn.Embedding(16, 8), nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 16))
     >>> optimizer = build(model, "muon", lr=1e-3, weight_decay=0.1, fallback="adamw")
