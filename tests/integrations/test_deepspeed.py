@@ -10,7 +10,7 @@ from torch import nn
 import steepest
 from steepest.ternary import TernaryLinear, flip_stats
 
-from .test_docs import blocks, sections
+from .test_docs import FIRST, blocks, sections
 from .tiny import assert_same, mlp, rows, state
 
 STEPS = 4
@@ -77,6 +77,15 @@ def test_it_steps_as_torch_does_and_resumes_bit_for_bit(deepspeed, stage, rule, 
     with_torch(expected, steepest.build(expected, rule, lr=1e-2))
     if stage < 3:  # where the module holds its tensors whole
         torch.testing.assert_close(state(whole.module), state(expected))
+
+
+def test_the_block_of_the_page_resumes(deepspeed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ds.json").write_text(json.dumps(FLAGS))
+    names = {}
+    for block in (FIRST, *blocks(sections()["DeepSpeed"])):
+        exec(compile(block, "docs/frameworks.md, DeepSpeed", "exec"), names)
+    assert names["resumed"].keys() == names["make_model"]().state_dict().keys()
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])

@@ -2,6 +2,9 @@
 
 import json
 import re
+import runpy
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +12,7 @@ import pytest
 import steepest
 
 TEXT = (Path(__file__).parents[2] / "docs" / "frameworks.md").read_text(encoding="utf-8")
-# Sections with Python, and what must be installed.
+# Sections with Python, and what must be installed. That of DeepSpeed runs in test_deepspeed.py.
 NEEDS = {
     "Transformers": ("transformers", "accelerate"),
     "Accelerate": ("accelerate",),
@@ -35,8 +38,12 @@ def blocks(text: str, language: str = "python") -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
 
 
+(FIRST,) = blocks(sections()["Install and resume"])
+
+
 def test_every_section_with_python_is_run():
-    assert {name for name, text in sections().items() if name and blocks(text)} == set(NEEDS)
+    found = {name for name, text in sections().items() if blocks(text)}
+    assert found == {"Install and resume", "DeepSpeed", *NEEDS}
 
 
 @pytest.mark.parametrize("section", NEEDS)
@@ -44,11 +51,27 @@ def test_its_blocks_run(section, tmp_path, monkeypatch, capsys):
     for module in NEEDS[section]:
         pytest.importorskip(module)
     monkeypatch.chdir(tmp_path)
-    (first,) = blocks(sections()[""])
     names = {"__name__": "__main__"}
-    for block in (first, *blocks(sections()[section])):
-        exec(compile(block, f"docs/frameworks.md, {section}", "exec"), names)
+    for block in (FIRST, *blocks(sections()[section])):
+        if not block.startswith("# train.py"):
+            exec(compile(block, f"docs/frameworks.md, {section}", "exec"), names)
     assert PRINTED.get(section, "") in capsys.readouterr().out
+
+
+def test_the_script_for_the_command_line_trains_and_resumes(tmp_path, monkeypatch):
+    pytest.importorskip("lightning")
+    pytest.importorskip("jsonargparse")
+    monkeypatch.chdir(tmp_path)
+    (script,) = (block for block in blocks(sections()["Lightning"]) if block.startswith("# train.py"))
+    Path("train.py").write_text(FIRST + script, encoding="utf-8")
+    (commands,) = blocks(sections()["Lightning"], "sh")
+    fits = []
+    for line in commands.replace("\\\n", "").splitlines():
+        monkeypatch.setattr(sys, "argv", shlex.split(line)[1:])
+        fits.append(runpy.run_path("train.py", run_name="__main__")["cli"].trainer)
+    assert [(fit.current_epoch, fit.global_step) for fit in fits] == [(1, 8), (2, 16)]
+    assert type(fits[1].optimizers[0]).__name__ == "Muon+AdamW"
+    assert {int(state["step"]) for state in fits[1].optimizers[0].state.values() if "step" in state} == {16}
 
 
 def test_its_names_exist():
