@@ -85,6 +85,12 @@ def test_deepspeeds_flags_are_json():
     assert json.loads(flags)["zero_allow_untested_optimizer"] is True
 
 
+def test_the_tests_that_it_names_exist():
+    named = re.findall(r"`(tests/[\w/]+\.py)`", TEXT)
+    assert len(named) > 8
+    assert all((Path(__file__).parents[2] / each).exists() for each in named)
+
+
 def test_its_links_lead_to_files():
     for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
         if "://" not in target:

@@ -36,6 +36,17 @@ def test_fsdp1(rule: str, original: bool, reason: str):
 
 
 @pytest.mark.usefixtures("_group")
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("original", [False, True])
+def test_fsdp1_with_ternary_layers(original: bool):
+    model = MLP()
+    steepest.ternary.ternarize(model)
+    wrapped = FullyShardedDataParallel(model, use_orig_params=original, device_id=torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"is a FlatParameter|sharded by FSDP1"):
+        steepest.build(wrapped, "lion")
+
+
+@pytest.mark.usefixtures("_group")
 def test_dtensor():
     model = MLP()
     mesh = init_device_mesh("cpu", (1,))
