@@ -61,7 +61,7 @@ class Hyperparameter:
 
     def check(self, owner: str, name: str, value: Any) -> None:
         """Raise ``ValueError`` naming ``owner``, ``name`` and ``value`` unless the value is allowed."""
-        with contextlib.suppress(TypeError, ValueError, RuntimeError):
+        with contextlib.suppress(TypeError, ValueError, RuntimeError, OverflowError):
             if self.accepts(value):
                 return
         raise ValueError(f"{owner}: {name} must be {self.allowed}, got {value!r}")
