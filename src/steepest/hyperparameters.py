@@ -72,19 +72,21 @@ def _number(value: Any) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """Convert other libraries' numbers and sequences to Python's, which load with ``weights_only=True``.
+    """Convert other libraries' values and sequences to Python's, which load with ``weights_only=True``.
 
     >>> plain([range(2), 0.5])
     [(0, 1), 0.5]
     """
-    if isinstance(value, (bool, str, bytes, type, torch.Tensor)):
+    if isinstance(value, (bool, bytes, type, torch.Tensor)):
         return value
+    if isinstance(value, str):
+        return str.__str__(value)
     if hasattr(value, "tolist"):  # arrays, also of no dimension, and their numbers
         value = value.tolist()
     if isinstance(value, Mapping):
-        return dict(value)
+        return {plain(key): plain(each) for key, each in value.items()}
     # Subclasses such as numpy's float64 are converted too.
-    if isinstance(value, numbers.Real):
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
         return int(value) if isinstance(value, numbers.Integral) else float(value)
     if isinstance(value, Sequence):
         return [*map(plain, value)] if isinstance(value, list) else tuple(map(plain, value))

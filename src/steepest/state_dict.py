@@ -138,6 +138,7 @@ def _loadable(
                 _check_own(index, ours, theirs)
                 # Groups used to hold the options of the optimizer's other rules too.
                 group = {name: value for name, value in theirs.items() if name in ours or name not in options}
+            make_plain(group, group.keys() - {"params", "param_names"})
             if "name" in ours:
                 group["name"] = ours["name"]  # which says what the group is here
             keep_formats(ours, group)
