@@ -11,6 +11,7 @@ from torch.nn import Parameter
 
 import steepest
 from steepest.engine.sums import Moments, Summand, moments
+from steepest.rule import find_rule
 
 SHAPES = [(), (0,), (5,), (3, 5), (64,), (7, 3, 2), (9000,), (1,), (200, 30)] * 4
 STOCHASTIC = {"rounding": "stochastic"}
@@ -41,6 +42,9 @@ def _give_gradients(params: list[tuple[str, Parameter]], step: int) -> None:
         ("simba_leaky", torch.float32, {}),
         ("simba_leaky", torch.bfloat16, STOCHASTIC),
         ("sgd_sai", torch.bfloat16, STOCHASTIC),
+        ("sgd_sai", torch.float16, {"master": "split8"}),
+        ("sgd_sai", torch.float32, {"state_dtype": "int8"}),
+        ("sgd_sai", torch.float64, {"weight_decay_method": "cautious"}),
         ("adamw", torch.float32, {"state_dtype": "int8"}),
     ],
     ids=str,
@@ -59,6 +63,27 @@ def test_steps_are_those_of_each_alone(
             optimizer.step()
     for (label, param), (_, other) in zip(together, alone, strict=True):
         assert torch.equal(param.detach(), other.detach()), label
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
+@pytest.mark.parametrize("name", ["adamw", "simba_leaky", "sgd_sai"])
+def test_one_update_serves_many(name: str, rounding: str, monkeypatch: pytest.MonkeyPatch):
+    """Also where each tensor has a measured number of its own."""
+    params = [Parameter(torch.full((64,), 1.0 + at, dtype=torch.bfloat16)) for at in range(50)]
+    optimizer = steepest.create(name, params, rounding=rounding)
+    sizes: list[int] = []
+    rule = type(find_rule(name))
+    update = rule.update
+
+    def counted(self: Any, grad: Tensor, *others: Any, **numbers: Any) -> Any:
+        sizes.append(grad.numel())
+        return update(self, grad, *others, **numbers)
+
+    monkeypatch.setattr(rule, "update", counted)
+    for at, param in enumerate(params):
+        param.grad = torch.arange(64.0).to(param.dtype) + at
+    optimizer.step()
+    assert sizes == [50 * 64]
 
 
 def test_sums_are_those_of_each_alone():

@@ -61,7 +61,7 @@ class Hyperparameter:
 
     def check(self, owner: str, name: str, value: Any) -> None:
         """Raise ``ValueError`` naming ``owner``, ``name`` and ``value`` unless the value is allowed."""
-        with contextlib.suppress(TypeError, ValueError, RuntimeError):
+        with contextlib.suppress(TypeError, ValueError, RuntimeError, OverflowError):
             if self.accepts(value):
                 return
         raise ValueError(f"{owner}: {name} must be {self.allowed}, got {value!r}")
@@ -72,19 +72,21 @@ def _number(value: Any) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """Convert other libraries' numbers and sequences to Python's, which load with ``weights_only=True``.
+    """Convert other libraries' values and sequences to Python's, which load with ``weights_only=True``.
 
     >>> plain([range(2), 0.5])
     [(0, 1), 0.5]
     """
-    if isinstance(value, (bool, str, bytes, type, torch.Tensor)):
+    if isinstance(value, (bool, bytes, type, torch.Tensor)):
         return value
+    if isinstance(value, str):
+        return str.__str__(value)
     if hasattr(value, "tolist"):  # arrays, also of no dimension, and their numbers
         value = value.tolist()
     if isinstance(value, Mapping):
-        return dict(value)
+        return {plain(key): plain(each) for key, each in value.items()}
     # Subclasses such as numpy's float64 are converted too.
-    if isinstance(value, numbers.Real):
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
         return int(value) if isinstance(value, numbers.Integral) else float(value)
     if isinstance(value, Sequence):
         return [*map(plain, value)] if isinstance(value, list) else tuple(map(plain, value))
@@ -280,8 +282,8 @@ class CommonOptions(TypedDict, total=False):
     - ``nonfinite``: the response to an infinite or NaN gradient: ``"ignore"`` computes with it, ``"skip"``
       leaves parameters, state and step counts unchanged and adds 1 to ``optimizer.skipped_steps`` (no
       host sync on an accelerator), ``"raise"`` raises ``FloatingPointError`` with the parameter's name
-      (this waits for the device). All but AdamW, AdEMAMix and SOAP step by any finite gradient as in
-      float64: these square it.
+      (this waits for the device). All but AdamW, AdEMAMix and SOAP, which square it, step by a gradient of
+      up to half the dtype's largest number as in float64; averages of larger ones may overflow.
     - ``agree``: which processes skip a step together, or raise, if one has an infinite or NaN gradient:
       with None those that hold parts of the same tensors, with ``"all"`` all of them, as the stages of a
       pipeline need to (docs/sharding.md). Without ``nonfinite`` no process skips any.

@@ -172,7 +172,8 @@ class Optimizer(torch.optim.Optimizer):
         Raises:
             FloatingPointError: a gradient that is not finite, with ``nonfinite="raise"``.
             RuntimeError: a CUDA graph could not replay this step; processes differ in gradients or options.
-            ValueError: an option was changed to an invalid value, or a matrix was replaced by a vector.
+            ValueError: an option was changed to an invalid value, a matrix was replaced by a vector, or a
+                parameter is on the meta device.
         """
         loss = None
         if closure is not None:

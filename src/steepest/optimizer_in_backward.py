@@ -19,6 +19,7 @@ from steepest.distributed.local import is_dtensor, is_pending
 from steepest.engine.collect import describe
 from steepest.engine.cuda_graphs import capturing
 from steepest.engine.grad_check import both, check_gradients
+from steepest.engine.param_check import check_materialized
 from steepest.engine.update import PLAIN
 from steepest.freed_gradient import FreedGradient, warn_once
 from steepest.hyperparameters import optional, positive
@@ -254,6 +255,7 @@ class ReleasedGradients:
         groups = self._optimizer.param_groups
         _refuse_capture()
         self._optimizer._collector.check(type(self._optimizer).__name__, groups)
+        check_materialized(groups)
         if why := _unsupported(groups, self._clip_norm):
             raise RuntimeError(why)
 

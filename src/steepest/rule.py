@@ -181,8 +181,8 @@ class Rule(ABC):
         temporaries: how many tensors of a chunk's size ``update`` and the step along u hold at once.
         working_copies: how many times the bytes of a matrix and its entries, in the compute dtype, are in use
             at once in ``transform``.
-        spreads: whether ``update`` only multiplies gradients or state by what is measured, so that small
-            tensors that are joined end to end may have a number for each element.
+        spreads: the numbers by which ``update`` only multiplies gradients or state, and in which tensors
+            differ: small tensors that are joined end to end have one for each element.
         streams: whether ``transform`` takes a few passes over its matrices, and no products of them.
         takes, transform_takes: the arguments that the signatures of ``update`` and ``transform`` name.
         measures, transforms, retracts, moves: whether the rule has these phases.
@@ -202,7 +202,7 @@ class Rule(ABC):
     temporaries: ClassVar[int] = 3
     working_copies: ClassVar[int] = 12
     streams: ClassVar[bool] = False
-    spreads: ClassVar[bool] = False
+    spreads: ClassVar[frozenset[str]] = frozenset()
     takes: ClassVar[frozenset[str]] = frozenset()
     transform_takes: ClassVar[frozenset[str]] = frozenset()
     measures: ClassVar[bool] = False

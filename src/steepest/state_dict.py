@@ -138,6 +138,7 @@ def _loadable(
                 _check_own(index, ours, theirs)
                 # Groups used to hold the options of the optimizer's other rules too.
                 group = {name: value for name, value in theirs.items() if name in ours or name not in options}
+            make_plain(group, group.keys() - {"params", "param_names"})
             if "name" in ours:
                 group["name"] = ours["name"]  # which says what the group is here
             keep_formats(ours, group)
@@ -197,9 +198,11 @@ def _check_own(index: int, ours: Group, theirs: Group) -> None:
     saved, rule = f"group {index} of the state dict was saved with", theirs["rule"]
     if rule != ours["rule"]:
         raise ValueError(f"{saved} rule {rule!r}, this optimizer's is {ours['rule']!r}")
-    views = theirs.get("views")
-    if "views" in find_rule(rule).hyper and _cuts(views) != _cuts(ours["views"]):
-        raise ValueError(f"{saved} views={views!r}, this optimizer has {ours['views']!r}")
+    views, hyper = theirs.get("views"), find_rule(rule).hyper
+    if "views" in hyper:
+        hyper["views"].check(f"group {index} of the state dict", "views", views)
+        if _cuts(views) != _cuts(ours["views"]):
+            raise ValueError(f"{saved} views={views!r}, this optimizer has {ours['views']!r}")
 
 
 def _cuts(views: Mapping[str, Any] | None) -> dict[str, Any]:

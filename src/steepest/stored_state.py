@@ -93,7 +93,7 @@ def check_stored(
     step = saved.get("step", 0)
     if isinstance(step, Tensor) and step.numel() == 1 and not step.is_complex():
         step = step.item()
-    if isinstance(step, (int, float)) and not 0 <= step < math.inf:
+    if isinstance(step, (int, float)) and not (0 <= step < math.inf and step % 1 == 0):
         raise ValueError(f"state 'step' of {who} is {step} in the state dict, which is not a step count")
     specs = find_rule(group["rule"]).state_specs(group)
     for name in specs:

@@ -232,13 +232,21 @@ def test_state_that_holds_no_dense_numbers(rule: Case, change: Any, words: str):
             assert identical(snapshot(optimizer, params), before)
 
 
-@pytest.mark.parametrize("step", [torch.nan, -1.0, torch.inf])
+@pytest.mark.parametrize("step", [torch.nan, -1.0, torch.inf, 1.5])
 def test_a_step_that_counts_nothing(rule: Case, step: float):
     if "step" in _saved(rule)["state"].get(0, {}):
         for value in (step, torch.tensor(step)):
             saved = _saved(rule)
             saved["state"][0]["step"] = value
             _refused(rule, saved, "'step' of parameter 0 of group 0 .*not a step count")
+
+
+@pytest.mark.parametrize("views", ["x", [1], 0.5])
+def test_views_that_are_none(rule: Case, views: Any):
+    if rule.rule.transforms:
+        saved = _saved(rule)
+        saved["param_groups"][0]["views"] = views
+        _refused(rule, saved, "group 0 of the state dict: views must be ")
 
 
 def test_somebody_else_s_views(case: Case):

@@ -85,12 +85,13 @@ def _huge(param: Tensor, kind: str, step: int) -> Tensor:
         "constant": torch.ones_like(noise),
         "noise": noise - 0.5,
         "spikes": torch.where(noise < 0.3, 1.0, 1e-4 * noise),
+        "signs": (noise - 0.5).sign() / 2,
     }[kind]
     return (part * torch.finfo(param.dtype).max).to(param.dtype)
 
 
 def _stays_finite(case: Case, dtype: torch.dtype, **options: Any) -> None:
-    for kind in ("constant", "noise", "spikes"):
+    for kind in ("constant", "noise", "spikes", "signs"):
         params = [*case.params(dtype), *case.params(dtype)]
         optimizer = case.make(params, lr=1e-3, **options)
         for step in range(3):

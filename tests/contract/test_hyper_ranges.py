@@ -21,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*the momentum is used as it is:
 # No hyper-parameter, known or to come, may take these.
 NEVER: list[Any] = [math.nan, "no such value", {}, Parameter]
 
-NOT_A_NUMBER: list[Any] = [math.inf, -math.inf, True, False, None, "0.1", 1j, [0.1], (0.1,)]
+NOT_A_NUMBER: list[Any] = [math.inf, -math.inf, 10**400, True, False, None, "0.1", 1j, [0.1], (0.1,)]
 NEGATIVE: list[Any] = [-1, -1e-9]
 NOT_A_BOOL: list[Any] = [0, 1, None, "True", 1.0]
 NOT_AN_INTEGER: list[Any] = [1.0, 2.5, True, None, "3"]

@@ -83,23 +83,36 @@ def test_a_closure_has_gradients_in_inference_mode(rule: Case):
     assert not any(each.is_inference() for each in optimizer.state[params[0]].values())
 
 
-META = {
-    "nonfinite='raise'": ("lion", {"nonfinite": "raise"}),
-    "what 'sgd_sai' measures": ("sgd_sai", {}),
-    "the choice of the steps": ("soap", {"capturable": True}),
-    "norm='exact'": ("quad", {"norm": "exact", "capturable": True}),
-}
+def test_parameters_left_on_the_meta_device(rule: Case):
+    """A step would train nothing: ``to_empty()`` makes new parameters, and torch's optimizers say nothing."""
+    params = rule.params(device="meta")
+    for param in params:
+        param.requires_grad_(False)
+    left = Parameter(torch.ones(4, 3, device="meta"))
+    optimizer = rule.make([*((f"frozen {at}", param) for at, param in enumerate(params)), ("weight", left)])
+    for grad in (None, torch.ones_like(left)):
+        left.grad = grad
+        with pytest.raises(ValueError, match=r"'weight' is on the meta device.* Nothing was stepped"):
+            optimizer.step()
+        assert not optimizer.state
 
 
-@pytest.mark.parametrize("reason", META)
-def test_meta_parameters_whose_numbers_the_host_reads(reason: str):
-    name, options = META[reason]
-    params = [Parameter(torch.ones(4, 3, device="meta"))]
-    optimizer = Case(name, options).make([("weight", params[0])])
-    params[0].grad = torch.ones(4, 3, device="meta")
-    with pytest.raises(ValueError, match=f"'weight' is on the meta .*{re.escape(reason)}.* nothing was"):
-        optimizer.step()
-    assert not optimizer.state
+def test_parameters_materialized_in_place(rule: Case):
+    """Swapped or given other data, they are those of the optimizer."""
+    params, twins = rule.params(device="meta"), rule.params()
+    optimizer, twin = rule.make(params), rule.make(twins)
+    for param, values in zip(params, rule.params(), strict=True):
+        torch.utils.swap_tensors(param, values)
+    assert identical(train(optimizer, params, 3), train(twin, twins, 3))
+
+
+def test_parameters_left_on_the_meta_device_beside_one_stepped_in_backward():
+    model = torch.nn.ParameterDict({"here": torch.ones(2), "left": torch.ones(2, device="meta")})
+    optimizer = steepest.AdamW(model.items())
+    steepest.release_gradients(model, optimizer)
+    with pytest.raises(ValueError, match="'left' is on the meta device"):
+        model["here"].sum().backward()
+    assert torch.equal(model["here"], torch.ones(2))
 
 
 def _memory(count: int = 40) -> torch.Tensor:

@@ -72,6 +72,34 @@ def _saves_plain_numbers(optimizer):
     optimizer.load_state_dict(torch.load(file, weights_only=True))
 
 
+def test_numpys_strings_flags_and_sizes_become_pythons():
+    """As a sweep over choices draws them."""
+    matrix = weight(4, 4)
+    two = np.int64(2)
+    optimizer = steepest.create(
+        np.str_("muon"),
+        [("w", matrix)],
+        coefficients=np.str_("jordan"),
+        rounding=np.str_("stochastic"),
+        nesterov=np.bool_(False),
+        views={np.str_("w"): ("rows", (two, two))},
+    )
+    (group,) = optimizer.param_groups
+    assert {type(group[name]) for name in ("rule", "coefficients", "rounding")} == {str}
+    assert group["nesterov"] is False
+    assert [*map(type, group["views"]), *map(type, group["views"]["w"][1])] == [str, int, int]
+    _saves_plain_numbers(optimizer)
+    group["nonfinite"], group["maximize"] = np.str_("skip"), np.bool_(True)
+    matrix.grad = torch.eye(4)
+    optimizer.step()
+    _saves_plain_numbers(optimizer)
+    saved = optimizer.state_dict()
+    saved["param_groups"][0].update(nonfinite=np.str_("raise"), maximize=np.bool_(False), lr=np.float64(0.5))
+    optimizer.load_state_dict(saved)
+    (group,) = optimizer.param_groups
+    assert [type(group[name]) for name in ("nonfinite", "maximize", "lr")] == [str, bool, float]
+
+
 def test_a_scheduler_of_numpys_numbers():
     optimizer = steepest.Muon([weight(3, 3)], lr=0.5)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: np.float64(0.5) ** step)

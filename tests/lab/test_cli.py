@@ -79,6 +79,21 @@ def test_a_race_writes_its_directory_and_runs_no_trial_the_second_time(
     assert read_records(out) == records
 
 
+@pytest.mark.parametrize("command", [["race", "--task", "digits", *QUICK], ["report"]], ids=lambda c: c[0])
+def test_a_page_that_the_lab_did_not_write_stays(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_experiment(["lion"]).save(tmp_path)
+    saved = (tmp_path / "experiment.json").read_bytes()
+    (tmp_path / "report.html").write_text("<p>mine")
+    option = ["--out"] if command[0] == "race" else []
+    assert cli.run([*command, *option, str(tmp_path)]) == 2
+    assert "report.html was not written by steepest: move it away" in capsys.readouterr().err
+    assert (tmp_path / "report.html").read_text() == "<p>mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["experiment.json", "report.html"]
+    assert (tmp_path / "experiment.json").read_bytes() == saved
+
+
 def test_a_sweep_of_a_grid_on_the_users_text(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("all work and no play makes a dull boy\n" * 200)

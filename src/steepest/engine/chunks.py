@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
 from typing import Any
@@ -63,6 +63,7 @@ def _bytes_each(config: UpdateConfig, dtypes: Sequence[torch.dtype], joined: boo
     each = config.compute.itemsize * held + _NOISE_BYTES * config.noisy + _ROUNDING_BYTES * config.rounds
     if joined:
         each += sum([dtype.itemsize for dtype in dtypes]) + _KEY_BYTES * config.noisy
+        each += config.compute.itemsize * len(config.rule.spreads)
     return each
 
 
@@ -78,9 +79,10 @@ def run_eager(
         finite: 0-dim bool if only the device knows whether the step is taken, else None.
     """
     decays, noisy, kept = config.decays, config.noisy, 2 + len(config.element_state)
-    # What a graph captures may not copy from the host, as joined keys must.
-    joins = not noisy or (config.device.type == "cpu" and not config.counts_on_device)
-    spreads = config.rule.spreads and config.device.type == "cpu" and not config.counts_on_device
+    # What a graph captures may not copy from the host, as joined keys and numbers must.
+    on_host = config.device.type == "cpu" and not config.counts_on_device
+    joins = on_host or not noisy
+    spreads = config.rule.spreads if on_host else frozenset()
     batches: dict[Any, list[Row]] = {}
     last: Mapping[str, Any] | None = None
     own: tuple[Any, ...] = ()
@@ -89,8 +91,8 @@ def run_eager(
         if row.scalars is not last:
             last, own = row.scalars, tuple(row.scalars.items())
         # Tensors compare by identity here, so rows with numbers on a device run alone.
-        apart = spreads and row.columns[0].numel() <= SMALL
-        known = tuple([(n, None if isinstance(v, Tensor) else v) for n, v in own]) if apart else own
+        apart = bool(spreads) and row.columns[0].numel() <= SMALL
+        known = tuple([each for each in own if each[0] not in spreads]) if apart else own
         key = (known, row.dtypes or tuple([column.dtype for column in row.columns]), apart)
         batches.setdefault(key, []).append(row)
 
@@ -122,8 +124,8 @@ def run_eager(
             run(columns if columns[0].dim() else [column.view(1) for column in columns], NO_NOISE)
         elif small:
             written = [at for at in range(len(dtypes)) if at != 1 and (at > 0 or which != "before")]
-            wide = config.compute if apart else None
-            _run_small(small, chunk_length(config, dtypes, joined=True), runner, written, noisy, wide)
+            join = partial(_joined_numbers, spreads, config.compute) if apart else None
+            _run_small(small, chunk_length(config, dtypes, joined=True), runner, written, noisy, join)
 
 
 def _run_small(
@@ -132,15 +134,15 @@ def _run_small(
     runner: Callable[[Mapping[str, Any]], Callable[..., None]],
     written: list[int],
     noisy: bool,
-    wide: torch.dtype | None,
+    join: Callable[[list[Row]], dict[str, Any]] | None,
 ) -> None:
-    """Run small rows together; ``wide`` is the dtype of their own numbers, None if all have the same."""
+    """Run small rows together; ``join`` joins their own numbers, None if all have the same."""
     shared = runner(rows[0].scalars)
     joinable, joined = [], []
     for row in rows:
         columns = row.flats or row.flat(ordered=noisy)
         if columns is None:
-            run = shared if wide is None else runner(row.scalars)
+            run = shared if join is None else runner(row.scalars)
             for chunk, extent in chunks_of(row, SMALL, ordered=noisy):
                 run(chunk, _noise_of(row, extent, chunk[0]) if noisy else NO_NOISE)
         else:
@@ -149,20 +151,21 @@ def _run_small(
 
     def step(columns: list[Tensor], which: slice) -> None:
         several = joined[which]
-        run = shared if wide is None else runner(_joined_numbers(several, wide))
+        run = shared if join is None else runner(join(several))
         run(columns, _joined_noise(several) if noisy else NO_NOISE)
 
     run_together(joinable, limit, step, written)
 
 
-def _joined_numbers(rows: list[Row], wide: torch.dtype) -> dict[str, Any]:
-    """Return the numbers of rows joined end to end, one for each element where they differ."""
+def _joined_numbers(names: Iterable[str], dtype: torch.dtype, rows: list[Row]) -> dict[str, Any]:
+    """Return the numbers of rows joined end to end, those with these names for each element."""
     lengths = torch.tensor([row.columns[0].numel() for row in rows], device="cpu")
     numbers = dict(rows[0].scalars)
-    for name, value in numbers.items():
-        if isinstance(value, Tensor):
-            each = torch.stack([row.scalars[name] for row in rows]).to(wide)
-            numbers[name] = each.repeat_interleave(lengths)
+    for name in names:
+        own = [row.scalars[name] for row in rows]
+        is_tensor = isinstance(own[0], Tensor)
+        each = torch.stack(own).to(dtype) if is_tensor else torch.tensor(own, dtype=dtype, device="cpu")
+        numbers[name] = each.repeat_interleave(lengths)
     return numbers
 
 

@@ -17,7 +17,13 @@ from steepest.distributed.local import LocalState, is_dtensor, local_part
 from steepest.engine.batches import ParamBatch, ParamUpdate, describe, name_of
 from steepest.engine.cycled_momentum import adopt_cycled_momentum
 from steepest.engine.layout import Extent, real_view
-from steepest.engine.param_check import check_numbers, check_overlaps, check_param, check_shard
+from steepest.engine.param_check import (
+    check_materialized,
+    check_numbers,
+    check_overlaps,
+    check_param,
+    check_shard,
+)
 from steepest.engine.plan import Plan
 from steepest.engine.storage import Storage, storage_of
 from steepest.engine.units import Sharding
@@ -228,6 +234,7 @@ class Collector:
             return plan
         # What has been dropped since then need not be alive while the next state is made.
         del plan
+        check_materialized(groups)
         return Plan(self._collect(groups, states, targets))
 
     def keep(self, plan: Plan, groups: Sequence[Group], states: Mapping[Tensor, Any]) -> None:

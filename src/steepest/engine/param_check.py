@@ -11,19 +11,19 @@ from torch import Tensor
 
 from steepest.distributed.layout import Region
 from steepest.distributed.local import checked_region, is_dtensor, local_part
-from steepest.engine.batches import name_of
+from steepest.engine.batches import describe, name_of
 from steepest.engine.update import PLAIN
 from steepest.rule import Group, Rule
 from steepest.views import is_interleaved
 
 __all__ = [
+    "check_materialized",
     "check_memory",
     "check_numbers",
     "check_overlaps",
     "check_param",
     "check_shard",
     "inner_tensors",
-    "without_numbers",
 ]
 
 
@@ -111,12 +111,19 @@ def check_memory(who: str, param: Tensor) -> None:
         )
 
 
-def without_numbers(who: str, reads: str) -> ValueError:
-    """Return the error for a meta parameter in a step that reads numbers on the host."""
-    return ValueError(
-        f"{who} is on the meta device and has no numbers, and the host reads some for {reads}: give the "
-        "model memory with to_empty(), and values; nothing was stepped"
-    )
+def check_materialized(groups: Sequence[Group]) -> None:
+    """Refuse to step parameters on the meta device, which has no values: nothing would be trained.
+
+    A constructor takes them, since they may get values in place.
+    """
+    for index, group in enumerate(groups):
+        for at, param in enumerate(group["params"]):
+            if param.is_meta and (param.requires_grad or param.grad is not None):
+                raise ValueError(
+                    f"{describe(group, index, at)} is on the meta device and has no values: materialize the "
+                    "model (to_empty(), then initialize it or load weights), and build the optimizer after "
+                    "that, because to_empty() makes new parameters. Nothing was stepped"
+                )
 
 
 def check_overlaps(groups: Sequence[Group]) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from steepest.distributed.local import LocalState
 from steepest.engine.batches import ParamBatch, ParamUpdate
 from steepest.engine.blocks import shapes_of, view_of
-from steepest.engine.param_check import check_memory, without_numbers
+from steepest.engine.param_check import check_memory
 from steepest.engine.storage import CORRECTION, SCALE, storage_of
 from steepest.engine.units import Unit
 from steepest.engine.update import UpdateConfig
@@ -129,8 +129,6 @@ def make_state(batches: Iterable[ParamBatch], states: MutableMapping[Tensor, Any
             if not state or not config.names <= state.keys() or (special and lacks_state(config, member)):
                 # FSDP1 flattens parameters in place, perhaps after the optimizer was made.
                 config.rule.check_param(member.name, member.label, member.owner, member.group)
-                if member.param.is_meta and (reads := _reads_numbers(config, member)):
-                    raise without_numbers(member.name, reads)
                 with torch.inference_mode(False):  # no later step could change what is made there
                     fresh = fresh_state(config, member)
                 made.append((member, fresh, config))
@@ -158,14 +156,6 @@ def make_state(batches: Iterable[ParamBatch], states: MutableMapping[Tensor, Any
             # Shards on the host are copied into their DTensors.
             member.columns[2:] = [state[name] for name in names]
         member.state = state
-
-
-def _reads_numbers(config: UpdateConfig, member: ParamUpdate) -> str | None:
-    """Return what makes the host read numbers of a parameter's first step, if anything does."""
-    rule, group = config.rule, config.group
-    if config.measures and rule.reads_back(member.state, group):
-        return f"what {rule.name!r} measures"
-    return rule.host_sync(group) if config.counts_on_device and not member.state else None
 
 
 def _check_fits(config: UpdateConfig, member: ParamUpdate, shape: torch.Size) -> None:

@@ -17,6 +17,15 @@ def parse_path(text: str | Path) -> Path:
     return Path(text)
 
 
+def page_path(directory: str | Path) -> Path:
+    """Return where a directory's report goes, or raise ``LabError`` if it would replace what is no report."""
+    page = Path(directory, "report.html")
+    # Path.exists() raises an error for a name that is too long.
+    if os.path.exists(page) and b"Written by steepest" not in read_file(page):  # noqa: PTH110
+        raise LabError(f"{page} was not written by steepest: move it away, or choose another directory")
+    return page
+
+
 def read_file(path: Path) -> bytes:
     """Return the content of a file that exists, or raise ``LabError``."""
     try:

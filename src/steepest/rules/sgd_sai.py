@@ -34,6 +34,7 @@ class SGDSaIRule(Rule):
 
     name = "sgd_sai"
     needs_total = True
+    spreads = frozenset({"gain"})
     hyper = {
         "lr": learning_rate(),
         "momentum": fraction(),

@@ -26,7 +26,7 @@ class SimbaLeakyRule(Rule):
     name = "simba_leaky"
     hyper = {"lr": learning_rate(), "leak": rate(), "weight_decay": at_least(0)}
     counts_steps = True
-    spreads = True
+    spreads = frozenset({"inverse_rms"})
 
     def state_specs(self, group: Group) -> dict[str, StateSpec]:
         return {"counts": StateSpec(dtype=torch.int16)}

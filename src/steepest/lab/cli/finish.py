@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..files import page_path
 from ..printable import printable
 from .options import make_console
 from .workers import is_worker
@@ -25,6 +26,6 @@ def finish(
         console, shown = make_console(), [*parts] or [directory]
         for section in load(shown) if tables else ():
             console.print(section_table(section, console.width))
-        written = write_report(*shown, out=page or directory / "report.html")
+        written = write_report(*shown, out=page or page_path(directory))
         console.print(f"report: {printable(str(written))}", highlight=False, soft_wrap=True)
     return 0

@@ -14,6 +14,7 @@ from steepest.model_shapes import MODELS
 
 from ..defaults import DTYPES, TASKS
 from ..errors import LabError
+from ..files import page_path
 from .completion import complete_optimizers
 from .paths import path_option
 from .workers import Workers, count_workers, end_with_parent, is_worker
@@ -185,8 +186,8 @@ class RunOptions:
     device: DeviceOption = "auto"
 
     def directory(self, name: str) -> Path:
-        """Return the directory; `name` is its default in `runs`."""
-        return self.out or Path("runs", name)
+        """Return the directory; `name` is its default in `runs`. A foreign page there is refused."""
+        return page_path(self.out or Path("runs", name)).parent  # refused now rather than after the run
 
     def count(self) -> int:
         """Set the threads of this process and return how many processes shall share the trials."""

@@ -16,7 +16,7 @@ from markupsafe import Markup
 import steepest
 
 from ..errors import LabError
-from ..files import parse_path, replace_file
+from ..files import page_path, parse_path, replace_file
 from .charts import figures
 from .draw import Figure
 from .merge import load
@@ -32,12 +32,12 @@ def write_report(*directories: str | Path, out: str | Path | None = None) -> Pat
         out: The page's path, by default `report.html` in the first directory.
 
     Raises:
-        LabError: there is no directory, or one holds no experiment.
+        LabError: there is no directory, one holds no experiment, or another program wrote `report.html`.
     """
     if not directories:
         raise LabError("a report needs at least one directory of an experiment")
     sections = load(directories)
-    out = Path(directories[0], "report.html") if out is None else parse_path(out)
+    out = page_path(directories[0]) if out is None else parse_path(out)
     style = styles(name for section in sections for name in section.names)
     shown = [(f"s{index}", section, figures(section, style)) for index, section in enumerate(sections)]
     payload = {
