@@ -217,24 +217,27 @@ def test_a_fused_parameter_is_its_blocks(case: Case, dtype: torch.dtype):
 
 
 @pytest.mark.parametrize("options", [{}, {"rounding": "stochastic"}, {"state_dtype": torch.float32}], ids=str)
-@pytest.mark.parametrize("copier", ["file", "deepcopy", "pickle"])
 @every_case
-def test_it_resumes_exactly(case: Case, copier: str, options: dict[str, Any]):
+def test_it_resumes_exactly(case: Case, options: dict[str, Any]):
+    """From a file, a copy and a pickle of the same optimizer: to train one for each takes twice as long."""
     optimizer, straight = (_make(case, _params(torch.bfloat16), **options) for _ in range(2))
     params = _go_on(optimizer, range(2))
-    if copier == "file":
-        file = io.BytesIO()
-        torch.save(optimizer.state_dict(), file)
-        file.seek(0)
-        again = _make(case, params, **options)
-        again.load_state_dict(torch.load(file, weights_only=True))
-    else:
-        again = copy.deepcopy(optimizer) if copier == "deepcopy" else pickle.loads(pickle.dumps(optimizer))
-    assert identical(again.state_dict(), optimizer.state_dict())
-    _go_on(again, range(2, 4))
+    file = io.BytesIO()
+    torch.save(optimizer.state_dict(), file)
+    file.seek(0)
+    loaded = _make(case, [Parameter(param.detach().clone()) for param in params], **options)
+    loaded.load_state_dict(torch.load(file, weights_only=True))
+    resumed = {
+        "file": loaded,
+        "deepcopy": copy.deepcopy(optimizer),
+        "pickle": pickle.loads(pickle.dumps(optimizer)),
+    }
     theirs = _go_on(straight, range(4))
-    assert identical(again.param_groups[0]["params"], theirs)
-    assert identical(again.state_dict()["state"], straight.state_dict()["state"])
+    for how, again in resumed.items():
+        assert identical(again.state_dict(), optimizer.state_dict()), how
+        _go_on(again, range(2, 4))
+        assert identical(again.param_groups[0]["params"], theirs), how
+        assert identical(again.state_dict()["state"], straight.state_dict()["state"]), how
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf], ids=str)
