@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import runpy
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,3 @@ def main(rank: int, world: int, folder: str) -> None:
     dist.barrier()
     # gloo's threads and destructors can wait for each other at exit.
     os._exit(0)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

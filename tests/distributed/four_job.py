@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import Any
 
 import torch
@@ -126,12 +125,8 @@ def run(folder: str) -> dict[str, Any]:
     return done
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    rank, folder = int(sys.argv[1]), sys.argv[3]
-    dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=int(sys.argv[2])
-    )
+def main(rank: int, world: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     torch.save(run(folder), f"{folder}/{rank}.pt")
     # gloo's threads and destructors can wait for each other at exit.
     dist.barrier()

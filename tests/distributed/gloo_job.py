@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from datetime import timedelta
 from typing import Any
 
@@ -373,8 +372,3 @@ def main(rank: int, world: int, folder: str) -> None:
     torch.save(done, f"{folder}/{rank}.pt")
     # gloo's threads and destructors can wait for each other at exit.
     os._exit(0)
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from .conftest import run_processes
+from processes import run_processes
 
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return run_processes("examples_job", 2, tmp_path_factory.mktemp("examples"))
+    return run_processes("distributed.examples_job", 2, tmp_path_factory.mktemp("examples"))
 
 
 def test_both_ranks_see_the_same_losses(done: list[dict[str, Any]]):

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from .conftest import run_processes
+from processes import run_processes
+
 from .four_job import CASES, LAYOUTS, STEPS, WORLD, load, make, train, whole
 
 
@@ -20,7 +21,7 @@ def gap(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_training_and_checkpoints(tmp_path: Path):
     """One test, because starting four processes takes seconds."""
-    ranks: list[dict[str, Any]] = run_processes("four_job", WORLD, tmp_path)
+    ranks: list[dict[str, Any]] = run_processes("distributed.four_job", WORLD, tmp_path)
     for case in CASES:
         alone = make(case, None)
         train(*alone, range(STEPS))

@@ -1,7 +1,6 @@
 """One rank of several: does every job, under DistributedDataParallel and without, and saves the results."""
 
 import os
-import sys
 
 import torch
 import torch.distributed as dist
@@ -47,9 +46,3 @@ def train(rank, world, kind, rounds, bad):
         optimizer.step()
         optimizer.zero_grad()
     return {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-
-
-if __name__ == "__main__":
-    rank, world, out = sys.argv[1:]
-    torch.set_num_threads(1)
-    main(int(rank), int(world), out)

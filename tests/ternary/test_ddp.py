@@ -1,15 +1,11 @@
 """Two ranks equal one process that does the passes of both, bit for bit."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 import torch.distributed as dist
 
 import steepest
+from processes import run_processes
 from steepest.ternary import flip_stats
 
 from .models import assert_same, loss_of, small_model, snapshot
@@ -23,17 +19,7 @@ WORLD = 2
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     """Each rank's results of every job; the same processes do all jobs, since starting takes seconds."""
-    folder, root = tmp_path_factory.mktemp("ddp"), Path(__file__).parents[2]
-    jobs = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.ternary.ddp_job", *map(str, (rank, WORLD, folder))],
-            cwd=root,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(root), *sys.path])},
-        )
-        for rank in range(WORLD)
-    ]
-    assert [job.wait(timeout=240) for job in jobs] == [0] * WORLD
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
+    return run_processes("ternary.ddp_job", WORLD, tmp_path_factory.mktemp("ddp"))
 
 
 def one_process(kind, rounds, bad=False, world=WORLD):
