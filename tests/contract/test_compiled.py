@@ -197,6 +197,19 @@ def test_equal_batches_share_one_graph():
     assert (_graphs(), len(cache._made)) == before
 
 
+def test_code_is_shared_where_neither_the_rule_nor_its_options_matter():
+    """Options of ``transform`` do not reach the element passes, nor does a rule the one after it."""
+
+    def compiled_passes(case: Case) -> list[str]:
+        train(case.make(params := _plain(), compile=True), params, 1)
+        return [spec.which for spec, _ in cache._made if isinstance(spec, compiled.GraphSpec)]
+
+    before = compiled_passes(Case("muon"))
+    assert compiled_passes(Case("muon", {"method": "svd", "bucket_bytes": 1})) == before
+    assert compiled_passes(Case("muon", {"nesterov": False})) in (before, [*before, "before"])
+    assert compiled_passes(Case("polargrad")).count("after") == before.count("after")
+
+
 @pytest.mark.parametrize("lr", [torch.tensor(0.03), torch.tensor([0.03])], ids=["0-dim", "1-element"])
 def test_a_tensor_lr_compiles_to_the_same_graph(lr: Tensor):
     params, twins = _plain(), _plain()

@@ -113,7 +113,8 @@ def prepare(
             pairs = needs_pairs(columns, config.device)
             if pairs and not have_pairs(columns):
                 continue
-            _code(_spec(which, config, shared, tuple(sorted(names)), columns, pairs, guarded), config)
+            own_names = tuple(sorted(names))
+            _code(_spec(which, config, _shared(which, shared), own_names, columns, pairs, guarded), config)
 
 
 def _spec(
@@ -126,8 +127,15 @@ def _spec(
     guarded: bool,
 ) -> GraphSpec:
     sizes = tuple([(n, len(v) if isinstance(v, (tuple, list)) else 0) for n, v in shared.items()])
-    widths = None if which == "after" else config.storage.widths(len(dtypes))
-    return GraphSpec(which, config.key, sizes, own, dtypes, pairs, guarded, config.noisy, widths)
+    key, widths = config.key, config.storage.widths(len(dtypes))
+    if which == "after":
+        key, widths = config.key_after, None
+    return GraphSpec(which, key, sizes, own, dtypes, pairs, guarded, config.noisy, widths)
+
+
+def _shared(which: Pass, numbers: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the numbers that a pass takes: ``"after"`` none of a rule's."""
+    return {name: numbers[name] for name in ("lr", "decay")} if which == "after" else numbers
 
 
 def launches(
@@ -138,6 +146,7 @@ def launches(
     Left are rows whose columns do not lie in memory alike, and all where compiling fails. ``guarded`` says
     that the device will tell whether to step at all.
     """
+    numbers = _shared(which, numbers)
     made: list[CompiledLaunch] = []
     left: list[Row] = []
     by_dtypes: dict[tuple[torch.dtype, ...], list[tuple[Row, Columns]]] = {}

@@ -131,9 +131,13 @@ class UpdateConfig:
     @cached_property
     def key(self) -> tuple[Any, ...]:
         """The part of the configuration on which compiled code is specialized."""
-        fixed = tuple((name, _hashable(value)) for name, value in self.fixed.items())
-        state = self.storage
-        return (self.rule, fixed, state, self.method, self.maximize, self.rounds, self.compute, self.device)
+        options = tuple((name, _hashable(value)) for name, value in self.update_options.items())
+        return (self.rule, options, self.storage, self.maximize, *self.key_after)
+
+    @property
+    def key_after(self) -> tuple[Any, ...]:
+        """The same for an ``"after"`` pass, in which no rule takes part: all rules share its code."""
+        return (self.storage.correction, self.method, self.rounds, self.compute, self.device)
 
     def without_group(self) -> UpdateConfig:
         """Return a copy without the group, for code that outlives the optimizer and its parameters."""
