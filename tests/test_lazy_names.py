@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import json
 import pickle
 import pkgutil
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
 
@@ -19,12 +21,44 @@ SUBMODULES = {module.name for module in pkgutil.iter_modules(steepest.__path__)}
 BY_FULL_NAME = {"integrations", "lab"}
 
 
-def run(script: str, *arguments: str) -> str:
-    """Return what a new process prints."""
-    command = [sys.executable, "-c", script, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+# Runs each script that it is sent in a fork, which torch's import does not delay by seconds.
+SERVER = """
+import contextlib, io, json, os, sys, traceback
+import torch
+assert not any(name.partition(".")[0] == "steepest" for name in sys.modules)
+for line in sys.stdin:
+    script, *sys.argv[1:] = json.loads(line)
+    if os.fork() == 0:
+        status, printed = 0, io.StringIO()
+        try:
+            with contextlib.redirect_stdout(printed):
+                exec(script, {"__name__": "__main__"})
+        except BaseException:
+            status = traceback.format_exc()
+        print(json.dumps([status, printed.getvalue().strip()]), flush=True)
+        os._exit(0)
+    os.wait()
+"""
+Run = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[Run]:
+    """Return what a script prints in a process that has imported torch, and nothing of this library."""
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert server.stdin is not None
+    assert server.stdout is not None
+
+    def run(script: str, *arguments: str) -> str:
+        print(json.dumps([script, *arguments]), file=server.stdin, flush=True)
+        error, printed = json.loads(server.stdout.readline())
+        assert not error, error
+        return printed
+
+    yield run
+    server.communicate(timeout=60)
 
 
 def type_checkers_see() -> dict[str, str]:
@@ -55,20 +89,21 @@ def test_the_package_alone_loads_nothing() -> None:
         "print(steepest.__version__, dir(steepest).count('Lion'), hasattr(steepest, 'Loin'))\n"
         "print(*[n for n in sys.modules if n.split('.')[0] == 'torch' or n.startswith('steepest.')])"
     )
-    assert run(script) == f"{steepest.__version__} 1 False"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == f"{steepest.__version__} 1 False"
 
 
-def test_a_submodule_comes_alone() -> None:
+def test_a_submodule_comes_alone(run: Run) -> None:
     script = "import sys, steepest; steepest.views.rows; print('steepest.rules' in sys.modules)"
     assert run(script) == "False"
 
 
-def test_submodules_are_attributes_but_for_those_that_need_more_than_torch() -> None:
+def test_submodules_are_attributes_but_for_those_that_need_more_than_torch(run: Run) -> None:
     script = f"import steepest; print(*(name for name in {sorted(SUBMODULES)} if hasattr(steepest, name)))"
     assert set(run(script).split()) == SUBMODULES - BY_FULL_NAME
 
 
-def test_the_star_imports_every_public_name() -> None:
+def test_the_star_imports_every_public_name(run: Run) -> None:
     script = "from steepest import *; import steepest; print({*steepest.__all__} <= {*globals()})"
     assert run(script) == "True"
 
@@ -90,7 +125,7 @@ def test_dir_has_the_public_names_and_a_misspelt_one_raises() -> None:
         ("from steepest import Optimizer", "muon"),
     ],
 )
-def test_the_optimizer_finds_rules_that_nobody_has_imported(imports: str, rule: str) -> None:
+def test_the_optimizer_finds_rules_that_nobody_has_imported(imports: str, rule: str, run: Run) -> None:
     script = (
         f"import torch; {imports}\n"
         f"optimizer = Optimizer([torch.nn.Parameter(torch.ones(2, 2))], rule={rule!r})\n"
@@ -99,7 +134,7 @@ def test_the_optimizer_finds_rules_that_nobody_has_imported(imports: str, rule: 
     assert run(script) == rule
 
 
-def test_a_rule_cannot_take_the_name_of_one_that_nobody_has_imported() -> None:
+def test_a_rule_cannot_take_the_name_of_one_that_nobody_has_imported(run: Run) -> None:
     script = (
         "from steepest import Optimizer, Rule\n"
         "class Mine(Rule):\n"
@@ -112,7 +147,7 @@ def test_a_rule_cannot_take_the_name_of_one_that_nobody_has_imported() -> None:
     assert run(script) == "the rule name 'lion' is taken by steepest.rules.lion.Lion"
 
 
-def test_an_error_lists_rules_that_nobody_has_imported() -> None:
+def test_an_error_lists_rules_that_nobody_has_imported(run: Run) -> None:
     script = (
         "from steepest.rule import find_rule\n"
         "try: find_rule('loin')\n"
@@ -123,7 +158,7 @@ def test_an_error_lists_rules_that_nobody_has_imported() -> None:
     assert "soap" in said
 
 
-def test_an_optimizer_of_several_rules_unpickles_in_a_new_process(tmp_path: Path) -> None:
+def test_an_optimizer_of_several_rules_unpickles_in_a_new_process(tmp_path: Path, run: Run) -> None:
     layers = [torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 4), torch.nn.Linear(4, 2)]
     optimizer = steepest.build(torch.nn.Sequential(*layers), "muon")
     (tmp_path / "optimizer").write_bytes(pickle.dumps(optimizer))
