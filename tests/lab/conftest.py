@@ -24,6 +24,26 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def migrations_read_once() -> Iterator[None]:
+    """Read Optuna's migrations once: it asks for the newest of them whenever it opens a database."""
+    from alembic.script import ScriptDirectory
+
+    read, known = ScriptDirectory.from_config, {}
+
+    def read_once(config: Any) -> ScriptDirectory:
+        place = config.get_main_option("script_location")
+        if place not in known:
+            script = read(config)
+            script.get_current_head()  # which reads them
+            known[place] = script
+        return known[place]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ScriptDirectory, "from_config", read_once)
+        yield
+
+
 @pytest.fixture(scope="session")
 def plane() -> Task[Tensor]:
     """A regression task with randomness in the data order and in training (dropout)."""
