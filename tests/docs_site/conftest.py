@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from once import filled_once
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -14,9 +16,12 @@ ROOT = Path(__file__).parents[2]
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The site, built as ``make docs`` builds it: strictly, so not quietly, which would hide warnings."""
     pytest.importorskip("mkdocs", reason='the site\'s packages are not installed: pip install -e ".[docs]"')
-    built = tmp_path_factory.mktemp("site")
+    return filled_once(tmp_path_factory, "site", build)
+
+
+def build(folder: Path) -> None:
     run = subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(built)],
+        [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(folder)],
         cwd=ROOT,
         env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
         capture_output=True,
@@ -24,4 +29,3 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
         check=False,
     )
     assert run.returncode == 0, run.stderr[-4000:]
-    return built
