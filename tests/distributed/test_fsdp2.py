@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from .gloo_job import FULL, MESHES, MOVES, RULES, WAYS, everything, load, make, train
+from .gloo_job import FULL, LOADS, MESHES, RULES, WAYS, everything, load, make, train
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -23,9 +23,7 @@ def test_training_equals_one_process(case: str, mesh: str, processes: list[Any])
         assert same(done["fsdp2"][f"{case} {mesh}"], done["fsdp2"][f"{case} alone"])
 
 
-@pytest.mark.parametrize(("saved", "mesh"), MOVES)
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("case", RULES)
+@pytest.mark.parametrize(("case", "way", "saved", "mesh"), LOADS)
 def test_what_one_mesh_saved_goes_on_on_another(
     case: str, way: str, saved: str, mesh: str, processes: list[Any]
 ):
