@@ -36,6 +36,17 @@ def _trained(case: Case, kind: str) -> tuple[Any, list[Tensor]]:
     return optimizer, params
 
 
+_KEPT: dict[tuple[str, str], tuple[Any, list[Tensor]]] = {}
+
+
+def _kept(case: Case, kind: str) -> tuple[Any, list[Tensor]]:
+    """One trained optimizer for all tests that only read it."""
+    key = (str(case), kind)
+    if key not in _KEPT:
+        _KEPT[key] = _trained(case, kind)
+    return _KEPT[key]
+
+
 def _through_a_file(tree: Any) -> Any:
     file = io.BytesIO()
     torch.save(tree, file)
@@ -56,7 +67,7 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
 
 @pytest.mark.parametrize(("case", "kind"), CASES_AND_OPTIONS, ids=str)
 def test_it_has_exactly_state_and_param_groups_of_plain_values(case: Case, kind: str):
-    optimizer, params = _trained(case, kind)
+    optimizer, params = _kept(case, kind)
     saved = optimizer.state_dict()
     assert set(saved) == {"state", "param_groups"}
     assert set(saved["state"]) <= set(range(len(params)))
@@ -73,7 +84,7 @@ def test_it_has_exactly_state_and_param_groups_of_plain_values(case: Case, kind:
 @pytest.mark.parametrize(("case", "kind"), CASES_AND_OPTIONS, ids=str)
 def test_it_loads_with_weights_only_and_every_bit_comes_back(case: Case, kind: str):
     """``load_state_dict`` keeps every dtype: integer counters, and state wider or narrower than p."""
-    optimizer, params = _trained(case, kind)
+    optimizer, params = _kept(case, kind)
     saved = _through_a_file(optimizer.state_dict())
     assert identical(saved, optimizer.state_dict())
     again = case.make(params, **OPTIONS[kind])
@@ -194,7 +205,7 @@ def test_an_older_checkpoint_that_lacks_options_keeps_what_the_optimizer_has(cas
 
 @pytest.mark.parametrize("case", CASES, ids=by_id)
 def test_extra_keys_of_a_checkpoint_s_groups_are_kept(case: Case):
-    optimizer, params = _trained(case, "float32")
+    optimizer, params = _kept(case, "float32")
     saved = copy.deepcopy(optimizer.state_dict())
     saved["param_groups"][0]["initial_lr"] = 9.0
     again = case.make(params)
@@ -231,7 +242,7 @@ def test_state_tensors_lie_where_they_should(case: Case, device: torch.device):
 
 @pytest.mark.parametrize("case", CASES, ids=by_id)
 def test_state_bytes_counts_what_the_checkpoint_holds(case: Case):
-    optimizer, _ = _trained(case, "float32")
+    optimizer, _ = _kept(case, "float32")
     held = sum(t.numel() * t.element_size() for t in _tensors(optimizer.state_dict()["state"]))
     assert optimizer.state_bytes() == held
 
