@@ -23,8 +23,10 @@ bench: $(PEERS)
 # A process for every core, each with one thread: the tests' tensors are tiny, and threads that wait for each
 # other stall. Neighbouring tests stay in one process (worksteal), so that they share compiled code and
 # fixtures. TESTS picks files or a directory, JOBS=0 runs all in one process, which a debugger needs.
+# Some start processes, which take over what the first has compiled, whatever the caller's environment says.
 TESTS ?=
 JOBS  ?= auto
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(DOCS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=worksteal $(TESTS)
 
