@@ -61,7 +61,7 @@ class BopAdamW(torch.optim.AdamW):
         self.gamma, self.threshold, self.total_steps, self.power = gamma, threshold, total_steps, power
         self.steps = 0
         self.averages = [(layer.weight, torch.zeros_like(layer.weight)) for layer in layers]
-        self.state["averages"] = [average for _, average in self.averages]  # counted with the state
+        self.state["averages"] = [average for _, average in self.averages]  # type: ignore[index]  # counted with the state
         # An override of step() would run the hooks twice: its own, and those of AdamW's step.
         self.register_step_post_hook(self._flip)
 
