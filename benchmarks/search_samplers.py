@@ -5,6 +5,15 @@ between its points), plus a made-up valley over the product of lr and weight dec
 line gives the mean excess over the best point, over all rules and seeds, after some numbers of trials:
 
   OMP_NUM_THREADS=1 python benchmarks/search_samplers.py
+
+With ranges of four decades for lr and three for weight decay, in bits per byte:
+
+| trials | 6 | 8 | 10 | 12 | 16 |
+| --- | --- | --- | --- | --- | --- |
+| Gaussian process | 0.10 | 0.034 | 0.019 | 0.018 | 0.014 |
+| tree-structured Parzen estimator | 0.22 | 0.16 | 0.094 | 0.059 | 0.040 |
+| steps of a factor of 4 from the default, then a Gaussian process | 0.048 | 0.034 | 0.023 | 0.016 | 0.011 |
+| Gaussian process after the default alone | 0.12 | 0.050 | 0.035 | 0.023 | 0.009 |
 """
 
 from __future__ import annotations

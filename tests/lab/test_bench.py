@@ -20,6 +20,8 @@ from steepest.lab.report import write_report
 from steepest.lab.training import timing
 from steepest.model_shapes import model_shapes
 
+from .conftest import make_experiment
+
 SGD = "torch.optim:SGD"
 TINY = [(tensor.name, tensor.shape) for tensor in model_shapes("tiny").tensors]
 
@@ -189,3 +191,11 @@ def test_the_page_lists_the_costs_and_speaks_of_no_training(tmp_path: Path) -> N
     for cost in found.costs.values():
         row = page[page.index(f'<td data-label="step, ms">{cost.optimizer_ms:.4g}</td>') :]
         assert f'<td data-label="state B/param">{cost.state_bytes / cost.parameters:.2f}</td>' in row
+
+
+def test_another_experiment_is_not_replaced(tmp_path: Path) -> None:
+    make_experiment(["adamw"]).save(tmp_path)
+    before = (tmp_path / "experiment.json").read_bytes()
+    with pytest.raises(LabError, match="holds another experiment: choose another directory"):
+        bench("tiny", ["lion"], rounds=1, out=tmp_path)
+    assert (tmp_path / "experiment.json").read_bytes() == before

@@ -12,7 +12,8 @@ from torch import nn
 from steepest.model_shapes import MODELS, model_shapes
 
 from ..defaults import BENCH_BASELINE, BENCH_OPTIMIZERS, LEAST_ROUNDS
-from ..records import Experiment, Metric, OptimizerEntry
+from ..errors import LabError
+from ..records import EXPERIMENT_FILE, Experiment, Metric, OptimizerEntry
 from ..training import machine
 from ..training.optimizers import OptimizerSpec, resolve_optimizers, trainable
 from .costs import StepCosts, measure_costs
@@ -42,9 +43,11 @@ def bench(
         device, rounds, compiled, options: See `measure_costs`.
 
     Raises:
-        LabError: the request is invalid, or the baseline cannot step.
+        LabError: the request is invalid, the baseline cannot step, or `out` holds another experiment.
     """
     device = torch.device(device)
+    if out is not None and (out / EXPERIMENT_FILE).exists() and Experiment.load(out).kind != "bench":
+        raise LabError(f"{out} holds another experiment: choose another directory")
     entries = [baseline, *(entry for entry in optimizers if entry != baseline)]
     # The user's model may be too large to be built, so the names are checked on another.
     specs = resolve_optimizers(entries, nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), settings)

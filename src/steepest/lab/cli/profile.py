@@ -8,10 +8,17 @@ import typer
 
 from ..defaults import GROWTH_ROUNDS, GROWTH_SIZES, PROFILE_POINTS
 from ..errors import LabError
-from .completion import complete_optimizers
 from .finish import finish
 from .groups import grouped
-from .options import RunOptions, SettingsOption, StepsOption, TaskOptions, parse_device, split_names
+from .options import (
+    OptimizersOption,
+    RunOptions,
+    SettingsOption,
+    StepsOption,
+    TaskOptions,
+    parse_device,
+    split_names,
+)
 
 WHATS = ("local-gain", "spectra", "growth")
 
@@ -21,15 +28,7 @@ def profile_command(
     *,
     what: Annotated[str, typer.Argument(metavar="PROFILE", help=f"{', '.join(WHATS)} or all.")] = "all",
     task: TaskOptions,
-    optimizers: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME,NAME,…",
-            help="Optimizers to profile: steepest's by name, any other by its import path, such as "
-            "torch.optim:AdamW. Default: each experiment's own.",
-            autocompletion=complete_optimizers,
-        ),
-    ] = None,
+    optimizers: OptimizersOption = "",
     settings: SettingsOption = None,
     steps: StepsOption = None,
     seeds: Annotated[int, typer.Option(help="Number of seeds for local-gain and spectra.")] = 1,
@@ -51,7 +50,8 @@ def profile_command(
 
     local-gain: the factor by which each optimizer scales the momentum of each tensor, in the course of
     training. spectra: the singular values of the updates to hidden matrices. growth: state, peak memory and
-    step time on GPT-2 from 125M to 1.5B; sizes that do not fit into memory are planned.
+    step time on GPT-2 from 125M to 1.5B; sizes that do not fit into memory are planned. Without --optimizers,
+    each profile compares its own.
     """
     from ..experiments.growth import growth
     from ..experiments.local_gain import LOCAL_GAIN
@@ -62,7 +62,7 @@ def profile_command(
     if what not in (*WHATS, "all"):
         raise LabError(f"unknown profile {what!r}: choose {', '.join(WHATS)} or all")
     common: dict[str, Any] = {"settings": settings or ()}
-    if optimizers is not None:
+    if optimizers:
         common["optimizers"] = split_names(optimizers)
     out = run.directory("profile")
     # Workers share the trials of one experiment only.
