@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,17 @@ def test_measured_steps_are_evenly_spaced_and_train_as_others_do(plane: Task[Ten
     assert steps["0.weight"] == [1, 10, 20, 30, 40]
     assert observed.training_loss[-1][2] == plain.training_loss[-1][2]
     assert observed.test == plain.test
+
+
+def test_an_optimizer_whose_steps_depend_on_the_weights_is_measured_too(
+    gradient: Tensor, tmp_path: Path
+) -> None:
+    settings = ["hyperball.radius=1.0"]
+    observe(make_task(gradient), LOCAL_GAIN, "hyperball", settings=settings, out=tmp_path, points=2)
+    (record,) = read_records(tmp_path)
+    steps, gains = zip(*record.series[f"local gain/{NAME}"], strict=True)
+    assert steps == (1, 6, 12)
+    assert all(math.isfinite(gain) and gain for gain in gains)
 
 
 def test_updates_of_muon_are_flat_and_those_of_sgd_have_the_gradients_rank(tmp_path: Path) -> None:

@@ -137,6 +137,33 @@ def test_an_experiment_deleted_under_a_running_one_ends_it_with_one_line(
     assert "\n" not in str(error.value)
 
 
+def test_a_worker_does_not_go_on_in_the_experiment_that_replaced_its_own(
+    plane: Task[Tensor], tmp_path: Path
+) -> None:
+    class Replaces(Callback):
+        def on_trial_end(self, record: Any) -> None:
+            other = Storage(tmp_path, tmp_path.name)
+            if (saved := other.load_experiment()) is not None and saved.created != "later":
+                other.clear()
+                other.save_experiment(saved.model_copy(update={"created": "later", "steps": 99}))
+
+    with pytest.raises(LabError, match=r"meanwhile.*--fresh"):
+        run_sweep(plane, tmp_path, callback=Replaces())
+    other = Storage(tmp_path, tmp_path.name)
+    assert not any(other.tried(name, "search") for name in ("adamw", "lion"))
+
+
+def test_fresh_spares_records_of_others_in_a_shared_storage(plane: Task[Tensor], tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/shared.db"
+    run_sweep(plane, tmp_path / "a" / "same", storage=url)
+    mine = tmp_path / "b" / "same" / "records.jsonl"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(LabError, match=r"there is no experiment\.json"):
+        run_sweep(plane, mine.parent, storage=url, fresh=True)
+    assert mine.read_text() == "mine"
+
+
 def test_workers_that_give_up_different_optimizers_forget_neither(
     plane: Task[Tensor], tmp_path: Path
 ) -> None:

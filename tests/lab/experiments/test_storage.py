@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from optuna.samplers import BaseSampler
+from optuna.samplers import BaseSampler, RandomSampler
 from optuna.trial import TrialState
 
 from steepest.lab import LabError
@@ -77,7 +77,34 @@ def test_a_claimed_trial_runs_until_its_worker_gives_no_sign_of_life(
         assert theirs.running("lion", "search") == []
 
 
-@pytest.mark.parametrize("url", ["mysql://user@host/name", "sqlite://"])
+def test_a_claim_may_take_longer_than_the_grace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "GRACE_SECONDS", 1)
+    ours, theirs = Storage(tmp_path, "shared"), Storage(tmp_path, "shared")
+
+    class Slow(RandomSampler):
+        def sample_independent(self, *arguments: Any) -> Any:
+            time.sleep(2.5)  # databases count whole seconds
+            return super().sample_independent(*arguments)
+
+    with ours.lock():
+        claimed = ours.claim("lion", "search", {}, {"lr": Range(low=0.1, high=1)}, [Slow()])
+    with theirs.lock():
+        assert theirs.running("lion", "search") == [claimed.params]
+
+
+def test_a_sampler_that_repeats_itself_gives_way_to_the_next(tmp_path: Path) -> None:
+    shared = Storage(tmp_path, "shared")
+    ranges = {"lr": Range(low=0.1, high=1)}
+    with shared.lock():
+        first, second = (
+            shared.claim("lion", "search", {}, ranges, [RandomSampler(0), RandomSampler(1)]) for _ in range(2)
+        )
+    assert first.params != second.params
+    states = [trial.state for trial in shared.study("lion", "search").get_trials()]
+    assert states == [TrialState.RUNNING, TrialState.FAIL, TrialState.RUNNING]
+
+
+@pytest.mark.parametrize("url", ["mysql://user@host/name", "sqlite://", "sqlite:///:memory:"])
 def test_a_database_that_cannot_be_locked_or_shared_is_refused(url: str, tmp_path: Path) -> None:
     with pytest.raises(LabError, match=f"must be an SQLite file or in PostgreSQL, not {url}"):
         Storage(tmp_path, "shared", url)
@@ -97,4 +124,4 @@ def test_a_defect_of_ours_is_not_blamed_on_the_storage(tmp_path: Path) -> None:
         infer_relative_search_space = sample_independent = sample_relative
 
     with pytest.raises(AttributeError, match="a defect"):
-        Storage(tmp_path, "shared").claim("lion", "search", {}, {"lr": Range(low=0.1, high=1)}, Broken())
+        Storage(tmp_path, "shared").claim("lion", "search", {}, {"lr": Range(low=0.1, high=1)}, [Broken()])

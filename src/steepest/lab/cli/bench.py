@@ -9,6 +9,7 @@ import typer
 
 from ..defaults import BENCH_BASELINE, BENCH_OPTIMIZERS, LEAST_ROUNDS
 from ..errors import LabError
+from ..files import page_path
 from .completion import complete_optimizers
 from .finish import finish
 from .options import (
@@ -81,6 +82,7 @@ def bench_command(
         torch.set_num_threads(threads)
     if memory is not None and not memory > 0:
         raise LabError(f"--memory must be a positive number of GiB, got {memory:g}")
+    page_path(out)  # refused now rather than after the measurement
     with console.status("") as status:
         experiment, found = bench(
             model,

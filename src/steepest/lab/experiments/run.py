@@ -17,7 +17,6 @@ from typing import Any, get_args
 
 import optuna
 import torch
-from optuna.trial import TrialState
 
 from ..analysis.target import mean_curve, steps_to_target
 from ..errors import LabError
@@ -83,6 +82,8 @@ def start_over(directory: Path, storage: Storage) -> None:
     """Delete an experiment from the storage, and the files that it wrote itself."""
     with storage.lock():
         if find(directory, storage) is not None:
+            if (directory / RECORDS_FILE).exists():
+                Experiment.load(directory)  # refuses the files of others
             storage.clear()
             for name in (RECORDS_FILE, EXPERIMENT_FILE):
                 remove_file(directory / name)
@@ -196,6 +197,11 @@ class Runner:
 
     def _claim(self) -> tuple[Trial, optuna.Trial] | None:
         """Return the next missing trial, begun in the storage; None if there is none at the moment."""
+        saved = self.storage.load_experiment()
+        if saved is None or saved.created != self.experiment.created:
+            raise LabError(
+                f"{self.experiment.name} was deleted meanwhile, as --fresh does: run the command again"
+            )
         trial = self._next_search() or self._next_final()
         if trial is None:
             return None
@@ -203,23 +209,16 @@ class Runner:
             return trial, self.storage.claim(trial.optimizer, trial.phase, {"seed": float(trial.seed)})
         space = self.experiment.optimizers[trial.optimizer].space
         ranges = {name: each for name, each in space.items() if isinstance(each, Range)}
-        tried = self._tried(trial.optimizer)
-        for anywhere in (False, True):
-            sampler = make_sampler(self.experiment.search_seed, len(tried), anywhere=anywhere)
-            claimed = self.storage.claim(trial.optimizer, "search", trial.values, ranges, sampler)
-            if claimed.params not in tried:
-                break
-            claimed.study.tell(claimed, state=TrialState.FAIL)
+        seed, number = self.experiment.search_seed, len(self.storage.tried(trial.optimizer, "search"))
+        samplers = [make_sampler(seed, number, anywhere=anywhere) for anywhere in (False, True)]
+        claimed = self.storage.claim(trial.optimizer, "search", trial.values, ranges, samplers)
         return replace(trial, values=claimed.params), claimed
-
-    def _tried(self, label: str) -> list[dict[str, float]]:
-        searched = [record.searched for record in self.storage.finished(label, "search")]
-        return searched + self.storage.running(label, "search")
 
     def _next_search(self) -> Trial | None:
         """Return the next trial of the searches; one without values leaves them to the sampler."""
         experiment = self.experiment
-        tried = {label: self._tried(label) for label in self.specs if experiment.optimizers[label].space}
+        searched = [label for label in self.specs if experiment.optimizers[label].space]
+        tried = {label: self.storage.tried(label, "search") for label in searched}
         label = min(tried, key=lambda name: len(tried[name]), default="")
         if not label or len(tried[label]) >= experiment.trials:
             return None

@@ -42,6 +42,7 @@ _ANY = FloatDistribution(-1e30, 1e30)
 
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+warnings.filterwarnings("ignore", message="Heartbeat of storage")  # `run` does without Study.optimize
 
 
 class Storage:
@@ -62,7 +63,7 @@ class Storage:
         with self._one_line("cannot open"):
             place = make_url(self.url)
             backend = place.get_backend_name()
-            if backend not in ("sqlite", "postgresql") or not place.database:
+            if backend not in ("sqlite", "postgresql") or place.database in (None, "", ":memory:"):
                 raise LabError(f"the storage must be an SQLite file or in PostgreSQL, not {self.url}")
             connect = {"timeout": 60} if backend == "sqlite" else {}
             self._engine = create_engine(self.url)
@@ -97,9 +98,10 @@ class Storage:
         except _DAMAGE as error:
             # SQLAlchemy's own text would go on with the statement and a link.
             cause = error.orig if isinstance(error, DBAPIError) else error.__cause__ or error
-            full = ": make room, and run the command again" if "disk is full" in str(cause) else self._advice
+            full = any(words in str(cause) for words in ("disk is full", "No space left"))
+            advice = ": make room, and run the command again" if full else self._advice
             raise LabError(
-                f"{doing} the storage {self.url}: {type(cause).__name__}: {cause}{full}"
+                f"{doing} the storage {self.url}: {type(cause).__name__}: {cause}{advice}"
             ) from error
 
     @contextmanager
@@ -113,6 +115,7 @@ class Storage:
             with self._one_line():
                 stack.enter_context(_only_one(self._engine))
             self._locked = True
+            self._studies.pop(("", "experiment"), None)  # another process may have deleted it
             try:
                 yield
             finally:
@@ -199,11 +202,17 @@ class Storage:
             for trial in found:
                 if trial._trial_id not in self._records:
                     self._records[trial._trial_id] = Record.model_validate(trial.user_attrs[_RECORD])
-        return [self._records[trial._trial_id] for trial in found]
+        # Earlier versions could run a trial twice.
+        return [*{each.key: each for each in (self._records[trial._trial_id] for trial in found)}.values()]
 
     def running(self, optimizer: str, phase: str) -> list[dict[str, float]]:
         """Within `lock`, return the values of the trials that live workers run."""
         return [trial.params for trial in self._read(optimizer, phase, TrialState.RUNNING)]
+
+    def tried(self, optimizer: str, phase: str) -> list[dict[str, float]]:
+        """Within `lock`, return the searched values of the trials that are finished or run."""
+        searched = [record.searched for record in self.finished(optimizer, phase)]
+        return searched + self.running(optimizer, phase)
 
     def _give_up_stale(self, study: optuna.Study) -> None:
         optuna.storages.fail_stale_trials(study)
@@ -218,16 +227,24 @@ class Storage:
         phase: str,
         values: Mapping[str, float],
         ranges: Mapping[str, Range] = {},
-        sampler: BaseSampler | None = None,
+        samplers: Sequence[BaseSampler] = (RandomSampler(),),
     ) -> optuna.Trial:
-        """Within `lock`, begin a trial with `values`, or if they are empty, those that `sampler` chooses."""
-        study = self.study(optimizer, phase)
-        study.sampler = PartialFixedSampler(dict(values), sampler or RandomSampler())
-        with self._one_line():
-            trial = study.ask()
-            self._storage.record_heartbeat(trial._trial_id)
-            for name, space in _distributions(ranges or dict.fromkeys(values)).items():
-                trial.suggest_float(name, space.low, space.high, log=space.log)
+        """Within `lock`, begin a trial with `values`, or if they are empty, those of a sampler.
+
+        That is the first one, or if it repeats a trial, the next.
+        """
+        study, tried = self.study(optimizer, phase), self.tried(optimizer, phase)
+        for sampler in samplers:
+            study.sampler = PartialFixedSampler(dict(values), sampler)
+            with self._one_line():
+                trial = study.ask()
+                self._storage.record_heartbeat(trial._trial_id)
+                for name, space in _distributions(ranges or dict.fromkeys(values)).items():
+                    trial.suggest_float(name, space.low, space.high, log=space.log)
+                self._storage.record_heartbeat(trial._trial_id)  # a sampler may take long
+                if sampler is samplers[-1] or trial.params not in tried:
+                    break
+                study.tell(trial, state=TrialState.FAIL)
         self._trials.clear()
         return trial
 
