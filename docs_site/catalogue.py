@@ -14,6 +14,7 @@ MODULES = (
     "steepest.linalg",
     "steepest.compat",
     "steepest.planning",
+    "steepest.model_shapes",
     "steepest.trust",
     "steepest.lab",
     "steepest.lab.bench",

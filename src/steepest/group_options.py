@@ -60,7 +60,7 @@ def refuse_model(owner: str, params: Any) -> None:
     if isinstance(params, nn.Module):
         raise TypeError(
             f"{owner}() takes parameters, got the model {type(params).__name__}: pass model.parameters(), or "
-            "call steepest.build(model, ...), which gives each tensor its rule"
+            "call steepest.build(model, ...), which chooses a rule for each"
         )
 
 

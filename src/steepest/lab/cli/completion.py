@@ -13,9 +13,8 @@ _CLASS = re.compile(r"^class \w+\(.*\brule=", re.MULTILINE)
 
 def optimizer_names() -> list[str]:
     """Return what `steepest.list_optimizers` does, read from the files of the rules instead of imported."""
-    texts = [
-        path.read_text(encoding="utf-8") for path in (Path(steepest.__file__).parent / "rules").glob("*.py")
-    ]
+    rules = (Path(steepest.__file__).parent / "rules").glob("*.py")
+    texts = [path.read_text(encoding="utf-8") for path in rules]
     return sorted(name for text in texts if _CLASS.search(text) for name in _NAME.findall(text))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -18,40 +17,29 @@ LayoutOption = Annotated[
         "for the others.",
     ),
 ]
-_SHARD = re.compile(r"shard\((\d+)\)")
-
-
-def parse_mesh(text: str) -> tuple[int, ...]:
-    """Return the sizes of a mesh such as 8x64."""
-    if not re.fullmatch(r"\d+(x\d+)*", text):
-        raise LabError(f"bad --mesh {text!r}: write its sizes, such as 8 or 8x64")
-    return tuple(map(int, text.split("x")))
-
-
-def parse_layout(text: str | None, mesh: Sequence[int]) -> list[str]:
-    """Parse a layout; by default the last mesh dimension cuts rows, and the others replicate.
-
-    Example:
-        >>> parse_layout("replicate, shard(0)", (8, 64)), parse_layout(None, (8,))
-        (['replicate', 'shard(0)'], ['shard(0)'])
-    """
-    if text is None:
-        return ["replicate"] * (len(mesh) - 1) + ["shard(0)"]
-    words = [word.strip().lower() for word in text.split(",")]
-    for word in words:
-        if word != "replicate" and not _SHARD.fullmatch(word):
-            raise LabError(
-                f"bad placement {word!r} in --layout: write replicate or shard(DIM), separated by commas"
-            )
-    if len(words) != len(mesh):
-        raise LabError(f"--layout has {len(words)} placements for a mesh of {len(mesh)} dimensions")
-    return words
 
 
 def mesh_options(mesh: str, layout: str | None) -> dict[str, Any]:
-    """Return the arguments of `plan` and `plan_sharded` that say how parameters lie on a mesh."""
+    """Return the arguments of `plan` and `plan_sharded` for a mesh such as 8x64 and a layout.
+
+    By default the last mesh dimension cuts rows, and the others replicate.
+    """
     from torch.distributed.tensor import Replicate, Shard
 
-    sizes = parse_mesh(mesh)
-    cuts = [_SHARD.fullmatch(word) for word in parse_layout(layout, sizes)]
-    return {"mesh": sizes, "placements": [Replicate() if cut is None else Shard(int(cut[1])) for cut in cuts]}
+    if not re.fullmatch(r"\d+(x\d+)*", mesh):
+        raise LabError(f"bad --mesh {mesh!r}: write its sizes, such as 8 or 8x64")
+    sizes = tuple(map(int, mesh.split("x")))
+    words = ["replicate"] * (len(sizes) - 1) + ["shard(0)"]
+    if layout is not None:
+        words = [word.strip().lower() for word in layout.split(",")]
+    if len(words) != len(sizes):
+        raise LabError(f"--layout has {len(words)} placements for a mesh of {len(sizes)} dimensions")
+    placements = []
+    for word in words:
+        cut = re.fullmatch(r"shard\((\d+)\)", word)
+        if word != "replicate" and not cut:
+            raise LabError(
+                f"bad placement {word!r} in --layout: write replicate or shard(DIM), separated by commas"
+            )
+        placements.append(Shard(int(cut[1])) if cut else Replicate())
+    return {"mesh": sizes, "placements": placements}

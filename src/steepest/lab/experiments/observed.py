@@ -79,7 +79,8 @@ def observe(
         observe=observe_updates(quantity.measure(model), steps, points),
         notes=[
             quantity.note,
-            "Weights were not decayed; the learning rates are the defaults, or as the command sets them.",
+            "Weights were not decayed; the learning rates are the defaults, or as the command sets them. "
+            "Updates are rounded to the weights' last bit, which shows in the first steps of the warm-up.",
         ],
         **options,
     )

@@ -36,7 +36,6 @@ _EXPERIMENT = "experiment"
 _RECORD = "record"
 # What a database that is damaged, full, out of reach, or without its driver raises, through Optuna or not.
 _DAMAGE = (SQLAlchemyError, sqlite3.Error, OptunaError, ImportError, ValueError, OSError)
-_POSTGRES_LOCK = 0x57EE9E57
 # Values that the lab chooses itself may lie anywhere.
 _ANY = FloatDistribution(-1e30, 1e30)
 
@@ -108,8 +107,7 @@ class Storage:
     def lock(self) -> Iterator[None]:
         """Keep other processes out of such blocks; one ends with its process.
 
-        Within it, a study is read once, so that no trial that ends meanwhile is missed by looking for the
-        running and the finished ones.
+        Each study is read once in it: between two looks a trial may end, and be in neither.
         """
         with ExitStack() as stack:
             with self._one_line():
@@ -229,10 +227,7 @@ class Storage:
         ranges: Mapping[str, Range] = {},
         samplers: Sequence[BaseSampler] = (RandomSampler(),),
     ) -> optuna.Trial:
-        """Within `lock`, begin a trial with `values`, or if they are empty, those of a sampler.
-
-        That is the first one, or if it repeats a trial, the next.
-        """
+        """Within `lock`, begin a trial with `values`; if empty, with the first new ones of a sampler."""
         study, tried = self.study(optimizer, phase), self.tried(optimizer, phase)
         for sampler in samplers:
             study.sampler = PartialFixedSampler(dict(values), sampler)
@@ -249,10 +244,9 @@ class Storage:
         return trial
 
     def run(self, trial: optuna.Trial, objective: Callable[[], tuple[float, Record]]) -> None:
-        """Run a claimed trial, and keep its record unless another worker has taken this one for dead.
+        """Keep the record of a claimed trial, unless another worker has taken this one for dead meanwhile.
 
-        `objective` returns the value to minimize, and the record.
-        """
+        `objective` returns it after the value to minimize."""
         result = None
         try:
             with get_heartbeat_thread(trial._trial_id, self._storage):
@@ -294,7 +288,7 @@ def _only_one(engine: Engine) -> Iterator[None]:
             yield
     else:
         with engine.begin() as connection:
-            connection.execute(select(func.pg_advisory_xact_lock(_POSTGRES_LOCK)))
+            connection.execute(select(func.pg_advisory_xact_lock(0x57EE9E57)))
             yield
 
 
