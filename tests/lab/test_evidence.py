@@ -13,13 +13,14 @@ from torch import nn
 from steepest.lab import Experiment, ranking
 from steepest.lab.analysis.ranking import Row
 from steepest.lab.analysis.welch import welch
+from steepest.lab.experiments.studies import sasrec
 from steepest.lab.records import read_records
 from steepest.lab.training.optimizers import resolve_optimizers
 
 ROOT = Path(__file__).parents[2]
 EVIDENCE = ROOT / "benchmarks" / "evidence"
 PAGE = (ROOT / "docs" / "which-optimizer.md").read_text(encoding="utf-8")
-HORIZONS = (500, 2000)
+HORIZONS = (500, 2000, 8000)
 
 
 @pytest.fixture(scope="module")
@@ -74,14 +75,14 @@ def test_what_the_text_says_of_500_steps_holds(rows: dict[int, list[Row]]) -> No
 
 
 def test_what_the_text_says_of_2000_steps_holds(rows: dict[int, list[Row]]) -> None:
-    by = {steps: {row.optimizer: row for row in each} for steps, each in rows.items()}
+    by = {steps: {row.optimizer: row for row in rows[steps]} for steps in (500, 2000)}
     leads = {
-        name: [f"{by[steps]['adamw'].test.mean - by[steps][name].test.mean:.2f}" for steps in HORIZONS]
+        name: [f"{by[steps]['adamw'].test.mean - by[steps][name].test.mean:.2f}" for steps in by]
         for name in ("muon", "quad")
     }
     assert leads == {"muon": ["0.36", "0.21"], "quad": ["0.41", "0.25"]}
     for name in ("muon", "quad"):
-        short, long = (by[steps][name] for steps in HORIZONS)
+        short, long = (by[steps][name] for steps in by)
         assert long.untuned.mean - long.test.mean < (short.untuned.mean - short.test.mean) / 2
     untuned = {name: row.untuned.mean - by[2000]["adamw"].untuned.mean for name, row in by[2000].items()}
     assert max(untuned[name] for name in ("muon", "quad", "signum")) < 0.005  # what the spread cannot tell
@@ -96,17 +97,94 @@ def test_what_the_text_says_of_2000_steps_holds(rows: dict[int, list[Row]]) -> N
     assert (f"{min(tried):.1f}", f"{max(tried):.2f}") == ("0.8", "1.15")
     behind = [f"{each['lion'].test.mean - each['signum'].test.mean:.1f}" for each in by.values()]
     assert behind == ["0.2", "0.3"]
-    scores: dict[tuple[str, str], list[float]] = {}
-    for record in read_records(folder(2000)):
-        if record.test is not None:
-            scores.setdefault((record.optimizer, record.phase), []).append(record.test["bits per byte"])
-    assert welch(scores["signum", "default"], scores["adamw", "tuned"]) > 0.01
-    assert welch(scores["quad", "tuned"], scores["muon", "tuned"]) < 0.01
+    tuned, defaults = (scores(folder(2000), phase) for phase in ("tuned", "default"))
+    assert welch(defaults["signum"], tuned["adamw"]) > 0.01
+    assert welch(tuned["quad"], tuned["muon"]) < 0.01
     adamw = by[2000]["adamw"]
     assert f"{adamw.untuned.mean - adamw.test.mean:.2f}" == "0.06"
     assert all(each["signum"].untuned.mean < each["adamw"].untuned.mean + 0.04 for each in by.values())
     beaten = [name for name, row in by[2000].items() if row.untuned.mean < row.test.mean]
     assert beaten == ["signum", "sgd_sai"]
+
+
+def scores(directory: Path, phase: str, metric: str = "bits per byte") -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {}
+    for record in read_records(directory):
+        if record.phase == phase and record.test is not None:
+            found.setdefault(record.optimizer, []).append(record.test[metric])
+    return found
+
+
+def test_what_the_text_says_of_8000_steps_holds(rows: dict[int, list[Row]]) -> None:
+    by = {steps: {row.optimizer: row for row in each} for steps, each in rows.items()}
+    muon, adamw = (by[8000][name] for name in ("muon", "adamw"))
+    assert f"{adamw.test.mean - muon.test.mean:.2f}" == "0.08"
+    assert muon.wins
+    tuned, untuned = (scores(folder(8000), phase) for phase in ("tuned", "default"))
+    assert welch(tuned["lion"], tuned["adamw"]) > 0.1
+    assert muon.untuned.mean < adamw.test.mean
+    assert welch(untuned["muon"], tuned["adamw"]) < 0.01
+    assert muon.seconds_to_target >= adamw.seconds_to_target
+    for steps in (500, 2000):
+        assert f"{by[steps]['lion'].test.mean - by[steps]['adamw'].test.mean:.1f}" == "0.3"
+    best = {name: [by[steps][name].best["lr"] for steps in HORIZONS] for name in ("muon", "adamw", "lion")}
+    assert [f"{lr:.2g}" for lr in best["muon"]] == ["0.013", "0.01", "0.0081"]
+    assert [by[steps]["muon"].edges.get("lr") for steps in HORIZONS] == [None, "lowest", "lowest"]
+    assert max(best["lion"]) / min(best["lion"]) < 1.05
+    assert max(best["adamw"]) / min(best["adamw"]) < 1.3
+
+
+def test_the_table_of_sasrec_has_the_records_figures() -> None:
+    directory = EVIDENCE / "sasrec" / "comparison"
+    by = {row.optimizer: row for row in ranking(directory)}
+    defaults = Experiment.load(directory).optimizers
+    table = rows_of("Evidence: recommendation")
+    assert [cells[0] for cells in table] == [f"`{name}`" for name in by]
+    for cells, row in zip(table, by.values(), strict=True):
+        assert float(cells[1]) == pytest.approx(row.state_bytes, abs=0.06)
+        assert cells[2] == f"{row.test.mean:.3f} ± {row.test.std:.3f}"
+        assert cells[3] == f"{row.untuned.mean:.3f}"
+        hits = row.others["HR@10"]
+        assert cells[4] == f"{hits.mean:.3f} ± {hits.std:.3f}"
+        best, default = map(float, re.findall(r"[\d.]+", cells[5]))
+        assert best == pytest.approx(row.best["lr"], rel=0.05)
+        assert default == defaults[row.optimizer].hyperparameters["lr"]
+    assert [name for name, row in by.items() if row.tie] == ["muon", "sgd_sai", "adamw", "simba_leaky"]
+    untuned = {name: row.untuned.mean for name, row in by.items()}
+    assert max(untuned, key=lambda name: untuned[name]) == "signgsd"
+    edges = {name: row.edges.get("weight_decay") for name, row in by.items()}
+    assert [name for name, edge in edges.items() if edge == "lowest"] == ["muon", "adamw"]
+    assert "lion" in [name for name, edge in edges.items() if edge == "highest"]
+    below = [
+        by[name].best["lr"] / defaults[name].hyperparameters["lr"]
+        for name in by
+        if name.startswith(("lion", "simba"))
+    ]
+    assert (round(min(below)), round(max(below))) == (7, 23)
+
+
+def test_what_the_text_says_of_the_simba_study_holds() -> None:
+    directory = EVIDENCE / "sasrec" / "comparison"
+    records = read_records(directory)
+    notes = " ".join(sasrec.compare_with_published(records))
+    assert "Of 12 pairs" in notes
+    assert "12 come out in the published order" in notes
+    ndcg = scores(directory, "tuned", "NDCG@10")
+    gains = {
+        "0.050": ("simba", "simba_sign_m"),
+        "0.033": ("simba", "simba_lions_choice"),
+        "0.053": ("simba", "simba_leaky"),
+    }
+    for text, (a, b) in gains.items():
+        change, p = sasrec.difference(ndcg, a, b)
+        assert (f"{change:.3f}", p < 0.01) == (text, True)
+    assert abs(sasrec.difference(ndcg, "simba_sign_m", "simba_always_m")[0]) < 0.001
+    reversal = EVIDENCE / "sasrec" / "reversal"
+    (note,) = sasrec.compare_recoveries(Experiment.load(reversal), read_records(reversal))
+    for words in ("simba 0.442 → 0.349, 2 of 5 seeds not within 600", "simba_leaky 0.465 → 0.310, 95 ± 25"):
+        assert words in note
+    for words in (", 100 ± 11;", ", 70 ± 14;", ", 56 ± 9;", ", 43 ± 13;"):
+        assert words in note
 
 
 def test_the_table_of_the_larger_model_has_the_records_figures(rows: dict[int, list[Row]]) -> None:
@@ -177,7 +255,7 @@ def test_the_table_of_lions_momentum_has_the_records_figures() -> None:
         "`lion`, betas (0.95, 0.98)": "lion β 0.95, 0.98",
         "`lion`, betas (0.9, 0.99), the default": "lion",
     }
-    check_table("Lion: its momentum seems to remember too long", by, labels)
+    check_table("Lion: a long memory seems to need a long run", by, labels)
     gaps = [value - by["signum"].test.mean for value in by["lion"].test.values]
     assert (f"{min(gaps):.1f}", f"{max(gaps):.1f}") == ("0.2", "0.7")
     assert f"{welch(by['lion'].test.values, by['signum'].test.values):.2f}" == "0.07"
