@@ -154,7 +154,7 @@ def test_an_error_lists_rules_that_nobody_has_imported(run: Run) -> None:
         "except ValueError as error: print(error)"
     )
     assert "did you mean 'lion'?" in (said := run(script))
-    assert "ternary_flip" in said
+    assert "simba_leaky" in said
     assert "soap" in said
 
 

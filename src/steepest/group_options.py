@@ -182,12 +182,18 @@ def _check_named_alike(index: int, has_names: bool, others: Sequence[Group]) -> 
     State dicts and noise know parameters by their names, so made-up ones would not do.
     """
     if others and has_names != ("param_names" in others[0]):
-        raise ValueError(
+        kind = "with" if has_names else "without"
+        advice = (
             f"group {index}: its parameters have names, but those of earlier groups have none: add the "
             "tensors alone, such as {'params': list(layer.parameters())}"
             if has_names
             else f"group {index}: its parameters have no names, but those of earlier groups have some: add "
             "(name, tensor) pairs, such as {'params': list(layer.named_parameters('layer'))}"
+        )
+        # It begins as torch's own, which others look for.
+        raise ValueError(
+            "all optimizer param groups should be with/without names. cannot add param group "
+            f"{kind} names to the optimizer. {advice}"
         )
 
 

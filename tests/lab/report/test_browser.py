@@ -86,6 +86,17 @@ def test_the_page_is_whole(browser: Any, report: Path, width: int, theme: str) -
     assert [url for url in asked if not url.startswith(("file:", "data:", "blob:", "chrome"))] == []
 
 
+def test_a_table_of_many_columns_fits(browser: Any, tmp_path: Path) -> None:
+    study = Path(__file__).parents[3] / "benchmarks" / "evidence" / "sasrec" / "comparison"
+    open_report(browser, write_report(study, out=tmp_path / "report.html"), 1280, "light")
+    look = browser.execute_script
+    assert look("return document.querySelectorAll('table.wide thead th').length") == 14
+    assert look("return document.documentElement.scrollWidth") == 1280
+    assert (
+        float(look("return parseFloat(getComputedStyle(document.querySelector('thead th')).fontSize)")) >= 11
+    )
+
+
 def test_the_table_sorts_and_a_click_singles_out_in_table_and_charts(browser: Any, report: Path) -> None:
     open_report(browser, report, 1280, "light")
     look = browser.execute_script
