@@ -152,6 +152,8 @@ def test_the_table_of_sasrec_has_the_records_figures() -> None:
     assert [name for name, row in by.items() if row.tie] == ["muon", "sgd_sai", "adamw", "simba_leaky"]
     untuned = {name: row.untuned.mean for name, row in by.items()}
     assert max(untuned, key=lambda name: untuned[name]) == "signgsd"
+    assert [f"{untuned['signgsd'] - untuned[name]:.2f}" for name in ("adamw", "muon")] == ["0.03", "0.03"]
+    assert round(by["sgd_sai"].best["lr"] / defaults["sgd_sai"].hyperparameters["lr"]) == 60
     edges = {name: row.edges.get("weight_decay") for name, row in by.items()}
     assert [name for name, edge in edges.items() if edge == "lowest"] == ["muon", "adamw"]
     assert "lion" in [name for name, edge in edges.items() if edge == "highest"]

@@ -105,9 +105,9 @@ class Storage:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keep other processes out of such blocks; one ends with its process.
+        """Keep other processes out of the block; a process that dies releases the lock.
 
-        Each study is read once in it: between two looks a trial may end, and be in neither.
+        Within it, each study is read once, because a trial that ended between two reads would be in neither.
         """
         with ExitStack() as stack:
             with self._one_line():
@@ -227,7 +227,7 @@ class Storage:
         ranges: Mapping[str, Range] = {},
         samplers: Sequence[BaseSampler] = (RandomSampler(),),
     ) -> optuna.Trial:
-        """Within `lock`, begin a trial with `values`; if empty, with the first new ones of a sampler."""
+        """Within `lock`, begin a trial with `values`, or if empty, with the first sampler's untried ones."""
         study, tried = self.study(optimizer, phase), self.tried(optimizer, phase)
         for sampler in samplers:
             study.sampler = PartialFixedSampler(dict(values), sampler)
@@ -244,9 +244,9 @@ class Storage:
         return trial
 
     def run(self, trial: optuna.Trial, objective: Callable[[], tuple[float, Record]]) -> None:
-        """Keep the record of a claimed trial, unless another worker has taken this one for dead meanwhile.
+        """Run a claimed trial and keep its record, unless another worker has taken this one for dead.
 
-        `objective` returns it after the value to minimize."""
+        `objective` returns the value to minimize, and the record."""
         result = None
         try:
             with get_heartbeat_thread(trial._trial_id, self._storage):
@@ -282,7 +282,7 @@ def _distributions(space: Mapping[str, Range | object]) -> dict[str, FloatDistri
 
 @contextmanager
 def _only_one(engine: Engine) -> Iterator[None]:
-    """Keep out all other processes that use this database; a lock ends with its process."""
+    """Keep out all other processes that use this database; a process that dies releases the lock."""
     if engine.name == "sqlite":
         with FileLock(f"{engine.url.database}.lock"):
             yield
