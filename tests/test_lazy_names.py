@@ -37,7 +37,8 @@ for line in sys.stdin:
             status = traceback.format_exc()
         print(json.dumps([status, printed.getvalue().strip()]), flush=True)
         os._exit(0)
-    os.wait()
+    if ended := os.wait()[1]:
+        print(json.dumps([f"the process crashed with status {ended}", ""]), flush=True)
 """
 Run = Callable[..., str]
 
@@ -66,6 +67,12 @@ def type_checkers_see() -> dict[str, str]:
     tree = ast.parse(Path(steepest.__file__).read_text(encoding="utf-8"))
     (block,) = (n for n in tree.body if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING")
     return {alias.name: node.module for node in block.body for alias in node.names}
+
+
+def test_a_crash_is_told(run: Run) -> None:
+    with pytest.raises(AssertionError, match="crashed with status"):
+        run("import os; os.abort()")
+    assert run("print('alive')") == "alive"
 
 
 def test_type_checkers_see_every_public_name_and_no_other() -> None:
