@@ -23,10 +23,10 @@ DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 
 def _second_step(rule: Case, dtype: torch.dtype) -> tuple[Tensor, torch.optim.Optimizer]:
-    """Return how far a gradient of 1e30 moves a matrix after a step with a normal one."""
+    """Return how far a gradient of 1e38 moves a matrix after a step with a normal one."""
     param = rule.params(dtype)[0]
     optimizer = rule.make([param])
-    for step, size in enumerate((1.0, 1e30)):
+    for step, size in enumerate((1.0, 1e38)):
         before = param.detach().clone()
         # The same in both dtypes.
         param.grad = (gradient(torch.zeros_like(param, dtype=torch.float64), 0, step).float() * size).to(
@@ -78,14 +78,14 @@ def test_half_precision_is_finite_where_torch_is():
 
 
 def _huge(param: Tensor, kind: str, step: int) -> Tensor:
-    """A gradient of up to the dtype's largest number, none further than that from the last."""
+    """A gradient of up to the dtype's largest number, of either sign."""
     generator = torch.Generator().manual_seed(step)
     noise = torch.rand(param.shape, generator=generator, dtype=torch.float64)
     part = {
         "constant": torch.ones_like(noise),
-        "noise": noise - 0.5,
-        "spikes": torch.where(noise < 0.3, 1.0, 1e-4 * noise),
-        "signs": (noise - 0.5).sign() / 2,
+        "noise": 2 * noise - 1,
+        "spikes": torch.where(noise < 0.3, (-1.0) ** step, 1e-4 * noise),
+        "signs": (noise - 0.5).sign(),
     }[kind]
     return (part * torch.finfo(param.dtype).max).to(param.dtype)
 

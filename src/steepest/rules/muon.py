@@ -103,7 +103,7 @@ class MuonOptions(MatrixOptions, total=False):
 
 
 class MuonRule(OrthogonalizedRule):
-    """m ← m + (1−β)(g − m);   p ← p − η·scale(out, in)·polar(u),   u as in the base."""
+    """m ← βm + (1−β)g;   p ← p − η·scale(out, in)·polar(u),   u as in the base."""
 
     name = "muon"
     keeps_input: ClassVar[bool] = True

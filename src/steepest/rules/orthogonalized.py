@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from steepest.arithmetic import average_in_place, weighted_sum
 from steepest.constructor import constructor
 from steepest.engine.collect import ParamBatch, ParamUpdate
 from steepest.engine.matrices import UserFunctions
@@ -26,7 +27,7 @@ __all__ = ["OrthogonalizedOptimizer", "OrthogonalizedRule"]
 
 
 class OrthogonalizedRule(Rule):
-    """m ← m + (1−β)(g − m);  u = g + β(m − g) with Nesterov, else m;  p ← p − η·orthogonalize(u)."""
+    """m ← βm + (1−β)g;  u = βm + (1−β)g of the new m with Nesterov, else m;  p ← p − η·orthogonalize(u)."""
 
     name = "orthogonalized"
     conventions = {"momentum_convention": "ema"}
@@ -79,9 +80,9 @@ class OrthogonalizedRule(Rule):
 def momentum_step(
     grad: Tensor, average: Tensor, beta: Scalar, nesterov: bool
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Compute m ← m + (1−β)(g − m), in place, and u = g + β(m − g) with Nesterov, else m."""
-    average += (grad - average).mul_(1 - beta)
-    u = (average - grad).mul_(beta).add_(grad) if nesterov else average
+    """Compute m ← βm + (1−β)g, in place, and u = βm + (1−β)g of the new m with Nesterov, else m."""
+    average = average_in_place(average, beta, grad)
+    u = weighted_sum(beta, average, 1 - beta, grad) if nesterov else average
     return u, {"momentum_buffer": average}
 
 

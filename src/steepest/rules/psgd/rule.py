@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
-from steepest.arithmetic import rms_clip_factor
+from steepest.arithmetic import average_in_place, rms_clip_factor
 from steepest.constructor import constructor
 from steepest.hyperparameters import (
     Hyperparameter,
@@ -191,8 +191,7 @@ class PSGDRule(Rule):
         whiten: str,
     ) -> tuple[Tensor | tuple[Tensor, Tensor], dict[str, Tensor]]:
         """Return the average, which is the gradient itself until the scale has been measured."""
-        average = momentum_buffer
-        average += (grad - momentum_buffer).mul_(1 - momentum)
+        average = average_in_place(momentum_buffer, momentum, grad)
         if isinstance(scale, Tensor):
             average = torch.where(scale == 0, grad, average)
         elif scale == 0:
