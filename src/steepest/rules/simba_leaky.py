@@ -36,9 +36,8 @@ class SimbaLeakyRule(Rule):
     ) -> tuple[dict[str, Scalar], dict[str, Scalar]]:
         """Return 1/rms(g) over the whole tensor; 0, and so no vote, if the rms is zero or not finite."""
         assert moments is not None
-        rms = (moments.square / max(moments.numel, 1)).sqrt()
-        usable = (rms > 0) & rms.isfinite()
-        return {"inverse_rms": torch.where(usable, rms.reciprocal(), 0.0)}, {}
+        inverse = (moments.square / max(moments.numel, 1)).sqrt_().reciprocal_()
+        return {"inverse_rms": inverse.nan_to_num_(nan=0.0, posinf=0.0)}, {}
 
     def update(
         self, grad: Tensor, param: Tensor, counts: Tensor, *, leak: Scalar, inverse_rms: Scalar, noise: Noise
