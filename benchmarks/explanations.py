@@ -72,6 +72,7 @@ def sgd_sai_scales(model: nn.Module) -> list[OptimizerLike]:
         "adamw",
         "sgd_sai",
         variant("sgd_sai, G = √d", "sgd_sai", model, {}, scale="sqrt_numel"),
+        variant("sgd_sai, G = 1", "sgd_sai", model, {}, scale="none"),
         variant("sgd_sai, G of 10 batches", "sgd_sai", model, {}, warmup_batches=10),
     ]
 
