@@ -97,6 +97,17 @@ def test_labels_of_what_lies_outside_the_plot_stay_inside_and_say_a_value_once()
     assert {row["text"] for row in rows} == {*scores} - {"sgd", "simba"} | {"sgd ↑ 9", "simba ↑ 9.5"}
 
 
+def test_labels_of_equal_results_do_not_meet_on_a_phone() -> None:
+    """The one beside 4 bytes is to the right of its mark, the one beside 8 to the left."""
+    sizes = {"adamw": 800, "sgd_sai": 400}
+    records = [make_record(name, 2.0, phase="tuned", state_bytes=size) for name, size in sizes.items()]
+    drawn = figures(Section(make_experiment([*sizes]), records, []), styles(sizes))
+    (panel,) = next(figure for figure in drawn if figure.key == "frontier").panels
+    low, high = panel["layer"][0]["encoding"]["y"]["scale"]["domain"]
+    one, other = (row["label"] for row in drawn_rows(panel, "text"))
+    assert panel["height"] * abs(one - other) / (high - low) > 15
+
+
 def test_the_search_shows_each_trial_at_its_lr_a_cross_only_for_divergence_and_arrows_with_values(
     drawn: dict[str, Figure],
 ) -> None:

@@ -278,11 +278,11 @@ def series(section: Section, draw: Draw) -> list[Figure]:
 
 
 def _label_places(means: pd.DataFrame, ends: tuple[float, float]) -> list[float]:
-    """Return heights within the range at which the labels of nearby points do not overlap."""
+    """Return heights within the range at which the labels of nearby points do not overlap, even on a phone."""
     gap = (ends[1] - ends[0]) * 16 / _HEIGHT
     low, high = ends[0] + gap / 2, ends[1] - 1.5 * gap  # the text stands above this height
     across = means["bytes"] ** 0.5
-    near = 0.25 * max(1.0, across.max())
+    near = 0.35 * max(1.0, across.max())
     placed: list[tuple[float, float]] = []
     shifts = sorted(range(-len(means), len(means) + 1), key=abs)
     for x, y in zip(across, means["at"].clip(low, high), strict=True):
