@@ -283,6 +283,27 @@ def test_the_table_of_sgd_sai_has_the_records_figures() -> None:
     assert welch(by["sgd"].test.values, by["sgd, bytes by adamw"].test.values) < 0.01
 
 
+def test_the_table_of_sgd_sais_grid_has_the_records_figures() -> None:
+    resnet, vit = (
+        {row.optimizer: row for row in ranking(EVIDENCE / "sgd-sai-grid" / model)}
+        for model in ("resnet18", "vit_s16")
+    )
+    table = rows_of("SGD-SaI's grid on small images")
+    names = [cells[0].split("`")[1] for cells in table]
+    assert names == [*resnet]
+    for name, (_, *cells) in zip(names, table, strict=True):
+        for row, (tuned, untuned, good) in ((resnet[name], cells[:3]), (vit[name], cells[3:])):
+            assert tuned == f"{row.test.mean:.1f} ± {row.test.std:.1f}"
+            assert untuned == f"{row.untuned.mean:.1f}"
+            assert good == f"{row.good_cells} of {row.cells}"
+    assert [name for name, row in resnet.items() if not row.tie] == ["lion"]
+    assert all(
+        welch(resnet["sgd_sai"].untuned.values, row.test.values) > 0.01 for row in resnet.values() if row.tie
+    )
+    assert all(welch(vit["sgd"].test.values, vit[name].test.values) < 0.01 for name in ("lion", "adam_mini"))
+    assert vit["sgd_sai"].tie
+
+
 def test_what_the_text_says_of_update_spectra_holds() -> None:
     ranks: dict[str, dict[str, list[float]]] = {}
     for record in read_records(EVIDENCE / "spectra"):

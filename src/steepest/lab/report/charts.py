@@ -278,7 +278,7 @@ def series(section: Section, draw: Draw) -> list[Figure]:
 
 
 def _label_places(means: pd.DataFrame, ends: tuple[float, float]) -> list[float]:
-    """Return heights within the range at which the labels of nearby points do not overlap, even on a phone."""
+    """Return heights at which the labels of nearby points do not overlap, even on a phone."""
     gap = (ends[1] - ends[0]) * 16 / _HEIGHT
     low, high = ends[0] + gap / 2, ends[1] - 1.5 * gap  # the text stands above this height
     across = means["bytes"] ** 0.5
