@@ -198,6 +198,20 @@ def test_the_table_of_the_larger_model_has_the_records_figures(rows: dict[int, l
         assert float(cells[1]) == pytest.approx(row.state_bytes, abs=0.06)
         assert cells[2] == f"{row.test.mean:.2f} ± {row.test.std:.2f}"
         assert cells[3] == f"{small[row.optimizer].test.mean:.2f}"
+        assert cells[4] == f"{row.untuned.mean:.2f}"
+        assert cells[5] == f"{small[row.optimizer].untuned.mean:.2f}"
+    muon, adamw, signum = large
+    assert table[0][6:] == [
+        f"{100 * own / its:.0f} %"
+        for own, its in (
+            (muon.steps_to_target, adamw.steps_to_target),
+            (muon.seconds_to_target, adamw.seconds_to_target),
+        )
+    ]
+    assert f"{muon.decayed.mean:.2f}" == "2.71"
+    assert welch(adamw.untuned.values, adamw.test.values) > 0.01
+    assert f"{muon.untuned.mean - adamw.untuned.mean:.1f}" == "0.2"
+    assert f"{signum.untuned.mean - signum.test.mean:.1f}" == "0.2"
     means = {row.optimizer: row.test.mean for row in large}
     assert f"{means['adamw'] - means['muon']:.2f}" == "0.43"
     assert means["signum"] > small["signum"].test.mean - 0.05
@@ -270,14 +284,19 @@ def test_the_table_of_sgd_sai_has_the_records_figures() -> None:
         "`sgd_sai`, scales from 10 batches": "sgd_sai, G of 10 batches",
         "`sgd_sai`, scales √d": "sgd_sai, G = √d",
         "`sgd_sai`": "sgd_sai",
+        "`sgd_sai` without scales, which is SGD with momentum": "sgd_sai, G = 1",
         "`sgd`; AdamW for embedding and output layers": "sgd, bytes by adamw",
         "`sgd_sai`; AdamW for embedding and output layers": "sgd_sai, bytes by adamw",
         "`sgd`": "sgd",
     }
-    check_table("SGD-SaI on text: measured scales gain nothing over √d", by, labels)
+    check_table("SGD-SaI on text: the scales replace a search", by, labels)
     own = by["sgd_sai"].test.mean
     assert by["sgd"].edges["lr"] == "highest"
-    for other in ("sgd_sai, G = √d", "sgd_sai, G of 10 batches"):
+    assert by["sgd_sai, G = 1"].edges["lr"] == "highest"
+    assert f"{by['sgd_sai, G = 1'].best['lr']:.3g}" == "1"
+    untuned = [by[name].untuned.mean for name in ("sgd_sai", "sgd_sai, G = 1")]
+    assert [f"{mean:.2f}" for mean in untuned] == ["2.93", "3.95"]
+    for other in ("sgd_sai, G = √d", "sgd_sai, G of 10 batches", "sgd_sai, G = 1"):
         assert welch(by["sgd_sai"].test.values, by[other].test.values) > 0.01
     assert by["sgd_sai, bytes by adamw"].test.mean > own
     assert welch(by["sgd"].test.values, by["sgd, bytes by adamw"].test.values) < 0.01
