@@ -250,7 +250,7 @@ def series(section: Section, draw: Draw) -> list[Figure]:
     for quantity, means in table.groupby(by, as_index=False)["value"].mean().groupby("quantity"):
         low, high = means["value"].min(), means["value"].max()
         wide, many = low > 0 and high > 30 * low, means["tensor"].nunique() > 12
-        scale = alt.Scale(domain=[low, high], **({"type": "log"} if wide else {"zero": False}))
+        scale = alt.Scale(domain=[low, high], padding=6, **({"type": "log"} if wide else {"zero": False}))
         title = "number" if quantity == "singular values" else "steps"
         x, y = alt.X("step:Q", title=title).scale(nice=False), alt.Y("value:Q", title=None, scale=scale)
         tip = ("optimizer:N", "tensor:N", "step:Q", "value:Q")

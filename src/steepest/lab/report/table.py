@@ -98,7 +98,8 @@ def columns(section: Section) -> list[Column]:
         cells = [estimate(value, decimals(values)) for value in values]
         add(5, f"test {other.name}", better(other), [value.mean for value in values], cells)
     help = "The same metric with the optimizer's defaults."
-    cells = [estimate(row.untuned, places) for row in rows]
+    own = decimals([row.untuned for row in rows])
+    cells = [estimate(row.untuned, own) for row in rows]
     add(3, "untuned", help, [row.untuned.mean for row in rows], cells)
     for name in dict.fromkeys(name for row in rows for name in row.best):
         keys = [row.best.get(name, math.nan) for row in rows]

@@ -92,7 +92,7 @@ def run(
                 out=parse_path(out) / name,
                 kind="ternary",
                 title=f"Ternary training: {task.name}",
-                notes=("The weight decay is 0 for all.", "The thresholds of votes and Bop are not searched."),
+                notes=("The thresholds of votes and Bop are not searched.",),
                 observe=observe_weights(number),
                 **options,
             )

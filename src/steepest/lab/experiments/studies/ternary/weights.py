@@ -30,7 +30,7 @@ _SAMPLES = 40
 def observe_weights(steps: int) -> Observe:
     """Return an observer for trials of `steps` steps, which samples about 40 of them.
 
-    Models without ternary layers have the bytes alone, which are measured once.
+    Models without ternary layers have the bytes alone.
     """
     every = math.ceil(steps / _SAMPLES)
 
@@ -41,8 +41,7 @@ def observe_weights(steps: int) -> Observe:
             return None if step % every else partial(finish, step, _ternary_values(model))
 
         def finish(step: int, before: Tensor) -> None:
-            if BYTES not in series:
-                series[BYTES] = [(step, bytes_per_weight(model, optimizer))]
+            series.setdefault(BYTES, []).append((step, bytes_per_weight(model, optimizer)))
             if len(before):
                 after = _ternary_values(model)
                 series.setdefault(FLIPS, []).append((step, (before != after).double().mean().item()))
