@@ -77,8 +77,13 @@ def sgd_sai_scales(model: nn.Module) -> list[OptimizerLike]:
     ]
 
 
+def lion_and_signum(model: nn.Module) -> list[OptimizerLike]:
+    """Lion and Signum beside AdamW, with another batch size or schedule."""
+    return ["adamw", "signum", "lion"]
+
+
 def sign_rules(model: nn.Module) -> list[OptimizerLike]:
-    """The sign rules beside AdamW, for other batch sizes and schedules."""
+    """The sign rules beside AdamW, without warm-up."""
     equal = variant("lion β 0.9, 0.9", "lion", model, {}, betas=(0.9, 0.9))
     return ["adamw", "signum", "signgsd", "lion", equal]
 
@@ -87,9 +92,9 @@ EXPERIMENTS: dict[str, tuple[Callable[[nn.Module], Sequence[OptimizerLike]], dic
     "lion-momentum": (lion_and_momentum, {}, Schedule()),
     "sgd-layers": (sgd_and_layers, {}, Schedule()),
     "sgd-sai-scales": (sgd_sai_scales, {}, Schedule()),
-    "batch-32": (sign_rules, {"batch": 32}, Schedule()),
+    "batch-32": (lion_and_signum, {"batch": 32}, Schedule()),
     "no-warmup": (sign_rules, {}, Schedule(warmup=0.0)),
-    "constant-lr": (sign_rules, {}, Schedule(decay="constant")),
+    "constant-lr": (lion_and_signum, {}, Schedule(decay="constant")),
 }
 
 

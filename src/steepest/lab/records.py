@@ -140,6 +140,12 @@ class Cost(_Model):
     """Median milliseconds of a forward and backward pass of the same model."""
     peak_bytes: int | None = None
     """Peak bytes during a step beyond parameters and gradients, state included; None if not measured."""
+    ratio: float | None = None
+    """The step's time divided by the baseline's, the median of the ratios within rounds."""
+    bandwidth: float | None = None
+    """The rate at which the step moves the bytes that it must, as a fraction of axpy's (p + a·g) in the same
+    rounds. It must read the gradients, and read and write parameters and state. A step far below 1 is limited
+    by something else: arithmetic, kernel launches, or temporaries that travel to memory and back."""
     planned: bool = False
     """Whether the bytes come from `steepest.plan` on the meta device, because the model did not fit."""
 

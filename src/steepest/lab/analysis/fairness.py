@@ -78,7 +78,7 @@ def _unfinished(experiment: Experiment, trials: pd.DataFrame) -> Iterator[str]:
         if each := [f"{name} {_list(left)}" for name, left in missing.items() if left]:
             yield f"Not finished: phase {phase} still lacks these seeds: {'; '.join(each)}."
     if len(experiment.seeds) < MIN_SEEDS:
-        yield f"Only {len(experiment.seeds)} final seeds: too few for a significance test to mean much."
+        yield f"Final seeds: {len(experiment.seeds)}, too few for a significance test to mean much."
 
 
 def _outcome(experiment: Experiment, rows: Sequence[Row]) -> Iterator[str]:
@@ -125,14 +125,14 @@ def conditions(experiment: Experiment, records: Sequence[Record]) -> list[str]:
         "corrected for the number of rows); otherwise they tie. The first row is bold only if it differs "
         "from all others."
     )
-    if experiment.baseline:
-        lines.append(
-            f"An optimizer matches {experiment.baseline} where its mean validation curve reaches "
-            f"{experiment.baseline}'s final value. Seconds are steps × the time of a training step, measured "
-            "with all optimizers taking turns, because trials may share a busy machine. “Rerun to that step” "
-            "trains again with a schedule that ends there, because a run in mid-schedule cannot be compared "
-            "with a finished one."
+    if base := experiment.baseline:
+        timed = (
+            " Seconds are steps × the time of a training step, measured with all optimizers taking turns, "
+            "because trials may share a busy machine. “Rerun to that step” trains again with a schedule that "
+            "ends there, because a run in mid-schedule cannot be compared with a finished one."
         )
+        reached = f"An optimizer matches {base} where its mean validation curve reaches {base}'s final value."
+        lines.append(reached + timed * bool(experiment.costs))
     return [*lines, *experiment.notes]
 
 

@@ -35,12 +35,6 @@ class StepCosts:
     """The costs of the optimizers' steps, by label."""
 
     costs: dict[str, Cost] = field(default_factory=dict)
-    ratios: dict[str, float] = field(default_factory=dict)
-    """A step's time divided by the baseline's, the median of the ratios within rounds."""
-    bandwidth: dict[str, float] = field(default_factory=dict)
-    """The rate at which a step moves the bytes that it must, as a fraction of axpy's (p + a·g) in the same
-    rounds. It must read the gradients, and read and write parameters and state. A step far below 1 is limited
-    by something else: arithmetic, kernel launches, or temporaries that travel to memory and back."""
     failed: dict[str, str] = field(default_factory=dict)
     """The reason, for optimizers without costs."""
     axpy_bytes_per_second: float | None = None
@@ -225,7 +219,6 @@ def _measure(
             optimizer_ms=times[label].median_ms,
             optimizer_ms_quartiles=times[label].quartiles,
             peak_bytes=state + temporaries[label],
+            ratio=times[label].ratio(times[baseline]) if baseline in optimizers else None,
+            bandwidth=(3 * nbytes + 2 * state) / (3 * nbytes) * times[AXPY].ratio(times[label]),
         )
-        found.bandwidth[label] = (3 * nbytes + 2 * state) / (3 * nbytes) * times[AXPY].ratio(times[label])
-        if baseline in optimizers:
-            found.ratios[label] = times[label].ratio(times[baseline])

@@ -115,14 +115,13 @@ def bench_table(experiment: Experiment, found: StepCosts) -> Table:
     for header in ("step, ms", f"× {experiment.baseline}", "peak, MiB", "state, MiB", "B/param", "bandwidth"):
         table.add_column(header, justify="right")
     for label, cost in found.costs.items():
-        ratio, bandwidth = found.ratios.get(label), found.bandwidth.get(label)
         table.add_row(
             label,
             "planned" if cost.optimizer_ms is None else number(cost.optimizer_ms),
-            "" if ratio is None else f"{ratio:.2f}",
+            "" if cost.ratio is None else f"{cost.ratio:.2f}",
             "" if cost.peak_bytes is None else f"{cost.peak_bytes / 2**20:,.1f}",
             f"{cost.state_bytes / 2**20:,.1f}",
             f"{cost.state_bytes / cost.parameters:.2f}",
-            "" if bandwidth is None else f"{bandwidth:.0%}",
+            "" if cost.bandwidth is None else f"{cost.bandwidth:.0%}",
         )
     return table

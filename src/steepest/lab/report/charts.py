@@ -194,13 +194,14 @@ def costs(section: Section, draw: Draw) -> Figure | None:
         own = table[table["quantity"] == quantity]
         if own.empty:
             continue
+        axis = alt.Axis(format=",", tickCount=4) if quantity == "optimizer_ms" else short
         if several:
             x = alt.X("parameters:Q", title="parameters", axis=short).scale(
                 type="log", nice=False, padding=10
             )
-            y = alt.Y("value:Q", title=title, axis=short).scale(type="log")
+            y = alt.Y("value:Q", title=title, axis=axis).scale(type="log")
         else:
-            x = alt.X("value:Q", title=title, axis=short).scale(zero=True)
+            x = alt.X("value:Q", title=title, axis=axis).scale(zero=True)
             y = alt.Y("optimizer:N", title=None, sort=[*own.sort_values("value")["optimizer"]])
         line = alt.Chart(own if several else own[:0]).mark_line(strokeWidth=1.6)
         measured, planned = (draw.points(own, 80, *tip, at=own[own["planned"] == p]) for p in (False, True))
@@ -220,7 +221,7 @@ def costs(section: Section, draw: Draw) -> Figure | None:
     return Figure(
         "costs",
         "What a step costs" + (", against the size of the model" if several else ""),
-        "Both axes are logarithmic. Hollow points are planned: the model did not fit into memory."
+        "Both axes are logarithmic. Hollow points are planned, not measured."
         + (f" Without state, and so not drawn there: {', '.join(stateless)}." if stateless else "")
         if several
         else "Medians; the optimizers took turns.",

@@ -143,7 +143,7 @@ def verdict(section: Section) -> str:
     ranked = [row for row in rows if row.test.finite]
     if not ranked:
         measured = not section.records and experiment.costs
-        return "Nothing was trained." if measured else "No optimizer has a final result yet."
+        return "Only steps were measured." if measured else "No optimizer has a final result yet."
     first, places = ranked[0], decimals([row.test for row in rows])
     tied = [row.optimizer for row in ranked[1:] if row.tie]
     best = f"the best {experiment.metric.name} on test data"
