@@ -184,10 +184,7 @@ class Runner:
         """Return the finished trials."""
         # Another process may have added optimizers.
         saved = self.storage.load_experiment() or self.experiment
-        found: list[Record] = []
-        for label, phase in itertools.product(saved.optimizers, get_args(Phase)):
-            found += self.storage.finished(label, phase)
-        return found
+        return self.storage.records(saved.optimizers)
 
     def export(self) -> list[Record]:
         """Write `records.jsonl` and return the records."""

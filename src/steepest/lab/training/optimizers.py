@@ -126,7 +126,7 @@ def _parse_settings(settings: Sequence[str], labels: Sequence[str]) -> dict[str,
             )
         try:
             value = json.loads(text)
-        except json.JSONDecodeError:
+        except ValueError:  # also for integers of more than 4300 digits
             value = text
         fixed[label][name] = tuple(value) if isinstance(value, list) else value
     return fixed
