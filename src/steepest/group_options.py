@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from steepest.engine.batches import check_names
 from steepest.engine.param_check import check_overlaps, check_param
 from steepest.engine.update import LOW_PRECISION, initial_lr
 from steepest.hyperparameters import COMMON_OPTIONS, is_int8, make_plain, near_miss
@@ -97,7 +98,10 @@ def checked(
     owner: str, group: dict[str, Any], others: Sequence[Group], defaults: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the user's new group with every option filled in, or raise ``TypeError`` or ``ValueError``."""
-    full, index = filled(group, defaults), len(others)
+    index = len(others)
+    if "params" not in group:
+        raise ValueError(f"{owner}, group {index}: it needs 'params', got the keys {[*group]}")
+    full = filled(group, defaults)
     rule = find_rule(full["rule"])
     make_plain(full, (*rule.defaults(), *LEARNING_RATES))
     if STATE_FORMAT not in group:  # those of an optimizer may hold what schedulers read
@@ -121,6 +125,7 @@ def checked(
     named = [each if isinstance(each, tuple) else (None, each) for each in params]
     given = full.get("param_names")
     if given is not None and all(name is None for name, _ in named):
+        check_names(f"{owner}, group {index}", given)
         named = _with_names(given, params, index)
         full["param_names"] = [name for name, _ in named]
         elsewhere = set(given).difference(full["param_names"])

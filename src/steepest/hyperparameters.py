@@ -29,10 +29,12 @@ __all__ = [
     "betas",
     "choice",
     "count",
+    "finite",
     "flag",
     "floating_dtype",
     "fraction",
     "integer",
+    "is_finite",
     "is_int8",
     "learning_rate",
     "make_plain",
@@ -67,8 +69,15 @@ class Hyperparameter:
         raise ValueError(f"{owner}: {name} must be {self.allowed}, got {value!r}")
 
 
-def _number(value: Any) -> bool:
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+def is_finite(value: Any) -> bool:
+    """Return whether a value is a real number that is finite as a float.
+
+    >>> is_finite(0.5), is_finite(10**400), is_finite("0.5")
+    (True, False, False)
+    """
+    with contextlib.suppress(OverflowError):
+        return isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value)
+    return False
 
 
 def plain(value: Any) -> Any:
@@ -87,7 +96,8 @@ def plain(value: Any) -> Any:
         return {plain(key): plain(each) for key, each in value.items()}
     # Subclasses such as numpy's float64 are converted too.
     if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        return int(value) if isinstance(value, numbers.Integral) else float(value)
+        with contextlib.suppress(OverflowError):  # the check refuses what no float can hold
+            return int(value) if isinstance(value, numbers.Integral) else float(value)
     if isinstance(value, Sequence):
         return [*map(plain, value)] if isinstance(value, list) else tuple(map(plain, value))
     return value
@@ -118,13 +128,18 @@ def learning_rate() -> Hyperparameter:
     def accepts(value: Any) -> bool:
         if isinstance(value, torch.Tensor):
             return value.numel() == 1 and (value.device.type != "cpu" or bool(0 <= value < math.inf))
-        return _number(value) and value >= 0
+        return is_finite(value) and value >= 0
 
     return Hyperparameter(accepts, "a finite number ≥ 0 or a 1-element tensor", traced=True)
 
 
 def _real(accepts: Callable[[Any], bool], allowed: str) -> Hyperparameter:
-    return Hyperparameter(lambda value: _number(value) and accepts(value), allowed, traced=True)
+    return Hyperparameter(lambda value: is_finite(value) and accepts(value), allowed, traced=True)
+
+
+def finite() -> Hyperparameter:
+    """Accept a finite number."""
+    return _real(lambda value: True, "a finite number")
 
 
 def at_least(low: float) -> Hyperparameter:
@@ -159,14 +174,15 @@ def betas(count: int) -> Hyperparameter:
     return Hyperparameter(accepts, f"{count} numbers in [0, 1)", traced=True)
 
 
-def integer(low: int, high: float = math.inf) -> Hyperparameter:
-    """Accept an integer ≥ ``low`` (and ≤ ``high``)."""
+def integer(low: int, high: int | None = None) -> Hyperparameter:
+    """Accept an integer ≥ ``low`` (and ≤ ``high``, by default the largest one of 64 bits)."""
+    most = 2**63 - 1 if high is None else high
 
     def accepts(value: Any) -> bool:
         whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-        return whole and low <= int(value) <= high
+        return whole and low <= int(value) <= most
 
-    return Hyperparameter(accepts, f"an integer ≥ {low}" + ("" if high == math.inf else f" and ≤ {high}"))
+    return Hyperparameter(accepts, f"an integer ≥ {low}" + ("" if high is None else f" and ≤ {high}"))
 
 
 def count() -> Hyperparameter:

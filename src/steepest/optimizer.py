@@ -136,7 +136,7 @@ class Optimizer(torch.optim.Optimizer):
         Where all groups so far have a ``"name"``, as those of :func:`steepest.build` do, it gets one, too.
         """
         own: dict[str, Any] = {}  # torch raises the errors for sets and for anything but a dict
-        if isinstance(param_group, dict) and not isinstance(param_group.get("params", set()), set):
+        if isinstance(param_group, dict) and not isinstance(param_group.get("params"), set):
             own = checked(type(self).__name__, param_group, self.param_groups, self.defaults)
             if "name" not in own and (name := name_beside(own, self.param_groups, self.defaults)):
                 own["name"] = name

@@ -31,6 +31,7 @@ from steepest.hyperparameters import (
     count,
     integer,
     is_int8,
+    learning_rate,
     near_miss,
 )
 from steepest.views import View, check_view, fused_parameters
@@ -78,7 +79,12 @@ VERSION = 1
 LEARNING_RATES = ("lr", "base_lr", "initial_lr")
 """The keys of a group that hold learning rates: of the rule, of this library, of torch's schedulers."""
 
-_BOOKKEEPING = {"base_lr": at_least(0), "skipped_steps": count(), STATE_FORMAT: choice(VERSION)}
+_BOOKKEEPING = {
+    "base_lr": at_least(0),
+    "initial_lr": learning_rate(),
+    "skipped_steps": count(),
+    STATE_FORMAT: choice(VERSION),
+}
 MATRIX_DEFAULTS = {"views": None, "bucket_bytes": 1 << 28, "distributed": None, "exchange_dtype": None}
 
 
@@ -115,6 +121,8 @@ class StateSpec:
         range: of an average per element whose values ``state_dtype="int8"`` may store as codes
             (:mod:`steepest.formats.int8`): ``"signed"`` or ``"nonnegative"``. None is never coded.
         beta: how much of a signed average a step keeps. Above 0.99 its codes are rounded stochastically.
+        numbers: what the numbers of a small entry may be; a state dict with others is refused. None checks
+            none, because reading large entries would take time.
     """
 
     per: Literal["element", "tensor", "matrix"] = "element"
@@ -123,6 +131,7 @@ class StateSpec:
     fill: float | Literal["identity"] = 0.0
     range: Literal["signed", "nonnegative"] | None = None
     beta: float = 0.0
+    numbers: Hyperparameter | None = None
 
     @property
     def coded(self) -> Range | None:

@@ -18,7 +18,7 @@ from steepest.distributed.local import (
     sharded_entry,
     sharded_like,
 )
-from steepest.engine.batches import describe, name_of
+from steepest.engine.batches import check_names, describe, name_of
 from steepest.engine.cycled_momentum import adopt_cycled_momentum
 from steepest.engine.factors import gather_factors, scatter_factors
 from steepest.engine.layout import real_view
@@ -30,6 +30,7 @@ from steepest.rule import STATE_FORMAT, Group, StateSpec, Targets, find_rule
 from steepest.stored_state import (
     check_filled,
     check_state_format,
+    check_state_numbers,
     check_stored,
     check_structure,
     convert_stored,
@@ -131,6 +132,7 @@ def _loadable(
         for index, (ours, theirs) in enumerate(zip(groups, loaded["param_groups"], strict=True)):
             states = [_entries(others.pop(key)) if key in others else None for key in theirs["params"]]
             source = None
+            _check_names(f"group {index} of the state dict", ours, theirs)
             anonymous = {"params", "param_names", STATE_FORMAT}
             if is_foreign := "rule" not in theirs and not theirs.keys() <= anonymous:
                 group, source = _foreign_group(index, ours, theirs, [state for state in states if state])
@@ -157,8 +159,10 @@ def _loadable(
                         who += f" ({source.name}'s, by its group's keys)"
                     label = name_of(ours, at)
                     target = None if targets is None else targets.find(param)
-                    expected = blank_state(real_view(param), merged, label, target)
+                    blank = blank_state(real_view(param), merged, label, target)
+                    expected = {name: entry for name, (_, entry) in blank.items()}
                     check_stored(who, param, merged, state, expected)
+                    check_state_numbers(who, state, {name: spec for name, (spec, _) in blank.items()})
                     check_filled(who, merged, theirs, state)
                     _check_state(who, state, expected, merged, extra_state, is_foreign)
                     # A target's state is laid out as the target is.
@@ -183,6 +187,14 @@ def _loadable(
 def _entries(state: Mapping[str, Any]) -> dict[str, Any]:
     """Return saved state without the empty dicts of distributed checkpoints and torch.optim.SGD's None."""
     return {k: v for k, v in state.items() if not (v is None or (isinstance(v, dict) and not v))}
+
+
+def _check_names(who: str, ours: Group, theirs: Group) -> None:
+    """Refuse names that are none, or of another number of parameters; one put into the list has no name."""
+    names, known = theirs.get("param_names"), ours.get("param_names") or ()
+    check_names(who, names)
+    if names is not None and len(names) not in (len(theirs["params"]), len(known)):
+        raise ValueError(f"{who}: {len(theirs['params'])} parameters have {len(names)} param_names")
 
 
 def _check_own(index: int, ours: Group, theirs: Group) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,17 +10,19 @@ from torch import Tensor
 
 from steepest.distributed.local import is_dtensor, local_part
 from steepest.engine.layout import real_view
+from steepest.engine.state import STEP
 from steepest.engine.storage import CORRECTION, SCALE
 from steepest.formats.blocks import block_size
 from steepest.formats.int8 import DTYPES
 from steepest.formats.load import block_of, convert_correction, decode, encode, reblock
 from steepest.formats.master import CORRECTIONS
 from steepest.hyperparameters import is_int8
-from steepest.rule import STATE_FORMAT, VERSION, Group, find_rule
+from steepest.rule import STATE_FORMAT, VERSION, Group, StateSpec, find_rule
 
 __all__ = [
     "check_filled",
     "check_state_format",
+    "check_state_numbers",
     "check_stored",
     "check_structure",
     "convert_stored",
@@ -44,8 +45,11 @@ def check_structure(loaded: Mapping[str, Any]) -> None:
             "param_groups of the state dict must be a list of dicts, each with a list of numbers as params; "
             "nothing was loaded"
         )
-    if not isinstance(states, Mapping) or not all(isinstance(state, Mapping) for state in states.values()):
-        raise ValueError("state of the state dict must be a dict of dicts; nothing was loaded")
+    if not isinstance(states, Mapping) or not all(
+        isinstance(state, Mapping) and all(isinstance(name, str) for name in state)
+        for state in states.values()
+    ):
+        raise ValueError("state of the state dict must be a dict of dicts by name; nothing was loaded")
 
 
 def is_beside(name: str, state: Mapping[str, Any]) -> bool:
@@ -90,11 +94,6 @@ def check_stored(
         ):
             what = "no data" if value.is_meta else f"layout {value.layout}"
             raise ValueError(f"state {name!r} of {who} has {what} in the state dict")
-    step = saved.get("step", 0)
-    if isinstance(step, Tensor) and step.numel() == 1 and not step.is_complex():
-        step = step.item()
-    if isinstance(step, (int, float)) and not (0 <= step < math.inf and step % 1 == 0):
-        raise ValueError(f"state 'step' of {who} is {step} in the state dict, which is not a step count")
     specs = find_rule(group["rule"]).state_specs(group)
     for name in specs:
         if name + SCALE in saved and name not in saved:
@@ -143,6 +142,16 @@ def check_stored(
         else:
             return
         raise ValueError(f"state {CORRECTION!r} of {who} {differs} in the state dict")
+
+
+def check_state_numbers(who: str, saved: Mapping[str, Any], specs: Mapping[str, StateSpec]) -> None:
+    """Raise ``ValueError`` for numbers that no step could have left, where a spec says what they may be."""
+    for name, spec in {**specs, "step": STEP}.items():
+        value = saved.get(name)
+        # A DTensor's numbers lie on other processes.
+        if spec.numbers is not None and value is not None and not is_dtensor(value):
+            for number in value.flatten().tolist() if isinstance(value, Tensor) else [value]:
+                spec.numbers.check(f"the state of {who}", name, number)
 
 
 def check_filled(who: str, group: Group, saved_group: Group, saved: Mapping[str, Any]) -> None:

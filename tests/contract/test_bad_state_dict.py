@@ -122,11 +122,12 @@ def test_half_of_a_scale(kept: str):
     _refused(case, saved, "'sgd_sai' needs")
 
 
-@pytest.mark.parametrize("value", ["x", -1.0, math.nan, None])
-def test_a_base_lr_that_is_no_learning_rate(rule: Case, value: Any):
+@pytest.mark.parametrize("value", ["x", -1.0, math.nan, None, 10**400])
+@pytest.mark.parametrize("name", ["base_lr", "initial_lr"])
+def test_a_base_lr_that_is_no_learning_rate(rule: Case, name: str, value: Any):
     saved = _saved(rule)
-    saved["param_groups"][0]["base_lr"] = value
-    _refused(rule, saved, "group 0 of the state dict: base_lr must be a finite number ≥ 0")
+    saved["param_groups"][0][name] = value
+    _refused(rule, saved, f"group 0 of the state dict: {name} must be a finite number ≥ 0")
 
 
 def test_named_parameters_in_another_order(rule: Case):
@@ -218,6 +219,7 @@ STRUCTURES: dict[str, Any] = {
     "params that are no numbers": lambda saved: saved["param_groups"][1].update(params=[[2]]),
     "state that is no dict": lambda saved: saved.update(state=[]),
     "a parameter's state that is no dict": lambda saved: saved["state"].update({0: 3}),
+    "an entry without a name": lambda saved: saved["state"].update({0: {3: 1}}),
 }
 
 
@@ -244,13 +246,53 @@ def test_state_that_holds_no_dense_numbers(rule: Case, change: Any, words: str):
             assert identical(snapshot(optimizer, params), before)
 
 
-@pytest.mark.parametrize("step", [torch.nan, -1.0, torch.inf, 1.5])
+@pytest.mark.parametrize("step", [torch.nan, -1.0, torch.inf, 1.5, 10**400])
 def test_a_step_that_counts_nothing(rule: Case, step: float):
     if "step" in _saved(rule)["state"].get(0, {}):
-        for value in (step, torch.tensor(step)):
+        for value in (step, torch.tensor(step)) if isinstance(step, float) else (step,):
             saved = _saved(rule)
             saved["state"][0]["step"] = value
-            _refused(rule, saved, "'step' of parameter 0 of group 0 .*not a step count")
+            _refused(rule, saved, "state of parameter 0 of group 0 .*: step must be a step count")
+
+
+# What a rule knows of a whole tensor; all else is the user's, as in torch.optim.
+NUMBERS = {
+    "sgd_sai": ["gsnr", "measured"],
+    "quad": ["scale", "L_left", "L_right"],
+    "procrustes": ["scale", "L_left", "L_right"],
+    "hyperball": ["norm"],
+}
+
+
+@pytest.mark.parametrize(("name", "entry"), [(name, entry) for name in NUMBERS for entry in NUMBERS[name]])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, -1.0])
+def test_a_number_that_no_step_could_have_left(name: str, entry: str, value: float):
+    if entry == "measured" and value == -1.0:
+        return  # gradients that were measured before the first step
+    case = Case(name)
+    saved = _saved(case)
+    saved["state"][0][entry] = torch.full_like(saved["state"][0][entry], value)
+    _refused(case, saved, f"state of parameter 0 of group 0 .*: {entry} must be a finite number")
+
+
+@pytest.mark.parametrize("names", [3, "ab", [3, 4], ["a"], ["a", "b", "c"], [["a"], ["b"]], {"a": 1, "b": 2}])
+def test_names_that_are_none(rule: Case, names: Any):
+    def optimizer() -> tuple[Any, list[torch.Tensor]]:
+        params = rule.params(shapes=[(4, 3), (4, 3)])
+        return rule.make(list(zip("ab", params, strict=True))), params
+
+    (ours, params), (other, _) = optimizer(), optimizer()
+    before, saved = snapshot(ours, params), other.state_dict()
+    saved["param_groups"][0]["param_names"] = names
+    with pytest.raises(ValueError, match=r"group 0 of the state dict: .*param_names.*; nothing was loaded"):
+        ours.load_state_dict(saved)
+    assert identical(snapshot(ours, params), before)
+    fresh = rule.params(shapes=[(4, 3), (4, 3)])
+    with pytest.raises(ValueError, match=r"group 0: .*param_names"):
+        rule.make([{"params": fresh, "param_names": names}])
+    with pytest.raises(ValueError, match=r"group 1: .*param_names"):
+        ours.add_param_group({"params": fresh, "param_names": names})
+    assert identical(snapshot(ours, params), before)
 
 
 @pytest.mark.parametrize("views", ["x", [1], 0.5])

@@ -169,6 +169,11 @@ ERRORS = {
     ),
     "a set": (TypeError, "ordered collections", lambda ps: {"params": {_like(ps)}}),
     "no dict": (TypeError, "must be a dict", lambda ps: [_like(ps)]),
+    "no params": (
+        ValueError,
+        "group 1: it needs 'params', got the keys .'param'",
+        lambda ps: {"param": ps[0]},
+    ),
     "no tensor": (TypeError, "can only optimize Tensors", lambda ps: {"params": [1.0]}),
     "a non-leaf": (ValueError, "non-leaf", lambda ps: {"params": [ps[0] * 2]}),
     "integers": (

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -21,11 +23,24 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*the momentum is used as it is:
 # No hyper-parameter, known or to come, may take these.
 NEVER: list[Any] = [math.nan, "no such value", {}, Parameter]
 
-NOT_A_NUMBER: list[Any] = [math.inf, -math.inf, 10**400, True, False, None, "0.1", 1j, [0.1], (0.1,)]
+HUGE: list[Any] = [10**400, Fraction(10**400)]
+NOT_A_NUMBER: list[Any] = [
+    math.inf,
+    -math.inf,
+    *HUGE,
+    Decimal("0.1"),
+    True,
+    False,
+    None,
+    "0.1",
+    1j,
+    [0.1],
+    (0.1,),
+]
 NEGATIVE: list[Any] = [-1, -1e-9]
 NOT_A_BOOL: list[Any] = [0, 1, None, "True", 1.0]
-NOT_AN_INTEGER: list[Any] = [1.0, 2.5, True, None, "3"]
-NOT_A_BETA: list[Any] = [None, "0.9", 1.0, -0.1, math.nan, math.inf, True]
+NOT_AN_INTEGER: list[Any] = [*HUGE, 1.0, 2.5, True, None, "3"]
+NOT_A_BETA: list[Any] = [*HUGE, None, "0.9", 1.0, -0.1, math.nan, math.inf, True]
 NOT_A_FRACTION = [*NOT_A_NUMBER, *NEGATIVE, 1.5]
 
 MATRIX = ("muon", "normuon", "polargrad", "scion", "hyperball", "quad", "procrustes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -222,7 +223,11 @@ def test_a_nameless_parameter_is_put_into_a_group_of_named_ones(rule: Case):
     [
         ("lr", torch.tensor(torch.nan), "lr must be a finite number"),
         ("lr", torch.tensor(True), "lr must be a finite number"),
+        ("lr", 10**400, "lr must be a finite number"),
+        ("lr", Fraction(10**400), "lr must be a finite number"),
         ("base_lr", "0.1", "base_lr must be"),
+        ("base_lr", 10**400, "base_lr must be"),
+        ("weight_decay", Fraction(10**400), "weight_decay must be"),
         ("rule", ["lion"], "unknown rule"),
         ("params", None, "params must be a list"),
         ("param_names", 3, "param_names must be a list"),

@@ -210,6 +210,15 @@ def test_independent_with_an_initial_rate_of_zero(case: Case):
         _close(values(params), [p * factor for p in before])
 
 
+def test_independent_ignores_a_peak_that_no_float_can_hold():
+    weight = Parameter(torch.ones(2))
+    options = {"lr": 0.5, "weight_decay": 0.125, "weight_decay_method": "independent"}
+    optimizer = Case("signgsd").make([{"params": [weight], "max_lr": 10**400}], **options)
+    weight.grad = torch.zeros(2)
+    optimizer.step()
+    assert weight.tolist() == [0.875, 0.875]
+
+
 @pytest.mark.parametrize(
     ("case", "dtype"),
     spread(DECAYING, [torch.float32, torch.bfloat16, torch.float64], alike=reach),

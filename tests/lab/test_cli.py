@@ -133,6 +133,8 @@ BAD: list[tuple[list[str], str]] = [
     (["--trials", "0"], "trials must be at least 1"),
     (["--seeds", "0"], "seeds must be at least 1"),
     (["--threads", "0"], "--threads and --workers must be at least 1"),
+    (["--threads", "1" + "0" * 400], "--threads at most 4096"),
+    (["--set", "lion.lr=1" + "0" * 400], "lion: build(): lr must be a finite number"),
     (["--workers", "0"], "--threads and --workers must be at least 1"),
     (["--schedule", "zigzag"], "bad --schedule 'zigzag'"),
     (["--warmup", "1"], "bad --schedule 'cosine' or --warmup 1.0"),

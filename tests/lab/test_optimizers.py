@@ -106,7 +106,8 @@ def needs_lr(params: Any, lr: float) -> torch.optim.Optimizer:
         (["lion", "lion"], "'lion' is listed twice"),
         (["lion", "loin"], r"unknown rule 'loin' .*lion"),
         ([("strict", needs_lr)], "strict: .*lr"),
-        ([("still", partial(torch.optim.SGD, lr=0.0))], "still has no positive default lr"),
+        ([("still", partial(torch.optim.SGD, lr=0.0))], "still has no positive, finite default lr"),
+        ([("huge", partial(torch.optim.SGD, lr=10**400))], "huge has no positive, finite default lr"),
     ],
 )
 def test_invalid_entries_are_rejected(entries: list[Any], words: str, model: nn.Module) -> None:

@@ -83,13 +83,17 @@ def test_a_budget_prints_what_build_takes(capsys: pytest.CaptureFixture[str]) ->
         (["--shapes", "tiny", "--mesh", "2", "--rank", "2"], "rank must be 0 to 1 on a mesh of 2, got 2"),
         (["--shapes", "tiny", "--layout", "replicate"], "--layout needs --mesh"),
         (["--shapes", "tiny", "--device", "abacus"], "abacus"),
+        (["--shapes", "{tmp}/nested.json"], "maximum recursion depth"),
+        (["--shapes", "{tmp}/huge.json"], "Overflow"),
     ],
     ids=str,
 )
 def test_a_bad_request_is_one_line(
-    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.run(["plan", *arguments]) == 2
+    (tmp_path / "nested.json").write_text("[" * 10_000)
+    (tmp_path / "huge.json").write_text('{"weight": [1000000000000000000000000, 2]}')
+    assert cli.run(["plan", *[argument.format(tmp=tmp_path) for argument in arguments]]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert words in captured.err

@@ -94,6 +94,9 @@ def test_a_line_of_a_mesh_has_the_plans_times() -> None:
         (["--mesh", "2", "--shapes", "tiny", "--rule", "lion"], "needs no whole matrices"),
         (["--mesh", "2", "--shapes", "tiny", "--dtype", "int3"], "unknown dtype 'int3'"),
         (["--mesh", "2", "--shapes", "tiny", "--node", "0"], "must be positive"),
+        (["--mesh", "2", "--shapes", "tiny", "--tflops", "nan"], "must be positive"),
+        (["--mesh", "1" + "0" * 20, "--shapes", "tiny"], "bad --mesh '100"),
+        (["--mesh", "2", "--shapes", "tiny", "--layout", f"shard({10**20})"], "bad placement 'shard"),
     ],
 )
 def test_a_bad_request_is_one_line(

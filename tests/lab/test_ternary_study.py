@@ -146,6 +146,12 @@ def test_a_study_runs_and_resumes(tmp_path, monkeypatch):
     assert (tmp_path / "mlp" / "records.jsonl").read_text() == lines
 
 
+def test_no_seeds_are_none_and_not_the_default(tmp_path):
+    pytest.importorskip("sklearn")
+    with pytest.raises(LabError, match="seeds must be at least 1"):
+        ternary.run(tmp_path, ["mlp"], seeds=0)
+
+
 def test_an_unknown_task_is_rejected_by_name():
     with pytest.raises(LabError, match="unknown task 'cifar' in --tasks: choose mlp, convnet, text"):
         ternary.run("unused", ["cifar"])

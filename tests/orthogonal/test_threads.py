@@ -92,3 +92,24 @@ def test_blocks_within_blocks():
                 assert torch.get_float32_matmul_precision() == "medium"
 
     _run(work, work, work)
+
+
+def test_a_thread_that_needs_another_precision_gets_its_turn():
+    """Beside four that are never all outside of their blocks, if they do not let it in."""
+    waiting, entered = threading.Event(), threading.Event()
+    blocks = [0] * 4
+
+    def work(at: int) -> None:
+        while not entered.is_set() and blocks[at] < 100:
+            with float32_matmul_precision("medium"):
+                time.sleep(0.004 + 0.001 * at)
+            blocks[at] += waiting.is_set()
+
+    def other() -> None:
+        time.sleep(0.02)
+        waiting.set()
+        with float32_matmul_precision("highest"):
+            entered.set()
+
+    _run(*[lambda at=at: work(at) for at in range(4)], other)
+    assert max(blocks) < 100, "it came in when they were done"

@@ -83,6 +83,14 @@ class ParamBatch:
     rows: list[Row] | None = None
 
 
+def check_names(who: str, names: Any) -> None:
+    """Raise ``ValueError``, beginning with ``who``, for a group's ``param_names`` that are no names."""
+    if names is not None and not (
+        isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
+    ):
+        raise ValueError(f"{who}: param_names must be a list of names, got {names!r}")
+
+
 def name_of(group: Group, index: int) -> str | None:
     """Return the name that the user gave a parameter, or None; one put into the list later has none."""
     names: Sequence[str] = group.get("param_names") or ()

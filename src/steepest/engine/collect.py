@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import numbers
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from operator import is_, itemgetter
 from typing import Any
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from steepest.distributed.agreement import History
 from steepest.distributed.local import LocalState, is_dtensor, local_part
-from steepest.engine.batches import ParamBatch, ParamUpdate, describe, name_of
+from steepest.engine.batches import ParamBatch, ParamUpdate, check_names, describe, name_of
 from steepest.engine.cycled_momentum import adopt_cycled_momentum
 from steepest.engine.layout import Extent, real_view
 from steepest.engine.param_check import (
@@ -28,7 +27,7 @@ from steepest.engine.plan import Plan
 from steepest.engine.storage import Storage, storage_of
 from steepest.engine.units import Sharding
 from steepest.engine.update import PLAIN, UpdateConfig
-from steepest.hyperparameters import make_plain
+from steepest.hyperparameters import is_finite, make_plain
 from steepest.random import tensor_word
 from steepest.rule import Group, Rule, Targets, find_rule
 
@@ -136,7 +135,7 @@ class Collector:
             if not isinstance(params, _LISTS):
                 raise ValueError(f"{who}, group {index}: params must be a list of tensors, got {params!r}")
             if (names := group.get("param_names")) != known.names:
-                _check_names(f"{who}, group {index}", names)
+                check_names(f"{who}, group {index}", names)
                 renamed = True
             if len(params) != len(known.params) or not all(map(is_, params, known.params)):
                 self._check_replaced(known, group, index)
@@ -441,13 +440,6 @@ def _target(targets: Targets | None, member: ParamUpdate) -> Any:
     return target
 
 
-def _check_names(who: str, names: Any) -> None:
-    if names is not None and not (
-        isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names)
-    ):
-        raise ValueError(f"{who}: param_names must be a list of names, got {names!r}")
-
-
 def _check_lr(who: str, lr: Any, *, reads: bool) -> None:
     # A schedule may end slightly below 0 by rounding, which is harmless. Reading a tensor's value would
     # wait for its device, and a captured step may read none.
@@ -455,6 +447,6 @@ def _check_lr(who: str, lr: Any, *, reads: bool) -> None:
         real = lr.numel() == 1 and not lr.is_complex() and lr.dtype is not torch.bool
         good = real and (not (reads and lr.is_cpu) or math.isfinite(lr))
     else:
-        good = isinstance(lr, numbers.Real) and not isinstance(lr, bool) and math.isfinite(lr)
+        good = is_finite(lr)
     if not good:
         raise ValueError(f"{who}: lr must be a finite number or a 1-element tensor, got {lr!r}")

@@ -16,12 +16,19 @@ from steepest.engine.param_check import check_memory
 from steepest.engine.storage import CORRECTION, SCALE, storage_of
 from steepest.engine.units import Unit
 from steepest.engine.update import UpdateConfig
+from steepest.hyperparameters import Hyperparameter, is_finite
 from steepest.rule import Group, StateSpec, find_rule
 
-__all__ = ["blank_state", "fresh_state", "lacks_state", "make_state"]
+__all__ = ["STEP", "blank_state", "fresh_state", "lacks_state", "make_state"]
 
 # float32 counts no further than 2²⁴, and torch's own optimizers take no integers.
-_STEP = StateSpec("tensor", torch.float64)
+STEP = StateSpec(
+    "tensor",
+    torch.float64,
+    numbers=Hyperparameter(
+        lambda value: is_finite(value) and value >= 0 and value % 1 == 0, "a step count, a whole number ≥ 0"
+    ),
+)
 _BESIDE = StateSpec()
 
 
@@ -50,7 +57,7 @@ def _entries(
         for name, spec in config.rule.target_specs(target, config.group).items():
             yield name, spec, param
     if config.counts:
-        yield "step", _STEP, param
+        yield "step", STEP, param
 
 
 def blank_state(
@@ -59,8 +66,8 @@ def blank_state(
     label: str | None,
     target: Any = None,
     stored: Mapping[str, torch.dtype] | None = None,
-) -> dict[str, Tensor]:
-    """Make the state of a parameter's first step on the meta device, with ``step`` if the rule counts.
+) -> dict[str, tuple[StateSpec, Tensor]]:
+    """Make the specs and entries of a parameter's first step on the meta device, with ``step`` if counted.
 
     Args:
         param: a real view; it may be on the meta device itself.
@@ -74,7 +81,8 @@ def blank_state(
     storage = storage_of(rule, group, blank, view, stored or {})
     config = UpdateConfig(rule, group, blank.dtype, blank.dtype, blank.device, storage)
     return {
-        name: _made(config, name, spec, block) for name, spec, block in _entries(config, blank, label, target)
+        name: (spec, _made(config, name, spec, block))
+        for name, spec, block in _entries(config, blank, label, target)
     }
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -198,7 +199,7 @@ def initial_lr(group: Group) -> float:
         value: Any = group.get(name)
         # A scheduler of a device's learning rate starts from a tensor there, which no step should read.
         known = value.device.type == "cpu" if isinstance(value, Tensor) else isinstance(value, (int, float))
-        if known and value > 0:
+        if known and 0 < value <= sys.float_info.max:
             return float(value)
     return float(group["base_lr"])
 

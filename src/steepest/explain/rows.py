@@ -132,7 +132,8 @@ def make_rows(
             stored = {name: each.dtype for name, each in own.items() if isinstance(each, Tensor)}
             state: dict[str, Tensor] = {}
             if param.requires_grad:
-                state = blank_state(real_view(param), group, label, target, stored)
+                blank = blank_state(real_view(param), group, label, target, stored)
+                state = {name: entry for name, (_, entry) in blank.items()}
             row = Row(
                 name=f"parameter {index} of group {group_index}" if label is None else label,
                 aliases=tuple(aliases.pop(label, ())),

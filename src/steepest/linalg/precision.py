@@ -15,6 +15,8 @@ MatmulPrecision = Literal["highest", "high", "medium"]
 
 # torch adds attributes to these modules at import time, so type checkers do not see them.
 _BACKENDS: Any = torch.backends
+# How long a block lets those of another precision go first, should its threads wait for each other.
+_COURTESY_SECONDS = 1.0
 
 
 class _Shared:
@@ -23,17 +25,24 @@ class _Shared:
     def __init__(self) -> None:
         self.changed = threading.Condition()
         self.precision = ""
-        self.holders = 0
+        self.holders = self.waiting = 0
         self.restore: Callable[[], None] = lambda: None
 
     def enter(self, precision: str) -> None:
         """Wait until no thread needs another precision, and set this one."""
         with self.changed:
-            while self.holders and self.precision != precision:
-                self.changed.wait()
+            if self.waiting and self.precision == precision:
+                # Threads that step without pause would keep them out. A holder may wait for this one, though.
+                self.changed.wait_for(lambda: not self.waiting, _COURTESY_SECONDS)
+            self.waiting += 1
+            try:
+                self.changed.wait_for(lambda: not self.holders or self.precision == precision)
+            finally:
+                self.waiting -= 1
             if not self.holders:
                 self.restore = _set(precision)
                 self.precision = precision
+                self.changed.notify_all()
             self.holders += 1
 
     def leave(self) -> None:

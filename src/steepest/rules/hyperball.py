@@ -12,13 +12,16 @@ from typing_extensions import Unpack
 
 from steepest.constructor import constructor
 from steepest.distributed.local import is_dtensor
-from steepest.hyperparameters import Hyperparameter, optional, positive
+from steepest.hyperparameters import Hyperparameter, at_least, optional, positive
 from steepest.linalg.normalization import frobenius_of_any
 from steepest.rule import Group, StateSpec
 from steepest.rules.muon import Muon, MuonOptions, MuonRule
 from steepest.views import matrices
 
 __all__ = ["Hyperball", "HyperballRule"]
+
+
+_NORM = at_least(0)
 
 
 class HyperballRule(MuonRule):
@@ -58,7 +61,8 @@ class HyperballRule(MuonRule):
     def matrix_specs(self, shape: tuple[int, ...], dtype: torch.dtype, group: Group) -> dict[str, StateSpec]:
         """Return the norm that is held, which is 0 until it is known."""
         wide = torch.promote_types(torch.float32, dtype)
-        return {"norm": StateSpec("matrix", wide, (*shape[:-2], 1, 1), fill=group["radius"] or 0.0)}
+        fill = group["radius"] or 0.0
+        return {"norm": StateSpec("matrix", wide, (*shape[:-2], 1, 1), fill, numbers=_NORM)}
 
     def transform(  # type: ignore[override]
         self, u: Tensor, *, param: Tensor, orthogonalize: Callable[[Tensor], Tensor] | None, **options: Any

@@ -17,6 +17,7 @@ from steepest.hyperparameters import (
     CommonOptions,
     at_least,
     choice,
+    finite,
     flag,
     fraction,
     integer,
@@ -27,6 +28,9 @@ from steepest.optimizer import Optimizer
 from steepest.rule import Group, Moments, Rule, Scalar, StateSpec
 
 __all__ = ["SGDSaI", "SGDSaIRule"]
+
+
+_SCALE, _COUNT = at_least(0), finite()
 
 
 class SGDSaIRule(Rule):
@@ -49,7 +53,10 @@ class SGDSaIRule(Rule):
 
     def state_specs(self, group: Group) -> dict[str, StateSpec]:
         """Return the momentum, the scale G, and how many gradients it was measured on."""
-        specs = {"gsnr": StateSpec("tensor"), "measured": StateSpec("tensor", torch.float32)}
+        specs = {
+            "gsnr": StateSpec("tensor", numbers=_SCALE),
+            "measured": StateSpec("tensor", torch.float32, numbers=_COUNT),
+        }
         beta = group["momentum"]
         return specs | ({"momentum_buffer": StateSpec(range="signed", beta=beta)} if beta != 0 else {})
 

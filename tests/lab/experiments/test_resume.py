@@ -235,9 +235,13 @@ def test_bad_requests_leave_nothing(plane: Task[Tensor], tmp_path: Path) -> None
     for change, words in (
         ({"steps": 0}, "steps and trials must be at least 1, got 0"),
         ({"space": {"beta": [0.1]}}, "lion has no beta: it has rule, lr, "),
-        ({"space": {"lr": (1.0, 0.1)}}, "0 < low < high, got 1.0 to 0.1"),
+        ({"space": {"lr": (1.0, 0.1)}}, "0 < low < high < ∞, got 1.0 to 0.1"),
         ({"space": {"lr": [0.1], "weight_decay": (0.1, 1)}}, "ranges for all .*, or lists for all"),
-        ({"space": {"lr": []}}, "the grid has no values of lr"),
+        ({"space": {"lr": []}}, "the grid of lr needs finite values"),
+        ({"space": {"lr": [0.1, math.nan]}}, "the grid of lr needs finite values"),
+        ({"space": {"lr": [0.1, -1.0]}}, r"lr must be a finite number ≥ 0 .* got -1\.0"),
+        ({"space": {"lr": (0.1, math.inf)}}, "the range of lr must satisfy 0 < low < high < ∞"),
+        ({"space": {"betas": [0.5, 0.6]}}, r"betas must be 2 numbers in \[0, 1\), got 0\.5"),
         ({"settings": ["loin.lr=1"]}, "bad setting 'loin.lr=1'"),
     ):
         with pytest.raises(LabError, match=words):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import io
 import json
 import os
 import shutil
@@ -15,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import make_url
 
+from steepest.lab import LabError
 from steepest.lab.experiments import run, storage
 from steepest.lab.records import Record
 
@@ -104,7 +107,7 @@ class Worker:
         command = [sys.executable, worker_job.__file__]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def begin(self, directory: Path, url: str, hang: bool = False, plan: int = 0) -> None:
+    def begin(self, directory: Path, url: str, hang: str = "", plan: int = 0) -> None:
         if self.process.poll() is not None:
             self.start()
         assert self.process.stdin is not None
@@ -167,7 +170,7 @@ def test_two_processes_share_the_trials(
 def test_the_trial_of_a_killed_worker_is_run_again(
     worker: Worker, url: str, tmp_path: Path, alone: list[Record]
 ) -> None:
-    worker.begin(tmp_path, url, hang=True)
+    worker.begin(tmp_path, url, hang="trial")
     done, killed = iter(worker.said, "hangs")
     worker.kill()
     tell = worker_job.Tell()
@@ -175,3 +178,54 @@ def test_the_trial_of_a_killed_worker_is_run_again(
     assert killed in tell.begun
     assert done not in tell.begun
     assert sorted(outcome(result.records), key=str) == sorted(outcome(alone), key=str)
+
+
+def test_a_worker_killed_within_the_lock_leaves_it_to_the_next(
+    worker: Worker, url: str, tmp_path: Path, alone: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is killed when the next one says that it waits for it, which it does only in another's lock."""
+
+    class KillsWorker(io.StringIO):
+        def write(self, text: str) -> int:
+            worker.process.kill()
+            return super().write(text)
+
+    said = KillsWorker()
+    monkeypatch.setattr(sys, "stderr", said)
+    monkeypatch.setattr(storage, "_PATIENCE_SECONDS", 0.5)
+    worker.begin(tmp_path, url, hang="lock")
+    (done,) = iter(worker.said, "hangs")
+    worker.process.send_signal(signal.SIGSTOP)  # as Ctrl-Z would
+    tell = worker_job.Tell()
+    result = worker_job.work(tmp_path, url, tell)
+    worker.kill()
+    (line,) = said.getvalue().splitlines()
+    assert line.startswith("waiting for the process that has locked ")
+    assert (make_url(url).database if url else str(tmp_path / "study.db")) in line
+    assert ["search", 0, worker_job.CELLS[1]] in tell.begun
+    assert done not in tell.begun
+    assert sorted(outcome(result.records), key=str) == sorted(outcome(alone), key=str)
+
+
+@pytest.mark.parametrize("error", [None, LabError("of the block")])
+def test_a_database_lost_within_the_lock_is_one_line(
+    postgres: str, tmp_path: Path, error: Exception | None
+) -> None:
+    import psycopg
+
+    shared = storage.Storage(tmp_path, "shared", postgres)
+
+    def lose() -> None:
+        with shared.lock():
+            with psycopg.connect(postgres.replace("+psycopg", ""), autocommit=True) as connection:
+                connection.execute(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid != pg_backend_pid()"
+                )
+            if error:
+                raise error
+
+    with pytest.raises(LabError, match=r"cannot use the storage .*connection") as raised:
+        lose()
+    assert "\n" not in str(raised.value)
+    with shared.lock():
+        pass

@@ -1,7 +1,8 @@
 """A worker as a process: for every line [directory, storage, hang, plan] it works on that experiment.
 
-It prints a line for every trial it begins, and "done" in the end. With `hang`, its second trial never ends.
-With a `plan` it races instead, and this number of trials fits the budget.
+It prints a line for every trial it begins, and "done" in the end. With `hang`, its second trial never ends
+("trial"), or is claimed within a lock that it never leaves ("lock"). With a `plan` it races instead, and this
+number of trials fits the budget.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,6 +86,11 @@ def plan_and_work(directory: Path, callback: Callback, trials: int) -> Result:
     )
 
 
+def never_end() -> None:
+    print('"hangs"', flush=True)
+    time.sleep(600)
+
+
 def main() -> None:
     torch.set_num_threads(1)
     # They take long to import, and training needs neither.
@@ -94,14 +101,23 @@ def main() -> None:
 
         def loss(model: nn.Module, batch: Tensor, task: Task[Tensor] = task, tell: Tell = tell) -> Tensor:
             if len(tell.begun) == 2:
-                print('"hangs"', flush=True)
-                time.sleep(600)
+                never_end()
             return task.loss(model, batch)
 
+        def claim(
+            *arguments: Any, claim: Callable[..., Any] = storage.Storage.claim, tell: Tell = tell
+        ) -> Any:
+            claimed = claim(*arguments)
+            if len(tell.begun) == 1:
+                never_end()
+            return claimed
+
+        if hang == "lock":
+            storage.Storage.claim = claim  # type: ignore[method-assign]
         if plan:
             plan_and_work(Path(directory), tell, plan)
         else:
-            work(Path(directory), url, tell, replace(task, loss=loss) if hang else task)
+            work(Path(directory), url, tell, replace(task, loss=loss) if hang == "trial" else task)
         print('"done"', flush=True)
 
 

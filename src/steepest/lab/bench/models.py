@@ -58,7 +58,7 @@ def find_shapes(text: str) -> Shapes:
             return [(str(name), tuple(map(int, shape))) for name, shape in pairs]
         rows = [row for row in csv.reader(content.splitlines()) if row]
         return [(name, tuple(map(int, shape.split("x")))) for name, shape in rows if shape != "shape"]
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise LabError(
             f"cannot read {file} as JSON ({{name: [rows, columns]}}) or CSV (name,ROWSxCOLUMNS): {error}"
         ) from error

@@ -63,7 +63,7 @@ def bench_command(
         ),
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads. Default: torch's own choice.")
+        int | None, typer.Option(min=1, max=4096, help="CPU threads. Default: torch's own choice.")
     ] = None,
     out: Annotated[Path, path_option("Output directory.")] = Path("runs/bench"),
 ) -> int:
@@ -80,7 +80,7 @@ def bench_command(
     console = make_console()
     if threads is not None:
         torch.set_num_threads(threads)
-    if memory is not None and not memory > 0:
+    if memory is not None and not 0 < memory < float("inf"):
         raise LabError(f"--memory must be a positive number of GiB, got {memory:g}")
     page_path(out)  # refused now rather than after the measurement
     with console.status("") as status:

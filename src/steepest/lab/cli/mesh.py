@@ -26,7 +26,7 @@ def mesh_options(mesh: str, layout: str | None) -> dict[str, Any]:
     """
     from torch.distributed.tensor import Replicate, Shard
 
-    if not re.fullmatch(r"\d+(x\d+)*", mesh):
+    if not re.fullmatch(r"\d{1,9}(x\d{1,9})*", mesh):
         raise LabError(f"bad --mesh {mesh!r}: write its sizes, such as 8 or 8x64")
     sizes = tuple(map(int, mesh.split("x")))
     words = ["replicate"] * (len(sizes) - 1) + ["shard(0)"]
@@ -36,7 +36,7 @@ def mesh_options(mesh: str, layout: str | None) -> dict[str, Any]:
         raise LabError(f"--layout has {len(words)} placements for a mesh of {len(sizes)} dimensions")
     placements = []
     for word in words:
-        cut = re.fullmatch(r"shard\((\d+)\)", word)
+        cut = re.fullmatch(r"shard\((\d{1,9})\)", word)
         if word != "replicate" and not cut:
             raise LabError(
                 f"bad placement {word!r} in --layout: write replicate or shard(DIM), separated by commas"

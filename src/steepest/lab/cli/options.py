@@ -256,5 +256,4 @@ def parse_dtype(name: str, *others: str) -> torch.dtype:
         raise LabError(f"unknown dtype {name!r}: choose {', '.join([*DTYPES, *others])}")
     import torch
 
-    dtype: torch.dtype = getattr(torch, name)
-    return dtype
+    return getattr(torch, name)  # type: ignore[no-any-return]

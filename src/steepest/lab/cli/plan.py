@@ -68,8 +68,8 @@ def plan_command(
         options["state_dtype"] = "int8" if state_dtype == "int8" else parse_dtype(state_dtype, "int8")
     if memory is not None:
         options["memory"] = memory
-    planned = meta_model(model, None if dtype is None else parse_dtype(dtype))
     try:
+        planned = meta_model(model, None if dtype is None else parse_dtype(dtype))
         if budget is not None:
             found = steepest.plan(planned, rules=names, budget=budget, **options)
             print(found)

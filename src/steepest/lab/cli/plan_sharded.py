@@ -61,7 +61,7 @@ def plan_sharded_command(
     from steepest.planning import plan_sharded
     from steepest.planning.table import meshes_table
 
-    if min(node, tflops, near, far) <= 0:
+    if not all(0 < each < math.inf for each in (node, tflops, near, far)):
         raise LabError("--node, --tflops, --near and --far must be positive")
     options: dict[str, Any] = {"rule": rule, "dtype": parse_dtype(dtype), "node": node}
     if exchange_dtype is not None:

@@ -42,8 +42,8 @@ def end_with_parent() -> None:
 
 def count_workers(number: int | None, device: torch.device, threads: int) -> int:
     """Set the threads of this process and return how many processes shall share the trials."""
-    if threads < 1 or (number is not None and number < 1):
-        raise LabError("--threads and --workers must be at least 1")
+    if not 1 <= threads <= 4096 or (number is not None and number < 1):
+        raise LabError("--threads and --workers must be at least 1, and --threads at most 4096")
     import torch
 
     torch.set_num_threads(threads)

@@ -184,10 +184,7 @@ class Runner:
         """Return the finished trials."""
         # Another process may have added optimizers.
         saved = self.storage.load_experiment() or self.experiment
-        found: list[Record] = []
-        for label, phase in itertools.product(saved.optimizers, get_args(Phase)):
-            found += self.storage.finished(label, phase)
-        return found
+        return self.storage.records(saved.optimizers)
 
     def export(self) -> list[Record]:
         """Write `records.jsonl` and return the records."""
@@ -223,7 +220,9 @@ class Runner:
         if not label or len(tried[label]) >= experiment.trials:
             return None
         space = experiment.optimizers[label].space
-        fixed = grid(space) or [_middle(space)]
+        # The middle of ranges is the default lr in a race, the best so far in a narrower search.
+        ranges = {name: each for name, each in space.items() if isinstance(each, Range)}
+        fixed = grid(space) or [{name: math.sqrt(each.low * each.high) for name, each in ranges.items()}]
         values = next((each for each in fixed if each not in tried[label]), {})
         return Trial(label, "search", experiment.search_seed, values, experiment.steps)
 
@@ -307,19 +306,11 @@ class Runner:
         try:
             self.storage.run(claimed, objective)
         except (RuntimeError, MemoryError) as error:
-            if not _out_of_memory(error):
+            # Torch has an error of its own on accelerators only.
+            own = isinstance(error, torch.OutOfMemoryError | MemoryError)
+            if not own and "can't allocate memory" not in str(error):
                 raise
             self._give_up(trial.optimizer)
-
-
-def _middle(space: Mapping[str, Any]) -> dict[str, float]:
-    """Return the middle of every range: the default lr in a race, the best so far in a narrower search."""
-    return {name: math.sqrt(each.low * each.high) for name, each in space.items()}
-
-
-def _out_of_memory(error: Exception) -> bool:
-    # Torch has an error of its own on accelerators only.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def grid(space: Mapping[str, Any]) -> list[dict[str, float]]:

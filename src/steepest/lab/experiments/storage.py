@@ -6,11 +6,14 @@ database alone holds the whole experiment; `records.jsonl` is an export.
 
 from __future__ import annotations
 
+import itertools
 import sqlite3
+import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from threading import Timer
 from typing import Any, get_args
 
 import optuna
@@ -31,6 +34,7 @@ from ..records import RECORDS_FILE, Experiment, Phase, Range, Record
 HEARTBEAT_SECONDS = 5
 GRACE_SECONDS = 20
 """A trial whose worker has given no sign of life for this long is run again."""
+_PATIENCE_SECONDS = 10
 
 _EXPERIMENT = "experiment"
 _RECORD = "record"
@@ -77,9 +81,8 @@ class Storage:
             # Two workers that write at once wait for each other instead of failing.
             event.listen(self._storage.engine, "connect", _write_ahead)
             self._storage.engine.dispose()  # of connections made before
-        self._locked = False
         self._studies: dict[tuple[str, str], optuna.Study] = {}
-        self._trials: dict[tuple[str, str], list[FrozenTrial]] = {}
+        self._trials: dict[tuple[str, str], list[FrozenTrial]] | None = None  # those read within the lock
         self._records: dict[int, Record] = {}
 
     @contextmanager
@@ -97,11 +100,10 @@ class Storage:
         except _DAMAGE as error:
             # SQLAlchemy's own text would go on with the statement and a link.
             cause = error.orig if isinstance(error, DBAPIError) else error.__cause__ or error
-            full = any(words in str(cause) for words in ("disk is full", "No space left"))
+            text = f"{type(cause).__name__}: {' '.join(str(cause).split())}"
+            full = any(words in text for words in ("disk is full", "No space left"))
             advice = ": make room, and run the command again" if full else self._advice
-            raise LabError(
-                f"{doing} the storage {self.url}: {type(cause).__name__}: {cause}{advice}"
-            ) from error
+            raise LabError(f"{doing} the storage {self.url}: {text}{advice}") from error
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -109,16 +111,17 @@ class Storage:
 
         Within it, each study is read once, because a trial that ended between two reads would be in neither.
         """
-        with ExitStack() as stack:
+        with ExitStack() as held:
             with self._one_line():
-                stack.enter_context(_only_one(self._engine))
-            self._locked = True
+                held.enter_context(_only_one(self._engine))
+            self._trials = {}
             self._studies.pop(("", "experiment"), None)  # another process may have deleted it
             try:
                 yield
             finally:
-                self._locked = False
-                self._trials.clear()
+                self._trials = None
+                with self._one_line():
+                    held.close()
 
     def clear(self) -> None:
         """Delete the experiment's studies, within `lock`.
@@ -127,9 +130,8 @@ class Storage:
             LabError: another process runs one of its trials.
         """
         with self._one_line():
-            names = [
-                name for name in optuna.get_all_study_names(self._storage) if name.startswith(f"{self.name}/")
-            ]
+            everyone = optuna.get_all_study_names(self._storage)
+            names = [name for name in everyone if name.startswith(f"{self.name}/")]
             for study in (optuna.load_study(study_name=name, storage=self._storage) for name in names):
                 self._give_up_stale(study)
                 if study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
@@ -143,12 +145,7 @@ class Storage:
 
     def restore(self, experiment: Experiment, records: Sequence[Record]) -> None:
         """Take in records that the database lacks: a copied directory may have come without its own."""
-        known = {
-            record.key
-            for optimizer in experiment.optimizers
-            for phase in get_args(Phase)
-            for record in self.finished(optimizer, phase)
-        }
+        known = {record.key for record in self.records(experiment.optimizers)}
         for record in records:
             if record.key in known or not experiment.has(record):
                 continue
@@ -203,6 +200,11 @@ class Storage:
         # Earlier versions could run a trial twice.
         return [*{each.key: each for each in (self._records[trial._trial_id] for trial in found)}.values()]
 
+    def records(self, optimizers: Iterable[str]) -> list[Record]:
+        """Return the records of all finished trials of these optimizers."""
+        pairs = itertools.product(optimizers, get_args(Phase))
+        return [record for pair in pairs for record in self.finished(*pair)]
+
     def running(self, optimizer: str, phase: str) -> list[dict[str, float]]:
         """Within `lock`, return the values of the trials that live workers run."""
         return [trial.params for trial in self._read(optimizer, phase, TrialState.RUNNING)]
@@ -240,7 +242,8 @@ class Storage:
                 if sampler is samplers[-1] or trial.params not in tried:
                     break
                 study.tell(trial, state=TrialState.FAIL)
-        self._trials.clear()
+        if self._trials:
+            self._trials.clear()
         return trial
 
     def run(self, trial: optuna.Trial, objective: Callable[[], tuple[float, Record]]) -> None:
@@ -260,12 +263,12 @@ class Storage:
                     trial.study.tell(trial, result[0], skip_if_finished=True)
 
     def _read(self, optimizer: str, phase: str, state: TrialState) -> list[FrozenTrial]:
-        trials = self._trials.get((optimizer, phase))
+        trials = (self._trials or {}).get((optimizer, phase))
         if trials is None:
             study = self.study(optimizer, phase)
             with self._one_line():
                 trials = study.get_trials(deepcopy=False)
-                if self._locked:
+                if self._trials is not None:
                     if any(trial.state == TrialState.RUNNING for trial in trials):
                         self._give_up_stale(study)
                         trials = study.get_trials(deepcopy=False)
@@ -282,14 +285,20 @@ def _distributions(space: Mapping[str, Range | object]) -> dict[str, FloatDistri
 
 @contextmanager
 def _only_one(engine: Engine) -> Iterator[None]:
-    """Keep out all other processes that use this database; a process that dies releases the lock."""
-    if engine.name == "sqlite":
-        with FileLock(f"{engine.url.database}.lock"):
-            yield
-    else:
-        with engine.begin() as connection:
-            connection.execute(select(func.pg_advisory_xact_lock(0x57EE9E57)))
-            yield
+    """Keep out other processes of this database; one that dies, not one suspended, releases the lock."""
+    text = f"waiting for the process that has locked {printable(engine.url.render_as_string())}"
+    notice = Timer(_PATIENCE_SECONDS, print, [text], {"file": sys.stderr})
+    notice.start()
+    with ExitStack() as held:
+        try:
+            if engine.name == "sqlite":
+                held.enter_context(FileLock(f"{engine.url.database}.lock"))
+            else:
+                connection = held.enter_context(engine.begin())
+                connection.execute(select(func.pg_advisory_xact_lock(0x57EE9E57)))
+        finally:
+            notice.cancel()
+        yield
 
 
 def _write_ahead(connection: Any, record: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,6 +141,13 @@ def sweep(
     cells = {len(grid(entry.space)) for entry in entries.values() if entry.space}
     if len(cells) > 1:
         raise LabError("give every optimizer the same number of trials: grids of the same size, or ranges")
+    for spec in (each for each in specs if not each.changes_model):
+        for key, axis in entries[spec.label].space.items():
+            for value in axis if isinstance(axis, list) else (axis.low, axis.high):
+                try:
+                    spec.build(model, {key: value})
+                except (TypeError, ValueError) as error:
+                    raise LabError(f"{spec.label}: {error}") from error
     trials = (max(cells) or trials) if cells else 0
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -242,10 +250,10 @@ def _entry(spec: OptimizerSpec, space: Space | SpaceOf | None) -> OptimizerEntry
 
 def _values(name: str, values: Values) -> Range | list[float]:
     if not isinstance(values, tuple):
-        if not values:
-            raise LabError(f"the grid has no values of {name}")
+        if not values or not all(map(math.isfinite, values)):
+            raise LabError(f"the grid of {name} needs finite values, got {[*values]}")
         return list(dict.fromkeys(float(value) for value in values))
     low, high = values
-    if not 0 < low < high:
-        raise LabError(f"the range of {name} must satisfy 0 < low < high, got {low} to {high}")
+    if not 0 < low < high < math.inf:
+        raise LabError(f"the range of {name} must satisfy 0 < low < high < ∞, got {low} to {high}")
     return Range(low=low, high=high)

@@ -7,7 +7,6 @@ import inspect
 import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
@@ -64,9 +63,10 @@ def load_task(
     if not callable(found):
         raise LabError(f"{name} is neither a Task nor callable: {found!r}")
     build = _bind(name, found, settings or {}, device)
-    with _seeded():
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(0)
         made = build()
-    return made if isinstance(made, Task) else _from_triple(name, build, made, device)
+        return made if isinstance(made, Task) else _from_triple(name, build, made, device)
 
 
 def parse_settings(name: str, function: Callable[..., Any], settings: Mapping[str, str]) -> dict[str, Any]:
@@ -172,15 +172,8 @@ def _sequence(name: str, batches: Any) -> Sequence[Any]:
     if isinstance(batches, Iterator) or not isinstance(batches, Iterable):
         # An iterator can be read only once.
         raise LabError(f"{name}: its batches are a {type(batches).__name__}: return a list or a DataLoader")
-    with _seeded():
-        return list(batches)
-
-
-@contextmanager
-def _seeded() -> Iterator[None]:
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(0)
-        yield
+    torch.manual_seed(0)  # of the generators that `load_task` has forked
+    return list(batches)
 
 
 def _move(batch: Any, device: str | torch.device) -> Any:

@@ -126,7 +126,7 @@ def _parse_settings(settings: Sequence[str], labels: Sequence[str]) -> dict[str,
             )
         try:
             value = json.loads(text)
-        except json.JSONDecodeError:
+        except ValueError:  # also for integers of more than 4300 digits
             value = text
         fixed[label][name] = tuple(value) if isinstance(value, list) else value
     return fixed
@@ -162,8 +162,8 @@ def _resolve(
     except TypeError as error:
         raise LabError(f"{label} cannot be trained here: its step() is {error}") from error
     lr = defaults.get("lr")
-    if not isinstance(lr, int | float | torch.Tensor) or not float(lr) > 0:
-        raise LabError(f"{label} has no positive default lr, which the search starts from")
+    if not isinstance(lr, int | float | torch.Tensor) or not 0 < lr < 1e308:
+        raise LabError(f"{label} has no positive, finite default lr, which the search starts from")
     try:
         builder(model, {**settings, "lr": float(lr)})
     except (TypeError, ValueError) as error:

@@ -46,6 +46,7 @@ from steepest.views import merged_shape
 
 __all__ = ["PSGD", "PSGDRule", "fits_in"]
 
+_SIZE = at_least(0)
 _CLIP = 1.1
 _BALANCE_EVERY = 100
 _LARGEST = 1e15  # of |A|: sums of its squares must fit in float32
@@ -116,7 +117,7 @@ class PSGDRule(Rule):
         """Return Q/s = I and L = 0 of each side; s, 0 until measured; and P, if it is kept between steps."""
         stored = group["dtype"] or dtype
         precise = torch.promote_types(stored, torch.float32)
-        number = StateSpec("matrix", precise)
+        number = StateSpec("matrix", precise, numbers=_SIZE)
         specs = {"scale": number}
         for name, size in sides_of(shape, group["max_size_dense"], group["max_skew_dense"]).items():
             dense = len(size) == 2

@@ -87,7 +87,7 @@ def run(
                 task,
                 [method(label, number) for label in METHODS],
                 {"lr": list(lrs)},
-                seeds=seeds or (3 if name == "text" else 5),
+                seeds=(3 if name == "text" else 5) if seeds is None else seeds,
                 steps=number,
                 out=parse_path(out) / name,
                 kind="ternary",
