@@ -194,7 +194,7 @@ def costs(section: Section, draw: Draw) -> Figure | None:
         own = table[table["quantity"] == quantity]
         if own.empty:
             continue
-        axis = alt.Axis(format=",", tickCount=4) if quantity == "optimizer_ms" else short
+        axis = alt.Axis(format=",~f", tickCount=4) if quantity == "optimizer_ms" else short
         if several:
             x = alt.X("parameters:Q", title="parameters", axis=short).scale(
                 type="log", nice=False, padding=10
