@@ -10,6 +10,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 PEERS  := $(VENV)/.peers
 DOCS   := $(VENV)/.docs
+ALONE  := tests/integrations/no-deps.txt
 
 .PHONY: race bench test fuzz kill lint docs docs-serve clean
 .DELETE_ON_ERROR:
@@ -58,11 +59,13 @@ docs-serve: $(DOCS)
 # torch goes in first, alone and pinned: resolved together with the rest, a range could take another
 # release than the one that is tested. Which build pip takes is up to its index: on Linux the default
 # one brings the CUDA libraries; point PIP_INDEX_URL or --find-links at a CPU build to do without.
+# Frameworks that pin other releases than the tests' come last, alone: see tests/integrations/no-deps.txt.
 # A venv without pip (Debian's python3 without python3-venv makes one) is made anew.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml constraints.txt $(ALONE)
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[lab,dev,parity,integrations]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps --requirement $(ALONE)
 	touch $@
 
 $(PEERS): $(READY)

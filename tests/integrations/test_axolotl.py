@@ -1,8 +1,10 @@
 """Axolotl: its plugin manager and its trainer's create_optimizer, where axolotl can be imported.
 
-Axolotl pins the releases of what it is built on, so it is not among the packages that the tests install. Its
-wheel without them is enough: ``pip install --no-deps axolotl addict``.
+Axolotl pins the releases of what it is built on, so ``make`` installs its wheel without them.
 """
+
+import sys
+from types import ModuleType
 
 import pytest
 
@@ -11,10 +13,20 @@ import steepest
 from .tiny import assert_same, llama, state
 
 
+def numba() -> ModuleType:
+    """Numba, with which Axolotl compiles a sampler when it is imported; 150 MB, and nothing here calls it."""
+    module = ModuleType("numba")
+    module.njit = lambda function: function
+    return module
+
+
 @pytest.fixture(scope="module")
 def manager():
     """Axolotl's manager with the plugin, loaded by its path as from a config."""
     base = pytest.importorskip("axolotl.integrations.base")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "numba", numba())
+        pytest.importorskip("axolotl.core.trainers.mixins.optimizer")
     made = base.PluginManager.get_instance()
     made.register("steepest.integrations.axolotl.SteepestPlugin")
     assert made.plugins

@@ -12,7 +12,9 @@ import pytest
 import steepest
 
 TEXT = (Path(__file__).parents[2] / "docs" / "frameworks.md").read_text(encoding="utf-8")
-# Sections with Python, and what must be installed. That of DeepSpeed runs in test_deepspeed.py.
+# Sections whose blocks run in files of their own, such as test_litgpt.py.
+OWN_FILE = {"DeepSpeed", "LitGPT", "Megatron", "ms-swift"}
+# Those whose blocks run here, and what must be installed.
 NEEDS = {
     "Transformers": ("transformers", "accelerate"),
     "Accelerate": ("accelerate",),
@@ -43,7 +45,7 @@ def blocks(text: str, language: str = "python") -> list[str]:
 
 def test_every_section_with_python_is_run():
     found = {name for name, text in sections().items() if blocks(text)}
-    assert found == {"Install and resume", "DeepSpeed", *NEEDS}
+    assert found == {"Install and resume", *NEEDS, *OWN_FILE}
 
 
 @pytest.mark.parametrize("section", NEEDS)
@@ -87,7 +89,11 @@ def test_deepspeeds_flags_are_json():
 
 def test_the_tests_that_it_names_exist():
     named = re.findall(r"`(tests/[\w/]+\.py)`", TEXT)
-    assert len(named) > 8
+    table = re.findall(r"^\| .* \| yes\b.*$", sections()["Install and resume"], re.MULTILINE)
+    assert len(table) == 17
+    of_stacks = [re.findall(r"`(test_\w+\.py)`|(\*page\*)", row) for row in table]
+    assert all(of_stacks)
+    named += [f"tests/integrations/{file}" for row in of_stacks for file, _ in row if file]
     assert all((Path(__file__).parents[2] / each).exists() for each in named)
 
 

@@ -1,0 +1,37 @@
+"""Hydra makes a recipe or a partial class from a configuration."""
+
+import pickle
+
+import pytest
+import torch
+
+import steepest
+
+from .tiny import assert_same, mlp, rows, state
+
+
+def trained(model, optimizer):
+    x, y = rows()
+    for _ in range(2):
+        torch.nn.functional.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return state(model)
+
+
+def test_hydra_instantiates_a_recipe_and_a_partial_class():
+    hydra = pytest.importorskip("hydra")
+    from omegaconf import OmegaConf
+
+    options = {"rule": "muon", "lr": 1e-2, "fallback": {"rule": "adamw", "betas": [0.9, 0.95]}}
+    recipe = hydra.utils.instantiate(OmegaConf.create({"_target_": "steepest.Recipe", **options}))
+    partial = hydra.utils.instantiate(
+        OmegaConf.create({"_target_": "steepest.Auto", "_partial_": True, **options})
+    )
+    again = pickle.loads(pickle.dumps(recipe))
+    models = [mlp() for _ in range(4)]
+    made = [recipe(models[0]), again(models[1]), partial(models[2].parameters())]
+    made.append(steepest.build(models[3], **options))
+    found = [trained(model, optimizer) for model, optimizer in zip(models, made, strict=True)]
+    for each in found[:-1]:
+        assert_same(each, found[-1])

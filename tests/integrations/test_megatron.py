@@ -1,0 +1,75 @@
+"""Megatron: its optimizer around ours, with its schedule, its clipping and a checkpoint, on the CPU."""
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch.overrides import TorchFunctionMode
+
+from .test_docs import FIRST, blocks, sections
+from .tiny import assert_same, mlp, rows, state
+
+STEPS = 4
+
+
+class OnCpu(TorchFunctionMode):
+    """Megatron takes CUDA for granted: it makes tensors there, and asserts that gradients are there."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = dict(kwargs or {})
+        if kwargs.get("device") == "cuda":
+            kwargs["device"] = "cpu"
+        found = function(*args, **kwargs)
+        return found.replace("torch.", "torch.cuda.") if function is torch.Tensor.type else found
+
+
+@pytest.fixture(scope="module")
+def names():
+    """What the page's block defines, in a group of one process."""
+    parallel = pytest.importorskip("megatron.core.parallel_state")
+    defined = {}
+    for block in (FIRST, *blocks(sections()["Megatron"])):
+        exec(compile(block, "docs/frameworks.md, Megatron", "exec"), defined)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    parallel.initialize_model_parallel()
+    with OnCpu():
+        yield defined
+    parallel.destroy_model_parallel()
+    dist.destroy_process_group()
+
+
+def prepare(names):
+    from megatron.core.optimizer import OptimizerConfig
+    from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+    model = mlp()
+    config = OptimizerConfig(optimizer="adam", lr=1e-2, weight_decay=0.1, clip_grad=1.0)
+    optimizer = names["megatron_optimizer"](model, config, "muon")
+    rates = {"init_lr": 0.0, "max_lr": 1e-2, "min_lr": 1e-3, "lr_warmup_steps": 1, "lr_decay_steps": STEPS}
+    decays = {"start_wd": 0.1, "end_wd": 0.1, "wd_incr_steps": STEPS, "wd_incr_style": "constant"}
+    schedule = OptimizerParamScheduler(optimizer, **rates, lr_decay_style="cosine", **decays)
+    return model, optimizer, schedule
+
+
+def train(model, optimizer, schedule):
+    x, y = rows()
+    for _ in range(STEPS // 2):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(model(x), y).backward()
+        done, norm, _ = optimizer.step()
+        assert done
+        assert norm > 0
+        schedule.step(increment=1)
+
+
+def test_the_block_of_the_page_trains_and_resumes(names, tmp_path):
+    whole, resumed = prepare(names), prepare(names)
+    train(*whole)
+    torch.save([each.state_dict() for each in whole], tmp_path / "half.pt")
+    train(*whole)
+    for each, saved in zip(resumed, torch.load(tmp_path / "half.pt"), strict=True):
+        each.load_state_dict(saved)
+    train(*resumed)
+    for one, other in zip(resumed, whole, strict=True):
+        assert_same(state(one), state(other))
+    decays = {group["name"]: group["weight_decay"] for group in whole[1].param_groups}
+    assert decays == {"muon": 0.1, "adamw": 0.1, "adamw, no decay": 0.0}
