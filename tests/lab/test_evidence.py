@@ -218,6 +218,64 @@ def test_the_table_of_the_larger_model_has_the_records_figures(rows: dict[int, l
 
 
 @pytest.fixture(scope="module")
+def fine_tuning() -> dict[str, Row]:
+    return {row.optimizer: row for row in ranking(EVIDENCE / "fine-tuning")}
+
+
+def test_the_table_of_fine_tuning_has_the_records_figures(fine_tuning: dict[str, Row]) -> None:
+    defaults = Experiment.load(EVIDENCE / "fine-tuning").optimizers
+    table = rows_of("Evidence: fine-tuning")
+    assert [cells[0] for cells in table] == [f"`{name}`" for name in fine_tuning]
+    for (_, state, tuned, untuned, lr), row in zip(table, fine_tuning.values(), strict=True):
+        assert float(state) == pytest.approx(row.state_bytes, abs=0.06)
+        assert tuned == f"{row.test.mean:.3f} ± {row.test.std:.3f}"
+        assert untuned == f"{row.untuned.mean:.3f}"
+        assert (len(row.test.values), len(row.untuned.values)) == (5, 4 if row.optimizer == "adamw" else 3)
+        best, default = map(float, re.findall(r"[\d.]+", lr))
+        assert best == pytest.approx(row.best["lr"], rel=0.05)
+        assert default == defaults[row.optimizer].hyperparameters["lr"]
+
+
+def test_what_the_text_says_of_fine_tuning_holds(fine_tuning: dict[str, Row]) -> None:
+    directory = EVIDENCE / "fine-tuning"
+    notes = " ".join(Experiment.load(directory).notes)
+    before = float(re.findall(r"it has ([\d.]+) before the first step", notes)[0])
+    adamw = fine_tuning["adamw"].test
+    assert (f"{before:.2f}", f"{before - adamw.mean:.2f}") == ("2.72", "0.64")
+    assert fine_tuning["adamw"].best["lr"] == pytest.approx(fine_tuning["adamw_int8"].best["lr"], rel=0.02)
+    behind = {name: row.test.mean - adamw.mean for name, row in fine_tuning.items()}
+    written = {name: f"{behind[name]:.2f}" for name in ("adamw_int8", "lion", "signgsd")}
+    assert written == {"adamw_int8": "0.00", "lion": "0.03", "signgsd": "0.06"}
+    apart = [name for name, row in fine_tuning.items() if welch(row.test.values, adamw.values) < 0.01]
+    assert apart == ["lion", "signgsd", "simba_leaky"]
+    assert welch(fine_tuning["simba_leaky"].test.values, fine_tuning["signgsd"].test.values) < 0.01
+    assert max(fine_tuning["sgd_sai"].test.values) > sorted(fine_tuning["sgd_sai"].test.values)[-2] + 0.05
+    tried = sorted(
+        record.searched["lr"]
+        for record in read_records(directory)
+        if record.optimizer == "simba_leaky" and record.phase == "search"
+    )
+    costs = {name: row.untuned.mean - row.test.mean for name, row in fine_tuning.items()}
+    assert {f"{costs[name]:.2f}" for name in ("adamw", "adamw_int8", "signum", "adam_mini")} == {"0.03"}
+    assert {f"{fine_tuning[name].untuned.mean:.2f}" for name in ("lion", "simba_leaky")} == {"2.26"}
+    assert f"{costs['signgsd']:.2f}" == "0.27"
+    assert f"{max(fine_tuning['sgd_sai'].untuned.values):.2f}" == "3.22"
+    position = tried.index(fine_tuning["simba_leaky"].best["lr"])
+    assert [f"{lr:.2g}" for lr in tried[position : position + 2]] == ["0.00019", "0.00071"]
+
+
+def test_the_peaks_of_fine_tuning_are_those_of_the_page_on_memory() -> None:
+    memory = (ROOT / "docs" / "memory.md").read_text(encoding="utf-8")
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in memory.splitlines()]
+    peaks = {cells[0]: cells[6] for cells in table if len(cells) == 9 and cells[1] == "float32"}
+    assert [peaks[name] for name in ("AdamW", "Lion", "SGDSaI", "SignGSD")] == ["609", "457", "457", "305"]
+    section = PAGE.split("## Evidence: fine-tuning")[1].split("## ")[0]
+    assert all(f"{peaks[name]} MB" in section for name in ("AdamW", "Lion", "SignGSD"))
+    least = next(cells[6] for cells in table if cells[1:2] == ["least"])
+    assert f"{least} MB" in " ".join(section.split())
+
+
+@pytest.fixture(scope="module")
 def digits() -> dict[str, dict[str, Row]]:
     models = ("convnet", "mlp")
     return {model: {row.optimizer: row for row in ranking(EVIDENCE / f"digits-{model}")} for model in models}
