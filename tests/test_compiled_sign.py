@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import steepest
+from steepest.compile import cache
 from steepest.compile.available import compiler_available
 from steepest.compile.sign import sign
 
@@ -32,9 +33,25 @@ def test_compiled_steps_use_it_and_equal_eager_ones():
         weight = torch.nn.Parameter(finite.clone())
         optimizer = steepest.SignGSD([weight], lr=0.5, weight_decay=0.0, compile=compile_)
         weight.grad = x.flip(0).clone()
-        optimizer.step()
+        with torch._inductor.config.patch(force_disable_caches=True):
+            optimizer.step()
         stepped.append(weight.detach())
     assert torch.equal(stepped[0], stepped[1])
+
+
+@pytest.mark.skipif(not compiler_available("cpu"), reason="no C++ compiler")
+def test_code_is_taken_from_the_disk_where_inductor_keeps_it(monkeypatch):
+    """It keeps nothing that was made with what it cannot name, such as a table of decompositions."""
+    from torch._dynamo.utils import counters
+
+    for _ in range(2):
+        monkeypatch.setattr(cache, "_made", {})
+        before = counters["inductor"]["fxgraph_cache_hit"]
+        weight = torch.nn.Parameter(torch.ones(3))
+        weight.grad = torch.ones(3)
+        steepest.SignGSD([weight], lr=0.5, weight_decay=0.0, compile=True).step()
+        assert weight.tolist() == [0.5] * 3
+    assert counters["inductor"]["fxgraph_cache_hit"] == before + 1
 
 
 @pytest.mark.skipif(not compiler_available("cpu"), reason="no C++ compiler")

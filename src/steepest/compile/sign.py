@@ -37,4 +37,22 @@ def with_sign(table: dict[Any, Any]) -> dict[Any, Any]:
             return NotImplemented
         return sign(x)
 
-    return {**table, torch.ops.aten.sign.default: decomposed}
+    return _Nameable({**table, torch.ops.aten.sign.default: decomposed})
+
+
+class _Nameable(dict[Any, Any]):
+    """A table of decompositions that Inductor's cache on disk can name.
+
+    The cache finds code by what it was made with, pickled. A table whose functions cannot be pickled has no
+    name: nothing made with it is cached, and every process compiles anew. Torch's version, which is in every
+    name, stands for torch's functions.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unnamed, (sign.__code__.co_code, _ONE, _INFINITY, _MAGNITUDE)
+
+
+def _unnamed(*name: Any) -> dict[Any, Any]:
+    from torch._inductor.decomposition import select_decomp_table
+
+    return with_sign(select_decomp_table())
