@@ -306,8 +306,8 @@ def test_a_plan_that_is_not_checked_goes_wrong(name: str, monkeypatch: pytest.Mo
         check(self, *given)
         self._plan = plan
 
-    # Compiled code reads memory as it was told to, where eager operations would look at the tensors.
-    assert not differ(name, "adamw", True)
+    # Compiled code reads memory as it was told to, where eager operations would look at the tensors. With the
+    # checks nothing differs, as the test above shows.
     monkeypatch.setattr(Plan, "_holds", lambda *_: True)
     monkeypatch.setattr(Collector, "check", blind)
     monkeypatch.setattr(Collector, "forget", lambda *_: None)
