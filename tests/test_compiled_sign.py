@@ -6,6 +6,8 @@ import pytest
 import torch
 
 import steepest
+from steepest.compile import cache, inductor
+from steepest.compile import sign as definition
 from steepest.compile.available import compiler_available
 from steepest.compile.sign import sign
 
@@ -32,21 +34,38 @@ def test_compiled_steps_use_it_and_equal_eager_ones():
         weight = torch.nn.Parameter(finite.clone())
         optimizer = steepest.SignGSD([weight], lr=0.5, weight_decay=0.0, compile=compile_)
         weight.grad = x.flip(0).clone()
-        optimizer.step()
+        with torch._inductor.config.patch(force_disable_caches=True):
+            optimizer.step()
         stepped.append(weight.detach())
     assert torch.equal(stepped[0], stepped[1])
 
 
 @pytest.mark.skipif(not compiler_available("cpu"), reason="no C++ compiler")
-def test_inductor_is_given_it(monkeypatch):
-    """With another decomposition in its place, a compiled step changes."""
-    from steepest.compile import inductor
+def test_code_is_taken_from_the_disk_where_inductor_keeps_it(monkeypatch):
+    """It keeps nothing that was made with what it cannot name, such as a table of decompositions."""
+    from torch._dynamo.utils import counters
 
-    def doubled(table):
-        return {**table, torch.ops.aten.sign.default: lambda x: x + x}
+    for _ in range(2):
+        monkeypatch.setattr(cache, "_made", {})
+        before = counters["inductor"]["fxgraph_cache_hit"]
+        weight = torch.nn.Parameter(torch.ones(3))
+        weight.grad = torch.ones(3)
+        steepest.SignGSD([weight], lr=0.5, weight_decay=0.0, compile=True).step()
+        assert weight.tolist() == [0.5] * 3
+    assert counters["inductor"]["fxgraph_cache_hit"] == before + 1
 
-    monkeypatch.setattr(inductor, "with_sign", doubled)
-    with torch._inductor.config.patch(force_disable_caches=True):
-        graph = torch.fx.symbolic_trace(lambda x: (torch.sign(x),))
-        code = inductor.inductor(graph, [torch.ones(64)])
-        assert torch.equal(code(torch.full((64,), 3.0))[0], torch.full((64,), 6.0))
+
+@pytest.mark.skipif(not compiler_available("cpu"), reason="no C++ compiler")
+def test_inductor_is_given_it_and_keeps_nothing_of_another_definition(monkeypatch):
+    """With another decomposition in its place, compiled code changes, though the disk has the first one's."""
+
+    def signs_of_three():
+        torch._dynamo.reset()
+        compiled = torch.compile(lambda x: torch.sign(x) + 1, backend=inductor.inductor)
+        return compiled(torch.full((64,), 3.0)).unique().tolist()
+
+    assert signs_of_three() == [2.0]
+    monkeypatch.setattr(definition, "sign", lambda x: x + x)
+    assert signs_of_three() == [7.0]
+    monkeypatch.undo()
+    assert signs_of_three() == [2.0]

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from loops import for_each
 from steepest import SGDSaI
 
 
@@ -17,9 +18,9 @@ def measured_scale(gradient, **options):
     return optimizer.state[param]["gsnr"].item()
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("mean", [0.0, 0.01, 1.0, -20.0])
-@pytest.mark.parametrize("count", [2, 3, 17, 1000, 300_000])
+@for_each("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@for_each("mean", [0.0, 0.01, 1.0, -20.0])
+@for_each("count", [2, 3, 17, 1000, 300_000])
 def test_identity(count, mean, dtype):
     # G = √(d − 1 + d·mean²/var): the mean is the signal that it adds to √d.
     generator = torch.Generator().manual_seed(count)

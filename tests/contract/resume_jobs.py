@@ -35,6 +35,7 @@ KINDS: dict[str, dict[str, Any]] = {
     # torch would load this state as bfloat16.
     "bfloat16-stochastic": {"rounding": "stochastic", "state_dtype": torch.float32},
 }
+FILED = ("float32", "bfloat16-stochastic")
 
 
 class Net(torch.nn.Module):
@@ -97,11 +98,11 @@ _OTHERS = [
     *(Job(None, kind) for kind in KINDS),
     *(Job(case, str(dtype).removeprefix("torch.")) for case, dtype in LOW_BIT),
 ]
-# Every rule goes through a file with every kind of parameter. The other ways turn a state dict into something
-# else and back, whatever the rule: there the first rule of all whose state is alike goes with every kind, and
-# every other case with one, each another.
-EVERY = [*(Job(case, kind) for case in CASES for kind in KINDS), *_OTHERS]
+# A state dict is turned into something else and back whatever the rule: the first rule of all whose state is
+# alike goes with every kind of parameter, and every other case with one, each another. Through a file every
+# case goes with state of its parameter's dtype and with state of another, too.
 SPREAD = [*(Job(*each) for each in spread(CASES, KINDS)), *_OTHERS]
+EVERY = [*dict.fromkeys([*(Job(case, kind) for case in CASES for kind in FILED), *SPREAD])]
 # Before the first step the state is what torch.distributed.checkpoint makes exist, whatever it would become.
 UNTRAINED = [Job(*each, before=0) for each in spread(CASES, KINDS, alike=lambda case: "")]
 # test_compiled.py shows that a compiled step has the bits of an eager one, and what follows from that is

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from loops import for_each
+
 from .cases import Case
 from .training import identical, set_gradients, snapshot, train
 
@@ -50,7 +52,7 @@ def test_gradients_that_exist_only_after_the_closure_are_used(case: Case):
     assert identical(params, twins)
 
 
-@pytest.mark.parametrize("loss", [1.5, None, torch.tensor(2.0)], ids=str)
+@for_each("loss", [1.5, None, torch.tensor(2.0)])
 def test_whatever_the_closure_returns_is_returned(rule: Case, loss: object):
     params = rule.params()
     optimizer = rule.make(params)

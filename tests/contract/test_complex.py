@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch.nn import Parameter
 
+from loops import for_each
+
 from .cases import CASES, LOW_BIT, Case, able, by_id, related, spread
 from .training import gradient, identical, steps, train
 
@@ -19,13 +21,12 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("case", "dtype", "options"),
     [
         *spread(able(CASES, "complex"), [torch.complex64, torch.complex128], OPTIONS),
         *((case, dtype, OPTIONS[0]) for case, dtype in LOW_BIT if dtype.is_complex),
     ],
-    ids=str,
 )
 def test_a_complex_parameter_is_its_real_view(case: Case, dtype: torch.dtype, options: dict[str, Any]):
     params = case.params(dtype)

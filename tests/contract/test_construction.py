@@ -12,6 +12,7 @@ import torch
 from torch.nn import Linear, Parameter, Sequential
 
 import steepest
+from loops import for_each
 from steepest.hyperparameters import COMMON_OPTIONS
 
 from .cases import LR, Case, deterministic
@@ -23,7 +24,7 @@ def test_a_bare_tensor_is_a_type_error(rule: Case):
         rule.make(rule.ones(2))
 
 
-@pytest.mark.parametrize("model", [Linear(2, 2), Sequential(Linear(2, 2))], ids=lambda m: type(m).__name__)
+@for_each("model", [Linear(2, 2), Sequential(Linear(2, 2))])
 def test_a_model_is_a_type_error_that_says_what_to_pass(rule: Case, model: torch.nn.Module):
     with pytest.raises(TypeError, match=r"got the model .*model.parameters\(\).*steepest.build\(model"):
         rule.make(model)
@@ -157,7 +158,7 @@ def test_the_general_class_is_the_constructor(rule: Case):
     assert identical(train(optimizer, params), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float8_e4m3fn], ids=str)
+@for_each("dtype", [torch.int64, torch.bool, torch.float8_e4m3fn])
 def test_a_dtype_that_cannot_be_optimized_is_refused_by_name(rule: Case, dtype: torch.dtype):
     bad = torch.zeros(2, 2).to(dtype)
     with pytest.raises(ValueError, match=rf"'codebook' has dtype {dtype}"):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import steepest
+from loops import for_each
 
 from .cases import CASES, RULES, Case, by_id, reach, spread
 from .training import identical, snapshot, steps
@@ -53,7 +54,7 @@ COPIERS = {
 }
 
 
-@pytest.mark.parametrize(("case", "copier"), spread(CASES, COPIERS), ids=str)
+@for_each(("case", "copier"), spread(CASES, COPIERS))
 def test_a_copy_steps_on_as_the_original_does(case: Case, copier: str):
     params = case.params(torch.bfloat16)
     optimizer = case.make(params, **UNUSUAL)
@@ -67,7 +68,7 @@ def test_a_copy_steps_on_as_the_original_does(case: Case, copier: str):
     assert identical(snapshot(other, _params(other)), snapshot(optimizer, params))
 
 
-@pytest.mark.parametrize(("rule", "copier"), spread(RULES, COPIERS, alike=reach), ids=str)
+@for_each(("rule", "copier"), spread(RULES, COPIERS, alike=reach))
 def test_a_copy_made_before_the_first_step(rule: Case, copier: str):
     params = rule.params()
     optimizer = rule.make(params, **UNUSUAL)
@@ -101,8 +102,10 @@ def test_a_copy_s_added_group_gets_the_options(case: Case):
 def test_an_older_pickle_that_lacks_options_steps_on_with_the_defaults(rule: Case, gone: str):
     params, twins = rule.params(), rule.params()
     known = [name for name in rule.rule.defaults() if name != "lr"] + ["skipped_steps", "base_lr"]
+    # What all rules have in common is looked up in one place, so one rule lacks each of it alone.
+    own = known if rule is RULES[0] else [name for name in known if name in rule.rule.hyper]
     missing = {
-        "each option alone": [[name] for name in known],
+        "each option alone": [[name] for name in own],
         "all options": [known],
         "the rule too": [[*known, "rule"]],
     }[gone]

@@ -12,6 +12,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from loops import for_each
+
 from .cases import CASES, Case, by_id, spread
 from .resume_jobs import Net
 from .training import gradient, identical, snapshot, steps
@@ -26,7 +28,7 @@ def _net(case: Case) -> Net:
     return Net(torch.float32, [case])
 
 
-@pytest.mark.parametrize(("case", "way"), spread(CASES, WAYS), ids=str)
+@for_each(("case", "way"), spread(CASES, WAYS))
 def test_asking_a_trained_optimizer_changes_nothing(case: Case, way: str):
     net = _net(case)
     optimizer = case.make(net.parameters())
@@ -36,7 +38,7 @@ def test_asking_a_trained_optimizer_changes_nothing(case: Case, way: str):
     assert identical(snapshot(optimizer, net.parameters()), before)
 
 
-@pytest.mark.parametrize(("case", "way"), spread(CASES, WAYS), ids=str)
+@for_each(("case", "way"), spread(CASES, WAYS))
 def test_asking_an_untrained_one_makes_its_state_and_takes_no_step(case: Case, way: str):
     net, twin = _net(case), _net(case)
     optimizer, other = (case.make(each.parameters(), weight_decay=0.125) for each in (net, twin))

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch.nn import Parameter
 
+from loops import for_each
+
 from .cases import CASES, RULES, Case, by_id, deterministic, reach, related, spread
 from .training import gradient, identical, set_gradients, steps, train, values
 
@@ -35,9 +37,7 @@ def test_mixed_dtypes_in_a_group_step_as_if_alone(case: Case):
     assert identical(params, twins)
 
 
-@pytest.mark.parametrize(
-    ("case", "options", "dtype"), spread(CASES, [{}, {"weight_decay": 0.25}], LOW), ids=str
-)
+@for_each(("case", "options", "dtype"), spread(CASES, [{}, {"weight_decay": 0.25}], LOW))
 def test_low_precision_is_computed_in_float32_and_rounded_once(
     case: Case, dtype: torch.dtype, options: dict[str, Any]
 ):
@@ -56,7 +56,7 @@ def test_low_precision_is_computed_in_float32_and_rounded_once(
             assert identical(optimizer.state[param][name], value.to(optimizer.state[param][name].dtype)), name
 
 
-@pytest.mark.parametrize(("case", "dtype", "grad_dtype"), spread(CASES, ALL, ALL, alike=reach), ids=str)
+@for_each(("case", "dtype", "grad_dtype"), spread(CASES, ALL, ALL, alike=reach))
 def test_a_gradient_of_another_dtype_counts_with_its_value(
     case: Case, dtype: torch.dtype, grad_dtype: torch.dtype
 ):
@@ -106,7 +106,7 @@ def test_backward_through_grad_dtype(case: Case):
 STATE = [torch.bfloat16, torch.float16, torch.float32, torch.float64]
 
 
-@pytest.mark.parametrize(("case", "dtype", "state_dtype"), spread(CASES, ALL, [None, *STATE]), ids=str)
+@for_each(("case", "dtype", "state_dtype"), spread(CASES, ALL, [None, *STATE]))
 def test_state_dtype_is_the_dtype_of_momentum_and_kin(case: Case, dtype: torch.dtype, state_dtype: Any):
     params = case.params(dtype)
     optimizer = case.make(params, state_dtype=state_dtype)
@@ -128,9 +128,7 @@ def test_state_dtype_is_the_dtype_of_momentum_and_kin(case: Case, dtype: torch.d
             assert value.isfinite().all(), name
 
 
-@pytest.mark.parametrize(
-    ("case", "state_dtype"), spread(CASES, [torch.float8_e4m3fn, torch.float8_e5m2]), ids=str
-)
+@for_each(("case", "state_dtype"), spread(CASES, [torch.float8_e4m3fn, torch.float8_e5m2]))
 def test_state_dtype_may_be_any_float_dtype(case: Case, state_dtype: torch.dtype):
     params = case.params()
     optimizer = case.make(params, state_dtype=state_dtype)
@@ -144,7 +142,7 @@ def test_state_dtype_may_be_any_float_dtype(case: Case, state_dtype: torch.dtype
     assert set(kept) <= {state_dtype}
 
 
-@pytest.mark.parametrize(("case", "state_dtype"), spread(CASES, STATE), ids=str)
+@for_each(("case", "state_dtype"), spread(CASES, STATE))
 def test_state_is_computed_wide_and_rounded_once(case: Case, state_dtype: torch.dtype):
     """Two steps from zero state: the first is exact up to the last rounding."""
     params, twins = case.params(), case.params()

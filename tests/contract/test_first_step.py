@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from loops import for_each
+
 from .cases import CASES, Case, by_id, deterministic, reach, spread
 from .training import identical, steps, train, values
 
@@ -40,7 +42,7 @@ def _first_step(optimizer: torch.optim.Optimizer, params: list[torch.Tensor], lr
 METHODS = ["decoupled", "independent", "l2", "palm", "sign", "cautious"]
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("case", "dtype", "method"),
     spread(
         [c for c in CASES if "decay_overshoot" not in c.options],
@@ -48,9 +50,8 @@ METHODS = ["decoupled", "independent", "l2", "palm", "sign", "cautious"]
         METHODS,
         alike=reach,
     ),
-    ids=str,
 )
-@pytest.mark.parametrize("lr", [0.0, torch.tensor(0.0)], ids=["float", "tensor"])
+@for_each("lr", [0.0, torch.tensor(0.0)])
 def test_no_parameter_changes(case: Case, method: str, dtype: torch.dtype, lr: Any):
     params = case.params(dtype)
     options = {"weight_decay": 0.5, "weight_decay_method": method, "rounding": "stochastic"}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from loops import for_each
+
 from .cases import CASES, LOW_BIT, Case, by_id, deterministic, reach, related, spread
 from .training import identical, set_gradients, snapshot, steps, values
 
@@ -16,7 +18,7 @@ OPTIONS = [
 ]
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("case", "dtype", "options"),
     [
         *spread(
@@ -26,7 +28,6 @@ OPTIONS = [
         ),
         *((*each, OPTIONS[-1]) for each in LOW_BIT),
     ],
-    ids=str,
 )
 def test_the_gradient_is_left_as_it_was(case: Case, dtype: torch.dtype, options: dict[str, object]):
     params = case.params(dtype)
@@ -106,14 +107,13 @@ def test_a_frozen_parameter_rests_and_goes_on_where_it_stopped(case: Case):
     assert identical(optimizer.state[params[0]], twin.state[twins[0]])
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("case", "method"),
     spread(
         [c for c in CASES if "decay_overshoot" not in c.options],
         ["decoupled", "sign", "cautious", "palm", "independent", "l2"],
         alike=reach,
     ),
-    ids=str,
 )
 def test_zero_gradients_move_nothing_without_weight_decay(case: Case, method: str):
     params = case.params()

@@ -7,6 +7,7 @@ import torch
 from torch.nn import Parameter
 
 import steepest
+from loops import for_each
 from steepest.rule import find_rule
 
 from .cases import CASES, RULES, Case, by_id, deterministic, reach, related, spread
@@ -188,7 +189,7 @@ ERRORS = {
 }
 
 
-@pytest.mark.parametrize(("rule", "error"), spread(RULES, ERRORS, alike=reach), ids=str)
+@for_each(("rule", "error"), spread(RULES, ERRORS, alike=reach))
 def test_add_param_group_checks_what_the_constructor_checks(rule: Case, error: str):
     kind, words, bad_group = ERRORS[error]
     params = rule.params()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from loops import for_each
 from steepest import AdamW, Hyperball
 from steepest.arithmetic import exact_sqrt
 from steepest.compile.available import compiler_available
@@ -108,9 +109,7 @@ def _overflows(case: Case) -> bool:
     return (case.name == "sgd" and "momentum" in case.options) or "literal" in case.options
 
 
-@pytest.mark.parametrize(
-    ("case", "dtype"), spread([case for case in CASES if not _overflows(case)], DTYPES), ids=str
-)
+@for_each(("case", "dtype"), spread([case for case in CASES if not _overflows(case)], DTYPES))
 def test_parameters_stay_finite(case: Case, dtype: torch.dtype):
     _stays_finite(case, dtype)
 

@@ -10,6 +10,7 @@ from torch.nn import Parameter
 from torch.optim.lr_scheduler import OneCycleLR
 
 import steepest
+from loops import for_each
 
 from .cases import CASES, LR, PECULIAR, RULES, Case, able, by_id
 from .recording import Recorded
@@ -150,8 +151,8 @@ PROBES: dict[str, Callable[[Case], bool]] = {
 }
 
 
-@pytest.mark.parametrize("what", PROBES)
-@pytest.mark.parametrize("rule", RULES, ids=by_id)
+@for_each("what", PROBES)
+@for_each("rule", RULES)
 def test_the_table_says_what_is(rule: Case, what: str):
     assert PROBES[what](rule) == (what in rule.cannot)
 

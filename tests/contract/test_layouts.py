@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from loops import for_each
 from steepest.engine import chunks
 from steepest.engine.layout import Row, chunks_of
 
@@ -47,7 +48,7 @@ LAYOUTS: dict[str, tuple[tuple[int, ...], Callable[[Tensor], Tensor]]] = {
 OPTIONS: dict[str, Any] = {"weight_decay": 0.125, "rounding": "stochastic", "nonfinite": "skip"}
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("case", "dtype", "layout", "which"),
     spread(
         CASES,
@@ -56,7 +57,6 @@ OPTIONS: dict[str, Any] = {"weight_decay": 0.125, "rounding": "stochastic", "non
         ["parameter", "gradient", "both"],
         alike=reach,
     ),
-    ids=str,
 )
 def test_strides_do_not_matter(case: Case, dtype: torch.dtype, layout: str, which: str):
     shape, lay_out = LAYOUTS[layout]
@@ -112,9 +112,7 @@ def test_a_matrix_steps_as_the_vector_of_its_elements(case: Case):
     assert identical(a[0].view(12), b[0])
 
 
-@pytest.mark.parametrize(
-    ("case", "nonfinite"), spread(CASES, ["ignore", "skip", "raise"], alike=reach), ids=str
-)
+@for_each(("case", "nonfinite"), spread(CASES, ["ignore", "skip", "raise"], alike=reach))
 def test_an_empty_parameter_is_stepped_and_harms_nobody(case: Case, nonfinite: str):
     options = {**OPTIONS, "nonfinite": nonfinite}
     shapes = [(4, 3), (0,), (3, 0, 2)]

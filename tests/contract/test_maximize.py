@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
+
+from loops import for_each
 
 from .cases import CASES, LOW_BIT, Case, reach, spread
 from .training import identical, set_gradients
@@ -18,7 +19,7 @@ OPTIONS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("case", "dtype", "options"),
     [
         *spread(
@@ -29,7 +30,6 @@ OPTIONS: list[dict[str, Any]] = [
         ),
         *((*each, OPTIONS[1]) for each in LOW_BIT),
     ],
-    ids=str,
 )
 def test_maximize_is_minimizing_the_negated_loss(case: Case, dtype: torch.dtype, options: dict[str, Any]):
     params, twins = case.params(dtype), case.params(dtype)

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch.nn import Parameter
 
+from loops import for_each
+
 from .cases import CASES, LOW_BIT, RULES, Case, by_id, reach, related, spread
 from .training import identical, set_gradients, snapshot, steps, train, values
 
@@ -29,7 +31,7 @@ def _but_for_the_count(tree: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
-@pytest.mark.parametrize(("case", "at", "value"), spread(CASES, [0, 1, 2], BAD, alike=reach), ids=str)
+@for_each(("case", "at", "value"), spread(CASES, [0, 1, 2], BAD, alike=reach))
 def test_skip_changes_nothing_but_the_count(case: Case, at: int, value: float):
     params = case.params(torch.bfloat16)
     optimizer = case.make(params, nonfinite="skip", weight_decay=0.125, rounding="stochastic")
@@ -41,13 +43,12 @@ def test_skip_changes_nothing_but_the_count(case: Case, at: int, value: float):
         steps(optimizer, params, [taken])
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("case", "dtype", "value"),
     [
         *spread(CASES, [torch.float32, torch.float64, torch.float16, torch.complex64], BAD, alike=reach),
         *((*each, BAD[0]) for each in LOW_BIT),
     ],
-    ids=str,
 )
 def test_after_a_skipped_step_training_is_as_if_it_had_not_been(case: Case, value: float, dtype: torch.dtype):
     """A momentum that met one NaN would be frozen for ever."""
@@ -109,7 +110,7 @@ def test_a_step_that_is_taken_is_not_counted(rule: Case):
     assert optimizer.skipped_steps == 0
 
 
-@pytest.mark.parametrize(("case", "value"), spread(CASES, BAD, alike=reach), ids=str)
+@for_each(("case", "value"), spread(CASES, BAD, alike=reach))
 def test_raise_names_the_parameter_and_changes_nothing(case: Case, value: float):
     params = case.params()
     named = case.make(zip("abc", params, strict=True), nonfinite="raise", weight_decay=0.125)
@@ -146,7 +147,7 @@ def test_finite_gradients_step_alike_whatever_the_option(case: Case):
     assert identical(runs[0], runs[2])
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@for_each("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 def test_the_largest_finite_gradient_is_finite(rule: Case, dtype: torch.dtype):
     """A sum or a square of it would overflow; the check must not."""
     params = rule.params(dtype)

@@ -11,6 +11,7 @@ import torch
 from torch.nn import Parameter
 
 import steepest
+from loops import for_each
 
 from .cases import Case
 from .training import identical, set_gradients, snapshot, steps, train
@@ -23,8 +24,8 @@ def _refused(optimizer: Any, params: list[Parameter], words: str) -> None:
     assert identical(snapshot(optimizer, params), before)
 
 
-@pytest.mark.parametrize("trained", [False, True], ids=["first step", "later step"])
-@pytest.mark.parametrize("shape", [(3, 4), (1, 3), (5, 4, 3), (2, 1, 3), ()], ids=str)
+@for_each("trained", [False, True])
+@for_each("shape", [(3, 4), (1, 3), (5, 4, 3), (2, 1, 3), ()])
 def test_another_shape_beside_an_old_gradient(rule: Case, shape: tuple[int, ...], trained: bool):
     """Some shapes would broadcast, silently."""
     params = rule.params(shapes=[(4, 3), (4, 3)])
@@ -179,7 +180,7 @@ BAD_OBJECTS = {
 }
 
 
-@pytest.mark.parametrize("words", BAD_OBJECTS)
+@for_each("words", BAD_OBJECTS)
 def test_an_object_that_cannot_be_stepped_is_put_into_a_group(rule: Case, words: str):
     """What the constructor refuses, a step refuses too."""
     params = rule.params(shapes=[(4, 3), (4, 3)])
@@ -218,7 +219,7 @@ def test_a_nameless_parameter_is_put_into_a_group_of_named_ones(rule: Case):
     assert "parameter 1 of group 0" in str(optimizer.explain())
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("key", "value", "words"),
     [
         ("lr", torch.tensor(torch.nan), "lr must be a finite number"),
@@ -257,7 +258,7 @@ def test_names_that_are_no_strings():
         steepest.Lion(enumerate([Parameter(torch.ones(2))]))
 
 
-@pytest.mark.parametrize("value", ["0", -1, None, 0.5])
+@for_each("value", ["0", -1, None, 0.5])
 def test_a_count_of_skipped_steps_that_is_none(rule: Case, value: Any):
     params = rule.params()
     optimizer = rule.make(params)

@@ -1,4 +1,4 @@
-"""Save, new process, load, go on = never stopped: every rule x dtype, every way of saving, bit for bit."""
+"""Save, new process, load, go on = never stopped, bit for bit: every rule, dtype and way of saving."""
 
 from __future__ import annotations
 

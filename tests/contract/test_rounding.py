@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from loops import for_each
+
 from .cases import CASES, RULES, Case, able, by_id, reach, spread
 from .training import identical, set_gradients, steps, train
 
@@ -80,7 +82,7 @@ def test_it_is_unbiased_over_seeds_and_steps(case: Case):
     assert after.std() > 0
 
 
-@pytest.mark.parametrize(("case", "dtype"), spread(CASES, STEP), ids=str)
+@for_each(("case", "dtype"), spread(CASES, STEP))
 def test_every_result_is_a_neighbour_of_the_float32_result(case: Case, dtype: torch.dtype):
     params = case.params(dtype, shapes=[(64, 4)])
     wide = [Parameter(param.detach().float()) for param in params]
@@ -102,7 +104,7 @@ def test_every_result_is_a_neighbour_of_the_float32_result(case: Case, dtype: to
     assert (rounded[inexact] == nearest[inexact]).any()
 
 
-@pytest.mark.parametrize(("case", "dtype"), spread(CASES, STEP), ids=str)
+@for_each(("case", "dtype"), spread(CASES, STEP))
 def test_two_replicas_round_alike_whatever_the_global_seed(case: Case, dtype: torch.dtype):
     def replica(global_seed: int) -> list[Tensor]:
         torch.manual_seed(global_seed)
@@ -133,7 +135,7 @@ def test_equal_tensors_of_one_optimizer_round_otherwise(case: Case):
     assert not torch.equal(*(param.detach() for param in params))
 
 
-@pytest.mark.parametrize(("case", "dtype"), spread(CASES, [torch.float32, torch.float64]), ids=str)
+@for_each(("case", "dtype"), spread(CASES, [torch.float32, torch.float64]))
 def test_wide_parameters_are_not_rounded(case: Case, dtype: torch.dtype):
     params, twins = case.params(dtype), case.params(dtype)
     optimizer, twin = case.make(params, rounding="stochastic"), case.make(twins)
@@ -153,14 +155,13 @@ def test_switched_on_between_steps(case: Case):
     assert identical(again.state_dict(), optimizer.state_dict())
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("rule", "value"),
     spread(
         able(RULES, "infinite weights"),
         [torch.inf, -torch.inf, torch.nan, 3.3895313892515355e38],
         alike=reach,
     ),
-    ids=str,
 )
 def test_infinities_and_the_largest_values_stay_what_they_are(rule: Case, value: float):
     param = Parameter(torch.full(rule.shape((16,)), value, dtype=torch.bfloat16))

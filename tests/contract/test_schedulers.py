@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.optim import lr_scheduler
 
+from loops import for_each
 from steepest.rule import find_rule
 
 from .cases import CASES, LR, RULES, Case, spread
@@ -87,7 +88,7 @@ def _scheduled(case: Case) -> frozenset[str]:
     return frozenset(SCHEDULED) & set(case.rule.hyper)
 
 
-@pytest.mark.parametrize(("case", "name"), spread(CASES, SCHEDULERS, alike=_scheduled), ids=str)
+@for_each(("case", "name"), spread(CASES, SCHEDULERS, alike=_scheduled))
 def test_a_scheduler_sets_what_could_be_set_by_hand(case: Case, name: str):
     def grouped(params: list[Any]) -> Any:
         groups = [{"params": params[:2]}, {"params": params[2:], "lr": 0.0625}]
@@ -113,7 +114,7 @@ def test_a_scheduler_sets_what_could_be_set_by_hand(case: Case, name: str):
     assert identical(params, twins)
 
 
-@pytest.mark.parametrize(("rule", "name"), spread(RULES, SCHEDULERS, alike=_scheduled), ids=str)
+@for_each(("rule", "name"), spread(RULES, SCHEDULERS, alike=_scheduled))
 def test_a_scheduler_drives_a_tensor_lr_in_place(rule: Case, name: str):
     params, twins = rule.params(), rule.params()
     lr = torch.tensor(0.03125, dtype=torch.float64)
@@ -133,7 +134,7 @@ def test_a_scheduler_drives_a_tensor_lr_in_place(rule: Case, name: str):
     assert identical(params, twins)
 
 
-@pytest.mark.parametrize("kind", [float, torch.tensor])
+@for_each("kind", [float, torch.tensor])
 def test_cycled_momentum_is_the_momentum_used(case: Case, kind: Callable[[float], Any]):
     """Whatever the rule calls it; a step leaves no other key for it, nor a tensor."""
     params = case.params()

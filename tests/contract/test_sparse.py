@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import Embedding, Parameter
 
+from loops import for_each
+
 from .cases import CASES, Case, reach, spread
 from .training import gradient, identical, snapshot, train
 
@@ -25,11 +27,7 @@ def _some_rows(t: Tensor, step: int) -> Tensor:
     return kept
 
 
-@pytest.mark.parametrize(
-    ("case", "dtype", "kind"),
-    spread(CASES, [torch.float32, torch.bfloat16], MAKE_SPARSE, alike=reach),
-    ids=str,
-)
+@for_each(("case", "dtype", "kind"), spread(CASES, [torch.float32, torch.bfloat16], MAKE_SPARSE, alike=reach))
 def test_sparse_gradients_equal_dense_ones(case: Case, dtype: torch.dtype, kind: str):
     options = {"weight_decay": 0.125, "nonfinite": "skip"}
     (param,), (twin,) = case.params(dtype, shapes=[(4, 3)]), case.params(dtype, shapes=[(4, 3)])

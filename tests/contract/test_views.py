@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import steepest
+from loops import for_each
 from steepest.views import (
     along,
     columns,
@@ -323,7 +324,7 @@ MISFITS = [
 ]
 
 
-@pytest.mark.parametrize("view", MISFITS, ids=str)
+@for_each("view", MISFITS)
 @every_case
 def test_a_view_that_does_not_fit_is_refused_by_name(case: Case, view: Any):
     params = [("fine", _params()[2]), ("qkv", _params()[0])]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from loops import for_each
 from steepest.engine import reductions
 
 from .cases import RULES, Case, able, by_id, reach, spread
@@ -60,10 +61,9 @@ def _close(ours: Any, theirs: Any) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("case", "method", "decay", "lr"),
     spread(DECAYING, ON_THE_PARAMETER, [LAMBDA, 0.0], [LR, 0.0, 5.0], alike=reach),
-    ids=str,
 )
 def test_alone_on_a_zero_gradient(case: Case, method: str, decay: float, lr: float):
     params = case.params(torch.float64)
@@ -219,11 +219,7 @@ def test_independent_ignores_a_peak_that_no_float_can_hold():
     assert weight.tolist() == [0.875, 0.875]
 
 
-@pytest.mark.parametrize(
-    ("case", "dtype"),
-    spread(DECAYING, [torch.float32, torch.bfloat16, torch.float64], alike=reach),
-    ids=str,
-)
+@for_each(("case", "dtype"), spread(DECAYING, [torch.float32, torch.bfloat16, torch.float64], alike=reach))
 def test_sign_stops_at_zero_and_stays_there(case: Case, dtype: torch.dtype):
     start = torch.tensor([0.25, -0.25, 0.01, -0.01, 0.0, 1.0], dtype=dtype).view(case.shape((6,)))
     param = Parameter(start.clone())

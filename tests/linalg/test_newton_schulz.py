@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import steepest
+from loops import for_each
 from steepest.compile.available import compiler_available
 from steepest.linalg import COEFFICIENTS, newton_schulz
 
@@ -173,9 +174,9 @@ class TestCoefficients:
 
 
 class TestSingularValues:
-    @pytest.mark.parametrize("form", ["plain", "gram"])
-    @pytest.mark.parametrize(("m", "n"), SHAPES)
-    @pytest.mark.parametrize("name", NAMES)
+    @for_each("form", ["plain", "gram"])
+    @for_each(("m", "n"), SHAPES)
+    @for_each("name", NAMES)
     def test_polynomials_map_values_and_keep_vectors(self, name, m, n, form):
         s = torch.logspace(-2, 0, min(m, n), dtype=torch.float64) if min(m, n) > 1 else torch.ones(1).double()
         x, u, v = with_singular_values(s, m, n)
@@ -295,16 +296,16 @@ class TestSingularValues:
 
 
 class TestSymmetries:
-    @pytest.mark.parametrize("method", ["newton_schulz", "svd"])
-    @pytest.mark.parametrize(("m", "n"), SHAPES)
-    @pytest.mark.parametrize("name", NAMES)
+    @for_each("method", ["newton_schulz", "svd"])
+    @for_each(("m", "n"), SHAPES)
+    @for_each("name", NAMES)
     def test_equivariance(self, name, m, n, method):
         x, u, v = randn(m, n), orthogonal(m, m, seed=1), orthogonal(n, n, seed=2)
         rotated = newton_schulz(u @ x @ v, name, method=method)
         assert error(rotated, u @ newton_schulz(x, name, method=method) @ v) < 1e-11
 
-    @pytest.mark.parametrize(("m", "n"), SHAPES)
-    @pytest.mark.parametrize("name", NAMES)
+    @for_each(("m", "n"), SHAPES)
+    @for_each("name", NAMES)
     def test_transposition(self, name, m, n):
         x = randn(2, m, n)
         assert error(newton_schulz(x.mT, name), newton_schulz(x, name).mT) < 1e-12
@@ -408,12 +409,10 @@ class TestBatches:
 
 
 class TestGram:
-    @pytest.mark.parametrize(
-        ("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 3e-4), (torch.float16, 0.1)]
-    )
-    @pytest.mark.parametrize("spectrum", ["random", "spread"])
-    @pytest.mark.parametrize("steps", [1, 2, 3, 5, 6, 10])
-    @pytest.mark.parametrize("name", NAMES)
+    @for_each(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 3e-4), (torch.float16, 0.1)])
+    @for_each("spectrum", ["random", "spread"])
+    @for_each("steps", [1, 2, 3, 5, 6, 10])
+    @for_each("name", NAMES)
     def test_gram_form_equals_plain_form(self, name, steps, spectrum, dtype, tolerance):
         """Compare with the plain form in float64. Beyond some tables, steep steps amplify rounding errors."""
         steps = min(steps, {"quintic": 5, "minimax_17_17": 2}.get(name, steps))

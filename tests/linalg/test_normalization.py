@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from loops import for_each
 from steepest.linalg import COEFFICIENTS, newton_schulz
 from steepest.linalg.newton_schulz_ways import Iterations, Way
 from steepest.linalg.normalization import normalized_gram
@@ -47,10 +48,10 @@ def reference(x: Tensor, name: str, normalization: str) -> Tensor:
     return u * s[..., None, :] @ vt
 
 
-@pytest.mark.parametrize("form", ["plain", "gram"])
-@pytest.mark.parametrize(("m", "n"), SHAPES)
-@pytest.mark.parametrize("normalization", ALL)
-@pytest.mark.parametrize("name", SETS)
+@for_each("form", ["plain", "gram"])
+@for_each(("m", "n"), SHAPES)
+@for_each("normalization", ALL)
+@for_each("name", SETS)
 def test_polynomials_of_the_normalized_singular_values(name, normalization, m, n, form):
     x = randn(2, m, n)
     result = newton_schulz(x, name, normalization=normalization, form=form)
@@ -129,10 +130,10 @@ def test_scale(name, normalization):
         assert torch.allclose(scaled, base, atol=2e-4)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("form", ["plain", "gram"])
-@pytest.mark.parametrize("normalization", ALL)
-@pytest.mark.parametrize("name", SETS)
+@for_each("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@for_each("form", ["plain", "gram"])
+@for_each("normalization", ALL)
+@for_each("name", SETS)
 def test_zero_stays_zero(name, normalization, form, dtype):
     zero = torch.zeros(2, 3, 5, dtype=dtype)
     options = {"normalization": normalization, "form": form}
@@ -146,10 +147,10 @@ def test_zero_stays_zero(name, normalization, form, dtype):
     assert (result[:, 2] == 0).all()
 
 
-@pytest.mark.parametrize("form", ["plain", "gram"])
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("normalization", ALL)
-@pytest.mark.parametrize("name", SETS)
+@for_each("form", ["plain", "gram"])
+@for_each("bad", [math.nan, math.inf])
+@for_each("normalization", ALL)
+@for_each("name", SETS)
 def test_each_matrix_by_itself(name, normalization, bad, form):
     x = randn(3, 4, 9)
     options = {"normalization": normalization, "form": form}

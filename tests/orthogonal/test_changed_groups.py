@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import steepest
+from loops import for_each
 from steepest.views import columns, rows
 
 MATRIX_RULES = [
@@ -30,9 +31,9 @@ def flatten(optimizer, group=0):
     return flat
 
 
-@pytest.mark.parametrize("copied", [lambda o: o, copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
-@pytest.mark.parametrize("views", [None, {"w": rows(2, 2)}, {"w": columns(3, 1)}], ids=str)
-@pytest.mark.parametrize("name", MATRIX_RULES)
+@for_each("copied", [lambda o: o, copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))])
+@for_each("views", [None, {"w": rows(2, 2)}, {"w": columns(3, 1)}])
+@for_each("name", MATRIX_RULES)
 def test_flattened_parameter_is_refused_with_the_reason(name, views, copied):
     vector = torch.nn.Parameter(torch.ones(3))
     groups = [{"params": [("v", vector)], "rule": "lion"}, {"params": [("w", matrix(4, 4))]}]

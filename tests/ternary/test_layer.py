@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from loops import for_each
 from steepest.ternary import BinaryLinear, TernaryFlip, TernaryLinear, chunks
 from steepest.ternary.linear_op import ternary_linear
 
@@ -45,10 +46,10 @@ def dense_weight(layer):
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("attached", [False, True])
-@pytest.mark.parametrize("scale", SCALES)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("columns", "rows"), SHAPES)
+@for_each("attached", [False, True])
+@for_each("scale", SCALES)
+@for_each("kind", KINDS)
+@for_each(("columns", "rows"), SHAPES)
 def test_outputs_and_gradients_are_those_of_the_dense_weight(columns, rows, kind, scale, attached):
     layer = layer_of(columns, rows, scale, kind=kind)
     flip = TernaryFlip(layer) if attached else None

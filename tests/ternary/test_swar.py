@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 
+from loops import for_each
 from peak_memory import highest
 from steepest.compile import available, cache
 from steepest.compile.available import compiler_available, wants_compiling, warn_no_compiler
@@ -90,9 +91,9 @@ def test_int16_at_the_edges_and_at_random(kind, cancel, counters, votes, bits):
         check(kind, values, a, v, threshold, cancel, bits=bits)
 
 
-@pytest.mark.parametrize("bits", [1, 2])
-@pytest.mark.parametrize("dtype", [torch.int8, torch.int16])
-@pytest.mark.parametrize("columns", [1, 2, 3, 5, 8, 15, 16, 31, 32, 33, 64, 96, 100])
+@for_each("bits", [1, 2])
+@for_each("dtype", [torch.int8, torch.int16])
+@for_each("columns", [1, 2, 3, 5, 8, 15, 16, 31, 32, 33, 64, 96, 100])
 def test_rows_of_any_length(dtype, columns, bits):
     generator = torch.Generator().manual_seed(columns)
     values = drawn(7, columns, generator, bits)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from steepest.compile.sign import with_sign
+from steepest.compile import sign
 
 __all__ = ["inductor"]
 
@@ -30,12 +30,16 @@ def inductor(
     from torch._inductor import config
     from torch._inductor.compile_fx import compile_fx
     from torch._inductor.decomposition import select_decomp_table
+    from torch.compiler import config as caches
 
-    table = with_sign(select_decomp_table())
+    table = sign.with_sign(select_decomp_table())
 
     def compiled(options: dict[str, Any]) -> Callable[..., Any]:
         options = {**_OPTIONS, **(_FUSED if fused else {}), **options}
-        code: Any = compile_fx(graph, [*examples], config_patches=options, decompositions=table)
+        # AOTAutograd's cache does not ask with which decompositions its graphs were made.
+        named = {"cache_key_tag": caches.cache_key_tag + sign.name()}
+        with caches.patch(named):  # type: ignore[attr-defined]
+            code: Any = compile_fx(graph, [*examples], config_patches=options, decompositions=table)
         made: Callable[..., Any] = code
         return made
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["sign", "with_sign"]
+__all__ = ["name", "sign", "with_sign"]
 
 _ONE, _INFINITY, _MAGNITUDE = 0x3F800000, 0x7F800000, 0x7FFFFFFF
 
@@ -37,4 +37,21 @@ def with_sign(table: dict[Any, Any]) -> dict[Any, Any]:
             return NotImplemented
         return sign(x)
 
-    return {**table, torch.ops.aten.sign.default: decomposed}
+    return _Nameable({**table, torch.ops.aten.sign.default: decomposed})
+
+
+def name() -> str:
+    """Return what names this definition in Inductor's caches on disk."""
+    return f"steepest.sign {sign.__code__.co_code.hex()} {_ONE} {_INFINITY} {_MAGNITUDE}"
+
+
+class _Nameable(dict[Any, Any]):
+    """A table of decompositions that Inductor's cache on disk can name.
+
+    The cache finds code by what it was made with, pickled. A table whose functions cannot be pickled has no
+    name: nothing made with it is cached, and every process compiles anew. Torch's version, which is in every
+    name, stands for torch's functions.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return str, (name(),)

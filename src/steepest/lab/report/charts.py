@@ -188,7 +188,7 @@ def costs(section: Section, draw: Draw) -> Figure | None:
     if table.empty or (section.records and not several):
         return None
     tip = ("optimizer:N", "model:N", "parameters:Q", "value:Q", "planned:N")
-    short = alt.Axis(format="~s", tickCount=4)
+    short = alt.Axis(format=".3~s", tickCount=4)
     panels = []
     for quantity, title in quantities.items():
         own = table[table["quantity"] == quantity]
