@@ -83,7 +83,7 @@ def lion_and_signum(model: nn.Module) -> list[OptimizerLike]:
 
 
 def sign_rules(model: nn.Module) -> list[OptimizerLike]:
-    """The sign rules beside AdamW, without warm-up."""
+    """The sign rules beside AdamW, for other batch sizes and schedules."""
     equal = variant("lion β 0.9, 0.9", "lion", model, {}, betas=(0.9, 0.9))
     return ["adamw", "signum", "signgsd", "lion", equal]
 
@@ -94,7 +94,7 @@ EXPERIMENTS: dict[str, tuple[Callable[[nn.Module], Sequence[OptimizerLike]], dic
     "sgd-sai-scales": (sgd_sai_scales, {}, Schedule()),
     "batch-32": (lion_and_signum, {"batch": 32}, Schedule()),
     "no-warmup": (sign_rules, {}, Schedule(warmup=0.0)),
-    "constant-lr": (lion_and_signum, {}, Schedule(decay="constant")),
+    "constant-lr": (sign_rules, {}, Schedule(decay="constant")),
 }
 
 

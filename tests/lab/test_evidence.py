@@ -230,7 +230,7 @@ def test_the_table_of_fine_tuning_has_the_records_figures(fine_tuning: dict[str,
         assert float(state) == pytest.approx(row.state_bytes, abs=0.06)
         assert tuned == f"{row.test.mean:.3f} ± {row.test.std:.3f}"
         assert untuned == f"{row.untuned.mean:.3f}"
-        assert (len(row.test.values), len(row.untuned.values)) == (5, 4 if row.optimizer == "adamw" else 3)
+        assert (len(row.test.values), len(row.untuned.values)) == (5, 5)
         best, default = map(float, re.findall(r"[\d.]+", lr))
         assert best == pytest.approx(row.best["lr"], rel=0.05)
         assert default == defaults[row.optimizer].hyperparameters["lr"]
@@ -256,9 +256,11 @@ def test_what_the_text_says_of_fine_tuning_holds(fine_tuning: dict[str, Row]) ->
         if record.optimizer == "simba_leaky" and record.phase == "search"
     )
     costs = {name: row.untuned.mean - row.test.mean for name, row in fine_tuning.items()}
-    assert {f"{costs[name]:.2f}" for name in ("adamw", "adamw_int8", "signum", "adam_mini")} == {"0.03"}
-    assert {f"{fine_tuning[name].untuned.mean:.2f}" for name in ("lion", "simba_leaky")} == {"2.26"}
-    assert f"{costs['signgsd']:.2f}" == "0.27"
+    cheap = ("adamw", "adamw_int8", "signum", "adam_mini")
+    assert {f"{costs[name]:.2f}" for name in cheap} == {"0.02", "0.03"}
+    ends = [f"{fine_tuning[name].untuned.mean:.3f}" for name in ("lion", "simba_leaky")]
+    assert ends == ["2.251", "2.255"]
+    assert f"{costs['signgsd']:.2f}" == "0.25"
     assert f"{max(fine_tuning['sgd_sai'].untuned.values):.2f}" == "3.22"
     position = tried.index(fine_tuning["simba_leaky"].best["lr"])
     assert [f"{lr:.2g}" for lr in tried[position : position + 2]] == ["0.00019", "0.00071"]
@@ -333,6 +335,44 @@ def test_the_table_of_lions_momentum_has_the_records_figures() -> None:
     gaps = [value - by["signum"].test.mean for value in by["lion"].test.values]
     assert (f"{min(gaps):.1f}", f"{max(gaps):.1f}") == ("0.2", "0.7")
     assert f"{welch(by['lion'].test.values, by['signum'].test.values):.2f}" == "0.07"
+
+
+def test_the_table_of_schedules_and_batches_has_the_records_figures() -> None:
+    page = (ROOT / "docs" / "learning_rates.md").read_text(encoding="utf-8")
+    section = page.split("\n## Longer runs")[1].split("\n## ")[0]
+    lines = [line.strip("|").split("|") for line in section.splitlines() if line.startswith("| `")]
+    folders = ("lion-momentum", "no-warmup", "constant-lr", "batch-32")
+    by = {name: variants(name) for name in folders}
+    labels = ("adamw", "signum", "lion", "lion β 0.9, 0.9", "signgsd")
+    for label, (_, *cells) in zip(labels, lines, strict=True):
+        for name, cell in zip(folders, cells, strict=True):
+            if (row := by[name].get(label)) is None:
+                assert cell.strip() == "–"
+                continue
+            lr, result = cell.strip().split(": ")
+            assert float(lr) == pytest.approx(row.best["lr"], rel=0.025)
+            assert result == f"{row.test.mean:.2f} ± {row.test.std:.2f}"
+    usual, batch = by["lion-momentum"], by["batch-32"]
+    rise = {name: batch[name].best["lr"] / usual[name].best["lr"] for name in batch}
+    assert {name: f"{factor:.1f}" for name, factor in rise.items()} == {
+        "adamw": "3.1",
+        "signum": "1.6",
+        "lion": "0.6",
+    }
+    assert welch(batch["lion"].test.values, batch["adamw"].test.values) < 0.01
+    for name in ("no-warmup", "constant-lr"):
+        for label, row in by[name].items():
+            if label in usual:
+                assert welch(row.test.values, usual[label].test.values) > 0.01
+                if label != "adamw":
+                    assert row.best["lr"] == pytest.approx(usual[label].best["lr"], rel=0.2)
+    rates = [by[name]["adamw"].best["lr"] for name in ("constant-lr", "lion-momentum")]
+    assert f"{rates[0] / rates[1]:.1f}" == "1.7"
+    untuned = [by[name]["lion"].untuned for name in ("constant-lr", "lion-momentum")]
+    assert [f"{each.mean:.2f}" for each in untuned] == ["3.20", "3.82"]
+    assert welch(*(each.values for each in untuned)) < 0.01
+    gaps = [by[name]["lion"].test.mean - by[name]["adamw"].test.mean for name in folders[1:3]]
+    assert [f"{gap:.2f}" for gap in gaps] == ["0.19", "0.15"]
 
 
 def test_the_table_of_sgd_sai_has_the_records_figures() -> None:
