@@ -69,3 +69,9 @@ def test_inductor_is_given_it_and_keeps_nothing_of_another_definition(monkeypatc
     assert signs_of_three() == [7.0]
     monkeypatch.undo()
     assert signs_of_three() == [2.0]
+    monkeypatch.setattr(definition, "sign", lambda x: x + x + x)
+    assert signs_of_three() == [10.0]
+    monkeypatch.setattr(definition, "sign", lambda x: x * 2.0)
+    assert signs_of_three() == [7.0]
+    monkeypatch.setattr(definition, "sign", lambda x: x * 4.0)  # another constant
+    assert signs_of_three() == [13.0]

@@ -298,8 +298,9 @@ class CommonOptions(TypedDict, total=False):
     - ``nonfinite``: the response to an infinite or NaN gradient: ``"ignore"`` computes with it, ``"skip"``
       leaves parameters, state and step counts unchanged and adds 1 to ``optimizer.skipped_steps`` (no
       host sync on an accelerator), ``"raise"`` raises ``FloatingPointError`` with the parameter's name
-      (this waits for the device). A finite gradient of any size is taken as in float64, except by AdamW,
-      AdEMAMix and SOAP, which square it, SGD's momentum, which sums, and ``literal=True`` in PSGD.
+      (this waits for the device). A finite gradient up to the largest number is taken as in float64,
+      except by AdamW, AdEMAMix and SOAP, which square it, SGD's momentum, which sums, and
+      ``literal=True`` in PSGD.
     - ``agree``: which processes skip a step together, or raise, if one has an infinite or NaN gradient:
       with None those that hold parts of the same tensors, with ``"all"`` all of them, as the stages of a
       pipeline need to (docs/sharding.md). Without ``nonfinite`` no process skips any.

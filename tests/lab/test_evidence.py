@@ -387,7 +387,7 @@ def test_the_table_of_sgd_sai_has_the_records_figures() -> None:
         "`sgd_sai`; AdamW for embedding and output layers": "sgd_sai, bytes by adamw",
         "`sgd`": "sgd",
     }
-    check_table("SGD-SaI on text: the scales replace a search", by, labels)
+    check_table("SGD-SaI on text: tuned momentum without scales does as well", by, labels)
     own = by["sgd_sai"].test.mean
     assert by["sgd"].edges["lr"] == "highest"
     assert by["sgd_sai, G = 1"].edges["lr"] == "highest"

@@ -31,18 +31,20 @@ def sign(x: Tensor) -> Tensor:
 
 def with_sign(table: dict[Any, Any]) -> dict[Any, Any]:
     """Return Inductor's table of decompositions with this one of ``sign`` for the CPU."""
+    return _Nameable({**table, torch.ops.aten.sign.default: _sign_on_cpu})
 
-    def decomposed(x: Tensor) -> Any:
-        if x.dtype != torch.float32 or x.device.type != "cpu":
-            return NotImplemented
-        return sign(x)
 
-    return _Nameable({**table, torch.ops.aten.sign.default: decomposed})
+def _sign_on_cpu(x: Tensor) -> Any:
+    if x.dtype != torch.float32 or x.device.type != "cpu":
+        return NotImplemented
+    return sign(x)
 
 
 def name() -> str:
     """Return what names this definition in Inductor's caches on disk."""
-    return f"steepest.sign {sign.__code__.co_code.hex()} {_ONE} {_INFINITY} {_MAGNITUDE}"
+    codes = [each.__code__ for each in (sign, _sign_on_cpu)]
+    parts = [(code.co_code, code.co_consts, code.co_names) for code in codes]
+    return f"steepest.sign {parts} {_ONE} {_INFINITY} {_MAGNITUDE}"
 
 
 class _Nameable(dict[Any, Any]):

@@ -16,7 +16,7 @@ MatmulPrecision = Literal["highest", "high", "medium"]
 # torch adds attributes to these modules at import time, so type checkers do not see them.
 _BACKENDS: Any = torch.backends
 # How long a block lets those of another precision go first, should its threads wait for each other.
-_COURTESY_SECONDS = 1.0
+_COURTESY_SECONDS = 30.0
 
 
 class _Shared:

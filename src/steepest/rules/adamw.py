@@ -113,7 +113,7 @@ class AdamW(Optimizer, rule=AdamWRule()):
         - ``betas``: β₂ = 0.999 is torch's default. Language models are often trained with 0.95, which
           forgets a spike sooner. Not measured here.
         - batch size: common practice is a larger lr and a smaller β₂ for a larger batch. Measured
-          here: with four times the batch, 3.1 times the lr (docs/learning_rates.md); β₂ was not changed.
+          here: with four times the batch, 2 to 5 times the lr (docs/learning_rates.md); β₂ was not changed.
 
     When not to use it:
         When 8 bytes of state per parameter do not fit: Lion has 4, ``state_dtype="int8"`` 2.1, SignGSD none.

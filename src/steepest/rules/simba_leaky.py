@@ -34,7 +34,8 @@ class SimbaLeakyRule(Rule):
     def measure(
         self, moments: Moments | None, state: Mapping[str, Tensor], group: Group
     ) -> tuple[dict[str, Scalar], dict[str, Scalar]]:
-        """Return 1/rms(g) over the whole tensor; 0, and so no vote, if the rms is zero or not finite."""
+        """Return 1/rms(g) over the whole tensor; 0, and so no vote, if the rms is zero or not finite, or so
+        small that 1/rms is not."""
         assert moments is not None
         inverse = (moments.square / max(moments.numel, 1)).sqrt_().reciprocal_()
         return {"inverse_rms": inverse.nan_to_num_(nan=0.0, posinf=0.0)}, {}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...hyperparameters import is_finite
 from ..errors import LabError
 from ..files import parse_path
 from ..progress import Callback
@@ -250,10 +250,10 @@ def _entry(spec: OptimizerSpec, space: Space | SpaceOf | None) -> OptimizerEntry
 
 def _values(name: str, values: Values) -> Range | list[float]:
     if not isinstance(values, tuple):
-        if not values or not all(map(math.isfinite, values)):
+        if not values or not all(map(is_finite, values)):
             raise LabError(f"the grid of {name} needs finite values, got {[*values]}")
         return list(dict.fromkeys(float(value) for value in values))
     low, high = values
-    if not 0 < low < high < math.inf:
+    if not (is_finite(low) and is_finite(high) and 0 < low < high):
         raise LabError(f"the range of {name} must satisfy 0 < low < high < ∞, got {low} to {high}")
     return Range(low=low, high=high)
