@@ -35,7 +35,7 @@ def write_markdown(directories: Sequence[Path], out: Path) -> Path:
             "",
         ]
         lines += [f"> {_text(line)}" for line in section.warnings]
-        lines += ["", *_table(section), "", LEGEND, ""]
+        lines += ["", *_table(section), "", LEGEND, ""] if section.rows or section.experiment.not_run else [""]
         for figure in figures(section, style):
             stem = f"{out.stem}-{f'{index}-' if index else ''}{figure.key}"
             for mode in MODES:
