@@ -28,14 +28,11 @@ def write_markdown(directories: Sequence[Path], out: Path) -> Path:
     style = styles(name for section in sections for name in section.names)
     lines: list[str] = []
     for index, section in enumerate(sections):
-        lines += [
-            f"{'##' if index else '#'} {_text(section.experiment.title)}",
-            "",
-            _text(verdict(section)),
-            "",
-        ]
-        lines += [f"> {_text(line)}" for line in section.warnings]
-        lines += ["", *_table(section), "", LEGEND, ""] if section.rows or section.experiment.not_run else [""]
+        title = f"{'##' if index else '#'} {_text(section.experiment.title)}"
+        lines += [title, "", _text(verdict(section)), ""]
+        lines += [*(f"> {_text(line)}" for line in section.warnings), ""]
+        if section.rows or section.experiment.not_run:
+            lines += [*_table(section), "", LEGEND, ""]
         for figure in figures(section, style):
             stem = f"{out.stem}-{f'{index}-' if index else ''}{figure.key}"
             for mode in MODES:
