@@ -264,11 +264,18 @@ NUMBERS = {
 }
 
 
-@pytest.mark.parametrize(("name", "entry"), [(name, entry) for name in NUMBERS for entry in NUMBERS[name]])
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, -1.0])
+# A negative `measured` counts gradients that were measured before the first step.
+IMPOSSIBLE = [
+    (name, entry, value)
+    for name, entries in NUMBERS.items()
+    for entry in entries
+    for value in (torch.nan, torch.inf, -torch.inf, -1.0)
+    if (entry, value) != ("measured", -1.0)
+]
+
+
+@pytest.mark.parametrize(("name", "entry", "value"), IMPOSSIBLE)
 def test_a_number_that_no_step_could_have_left(name: str, entry: str, value: float):
-    if entry == "measured" and value == -1.0:
-        return  # gradients that were measured before the first step
     case = Case(name)
     saved = _saved(case)
     saved["state"][0][entry] = torch.full_like(saved["state"][0][entry], value)
