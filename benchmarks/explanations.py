@@ -78,23 +78,25 @@ def sgd_sai_scales(model: nn.Module) -> list[OptimizerLike]:
 
 
 def lion_and_signum(model: nn.Module) -> list[OptimizerLike]:
-    """Lion and Signum beside AdamW, with another batch size or schedule."""
+    """Lion and Signum beside AdamW."""
     return ["adamw", "signum", "lion"]
 
 
 def sign_rules(model: nn.Module) -> list[OptimizerLike]:
-    """The sign rules beside AdamW, for other batch sizes and schedules."""
+    """The sign rules beside AdamW."""
     equal = variant("lion β 0.9, 0.9", "lion", model, {}, betas=(0.9, 0.9))
     return ["adamw", "signum", "signgsd", "lion", equal]
 
 
-EXPERIMENTS: dict[str, tuple[Callable[[nn.Module], Sequence[OptimizerLike]], dict[str, Any], Schedule]] = {
-    "lion-momentum": (lion_and_momentum, {}, Schedule()),
-    "sgd-layers": (sgd_and_layers, {}, Schedule()),
-    "sgd-sai-scales": (sgd_sai_scales, {}, Schedule()),
-    "batch-32": (lion_and_signum, {"batch": 32}, Schedule()),
-    "no-warmup": (sign_rules, {}, Schedule(warmup=0.0)),
-    "constant-lr": (sign_rules, {}, Schedule(decay="constant")),
+EXPERIMENTS: dict[
+    str, tuple[str, Callable[[nn.Module], Sequence[OptimizerLike]], dict[str, Any], Schedule]
+] = {
+    "lion-momentum": ("Lion's momentum and its layers", lion_and_momentum, {}, Schedule()),
+    "sgd-layers": ("SGD-SaI with AdamW in the byte layers", sgd_and_layers, {}, Schedule()),
+    "sgd-sai-scales": ("SGD-SaI with other scales", sgd_sai_scales, {}, Schedule()),
+    "batch-32": ("Sign rules with batches of 32", lion_and_signum, {"batch": 32}, Schedule()),
+    "no-warmup": ("Sign rules without warm-up", sign_rules, {}, Schedule(warmup=0.0)),
+    "constant-lr": ("Sign rules with a constant learning rate", sign_rules, {}, Schedule(decay="constant")),
 }
 
 
@@ -109,7 +111,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     for name in arguments.experiments or EXPERIMENTS:
-        choose, task_arguments, schedule = EXPERIMENTS[name]
+        title, choose, task_arguments, schedule = EXPERIMENTS[name]
         task = text_task(**task_arguments)
         sweep(
             task,
@@ -119,7 +121,7 @@ def main() -> None:
             steps=arguments.steps,
             out=arguments.out / name,
             kind="explanation",
-            title=f"{choose.__doc__} ({name})",
+            title=title,
             schedule=schedule,
             callback=Plain(),
         )

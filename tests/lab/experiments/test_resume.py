@@ -304,3 +304,22 @@ def test_an_optimizer_that_runs_out_of_memory_is_shown_as_not_run(tmp_path, plan
 def test_the_command_on_the_page_has_no_password(monkeypatch):
     monkeypatch.setattr("sys.argv", ["steepest", "race", "--storage", "postgresql://ann:secret@host/db"])
     assert machine.command() == "steepest race --storage postgresql://ann:…@host/db"
+
+
+def test_the_command_on_the_page_can_be_copied(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for given, shown in {
+        "race me.py": "python 'race me.py' --trials 2",
+        "scripts/race.py": "python scripts/race.py --trials 2",
+        str(tmp_path / "scripts" / "race.py"): "python scripts/race.py --trials 2",
+        "/elsewhere/race.py": "python race.py --trials 2",  # a page shows no path of this machine
+    }.items():
+        monkeypatch.setattr("sys.argv", [given, "--trials", "2"])
+        assert machine.command() == shown
+
+
+def test_a_command_that_adds_nothing_new_is_named_once(tmp_path, plane, monkeypatch):
+    for seeds in (1, 2, 3):
+        monkeypatch.setattr("sys.argv", ["race.py", "--again"])
+        sweep(plane, ["signgsd"], {"lr": [0.01, 0.1]}, seeds=seeds, steps=5, out=tmp_path, timing_seconds=0)
+    assert Experiment.load(tmp_path).command == "python race.py --again"

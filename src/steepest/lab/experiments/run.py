@@ -104,7 +104,8 @@ def _joined(directory: Path, wanted: Experiment, saved: Experiment | None) -> Ex
                 "Choose another directory, or --fresh to start over"
             )
         grows = len(common) < len(wanted.optimizers) or not {*wanted.seeds} <= {*saved.seeds}
-        command = f"{saved.command}; {wanted.command}" if grows else saved.command
+        again = not grows or wanted.command in saved.command.split("; ")
+        command = saved.command if again else f"{saved.command}; {wanted.command}"
         seeds = sorted({*saved.seeds, *wanted.seeds})
         wanted = saved.joined(wanted).model_copy(update={"seeds": seeds, "command": command})
     return wanted

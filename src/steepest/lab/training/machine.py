@@ -55,9 +55,10 @@ def revision() -> str:
 
 def command() -> str:
     """Return the command line of this process, without a database's password."""
-    program = Path(sys.argv[0])
-    name = "steepest" if program.name in ("steepest", "__main__.py") else f"python {program.name}"
-    return re.sub(r"(://[^:@/]*):[^@/]*@", r"\1:…@", shlex.join([*name.split(), *sys.argv[1:]]))
+    program, here = Path(sys.argv[0]).absolute(), Path.cwd()
+    script = program.relative_to(here) if program.is_relative_to(here) else program.name
+    name = ["steepest"] if program.name in ("steepest", "__main__.py") else ["python", str(script)]
+    return re.sub(r"(://[^:@/]*):[^@/]*@", r"\1:…@", shlex.join([*name, *sys.argv[1:]]))
 
 
 def _cpu_model() -> str:
