@@ -307,8 +307,8 @@ class CommonOptions(TypedDict, total=False):
     - ``maximize``: ascend instead of descend.
     - ``compile``: True and False force it; None compiles where it pays: 2²² elements or more, if there is a
       compiler. Compiled code depends on the rule, its options and the dtypes, not on the model: the first
-      step of a rule takes four to six seconds on a new machine, two with torch's cache. Matrix rules
-      compile the elementwise passes around their products.
+      step of a rule takes four to six seconds on a new machine, about one when torch's cache has it.
+      Matrix rules compile the elementwise passes around their products.
     - ``capturable``: compute every number of a step, step counts too, on the parameters' device, so that a
       CUDA graph can capture and replay it (docs/cuda_graphs.md). Without a graph this is slower.
     - ``seed``: key of the noise of stochastic rounding and stochastic rules. The noise is a function of

@@ -136,9 +136,13 @@ BAD: list[tuple[list[str], str]] = [
     (["--threads", "1" + "0" * 400], "--threads at most 4096"),
     (["--set", "lion.lr=1" + "0" * 400], "lion: build(): lr must be a finite number"),
     (["--workers", "0"], "--threads and --workers must be at least 1"),
-    (["--schedule", "zigzag"], "bad --schedule 'zigzag'"),
-    (["--warmup", "1"], "bad --schedule 'cosine' or --warmup 1.0"),
+    (["--schedule", "zigzag"], "'zigzag' is not one of 'cosine', 'linear', 'constant'"),
+    (["--warmup", "1.1"], "Invalid value for '--warmup'"),
     (["--storage", "nonsense"], "cannot open the storage nonsense"),
+    (
+        ["--storage", "postgresql+psycopg://ann:secret@127.0.0.1:1/db"],
+        "cannot open the storage postgresql+psycopg://ann:…@127.0.0.1:1/db",
+    ),
     (["--device", "abacus"], "unknown device 'abacus': choose auto, cpu, cuda or cuda:N"),
     (["--device", "mps"], "unknown device 'mps'"),
     (["--device", "cuda:99"], "this machine has no device 'cuda:99'"),
@@ -167,6 +171,15 @@ def test_bad_input_prints_one_line_and_returns_status_two(
     assert captured.err.startswith("steepest: error: ")
     assert words in captured.err
     assert not (tmp_path / "run" / "records.jsonl").exists()
+
+
+@pytest.mark.parametrize("command", [["bench"], ["profile", "growth"]], ids=" ".join)
+def test_a_file_in_the_place_of_the_directory_is_refused_before_measuring(
+    command: list[str], empty: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("steepest.lab.bench.run.bench", pytest.fail)
+    assert cli.run([*command, "--out", str(empty)]) == 2
+    assert f"{empty} is a file: choose another directory" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(

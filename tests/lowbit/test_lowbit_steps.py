@@ -182,7 +182,7 @@ def test_steps_do_not_depend_on_the_gradients_size(name, power):
 @needs_compiler
 @pytest.mark.parametrize(("name", "words"), [("ademamix", "int8"), ("muon", "split16")])
 def test_compiled_is_eager(name, words, monkeypatch):
-    """In several pieces, too. Few formats, as each compiles for ten seconds; tests/formats has others."""
+    """In several pieces, too. Few formats, as each has to be compiled; tests/formats has others."""
     monkeypatch.setattr(compiled_passes, "_PIECE_ON_CPU", 4096)
     options = FORMATS[words]
     eager, compiled = (_run(name, _params()[:1], compile=wish, **options) for wish in (False, True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -18,6 +19,11 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def without_password(text: str) -> str:
+    """Leave out the password of each database's address."""
+    return re.sub(r"(://[^:@/]*):[^@/]*@", r"\1:…@", text)
 
 
 def _all(value: Any) -> Any:

@@ -68,8 +68,8 @@ class Lion(Optimizer, rule=LionRule()):
           instead of 8 the best lr does not rise, and AdamW gains more (docs/learning_rates.md).
 
     When not to use it:
-        With small batches (see above), and for short training from scratch: measured here, 3.323 bits per
-        byte after 400 steps of a small GPT, AdamW 2.985.
+        For short training from scratch: measured here, 3.323 bits per byte after 400 steps of a small GPT,
+        AdamW 2.985. After 8,000 steps it had caught up (docs/which-optimizer.md).
 
     Source: Chen et al., "Symbolic Discovery of Optimization Algorithms", arXiv 2302.06675 (2023).
 

@@ -88,8 +88,7 @@ def measure_costs(
         found.failed[label] = f"needs about {need:.1f} GiB, of which {memory / 2**30:.1f} may be used"
     if baseline in found.failed and baseline in measured:
         raise LabError(f"the baseline cannot step: {found.failed[baseline]}")
-    order = [spec.label for spec in specs]
-    found.costs = {label: found.costs[label] for label in order if label in found.costs}
+    found.costs = {spec.label: found.costs[spec.label] for spec in specs if spec.label in found.costs}
     return found
 
 
@@ -195,9 +194,8 @@ def _measure(
             found.failed[spec.label] = shorten(f"{type(error).__name__}: {error}", 160, placeholder="...")
             continue
         optimizers[spec.label] = optimizer
-        kept = all(p.grad is g for p, g in zip(params.params, params.grads, strict=True))
         calls[spec.label] = optimizer.step
-        if not kept:
+        if any(p.grad is not g for p, g in zip(params.params, params.grads, strict=True)):
             setup[spec.label] = params.set_grads
     params.set_grads()
     times = interleave(

@@ -68,12 +68,11 @@ def bench(
     title = model_shapes(model).title if model in MODELS else model
     notes = ["Peak: what a step holds beside parameters and gradients, state included."]
     if found.axpy_bytes_per_second is not None:
-        rate = found.axpy_bytes_per_second / 1e9
         notes = [
             f"Medians of {rounds} rounds in which all optimizers take turns, on random gradients.",
             *notes,
-            f"Bandwidth: the bytes that a step must move over its time, as a share of the {rate:.1f} GB/s of "
-            "p + a·g over the same tensors.",
+            "Bandwidth: the bytes that a step must move over its time, as a share of the "
+            f"{found.axpy_bytes_per_second / 1e9:.1f} GB/s of p + a·g over the same tensors.",
         ]
     experiment = costs_experiment(
         specs,

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -134,27 +134,23 @@ class TrainingOptions:
         typer.Option(metavar="NAME", help="Optimizer that the others have to match. Default: adamw."),
     ] = None
     schedule: Annotated[
-        str, typer.Option(metavar="cosine|linear|constant", help="Learning-rate decay after warm-up.")
+        Literal["cosine", "linear", "constant"], typer.Option(help="Learning-rate decay after warm-up.")
     ] = "cosine"
-    warmup: Annotated[float, typer.Option(help="Fraction of the steps used for linear warm-up.")] = 0.1
+    warmup: Annotated[
+        float, typer.Option(min=0, max=1, help="Fraction of the steps used for linear warm-up.")
+    ] = 0.1
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Also log to TensorBoard.")] = False
 
     def arguments(self) -> dict[str, Any]:
-        """Return the arguments for `race` and `sweep`, or raise ``LabError``."""
+        """Return the arguments for `race` and `sweep`."""
         from ..training.schedule import Schedule
 
-        decay, warmup = self.schedule, self.warmup
-        if decay not in ("cosine", "linear", "constant") or not 0 <= warmup < 1:
-            raise LabError(
-                f"bad --schedule {decay!r} or --warmup {warmup}: choose cosine, linear or constant, and a "
-                "warm-up of at least 0 and less than 1"
-            )
         return {
             "settings": self.settings or (),
             "seeds": self.seeds,
             "steps": self.steps,
             "baseline": self.baseline,
-            "schedule": Schedule(decay=decay, warmup=warmup),  # type: ignore[arg-type]
+            "schedule": Schedule(self.schedule, self.warmup),
         }
 
 
@@ -213,8 +209,7 @@ class RunOptions:
             shown = Live(console) if console.is_terminal else Plain()
             boards = [TensorBoard(tensorboard)] if tensorboard else []
             callback = Several(Workers(command or self.context.obj, number), shown, *boards)
-        fresh = self.fresh and not is_worker()
-        return {"callback": callback, "storage": self.storage, "fresh": fresh}
+        return {"callback": callback, "storage": self.storage, "fresh": self.fresh and not is_worker()}
 
 
 def split_names(text: str) -> list[str]:

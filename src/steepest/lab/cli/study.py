@@ -54,7 +54,7 @@ def sasrec_command(
         ),
     ] = None,
     core: Annotated[
-        int, typer.Option(help="Keep only users and items with at least this many interactions.")
+        int, typer.Option(min=1, help="Keep only users and items with at least this many interactions.")
     ] = 5,
     optimizers: Annotated[
         str, typer.Option(metavar="NAME,NAME,…", help="The study's optimizers to run.")

@@ -28,7 +28,7 @@ from sqlalchemy import Engine, create_engine, event, func, make_url, select
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from ..errors import LabError
-from ..printable import printable
+from ..printable import printable, without_password
 from ..records import RECORDS_FILE, Experiment, Phase, Range, Record
 
 HEARTBEAT_SECONDS = 5
@@ -61,18 +61,19 @@ class Storage:
     def __init__(self, directory: Path, name: str, url: str | None = None) -> None:
         self.name = printable(name)
         path = (directory / "study.db").resolve()
-        self.url = url or f"sqlite:///{path}"
         self._advice = "" if url else f". Move {path} away: its trials are taken from {RECORDS_FILE}"
+        url = url or f"sqlite:///{path}"
+        self._place = without_password(url)
         with self._one_line("cannot open"):
-            place = make_url(self.url)
+            place = make_url(url)
             backend = place.get_backend_name()
             if backend not in ("sqlite", "postgresql") or place.database in (None, "", ":memory:"):
-                raise LabError(f"the storage must be an SQLite file or in PostgreSQL, not {self.url}")
+                raise LabError(f"the storage must be an SQLite file or in PostgreSQL, not {self._place}")
             connect = {"timeout": 60} if backend == "sqlite" else {}
-            self._engine = create_engine(self.url)
+            self._engine = create_engine(url)
             with _only_one(self._engine):  # another worker may be creating the tables
                 self._storage = optuna.storages.RDBStorage(
-                    self.url,
+                    url,
                     engine_kwargs={"connect_args": connect},
                     heartbeat_interval=HEARTBEAT_SECONDS,
                     grace_period=GRACE_SECONDS,
@@ -92,8 +93,8 @@ class Storage:
             yield
         except KeyError as error:
             raise LabError(
-                f"{doing} the storage {self.url}: a study of {self.name} was deleted meanwhile, as --fresh "
-                f"does, or is damaged. Run the command again; if that does not help, start with an empty one"
+                f"{doing} the storage {self._place}: a study of {self.name} was deleted meanwhile, as "
+                f"--fresh does, or is damaged. Run the command again, or start with an empty storage"
             ) from error
         except LabError:
             raise
@@ -103,7 +104,7 @@ class Storage:
             text = f"{type(cause).__name__}: {' '.join(str(cause).split())}"
             full = any(words in text for words in ("disk is full", "No space left"))
             advice = ": make room, and run the command again" if full else self._advice
-            raise LabError(f"{doing} the storage {self.url}: {text}{advice}") from error
+            raise LabError(f"{doing} the storage {self._place}: {without_password(text)}{advice}") from error
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -286,8 +287,7 @@ def _distributions(space: Mapping[str, Range | object]) -> dict[str, FloatDistri
 @contextmanager
 def _only_one(engine: Engine) -> Iterator[None]:
     """Keep out other processes of this database; one that dies, not one suspended, releases the lock."""
-    where = str(engine.url.database) if engine.name == "sqlite" else engine.url.render_as_string()
-    text = f"waiting for the process that has locked {printable(where)}"
+    text = f"waiting for the process that has locked {printable(engine.url.render_as_string())}"
     notice = Timer(_PATIENCE_SECONDS, print, [text], {"file": sys.stderr})
     notice.start()
     with ExitStack() as held:

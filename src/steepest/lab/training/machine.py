@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 import platform
-import re
 import shlex
 import subprocess
 import sys
@@ -16,6 +15,8 @@ from typing import Any
 import torch
 
 import steepest
+
+from ..printable import without_password
 
 
 def provenance(device: torch.device) -> dict[str, Any]:
@@ -54,11 +55,11 @@ def revision() -> str:
 
 
 def command() -> str:
-    """Return the command line of this process, without a database's password."""
+    """Return the command line of this process, as it can be copied from where it ran."""
     program, here = Path(sys.argv[0]).absolute(), Path.cwd()
     script = program.relative_to(here) if program.is_relative_to(here) else program.name
     name = ["steepest"] if program.name in ("steepest", "__main__.py") else ["python", str(script)]
-    return re.sub(r"(://[^:@/]*):[^@/]*@", r"\1:…@", shlex.join([*name, *sys.argv[1:]]))
+    return without_password(shlex.join([*name, *sys.argv[1:]]))
 
 
 def _cpu_model() -> str:
