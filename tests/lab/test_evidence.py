@@ -442,6 +442,30 @@ def test_what_the_text_says_of_update_spectra_holds() -> None:
     assert [round(best[name] / best["adamw"]) for name in ("muon", "quad")] == [7, 8]
 
 
+def test_what_the_text_says_of_local_gain_holds() -> None:
+    gains: dict[str, dict[str, float]] = {}
+    for record in read_records(EVIDENCE / "local-gain"):
+        series = {name.removeprefix("local gain/"): points for name, points in record.series.items()}
+        gains[record.optimizer] = {name: points[-1][1] for name, points in series.items()}
+    width, names = 64, gains["sgd_sai"]
+    sizes = {"embedding": 256, "inputs": 3 * width, "output": width, "up": 4 * width, "down": 4 * width}
+    for name, gain in names.items():
+        kind = name.split(".")[-2]
+        numel = width if "norm" in kind else width * sizes.get(kind, 256)
+        assert gain == pytest.approx(math.sqrt(numel), rel=0.04)
+    adamw = gains["adamw"]
+    assert (round(min(adamw.values())), round(max(adamw.values()))) == (73, 871)
+    assert "norm" in max(adamw, key=lambda name: adamw[name])
+
+
+def test_what_the_page_on_bench_says_of_growth_holds() -> None:
+    costs = Experiment.load(EVIDENCE / "growth").costs
+    largest = {cost.optimizer: cost.peak_bytes for cost in costs.values() if cost.model == "GPT-2 1.5B"}
+    words = {name: f"{(largest[name] or 0) / 1e9:.1f}" for name in ("adamw", "muon", "lion")}
+    assert words == {"adamw": "12.5", "muon": "6.8", "lion": "6.2"}
+    assert largest["signgsd"] == 2**20
+
+
 @pytest.mark.parametrize("steps", HORIZONS)
 def test_the_records_can_be_resumed(steps: int) -> None:
     saved = Experiment.load(folder(steps)).optimizers

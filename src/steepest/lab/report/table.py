@@ -149,6 +149,7 @@ def verdict(section: Section) -> str:
     best = f"the best {experiment.metric.name} on test data"
     others = f", but is not significantly better than {' or '.join(tied)}" if tied else ""
     others = ", significantly better than every other" if first.wins else others
+    others = " with the only seed" if len(experiment.seeds) == 1 else others
     text = f"{first.optimizer} has {best}, {estimate(first.test, places)}{others}."
     # A mean so noisy that its difference from the first is not significant need not be as good.
     near = [row for row in ranked if row.tie and abs(row.test.mean - first.test.mean) <= 2 * first.test.std]
