@@ -19,7 +19,7 @@ def test_its_python_runs_from_top_to_bottom(capsys):
     for block in blocks:
         exec(compile(block, "README.md", "exec"), names)
     printed = capsys.readouterr().out
-    assert printed.splitlines()[0] == "88168 0"
+    assert printed.splitlines()[0] == "88168"
     assert "muon" in printed
 
 

@@ -121,7 +121,7 @@ class AdEMAMix(Optimizer, rule=AdEMAMixRule()):
     paper sets T to the total number of steps. Learning rate and weight decay are AdamW's.
 
     A gradient whose square is infinite (above 1.8e19 in float32, and above 8,094 where the average of squares
-    is float16) makes the second moment infinite: that element then stands still for ever, apart from weight
+    is float16) makes the second moment infinite: that element then never moves again, apart from weight
     decay, and ``nonfinite`` does not look for it.
 
     State: ``exp_avg``, ``exp_avg_slow`` and ``exp_avg_sq``, of the parameter's shape in ``state_dtype``: 12

@@ -223,7 +223,7 @@ class SOAP(Optimizer, rule=SOAPRule()):
     one row or column, are stepped by Adam. Parameters of one shape are stacked.
 
     A float32 gradient above 1.8e19 has no finite square: it makes the second moment infinite where it
-    lies in the eigenbases, which then do not move for ever, apart from weight decay, and ``nonfinite`` does
+    lies in the eigenbases, which then never move again, apart from weight decay, and ``nonfinite`` does
     not look for it. L and R leave it out.
 
     State: ``exp_avg``, of the parameter's shape in ``state_dtype``; in float32 at least, ``exp_avg_sq`` and,

@@ -104,7 +104,7 @@ class TernaryFlip(Optimizer):
         Where the time of a step counts more than its bytes: a layer unpacks its weights in every pass.
         Embeddings, output layers and norms stay float (:func:`ternarize`).
 
-    Source: our own. Kin: Helwegen et al. 2019 (Bop) flips binary weights where an average of the gradient
+    Source: our own. Related: Helwegen et al. 2019 (Bop) flips binary weights where an average of the gradient
     passes a threshold.
 
     >>> model = nn.Sequential(TernaryLinear(8, 16), nn.ReLU(), TernaryLinear(16, 2))
