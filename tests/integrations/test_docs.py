@@ -13,7 +13,7 @@ import steepest
 
 TEXT = (Path(__file__).parents[2] / "docs" / "frameworks.md").read_text(encoding="utf-8")
 # Sections whose blocks run in files of their own, such as test_litgpt.py.
-OWN_FILE = {"DeepSpeed", "LitGPT", "Megatron", "ms-swift"}
+OWN_FILE = {"DeepSpeed", "LitGPT", "Megatron", "kohya", "ms-swift"}
 # Those whose blocks run here, and what must be installed.
 NEEDS = {
     "Transformers": ("transformers", "accelerate"),

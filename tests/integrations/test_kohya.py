@@ -1,13 +1,15 @@
-"""kohya's sd-scripts: its own ``get_optimizer`` and ``--resume``, with the page's options.
+"""kohya's sd-scripts: their ``train_network.py`` trains by the page's files, and resumes bit for bit.
 
-It is no package, so this needs a checkout: ``SD_SCRIPTS=path/to/sd-scripts``.
+They are no package. This needs a checkout, ``SD_SCRIPTS=path/to/sd-scripts``, and what that requires.
 """
 
 import ast
 import importlib
 import logging
 import os
+import runpy
 import shlex
+import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -16,63 +18,70 @@ import torch
 
 from .source import functions_at
 from .test_docs import blocks, sections
-from .tiny import assert_same, mlp, rows, state
+from .tiny import assert_same, mlp
+from .tiny_diffusion import save_model, shrink
 
-OPTIONS = shlex.split(blocks(sections()["kohya"], "sh")[0].replace("\\\n", ""))
+SECTION = sections()["kohya"]
 
 
 @pytest.fixture(scope="module")
-def train_util():
-    """The two functions, as they are written."""
+def checkout():
     if not os.environ.get("SD_SCRIPTS"):
         pytest.skip("SD_SCRIPTS does not name a checkout of kohya's sd-scripts")
-    path = Path(os.environ["SD_SCRIPTS"]) / "library" / "train_util.py"
+    return Path(os.environ["SD_SCRIPTS"]).absolute()
+
+
+@pytest.fixture
+def launch(checkout, tmp_path, monkeypatch):
+    """What runs a command of the page, in a folder with the page's files and a tiny model."""
+    for module in ("cv2", "diffusers", "einops", "imagesize", "toml", "voluptuous"):
+        pytest.importorskip(module)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(checkout))  # as ``python train_network.py`` does there
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    (pictures,) = blocks(SECTION)
+    exec(compile(pictures, "docs/frameworks.md, kohya", "exec"), {})
+    for name, text in zip(("images.toml", "lora.toml"), blocks(SECTION, "toml"), strict=True):
+        Path(name).write_text(text, encoding="utf-8")
+    save_model(tmp_path)
+
+    def run(line):
+        accelerate, launch, *arguments = shlex.split(line)
+        assert (accelerate, launch) == ("accelerate", "launch")
+        for name in [name for name in sys.modules if name.partition(".")[0] in ("library", "networks")]:
+            del sys.modules[name]  # they keep what the last run has set
+        shrink(importlib.import_module("library.original_unet"))
+        monkeypatch.setattr(sys, "argv", arguments)
+        runpy.run_path(str(checkout / arguments[0]), run_name="__main__")
+
+    return run
+
+
+@pytest.mark.peer
+def test_the_commands_of_the_page_resume_bit_for_bit(launch):
+    from safetensors.torch import load_file
+
+    _, commands = blocks(SECTION, "sh")
+    for line in commands.replace("\\\n", "").splitlines():
+        launch(line)
+    names = ("whole-000001", "whole", "resumed")
+    half, whole, resumed = (load_file(f"runs/{name}.safetensors") for name in names)
+    assert_same(resumed, whole)
+    # It did not train the first epoch again, which the seed would make equal too.
+    assert not Path("runs/resumed-000001.safetensors").exists()
+    assert {name.split("_")[1] for name in whole} == {"te", "unet"}
+    assert any(not torch.equal(half[name], whole[name]) for name in whole)
+    ours, theirs = (torch.load(f"runs/{name}-state/optimizer.bin") for name in ("whole", "resumed"))
+    assert {group["rule"] for group in ours["param_groups"]} == {"lion"}
+    assert_same(theirs, ours)
+
+
+@pytest.mark.peer
+def test_rules_that_must_see_the_model_say_so(checkout):
     given = {"ast": ast, "importlib": importlib, "logger": logging.getLogger("kohya"), "torch": torch}
-    return functions_at(path, "get_optimizer", "resume_from_local_or_hf_if_specified", **given)
-
-
-def arguments(**more) -> Namespace:
-    """What its parser would make of the page's options; those that it leaves out are off."""
-    values = OPTIONS[OPTIONS.index("--optimizer_args") + 1 :]
-    end = next(index for index, each in enumerate([*values, "--"]) if each.startswith("--"))
+    functions = functions_at(checkout / "library" / "train_util.py", "get_optimizer", **given)
     off = {"use_8bit_adam": False, "use_lion_optimizer": False, "fused_backward_pass": False}
-    kind = OPTIONS[OPTIONS.index("--optimizer_type") + 1]
-    rate = float(OPTIONS[OPTIONS.index("--learning_rate") + 1])
-    given = {"optimizer_type": kind, "learning_rate": rate, "optimizer_args": values[:end]}
-    return Namespace(**off, **given, resume_from_huggingface=False, **more)
-
-
-@pytest.mark.peer
-def test_it_makes_our_class_and_resumes(train_util, tmp_path):
-    accelerate = pytest.importorskip("accelerate")
-
-    def groups(model):  # as its networks make them, a rate each
-        return [{"params": list(layer.parameters()), "lr": 1e-3} for layer in (model[0], model[3], model[5])]
-
-    def train(steps, resume=None, save=None):
-        accelerator = accelerate.Accelerator(cpu=True)
-        model = mlp()
-        name, _, optimizer = train_util["get_optimizer"](arguments(), groups(model))
-        assert name == "steepest.rules.lion.Lion"
-        model, optimizer = accelerator.prepare(model, optimizer)
-        train_util["resume_from_local_or_hf_if_specified"](accelerator, arguments(resume=resume))
-        x, y = rows()
-        for _ in range(steps):
-            accelerator.backward(torch.nn.functional.cross_entropy(model(x), y))
-            accelerator.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-        if save is not None:
-            accelerator.save_state(save)
-        return state(model)
-
-    train(2, save=str(tmp_path))
-    assert_same(train(2, resume=str(tmp_path)), train(4))
-
-
-@pytest.mark.peer
-def test_rules_that_must_see_the_model_say_so(train_util):
-    args = arguments()
-    args.optimizer_type, args.optimizer_args = "steepest.Auto", ["rule='muon'"]
+    groups = [{"params": list(mlp().parameters()), "lr": 1e-3}]
+    auto = {"optimizer_type": "steepest.Auto", "optimizer_args": ["rule='muon'"], "learning_rate": 1e-4}
     with pytest.raises(TypeError, match=r"Auto\(\) needs the model"):
-        train_util["get_optimizer"](args, [{"params": list(mlp().parameters()), "lr": 1e-3}])
+        functions["get_optimizer"](Namespace(**off, **auto), groups)
