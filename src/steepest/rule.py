@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
@@ -279,6 +280,12 @@ class Rule(ABC):
                 "tensors. Use DistributedDataParallel or fully_shard (FSDP2), which keep the shapes, or an "
                 "element rule, such as 'adamw', which takes any"
             )
+        if self.scope != "element" and _cut_by_megatron(param):
+            raise ValueError(
+                f"{who} is a shard of Megatron's tensor parallelism: {self.name!r} needs whole tensors. Use "
+                "an element rule, such as 'adamw', which takes any, or torch's parallelize_module, whose "
+                "DTensors know the whole"
+            )
         if param.dtype in (torch.float64, torch.complex128) and is_int8(group["state_dtype"]):
             coded = [entry for entry, spec in self.state_specs(group).items() if spec.range is not None]
             if coded:
@@ -486,6 +493,15 @@ class Targets(Protocol):
 
     def describe(self, param: Tensor, group: Group) -> dict[str, Any]:
         """Return the fields of the explanation's row in which a target differs from its parameter."""
+
+
+def _cut_by_megatron(param: Tensor) -> bool:
+    """Return whether the parameter is a shard: where one rank has all of it, Megatron sets the same mark."""
+    state: Any = sys.modules.get("megatron.core.parallel_state")
+    if state is None or not getattr(param, "tensor_model_parallel", False):
+        return False
+    group = state.get_tensor_model_parallel_group(check_initialized=False)
+    return group is not None and group.size() > 1
 
 
 def _wanted(cls: type[Rule], function: Callable[..., Any]) -> frozenset[str]:

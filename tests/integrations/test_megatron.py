@@ -5,6 +5,8 @@ import torch
 import torch.distributed as dist
 from torch.overrides import TorchFunctionMode
 
+from processes import run_processes
+
 from .test_docs import FIRST, blocks, sections
 from .tiny import assert_same, mlp, rows, state
 
@@ -22,13 +24,24 @@ class OnCpu(TorchFunctionMode):
         return found.replace("torch.", "torch.cuda.") if function is torch.Tensor.type else found
 
 
+def defined_by_the_page():
+    names = {}
+    for block in (FIRST, *blocks(sections()["Megatron"])):
+        exec(compile(block, "docs/frameworks.md, Megatron", "exec"), names)
+    return names
+
+
+def settings():
+    from megatron.core.optimizer import OptimizerConfig
+
+    return OptimizerConfig(optimizer="adam", lr=1e-2, weight_decay=0.1, clip_grad=1.0)
+
+
 @pytest.fixture(scope="module")
 def names():
     """What the page's block defines, in a group of one process."""
     parallel = pytest.importorskip("megatron.core.parallel_state")
-    defined = {}
-    for block in (FIRST, *blocks(sections()["Megatron"])):
-        exec(compile(block, "docs/frameworks.md, Megatron", "exec"), defined)
+    defined = defined_by_the_page()
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     parallel.initialize_model_parallel()
     with OnCpu():
@@ -38,12 +51,10 @@ def names():
 
 
 def prepare(names):
-    from megatron.core.optimizer import OptimizerConfig
     from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
     model = mlp()
-    config = OptimizerConfig(optimizer="adam", lr=1e-2, weight_decay=0.1, clip_grad=1.0)
-    optimizer = names["megatron_optimizer"](model, config, "muon")
+    optimizer = names["megatron_optimizer"](model, settings(), "muon")
     rates = {"init_lr": 0.0, "max_lr": 1e-2, "min_lr": 1e-3, "lr_warmup_steps": 1, "lr_decay_steps": STEPS}
     decays = {"start_wd": 0.1, "end_wd": 0.1, "wd_incr_steps": STEPS, "wd_incr_style": "constant"}
     schedule = OptimizerParamScheduler(optimizer, **rates, lr_decay_style="cosine", **decays)
@@ -73,3 +84,23 @@ def test_the_block_of_the_page_trains_and_resumes(names, tmp_path):
         assert_same(state(one), state(other))
     decays = {group["name"]: group["weight_decay"] for group in whole[1].param_groups}
     assert decays == {"muon": 0.1, "adamw": 0.1, "adamw, no decay": 0.0}
+
+
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory):
+    """What two processes have made of layers that tensor parallelism cuts."""
+    pytest.importorskip("megatron.core")
+    return run_processes("integrations.megatron_job", 2, tmp_path_factory.mktemp("megatron"))
+
+
+@pytest.mark.parametrize("rule", ["sgd", "lion"])
+def test_element_rules_step_shards_of_tensor_parallelism_as_whole_tensors(cut, rule):
+    for done in cut:
+        torch.testing.assert_close(done[rule]["whole"], done[rule]["alone"])
+        assert_same(done[rule]["resumed"], done[rule]["whole"])
+
+
+@pytest.mark.parametrize("rule", ["sgd_sai", "muon"])
+def test_rules_that_need_whole_tensors_refuse_those_shards(cut, rule):
+    for done in cut:
+        assert "'up.weight' is a shard of Megatron's tensor parallelism" in done[rule]

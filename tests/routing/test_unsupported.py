@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -62,6 +64,22 @@ def test_deepspeed(mark: str):
     setattr(model.blocks[0].up.weight, mark, 0)
     with pytest.raises(ValueError, match=r"'blocks.0.up.weight' is partitioned by DeepSpeed ZeRO"):
         steepest.build(model, "muon")
+
+
+@pytest.mark.parametrize("rule", ["muon", "sgd_sai", "adamw"])
+@pytest.mark.parametrize("ranks", [None, 1, 2])
+def test_megatrons_tensor_parallelism(rule: str, ranks: int | None, monkeypatch: pytest.MonkeyPatch):
+    """Megatron marks the tensors of its parallel layers; one rank has whole ones."""
+    group = ranks and SimpleNamespace(size=lambda: ranks)
+    state = SimpleNamespace(get_tensor_model_parallel_group=lambda check_initialized: group)
+    monkeypatch.setitem(sys.modules, "megatron.core.parallel_state", state)
+    model = MLP()
+    model[2].weight.tensor_model_parallel = True
+    if ranks == 2 and rule != "adamw":
+        with pytest.raises(ValueError, match=r"'2.weight' is a shard of Megatron's tensor parallelism"):
+            steepest.build(model, rule)
+    else:
+        assert "2.weight" in {row.name for row in steepest.build(model, rule).explain().rows}
 
 
 @pytest.mark.filterwarnings("ignore:Lazy modules:UserWarning")

@@ -111,8 +111,9 @@ def build(
             option that the rule does not know.
         ValueError: an unknown rule or ``memory``; a value out of range; nothing to train; a pattern that
             matches nothing; a fallback that does not take every tensor; parameters, by name, that are
-            flattened or partitioned (FSDP1, DeepSpeed ZeRO), on the meta device or uninitialized; options for
-            ternary layers that the model does not have.
+            flattened or partitioned (FSDP1, DeepSpeed ZeRO), on the meta device or uninitialized; shards of
+            Megatron's tensor parallelism, for a rule that needs whole tensors; options for ternary layers
+            that the model does not have.
 
     >>> model = nn.Sequential(nn.Embedding(16, 8), nn.Linear(8, 8), nn.LayerNorm(8), nn.Linear(8, 16))
     >>> optimizer = build(model, "muon", lr=1e-3, weight_decay=0.1, fallback="adamw")
