@@ -12,7 +12,7 @@ PEERS  := $(VENV)/.peers
 DOCS   := $(VENV)/.docs
 ALONE  := tests/integrations/no-deps.txt
 
-.PHONY: race bench test fuzz kill lint docs docs-serve clean
+.PHONY: race bench test stacks fuzz kill lint docs docs-serve clean
 .DELETE_ON_ERROR:
 
 race: $(READY)
@@ -30,6 +30,25 @@ JOBS  ?= auto
 test: export PYTHONDONTWRITEBYTECODE =
 test: $(DOCS)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=$(JOBS) --dist=worksteal $(TESTS)
+
+# Frameworks that pin other releases than the tests': an environment of its own for each, .venv-NAME, made from
+# tests/integrations/stacks/NAME.txt, and in it the framework's tests. `make stack-NAME` does one of them.
+STACKS := ms-swift
+RUNS   := $(STACKS:%=stack-%)
+.PHONY: $(RUNS)
+stacks: $(RUNS)
+
+$(RUNS): stack-%: .venv-%/.ready
+	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest tests/integrations/test_$(subst -,_,$*).py
+
+# The file lists every package but torch and pytest, which go in first with what they need. So nothing is resolved
+# anew, and the file may leave out what needs a GPU or contradicts torch.
+.venv-%/.ready: tests/integrations/stacks/%.txt pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --constraint constraints.txt torch pytest
+	.venv-$*/bin/python -m pip install --quiet --no-deps --requirement $<
+	.venv-$*/bin/python -m pip install --quiet --no-deps --editable .
+	touch $@
 
 # The suite kills a process that saves 300 times; this, many more.
 KILLS ?= 5000
@@ -77,4 +96,4 @@ $(DOCS): $(READY)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-* build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
