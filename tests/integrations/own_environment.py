@@ -1,4 +1,4 @@
-"""Frameworks that pin other releases than the tests': ``make stacks`` makes an environment of its own for each."""
+"""Frameworks that pin other releases than the tests': `make stacks` makes an environment for each."""
 
 import sys
 from pathlib import Path
