@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "WANDB_MODE": "disabled"}
+os.environ["AXOLOTL_DO_NOT_TRACK"] = "1"
 
 
 def declared_operators() -> torch.library.Library | None:

@@ -1,4 +1,4 @@
-"""Axolotl: its plugin manager and its trainer's create_optimizer, where axolotl can be imported.
+"""Axolotl: the page's commands; and its plugin manager and trainer's create_optimizer with other releases.
 
 Axolotl pins the releases of what it is built on, so ``make`` installs its wheel without them.
 """
@@ -10,6 +10,7 @@ import pytest
 
 import steepest
 
+from .own_environment import assert_resumed, needs_own_environment, run_page
 from .tiny import assert_same, llama, state
 
 
@@ -87,6 +88,27 @@ def test_its_trainer_trains_and_resumes_as_build_does(manager, trainer_class, tm
     assert [g["weight_decay"] for g in made.param_groups] == [g["weight_decay"] for g in own.param_groups]
 
 
+def test_numbers_that_yaml_takes_for_text(manager, trainer_class, tmp_path):
+    yaml = pytest.importorskip("yaml")
+    section = yaml.safe_load(
+        "{rule: muon, lr: 1e-3, fallback: {rule: adamw, eps: 1E-8, betas: [9e-1, 0.99]},"
+        " overrides: {'*.q_proj.weight': {lr: 2.5e-4}, '*.k_proj.weight': lion}}"
+    )
+    assert section["lr"] == "1e-3"
+    run = trainer(trainer_class, tmp_path, llama())
+    manager.post_trainer_create(config(steepest=section), run)
+    made = run.optimizer_cls_and_kwargs[0]()(run.model)
+    own = steepest.build(
+        llama(),
+        "muon",
+        lr=1e-3,
+        weight_decay=0.1,
+        fallback={"rule": "adamw", "eps": 1e-8, "betas": [0.9, 0.99]},
+        overrides={"*.q_proj.weight": {"lr": 2.5e-4}, "*.k_proj.weight": "lion"},
+    )
+    assert_same(made.state_dict(), own.state_dict())
+
+
 def test_what_would_do_nothing_is_refused(manager, trainer_class, tmp_path):
     run = trainer(trainer_class, tmp_path, llama())
     with pytest.raises(ValueError, match="embedding_lr has no effect with SteepestPlugin"):
@@ -94,3 +116,9 @@ def test_what_would_do_nothing_is_refused(manager, trainer_class, tmp_path):
     with pytest.raises(TypeError, match="momentun"):
         manager.post_trainer_create(config(steepest={"rule": "muon", "momentun": 0.9}), run)
     assert run.optimizer_cls_and_kwargs is None
+
+
+@needs_own_environment("axolotl")
+def test_the_commands_of_the_page_resume_bit_for_bit(tmp_path):
+    run_page("Axolotl", tmp_path)
+    assert_resumed(tmp_path / "runs")

@@ -40,7 +40,8 @@ def blocks(text: str, language: str = "python") -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
 
 
-(FIRST,) = blocks(sections()["Install and resume"])
+# The model and the data of all blocks, and what writes them to files.
+FIRST, ON_DISK = blocks(sections()["Install and resume"])
 
 
 def test_every_section_with_python_is_run():
@@ -85,6 +86,17 @@ def test_its_names_exist():
 def test_deepspeeds_flags_are_json():
     (flags,) = blocks(sections()["DeepSpeed"], "json")
     assert json.loads(flags)["zero_allow_untested_optimizer"] is True
+
+
+@pytest.mark.parametrize(("section", "stack"), [("Axolotl", "axolotl"), ("ms-swift", "ms-swift")])
+def test_it_installs_the_releases_that_are_tested(section, stack):
+    install, _ = blocks(sections()[section], "sh")
+    root = Path(__file__).parents[2]
+    pinned = (root / "tests" / "integrations" / "stacks" / f"{stack}.txt").read_text(encoding="utf-8")
+    pinned = re.sub("[-_]", "-", pinned + (root / "constraints.txt").read_text(encoding="utf-8"))
+    named = re.findall(r"\S+==\S+", install)
+    assert len(named) == 2
+    assert all(f"\n{each}\n" in pinned for each in named)
 
 
 def test_the_tests_that_it_names_exist():

@@ -1,4 +1,4 @@
-"""ms-swift: the page's plugin as its Trainer calls it, on Transformers' own.
+"""ms-swift: the page's commands, and its plugin on Transformers' own Trainer, of other releases.
 
 To import all of ms-swift takes modelscope and thirty other packages; what makes the optimizer needs none.
 """
@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 import torch
 
+from .own_environment import assert_resumed, needs_own_environment, run_page
 from .source import functions_at, module_at, package_folder
 from .test_docs import FIRST, blocks, sections
 from .tiny import assert_same, llama, sentences, state
@@ -61,3 +62,9 @@ def test_the_plugin_of_the_page_trains_and_resumes(trainer_class, tmp_path):
     assert type(whole.optimizer.optimizer).__name__ == "Muon+AdamW"
     assert_same(state(resumed.model), state(whole.model))
     assert_same(state(resumed.optimizer.optimizer), state(whole.optimizer.optimizer))
+
+
+@needs_own_environment("ms-swift")
+def test_the_commands_of_the_page_resume_bit_for_bit(tmp_path):
+    run_page("ms-swift", tmp_path)
+    assert_resumed(tmp_path / "runs")

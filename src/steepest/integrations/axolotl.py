@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 try:
@@ -17,6 +18,8 @@ __all__ = ["SteepestArgs", "SteepestPlugin"]
 
 # Axolotl's own ways to give layers other learning rates, which only its own optimizers read.
 _IGNORED = ("lr_groups", "loraplus_lr_ratio", "embedding_lr", "embedding_lr_scale")
+# To YAML 1.1, which Axolotl reads, a number with an exponent but without a point or a sign is text: 1e-3.
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+")
 
 
 class SteepestArgs(BaseModel):  # type: ignore[misc, unused-ignore]
@@ -55,14 +58,21 @@ class SteepestPlugin(BasePlugin):  # type: ignore[misc]
                 raise ValueError(f"{name} has no effect with SteepestPlugin: use overrides in steepest:")
         given = {"lr": cfg.get("learning_rate"), "weight_decay": cfg.get("weight_decay")}
         options = {name: float(value) for name, value in given.items() if value is not None}
-        trainer.optimizer_cls_and_kwargs = (
-            _Factory(Recipe(**{**options, **(cfg.get("steepest") or {})})),
-            {},
-        )
+        recipe = Recipe(**{**options, **_plain(cfg.get("steepest") or {})})
+        trainer.optimizer_cls_and_kwargs = (_Factory(recipe), {})
 
     def add_callbacks_post_trainer(self, cfg: Any, trainer: Any) -> list[SteepestCallback]:
         """Return the callback."""
         return [SteepestCallback()]
+
+
+def _plain(value: Any) -> Any:
+    """Return a part of the config as plain dicts and lists, with its numbers as numbers."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_plain(each) for each in value]
+    return float(value) if isinstance(value, str) and _NUMBER.fullmatch(value) else value
 
 
 class _Factory:
