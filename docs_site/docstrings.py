@@ -9,7 +9,7 @@ import textwrap
 from typing import Any
 
 import griffe
-from catalogue import FOR_RULES, MODULES, ROOT, optimizer_pages, public_names
+from documented import FOR_RULES, MODULES, ROOT, optimizer_pages, public_names
 from equations import mathml
 
 _log = griffe.get_logger("docstrings")

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from catalogue import FOR_RULES, MODULES, OptimizerPage, optimizer_pages, public_names
+from documented import FOR_RULES, MODULES, OptimizerPage, optimizer_pages, public_names
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page

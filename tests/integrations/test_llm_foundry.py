@@ -6,7 +6,6 @@ Composer, on which the rest of llm-foundry is built, needs torch < 2.7.1.
 import functools
 import logging
 import re
-import sys
 from collections import OrderedDict
 from types import SimpleNamespace
 
@@ -26,11 +25,8 @@ from .tiny import assert_same, mlp, rows, state
 def build_optimizer():
     """The function, with its registry and the rest of what it calls."""
     utils = package_folder("llmfoundry") / "utils"
-    with pytest.MonkeyPatch.context() as patch:
-        # As a new process imports it, whatever an earlier test has left under this name.
-        patch.delitem(sys.modules, "catalogue", raising=False)
-        pytest.importorskip("catalogue")
-        registries = module_at(utils / "registry_utils.py")
+    pytest.importorskip("catalogue")
+    registries = module_at(utils / "registry_utils.py")
     # As llmfoundry.registry makes it, where Composer is installed.
     made = registries.create_registry(
         "llmfoundry", "optimizers", generic_type=type[torch.optim.Optimizer], entry_points=True
