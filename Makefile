@@ -33,7 +33,7 @@ test: $(DOCS)
 
 # Frameworks that pin other releases than the tests': an environment of its own for each, .venv-NAME, made from
 # tests/integrations/stacks/NAME.txt, and in it the framework's tests. `make stack-NAME` does one of them.
-STACKS := axolotl ms-swift
+STACKS := axolotl llm-foundry ms-swift
 RUNS   := $(STACKS:%=stack-%)
 .PHONY: $(RUNS)
 stacks: $(RUNS)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,8 @@ def needs_own_environment(stack: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(Path(sys.prefix).name != f".venv-{stack}", reason=reason)
 
 
-def run_page(title: str, folder: Path) -> None:
-    """Write the files of a section of docs/frameworks.md, and run its commands until one fails.
+def write_page(title: str, folder: Path) -> str:
+    """Write the files of a section of docs/frameworks.md, and return its commands.
 
     The first line of a file is a comment with its name. The last block of commands runs; the first installs.
     """
@@ -27,9 +28,16 @@ def run_page(title: str, folder: Path) -> None:
     (folder / "tiny.py").write_text(FIRST + ON_DISK, encoding="utf-8")
     for block in (*blocks(section), *blocks(section, "yaml")):
         (folder / block.splitlines()[0].removeprefix("# ")).write_text(block, encoding="utf-8")
+    return blocks(section, "sh")[-1]
+
+
+def run_page(title: str, folder: Path, instead: Mapping[str, str] | None = None) -> None:
+    """Write a section's files and run its commands until one fails, with other words in place of some."""
+    commands = write_page(title, folder)
+    for words, others in (instead or {}).items():
+        commands = commands.replace(words, others)
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
-    commands = ["bash", "-ec", blocks(section, "sh")[-1]]
-    subprocess.run(commands, cwd=folder, env={**os.environ, "PATH": path}, check=True)
+    subprocess.run(["bash", "-ec", commands], cwd=folder, env={**os.environ, "PATH": path}, check=True)
 
 
 def assert_resumed(runs: Path) -> None:

@@ -13,7 +13,7 @@ import steepest
 
 TEXT = (Path(__file__).parents[2] / "docs" / "frameworks.md").read_text(encoding="utf-8")
 # Sections whose blocks run in files of their own, such as test_litgpt.py.
-OWN_FILE = {"DeepSpeed", "LitGPT", "Megatron", "kohya", "ms-swift"}
+OWN_FILE = {"DeepSpeed", "LitGPT", "Megatron", "kohya", "llm-foundry", "ms-swift", "torchtitan"}
 # Those whose blocks run here, and what must be installed.
 NEEDS = {
     "Transformers": ("transformers", "accelerate"),
@@ -24,7 +24,6 @@ NEEDS = {
     "TRL": ("trl",),
     "timm": ("timm",),
     "Hydra": ("hydra",),
-    "torchtitan": ("torchtitan.components.optimizer",),
 }
 # What a section's blocks print, the table of explain() for instance.
 PRINTED = {"Transformers": "'lr/lion'", "Lightning": "net.0.weight"}

@@ -3,20 +3,10 @@
 import pickle
 
 import pytest
-import torch
 
 import steepest
 
-from .tiny import assert_same, mlp, rows, state
-
-
-def trained(model, optimizer):
-    x, y = rows()
-    for _ in range(2):
-        torch.nn.functional.cross_entropy(model(x), y).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return state(model)
+from .tiny import assert_same, mlp, state, train
 
 
 def test_hydra_instantiates_a_recipe_and_a_partial_class():
@@ -32,6 +22,7 @@ def test_hydra_instantiates_a_recipe_and_a_partial_class():
     models = [mlp() for _ in range(4)]
     made = [recipe(models[0]), again(models[1]), partial(models[2].parameters())]
     made.append(steepest.build(models[3], **options))
-    found = [trained(model, optimizer) for model, optimizer in zip(models, made, strict=True)]
-    for each in found[:-1]:
-        assert_same(each, found[-1])
+    for model, optimizer in zip(models, made, strict=True):
+        train(model, optimizer)
+    for model in models[:-1]:
+        assert_same(state(model), state(models[-1]))

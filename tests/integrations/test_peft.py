@@ -7,7 +7,7 @@ from torch import nn
 import steepest
 from steepest.ternary import TernaryLinear
 
-from .tiny import assert_same, llama, mlp, rows, run_examples, state
+from .tiny import assert_same, llama, mlp, rows, run_examples, state, train
 
 TARGETS = ["q_proj", "v_proj", "down_proj"]
 
@@ -77,12 +77,6 @@ def test_outputs_and_gradients_are_those_over_the_dense_weights(adapters, option
 def test_packed_weights_stay_and_an_adapter_that_is_saved_resumes(adapters, tmp_path):
     from peft import LoraConfig, PeftModel
 
-    def step(model, optimizer):
-        x, y = rows()
-        nn.functional.cross_entropy(model(x), y).backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
     def optimizer_of(model):
         return steepest.build(model, "lion", lr=1e-2, ternary=False)
 
@@ -90,18 +84,15 @@ def test_packed_weights_stay_and_an_adapter_that_is_saved_resumes(adapters, tmp_
     before = state(base)
     whole = adapted(adapters, base)
     optimizer = optimizer_of(whole)
-    for _ in range(2):
-        step(whole, optimizer)
+    train(whole, optimizer)
     whole.save_pretrained(tmp_path)
     saved = state(optimizer)
-    for _ in range(2):
-        step(whole, optimizer)
+    train(whole, optimizer)
     read = adapters.adapt_ternary(LoraConfig.from_pretrained(tmp_path))
     again = PeftModel.from_pretrained(ternary_mlp(), tmp_path, is_trainable=True, config=read)
     resumed = optimizer_of(again)
     resumed.load_state_dict(saved)
-    for _ in range(2):
-        step(again, resumed)
+    train(again, resumed)
     assert_same(state(again), state(whole))
     assert_same(state(resumed), state(optimizer))
     again.unload()
