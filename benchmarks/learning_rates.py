@@ -23,7 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, median, stdev
@@ -78,9 +78,17 @@ def place(lr: float) -> int:
 
 @dataclass
 class Sweeps:
-    """The file's trials, and the means to run more."""
+    """The file's trials, and the means to run more.
+
+    Args:
+        path: the file.
+        steps: how many steps a trial takes, by the task's name.
+        make_task: returns the task of a name.
+    """
 
     path: Path
+    steps: Mapping[str, int] = field(default_factory=lambda: STEPS)
+    make_task: Callable[[str], Task[Any]] = task_of
     tasks: dict[str, Task[Any]] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
 
@@ -113,15 +121,15 @@ class Sweeps:
             return optimizer
 
         problem = self.task(task)
-        trial = Trial(rule, "search", seed, {}, STEPS[task])
+        trial = Trial(rule, "search", seed, {}, self.steps[task])
         record = run_trial(problem, OptimizerSpec(rule, builder, {"lr": grid(k)}), trial)
         metric = record.validated(problem.metric.name) if record.finished else None
-        self.append(task, rule, kind, grid(k), seed, fallback_lr=alone, steps=STEPS[task], metric=metric)
+        self.append(task, rule, kind, grid(k), seed, fallback_lr=alone, steps=trial.steps, metric=metric)
 
     def task(self, name: str) -> Task[Any]:
         """Return the task, which is loaded once."""
         if name not in self.tasks:
-            self.tasks[name] = task_of(name)
+            self.tasks[name] = self.make_task(name)
         return self.tasks[name]
 
     def append(self, task: str, rule: str, kind: str, lr: float, seed: int, **more: Any) -> None:
@@ -146,12 +154,12 @@ class Sweeps:
                     break
                 k = best(scores)
 
-    def repeat(self, task: str, rule: str, kind: str, seeds: int) -> None:
+    def repeat(self, task: str, rule: str, kind: str, seeds: Sequence[int]) -> None:
         """Repeat the best learning rate and its neighbours until the best mean is interior."""
         k = best(self.scores(task, rule, kind))
         while True:
             for each in (k, k + 1, k - 1):
-                for seed in SEEDS[:seeds]:
+                for seed in seeds:
                     self.run(task, rule, kind, each, seed)
             best_k = best(self.scores(task, rule, kind))
             if best_k == k:
@@ -232,7 +240,7 @@ def run(path: Path) -> None:
     found = Sweeps(path)
     for task in STEPS:
         found.search(task, "adamw", "together")
-        found.repeat(task, "adamw", "together", len(SEEDS))
+        found.repeat(task, "adamw", "together", SEEDS)
     for task, rule, kind in sweeps():
         found.search(task, rule, kind)
     for rule in RULES:
@@ -243,7 +251,7 @@ def run(path: Path) -> None:
                 found.suggest(task, rule, seed, "suggest_60", 60)
     for seeds in range(2, len(SEEDS) + 1):
         for task, rule, kind in sweeps():
-            found.repeat(task, rule, kind, seeds)
+            found.repeat(task, rule, kind, SEEDS[:seeds])
 
 
 def report(path: Path) -> None:

@@ -1,0 +1,82 @@
+"""How the best learning rate moves with the batch size, for every rule, on the lab's two tasks.
+
+The search is that of `learning_rates.py`: the grid 10^(k/4), all groups of ``steepest.build(model, rule)``
+scaled together, no weight decay, until the best rate has worse neighbours in the mean over all seeds. Runs of
+different batches have the same number of steps, so a larger batch sees more data.
+
+Run it again to go on where it was interrupted:
+
+  OMP_NUM_THREADS=1 python -m benchmarks.batch_size
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.learning_rates import RULES, Sweeps, best, best_words, grid
+from steepest.lab.tasks import Task, digits_task, text_task
+from steepest.lab.training.machine import describe
+
+FILE = Path(__file__).with_suffix(".jsonl")
+BATCHES = {"digits": (16, 64, 256), "text": (8, 32)}
+# On text a trial takes a hundred times as long, so there only one rule of each kind is searched.
+SEARCHED = {"digits": RULES, "text": ["adamw", "muon", "sgd_sai", "signgsd", "quad", "simba"]}
+SEEDS = {"digits": range(5), "text": range(3)}
+STEPS = {f"{task}, {batch}": 100 if task == "digits" else 400 for task in BATCHES for batch in BATCHES[task]}
+
+
+def task_of(name: str) -> Task[Any]:
+    """Return the task with the batch in its name, on text with 0.13 million parameters."""
+    task, batch = name.split(", ")
+    made: Task[Any] = (
+        digits_task(batch=int(batch)) if task == "digits" else text_task(width=64, batch=int(batch))
+    )
+    return replace(made, evaluations=1)
+
+
+def run(path: Path) -> None:
+    """Run what is missing, a task and a rule after the other."""
+    found = Sweeps(path, STEPS, task_of)
+    for task, batches in BATCHES.items():
+        for rule in SEARCHED[task]:
+            for name in (f"{task}, {batch}" for batch in batches):
+                found.search(name, rule, "together")
+                found.repeat(name, rule, "together", SEEDS[task])
+
+
+def report(path: Path) -> None:
+    """Print the table of docs/learning_rates.md: the best rates, and their ratios between batches."""
+    found = Sweeps(path, STEPS, task_of)
+    for task, batches in BATCHES.items():
+        ratios = [f"× lr, {small} to {large}" for small, large in pairwise(batches)]
+        print("| rule | " + " | ".join([*(f"{task}, batch of {batch}" for batch in batches), *ratios]) + " |")
+        print("| --- |" + " --- |" * (len(batches) + len(ratios)))
+        for rule in SEARCHED[task]:
+            scores = [found.scores(f"{task}, {batch}", rule, "together") for batch in batches]
+            rates = [grid(best(each)) if each else None for each in scores]
+            moves = [f"{b / a:.2g}" if a and b else "" for a, b in pairwise(rates)]
+            print(f"| `{rule}` | {' | '.join([*map(best_words, scores), *moves])} |")
+        print()
+
+
+def main() -> None:
+    """Run the trials, or report them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--file", type=Path, default=FILE)
+    parser.add_argument("--report", action="store_true", help="only print the best learning rates")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    if not options.report:
+        print(describe(torch.device("cpu")))
+        run(options.file)
+    report(options.file)
+
+
+if __name__ == "__main__":
+    main()
