@@ -170,7 +170,7 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
     Tuning:
         - ``lr``: depends on the matrix function's scale; for a polar factor see :class:`~steepest.Muon`.
         - ``weight_decay``: keep lr·λ.
-        - ``momentum_beta``: 0.95.
+        - ``momentum_beta``: 0.95, as for Muon.
         - batch size: not measured here.
 
     When not to use it:

@@ -59,6 +59,7 @@ class QUAD(PSGD, rule=QUADRule()):
         - ``lr``: AdamW's by design. Measured here: 5.6 times AdamW's on a small GPT, the same on digits
           (docs/learning_rates.md).
         - ``weight_decay``: keep lr·λ.
+        - ``momentum``: 0.95, the authors'; other values are not measured here.
         - ``preconditioner_lr``: 0.7; 0.1 whitens more exactly and adapts more slowly (docs/psgd.md).
         - batch size: not measured here.
 

@@ -190,7 +190,7 @@ class SGDSaI(Optimizer, rule=SGDSaIRule()):
         - ``lr``: measured here: AdamW's on a small GPT, 1.8 times AdamW's on digits (docs/learning_rates.md).
           The paper's grid for convnets is 1e-4 to 1e-1.
         - ``weight_decay``: decoupled; keep lr·λ.
-        - ``momentum``: 0.9.
+        - ``momentum``: 0.9, the authors'; other values are not measured here.
         - batch size: the scales are measured on the first batch; if that is tiny, raise ``warmup_batches``.
 
     When not to use it:
