@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -54,14 +53,14 @@ def report(path: Path) -> None:
     """Print the table of docs/learning_rates.md: the best rates, and their ratios between batches."""
     found = Sweeps(path, STEPS, task_of)
     for task, batches in BATCHES.items():
-        ratios = [f"× lr, {small} to {large}" for small, large in pairwise(batches)]
-        print("| rule | " + " | ".join([*(f"{task}, batch of {batch}" for batch in batches), *ratios]) + " |")
-        print("| --- |" + " --- |" * (len(batches) + len(ratios)))
+        ratio = f"× lr, {batches[0]} to {batches[-1]}"
+        print("| rule | " + " | ".join([*(f"{task}, batch of {batch}" for batch in batches), ratio]) + " |")
+        print("| --- |" + " --- |" * (len(batches) + 1))
         for rule in SEARCHED[task]:
             scores = [found.scores(f"{task}, {batch}", rule, "together") for batch in batches]
-            rates = [grid(best(each)) if each else None for each in scores]
-            moves = [f"{b / a:.2g}" if a and b else "" for a, b in pairwise(rates)]
-            print(f"| `{rule}` | {' | '.join([*map(best_words, scores), *moves])} |")
+            smallest, largest = scores[0], scores[-1]
+            moved = f"{grid(best(largest)) / grid(best(smallest)):.2g}" if smallest and largest else ""
+            print(f"| `{rule}` | {' | '.join([*map(best_words, scores), moved])} |")
         print()
 
 
