@@ -116,7 +116,8 @@ class Hyperball(Muon, rule=HyperballRule(), defaults={"weight_decay": 0.0}):
           AdamW's, and 0.056 on digits (docs/learning_rates.md).
         - ``weight_decay``: there is none, since the norm is fixed.
         - ``momentum``: 0.95; other values are not measured here.
-        - batch size: not measured here.
+        - batch size: keep lr, and search around it. Measured here: with 16 times the batch and as many
+          steps the best lr is 1.8 times as large on digits (docs/learning_rates.md).
 
     When not to use it:
         For matrices that start at zero, which have no norm to keep, and for layers whose norm must be

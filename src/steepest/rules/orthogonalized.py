@@ -171,7 +171,8 @@ class OrthogonalizedOptimizer(Optimizer, rule=OrthogonalizedRule()):
         - ``lr``: depends on the matrix function's scale; for a polar factor see :class:`~steepest.Muon`.
         - ``weight_decay``: keep lr·λ.
         - ``momentum_beta``: 0.95, as for Muon.
-        - batch size: not measured here.
+        - batch size: as for Muon, if the matrix function normalizes; otherwise the step shrinks as the
+          batch averages the gradient's noise.
 
     When not to use it:
         When the function is Newton-Schulz or an SVD: :class:`~steepest.Muon` stacks matrices of one shape

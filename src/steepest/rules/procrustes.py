@@ -62,7 +62,8 @@ class Procrustes(PSGD, rule=ProcrustesRule()):
         - ``weight_decay``: keep lr·λ.
         - ``momentum``: 0.95, the authors'; other values are not measured here.
         - ``preconditioner_lr``: 0.7; 0.1 whitens more exactly and adapts more slowly (docs/psgd.md).
-        - batch size: not measured here.
+        - batch size: keep lr, and search around it. Measured here: with 16 times the batch and as many
+          steps the best lr is the same on digits (docs/learning_rates.md).
 
     When not to use it:
         As for :class:`~steepest.QUAD`. The two did not differ significantly here: 2.591 ± 0.022 and

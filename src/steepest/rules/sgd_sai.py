@@ -192,6 +192,8 @@ class SGDSaI(Optimizer, rule=SGDSaIRule()):
         - ``weight_decay``: decoupled; keep lr·λ.
         - ``momentum``: 0.9, the authors'; other values are not measured here.
         - batch size: the scales are measured on the first batch; if that is tiny, raise ``warmup_batches``.
+          Measured here: with 16 times the batch and as many steps the best lr is the same on digits, with 4
+          times the batch 0.56 times as large on text (docs/learning_rates.md).
 
     When not to use it:
         For small GPTs from scratch: measured here, 3.415 bits per byte after 400 steps, AdamW 2.985. The
