@@ -11,19 +11,18 @@ import pytest
 import torch
 
 import steepest
+from pages import blocks, run_python
 from steepest import optimizer, rule
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "adding-a-rule.md").read_text(encoding="utf-8")
-(EXAMPLE,) = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+(EXAMPLE,) = blocks("docs/adding-a-rule.md")
 
 
 @pytest.fixture
 def example():
     """Its names; it is forgotten afterwards."""
-    names = {"__name__": "contributing_example"}
-    exec(compile(EXAMPLE, "adding-a-rule.md", "exec"), names)
-    yield names
+    yield run_python("docs/adding-a-rule.md", {"__name__": "contributing_example"})
     del optimizer.OPTIMIZERS["row_scaled"], rule._RULES["row_scaled"]
 
 

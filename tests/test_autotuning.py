@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import re
 from pathlib import Path
 
 import pytest
 import torch
 
 import steepest
+from pages import run_python
 from steepest import autotuning
 from steepest.linalg import COEFFICIENTS, newton_schulz
 from steepest.linalg.newton_schulz_ways import Iterations, Way, choose_way
@@ -345,8 +345,7 @@ def test_ways_leave_their_operands_alone():
 
 def test_the_page_s_python_runs(capsys):
     text = (Path(__file__).parents[1] / "docs" / "autotuning.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
-    exec(compile(block, "autotuning.md", "exec"), {})
+    run_python("docs/autotuning.md")
     assert capsys.readouterr().out == "autotune.json\n"
     for way in ("batched", "loop", "onednn", "turned"):
         assert f"`{way}`" in text

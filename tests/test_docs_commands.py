@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from pages import run_python
 from steepest.lab.cli.app import app
 
 ROOT = Path(__file__).parents[1]
@@ -98,9 +99,6 @@ def test_the_benchmarks_that_the_pages_name_exist_with_their_options() -> None:
 
 def test_the_python_of_the_labs_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "lab.md").read_text(), flags=re.DOTALL)
-    names: dict[str, object] = {}
-    quick = block.replace("steps=500", "steps=2").replace("trials=8", "trials=1")
-    exec(compile(quick, "lab.md", "exec"), names)
+    names = run_python("docs/lab.md", shorter={"steps=500": "steps=2", "trials=8": "trials=1"})
     assert (tmp_path / "runs" / "sine" / "report.html").exists()
     assert {row.optimizer for row in names["rows"]} == {"adamw", "lion"}

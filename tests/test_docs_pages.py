@@ -1,51 +1,89 @@
-"""The Python of the pages runs, from top to bottom of each, and no page with Python is without a test."""
+"""Every block of code of the pages runs in a test, and the Python of most pages here, from top to bottom."""
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
 
 import steepest
+from pages import PAGES, ROOT, blocks, run_python
 from steepest.rule import find_rule
 
-ROOT = Path(__file__).parents[1]
-# Pages whose blocks are only run; those with figures have tests of their own.
-PAGES = ["index", "optimizers/index", "coming-from", "how-it-works", "bfloat16", "newton_schulz", "bench"]
+FRAMEWORKS = "docs/frameworks.md"
+# Pages whose Python a test of their own runs and checks, all of it, by calling ``run_python``.
+OWN_TEST = {
+    "README.md": "test_readme.py",
+    "docs/adding-a-rule.md": "test_adding_a_rule.py",
+    "docs/autotuning.md": "test_autotuning.py",
+    "docs/checkpoints.md": "trust/test_docs.py",
+    "docs/cuda_graphs.md": "contract/test_capturable.py",  # skipped without CUDA
+    "docs/index.md": "test_docs_pages.py",
+    "docs/lab.md": "test_docs_commands.py",
+    "docs/learning_rates.md": "learning_rates/test_translations.py",
+    "docs/memory.md": "test_memory_page.py",
+    "docs/planning.md": "planning/test_planning_page.py",
+    "docs/sharding.md": "distributed/test_docs.py",
+    "docs/ternary.md": "ternary/test_docs.py",
+    "docs/verify.md": "trust/test_verify_docs.py",
+}
+# Code, but for shell, which test_docs_shell.py runs; and what is shown: equations and output.
+CODE, SHOWN = {"python", "sh", "yaml", "toml", "json"}, {"", "math", "mermaid", "text"}
 
 
-def blocks(page: Path) -> list[str]:
-    return re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+def fences(text: str) -> list[str]:
+    """Return the language of each block, in order."""
+    marks = re.findall(r"^[ \t]*(?:```|~~~)[^\n]*", text, flags=re.MULTILINE)
+    assert len(marks) % 2 == 0
+    assert set(marks[1::2]) <= {"```"}, "a fence that is indented, or not of backticks"
+    assert all(mark.startswith("```") for mark in marks)
+    return [mark[3:] for mark in marks[::2]]
 
 
-@pytest.mark.parametrize("name", PAGES)
-def test_its_python_runs(name, capsys, forgotten_rules):
-    page = ROOT / "docs" / f"{name}.md"
-    assert blocks(page)
+def source(path: str) -> str:
+    return (ROOT / "tests" / path).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if blocks(page) and page not in (FRAMEWORKS, *OWN_TEST)]
+)
+def test_its_python_runs(page, capsys, forgotten_rules):
     # The names that a page takes for granted.
-    names = {"__name__": "page", "torch": torch, "steepest": steepest}
-    names["params"] = [torch.nn.Parameter(torch.ones(4, 4))]
+    names = {"torch": torch, "steepest": steepest, "params": [torch.nn.Parameter(torch.ones(4, 4))]}
     kernel = steepest.linalg.preferred_symmetric_kernel()
     try:
         with torch.random.fork_rng():
-            for block in blocks(page):
-                exec(compile(block, page.name, "exec"), names)
+            run_python(page, names)
     finally:
         steepest.linalg.preferred_symmetric_kernel(kernel)
 
 
-def test_every_page_with_python_has_a_test():
-    texts = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
-    for page in (ROOT / "docs").rglob("*.md"):
-        if blocks(page):
-            name = page.relative_to(ROOT / "docs").with_suffix("").as_posix()
-            assert name in PAGES or f'"{page.name}"' in texts, page.name
+@pytest.mark.parametrize("page", OWN_TEST)
+def test_a_page_with_a_test_of_its_own_is_run_by_it(page):
+    assert blocks(page)
+    assert f'run_python("{page}"' in source(OWN_TEST[page])
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_its_blocks_are_of_languages_that_are_run_or_only_shown(page):
+    """Shell is the other file's; what else runs is Python, except on the page of frameworks."""
+    runs = CODE if page == FRAMEWORKS else {"python", "sh"}
+    assert set(fences((ROOT / page).read_text(encoding="utf-8"))) <= runs | SHOWN
+
+
+def test_every_section_with_code_on_the_page_of_frameworks_is_taken_by_a_test():
+    parts = re.split(r"^## (.*)$", (ROOT / FRAMEWORKS).read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert not CODE & {*fences(parts[0])}
+    tests = "".join(
+        file.read_text(encoding="utf-8") for file in (ROOT / "tests" / "integrations").glob("*.py")
+    )
+    for title, text in zip(parts[1::2], parts[2::2], strict=True):
+        if CODE & {*fences(text)}:
+            taken = rf'(sections\(\)\[|_page\(|^    )"{title}"'  # the last is a line of a table of tests
+            assert re.search(taken, tests, flags=re.MULTILINE), f"no test takes the section {title!r}"
 
 
 def test_start_names_an_optimizer_for_every_tensor(capsys):
-    names = {}
-    for block in blocks(ROOT / "docs" / "index.md"):
-        exec(compile(block, "index.md", "exec"), names)
+    run_python("docs/index.md")
     printed = capsys.readouterr().out
     assert "muon" in printed
     assert "adamw" in printed

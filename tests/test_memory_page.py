@@ -7,13 +7,13 @@ import pytest
 import torch
 
 import steepest
+from pages import run_python
 
 TEXT = (Path(__file__).parents[1] / "docs" / "memory.md").read_text(encoding="utf-8")
 
 
 def test_its_python_runs(capsys):
-    (block,) = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
-    exec(compile(block, "memory.md", "exec"), {})
+    run_python("docs/memory.md")
     norm, skipped = capsys.readouterr().out.split()
     assert float(norm) > 0
     assert skipped == "0"
@@ -58,7 +58,7 @@ def test_its_calls_of_build_work():
 @pytest.mark.parametrize(
     ("words", "name", "options"),
     [
-        ("Lion, Signum, SGD, SGDSaI, Muon and kin", "Muon", {}),
+        ("Lion, Signum, SGD, SGDSaI, Muon and its variants", "Muon", {}),
         ("AdamW", "AdamW", {}),
         ("AdamW with AMSGrad, AdEMAMix", "AdamW", {"amsgrad": True}),
     ],

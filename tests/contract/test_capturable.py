@@ -6,8 +6,6 @@ The graph is played on the CPU: a step's operations are recorded and done again.
 from __future__ import annotations
 
 import contextlib
-import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +14,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 import steepest
+from pages import run_python
 from steepest.compile import cache
 from steepest.compile.available import compiler_available
 from steepest.engine import collect, compiled, cuda_graphs, grad_check
@@ -616,8 +615,5 @@ def test_a_step_that_was_not_made_for_it_is_refused_in_a_real_graph():
 
 @pytest.mark.gpu
 def test_the_page_s_python_runs():
-    page = Path(__file__).parents[2] / "docs" / "cuda_graphs.md"
-    (block,) = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL)
-    names: dict[str, Any] = {}
-    exec(compile(block, page.name, "exec"), names)
+    names = run_python("docs/cuda_graphs.md")
     assert all(int(state["step"]) > 10 for state in names["optimizer"].state.values())

@@ -1,21 +1,16 @@
 """What docs/sharding.md shows runs."""
 
-import re
-from pathlib import Path
-
 import torch
 import torch.distributed as dist
 
 import steepest
-
-TEXT = (Path(__file__).parents[2] / "docs" / "sharding.md").read_text(encoding="utf-8")
+from pages import run_python
 
 
 def test_its_example_runs(tmp_path, capsys):
-    (block,) = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     try:
-        exec(compile(block, "docs/sharding.md", "exec"), {"torch": torch, "steepest": steepest})
+        run_python("docs/sharding.md", {"torch": torch, "steepest": steepest})
     finally:
         dist.destroy_process_group()
     elements = 64 * 256 + 256 + 256 * 10 + 10

@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 import warnings
 from pathlib import Path
 from statistics import fmean
@@ -11,6 +10,7 @@ import pytest
 from torch import nn
 
 import steepest
+from pages import run_python
 from steepest.learning_rates import TRANSLATIONS
 
 ROOT = Path(__file__).parents[2]
@@ -92,11 +92,7 @@ def test_the_page_says_what_was_suggested_and_what_was_missed():
 
 def test_the_pages_python_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
-    assert len(blocks) == 3
-    names = {}
-    for block in blocks:
-        exec(compile(block, "learning_rates.md", "exec"), names)
+    run_python("docs/learning_rates.md")
     printed = capsys.readouterr().out
     assert "sgd momentum=0.9" in printed
     assert "learning rate" in printed

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import steepest
+from pages import run_python
 from steepest.lab import cli
 
 TEXT = (Path(__file__).parents[2] / "docs" / "planning.md").read_text(encoding="utf-8")
@@ -16,10 +16,7 @@ SHOWN = re.findall(r"```sh\nsteepest (.*?)\n```\n\n```\n(.*?)```", TEXT, flags=r
 
 
 def test_its_python_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    blocks = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
-    names = {"steepest": steepest}
-    for block in blocks:
-        exec(compile(block, "planning.md", "exec"), names)
+    run_python("docs/planning.md")
     sums, first, second, factors = capsys.readouterr().out.splitlines()
     # Query, key and value, the projection, two maps, and their vectors.
     numel = 32 * (4 * 4096**2 + 2 * 4096 * 16384 + 3 * 4096 + 4096 + 16384 + 4096 + 4 * 4096)

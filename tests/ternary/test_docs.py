@@ -3,12 +3,13 @@
 import re
 from pathlib import Path
 
+from pages import run_python
+
 TEXT = (Path(__file__).parents[2] / "docs" / "ternary.md").read_text(encoding="utf-8")
 
 
 def test_its_python_runs(capsys):
-    (block,) = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
-    exec(compile(block, "docs/ternary.md", "exec"), {})
+    run_python("docs/ternary.md")
     printed = capsys.readouterr().out
     assert "81,920 weights are ternary" in printed
     assert "ternary_flip" in printed

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 import steepest
+from pages import blocks, run_python
 
 from .trainings import Momentum
 
 TEXT = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text(encoding="utf-8")
-TRAINING, LOOP, FLAT = re.findall(r"```python\n(.*?)```", TEXT, flags=re.DOTALL)
+TRAINING = blocks("docs/checkpoints.md")[0]
 
 
 def _certified(make_optimizer: Any = None) -> str:
@@ -47,13 +48,9 @@ def test_the_broken_one_differs_as_shown():
 
 def test_the_loop_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {}
-    exec(compile(LOOP, "checkpoints.md", "exec"), names)
-    again: dict[str, Any] = {}
-    exec(compile(LOOP, "checkpoints.md", "exec"), again)
+    names, again = run_python("docs/checkpoints.md"), run_python("docs/checkpoints.md")
     assert (names["first"], again["first"]) == (0, 4)
     assert torch.equal(names["model"].weight, again["model"].weight)
-    exec(compile(FLAT, "checkpoints.md", "exec"), again)
     assert set(again["tensors"]) >= {"state.0.exp_avg", "state.1.exp_avg_sq"}
 
 

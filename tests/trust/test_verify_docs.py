@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import cross_entropy
 
 import steepest
+from pages import run_python
 
 from .test_verify_failures import ClippedMuon, Wrapper
 from .training import backward, train
@@ -19,7 +22,7 @@ from .training import backward, train
 TEXT = (Path(__file__).parents[2] / "docs" / "verify.md").read_text(encoding="utf-8")
 SHOWN = [
     " ".join(block.split())
-    for block in re.findall(r"^    p(?:.+\n)+", TEXT.split("## What it says")[1], re.M)
+    for block in re.findall(r"^    p(?:.+\n)+", TEXT.split("## What the errors look like")[1], re.M)
 ]
 
 
@@ -95,3 +98,28 @@ def test_the_message_is_the_one_shown(make: Callable[[nn.Sequential], Any], show
     said, shown = (re.sub(r"(?<!['\d])\d+(\.\d+)?(e-\d+)?", "#", each) for each in (str(raised.value), shown))
     start, cut, _ = shown.partition("…")
     assert said.startswith(start) if cut else said == shown
+
+
+def test_its_python_runs_and_changes_no_step():
+    def given() -> dict[str, Any]:
+        model = model_of_three()
+        optimizer = steepest.Lion(model.named_parameters(), lr=0.01)
+        batches = [(torch.randn(8, 6), torch.randint(4, (8,))) for _ in range(2)]
+        steps = partial(train, model, optimizer, 20)
+        return {
+            "model": model,
+            "optimizer": optimizer,
+            "batches": batches,
+            "loss": cross_entropy,
+            "train": steps,
+        }
+
+    names, plain = run_python("docs/verify.md", {"steepest": steepest, **given()}), given()
+    for inputs, labels in plain["batches"]:
+        cross_entropy(plain["model"](inputs), labels).backward()
+        plain["optimizer"].step()
+        plain["optimizer"].zero_grad()
+    plain["train"]()
+    assert all(map(torch.equal, names["model"].parameters(), plain["model"].parameters()))
+    assert names["history"].steps == [10, 20]
+    assert all(0 < cosine < 1 for cosine in names["history"]["0.weight"]["cosine"])
