@@ -67,7 +67,7 @@ ELSEWHERE = {
     "test_readme.py": ("make race", "make test"),
     # pip downloads: they install the wheel in a fresh environment, with and without the lab's packages.
     "wheel/test_install.py": (
-        "pip install torch",
+        "pip install torch numpy",
         "pip install .",
         "pip install dist/steepest-*.whl",
         'pip install ".[lab]"',
