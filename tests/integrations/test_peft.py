@@ -153,5 +153,38 @@ def test_a_trainer_resumes_adapters_on_a_ternary_model(adapters, tmp_path):
     resumed_and_whole(tmp_path, prepare, lambda model: {"optimizers": (steepest.build(model, "adamw"), None)})
 
 
+@pytest.mark.parametrize("kind", ["CAUSAL_LM", "SEQ_CLS"])
+def test_layers_that_peft_trains_whole_go_by_their_own_names(kind):
+    peft = pytest.importorskip("peft")
+    from transformers import LlamaForSequenceClassification
+
+    model, head, given = llama(), "lm_head", {"modules_to_save": ["lm_head"]}
+    if kind == "SEQ_CLS":
+        model, head, given = LlamaForSequenceClassification(model.config), "score", {}
+    targets = ["q_proj", "embed_tokens"]
+    model = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=targets, task_type=kind, **given))
+    overrides = {
+        f"{head}.weight": "lion",
+        "model.layers.1.self_attn.q_proj.lora_A.weight": {"lr": 0.5},
+        "model.embed_tokens.lora_embedding_B": {"lr": 0.25},
+    }
+    optimizer = steepest.build(model, "muon", overrides=overrides)
+    rows = {row.name.removeprefix("base_model.model."): row for row in optimizer.explain().rows}
+    assert {name for name, row in rows.items() if row.rule == "lion" and not row.frozen} == {
+        f"{head}.modules_to_save.default.weight"
+    }
+    assert {name: row.lr for name, row in rows.items() if row.lr in (0.5, 0.25)} == {
+        "model.layers.1.self_attn.q_proj.lora_A.default.weight": 0.5,
+        "model.embed_tokens.lora_embedding_B.default": 0.25,
+    }
+    # The frozen copy is no parameter that anyone could mean, or must decide about.
+    plain = steepest.build(model, "muon").explain()
+    assert [text for text in plain.warnings if not text.startswith("nothing goes to 'muon'")] == []
+    for typo in (f"{head}.wieght", f"{head}.original_modul.weight"):
+        with pytest.raises(ValueError, match="matches no parameter") as caught:
+            steepest.build(model, "muon", overrides={typo: "lion"})
+        assert "original_module.weight'?" not in str(caught.value)
+
+
 def test_examples(adapters):
     assert run_examples(adapters) > 0

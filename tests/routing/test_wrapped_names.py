@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 import steepest
+from steepest.routing.wrappers import unwrapped
 
 from .training import Block, Transformer
 
@@ -32,9 +34,20 @@ class LoraLinear(nn.Module):
         self.lora_B = nn.ModuleDict({"default": nn.Linear(2, base_layer.out_features, bias=False)})
 
 
+class ModulesToSave(nn.Module):
+    """A layer that PEFT trains whole beside its adapters, by its names."""
+
+    def __init__(self, original_module: nn.Linear) -> None:
+        super().__init__()
+        self.original_module = original_module.requires_grad_(False)
+        trained = copy.deepcopy(original_module).requires_grad_(True)
+        self.modules_to_save = nn.ModuleDict({"my_adapter": trained})
+
+
 def _peft(model: Transformer) -> nn.Module:
     for block in model.blocks:
         block.mlp[0] = LoraLinear(block.mlp[0])
+    model.head = ModulesToSave(model.head)
     return Wrapper(Wrapper(model, "model"), "base_model")
 
 
@@ -111,6 +124,44 @@ def test_a_typo_is_still_refused_with_the_closest_name():
     model = Wrapper(Transformer(), "module")
     with pytest.raises(ValueError, match=r"'haed.bias' matches no parameter.*did you mean 'head.bias'"):
         steepest.build(model, "adamw", overrides={"haed.bias": "lion"})
+
+
+def test_a_suggestion_is_the_name_of_a_parameter_that_trains():
+    model = _peft(Transformer())
+    with pytest.raises(ValueError, match=r"did you mean 'head.weight'\?"):
+        steepest.build(model, "adamw", overrides={"haed.weight": "lion"})
+    for typo in ("head.original_modul.weight", "*.original_modul.weight"):
+        with pytest.raises(ValueError, match="matches no parameter") as caught:
+            steepest.build(model, "adamw", overrides={typo: "lion"})
+        assert "original_module" not in str(caught.value)
+
+
+def test_a_frozen_copy_of_the_output_layer_raises_no_question():
+    optimizer = steepest.build(_peft(Transformer()), "muon")
+    rows = {row.name.partition("head.")[2]: row for row in optimizer.explain().rows if "head." in row.name}
+    assert rows["modules_to_save.my_adapter.weight"].kind == "output"
+    assert rows["original_module.weight"].frozen
+    assert not [text for text in optimizer.explain().warnings if "head" in text]
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("lm_head.modules_to_save.default.weight", "lm_head.weight"),
+        ("modules_to_save.default.weight", "weight"),
+        ("score.original_module.dense.bias", "score.dense.bias"),
+        ("q.lora_A.default.weight", "q.lora_A.weight"),
+        ("q.lora_magnitude_vector.mine.weight", "q.lora_magnitude_vector.weight"),
+        ("embed.lora_embedding_B.default", "embed.lora_embedding_B"),
+        # No adapters: names of other libraries, and of a model of one's own.
+        ("q.lora_A.weight", "q.lora_A.weight"),
+        ("q.lora_down.weight", "q.lora_down.weight"),
+        ("my_modules_to_save.default.weight", "my_modules_to_save.default.weight"),
+        ("modules_to_save.weight", "modules_to_save.weight"),
+    ],
+)
+def test_peft_s_adapters_leave_the_name(name: str, own: str):
+    assert unwrapped(name) == own
 
 
 def test_a_module_that_is_called_as_wrappers_are_is_found_under_its_name():

@@ -18,11 +18,12 @@ def find_ambiguities(
 ) -> list[str]:
     """Write a warning for each group of output layers that were guessed, not found, or not counted.
 
-    ``routed`` has each tensor with its role, and whether an override names its rule, which settles it.
+    ``routed`` has each tensor with its role, and whether an override names its rule, which settles it. A
+    frozen tensor needs no answer: PEFT keeps frozen copies of output layers that it trains.
     """
     outputs = {id(o.module) for each, role, _ in routed if role.kind == "output" for o in each.owners}
     tied = any(role.reason.endswith("(tied)") for _, role, _ in routed)
-    unsettled = [(each, role) for each, role, settled in routed if not settled]
+    unsettled = [(each, role) for each, role, settled in routed if each.param.requires_grad and not settled]
 
     def hidden(layers: Set[int]) -> list[str]:
         """Return the names of the layers' weights that are taken as hidden."""

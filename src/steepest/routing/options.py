@@ -188,15 +188,19 @@ def as_options(what: str, value: str | Mapping[str, Any]) -> Options:
 
 
 def as_table(what: str, value: Mapping[str, Any] | None, tensors: list[Routed]) -> dict[str, Any]:
-    """Return a mapping from patterns as a dict; refuse one with a pattern that matches no parameter."""
+    """Return a mapping from patterns as a dict; refuse one with a pattern that matches no parameter.
+
+    Only parameters that train are suggested in its place.
+    """
     table = _as_patterns(what, value)
     names = [name for tensor in tensors for name in spellings(tensor.names)]
+    trained = [name for tensor in tensors if tensor.param.requires_grad for name in spellings(tensor.names)]
     ends = {
-        ".".join(["*", *name.split(".")[cut:]]) for name in names for cut in range(1, name.count(".") + 1)
+        ".".join(["*", *name.split(".")[cut:]]) for name in trained for cut in range(1, name.count(".") + 1)
     }
     for pattern in table:
         if not _matches(pattern, names):
-            close = near_miss(pattern, sorted(ends) if "*" in pattern else names)
+            close = near_miss(pattern, sorted(ends) if "*" in pattern else trained)
             raise ValueError(f"{what}: {pattern!r} matches no parameter of the model{close}")
     return dict(table)
 
