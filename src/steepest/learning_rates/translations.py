@@ -80,7 +80,20 @@ _PAPERS = (
         (1e-5, 1e-3),
         MappingProxyType({"momentum": 0.95, "scale": "match_rms_adamw"}),
     ),
+    Translation(
+        "adam_mini",
+        1.0,
+        1.0,
+        "Zhang et al. 2024, arXiv 2406.16793: AdamW's own",
+        (1e-5, 1e-3),
+    ),
 )
+
+# Rules that can have no translation, and the reasons.
+_WITHOUT = {
+    "orthogonalized": "its step is as long as your orthogonalize() or scaled_orthogonalize_fn makes it",
+    "ternary_flip": "it has no learning rate; its threshold says how many votes flip a weight",
+}
 
 
 def _swept() -> tuple[Translation, ...]:
@@ -112,7 +125,7 @@ def from_adamw(lr: float, weight_decay: float = 0.0, *, to: str) -> dict[str, An
     trainings of models with up to 0.27 million parameters. It is a place to start a search from.
 
     The product of learning rate and weight decay is kept, and with it how many steps the weights remember,
-    :math:`1/(\eta\lambda)` (Wang and Aitchison, arXiv 2405.13698), except by Muon's paper, which keeps both.
+    :math:`1/(\eta\lambda)` (Wang and Aitchison, arXiv 2405.13698). Hyperball and Scion keep their own decay.
 
     For a rule for hidden matrices, the sweep had everything else with AdamW as it was; so does
     ``steepest.build(model, "muon", fallback={"rule": "adamw", "lr": lr, "weight_decay": weight_decay},
@@ -142,10 +155,11 @@ def from_adamw(lr: float, weight_decay: float = 0.0, *, to: str) -> dict[str, An
     """
     positive().check("from_adamw()", "lr", lr)
     at_least(0).check("from_adamw()", "weight_decay", weight_decay)
-    rule = optimizer_class(to).rule.name
+    rule = to if to in _WITHOUT else optimizer_class(to).rule.name
     known = [each for each in TRANSLATIONS if each.to == rule]
     if not known:
-        raise ValueError(f"from_adamw(): there is no translation to {rule!r}")
+        why = _WITHOUT.get(rule, "nobody has measured one; steepest.suggest_lr measures a learning rate")
+        raise ValueError(f"from_adamw(): there is no translation to {rule!r}: {why}")
     found = min(known, key=lambda each: _distance(lr, each.valid))
     if _distance(lr, found.valid) > 0:
         low, high = found.valid
