@@ -1,10 +1,13 @@
-"""The `steepest` command: the lab, if the packages that it needs are installed."""
+"""The `steepest` command: the versions, and the lab, if the packages that it needs are installed."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from importlib.util import find_spec
+
+from steepest import __version__
 
 _BAD_REQUEST = 2
 _INTERRUPTED = 130
@@ -40,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: list[str]) -> int:
+    if arguments[:1] == ["--version"]:
+        print(f"steepest {__version__}, torch {version('torch')}")
+        return 0
     missing = [name for name in _EXTRA_PACKAGES if find_spec(name) is None]
     if missing:
         print(

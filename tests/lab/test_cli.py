@@ -363,6 +363,8 @@ def test_without_the_lab_extra_one_line_says_how_to_install_it(
     assert run_main("race") == 2
     error = capsys.readouterr().err
     assert error == 'steepest: the lab needs typer: pip install "steepest[lab]"\n'
+    assert run_main("--version") == 0
+    assert capsys.readouterr().out.startswith(f"steepest {steepest.__version__}, torch ")
 
 
 def test_names_of_factories_are_no_emoji(capsys: pytest.CaptureFixture[str]) -> None:

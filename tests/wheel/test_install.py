@@ -96,9 +96,15 @@ def test_a_step_with_torch_alone(environment: Path) -> None:
 
 
 def test_without_the_lab_the_command_says_what_to_install(environment: Path) -> None:
-    done = run(environment, "steepest", "--version")
-    assert done.returncode == 2
+    done = run(environment, "steepest", "race", "--help")
+    assert (done.returncode, done.stdout) == (2, "")
     assert 'pip install "steepest[lab]"' in done.stderr
+
+
+def test_without_the_lab_the_command_tells_the_versions(environment: Path) -> None:
+    done = run(environment, "steepest", "--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"steepest {steepest.__version__}, torch ")
 
 
 def test_with_the_lab_the_command_runs(environment: Path) -> None:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version as installed
 from typing import Annotated
 
 import typer
-
-import steepest
 
 from ..errors import LabError
 from ..printable import printable
@@ -73,16 +70,9 @@ def _report_error(text: str) -> int:
     return BAD_REQUEST
 
 
-def _version(requested: bool) -> None:
-    if requested:
-        print(f"steepest {steepest.__version__}, torch {installed('torch')}")
-        raise typer.Exit
-
-
 @app.callback()
 def _steepest(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the versions and exit.")
-    ] = False,
+    # For the help: steepest.__main__ answers it, which must not need typer.
+    version: Annotated[bool, typer.Option("--version", help="Print the versions and exit.")] = False,
 ) -> None:
     """Memory-lean optimizers for PyTorch: find out which one suits your model."""
