@@ -168,8 +168,8 @@ class Simba(Optimizer, rule=SimbaRule()):
         If gradients turn around during training: the counters forget slowly, those of :class:`SimbaLeaky`
         do not. :class:`Signum` with momentum in bfloat16 takes the same 2 bytes.
 
-    Source: the Simba study of sign memory in sequential recommendation; its ablations are
-    ``memory="momentum"`` (Simba + m), ``choice="lion"`` (Simba + (1)), and both
+    Source: the original Simba study of sign memory in sequential recommendation, of which no publication is
+    known; its ablations are ``memory="momentum"`` (Simba + m), ``choice="lion"`` (Simba + (1)), and both
     ``memory="momentum", choice="memory"`` (c = m).
 
     >>> weight = torch.nn.Parameter(torch.zeros(2))

@@ -72,7 +72,7 @@ SeedsOption = Annotated[
     int, typer.Option("--seeds", help="Number of final seeds; the search uses none of them.")
 ]
 StepsOption = Annotated[int | None, typer.Option(help="Training steps per trial. Default: the task's own.")]
-DeviceOption = Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="Device to train on.")]
+DeviceOption = Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="Device to run on.")]
 DtypeOption = Annotated[
     str | None,
     typer.Option(

@@ -1,4 +1,4 @@
-"""`steepest study`: published findings, reproduced."""
+"""`steepest study`: a study, reproduced."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from .options import (
 from .paths import path_option
 
 study = typer.Typer(
-    name="study", help="Reproduce a published study.", no_args_is_help=True, rich_markup_mode="markdown"
+    name="study", help="Reproduce a study.", no_args_is_help=True, rich_markup_mode="markdown"
 )
 
 _GRID_OPTIMIZERS = ", ".join(GRID_OPTIMIZERS)

@@ -1,4 +1,4 @@
-"""The Simba study: SASRec with Lion, Simba and what lies between, and how fast each follows a reversal."""
+"""The original Simba study, repeated: SASRec with Lion, Simba and rules between them, and a reversal."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ SETTINGS = (
 )
 
 
-class Published(NamedTuple):
-    """A row of the published table."""
+class Original(NamedTuple):
+    """A row of the original study's table."""
 
     hits: float
     ndcg: float
     loss: float
 
 
-PUBLISHED = {
-    "lion": Published(0.0690, 0.0381, 0.1451),
-    "signgsd": Published(0.0420, 0.0213, 0.6655),
-    "simba": Published(0.0195, 0.0094, 0.8730),
-    "simba_sign_m": Published(0.0693, 0.0378, 0.1457),
-    "simba_lions_choice": Published(0.0296, 0.0152, 0.5787),
-    "simba_always_m": Published(0.0667, 0.0358, 0.1427),
+ORIGINAL = {
+    "lion": Original(0.0690, 0.0381, 0.1451),
+    "signgsd": Original(0.0420, 0.0213, 0.6655),
+    "simba": Original(0.0195, 0.0094, 0.8730),
+    "simba_sign_m": Original(0.0693, 0.0378, 0.1457),
+    "simba_lions_choice": Original(0.0296, 0.0152, 0.5787),
+    "simba_always_m": Original(0.0667, 0.0358, 0.1427),
 }
-PUBLISHED_MARGIN = 2 * math.sqrt(2) * 0.001
+ORIGINAL_MARGIN = 2 * math.sqrt(2) * 0.001
 """Two standard deviations of the difference of two HR@10, if each has the 0.001 seen on Amazon Beauty."""
 
 RECOVERED = 0.9
@@ -133,7 +133,7 @@ def run(
         results.append(second)
     notes = [
         *describe_data(found, measured),
-        *compare_with_published(result.records),
+        *compare_with_original(result.records),
         *compare_with_popularity(result.records, measured["popularity"]["HR@10"], int(task.config["users"])),
         *(note for each in results[1:] for note in compare_recoveries(each.experiment, each.records)),
     ]
@@ -144,44 +144,44 @@ def run(
 
 
 def describe_data(data: object, measured: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
-    """Yield the sentences on the data, rankings without training, and the published figures."""
+    """Yield the sentences on the data, rankings without training, and the original study's figures."""
     if isinstance(data, Synthetic):
         yield (
-            "The data are synthetic, so only the optimizers' order can be compared with the published one, "
-            "not the figures."
+            "The data are synthetic, so only the optimizers' order can be compared with the original "
+            "study's, not the figures."
         )
     rankings = "; ".join(f"{name} {m['NDCG@10']:.4f}, {m['HR@10']:.4f}" for name, m in measured.items())
     yield f"NDCG@10 and HR@10 of rankings without training, on the test data: {rankings}."
-    rows = "; ".join(f"{label} {p.hits:.4f}, {p.ndcg:.4f}, {p.loss:.4f}" for label, p in PUBLISHED.items())
+    rows = "; ".join(f"{label} {p.hits:.4f}, {p.ndcg:.4f}, {p.loss:.4f}" for label, p in ORIGINAL.items())
     yield (
-        f"Published HR@10, NDCG@10 and loss: {rows}. The data set is not named; on the nearest, Amazon "
+        f"The original study's HR@10, NDCG@10 and loss: {rows}. It names no data set; on the nearest, Amazon "
         "Beauty, a tuned SASRec with Adam has HR@10 0.065 ± 0.001 and NDCG@10 0.034."
     )
 
 
-def compare_with_published(records: Sequence[Record]) -> Iterator[str]:
-    """Yield the sentences on the published ordering and on what makes the difference."""
+def compare_with_original(records: Sequence[Record]) -> Iterator[str]:
+    """Yield the sentences on the original study's ordering and on what makes the difference."""
     # A single seed has no spread to test with.
     scores = {label: values for label, values in tuned_scores(records).items() if len(values) > 1}
-    known = sorted(PUBLISHED.keys() & scores.keys(), key=lambda label: -PUBLISHED[label].hits)
+    known = sorted(ORIGINAL.keys() & scores.keys(), key=lambda label: -ORIGINAL[label].hits)
     agree: list[str] = []
     opposite: list[str] = []
     ties: list[str] = []
     for a, b in combinations(known, 2):
-        if PUBLISHED[a].hits - PUBLISHED[b].hits > PUBLISHED_MARGIN:
+        if ORIGINAL[a].hits - ORIGINAL[b].hits > ORIGINAL_MARGIN:
             change, p = difference(scores, b, a)
             found = ties if not p < SIGNIFICANT else agree if change > 0 else opposite
             found.append(f"{a} above {b}")
     if total := len(agree) + len(opposite) + len(ties):
         yield (
-            f"Of {total} pairs whose published HR@10 differ by more than {PUBLISHED_MARGIN:.4f}, "
-            f"{len(agree)} come out in the published order by NDCG@10 (p < {SIGNIFICANT}), {len(opposite)} "
-            f"in the opposite order, and {len(ties)} cannot be told apart."
+            f"Of {total} pairs whose HR@10 in the original study differ by more than {ORIGINAL_MARGIN:.4f}, "
+            f"{len(agree)} come out in its order by NDCG@10 (p < {SIGNIFICANT}), {len(opposite)} in the "
+            f"opposite order, and {len(ties)} cannot be told apart."
         )
     if opposite:
-        yield f"Published, but the opposite here: {'; '.join(opposite)}."
+        yield f"In the original study, but the opposite here: {'; '.join(opposite)}."
     if ties:
-        yield f"Published, but not told apart here: {'; '.join(ties)}."
+        yield f"In the original study, but not told apart here: {'; '.join(ties)}."
     yield from _what_matters(scores)
     if {"simba", "simba_leaky"} <= scores.keys():
         change, p = difference(scores, "simba", "simba_leaky")
@@ -199,8 +199,8 @@ def _what_matters(scores: Scores) -> Iterator[str]:
         if {a, b} <= scores.keys():
             change, p = difference(scores, a, b)
             changes.append((change, p))
-            published = f"{PUBLISHED[b].ndcg - PUBLISHED[a].ndcg:+.4f}"
-            yield f"Taking {text}, changes NDCG@10 by {change:+.4f} (p = {p:.2g}); published {published}."
+            theirs = f"{ORIGINAL[b].ndcg - ORIGINAL[a].ndcg:+.4f} in the original study"
+            yield f"Taking {text}, changes NDCG@10 by {change:+.4f} (p = {p:.2g}); {theirs}."
     if len(changes) < len(replacements):
         return
     (memory, p), *choices = changes
@@ -211,7 +211,7 @@ def _what_matters(scores: Scores) -> Iterator[str]:
         verdict = "the momentum's sign matters, not the choice"
     else:
         verdict = f"both matter, {'the momentum' if abs(memory) > choice else 'the choice'} more"
-    yield f"So here {verdict}; the published rows say that the momentum's sign matters."
+    yield f"So here {verdict}; the original study says that the momentum's sign matters."
 
 
 def compare_with_popularity(records: Sequence[Record], popularity: float, users: int) -> Iterator[str]:
