@@ -31,7 +31,20 @@ FOR_RULES = (
     "steepest.rule.Moments",
     "steepest.rule.MatrixOptions",
     "steepest.arithmetic",
+    "steepest.constructor.constructor",
     "steepest.hyperparameters.Hyperparameter",
+    "steepest.hyperparameters.at_least",
+    "steepest.hyperparameters.betas",
+    "steepest.hyperparameters.choice",
+    "steepest.hyperparameters.finite",
+    "steepest.hyperparameters.flag",
+    "steepest.hyperparameters.floating_dtype",
+    "steepest.hyperparameters.fraction",
+    "steepest.hyperparameters.integer",
+    "steepest.hyperparameters.learning_rate",
+    "steepest.hyperparameters.optional",
+    "steepest.hyperparameters.positive",
+    "steepest.hyperparameters.rate",
 )
 """What one needs besides to add a rule."""
 

@@ -78,6 +78,8 @@ def _modules() -> str:
     for module in MODULES:
         names = ", ".join(f"[`{name}`][{_entry(module, name)}]" for name in _sorted(public_names(module)))
         lines += [f"## [{module}]({module}.md)", "", names, ""]
+    names = ", ".join(f"[`{each.removeprefix('steepest.')}`][{each}]" for each in FOR_RULES)
+    lines += ["## [steepest.rule](steepest.rule.md)", "", f"To add a rule: {names}", ""]
     return "\n".join(lines)
 
 

@@ -18,7 +18,7 @@ import pytest
 from .conftest import ROOT
 
 SOURCES = ROOT / "src"
-# The page of steepest.rule has what a rule needs of these.
+# The page of steepest.rule has what a rule needs of these, and of their other names none is public.
 FOR_RULES = {f"steepest.{name}" for name in ("rule", "arithmetic", "hyperparameters", "constructor")}
 
 
@@ -43,6 +43,17 @@ def documented() -> set[str]:
                     break  # a function with the name of the module that defines it
                 if exported(module):
                     found.add(module)
+    return found
+
+
+def imported() -> set[str]:
+    """Every name that an example of README or docs/ imports from the library, as the example spells it."""
+    found = set()
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        for line in re.findall(
+            r"^ *from (steepest[\w.]*) import (.+)$", page.read_text(encoding="utf-8"), re.M
+        ):
+            found |= {f"{line[0]}.{name.split()[0]}" for name in line[1].strip("()").split(",")}
     return found
 
 
@@ -75,6 +86,22 @@ def test_every_name_has_one_entry(module: str, site: Path, headings: Counter[str
     for name in PUBLIC[module]:
         assert headings[f"{module}.{name}"] == 1, f"{module}.{name}"
         assert f">{name}</code>" in section, f"{module}.{name}"
+
+
+def test_what_the_examples_import_has_an_entry(headings: Counter[str]) -> None:
+    paths = imported()
+    assert {"steepest.constructor.constructor", "steepest.hyperparameters.betas"} < paths
+    for path in paths:
+        name = path.rpartition(".")[2]
+        assert headings[f"steepest.{name}" if name in PUBLIC["steepest"] else path] == 1, path
+
+
+def test_what_a_rule_needs_is_in_the_index(site: Path) -> None:
+    index = (site / "api" / "index.html").read_text(encoding="utf-8")
+    (section,) = (part for part in index.split("<h2 ") if ">steepest.rule</a>" in part[:200])
+    for path in imported():
+        if path.startswith(("steepest.constructor.", "steepest.hyperparameters.")):
+            assert f'href="steepest.rule.html#{path}"' in section, path
 
 
 def test_a_function_is_documented_as_one(site: Path, headings: Counter[str]) -> None:
