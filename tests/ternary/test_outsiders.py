@@ -47,7 +47,8 @@ def test_averaged_buffers_are_refused_and_copied_ones_are_not(average: str, trai
     train(model, flip, bad, good)
     x = torch.randn(4, 64)
     bad.train(training)
-    for use in (bad, lambda x: bad.module[0].dense(), lambda x: bad.module[0].unpack()):
+    layer = bad.module[0]
+    for use in (bad, lambda x: layer.dense(), lambda x: layer.unpack(), lambda x: bad.state_dict()):
         for _ in range(2):  # it does not get used to it
             with pytest.raises(RuntimeError, match=MESSAGE):
                 use(x)
@@ -56,6 +57,9 @@ def test_averaged_buffers_are_refused_and_copied_ones_are_not(average: str, trai
     for ours, theirs in zip(good.module[::2], model[::2], strict=True):
         assert torch.equal(ours.packed, theirs.packed)
     good(x)
+    good.state_dict()
+    # For a post-mortem.
+    assert torch.equal(dict(bad.module.named_buffers())["0.packed"], layer.packed)
     # Loading repairs it.
     bad.module.load_state_dict(model.state_dict())
     assert torch.equal(bad.eval()(x), model.eval()(x))
@@ -66,14 +70,30 @@ def test_an_averaged_state_dict_is_refused():
     model = made()
     flip = TernaryFlip(model, threshold=1)
     ema = copy.deepcopy(model).eval()
+    averages = ema.state_dict()
     for _ in range(4):
         train(model, flip)
-        for ours, theirs in zip(ema.state_dict().values(), model.state_dict().values(), strict=True):
+        for ours, theirs in zip(averages.values(), model.state_dict().values(), strict=True):
             ours.copy_(0.9 * ours + 0.1 * theirs)
-    with pytest.raises(RuntimeError, match=MESSAGE):
-        ema(torch.randn(4, 64))
+    for use in (lambda: ema(torch.randn(4, 64)), ema.state_dict):
+        with pytest.raises(RuntimeError, match=MESSAGE):
+            use()
     with pytest.raises(RuntimeError, match="packed holds the code 10"):
-        model.load_state_dict(ema.state_dict())
+        model.load_state_dict(averages)
+
+
+@pytest.mark.parametrize("kind", [TernaryLinear, BinaryLinear])
+def test_a_state_dict_of_empty_memory_can_be_filled(kind: type[TernaryLinear]):
+    """As a distributed checkpoint fills that of a model made on the meta device."""
+    layer = kind(64, 64, device="meta").to_empty(device="cpu").eval()
+    garbage = torch.full_like(layer.packed, 0b10101010)
+    assert garbage._version == 0
+    layer.packed = garbage
+    saved = kind(64, 64)
+    for name, value in layer.state_dict().items():
+        value.copy_(saved.state_dict()[name])
+    x = torch.randn(4, 64)
+    assert torch.equal(layer(x), saved.eval()(x))
 
 
 def test_weights_that_a_callback_swaps_in_are_looked_at():
@@ -106,6 +126,8 @@ def test_t_is_scanned_only_when_it_has_changed(monkeypatch: pytest.MonkeyPatch):
     model.train()
     train(model, flip)
     assert len(scans) == 2
+    model.state_dict()
+    assert len(scans) == 4
     for _ in range(3):
         model.eval()(x)
     assert len(scans) == 4

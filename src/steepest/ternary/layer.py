@@ -70,7 +70,8 @@ class TernaryLinear(nn.Module):
     Raises:
         ValueError: a size below 1, or another ``scale``.
         RuntimeError: from ``load_state_dict``, for the weights of a layer of another kind or size, and for
-            bytes that are no valid codes; the layer stays as it was.
+            bytes that are no valid codes; the layer stays as it was. From ``state_dict``, if something, such
+            as an average of buffers, has made T invalid; ``named_buffers`` still has the bytes.
 
     Source: Ma et al. 2024 (BitNet b1.58) for rounding by the mean magnitude, there of latent floats.
 
@@ -342,6 +343,12 @@ class TernaryLinear(nn.Module):
 
     def set_extra_state(self, state: Any) -> None:
         """Do nothing: the sizes were compared before anything was loaded."""
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        # Memory that to_empty() has made, and a distributed checkpoint is about to fill, holds no T yet.
+        if not self.packed.is_inference() and self.packed._version > 0:
+            self._refuse_averaged(self.packed)
+        super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *arguments: Any, **more: Any
