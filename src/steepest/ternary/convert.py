@@ -83,7 +83,9 @@ def ternarize(
     ``nn.TransformerEncoderLayer``, and where the ``forward`` around them names it, as T5's
     ``self.wo.weight``).
 
-    Make the optimizer afterwards: scales and biases are new parameters.
+    Make the optimizer afterwards: scales and biases are new parameters. Before ``save_pretrained`` of a
+    Hugging Face model, call ``steepest.integrations.transformers.record_ternary(model)``: without its record
+    in ``config.json``, ``from_pretrained`` makes dense layers with random weights.
 
     Args:
         model: any model that is not itself a linear layer.
