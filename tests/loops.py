@@ -16,6 +16,7 @@ def for_each(names: str | tuple[str, ...], values: Iterable[Any]) -> Callable[[C
     """Run a test with each of the values, as ``pytest.mark.parametrize`` does, but as a single test.
 
     All run, and the failure names those that failed. Fixtures of the test are the same for all of them.
+    A case that skips fails: pytest would skip all that come after it, so filter the values instead.
     """
     given = [
         {names: value} if isinstance(names, str) else dict(zip(names, value, strict=True)) for value in values
@@ -29,7 +30,7 @@ def for_each(names: str | tuple[str, ...], values: Iterable[Any]) -> Callable[[C
             for each in given:
                 try:
                     test(*self, **fixtures, **each)
-                except (Exception, pytest.fail.Exception) as error:
+                except (Exception, pytest.fail.Exception, pytest.skip.Exception) as error:
                     failed.append((each, error))
             if failed:
                 which = "\n".join(f"with {each}: {type(error).__name__}: {error}" for each, error in failed)

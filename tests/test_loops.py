@@ -29,6 +29,21 @@ def test_all_cases_run_and_the_failing_ones_are_named():
     assert words.count("DID NOT RAISE") == 2
 
 
+def test_a_case_that_skips_does_not_hide_those_after_it():
+    seen = []
+
+    @for_each("number", [1, 2])
+    def skipping(number: int) -> None:
+        seen.append(number)
+        if number == 1:
+            pytest.skip("the first")
+
+    with pytest.raises(AssertionError) as error:
+        skipping()
+    assert str(error.value) == "1 of 2 fail\nwith {'number': 1}: Skipped: the first"
+    assert seen == [1, 2]
+
+
 def test_a_loop_without_cases_is_refused():
     with pytest.raises(AssertionError):
         for_each("x", [])

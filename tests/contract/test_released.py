@@ -304,9 +304,8 @@ def test_parameters_that_come_later_are_stepped_and_then_released():
 # -- copies, checkpoints, the end of it
 
 
+@pytest.mark.parametrize("rule", [rule for rule in RULES if not related(rule)], ids=by_id)
 def test_copies_and_checkpoints_are_ordinary_and_interchange(rule: Case):
-    if related(rule):
-        pytest.skip("refused")
     params = rule.params()
     model = holder(params)
     optimizer = rule.make(params)
