@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import getpass
 import io
-import json
 import os
 import shutil
 import signal
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 from sqlalchemy import make_url
 
+from processes import Fork
 from steepest.lab import LabError
 from steepest.lab.experiments import run, storage
 from steepest.lab.records import Record
@@ -98,28 +98,21 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Worker:
-    """Another process, for one experiment after the other: it takes seconds to import torch."""
+    """Another process, for one experiment after the other."""
 
     def __init__(self) -> None:
-        self.start()
-
-    def start(self) -> None:
-        command = [sys.executable, worker_job.__file__]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.fork = Fork("lab.experiments.worker_job")
 
     def begin(self, directory: Path, url: str, hang: str = "", plan: int = 0) -> None:
-        if self.process.poll() is not None:
-            self.start()
-        assert self.process.stdin is not None
-        print(json.dumps([str(directory), url, hang, plan]), file=self.process.stdin, flush=True)
+        if not self.fork.process.is_alive():
+            self.fork = Fork("lab.experiments.worker_job")
+        self.fork.connection.send((directory, url, hang, plan))
 
     def said(self) -> Any:
-        assert self.process.stdout is not None
-        return json.loads(self.process.stdout.readline())
+        return self.fork.connection.recv()
 
     def kill(self) -> None:
-        self.process.kill()
-        self.process.communicate(timeout=60)
+        self.fork.kill()
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +180,7 @@ def test_a_worker_killed_within_the_lock_leaves_it_to_the_next(
 
     class KillsWorker(io.StringIO):
         def write(self, text: str) -> int:
-            worker.process.kill()
+            worker.kill()
             return super().write(text)
 
     said = KillsWorker()
@@ -195,7 +188,7 @@ def test_a_worker_killed_within_the_lock_leaves_it_to_the_next(
     monkeypatch.setattr(storage, "_PATIENCE_SECONDS", 0.5)
     worker.begin(tmp_path, url, hang="lock")
     (done,) = iter(worker.said, "hangs")
-    worker.process.send_signal(signal.SIGSTOP)  # as Ctrl-Z would
+    os.kill(worker.fork.process.pid, signal.SIGSTOP)  # as Ctrl-Z would
     tell = worker_job.Tell()
     result = worker_job.work(tmp_path, url, tell)
     worker.kill()

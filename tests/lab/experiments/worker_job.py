@@ -1,13 +1,12 @@
-"""A worker as a process: for every line [directory, storage, hang, plan] it works on that experiment.
+"""A worker as a process: it works on every experiment that it receives as (directory, storage, hang, plan).
 
-It prints a line for every trial it begins, and "done" in the end. With `hang`, its second trial never ends
+It sends every trial it begins, and "done" in the end. With `hang`, its second trial never ends
 ("trial"), or is claimed within a lock that it never leaves ("lock"). With a `plan` it races instead, and this
 number of trials fits the budget.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -46,12 +45,13 @@ def make_task(step_seconds: float = 0.01) -> Task[Tensor]:
 
 
 class Tell(Callback):
-    def __init__(self) -> None:
+    def __init__(self, say: Callable[[Any], None] = lambda what: None) -> None:
         self.begun: list[list[Any]] = []
+        self.say = say
 
     def on_trial_start(self, trial: Trial) -> None:
         self.begun.append([trial.phase, trial.seed, trial.values.get("lr")])
-        print(json.dumps(self.begun[-1]), flush=True)
+        self.say(self.begun[-1])
 
 
 def work(directory: Path, url: str | None, callback: Callback, task: Task[Tensor] | None = None) -> Result:
@@ -86,18 +86,17 @@ def plan_and_work(directory: Path, callback: Callback, trials: int) -> Result:
     )
 
 
-def never_end() -> None:
-    print('"hangs"', flush=True)
-    time.sleep(600)
-
-
-def main() -> None:
-    torch.set_num_threads(1)
+def serve(connection: Any) -> None:
     # They take long to import, and training needs neither.
     assert not {"pandas", "altair"} & sys.modules.keys()
-    for line in sys.stdin:
-        directory, url, hang, plan = json.loads(line)
-        tell, task = Tell(), make_task()
+
+    def never_end() -> None:
+        connection.send("hangs")
+        time.sleep(600)
+
+    while True:
+        directory, url, hang, plan = connection.recv()
+        tell, task = Tell(connection.send), make_task()
 
         def loss(model: nn.Module, batch: Tensor, task: Task[Tensor] = task, tell: Tell = tell) -> Tensor:
             if len(tell.begun) == 2:
@@ -118,8 +117,4 @@ def main() -> None:
             plan_and_work(Path(directory), tell, plan)
         else:
             work(Path(directory), url, tell, replace(task, loss=loss) if hang == "trial" else task)
-        print('"done"', flush=True)
-
-
-if __name__ == "__main__":
-    main()
+        connection.send("done")
