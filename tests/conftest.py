@@ -12,11 +12,18 @@ import pytest
 import torch
 
 from steepest import optimizer, rule
+from steepest.compile import cache
+from steepest.engine import compiled
 
 # What a test computes must not depend on what this machine's last timings said; subprocesses inherit it.
 os.environ["STEEPEST_AUTOTUNE"] = "off"
 # torch.compile believes what the processor says of its vectors: to try them takes seconds in every process.
 os.environ["TORCHINDUCTOR_VEC_ISA_OK"] = "1"
+
+# A graph repeats its code for each of its rows, up to four, and takes as much longer to compile.
+# Two will do: `all_rows` gives a test as many as users have.
+ROWS: Any = compiled.GraphSpec.rows
+compiled.GraphSpec.rows = property(lambda spec: min(2, ROWS.fget(spec)))  # type: ignore[assignment, misc]
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
@@ -25,6 +32,16 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Every device of this machine, one after the other."""
     return torch.device(request.param)
+
+
+@pytest.fixture
+def all_rows(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Graphs have as many rows as outside the tests, and are compiled anew."""
+    monkeypatch.setattr(compiled.GraphSpec, "rows", ROWS)
+    monkeypatch.setattr(cache, "_made", {})
+    compiled._filling.cache_clear()
+    yield
+    compiled._filling.cache_clear()
 
 
 @pytest.fixture

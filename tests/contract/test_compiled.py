@@ -170,6 +170,7 @@ def test_transposed_parameters_are_compiled_unless_places_matter(
     assert identical(params, twins)
 
 
+@pytest.mark.usefixtures("all_rows")
 def test_any_model_runs_in_the_same_graph():
     """Sizes, their number and which of them have a gradient are no part of what is compiled."""
     shapes = [(size + 2, 3) for size in range(11)]
