@@ -1,12 +1,10 @@
 """What test_resume.py and the new process that it starts have in common: jobs, and ways to save them.
 
-Run as ``python -m contract.resume_jobs FOLDER`` it is the new process: it loads every job's checkpoint
-from the folder, goes on, and writes the results there.
+``main`` is the new process: it loads every job's checkpoint from the folder, goes on, and saves the results.
 """
 
 from __future__ import annotations
 
-import sys
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -193,22 +191,18 @@ WAYS: dict[str, Way] = {
 }
 
 
-def _resume(folder: Path) -> None:
+def main(rank: int, world: int, folder: str) -> None:
+    """Resume every job in a process that has trained nothing."""
+    warnings.simplefilter("error", RuntimeWarning)  # a compilation that is given up
     results: dict[str, dict[str, Any]] = {}
     for way, (_, load, jobs) in WAYS.items():
         fresh = {job: job.make() for job in jobs}
         try:
-            load(folder / way, fresh)
+            load(Path(folder) / way, fresh)
         except Exception as error:
             results[way] = {"error": f"{type(error).__name__}: {error}"}
             continue
         for job, made in fresh.items():
             job.go_on(*made)
         results[way] = {str(job): result(*made) for job, made in fresh.items()}
-    torch.save(results, folder / "results.pt")
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    warnings.simplefilter("error", RuntimeWarning)  # a compilation that is given up
-    _resume(Path(sys.argv[1]))
+    torch.save(results, Path(folder) / f"{rank}.pt")

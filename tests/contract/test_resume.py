@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
+from processes import run_processes
 from steepest.engine import pipeline, reductions
 
 from .resume_jobs import WAYS, result
@@ -35,10 +32,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
         job.go_on(*made)
     monkeypatch.undo()
     straight = {str(job): result(*made) for job, made in trained.items()}
-    tests = Path(__file__).parents[1]
-    command = [sys.executable, "-m", "contract.resume_jobs", str(folder)]
-    subprocess.run(command, cwd=tests, check=True, timeout=240)
-    return {"straight": straight, **torch.load(folder / "results.pt", weights_only=True)}
+    (resumed,) = run_processes("contract.resume_jobs", 1, folder)
+    return {"straight": straight, **resumed}
 
 
 @pytest.mark.parametrize("way", WAYS)
