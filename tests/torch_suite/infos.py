@@ -18,9 +18,6 @@ from torch.testing._internal.common_optimizers import (
 from contract.cases import CASES, RULES, Case
 from steepest.optimizer import OPTIMIZERS
 
-# torch's own tests may set no backend's flags outside a context; other tests of this process may.
-torch.backends.disable_global_flags.__globals__["__allow_nonbracketed_mutation_flag"] = True
-
 __all__ = ["INFOS", "case_of", "info_of"]
 
 SCHEDULERS = (
