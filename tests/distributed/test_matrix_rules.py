@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -51,6 +51,7 @@ def make(case: str, named: list[tuple[str, Any]], **options: Any) -> steepest.Op
     return steepest.create(name, named, **{"lr": 0.05, "weight_decay": 0.1, **own, **options})
 
 
+@cache
 def in_one_process(case: str, dtype: torch.dtype, **options: Any) -> tuple[list[Any], Any]:
     return matrix_runs.alone(partial(make, case, **options), STEPS, SHAPES, dtype)
 
