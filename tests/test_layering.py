@@ -5,9 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import steepest
+from loops import for_each
 
 ROOT = Path(steepest.__file__).parent
 # Each may import those before it. A new part of the library finds its place here first.
@@ -111,7 +110,7 @@ def test_every_part_has_its_place():
     assert {layer(".".join(dotted(path))) for path in MODULES} == set(LAYERS)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: ".".join(dotted(p)))
+@for_each("path", MODULES)
 def test_imports_point_one_way(path):
     own = LAYERS.index(layer(".".join(dotted(path))))
     for name in imported(path):
@@ -206,13 +205,15 @@ def test_the_library_depends_on_torch_alone():
 
 
 def test_importing_the_library_loads_neither_the_lab_nor_what_it_needs_and_no_dynamo():
-    # Dynamo takes more than a second, which only those who compile or step should pay.
+    # Dynamo takes more than a second, which only those who compile or step should pay. DTensors take another;
+    # torch itself loads them with Dynamo, in the first step.
     script = (
         "import sys, torch; before = set(sys.modules)\n"
-        "import steepest; from steepest import *\n"
+        "import steepest, steepest.compat; from steepest import *\n"
         "print(*sorted({name.split('.')[0] for name in set(sys.modules) - before}))\n"
         "print(any(n.startswith('steepest.lab') for n in sys.modules))\n"
-        "print(*[name for name in ('torch._dynamo', 'torch._inductor', 'sympy') if name in sys.modules])"
+        "late = ('torch._dynamo', 'torch._inductor', 'torch.distributed.tensor', 'sympy')\n"
+        "print(*[name for name in late if name in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     loaded, lab, compilers = out.split("\n")[:3]
