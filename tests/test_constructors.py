@@ -13,6 +13,7 @@ import torch
 from torch.nn import Parameter
 
 import steepest
+from loops import for_each
 from steepest.constructor import constructor
 from steepest.hyperparameters import learning_rate
 from steepest.registry import optimizer_class
@@ -51,7 +52,7 @@ def test_the_signature_shows_every_option_with_its_default(cls: type[steepest.Op
     }
 
 
-@pytest.mark.parametrize("cls", OPTIMIZERS)
+@for_each("cls", OPTIMIZERS)
 def test_every_option_shows_its_type(cls: type[steepest.Optimizer]):
     for name, parameter in inspect.signature(cls).parameters.items():
         assert parameter.annotation is not parameter.empty, name

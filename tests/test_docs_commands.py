@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import typer
 
+from loops import for_each
 from pages import run_python
 from steepest.lab.cli.app import app
 
@@ -47,7 +48,7 @@ def check(line: str) -> None:
             command.make_context(context.info_name, rest, resilient_parsing=not rest)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@for_each("page", PAGES)
 def test_its_commands_exist(page: Path) -> None:
     for line in commands(page.read_text(encoding="utf-8"), "steepest"):
         try:

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import steepest
+from loops import for_each
 
 SUBMODULES = {module.name for module in pkgutil.iter_modules(steepest.__path__)} - {"__main__"}
 BY_FULL_NAME = {"integrations", "lab"}
@@ -79,7 +80,7 @@ def test_type_checkers_see_every_public_name_and_no_other() -> None:
     assert sorted(type_checkers_see()) == sorted(steepest.__all__)
 
 
-@pytest.mark.parametrize(("name", "module"), type_checkers_see().items())
+@for_each(("name", "module"), type_checkers_see().items())
 def test_a_name_is_what_type_checkers_think_it_is(name: str, module: str) -> None:
     meant = import_module(f"steepest.{name}" if module == "steepest" else module)
     assert getattr(steepest, name) is (meant if module == "steepest" else getattr(meant, name))

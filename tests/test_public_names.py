@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import steepest
+from loops import for_each
 from steepest import compat
 from steepest.registry import optimizer_class
 from steepest.rule import find_rule
@@ -18,7 +19,7 @@ CLASSES = {optimizer_class(name) for name in steepest.list_optimizers()} | {
 }
 
 
-@pytest.mark.parametrize("name", steepest.__all__)
+@for_each("name", steepest.__all__)
 def test_has_a_docstring(name):
     thing = getattr(steepest, name)
     assert inspect.getdoc(thing)
@@ -37,7 +38,7 @@ def test_all_names_are_there_and_sorted_for_the_reader():
         assert optimizer_class(name).__name__ in steepest.__all__
 
 
-@pytest.mark.parametrize("cls", sorted(CLASSES, key=lambda c: (c.__module__, c.__name__)))
+@for_each("cls", sorted(CLASSES, key=lambda c: (c.__module__, c.__name__)))
 def test_optimizers_have_an_example_that_steps(cls):
     doc = inspect.cleandoc(cls.__doc__)
     examples = doctest.DocTestParser().get_examples(doc)
@@ -60,7 +61,7 @@ def documented_in(cls) -> list[str]:
     return list(texts.values())
 
 
-@pytest.mark.parametrize("name", steepest.list_optimizers())
+@for_each("name", steepest.list_optimizers())
 def test_docstrings_say_what_a_reader_needs(name):
     cls = optimizer_class(name)
     for section in (".. math::", "State:", "Args:", "Raises:", "Tuning:", "When not to use it:", "Source:"):
@@ -135,7 +136,7 @@ def table_of_optimizers() -> str:
     return (Path(__file__).parents[1] / "docs" / "optimizers" / "index.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", steepest.list_optimizers())
+@for_each("name", steepest.list_optimizers())
 def test_the_table_lists_it_with_its_learning_rate(name):
     rows = [line for line in table_of_optimizers().splitlines() if line.startswith(f"| `{name}` |")]
     assert len(rows) == 1
@@ -143,7 +144,7 @@ def test_the_table_lists_it_with_its_learning_rate(name):
     assert float(rate) == inspect.signature(optimizer_class(name)).parameters["lr"].default
 
 
-@pytest.mark.parametrize("name", steepest.list_optimizers())
+@for_each("name", steepest.list_optimizers())
 def test_the_constructors_defaults_are_the_rules(name):
     # A param group that names the rule takes the rule's own; both must say the same.
     cls = optimizer_class(name)

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 import steepest
+from loops import for_each
 from steepest import AdamMini, AdamW
 from steepest.views import transposed
 
@@ -61,8 +62,8 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("shape", "options", "labels"), CASES, ids=[str(case[:2]) for case in CASES])
-@pytest.mark.parametrize("more", [{}, {"betas": (0.5, 0.95), "eps": 1e-2, "weight_decay": 0.1}], ids=str)
+@for_each(("shape", "options", "labels"), CASES)
+@for_each("more", [{}, {"betas": (0.5, 0.95), "eps": 1e-2, "weight_decay": 0.1}])
 def test_it_follows_the_equations(shape, options, labels, more):
     start, grads = np.random.default_rng(99).standard_normal(shape), gradients(shape)
     param = nn.Parameter(torch.tensor(start))

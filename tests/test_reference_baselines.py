@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from loops import for_each
 from reference import baselines
 from reference.compare import SHAPE, STEPS, assert_follows, halving
 from reference.gradients import hard_gradients
@@ -14,8 +15,8 @@ from steepest.rules import AdEMAMixRule
 DTYPES = [torch.float64, torch.float32]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
+@for_each("dtype", DTYPES)
+@for_each(
     "options",
     [
         {},
@@ -74,10 +75,8 @@ def test_ademamix(options, warmup, dtype):
     assert_follows("ademamix", baselines.AdEMAMix, options, dtype=dtype)
 
 
-@pytest.mark.parametrize(
-    ("beta1", "beta3"), [(0.9, 0.9999), (0.0, 0.99), (0.9, 0.0), (0.0, 0.0), (0.99, 0.9)]
-)
-@pytest.mark.parametrize("warmup", [None, 1, 7])
+@for_each(("beta1", "beta3"), [(0.9, 0.9999), (0.0, 0.99), (0.9, 0.0), (0.0, 0.0), (0.99, 0.9)])
+@for_each("warmup", [None, 1, 7])
 def test_ademamixs_schedules_are_the_same_where_only_the_device_knows_the_step(beta1, beta3, warmup):
     def scalars(step):
         return AdEMAMixRule().scalars(step, betas=(beta1, 0.999, beta3), alpha=5.0, t_alpha_beta3=warmup)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from loops import for_each
 from reference.compare import SHAPE, STEPS, Closeness, assert_follows
 from reference.gradients import hard_gradients, start
 from reference.sgd_sai import SGDSaI as Reference
@@ -14,8 +15,8 @@ from steepest import SGDSaI, compat
 DTYPES = [torch.float64, torch.float32]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(
+@for_each("dtype", DTYPES)
+@for_each(
     "options",
     [
         {},

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from loops import for_each
 from reference import sign
 from reference.compare import assert_follows
 from steepest import Lion, SignGSD, Signum
@@ -26,16 +27,16 @@ def test_signgsd(options, dtype):
     assert_follows("signgsd", sign.SignGSD, options, dtype=dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9, 0.99])
-@pytest.mark.parametrize("common", [{}, {"weight_decay": 0.3}, {"weight_decay": 0.3, "maximize": True}])
+@for_each("dtype", DTYPES)
+@for_each("momentum", [0.0, 0.5, 0.9, 0.99])
+@for_each("common", [{}, {"weight_decay": 0.3}, {"weight_decay": 0.3, "maximize": True}])
 def test_signum(momentum, common, dtype):
     assert_follows("signum", sign.Signum, {"lr": 3e-3, "momentum": momentum, **common}, dtype=dtype)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("betas", [(0.9, 0.99), (0.95, 0.98), (0.0, 0.9), (0.9, 0.0)])
-@pytest.mark.parametrize("common", [{}, {"weight_decay": 0.3}, {"weight_decay": 0.3, "maximize": True}])
+@for_each("dtype", DTYPES)
+@for_each("betas", [(0.9, 0.99), (0.95, 0.98), (0.0, 0.9), (0.9, 0.0)])
+@for_each("common", [{}, {"weight_decay": 0.3}, {"weight_decay": 0.3, "maximize": True}])
 def test_lion(betas, common, dtype):
     assert_follows("lion", sign.Lion, {"lr": 3e-3, "betas": betas, **common}, dtype=dtype)
 

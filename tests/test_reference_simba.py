@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from loops import for_each
 from reference import sign
 from reference.compare import SHAPE, STEPS, assert_follows
 from reference.gradients import hard_gradients, start
@@ -13,9 +14,9 @@ from steepest import Lion, Simba
 DTYPES = [torch.float64, torch.float32]
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("counter_dtype", [torch.int16, torch.int8])
-@pytest.mark.parametrize(
+@for_each("dtype", DTYPES)
+@for_each("counter_dtype", [torch.int16, torch.int8])
+@for_each(
     "options",
     [
         {},

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from loops import for_each
 from reference import soap
 from steepest import SOAP, AdamW
 from steepest.rules import SOAPRule
@@ -54,8 +55,8 @@ def take_bases(state, expected):
         expected.bases[at] = q.copy()
 
 
-@pytest.mark.parametrize("shape", [(6, 6), (4, 7), (9, 5), (8,)])
-@pytest.mark.parametrize(
+@for_each("shape", [(6, 6), (4, 7), (9, 5), (8,)])
+@for_each(
     "options",
     [
         {},

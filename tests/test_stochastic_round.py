@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from loops import for_each
 from steepest.random import bits32, derive_key, stochastic_round
 
 DTYPES = [torch.bfloat16, torch.float16]
@@ -51,8 +52,8 @@ def neighbours(x, dtype):
     return low, high
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("noise", NOISE)
+@for_each("dtype", DTYPES)
+@for_each("noise", NOISE)
 def test_what_the_dtype_represents_comes_back_bit_for_bit(dtype, noise):
     values = every_value(dtype)
     rounded = stochastic_round(values.float(), dtype, torch.full((65536,), noise))

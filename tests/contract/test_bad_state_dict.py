@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 
+from loops import for_each
+
 from .cases import CASES, RULES, Case, spread
 from .training import SHAPES, identical, snapshot, train
 
@@ -52,38 +54,41 @@ def _saved(case: Case, shapes: Any = SHAPES) -> dict[str, Any]:
     return copy.deepcopy(_kept(case, shapes)[0].state_dict())
 
 
-@pytest.mark.parametrize("towards", [1, -1], ids=["the next", "the one before"])
+@for_each("rule", RULES)
+@for_each("towards", [1, -1])
 def test_another_rule_s(rule: Case, towards: int):
     """The names are compared, whatever the rules; in the alphabet those of a family are neighbors."""
     other = RULES[(RULES.index(rule) + towards) % len(RULES)]
     _refused(rule, _saved(other), rf"group 0 .*'{other.name}'.*'{rule.name}'")
 
 
+@for_each("rule", RULES)
 def test_one_group_s_rule_differs(rule: Case):
     saved = _saved(rule)
     saved["param_groups"][1]["rule"] = "some other"
     _refused(rule, saved, "group 1 .*'some other'")
 
 
+@for_each("case", CASES)
 def test_another_number_of_groups(case: Case):
     saved = _saved(case)
     saved["param_groups"].pop()
     _refused(case, saved, "different number of parameter groups")
 
 
+@for_each("case", CASES)
 def test_another_number_of_parameters(case: Case):
     saved = _saved(case)
     saved["param_groups"][0]["params"].pop()
     _refused(case, saved, "doesn't match the size")
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("case", "shapes"),
     spread(
         CASES,
         [((3, 4), (5,), ()), ((4, 3), (6,), ()), ((4, 3), (5,), (1,)), ((12,), (5,), ()), ((), (5,), ())],
     ),
-    ids=str,
 )
 def test_another_shape(case: Case, shapes: Any):
     """Where there is state of the parameter's shape at all."""
@@ -95,6 +100,7 @@ def test_another_shape(case: Case, shapes: Any):
         _refused(case, saved, "shape")
 
 
+@for_each("case", CASES)
 def test_a_missing_entry(case: Case):
     """A rule that made it anew would forget, or measure again, and say nothing."""
     optimizer, params = _kept(case)
@@ -122,14 +128,16 @@ def test_half_of_a_scale(kept: str):
     _refused(case, saved, "'sgd_sai' needs")
 
 
-@pytest.mark.parametrize("value", ["x", -1.0, math.nan, None, 10**400])
-@pytest.mark.parametrize("name", ["base_lr", "initial_lr"])
+@for_each("rule", RULES)
+@for_each("value", ["x", -1.0, math.nan, None, 10**400])
+@for_each("name", ["base_lr", "initial_lr"])
 def test_a_base_lr_that_is_no_learning_rate(rule: Case, name: str, value: Any):
     saved = _saved(rule)
     saved["param_groups"][0][name] = value
     _refused(rule, saved, f"group 0 of the state dict: {name} must be a finite number ≥ 0")
 
 
+@for_each("rule", RULES)
 def test_named_parameters_in_another_order(rule: Case):
     """Their state would be given to each other."""
 
@@ -150,12 +158,14 @@ def test_no_dict_at_all(given: Any):
         optimizer.load_state_dict(given)
 
 
+@for_each("rule", RULES)
 def test_state_of_a_parameter_that_is_in_no_group(rule: Case):
     saved = _saved(rule)
     saved["state"][7] = saved["state"].get(0, {})
     _refused(rule, saved, "state of 7, which is in none of its groups; nothing was loaded")
 
 
+@for_each("case", CASES)
 def test_a_per_tensor_number_must_be_one_number(case: Case):
     saved = _saved(case)
     names = [name for name, value in saved["state"][0].items() if value.dim() == 0]
@@ -166,6 +176,7 @@ def test_a_per_tensor_number_must_be_one_number(case: Case):
             _refused(case, broken, "shape")
 
 
+@for_each("case", CASES)
 def test_a_number_for_a_scalar_parameter_s_average(case: Case):
     """It has the shape of one; a step computes with a tensor."""
     optimizer, params = _kept(case)
@@ -179,6 +190,7 @@ def test_a_number_for_a_scalar_parameter_s_average(case: Case):
         assert identical(snapshot(optimizer, params), before)
 
 
+@for_each("rule", RULES)
 def test_the_message_names_the_parameter(rule: Case):
     saved = _saved(rule)
     shaped = {name: value.shape for name, value in saved["state"][1].items() if value.dim() > 0}
@@ -190,6 +202,7 @@ def test_the_message_names_the_parameter(rule: Case):
         )
 
 
+@for_each("rule", RULES)
 def test_values_out_of_range(rule: Case):
     for name, value in {"lr": -1.0, "weight_decay": float("nan"), "rounding": "up", "seed": -1}.items():
         saved = _saved(rule)
@@ -197,12 +210,14 @@ def test_values_out_of_range(rule: Case):
         _refused(rule, saved, rf"group 1 .*{name}")
 
 
+@for_each("rule", RULES)
 def test_a_two_element_lr(rule: Case):
     saved = _saved(rule)
     saved["param_groups"][0]["lr"] = torch.ones(2)
     _refused(rule, saved, "1-element")
 
 
+@for_each("case", CASES)
 def test_a_refused_load_leaves_an_optimizer_that_steps_on(case: Case):
     optimizer, params = _optimizer(case)
     twin, twins = _optimizer(case)
@@ -223,17 +238,18 @@ STRUCTURES: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("how", STRUCTURES)
+@for_each("rule", RULES)
+@for_each("how", STRUCTURES)
 def test_what_is_not_built_as_a_state_dict(rule: Case, how: str):
     saved = _saved(rule)
     STRUCTURES[how](saved)
     _refused(rule, saved, "of the state dict must be")
 
 
-@pytest.mark.parametrize(
+@for_each("rule", RULES)
+@for_each(
     ("change", "words"),
     [(lambda t: t.to_sparse(), "layout torch.sparse_coo"), (lambda t: t.to("meta"), "has no data")],
-    ids=["sparse", "meta"],
 )
 def test_state_that_holds_no_dense_numbers(rule: Case, change: Any, words: str):
     for name, value in _saved(rule)["state"].get(0, {}).items():
@@ -246,7 +262,8 @@ def test_state_that_holds_no_dense_numbers(rule: Case, change: Any, words: str):
             assert identical(snapshot(optimizer, params), before)
 
 
-@pytest.mark.parametrize("step", [torch.nan, -1.0, torch.inf, 1.5, 10**400])
+@for_each("rule", RULES)
+@for_each("step", [torch.nan, -1.0, torch.inf, 1.5, 10**400])
 def test_a_step_that_counts_nothing(rule: Case, step: float):
     if "step" in _saved(rule)["state"].get(0, {}):
         for value in (step, torch.tensor(step)) if isinstance(step, float) else (step,):
@@ -274,7 +291,7 @@ IMPOSSIBLE = [
 ]
 
 
-@pytest.mark.parametrize(("name", "entry", "value"), IMPOSSIBLE)
+@for_each(("name", "entry", "value"), IMPOSSIBLE)
 def test_a_number_that_no_step_could_have_left(name: str, entry: str, value: float):
     case = Case(name)
     saved = _saved(case)
@@ -282,7 +299,8 @@ def test_a_number_that_no_step_could_have_left(name: str, entry: str, value: flo
     _refused(case, saved, f"state of parameter 0 of group 0 .*: {entry} must be a finite number")
 
 
-@pytest.mark.parametrize("names", [3, "ab", [3, 4], ["a"], ["a", "b", "c"], [["a"], ["b"]], {"a": 1, "b": 2}])
+@for_each("rule", RULES)
+@for_each("names", [3, "ab", [3, 4], ["a"], ["a", "b", "c"], [["a"], ["b"]], {"a": 1, "b": 2}])
 def test_names_that_are_none(rule: Case, names: Any):
     def optimizer() -> tuple[Any, list[torch.Tensor]]:
         params = rule.params(shapes=[(4, 3), (4, 3)])
@@ -302,7 +320,8 @@ def test_names_that_are_none(rule: Case, names: Any):
     assert identical(snapshot(ours, params), before)
 
 
-@pytest.mark.parametrize("views", ["x", [1], 0.5])
+@for_each("rule", RULES)
+@for_each("views", ["x", [1], 0.5])
 def test_views_that_are_none(rule: Case, views: Any):
     if rule.rule.transforms:
         saved = _saved(rule)
@@ -310,6 +329,7 @@ def test_views_that_are_none(rule: Case, views: Any):
         _refused(rule, saved, "group 0 of the state dict: views must be ")
 
 
+@for_each("case", CASES)
 def test_somebody_else_s_views(case: Case):
     """An unknown key of an element rule's group is nobody's business."""
     if not case.rule.transforms:

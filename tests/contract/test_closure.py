@@ -7,7 +7,7 @@ import torch
 
 from loops import for_each
 
-from .cases import Case
+from .cases import CASES, RULES, Case
 from .training import identical, set_gradients, snapshot, train
 
 
@@ -15,6 +15,7 @@ def _loss(params: list[torch.Tensor]) -> torch.Tensor:
     return sum((param.sin() * param).sum() for param in params)
 
 
+@for_each("case", CASES)
 def test_the_closure_runs_once_with_gradients_enabled(case: Case):
     params = case.params()
     optimizer = case.make(params)
@@ -33,6 +34,7 @@ def test_the_closure_runs_once_with_gradients_enabled(case: Case):
     assert loss.item() == _loss(case.params()).item()
 
 
+@for_each("case", CASES)
 def test_gradients_that_exist_only_after_the_closure_are_used(case: Case):
     """As Lightning steps: everything happens inside the closure."""
     params, twins = case.params(), case.params()
@@ -61,6 +63,7 @@ def test_whatever_the_closure_returns_is_returned(rule: Case, loss: object):
     assert optimizer.step(lambda: loss) is loss, "with gradients"
 
 
+@for_each("rule", RULES)
 def test_a_skipped_step_returns_the_loss_too(rule: Case):
     params = rule.params()
     optimizer = rule.make(params, nonfinite="skip")
@@ -69,12 +72,14 @@ def test_a_skipped_step_returns_the_loss_too(rule: Case):
     assert optimizer.step(lambda: 4.0) == 4.0
 
 
+@for_each("rule", RULES)
 def test_without_a_closure_step_returns_none(rule: Case):
     params = rule.params()
     set_gradients(params, 0)
     assert rule.make(params).step() is None
 
 
+@for_each("case", CASES)
 def test_a_closure_that_raises_changes_nothing(case: Case):
     params = case.params()
     optimizer = case.make(params)
@@ -90,6 +95,7 @@ def test_a_closure_that_raises_changes_nothing(case: Case):
     assert torch.is_grad_enabled()
 
 
+@for_each("rule", RULES)
 def test_grad_mode_is_restored(rule: Case):
     params = rule.params()
     optimizer = rule.make(params)
@@ -100,6 +106,7 @@ def test_grad_mode_is_restored(rule: Case):
         assert not torch.is_grad_enabled()
 
 
+@for_each("rule", RULES)
 def test_a_step_invalidates_graphs_that_saved_the_parameter(rule: Case):
     """The in-place change is visible to autograd, so stale gradients are an error and not silent."""
     params = rule.params()
@@ -110,6 +117,7 @@ def test_a_step_invalidates_graphs_that_saved_the_parameter(rule: Case):
         loss.backward()
 
 
+@for_each("case", CASES)
 def test_the_step_leaves_no_graph(case: Case):
     params = case.params()
     optimizer = case.make(params)

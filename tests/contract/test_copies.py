@@ -78,6 +78,7 @@ def test_a_copy_made_before_the_first_step(rule: Case, copier: str):
     assert identical(_params(other), params)
 
 
+@for_each("rule", RULES)
 def test_a_copy_with_several_rules(rule: Case):
     params = rule.params()
     groups = [{"params": params[:1]}, {"params": params[1:], "rule": "lion", "lr": 0.5}]
@@ -89,6 +90,7 @@ def test_a_copy_with_several_rules(rule: Case):
     assert identical(_params(other), params)
 
 
+@for_each("case", CASES)
 def test_a_copy_s_added_group_gets_the_options(case: Case):
     optimizer = copy.deepcopy(case.make(case.params(), **UNUSUAL))
     optimizer.add_param_group({"params": case.params()})
@@ -128,6 +130,7 @@ def test_an_older_pickle_that_lacks_options_steps_on_with_the_defaults(rule: Cas
         assert older.skipped_steps == 0
 
 
+@for_each("rule", RULES)
 def test_a_copy_has_hooks_that_fire_once(rule: Case):
     params = rule.params()
     other = pickle.loads(pickle.dumps(rule.make(params)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -14,7 +13,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from loops import for_each
 
-from .cases import CASES, Case, by_id, spread
+from .cases import CASES, Case, spread
 from .resume_jobs import Net
 from .training import gradient, identical, snapshot, steps
 
@@ -50,7 +49,7 @@ def test_asking_an_untrained_one_makes_its_state_and_takes_no_step(case: Case, w
     assert identical(snapshot(optimizer, net.parameters()), snapshot(other, twin.parameters()))
 
 
-@pytest.mark.parametrize("case", CASES, ids=by_id)
+@for_each("case", CASES)
 def test_flat_state_is_one_plain_value_a_name(case: Case):
     net = _net(case)
     optimizer = case.make(net.named_parameters())
@@ -69,7 +68,7 @@ def _go_on(net: Net, optimizer: Any, which: range) -> None:
         optimizer.step()
 
 
-@pytest.mark.parametrize(("case", "way"), spread(CASES, WAYS), ids=str)
+@for_each(("case", "way"), spread(CASES, WAYS))
 def test_a_parameter_whose_gradient_has_not_come_yet(case: Case, way: str):
     options = StateDictOptions(**WAYS[way])
     net, twin = _net(case), _net(case)
@@ -84,7 +83,7 @@ def test_a_parameter_whose_gradient_has_not_come_yet(case: Case, way: str):
     assert identical(list(net.parameters()), list(twin.parameters()))
 
 
-@pytest.mark.parametrize(("case", "way"), spread(CASES, WAYS), ids=str)
+@for_each(("case", "way"), spread(CASES, WAYS))
 def test_a_frozen_parameter(case: Case, way: str):
     options = StateDictOptions(**WAYS[way])
     net, twin = _net(case), _net(case)

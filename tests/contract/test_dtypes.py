@@ -18,7 +18,7 @@ ALL = [torch.float32, torch.float64, *LOW]
 ALONE = [case for case in CASES if deterministic(case) and not related(case)]
 
 
-@pytest.mark.parametrize("case", ALONE, ids=by_id)
+@for_each("case", ALONE)
 def test_mixed_dtypes_in_a_group_step_as_if_alone(case: Case):
     dtypes = [*ALL, *([] if "complex" in case.cannot else [torch.complex64]), torch.float32]
 
@@ -92,6 +92,7 @@ def test_a_float32_gradient_of_a_bfloat16_parameter_is_not_rounded_first(case: C
     assert identical(optimizer.state_dict()["state"], oracle.state_dict()["state"])
 
 
+@for_each("case", CASES)
 def test_backward_through_grad_dtype(case: Case):
     params = case.params(torch.bfloat16)
     for param in params:
@@ -163,6 +164,7 @@ def test_state_is_computed_wide_and_rounded_once(case: Case, state_dtype: torch.
                 assert identical(ours, value.to(ours.dtype)), name
 
 
+@for_each("case", CASES)
 def test_counters_do_not_care_about_state_dtype(case: Case):
     params, twins = case.params(), case.params()
     optimizer, twin = case.make(params, state_dtype=torch.bfloat16), case.make(twins)
@@ -192,6 +194,7 @@ def test_wider_state_of_a_low_precision_parameter_remembers_small_gradients(case
     assert identical(optimizer.state_dict()["state"], twin.state_dict()["state"])
 
 
+@for_each("rule", RULES)
 def test_training_in_every_dtype_follows_float64(rule: Case):
     """One step of each dtype lands within that dtype's rounding of the float64 step."""
     for dtype in (torch.float32, *LOW):
@@ -214,6 +217,7 @@ def test_training_in_every_dtype_follows_float64(rule: Case):
             torch.testing.assert_close(param.detach().double(), other.detach(), rtol=4 * eps, atol=close)
 
 
+@for_each("rule", RULES)
 def test_a_parameter_may_be_cast_between_steps(rule: Case):
     """As ``model.bfloat16()`` does: the parameter's data is replaced, its state stays."""
     params = rule.params()

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from loops import for_each
 from steepest.rule import StateSpec
 
 from .cases import CASES, LOW_BIT, Case, by_id, spread
@@ -147,6 +148,7 @@ def test_a_program_s_own_handler_is_called_at_once(monkeypatch: pytest.MonkeyPat
     assert seen == [True]
 
 
+@for_each("case", CASES)
 def test_a_pre_hook_that_raises(case: Case):
     params = case.params()
     optimizer = case.make(params)
@@ -162,9 +164,7 @@ def test_a_pre_hook_that_raises(case: Case):
     assert identical(snapshot(optimizer, params), before)
 
 
-@pytest.mark.parametrize(
-    ("case", "dtype"), [*spread(CASES, [torch.float32, torch.bfloat16]), *LOW_BIT], ids=str
-)
+@for_each(("case", "dtype"), [*spread(CASES, [torch.float32, torch.bfloat16]), *LOW_BIT])
 def test_the_global_generators_are_never_touched(case: Case, dtype: torch.dtype):
     torch.manual_seed(5)
     random.seed(5)

@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.amp import GradScaler
 from torch.nn.utils import clip_grad_norm_
 
-from .cases import CASES, Case, reach, spread
+from loops import for_each
+
+from .cases import CASES, RULES, Case, reach, spread
 from .training import gradient, identical, snapshot
 
 SCALE = 1024.0
@@ -150,6 +152,7 @@ def test_with_autocast_and_a_real_backward(case: Case, device: torch.device):
     assert identical(run(scaled=True), run(scaled=False))
 
 
+@for_each("rule", RULES)
 def test_the_scaler_returns_the_step_s_result(rule: Case):
     params = rule.params()
     optimizer, scaler = rule.make(params), GradScaler("cpu", enabled=False)

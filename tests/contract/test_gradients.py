@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 from loops import for_each
 
-from .cases import CASES, LOW_BIT, Case, by_id, deterministic, reach, related, spread
+from .cases import CASES, LOW_BIT, RULES, Case, deterministic, reach, related, spread
 from .training import identical, set_gradients, snapshot, steps, values
 
 OPTIONS = [
@@ -41,6 +40,7 @@ def test_the_gradient_is_left_as_it_was(case: Case, dtype: torch.dtype, options:
         assert identical(tensors, before)
 
 
+@for_each("case", CASES)
 def test_a_step_without_any_gradient_does_nothing(case: Case):
     params = case.params()
     optimizer = case.make(params, weight_decay=0.5, nonfinite="raise")
@@ -51,6 +51,7 @@ def test_a_step_without_any_gradient_does_nothing(case: Case):
     assert not optimizer.state
 
 
+@for_each("case", CASES)
 def test_a_parameter_without_gradient_is_untouched_and_has_no_state(case: Case):
     params = case.params()
     optimizer = case.make(params, weight_decay=0.5)
@@ -68,7 +69,7 @@ def test_a_parameter_without_gradient_is_untouched_and_has_no_state(case: Case):
 LATE = [c for c in CASES if deterministic(c) and not related(c)]
 
 
-@pytest.mark.parametrize("case", LATE, ids=by_id)
+@for_each("case", LATE)
 def test_a_gradient_that_comes_later_starts_the_parameter_then(case: Case):
     params, twins = case.params(), case.params()
     optimizer, early, late = case.make(params), case.make(twins[:2]), case.make(twins[2:])
@@ -84,6 +85,7 @@ def test_a_gradient_that_comes_later_starts_the_parameter_then(case: Case):
     assert identical(params, twins)
 
 
+@for_each("case", CASES)
 def test_a_frozen_parameter_rests_and_goes_on_where_it_stopped(case: Case):
     params, twins = case.params(), case.params()
     optimizer, twin = case.make(params), case.make(twins)
@@ -127,6 +129,7 @@ def test_zero_gradients_move_nothing_without_weight_decay(case: Case, method: st
     assert identical(values(params), before)
 
 
+@for_each("case", CASES)
 def test_a_stateless_rule_never_moves_on_zero_gradients(case: Case):
     params = case.params()
     optimizer = case.make(params, weight_decay=0.0)
@@ -139,6 +142,7 @@ def test_a_stateless_rule_never_moves_on_zero_gradients(case: Case):
     assert remembers or identical(values(params), before)
 
 
+@for_each("rule", RULES)
 def test_zero_grad_forgets_or_zeroes(rule: Case):
     params = rule.params()
     optimizer = rule.make(params)
@@ -149,6 +153,7 @@ def test_zero_grad_forgets_or_zeroes(rule: Case):
     assert all(param.grad is None for param in params)
 
 
+@for_each("case", CASES)
 def test_gradients_that_alias_one_another(case: Case):
     """Two parameters may share one gradient tensor, as after a reduction into one buffer."""
     params, twins = case.params(shapes=[(3,), (3,)]), case.params(shapes=[(3,), (3,)])

@@ -17,6 +17,7 @@ from .training import identical, set_gradients, snapshot, steps, train, values
 ALONE = [case for case in CASES if deterministic(case) and not related(case)]
 
 
+@for_each("rule", RULES)
 def test_unknown_keys_in_a_group_are_kept_through_a_checkpoint(rule: Case):
     theirs = {"name": "decoder", "lr_scale": 0.5, "initial_lr": 3.0, "depth_of_layer": 1}
     params = rule.params()
@@ -46,11 +47,13 @@ SCHEDULERS_KEYS = {
 }
 
 
+@for_each("rule", RULES)
 def test_keys_of_schedulers_and_frameworks_are_no_typos(rule: Case):
     optimizer = rule.make([{"params": rule.params(), **SCHEDULERS_KEYS}])
     assert SCHEDULERS_KEYS.items() <= optimizer.param_groups[0].items()
 
 
+@for_each("rule", RULES)
 def test_a_misspelt_option_of_a_group_is_refused(rule: Case):
     known = find_rule(rule.make(rule.params()).defaults["rule"]).defaults()
     options = sorted(name for name in known if len(name) > 5 and name.isalpha())
@@ -88,6 +91,7 @@ def test_groups_of_an_optimizer_may_make_another():
     assert [group["rule"] for group in again.param_groups] == ["adamw", "muon"]
 
 
+@for_each("case", CASES)
 def test_unknown_keys_change_nothing(case: Case):
     expected = train(case.make(params := case.params()), params)
     params = case.params()
@@ -95,6 +99,7 @@ def test_unknown_keys_change_nothing(case: Case):
     assert identical(train(optimizer, params), expected)
 
 
+@for_each("case", CASES)
 def test_a_group_s_options_act_as_the_optimizer_s_do(case: Case):
     options = case.can(lr=0.25, weight_decay=0.125, maximize=True, nonfinite="skip")
     expected = train(case.make(params := case.params(), **options), params)
@@ -103,7 +108,7 @@ def test_a_group_s_options_act_as_the_optimizer_s_do(case: Case):
     assert identical(train(optimizer, params), expected)
 
 
-@pytest.mark.parametrize("case", ALONE, ids=by_id)
+@for_each("case", ALONE)
 def test_groups_do_not_mix(case: Case):
     options = [{"lr": 0.5}, case.can(weight_decay=0.25), {"maximize": True}]
     params, twins = case.params(), case.params()
@@ -135,7 +140,7 @@ def test_how_parameters_are_grouped_does_not_matter(case: Case):
         assert identical(result, expected), cuts
 
 
-@pytest.mark.parametrize("case", ALONE, ids=by_id)
+@for_each("case", ALONE)
 def test_a_group_added_after_steps_starts_as_if_new(case: Case):
     params, twins = case.params(), case.params()
     optimizer, early, late = case.make(params[:2]), case.make(twins[:2]), case.make(twins[2:], lr=0.5)
@@ -151,6 +156,7 @@ def test_a_group_added_after_steps_starts_as_if_new(case: Case):
     assert identical(params, twins)
 
 
+@for_each("case", CASES)
 def test_an_added_group_gets_the_optimizer_s_options(case: Case):
     optimizer = case.make([case.ones(2)], weight_decay=0.25, rounding="stochastic", seed=5)
     optimizer.add_param_group({"params": case.ones(2), "seed": 6})
@@ -201,6 +207,7 @@ def test_add_param_group_checks_what_the_constructor_checks(rule: Case, error: s
     assert identical(snapshot(optimizer, params), before)
 
 
+@for_each("rule", RULES)
 def test_duplicates_in_an_added_group_warn(rule: Case):
     optimizer = rule.make(rule.params())
     param = rule.ones(2)
@@ -208,6 +215,7 @@ def test_duplicates_in_an_added_group_warn(rule: Case):
         optimizer.add_param_group({"params": [param, param]})
 
 
+@for_each("case", CASES)
 def test_an_option_changed_between_steps_acts_from_the_next(case: Case):
     params, twins = case.params(), case.params()
     optimizer, twin = case.make(params), case.make(twins)
@@ -222,6 +230,7 @@ def test_an_option_changed_between_steps_acts_from_the_next(case: Case):
     assert identical(params, twins)
 
 
+@for_each("case", CASES)
 def test_groups_may_be_removed(case: Case):
     params = case.params()
     optimizer = case.make([{"params": [param]} for param in params])
@@ -233,6 +242,7 @@ def test_groups_may_be_removed(case: Case):
     assert optimizer.skipped_steps == 0
 
 
+@for_each("case", CASES)
 def test_a_group_without_parameters_is_tolerated(case: Case):
     params, twins = case.params(), case.params()
     optimizer = case.make([{"params": []}, {"params": params}])

@@ -10,8 +10,9 @@ import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 import steepest
+from loops import for_each
 
-from .cases import Case
+from .cases import CASES, RULES, Case
 from .training import identical, set_gradients, steps, train
 
 
@@ -44,6 +45,7 @@ def _calls_in_one_step(optimizer: torch.optim.Optimizer, params: list[Any]) -> l
     return calls
 
 
+@for_each("rule", RULES)
 def test_step_hooks_fire_once_in_torch_s_order(rule: Case):
     ours = _calls_in_one_step(rule.make(params := rule.params()), params)
     theirs = _calls_in_one_step(torch.optim.SGD(params := rule.params()), params)
@@ -51,6 +53,7 @@ def test_step_hooks_fire_once_in_torch_s_order(rule: Case):
     assert ours == ["global pre", "pre 1", "pre 2", "closure", "post 1", "post 2", "global post"]
 
 
+@for_each("rule", RULES)
 def test_hooks_fire_once_whichever_class_was_made_first(rule: Case):
     expected = ["pre 1", "closure", "post 1"]
     kind = type(rule.make(rule.params()))
@@ -67,12 +70,14 @@ def test_hooks_fire_once_whichever_class_was_made_first(rule: Case):
         assert [call for call in calls if call in expected] == expected
 
 
+@for_each("rule", RULES)
 def test_a_pre_hook_may_replace_the_closure(rule: Case):
     optimizer = rule.make(rule.params())
     optimizer.register_step_pre_hook(lambda opt, args, kwargs: ((opt, lambda: 2.0), {}))
     assert optimizer.step(lambda: 1.0) == 2.0
 
 
+@for_each("rule", RULES)
 def test_a_pre_hook_that_returns_something_else_is_an_error(rule: Case):
     optimizer = rule.make(rule.params())
     optimizer.register_step_pre_hook(lambda opt, args, kwargs: 3)
@@ -80,6 +85,7 @@ def test_a_pre_hook_that_returns_something_else_is_an_error(rule: Case):
         optimizer.step()
 
 
+@for_each("case", CASES)
 def test_a_pre_hook_may_change_gradients_and_options(case: Case):
     params, twins = case.params(), case.params()
     optimizer, twin = case.make(params), case.make(twins, lr=0.5)
@@ -99,6 +105,7 @@ def test_a_pre_hook_may_change_gradients_and_options(case: Case):
     assert identical(params, twins)
 
 
+@for_each("rule", RULES)
 def test_state_dict_hooks_fire_and_may_replace_the_dict(rule: Case):
     params = rule.params()
     optimizer = rule.make(params)
@@ -119,6 +126,7 @@ def test_state_dict_hooks_fire_and_may_replace_the_dict(rule: Case):
     assert identical(again.state_dict(), saved)
 
 
+@for_each("rule", RULES)
 def test_a_load_pre_hook_s_dict_is_the_one_checked_and_loaded(rule: Case):
     params = rule.params()
     optimizer = rule.make(params)
@@ -130,6 +138,7 @@ def test_a_load_pre_hook_s_dict_is_the_one_checked_and_loaded(rule: Case):
     assert identical(again.state_dict(), good)
 
 
+@for_each("rule", RULES)
 def test_loading_leaves_no_hook_behind(rule: Case):
     optimizer = rule.make(rule.params())
     optimizer.load_state_dict(optimizer.state_dict())
@@ -139,6 +148,7 @@ def test_loading_leaves_no_hook_behind(rule: Case):
     assert not optimizer._optimizer_load_state_dict_post_hooks
 
 
+@for_each("rule", RULES)
 def test_the_profiler_names_the_step_after_the_class(rule: Case):
     params = rule.params()
     optimizer = rule.make(params)

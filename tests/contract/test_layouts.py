@@ -74,6 +74,7 @@ def test_strides_do_not_matter(case: Case, dtype: torch.dtype, layout: str, whic
     assert identical(optimizer.state_dict()["state"], other.state_dict()["state"])
 
 
+@for_each("case", CASES)
 def test_a_strided_parameter_s_checkpoint_resumes(case: Case):
     params, twins = (
         [Parameter(_transposed(p.detach()))] for p in case.params(shapes=[(4, 3), (4, 3)])[:1] * 2
@@ -86,6 +87,7 @@ def test_a_strided_parameter_s_checkpoint_resumes(case: Case):
     assert identical(params, [train(straight, twins, 4)[0]])
 
 
+@for_each("case", CASES)
 def test_memory_next_to_a_strided_parameter_is_not_written(case: Case):
     storage = torch.arange(24.0).view(4, 6)
     param = Parameter(storage[:, ::2])
@@ -94,7 +96,7 @@ def test_memory_next_to_a_strided_parameter_is_not_written(case: Case):
     assert not torch.equal(storage[:, ::2], torch.arange(24.0).view(4, 6)[:, ::2])
 
 
-@pytest.mark.parametrize("case", able(CASES, "vectors"), ids=by_id)
+@for_each("case", able(CASES, "vectors"))
 def test_a_scalar_steps_as_a_vector_of_one(case: Case):
     scalar, vector = (case.params(torch.bfloat16, shapes=[shape]) for shape in ((), (1,)))
     a = train(case.make(scalar, **OPTIONS), scalar)
@@ -102,6 +104,7 @@ def test_a_scalar_steps_as_a_vector_of_one(case: Case):
     assert identical(a[0].view(1), b[0])
 
 
+@for_each("case", CASES)
 def test_a_matrix_steps_as_the_vector_of_its_elements(case: Case):
     """Rules that see a tensor as a whole or element by element know nothing of its shape."""
     if case.rule.scope == "matrix":
@@ -124,6 +127,7 @@ def test_an_empty_parameter_is_stepped_and_harms_nobody(case: Case, nonfinite: s
     again.load_state_dict(optimizer.state_dict())
 
 
+@for_each("case", CASES)
 def test_only_empty_parameters(case: Case):
     params = case.params(shapes=[(0,), (2, 0)])
     train(case.make(params, **OPTIONS), params)
@@ -164,9 +168,9 @@ def test_stacks_make_the_loop(case: Case, dtype: torch.dtype):
     assert identical(run(4 * 3 * 4 * 8 * 2), together), "two at a time"
 
 
-@pytest.mark.parametrize("ordered", [False, True])
-@pytest.mark.parametrize("limit", [1, 7, 100, 299, 300])
-@pytest.mark.parametrize("alike", [True, False])
+@for_each("ordered", [False, True])
+@for_each("limit", [1, 7, 100, 299, 300])
+@for_each("alike", [True, False])
 def test_tensors_are_cut_small_whatever_their_strides(ordered: bool, limit: int, alike: bool):
     """Or a wide transposed matrix would be stepped whole, with temporaries of its size."""
     transposed = torch.arange(300.0).view(2, 50, 3).transpose(0, 2)

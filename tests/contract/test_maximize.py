@@ -8,7 +8,7 @@ import torch
 
 from loops import for_each
 
-from .cases import CASES, LOW_BIT, Case, reach, spread
+from .cases import CASES, LOW_BIT, RULES, Case, reach, spread
 from .training import identical, set_gradients
 
 OPTIONS: list[dict[str, Any]] = [
@@ -45,6 +45,7 @@ def test_maximize_is_minimizing_the_negated_loss(case: Case, dtype: torch.dtype,
     assert identical(up.state_dict()["state"], down.state_dict()["state"])
 
 
+@for_each("case", CASES)
 def test_maximize_climbs(case: Case):
     """An oracle besides the twin: a concave function's value rises."""
     (param,) = case.params(shapes=[(4, 3)])
@@ -60,6 +61,7 @@ def test_maximize_climbs(case: Case):
     assert -((param - top) ** 2).sum() > values[0]
 
 
+@for_each("rule", RULES)
 def test_maximize_of_one_group_only(rule: Case):
     params, twins = rule.params(shapes=[(3,), (3,)]), rule.params(shapes=[(3,), (3,)])
     optimizer = rule.make([{"params": params[:1], "maximize": True}, {"params": params[1:]}])

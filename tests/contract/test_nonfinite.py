@@ -63,7 +63,7 @@ def test_after_a_skipped_step_training_is_as_if_it_had_not_been(case: Case, valu
     assert optimizer.skipped_steps == 4
 
 
-@pytest.mark.parametrize("case", CASES, ids=by_id)
+@for_each("case", CASES)
 def test_a_skipped_step_draws_no_noise(case: Case):
     """Noise follows the steps that a parameter has taken, not those that were tried."""
     params, twins = case.params(torch.bfloat16), case.params(torch.bfloat16)
@@ -79,6 +79,7 @@ def test_a_skipped_step_draws_no_noise(case: Case):
     assert optimizer.skipped_steps == 6
 
 
+@for_each("case", CASES)
 def test_a_skipped_first_step_makes_no_state(case: Case):
     params = case.params()
     optimizer = case.make(params, nonfinite="skip")
@@ -87,6 +88,7 @@ def test_a_skipped_first_step_makes_no_state(case: Case):
     assert optimizer.state_bytes() == 0
 
 
+@for_each("rule", RULES)
 def test_skipped_steps_survives_checkpoints_and_copies(rule: Case):
     params = rule.params()
     optimizer = rule.make([{"params": params[:1]}, {"params": params[1:]}], nonfinite="skip")
@@ -101,6 +103,7 @@ def test_skipped_steps_survives_checkpoints_and_copies(rule: Case):
     assert optimizer.skipped_steps == 2
 
 
+@for_each("rule", RULES)
 def test_a_step_that_is_taken_is_not_counted(rule: Case):
     params = rule.params()
     optimizer = rule.make(params, nonfinite="skip")
@@ -124,6 +127,7 @@ def test_raise_names_the_parameter_and_changes_nothing(case: Case, value: float)
     assert named.skipped_steps == 0
 
 
+@for_each("rule", RULES)
 def test_raise_tells_a_nameless_parameter_by_its_place_and_counts_the_others(rule: Case):
     params = rule.params()
     optimizer = rule.make([{"params": params[:1]}, {"params": params[1:]}], nonfinite="raise")
@@ -157,6 +161,7 @@ def test_the_largest_finite_gradient_is_finite(rule: Case, dtype: torch.dtype):
     optimizer.step()
 
 
+@for_each("rule", RULES)
 def test_mixed_dtypes_are_looked_at_together(rule: Case):
     dtypes = [torch.float64, torch.float16, torch.float32, torch.bfloat16]
     dtypes += [] if "complex" in rule.cannot else [torch.complex64]
@@ -189,6 +194,7 @@ def test_ignore_computes_with_it_and_looks_at_nothing(case: Case, monkeypatch: p
         assert identical(params[:2], twins[:2]), "the other parameters do not suffer"
 
 
+@for_each("rule", RULES)
 def test_only_the_groups_that_ask_are_looked_at(rule: Case):
     params = rule.params()
     groups = [{"params": params[:1], "nonfinite": "ignore"}, {"params": params[1:], "nonfinite": "skip"}]
@@ -203,6 +209,7 @@ def test_only_the_groups_that_ask_are_looked_at(rule: Case):
     assert identical(values(params), before), "a step is taken by all or by none"
 
 
+@for_each("rule", RULES)
 def test_raise_in_one_group_protects_all(rule: Case):
     params = rule.params()
     groups = [{"params": params[:1], "nonfinite": "skip"}, {"params": params[1:], "nonfinite": "raise"}]

@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import steepest
+from loops import for_each
 from steepest.compile.available import compiler_available
 from steepest.lab.models.gpt import GPT, GPTConfig
 
@@ -183,6 +184,7 @@ def test_sparse_gradients():
 # -- the loop around it
 
 
+@for_each("rule", RULES)
 def test_the_hooks_of_step_fire_once_and_a_closure_is_called_once(rule: Case):
     params, twins = rule.params(), rule.params()
     optimizer, twin = rule.make(params), rule.make(twins)

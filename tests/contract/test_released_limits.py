@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 import steepest
+from loops import for_each
 
-from .cases import Case
+from .cases import RULES, Case
 from .released import are_freed, backward, holder
 from .training import identical, make_params, snapshot, values
 
@@ -144,6 +145,7 @@ def test_a_norm_that_is_not_finite_is_not_kept():
     assert optimizer.skipped_steps == 2
 
 
+@for_each("rule", RULES)
 def test_skip_passes_over_the_parameters_with_a_bad_gradient_alone(rule: Case):
     params, twins = rule.params(), rule.params()
     optimizer = rule.make(params, nonfinite="skip")

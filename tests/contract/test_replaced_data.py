@@ -13,7 +13,7 @@ from torch.nn import Parameter
 import steepest
 from loops import for_each
 
-from .cases import Case
+from .cases import CASES, RULES, Case
 from .training import identical, set_gradients, snapshot, steps, train
 
 
@@ -36,6 +36,7 @@ def test_another_shape_beside_an_old_gradient(rule: Case, shape: tuple[int, ...]
     _refused(optimizer, params, "parameter 'second' .*shape")
 
 
+@for_each("rule", RULES)
 def test_expanded_data(rule: Case):
     params = rule.params(shapes=[(4, 3), (4, 3)])
     optimizer = rule.make([("first", params[0]), ("second", params[1])])
@@ -44,6 +45,7 @@ def test_expanded_data(rule: Case):
     _refused(optimizer, params, "parameter 'second' is expanded")
 
 
+@for_each("rule", RULES)
 def test_data_from_inference_mode(rule: Case):
     params = rule.params(shapes=[(4, 3), (4, 3)])
     optimizer = rule.make([("first", params[0]), ("second", params[1])])
@@ -58,6 +60,7 @@ def test_data_from_inference_mode(rule: Case):
         rule.make([("odd", made)])
 
 
+@for_each("case", CASES)
 def test_a_step_in_inference_mode_is_a_step(case: Case):
     """Its state can be changed outside too."""
     params, twins = case.params(), case.params()
@@ -69,6 +72,7 @@ def test_a_step_in_inference_mode_is_a_step(case: Case):
     assert identical(train(twin, twins, 4), params)
 
 
+@for_each("rule", RULES)
 def test_a_closure_has_gradients_in_inference_mode(rule: Case):
     """The whole step runs outside of that mode, so that nothing it makes is of use in the mode alone."""
     params = rule.params()
@@ -85,6 +89,7 @@ def test_a_closure_has_gradients_in_inference_mode(rule: Case):
     assert not any(each.is_inference() for each in optimizer.state[params[0]].values())
 
 
+@for_each("rule", RULES)
 def test_parameters_left_on_the_meta_device(rule: Case):
     """A step would train nothing: ``to_empty()`` makes new parameters, and torch's optimizers say nothing."""
     params = rule.params(device="meta")
@@ -99,6 +104,7 @@ def test_parameters_left_on_the_meta_device(rule: Case):
         assert not optimizer.state
 
 
+@for_each("rule", RULES)
 def test_parameters_materialized_in_place(rule: Case):
     """Swapped or given other data, they are those of the optimizer."""
     params, twins = rule.params(device="meta"), rule.params()
@@ -150,6 +156,7 @@ def test_memory_that_does_not_overlap():
     assert torch.equal(memory, _memory() - 0.5)
 
 
+@for_each("rule", RULES)
 def test_a_state_dict_that_was_loaded_in_inference_mode(rule: Case):
     params, twins = rule.params(), rule.params()
     optimizer, twin = rule.make(params), rule.make(twins)
@@ -162,6 +169,7 @@ def test_a_state_dict_that_was_loaded_in_inference_mode(rule: Case):
     assert identical(params, twins)
 
 
+@for_each("rule", RULES)
 def test_a_complex_gradient_of_a_real_parameter(rule: Case):
     """Computing with its real part alone would be silent."""
     params = rule.params(shapes=[(4, 3), (4, 3)])
@@ -196,6 +204,7 @@ def test_an_object_that_cannot_be_stepped_is_put_into_a_group(rule: Case, words:
     optimizer.step()
 
 
+@for_each("rule", RULES)
 def test_memory_of_another_parameter_is_put_into_a_group(rule: Case):
     params = rule.params(shapes=[(4, 3), (4, 3)])
     optimizer = rule.make([("first", params[0]), ("second", params[1])])
@@ -205,6 +214,7 @@ def test_memory_of_another_parameter_is_put_into_a_group(rule: Case):
         optimizer.step()
 
 
+@for_each("rule", RULES)
 def test_a_nameless_parameter_is_put_into_a_group_of_named_ones(rule: Case):
     params, twins = rule.params(shapes=[(4, 3)] * 2), rule.params(shapes=[(4, 3)] * 2)
     optimizer, twin = rule.make([("first", params[0])]), rule.make(twins)
@@ -268,6 +278,7 @@ def test_a_count_of_skipped_steps_that_is_none(rule: Case, value: Any):
         optimizer.load_state_dict(saved)
 
 
+@for_each("rule", RULES)
 def test_one_group_s_parameters_are_replaced_and_another_s_are_gone(rule: Case):
     params = rule.params(shapes=[(4, 3), (4, 3)])
     optimizer = rule.make([{"params": params[:1]}, {"params": params[1:]}])

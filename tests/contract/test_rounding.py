@@ -32,7 +32,7 @@ def _decay_once(case: Case, param: Parameter, *, steps: int = 1, **options: Any)
     return param.detach().double()
 
 
-@pytest.mark.parametrize(("case", "dtype"), spread(able(RULES, "weight_decay"), STEP), ids=str)
+@for_each(("case", "dtype"), spread(able(RULES, "weight_decay"), STEP))
 def test_a_decay_too_small_for_nearest_rounding_moves_the_weights(case: Case, dtype: torch.dtype):
     def ones() -> Parameter:
         return case.ones(SIZE, dtype=dtype)

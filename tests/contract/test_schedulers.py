@@ -152,6 +152,7 @@ def test_cycled_momentum_is_the_momentum_used(case: Case, kind: Callable[[float]
     assert set(group) == before | {"initial_lr", "base_momentum", "max_momentum"}
 
 
+@for_each("case", CASES)
 def test_scheduler_and_optimizer_checkpoints_resume_together(case: Case):
     def build(params: list[Any]) -> tuple[Any, Any]:
         optimizer = case.make(params, weight_decay=0.125, weight_decay_method=case.rule.weight_decay_method)

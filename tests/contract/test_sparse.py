@@ -11,7 +11,7 @@ from torch.nn import Embedding, Parameter
 
 from loops import for_each
 
-from .cases import CASES, Case, reach, spread
+from .cases import CASES, RULES, Case, reach, spread
 from .training import gradient, identical, snapshot, train
 
 MAKE_SPARSE: dict[str, Callable[[Tensor], Tensor]] = {
@@ -44,6 +44,7 @@ def test_sparse_gradients_equal_dense_ones(case: Case, dtype: torch.dtype, kind:
     assert identical(optimizer.state_dict()["state"], other.state_dict()["state"])
 
 
+@for_each("case", CASES)
 def test_repeated_indices_add_up(case: Case):
     sparse = torch.sparse_coo_tensor(
         torch.tensor([[0, 2, 0], [1, 0, 1]]), torch.tensor([1.0, -3.0, 0.5]), (4, 3)
@@ -57,6 +58,7 @@ def test_repeated_indices_add_up(case: Case):
     assert identical([param], [twin])
 
 
+@for_each("case", CASES)
 def test_an_embedding_with_sparse_gradients_trains_as_a_dense_one(case: Case):
     def run(sparse: bool) -> list[Tensor]:
         table = Embedding(5, 3, sparse=sparse)
@@ -71,6 +73,7 @@ def test_an_embedding_with_sparse_gradients_trains_as_a_dense_one(case: Case):
     assert identical(run(sparse=True), run(sparse=False))
 
 
+@for_each("case", CASES)
 def test_dense_and_sparse_gradients_in_one_group(case: Case):
     params, twins = case.params(shapes=[(4, 3), (4, 3)]), case.params(shapes=[(4, 3), (4, 3)])
     optimizer, twin = case.make(params), case.make(twins)
@@ -83,6 +86,7 @@ def test_dense_and_sparse_gradients_in_one_group(case: Case):
     assert identical(params, twins)
 
 
+@for_each("rule", RULES)
 def test_a_nonfinite_value_in_a_sparse_gradient_is_seen(rule: Case):
     (param,) = rule.params(shapes=[(4, 3)])
     optimizer = rule.make([("table", param)], nonfinite="raise")

@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from loops import for_each
+
 from .cases import CASES, RULES, Case, able, by_id, spread
 from .training import identical, set_gradients, snapshot, steps, train
 
@@ -65,7 +67,7 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
-@pytest.mark.parametrize(("case", "kind"), CASES_AND_OPTIONS, ids=str)
+@for_each(("case", "kind"), CASES_AND_OPTIONS)
 def test_it_has_exactly_state_and_param_groups_of_plain_values(case: Case, kind: str):
     optimizer, params = _kept(case, kind)
     saved = optimizer.state_dict()
@@ -81,7 +83,7 @@ def test_it_has_exactly_state_and_param_groups_of_plain_values(case: Case, kind:
             assert isinstance(value, plain), (name, type(value))
 
 
-@pytest.mark.parametrize(("case", "kind"), CASES_AND_OPTIONS, ids=str)
+@for_each(("case", "kind"), CASES_AND_OPTIONS)
 def test_it_loads_with_weights_only_and_every_bit_comes_back(case: Case, kind: str):
     """``load_state_dict`` keeps every dtype: integer counters, and state wider or narrower than p."""
     optimizer, params = _kept(case, kind)
@@ -92,7 +94,7 @@ def test_it_loads_with_weights_only_and_every_bit_comes_back(case: Case, kind: s
     assert identical(again.state_dict(), optimizer.state_dict())
 
 
-@pytest.mark.parametrize("case", CASES, ids=by_id)
+@for_each("case", CASES)
 def test_the_saved_dtype_wins_over_the_new_optimizer_s_own(case: Case):
     optimizer, params = _trained(case, "float32, bfloat16 state")
     again = case.make(params)
@@ -108,7 +110,7 @@ def test_the_saved_dtype_wins_over_the_new_optimizer_s_own(case: Case):
     assert dtypes <= {torch.bfloat16}
 
 
-@pytest.mark.parametrize(("case", "trained"), spread(CASES, [False, True]), ids=str)
+@for_each(("case", "trained"), spread(CASES, [False, True]))
 def test_nothing_is_shared_with_the_dict(case: Case, trained: bool):
     params = case.params()
     optimizer = case.make(params, lr=torch.tensor(0.03125))
@@ -132,7 +134,7 @@ def test_nothing_is_shared_with_the_dict(case: Case, trained: bool):
     assert identical(again.state_dict(), before), "and the dict's later fate is not the optimizer's"
 
 
-@pytest.mark.parametrize("case", CASES, ids=by_id)
+@for_each("case", CASES)
 def test_a_fresh_optimizer_s_dict_round_trips(case: Case):
     params, twins = case.params(), case.params()
     optimizer, again = case.make(params), case.make(twins)
@@ -141,7 +143,7 @@ def test_a_fresh_optimizer_s_dict_round_trips(case: Case):
     assert identical(train(optimizer, params), train(again, twins))
 
 
-@pytest.mark.parametrize("case", CASES, ids=by_id)
+@for_each("case", CASES)
 def test_loading_forgets_what_was_there(case: Case):
     """Also state of parameters for which the dict has none."""
     params, twins = case.params(), case.params()
@@ -155,7 +157,7 @@ def test_loading_forgets_what_was_there(case: Case):
     assert identical(train(optimizer, params), train(early, twins))
 
 
-@pytest.mark.parametrize("case", CASES, ids=by_id)
+@for_each("case", CASES)
 def test_a_checkpoint_of_one_frozen_parameter_resumes(case: Case):
     def run(optimizer: Any, params: list[Tensor], which: range) -> None:
         for step in which:
@@ -175,7 +177,7 @@ def test_a_checkpoint_of_one_frozen_parameter_resumes(case: Case):
     assert identical(params, twins)
 
 
-@pytest.mark.parametrize("case", CASES, ids=by_id)
+@for_each("case", CASES)
 def test_hyper_parameters_come_from_the_dict_too(case: Case):
     params, twins = case.params(), case.params()
     options = {"lr": 0.25, "weight_decay": 0.125, "maximize": True, "seed": 3, "nonfinite": "skip"}
@@ -203,7 +205,7 @@ def test_an_older_checkpoint_that_lacks_options_keeps_what_the_optimizer_has(cas
     assert identical(params, twins)
 
 
-@pytest.mark.parametrize("case", CASES, ids=by_id)
+@for_each("case", CASES)
 def test_extra_keys_of_a_checkpoint_s_groups_are_kept(case: Case):
     optimizer, params = _kept(case, "float32")
     saved = copy.deepcopy(optimizer.state_dict())
@@ -213,6 +215,7 @@ def test_extra_keys_of_a_checkpoint_s_groups_are_kept(case: Case):
     assert again.param_groups[0]["initial_lr"] == 9.0
 
 
+@for_each("rule", RULES)
 def test_names_in_a_checkpoint_do_not_affect_loading(rule: Case):
     params = rule.params()
     named = rule.make([(f"p{i}", p) for i, p in enumerate(params)])
@@ -240,14 +243,14 @@ def test_state_tensors_lie_where_they_should(case: Case, device: torch.device):
                 assert value.shape == (() if single else param.shape), name
 
 
-@pytest.mark.parametrize("case", CASES, ids=by_id)
+@for_each("case", CASES)
 def test_state_bytes_counts_what_the_checkpoint_holds(case: Case):
     optimizer, _ = _kept(case, "float32")
     held = sum(t.numel() * t.element_size() for t in _tensors(optimizer.state_dict()["state"]))
     assert optimizer.state_bytes() == held
 
 
-@pytest.mark.parametrize("case", CASES, ids=by_id)
+@for_each("case", CASES)
 def test_saving_changes_nothing(case: Case):
     optimizer, params = _trained(case, "float32")
     before = snapshot(optimizer, params)
@@ -256,8 +259,8 @@ def test_saving_changes_nothing(case: Case):
     assert identical(snapshot(optimizer, params), before)
 
 
-@pytest.mark.parametrize("kind", [int, float])
-@pytest.mark.parametrize("case", CASES, ids=by_id)
+@for_each("kind", [int, float])
+@for_each("case", CASES)
 def test_plain_numbers_for_per_tensor_state(case: Case, kind: type):
     """As in checkpoints of old; the numbers become tensors again."""
     params, twins = case.params(), case.params()
@@ -299,6 +302,7 @@ def test_a_default_device_and_dtype_change_nothing(case: Case):
     assert identical(optimizer.state_dict()["state"], twin.state_dict()["state"])
 
 
+@for_each("rule", RULES)
 def test_state_of_a_replaced_parameter_is_left_out(rule: Case):
     """torch's own state_dict raises a KeyError with its id."""
     params = rule.params()

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from .cases import LR, Case, related
+from loops import for_each
+
+from .cases import CASES, LR, Case, related
 from .training import identical, set_gradients, snapshot, steps, train, values
 
 stateless = pytest.mark.skipif(
@@ -79,6 +81,7 @@ def _replace(optimizer: Any, params: list[Any]) -> list[Parameter]:
     return new
 
 
+@for_each("case", CASES)
 def test_parameters_replaced_before_the_first_step(case: Case):
     params, twins = case.params(), case.params()
     optimizer = case.make(params)
@@ -88,6 +91,7 @@ def test_parameters_replaced_before_the_first_step(case: Case):
     assert identical(params, old)
 
 
+@for_each("case", CASES)
 def test_parameters_replaced_between_steps_with_their_state(case: Case):
     params, twins = case.params(), case.params()
     optimizer, twin = case.make(params, rounding="stochastic"), case.make(twins, rounding="stochastic")
@@ -101,6 +105,7 @@ def test_parameters_replaced_between_steps_with_their_state(case: Case):
     assert identical(params, twins)
 
 
+@for_each("case", CASES)
 def test_parameters_replaced_between_steps_without_state_start_anew(case: Case):
     if related(case):
         return  # relates to every tensor that was ever stepped
@@ -113,6 +118,7 @@ def test_parameters_replaced_between_steps_without_state_start_anew(case: Case):
     assert identical(train(optimizer, params), train(fresh, twins))
 
 
+@for_each("case", CASES)
 def test_another_shape_and_dtype_in_the_same_place(case: Case):
     """Nothing is remembered by id or by place: a group's list may hold quite other tensors next time."""
     params = case.params()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from loops import for_each
+
 from .cases import CASES, RULES, Case, reach, spread
 from .training import identical, steps, train
 
@@ -17,10 +19,8 @@ def test_a_tensor_lr_is_the_number_it_holds(case: Case, shape: tuple[int, ...], 
     assert identical(train(optimizer, params), expected)
 
 
-@pytest.mark.parametrize(
-    ("rule", "dtype"),
-    spread(RULES, [torch.float64, torch.float16, torch.bfloat16, torch.int64], alike=reach),
-    ids=str,
+@for_each(
+    ("rule", "dtype"), spread(RULES, [torch.float64, torch.float16, torch.bfloat16, torch.int64], alike=reach)
 )
 def test_a_tensor_lr_of_any_dtype(rule: Case, dtype: torch.dtype):
     number = 1 if dtype == torch.int64 else 0.03125
@@ -29,6 +29,7 @@ def test_a_tensor_lr_of_any_dtype(rule: Case, dtype: torch.dtype):
     assert identical(train(rule.make(params, lr=torch.tensor(number, dtype=dtype)), params), expected)
 
 
+@for_each("rule", RULES)
 def test_two_elements_are_a_value_error(rule: Case):
     lr = torch.tensor([0.1, 0.2])
     with pytest.raises(ValueError, match="Tensor lr must be 1-element"):
@@ -39,10 +40,9 @@ def test_two_elements_are_a_value_error(rule: Case):
         rule.make(rule.params()).add_param_group({"params": rule.params(), "lr": lr})
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("rule", "method"),
     spread(RULES, ["decoupled", "independent", "untied", "palm", "sign", "l2"], alike=reach),
-    ids=str,
 )
 def test_a_tensor_lr_changed_in_place_is_seen(rule: Case, method: str):
     options = {"weight_decay": 0.125, "weight_decay_method": method}
@@ -57,6 +57,7 @@ def test_a_tensor_lr_changed_in_place_is_seen(rule: Case, method: str):
     assert identical(params, twins)
 
 
+@for_each("rule", RULES)
 def test_a_tensor_lr_is_left_alone(rule: Case):
     lr = torch.tensor(0.25)
     train(rule.make(params := rule.params(), lr=lr), params)
@@ -64,6 +65,7 @@ def test_a_tensor_lr_is_left_alone(rule: Case):
     assert not lr.requires_grad
 
 
+@for_each("rule", RULES)
 def test_a_group_s_tensor_lr_is_its_own(rule: Case):
     params, twins = rule.params(), rule.params()
     lrs = [torch.tensor(0.5), 0.25, torch.tensor([0.125])]

@@ -75,7 +75,7 @@ def test_alone_on_a_zero_gradient(case: Case, method: str, decay: float, lr: flo
     _close(values(params), [_formula(method, p, lr, decay, lr) for p in before])
 
 
-@pytest.mark.parametrize(("case", "method"), spread(DECAYING, ON_THE_PARAMETER, alike=reach), ids=str)
+@for_each(("case", "method"), spread(DECAYING, ON_THE_PARAMETER, alike=reach))
 def test_before_the_update(case: Case, method: str):
     """p' = decayed(p) − lr·direction, the direction being that of the step without decay."""
     params = case.params(torch.float64)
@@ -246,6 +246,7 @@ def test_a_scheduled_weight_decay_is_seen(case: Case, method: str):
     assert identical(params, twins)
 
 
+@for_each("rule", RULES)
 def test_the_default_method_is_the_rule_s(rule: Case):
     optimizer = rule.make(rule.params())
     assert optimizer.defaults["weight_decay_method"] == rule.rule.weight_decay_method

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import pytest
 import torch
 
 import steepest
+from loops import for_each
 
 PAGE = Path(__file__).parents[2] / "docs" / "learning_rates.md"
 
@@ -35,7 +35,7 @@ def test_every_rule_is_in_the_table() -> None:
     assert missing == {"orthogonalized"}, "the base class, without a matrix function, is the only one to miss"
 
 
-@pytest.mark.parametrize("rule", sorted(rows()))
+@for_each("rule", sorted(rows()))
 def test_the_row_is_what_the_constructor_takes(rule: str) -> None:
     lr, decay, memory = rows()[rule]
     defaults = steepest.create(rule, [torch.nn.Parameter(torch.ones(2, 2))]).defaults

@@ -10,6 +10,7 @@ import pytest
 from torch import nn
 
 import steepest
+from loops import for_each
 from pages import run_python
 from steepest.learning_rates import TRANSLATIONS
 
@@ -36,8 +37,8 @@ def swept(rule, task):
     return best(task, rule, "alone" if rule in MATRIX_RULES else "together")[0]
 
 
-@pytest.mark.parametrize("task", ["text", "digits"])
-@pytest.mark.parametrize("rule", RULES)
+@for_each("task", ["text", "digits"])
+@for_each("rule", RULES)
 def test_the_table_is_what_was_swept(rule, task):
     (row,) = [each for each in TRANSLATIONS if (each.to, each.source) == (rule, f"sweep: {task}")]
     adamw = swept("adamw", task)
@@ -47,8 +48,8 @@ def test_the_table_is_what_was_swept(rule, task):
         assert row.lr * row.weight_decay == pytest.approx(1)
 
 
-@pytest.mark.parametrize("task", ["text", "digits"])
-@pytest.mark.parametrize("rule", RULES)
+@for_each("task", ["text", "digits"])
+@for_each("rule", RULES)
 def test_the_best_learning_rate_lies_between_worse_ones(rule, task):
     lr, means = best(task, rule, "alone" if rule in MATRIX_RULES else "together")
     assert min(means) < lr < max(means)
@@ -99,7 +100,7 @@ def test_the_pages_python_runs(tmp_path, monkeypatch, capsys):
     assert (tmp_path / "lr.png").exists()
 
 
-@pytest.mark.parametrize("rule", RULES)
+@for_each("rule", RULES)
 def test_create_and_build_take_the_options(rule):
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
     with warnings.catch_warnings():

@@ -163,9 +163,9 @@ def test_each_matrix_by_itself(name, normalization, bad, form):
     assert torch.allclose(result[[0, 2]], clean[[0, 2]], atol=1e-10)
 
 
-@pytest.mark.parametrize("normalization", ALL)
-@pytest.mark.parametrize(("m", "n"), [(3, 5), (5, 3)])
-@pytest.mark.parametrize("name", SETS)
+@for_each("normalization", ALL)
+@for_each(("m", "n"), [(3, 5), (5, 3)])
+@for_each("name", SETS)
 def test_transposition_and_derivatives(name, m, n, normalization):
     x = randn(2, m, n).requires_grad_()
 

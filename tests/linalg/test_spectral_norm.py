@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from loops import for_each
 from steepest.compile.available import compiler_available
 from steepest.linalg import spectral_norm_bound
 from steepest.random import derive_key
@@ -36,9 +37,9 @@ def exact(t: Tensor) -> Tensor:
 MAKE = {"spd": wishart, "skew": skew}
 
 
-@pytest.mark.parametrize("kind", ["spd", "skew"])
-@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float64, 1e-13), (torch.float32, 1e-5)])
-@pytest.mark.parametrize("n", [1, 2, 3, 8, 33, 128])
+@for_each("kind", ["spd", "skew"])
+@for_each(("dtype", "rounding"), [(torch.float64, 1e-13), (torch.float32, 1e-5)])
+@for_each("n", [1, 2, 3, 8, 33, 128])
 def test_bound_is_below_the_norm_and_close_to_it(n, dtype, rounding, kind):
     t = MAKE[kind](32, n, dtype=dtype)
     if kind == "skew" and n == 1:

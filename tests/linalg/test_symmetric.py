@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 
+from loops import for_each
 from steepest.linalg import gram, symmetric_product
 
 SIZES = [1, 5, 383, 384, 400, 769]
@@ -16,8 +17,8 @@ def randn(*shape, dtype=torch.float64):
     return torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=dtype)
 
 
-@pytest.mark.parametrize("batch", [(), (3,), (2, 2)], ids=str)
-@pytest.mark.parametrize("rows", SIZES)
+@for_each("batch", [(), (3,), (2, 2)])
+@for_each("rows", SIZES)
 def test_gram_equals_the_plain_product(rows, batch):
     x = randn(*batch, rows, 7)
     for operand in (x, randn(*batch, 7, rows).mT, x.contiguous().expand(x.shape)):
@@ -71,8 +72,8 @@ def test_invalid_operands_name_the_function():
         symmetric_product(torch.ones(2, 2, dtype=torch.int64), torch.ones(2, 2))
 
 
-@pytest.mark.parametrize("rows", [4, 400], ids=["plain", "by blocks"])
-@pytest.mark.parametrize(
+@for_each("rows", [4, 400])
+@for_each(
     ("left", "right", "sum_", "said"),
     [
         ("n,20", "20,n+50", None, "y"),

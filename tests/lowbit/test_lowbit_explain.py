@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import steepest
+from loops import for_each
 
 
 def _model() -> nn.Module:
@@ -64,10 +65,10 @@ def test_who_asked_for_neither_sees_no_columns_of_them():
     assert "master" not in head
 
 
-@pytest.mark.parametrize(
+@for_each(
     "options", [{"state_dtype": "int8"}, {"master": "split16"}, {"state_dtype": "int8", "master": "split8"}]
 )
-@pytest.mark.parametrize("rule", ["lion", "adamw", "muon", "sgd_sai", "quad"])
+@for_each("rule", ["lion", "adamw", "muon", "sgd_sai", "quad"])
 def test_the_bytes_shown_are_those_of_the_step(rule, options):
     model = _model()
     optimizer = steepest.build(model, rule, **options)

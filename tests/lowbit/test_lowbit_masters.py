@@ -18,9 +18,10 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.nn import Parameter
 
 import steepest
-from contract.cases import CASES, Case, by_id
+from contract.cases import CASES, Case
 from contract.recording import configure
 from contract.training import identical, steps
+from loops import for_each
 from steepest import AdamW, Lion, Muon, master_state_dict
 from steepest.engine import grad_check
 
@@ -307,7 +308,7 @@ def test_a_subclass_s_decay_is_undone_where_the_device_skips_a_step(monkeypatch:
     assert not torch.equal(optimizer.master_weight(param), before)
 
 
-@pytest.mark.parametrize("case", CASES, ids=by_id)
+@for_each("case", CASES)
 def test_state_that_is_made_before_the_first_step_is_the_first_step_s(case: Case):
     params, twins = case.params(BF16), case.params(BF16)
     optimizer, other = (case.make(some, master="split16") for some in (params, twins))

@@ -18,6 +18,7 @@ from torch.nn import Parameter
 import steepest
 from contract.cases import CASES, RULES, Case
 from contract.training import identical, snapshot, steps
+from loops import for_each
 from steepest.engine import storage
 from steepest.engine.layout import real_view
 from steepest.engine.state import blank_state
@@ -88,7 +89,7 @@ def resumed(case: Case, kind: str, on_disk: Callable[[dict[str, Any]], Any] = th
     return identical(snapshot(again, twins), snapshot(optimizer, params))
 
 
-@pytest.mark.parametrize(("case", "kind"), RESUMED, ids=str)
+@for_each(("case", "kind"), RESUMED)
 def test_a_resumed_run_is_the_run_that_never_stopped(case: Case, kind: str):
     assert resumed(case, kind)
 
@@ -112,7 +113,7 @@ def test_the_check_of_resuming_sees_what_is_lost():
     assert not resumed(Case("lion"), "split16", lambda saved: forgotten(copy.deepcopy(saved)))
 
 
-@pytest.mark.parametrize("case", RULES, ids=str)
+@for_each("case", RULES)
 def test_what_is_saved(case: Case):
     optimizer, params = trained(case, "both")
     saved = optimizer.state_dict()
@@ -283,7 +284,7 @@ def test_a_second_moment_is_never_encoded_as_zero():
 # From codes to floats
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("dtype", "option", "stored"),
     [
         (F32, None, F32),
@@ -293,7 +294,7 @@ def test_a_second_moment_is_never_encoded_as_zero():
         (F32, torch.float64, torch.float64),
     ],
 )
-@pytest.mark.parametrize("name", ["adamw", "ademamix", "signum", "normuon", "procrustes"])
+@for_each("name", ["adamw", "ademamix", "signum", "normuon", "procrustes"])
 def test_codes_become_floats_of_this_run_s_dtype(name: str, dtype: torch.dtype, option: Any, stored: Any):
     case = Case(name)
     optimizer, params = made(case, dtype, state_dtype="int8")
@@ -578,7 +579,7 @@ BROKEN: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("what", BROKEN)
+@for_each("what", BROKEN)
 def test_state_that_cannot_be_decoded(what: str):
     saved = copy.deepcopy(trained(Case("adamw"), "both")[0].state_dict())
     change, words = BROKEN[what]
@@ -630,9 +631,9 @@ COPIERS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@pytest.mark.parametrize("copier", COPIERS)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["adamw", "muon", "sgd_sai", "signgsd"])
+@for_each("copier", COPIERS)
+@for_each("kind", KINDS)
+@for_each("name", ["adamw", "muon", "sgd_sai", "signgsd"])
 def test_a_copy_steps_on_as_the_original_does(name: str, kind: str, copier: str):
     optimizer, params = trained(Case(name), kind)
     other = COPIERS[copier](optimizer)

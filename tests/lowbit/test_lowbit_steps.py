@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import steepest
+from loops import for_each
 from peak_memory import highest
 from steepest.compile.available import compiler_available
 from steepest.engine import chunks
@@ -76,8 +77,8 @@ def _masters(optimizer: steepest.Optimizer) -> list[Tensor]:
     return [join(param.detach(), optimizer.state[param]["correction"]) for param in params]
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("name", ["signgsd", "signum", "lion", "simba", "sgd", "sgd_sai", "adamw"])
+@for_each("method", METHODS)
+@for_each("name", ["signgsd", "signum", "lion", "simba", "sgd", "sgd_sai", "adamw"])
 def test_32_bits_of_a_bfloat16_parameter_are_the_float32_run(name, method):
     options = {"weight_decay_method": method, "weight_decay": 0.1, "state_dtype": torch.float32}
     half = _run(name, _params(), **options, master="split16")

@@ -71,8 +71,8 @@ def test_element_rules_step_flattened_parameters():
     torch.testing.assert_close(flat, before - 0.1)
 
 
-@pytest.mark.parametrize("mark", ["_is_flat_param", "_fsdp_flattened", "ds_id", "ds_tensor"])
-@pytest.mark.parametrize("name", MATRIX_RULES)
+@for_each("mark", ["_is_flat_param", "_fsdp_flattened", "ds_id", "ds_tensor"])
+@for_each("name", MATRIX_RULES)
 def test_parameters_that_are_marked_as_flat_are_refused_at_construction(name, mark):
     flat = matrix(16)
     setattr(flat, mark, True)

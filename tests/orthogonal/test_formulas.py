@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import steepest
+from loops import for_each
 
 from . import reference
 
@@ -27,9 +28,9 @@ def problem(shape, seed=0, steps=12):
     return draw.normal(size=shape), [draw.normal(size=shape) for _ in range(steps)]
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("scale", sorted(reference.SCALES))
-@pytest.mark.parametrize("nesterov", [True, False])
+@for_each("shape", SHAPES)
+@for_each("scale", sorted(reference.SCALES))
+@for_each("nesterov", [True, False])
 def test_muon(shape, scale, nesterov):
     start, gradients = problem(shape)
     hyper = {"lr": 0.03, "nesterov": nesterov, "scale": scale}
@@ -38,8 +39,8 @@ def test_muon(shape, scale, nesterov):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize(
+@for_each("shape", SHAPES)
+@for_each(
     ("name", "hyper"),
     [
         ("normuon", {"beta2": 0.9}),

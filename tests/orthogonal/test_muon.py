@@ -7,6 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import steepest
+from loops import for_each
 from steepest.linalg import newton_schulz
 from steepest.views import columns, heads, rows
 
@@ -103,9 +104,9 @@ def test_default_scale_gives_adamws_rms(shape):
         assert rms == pytest.approx(0.2, rel=0.1)
 
 
-@pytest.mark.parametrize("normalization", [None, "frobenius", "schatten4", "schatten8", "aol"])
-@pytest.mark.parametrize("coefficients", ["jordan", "minimax_17_17"])
-@pytest.mark.parametrize("name", ["muon", "polargrad"])
+@for_each("normalization", [None, "frobenius", "schatten4", "schatten8", "aol"])
+@for_each("coefficients", ["jordan", "minimax_17_17"])
+@for_each("name", ["muon", "polargrad"])
 def test_coefficients_and_normalization_reach_newton_schulz(name, coefficients, normalization):
     weight = torch.nn.Parameter(torch.zeros(6, 9, dtype=torch.float64))
     weight.grad = torch.randn(6, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -185,8 +186,8 @@ def test_matrices_of_equal_shape_are_computed_together(name):
     assert products(name, many, bucket_bytes=1).count == 8 * one
 
 
-@pytest.mark.parametrize("name", KIN)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@for_each("name", KIN)
+@for_each("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_products_have_the_requested_dtype(name, dtype):
     assert products(name, [("w", torch.nn.Parameter(torch.ones(6, 4)))], ns_dtype=dtype).dtypes == {dtype}
 

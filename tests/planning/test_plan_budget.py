@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import steepest
+from loops import for_each
 from routing.zoo import MODELS
 from steepest.planning.budget import Choice, descend, parse_bytes
 
@@ -201,7 +202,7 @@ def test_models_of_the_zoo(name: str):
     assert step(model, **plan.arguments).state_bytes() == plan.state_bytes < whole.state_bytes
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("given", "error", "words"),
     [
         ({"rules": ["lion"]}, TypeError, "rules needs a budget"),
@@ -220,7 +221,6 @@ def test_models_of_the_zoo(name: str):
         ({"device": "meta"}, ValueError, "where the model will be trained"),
         ({"param_dtype": torch.float32}, ValueError, "param_dtype is for shapes"),
     ],
-    ids=str,
 )
 def test_requests_that_make_no_sense(given: dict[str, Any], error: type[Exception], words: str):
     with pytest.raises(error, match=words):

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import steepest
+from loops import for_each
 from steepest.rule import find_rule
 from steepest.rules.psgd import fits_in
 from steepest.rules.psgd.factors import Side, balanced
@@ -236,19 +237,29 @@ def test_step_counts_on_the_device(kind):
 # -- arguments
 
 
-@pytest.mark.parametrize(
+@for_each(
     "options",
     [
-        {"lr": -1.0}, {"lr_style": "sgd"}, {"momentum": 1.0}, {"max_size_dense": -1},
+        {"lr": -1.0},
+        {"lr_style": "sgd"},
+        {"momentum": 1.0},
+        {"max_size_dense": -1},
         {"max_skew_dense": -1.0},
-        {"preconditioner_lr": 0.0}, {"preconditioner_init_scale": 0.0}, {"noise_scale": -1.0},
-        {"dtype": torch.int32}, {"dtype": torch.float8_e4m3fn}, {"dtype": torch.float8_e5m2},
-        {"update_probability": 0.0}, {"update_probability": 1.1},
-        {"update_flat_steps": -1}, {"norm": "none"}, {"whiten": "both"}, {"literal": 1},
+        {"preconditioner_lr": 0.0},
+        {"preconditioner_init_scale": 0.0},
+        {"noise_scale": -1.0},
+        {"dtype": torch.int32},
+        {"dtype": torch.float8_e4m3fn},
+        {"dtype": torch.float8_e5m2},
+        {"update_probability": 0.0},
+        {"update_probability": 1.1},
+        {"update_flat_steps": -1},
+        {"norm": "none"},
+        {"whiten": "both"},
+        {"literal": 1},
     ],
-    ids=str,
-)  # fmt: skip
-@pytest.mark.parametrize("kind", KINDS)
+)
+@for_each("kind", KINDS)
 def test_values_out_of_range(kind, options):
     with pytest.raises(ValueError, match=next(iter(options))):
         KINDS[kind]([torch.nn.Parameter(torch.zeros(2))], **options)

@@ -11,6 +11,8 @@ import itertools
 import pytest
 import torch
 
+from loops import for_each
+
 from .fitting import KINDS, generator
 
 LOW = [torch.bfloat16, torch.float16]
@@ -112,9 +114,9 @@ def test_ignored_nan_is_not_measured(kind):
     assert float(optimizer.state[param]["scale"]) == 0
 
 
-@pytest.mark.parametrize("shape", [(5, 5), (3, 20), (7,)], ids=str)
-@pytest.mark.parametrize("options", [{}, {"preconditioner_init_scale": 3.0}, {"literal": True}], ids=str)
-@pytest.mark.parametrize("kind", KINDS)
+@for_each("shape", [(5, 5), (3, 20), (7,)])
+@for_each("options", [{}, {"preconditioner_init_scale": 3.0}, {"literal": True}])
+@for_each("kind", KINDS)
 def test_zero_gradients_first(kind, options, shape):
     """Nothing moves, nothing is measured, and what follows is as if it were the first step."""
     runs = []

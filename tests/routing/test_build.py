@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import steepest
+from loops import for_each
 from steepest.views import columns, rows
 
 from .zoo import GPT, MLP, LoRA, MoE, SASRec, ViT
@@ -214,7 +215,7 @@ def test_a_view_must_fit():
 # -- refusals
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("error", "match", "options"),
     [
         (ValueError, r"unknown rule 'muom' \(did you mean 'muon'\?\)", {"rule": "muom"}),
@@ -241,7 +242,7 @@ def test_a_view_must_fit():
         (ValueError, r"views: '\*.qvk.weight' .*mean '\*.qkv.weight'", {"views": {"*.qvk.weight": None}}),
         (ValueError, "'ln_f.weight' has shape .*takes matrices", {"overrides": {"ln_f.weight": "muon"}}),
     ],
-)  # fmt: skip
+)
 def test_mistakes_are_named(error: type[Exception], match: str, options: dict):
     with pytest.raises(error, match=match):
         steepest.build(GPT(), **options)

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim.lr_scheduler import CyclicLR, OneCycleLR
 
 import steepest
+from loops import for_each
 from steepest.rule import find_rule
 
 from .training import Transformer, same_bits, take_steps
@@ -75,9 +76,9 @@ def _foreign(optimizer: torch.optim.Optimizer, allowed: set[str]) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("main", ["muon", "signgsd", "sgd", "quad", "adam_mini"])
-@pytest.mark.parametrize("other", ["lion", "sgd", "signgsd", "simba_leaky"])
-@pytest.mark.parametrize("schedule", [None, OneCycleLR, CyclicLR])
+@for_each("main", ["muon", "signgsd", "sgd", "quad", "adam_mini"])
+@for_each("other", ["lion", "sgd", "signgsd", "simba_leaky"])
+@for_each("schedule", [None, OneCycleLR, CyclicLR])
 def test_a_group_holds_the_keys_of_its_rule_alone(main: str, other: str, schedule: Any):
     """But for betas, which both schedulers read in every group where the main rule has some.
 
@@ -101,7 +102,7 @@ def test_a_group_holds_the_keys_of_its_rule_alone(main: str, other: str, schedul
 RULES = [rule for rule in steepest.list_optimizers() if rule != "orthogonalized"]  # which needs a subclass
 
 
-@pytest.mark.parametrize("main", RULES)
+@for_each("main", RULES)
 def test_beside_every_rule_no_group_has_foreign_keys_but_betas(main: str):
     """torch's schedulers and Lightning's monitor read betas in every group where the main rule has them."""
     params = {rule: nn.Parameter(torch.ones(2, 2)) for rule in [main, *RULES]}

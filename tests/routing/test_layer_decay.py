@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import steepest
+from loops import for_each
 
 from .training import Block, Transformer, same_bits, take_steps
 
@@ -239,8 +240,8 @@ def _in_sequence(block: type[nn.Module], count: int) -> nn.Module:
     return nn.Sequential(nn.Embedding(11, 8), *(block() for _ in range(count)), nn.Linear(8, 11))
 
 
-@pytest.mark.parametrize("block", [Block, Deep, Simple])
-@pytest.mark.parametrize(
+@for_each("block", [Block, Deep, Simple])
+@for_each(
     ("make", "blocks", "count"),
     [
         (lambda block: Held(nn.ModuleDict({str(at): block() for at in range(3)})), "layers.{}.", 3),

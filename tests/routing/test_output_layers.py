@@ -9,6 +9,7 @@ import pytest
 from torch import nn
 
 import steepest
+from loops import for_each
 
 from .zoo import GPT, LSTM, BasicBlock, Llama, MoE, ResNet, ViT
 
@@ -81,7 +82,7 @@ class Mixed(nn.Module):
         self.one, self.two = linear(8, 3), linear(4, 8)
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("model", "expected"),
     [
         # position
@@ -126,7 +127,7 @@ class Mixed(nn.Module):
         # wrappers
         (nn.DataParallel(named(a=linear(4, 8), b=linear(8, 3))), {"module.b"}),
     ],
-)  # fmt: skip
+)
 def test_which_layers_are_outputs(model: nn.Module, expected: set[str]):
     assert outputs(model) == expected
 

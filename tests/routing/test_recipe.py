@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import steepest
+from loops import for_each
 
 from .training import Transformer, same_bits, take_steps
 
@@ -66,7 +67,7 @@ def test_callers_that_name_the_argument_params_or_pass_the_iterator():
         recipe(list(model.parameters()))
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("error", "match", "rule", "options"),
     [
         (TypeError, "'momentun' .did you mean 'momentum'", "muon", {"momentun": 0.9}),
@@ -86,7 +87,7 @@ def test_callers_that_name_the_argument_params_or_pass_the_iterator():
         (ValueError, "unknown rule 'lino'", "muon", {"overrides": {"x": "lino"}}),
         (ValueError, "lr must be a finite number", "muon", {"lr": -1.0}),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_without_a_model_is_refused_without_one(
     error: type[Exception], match: str, rule: str, options: dict[str, Any]
 ):

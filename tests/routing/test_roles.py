@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import steepest
+from loops import for_each
 from steepest.views import rows, transposed
 
 
@@ -44,7 +45,7 @@ def kind_of(module: nn.Module) -> tuple[str, str, object]:
     return row.rule, row.kind, row.view
 
 
-@pytest.mark.parametrize(
+@for_each(
     ("module", "expected"),
     [
         (nn.Conv2d(8, 8, 3, groups=8), ("adamw", "depthwise", "flatten")),
@@ -103,7 +104,6 @@ def kind_of(module: nn.Module) -> tuple[str, str, object]:
         (Expertise("w1", 3, 4, 5), ("adamw", "unknown", None)),
         (Holder("w", 3, 4, dtype=torch.complex64), ("adamw", "complex", None)),
     ],
-    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else "",
 )
 def test_the_owner_decides(module: nn.Module, expected: tuple[str, str, object]):
     rule, kind, view = kind_of(module)

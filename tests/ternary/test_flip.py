@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from loops import for_each
 from steepest.random import derive_key
 from steepest.ternary import BinaryLinear, TernaryFlip, TernaryLinear
 from steepest.ternary.flipping import flip_layer
@@ -274,9 +275,9 @@ def test_when_the_threshold_is_out_of_reach_nothing_flips_and_votes_are_still_co
     assert layer.unpack().tolist() == [[1]]
 
 
-@pytest.mark.parametrize("bits", [1, 2])
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("at_most", [0, 1, 7, 40])
+@for_each("bits", [1, 2])
+@for_each("seed", range(5))
+@for_each("at_most", [0, 1, 7, 40])
 def test_at_most_so_many_flip_and_those_with_the_most_votes(seed, at_most, bits):
     torch.manual_seed(seed)
     values = torch.randint(-1, 2, (9, 11), dtype=torch.int8)

@@ -7,6 +7,7 @@ import torch
 from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from loops import for_each
 from steepest.compile import available
 from steepest.compile.available import compiler_available, warn_no_compiler
 from steepest.ternary import from_base3, pack, to_base3, unpack
@@ -32,8 +33,8 @@ def test_unpacking_undoes_packing_at_every_size(size, bits, device):
     assert int(count_zeros(packed, size, bits)) == int((values == 0).sum())
 
 
-@pytest.mark.parametrize("bits", [1, 2])
-@pytest.mark.parametrize("size", SIZES)
+@for_each("bits", [1, 2])
+@for_each("size", SIZES)
 def test_the_layout_is_the_documented_one(size, bits):
     values = numbers(bits, 1, size, seed=1)[0].tolist()
     width = math.ceil(size * bits / 8)
@@ -53,7 +54,7 @@ def binary(*shape, seed=0):
     return 2 * torch.randint(0, 2, shape, generator=generator, dtype=torch.int8) - 1
 
 
-@pytest.mark.parametrize("size", SIZES)
+@for_each("size", SIZES)
 def test_base_3_is_the_digits_plus_one(size):
     values = ternary(size, seed=2)
     digits = [int(value) + 1 for value in values] + [0] * (-size % 5)

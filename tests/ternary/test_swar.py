@@ -66,12 +66,11 @@ def test_every_byte_of_counter_and_vote(kind, cancel, bits):
         check(kind, values, a, v, threshold, cancel, bits=bits)
 
 
-@pytest.mark.parametrize("bits", [1, 2])
-@pytest.mark.parametrize("cancel", [False, True])
-@pytest.mark.parametrize("kind", ["flip", "accumulate"])
-@pytest.mark.parametrize(
-    ("counters", "votes"),
-    [(torch.int16, torch.int8), (torch.int16, torch.int16), (torch.int8, torch.int16)],
+@for_each("bits", [1, 2])
+@for_each("cancel", [False, True])
+@for_each("kind", ["flip", "accumulate"])
+@for_each(
+    ("counters", "votes"), [(torch.int16, torch.int8), (torch.int16, torch.int16), (torch.int8, torch.int16)]
 )
 def test_int16_at_the_edges_and_at_random(kind, cancel, counters, votes, bits):
     generator = torch.Generator().manual_seed(0)

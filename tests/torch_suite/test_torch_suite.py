@@ -11,6 +11,7 @@ from torch.nn import Parameter
 from torch.testing._internal.common_optimizers import OptimizerErrorEnum, OptimizerInfo
 
 from contract.cases import Case
+from loops import for_each
 
 from .checks import CHECKS
 from .infos import INFOS, case_of
@@ -40,7 +41,7 @@ def inapplicable(check: str, case: Case) -> str | None:
     return next((words for name, what, words in INAPPLICABLE if name == check and what in case.cannot), None)
 
 
-@pytest.mark.parametrize("check", CHECKS)
+@for_each("check", CHECKS)
 @pytest.mark.parametrize("info", INFOS, ids=lambda info: info.optim_cls.rule.name)
 def test_torch_s(info: OptimizerInfo, check: str):
     case = case_of(info)
@@ -88,8 +89,8 @@ def test_torch_s_error_inputs(info: OptimizerInfo):
                 make()
 
 
-@pytest.mark.parametrize("option", WITHOUT_THE_OPTION)
-@pytest.mark.parametrize("info", INFOS, ids=lambda info: info.optim_cls.rule.name)
+@for_each("option", WITHOUT_THE_OPTION)
+@for_each("info", INFOS)
 def test_no_rule_has_the_option_of_a_test_that_is_not_asked(info: OptimizerInfo, option: str):
     assert option not in info.supported_impls
     if info.optim_cls.rule.name == "orthogonalized":

@@ -14,6 +14,7 @@ from torch import nn
 import steepest
 from contract.cases import CASES, LOW_BIT, RULES, Case, by_id
 from contract.training import set_gradients
+from loops import for_each
 from steepest.trust.laws import LAWS
 
 from .training import backward, make_model, train
@@ -45,14 +46,12 @@ def verified(case: Case, dtype: torch.dtype, **options: Any) -> steepest.Verific
     return found
 
 
-@pytest.mark.parametrize(
-    ("case", "options"), list(zip(CASES, itertools.cycle(SETTINGS), strict=False)), ids=lambda x: str(x)
-)
+@for_each(("case", "options"), list(zip(CASES, itertools.cycle(SETTINGS), strict=False)))
 def test_every_case_verifies_in_float32_with_some_option(case: Case, options: dict[str, Any]):
     assert verified(case, torch.float32, **options).steps == 2
 
 
-@pytest.mark.parametrize("case", CASES, ids=by_id)
+@for_each("case", CASES)
 def test_every_case_verifies_in_bfloat16_with_stochastic_rounding(case: Case):
     assert verified(case, torch.bfloat16, rounding="stochastic").steps == 2
 
@@ -62,8 +61,8 @@ def test_low_bit_state_and_masters_verify(case: Case, dtype: torch.dtype):
     assert verified(case, dtype).steps == 2
 
 
-@pytest.mark.parametrize("method", DECAYS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@for_each("method", DECAYS)
+@for_each("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_decay_is_taken_out_of_a_sign_rule(method: str, dtype: torch.dtype):
     verified(Case("lion"), dtype, weight_decay=0.3, weight_decay_method=method)
 
@@ -113,9 +112,9 @@ def test_odd_gradients_and_empty_tensors_verify(case: Case):
                 optimizer.step()
 
 
-@pytest.mark.parametrize("wide", [8, 128])
-@pytest.mark.parametrize("name", ["muon", "scion", "polargrad", "normuon", "hyperball"])
-@pytest.mark.parametrize("coefficients", ["quintic", "jordan", "minimax_17_17"])
+@for_each("wide", [8, 128])
+@for_each("name", ["muon", "scion", "polargrad", "normuon", "hyperball"])
+@for_each("coefficients", ["quintic", "jordan", "minimax_17_17"])
 def test_muons_band_holds_for_bad_gradients(name: str, coefficients: str, wide: int):
     # Rank-deficient, badly scaled, with a few huge or tiny columns; at 128 perhaps in half precision.
     for seed in range(6 if wide == 8 else 1):

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import steepest
+from loops import for_each
 from steepest import VerificationError, verify
 from steepest.registry import optimizer_class
 
@@ -46,7 +47,7 @@ def test_a_wrapper_that_calls_both():
         train(model, optimizer, 1)
 
 
-@pytest.mark.parametrize("name", steepest.list_optimizers())
+@for_each("name", steepest.list_optimizers())
 def test_a_step_that_is_another_optimizers_inside(name: str):
     weight = nn.Parameter(torch.randn(8, 6, generator=torch.Generator().manual_seed(0)))
     cls = optimizer_class(name)
