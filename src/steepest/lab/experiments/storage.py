@@ -287,7 +287,9 @@ def _distributions(space: Mapping[str, Range | object]) -> dict[str, FloatDistri
 @contextmanager
 def _only_one(engine: Engine) -> Iterator[None]:
     """Keep out other processes of this database; one that dies, not one suspended, releases the lock."""
-    text = f"waiting for the process that has locked {printable(engine.url.render_as_string())}"
+    # An address is quoted as UTF-8, which a path need not be.
+    where = str(engine.url.database) if engine.name == "sqlite" else engine.url.render_as_string()
+    text = f"waiting for the process that has locked {printable(where)}"
     notice = Timer(_PATIENCE_SECONDS, print, [text], {"file": sys.stderr})
     notice.start()
     with ExitStack() as held:
