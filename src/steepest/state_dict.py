@@ -147,8 +147,9 @@ def _loadable(
             translated.append(group)
             merged = {**ours, **group}
             # A schedule may end below 0 by rounding, and a step takes such an lr.
-            rounded = isinstance(merged["lr"], float) and -1e-9 < merged["lr"] < 0
-            checked = {**merged, "lr": 0.0} if rounded else merged
+            lr = merged["lr"]
+            lr = lr.item() if isinstance(lr, Tensor) and lr.is_cpu and lr.numel() == 1 else lr
+            checked = {**merged, "lr": 0.0} if isinstance(lr, float) and -1e-9 < lr < 0 else merged
             find_rule(ours["rule"]).check(f"group {index} of the state dict", checked)
             for at, (param, state) in enumerate(zip(ours["params"], states, strict=False)):
                 expected: dict[str, Tensor] = {}

@@ -46,12 +46,13 @@ def test_a_parameter_of_another_shape_than_its_state_moves_nothing(
     assert identical([param.detach() for param in params], before)
 
 
-def test_lr_may_be_just_below_zero_and_is_saved_and_loaded():
+@pytest.mark.parametrize("lr", [-1e-20, torch.tensor(-1e-20)], ids=["float", "tensor"])
+def test_lr_may_be_just_below_zero_and_is_saved_and_loaded(lr: Any):
     params = make_params(shapes=[(4, 3)])
     optimizer = Case("lion").make(params)
-    optimizer.param_groups[0]["lr"] = -1e-20
+    optimizer.param_groups[0]["lr"] = lr
     set_gradients(params, 0)
     optimizer.step()
     again = Case("lion").make(make_params(shapes=[(4, 3)]))
     again.load_state_dict(optimizer.state_dict())
-    assert again.param_groups[0]["lr"] == -1e-20
+    assert float(again.param_groups[0]["lr"]) == float(lr)

@@ -153,10 +153,12 @@ def test_a_rule_has_a_translation_or_a_reason_why_it_has_none(rule):
     if rule in reasons:
         with pytest.raises(ValueError, match=f"no translation to '{rule}': .*{reasons[rule]}"):
             steepest.from_adamw(1e-3, to=rule)
+    elif rule in {each.to for each in TRANSLATIONS}:
+        weight = nn.Parameter(nn.Linear(4, 4).weight.detach())
+        steepest.create(rule, [weight], **steepest.from_adamw(1e-3, to=rule))
     else:
-        steepest.create(
-            rule, [nn.Parameter(nn.Linear(4, 4).weight.detach())], **steepest.from_adamw(1e-3, to=rule)
-        )
+        with pytest.raises(ValueError, match=f"no translation to '{rule}': nobody has measured one"):
+            steepest.from_adamw(1e-3, to=rule)
 
 
 @pytest.mark.parametrize(

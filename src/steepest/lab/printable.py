@@ -22,8 +22,9 @@ def printable(text: str) -> str:
 
 
 def without_password(text: str) -> str:
-    """Leave out the password of each database's address."""
-    return re.sub(r"(://[^:@/]*):[^@/]*@", r"\1:…@", text)
+    """Leave out the password of each database's address: `://user:…@host`, or `?password=…`."""
+    text = re.sub(r"(://[^:@/\s]*):[^@\s]*@", r"\1:…@", text)
+    return re.sub(r"([?&]password=)[^&\s']*", r"\1…", text)
 
 
 def _all(value: Any) -> Any:

@@ -83,8 +83,9 @@ def build(
             ``"rule"``. A pattern may leave out what wrappers add to names: ``module.``, ``_orig_mod.``,
             ``_fsdp_wrapped_module.``, ``_checkpoint_wrapped_module.``, and PEFT's ``base_model.model.``,
             ``.base_layer``, ``.original_module``, ``.modules_to_save.ADAPTER`` and the adapter's name after
-            ``.lora_A`` and its kin. If several patterns match, the later one wins, option by option. A rule
-            that is neither the main rule nor the fallback has its own defaults for all other options.
+            LoRA's parts, such as ``.lora_A``. If several patterns match, the later one wins, option by
+            option. A rule that is neither the main rule nor the fallback has its own defaults for all other
+            options.
         views: pattern of parameter names -> a view (:mod:`steepest.views`), which cuts a parameter into
             matrices or declares that it is stored as [in, out]. None takes it whole, as it is stored. Only
             rules that see matrices use views.

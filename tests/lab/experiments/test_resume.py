@@ -301,9 +301,17 @@ def test_an_optimizer_that_runs_out_of_memory_is_shown_as_not_run(tmp_path, plan
     assert len(result.records) == 4
 
 
-def test_the_command_on_the_page_has_no_password(monkeypatch):
-    monkeypatch.setattr("sys.argv", ["steepest", "race", "--storage", "postgresql://ann:secret@host/db"])
-    assert machine.command() == "steepest race --storage postgresql://ann:…@host/db"
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("postgresql://ann:secret@host/db", "postgresql://ann:…@host/db"),
+        ("postgresql://ann:se/cr:et@host/db", "postgresql://ann:…@host/db"),
+        ("postgresql://host/db?user=ann&password=secret", "'postgresql://host/db?user=ann&password=…'"),
+    ],
+)
+def test_the_command_on_the_page_has_no_password(url, shown, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["steepest", "race", "--storage", url])
+    assert machine.command() == f"steepest race --storage {shown}"
 
 
 def test_the_command_on_the_page_can_be_copied(monkeypatch, tmp_path):

@@ -20,8 +20,9 @@ def test_a_colour_follows_from_the_name_alone() -> None:
 
 
 def test_our_rules_have_different_colours_and_other_spellings_the_same() -> None:
-    ours = steepest.list_optimizers()
-    assert len({place(name) for name in ours}) == len(ours)
+    # There are as many colours as names that have one of their own; a name without takes another's colour.
+    ours = [name for name in steepest.list_optimizers() if name.replace("_", "") in _KNOWN]
+    assert len({place(name) for name in ours}) == len(ours) > 18
     assert place("torch.optim:AdamW") == place("adamw") != place("torch.optim:Adam")
     # By a hash that no process salts: this place must never change.
     assert place("pytorch_optimizer:Prodigy") == 12

@@ -1,9 +1,9 @@
 """Local gain: what each optimizer multiplies the momentum by, per tensor, over training.
 
 The gain is the number γ for which γ·m is nearest to the applied direction d = (before − after) / lr:
-γ = ⟨d, m⟩ / ⟨m, m⟩, with m the optimizer's momentum (bias-corrected in Adam and its kin), or the gradient if
-it has none. So it is 1 for SGD, the constant G for SGD-SaI, and for Adam the average of 1/(√v̂ + ε) weighted
-by m². The records have a series `local gain/NAME` for each tensor.
+γ = ⟨d, m⟩ / ⟨m, m⟩, with m the optimizer's momentum (bias-corrected in Adam and its variants), or the
+gradient if it has none. So it is 1 for SGD, the constant G for SGD-SaI, and for Adam the average of
+1/(√v̂ + ε) weighted by m². The records have a series `local gain/NAME` for each tensor.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Muon and its kin: where the singular values of the update lie, by the polynomials that make them."""
+"""Muon and its variants: where the singular values of the update lie, by the polynomials that make them."""
 
 from __future__ import annotations
 
