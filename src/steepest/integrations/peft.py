@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
+from steepest.integrations.failed_import import failed_import
+
 try:
     from peft import LoraConfig
     from peft.tuners.lora import Linear
 except ImportError as error:
-    raise ImportError("steepest.integrations.peft needs peft: pip install 'peft>=0.17'") from error
+    raise failed_import(__name__, ["peft>=0.17"], error) from error
 
 from torch import nn
 
