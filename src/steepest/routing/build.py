@@ -21,6 +21,7 @@ from steepest.routing.ambiguities import find_ambiguities
 from steepest.routing.heads import find_heads
 from steepest.routing.known_layouts import has_own_layout
 from steepest.routing.layers import LayerDecay, layer_rates
+from steepest.routing.model import refuse_parameters
 from steepest.routing.options import Options, as_table, check_options, matching, tensor_options
 from steepest.routing.output_layers import is_ternary
 from steepest.routing.roles import Role, find_roles
@@ -193,8 +194,7 @@ def form_groups(
 
     ``materialized`` says whether parameters on the meta device are refused.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"build() takes a torch.nn.Module, got {type(model).__name__}")
+    refuse_parameters(model)
     main, rest, override_options = check_options(
         rule, model.parameters(), layer_decay=layer_decay, ternary=ternary, **further
     )
