@@ -66,7 +66,18 @@ class Hyperparameter:
         with contextlib.suppress(TypeError, ValueError, RuntimeError, OverflowError):
             if self.accepts(value):
                 return
-        raise ValueError(f"{owner}: {name} must be {self.allowed}, got {value!r}")
+        hint = ""
+        with contextlib.suppress(TypeError, ValueError, RuntimeError, OverflowError):
+            if self.accepts(_from_text(value)):
+                hint = ", which is text: pass a number (YAML takes 1.0e-3 for one, but not 1e-3)"
+        raise ValueError(f"{owner}: {name} must be {self.allowed}, got {value!r}{hint}")
+
+
+def _from_text(value: Any) -> Any:
+    """Return the numbers that a string, or each string of a sequence, spells."""
+    if isinstance(value, str):
+        return int(value) if value.lstrip("+-").isdecimal() else float(value)
+    return [*map(_from_text, value)] if isinstance(value, (list, tuple)) else value
 
 
 def is_finite(value: Any) -> bool:
