@@ -36,6 +36,7 @@ class Reasons:
         why: parameter name -> ``"kind: reason"``.
         aliases: parameter name -> its other names, if it is tied or shared.
         left_out: frozen tensors that can never train and are in no group, with their dtypes.
+        guesses: notes about output layers that build() guessed, with little doubt.
         ambiguities: warnings about output layers that build() had to guess.
         fallback: the name of the rule for the tensors that the main rule does not take.
         known_views: names of the parameters whose view build() found by itself.
@@ -46,6 +47,7 @@ class Reasons:
     why: Mapping[str, str] = field(default_factory=dict)
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
+    guesses: tuple[str, ...] = ()
     ambiguities: tuple[str, ...] = ()
     fallback: str | None = None
     known_views: Collection[str] = ()

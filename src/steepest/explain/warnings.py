@@ -18,11 +18,14 @@ _GATE_UP = re.compile(r"gate_up|gate_and_up|w1_?w?3|w1_?w?2$", re.IGNORECASE)
 
 
 def find_notes(rows: Sequence[Row], main: str, reasons: Reasons) -> list[str]:
-    """Note tied, frozen and left-out tensors, choices of autotune, an unused fallback, undecayed vectors."""
+    """Note tied, frozen and left-out tensors, guessed outputs, autotune's choices, and what has no effect."""
     notes = [
-        f"{row.name} is also {', '.join(row.aliases)}: stepped once, under its first name"
-        for row in rows
-        if row.aliases
+        *(
+            f"{row.name} is also {', '.join(row.aliases)}: stepped once, under its first name"
+            for row in rows
+            if row.aliases
+        ),
+        *reasons.guesses,
     ]
     frozen = [row for row in rows if row.frozen]
     if frozen:

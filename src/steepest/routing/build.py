@@ -272,9 +272,10 @@ def form_groups(
         for tensor, role, _ in routed
         if role.kind == "linear" and has_own_layout(model, tensor.owners[0])
     }
+    guesses: list[str] = []
     ambiguities: list[str] = []
     if find_rule(main["rule"]).hidden_only:
-        ambiguities = find_ambiguities(model, routed, main["rule"], rest["rule"])
+        guesses, ambiguities = find_ambiguities(model, routed, main["rule"], rest["rule"])
     order = [main["rule"], rest["rule"]]
     groups = [group for _, group in formed]
     groups.sort(key=lambda group: [*order, group["rule"]].index(group["rule"]))
@@ -297,6 +298,7 @@ def form_groups(
         why=why,
         aliases={tensor.name: tensor.names[1:] for tensor in tensors if len(tensor.names) > 1},
         left_out=tuple(left_out),
+        guesses=tuple(guesses),
         ambiguities=tuple(ambiguities),
         fallback=rest["rule"],
         known_views=frozenset(known_views),
