@@ -221,6 +221,15 @@ def test_psgd_merges_what_others_flatten():
         assert steepest.build(model, rule).explain().rows[0].view == view
 
 
+def test_a_rule_that_has_frozen_tensors_alone_is_warned_of_and_shown_so():
+    """As in LoRA where no factor is a hidden layer's matrix."""
+    model = nn.Sequential(*(nn.Linear(4, 4).requires_grad_(False) for _ in range(3)), nn.Linear(4, 2))
+    with pytest.warns(UserWarning, match="^nothing goes to 'muon' but 3 frozen tensors: no trainable tensor"):
+        optimizer = steepest.build(model, "muon")
+    assert "(muon): 3 tensors (3 frozen), 48 parameters; " in repr(optimizer)
+    assert "(adamw): 1 tensor, 8 parameters; " in repr(optimizer)
+
+
 def test_frozen_tensors_are_listed_and_have_no_state():
     explanation = steepest.build(LoRA(), "muon").explain()
     frozen = {row.name: row.state_bytes for row in explanation.rows if row.frozen}

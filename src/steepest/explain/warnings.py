@@ -56,9 +56,11 @@ def find_warnings(groups: Sequence[Group], rows: Sequence[Row], main: str, reaso
     warnings = []
     training = [row for row in rows if not row.frozen]
     if training and find_rule(main).hidden_only and not any(row.rule == main for row in training):
+        frozen = sum(row.rule == main for row in rows)
+        but = f" but {frozen} frozen tensor{'s' * (frozen > 1)}" if frozen else ""
         warnings.append(
-            f"nothing goes to {main!r}: no trainable tensor is a matrix of a hidden layer. Assign some with "
-            "overrides={...: " + repr(main) + "}"
+            f"nothing goes to {main!r}{but}: no trainable tensor is a matrix of a hidden layer. Assign some "
+            f"with overrides={{...: {main!r}}}"
         )
     warnings += reasons.ambiguities
     # A view from the user says what the matrix is. A view that build() found only says how it is stored.
