@@ -27,6 +27,7 @@ LAYERS = [
     "group_names",
     "group_options",
     "migrations",
+    "saved_groups",
     "stored_state",
     "state_dict",
     "master_weights",

@@ -66,7 +66,18 @@ class Hyperparameter:
         with contextlib.suppress(TypeError, ValueError, RuntimeError, OverflowError):
             if self.accepts(value):
                 return
-        raise ValueError(f"{owner}: {name} must be {self.allowed}, got {value!r}")
+        hint = ""
+        with contextlib.suppress(TypeError, ValueError, RuntimeError, OverflowError):
+            if self.accepts(_from_text(value)):
+                hint = ", which is text: pass a number (YAML takes 1.0e-3 for one, but not 1e-3)"
+        raise ValueError(f"{owner}: {name} must be {self.allowed}, got {value!r}{hint}")
+
+
+def _from_text(value: Any) -> Any:
+    """Return the numbers that a string, or each string of a sequence, spells."""
+    if isinstance(value, str):
+        return int(value) if value.lstrip("+-").isdecimal() else float(value)
+    return [*map(_from_text, value)] if isinstance(value, (list, tuple)) else value
 
 
 def is_finite(value: Any) -> bool:
@@ -251,12 +262,18 @@ def optional(hyper: Hyperparameter) -> Hyperparameter:
     return Hyperparameter(lambda value: value is None or hyper.accepts(value), f"None or {hyper.allowed}")
 
 
+# What other libraries call options, where the letters do not show which is meant.
+_OTHER_NAMES = {"learning_rate": "lr", "wd": "weight_decay"}
+
+
 def near_miss(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
-    """Return ``" (did you mean 'lion'?)"`` if a known name is close to ``name``, else an empty string.
+    """Return ``" (did you mean 'lion'?)"`` for a known name that is close or means the same, else ``""``.
 
     ``cutoff`` is difflib's: how alike they must be, from 0 to 1.
     """
-    close = difflib.get_close_matches(str(name).lower(), list(known), n=1, cutoff=cutoff)
+    name, known = str(name).lower(), list(known)
+    other = _OTHER_NAMES.get(name)
+    close = [other] if other in known else difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 

@@ -35,6 +35,7 @@ class Source:
         group: keys that its param groups have.
         state: keys that the state of each of its parameters has.
         rules: rules here for which the state means the same.
+        peer: the class here that loads its checkpoints, for messages.
         alone: whether its groups have no keys besides these, lr, weight_decay, torch's, and a subclass's own.
         group_here: its group -> the options that have other names here.
         state_here: (its state, the parameter, the group that will be loaded) -> the rule's state. Both raise
@@ -45,6 +46,7 @@ class Source:
     group: str = ""
     state: str = ""
     rules: str = ""
+    peer: str = ""
     alone: bool = False
     group_here: Callable[[Group], dict[str, Any]] = lambda theirs: {}
     state_here: Callable[[State, Tensor, Group], dict[str, Any]] = lambda state, param, group: dict(state)
@@ -159,13 +161,29 @@ def _quad_torch_state(state: State, param: Tensor, group: Group) -> dict[str, An
 _AVERAGED = "orthogonalized muon polargrad scion hyperball"
 
 SOURCES: tuple[Source, ...] = (
-    Source("sgd_sai.SGD_sai", "momentum eps", "gsnr", "sgd_sai", alone=True, state_here=_sgd_sai_state),
-    Source("the original Simba", "window_size threshold", "sign_counts", "simba", state_here=_simba_state),
+    Source(
+        "sgd_sai.SGD_sai",
+        "momentum eps",
+        "gsnr",
+        "sgd_sai",
+        peer="SGDSaI",
+        alone=True,
+        state_here=_sgd_sai_state,
+    ),
+    Source(
+        "the original Simba",
+        "window_size threshold",
+        "sign_counts",
+        "simba",
+        peer="Simba",
+        state_here=_simba_state,
+    ),
     Source(
         "torch.optim.Muon",
         "ns_coefficients adjust_lr_fn eps",
         "momentum_buffer",
         "muon",
+        peer="Muon",
         group_here=_torch_muon_group,
     ),
     Source(
@@ -198,12 +216,13 @@ SOURCES: tuple[Source, ...] = (
         "correct_bias nesterov use_shape_scaling",
         "exp_avg step",
         "signum",
+        peer="Signum",
         group_here=_signum_group,
         state_here=_signum_state,
     ),
     # Listed so that errors can name them; some load because their names are the same here.
-    Source("torch.optim.SGD", group="momentum dampening nesterov"),
-    Source("torch.optim.Adam or AdamW", group="betas eps amsgrad"),
+    Source("torch.optim.SGD", group="momentum dampening nesterov", peer="SGD"),
+    Source("torch.optim.Adam or AdamW", group="betas eps amsgrad", peer="AdamW"),
     Source("torch.optim.NAdam", group="betas eps momentum_decay"),
     Source("torch.optim.Adamax", group="betas eps", state="exp_avg exp_inf"),
     Source(

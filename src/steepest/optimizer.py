@@ -240,8 +240,9 @@ class Optimizer(torch.optim.Optimizer):
     def explain(self) -> Explanation:
         """Explain each tensor's rule and options, and why, as data; ``str()`` of it is a table.
 
-        The reasons are those of :func:`steepest.build`; for other tensors they are "set by hand". State
-        dicts do not contain them. Sharded parameters have a layout and owners; nothing is communicated.
+        The reasons are those of :func:`steepest.build`; for other tensors they are "set by hand", or "one
+        rule for all tensors". State dicts do not contain them. Sharded parameters have a layout and owners;
+        nothing is communicated.
 
         >>> optimizer = Optimizer({"layer.weight": torch.nn.Parameter(torch.ones(4, 2))}.items(), rule="lion")
         >>> optimizer.explain().rows[0].rule, optimizer.explain().totals[0].state_bytes

@@ -27,6 +27,7 @@ from steepest.engine.storage import CORRECTION, SCALE
 from steepest.hyperparameters import make_plain
 from steepest.migrations import TORCH_KEYS, Source, recognize
 from steepest.rule import STATE_FORMAT, Group, StateSpec, Targets, find_rule
+from steepest.saved_groups import check_group_count, check_group_size
 from steepest.stored_state import (
     check_filled,
     check_state_format,
@@ -122,8 +123,7 @@ def _loadable(
     groups: Sequence[Group], loaded: Mapping[str, Any], extra_state: Collection[str], targets: Targets | None
 ) -> tuple[dict[str, Any], list[Saved]]:
     """Return the state dict for torch, in this library's format, and each parameter that has state in it."""
-    if len(loaded["param_groups"]) != len(groups):
-        return dict(loaded), []  # torch raises the error
+    check_group_count(groups, loaded)
     others = dict(loaded["state"])
     translated: list[dict[str, Any]] = []
     found: list[Saved] = []
@@ -136,6 +136,7 @@ def _loadable(
             anonymous = {"params", "param_names", STATE_FORMAT}
             if is_foreign := "rule" not in theirs and not theirs.keys() <= anonymous:
                 group, source = _foreign_group(index, ours, theirs, [state for state in states if state])
+                check_group_size(index, ours, theirs, source)
             else:
                 _check_own(index, ours, theirs)
                 # Groups used to hold the options of the optimizer's other rules too.
@@ -151,7 +152,7 @@ def _loadable(
             lr = lr.item() if isinstance(lr, Tensor) and lr.is_cpu and lr.numel() == 1 else lr
             checked = {**merged, "lr": 0.0} if isinstance(lr, float) and -1e-9 < lr < 0 else merged
             find_rule(ours["rule"]).check(f"group {index} of the state dict", checked)
-            for at, (param, state) in enumerate(zip(ours["params"], states, strict=False)):
+            for at, (param, state) in enumerate(zip(ours["params"], states, strict=True)):
                 expected: dict[str, Tensor] = {}
                 if state:
                     who = describe(ours, index, at)
@@ -175,11 +176,7 @@ def _loadable(
                         check_state_layout(who, param, state, own)
                 if state is not None:
                     found.append((param, merged, state, expected))
-        sizes = [
-            (len(each["params"]), len(own["params"])) for each, own in zip(translated, groups, strict=True)
-        ]
-        extra = [str(key) for key in others if isinstance(key, int)]
-        if extra and all(one == other for one, other in sizes):  # otherwise torch raises
+        if extra := [str(key) for key in others if isinstance(key, int)]:
             raise ValueError(
                 f"the state dict has state of {', '.join(extra)}, which is in none of its groups"
             )
@@ -202,20 +199,19 @@ def _check_names(who: str, ours: Group, theirs: Group) -> None:
 
 
 def _check_own(index: int, ours: Group, theirs: Group) -> None:
-    """Refuse a group of this library that a later version saved, or with another order, rule or views."""
+    """Refuse a group of this library that a later version saved, or of another order, rule, size or views."""
     check_state_format(index, theirs)
     names, known = theirs.get("param_names"), ours.get("param_names")
     if names and known and list(names) != list(known) and sorted(names) == sorted(known):
         raise ValueError(
             f"group {index} of the state dict has the parameters {names}, but here they are {known}"
         )
-    if "rule" not in theirs:
-        return
-    saved, rule = f"group {index} of the state dict was saved with", theirs["rule"]
-    if rule != ours["rule"]:
+    saved, rule = f"group {index} of the state dict was saved with", theirs.get("rule")
+    if rule not in (None, ours["rule"]):
         raise ValueError(f"{saved} rule {rule!r}, this optimizer's is {ours['rule']!r}")
-    views, hyper = theirs.get("views"), find_rule(rule).hyper
-    if "views" in hyper:
+    check_group_size(index, ours, theirs)
+    views, hyper = theirs.get("views"), find_rule(ours["rule"]).hyper
+    if rule is not None and "views" in hyper:
         hyper["views"].check(f"group {index} of the state dict", "views", views)
         if _cuts(views) != _cuts(ours["views"]):
             raise ValueError(f"{saved} views={views!r}, this optimizer has {ours['views']!r}")

@@ -259,3 +259,30 @@ def test_values_that_exclude_each_other_are_refused(name: str, options: dict[str
     with pytest.raises(ValueError, match=words[0]) as error:
         Case(name).make(make_params(), **options)
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+IS_TEXT = ", which is text: pass a number (YAML takes 1.0e-3 for one, but not 1e-3)"
+
+
+@pytest.mark.parametrize(
+    ("options", "is_text"),
+    [
+        ({"lr": "1e-3"}, True),
+        ({"lr": "-1e-3"}, False),  # no learning rate as a number either
+        ({"lr": "fast"}, False),
+        ({"eps": "1e-8"}, True),
+        ({"betas": ["0.9", 0.99]}, True),
+        ({"betas": "0.9"}, False),
+        ({"seed": "3"}, True),
+        ({"seed": "3.5"}, False),
+        ({"rounding": "1e-3"}, False),
+        ({"weight_decay": True}, False),
+    ],
+    ids=str,
+)
+def test_a_number_that_came_as_text_is_called_text(options: dict[str, Any], is_text: bool):
+    """PyYAML reads 1e-3 as a string."""
+    for make in (steepest.AdamW, lambda params, **given: steepest.Recipe("adamw", **given)):
+        with pytest.raises(ValueError, match=f"{next(iter(options))} must be") as refused:
+            make(make_params(), **options)
+        assert str(refused.value).endswith(IS_TEXT) == is_text

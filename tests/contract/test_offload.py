@@ -311,7 +311,7 @@ def test_a_checkpoint_of_torch_s_adamw_loads():
     assert identical(ours.state[params[0]]["exp_avg"], theirs.state[twins[0]]["exp_avg"])
 
 
-def test_a_checkpoint_with_another_number_of_groups_is_torch_s_error():
+def test_a_checkpoint_with_another_number_of_groups_is_refused():
     params = make_params()
     optimizer = steepest.AdamW(params, state_device="cpu")
     other = steepest.AdamW([{"params": [param]} for param in make_params()])

@@ -45,6 +45,14 @@ def adapted(adapters, model, **options):
     return made
 
 
+@pytest.mark.parametrize("every", ["all-linear", "All-Linear"])
+def test_all_linear_is_refused_with_what_to_pass(adapters, every):
+    """PEFT itself looks for nn.Linear, finds none, and says that no target_modules were passed."""
+    with pytest.raises(ValueError, match=r"finds nn.Linear only.*target_modules=\['q_proj'"):
+        adapters.adapt_ternary(config(target_modules=every))
+    adapters.adapt_ternary(config(target_modules=".*proj"))
+
+
 @pytest.mark.parametrize("options", [{}, {"bits": 1}, {"scale": "group", "group_size": 3}], ids=str)
 @pytest.mark.parametrize("rslora", [False, True])
 def test_outputs_and_gradients_are_those_over_the_dense_weights(adapters, options, rslora):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -270,9 +272,29 @@ def test_a_bad_fallback_is_found_even_where_it_is_not_used():
         steepest.build(GPT(), "lion", fallback={"rule": "adamw", "eps": -1})
 
 
-def test_only_modules():
-    with pytest.raises(TypeError, match=r"takes a torch.nn.Module, got list"):
-        steepest.build([nn.Parameter(torch.ones(2))])
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (
+            MLP().parameters(),
+            "build() takes the model itself, not its parameters, got generator: pass the model",
+        ),
+        (
+            [*MLP().parameters()],
+            "build() takes the model itself, not its parameters, got list: pass the model",
+        ),
+        (MLP().state_dict(), "build() takes the model itself, not its parameters, got OrderedDict: pass the"),
+        (MLP, "build() takes a model, got the class MLP: pass an instance of it"),
+        ("model.pt", "build() takes a torch.nn.Module, got str"),
+        (None, "build() takes a torch.nn.Module, got NoneType"),
+    ],
+    ids=["parameters()", "list", "state dict", "class", "path", "None"],
+)
+def test_only_modules(given: Any, words: str):
+    with pytest.raises(TypeError) as refused:
+        steepest.build(given)
+    assert str(refused.value).startswith(words)
+    assert ("steepest.Lion(params)" in str(refused.value)) == ("parameters" in words)
 
 
 @pytest.mark.parametrize("model", [nn.ReLU(), MLP().requires_grad_(False)])

@@ -74,6 +74,33 @@ def test_an_optimizer_made_by_hand_says_so():
     assert "set by hand" in str(explanation)
 
 
+def test_a_class_of_one_rule_was_not_set_by_hand():
+    groups = [{"params": [*nn.Linear(4, 4).parameters()], "weight_decay": decay} for decay in (0.1, 0.0)]
+    explanation = steepest.AdamW(groups).explain()
+    assert {row.why for row in explanation.rows} == {"one rule for all tensors"}
+    assert "by hand" not in str(explanation)
+
+
+def test_unnamed_tensors_that_are_alike_share_a_line():
+    """As in the groups that Hugging Face's Trainer makes for a class."""
+    layers = [param for _ in range(32) for param in nn.Linear(4, 4).parameters()]
+    odd = nn.Parameter(torch.ones(3, 4))
+    groups = [{"params": layers[::2]}, {"params": [*layers[1::2], odd, nn.Parameter(torch.ones(4))]}]
+    table = steepest.Lion(groups, lr=1e-3).explain().table(110)
+    assert [line.split("  ")[0] for line in table.splitlines()[2:5]] == [
+        "parameters 0–31 of group 0 (32)",
+        "parameters 0–31, 33 of group 1 (33)",
+        "parameter 32 of group 1",
+    ]
+
+
+def test_many_runs_of_unnamed_tensors_are_abridged():
+    params = [nn.Parameter(torch.ones(*shape)) for _ in range(9) for shape in ((4, 4), (4, 4), (4,))]
+    table = steepest.Lion(params).explain().table(110)
+    assert "parameters 0, 1, 3, … of group 0 (18)" in table
+    assert "parameters 2, 5, 8, … of group 0 (9)" in table
+
+
 def test_a_group_added_later_is_set_by_hand_whatever_its_names():
     model, extra = nn.Linear(3, 3), nn.Linear(4, 4)
     optimizer = steepest.build(model, "muon")
@@ -192,6 +219,15 @@ def test_psgd_merges_what_others_flatten():
     model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Conv2d(4, 2, 1))
     for rule, view in (("quad", "merge"), ("procrustes", "merge"), ("muon", "flatten"), ("lion", None)):
         assert steepest.build(model, rule).explain().rows[0].view == view
+
+
+def test_a_rule_that_has_frozen_tensors_alone_is_warned_of_and_shown_so():
+    """As in LoRA where no factor is a hidden layer's matrix."""
+    model = nn.Sequential(*(nn.Linear(4, 4).requires_grad_(False) for _ in range(3)), nn.Linear(4, 2))
+    with pytest.warns(UserWarning, match="^nothing goes to 'muon' but 3 frozen tensors: no trainable tensor"):
+        optimizer = steepest.build(model, "muon")
+    assert "(muon): 3 tensors (3 frozen), 48 parameters; " in repr(optimizer)
+    assert "(adamw): 1 tensor, 8 parameters; " in repr(optimizer)
 
 
 def test_frozen_tensors_are_listed_and_have_no_state():

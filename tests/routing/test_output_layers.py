@@ -163,9 +163,9 @@ def ambiguities(model: nn.Module, **options: object) -> tuple[str, ...]:
     ("model", "said", "suggested"),
     [
         # guessed from its position
-        (named(a=linear(4, 8), b=linear(8, 3)), "b.weight is treated as", {"b.weight": "muon"}),
+        (QNet(), "last.weight is treated as", {"last.weight": "muon"}),
         (
-            named(policy=mlp(4, 6, 3), value=mlp(4, 6, 2)),
+            nn.ModuleDict({"policy": mlp(4, 6, 3), "value": mlp(4, 6, 2)}),
             "value.1.weight is treated as",
             {"value.1.weight": "muon"},
         ),
@@ -215,6 +215,33 @@ def test_ambiguities_are_reported_with_the_override_that_settles_them(
     assert not ambiguities(model, overrides=suggested)
     assert not ambiguities(model, overrides=dict.fromkeys(suggested, "muon"))
     assert not steepest.build(model, "adamw").explain().warnings
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        (mlp(4, 8, 2), "1"),
+        (nn.Sequential(mlp(4, 8, 8), nn.ReLU(), mlp(8, 8, 2)), "2.1"),
+        (named(net=mlp(4, 8, 2)), "net.1"),
+    ],
+    ids=["Sequential", "nested", "only child"],
+)
+def test_the_last_map_of_a_sequential_is_noted_and_no_warning(model: nn.Module, name: str):
+    """Nothing is to be done about it: there the order of registration is the order of use."""
+    optimizer = steepest.build(model, "muon")
+    explanation = optimizer.explain()
+    assert not explanation.warnings
+    note = (
+        f"{name}.weight is treated as the output layer because it is the model's last linear map, not "
+        f"because of its name. If it is a hidden layer, pass overrides={{'{name}.weight': 'muon'}}"
+    )
+    assert note in explanation.notes
+    assert "WARNING" not in str(explanation)
+    settled = steepest.build(model, "muon", overrides={f"{name}.weight": "adamw"}).explain()
+    assert not [text for text in settled.notes if "output" in text]
+    again = steepest.build(model, "muon")
+    again.load_state_dict(optimizer.state_dict())
+    assert note in again.explain().notes
 
 
 class Twin(nn.Module):

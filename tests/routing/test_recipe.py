@@ -71,6 +71,9 @@ def test_callers_that_name_the_argument_params_or_pass_the_iterator():
     ("error", "match", "rule", "options"),
     [
         (TypeError, "'momentun' .did you mean 'momentum'", "muon", {"momentun": 0.9}),
+        (TypeError, "'learning_rate' .did you mean 'lr'", "muon", {"learning_rate": 0.1}),
+        (TypeError, "'wd' .did you mean 'weight_decay'", "lion", {"wd": 0.1}),
+        (TypeError, "'beta1' .did you mean 'betas'", "adamw", {"beta1": 0.9}),
         (TypeError, "'fallbak' .did you mean 'fallback'", "muon", {"fallbak": "adamw"}),
         (TypeError, "fallback: 'beta' is no option", "muon", {"fallback": {"rule": "adamw", "beta": 1}}),
         (TypeError, "overrides.'x'.: 'lrr' is no option", "muon", {"overrides": {"x": {"lrr": 1.0}}}),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 
 from steepest.engine.units import Sharding
-from steepest.explain.rows import Reasons, Row, Total, make_rows, make_totals, starred
+from steepest.explain.rows import UNNAMED, Reasons, Row, Total, make_rows, make_totals, starred
 from steepest.explain.sharded import byte_words, describe_sharding, ranges
 from steepest.explain.warnings import find_notes, find_warnings
 from steepest.rule import Group, States, Targets
@@ -24,7 +24,7 @@ class Explanation:
     """The rule and options of each tensor as plain data; ``str()`` makes a table that fits the terminal.
 
     In the table, tensors whose names differ only in numbers share one line, with ``*`` for the number: a
-    pattern for ``steepest.build(..., overrides=..., views=...)``.
+    pattern for ``steepest.build(..., overrides=..., views=...)``. So do those of a group without names.
 
     Attributes:
         rows: every tensor, in the order of the param groups.
@@ -85,7 +85,7 @@ def _cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     shown = [*["state"] * stored, *["master"] * masters, *["layout"] * sharded]
     together: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
-        together.setdefault((starred(row.name), *_middle(row, shown), starred(_why(row))), []).append(row)
+        together.setdefault((_pattern(row.name), *_middle(row, shown), starred(_why(row))), []).append(row)
     head = ["tensor", "shape", "rule", "lr", "decay", "view", *shown, *["owner"] * sharded, "why"]
     lines = [tuple(head)]
     for shared, same in together.items():
@@ -93,10 +93,26 @@ def _cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
         if len(same) == 1:
             name, why = same[0].name, _why(same[0])
         else:
-            name = f"{name} ({len(same)})"
+            name = f"{_numbered(name, same)} ({len(same)})"
         owners = {owner for row in same for owner in row.owners}
         lines.append((name, *middle, *([ranges(owners)] if sharded else ()), why))
     return lines
+
+
+def _pattern(name: str) -> str:
+    """Return what a tensor's name has in common with those of its kind."""
+    unnamed = UNNAMED.fullmatch(name)
+    return starred(name) if unnamed is None else f"parameters of group {unnamed[2]}"
+
+
+def _numbered(pattern: str, rows: Sequence[Row]) -> str:
+    """Put the numbers of parameters without names into their pattern."""
+    numbers = [int(unnamed[1]) for row in rows if (unnamed := UNNAMED.fullmatch(row.name))]
+    if not numbers:
+        return pattern
+    runs = ranges(numbers).split(", ")
+    shown = ", ".join([*runs[:3], *["…"] * (len(runs) > 3)])
+    return pattern.replace("parameters", f"parameters {shown}", 1)
 
 
 def _middle(row: Row, shown: Sequence[str]) -> tuple[str, ...]:

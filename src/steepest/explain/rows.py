@@ -18,11 +18,13 @@ from steepest.explain.storage import master_words, state_words
 from steepest.rule import Group, Rule, States, Targets, find_rule
 from steepest.views import View, matrix_shapes
 
-__all__ = ["BY_NAME", "Reasons", "Row", "Total", "make_rows", "make_totals", "starred"]
+__all__ = ["BY_NAME", "UNNAMED", "Reasons", "Row", "Total", "make_rows", "make_totals", "starred"]
 
 # The end of a reason that rests on a name alone; explain() warns about those.
 BY_NAME = "by its name alone"
 
+# The name of a row whose parameter has none: its number, and its group's.
+UNNAMED = re.compile(r"parameter (\d+) of group (\d+)")
 _NUMBER = re.compile(r"(?<![^.\s'])\d+(?=\.)|(?<=\.)\d+(?![^.\s'])")
 
 
@@ -34,6 +36,7 @@ class Reasons:
         why: parameter name -> ``"kind: reason"``.
         aliases: parameter name -> its other names, if it is tied or shared.
         left_out: frozen tensors that can never train and are in no group, with their dtypes.
+        guesses: notes about output layers that build() guessed, with little doubt.
         ambiguities: warnings about output layers that build() had to guess.
         fallback: the name of the rule for the tensors that the main rule does not take.
         known_views: names of the parameters whose view build() found by itself.
@@ -44,6 +47,7 @@ class Reasons:
     why: Mapping[str, str] = field(default_factory=dict)
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
+    guesses: tuple[str, ...] = ()
     ambiguities: tuple[str, ...] = ()
     fallback: str | None = None
     known_views: Collection[str] = ()
@@ -63,8 +67,8 @@ class Row:
         weight_decay: the group's current weight decay; 0 if the rule has none.
         view: how a matrix rule sees it: a view, ``"batch"``, ``"flatten"``, ``"merge"`` (the most square
             matrix, PSGD's), or None.
-        why: the kind of tensor and the reason, as ``"kind: reason"``; ``"set by hand"`` for a tensor that
-            :func:`steepest.build` did not route.
+        why: the kind of tensor and the reason, as ``"kind: reason"``; for a tensor that
+            :func:`steepest.build` did not route ``"one rule for all tensors"`` or ``"set by hand"``.
         frozen: whether it requires no gradient.
         parameters: number of elements.
         state_bytes: bytes of its state once it has been stepped; 0 while it is frozen.
@@ -122,6 +126,8 @@ def make_rows(
     """Make the rows of all parameters, or of their targets, in the order of the groups."""
     # Each reason is used once: a group that was added later may repeat a name.
     why, aliases = dict(reasons.why), dict(reasons.aliases)
+    one_rule = not why and len({group["rule"] for group in groups}) == 1
+    otherwise = "one rule for all tensors" if one_rule else "set by hand"
     rows = []
     for group_index, group in enumerate(groups):
         rule = find_rule(group["rule"])
@@ -142,7 +148,7 @@ def make_rows(
                 lr=float(group["lr"]),
                 weight_decay=float(group.get("weight_decay", 0.0)),
                 view=_view(rule, param, label, group),
-                why=why.pop(label, "set by hand"),
+                why=why.pop(label, otherwise),
                 frozen=not param.requires_grad,
                 parameters=param.numel(),
                 state_bytes=sum(value.nbytes for value in state.values()),

@@ -19,7 +19,7 @@ def summarize(owner: str, groups: Sequence[Group]) -> str:
     """Return a line for each group: lr, weight decay, and what is not its rule's default.
 
     >>> import torch
-    >>> group = {"rule": "sgd", "lr": 0.1, "momentum": 0.9, "params": [torch.zeros(4)]}
+    >>> group = {"rule": "sgd", "lr": 0.1, "momentum": 0.9, "params": [torch.nn.Parameter(torch.zeros(4))]}
     >>> print(summarize("SGD", [group]))
     SGD(1 group, 1 tensor, 4 parameters
       Parameter Group 0 (sgd): 1 tensor, 4 parameters; lr: 0.1, momentum: 0.9
@@ -56,7 +56,9 @@ def _word(value: Any) -> str:
 
 
 def _sizes(params: Sequence[Tensor]) -> str:
-    return f"{_counted(len(params), 'tensor')}, {_counted(sum(p.numel() for p in params), 'parameter')}"
+    frozen = sum(not param.requires_grad for param in params)
+    note = f" ({frozen:,} frozen)" if frozen else ""
+    return f"{_counted(len(params), 'tensor')}{note}, {_counted(sum(p.numel() for p in params), 'parameter')}"
 
 
 def _counted(count: int, what: str) -> str:

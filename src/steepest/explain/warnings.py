@@ -18,11 +18,14 @@ _GATE_UP = re.compile(r"gate_up|gate_and_up|w1_?w?3|w1_?w?2$", re.IGNORECASE)
 
 
 def find_notes(rows: Sequence[Row], main: str, reasons: Reasons) -> list[str]:
-    """Note tied, frozen and left-out tensors, choices of autotune, an unused fallback, undecayed vectors."""
+    """Note tied, frozen and left-out tensors, guessed outputs, autotune's choices, and what has no effect."""
     notes = [
-        f"{row.name} is also {', '.join(row.aliases)}: stepped once, under its first name"
-        for row in rows
-        if row.aliases
+        *(
+            f"{row.name} is also {', '.join(row.aliases)}: stepped once, under its first name"
+            for row in rows
+            if row.aliases
+        ),
+        *reasons.guesses,
     ]
     frozen = [row for row in rows if row.frozen]
     if frozen:
@@ -53,9 +56,11 @@ def find_warnings(groups: Sequence[Group], rows: Sequence[Row], main: str, reaso
     warnings = []
     training = [row for row in rows if not row.frozen]
     if training and find_rule(main).hidden_only and not any(row.rule == main for row in training):
+        frozen = sum(row.rule == main for row in rows)
+        but = f" but {frozen} frozen tensor{'s' * (frozen > 1)}" if frozen else ""
         warnings.append(
-            f"nothing goes to {main!r}: no trainable tensor is a matrix of a hidden layer. Assign some with "
-            "overrides={...: " + repr(main) + "}"
+            f"nothing goes to {main!r}{but}: no trainable tensor is a matrix of a hidden layer. Assign some "
+            f"with overrides={{...: {main!r}}}"
         )
     warnings += reasons.ambiguities
     # A view from the user says what the matrix is. A view that build() found only says how it is stored.

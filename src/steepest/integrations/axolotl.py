@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from steepest.integrations.failed_import import failed_import
+
 try:
     from axolotl.integrations.base import BasePlugin
     from pydantic import BaseModel
 except ImportError as error:
-    raise ImportError("steepest.integrations.axolotl needs axolotl: pip install axolotl") from error
+    raise failed_import(__name__, ["axolotl"], error) from error
 
 from steepest.integrations.transformers import SteepestCallback
 from steepest.routing import Recipe

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from steepest.integrations.failed_import import failed_import
+
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
 except ImportError as error:
-    raise ImportError(
-        "steepest.integrations.lightning needs lightning: pip install 'lightning>=2.4'"
-    ) from error
+    raise failed_import(__name__, ["lightning>=2.4"], error) from error
 
 from steepest.integrations.measurements import Measures, measure, rates
 

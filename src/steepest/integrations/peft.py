@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
+from steepest.integrations.failed_import import failed_import
+
 try:
     from peft import LoraConfig
     from peft.tuners.lora import Linear
 except ImportError as error:
-    raise ImportError("steepest.integrations.peft needs peft: pip install 'peft>=0.17'") from error
+    raise failed_import(__name__, ["peft>=0.17"], error) from error
 
 from torch import nn
 
@@ -24,12 +26,20 @@ def adapt_ternary(config: Config) -> Config:
 
     PEFT does not save this with an adapter, so a config that is read again needs it again.
 
+    Raises:
+        ValueError: ``target_modules="all-linear"``, with which PEFT finds none of these layers.
+
     >>> from peft import LoraConfig, get_peft_model
     >>> model = nn.Sequential(TernaryLinear(8, 16), nn.ReLU(), nn.Linear(16, 2))
     >>> adapted = get_peft_model(model, adapt_ternary(LoraConfig(r=2, target_modules=["0"])))
     >>> [name for name, p in adapted.named_parameters() if p.requires_grad]
     ['base_model.model.0.lora_A.default.weight', 'base_model.model.0.lora_B.default.weight']
     """
+    if str(config.target_modules).lower() == "all-linear":
+        raise ValueError(
+            "target_modules='all-linear' finds nn.Linear only, and would leave out ternary and binary "
+            "layers: name the modules, such as target_modules=['q_proj', 'v_proj']"
+        )
     config._register_custom_module({TernaryLinear: TernaryLora})
     return config
 

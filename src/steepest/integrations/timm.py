@@ -6,10 +6,12 @@ from functools import partial
 from inspect import getdoc
 from typing import Any
 
+from steepest.integrations.failed_import import failed_import
+
 try:
     from timm.optim._optim_factory import OptimInfo, default_registry
 except ImportError as error:
-    raise ImportError("steepest.integrations.timm needs timm: pip install 'timm>=1.0.12'") from error
+    raise failed_import(__name__, ["timm>=1.0.12"], error) from error
 
 from steepest.optimizer import Optimizer
 from steepest.registry import create, list_optimizers, optimizer_class

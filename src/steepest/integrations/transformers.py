@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from steepest.integrations.failed_import import failed_import
+
 try:
     from transformers import PreTrainedModel, Trainer, TrainerCallback
 except ImportError as error:
-    raise ImportError(
-        "steepest.integrations.transformers needs transformers and accelerate: "
-        "pip install 'transformers>=5.0' accelerate"
-    ) from error
+    raise failed_import(__name__, ["transformers>=5.0", "accelerate"], error) from error
 
 from steepest.integrations.hf_ternary import TernaryConfig, record_ternary
 from steepest.integrations.measurements import Measures, measure, rates

@@ -21,6 +21,7 @@ from steepest.routing.ambiguities import find_ambiguities
 from steepest.routing.heads import find_heads
 from steepest.routing.known_layouts import has_own_layout
 from steepest.routing.layers import LayerDecay, layer_rates
+from steepest.routing.model import refuse_parameters
 from steepest.routing.options import Options, as_table, check_options, matching, tensor_options
 from steepest.routing.output_layers import is_ternary
 from steepest.routing.roles import Role, find_roles
@@ -194,8 +195,7 @@ def form_groups(
 
     ``materialized`` says whether parameters on the meta device are refused.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"build() takes a torch.nn.Module, got {type(model).__name__}")
+    refuse_parameters(model)
     main, rest, override_options = check_options(
         rule, model.parameters(), layer_decay=layer_decay, ternary=ternary, **further
     )
@@ -273,9 +273,10 @@ def form_groups(
         for tensor, role, _ in routed
         if role.kind == "linear" and has_own_layout(model, tensor.owners[0])
     }
+    guesses: list[str] = []
     ambiguities: list[str] = []
     if find_rule(main["rule"]).hidden_only:
-        ambiguities = find_ambiguities(model, routed, main["rule"], rest["rule"])
+        guesses, ambiguities = find_ambiguities(model, routed, main["rule"], rest["rule"])
     order = [main["rule"], rest["rule"]]
     groups = [group for _, group in formed]
     groups.sort(key=lambda group: [*order, group["rule"]].index(group["rule"]))
@@ -298,6 +299,7 @@ def form_groups(
         why=why,
         aliases={tensor.name: tensor.names[1:] for tensor in tensors if len(tensor.names) > 1},
         left_out=tuple(left_out),
+        guesses=tuple(guesses),
         ambiguities=tuple(ambiguities),
         fallback=rest["rule"],
         known_views=frozenset(known_views),

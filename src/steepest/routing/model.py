@@ -1,14 +1,15 @@
-"""Find the model in what a caller hands an optimizer: itself, or an iterator over its parameters."""
+"""Find the model in what a caller hands an optimizer, or say what to hand it instead."""
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from types import GeneratorType
 from typing import Any, cast
 
 from torch import nn
 
-__all__ = ["model_of"]
+__all__ = ["model_of", "refuse_parameters"]
 
 _ITERATORS = {nn.Module.parameters.__code__, nn.Module.named_parameters.__code__}
 
@@ -39,6 +40,21 @@ def model_of(owner: str, given: Any) -> nn.Module:
         f"{owner} needs the model, because the module that owns a tensor decides its rule; it was given "
         f"{what}. {instead}"
     )
+
+
+def refuse_parameters(given: Any) -> None:
+    """Raise ``TypeError`` for anything but a model, with what to do instead."""
+    if isinstance(given, nn.Module):
+        return
+    kind = given.__name__ if isinstance(given, type) else type(given).__name__
+    if isinstance(given, type):
+        raise TypeError(f"build() takes a model, got the class {kind}: pass an instance of it")
+    if isinstance(given, Iterable) and not isinstance(given, str):
+        raise TypeError(
+            f"build() takes the model itself, not its parameters, got {kind}: pass the model. If you have "
+            "only parameters, use the class of a rule that needs no more, such as steepest.Lion(params)"
+        )
+    raise TypeError(f"build() takes a torch.nn.Module, got {kind}")
 
 
 def _described(given: Any) -> tuple[str, str]:

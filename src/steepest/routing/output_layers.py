@@ -12,7 +12,7 @@ they find nothing.
 A layer inside a repeated block (an element of a ``ModuleList``, or one of several sibling modules of one
 class) is never an output. Rule 4 skips the layers inside torch's attention and transformer modules, and a
 model with an embedding that is tied to a linear map. Rule 4 is a guess, and rule 3 may reject a real output:
-ambiguities.py writes warnings for both.
+ambiguities.py writes notes and warnings for both.
 """
 
 from __future__ import annotations
