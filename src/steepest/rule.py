@@ -496,12 +496,15 @@ class Targets(Protocol):
 
 
 def _cut_by_megatron(param: Tensor) -> bool:
-    """Return whether the parameter is a shard: where one rank has all of it, Megatron sets the same mark."""
+    """Return whether the parameter may be a shard; Megatron marks those that one rank has whole, too."""
     state: Any = sys.modules.get("megatron.core.parallel_state")
     if state is None or not getattr(param, "tensor_model_parallel", False):
         return False
-    group = state.get_tensor_model_parallel_group(check_initialized=False)
-    return group is not None and group.size() > 1
+    # Experts have a group of their own, which older releases lack. The mark does not say which group it is.
+    names = ("get_tensor_model_parallel_group", "get_expert_tensor_parallel_group")
+    getters = (getattr(state, name, None) for name in names)
+    groups = [get(check_initialized=False) for get in getters if get is not None]
+    return any(group is not None and group.size() > 1 for group in groups)
 
 
 def _wanted(cls: type[Rule], function: Callable[..., Any]) -> frozenset[str]:

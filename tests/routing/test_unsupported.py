@@ -67,15 +67,22 @@ def test_deepspeed(mark: str):
 
 
 @pytest.mark.parametrize("rule", ["muon", "sgd_sai", "adamw"])
-@pytest.mark.parametrize("ranks", [None, 1, 2])
-def test_megatrons_tensor_parallelism(rule: str, ranks: int | None, monkeypatch: pytest.MonkeyPatch):
-    """Megatron marks the tensors of its parallel layers; one rank has whole ones."""
-    group = ranks and SimpleNamespace(size=lambda: ranks)
-    state = SimpleNamespace(get_tensor_model_parallel_group=lambda check_initialized: group)
+@pytest.mark.parametrize(
+    ("ranks", "cut"),
+    [((None,), False), ((1,), False), ((2,), True), ((1, None), False), ((1, 1), False), ((1, 2), True)],
+)
+def test_megatrons_tensor_parallelism(
+    rule: str, ranks: tuple[int | None, ...], cut: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """Megatron marks the tensors of its parallel layers, whole ones too. Experts have their own group."""
+    state = SimpleNamespace()
+    for kind, size in zip(("tensor_model", "expert_tensor"), ranks, strict=False):
+        group = size and SimpleNamespace(size=lambda size=size: size)
+        setattr(state, f"get_{kind}_parallel_group", lambda check_initialized, group=group: group)
     monkeypatch.setitem(sys.modules, "megatron.core.parallel_state", state)
     model = MLP()
     model[2].weight.tensor_model_parallel = True
-    if ranks == 2 and rule != "adamw":
+    if cut and rule != "adamw":
         with pytest.raises(ValueError, match=r"'2.weight' is a shard of Megatron's tensor parallelism"):
             steepest.build(model, rule)
     else:
