@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import steepest
 
-from .test_megatron import STEPS, OnCpu, defined_by_the_page, settings
+from .test_megatron import DEFINITIONS, STEPS, OnCpu, run_page, settings
 from .tiny import rows, state
 
 RULES = ["sgd", "lion"]
@@ -91,7 +91,7 @@ def run(make: Any, world: int) -> dict[str, Any]:
 def main(rank: int, world: int, folder: str) -> None:
     from megatron.core import parallel_state
 
-    make = defined_by_the_page()["megatron_optimizer"]
+    make = run_page(DEFINITIONS)["megatron_optimizer"]
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     parallel_state.initialize_model_parallel(tensor_model_parallel_size=world)
     with OnCpu():

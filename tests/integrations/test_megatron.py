@@ -11,6 +11,8 @@ from .test_docs import FIRST, blocks, sections
 from .tiny import assert_same, mlp, rows, state
 
 STEPS = 4
+# The function that makes the optimizer; and a training in one process, which starts a group.
+DEFINITIONS, TRAINING = blocks(sections()["Megatron"])
 
 
 class OnCpu(TorchFunctionMode):
@@ -24,9 +26,9 @@ class OnCpu(TorchFunctionMode):
         return found.replace("torch.", "torch.cuda.") if function is torch.Tensor.type else found
 
 
-def defined_by_the_page():
+def run_page(*blocks_of_it):
     names = {}
-    for block in (FIRST, *blocks(sections()["Megatron"])):
+    for block in (FIRST, *blocks_of_it):
         exec(compile(block, "docs/frameworks.md, Megatron", "exec"), names)
     return names
 
@@ -38,14 +40,12 @@ def settings():
 
 
 @pytest.fixture(scope="module")
-def names():
-    """What the page's block defines, in a group of one process."""
+def names(tmp_path_factory):
+    """What the page's blocks define and compute, in their group of one process."""
     parallel = pytest.importorskip("megatron.core.parallel_state")
-    defined = defined_by_the_page()
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    parallel.initialize_model_parallel()
-    with OnCpu():
-        yield defined
+    with pytest.MonkeyPatch.context() as patch, OnCpu():
+        patch.chdir(tmp_path_factory.mktemp("page"))
+        yield run_page(DEFINITIONS, TRAINING)
     parallel.destroy_model_parallel()
     dist.destroy_process_group()
 
@@ -72,7 +72,12 @@ def train(model, optimizer, schedule):
         schedule.step(increment=1)
 
 
-def test_the_block_of_the_page_trains_and_resumes(names, tmp_path):
+def test_the_blocks_of_the_page_resume_bit_for_bit(names):
+    assert {group["rule"] for group in names["whole"]["optimizer"]["param_groups"]} == {"muon", "adamw"}
+    assert_same(names["resumed"], names["whole"])
+
+
+def test_it_resumes_with_megatrons_schedule(names, tmp_path):
     whole, resumed = prepare(names), prepare(names)
     train(*whole)
     torch.save([each.state_dict() for each in whole], tmp_path / "half.pt")
