@@ -31,7 +31,7 @@ def pretrain(monkeypatch, tmp_path):
 
 
 def test_the_commands_of_the_page_resume_bit_for_bit(pretrain, monkeypatch):
-    (commands,) = blocks(SECTION, "sh")
+    _, commands = blocks(SECTION, "sh")
     for line in commands.replace("\\\n", "").splitlines():
         python, module, *arguments = shlex.split(line)
         assert (python, module) == ("python", "-m")
