@@ -24,17 +24,22 @@ class Cpu:
         return getattr(torch.cpu, name)
 
 
-torch._utils._get_available_device_type = lambda: "cpu"
-torch._utils._get_device_module = lambda device: Cpu()
-flex_attention._validate_device = lambda *tensors: None
-flex_attention._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG = True
-if not hasattr(torch.distributed, "set_timeout"):
-    torch.distributed.set_timeout = torch.distributed.distributed_c10d._set_pg_timeout
+def run() -> None:
+    """Put the replacements in place and run the command; nothing happens where this file is only imported."""
+    torch._utils._get_available_device_type = lambda: "cpu"
+    torch._utils._get_device_module = lambda device: Cpu()
+    flex_attention._validate_device = lambda *tensors: None
+    flex_attention._FLEX_ATTENTION_DISABLE_COMPILE_DEBUG = True
+    if not hasattr(torch.distributed, "set_timeout"):
+        torch.distributed.set_timeout = torch.distributed.distributed_c10d._set_pg_timeout
 
-from torchtitan.models.common.attention import FlexAttention  # noqa: E402  it looks for a device at once
-from torchtitan.train import main  # noqa: E402
+    # It looks for a device as soon as it is imported.
+    from torchtitan.models.common.attention import FlexAttention
+    from torchtitan.train import main
 
-FlexAttention._compiled_flex_attn = staticmethod(flex_attention.flex_attention)
+    FlexAttention._compiled_flex_attn = staticmethod(flex_attention.flex_attention)
+    main()
+
 
 if __name__ == "__main__":
-    main()
+    run()
