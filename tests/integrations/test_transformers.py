@@ -242,6 +242,23 @@ def test_a_checkpoint_saved_without_its_record_loads_once_it_has_one(hf, tmp_pat
     assert_same(state(type(model).from_pretrained(tmp_path)), state(model))
 
 
+@pytest.mark.parametrize("change", ["densify", "ternarize more"])
+def test_layers_that_were_converted_after_the_record_load_as_they_are(hf, change, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    model = llama()
+    steepest.ternary.ternarize(model, exclude="*.q_proj")
+    hf.record_ternary(model)
+    if change == "densify":
+        steepest.ternary.densify(model)
+    else:
+        steepest.ternary.ternarize(model)
+    model.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert [type(each) for each in again.modules()] == [type(each) for each in model.modules()]
+    assert_same(again.state_dict(), model.state_dict())
+
+
 def test_what_cannot_be_recorded_or_loaded_says_so(hf, tmp_path):
     from safetensors.torch import load_file, save_file
 

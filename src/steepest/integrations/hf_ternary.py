@@ -77,6 +77,14 @@ class TernaryQuantizer(HfQuantizer):  # type: ignore[misc]
         """Return True, so that ``Trainer`` accepts the model without adapters."""
         return True
 
+    def get_state_dict_and_metadata(self, model: nn.Module) -> tuple[None, dict[str, Any]]:
+        """Bring the record up to date before it is saved: layers may have been converted since."""
+        if forms := _forms(model):
+            self.quantization_config.layers = forms
+        else:
+            self.remove_quantization_config(model)
+        return None, {}
+
     def _process_model_before_weight_loading(self, model: nn.Module, **given: Any) -> None:
         if not self.pre_quantized:
             return
