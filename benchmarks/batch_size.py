@@ -11,16 +11,12 @@ Run it again to go on where it was interrupted:
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks.learning_rates import RULES, Sweeps, best, best_words, grid
+from benchmarks.learning_rates import RULES, Sweeps, best, best_words, command, grid
 from steepest.lab.tasks import Task, digits_task, text_task
-from steepest.lab.training.machine import describe
 
 FILE = Path(__file__).with_suffix(".jsonl")
 BATCHES = {"digits": (16, 64, 256), "text": (8, 32)}
@@ -64,18 +60,5 @@ def report(path: Path) -> None:
         print()
 
 
-def main() -> None:
-    """Run the trials, or report them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--file", type=Path, default=FILE)
-    parser.add_argument("--report", action="store_true", help="only print the best learning rates")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    if not options.report:
-        print(describe(torch.device("cpu")))
-        run(options.file)
-    report(options.file)
-
-
 if __name__ == "__main__":
-    main()
+    command(__doc__, FILE, run, report)

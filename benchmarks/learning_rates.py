@@ -296,10 +296,12 @@ def best_words(scores: Scores) -> str:
     return f"{grid(best(scores)):g} ({fmean(seeds):.3f}{spread})"
 
 
-def main() -> None:
-    """Run the trials, or report them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--file", type=Path, default=FILE)
+def command(
+    description: str | None, file: Path, run: Callable[[Path], None], report: Callable[[Path], None]
+) -> None:
+    """Run the trials that a file lacks, and report them."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--file", type=Path, default=file)
     parser.add_argument("--report", action="store_true", help="only print the best learning rates")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -310,4 +312,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    command(__doc__, FILE, run, report)
