@@ -20,9 +20,9 @@ def parse_path(text: str | Path) -> Path:
 def page_path(directory: str | Path) -> Path:
     """Return where a directory's report goes, or raise ``LabError`` if it would replace what is no report."""
     page = Path(directory, "report.html")
+    # Path's own is_file() and exists() raise an error for a name that is too long.
     if os.path.isfile(directory):  # noqa: PTH113
         raise LabError(f"{directory} is a file: choose another directory")
-    # Path.exists() raises an error for a name that is too long.
     if os.path.exists(page) and b"Written by steepest" not in read_file(page):  # noqa: PTH110
         raise LabError(f"{page} was not written by steepest: move it away, or choose another directory")
     return page
